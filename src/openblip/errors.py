@@ -1,0 +1,29 @@
+"""The errors a user can act on. The command line prints them as one line and exits with 2."""
+
+
+class OpenBlipError(Exception):
+    """Something the caller can fix: the message says what happened, where, and what to do."""
+
+
+class UnsupportedTaskError(OpenBlipError):
+    """A call that this checkpoint has no weights for; the message names what it can do."""
+
+
+class ImageError(OpenBlipError):
+    """An image that cannot be read; the message names it."""
+
+
+class SourceError(OpenBlipError):
+    """A data source that is missing, empty or in an unknown format."""
+
+
+class CheckpointError(OpenBlipError):
+    """A checkpoint with missing, left-over or wrongly shaped weights, or no checkpoint at all."""
+
+
+class ConfigError(OpenBlipError):
+    """Settings that contradict each other, the data or an earlier run."""
+
+
+class MissingExtraError(OpenBlipError):
+    """An optional package is not installed; the message gives the pip command."""
