@@ -1,0 +1,143 @@
+"""The `openblip` command: finds the command that was asked for, runs it, and turns errors into exit codes.
+
+Nothing heavy is imported here: a command's module is imported when the command is chosen, and torch when it runs.
+Exit codes: 0 done; 1 done, with failures that were listed; 2 bad input or nothing could start; 130 interrupted.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from openblip.errors import OpenBlipError
+
+
+class Command(NamedTuple):
+    """Where a command lives, and what the list of commands says about it.
+
+    The module has `command(...)`, whose annotated parameters and docstring are its options (read by tyro). A
+    command whose options depend on an earlier argument has `run(argv) -> int` instead, and parses for itself.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("openblip.cli.demo", "clean a small noisy set with the shipped models, offline"),
+    "caption": Command("openblip.cli.caption", "caption images, folders of images or a data source"),
+    "match": Command("openblip.cli.match", "score how well texts describe an image"),
+    "capfilt": Command("openblip.cli.capfilt", "caption and filter noisy image-text pairs"),
+    "capfilt-select": Command(
+        "openblip.cli.capfilt_select", "change the threshold of a CapFilt run, no model run"
+    ),
+    "capfilt-export": Command("openblip.cli.capfilt_export", "write the bootstrapped pairs as tar shards"),
+    "bootstrap": Command("openblip.cli.bootstrap", "train, clean the data, train anew, compare"),
+    "train": Command("openblip.cli.train", "train a recipe, on one machine or under torchrun"),
+    "evaluate": Command("openblip.cli.evaluate", "measure captioning, retrieval or filtering"),
+    "data inspect": Command("openblip.cli.data_inspect", "count and check what a data source holds"),
+    "data emoji-scenes": Command("openblip.cli.data_emoji_scenes", "write the embedded world as tar shards"),
+}
+GROUPS = frozenset(name.split()[0] for name in COMMANDS if " " in name)
+
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+BROKEN_PIPE = 141  # the same for SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code.
+
+    Args:
+        argv: the words after `openblip`; those of the process when None.
+    """
+    debug, words = _take_debug(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, so that a closed pipe is met inside this try
+        return code
+    except BrokenPipeError:
+        # The reader has gone (`openblip caption … | head`). Python flushes again at exit and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except SystemExit as stop:  # help was printed
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("openblip: interrupted; resume with the same command", file=sys.stderr)
+        return INTERRUPTED
+    except (OpenBlipError, OSError) as error:
+        if debug:
+            raise
+        print(f"openblip: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
+    """Removes `--debug`, which may stand anywhere before a `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"] + words[end:]
+    return len(kept) < len(words), kept
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(COMMANDS))
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"openblip {version('openblip')}")
+        return 0
+    if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_overview({name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}))
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return _run(name, words[length:])
+    _report_unknown(words)
+    return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Imports the module of the command and runs it."""
+    module = importlib.import_module(COMMANDS[name].module)
+    if hasattr(module, "run"):
+        return int(module.run(arguments))
+    from openblip.cli.parsing import parse_call
+
+    return parse_call(module.command, arguments, prog=f"openblip {name}")()
+
+
+def _overview(commands: dict[str, Command]) -> str:
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:<{width}}{entry.summary}" for name, entry in commands.items()]
+    return "\n".join(
+        [
+            "usage: openblip COMMAND [arguments]",
+            "",
+            "Bootstrapping language-image pre-training: train, caption, match and clean image-text data.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`openblip COMMAND --help` shows the options of a command. `--debug` shows the traceback of an error,",
+            "`--version` the version.",
+        ]
+    )
+
+
+def _report_unknown(words: Sequence[str]) -> None:
+    asked = " ".join(words[:2]) if words[0] in GROUPS else words[0]
+    close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
+    hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
+    print(f"openblip: there is no command `{asked}`; {hint}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error on one line: what happened and where."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
