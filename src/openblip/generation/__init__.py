@@ -1,0 +1,1 @@
+"""Decoding: strategies (`decoding`), the loop (`generate`), ranking of given texts (`ranking`)."""
