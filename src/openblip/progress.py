@@ -1,4 +1,4 @@
-"""Shows how far long work is, on standard error: a bar on a terminal, a plain line every few seconds elsewhere.
+"""Shows how far long work is, on standard error: a bar on a terminal, plain lines elsewhere.
 
 with Progress("captioning", total=1000, unit="images") as bar:
     for batch in batches:
@@ -24,7 +24,7 @@ class Progress:
         total: how many units there are; None when nobody knows.
         unit: the name of a unit, plural.
         done: units an earlier run has done already; they count as done, not towards the rate.
-        visible: False shows nothing, e.g. on ranks other than 0.
+        visible: False shows no progress, e.g. on ranks other than 0; notes are printed all the same.
         stream: where to write; standard error when None.
         interval: seconds between two plain lines.
     """
@@ -79,8 +79,6 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
-        if not self._visible:
-            return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

@@ -1,7 +1,8 @@
 """The `openblip` command: finds the command that was asked for, runs it, and turns errors into exit codes.
 
-Nothing heavy is imported here: a command's module is imported when the command is chosen, and torch when it runs.
-Exit codes: 0 done; 1 done, with failures that were listed; 2 bad input or nothing could start; 130 interrupted.
+Nothing heavy is imported here: a command's module is imported when the command is chosen, and torch when it
+runs. Exit codes: 0 done; 1 done, with failures that were listed; 2 bad input or nothing could start; 130
+interrupted.
 """
 
 import difflib
@@ -30,9 +31,7 @@ COMMANDS: dict[str, Command] = {
     "caption": Command("openblip.cli.caption", "caption images, folders of images or a data source"),
     "match": Command("openblip.cli.match", "score how well texts describe an image"),
     "capfilt": Command("openblip.cli.capfilt", "caption and filter noisy image-text pairs"),
-    "capfilt-select": Command(
-        "openblip.cli.capfilt_select", "change the threshold of a CapFilt run, no model run"
-    ),
+    "capfilt-select": Command("openblip.cli.capfilt_select", "change the threshold of a CapFilt run"),
     "capfilt-export": Command("openblip.cli.capfilt_export", "write the bootstrapped pairs as tar shards"),
     "bootstrap": Command("openblip.cli.bootstrap", "train, clean the data, train anew, compare"),
     "train": Command("openblip.cli.train", "train a recipe, on one machine or under torchrun"),
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
     except BrokenPipeError:
-        # The reader has gone (`openblip caption … | head`). Python flushes again at exit and would complain again.
+        # The reader has gone (`openblip caption … | head`). Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     except SystemExit as stop:  # help was printed
@@ -124,8 +123,8 @@ def _overview(commands: dict[str, Command]) -> str:
             "commands:",
             *lines,
             "",
-            "`openblip COMMAND --help` shows the options of a command. `--debug` shows the traceback of an error,",
-            "`--version` the version.",
+            "`openblip COMMAND --help` shows the options of a command, `--debug` the traceback of an error,",
+            "`openblip --version` the version.",
         ]
     )
 
