@@ -1,0 +1,46 @@
+"""`openblip data emoji-scenes`: writes the embedded world as tar shards."""
+
+from pathlib import Path
+
+import tyro
+
+from openblip.data.emoji_scenes.vocabulary import Split
+
+
+def command(
+    out: tyro.conf.Positional[Path],
+    split: Split,
+    num_samples: int,
+    seed: int = 0,
+    noise: float = 0.4,
+    samples_per_shard: int = 1000,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write emoji scenes with all their true captions as tar shards; the same request gives the same bytes.
+
+    Args:
+        out: Folder for 0000.tar, 0001.tar, ...; new or empty.
+        split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
+            occur in no other split, and no two scenes of one of them share a true caption.
+        num_samples: Number of scenes.
+        seed: Same split and seed, same scenes.
+        noise: Share of noisy captions in split web; the other splits have none.
+        samples_per_shard: Scenes per tar file.
+        num_workers: Processes; by default one per processor. Changes nothing in what is written.
+        overwrite: Replace the shards in OUT.
+    """
+    from openblip.data.emoji_scenes.writer import write_emoji_scenes
+
+    folder = write_emoji_scenes(
+        out,
+        split=split,
+        num_samples=num_samples,
+        seed=seed,
+        noise=noise,
+        samples_per_shard=samples_per_shard,
+        num_workers=num_workers,
+        overwrite=overwrite,
+    )
+    print(f"wrote {num_samples} {split} scenes to {folder} (pictures: CC BY-SA 4.0, see LICENSE.txt there)")
+    return 0

@@ -1,0 +1,87 @@
+"""What a scene contains, without pixels: phrasing.py says it, rendering.py paints it."""
+
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any, Literal
+
+from openblip.data.emoji_scenes.vocabulary import (
+    BACKGROUNDS,
+    NOUNS,
+    Size,
+    Split,
+    pairs_of,
+    triples_of,
+)
+
+Relation = Literal["left of", "above"]
+RELATIONS: tuple[Relation, ...] = ("left of", "above")
+
+SINGLE_PROBABILITY = 0.25  # one noun, one to three of it
+PAIR_PROBABILITY = 0.60  # two nouns in a relation; the rest are three nouns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneObject:
+    """`count` things of one kind and one size."""
+
+    name: str
+    size: Size = "normal"
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One kind of thing, a pair in a relation, or three different things without one.
+
+    `relation` holds between objects[0] and objects[1] ("left of": the first is left of the second).
+    """
+
+    objects: tuple[SceneObject, ...]
+    background: str
+    relation: Relation | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, in a fixed key order."""
+        return {
+            "objects": [asdict(thing) for thing in self.objects],
+            "relation": self.relation,
+            "background": self.background,
+        }
+
+
+def sizes_of(num_nouns: int, count: int) -> tuple[Size, ...]:
+    """The sizes that things may have in a scene: big ones only where there is room for them."""
+    return ("small", "normal", "big") if num_nouns <= 2 and count == 1 else ("small", "normal")
+
+
+def fits(objects: tuple[SceneObject, ...]) -> bool:
+    """Whether the things fit on the canvas without overlap (two big ones do not)."""
+    sizes_allowed = all(thing.size in sizes_of(len(objects), thing.count) for thing in objects)
+    return sizes_allowed and sum(thing.size == "big" for thing in objects) <= 1
+
+
+def draw_scene(rng: Random, split: Split) -> Scene:
+    """A scene of `split`: pairs and triples of nouns come from the pairs of that split only."""
+    background = rng.choice(list(BACKGROUNDS))
+    kind = rng.random()
+    if kind < SINGLE_PROBABILITY:
+        count = rng.choice((1, 1, 2, 3))
+        size = rng.choice(sizes_of(1, count))
+        thing = SceneObject(name=rng.choice(NOUNS).name, size=size, count=count)
+        return Scene(objects=(thing,), background=background)
+    is_pair = kind < SINGLE_PROBABILITY + PAIR_PROBABILITY
+    names = list(rng.choice(pairs_of(split)) if is_pair else rng.choice(triples_of(split)))
+    rng.shuffle(names)
+    objects = _draw_sizes(rng, names)
+    return Scene(
+        objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None
+    )
+
+
+def _draw_sizes(rng: Random, names: list[str]) -> tuple[SceneObject, ...]:
+    while True:
+        objects = tuple(
+            SceneObject(name=name, size=rng.choice(sizes_of(len(names), count=1))) for name in names
+        )
+        if fits(objects):
+            return objects
