@@ -1,0 +1,27 @@
+"""The data part of a run's configuration."""
+
+from dataclasses import dataclass
+
+from openblip.data.transforms import Augmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pairs a training reads, and how."""
+
+    source: str
+    """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or a mixture
+    a.tar@0.7,b.tar@0.3.
+    """
+    images: str | None = None
+    """Folder of the images that a COCO captions json names."""
+    val_source: str | None = None
+    """Pairs to evaluate on during training."""
+    augmentation: Augmentation | None = None
+    """Random views; None: the plain squash resize."""
+    num_workers: int = 1
+    """Processes that decode images; 0 decodes in the training process."""
+    max_text_length: int = 30
+    """Tokens per caption, [CLS] and [SEP] included."""
+    shuffle_window_shards: int = 4
+    """Shards whose samples are shuffled together."""

@@ -1,0 +1,105 @@
+"""From what the user typed to sources: which format a spec names, and mixtures of several with weights."""
+
+import math
+from dataclasses import dataclass
+
+from openblip.data.sample import Source
+from openblip.data.sources import storage
+from openblip.errors import SourceError
+
+_FORMATS = (
+    "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
+    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several sources; `weights[i]` is the probability that a drawn sample comes from `sources[i]`."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+
+def open_source(spec: str, *, images: str | None = None) -> Source:
+    """The source that `spec` names; see DESIGN's list of formats. `images`: the folder of a COCO json's
+    images.
+
+    Raises `SourceError` when there is nothing there, the format is unknown or `spec` is a mixture.
+    """
+    members = _split_mixture(spec)
+    if len(members) != 1 or members[0][1] is not None:
+        raise SourceError(f"{spec}: several sources or a weight; this place takes one plain source")
+    return _open_one(members[0][0], images)
+
+
+def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
+    """`a.tar@0.7,b.parquet@0.3`, or one source alone.
+
+    A weight is the probability that a draw comes from the source (they are scaled to sum 1). Without any
+    weights every sample is as likely as every other: proportional to the number of samples, which indexes
+    every shard. Raises `SourceError` when only some members have a weight, or one is not a positive number.
+    """
+    members = _split_mixture(spec)
+    weighted = [weight for _, weight in members if weight is not None]
+    if weighted and len(weighted) != len(members):
+        raise SourceError(f"{spec}: give every source of the mixture a weight (SOURCE@0.5), or none")
+    names = [name for name, _ in members]
+    if len(set(names)) != len(names):
+        raise SourceError(f"{spec}: the same source twice; give it a larger weight instead")
+    sources = tuple(_open_one(name, images) for name in names)
+    weights = weighted or (
+        [1.0] if len(sources) == 1 else [float(count_samples(source)) for source in sources]
+    )
+    total = sum(weights)
+    if total <= 0:
+        raise SourceError(f"{spec}: no sample in any of the sources")
+    return Mixture(sources, tuple(weight / total for weight in weights))
+
+
+def count_samples(source: Source) -> int:
+    """The number of records, by indexing every shard."""
+    return sum(len(source.index(shard).records) for shard in source.shards())
+
+
+def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
+    """Commas separate sources, except inside braces and in the name of a file that exists."""
+    if storage.exists(spec):
+        return [(spec, None)]
+    parts, depth = [""], 0
+    for character in spec:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [_split_weight(part.strip()) for part in parts]
+
+
+def _split_weight(part: str) -> tuple[str, float | None]:
+    if not part:
+        raise SourceError("an empty source name; between the commas of a mixture each part names a source")
+    name, at, tail = part.rpartition("@")
+    if not at or storage.exists(part):
+        return part, None
+    try:
+        weight = float(tail)
+    except ValueError:
+        return part, None  # an @ of the name itself, s3://user@host/...
+    if not (math.isfinite(weight) and weight > 0):
+        raise SourceError(f"{part}: the weight after @ must be a positive number")
+    return name, weight
+
+
+def _open_one(spec: str, images: str | None) -> Source:
+    from openblip.data.sources.tar import TarSource
+
+    paths = storage.expand_paths(spec)
+    suffixes = {path.rsplit(".", 1)[-1].lower() for path in paths}
+    if len(paths) == 1 and storage.is_directory(paths[0]):
+        tars = [path for path in storage.list_files(paths[0]) if path.lower().endswith(".tar")]
+        if tars:
+            return TarSource.open(spec, tars)
+    if suffixes == {"tar"}:
+        return TarSource.open(spec, paths)
+    raise SourceError(f"{spec}: not a format that can be read; expected {_FORMATS}")

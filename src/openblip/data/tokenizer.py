@@ -1,0 +1,201 @@
+"""Captions to token ids and back: lower-case WordPiece as bert-base-uncased, with BLIP's [DEC] and [ENC].
+
+Shapes: B batch, T text tokens.
+"""
+
+import os
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Set before the first use: the library warns in every forked loader worker otherwise.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as WordPiece
+
+from openblip.errors import CheckpointError, ConfigError
+
+_FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LAST = ("[DEC]", "[ENC]")
+_STRIPPED = re.compile(r"[.!\"()*#:;~]")
+
+
+def normalize_caption(text: str, max_words: int = 30) -> str:
+    """BLIP's `pre_caption`: lower-case, `.!"()*#:;~` to blanks, blanks collapsed, at most `max_words`
+    words.
+    """
+    return " ".join(_STRIPPED.sub(" ", text.lower()).split()[:max_words])
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """`ids` int64 (B, T) padded at the end; `mask` bool (B, T), True at real tokens."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+
+class Tokenizer:
+    """WordPiece with the special tokens of BLIP.
+
+    Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK], [CLS] and [SEP]; [DEC] and [ENC] are
+    added at the end where they are missing, which gives 30522 and 30523 with BERT's vocabulary. Special
+    tokens written out in a caption are plain text. Raises `CheckpointError` when one is missing.
+    """
+
+    def __init__(self, wordpiece: WordPiece) -> None:
+        self._wordpiece = WordPiece.from_str(wordpiece.to_str())  # the caller's stays as it is
+        self._wordpiece.no_padding()
+        self._wordpiece.no_truncation()
+        missing = [
+            token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None
+        ]
+        if missing:
+            raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")
+        self._wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _LAST])
+        self._wordpiece.encode_special_tokens = True
+        self.pad_id = self._id("[PAD]")
+        self.cls_id = self._id("[CLS]")
+        self.sep_id = self._id("[SEP]")
+        self.dec_id = self._id("[DEC]")
+        self.enc_id = self._id("[ENC]")
+
+    def _id(self, token: str) -> int:
+        index = self._wordpiece.token_to_id(token)
+        assert index is not None  # the constructor has checked or added it
+        return int(index)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._wordpiece.get_vocab_size(with_added_tokens=True))
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 2000) -> "Tokenizer":
+        """A vocabulary of at most `vocab_size` for these captions; equal captions give equal vocabularies.
+
+        Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises
+        `ConfigError` when there is no text or `vocab_size` cannot hold the characters.
+        """
+        blank = _bert_wordpiece({"[UNK]": 0})
+        counts = Counter(
+            word
+            for caption in captions
+            for word, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(caption))
+        )
+        if not counts:
+            raise ConfigError("no captions to train a vocabulary on")
+        starts, continuations = _alphabet(counts, vocab_size)
+        fixed = [*_FIRST, *starts, *(f"##{c}" for c in continuations)]
+        if len(fixed) + len(_LAST) > vocab_size:
+            raise ConfigError(
+                f"vocab_size {vocab_size} is too small: characters alone need {len(fixed) + len(_LAST)}"
+            )
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size - len(_LAST),
+            min_frequency=2,
+            # Characters as fixed entries, in our order: the library numbers them in the order of a randomised
+            # hash map, and breaks ties between merges by number.
+            special_tokens=fixed,
+            initial_alphabet=list(starts),
+            limit_alphabet=len(starts),
+            show_progress=False,
+        )
+        # A word count becomes a repetition: sorted, so that the input's order has no influence either.
+        blank.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
+        return cls(_bert_wordpiece(blank.get_vocab(with_added_tokens=True)))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """From a folder's tokenizer.json, or else its vocab.txt; raises `CheckpointError`."""
+        path, vocab = Path(folder) / "tokenizer.json", Path(folder) / "vocab.txt"
+        try:
+            if path.is_file():
+                return cls(WordPiece.from_file(str(path)))
+            lines = vocab.read_text(encoding="utf-8").splitlines()
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder}: neither tokenizer.json nor vocab.txt") from error
+        except Exception as error:  # the library raises plain Exception for a damaged file
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        return cls(_bert_wordpiece({token: index for index, token in enumerate(lines)}))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and, for people, vocab.txt."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._wordpiece.save(str(folder / "tokenizer.json"))
+        vocab = self._wordpiece.get_vocab(with_added_tokens=True)
+        lines = sorted(vocab, key=vocab.__getitem__)
+        (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def encode(self, texts: Sequence[str], max_length: int = 30) -> Tokens:
+        """[CLS] words [SEP], padded to the longest of the batch; truncation keeps [SEP].
+
+        The released code pads to `max_length` always; with the mask the result is the same and the work less.
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, not one string")
+        if max_length < 2:
+            raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
+        rows = [
+            [
+                self.cls_id,
+                *self._wordpiece.encode(text, add_special_tokens=False).ids[: max_length - 2],
+                self.sep_id,
+            ]
+            for text in texts
+        ]
+        width = max((len(row) for row in rows), default=0)
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # (B, T)
+        mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        return Tokens(ids, mask)
+
+    def prompt(self, text: str) -> torch.Tensor:
+        """[DEC] and the words of `text`, int64 (P,): what a caption goes on from; no [SEP]."""
+        words = self._wordpiece.encode(text, add_special_tokens=False).ids
+        return torch.tensor([self.dec_id, *words])
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""
+        row = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
+
+
+def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:
+    wordpiece = WordPiece(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    wordpiece.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in _FIRST if t in vocab]
+    )
+    return wordpiece
+
+
+def _alphabet(counts: Counter[str], vocab_size: int) -> tuple[list[str], list[str]]:
+    """The characters that begin words and those that continue them: all of ASCII, and the most frequent
+    others.
+
+    Others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
+    """
+    alphanumeric = set(string.ascii_lowercase + string.digits)
+    others: Counter[str] = Counter()
+    for word, count in counts.items():
+        for character in word:
+            if not character.isascii():
+                others[character] += count
+    kept = {c for c, _ in sorted(others.items(), key=lambda item: (-item[1], item[0]))[: vocab_size // 8]}
+    return sorted(alphanumeric | set(string.punctuation) | kept), sorted(alphanumeric | kept)
