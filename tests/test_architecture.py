@@ -1,0 +1,183 @@
+"""The shape of the code: who imports whom, how long things may get, and what stays light to import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+# What a part may import besides itself. `errors` and `progress` are leaves that everyone may import.
+# A dotted entry allows that module alone; `__init__` is the package's own offer (load and the decodings);
+# `cli` may import anything.
+EVERYONE = {"errors", "progress"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "nn": set(),
+    "objectives": set(),
+    "metrics": set(),
+    "data": set(),
+    "models": {"nn"},
+    "generation": {"models", "nn"},
+    "checkpoints": {"models", "nn", "data.tokenizer", "data.transforms"},
+    "tasks": {"models", "objectives", "generation", "metrics", "data"},
+    "predictor": {"models", "generation", "checkpoints", "data"},
+    "training": {"data", "tasks.protocol"},
+    "capfilt": {"__init__", "predictor", "data"},
+    "capfilt.bootstrap": {"__init__", "predictor", "data", "recipes", "training"},
+    "recipes": {"models", "objectives", "generation", "metrics", "data", "tasks", "training"},
+    "__init__": {"predictor", "generation"},
+}
+# Read by `openblip … --help`, which has to answer at once.
+LIGHT_MODULES = (
+    "models.config",
+    "training.config",
+    "data.config",
+    "generation.decoding",
+    "recipes.*",
+    "cli.*",
+)
+
+
+def module_name(file: Path) -> str:
+    """The dotted name below `openblip`; a package's own file is called `<package>.__init__`."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported_modules(source: str, module: str) -> Iterator[str]:
+    """Names below `openblip` that the source of `module` imports, anywhere in the file.
+
+    What the package itself offers (`import openblip`, `from openblip import load`) is called `__init__`.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(["openblip", *module.split(".")[: -node.level], *filter(None, [base])])
+            # `from openblip.data import loader` may name a module or a thing in one; the longer name serves
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root, *parts = name.split(".")
+            if root == "openblip":
+                yield ".".join(parts) if parts and parts[0] in MAY_IMPORT | {"cli": set()} else "__init__"
+
+
+def allowed_parts(module: str) -> set[str]:
+    """The entry of the longest name in the table that `module` lies in."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        entry = ".".join(parts[:length])
+        if entry in MAY_IMPORT:
+            return MAY_IMPORT[entry] | EVERYONE | {parts[0]}
+    raise AssertionError(f"openblip.{module} is in no row of the import table of tests/test_architecture.py")
+
+
+def forbidden_imports(source: str, module: str) -> list[str]:
+    """The imports of `module` that the table does not allow."""
+    if module.split(".")[0] == "cli":
+        return []
+    allowed = allowed_parts(module)
+    return [
+        name
+        for name in imported_modules(source, module)
+        if not any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_follow_the_table(file: Path) -> None:
+    assert forbidden_imports(file.read_text(), module_name(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("nn.attention", "from openblip.models.blip import Blip"),
+        ("data.loader", "import openblip.nn.vit"),
+        ("objectives.matching", "def late():\n    from openblip.metrics import retrieval"),
+        ("metrics.retrieval", "from ..data import sample"),
+        ("checkpoints.native", "from openblip.data.loader import Loader"),
+        ("capfilt.engine", "from openblip.training.trainer import train"),
+        ("models.blip", "from openblip import load"),
+        ("training.trainer", "from openblip.models.blip import Blip"),
+        ("errors", "from openblip.data import sample"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, line: str) -> None:
+    assert len(forbidden_imports(line, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("models.blip", "from openblip.nn.vit import VisionTransformer"),
+        ("models.blip", "from .config import BlipConfig"),
+        ("checkpoints.native", "from openblip.data.tokenizer import Tokenizer"),
+        ("capfilt.bootstrap", "from openblip.training.trainer import train"),
+        ("capfilt.engine", "import openblip"),
+        ("data.loader", "from openblip.errors import SourceError"),
+        ("cli.train", "import openblip.training.trainer"),
+    ],
+)
+def test_an_allowed_import_is_not_reported(module: str, line: str) -> None:
+    assert forbidden_imports(line, module) == []
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    total = (function.end_lineno or function.lineno) - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return total
+    return total - ((first.end_lineno or first.lineno) - first.lineno + 1)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_files_and_functions_stay_short(file: Path) -> None:
+    source = file.read_text()
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+    functions = (
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert [f.name for f in functions if code_lines(f) > MAX_FUNCTION_LINES] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_files_say_what_they_are(file: Path) -> None:
+    source = file.read_text()
+    assert not source.strip() or ast.get_docstring(ast.parse(source)), f"{file.name} has no module docstring"
+    assert file.stem not in ("utils", "util", "helpers", "misc", "common")
+
+
+def test_configurations_and_commands_import_without_torch() -> None:
+    modules = [
+        f"openblip.{module_name(file)}"
+        for file in FILES
+        if file.name != "__init__.py"
+        and any(file.match(f"openblip/{p.replace('.', '/')}.py") for p in LIGHT_MODULES)
+    ]
+    assert "openblip.models.config" in modules
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, f'{name} imports {heavy}'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
