@@ -8,9 +8,11 @@ from typing import Literal
 
 from openblip.data.emoji_scenes.phrasing import references
 from openblip.data.emoji_scenes.scene import RELATIONS, Scene, fits, sizes_of
-from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, NOUNS, Split, pair_allowed
+from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, NOUN_BY_NAME, NOUNS, Split, pair_allowed
 
-NoiseKind = Literal["other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"]
+NoiseKind = Literal[
+    "other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"
+]
 NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
     "other_caption": 35,
     "wrong_object": 15,
@@ -21,7 +23,9 @@ NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
 }
 
 # Words that leave a phrase open: a caption that ends in one has lost its end.
-OPEN_WORDS = frozenset("a an the to of left right in front on at and is are there two three small big next".split())
+OPEN_WORDS = frozenset(
+    "a an the to of left right in front on at and is are there two three small big next".split()
+)
 OPEN_WORDS |= frozenset(BACKGROUNDS)
 
 
@@ -82,7 +86,9 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
     while True:
         attribute = rng.choice(attributes)
         if attribute == "background":
-            return replace(scene, background=rng.choice([name for name in BACKGROUNDS if name != scene.background]))
+            return replace(
+                scene, background=rng.choice([name for name in BACKGROUNDS if name != scene.background])
+            )
         if attribute == "relation":
             return _with_wrong_relation(scene, rng)
         position = rng.randrange(len(scene.objects))
@@ -104,13 +110,16 @@ def _with_wrong_relation(scene: Scene, rng: Random) -> Scene:
 
 
 def truncated(caption: str, rng: Random) -> str:
-    """`caption` cut inside a word or after a word that wants another one."""
+    """The first quarter to three quarters of `caption`, cut inside a word or after a word that wants another one."""
     cuts = []
-    for end in range(len(caption) // 3, len(caption) - 1):
-        head = caption[:end]
+    for end in range(len(caption) // 4, 3 * len(caption) // 4 + 1):
+        last_word = caption[:end].rsplit(" ", 1)[-1]
         inside_word = caption[end - 1].isalpha() and caption[end].isalpha()
-        if inside_word or (caption[end] == " " and head.rsplit(" ", 1)[-1] in OPEN_WORDS):
-            cuts.append(head)
+        # A cut that leaves a noun ("two dog", "a car" of a carrot) could pass for a whole caption.
+        if (inside_word and last_word not in NOUN_BY_NAME) or (
+            caption[end] == " " and last_word in OPEN_WORDS
+        ):
+            cuts.append(caption[:end])
     return rng.choice(cuts)
 
 
@@ -154,7 +163,9 @@ def boilerplate(rng: Random) -> str:
     nouns = [noun.name for noun in rng.sample(NOUNS, 3)]
     plural = rng.choice(NOUNS).plural
     year, price = rng.randint(2012, 2025), rng.choice((5, 9, 12, 19, 25, 29, 49, 50, 75, 99))
-    site = rng.choice(("pinterest", "etsy", "ebay", "amazon", "shutterstock", "flickr", "deviantart", "redbubble"))
+    site = rng.choice(
+        ("pinterest", "etsy", "ebay", "amazon", "shutterstock", "flickr", "deviantart", "redbubble")
+    )
     return rng.choice(
         (
             f"free shipping on all orders over {price}",

@@ -42,9 +42,17 @@ PLACE_FORMS: dict[Relation, tuple[str, ...]] = {
         "{x} at the top, {y} at the bottom, {c} background",
     ),
 }
-RELATION_WORDS: dict[Relation, tuple[str, ...]] = {"left of": ("to the left of", "left of"), "above": ("above",)}
-INVERSE_WORDS: dict[Relation, tuple[str, ...]] = {"left of": ("to the right of", "right of"), "above": ("below",)}
-SIDE_BY_SIDE = "next to"  # true both ways, and said with the background only, so that it still tells scenes apart
+RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
+    "left of": ("to the left of", "left of"),
+    "above": ("above",),
+}
+INVERSE_WORDS: dict[Relation, tuple[str, ...]] = {
+    "left of": ("to the right of", "right of"),
+    "above": ("below",),
+}
+SIDE_BY_SIDE = (
+    "next to"  # true both ways, and said with the background only, so that it still tells scenes apart
+)
 # {l} lists the three things in any order.
 TRIPLE_FORMS = (
     "{l} on a {c} background",
@@ -56,7 +64,7 @@ TRIPLE_FORMS = (
 
 
 def noun_phrase(thing: SceneObject) -> str:
-    """"a dog", "an owl", "a small owl", "two big dogs": the size is said when it is not normal."""
+    """ "a dog", "an owl", "a small owl", "two small dogs": the size is said when it is not normal."""
     noun = NOUN_BY_NAME[thing.name]
     size = "" if thing.size == "normal" else f"{thing.size} "
     if thing.count > 1:
@@ -99,6 +107,4 @@ def _pair_captions(scene: Scene, relation: Relation) -> list[str]:
 def _triple_captions(scene: Scene) -> list[str]:
     phrases = [noun_phrase(thing) for thing in scene.objects]
     listings = [f"{a}, {b} and {c}" for a, b, c in permutations(phrases)]
-    return [
-        form.format(l=listing, c=scene.background) for form in TRIPLE_FORMS for listing in listings
-    ]
+    return [form.format(l=listing, c=scene.background) for form in TRIPLE_FORMS for listing in listings]

@@ -53,7 +53,7 @@ def _jittered_color(color: tuple[int, int, int], amount: int, rng: Random) -> tu
 
 @cache
 def _noise_tile(index: int) -> np.ndarray:
-    """A fixed tile of pixel noise, one level per pixel; the same on every machine."""
+    """A fixed tile of pixel noise, one level per pixel."""
     levels = np.random.default_rng(index).normal(0.0, 4.0, (CANVAS, CANVAS, 1))
     return np.rint(levels).astype(np.int16)
 
@@ -71,7 +71,9 @@ def _paint_background(name: str, rng: Random) -> Image.Image:
     base = _jittered_color(BACKGROUNDS[name], 12, rng)
     shade = rng.choice((-1, 1)) * rng.randint(8, 24)
     end = tuple(min(255, max(0, level + shade)) for level in base)
-    image = Image.composite(Image.new("RGB", size, end), Image.new("RGB", size, base), rng.choice(_gradients()))
+    image = Image.composite(
+        Image.new("RGB", size, end), Image.new("RGB", size, base), rng.choice(_gradients())
+    )
     pixels = np.asarray(image).astype(np.int16) + _noise_tile(rng.randrange(NOISE_TILES))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -81,17 +83,28 @@ def _paint_clutter(image: Image.Image, background: str, rng: Random) -> None:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(4, 14)):
         shade = rng.choice((-1, 1)) * rng.randint(14, 34)
-        color = tuple(min(255, max(0, level + shade)) for level in _jittered_color(BACKGROUNDS[background], 10, rng))
+        color = tuple(
+            min(255, max(0, level + shade)) for level in _jittered_color(BACKGROUNDS[background], 10, rng)
+        )
         x, y = rng.randrange(CANVAS), rng.randrange(CANVAS)
         shape = rng.randrange(4)
         if shape == 0:
             radius = rng.randint(1, 3)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         elif shape == 1:
-            draw.line((x, y, x + rng.randint(-40, 40), y + rng.randint(-40, 40)), fill=color, width=rng.randint(1, 2))
+            draw.line(
+                (x, y, x + rng.randint(-40, 40), y + rng.randint(-40, 40)),
+                fill=color,
+                width=rng.randint(1, 2),
+            )
         elif shape == 2:
             radius, start = rng.randint(5, 22), rng.randrange(360)
-            draw.arc((x - radius, y - radius, x + radius, y + radius), start, start + rng.randint(40, 200), fill=color)
+            draw.arc(
+                (x - radius, y - radius, x + radius, y + radius),
+                start,
+                start + rng.randint(40, 200),
+                fill=color,
+            )
         else:
             _paint_confetti(draw, x, y, color, rng)
 
@@ -112,7 +125,9 @@ def _place(scene: Scene, things: list[SceneObject], rng: Random) -> tuple[list[I
         sizes = [picture.size for picture in sprites]
         if scene.relation == "above":
             boxes = _in_line([(height, width) for width, height in sizes], rng)
-            boxes = None if boxes is None else [(top, left, bottom, right) for left, top, right, bottom in boxes]
+            boxes = (
+                None if boxes is None else [(top, left, bottom, right) for left, top, right, bottom in boxes]
+            )
         elif scene.relation == "left of":
             boxes = _in_line(sizes, rng)
         else:

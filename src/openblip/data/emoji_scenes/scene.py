@@ -66,22 +66,22 @@ def draw_scene(rng: Random, split: Split) -> Scene:
     kind = rng.random()
     if kind < SINGLE_PROBABILITY:
         count = rng.choice((1, 1, 2, 3))
-        size = rng.choice(sizes_of(1, count))
-        thing = SceneObject(name=rng.choice(NOUNS).name, size=size, count=count)
+        thing = SceneObject(name=rng.choice(NOUNS).name, size=_draw_size(rng, 1, count), count=count)
         return Scene(objects=(thing,), background=background)
     is_pair = kind < SINGLE_PROBABILITY + PAIR_PROBABILITY
     names = list(rng.choice(pairs_of(split)) if is_pair else rng.choice(triples_of(split)))
     rng.shuffle(names)
     objects = _draw_sizes(rng, names)
-    return Scene(
-        objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None
-    )
+    return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
+
+
+def _draw_size(rng: Random, num_nouns: int, count: int) -> Size:
+    """Normal as often as small and big together where both are possible."""
+    return rng.choice((*sizes_of(num_nouns, count), "normal"))
 
 
 def _draw_sizes(rng: Random, names: list[str]) -> tuple[SceneObject, ...]:
     while True:
-        objects = tuple(
-            SceneObject(name=name, size=rng.choice(sizes_of(len(names), count=1))) for name in names
-        )
+        objects = tuple(SceneObject(name=name, size=_draw_size(rng, len(names), count=1)) for name in names)
         if fits(objects):
             return objects

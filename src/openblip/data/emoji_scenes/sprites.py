@@ -70,7 +70,9 @@ def sprite(name: str, size: Size) -> Image.Image:
     raster = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     raster = raster.crop(raster.getchannel("A").getbbox())
     scale = (side - 2 * RIM) / max(raster.size)
-    raster = raster.resize(tuple(max(1, round(length * scale)) for length in raster.size), Image.Resampling.LANCZOS)
+    raster = raster.resize(
+        tuple(max(1, round(length * scale)) for length in raster.size), Image.Resampling.LANCZOS
+    )
     framed = Image.new("RGBA", (raster.width + 2 * RIM, raster.height + 2 * RIM), (255, 255, 255, 0))
     framed.paste(raster, (RIM, RIM))
     rim = framed.getchannel("A").filter(ImageFilter.MaxFilter(2 * RIM + 1))

@@ -141,6 +141,4 @@ def triples_of(split: Split) -> tuple[Triple, ...]:
     """The unordered noun triples all of whose pairs belong to `split`, in vocabulary order."""
     pairs = set(pairs_of(split))
     names = [noun.name for noun in NOUNS]
-    return tuple(
-        (a, b, c) for a, b in pairs_of(split) for c in names if (b, c) in pairs and (a, c) in pairs
-    )
+    return tuple((a, b, c) for a, b in pairs_of(split) for c in names if (b, c) in pairs and (a, c) in pairs)

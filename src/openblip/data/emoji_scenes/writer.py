@@ -193,7 +193,9 @@ def _empty_folder(folder: Path, overwrite: bool) -> Path:
         raise ConfigError(f"{folder} is a file; name a folder for the shards")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise ConfigError(f"{folder} is not empty; name a new folder, or replace its shards with --overwrite")
+            raise ConfigError(
+                f"{folder} is not empty; name a new folder, or replace its shards with --overwrite"
+            )
         for file in (*folder.glob("*.tar"), *folder.glob("*.tar.partial")):
             file.unlink()
     folder.mkdir(parents=True, exist_ok=True)
