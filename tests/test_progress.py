@@ -1,0 +1,65 @@
+"""The progress display: plain lines off a terminal, a bar on one."""
+
+import io
+
+import pytest
+
+from openblip.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_carry_share_rate_and_time_left() -> None:
+    stream = io.StringIO()
+    with Progress("captioning", total=4, unit="images", stream=stream, interval=0.0) as bar:
+        bar.advance(1, status="loss 2.5")
+        bar.advance(3)
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("captioning: 1/4 images (25%), ")
+    assert "images/s" in first
+    assert "left" in first
+    assert first.endswith("loss 2.5")
+    assert last.startswith("captioning: 4/4 images (100%)")
+    assert "left" not in last
+
+
+def test_lines_wait_for_the_interval_and_the_last_one_always_comes() -> None:
+    stream = io.StringIO()
+    with Progress("reading", unit="shards", stream=stream, interval=3600) as bar:
+        for _ in range(100):
+            bar.advance()
+    assert len(stream.getvalue().splitlines()) == 1
+    assert stream.getvalue().startswith("reading: 100 shards, ")
+
+
+def test_work_of_an_earlier_run_counts_as_done_but_not_towards_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("openblip.progress.time.monotonic", lambda: now[0])
+    with Progress("training", total=100, unit="samples", done=90, visible=False) as bar:
+        now[0] += 2.0
+        bar.advance(4)
+        assert bar.done == 94
+        assert bar.rate == pytest.approx(2.0)
+
+
+def test_a_terminal_gets_a_bar_and_notes_stay() -> None:
+    stream = Terminal()
+    with Progress("captioning", total=2, unit="images", stream=stream) as bar:
+        bar.advance(1)
+        bar.note("skipped a[1].jpg: broken")
+        bar.advance(1)
+    assert "skipped a[1].jpg: broken" in stream.getvalue()
+    assert "2/2" in stream.getvalue()
+
+
+def test_an_invisible_one_prints_only_notes() -> None:
+    stream = io.StringIO()
+    with Progress("captioning", total=2, stream=stream, visible=False, interval=0.0) as bar:
+        bar.advance(1)
+        bar.note("skipped a.jpg")
+    assert stream.getvalue() == "skipped a.jpg\n"
