@@ -9,9 +9,7 @@ from torch import Tensor
 
 
 class ImageContext(Protocol):
-    """The images as the decoder reads them (cross-attention K and V), one entry per image, never one per
-    row.
-    """
+    """The images as the decoder reads them (cross-attention K and V): one entry per image, not per row."""
 
     def select(self, index: Tensor, /) -> Any:
         """The context of the images `index` (int64, any length)."""

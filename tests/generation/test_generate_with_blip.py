@@ -1,0 +1,107 @@
+"""The loop over the real model: what is written with caches is what the uncached model says."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
+from openblip.generation.generate import generate
+from openblip.generation.generated import Generated
+from openblip.generation.ranking import rank_candidates
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+
+EOS, PAD, PROMPT = 2, 0, torch.tensor([3, 7])
+
+
+@pytest.fixture(scope="module")
+def model() -> Blip:
+    torch.manual_seed(0)
+    vision = VisionConfig(image_size=32, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
+    text = TextConfig(vocab_size=40, hidden_dim=32, num_layers=2, num_heads=4, mlp_dim=64, max_positions=32)
+    model = Blip(BlipConfig(vision=vision, text=text, heads=("lm",))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def image_tokens(model: Blip) -> Tensor:
+    with torch.no_grad():
+        return model.encode_image(torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+class Uncached:
+    """The same model, reading every row from its first token again with a copy of the image per row."""
+
+    def __init__(self, model: Blip) -> None:
+        self.model = model
+
+    def new_cache(self, rows: int, max_length: int) -> "Uncached":
+        self.ids: Tensor | None = None
+        return self
+
+    def reorder(self, index: Tensor, /) -> None:
+        self.ids = self.ids[index]
+
+    def repeat(self, count: int, /) -> None:
+        self.ids = self.ids.repeat_interleave(count, dim=0)
+
+    def decode(self, ids: Tensor, image_kv: "UncachedImages", cache: object = None) -> Tensor:
+        num_new = ids.shape[1]
+        if cache is not None:
+            ids = self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
+        images = image_kv.tokens.repeat_interleave(len(ids) // len(image_kv.tokens), dim=0)
+        return self.model.decode(ids, self.model.image_kv(images, "decode"))[:, -num_new:]
+
+
+class UncachedImages:
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def select(self, index: Tensor, /) -> "UncachedImages":
+        return UncachedImages(self.tokens[index])
+
+
+@pytest.mark.parametrize(
+    ("decoding", "num_captions"),
+    [(Greedy(), 1), (Beam(num_beams=4, min_new_tokens=3), 4), (Nucleus(seed=2, repetition_penalty=1.1), 3)],
+)
+def test_cached_equals_uncached(
+    model: Blip, image_tokens: Tensor, decoding: Decoding, num_captions: int
+) -> None:
+    settings = {"num_captions": num_captions, "eos_id": EOS, "pad_id": PAD}
+    image_kv = model.image_kv(image_tokens, "decode")
+    cached = flat(generate(model, image_kv, PROMPT, 5, decoding, **settings))
+    plain = flat(generate(Uncached(model), UncachedImages(image_tokens), PROMPT, 5, decoding, **settings))
+    assert [text.ids for text in cached] == [text.ids for text in plain]
+    for ours, theirs in zip(cached, plain, strict=True):
+        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=1e-4)
+    assert len({tuple(text.ids) for text in cached}) > 2
+
+
+def flat(texts: list[list[Generated]]) -> list[Generated]:
+    return [text for of_image in texts for text in of_image]
+
+
+def test_ranking_gives_a_written_text_the_score_it_was_written_with(
+    model: Blip, image_tokens: Tensor
+) -> None:
+    image_kv = model.image_kv(image_tokens, "decode")
+    texts = generate(
+        model,
+        image_kv,
+        PROMPT,
+        5,
+        Beam(num_beams=3, max_new_tokens=25),
+        num_captions=3,
+        eos_id=EOS,
+        pad_id=PAD,
+    )
+    ended = [(i, t) for i, of in enumerate(texts) for t in of if len(t.token_logprobs) > len(t.ids)]
+    scores = rank_candidates(model, image_kv, PROMPT, [t.ids for _, t in ended], 5, eos_id=EOS)
+    assert len(ended) > 0
+    for column, (image, text) in enumerate(ended):
+        assert float(scores[image, column]) == pytest.approx(text.logprob, abs=1e-3)
