@@ -41,7 +41,6 @@ def command(
     prompt: str | None = None,
     num_captions: int = 1,
     options: Annotated[DecodingOptions, tyro.conf.arg(name="")] = DecodingOptions(),  # noqa: B008
-    seed: int = 0,
     batch_size: int = 32,
     num_workers: int = 2,
     device: str | None = None,
@@ -59,7 +58,6 @@ def command(
         prompt: the first words of every caption; the checkpoint's own when not given.
         num_captions: captions per image.
         options: how captions are written.
-        seed: nucleus: with the name of the image it decides the sampled captions.
         batch_size: images in one step of the model.
         num_workers: threads that read and decode images.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
@@ -75,7 +73,7 @@ def command(
         decoding=decoding,
         prompt=prompt,
         num_captions=num_captions,
-        seed=seed,
+        batch_size=batch_size,
     )
     for reject in inputs.rejects:
         print(f"skipped {reject.shard}/{reject.key}: {reject.reason}", file=sys.stderr)
@@ -90,7 +88,7 @@ def command(
             visible=not stream.isatty(),  # a bar would break the lines, which show progress themselves
         )
         with progress:
-            failed = captioner.run(waiting, stream, progress, batch_size=batch_size, num_workers=num_workers)
+            failed = captioner.run(waiting, stream, progress, num_workers=num_workers)
     skipped = failed + len(inputs.rejects)
     print(f"captioned {len(waiting) - failed} images, skipped {skipped}", file=sys.stderr)
     return 1 if skipped else 0
@@ -104,28 +102,22 @@ class _Captioner:
     decoding: Decoding
     prompt: str | None
     num_captions: int
-    seed: int
+    batch_size: int
 
     def run(
-        self,
-        images: Sequence[ImageInput],
-        stream: TextIO,
-        progress: Progress,
-        *,
-        batch_size: int,
-        num_workers: int,
+        self, images: Sequence[ImageInput], stream: TextIO, progress: Progress, *, num_workers: int
     ) -> int:
         """Writes the lines of `images` to `stream`, batch by batch; returns how many images failed."""
         failed = 0
         batch: list[tuple[ImageInput, Pixels]] = []
-        for image, result in prefetch(images, self._load, num_workers=num_workers, ahead=2 * batch_size):
+        for image, result in prefetch(images, self._load, num_workers=num_workers, ahead=2 * self.batch_size):
             if isinstance(result, Exception):
                 failed += 1
                 progress.note(f"skipped {image.name}: {result}")
                 progress.advance(1)
             else:
                 batch.append((image, result))
-            if len(batch) == batch_size:
+            if len(batch) == self.batch_size:
                 self._write(batch, stream, progress)
                 batch = []
         if batch:
@@ -149,8 +141,8 @@ class _Captioner:
             prompt=self.prompt,
             decoding=self.decoding,
             num_captions=self.num_captions,
+            batch_size=self.batch_size,
             return_scores=True,
-            seeds=[image.seed(self.seed) for image, _ in batch],
         )
         for (image, _), result in zip(batch, results, strict=True):
             stream.write(caption_lines(image, result if self.num_captions > 1 else [result]))

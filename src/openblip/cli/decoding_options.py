@@ -20,6 +20,8 @@ class DecodingOptions:
     """Nucleus: sample from the likeliest tokens with this total probability."""
     temperature: float = 1.0
     """Nucleus: above 1 is more varied, below 1 less."""
+    seed: int = 0
+    """Nucleus: with the picture it decides the sampled captions, whatever the order or batch."""
     max_new_tokens: int = 20
     """The longest caption, in tokens."""
     min_new_tokens: int = 0
@@ -35,7 +37,11 @@ class DecodingOptions:
             return Greedy(**lengths, repetition_penalty=penalty)
         if self.decoding == "nucleus":
             return Nucleus(
-                **lengths, repetition_penalty=penalty, top_p=self.top_p, temperature=self.temperature
+                **lengths,
+                repetition_penalty=penalty,
+                top_p=self.top_p,
+                temperature=self.temperature,
+                seed=self.seed,
             )
         return Beam(
             **lengths,

@@ -1,6 +1,5 @@
 """What the SOURCE arguments of `openblip caption` name: image files, folders of images, or data sources."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +42,6 @@ class ImageInput:
         if isinstance(self.origin, Path):
             return read_image(self.origin)
         return read_image(self.origin.read().image, name=self.name)
-
-    def seed(self, seed: int) -> int:
-        """The seed of this image's sampled captions: the same in any batch and after a resume."""
-        digest = hashlib.blake2b(f"{seed}\0{self.name}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True, slots=True)

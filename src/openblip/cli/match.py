@@ -20,7 +20,6 @@ def command(
     /,
     *,
     model: str,
-    batch_size: int | None = None,
     device: str | None = None,
 ) -> int:
     """Scores texts against an image: one JSON line {"text", "match", "similarity"} per text.
@@ -32,7 +31,6 @@ def command(
         image: an image file.
         texts: the texts to score.
         model: a checkpoint folder, or the name of a shipped model.
-        batch_size: texts in one step of the model; all at once when not given.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
     """
     import openblip
@@ -40,12 +38,10 @@ def command(
     if not texts:
         raise ConfigError("there is no text to score; write at least one after the image")
     predictor = openblip.load(model, device=device)
-    features = predictor.features(predictor.prepare([image]))  # encoded once for both scores
+    encoded = predictor.encode([image])  # once for both scores
     words = list(texts)
-    match, no_match = _scores(
-        lambda: predictor.match_matrix(features, words, batch_size=batch_size), len(texts)
-    )
-    similarity, no_similarity = _scores(lambda: predictor.similarity(features, words), len(texts))
+    match, no_match = _scores(lambda: predictor.match_matrix(encoded, words), len(texts))
+    similarity, no_similarity = _scores(lambda: predictor.similarity(encoded, words), len(texts))
     if no_match is not None and no_similarity is not None:
         raise no_match
     for text, probability, cosine in zip(texts, match, similarity, strict=True):
