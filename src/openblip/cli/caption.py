@@ -41,6 +41,7 @@ def command(
     prompt: str | None = None,
     num_captions: int = 1,
     options: Annotated[DecodingOptions, tyro.conf.arg(name="")] = DecodingOptions(),  # noqa: B008
+    seed: int = 0,
     batch_size: int = 32,
     num_workers: int = 2,
     device: str | None = None,
@@ -58,6 +59,7 @@ def command(
         prompt: the first words of every caption; the checkpoint's own when not given.
         num_captions: captions per image.
         options: how captions are written.
+        seed: nucleus: with the picture it decides the sampled captions, whatever the order or batch.
         batch_size: images in one step of the model.
         num_workers: threads that read and decode images.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
@@ -66,7 +68,7 @@ def command(
 
     if min(num_captions, batch_size, num_workers) < 1:
         raise ConfigError("--num-captions, --batch-size and --num-workers must be at least 1")
-    decoding = options.build()
+    decoding = options.build(seed)
     inputs = find_inputs(sources, images=images)
     captioner = _Captioner(
         predictor=openblip.load(model, device=device),

@@ -20,8 +20,6 @@ class DecodingOptions:
     """Nucleus: sample from the likeliest tokens with this total probability."""
     temperature: float = 1.0
     """Nucleus: above 1 is more varied, below 1 less."""
-    seed: int = 0
-    """Nucleus: with the picture it decides the sampled captions, whatever the order or batch."""
     max_new_tokens: int = 20
     """The longest caption, in tokens."""
     min_new_tokens: int = 0
@@ -29,8 +27,8 @@ class DecodingOptions:
     repetition_penalty: float = 1.0
     """Above 1 makes repeated tokens less likely."""
 
-    def build(self) -> Decoding:
-        """The chosen strategy; raises `ConfigError` for a value out of range."""
+    def build(self, seed: int | None = None) -> Decoding:
+        """The chosen strategy; `seed` is for sampling. Raises `ConfigError` for a value out of range."""
         lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": self.min_new_tokens}
         penalty = self.repetition_penalty
         if self.decoding == "greedy":
@@ -41,7 +39,7 @@ class DecodingOptions:
                 repetition_penalty=penalty,
                 top_p=self.top_p,
                 temperature=self.temperature,
-                seed=self.seed,
+                seed=seed,
             )
         return Beam(
             **lengths,

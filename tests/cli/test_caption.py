@@ -1,0 +1,173 @@
+"""`openblip caption` against a tiny real checkpoint."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import openblip
+from openblip.cli.main import main
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_shard(path: Path, pictures: Path) -> Path:
+    """Two samples, x and y, and one whose image is no image."""
+    with tarfile.open(path, "w") as tar:
+        for key, payload in (
+            ("x", (pictures / "a.png").read_bytes()),
+            ("y", (pictures / "b.jpg").read_bytes()),
+            ("z", b"no image"),
+        ):
+            for suffix, content in ((".png", payload), (".txt", b"a dog")):
+                entry = tarfile.TarInfo(key + suffix)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def test_files_and_folders_give_one_line_each_in_order(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(pictures / "b.jpg")
+    assert main(["caption", first, str(pictures), "--model", str(checkpoint)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["key"] for line in lines] == [
+        first,
+        str(pictures / "a.png"),
+        str(pictures / "deeper/c.webp"),
+    ]
+    expected = openblip.load(checkpoint).caption(first, return_scores=True)
+    assert lines[0]["caption"] == expected.text
+    assert lines[0]["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_batches_do_not_change_sampled_captions(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    common = [
+        "caption",
+        str(pictures),
+        "--model",
+        str(checkpoint),
+        "--decoding",
+        "nucleus",
+        "--num-captions",
+        "2",
+    ]
+    assert main([*common, "--out", str(tmp_path / "one"), "--batch-size", "1"]) == 0
+    assert main([*common, "--out", str(tmp_path / "three"), "--batch-size", "3"]) == 0
+    assert main([*common, "--out", str(tmp_path / "other"), "--seed", "7"]) == 0
+    one, three, other = (
+        [line["caption"] for line in read_lines(tmp_path / name)] for name in ("one", "three", "other")
+    )
+    assert len(one) == 6
+    assert one == three
+    assert one != other
+
+
+def test_unreadable_images_are_named_skipped_and_counted(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "bad.jpg").write_bytes(b"no image")
+    out = tmp_path / "captions.jsonl"
+    words = [
+        "caption",
+        str(pictures),
+        str(tmp_path / "gone.png"),
+        "--model",
+        str(checkpoint),
+        "--out",
+        str(out),
+    ]
+    assert main(words) == 1
+    assert len(read_lines(out)) == 3
+    messages = capsys.readouterr().err
+    assert "bad.jpg" in messages
+    assert "gone.png" in messages
+    assert "captioned 3 images, skipped 2" in messages
+
+
+def test_a_data_source_gives_shard_and_key(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_shard(tmp_path / "00000.tar", pictures)
+    assert main(["caption", str(shard), "--model", str(checkpoint)]) == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [(line["shard"], line["key"]) for line in lines] == [("00000", "x"), ("00000", "y")]
+    assert "00000/z" in captured.err
+
+
+def test_two_sources_with_the_same_shard_are_refused(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = []
+    for name in ("web", "human"):
+        (tmp_path / name).mkdir()
+        shards.append(str(write_shard(tmp_path / name / "00000.tar", pictures)))
+    assert main(["caption", *shards, "--model", str(checkpoint)]) == 2
+    assert "shard 00000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cut", [1, 40, 0])
+def test_a_killed_run_is_continued_to_the_same_file(
+    checkpoint: Path, pictures: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out), "--num-captions", "2"]
+    assert main(words) == 0
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    # the second image's second caption is half-written, or not even begun
+    out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
+
+    prepared: list[int] = []
+    caption = openblip.Predictor.caption
+
+    def counting(self: openblip.Predictor, images: torch.Tensor, **options: Any) -> Any:
+        prepared.append(len(images))
+        return caption(self, images, **options)
+
+    monkeypatch.setattr(openblip.Predictor, "caption", counting)
+    assert main(words) == 0
+    assert out.read_bytes() == whole
+    assert sum(prepared) == 2  # the first image was not captioned again
+
+
+def test_a_foreign_file_is_not_touched(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text("my notes\n")
+    assert main(["caption", str(pictures), "--model", str(checkpoint), "--out", str(out)]) == 2
+    assert out.read_text() == "my notes\n"
+    assert "notes.txt:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no image"),
+        (["nowhere"], "nowhere"),
+        (["PICTURES", "--batch-size", "0"], "--batch-size"),
+        (["PICTURES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str],
+    message: str,
+    checkpoint: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(pictures) if word == "PICTURES" else word for word in words]
+    assert main(["caption", *words, "--model", str(checkpoint)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
