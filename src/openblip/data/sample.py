@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from openblip.errors import SourceError
 
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
+TEXT_SUFFIXES = ("json", "txt")
+
 _NO_INFO: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -99,11 +102,6 @@ def caption_texts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(cleaned for text in texts if (cleaned := clean_text(text)))
 
 
-def info_captions(info: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The captions that a sample's json states in `caption` or `captions`."""
-    return caption_texts(info.get("caption"), where) or caption_texts(info.get("captions"), where)
-
-
 def sample_image_id(source: str, shard: str, key: str, info: Mapping[str, Any]) -> str:
     """The json's own `image_id` where it has one, else the sample's place; never equal between two
     sources.
@@ -121,3 +119,20 @@ def parse_json_object(payload: bytes | str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SourceError(f"{where}: expected a json object, found {type(value).__name__}")
     return value
+
+
+def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The info and captions of a sample's `json` and `txt` files, by suffix.
+
+    Captions are what the json states in `caption` or `captions`; where it states none, the txt. Raises
+    `SourceError`.
+    """
+    info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
+    stated = (caption_texts(info.get(name), f"{where}.json") for name in ("caption", "captions"))
+    captions = next(filter(None, stated), ())
+    if not captions and "txt" in payloads:
+        try:
+            captions = caption_texts(payloads["txt"].decode("utf-8-sig"), where)
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{where}.txt: not UTF-8 text: {error}") from error
+    return info, captions

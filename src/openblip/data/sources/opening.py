@@ -64,7 +64,7 @@ def count_samples(source: Source) -> int:
 
 def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
     """Commas separate sources, except inside braces and in the name of a file that exists."""
-    if storage.exists(spec):
+    if not storage.is_remote(spec) and storage.exists(spec):
         return [(spec, None)]
     parts, depth = [""], 0
     for character in spec:
@@ -80,7 +80,7 @@ def _split_weight(part: str) -> tuple[str, float | None]:
     if not part:
         raise SourceError("an empty source name; between the commas of a mixture each part names a source")
     name, at, tail = part.rpartition("@")
-    if not at or storage.exists(part):
+    if not at or (not storage.is_remote(part) and storage.exists(part)):
         return part, None
     try:
         weight = float(tail)
@@ -92,14 +92,55 @@ def _split_weight(part: str) -> tuple[str, float | None]:
 
 
 def _open_one(spec: str, images: str | None) -> Source:
-    from openblip.data.sources.tar import TarSource
+    """Each format's module is imported when a spec names it."""
+    if spec.startswith("capfilt:"):
+        from openblip.data.sources.capfilt import CapFiltSource
 
+        return CapFiltSource.open(spec, spec.removeprefix("capfilt:"))
     paths = storage.expand_paths(spec)
-    suffixes = {path.rsplit(".", 1)[-1].lower() for path in paths}
     if len(paths) == 1 and storage.is_directory(paths[0]):
-        tars = [path for path in storage.list_files(paths[0]) if path.lower().endswith(".tar")]
-        if tars:
-            return TarSource.open(spec, tars)
-    if suffixes == {"tar"}:
+        return _open_directory(spec, paths[0])
+    suffixes = {_suffix(path) for path in paths}
+    if len(suffixes) > 1:
+        raise SourceError(
+            f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format"
+        )
+    return _open_files(spec, paths, suffixes.pop(), images)
+
+
+def _open_directory(spec: str, directory: str) -> Source:
+    """Of shards where it holds any, else of images."""
+    files = storage.list_files(directory)
+    for suffix in ("tar", "parquet"):
+        shards = [path for path in files if _suffix(path) == suffix]
+        if shards:
+            return _open_files(spec, shards, suffix, None)
+    from openblip.data.sources.folder import FolderSource
+
+    return FolderSource.open(spec, directory)
+
+
+def _open_files(spec: str, paths: list[str], suffix: str, images: str | None) -> Source:
+    if suffix == "tar":
+        from openblip.data.sources.tar import TarSource
+
         return TarSource.open(spec, paths)
+    if suffix == "parquet":
+        from openblip.data.sources.parquet import ParquetSource
+
+        return ParquetSource.open(spec, paths)
+    if suffix in {"jsonl", "csv", "tsv"}:
+        from openblip.data.sources.tables import TableSource
+
+        return TableSource.open(spec, paths, images)
+    if suffix == "json" and len(paths) == 1:
+        from openblip.data.sources.coco import CocoSource
+
+        return CocoSource.open(spec, paths[0], images)
+    if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
+        raise SourceError(f"{spec}: compressed; decompress it first, shards are read at byte offsets")
     raise SourceError(f"{spec}: not a format that can be read; expected {_FORMATS}")
+
+
+def _suffix(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower()

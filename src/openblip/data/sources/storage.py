@@ -6,10 +6,13 @@ import itertools
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from openblip.errors import MissingExtraError, SourceError
+
+T = TypeVar("T")
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -19,7 +22,10 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
+def _remote(path: str, call: Callable[[Any, str], T]) -> T:
+    """`call(filesystem, path within it)`. Whatever a client library raises becomes an `OSError`, as of a
+    local file.
+    """
     import fsspec
 
     try:
@@ -28,27 +34,34 @@ def _filesystem(path: str) -> tuple[Any, str]:
         raise MissingExtraError(f"{path}: {error}") from error
     except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
-    return filesystem, inner
+    try:
+        return call(filesystem, inner)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def open_binary(path: str) -> BinaryIO:
     """A seekable binary file; raises `OSError` when it is not there."""
     if not is_remote(path):
         return open(path, "rb")
-    filesystem, inner = _filesystem(path)
-    return cast(BinaryIO, filesystem.open(inner, "rb"))
+    return _remote(path, lambda filesystem, inner: cast(BinaryIO, filesystem.open(inner, "rb")))
 
 
 def read_bytes(path: str) -> bytes:
-    with open_binary(path) as file:
-        return file.read()
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            return file.read()
+    return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`; raises `OSError` when the file ends before."""
     if is_remote(path):
-        filesystem, inner = _filesystem(path)
-        data = cast(bytes, filesystem.cat_file(inner, start=offset, end=offset + size))
+        data = _remote(
+            path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner, offset, offset + size))
+        )
     else:
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
@@ -67,23 +80,25 @@ def file_size(file: BinaryIO) -> int:
 def is_directory(path: str) -> bool:
     if not is_remote(path):
         return os.path.isdir(path)
-    filesystem, inner = _filesystem(path)
-    return bool(filesystem.isdir(inner))
+    return _remote(path, lambda filesystem, inner: bool(filesystem.isdir(inner)))
 
 
 def exists(path: str) -> bool:
     if not is_remote(path):
         return os.path.exists(path)
-    filesystem, inner = _filesystem(path)
-    return bool(filesystem.exists(inner))
+    return _remote(path, lambda filesystem, inner: bool(filesystem.exists(inner)))
 
 
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:
-    """Every file under a directory, sorted; symlinked directories are not followed."""
+    """Every file in a directory, sorted; links to directories are not followed."""
     if is_remote(directory):
-        filesystem, inner = _filesystem(directory)
-        found = filesystem.find(inner, maxdepth=None if recursive else 1)
-        return sorted(str(filesystem.unstrip_protocol(name)) for name in found)
+        return _remote(
+            directory,
+            lambda filesystem, inner: sorted(
+                str(filesystem.unstrip_protocol(name))
+                for name in filesystem.find(inner, maxdepth=None if recursive else 1)
+            ),
+        )
     if not recursive:
         return sorted(entry.path for entry in os.scandir(directory) if entry.is_file())
     walk = os.walk(directory)
@@ -114,8 +129,12 @@ def _expand_glob(path: str) -> list[str]:
         return [path]
     if not is_remote(path):
         return sorted(glob.glob(path, recursive=True))
-    filesystem, inner = _filesystem(path)
-    return sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(inner))
+    return _remote(
+        path,
+        lambda filesystem, inner: sorted(
+            str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(inner)
+        ),
+    )
 
 
 def expand_paths(spec: str) -> list[str]:

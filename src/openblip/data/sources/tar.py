@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from openblip.data.sample import (
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
     Record,
     Reject,
     Sample,
     ShardIndex,
-    caption_texts,
-    info_captions,
-    parse_json_object,
+    parse_texts,
     sample_image_id,
 )
 from openblip.data.sources import storage
 from openblip.errors import SourceError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
@@ -58,10 +57,7 @@ class TarRecord:
     def read(self) -> Sample:
         where = f"{self.shard}/{self.key}"
         payloads = {kind: storage.read_range(self.path, offset, size) for kind, offset, size in self.texts}
-        info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
-        captions = info_captions(info, f"{where}.json")
-        if not captions and "txt" in payloads:
-            captions = caption_texts(_decode_text(payloads["txt"], f"{where}.txt"), where)
+        info, captions = parse_texts(payloads, where)
         return Sample(
             key=self.key,
             shard=self.shard,
@@ -70,13 +66,6 @@ class TarRecord:
             image_id=sample_image_id(self.source, self.shard, self.key, info),
             info=info,
         )
-
-
-def _decode_text(payload: bytes, where: str) -> str:
-    try:
-        return payload.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{where}: not UTF-8 text: {error}") from error
 
 
 @dataclass(slots=True)
@@ -156,7 +145,7 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
     kind = suffix.lower()
-    slot = "image" if kind in IMAGE_SUFFIXES else kind if kind in {"txt", "json"} else ""
+    slot = "image" if kind in IMAGE_SUFFIXES else kind if kind in TEXT_SUFFIXES else ""
     return folder + slash + stem, slot if stem else ""  # no stem: .DS_Store, ._0001.jpg
 
 

@@ -1,0 +1,88 @@
+"""The caption files of a CapFilt run: one row per text, nothing dropped; selection happens at reading."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openblip.errors import SourceError
+
+CAPTION_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("itm", pa.float32(), nullable=False),
+        pa.field("itc", pa.float32(), nullable=False),
+        pa.field("logprob", pa.float32(), nullable=True),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionRow:
+    """One text of one image. `index` counts the texts of a source within the sample; `itm` is P(match), `itc`
+    the cosine, `logprob` the captioner's own score, None for web text.
+    """
+
+    key: str
+    shard: str
+    index: int
+    source: Literal["web", "synthetic"]
+    caption: str
+    itm: float
+    itc: float
+    logprob: float | None = None
+
+
+def is_kept(itm: Any, threshold: float) -> Any:
+    """BLIP's filter: P(match) strictly above the threshold, for one score or an array of them.
+
+    Compared in float64, so that a stored float32 score is judged the same alone and in an array.
+    """
+    return np.asarray(itm, dtype=np.float64) > threshold
+
+
+def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
+    """Writes one shard's rows as parquet; the file is there whole or not at all."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=CAPTION_SCHEMA)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_captions(directory: str | Path, shard: str) -> pa.Table:
+    """Every row of `directory/captions/<shard>.parquet`, in the order written, with the columns of
+    `CAPTION_SCHEMA`.
+
+    Raises `SourceError` when the file is missing, damaged or has other columns.
+    """
+    path = Path(directory) / "captions" / f"{shard}.parquet"
+    try:
+        return (
+            pq.read_table(path, columns=CAPTION_SCHEMA.names)
+            .select(CAPTION_SCHEMA.names)
+            .cast(CAPTION_SCHEMA)
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
+
+
+def finished_shards(directory: str | Path) -> list[str]:
+    """The shards whose report is written: a report is written last, so it means done."""
+    suffix = ".report.json"
+    return sorted(
+        path.name.removesuffix(suffix) for path in (Path(directory) / "captions").glob(f"*{suffix}")
+    )
