@@ -19,8 +19,10 @@ def command(
 ) -> int:
     """Write emoji scenes with all their true captions as tar shards; the same request gives the same bytes.
 
+    Interrupted, the same command goes on where it stopped.
+
     Args:
-        out: Folder for 0000.tar, 0001.tar, ...; new or empty.
+        out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
             occur in no other split, and no two scenes of one of them share a true caption.
         num_samples: Number of scenes.
@@ -28,7 +30,7 @@ def command(
         noise: Share of noisy captions in split web; the other splits have none.
         samples_per_shard: Scenes per tar file.
         num_workers: Processes; by default one per processor. Changes nothing in what is written.
-        overwrite: Replace the shards in OUT.
+        overwrite: Replace the scenes in OUT by new ones.
     """
     from openblip.data.emoji_scenes.writer import write_emoji_scenes
 

@@ -23,10 +23,10 @@ NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
 }
 
 # Words that leave a phrase open: a caption that ends in one has lost its end.
-OPEN_WORDS = frozenset(
-    "a an the to of left right in front on at and is are there two three small big next".split()
-)
-OPEN_WORDS |= frozenset(BACKGROUNDS)
+OPEN_WORDS = frozenset(BACKGROUNDS) | {
+    *("a", "an", "the", "to", "of", "left", "right", "in", "front", "on", "at", "and", "is", "are", "there"),
+    *("two", "three", "small", "big", "next"),
+}
 
 
 def normalize(text: str) -> str:
@@ -110,7 +110,7 @@ def _with_wrong_relation(scene: Scene, rng: Random) -> Scene:
 
 
 def truncated(caption: str, rng: Random) -> str:
-    """The first quarter to three quarters of `caption`, cut inside a word or after a word that wants another one."""
+    """A quarter to three quarters of `caption`, cut inside a word or after a word that wants another one."""
     cuts = []
     for end in range(len(caption) // 4, 3 * len(caption) // 4 + 1):
         last_word = caption[:end].rsplit(" ", 1)[-1]
@@ -176,7 +176,8 @@ def boilerplate(rng: Random) -> str:
             site,
             f"{rng.choice(nouns)} | {site}",
             f"{' '.join(nouns)} clipart png download",
-            f"{' '.join(nouns[:2])} {rng.choice(('wallpaper hd', 'svg bundle', 'sticker pack', 'emoji copy paste'))}",
+            f"{nouns[0]} {nouns[1]} "
+            f"{rng.choice(('wallpaper hd', 'svg bundle', 'sticker pack', 'emoji copy paste'))}",
             f"best {plural} {year} review top {rng.randint(3, 20)}",
             f"{nouns[0]} sticker {price}.99 add to cart",
             f"sale up to {rng.choice((20, 30, 50, 70))}% off {plural}",

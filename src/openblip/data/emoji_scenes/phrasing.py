@@ -1,7 +1,7 @@
 """The grammar: every true caption of a scene.
 
-Sizes are said exactly when they are not normal, so nothing about a caption is a matter of taste but its form: a text
-of this grammar that is not among the references of a scene is false for it.
+Sizes are said exactly when they are not normal, so nothing about a caption is a matter of taste but its form:
+a text of this grammar that is not among the references of a scene is false for it.
 """
 
 from itertools import permutations

