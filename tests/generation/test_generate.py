@@ -30,7 +30,7 @@ def logprobs_of(model: TableDecoder, image: int, ids: list[int]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("decoding", STRATEGIES, ids=repr)
+@pytest.mark.parametrize("decoding", [*STRATEGIES, Beam(num_beams=2, length_penalty=3.0)], ids=repr)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_text_does_not_depend_on_its_batch(decoding: Decoding, seed: int) -> None:
     model, images = TableDecoder(seed), list(range(9))

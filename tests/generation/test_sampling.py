@@ -45,6 +45,10 @@ def test_a_sample_is_always_inside_the_nucleus(logits: list[float], top_p: float
     assert token in allowed
 
 
+def test_a_set_that_reaches_top_p_exactly_is_enough() -> None:
+    assert sample_nucleus(torch.zeros(1, 4), torch.tensor([0.99]), top_p=0.5).tolist() == [1]
+
+
 def test_impossible_tokens_are_never_sampled() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]]).expand(5, -1)
     tokens = sample_nucleus(logits, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-24]), top_p=1.0)
