@@ -85,7 +85,7 @@ def allowed_parts(module: str) -> set[str]:
 
 def forbidden_imports(source: str, module: str) -> list[str]:
     """The imports of `module` that the table does not allow."""
-    if module.split(".")[0] == "cli":
+    if module.split(".")[0] in ("cli", "__main__"):
         return []
     allowed = allowed_parts(module)
     return [

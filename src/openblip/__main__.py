@@ -1,0 +1,8 @@
+"""`python -m openblip`, and so `torchrun … -m openblip train …`: the `openblip` command."""
+
+import sys
+
+from openblip.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

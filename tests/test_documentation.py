@@ -1,0 +1,127 @@
+"""What the documentation says is so: commands parse, links resolve, versions are pinned, no private paths."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openblip.cli.main import COMMANDS
+from openblip.cli.parsing import parse_call
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONTRACT = (
+    'pip install -c constraints.txt -e ".[demo]" && openblip demo',
+    'pip install -c constraints.txt -e ".[test]" && pytest',
+)
+TEXT_SUFFIXES = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".json", ".css", ".html", ".cfg", ""}
+# Written in two parts, so that this file does not hold what it looks for.
+PRIVATE_PATHS = re.compile("|".join(("/" + "work/", "/" + "tmp/[a-z]", "/" + "root/", "/" + "home/[a-z]")))
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """The lines of the page's ```bash blocks, continued lines joined."""
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+def openblip_calls(page: Path) -> Iterator[list[str]]:
+    """The words after `openblip` of every call in the page's shell blocks."""
+    for line in shell_lines(page):
+        for part in re.split(r"&&|\||;", line.split(" #")[0]):
+            words = shlex.split(part)
+            if words and words[0] == "openblip":
+                yield words[1:]
+
+
+CALLS = [(page_name(page), words) for page in PAGES for words in openblip_calls(page)]
+
+
+def test_there_are_commands_to_check() -> None:
+    documented = {
+        name for _, words in CALLS for name in COMMANDS if words[: len(name.split())] == name.split()
+    }
+    assert {"demo", "caption", "match", "capfilt", "train", "bootstrap", "data emoji-scenes"} <= documented
+
+
+@pytest.mark.parametrize(("page", "words"), CALLS, ids=[" ".join(words)[:60] for _, words in CALLS])
+def test_a_documented_command_has_these_options(page: str, words: list[str]) -> None:
+    name = max(
+        (name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len, default=None
+    )
+    assert name is not None, f"{page}: there is no command `openblip {' '.join(words)}`"
+    module = importlib.import_module(COMMANDS[name].module)
+    arguments = words[len(name.split()) :]
+    if hasattr(module, "run"):
+        module.parse_run(arguments)
+    else:
+        parse_call(module.command, arguments, prog=f"openblip {name}")
+
+
+@pytest.mark.parametrize("line", CONTRACT)
+def test_the_readme_says_how_to_set_up(line: str) -> None:
+    assert line in list(shell_lines(ROOT / "README.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are formed on code hosts."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_resolve(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            broken.append(target)
+    assert broken == []
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_constraints_pin_what_the_extras_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in ("demo", "metrics", "test", "dev") for line in extras[extra]),
+    ]
+    names = {canonical(re.split(r"[\[<>=!~ ;]", line)[0]) for line in wanted} - {"openblip"}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
+    assert len(pinned) == len(lines)
+    assert names <= pinned
+
+
+def tracked_files() -> list[Path]:
+    result = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in result.stdout.split("\0") if name]
+
+
+def test_no_private_paths_in_tracked_files() -> None:
+    found = [
+        f"{page_name(file)}:{number}"
+        for file in tracked_files()
+        if file.suffix in TEXT_SUFFIXES and file.is_file() and file.stat().st_size < 1_000_000
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if PRIVATE_PATHS.search(line)
+    ]
+    assert found == []
