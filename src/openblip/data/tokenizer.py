@@ -85,7 +85,7 @@ class Tokenizer:
         Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises
         `ConfigError` when there is no text or `vocab_size` cannot hold the characters.
         """
-        blank = _bert_wordpiece({"[UNK]": 0})
+        blank = _bert_wordpiece({})
         counts = Counter(
             word
             for caption in captions
@@ -111,7 +111,9 @@ class Tokenizer:
         )
         # A word count becomes a repetition: sorted, so that the input's order has no influence either.
         blank.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
-        return cls(_bert_wordpiece(blank.get_vocab(with_added_tokens=True)))
+        learned = blank.get_vocab(with_added_tokens=False)
+        merges = sorted(learned.keys() - set(fixed), key=learned.__getitem__)
+        return cls(_bert_wordpiece({token: index for index, token in enumerate([*fixed, *merges])}))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
