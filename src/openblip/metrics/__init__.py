@@ -1,0 +1,1 @@
+"""Metrics as plain functions over numpy arrays and strings. No torch."""

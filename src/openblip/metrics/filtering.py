@@ -1,0 +1,107 @@
+"""How well a filter separates clean texts from noisy ones, where the truth is known.
+
+N texts. `clean` (N,) bool is the truth; a text is kept where its score is above the threshold (BLIP section
+3.3). Shares of nothing are nan: the precision of a filter that keeps no text, the recall where none is clean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from openblip.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterQuality:
+    """A filter at one threshold. Shares are in [0, 1]."""
+
+    threshold: float
+    num_texts: int
+    num_kept: int
+    precision: float
+    """Share of the kept texts that are clean."""
+    recall: float
+    """Share of the clean texts that are kept."""
+    noise_before: float
+    """Share of noisy texts among all."""
+    noise_after: float
+    """Share of noisy texts among the kept."""
+
+
+def filter_quality(scores: ArrayLike, clean: ArrayLike, threshold: float) -> FilterQuality:
+    """Precision, recall and noise before and after keeping the texts with scores (N,) above `threshold`.
+
+    Raises:
+        ConfigError: `scores` and `clean` differ in length, or a score is not a number.
+    """
+    return threshold_curve(scores, clean, [threshold])[0]
+
+
+def threshold_curve(scores: ArrayLike, clean: ArrayLike, thresholds: ArrayLike) -> list[FilterQuality]:
+    """`filter_quality` at every one of `thresholds`, in their order.
+
+    Raises:
+        ConfigError: as `filter_quality`.
+    """
+    values, truth = _checked(scores, clean)
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    # clean_from[i]: clean texts among those from position i of the ascending order on.
+    clean_from = np.concatenate([np.cumsum(truth[order][::-1])[::-1], [0]])
+    num_clean = int(truth.sum())
+    curve = []
+    for threshold in np.atleast_1d(np.asarray(thresholds, dtype=np.float64)):
+        first = int(np.searchsorted(ascending, threshold, side="right"))
+        num_kept, kept_clean = len(values) - first, int(clean_from[first])
+        curve.append(
+            FilterQuality(
+                threshold=float(threshold),
+                num_texts=len(values),
+                num_kept=num_kept,
+                precision=_share(kept_clean, num_kept),
+                recall=_share(kept_clean, num_clean),
+                noise_before=_share(len(values) - num_clean, len(values)),
+                noise_after=_share(num_kept - kept_clean, num_kept),
+            )
+        )
+    return curve
+
+
+def noise_rate(clean: ArrayLike) -> float:
+    """Share of noisy texts, given which are clean (N,); nan for no texts."""
+    truth = np.asarray(clean, dtype=bool)
+    return _share(int((~truth).sum()), truth.size)
+
+
+def auc(scores: ArrayLike, clean: ArrayLike) -> float:
+    """Area under the ROC curve: how probably a clean text scores above a noisy one, a tie counting half.
+
+    Computed from ranks (Mann-Whitney), O(N log N). nan unless there are both clean and noisy texts.
+
+    Raises:
+        ConfigError: as `filter_quality`.
+    """
+    values, truth = _checked(scores, clean)
+    num_clean, num_noisy = int(truth.sum()), int((~truth).sum())
+    if num_clean == 0 or num_noisy == 0:
+        return float("nan")
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # ranks from 1; equal scores share their mean rank
+    rank_sum = float(mean_rank[group][truth].sum())
+    return (rank_sum - num_clean * (num_clean + 1) / 2) / (num_clean * num_noisy)
+
+
+def _checked(scores: ArrayLike, clean: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(clean, dtype=bool)
+    if values.ndim != 1 or values.shape != truth.shape:
+        raise ConfigError(
+            f"filtering: scores {values.shape} and clean {truth.shape} must be two lists of one length"
+        )
+    if np.isnan(values).any():
+        raise ConfigError(f"filtering: score {int(np.isnan(values).argmax())} is not a number")
+    return values, truth
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

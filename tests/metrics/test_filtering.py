@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openblip.errors import ConfigError
+from openblip.metrics.filtering import auc, filter_quality, noise_rate, threshold_curve
+
+SCORES = [0.9, 0.8, 0.5, 0.4, 0.1]
+CLEAN = [True, False, True, True, False]
+
+
+def test_one_threshold_by_hand() -> None:
+    quality = filter_quality(SCORES, CLEAN, 0.45)
+    assert (quality.num_texts, quality.num_kept) == (5, 3)
+    assert quality.precision == pytest.approx(2 / 3)
+    assert quality.recall == pytest.approx(2 / 3)
+    assert quality.noise_before == pytest.approx(2 / 5)
+    assert quality.noise_after == pytest.approx(1 / 3)
+
+
+def test_a_score_at_the_threshold_is_not_kept() -> None:
+    assert filter_quality([0.5, 0.6], [True, True], 0.5).num_kept == 1
+
+
+def test_shares_of_nothing_are_nan() -> None:
+    none_kept = filter_quality(SCORES, CLEAN, 1.0)
+    assert math.isnan(none_kept.precision)
+    assert math.isnan(none_kept.noise_after)
+    assert none_kept.recall == 0.0
+    assert math.isnan(filter_quality([0.9], [False], 0.5).recall)
+    assert math.isnan(noise_rate([]))
+
+
+def test_noise_rate() -> None:
+    assert noise_rate([True, False, True, True]) == 0.25
+
+
+SCORED = st.lists(st.tuples(st.integers(0, 6).map(lambda n: n / 4), st.booleans()), max_size=30)
+
+
+@settings(deadline=None)
+@given(texts=SCORED, thresholds=st.lists(st.sampled_from([-1.0, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0]), max_size=5))
+def test_a_curve_is_its_points(texts: list[tuple[float, bool]], thresholds: list[float]) -> None:
+    scores, clean = [s for s, _ in texts], [c for _, c in texts]
+    curve = threshold_curve(scores, clean, thresholds)
+    assert [point.threshold for point in curve] == thresholds
+    for point in curve:
+        kept = [c for s, c in texts if s > point.threshold]
+        assert point.num_kept == len(kept)
+        assert point.precision == pytest.approx(sum(kept) / len(kept) if kept else math.nan, nan_ok=True)
+        assert point.recall == pytest.approx(sum(kept) / sum(clean) if any(clean) else math.nan, nan_ok=True)
+        assert point.noise_after == pytest.approx(1 - point.precision, nan_ok=True)
+        assert point.noise_before == pytest.approx(noise_rate(clean), nan_ok=True)
+
+
+@settings(deadline=None)
+@given(texts=SCORED)
+def test_auc_is_the_share_of_pairs_in_order(texts: list[tuple[float, bool]]) -> None:
+    pairs = [(c > n) + 0.5 * (c == n) for c, is_clean in texts if is_clean for n, other in texts if not other]
+    expected = sum(pairs) / len(pairs) if pairs else math.nan
+    assert auc([s for s, _ in texts], [c for _, c in texts]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_auc_of_no_separation_and_full_separation() -> None:
+    clean = np.arange(100) % 3 == 0
+    assert auc(np.full(100, 0.7, dtype=np.float32), clean) == 0.5
+    assert auc(clean.astype(np.float32), clean) == 1.0
+    assert auc(-clean.astype(np.float32), clean) == 0.0
+
+
+@pytest.mark.parametrize("metric", [auc, lambda s, c: filter_quality(s, c, 0.5)])
+def test_unequal_lists_and_missing_scores_are_refused(metric: object) -> None:
+    with pytest.raises(ConfigError, match="one length"):
+        metric([0.1, 0.2], [True])  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="score 1 is not a number"):
+        metric([0.1, float("nan")], [True, False])  # type: ignore[operator]
