@@ -1,0 +1,50 @@
+"""OpenBLIP: Bootstrapping Language-Image Pre-training, open.
+
+`openblip.load(source)` gives a `Predictor`; `Greedy`, `Beam` and `Nucleus` say how it writes.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from openblip.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    MissingExtraError,
+    OpenBlipError,
+    SourceError,
+    UnsupportedTaskError,
+)
+
+if TYPE_CHECKING:
+    from openblip.generation.decoding import Beam, Greedy, Nucleus
+    from openblip.predictor import Predictor, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Beam",
+    "CheckpointError",
+    "ConfigError",
+    "Greedy",
+    "ImageError",
+    "MissingExtraError",
+    "Nucleus",
+    "OpenBlipError",
+    "Predictor",
+    "SourceError",
+    "UnsupportedTaskError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a model is asked for, so that `openblip --help` answers at once."""
+    if name in ("Beam", "Greedy", "Nucleus"):
+        from openblip.generation import decoding
+
+        return getattr(decoding, name)
+    if name in ("Predictor", "load"):
+        from openblip import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module openblip has no attribute {name}")

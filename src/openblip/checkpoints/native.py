@@ -1,0 +1,126 @@
+"""OpenBLIP's own checkpoint: a folder with config.json, model.safetensors and tokenizer.json.
+
+Key table: the keys of model.safetensors are the names of `Blip`'s parameters, unchanged.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError, OpenBlipError
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig
+
+FORMAT = "openblip"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    """A model with what turns pictures and texts into its input."""
+
+    model: Blip
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    prompt: str = ""
+    """What its captions go on from, unless the caller says otherwise."""
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """Write a folder that `load_checkpoint` reads; weights in `dtype`, or as they are if None."""
+    folder = Path(folder)
+    model = checkpoint.model
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    checkpoint.tokenizer.save(folder)
+    config = {
+        "format": FORMAT,
+        "model_type": "blip",
+        "model": model.config.to_dict(),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "prompt": checkpoint.prompt,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether the folder's config.json says it is OpenBLIP's."""
+    path = Path(folder) / CONFIG
+    return path.is_file() and _read_config(path).get("format") == FORMAT
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a folder of `save_checkpoint`, in float32 on the CPU, in eval mode.
+
+    Raises CheckpointError when a file is missing or unreadable, or when weights are missing, left over or
+    wrongly shaped; it lists them.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG} is not an OpenBLIP checkpoint (no format: {FORMAT}).")
+    try:
+        model_config = BlipConfig.from_dict(config["model"])
+        preprocessing = Preprocessing(**_with_tuples(config["preprocessing"]))
+        prompt = str(config["prompt"])
+    except (KeyError, TypeError, OpenBlipError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
+    with torch.device("meta"):
+        model = Blip(model_config)
+    model.to_empty(device="cpu")
+    load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
+    return Checkpoint(model.eval(), Tokenizer.load(folder), preprocessing, prompt)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, floating ones as float32."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no {path}; the checkpoint is incomplete.")
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Put `weights` into `model`, strictly: names and shapes must be exactly the model's."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"left over {name}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} is {found[name]}, the config says {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
+    model.load_state_dict(weights)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"There is no {path}; name a folder that holds a checkpoint.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return config
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that frozen dataclasses hold."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

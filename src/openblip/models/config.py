@@ -1,0 +1,111 @@
+"""The shapes of a BLIP model, as frozen dataclasses. No torch here: `--help` reads them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from openblip.errors import ConfigError
+
+Head = Literal["itc", "itm", "lm"]
+Mode = Literal["encode", "decode"]
+Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
+
+HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A ViT. The defaults are the paper's ViT-B/16 at pre-training resolution (BLIP section 4.1)."""
+
+    image_size: int = 224
+    """Height and width of the input picture, in pixels."""
+    patch_size: int = 16
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    drop_path: float = 0.0
+    """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
+    layer_norm_eps: float = 1e-6
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _check_heads("vision", self.hidden_dim, self.num_heads)
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
+                "choose a size that the patches tile."
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches plus the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text transformer of MED. The defaults are BERT-base with BLIP's two added tokens."""
+
+    vocab_size: int = 30524
+    """bert-base-uncased's 30,522 words, then [DEC] and [ENC]."""
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    max_positions: int = 512
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    sharing: Sharing = "all_but_sa"
+    """What encoder and decoder share (BLIP Table 3); the paper's choice is all but self-attention."""
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _check_heads("text", self.hidden_dim, self.num_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlipConfig:
+    """A multimodal mixture of encoder-decoder (MED), with the heads that it has weights for."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: int = 256
+    """Width of the space in which ITC compares images and texts."""
+    heads: tuple[Head, ...] = HEADS
+    """itc: unimodal embeddings. itm: image-text matching. lm: caption decoder."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.heads) - set(HEADS))
+        if unknown or not self.heads:
+            raise ConfigError(f"heads {self.heads}: choose at least one of {', '.join(HEADS)}.")
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The readings of the text transformer that these heads need."""
+        modes: list[Mode] = []
+        if {"itc", "itm"} & set(self.heads):
+            modes.append("encode")
+        if "lm" in self.heads:
+            modes.append("decode")
+        return tuple(modes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BlipConfig":
+        """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
+        try:
+            return cls(
+                vision=VisionConfig(**values["vision"]),
+                text=TextConfig(**values["text"]),
+                embed_dim=values["embed_dim"],
+                heads=tuple(values["heads"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"The model config cannot be read: {error}.") from error
+
+
+def _check_heads(part: str, hidden_dim: int, num_heads: int) -> None:
+    if num_heads < 1 or hidden_dim % num_heads:
+        raise ConfigError(f"{part}.hidden_dim {hidden_dim} does not divide into {num_heads} heads.")

@@ -1,0 +1,60 @@
+"""The self-attention cache of a decoder. Cross-attention has none: an image's K/V are projected once.
+
+R rows, H heads, T text tokens, E head width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of the tokens one layer has read so far, in buffers of a fixed length."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (R, H, T, E) and return everything read so far, (R, H, length, E)."""
+        if self._key is None or self._value is None:
+            rows, heads, _, width = key.shape
+            self._key = key.new_empty(rows, heads, self.max_length, width)
+            self._value = value.new_empty(rows, heads, self.max_length, width)
+        end = self.length + key.shape[2]
+        if end > self.max_length:
+            raise ValueError(f"The cache holds {self.max_length} tokens; {end} were fed.")
+        self._key[:, :, self.length : end] = key
+        self._value[:, :, self.length : end] = value
+        self.length = end
+        return self._key[:, :, :end], self._value[:, :, :end]
+
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace both buffers by what `change` makes of them along the row axis."""
+        if self._key is not None and self._value is not None:
+            self._key, self._value = change(self._key), change(self._value)
+
+
+class SelfAttentionCache:
+    """One `LayerCache` per layer, moved together."""
+
+    def __init__(self, num_layers: int, max_length: int) -> None:
+        self.layers = [LayerCache(max_length) for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return self.layers[0].length
+
+    def reorder(self, index: Tensor) -> None:
+        """Row r becomes what row index[r] was; index (R') of int64, so rows can also be dropped."""
+        for layer in self.layers:
+            layer.map_rows(lambda buffer: buffer.index_select(0, index))
+
+    def repeat(self, count: int) -> None:
+        """Each row becomes `count` consecutive copies of itself."""
+        for layer in self.layers:
+            layer.map_rows(lambda buffer: torch.repeat_interleave(buffer, count, dim=0))

@@ -1,0 +1,221 @@
+"""One text transformer with two readings: `encode` attends both ways, `decode` causally (BLIP section 3.1).
+
+Encoder and decoder are the same layers except for what the paper's Table 3 separates: `ByMode` holds one
+module for both readings or one for each, so sharing is structure and no weights are tied afterwards.
+
+B images, R = B * K rows of text, T text tokens, N image tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention
+from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
+
+Mode = Literal["encode", "decode"]
+M = TypeVar("M", bound=nn.Module)
+
+
+class ByMode(nn.Module, Generic[M]):
+    """One module for every mode (`shared`), or one for each."""
+
+    def __init__(self, make: Callable[[], M], modes: Sequence[Mode], shared: bool) -> None:
+        super().__init__()
+        names = ["shared"] if shared else list(modes)
+        self.variants = nn.ModuleDict({name: make() for name in names})
+        self.modes = tuple(modes)
+        self.shared = shared
+
+    def __getitem__(self, mode: Mode) -> M:
+        """The module that reads in `mode`; KeyError if the model has no such reading."""
+        if mode not in self.modes:
+            raise KeyError(f"This model cannot {mode}; it has {', '.join(self.modes)}.")
+        return cast(M, self.variants["shared" if self.shared else mode])
+
+
+class TextEmbeddings(nn.Module):
+    """Word plus position embedding, normalised. BLIP has no token types."""
+
+    def __init__(self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, hidden_dim)
+        self.position = nn.Embedding(max_positions, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        output: Tensor = self.dropout(self.norm(self.word(ids) + self.position(positions)))
+        return output
+
+
+class Residual(nn.Module):
+    """norm(x + dropout(branch(x, ...))): BERT's post-norm residual around attention."""
+
+    def __init__(self, branch: nn.Module, hidden_dim: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.branch = branch
+        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """(R, T, D) -> (R, T, D)."""
+        output: Tensor = self.norm(x + self.dropout(self.branch(x, *args, **kwargs)))
+        return output
+
+
+class MedLayer(nn.Module):
+    """Self-attention by mode, then cross-attention to the image and a feed-forward, shared as configured."""
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        image_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        dropout: float,
+        eps: float,
+        modes: Sequence[Mode],
+        shared: frozenset[str],
+    ) -> None:
+        super().__init__()
+
+        def residual(branch: nn.Module) -> Residual:
+            return Residual(branch, hidden_dim, dropout, eps)
+
+        def feed_forward() -> nn.Module:
+            return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
+
+        self.self_attention = ByMode(
+            lambda: residual(SelfAttention(hidden_dim, num_heads, dropout)), modes, "self_attention" in shared
+        )
+        self.cross_attention = ByMode(
+            lambda: residual(CrossAttention(hidden_dim, image_dim, num_heads, dropout)),
+            modes,
+            "cross_attention" in shared,
+        )
+        self.feed_forward = ByMode(lambda: residual(feed_forward()), modes, "feed_forward" in shared)
+
+    def image_kv(self, image_tokens: Tensor, mode: Mode) -> KeyValue:
+        """(B, N, Dv) -> this layer's cross-attention keys and values."""
+        return cast(CrossAttention, self.cross_attention[mode].branch).project(image_tokens)
+
+    def forward(
+        self, x: Tensor, mode: Mode, mask: Tensor | None, image_kv: KeyValue | None, cache: LayerCache | None
+    ) -> Tensor:
+        """(R, T, D) -> (R, T, D). mask: bool, True at real tokens, (R, 1, 1, S). image_kv None: text alone."""
+        x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
+        if image_kv is not None:
+            x = self.cross_attention[mode](x, image_kv)
+        x = self.feed_forward[mode](x)
+        return x
+
+
+class LanguageModelHead(nn.Module):
+    """BERT's prediction head: transform, normalise, compare with every word embedding."""
+
+    def __init__(self, hidden_dim: int, vocab_size: int, eps: float) -> None:
+        super().__init__()
+        self.transform = nn.Linear(hidden_dim, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """(R, T, D) and the (V, D) word embeddings of the decoder -> logits (R, T, V)."""
+        return F.linear(self.norm(F.gelu(self.transform(x))), word_embeddings, self.bias)
+
+
+_SHARED_PARTS: dict[str, frozenset[str]] = {  # BLIP Table 3
+    "all": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
+    "all_but_ca": frozenset({"embeddings", "self_attention", "feed_forward"}),
+    "all_but_sa": frozenset({"embeddings", "cross_attention", "feed_forward"}),
+    "none": frozenset(),
+}
+
+
+class TextTransformer(nn.Module):
+    """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_dim: int,
+        image_dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        max_positions: int,
+        dropout: float,
+        layer_norm_eps: float,
+        sharing: str,
+        modes: Sequence[Mode],
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        shared = _SHARED_PARTS[sharing]
+        self.activation_checkpointing = activation_checkpointing
+        self.shares_cross_attention = "cross_attention" in shared
+        self.embeddings = ByMode(
+            lambda: TextEmbeddings(vocab_size, max_positions, hidden_dim, dropout, layer_norm_eps),
+            modes,
+            "embeddings" in shared,
+        )
+        self.layers = nn.ModuleList(
+            MedLayer(
+                hidden_dim=hidden_dim,
+                image_dim=image_dim,
+                num_heads=num_heads,
+                mlp_dim=mlp_dim,
+                dropout=dropout,
+                eps=layer_norm_eps,
+                modes=modes,
+                shared=shared,
+            )
+            for _ in range(num_layers)
+        )
+        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
+
+    def image_kv(self, image_tokens: Tensor, mode: Mode) -> list[KeyValue]:
+        """Cross-attention keys and values of every layer for image tokens (B, N, Dv)."""
+        return [cast(MedLayer, layer).image_kv(image_tokens, mode) for layer in self.layers]
+
+    def forward(
+        self,
+        ids: Tensor,
+        mode: Mode,
+        mask: Tensor | None = None,
+        image_kv: Sequence[KeyValue] | None = None,
+        cache: SelfAttentionCache | None = None,
+    ) -> Tensor:
+        """Hidden states (R, T, D) of ids (R, T).
+
+        mask: bool (R, T), True at real tokens; None when none is padding. Not with a cache, whose rows
+        have no padding. image_kv: per layer, of B images, R = B * K; None reads the text alone.
+        """
+        if cache is not None and mask is not None:
+            raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")
+        x = self.embeddings[mode](ids, start=0 if cache is None else cache.length)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        for i, layer in enumerate(self.layers):
+            kv = None if image_kv is None else image_kv[i]
+            layer_cache = None if cache is None else cache.layers[i]
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(layer, x, mode, key_mask, kv, layer_cache, use_reentrant=False)
+            else:
+                x = layer(x, mode, key_mask, kv, layer_cache)
+        return x
+
+    def predict_words(self, hidden: Tensor) -> Tensor:
+        """Decoder states (R, T, D) -> logits (R, T, V). KeyError for a model without a decoder."""
+        if self.lm_head is None:
+            raise KeyError("This model has no decoder.")
+        logits: Tensor = self.lm_head(hidden, self.embeddings["decode"].word.weight)
+        return logits

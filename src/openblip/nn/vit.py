@@ -1,0 +1,116 @@
+"""The vision transformer (BLIP section 3.1): pre-norm blocks, a class token, learned positions.
+
+B batch, S side of the picture in pixels, P patch size, G = S/P patches a side, N = G*G + 1 tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.nn.attention import SelfAttention
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch for whole samples (stochastic depth), keeping its expected value."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
+
+
+class VitBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, mlp_dim: int, drop_path: float, eps: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.attention = SelfAttention(hidden_dim, num_heads)
+        self.mlp_norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim)
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path(self.attention(self.attention_norm(x)))
+        x = x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """Pictures to token features. Any square picture the patches tile; other sizes than `image_size`
+    interpolate the position embeddings."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        drop_path: float,
+        layer_norm_eps: float,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        grid = image_size // patch_size
+        self.patch_embedding = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_dim))
+        self.position_embedding = nn.Parameter(torch.zeros(1, grid * grid + 1, hidden_dim))
+        rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
+        self.blocks = nn.ModuleList(
+            VitBlock(hidden_dim, num_heads, mlp_dim, rate, layer_norm_eps) for rate in rates
+        )
+        self.norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first.
+
+        Raises ValueError when the picture is not square or the patches do not tile it.
+        """
+        patches = self.patch_embedding(self._checked(pixels))  # (B, D, G, G)
+        positions = interpolate_positions(self.position_embedding, patches.shape[-1])
+        x = patches.flatten(2).transpose(1, 2)  # (B, G*G, D)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        x = x + positions.to(x.dtype)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        output: Tensor = self.norm(x)
+        return output
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        patch = self.patch_embedding.stride[0]
+        height, width = pixels.shape[-2:]
+        if height != width or height % patch:
+            raise ValueError(f"A {height}x{width} picture: patches of {patch} need a square they tile.")
+        return pixels
+
+
+def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
+    """Positions (1, N0, D) of a square grid -> (1, grid*grid + 1, D), bicubic, the class token kept.
+
+    The released code's choice (bicubic, align_corners=False), so that its checkpoints fit any size.
+    """
+    old_grid = round((position_embedding.shape[1] - 1) ** 0.5)
+    if old_grid == grid:
+        return position_embedding
+    class_position, patch_positions = position_embedding[:, :1], position_embedding[:, 1:]
+    square = patch_positions.unflatten(1, (old_grid, old_grid)).permute(0, 3, 1, 2)  # (1, D, G0, G0)
+    resized = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", align_corners=False)
+    patches = resized.to(position_embedding.dtype).flatten(2).transpose(1, 2)
+    return torch.cat([class_position, patches], dim=1)

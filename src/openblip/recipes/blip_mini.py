@@ -1,0 +1,47 @@
+"""blip-mini: the whole of BLIP in 3.4 million parameters, for emoji scenes and for CPUs."""
+
+from openblip.data.config import DataConfig
+from openblip.data.transforms import Augmentation
+from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.recipes.run import Run
+from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, FilterConfig, PretrainingConfig
+from openblip.training.config import TrainingConfig
+
+# Left and right, big and small, one and two are said in the captions: no flips and hardly any crop.
+AUGMENTATION = Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_ops=0)
+
+
+def blip_mini() -> Run:
+    """Pre-train BLIP at the size of a laptop (ITC + ITM + LM from random weights).
+
+    Source: BLIP section 3.2 with everything made smaller. Cost: about 25 minutes on two CPU cores with AMX.
+    Expected: docs/results.md.
+    """
+    return Run(
+        recipe="blip-mini",
+        init=None,
+        model=BlipConfig(
+            vision=VisionConfig(
+                image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640
+            ),
+            text=TextConfig(
+                vocab_size=0, hidden_dim=160, num_layers=3, num_heads=4, mlp_dim=640, max_positions=48, dropout=0.0
+            ),
+            embed_dim=128,
+        ),
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source="", augmentation=AUGMENTATION),
+        task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
+        training=TrainingConfig(
+            steps=3000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            min_learning_rate=1e-5,
+            beta2=0.98,
+            clip_norm=1.0,
+            checkpoint_every=250,
+        ),
+        out="runs/blip-mini",
+    )

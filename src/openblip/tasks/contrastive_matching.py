@@ -1,0 +1,131 @@
+"""ITC and ITM over one batch, with their momentum twin and queue: the part pre-training and filter share.
+
+B local batch, G joint batch of all processes, N image tokens, T text tokens, D width, E embedding width.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.data.tokenizer import Tokens
+from openblip.models.blip import Blip, ImageKV
+from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
+from openblip.objectives.gather import gather, gather_padded, gather_with_gradient, world_size
+from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
+from openblip.objectives.momentum import EmbeddingQueue, update_average
+from openblip.tasks.config import ContrastiveConfig
+
+
+class ContrastiveMatching(nn.Module):
+    """The objectives ITC and ITM around a model; inference never sees the twin and the queue."""
+
+    def __init__(self, model: Blip, config: ContrastiveConfig, enc_id: int) -> None:
+        super().__init__()
+        self.config = config
+        self.enc_id = enc_id
+        self.twin = make_twin(model)
+        self.queue = EmbeddingQueue(config.queue_size, model.config.embed_dim)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def itc(
+        self, model: Blip, pixels: Tensor, image_tokens: Tensor, tokens: Tokens, ids: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The ITC loss, and the similarities over temperature of images to texts and of texts to images of
+        the joint batch, both (B, G), by which ITM mines its negatives."""
+        image = model.embed_image(image_tokens)
+        text = model.embed_text(tokens.ids, tokens.mask)
+        with torch.no_grad():
+            momentum_image = self.twin.embed_image(self.twin.encode_image(pixels))
+            momentum_text = self.twin.embed_text(tokens.ids, tokens.mask)
+        batch = (gather(momentum_image), gather(momentum_text), gather(ids))
+        self._pending.append(batch)
+        keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(batch, self.queue.content(), strict=True)))
+        alpha = alpha_at(step, self.config.alpha, self.config.alpha_ramp_steps)
+        loss = itc_loss(
+            image, text, momentum_image, momentum_text, ids, keys, model.temperature, alpha
+        )
+        with torch.no_grad():
+            image_to_text = image @ batch[1].T / model.temperature
+            text_to_image = text @ batch[0].T / model.temperature
+        return loss, image_to_text, text_to_image
+
+    def itm(
+        self,
+        model: Blip,
+        image_tokens: Tensor,
+        image_kv: ImageKV,
+        tokens: Tokens,
+        ids: Tensor,
+        similarities: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Every pair as positive, with one hard negative text per image and one hard negative image per text.
+
+        Negatives come from the joint batch of all processes. The released pre-training code draws them from
+        the process's own batch; with one process that is the same.
+        """
+        image_to_text, text_to_image = similarities
+        joint_ids = gather(ids)
+        text_index, has_text = draw_negatives(negative_weights(image_to_text, ids, joint_ids), generator)
+        image_index, has_image = draw_negatives(negative_weights(text_to_image, ids, joint_ids), generator)
+
+        texts = replace_first(tokens, self.enc_id)
+        joint_texts = Tokens(gather_padded(texts.ids, 0), gather_padded(texts.mask, False))
+        with_own_image = interleave(texts, Tokens(joint_texts.ids[text_index], joint_texts.mask[text_index]))
+        own_logits = model.match_logits(with_own_image.ids, with_own_image.mask, image_kv)  # (2B, 2)
+        negative_kv = negative_images(model, image_tokens, image_kv, image_index)
+        image_logits = model.match_logits(texts.ids, texts.mask, negative_kv)  # (B, 2)
+
+        positive = torch.ones_like(has_text)
+        labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
+        counted = torch.stack([positive, has_text], dim=1).flatten()
+        return itm_loss(
+            torch.cat([own_logits, image_logits]),
+            torch.cat([labels, torch.zeros_like(ids)]),
+            torch.cat([counted, has_image]),
+        )
+
+    def after_step(self, model: Blip) -> None:
+        """Clamp the temperature, let the twin follow, and queue what this step's batches embedded."""
+        clamp_temperature(model.temperature)
+        own = dict(model.named_parameters())
+        twin = dict(self.twin.named_parameters())
+        update_average(twin.values(), (own[name] for name in twin), self.config.momentum)
+        for images, texts, ids in self._pending:
+            self.queue.put(images, texts, ids)
+        self._pending.clear()
+
+
+def make_twin(model: Blip) -> Blip:
+    """A frozen copy of what ITC needs: vision, text encoder and the two projections.
+
+    It has the model's dropout off: the released code leaves it on, which only adds noise to the targets.
+    """
+    twin = Blip(replace(model.config, heads=("itc",)))
+    own = model.state_dict()
+    twin.load_state_dict({name: own[name] for name in twin.state_dict()})
+    return twin.requires_grad_(False).eval()
+
+
+def replace_first(tokens: Tokens, token_id: int) -> Tokens:
+    """The same texts (R, T), beginning with `token_id`."""
+    ids = tokens.ids.clone()
+    ids[:, 0] = token_id
+    return Tokens(ids, tokens.mask)
+
+
+def interleave(first: Tokens, second: Tokens) -> Tokens:
+    """Two sets of B texts -> (2B, T): first[0], second[0], first[1], ..., padded to the longer."""
+    length = max(first.ids.shape[1], second.ids.shape[1])
+    ids = [F.pad(t.ids, (0, length - t.ids.shape[1])) for t in (first, second)]
+    mask = [F.pad(t.mask, (0, length - t.mask.shape[1])) for t in (first, second)]
+    return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))
+
+
+def negative_images(model: Blip, image_tokens: Tensor, image_kv: ImageKV, index: Tensor) -> ImageKV:
+    """Cross-attention K/V of the images `index` (B,) names in the joint batch, gradients to their makers."""
+    if world_size() == 1:
+        return image_kv.select(index)
+    return model.image_kv(gather_with_gradient(image_tokens)[index], "encode")

@@ -1,0 +1,49 @@
+"""How a run is optimised. No torch here: `--help` reads it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openblip.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """AdamW over a fixed number of steps. A step is one optimizer update, all processes together."""
+
+    steps: int
+    batch_size: int
+    """Pairs per process and micro-batch; a step sees batch_size * accumulation * processes."""
+    accumulation: int = 1
+    """Micro-batches per step."""
+    learning_rate: float = 3e-4
+    schedule: Literal["cosine", "step_decay", "constant"] = "cosine"
+    min_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    """Steps of linear rise from warmup_learning_rate; the schedule counts from their end."""
+    warmup_learning_rate: float = 1e-6
+    decay_rate: float = 0.9
+    """step_decay: multiplied in after every decay_every steps."""
+    decay_every: int = 1000
+    weight_decay: float = 0.05
+    """For matrices; vectors and scalars (biases, norms, temperature) are not decayed."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float | None = None
+    """Largest norm of the joint gradient; None for no clipping."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast of the forward pass; weights and optimizer stay float32."""
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    num_threads: int | None = None
+    """CPU threads of the process; None leaves torch's choice."""
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"training.clip_norm is {self.clip_norm}; use a positive norm or none.")

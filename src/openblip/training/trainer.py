@@ -1,0 +1,200 @@
+"""The training loop. It knows a task, a loader and a run folder, and no concrete model."""
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from openblip.data.loader import LoadedBatch, Loader
+from openblip.errors import OpenBlipError
+from openblip.progress import Progress
+from openblip.tasks.protocol import TrainingTask
+from openblip.training.config import TrainingConfig
+from openblip.training.distributed import Process, everywhere
+from openblip.training.optimizer import learning_rate_at, make_optimizer
+from openblip.training.run_folder import RunFolder
+from openblip.training.state import load_state, save_state
+from openblip.training.tracking import Trackers
+
+
+class NonFiniteError(OpenBlipError):
+    """A loss or gradient that is no number; the weights were not touched by that step."""
+
+
+class Trainer:
+    """Runs a task to its last step, from wherever the run folder's newest checkpoint stands.
+
+    Args:
+        task: an nn.Module that follows `TrainingTask`, on the process's device.
+        loader_at: makes the loader of this process's batches from a cursor; None is the beginning.
+        config: how to optimise.
+        folder: where the run writes.
+        process: this process of the run.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        loader_at: Callable[[dict[str, Any] | None], Loader],
+        config: TrainingConfig,
+        folder: RunFolder,
+        process: Process,
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.folder = folder
+        self.process = process
+        self.optimizer = make_optimizer(task, config)
+        self.step = 0
+        self.num_rejects = 0
+        self._cursor: dict[str, Any] | None = None
+        last = folder.last_checkpoint()
+        if last is not None:
+            self.step, checkpoint = last
+            self._cursor = load_state(checkpoint, task, self.optimizer, process)
+        self.loader = loader_at(self._cursor)
+        if process.is_main:
+            folder.forget_after(self.step)
+        distributed = DistributedDataParallel(task) if process.world_size > 1 else task
+        self.forward = cast(TrainingTask, distributed)
+
+    def run(self) -> bool:
+        """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
+
+        Raises NonFiniteError before an update with a loss or gradient that is no number.
+        """
+        config = self.config
+        trackers = Trackers(config, self.folder.path) if self.process.is_main else None
+        self.task.train()
+        visible = self.process.is_main
+        progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=visible)
+        with stop_signals() as stop, progress as bar:
+            batches = iter(self.loader)
+            started, since = time.perf_counter(), self.step
+            while self.step < config.steps:
+                record = self._train_step(batches)
+                bar.advance(1)
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    samples = (self.step - since) * self._samples_per_step()
+                    record["samples_per_second"] = round(samples / (time.perf_counter() - started), 2)
+                    started, since = time.perf_counter(), self.step
+                    bar.note(describe(record))
+                    if trackers is not None:
+                        self.folder.log(record)
+                        trackers.log(record)
+                stopped = not everywhere(not stop.is_set(), self.process)
+                if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self._save()
+                if stopped:
+                    break
+        if trackers is not None:
+            trackers.close()
+        return self.step == config.steps
+
+    def _train_step(self, batches: Iterator[LoadedBatch]) -> dict[str, float]:
+        """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
+        config, device = self.config, self.process.device
+        rate = learning_rate_at(self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for micro in range(config.accumulation):
+            loaded = next(batches)
+            self._cursor = loaded.cursor
+            self.num_rejects += len(loaded.rejects)
+            torch.manual_seed(derive_seed(config.seed, self.step, micro, self.process.rank))
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
+            with self._sync_only_if(micro == config.accumulation - 1):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    losses = self.forward(loaded.batch.to(device), self.step, generator)
+                total = torch.stack(list(losses.values())).sum() / config.accumulation
+                total.backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(loss.detach()) / config.accumulation
+        norm = self._clip_gradients(sums)
+        self.optimizer.step()
+        cast(TrainingTask, self.task).after_step()
+        self.step += 1
+        return {
+            "step": self.step,
+            **sums,
+            "loss": sum(sums.values()),
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "rejects": self.num_rejects,
+        }
+
+    def _clip_gradients(self, losses: dict[str, float]) -> float:
+        """Clip as configured and return the norm before it; NonFiniteError stops every process alike."""
+        gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_is_finite = bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
+        if not everywhere(loss_is_finite and bool(torch.isfinite(norm)), self.process):
+            raise NonFiniteError(
+                f"Step {self.step + 1}: losses {losses}, gradient norm {float(norm)}. The weights are those of "
+                f"step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
+            )
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)
+        return float(norm)
+
+    @contextmanager
+    def _sync_only_if(self, last: bool) -> Iterator[None]:
+        """DDP averages gradients in the backward pass of the last micro-batch only."""
+        forward = self.forward
+        skip = isinstance(forward, DistributedDataParallel) and not last
+        with forward.no_sync() if isinstance(forward, DistributedDataParallel) and skip else nullcontext():
+            yield
+
+    def _samples_per_step(self) -> int:
+        return self.config.batch_size * self.config.accumulation * self.process.world_size
+
+    def _save(self) -> None:
+        target = self.folder.checkpoint(self.step)
+        if self._cursor is not None and not target.exists():
+            save_state(target, self.task, self.optimizer, self._cursor, self.process)
+        if self.process.is_main:
+            self.folder.keep_last(self.config.keep_checkpoints)
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed from integers, the same on every machine."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def describe(record: dict[str, float]) -> str:
+    """The losses of a record, for the progress line."""
+    hidden = {"step", "gradient_norm", "learning_rate", "rejects", "samples_per_second"}
+    losses = " ".join(f"{name} {value:.3f}" for name, value in record.items() if name not in hidden)
+    return f"{losses} | {record['samples_per_second']:.0f} samples/s"
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that a run stops between steps. A second Ctrl-C interrupts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
