@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 # Set before the first use: the library warns in every forked loader worker otherwise.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +19,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as WordPiece
 
 from openblip.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:  # torch takes longer to import than everything here together
+    import torch
 
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
@@ -37,10 +39,10 @@ def normalize_caption(text: str, max_words: int = 30) -> str:
 class Tokens:
     """`ids` int64 (B, T) padded at the end; `mask` bool (B, T), True at real tokens."""
 
-    ids: torch.Tensor
-    mask: torch.Tensor
+    ids: "torch.Tensor"
+    mask: "torch.Tensor"
 
-    def to(self, device: torch.device | str) -> "Tokens":
+    def to(self, device: "torch.device | str") -> "Tokens":
         return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
@@ -145,6 +147,8 @@ class Tokenizer:
 
         The released code pads to `max_length` always; with the mask the result is the same and the work less.
         """
+        import torch
+
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
         if max_length < 2:
@@ -165,14 +169,16 @@ class Tokenizer:
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
 
-    def prompt(self, text: str) -> torch.Tensor:
+    def prompt(self, text: str) -> "torch.Tensor":
         """[DEC] and the words of `text`, int64 (P,): what a caption goes on from; no [SEP]."""
+        import torch
+
         words = self._wordpiece.encode(text, add_special_tokens=False).ids
         return torch.tensor([self.dec_id, *words])
 
-    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+    def decode(self, ids: "Sequence[int] | torch.Tensor") -> str:
         """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""
-        row = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        row = list(ids) if isinstance(ids, Sequence) else ids.tolist()
         return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
 
 

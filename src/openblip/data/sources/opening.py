@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from openblip.data.sample import Source
 from openblip.data.sources import storage
+from openblip.data.sources.part import PartSource, split_part
 from openblip.errors import SourceError
 
 _FORMATS = (
     "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
-    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR"
+    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR; any of them may end in a part, [:95%]"
 )
 
 
@@ -93,6 +94,9 @@ def _split_weight(part: str) -> tuple[str, float | None]:
 
 def _open_one(spec: str, images: str | None) -> Source:
     """Each format's module is imported when a spec names it."""
+    plain, part = split_part(spec)
+    if part is not None:
+        return PartSource(spec, _open_one(plain, images), *part)
     if spec.startswith("capfilt:"):
         from openblip.data.sources.capfilt import CapFiltSource
 

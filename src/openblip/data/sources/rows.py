@@ -77,9 +77,11 @@ class Csv:
         offset = file.tell()
         while first := file.readline():
             data = first
-            while self._is_open(data) and len(data) <= _LONGEST_ROW and (more := file.readline()):
+            error = self._error(data)
+            while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
                 data += more
-            if self._is_open(data):
+                error = self._error(data)
+            if error:
                 data = first
                 file.seek(offset + len(first))
             if data.strip():
@@ -87,15 +89,14 @@ class Csv:
             line += data.count(b"\n")
             offset += len(data)
 
-    def _is_open(self, data: bytes) -> bool:
-        """Whether the row ends inside quotes."""
-        if b'"' not in data:
-            return False
-        try:
-            self._values(data, errors="replace")
-        except csv.Error as error:
-            return "unexpected end of data" in str(error)
-        return False
+    def _error(self, data: bytes) -> str:
+        """What the csv parser has against the row; "unexpected end of data" where it ends inside quotes."""
+        if b'"' in data:
+            try:
+                self._values(data, errors="replace")
+            except csv.Error as error:
+                return str(error)
+        return ""
 
     def _values(self, data: bytes, errors: str = "strict") -> list[str]:
         lines = io.StringIO(data.decode("utf-8", errors), newline="")

@@ -26,11 +26,16 @@ from openblip.errors import SourceError
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+_LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
 
 
 class _EndsEarly(Exception):
     """The archive is damaged or cut here; the message is the reject's reason."""
+
+
+class _GoesOn(_EndsEarly):
+    """There is more after the archive's end mark, so the samples before it are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +116,8 @@ def _index(file: BinaryIO, source: str, path: str, shard: str) -> ShardIndex:
                 repeats[key][slot] += 1
     except _EndsEarly as stop:
         ends_early = Reject(shard, "", f"the shard ends early, the rest is lost: {stop}")
-    if ends_early and samples and _is_partial(samples, last_key):
-        del samples[last_key]
+        if samples and not isinstance(stop, _GoesOn) and _is_partial(samples, last_key):
+            del samples[last_key]
     records: list[Record] = []
     for key, members in samples.items():
         # One reject per repeated sample, however many files it repeats.
@@ -158,6 +163,8 @@ def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
     while True:
         header = _read_header(file, offset, path)
         if header is None:
+            if end - offset > _LONGEST_PADDING:  # archives joined by cat, or a download with a hole
+                raise _GoesOn(f"end mark at byte {offset}, yet {end - offset} bytes follow")
             return
         payload = offset + _BLOCK
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
@@ -186,11 +193,11 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
     block = file.read(_BLOCK)
     if not block and offset == 0:
         raise _EndsEarly("the file is empty")
+    if len(block) == _BLOCK and not any(block):
+        return None
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
-        if block and not any(block):
-            return None
         if offset == 0:
             for magic, compression in _COMPRESSED.items():
                 if block.startswith(magic):

@@ -1,0 +1,262 @@
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from openblip.data.sample import Reject, Sample
+from openblip.data.sequential import read_samples
+from openblip.data.sources import files as source_files
+from openblip.data.sources import open_mixture, open_source
+from openblip.errors import SourceError
+
+
+def read_all(spec, images=None):
+    items = list(read_samples(open_source(str(spec), images=images and str(images))))
+    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
+
+
+@pytest.fixture
+def pictures(tmp_path, make_image):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.jpg").write_bytes(make_image(ord(name)))
+    return folder
+
+
+def check_pair(sample, pictures, name, *captions):
+    assert sample.image == (pictures / f"{name}.jpg").read_bytes()
+    assert sample.captions == captions
+
+
+def test_jsonl(tmp_path, pictures):
+    rows = [
+        {"image": "pictures/a.jpg", "caption": "one", "extra": 1},
+        {"file_name": str(pictures / "b.jpg"), "captions": ["two", " ", "three"]},
+        {"image": "pictures/c.jpg"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    samples, rejects = read_all(tmp_path / "t.jsonl")
+    assert not rejects
+    check_pair(samples[0], pictures, "a", "one")
+    check_pair(samples[1], pictures, "b", "two", "three")
+    check_pair(samples[2], pictures, "c")
+    assert samples[0].info["extra"] == 1
+    assert [s.key for s in samples] == ["000000001", "000000003", "000000005"]
+
+
+def test_jsonl_broken_lines_are_named(tmp_path, pictures):
+    lines = ['{"image": "pictures/a.jpg", "caption": "one"}', "{broken", '"text"', '{"caption": "no image"}']
+    lines += [
+        '{"image": "gone.jpg", "caption": "x"}',
+        '{"image": 5}',
+        '{"image": "pictures/b.jpg", "caption": "two"}',
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    samples, rejects = read_all(tmp_path / "t.jsonl")
+    assert [s.captions for s in samples] == [("one",), ("two",)]
+    reasons = {reject.key: reject.reason for reject in rejects}
+    assert sorted(int(key) for key in reasons) == [2, 3, 4, 5, 6]
+    for line in (2, 3, 4, 6):
+        assert f"t.jsonl line {line}" in reasons[f"{line:09d}"]
+    assert "gone.jpg" in reasons["000000005"]
+
+
+def test_csv_with_bom_quotes_and_line_breaks(tmp_path, pictures):
+    with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerows(
+            [
+                ("image", "caption"),
+                ("pictures/a.jpg", 'a "big", red\ndog'),
+                ("pictures/b.jpg", "a cat"),
+                ("x",),
+            ]
+        )
+    samples, rejects = read_all(tmp_path / "t.csv")
+    check_pair(samples[0], pictures, "a", 'a "big", red\ndog')
+    check_pair(samples[1], pictures, "b", "a cat")
+    assert [r.key for r in rejects] == ["000000005"]
+    assert "line 5: 1 values for 2 columns" in rejects[0].reason
+
+
+def test_csv_quote_never_closed_costs_one_line(tmp_path, pictures):
+    lines = ["image,caption", 'pictures/a.jpg,"never closed', "pictures/b.jpg,fine", 'pictures/c.jpg,5" pipe']
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    samples, rejects = read_all(tmp_path / "t.csv")
+    check_pair(samples[0], pictures, "b", "fine")
+    check_pair(samples[1], pictures, "c", '5" pipe')
+    assert [r.key for r in rejects] == ["000000002"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_csv_with_other_delimiters(tmp_path, pictures, delimiter):
+    text = delimiter.join(["image", "caption"]) + "\n" + delimiter.join(["pictures/a.jpg", "a, b"]) + "\n"
+    (tmp_path / "t.tsv").write_text(text)
+    check_pair(read_all(tmp_path / "t.tsv")[0][0], pictures, "a", "a, b")
+
+
+@pytest.mark.parametrize(("header", "missing"), [("url,caption", "image"), ("image,alt", "caption")])
+def test_missing_columns_name_those_found(tmp_path, header, missing):
+    (tmp_path / "t.csv").write_text(f"{header}\nx,y\n")
+    with pytest.raises(SourceError, match=f"no {missing} column.*found: {header.replace(',', ', ')}"):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_rows_of_one_image_share_its_id(tmp_path, pictures):
+    rows = [("pictures/a.jpg", "x"), ("pictures/a.jpg", "y"), ("pictures/b.jpg", "z")]
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{i},{c}\n" for i, c in rows))
+    samples, _ = read_all(tmp_path / "t.csv")
+    assert samples[0].image_id == samples[1].image_id != samples[2].image_id
+
+
+def test_a_table_with_the_images_elsewhere(tmp_path, pictures):
+    (tmp_path / "t.jsonl").write_text('{"image": "a.jpg", "caption": "one"}')
+    check_pair(read_all(tmp_path / "t.jsonl", images=pictures)[0][0], pictures, "a", "one")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_long_tables_are_cut_into_shards(tmp_path, pictures, monkeypatch, suffix):
+    monkeypatch.setattr("openblip.data.sources.tables.ROWS_PER_SHARD", 4)
+    if suffix == "csv":
+        lines = ["image,caption"] + [f'pictures/a.jpg,"text\n{i}"' for i in range(10)]
+    else:
+        lines = [json.dumps({"image": "pictures/a.jpg", "caption": f"text\n{i}"}) for i in range(10)]
+    (tmp_path / f"t.{suffix}").write_text("\n".join(lines))
+    source = open_source(str(tmp_path / f"t.{suffix}"))
+    assert list(source.shards()) == ["t-00000", "t-00001", "t-00002"]
+    assert [len(source.index(shard).records) for shard in source.shards()] == [4, 4, 2]
+    assert [s.captions[0] for s in read_samples(source)] == [f"text\n{i}" for i in range(10)]
+    assert len({s.key for s in read_samples(source)}) == 10
+
+
+def test_coco(tmp_path, pictures):
+    content = {
+        "images": [
+            {"id": 4, "file_name": "b.jpg"},
+            {"id": 2, "file_name": "a.jpg"},
+            {"id": 9, "file_name": "none.jpg"},
+            {"id": 2, "file_name": "c.jpg"},
+            {"id": 11},
+        ],
+        "annotations": [
+            {"image_id": 2, "id": 1, "caption": "first"},
+            {"image_id": 4, "id": 2, "caption": "other"},
+            {"image_id": 2, "id": 3, "caption": "second"},
+        ],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    samples, rejects = read_all(tmp_path / "captions.json", images=pictures)
+    check_pair(samples[0], pictures, "b", "other")
+    check_pair(samples[1], pictures, "a", "first", "second")
+    assert [s.key for s in samples] == ["4", "2"]
+    assert {r.key for r in rejects} == {"9", "2", "images[4]"}
+    with pytest.raises(SourceError, match="--images"):
+        open_source(str(tmp_path / "captions.json"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"images": [], "annotations": []}'])
+def test_a_json_that_is_not_coco(tmp_path, content):
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(SourceError, match=r"captions\.json"):
+        open_source(str(tmp_path / "captions.json"), images=str(tmp_path))
+
+
+def test_folder(tmp_path, pictures, make_image):
+    (pictures / "a.txt").write_text("a dog\n")
+    (pictures / "b.json").write_text('{"caption": "a cat", "image_id": 3}')
+    (pictures / "sub").mkdir()
+    (pictures / "sub" / "ü.PNG").write_bytes(make_image(3))
+    (pictures / "dir.jpg").mkdir()
+    (pictures / "a.jpeg").write_bytes(make_image(9))
+    (pictures / "notes.md").write_text("x")
+    (pictures / "orphan.txt").write_text("no image")
+    samples, rejects = read_all(pictures)
+    assert [s.key for s in samples] == ["a", "b", "c", "sub/ü"]
+    assert [s.captions for s in samples] == [("a dog",), ("a cat",), (), ()]
+    assert len({s.image_id for s in samples}) == 4
+    assert [(r.shard, r.key) for r in rejects] == [("pictures", "a")]
+
+
+def test_folder_in_several_shards(pictures, monkeypatch):
+    monkeypatch.setattr(source_files, "ROWS_PER_SHARD", 2)
+    source = open_source(str(pictures))
+    assert list(source.shards()) == ["pictures-00000", "pictures-00001"]
+    assert [s.key for s in read_samples(source)] == ["a", "b", "c"]
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(SourceError, match="no image"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("style", ["bytes", "struct", "path"])
+def test_parquet(tmp_path, pictures, style):
+    payloads = [(pictures / f"{name}.jpg").read_bytes() for name in "abc"]
+    column = {
+        "bytes": payloads,
+        "struct": [{"bytes": payload, "path": None} for payload in payloads],
+        "path": [{"bytes": None, "path": f"pictures/{name}.jpg"} for name in "abc"],
+    }[style]
+    if style == "path":
+        column = pa.array(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    table = pa.table({"jpg": column, "text": ["one", "two", None], "url": ["x", "y", "z"]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    source = open_source(str(tmp_path / "t.parquet"))
+    assert list(source.shards()) == ["t-00000", "t-00001"]
+    samples, rejects = read_all(tmp_path / "t.parquet")
+    assert not rejects
+    for sample, name, captions in zip(samples, "abc", (("one",), ("two",), ()), strict=True):
+        check_pair(sample, pictures, name, *captions)
+    assert [s.info["url"] for s in samples] == ["x", "y", "z"]
+    assert len({s.key for s in samples}) == 3
+
+
+def test_parquet_keys_lists_and_holes(tmp_path, pictures):
+    payload = (pictures / "a.jpg").read_bytes()
+    table = pa.table(
+        {"image": [payload, payload, None], "captions": [["one", "two"], [], ["x"]], "key": ["k", "k", "n"]}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    samples, rejects = read_all(tmp_path / "t.parquet")
+    assert [(s.key, s.captions) for s in samples] == [("k", ("one", "two"))]
+    assert sorted(r.key for r in rejects) == ["k", "n"]
+
+
+def test_parquet_errors(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(SourceError, match=r"bad\.parquet"):
+        open_source(str(tmp_path / "bad.parquet"))
+    pq.write_table(pa.table({"url": ["x"], "caption": ["y"]}), tmp_path / "columns.parquet")
+    with pytest.raises(SourceError, match="found: url, caption"):
+        open_source(str(tmp_path / "columns.parquet"))
+
+
+def test_mixture_weights(tmp_path, write_shards):
+    a, b = str(write_shards(tmp_path / "a", [3])), str(write_shards(tmp_path / "b", [1]))
+    assert open_mixture(a).weights == (1.0,)
+    assert open_mixture(f"{a},{b}").weights == (0.75, 0.25)
+    weighted = open_mixture(f"{a}@1, {b}@3")
+    assert weighted.weights == (0.25, 0.75)
+    assert [source.name for source in weighted.sources] == [a, b]
+    braces = open_mixture(f"{a}/{{0000,0000}}.tar,{b}")
+    assert len(braces.sources) == 2
+    for spec in (f"{a}@1,{b}", f"{a}@0,{b}@1", f"{a}@-1,{b}@1", f"{a},", f"{a},{a}", f"{a}@nan,{b}@1"):
+        with pytest.raises(SourceError):
+            open_mixture(spec)
+    with pytest.raises(SourceError, match="one plain source"):
+        open_source(f"{a},{b}")
+
+
+def test_names_with_at_signs_and_commas(tmp_path, write_shards):
+    folder = write_shards(tmp_path / "me@0.5, really", [2])
+    assert open_mixture(str(folder)).weights == (1.0,)
+    assert len(list(read_samples(open_source(str(folder))))) == 2
+
+
+def test_lone_surrogates_do_not_reach_captions(tmp_path, pictures):
+    (tmp_path / "t.jsonl").write_text('{"image": "pictures/a.jpg", "caption": "dog \\ud83d"}')
+    caption = read_all(tmp_path / "t.jsonl")[0][0].captions[0]
+    assert caption.encode("utf-8").startswith(b"dog ")

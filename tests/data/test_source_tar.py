@@ -1,0 +1,242 @@
+import gzip
+import io
+import json
+import tarfile
+
+import pytest
+
+from openblip.data.sample import Reject, Sample
+from openblip.data.sequential import read_samples
+from openblip.data.sources import open_source
+from openblip.errors import SourceError
+
+
+def text(**fields):
+    return json.dumps(fields).encode()
+
+
+def read_all(spec):
+    items = list(read_samples(open_source(str(spec))))
+    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
+
+
+def test_webdataset_members_become_samples(tmp_path, write_tar, make_image):
+    picture = make_image(7)
+    path = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("000.jpg", picture),
+            ("000.json", text(caption="a dog", references=["a hound"])),
+            ("dir/001.PNG", picture),
+            ("dir/001.txt", "eine Katze, süß\n".encode()),
+            ("002.seg.png", b"not the image"),
+            ("002.json", text(captions=["one", "two"], image_id=5)),
+            ("002.webp", picture),
+            ("003.jpg", picture),
+            (".DS_Store", b"junk"),
+        ],
+    )
+    samples, rejects = read_all(path)
+    assert not rejects
+    assert [s.key for s in samples] == ["000", "dir/001", "002", "003"]
+    assert [s.captions for s in samples] == [("a dog",), ("eine Katze, süß",), ("one", "two"), ()]
+    assert samples[0].image == picture
+    assert samples[0].info["references"] == ["a hound"]
+    assert samples[2].image_id == f"{path}#5"
+    assert len({s.image_id for s in samples}) == 4
+
+
+def test_json_caption_goes_before_txt_and_txt_fills_in(tmp_path, write_tar, make_image):
+    members = [("a.jpg", make_image()), ("a.txt", b"from txt"), ("a.json", text(caption="from json"))]
+    members += [("b.jpg", make_image()), ("b.txt", b"from txt"), ("b.json", text(caption=None))]
+    samples, _ = read_all(write_tar(tmp_path / "a.tar", members))
+    assert [s.captions for s in samples] == [("from json",), ("from txt",)]
+
+
+def test_interleaved_members_are_not_split(tmp_path, write_tar, make_image):
+    members = [("a.jpg", make_image(1)), ("b.jpg", make_image(2)), ("b.txt", b"b"), ("a.txt", b"a")]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert [(s.key, s.captions) for s in samples] == [("a", ("a",)), ("b", ("b",))]
+    assert not rejects
+
+
+def test_a_repeated_key_is_one_reject_and_the_first_stays(tmp_path, write_tar, make_image):
+    first, second = make_image(1), make_image(2)
+    members = [
+        ("a.jpg", first),
+        ("a.txt", b"first"),
+        ("b.jpg", second),
+        ("a.jpg", second),
+        ("a.txt", b"second"),
+    ]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert [(s.key, s.captions, s.image) for s in samples] == [("a", ("first",), first), ("b", (), second)]
+    assert [(r.key, "duplicate" in r.reason) for r in rejects] == [("a", True)]
+
+
+def test_caption_without_image_is_a_reject(tmp_path, write_tar, make_image):
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", [("a.txt", b"x"), ("b.jpg", make_image())]))
+    assert [s.key for s in samples] == ["b"]
+    assert [(r.shard, r.key) for r in rejects] == [("a", "a")]
+    assert "no image" in rejects[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "reason"),
+    [
+        ("a.json", b"{broken", "broken json"),
+        ("a.json", b"[1]", "json object"),
+        ("a.json", text(caption=3), "caption"),
+        ("a.json", b"\xff\xfe\x00", "json"),
+        ("a.txt", b"\xff\xff", "UTF-8"),
+    ],
+)
+def test_unreadable_texts_are_rejects_that_say_why(tmp_path, write_tar, make_image, name, payload, reason):
+    members = [("a.jpg", make_image()), (name, payload), ("b.jpg", make_image()), ("b.txt", b"b")]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert [s.key for s in samples] == ["b"]
+    assert rejects[0].key == "a"
+    assert reason in rejects[0].reason
+
+
+def three_samples(write_tar, make_image, path):
+    members = [m for i in range(3) for m in ((f"{i}.jpg", make_image(i)), (f"{i}.txt", b"text %d" % i))]
+    return write_tar(path, members).read_bytes()
+
+
+@pytest.mark.parametrize("cut", ["header", "image", "text missing"])
+def test_a_shard_that_ends_early_gives_its_whole_samples(tmp_path, write_tar, make_image, cut):
+    whole = three_samples(write_tar, make_image, tmp_path / "whole.tar")
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        members = tar.getmembers()
+    image, caption = members[4], members[5]
+    ends = {"header": image.offset + 100, "image": image.offset_data + 50, "text missing": caption.offset}
+    (tmp_path / "cut.tar").write_bytes(whole[: ends[cut]])
+    samples, rejects = read_all(tmp_path / "cut.tar")
+    assert [s.key for s in samples] == ["0", "1"]
+    assert [(r.shard, r.key) for r in rejects] == [("cut", "")]
+    assert "ends early" in rejects[0].reason
+
+
+def test_a_damaged_header_in_the_middle_is_not_silent(tmp_path, write_tar, make_image):
+    whole = bytearray(three_samples(write_tar, make_image, tmp_path / "whole.tar"))
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        offset = tar.getmembers()[2].offset
+    whole[offset + 10 : offset + 20] = b"\xff" * 10
+    (tmp_path / "bad.tar").write_bytes(whole)
+    samples, rejects = read_all(tmp_path / "bad.tar")
+    assert [s.key for s in samples] == ["0"]
+    assert "checksum" in rejects[-1].reason
+
+
+def test_what_follows_the_end_mark_is_not_silent(tmp_path, write_tar):
+    first = write_tar(tmp_path / "a.tar", [("a.jpg", b"x")]).read_bytes()
+    second = write_tar(tmp_path / "b.tar", [("b.jpg", b"x" * 2_000_000)]).read_bytes()
+    (tmp_path / "joined.tar").write_bytes(first + second)
+    samples, rejects = read_all(tmp_path / "joined.tar")
+    assert [s.key for s in samples] == ["a"]
+    assert "bytes follow" in rejects[0].reason
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no archive" * 100, b"\0" * 20])
+def test_what_is_no_tar_is_one_reject(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    samples, rejects = read_all(tmp_path / "a.tar")
+    assert not samples
+    assert len(rejects) == 1
+
+
+def test_a_compressed_tar_is_a_clear_error(tmp_path):
+    for name in ("a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"x" * 1000))
+        with pytest.raises(SourceError, match="compressed"):
+            read_all(tmp_path / name)
+
+
+def test_odd_member_names_are_only_keys(tmp_path, make_image):
+    names = ["/etc/a.jpg", "../../b.jpg", "ünï/ç.jpg", "x" * 300 + "/d.jpg", "\udcff.jpg"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(make_image())
+            tar.addfile(info, io.BytesIO(make_image()))
+    samples, rejects = read_all(tmp_path / "a.tar")
+    assert not rejects
+    assert [s.key for s in samples][:4] == ["/etc/a", "../../b", "ünï/ç", "x" * 300 + "/d"]
+    assert all(s.key.encode() for s in samples)  # no lone surrogate: keys go into parquet and json
+    assert all(s.image == make_image() for s in samples)
+
+
+@pytest.mark.parametrize("archive", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_names_of_every_tar_format(tmp_path, make_image, archive):
+    name = "d" * 90 + "/" + "f" * 90 + ".jpg"
+    with tarfile.open(tmp_path / "a.tar", "w", format=archive) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(make_image())
+        tar.addfile(info, io.BytesIO(make_image()))
+    samples, _ = read_all(tmp_path / "a.tar")
+    assert [s.key for s in samples] == [name[:-4]]
+
+
+def test_links_are_rejects(tmp_path, make_image):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo(f"link{kind[0]}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        folder = tarfile.TarInfo("x.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    samples, rejects = read_all(tmp_path / "a.tar")
+    assert not samples
+    assert len(rejects) == 3
+
+
+def test_indexing_reads_no_payload(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 500_000), ("a.txt", b"t")])
+    index = open_source(str(path)).index("a")
+    with open(path, "r+b") as file:
+        file.truncate(1024)
+    with pytest.raises(OSError, match="ends early"):
+        index.records[0].read()
+
+
+def test_braces_globs_and_folders_name_the_same_shards(tmp_path, write_shards):
+    write_shards(tmp_path, [1, 1, 1])
+    expected = ["0000", "0001", "0002"]
+    for spec in ("{0000..0002}.tar", "*.tar", "{0000,0001,0002}.tar", "000[012].tar", ""):
+        assert list(open_source(str(tmp_path / spec)).shards()) == expected
+
+
+def test_shards_with_the_same_stem_get_names_of_their_own(tmp_path, write_shards):
+    write_shards(tmp_path / "a", [1])
+    write_shards(tmp_path / "b", [1, 1])
+    source = open_source(str(tmp_path / "*" / "*.tar"))
+    assert list(source.shards()) == ["a-0000", "b-0000", "0001"]
+    assert len({s.shard for s in read_samples(source)}) == 3
+
+
+def test_shards_from_a_url(tmp_path, write_shards):
+    fsspec = pytest.importorskip("fsspec")
+    write_shards(tmp_path, [2, 1])
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.glob("*.tar"):
+        memory.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    for spec in ("memory://bucket/{0000..0001}.tar", "memory://bucket/*.tar", "memory://bucket"):
+        samples, rejects = read_all(spec)
+        assert [s.key for s in samples] == ["00000", "00001", "00002"]
+        assert not rejects
+    with pytest.raises(SourceError, match="no such file"):
+        open_source("memory://bucket/none.tar")
+
+
+@pytest.mark.parametrize("spec", ["missing.tar", "none-*.tar", "{0..3}.tar", "nowhere"])
+def test_a_missing_source_is_named(tmp_path, spec):
+    with pytest.raises(SourceError, match="no"):
+        open_source(str(tmp_path / spec))
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path):
+    (tmp_path / "a.docx").write_bytes(b"x")
+    with pytest.raises(SourceError, match="parquet"):
+        open_source(str(tmp_path / "a.docx"))

@@ -1,0 +1,136 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer as WordPiece
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.errors import CheckpointError, ConfigError
+
+CAPTIONS = [f"A red dog{s} next to {n} cats, on the left" for n in range(60) for s in ("", "s", "gy")] + [
+    "ein süßer Hund"
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(CAPTIONS, 300)
+
+
+def test_special_tokens_have_their_places(tokenizer):
+    assert tokenizer.pad_id == 0
+    assert (tokenizer.cls_id, tokenizer.sep_id) == (2, 3)
+    assert (tokenizer.dec_id, tokenizer.enc_id) == (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
+    assert tokenizer.vocab_size <= 300
+
+
+def test_encode_pads_to_the_longest_and_truncates_before_sep(tokenizer):
+    tokens = tokenizer.encode(["a dog", "a red dog next to 3 cats", ""], max_length=6)
+    assert tokens.ids.shape == (3, 6)
+    assert tokens.ids.dtype == torch.long
+    assert tokens.mask.dtype == torch.bool
+    assert tokens.mask.sum(1).tolist() == [4, 6, 2]
+    assert (tokens.ids[:, 0] == tokenizer.cls_id).all()
+    assert [int(row[mask.sum() - 1]) for row, mask in zip(tokens.ids, tokens.mask, strict=True)] == [3, 3, 3]
+    assert (tokens.ids[~tokens.mask] == tokenizer.pad_id).all()
+    assert tokenizer.encode(["a dog"], max_length=30).ids.shape == (1, 4)
+
+
+@pytest.mark.parametrize("text", ["a dog, a cat", "two red dogs next to a cat on the left, 7 cats", "t"])
+def test_decode_gives_the_text_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode([text]).ids[0]) == text
+    assert tokenizer.decode(tokenizer.encode([text.upper()]).ids[0].tolist()) == text
+
+
+def test_any_ascii_text_is_known(tokenizer):
+    text = "zyx qwerty! #5 (jpg) ~ http://a.b/c?d=e 'x' \"y\" `z` $%^&*_+{}|<>[];\\ 0123456789"
+    unknown = 1
+    assert unknown not in tokenizer.encode([text], 500).ids
+    assert unknown in tokenizer.encode(["漢"], 500).ids
+
+
+def test_special_tokens_in_a_caption_are_text(tokenizer):
+    ids = tokenizer.encode(["a [SEP] [DEC] dog [PAD]"]).ids[0, 1:-1].tolist()
+    assert not {tokenizer.sep_id, tokenizer.dec_id, tokenizer.pad_id} & set(ids)
+
+
+def test_training_is_deterministic_across_processes_and_orders(tmp_path, tokenizer):
+    script = (
+        "import sys; from openblip.data.tokenizer import Tokenizer; "
+        "Tokenizer.train(open(sys.argv[1], encoding='utf-8').read().split('\\n'), 300).save(sys.argv[2]); "
+        "assert 'torch' not in sys.modules"
+    )
+    (tmp_path / "captions").write_text("\n".join(CAPTIONS[::-1]), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "captions"), str(tmp_path / "other")], check=True
+    )
+    tokenizer.save(tmp_path / "own")
+    assert (tmp_path / "own" / "tokenizer.json").read_bytes() == (
+        tmp_path / "other" / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_frequent_words_are_whole(tokenizer):
+    assert tokenizer.encode(["red dog next cats left"]).ids.shape == (1, 7)
+
+
+def test_save_and_load(tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "t")
+    texts = ["a red dog, 5 cats", "[ENC] strange wörds"]
+    expected = tokenizer.encode(texts)
+    loaded = Tokenizer.load(tmp_path / "t")
+    assert torch.equal(loaded.encode(texts).ids, expected.ids)
+    assert (loaded.dec_id, loaded.enc_id) == (tokenizer.dec_id, tokenizer.enc_id)
+    (tmp_path / "t" / "tokenizer.json").unlink()
+    from_vocab = Tokenizer.load(tmp_path / "t")
+    assert torch.equal(from_vocab.encode(texts).ids, expected.ids)
+    assert (from_vocab.vocab_size, from_vocab.enc_id) == (tokenizer.vocab_size, tokenizer.enc_id)
+
+
+def test_loading_errors(tmp_path):
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor vocab\.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{broken")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(CheckpointError, match="PAD"):
+        Tokenizer.load(tmp_path)
+
+
+def test_berts_vocabulary_gets_dec_and_enc_at_the_end():
+    vocab = {
+        "[PAD]": 0,
+        **{f"[unused{i}]": i for i in range(1, 100)},
+        "[UNK]": 100,
+        "[CLS]": 101,
+        "[SEP]": 102,
+    }
+    vocab |= {"[MASK]": 103} | {f"word{i}": i for i in range(104, 30522)}
+    wordpiece = WordPiece(models.WordPiece(vocab, unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer()
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = decoders.WordPiece()
+    wordpiece.enable_padding()
+    tokenizer = Tokenizer(wordpiece)
+    assert (tokenizer.dec_id, tokenizer.enc_id, tokenizer.vocab_size) == (30522, 30523, 30524)
+    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 101, 102)
+    assert wordpiece.get_vocab_size() == 30522  # the caller's is untouched
+    assert wordpiece.padding is not None
+
+
+def test_training_errors():
+    with pytest.raises(ConfigError, match="no captions"):
+        Tokenizer.train([], 300)
+    with pytest.raises(ConfigError, match="too small"):
+        Tokenizer.train(["a dog"], 20)
+
+
+def test_normalize_caption():
+    assert normalize_caption(' A "Dog"...  (left)\n#1; ~x: ') == "a dog left 1 x"
+    assert normalize_caption("It's a t-shirt, yes") == "it's a t-shirt, yes"
+    assert normalize_caption("w " * 50).split() == ["w"] * 30
+    assert normalize_caption("!!!") == ""
