@@ -85,6 +85,11 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else NOTHING
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def keep_rates(scores: RunScores) -> str:
     """A bar by source: how many of its texts are kept."""
     rows = []
@@ -92,12 +97,12 @@ def keep_rates(scores: RunScores) -> str:
         found = scores.sources[name]
         width = 100 * found.kept / found.texts if found.texts else 0.0
         rows.append(
-            f"<b>{NAMES[name]}</b>"
+            f'<div class="rate"><b>{NAMES[name]}</b>'
             f'<div class="bar"><span style="width:{width:.2f}%"></span></div>'
             f"<span>{share(found.kept, found.texts)} "
-            f'<span class="quiet">· {found.kept:,} of {found.texts:,}</span></span>'
+            f'<span class="quiet">· {found.kept:,} of {found.texts:,}</span></span></div>'
         )
-    return f'<div class="rates">{"".join(rows)}</div>'
+    return "".join(rows)
 
 
 def histograms(scores: RunScores, threshold: float) -> str:
@@ -117,11 +122,11 @@ def _histogram(name: str, scores: SourceScores, threshold: float, tallest: float
     for position, count in enumerate(scores.histogram.tolist()):
         if count:
             tall = max(height * count / scores.texts / tallest, 1.0)  # one text is still seen
+            span = f"{position / NUM_BINS:.3f} to {(position + 1) / NUM_BINS:.3f}"
             bars.append(
                 f'<rect x="{left + position * step + 0.6:.2f}" y="{top + height - tall:.2f}" '
                 f'width="{step - 1.2:.2f}" height="{tall:.2f}" fill="url(#split-{name})">'
-                f"<title>{position / NUM_BINS:.3f} to {(position + 1) / NUM_BINS:.3f}: {count:,} texts"
-                "</title></rect>"
+                f"<title>{span}: {counted(count, 'text')}</title></rect>"
             )
     at = left + threshold * width
     ticks = "".join(
@@ -130,7 +135,8 @@ def _histogram(name: str, scores: SourceScores, threshold: float, tallest: float
     )
     anchor, shift = ("end", -5) if threshold > 0.5 else ("start", 5)
     return (
-        f"<figure><figcaption><b>{NAMES[name]}</b> · {scores.texts:,} texts by ITM probability</figcaption>"
+        f"<figure><figcaption><b>{NAMES[name]}</b> · {counted(scores.texts, 'text')} by ITM probability"
+        "</figcaption>"
         f'<svg viewBox="0 0 {left + width + 14:g} {top + height + 22:g}" role="img" '
         f'aria-label="ITM probabilities of {name} texts">'
         f'<defs><linearGradient id="split-{name}" gradientUnits="userSpaceOnUse" '
@@ -157,7 +163,7 @@ def gallery(pictures: Gallery, scores: RunScores) -> str:
         cards = "".join(_card(image) for image in pictures[combination])
         parts.append(
             f"<h3>{TITLES[combination]} "
-            f'<span class="quiet">· {count:,} images, {share(count, both)}</span></h3>'
+            f'<span class="quiet">· {counted(count, "image")}, {share(count, both)}</span></h3>'
             f'<div class="gallery">{cards}</div>'
         )
     return "".join(parts) or '<p class="quiet">No image has both a web and a synthetic text.</p>'

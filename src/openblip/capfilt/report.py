@@ -64,10 +64,14 @@ def _lead(
     web, synthetic = scores.sources["web"], scores.sources["synthetic"]
     rejected = sum(len(report["rejects"]) for report in reports)
     total = manifest["num_shards"]
-    state = f"{len(reports):,} of {total:,} shards" if len(reports) < total else f"{total:,} shards"
+    state = (
+        f"{len(reports):,} of {page.counted(total, 'shard')}"
+        if len(reports) < total
+        else page.counted(total, "shard")
+    )
     warning = (
-        f'<p class="warning">{len(failures):,} shards could not be finished and are not in these numbers. '
-        "The same command again tries them anew.</p>"
+        f'<p class="warning">{page.counted(len(failures), "shard")} could not be finished and '
+        "not counted here. The same command again tries to.</p>"
         if failures
         else ""
     )

@@ -35,7 +35,7 @@ def command(
     data source capfilt:OUT, or write it out with `openblip capfilt-export`.
 
     Args:
-        source: the noisy pairs: tar shards ("web/{0000..0127}.tar"), .parquet, .jsonl, .csv, COCO .json, a folder.
+        source: the noisy pairs: tar shards ("{0000..0127}.tar"), parquet, jsonl, csv, COCO json or a folder.
         captioner: checkpoint that writes captions: a folder, or the name of a shipped model.
         filter: checkpoint that scores texts against images: a folder, or the name of a shipped model.
         out: the folder of the output.

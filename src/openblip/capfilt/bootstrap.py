@@ -1,0 +1,139 @@
+"""The bootstrapping loop of BLIP (section 3.3, Figure 3), each stage resumable:
+
+    web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
+        -> pre-train anew on human + kept web + kept synthetic -> evaluate both
+
+    DIR/config.json               what was asked for
+    DIR/round_0/pretrain          the run on the raw web pairs
+    DIR/round_K/{captioner,filter,capfilt,pretrain}
+    DIR/round_K/evaluation.json   of that round's pre-trained model
+    DIR/results.json              all of them, and CapFilt against the truth where it is known
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import openblip
+from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.engine import run_capfilt
+from openblip.data.sources import open_source
+from openblip.errors import OpenBlipError
+from openblip.recipes.catalog import Family
+from openblip.recipes.run import Run
+from openblip.recipes.start import start
+from openblip.tasks.evaluation import evaluate_captioning, evaluate_retrieval
+from openblip.tasks.truth import knows_truth, measure_capfilt
+from openblip.training.run_folder import RunFolder, write_atomically
+
+TEST_LIMIT = 1000
+
+
+class StoppedError(OpenBlipError):
+    """A signal stopped a stage after it had saved its state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """What to bootstrap from, and how."""
+
+    family: Family
+    web: str
+    """Noisy pairs."""
+    human: str
+    """Clean pairs, for fine-tuning and for every pre-training after the first."""
+    test: str | None = None
+    """Pairs to evaluate on; without, the last 5% of every shard of `human` are held out for it."""
+    rounds: int = 1
+    threshold: float = 0.5
+    num_captions: int = 1
+    seed: int = 0
+    """Of CapFilt's sampling; the trainings have their own."""
+
+    @property
+    def human_for_training(self) -> str:
+        return self.human if self.test is not None else f"{self.human}[:95%]"
+
+    @property
+    def pairs_for_test(self) -> str:
+        return self.test if self.test is not None else f"{self.human}[95%:]"
+
+
+def bootstrap(config: BootstrapConfig, out: str | Path) -> dict[str, Any]:
+    """Run or resume the loop; returns what results.json holds.
+
+    Raises StoppedError when a signal stopped a training, ConfigError when `out` holds another bootstrap, and
+    OpenBlipError when a shard of CapFilt could not be finished.
+    """
+    root = Path(out)
+    RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
+    open_source(config.pairs_for_test)  # a wrong name should not be found out hours later
+    pretrained = [_train(config.family.pretrain, root / "round_0" / "pretrain", config.web)]
+    cleaned: list[Path] = []
+    for number in range(1, config.rounds + 1):
+        folder = root / f"round_{number}"
+        capfilt = _clean(config, pretrained[-1], folder)
+        cleaned.append(capfilt)
+        bootstrapped = f"{config.human_for_training},capfilt:{capfilt}"
+        pretrained.append(_train(config.family.pretrain, folder / "pretrain", bootstrapped))
+    results = {
+        "test": config.pairs_for_test,
+        "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
+        "capfilt": [measure_capfilt(folder) for folder in cleaned if knows_truth(folder)],
+    }
+    write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
+    """Captioner and filter from one model, separately, then CapFilt with them; the folder it wrote."""
+    captioner = _train(
+        config.family.captioner, folder / "captioner", config.human_for_training, init=pretrained
+    )
+    filter_ = _train(config.family.filter, folder / "filter", config.human_for_training, init=pretrained)
+    settings = CapFiltConfig(
+        source=config.web,
+        captioner=str(captioner),
+        filter=str(filter_),
+        threshold=config.threshold,
+        num_captions=config.num_captions,
+        seed=config.seed,
+    )
+    summary = run_capfilt(settings, folder / "capfilt")
+    if summary.failed:
+        names = ", ".join(f"{shard} ({error})" for shard, error in summary.failed)
+        raise OpenBlipError(f"CapFilt could not finish {names}; the same command tries again.")
+    return folder / "capfilt"
+
+
+def _train(recipe: Run, folder: Path, source: str, init: Path | None = None) -> Path:
+    """Train a recipe on `source` in `folder`, or go on with it; the folder of its final weights."""
+    run = replace(
+        recipe,
+        init=recipe.init if init is None else str(init),
+        data=replace(recipe.data, source=source),
+        out=str(folder),
+    )
+    if not start(run, resume=(folder / "config.json").exists()):
+        raise StoppedError(f"stopped while training {folder}; resume with the same command")
+    return RunFolder(folder).model
+
+
+def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
+    """Captioning and retrieval of a pre-trained model, kept in evaluation.json beside its run."""
+    file = model.parents[1] / "evaluation.json"
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    predictor = openblip.load(model)
+    source = open_source(pairs)
+    captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
+    del captioning["predictions"]
+    result = {
+        "model": str(model),
+        "captioning": captioning,
+        "retrieval": evaluate_retrieval(predictor, source, limit=TEST_LIMIT),
+    }
+    write_atomically(file, json.dumps(result, indent=2) + "\n")
+    return result

@@ -1,0 +1,77 @@
+"""What the CapFilt tests are made of: tiny random-weight checkpoints, pictures, tar shards."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
+
+TEXT = "red green blue square dog cat bird on the grass a photo of two small large near above"
+WORDS = TEXT.split()
+
+
+def write_checkpoint(
+    folder: Path, *, seed: int, image_size: int, heads: tuple[Head, ...] = ("itc", "itm", "lm")
+) -> str:
+    """A tiny BLIP with random weights, larger than at the start of training: its scores and words vary."""
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.train([TEXT] * 2, vocab_size=250)
+    model = Blip(
+        BlipConfig(
+            vision=VisionConfig(
+                image_size=image_size, patch_size=8, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
+            ),
+            text=TextConfig(
+                vocab_size=tokenizer.vocab_size, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64,
+                max_positions=64,
+            ),
+            embed_dim=16,
+            heads=heads,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    save_checkpoint(folder, Checkpoint(model, tokenizer, Preprocessing(image_size=image_size), "a photo of"))
+    return str(folder)
+
+
+def picture(seed: int, *, format: str = "JPEG", size: tuple[int, int] = (40, 30)) -> bytes:
+    """An encoded picture of random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(encoded, format)
+    return encoded.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, payload in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+
+
+def sample_members(key: str, seed: int, captions: Sequence[str]) -> list[tuple[str, bytes]]:
+    """A picture and the json of a sample."""
+    info = {"captions": list(captions), "width": 40}
+    return [(f"{key}.jpg", picture(seed)), (f"{key}.json", json.dumps(info).encode())]
+
+
+def all_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of every caption file, shard by shard."""
+    return [row for path in sorted(out.glob("captions/*.parquet")) for row in pq.read_table(path).to_pylist()]

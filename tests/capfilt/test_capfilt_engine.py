@@ -1,0 +1,287 @@
+"""A run as a whole: complete rows, the models' own scores, resume, refusals, failures."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from capfilt_world import all_rows, picture, sample_members, write_checkpoint, write_tar
+
+import openblip
+from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.engine import run_capfilt
+from openblip.capfilt.process import image_seed
+from openblip.data.sequential import read_samples
+from openblip.data.sources import open_source
+from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
+
+
+def test_every_text_has_a_row(web: Path, config: CapFiltConfig, tmp_path: Path) -> None:
+    run_capfilt(dataclasses.replace(config, num_captions=2), tmp_path)
+    rows = all_rows(tmp_path)
+    expected = []
+    for sample in read_samples(open_source(str(web))):
+        expected += [(sample.shard, sample.key, "web", i, text) for i, text in enumerate(sample.captions)]
+        expected += [(sample.shard, sample.key, "synthetic", i, None) for i in range(2)]
+    found = [
+        (
+            row["shard"],
+            row["key"],
+            row["source"],
+            row["index"],
+            row["caption"] if row["source"] == "web" else None,
+        )
+        for row in rows
+    ]
+    assert found == expected
+    assert all((row["logprob"] is None) == (row["source"] == "web") for row in rows)
+    assert {path.name for path in tmp_path.glob("captions/*")} == {
+        f"{shard:05d}.{kind}" for shard in range(3) for kind in ("parquet", "report.json", "rejects.jsonl")
+    }
+
+
+def test_rows_are_what_the_models_say(
+    web: Path, captioner: str, filter_model: str, finished_run: Path
+) -> None:
+    """Captions are the captioner's with the image's own seed; scores are P(match) and cosine of each pair."""
+    writer, judge = openblip.load(captioner), openblip.load(filter_model)
+    samples = {(s.shard, s.key): s for s in read_samples(open_source(str(web)))}
+    for row in all_rows(finished_run)[:20]:
+        image = samples[row["shard"], row["key"]].image
+        assert row["itm"] == pytest.approx(judge.match(image, row["caption"]).item(), abs=1e-5)
+        assert row["itc"] == pytest.approx(judge.similarity(image, row["caption"]).item(), abs=1e-5)
+        if row["source"] == "synthetic":
+            written = writer.caption(
+                [image],
+                decoding=openblip.Nucleus(top_p=0.9),
+                return_scores=True,
+                seeds=[image_seed(0, row["shard"], row["key"])],
+            )[0]
+            assert row["caption"] == written.text
+            assert row["logprob"] == pytest.approx(written.logprob, rel=1e-5)
+
+
+def test_batches_and_workers_change_nothing(
+    config: CapFiltConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run_capfilt(dataclasses.replace(config, batch_size=1, num_workers=1), tmp_path)
+    ours, theirs = all_rows(tmp_path), all_rows(finished_run)
+    numbers = ("itm", "itc", "logprob")
+    assert [{k: v for k, v in row.items() if k not in numbers} for row in ours] == [
+        {k: v for k, v in row.items() if k not in numbers} for row in theirs
+    ]
+    for name in numbers:
+        np.testing.assert_allclose(
+            [row[name] or 0.0 for row in ours], [row[name] or 0.0 for row in theirs], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_seed_changes_the_captions(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
+    run_capfilt(dataclasses.replace(config, seed=1), tmp_path)
+    ours, theirs = all_rows(tmp_path), all_rows(finished_run)
+    written = [row["caption"] for row in ours if row["source"] == "synthetic"]
+    assert written != [row["caption"] for row in theirs if row["source"] == "synthetic"]
+
+
+def test_same_key_in_two_shards_draws_differently() -> None:
+    assert image_seed(0, "00000", "0001") != image_seed(0, "00001", "0001")
+    assert image_seed(0, "a", "bc") != image_seed(0, "ab", "c")
+
+
+def test_killed_and_resumed_is_the_same_row_for_row(
+    tmp_path: Path, captioner: str, filter_model: str
+) -> None:
+    web = tmp_path / "web"
+    for shard in range(30):
+        members = [m for n in range(4) for m in sample_members(f"{n}", 10 * shard + n, [f"dog {n}", "cat"])]
+        write_tar(web / f"{shard:03d}.tar", members)
+    words = ["capfilt", str(web), "--captioner", captioner, "--filter", filter_model, "--batch-size", "3"]
+    program = "import sys; from openblip.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *words]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen([*command, "--out", str(killed)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(killed.glob("captions/*.report.json"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in killed.glob("captions/*.report.json")}
+    assert len(finished) < 30
+    (killed / "captions" / "000.parquet.123.tmp").write_bytes(b"half a file")
+    config = CapFiltConfig(source=str(web), captioner=captioner, filter=filter_model, batch_size=3)
+    summary = run_capfilt(config, killed)
+    run_capfilt(config, whole)
+    assert len(summary.skipped) == len(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished shards were redone"
+    assert all_rows(killed) == all_rows(whole)
+    assert not list(killed.rglob("*.tmp"))
+    assert summary.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "was", "now"),
+    [
+        ({"seed": 7}, "seed", "0", "7"),
+        ({"num_captions": 2}, "num_captions", "1", "2"),
+        ({"decoding": openblip.Nucleus(top_p=0.5)}, "top_p", "0.9", "0.5"),
+        ({"decoding": openblip.Beam(num_beams=2)}, "decoding", "'nucleus'", "'beam'"),
+        ({"prompt": "two dogs"}, "prompt", "None", "'two dogs'"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(
+    config: CapFiltConfig, run_copy: Path, change: dict[str, object], field: str, was: str, now: str
+) -> None:
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"{field} was {was}, is now {now}"):
+        run_capfilt(dataclasses.replace(config, **change), run_copy)
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_changed_weights_are_refused(config: CapFiltConfig, run_copy: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", seed=9, image_size=24, heads=("itc", "itm"))
+    with pytest.raises(ConfigError, match="filter was"):
+        run_capfilt(dataclasses.replace(config, filter=other), run_copy)
+
+
+def test_the_same_weights_elsewhere_are_the_same_model(
+    config: CapFiltConfig, run_copy: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(config.filter, tmp_path / "moved")
+    summary = run_capfilt(dataclasses.replace(config, filter=str(moved)), run_copy)
+    assert len(summary.skipped) == 3
+
+
+def test_changed_threshold_points_to_capfilt_select(config: CapFiltConfig, run_copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"threshold was 0\.5, is now 0\.7.*capfilt-select .* 0\.7"):
+        run_capfilt(dataclasses.replace(config, threshold=0.7), run_copy)
+
+
+def test_a_relative_source_resumes_from_anywhere(
+    config: CapFiltConfig, run_copy: Path, web: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(web.parent)
+    summary = run_capfilt(dataclasses.replace(config, source=web.name), run_copy)
+    assert len(summary.skipped) == 3
+
+
+def test_new_shards_of_a_grown_source_are_added(config: CapFiltConfig, web: Path, tmp_path: Path) -> None:
+    grown = tmp_path / "web"
+    grown.mkdir()
+    shutil.copy(web / "00000.tar", grown)
+    config = dataclasses.replace(config, source=str(grown))
+    run_capfilt(config, tmp_path / "run")
+    shutil.copy(web / "00001.tar", grown)
+    summary = run_capfilt(config, tmp_path / "run")
+    assert (summary.skipped, summary.done) == (["00000"], ["00001"])
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["num_shards"] == 2
+
+
+def test_unreadable_samples_become_rejects(config: CapFiltConfig, tmp_path: Path) -> None:
+    good = sample_members("good", 1, ["a dog"])
+    members = [
+        ("broken.jpg", b"\xff\xd8\xff\xe0 no picture"),
+        ("broken.txt", b"a cat"),
+        *good,
+        ("again.jpg", picture(2)),
+        ("again.txt", b"first"),
+        ("good.jpg", picture(3)),
+        ("cut.jpg", picture(4, size=(400, 300))[:-900]),
+        ("cut.txt", b"half a picture"),
+        ("alone.txt", b"no picture"),
+        ("json.jpg", picture(5)),
+        ("json.json", b"{not json"),
+    ]
+    write_tar(tmp_path / "web" / "mixed.tar", members)
+    summary = run_capfilt(dataclasses.replace(config, source=str(tmp_path / "web")), tmp_path / "run")
+    assert summary.exit_code == 0
+    assert {row["key"] for row in all_rows(tmp_path / "run")} == {"good", "again"}
+    lines = (tmp_path / "run" / "captions" / "mixed.rejects.jsonl").read_text().splitlines()
+    rejects = [json.loads(line) for line in lines]
+    assert sorted(reject["key"] for reject in rejects) == ["alone", "broken", "cut", "good", "json"]
+    assert all(reject["shard"] == "mixed" and reject["reason"] for reject in rejects)
+    report = json.loads((tmp_path / "run" / "captions" / "mixed.report.json").read_text())
+    assert report["images"] == 2
+    assert sorted(reject["key"] for reject in report["rejects"]) == sorted(r["key"] for r in rejects)
+
+
+def test_a_truncated_shard_gives_its_whole_samples(config: CapFiltConfig, tmp_path: Path) -> None:
+    members = [member for n in range(5) for member in sample_members(f"{n}", n, ["a dog"])]
+    path = tmp_path / "web" / "cut.tar"
+    write_tar(path, members)
+    os.truncate(path, 512 * 12)
+    summary = run_capfilt(dataclasses.replace(config, source=str(path)), tmp_path / "run")
+    keys = [row["key"] for row in all_rows(tmp_path / "run") if row["source"] == "web"]
+    assert keys == [f"{n}" for n in range(len(keys))]
+    assert 0 < len(keys) < 5
+    rejects = (tmp_path / "run" / "captions" / "cut.rejects.jsonl").read_text()
+    assert "ends early" in rejects
+    assert summary.exit_code == 0
+
+
+def test_a_failing_shard_is_recorded_and_tried_again(
+    config: CapFiltConfig, web: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(web, tmp_path / "web")
+    whole = (source / "00001.tar").read_bytes()
+    (source / "00001.tar").write_bytes(b"\x1f\x8b" + bytes(2000))  # gzip: no plain tar
+    config = dataclasses.replace(config, source=str(source))
+    out = tmp_path / "run"
+    summary = run_capfilt(config, out)
+    assert summary.exit_code == 1
+    assert summary.done == ["00000", "00002"]
+    assert [shard for shard, _ in summary.failed] == ["00001"]
+    failure = json.loads((out / "captions" / "00001.failure.json").read_text())
+    assert "gzip" in failure["error"]
+    assert "could not be finished" in (out / "report.html").read_text()
+    (source / "00001.tar").write_bytes(whole)
+    summary = run_capfilt(config, out)
+    assert (summary.exit_code, summary.done) == (0, ["00001"])
+    assert not (out / "captions" / "00001.failure.json").exists()
+
+
+def test_report_counts(finished_run: Path) -> None:
+    rows = [row for row in all_rows(finished_run) if row["shard"] == "00002"]
+    report = json.loads((finished_run / "captions" / "00002.report.json").read_text())
+    by_source = {name: [row for row in rows if row["source"] == name] for name in ("web", "synthetic")}
+    assert report["images"] == 6
+    assert report["web_texts"] == len(by_source["web"]) == 8
+    assert report["synthetic_texts"] == len(by_source["synthetic"]) == 6
+    assert report["kept"] == {
+        name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()
+    }
+    assert report["seconds"]["total"] >= report["seconds"]["caption"] > 0
+    manifest = json.loads((finished_run / "manifest.json").read_text())
+    assert report["captioner"] == manifest["captioner"]["sha256"]
+
+
+def test_nothing_can_start(config: CapFiltConfig, tmp_path: Path, filter_model: str) -> None:
+    with pytest.raises(SourceError):
+        run_capfilt(dataclasses.replace(config, source=str(tmp_path / "none.tar")), tmp_path / "run")
+    with pytest.raises(UnsupportedTaskError, match="cannot be the captioner: it has no caption"):
+        run_capfilt(dataclasses.replace(config, captioner=filter_model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 1.5},
+        {"threshold": float("nan")},
+        {"batch_size": 0},
+        {"num_captions": 2, "decoding": openblip.Greedy()},
+        {"num_captions": 4, "decoding": openblip.Beam(num_beams=3)},
+        {"decoding": openblip.Nucleus(seed=3)},
+    ],
+)
+def test_settings_that_cannot_work(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        CapFiltConfig(source="a", captioner="b", filter="c", **change)  # type: ignore[arg-type]
