@@ -59,6 +59,7 @@ def test_exif_orientation(orientation, size, red):
     assert close(image.getpixel(red), (254, 0, 0), 12)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_no_orientation():
     payload = encode(corner_picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
     assert read_image(payload).size == (40, 20)
@@ -130,21 +131,29 @@ def bomb():
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("payload", "reason"),
     [
-        b"",
-        b"I am a caption, not a picture",
-        b"\xff\xd8\xff\xe0" + b"\0" * 50,
-        encode(corner_picture(), "JPEG")[:-200],
-        encode(corner_picture(), "PNG")[:-30],
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
-        bomb(),
+        (b"", "empty"),
+        (b"I am a caption, not a picture", "known format"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 50, "known format|damaged"),
+        (encode(corner_picture().resize((400, 200)), "JPEG")[:2000], "truncated"),
+        (encode(corner_picture(), "PNG")[:-30], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "known format"),
+        (bomb(), "bomb|limit"),
     ],
     ids=["empty", "text", "header only", "truncated jpeg", "truncated png", "postscript", "bomb"],
 )
-def test_what_cannot_be_read_is_named(payload):
-    with pytest.raises(ImageError, match=r"0000/holiday\.jpg"):
+def test_what_cannot_be_read_is_named(payload, reason):
+    with pytest.raises(ImageError, match=rf"0000/holiday\.jpg: .*({reason})"):
         read_image(payload, name="0000/holiday.jpg")
+
+
+def test_formats_beyond_jpeg_and_png():
+    for kind in ("WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"):
+        assert close(read_image(encode(corner_picture(), kind)).getpixel((30, 15)), (0, 0, 255), 12)
+    frames = [corner_picture(), corner_picture().rotate(180)]
+    phone = encode(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95)
+    assert close(read_image(phone).getpixel((2, 2)), (254, 0, 0), 12)
 
 
 def test_size_limit_is_checked_before_decoding():

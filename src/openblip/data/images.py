@@ -1,6 +1,7 @@
 """Reading a picture as a person sees it: upright, over white, eight bits per channel, its first frame."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from openblip.errors import ImageError, OpenBlipError
 ImageInput = str | Path | Image.Image | bytes | np.ndarray
 
 # Formats whose decoders are part of Pillow: EPS would start a Ghostscript process on a file from anywhere.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO", "TGA")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,12 +47,19 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     if not payload:
         raise ImageError(f"{name}: the file is empty")
     try:
-        opened = Image.open(io.BytesIO(payload), formats=_FORMATS)
+        opened = Image.open(io.BytesIO(payload), formats=_formats())
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a known format") from error
     except Exception as error:  # Pillow's parsers raise anything on hostile bytes
         raise ImageError(f"{name}: damaged image header: {error}") from error
     return _to_rgb(opened, name, max_pixels)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The allowed formats that this build of Pillow reads; older ones lack AVIF."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _name_of(image: ImageInput) -> str:

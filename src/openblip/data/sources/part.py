@@ -17,7 +17,9 @@ def split_part(spec: str) -> tuple[str, tuple[int, int] | None]:
         return spec, None
     start, stop = int(found["start"] or 0), int(found["stop"] or 100)
     if not 0 <= start < stop <= 100:
-        raise SourceError(f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]")
+        raise SourceError(
+            f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]"
+        )
     return found["spec"], (start, stop)
 
 
