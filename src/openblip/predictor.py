@@ -55,6 +55,10 @@ class EncodedImages:
     seeds: tuple[int, ...]
     """A hash of each prepared picture, by which seeded sampling does not depend on the order."""
 
+    def select(self, index: Tensor) -> "EncodedImages":
+        """Those that `index` (B') of int64 names, repeats allowed."""
+        return EncodedImages(self.tokens[index], tuple(self.seeds[i] for i in index.tolist()))
+
 
 Images = ImageInput | Sequence[ImageInput] | Tensor | EncodedImages
 

@@ -64,7 +64,14 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             built: Parsed = tyro.cli(
-                target, args=list(arguments), prog=prog, description=description, **options
+                target,
+                args=list(arguments),
+                prog=prog,
+                description=description,
+                config=(
+                    tyro.conf.AvoidSubcommands,
+                ),  # a recipe has chosen: the fields of its choice are options
+                **options,
             )
     except SystemExit as stop:
         if not stop.code:

@@ -15,8 +15,6 @@ class DataConfig:
     """
     images: str | None = None
     """Folder of the images that a COCO captions json names."""
-    val_source: str | None = None
-    """Pairs to evaluate on during training."""
     augmentation: Augmentation | None = None
     """Random views; None: the plain squash resize."""
     num_workers: int = 1

@@ -51,12 +51,22 @@ class Blip(nn.Module):
         if "itc" in config.heads:
             self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim)
             self.text_proj = nn.Linear(config.text.hidden_dim, config.embed_dim)
-            self.temperature = nn.Parameter(torch.tensor(0.07))
+            self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
         if "itm" in config.heads:
             self.itm_head = nn.Linear(config.text.hidden_dim, 2)
         self.apply(_initialise)
         nn.init.trunc_normal_(self.vision.position_embedding, std=0.02)
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
+
+    @property
+    def temperature(self) -> Tensor:
+        """What ITC divides similarities by, a scalar.
+
+        Learned as its logarithm, so that a step changes it by a share of itself. The released code learns the
+        value: at small scale it then runs to its bounds within a hundred steps and takes the losses along.
+        """
+        self._require("itc")
+        return self.log_temperature.exp()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""
@@ -121,9 +131,13 @@ class Blip(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for weights, zero for biases: as ViT and BERT start."""
+    """Truncated normal weights and zero biases, as ViT and BERT start.
+
+    Their 0.02 suits a width of 768; it is scaled so that other widths pass signals on as well.
+    """
     if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        fan_in = module.weight[0].numel()
+        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / fan_in) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):

@@ -3,6 +3,7 @@
 B local batch, K keys (momentum batch of all processes, then the queue), E embedding width.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,6 @@ def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
 
 
 @torch.no_grad()
-def clamp_temperature(temperature: Tensor) -> None:
-    """Keep the learnable temperature in its bounds, in place; after each optimizer step."""
-    temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+def clamp_temperature(log_temperature: Tensor) -> None:
+    """Keep the learnable temperature in its bounds, given its logarithm, in place; after each optimizer step."""
+    log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))

@@ -45,3 +45,51 @@ def blip_mini() -> Run:
         ),
         out="runs/blip-mini",
     )
+
+
+def blip_mini_captioner() -> Run:
+    """Fine-tune a pre-trained blip-mini into a captioner (LM alone, on clean pairs).
+
+    Source: BLIP section 3.3 at small scale. Cost: about 4 minutes on two CPU cores. Expected: docs/results.md.
+    """
+    return Run(
+        recipe="blip-mini-captioner",
+        init="",
+        model=None,
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source="", augmentation=AUGMENTATION),
+        task=CaptioningConfig(label_smoothing=0.0),
+        training=_FINE_TUNING,
+        out="runs/blip-mini-captioner",
+    )
+
+
+def blip_mini_filter() -> Run:
+    """Fine-tune a pre-trained blip-mini into a filter (ITC + ITM, on clean pairs).
+
+    Source: BLIP section 3.3 at small scale. Cost: about 8 minutes on two CPU cores. Expected: docs/results.md.
+    """
+    return Run(
+        recipe="blip-mini-filter",
+        init="",
+        model=None,
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source="", augmentation=AUGMENTATION),
+        task=FilterConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=250)),
+        training=_FINE_TUNING,
+        out="runs/blip-mini-filter",
+    )
+
+
+_FINE_TUNING = TrainingConfig(
+    steps=1000,
+    batch_size=64,
+    learning_rate=3e-4,
+    warmup_steps=50,
+    min_learning_rate=1e-6,
+    beta2=0.98,
+    clip_norm=1.0,
+    checkpoint_every=250,
+)

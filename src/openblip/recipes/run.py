@@ -22,12 +22,18 @@ class Run:
     vocab_size: int
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
     tokenizer: str | None
-    """Folder of a tokenizer to use instead of training one."""
+    """Tokenizer to use instead of training one: a folder, or a name on the Hugging Face hub."""
     data: DataConfig
     task: TaskConfig
     training: TrainingConfig
     out: str
     """Folder of the run."""
+    vision_init: str | None = None
+    """ViT or DeiT to start the image side of a new model from: a Hugging Face folder or hub name."""
+    text_init: str | None = None
+    """BERT to start the text side of a new model from, likewise; needs that BERT's `tokenizer`."""
+    image_size: int | None = None
+    """Resolution to fine-tune the checkpoint at; None keeps its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

@@ -34,6 +34,10 @@ def start(run: Run, resume: bool = False) -> bool:
 
     Raises ConfigError for settings that contradict each other or an earlier run in the same folder.
     """
+    if not run.data.source:
+        raise ConfigError("No training pairs: name the source with --data.source.")
+    if run.init == "":
+        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
     folder = RunFolder(run.out)
     with process_group() as process:
         if run.training.num_threads is not None:

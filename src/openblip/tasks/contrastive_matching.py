@@ -89,7 +89,7 @@ class ContrastiveMatching(nn.Module):
 
     def after_step(self, model: Blip) -> None:
         """Clamp the temperature, let the twin follow, and queue what this step's batches embedded."""
-        clamp_temperature(model.temperature)
+        clamp_temperature(model.log_temperature)
         own = dict(model.named_parameters())
         twin = dict(self.twin.named_parameters())
         update_average(twin.values(), (own[name] for name in twin), self.config.momentum)

@@ -1,0 +1,39 @@
+"""The recipes by the names the command line calls them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openblip.recipes.blip_base import blip_base
+from openblip.recipes.blip_large import blip_large
+from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
+from openblip.recipes.caption import caption
+from openblip.recipes.filter import filter_
+from openblip.recipes.run import Run
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "blip-mini": blip_mini,
+    "blip-mini-captioner": blip_mini_captioner,
+    "blip-mini-filter": blip_mini_filter,
+    "blip-base": blip_base,
+    "blip-large": blip_large,
+    "caption": caption,
+    "filter": filter_,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The three trainings of a bootstrap round."""
+
+    pretrain: Run
+    captioner: Run
+    filter: Run
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "blip-mini": lambda: Family(
+        pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()
+    ),
+    "blip-base": lambda: Family(pretrain=blip_base(), captioner=caption(), filter=filter_()),
+    "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption(), filter=filter_()),
+}
