@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictor": {"models", "generation", "checkpoints", "data"},
     "training": {"data", "tasks.protocol"},
     "capfilt": {"__init__", "predictor", "data"},
-    "capfilt.bootstrap": {"__init__", "predictor", "data", "recipes", "training"},
+    "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "recipes", "training"},
     "recipes": {
         "nn",
         "models",

@@ -1,5 +1,6 @@
 """The `openblip` command itself: help without torch, exit codes, one-line errors."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main as cli
-from openblip.cli.parsing import parse_call
+from openblip.cli.parsing import parse, parse_call
 from openblip.errors import ConfigError, OpenBlipError, SourceError
 
 HELP_OF_EVERY_COMMAND = """
@@ -212,3 +213,27 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(writing)
     assert result.stderr == ""
     assert result.returncode == cli.BROKEN_PIPE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    source: str
+    inner: Inner
+    rounds: int = 1
+
+
+def test_some_fields_may_be_given_defaults() -> None:
+    found = parse(
+        Options,
+        ["--source", "web", "--rounds", "2"],
+        prog="openblip probe",
+        defaults={"inner": Inner(width=7)},
+    )
+    assert found == Options(source="web", inner=Inner(width=7), rounds=2)
+    with pytest.raises(ConfigError, match="--source"):
+        parse(Options, ["--inner.width", "3"], prog="openblip probe", defaults={"inner": Inner(width=7)})
