@@ -69,10 +69,10 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     folder = CapFiltFolder(Path(out))
     start_or_resume(folder, manifest)
     folder.remove_leftovers()
-    waiting = [shard for shard in shards if not folder.is_done(shard)]
-    summary = RunSummary(
-        skipped=[shard for shard in shards if shard not in set(waiting)], report=folder.report_page
-    )
+    skipped = [shard for shard in shards if folder.is_done(shard)]
+    finished = set(skipped)
+    waiting = [shard for shard in shards if shard not in finished]
+    summary = RunSummary(skipped=skipped, report=folder.report_page)
     with Progress("capfilt", total=_estimate_images(source, waiting), unit="images") as bar:
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
