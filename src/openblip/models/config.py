@@ -1,7 +1,7 @@
 """The shapes of a BLIP model, as frozen dataclasses. No torch here: `--help` reads them."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
 
@@ -61,6 +61,8 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _check_heads("text", self.hidden_dim, self.num_heads)
+        if self.sharing not in get_args(Sharing):
+            raise ConfigError(f"text.sharing {self.sharing}: choose one of {', '.join(get_args(Sharing))}.")
 
 
 @dataclass(frozen=True, kw_only=True)

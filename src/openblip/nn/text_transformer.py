@@ -49,8 +49,14 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        """ids (R, T) whose first token stands at position `start` -> (R, T, D).
+
+        Raises ValueError for more tokens than positions, which on a GPU would only be a device assertion.
+        """
+        end = start + ids.shape[1]
+        if end > self.position.num_embeddings:
+            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
+        positions = torch.arange(start, end, device=ids.device)
         output: Tensor = self.dropout(self.norm(self.word(ids) + self.position(positions)))
         return output
 

@@ -1,0 +1,234 @@
+"""The MED model: its sizes, what its readings share, and its modes against their plain forms."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, tiny_blip
+from torch import Tensor, nn
+
+from openblip.errors import UnsupportedTaskError
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig, Head, Sharing, TextConfig
+
+PARTS = ("embeddings", "self_attention", "cross_attention", "feed_forward")
+VARIANTS: dict[Sharing, set[str]] = {
+    "all": set(PARTS),
+    "all_but_ca": {"embeddings", "self_attention", "feed_forward"},
+    "all_but_sa": {"embeddings", "cross_attention", "feed_forward"},
+    "none": set(),
+}
+
+
+@pytest.mark.parametrize(
+    ("sharing", "millions"), [("all", 224), ("all_but_ca", 252), ("all_but_sa", 252), ("none", 361)]
+)
+def test_sizes_of_table_3(sharing: Sharing, millions: int) -> None:
+    """Parameters of ViT-B/16 and the text transformer, as BLIP Table 3 counts them."""
+    with torch.device("meta"):
+        model = Blip(BlipConfig(text=TextConfig(sharing=sharing)))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def parts_of(model: Blip, mode: str) -> dict[str, list[nn.Module]]:
+    layers = {part: [getattr(layer, part)[mode] for layer in model.text.layers] for part in PARTS[1:]}
+    return {"embeddings": [model.text.embeddings[mode]], **layers}
+
+
+@pytest.mark.parametrize("sharing", VARIANTS)
+def test_what_the_readings_share_are_the_same_modules(sharing: Sharing) -> None:
+    model = tiny_blip(sharing=sharing)
+    encode, decode = parts_of(model, "encode"), parts_of(model, "decode")
+    same = {part for part in PARTS if all(a is b for a, b in zip(encode[part], decode[part], strict=True))}
+    some = {part for part in PARTS if any(a is b for a, b in zip(encode[part], decode[part], strict=True))}
+    assert same == some == VARIANTS[sharing]
+    assert model.shares_cross_attention == ("cross_attention" in VARIANTS[sharing])
+
+
+@pytest.mark.parametrize("sharing", VARIANTS)
+def test_every_weight_has_one_name(sharing: Sharing) -> None:
+    state = tiny_blip(sharing=sharing).state_dict()
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+
+
+@pytest.mark.parametrize("sharing", VARIANTS)
+def test_separate_readings_have_separate_weights(sharing: Sharing) -> None:
+    """Training the decoder alone moves exactly the shared parts of the encoder."""
+    model = tiny_blip(sharing=sharing)
+    kv = model.image_kv(model.encode_image(random_pixels(1)), "decode")
+    model.decode(random_tokens([5], first=DEC).ids, kv).square().sum().backward()
+    moved = {
+        part
+        for part, modules in parts_of(model, "encode").items()
+        for module in modules
+        if any(parameter.grad is not None for parameter in module.parameters())
+    }
+    assert moved == VARIANTS[sharing]
+
+
+@pytest.mark.parametrize("sharing", VARIANTS)
+@pytest.mark.parametrize(
+    ("heads", "absent"),
+    [
+        (("lm",), ("encode", "itm_head", "vision_proj", "text_proj", "temperature")),
+        (("itc", "itm"), ("decode", "lm_head")),
+        (("itc",), ("decode", "lm_head", "itm_head")),
+        (("itm",), ("decode", "lm_head", "vision_proj", "text_proj", "temperature")),
+    ],
+)
+def test_a_model_has_only_what_its_heads_need(
+    heads: tuple[Head, ...], absent: tuple[str, ...], sharing: Sharing
+) -> None:
+    whole, part = tiny_blip(sharing=sharing).state_dict(), tiny_blip(heads, sharing=sharing).state_dict()
+    assert part.keys() < whole.keys()  # a subset of the same names: heads can be cut off and weights kept
+    assert not [name for name in part if any(word in name for word in absent)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "call"),
+    [
+        (("itm", "lm"), lambda m, t, i: m.embed_text(t.ids, t.mask)),
+        (("itm", "lm"), lambda m, t, i: m.embed_image(i)),
+        (("itc", "lm"), lambda m, t, i: m.match_logits(t.ids, t.mask, m.image_kv(i, "encode"))),
+        (("itc", "itm"), lambda m, t, i: m.decode(t.ids, m.image_kv(i, "encode"))),
+    ],
+)
+def test_a_missing_head_is_named(heads: tuple[Head, ...], call: Callable[..., Tensor]) -> None:
+    model = tiny_blip(heads)
+    with pytest.raises(UnsupportedTaskError, match=f"it has {', '.join(heads)}"):
+        call(model, random_tokens([4]), model.encode_image(random_pixels(1)))
+
+
+def encoded(model: Blip, count: int, mode: str = "decode", seed: int = 0) -> tuple[Tensor, object]:
+    tokens = model.encode_image(random_pixels(count, seed))
+    return tokens, model.image_kv(tokens, mode)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sharing", ["all_but_sa", "none"])
+@pytest.mark.parametrize("chunks", [[1] * 8, [4, 1, 1, 2], [1, 7], [8]], ids=str)
+def test_cached_decoding_equals_uncached(chunks: list[int], sharing: Sharing) -> None:
+    model = tiny_blip(("lm",), sharing)
+    _, kv = encoded(model, 2)
+    ids = random_tokens([8] * 6, first=DEC).ids  # three beams for each of two images
+    cache = model.new_cache(6, 10)
+    parts = [model.decode(part, kv, cache) for part in ids.split(chunks, dim=1)]
+    assert cache.length == 8
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.decode(ids, kv), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_beams_may_be_reordered_and_repeated() -> None:
+    model = tiny_blip(("lm",))
+    _, kv = encoded(model, 2)
+    prompt = random_tokens([3, 3], first=DEC).ids
+    cache = model.new_cache(2, 6)
+    model.decode(prompt, kv, cache)
+    cache.repeat(3)
+    ids = torch.cat([prompt.repeat_interleave(3, dim=0), random_tokens([2] * 6, seed=1).ids], dim=1)
+    model.decode(ids[:, 3:], kv, cache)
+    order = torch.tensor([2, 0, 2, 4, 3, 3])  # within each image
+    cache.reorder(order)
+    ids = torch.cat([ids[order], random_tokens([1] * 6, seed=2).ids], dim=1)
+    torch.testing.assert_close(
+        model.decode(ids[:, 5:], kv, cache), model.decode(ids, kv)[:, 5:], atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_images_can_be_dropped_while_decoding() -> None:
+    model = tiny_blip(("lm",))
+    _, kv = encoded(model, 3)
+    ids = random_tokens([5, 5, 5], first=DEC).ids
+    cache = model.new_cache(3, 5)
+    model.decode(ids[:, :4], kv, cache)
+    kept = torch.tensor([0, 2])
+    cache.reorder(kept)
+    fewer = kv.select(kept)
+    assert fewer.num_images == 2
+    torch.testing.assert_close(
+        model.decode(ids[kept, 4:], fewer, cache), model.decode(ids, kv)[kept, 4:], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("reading", ["match", "decode"])
+def test_texts_of_one_image_equal_texts_of_its_copies_gradients_included(reading: str) -> None:
+    model = tiny_blip()
+    texts = random_tokens([4, 7, 5, 6, 3, 7], first=ENC if reading == "match" else DEC)
+    weights, results = None, []
+    for copies in (1, 3):
+        model.zero_grad()
+        pixels = random_pixels(2).requires_grad_()
+        tokens = model.encode_image(pixels).repeat_interleave(copies, dim=0)
+        if reading == "match":
+            output = model.match_logits(texts.ids, texts.mask, model.image_kv(tokens, "encode"))
+        else:
+            output = model.decode(texts.ids, model.image_kv(tokens, "decode"), mask=texts.mask)
+        weights = torch.randn_like(output) if weights is None else weights
+        (output * weights).sum().backward()
+        results.append([output, pixels.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for folded, repeated in zip(*results, strict=True):
+        torch.testing.assert_close(folded, repeated, atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_padding() -> None:
+    model, lengths = tiny_blip(), [4, 9, 6]
+    _, kv = encoded(model, 3, "encode")
+    texts = random_tokens(lengths, first=ENC)
+    together = model.match_logits(texts.ids, texts.mask, kv)
+    embedded = model.embed_text(texts.ids, texts.mask)
+    for row, length in enumerate(lengths):
+        ids, mask = texts.ids[row : row + 1, :length], texts.mask[row : row + 1, :length]
+        alone = model.match_logits(ids, mask, kv.select(torch.tensor([row])))
+        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embedded[row], model.embed_text(ids, mask)[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_before_a_prompt_can_be_masked() -> None:
+    """Only positions shift, so rows must be compared with the same shift."""
+    model = tiny_blip(("lm",))
+    _, kv = encoded(model, 1)
+    ids = random_tokens([6], first=DEC).ids
+    mask = torch.tensor([[False, False, True, True, True, True]])
+    other = ids.clone()
+    other[0, :2] = 30
+    first, second = model.decode(ids, kv, mask=mask), model.decode(other, kv, mask=mask)
+    torch.testing.assert_close(first[:, 2:], second[:, 2:], atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_embeddings_are_unit_vectors_of_the_right_width() -> None:
+    model, texts = tiny_blip(), random_tokens([4, 6])
+    image = model.embed_image(model.encode_image(random_pixels(3)))
+    text = model.embed_text(texts.ids, texts.mask)
+    assert image.shape == (3, 12)
+    assert text.shape == (2, 12)
+    for embedding in (image, text):
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)))
+
+
+@torch.no_grad()
+def test_shared_cross_attention_serves_both_readings() -> None:
+    model = tiny_blip()
+    tokens, _ = encoded(model, 2)
+    for encode, decode in zip(
+        model.image_kv(tokens, "encode").layers, model.image_kv(tokens, "decode").layers, strict=True
+    ):
+        torch.testing.assert_close(encode.key, decode.key, atol=0, rtol=0)
+    separate = tiny_blip(sharing="all_but_ca")
+    encode, decode = (separate.image_kv(tokens, mode).layers[0].key for mode in ("encode", "decode"))
+    assert not torch.allclose(encode, decode)
+
+
+def test_a_new_model_starts_calm() -> None:
+    """Fresh weights: logits near zero, so the first LM loss is near log V and ITM near log 2."""
+    torch.manual_seed(0)
+    model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=1000))).eval()
+    _, kv = encoded(model, 2)
+    texts = random_tokens([6, 6])
+    assert model.decode(texts.ids, kv).std() < 0.5
+    assert model.match_logits(texts.ids, texts.mask, kv).abs().max() < 0.5
+    assert model.temperature.item() == pytest.approx(0.07)

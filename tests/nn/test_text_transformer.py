@@ -1,0 +1,100 @@
+"""The text transformer: its two readings, padding, and what activation checkpointing leaves equal."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
+
+from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.text_transformer import TextTransformer
+
+
+def transformer(modes: tuple[str, ...] = ("encode", "decode"), **changes: object) -> TextTransformer:
+    model = TextTransformer(
+        **asdict(replace(TINY.text, **changes)), image_dim=TINY.vision.hidden_dim, modes=modes
+    )
+    randomise(model, seed=0)
+    return model.eval()
+
+
+def image_tokens(count: int) -> torch.Tensor:
+    return torch.randn(count, 5, TINY.vision.hidden_dim, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("mode", ["encode", "decode"])
+@pytest.mark.parametrize("with_image", [False, True])
+def test_padding_does_not_change_a_text(mode: str, with_image: bool) -> None:
+    model, lengths = transformer(), [5, 9, 3]
+    kv = model.image_kv(image_tokens(3), mode) if with_image else None
+    together = random_tokens(lengths, first=ENC)
+    padded = model(together.ids, mode, mask=together.mask, image_kv=kv)
+    for row, length in enumerate(lengths):
+        own = None if kv is None else [pair.select(torch.tensor([row])) for pair in kv]
+        alone = model(together.ids[row : row + 1, :length], mode, image_kv=own)
+        torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_padding_does_not_matter() -> None:
+    model, tokens = transformer(), random_tokens([4, 7])
+    other = tokens.ids.masked_fill(~tokens.mask, 11)
+    first, second = (model(ids, "encode", mask=tokens.mask) for ids in (tokens.ids, other))
+    torch.testing.assert_close(first[tokens.mask], second[tokens.mask], atol=0, rtol=0)
+
+
+def test_encode_sees_both_ways_and_decode_only_back() -> None:
+    model, ids = transformer(), random_tokens([6], first=DEC).ids
+    changed = ids.clone()
+    changed[0, -1] = 7
+    assert not torch.allclose(model(ids, "encode")[:, 0], model(changed, "encode")[:, 0], atol=1e-3)
+    torch.testing.assert_close(
+        model(ids, "decode")[:, :-1], model(changed, "decode")[:, :-1], atol=0, rtol=0
+    )
+
+
+def test_word_order_matters() -> None:
+    model = transformer()
+    first, second = model(torch.tensor([[2, 7, 8]]), "encode"), model(torch.tensor([[2, 8, 7]]), "encode")
+    assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["encode", "decode"])
+def test_activation_checkpointing_changes_nothing_but_memory(mode: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = transformer(dropout=0.3, activation_checkpointing=checkpointing).train()
+        tokens, images = random_tokens([5, 9]), image_tokens(2).requires_grad_()
+        torch.manual_seed(4)
+        hidden = model(tokens.ids, mode, mask=tokens.mask, image_kv=model.image_kv(images, mode))
+        hidden.square().sum().backward()
+        results.append({"hidden": hidden.detach(), "images": images.grad, **gradients(model)})
+    plain, checkpointed = results
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        assert (value is None) == (checkpointed[name] is None), name
+        if value is not None:
+            torch.testing.assert_close(value, checkpointed[name], atol=0, rtol=0, msg=name)
+
+
+def test_a_reading_that_the_model_has_not_is_named() -> None:
+    with pytest.raises(KeyError, match=r"cannot decode; it has encode"):
+        transformer(modes=("encode",))(torch.tensor([[2]]), "decode")
+    with pytest.raises(KeyError, match="no decoder"):
+        transformer(modes=("encode",)).predict_words(torch.zeros(1, 1, 32))
+
+
+def test_a_mask_with_a_cache_is_refused() -> None:
+    tokens = random_tokens([3])
+    with pytest.raises(ValueError, match="mask or a cache"):
+        transformer()(tokens.ids, "decode", mask=tokens.mask, cache=SelfAttentionCache(2, 5))
+
+
+def test_more_tokens_than_positions_are_refused_by_number() -> None:
+    model = transformer()
+    ids = torch.full((1, 41), 7)
+    with pytest.raises(ValueError, match="41 tokens: the model has 40 positions"):
+        model(ids, "encode")
+    cache = SelfAttentionCache(2, 50)
+    model(ids[:, :39], "decode", cache=cache)
+    with pytest.raises(ValueError, match="41 tokens: the model has 40 positions"):
+        model(ids[:, :2], "decode", cache=cache)

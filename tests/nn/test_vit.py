@@ -1,0 +1,141 @@
+"""The vision transformer: positions, stochastic depth, activation checkpointing."""
+
+import pytest
+import torch
+from tiny_blip import randomise
+from torch import Tensor
+
+from openblip.nn.vit import DropPath, VisionTransformer, interpolate_positions
+
+
+def vit(**changes: object) -> VisionTransformer:
+    settings = {
+        "image_size": 24,
+        "patch_size": 8,
+        "hidden_dim": 16,
+        "num_layers": 3,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "drop_path": 0.0,
+        "layer_norm_eps": 1e-6,
+        "activation_checkpointing": False,
+    }
+    model = VisionTransformer(**{**settings, **changes})
+    randomise(model, seed=0)
+    return model
+
+
+def pictures(count: int, size: int = 24) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def cubic(x: float, a: float = -0.75) -> float:
+    """The kernel of bicubic convolution (Keys 1981), with the coefficient that torch uses."""
+    x = abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def bicubic_by_loops(square: Tensor, grid: int) -> Tensor:
+    """(G0, G0, D) -> (grid, grid, D): pixel centres at half integers, borders repeated."""
+    old = square.shape[0]
+    result = torch.zeros(grid, grid, square.shape[2], dtype=torch.float64)
+    for row in range(grid):
+        for column in range(grid):
+            y, x = (row + 0.5) * old / grid - 0.5, (column + 0.5) * old / grid - 0.5
+            top, left = int(y // 1), int(x // 1)
+            for i in range(top - 1, top + 3):
+                for j in range(left - 1, left + 3):
+                    weight = cubic(y - i) * cubic(x - j)
+                    result[row, column] += weight * square[min(max(i, 0), old - 1), min(max(j, 0), old - 1)]
+    return result
+
+
+def test_positions_of_the_same_grid_are_left_alone() -> None:
+    positions = torch.randn(1, 17, 8)
+    assert interpolate_positions(positions, 4) is positions
+
+
+@pytest.mark.parametrize("grid", [3, 6, 7])
+def test_positions_are_resized_bicubically_with_the_class_token_kept(grid: int) -> None:
+    positions = torch.randn(1, 26, 4, generator=torch.Generator().manual_seed(0))
+    found = interpolate_positions(positions, grid)
+    assert found.shape == (1, grid * grid + 1, 4)
+    torch.testing.assert_close(found[:, 0], positions[:, 0], atol=0, rtol=0)
+    expected = bicubic_by_loops(positions[0, 1:].view(5, 5, 4).double(), grid)
+    torch.testing.assert_close(found[0, 1:].view(grid, grid, 4).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_picture_sizes_are_encoded() -> None:
+    model = vit().eval()
+    assert model(pictures(2)).shape == (2, 10, 16)
+    assert model(pictures(2, size=40)).shape == (2, 26, 16)
+
+
+def test_a_patch_and_its_position_belong_together() -> None:
+    """The token of a patch carries that patch: row-major, after the class token."""
+    model = vit(num_layers=0).eval()
+    first, second = pictures(1), pictures(1)
+    second[:, :, 8:16, 16:24] += 1.0  # row 1, column 2 of 3 x 3
+    changed = (model(first) != model(second)).any(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [1 + 1 * 3 + 2]
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 16), (20, 20)])
+def test_pictures_that_patches_do_not_tile_are_refused(height: int, width: int) -> None:
+    with pytest.raises(ValueError, match=f"{height}x{width} picture: patches of 8"):
+        vit()(torch.zeros(1, 3, height, width))
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.3)
+    dropped = layer(torch.ones(20_000, 2, 3))
+    kept = dropped[:, 0, 0] != 0
+    assert torch.equal(dropped, kept[:, None, None] * torch.full((20_000, 2, 3), 1 / 0.7))
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.015)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_drop_path_is_the_identity_in_eval() -> None:
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(DropPath(0.9).eval()(x), x)
+    model = vit(drop_path=0.9)
+    plain = vit(drop_path=0.0)
+    torch.testing.assert_close(model.eval()(pictures(2)), plain.eval()(pictures(2)), atol=0, rtol=0)
+
+
+def test_drop_path_rises_linearly_to_the_last_layer() -> None:
+    rates = [block.drop_path.probability for block in vit(drop_path=0.1, num_layers=5).blocks]
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
+    assert [block.drop_path.probability for block in vit(drop_path=0.1, num_layers=1).blocks] == [0.0]
+
+
+def test_activation_checkpointing_changes_nothing_but_memory() -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = vit(drop_path=0.5, activation_checkpointing=checkpointing).train()
+        torch.manual_seed(3)
+        output = model(pictures(4))
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad for p in model.parameters())])
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=0, rtol=0)
+
+
+def test_activation_checkpointing_keeps_fewer_activations() -> None:
+    def saved_bytes(checkpointing: bool) -> int:
+        total = 0
+
+        def count(x: Tensor) -> Tensor:
+            nonlocal total
+            total += x.numel() * x.element_size()
+            return x
+
+        model = vit(activation_checkpointing=checkpointing).train()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            model(pictures(4))
+        return total
+
+    assert saved_bytes(True) < saved_bytes(False) / 2

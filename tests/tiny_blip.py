@@ -1,0 +1,94 @@
+"""Tiny BLIPs with random weights far from their start, so that every parameter matters to the result.
+
+B batch, S side of the picture, T text tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from openblip.data.batch import Batch
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
+
+VOCAB_SIZE, SIZE = 60, 16
+PAD, CLS, SEP, DEC, ENC = 0, 2, 3, 58, 59
+TINY = BlipConfig(
+    vision=VisionConfig(
+        image_size=SIZE, patch_size=8, hidden_dim=24, num_layers=2, num_heads=3, mlp_dim=40
+    ),
+    text=TextConfig(
+        vocab_size=VOCAB_SIZE, hidden_dim=32, num_layers=2, num_heads=4, mlp_dim=48, max_positions=40, dropout=0.0
+    ),
+    embed_dim=12,
+)
+
+
+def randomise(module: nn.Module, seed: int, scale: float = 0.25) -> None:
+    """Every parameter random, norms around one: an exchanged or forgotten weight shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm_weight = parameter.dim() == 1 and name.lower().endswith(("norm.weight", "norm1.weight"))
+            parameter.copy_(1 + 0.1 * noise if is_norm_weight else scale * noise)
+            if name == "log_temperature":
+                parameter.fill_(math.log(0.2))
+
+
+def tiny_blip(
+    heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all_but_sa", seed: int = 0
+) -> Blip:
+    """In eval mode, without dropout."""
+    model = Blip(replace(TINY, heads=heads, text=replace(TINY.text, sharing=sharing)))
+    randomise(model, seed)
+    return model.eval()
+
+
+def random_pixels(count: int, seed: int = 0, size: int = SIZE) -> Tensor:
+    """Normalised pictures, float (B, 3, S, S)."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_tokens(lengths: Sequence[int], seed: int = 0, first: int = CLS) -> Tokens:
+    """One text of each length: `first`, words, [SEP], padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((len(lengths), max(lengths)), PAD)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(5, 57, (length,), generator=generator)
+        ids[row, 0], ids[row, length - 1] = first, SEP
+        mask[row, :length] = True
+    return Tokens(ids, mask)
+
+
+def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0) -> Batch:
+    """Pairs as the loader gives them; equal ids are given equal pictures."""
+    pictures = {
+        i: torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in image_ids
+    }
+    names = [f"{seed}-{row}" for row in range(len(lengths))]
+    return Batch(
+        pixels=torch.stack([pictures[i] for i in image_ids]),
+        tokens=random_tokens(lengths, seed),
+        captions=names,
+        image_ids=torch.tensor(image_ids),
+        keys=names,
+        shards=["0000"] * len(names),
+    )
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Trained on a few captions; about 150 entries."""
+    captions = ["a red dog beside two blue cars", "the small cat below a big tree", "a picture of a green bird"]
+    return Tokenizer.train(captions * 2, vocab_size=150)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    """Of every parameter by name."""
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
