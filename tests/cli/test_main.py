@@ -222,18 +222,15 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    source: str
     inner: Inner
     rounds: int = 1
 
 
-def test_some_fields_may_be_given_defaults() -> None:
-    found = parse(
-        Options,
-        ["--source", "web", "--rounds", "2"],
-        prog="openblip probe",
-        defaults={"inner": Inner(width=7)},
-    )
-    assert found == Options(source="web", inner=Inner(width=7), rounds=2)
-    with pytest.raises(ConfigError, match="--source"):
-        parse(Options, ["--inner.width", "3"], prog="openblip probe", defaults={"inner": Inner(width=7)})
+def test_a_given_instance_sets_the_defaults() -> None:
+    default = Options(inner=Inner(width=7))
+    found = parse(Options, ["--rounds", "2"], prog="openblip probe", default=default)
+    assert found == Options(inner=Inner(width=7), rounds=2)
+    found = parse(Options, ["--inner.width", "3"], prog="openblip probe", default=default)
+    assert found == Options(inner=Inner(width=3))
+    with pytest.raises(ConfigError, match=r"inner\.width"):
+        parse(Options, ["--inner.width", "x"], prog="openblip probe", default=default)
