@@ -155,7 +155,7 @@ def _histogram(name: str, scores: SourceScores, threshold: float, tallest: float
 def gallery(pictures: Gallery, scores: RunScores) -> str:
     """Cards by what became of an image's texts, accepted in green and rejected in red (BLIP figure 4)."""
     both = sum(scores.combinations.values())
-    parts = []
+    parts = [f'<p class="quiet">{SYMBOLS["web"]} is web text, {SYMBOLS["synthetic"]} synthetic text.</p>']
     for combination in COMBINATIONS:
         count = scores.combinations[combination]
         if not count:
@@ -166,7 +166,9 @@ def gallery(pictures: Gallery, scores: RunScores) -> str:
             f'<span class="quiet">· {counted(count, "image")}, {share(count, both)}</span></h3>'
             f'<div class="gallery">{cards}</div>'
         )
-    return "".join(parts) or '<p class="quiet">No image has both a web and a synthetic text.</p>'
+    if not both:
+        parts.append('<p class="quiet">No image has both a web and a synthetic text.</p>')
+    return "".join(parts)
 
 
 def _card(image: ShownImage) -> str:
@@ -184,7 +186,7 @@ def _text(text: ShownText) -> str:
     caption = escape(text.caption) if text.caption.strip() else '<span class="quiet">(empty)</span>'
     return (
         f'<li class="text {style}"><div class="verdict">{SYMBOLS[text.source]} {verdict}'
-        f"<span>itm {text.itm:.3f} · itc {text.itc:.2f}</span></div>{caption}</li>"
+        f"<span>itm {text.itm:.3f} · itc {round(text.itc, 2) + 0.0:.2f}</span></div>{caption}</li>"
     )
 
 
