@@ -187,6 +187,30 @@ def test_folder_in_several_shards(pictures, monkeypatch):
     assert [s.key for s in read_samples(source)] == ["a", "b", "c"]
 
 
+def test_folder_from_a_url_and_from_within(tmp_path, pictures, monkeypatch):
+    (pictures / "sub").mkdir()
+    (pictures / "a.jpg").rename(pictures / "sub" / "a.jpg")
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(pictures), "/album", recursive=True)
+    monkeypatch.chdir(pictures)
+    for spec in ("memory://album", "memory://album/", "."):
+        source = open_source(spec)
+        samples = list(read_samples(source))
+        assert [s.key for s in samples] == ["b", "c", "sub/a"]
+        assert [s.image for s in samples] == [s.image for s in read_samples(open_source(str(pictures)))]
+        assert list(source.shards()) == ["pictures" if spec == "." else "album"]
+
+
+def test_tables_from_a_url(tmp_path, pictures):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(pictures), "/tables/pictures", recursive=True)
+    memory.pipe_file("/tables/t.csv", b"image,caption\npictures/a.jpg,one\n")
+    pq.write_table(pa.table({"jpg": [b"x"], "txt": ["two"]}), tmp_path / "t.parquet")
+    memory.pipe_file("/tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    check_pair(read_all("memory://tables/t.csv")[0][0], pictures, "a", "one")
+    assert read_all("memory://tables/t.parquet")[0][0].captions == ("two",)
+
+
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(SourceError, match="no image"):
         open_source(str(tmp_path))
@@ -260,3 +284,18 @@ def test_lone_surrogates_do_not_reach_captions(tmp_path, pictures):
     (tmp_path / "t.jsonl").write_text('{"image": "pictures/a.jpg", "caption": "dog \\ud83d"}')
     caption = read_all(tmp_path / "t.jsonl")[0][0].captions[0]
     assert caption.encode("utf-8").startswith(b"dog ")
+
+
+def test_names_that_are_no_text(tmp_path, pictures):
+    """Lone surrogates: from json escapes, or from file names that are not UTF-8."""
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "pictures/a.jpg", "key": "k\\ud800", "caption": "x"}\n'
+        '{"image": "\\ud800.jpg", "caption": "y"}'
+    )
+    samples, rejects = read_all(tmp_path / "t.jsonl")
+    assert [s.key for s in samples] == ["k\\ud800"]
+    assert [r.key for r in rejects] == ["000000002"]
+    (pictures / "a.jpg").rename(pictures / "\udcff.jpg")
+    samples, rejects = read_all(pictures)
+    assert [s.key for s in samples] == ["b", "c", "\\udcff"]
+    assert not rejects

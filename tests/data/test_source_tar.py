@@ -216,6 +216,13 @@ def test_shards_with_the_same_stem_get_names_of_their_own(tmp_path, write_shards
     assert len({s.shard for s in read_samples(source)}) == 3
 
 
+def test_the_current_folder_and_a_single_file(tmp_path, write_shards, monkeypatch):
+    write_shards(tmp_path, [1])
+    monkeypatch.chdir(tmp_path)
+    for spec in (".", "0000.tar", "./0000.tar"):
+        assert list(open_source(spec).shards()) == ["0000"]
+
+
 def test_shards_from_a_url(tmp_path, write_shards):
     fsspec = pytest.importorskip("fsspec")
     write_shards(tmp_path, [2, 1])

@@ -89,6 +89,11 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
 
 
+def safe_name(name: str) -> str:
+    """A key or shard name that every file format can hold: bytes that are no UTF-8 as `\\udcxx`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def caption_texts(value: Any, where: str) -> tuple[str, ...]:
     """The captions in a field that may be a string, a list of strings or null; empty ones dropped.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openblip.data.sample import Record, Reject, ShardIndex, caption_texts
+from openblip.data.sample import Record, Reject, ShardIndex, caption_texts, safe_name
 from openblip.data.sources import storage
 from openblip.data.sources.files import FileRecord, chunk_names
 from openblip.errors import SourceError
@@ -81,7 +81,7 @@ class CocoSource:
         if not isinstance(image.get("id"), (int, str)):
             raise SourceError(f"{where}: no id")
         return FileRecord(
-            key=str(image["id"]),
+            key=safe_name(str(image["id"])),
             shard=shard,
             image_path=storage.join(self.folder, image["file_name"]),
             captions=caption_texts(self.captions.get(image["id"]), where),

@@ -12,6 +12,7 @@ from openblip.data.sample import (
     Sample,
     ShardIndex,
     parse_texts,
+    safe_name,
     sample_image_id,
 )
 from openblip.data.sources import storage
@@ -51,9 +52,9 @@ class FolderSource:
     def open(cls, spec: str, directory: str) -> "FolderSource":
         files: dict[str, dict[str, str]] = {}
         repeated: dict[str, list[str]] = {}
-        root = directory.rstrip("/")
-        for path in storage.list_files(directory, recursive=True):
-            key, _, suffix = path[len(root) + 1 :].rpartition(".")
+        root = storage.canonical(directory).rstrip("/")
+        for path in storage.list_files(root, recursive=True):
+            key, _, suffix = safe_name(path[len(root) + 1 :]).rpartition(".")
             slot = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
             if not key or os.path.basename(key).startswith(".") or slot not in {"image", *TEXT_SUFFIXES}:
                 continue
@@ -64,7 +65,7 @@ class FolderSource:
             raise SourceError(
                 f"{spec}: no image (jpg, jpeg, png or webp), tar or parquet file in this folder"
             )
-        stem = os.path.basename(root) or "images"
+        stem = safe_name(os.path.basename(root)) or "images"
         return cls(spec, images, repeated, dict(chunk_names(stem, len(images))))
 
     def shards(self) -> Sequence[str]:
@@ -79,7 +80,7 @@ class FolderSource:
             texts = tuple((kind, slots[kind]) for kind in TEXT_SUFFIXES if kind in slots)
             records.append(FolderRecord(self.name, shard, key, slots["image"], texts))
         rejects = [
-            Reject(shard, key, f"{os.path.basename(path)}: duplicate key, the first image stays")
+            Reject(shard, key, f"{safe_name(os.path.basename(path))}: duplicate key, the first image stays")
             for key in keys
             for path in self.repeated.get(key, ())
         ]

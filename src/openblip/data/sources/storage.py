@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from openblip.data.sample import safe_name
 from openblip.errors import MissingExtraError, SourceError
 
 T = TypeVar("T")
@@ -45,13 +46,16 @@ def _remote(path: str, call: Callable[[Any, str], T]) -> T:
 def open_binary(path: str) -> BinaryIO:
     """A seekable binary file; raises `OSError` when it is not there."""
     if not is_remote(path):
-        return open(path, "rb")
+        try:
+            return open(path, "rb")
+        except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
+            raise OSError(f"{path!a}: {error}") from error
     return _remote(path, lambda filesystem, inner: cast(BinaryIO, filesystem.open(inner, "rb")))
 
 
 def read_bytes(path: str) -> bytes:
     if not is_remote(path):
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             return file.read()
     return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
 
@@ -81,6 +85,13 @@ def is_directory(path: str) -> bool:
     if not is_remote(path):
         return os.path.isdir(path)
     return _remote(path, lambda filesystem, inner: bool(filesystem.isdir(inner)))
+
+
+def canonical(path: str) -> str:
+    """The path as listings begin: absolute, or the URL as its file system spells it."""
+    if not is_remote(path):
+        return os.path.abspath(path)
+    return _remote(path, lambda filesystem, inner: str(filesystem.unstrip_protocol(inner)))
 
 
 def exists(path: str) -> bool:
@@ -170,14 +181,17 @@ def shard_names(paths: list[str]) -> dict[str, str]:
     parts = {path: (*Path(path).parts[:-1], Path(path).stem) for path in paths}
     depth = dict.fromkeys(paths, 1)
     while True:
-        names = {path: "-".join(part.strip("/:") for part in parts[path][-depth[path] :]) for path in paths}
+        names = {path: _joined(parts[path][-depth[path] :]) for path in paths}
         count = Counter(names.values())
         shared = [path for path in paths if count[names[path]] > 1]
         if not shared:
             return {name: path for path, name in names.items()}
-        if all(
-            depth[path] > len(parts[path]) for path in shared
-        ):  # a.tar beside a.jsonl: only the suffix differs
-            return {path.strip("/").replace("/", "-"): path for path in paths}
+        # Only the suffix differs: a.jsonl beside a.csv.
+        if all(depth[path] > len(parts[path]) for path in shared):
+            return {_joined(Path(path).parts): path for path in paths}
         for path in shared:
             depth[path] += 1
+
+
+def _joined(parts: tuple[str, ...]) -> str:
+    return safe_name("-".join(part.strip("/:") for part in parts).lstrip("-"))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openblip.data.sample import Record, Reject, ShardIndex, caption_texts
+from openblip.data.sample import Record, Reject, ShardIndex, caption_texts, safe_name
 from openblip.data.sources import storage
 from openblip.data.sources.files import ROWS_PER_SHARD, FileRecord
 from openblip.data.sources.rows import Csv, Dialect, JsonLines, Row
@@ -46,7 +46,7 @@ def row_key(row: Mapping[str, Any], number: int) -> str:
     """The row's own key where it has one, else its number."""
     for name in KEY_COLUMNS:
         if isinstance(row.get(name), (str, int)) and str(row[name]):
-            return str(row[name])
+            return safe_name(str(row[name]))
     return f"{number:09d}"
 
 
