@@ -101,9 +101,12 @@ class ContrastiveMatching(nn.Module):
 def make_twin(model: Blip) -> Blip:
     """A frozen copy of what ITC needs: vision, text encoder and the two projections.
 
-    It has the model's dropout off: the released code leaves it on, which only adds noise to the targets.
+    It has no dropout, also while the task trains: the released code leaves it on, which only adds noise to
+    the targets.
     """
-    twin = Blip(replace(model.config, heads=("itc",)))
+    vision = replace(model.config.vision, drop_path=0.0)
+    text = replace(model.config.text, dropout=0.0)
+    twin = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
     own = model.state_dict()
     twin.load_state_dict({name: own[name] for name in twin.state_dict()})
     return twin.requires_grad_(False).eval()

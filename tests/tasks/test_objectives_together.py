@@ -1,0 +1,271 @@
+"""Pre-training, filter and captioner: their losses against one pair at a time, and the batches that break others.
+
+B batch, G joint batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_blip import DEC, ENC, SIZE, TINY, gradients, random_batch, randomise, tiny_tokenizer
+from torch import Tensor, nn
+
+from openblip.data.batch import Batch
+from openblip.data.transforms import Preprocessing
+from openblip.models.blip import Blip
+from openblip.models.config import Head, Sharing
+from openblip.objectives.contrastive import ContrastiveKeys, itc_loss
+from openblip.objectives.language_modeling import lm_loss
+from openblip.objectives.matching import draw_negatives, negative_weights
+from openblip.tasks.captioning import Captioning
+from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, FilterConfig, PretrainingConfig
+from openblip.tasks.contrastive_matching import interleave, replace_first
+from openblip.tasks.filtering import Filtering
+from openblip.tasks.pretraining import Pretraining
+
+TOKENIZER = tiny_tokenizer()
+CONTRASTIVE = ContrastiveConfig(queue_size=7, momentum=0.9, alpha=0.4, alpha_ramp_steps=4)
+HEADS: dict[str, tuple[Head, ...]] = {
+    "pretraining": ("itc", "itm", "lm"),
+    "filtering": ("itc", "itm"),
+    "captioning": ("lm",),
+}
+
+
+def make_task(name: str, sharing: Sharing = "all_but_sa", **text: float) -> nn.Module:
+    """A task over a random model whose vocabulary is the tokenizer's."""
+    config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing=sharing, **text)
+    model = Blip(replace(TINY, text=config, heads=HEADS[name]))
+    randomise(model, seed=0)
+    preprocessing = Preprocessing(image_size=SIZE)
+    torch.manual_seed(0)
+    if name == "pretraining":
+        return Pretraining(model, TOKENIZER, preprocessing, PretrainingConfig(contrastive=CONTRASTIVE))
+    if name == "filtering":
+        return Filtering(model, TOKENIZER, preprocessing, FilterConfig(contrastive=CONTRASTIVE))
+    return Captioning(model, TOKENIZER, preprocessing, CaptioningConfig(prompt="a picture of "))
+
+
+def train_step(task: nn.Module, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+    """Losses and gradients of a batch, one plain update, and what follows it."""
+    task.zero_grad()
+    losses = task(batch, step, torch.Generator().manual_seed(step))
+    sum(losses.values()).backward()
+    with torch.no_grad():
+        for parameter in task.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+    task.after_step()
+    return losses
+
+
+def itm_by_pairs(task: nn.Module, batch: Batch, drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean over own pairs, each image with its negative text and each text with its negative image."""
+    model = task.model
+    pixels = task.preprocessing.normalize(batch.pixels)
+
+    def loss(image: int, text: int, label: int) -> Tensor:
+        ids = batch.tokens.ids[text : text + 1, : int(batch.tokens.mask[text].sum())].clone()
+        ids[0, 0] = TOKENIZER.enc_id
+        kv = model.image_kv(model.encode_image(pixels[image : image + 1]), "encode")
+        return -model.match_logits(ids, torch.ones_like(ids, dtype=torch.bool), kv).log_softmax(1)[0, label]
+
+    (text_index, has_text), (image_index, has_image) = drawn
+    losses = [loss(b, b, 1) for b in range(len(batch))]
+    losses += [loss(b, int(text_index[b]), 0) for b in range(len(batch)) if has_text[b]]
+    losses += [loss(int(image_index[b]), b, 0) for b in range(len(batch)) if has_image[b]]
+    return torch.stack(losses).mean()
+
+
+def lm_by_captions(task: nn.Module, batch: Batch, prompt: list[int], smoothing: float) -> Tensor:
+    """Mean over the tokens that follow the prompt, one caption at a time and without padding."""
+    model, total, count = task.model, torch.zeros(()), 0
+    for b in range(len(batch)):
+        words = batch.tokens.ids[b, 1 : int(batch.tokens.mask[b].sum())].tolist()
+        pixels = task.preprocessing.normalize(batch.pixels[b : b + 1])
+        kv = model.image_kv(model.encode_image(pixels), "decode")
+        logits = model.decode(torch.tensor([prompt + words]), kv)[:, len(prompt) - 1 : -1]
+        total = total + len(words) * lm_loss(logits, torch.tensor([words]), smoothing)
+        count += len(words)
+    return total / count
+
+
+def itc_by_definition(task: nn.Module, batch: Batch, queued: tuple[Tensor, ...], alpha: float) -> Tensor:
+    """The loss of test_contrastive.py, fed with what the model and the twin make of each sample."""
+    pixels = task.preprocessing.normalize(batch.pixels)
+
+    def embed(model: Blip) -> tuple[Tensor, Tensor]:
+        tokens = batch.tokens
+        return model.embed_image(model.encode_image(pixels)), model.embed_text(tokens.ids, tokens.mask)
+
+    image, text = embed(task.model)
+    with torch.no_grad():
+        momentum = embed(task.contrastive_matching.twin)
+    keys = ContrastiveKeys(
+        torch.cat([momentum[0], queued[0]]),
+        torch.cat([momentum[1], queued[1]]),
+        torch.cat([batch.image_ids, queued[2]]),
+    )
+    return itc_loss(image, text, *momentum, batch.image_ids, keys, task.model.temperature, alpha)
+
+
+def drawn_negatives(task: nn.Module, batch: Batch, step: int) -> list[tuple[Tensor, Tensor]]:
+    """The draws of a step, from the similarities to the twin's embeddings: texts, then images."""
+    pixels, tokens, ids = task.preprocessing.normalize(batch.pixels), batch.tokens, batch.image_ids
+    model, twin = task.model, task.contrastive_matching.twin
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        similarities = (
+            model.embed_image(model.encode_image(pixels)) @ twin.embed_text(tokens.ids, tokens.mask).T,
+            model.embed_text(tokens.ids, tokens.mask) @ twin.embed_image(twin.encode_image(pixels)).T,
+        )
+    return [
+        draw_negatives(negative_weights(similarity / model.temperature, ids, ids), generator)
+        for similarity in similarities
+    ]
+
+
+BATCH = random_batch([5, 8, 4, 6], image_ids=[1, 2, 1, 3])
+
+
+@pytest.mark.parametrize("sharing", ["all", "all_but_sa", "all_but_ca", "none"])
+@pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
+def test_losses_are_those_of_single_pairs_with_their_gradients(name: str, sharing: Sharing) -> None:
+    """In the third step, when the queue is full and alpha has half risen."""
+    task = make_task(name, sharing)
+    for step in range(2):
+        train_step(task, random_batch([6, 3, 5, 7], image_ids=[4, 1, 5, 3 + step], seed=1 + step), step)
+    expected: dict[str, Tensor] = {}
+    if name != "captioning":
+        queued = tuple(x.clone() for x in task.contrastive_matching.queue.content())
+        assert len(queued[2]) == 7
+        expected["itc"] = itc_by_definition(task, BATCH, queued, alpha=0.2)
+        expected["itm"] = itm_by_pairs(task, BATCH, drawn_negatives(task, BATCH, step=2))
+    if name == "pretraining":
+        expected["lm"] = lm_by_captions(task, BATCH, [TOKENIZER.dec_id], smoothing=0.1)
+    elif name == "captioning":
+        expected["lm"] = lm_by_captions(task, BATCH, TOKENIZER.prompt("a picture of ").tolist(), smoothing=0.1)
+    task.zero_grad()
+    sum(expected.values()).backward()
+    wanted = gradients(task)
+    task.zero_grad()
+    losses = task(BATCH, 2, torch.Generator().manual_seed(2))
+    assert losses.keys() == expected.keys()
+    for loss_name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[loss_name], atol=1e-5, rtol=1e-5, msg=loss_name)
+    sum(losses.values()).backward()
+    for parameter, found in gradients(task).items():
+        assert (found is None) == (wanted[parameter] is None), parameter
+        if found is not None:
+            torch.testing.assert_close(found, wanted[parameter], atol=1e-4, rtol=1e-3, msg=parameter)
+
+
+@pytest.mark.parametrize("sharing", ["all", "all_but_sa", "all_but_ca", "none"])
+@pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
+@pytest.mark.parametrize("ids", [[7], [7, 7, 7], [7, 8, 9]], ids=["one", "one image", "many"])
+def test_any_batch_trains_every_weight(name: str, ids: list[int], sharing: Sharing) -> None:
+    """Finite, and with a gradient for each weight that asks for one: DDP waits for all of them."""
+    task = make_task(name, sharing).train()
+    batch = random_batch([5, 7, 4][: len(ids)], ids)
+    for step in range(3):
+        losses = train_step(task, batch, step)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        for parameter_name, parameter in task.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), parameter_name
+
+
+def test_the_queue_gets_the_twins_embeddings_once_per_step() -> None:
+    task = make_task("filtering")
+    other = random_batch([4, 5], [8, 9], seed=3)
+    twin, queue = task.contrastive_matching.twin, task.contrastive_matching.queue
+    with torch.no_grad():
+        expected = [
+            torch.cat([twin.embed_image(twin.encode_image(task.preprocessing.normalize(b.pixels))) for b in (BATCH, other)]),
+            torch.cat([twin.embed_text(b.tokens.ids, b.tokens.mask) for b in (BATCH, other)]),
+        ]  # fmt: skip
+    for micro_batch in (BATCH, other):  # gradient accumulation: two forwards, one step
+        task(micro_batch, 0, torch.Generator().manual_seed(0))
+        assert len(queue.content()[2]) == 0
+    task.after_step()
+    images, texts, ids = queue.content()
+    assert ids.tolist() == [1, 2, 1, 3, 8, 9]
+    torch.testing.assert_close([images, texts], expected)
+    task.after_step()
+    assert len(queue.content()[2]) == 6  # nothing new, nothing again
+
+
+def test_the_twin_follows_by_the_formula() -> None:
+    task = make_task("pretraining")
+    twin = task.contrastive_matching.twin
+    before = {name: parameter.clone() for name, parameter in twin.named_parameters()}
+    train_step(task, BATCH)
+    own = dict(task.model.named_parameters())
+    for name, parameter in twin.named_parameters():
+        assert not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
+        expected = 0.9 * before[name] + (1 - 0.9) * own[name]
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["pretraining", "filtering"])
+def test_the_twin_has_no_dropout_while_the_task_trains(name: str) -> None:
+    task = make_task(name, dropout=0.5).train()
+    twin, tokens = task.contrastive_matching.twin, BATCH.tokens
+    first, second = (twin.embed_text(tokens.ids, tokens.mask) for _ in range(2))
+    assert torch.equal(first, second)
+    task.eval()
+    assert torch.equal(first, twin.embed_text(tokens.ids, tokens.mask))
+
+
+def test_the_twin_starts_as_the_model_and_is_not_trained() -> None:
+    task = make_task("pretraining")
+    own, twin = task.model.state_dict(), task.contrastive_matching.twin
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, own[name])
+        assert value.data_ptr() != own[name].data_ptr()
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert not [name for name in twin.state_dict() if "lm_head" in name or "itm" in name or "decode" in name]
+
+
+@pytest.mark.parametrize(("before", "after"), [(5.0, 0.5), (1e-5, 0.001)])
+def test_the_temperature_is_clamped_after_the_step(before: float, after: float) -> None:
+    task = make_task("filtering")
+    with torch.no_grad():
+        task.model.log_temperature.fill_(torch.tensor(before).log())
+    task.after_step()
+    assert task.model.temperature.item() == pytest.approx(after, rel=1e-4)
+
+
+def test_a_seed_decides_the_negatives() -> None:
+    def itm(seed: int) -> float:
+        return make_task("filtering")(BATCH, 0, torch.Generator().manual_seed(seed))["itm"].item()
+
+    losses = [itm(seed) for seed in range(6)]
+    assert itm(0) == losses[0]
+    assert len(set(losses)) > 1
+
+
+def test_the_prompt_is_read_but_not_predicted() -> None:
+    """Another prompt changes what the model reads, not how many tokens are averaged."""
+    task = make_task("captioning")
+    plain = Captioning(task.model, TOKENIZER, task.preprocessing, CaptioningConfig(prompt="", label_smoothing=0.0))
+    torch.testing.assert_close(
+        plain(BATCH, 0, torch.Generator())["lm"], lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0)
+    )
+    assert not torch.allclose(plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"])
+
+
+@pytest.mark.parametrize("change", [lambda t: replace_first(t, ENC), lambda t: interleave(t, BATCH.tokens)])
+def test_the_batchs_own_tokens_are_left_alone(change: Callable[..., object]) -> None:
+    before = BATCH.tokens.ids.clone()
+    change(BATCH.tokens)
+    assert torch.equal(BATCH.tokens.ids, before)
+
+
+def test_interleaved_texts_alternate_and_pad_to_the_longer() -> None:
+    short, long = random_batch([3, 4], [1, 2]).tokens, random_batch([6, 2], [1, 2], seed=1).tokens
+    both = interleave(replace_first(short, DEC), long)
+    assert both.ids.shape == both.mask.shape == (4, 6)
+    assert both.mask.sum(dim=1).tolist() == [3, 6, 4, 2]
+    assert both.ids[:, 0].tolist() == [DEC, 2, DEC, 2]
