@@ -27,7 +27,7 @@ def test_greedy_equals_transformers(seed: int) -> None:
     assert len(lengths) > 2, "the model is degenerate; the comparison says little"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
 def test_every_beam_equals_transformers(seed: int, num_beams: int) -> None:
     model = HuggingFaceDecoder(100 + seed)
@@ -51,7 +51,7 @@ def test_repetition_penalty_equals_transformers_beyond_the_prompt(
     decoding: Greedy | Beam, penalty: float
 ) -> None:
     prompt = torch.tensor([DEC, 9, 14])
-    for seed in range(4):
+    for seed in range(2):
         model = HuggingFaceDecoder(seed)
         penalised = type(decoding)(repetition_penalty=penalty)
         ours = generate(model, FOUR_IMAGES, prompt, 4, penalised, eos_id=EOS, pad_id=PAD)

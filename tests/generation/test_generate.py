@@ -6,7 +6,7 @@ import torch
 from tiny_decoders import DEC, EOS, PAD, PROMPT, TableDecoder, numbered_images
 from torch import Tensor
 
-from openblip.errors import ConfigError
+from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.generate import derive_seeds, generate
 from openblip.generation.generated import Generated
@@ -111,10 +111,10 @@ def test_a_sampled_caption_does_not_depend_on_how_many_are_sampled() -> None:
 
 
 def test_seeds_decide_the_samples() -> None:
-    model, images = TableDecoder(4), [1, 1, 1]
+    model, many, images = TableDecoder(4), [1] * 40, [1, 1, 1]
     assert write(model, images, Nucleus(seed=5)) == write(model, images, Nucleus(seed=5))
-    assert write(model, images, Nucleus(seed=5)) != write(model, images, Nucleus(seed=6))
-    assert write(model, images, Nucleus()) != write(model, images, Nucleus())
+    assert write(model, many, Nucleus(seed=5)) != write(model, many, Nucleus(seed=6))
+    assert write(model, many, Nucleus()) != write(model, many, Nucleus())
     assert write(model, images, Nucleus(seed=5)) == write(model, images, Nucleus(), seeds=derive_seeds(5, 3))
     first, second, _ = write(model, images, Nucleus(), seeds=[-1, 2**64 - 1, 10**30])
     assert first == second, "seeds count modulo 2**64"
@@ -142,6 +142,15 @@ def test_the_prompt_is_read_once_per_image_and_finished_images_are_dropped(decod
     assert model.rows_read[:2] == [12, 12 * rows]
     assert model.rows_read[-1] < 12 * rows
     assert model.rows_read[1:] == sorted(model.rows_read[1:], reverse=True)
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=repr)
+def test_logits_that_are_not_numbers_are_reported(decoding: Decoding) -> None:
+    model = TableDecoder(0)
+    model.table[:, 7] = torch.nan
+    model.table[:, DEC, 7] = 50.0
+    with pytest.raises(CheckpointError, match="float32"):
+        write(model, [0, 1], decoding)
 
 
 def test_no_image_gives_no_text() -> None:

@@ -32,7 +32,7 @@ def test_two_texts_per_image_by_hand() -> None:
     assert recall["tr_r1"] == pytest.approx(1 / 3)
     assert recall["tr_r3"] == pytest.approx(2 / 3)
     assert recall["tr_r5"] == 1.0
-    # Texts 4 (.3 .2 .4) and 5 (.0 .1 .5) find image 2 first; text 0 (.9 .5 .9) ties image 0 with image 2: half.
+    # Texts 4 (.3 .2 .4) and 5 (.0 .1 .5) find image 2 first; text 0 (.9 .5 .9) ties images 0 and 2: half.
     assert recall["ir_r1"] == pytest.approx(2.5 / 6)
     assert recall["ir_r3"] == 1.0
 

@@ -48,6 +48,7 @@ def generate(
         ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not
         one-dimensional,
             or a number of seeds other than `num_images`.
+        CheckpointError: the model's logits are not numbers.
     """
     _check(prompt_ids, num_images, decoding, num_captions, seeds)
     if num_images == 0:

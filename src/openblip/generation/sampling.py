@@ -62,8 +62,9 @@ def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     inside[:, 0] = True
     mass = probs.masked_fill(~inside, 0.0).cumsum(dim=-1)
     position = (mass <= uniform[:, None] * mass[:, -1:]).sum(dim=-1)
-    # The last position with mass: a guard against the rounding of a parallel cumsum.
-    position = torch.minimum(position, (inside & (probs > 0)).sum(dim=-1) - 1)
+    # At most the last position with mass, whatever a parallel cumsum rounds; at least 0, also when the logits
+    # are not numbers, which `to_generated` reports.
+    position = torch.minimum(position, (inside & (probs > 0)).sum(dim=-1) - 1).clamp(min=0)
     return order.gather(1, position[:, None]).squeeze(1)
 
 
