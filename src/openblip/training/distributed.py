@@ -1,7 +1,7 @@
 """Processes of one run, as torchrun starts them. Without torchrun everything here is one process."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -49,6 +49,15 @@ def everywhere(condition: bool, process: Process) -> bool:
     flag = torch.tensor(int(condition), device=process.device)
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return bool(flag)
+
+
+def sum_everywhere(values: Sequence[float], process: Process) -> list[float]:
+    """The sum over processes of each value; every process gives as many."""
+    if process.world_size == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=process.device)
+    dist.all_reduce(sums)
+    return [float(total) for total in sums]
 
 
 def wait_for_all(process: Process) -> None:

@@ -3,16 +3,23 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openblip.data.sample import Reject
 from openblip.errors import ConfigError
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
+REJECTS = "rejects.jsonl"
 
 
 class RunFolder:
-    """Paths and files of one run. Everything that must not be seen half-written is renamed into place."""
+    """Paths and files of one run. Everything that must not be seen half-written is renamed into place.
+
+    rejects.jsonl names every sample that was skipped: the step that would have used it, shard, key, reason.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -40,14 +47,30 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(METRICS, [record])
 
-    def forget_after(self, step: int) -> None:
-        """Drop metrics of steps later than `step`, which a resumed run makes again, and torn lines."""
-        file = self.path / METRICS
+    def log_rejects(self, step: int, rejects: Sequence[Reject]) -> None:
+        """Append a line to rejects.jsonl for each; every process may call this."""
+        self._append(REJECTS, [{"step": step, **asdict(reject)} for reject in rejects])
+
+    def _append(self, name: str, records: Sequence[dict[str, Any]]) -> None:
+        if records:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in records))
+
+    def forget_after(self, step: int) -> int:
+        """Drop metrics and rejects of steps later than `step`, which a resumed run makes again, and torn lines.
+
+        Returns the number of rejects up to `step`.
+        """
+        self._keep_until(step, METRICS)
+        return self._keep_until(step, REJECTS)
+
+    def _keep_until(self, step: int, name: str) -> int:
+        """Drop the lines of later steps from a file; returns how many stay."""
+        file = self.path / name
         if not file.exists():
-            return
+            return 0
         kept = []
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
@@ -57,6 +80,7 @@ class RunFolder:
             if record["step"] <= step:
                 kept.append(line + "\n")
         write_atomically(file, "".join(kept))
+        return len(kept)
 
     def checkpoint(self, step: int) -> Path:
         return self.path / CHECKPOINTS / f"step_{step:08d}"

@@ -4,6 +4,7 @@ The random state needs no file: each step seeds its generators from the run's se
 """
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,10 @@ def _cursor_name(process: Process) -> str:
 
 
 def _read(file: Path, process: Process) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(file, map_location=process.device, weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(file, map_location=process.device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. Remove {file.parent.name} to go on from an earlier checkpoint."
+        ) from error
     return content

@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
+from openblip.data.sample import Reject
 from openblip.errors import OpenBlipError
 from openblip.progress import Progress
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process, everywhere
+from openblip.training.distributed import Process, everywhere, sum_everywhere
 from openblip.training.optimizer import learning_rate_at, make_optimizer
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state, save_state
@@ -62,8 +63,10 @@ class Trainer:
             self._cursor = load_state(checkpoint, task, self.optimizer, process)
         self.loader = loader_at(self._cursor)
         if process.is_main:
-            folder.forget_after(self.step)
-        distributed = DistributedDataParallel(task) if process.world_size > 1 else task
+            self.num_rejects = folder.forget_after(self.step)
+        # The buffers are the queue, which every process fills alike: sending it at each step would be waste.
+        parallel = process.world_size > 1
+        distributed = DistributedDataParallel(task, broadcast_buffers=False) if parallel else task
         self.forward = cast(TrainingTask, distributed)
 
     def run(self) -> bool:
@@ -107,10 +110,11 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
+        rejects: list[Reject] = []
         for micro in range(config.accumulation):
             loaded = next(batches)
             self._cursor = loaded.cursor
-            self.num_rejects += len(loaded.rejects)
+            rejects += loaded.rejects
             torch.manual_seed(derive_seed(config.seed, self.step, micro, self.process.rank))
             generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
             with self._sync_only_if(micro == config.accumulation - 1):
@@ -124,10 +128,14 @@ class Trainer:
         self.optimizer.step()
         cast(TrainingTask, self.task).after_step()
         self.step += 1
+        self.folder.log_rejects(self.step, rejects)
+        num_rejects, *totals = sum_everywhere([len(rejects), *sums.values()], self.process)
+        self.num_rejects += int(num_rejects)
+        means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
         return {
             "step": self.step,
-            **sums,
-            "loss": sum(sums.values()),
+            **means,
+            "loss": sum(means.values()),
             "gradient_norm": norm,
             "learning_rate": rate,
             "rejects": self.num_rejects,

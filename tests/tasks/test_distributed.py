@@ -1,0 +1,71 @@
+"""Two processes under torchrun train as one process on the joint batch."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import two_processes
+from test_objectives_together import make_task
+
+from openblip.data.batch import Batch
+from openblip.tasks.contrastive_matching import interleave
+
+SCRIPT = Path(two_processes.__file__)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes wrote."""
+    out = tmp_path_factory.mktemp("two_processes")
+    paths = [str(SCRIPT.parent), str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished = subprocess.run(
+        [*command, str(SCRIPT), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return out
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The joint batch, in rank order."""
+    both = interleave(first.tokens, second.tokens)  # padded alike; rows alternate
+    order = [*range(0, 2 * len(first), 2), *range(1, 2 * len(first), 2)]
+    tokens = replace(both, ids=both.ids[order], mask=both.mask[order])
+    return Batch(
+        pixels=torch.cat([first.pixels, second.pixels]),
+        tokens=tokens,
+        captions=first.captions + second.captions,
+        image_ids=torch.cat([first.image_ids, second.image_ids]),
+        keys=first.keys + second.keys,
+        shards=first.shards + second.shards,
+    )
+
+
+@pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
+def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
+    task = make_task(name).train()
+    batches = [joined(two_processes.part(step, 0), two_processes.part(step, 1)) for step in range(two_processes.STEPS)]
+    alone = two_processes.follow(task, task, batches)
+    ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
+    for step, expected in enumerate(alone):
+        first, second = (rank[step] for rank in ranks)
+        for loss_name, loss in expected["losses"].items():
+            mean = (first["losses"][loss_name] + second["losses"][loss_name]) / 2
+            torch.testing.assert_close(mean, loss, atol=1e-5, rtol=1e-5, msg=f"step {step} {loss_name}")
+        for found in (first, second):
+            assert found["gradients"].keys() == expected["gradients"].keys()
+            for parameter, gradient in expected["gradients"].items():
+                torch.testing.assert_close(
+                    found["gradients"][parameter], gradient, atol=1e-5, rtol=1e-3, msg=f"step {step} {parameter}"
+                )
+            torch.testing.assert_close(found["queue"], expected["queue"], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,73 @@
+"""Learning rates worked out by hand, and which weights decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from openblip.errors import ConfigError
+from openblip.training.config import TrainingConfig
+from openblip.training.optimizer import learning_rate_at, make_optimizer
+
+
+def config(**changes: object) -> TrainingConfig:
+    return TrainingConfig(**{"steps": 1000, "batch_size": 1, "learning_rate": 1e-3, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1e-5), (50, 0.000505), (99, 0.0009901), (100, 1e-3), (101, 1e-3), (10_000, 1e-3)]
+)
+def test_warm_up_rises_linearly_to_the_peak(step: int, expected: float) -> None:
+    settings = config(schedule="constant", warmup_steps=100, warmup_learning_rate=1e-5)
+    assert learning_rate_at(step, settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(100, 1e-3), (400, 0.75e-3 + 0.25e-4), (550, 0.5e-3 + 0.5e-4), (1000, 1e-4), (1500, 1e-4)],
+)
+def test_cosine_goes_from_the_peak_to_the_floor_after_the_warm_up(step: int, expected: float) -> None:
+    """At a third of the way the cosine is 1/2, so 3/4 is left."""
+    settings = config(warmup_steps=100, min_learning_rate=1e-4)
+    assert learning_rate_at(step, settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1e-3), (99, 1e-3), (100, 9e-4), (250, 8.1e-4), (999, 3.87420489e-4)]
+)
+def test_step_decay_multiplies_after_each_interval(step: int, expected: float) -> None:
+    settings = config(schedule="step_decay", decay_rate=0.9, decay_every=100)
+    assert learning_rate_at(step, settings) == pytest.approx(expected)
+
+
+def test_step_decay_counts_from_the_end_of_the_warm_up_and_has_a_floor() -> None:
+    settings = config(schedule="step_decay", decay_rate=0.5, decay_every=10, warmup_steps=20, min_learning_rate=2e-4)
+    rates = [learning_rate_at(step, settings) for step in (29, 30, 40, 50, 500)]
+    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4, 2e-4, 2e-4])
+
+
+def test_only_matrices_decay_and_frozen_weights_stay() -> None:
+    """Without gradients, an AdamW update is the decay alone."""
+    module = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "frozen": nn.Linear(2, 2)})
+    module["frozen"].requires_grad_(False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(1.0)
+    optimizer = make_optimizer(module, config(learning_rate=0.1, weight_decay=0.5))
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    values = {name: parameter.flatten()[0].item() for name, parameter in module.named_parameters()}
+    assert values.pop("linear.weight") == pytest.approx(0.95)
+    assert set(values.values()) == {1.0}
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "log_every", "checkpoint_every"])
+def test_counts_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"training.{name} is 0"):
+        config(**{name: 0})
+
+
+def test_a_clip_norm_of_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="clip_norm"):
+        config(clip_norm=0.0)

@@ -1,0 +1,52 @@
+"""The run folder: what it refuses, and what it drops when a run goes on from an earlier step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openblip.errors import ConfigError
+from openblip.training.run_folder import RunFolder
+
+CONFIG = {"training": {"steps": 10, "betas": (0.9, 0.98)}, "out": "x", "init": None}
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start(CONFIG, resume=False)
+    with pytest.raises(ConfigError, match=r"holds a run already; add --resume"):
+        folder.start(CONFIG, resume=False)
+    folder.start(CONFIG, resume=True)  # tuples come back from JSON as lists
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 10
+
+
+def test_a_changed_config_is_refused_with_every_difference(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(CONFIG, resume=True)
+    changed = {"training": {"steps": 20, "betas": (0.9, 0.98), "seed": 3}, "out": "x", "init": "model"}
+    with pytest.raises(ConfigError) as error:
+        folder.start(changed, resume=True)
+    for part in ("training.steps was 10, now 20", "training.seed was null, now 3", 'init was null, now "model"'):
+        assert part in str(error.value)
+    assert "betas" not in str(error.value)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 10
+
+
+def test_metrics_after_a_step_and_torn_lines_are_dropped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in range(1, 6):
+        folder.log({"step": step, "lm": 1 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "l')  # killed while writing
+    folder.forget_after(3)
+    folder.log({"step": 4})
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.last_checkpoint() is None
+    for step in (5, 900, 1000):
+        folder.checkpoint(step).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00002000.partial").mkdir()
+    assert folder.last_checkpoint() == (1000, tmp_path / "checkpoints" / "step_00001000")

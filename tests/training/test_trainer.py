@@ -1,0 +1,233 @@
+"""The loop around a small real task: accumulation, clipping, non-finite steps, signals, resuming."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
+from torch import Tensor, nn
+
+from openblip.data.loader import LoadedBatch
+from openblip.data.sample import Reject
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError
+from openblip.models.blip import Blip
+from openblip.tasks.captioning import Captioning
+from openblip.tasks.config import CaptioningConfig
+from openblip.training.config import TrainingConfig
+from openblip.training.distributed import Process
+from openblip.training.run_folder import RunFolder
+from openblip.training.state import load_state
+from openblip.training.trainer import NonFiniteError, Trainer
+
+PROCESS = Process(0, 1, torch.device("cpu"))
+TOKENIZER = tiny_tokenizer()
+
+
+class Counting(nn.Module):
+    """Captioning that counts its steps, and can be made to fail or be stopped at one."""
+
+    def __init__(self, at: int = -1, then: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
+        model = Blip(replace(TINY, text=config, heads=("lm",)))
+        randomise(model, seed=0)
+        self.task = Captioning(model, TOKENIZER, Preprocessing(image_size=SIZE), CaptioningConfig(prompt=""))
+        self.at, self.then = at, then
+        self.forwards: list[int] = []
+        self.steps_followed = 0
+
+    def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        self.forwards.append(step)
+        loss = self.task(batch, step, generator)["lm"]
+        return {"lm": self.then(loss) if self.then is not None and step == self.at else loss}
+
+    def after_step(self) -> None:
+        self.steps_followed += 1
+
+
+def loader_of(batch_size: int, rejects_at: int = -1) -> Callable[[dict[str, Any] | None], Any]:
+    """Batches over an endless row of samples of equal length; the cursor is the number of the next sample."""
+
+    def at(cursor: dict[str, Any] | None) -> Iterator[LoadedBatch]:
+        start = 0 if cursor is None else int(cursor["next"])
+        while True:
+            samples = [random_batch([6], [100 + i], seed=i) for i in range(start, start + batch_size)]
+            start += batch_size
+            batch = replace(
+                samples[0],
+                pixels=torch.cat([s.pixels for s in samples]),
+                tokens=replace(
+                    samples[0].tokens,
+                    ids=torch.cat([s.tokens.ids for s in samples]),
+                    mask=torch.cat([s.tokens.mask for s in samples]),
+                ),
+                captions=[s.captions[0] for s in samples],
+                image_ids=torch.cat([s.image_ids for s in samples]),
+                keys=[s.keys[0] for s in samples],
+            )
+            rejects = [Reject("0007", "bad", "no image")] if start - batch_size == rejects_at else []
+            yield LoadedBatch(batch, {"next": start}, rejects)
+
+    return at
+
+
+def config(**changes: Any) -> TrainingConfig:
+    settings = {"steps": 4, "batch_size": 4, "precision": "fp32", "log_every": 1, "learning_rate": 1e-2}
+    return TrainingConfig(**{**settings, **changes})
+
+
+def trainer(path: Path, task: nn.Module, settings: TrainingConfig, **loader: int) -> Trainer:
+    path.mkdir(exist_ok=True)
+    return Trainer(task, loader_of(settings.batch_size, **loader), settings, RunFolder(path), PROCESS)
+
+
+def metrics(path: Path, *names: str) -> list[Any]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(line[name] for name in names) if len(names) > 1 else line[names[0]] for line in lines]
+
+
+def weights(task: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+def test_accumulated_micro_batches_train_as_one_batch(tmp_path: Path) -> None:
+    whole, parts = Counting(), Counting()
+    trainer(tmp_path / "whole", whole, config()).run()
+    trainer(tmp_path / "parts", parts, config(batch_size=1, accumulation=4)).run()
+    assert parts.forwards == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert whole.steps_followed == parts.steps_followed == 4
+    assert metrics(tmp_path / "parts", "lm") == pytest.approx(metrics(tmp_path / "whole", "lm"), abs=1e-4)
+    norms = [metrics(tmp_path / name, "gradient_norm") for name in ("parts", "whole")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), lambda loss: loss + (0 * loss).sqrt()],
+    ids=["loss nan", "loss inf", "gradient nan"],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_non_finite_step_stops_before_the_update(
+    tmp_path: Path, spoil: Callable[[Tensor], Tensor], accumulation: int
+) -> None:
+    healthy, spoiled = Counting(), Counting(at=2, then=spoil)
+    trainer(tmp_path / "healthy", healthy, config(steps=2, schedule="constant", accumulation=accumulation)).run()
+    settings = config(steps=4, schedule="constant", accumulation=accumulation)
+    with pytest.raises(NonFiniteError, match="Step 3.*weights are those of step 2"):
+        trainer(tmp_path / "spoiled", spoiled, settings).run()
+    assert spoiled.steps_followed == 2
+    for name, value in weights(healthy).items():
+        assert torch.equal(weights(spoiled)[name], value), name
+    assert metrics(tmp_path / "spoiled", "step") == [1, 2]
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_logged(tmp_path: Path) -> None:
+    task = Counting()
+    run = trainer(tmp_path, task, config(steps=1, clip_norm=0.01))
+    run.run()
+    assert metrics(tmp_path, "gradient_norm")[0] > 0.02
+    left = torch.nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None])
+    assert left.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_logged_learning_rates_are_the_schedules(tmp_path: Path) -> None:
+    settings = config(steps=4, warmup_steps=2, warmup_learning_rate=0.0, schedule="constant")
+    trainer(tmp_path, Counting(), settings).run()
+    assert metrics(tmp_path, "step", "learning_rate") == [(1, 0.0), (2, 0.005), (3, 0.01), (4, 0.01)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: int) -> None:
+    def interrupt(loss: Tensor) -> Tensor:
+        os.kill(os.getpid(), number)
+        return loss
+
+    caught = signal.signal(number, lambda *_: pytest.fail("the trainer did not take the signal"))
+    try:
+        stopped, whole = Counting(at=1, then=interrupt), Counting()
+        assert trainer(tmp_path / "run", stopped, config()).run() is False
+        assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+        resumed = Counting()
+        assert trainer(tmp_path / "run", resumed, config()).run() is True
+    finally:
+        signal.signal(number, caught)
+    assert resumed.forwards == [2, 3]
+    trainer(tmp_path / "whole", whole, config()).run()
+    assert metrics(tmp_path / "run", "step", "lm") == metrics(tmp_path / "whole", "step", "lm")
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    trainer(tmp_path, Counting(), config()).run()
+    again = Counting()
+    assert trainer(tmp_path, again, config()).run() is True
+    assert again.forwards == []
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000099.partial").mkdir(parents=True)  # of a killed write
+    trainer(tmp_path, Counting(), config(steps=5, checkpoint_every=1, keep_checkpoints=2)).run()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000005"]
+
+
+def test_skipped_samples_are_counted_and_named_also_over_a_resume(tmp_path: Path) -> None:
+    settings = config(checkpoint_every=2)
+    trainer(tmp_path, Counting(), replace(settings, steps=3), rejects_at=4).run()
+    assert metrics(tmp_path, "rejects") == [0, 1, 1]
+    trainer(tmp_path, Counting(), settings, rejects_at=4).run()
+    assert metrics(tmp_path, "rejects") == [0, 1, 1, 1]
+    lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "shard": "0007", "key": "bad", "reason": "no image"}
+    ]
+
+
+class Exploit:
+    """Unpickled carelessly, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("file", ["task.pt", "optimizer.pt", "cursor_00000.pt"])
+@pytest.mark.parametrize("damage", ["truncated", "malicious", "missing", "empty"])
+def test_a_damaged_state_is_named_and_runs_no_code(tmp_path: Path, file: str, damage: str) -> None:
+    trainer(tmp_path, Counting(), config(steps=1)).run()
+    path = tmp_path / "checkpoints" / "step_00000001" / file
+    if damage == "malicious":
+        torch.save(Exploit(tmp_path / "exploited"), path)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncated" else 0])
+    with pytest.raises(CheckpointError, match="step_00000001"):
+        trainer(tmp_path, Counting(), config())
+    assert not (tmp_path / "exploited").exists()
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, Counting(), config(steps=1)).run()
+    other = Counting()
+    other.task.model.itm_head = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"(?s)step_00000001 does not fit this run.*itm_head"):
+        trainer(tmp_path, other, config())
+
+
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    task = Counting()
+    run = trainer(tmp_path, task, config(steps=1))
+    run.run()
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
+        load_state(folder, task, run.optimizer, Process(0, 2, torch.device("cpu")))
