@@ -100,7 +100,7 @@ def test_killed_and_resumed_is_the_same_row_for_row(
 ) -> None:
     web = tmp_path / "web"
     for shard in range(30):
-        members = [m for n in range(4) for m in sample_members(f"{n}", 10 * shard + n, [f"dog {n}", "cat"])]
+        members = [m for n in range(2) for m in sample_members(f"{n}", 10 * shard + n, [f"dog {n}", "cat"])]
         write_tar(web / f"{shard:03d}.tar", members)
     words = ["capfilt", str(web), "--captioner", captioner, "--filter", filter_model, "--batch-size", "3"]
     program = "import sys; from openblip.cli.main import main; sys.exit(main(sys.argv[1:]))"

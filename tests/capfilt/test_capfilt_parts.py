@@ -14,7 +14,7 @@ from PIL import Image
 import openblip
 from openblip.capfilt.decode import DecodedSample, decode_samples
 from openblip.capfilt.folder import write_atomically, write_text
-from openblip.capfilt.scoring import score_texts
+from openblip.capfilt.scoring import MAX_TEXTS_PER_IMAGE, score_texts
 from openblip.data.sample import Reject, Sample
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
@@ -37,6 +37,16 @@ def test_ragged_texts_score_as_pairs_do(filter_model: str) -> None:
                 assert score.itc == pytest.approx(judge.similarity(image, text).item(), abs=1e-5)
             else:
                 assert score == (0.0, 0.0)
+
+
+def test_many_texts_of_one_image_beside_one_without(filter_model: str) -> None:
+    """As many pieces as images, but not one of each: the second piece is of the first image again."""
+    judge = openblip.load(filter_model)
+    texts = [" ".join(WORDS[n % 5 : n % 5 + 1 + n % 3]) for n in range(2 * MAX_TEXTS_PER_IMAGE)]
+    scores, none = score_texts(judge, judge.prepare([picture(0), picture(1)]), [texts, []])
+    alone = {text: judge.match(picture(0), text).item() for text in set(texts)}
+    assert [score.itm for score in scores] == pytest.approx([alone[text] for text in texts], abs=1e-5)
+    assert none == []
 
 
 def test_only_blank_texts(filter_model: str) -> None:
