@@ -80,9 +80,15 @@ def test_small_sources_fill_large_batches(tmp_path, write_shards):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_gives_exactly_the_remaining_batches(tmp_path, write_shards, num_workers):
-    write_shards(tmp_path / "a", [5, 3, 4, 2], corrupt={"00002": b"no picture", "00009": b""}, num_captions=3)
+def test_resume_gives_exactly_the_remaining_batches(
+    tmp_path, write_shards, write_tar, make_image, num_workers
+):
+    write_shards(tmp_path / "a", [5, 3, 4], corrupt={"00002": b"no picture", "00009": b""}, num_captions=3)
     write_shards(tmp_path / "b", [7], num_captions=3)
+    odd = [("x.txt", b"no image")]  # rejected by the index, once per epoch
+    for i in range(6):
+        odd += [(f"{i}.jpg", make_image(i)), (f"{i}.txt", b"odd")]
+    write_tar(tmp_path / "a" / "odd.tar", odd)
     spec = f"{tmp_path / 'a'}@0.7,{tmp_path / 'b'}@0.3"
     options = {"augmentation": Augmentation(), "batch_size": 5}
     whole = take(load(spec, **options), 12)  # about three epochs
