@@ -18,11 +18,15 @@ from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, Vision
 VOCAB_SIZE, SIZE = 60, 16
 PAD, CLS, SEP, DEC, ENC = 0, 2, 3, 58, 59
 TINY = BlipConfig(
-    vision=VisionConfig(
-        image_size=SIZE, patch_size=8, hidden_dim=24, num_layers=2, num_heads=3, mlp_dim=40
-    ),
+    vision=VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=24, num_layers=2, num_heads=3, mlp_dim=40),
     text=TextConfig(
-        vocab_size=VOCAB_SIZE, hidden_dim=32, num_layers=2, num_heads=4, mlp_dim=48, max_positions=40, dropout=0.0
+        vocab_size=VOCAB_SIZE,
+        hidden_dim=32,
+        num_layers=2,
+        num_heads=4,
+        mlp_dim=48,
+        max_positions=40,
+        dropout=0.0,
     ),
     embed_dim=12,
 )
@@ -69,7 +73,9 @@ def random_tokens(lengths: Sequence[int], seed: int = 0, first: int = CLS) -> To
 def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0) -> Batch:
     """Pairs as the loader gives them; equal ids are given equal pictures."""
     pictures = {
-        i: torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        i: torch.randint(
+            0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
+        )
         for i in image_ids
     }
     names = [f"{seed}-{row}" for row in range(len(lengths))]
@@ -85,7 +91,11 @@ def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0
 
 def tiny_tokenizer() -> Tokenizer:
     """Trained on a few captions; about 150 entries."""
-    captions = ["a red dog beside two blue cars", "the small cat below a big tree", "a picture of a green bird"]
+    captions = [
+        "a red dog beside two blue cars",
+        "the small cat below a big tree",
+        "a picture of a green bird",
+    ]
     return Tokenizer.train(captions * 2, vocab_size=150)
 
 

@@ -91,8 +91,12 @@ class Predictor:
 
     def prepare(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Read and resize: uint8 (B, 3, S, S) on the CPU. ImageError names the picture that fails."""
+        return self._prepare(as_list(images), first=0)
+
+    def _prepare(self, images: Sequence[ImageInput], first: int) -> Tensor:
+        """`first`: the place of the first of these images in the caller's list, for errors."""
         resized = []
-        for i, image in enumerate(as_list(images)):
+        for i, image in enumerate(images, start=first):
             with read_image(image, name=image_name(image, i)) as picture:
                 resized.append(self.preprocessing(picture))
         return torch.from_numpy(np.stack(resized)) if resized else self._no_pixels()
@@ -131,6 +135,7 @@ class Predictor:
         """
         self._require("caption")
         prompt_ids = self.tokenizer.prompt(self.prompt if prompt is None else prompt).to(self.device)
+        self._check_length(len(prompt_ids), decoding)
         results: list[Any] = []
         for start, encoded in self._encoded_batches(images, batch_size):
             count = len(encoded.seeds)
@@ -143,30 +148,37 @@ class Predictor:
                 num_captions=num_captions,
                 eos_id=self.tokenizer.sep_id,
                 pad_id=self.tokenizer.pad_id,
-                seeds=seeds[start : start + count] if seeds else sampling_seeds(decoding, encoded.seeds),
+                seeds=sampling_seeds(decoding, encoded.seeds)
+                if seeds is None
+                else seeds[start : start + count],
             )
             for captions in generated:
                 found = [Caption(self.tokenizer.decode(g.ids), g.logprob) for g in captions]
                 values: list[Any] = list(found) if return_scores else [caption.text for caption in found]
                 results.append(values[0] if num_captions == 1 else values)
+        if seeds is not None and len(seeds) != len(results):
+            raise ConfigError(f"{len(seeds)} seeds for {len(results)} images: give one per image.")
         return results[0] if is_single(images) else results
 
     @torch.inference_mode()
     def match(self, images: Images, texts: str | Sequence[str], batch_size: int | None = None) -> Tensor:
-        """P(match) of each pair by ITM, float32 (B,) on the CPU. ConfigError unless as many texts as images."""
+        """P(match) of each pair by ITM, float32 (B,) on the CPU. ConfigError unless they pair up."""
         self._require("match")
         texts = as_list(texts)
         scores = []
         for start, encoded in self._encoded_batches(images, batch_size):
             count = len(encoded.seeds)
-            tokens = self._tokens(texts[start : start + count], self.tokenizer.enc_id)
-            if len(tokens.ids) != count:
+            own = texts[start : start + count]
+            if len(own) != count:
                 raise ConfigError(f"match compares pairs: {len(texts)} texts do not pair with the images.")
+            tokens = self._tokens(own, self.tokenizer.enc_id)
             image_kv = self.model.image_kv(encoded.tokens, "encode")
             scores.append(self._match_probability(tokens, image_kv))
         result = torch.cat(scores) if scores else torch.zeros(0)
         if len(result) != len(texts):
-            raise ConfigError(f"match compares pairs: {len(result)} images and {len(texts)} texts were given.")
+            raise ConfigError(
+                f"match compares pairs: {len(result)} images and {len(texts)} texts were given."
+            )
         return result
 
     @torch.inference_mode()
@@ -188,9 +200,7 @@ class Predictor:
             rows.append(torch.cat(columns, dim=1) if columns else torch.zeros(count, 0))
         return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
-    def similarity(
-        self, images: Images, texts: str | Sequence[str], batch_size: int | None = None
-    ) -> Tensor:
+    def similarity(self, images: Images, texts: str | Sequence[str], batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU."""
         self._require("similarity")
         return self.embed_images(images, batch_size) @ self.embed_texts(texts, batch_size).T
@@ -210,7 +220,7 @@ class Predictor:
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         found = []
-        for chunk in chunks(as_list(texts), batch_size or DEFAULT_BATCH_SIZE):
+        for chunk in chunks(as_list(texts), checked_batch_size(batch_size)):
             tokens = self._tokens(chunk, self.tokenizer.cls_id)
             found.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(found) if found else torch.zeros(0, self.model.config.embed_dim)
@@ -228,8 +238,18 @@ class Predictor:
                 f"This checkpoint has no weights to {call}; it can do {', '.join(sorted(self.tasks))}."
             )
 
+    def _check_length(self, prompt_length: int, decoding: Decoding) -> None:
+        longest = prompt_length + decoding.max_new_tokens - 1  # the last token is not read
+        positions = self.model.config.text.max_positions
+        if longest > positions:
+            raise ConfigError(
+                f"max_new_tokens {decoding.max_new_tokens} after a prompt of {prompt_length} tokens: the "
+                f"model reads at most {positions}; ask for {max(positions - prompt_length + 1, 0)} or fewer."
+            )
+
     def _tokens(self, texts: Sequence[str], first_id: int) -> Tokens:
-        tokens = self.tokenizer.encode(texts, MAX_MATCH_TOKENS).to(self.device)
+        max_length = min(MAX_MATCH_TOKENS, self.model.config.text.max_positions)
+        tokens = self.tokenizer.encode(texts, max_length).to(self.device)
         tokens.ids[:, 0] = first_id
         return tokens
 
@@ -237,9 +257,7 @@ class Predictor:
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
 
-    def _encoded_batches(
-        self, images: Images, batch_size: int | None
-    ) -> Iterator[tuple[int, EncodedImages]]:
+    def _encoded_batches(self, images: Images, batch_size: int | None) -> Iterator[tuple[int, EncodedImages]]:
         """Batches of encoded images, each with the position of its first."""
         size = checked_batch_size(batch_size)
         if isinstance(images, EncodedImages):
@@ -255,11 +273,14 @@ class Predictor:
     def _prepared_batches(self, images: Images, batch_size: int | None) -> Iterator[Tensor]:
         size = checked_batch_size(batch_size)
         if isinstance(images, Tensor):
+            check_prepared(images, self.preprocessing.image_size)
             yield from images.split(size) if len(images) else ()
             return
         assert not isinstance(images, EncodedImages)
+        first = 0
         for chunk in chunks(as_list(images), size):
-            yield self.prepare(chunk)
+            yield self._prepare(chunk, first)
+            first += len(chunk)
 
     def _no_pixels(self) -> Tensor:
         size = self.preprocessing.image_size
@@ -292,7 +313,7 @@ def is_single(images: Images) -> bool:
     """Whether one picture was given, so that one result goes back."""
     if isinstance(images, EncodedImages | Tensor):
         return False
-    return isinstance(images, str | Path | Image.Image | bytes | np.ndarray)
+    return isinstance(images, str | os.PathLike | Image.Image | bytes | np.ndarray)
 
 
 def as_list(items: Any) -> list[Any]:
@@ -305,6 +326,15 @@ def as_list(items: Any) -> list[Any]:
 def image_name(image: ImageInput, position: int) -> str:
     """What an error calls a picture: its path, or its place in the list."""
     return str(image) if isinstance(image, str | os.PathLike) else f"image {position}"
+
+
+def check_prepared(pixels: Tensor, size: int) -> None:
+    """ConfigError unless a tensor is what `prepare` returns."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+        raise ConfigError(
+            f"A {str(pixels.dtype).removeprefix('torch.')} tensor of {tuple(pixels.shape)} is no batch of "
+            f"prepared images, uint8 (B, 3, {size}, {size}); give pictures, or what `prepare` returned."
+        )
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -321,7 +351,7 @@ def checked_batch_size(batch_size: int | None) -> int:
 
 def picture_seed(picture: Tensor) -> int:
     """A 63-bit hash of a prepared picture, uint8 (3, S, S)."""
-    digest = hashlib.blake2b(picture.numpy().tobytes(), digest_size=8).digest()
+    digest = hashlib.blake2b(picture.cpu().numpy().tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, tiny_blip
 from torch import Tensor, nn
 
 from openblip.errors import UnsupportedTaskError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, Sharing, TextConfig
+from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, tiny_blip
 
 PARTS = ("embeddings", "self_attention", "cross_attention", "feed_forward")
 VARIANTS: dict[Sharing, set[str]] = {

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny_blip import randomise
 from torch import Tensor
 
 from openblip.nn.attention import CrossAttention, SelfAttention, attend
 from openblip.nn.kv_cache import LayerCache
+from tiny_blip import randomise
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

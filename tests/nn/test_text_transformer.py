@@ -4,10 +4,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
 from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import TextTransformer
+from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
 
 def transformer(modes: tuple[str, ...] = ("encode", "decode"), **changes: object) -> TextTransformer:
@@ -47,9 +47,7 @@ def test_encode_sees_both_ways_and_decode_only_back() -> None:
     changed = ids.clone()
     changed[0, -1] = 7
     assert not torch.allclose(model(ids, "encode")[:, 0], model(changed, "encode")[:, 0], atol=1e-3)
-    torch.testing.assert_close(
-        model(ids, "decode")[:, :-1], model(changed, "decode")[:, :-1], atol=0, rtol=0
-    )
+    torch.testing.assert_close(model(ids, "decode")[:, :-1], model(changed, "decode")[:, :-1], atol=0, rtol=0)
 
 
 def test_word_order_matters() -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_blip import randomise
 from torch import Tensor
 
 from openblip.nn.vit import DropPath, VisionTransformer, interpolate_positions
+from tiny_blip import randomise
 
 
 def vit(**changes: object) -> VisionTransformer:

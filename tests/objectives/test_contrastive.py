@@ -25,7 +25,13 @@ def unit(count: int, seed: int) -> Tensor:
 
 
 def one_way_by_loops(
-    query: Tensor, momentum: Tensor, keys: Tensor, ids: Sequence[int], key_ids: Sequence[int], t: Tensor, alpha: float
+    query: Tensor,
+    momentum: Tensor,
+    keys: Tensor,
+    ids: Sequence[int],
+    key_ids: Sequence[int],
+    t: Tensor,
+    alpha: float,
 ) -> Tensor:
     """Mean cross-entropy of queries over keys, an entry at a time (ALBEF equations 1, 2 and 6)."""
     losses = []
@@ -57,9 +63,7 @@ def test_itc_is_what_loops_say_with_its_gradients(alpha: float, num_queued: int)
     )
     inputs = [unit(4, 1).requires_grad_(), unit(4, 2).requires_grad_(), torch.tensor(0.3, requires_grad=True)]
     image, text, temperature = inputs
-    ours = itc_loss(
-        image, text, momentum_image, momentum_text, torch.tensor(ids), keys, temperature, alpha
-    )
+    ours = itc_loss(image, text, momentum_image, momentum_text, torch.tensor(ids), keys, temperature, alpha)
     slow = 0.5 * (
         one_way_by_loops(image, momentum_image, keys.text, ids, key_ids, temperature, alpha)
         + one_way_by_loops(text, momentum_text, keys.image, ids, key_ids, temperature, alpha)

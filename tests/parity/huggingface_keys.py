@@ -37,7 +37,10 @@ TEXT: Table = {
     "layers.{i}.self_attention.variants.{mode}.branch.out": (f"{_SELF}.output.dense",),
     "layers.{i}.self_attention.variants.{mode}.norm": (f"{_SELF}.output.LayerNorm",),
     "layers.{i}.cross_attention.variants.shared.branch.query": (f"{_CROSS}.self.query",),
-    "layers.{i}.cross_attention.variants.shared.branch.key_value": (f"{_CROSS}.self.key", f"{_CROSS}.self.value"),
+    "layers.{i}.cross_attention.variants.shared.branch.key_value": (
+        f"{_CROSS}.self.key",
+        f"{_CROSS}.self.value",
+    ),
     "layers.{i}.cross_attention.variants.shared.branch.out": (f"{_CROSS}.output.dense",),
     "layers.{i}.cross_attention.variants.shared.norm": (f"{_CROSS}.output.LayerNorm",),
     "layers.{i}.feed_forward.variants.shared.branch.0": ("encoder.layer.{i}.intermediate.dense",),
@@ -55,7 +58,9 @@ LM_HEAD: Table = {
 DERIVED = ("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 
-def copy_weights(theirs: nn.Module, ours: nn.Module, table: Table, *, mode: str = "", prefix: str = "") -> None:
+def copy_weights(
+    theirs: nn.Module, ours: nn.Module, table: Table, *, mode: str = "", prefix: str = ""
+) -> None:
     """Load `theirs` into `ours`; every tensor of both must be named by the table.
 
     `prefix` stands before every name of theirs.

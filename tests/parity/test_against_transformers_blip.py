@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from huggingface_keys import LM_HEAD, TEXT, VISION, copy_weights
-from tiny_blip import random_pixels, random_tokens, randomise
 from torch import Tensor
 from transformers.models.blip import configuration_blip, modeling_blip, modeling_blip_text
 
@@ -13,6 +12,7 @@ from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer
+from tiny_blip import random_pixels, random_tokens, randomise
 
 VISION_CONFIG = VisionConfig(  # an odd grid of 5, three heads
     image_size=40, patch_size=8, hidden_dim=36, num_layers=3, num_heads=3, mlp_dim=52, layer_norm_eps=1e-3
@@ -111,7 +111,9 @@ def test_text_decoder_logits() -> None:
 def retrieval_models() -> tuple[Blip, modeling_blip.BlipForImageTextRetrieval]:
     """The same weights in ours and theirs; text narrower than vision."""
     config = configuration_blip.BlipConfig(
-        text_config=text_config().to_dict(), vision_config=vision_config().to_dict(), image_text_hidden_size=10
+        text_config=text_config().to_dict(),
+        vision_config=vision_config().to_dict(),
+        image_text_hidden_size=10,
     )
     theirs = modeling_blip.BlipForImageTextRetrieval(config).eval()
     randomise(theirs, seed=3)

@@ -26,7 +26,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finished = subprocess.run(
         [*command, str(SCRIPT), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
         timeout=280,
@@ -54,7 +59,10 @@ def joined(first: Batch, second: Batch) -> Batch:
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
     task = make_task(name).train()
-    batches = [joined(two_processes.part(step, 0), two_processes.part(step, 1)) for step in range(two_processes.STEPS)]
+    batches = [
+        joined(two_processes.part(step, 0), two_processes.part(step, 1))
+        for step in range(two_processes.STEPS)
+    ]
     alone = two_processes.follow(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):
@@ -66,6 +74,10 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str)
             assert found["gradients"].keys() == expected["gradients"].keys()
             for parameter, gradient in expected["gradients"].items():
                 torch.testing.assert_close(
-                    found["gradients"][parameter], gradient, atol=1e-5, rtol=1e-3, msg=f"step {step} {parameter}"
+                    found["gradients"][parameter],
+                    gradient,
+                    atol=1e-5,
+                    rtol=1e-3,
+                    msg=f"step {step} {parameter}",
                 )
             torch.testing.assert_close(found["queue"], expected["queue"], atol=1e-5, rtol=1e-5)

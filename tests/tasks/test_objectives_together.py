@@ -1,4 +1,4 @@
-"""Pre-training, filter and captioner: their losses against one pair at a time, and the batches that break others.
+"""Pre-training, filter and captioner: their losses against one pair at a time, and odd batches.
 
 B batch, G joint batch.
 """
@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_blip import DEC, ENC, SIZE, TINY, gradients, random_batch, randomise, tiny_tokenizer
 from torch import Tensor, nn
 
 from openblip.data.batch import Batch
@@ -23,6 +22,7 @@ from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, FilterCon
 from openblip.tasks.contrastive_matching import interleave, replace_first
 from openblip.tasks.filtering import Filtering
 from openblip.tasks.pretraining import Pretraining
+from tiny_blip import DEC, ENC, SIZE, TINY, gradients, random_batch, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CONTRASTIVE = ContrastiveConfig(queue_size=7, momentum=0.9, alpha=0.4, alpha_ramp_steps=4)
@@ -145,7 +145,9 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(name: str, sharin
     if name == "pretraining":
         expected["lm"] = lm_by_captions(task, BATCH, [TOKENIZER.dec_id], smoothing=0.1)
     elif name == "captioning":
-        expected["lm"] = lm_by_captions(task, BATCH, TOKENIZER.prompt("a picture of ").tolist(), smoothing=0.1)
+        expected["lm"] = lm_by_captions(
+            task, BATCH, TOKENIZER.prompt("a picture of ").tolist(), smoothing=0.1
+        )
     task.zero_grad()
     sum(expected.values()).backward()
     wanted = gradients(task)
@@ -181,10 +183,11 @@ def test_the_queue_gets_the_twins_embeddings_once_per_step() -> None:
     other = random_batch([4, 5], [8, 9], seed=3)
     twin, queue = task.contrastive_matching.twin, task.contrastive_matching.queue
     with torch.no_grad():
+        pixels = [task.preprocessing.normalize(b.pixels) for b in (BATCH, other)]
         expected = [
-            torch.cat([twin.embed_image(twin.encode_image(task.preprocessing.normalize(b.pixels))) for b in (BATCH, other)]),
+            torch.cat([twin.embed_image(twin.encode_image(p)) for p in pixels]),
             torch.cat([twin.embed_text(b.tokens.ids, b.tokens.mask) for b in (BATCH, other)]),
-        ]  # fmt: skip
+        ]
     for micro_batch in (BATCH, other):  # gradient accumulation: two forwards, one step
         task(micro_batch, 0, torch.Generator().manual_seed(0))
         assert len(queue.content()[2]) == 0
@@ -203,7 +206,9 @@ def test_the_twin_follows_by_the_formula() -> None:
     train_step(task, BATCH)
     own = dict(task.model.named_parameters())
     for name, parameter in twin.named_parameters():
-        assert not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
+        assert (
+            not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
+        )
         expected = 0.9 * before[name] + (1 - 0.9) * own[name]
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5, msg=name)
 
@@ -249,11 +254,15 @@ def test_a_seed_decides_the_negatives() -> None:
 def test_the_prompt_is_read_but_not_predicted() -> None:
     """Another prompt changes what the model reads, not how many tokens are averaged."""
     task = make_task("captioning")
-    plain = Captioning(task.model, TOKENIZER, task.preprocessing, CaptioningConfig(prompt="", label_smoothing=0.0))
+    plain = Captioning(
+        task.model, TOKENIZER, task.preprocessing, CaptioningConfig(prompt="", label_smoothing=0.0)
+    )
     torch.testing.assert_close(
         plain(BATCH, 0, torch.Generator())["lm"], lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0)
     )
-    assert not torch.allclose(plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"])
+    assert not torch.allclose(
+        plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"]
+    )
 
 
 @pytest.mark.parametrize("change", [lambda t: replace_first(t, ENC), lambda t: interleave(t, BATCH.tokens)])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from test_objectives_together import make_task
-from tiny_blip import gradients, random_batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.batch import Batch
 from openblip.training.distributed import process_group
+from tiny_blip import gradients, random_batch
 
 STEPS = 3
 PER_PROCESS = 3

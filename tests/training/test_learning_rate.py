@@ -14,7 +14,8 @@ def config(**changes: object) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [(0, 1e-5), (50, 0.000505), (99, 0.0009901), (100, 1e-3), (101, 1e-3), (10_000, 1e-3)]
+    ("step", "expected"),
+    [(0, 1e-5), (50, 0.000505), (99, 0.0009901), (100, 1e-3), (101, 1e-3), (10_000, 1e-3)],
 )
 def test_warm_up_rises_linearly_to_the_peak(step: int, expected: float) -> None:
     settings = config(schedule="constant", warmup_steps=100, warmup_learning_rate=1e-5)
@@ -40,7 +41,9 @@ def test_step_decay_multiplies_after_each_interval(step: int, expected: float) -
 
 
 def test_step_decay_counts_from_the_end_of_the_warm_up_and_has_a_floor() -> None:
-    settings = config(schedule="step_decay", decay_rate=0.5, decay_every=10, warmup_steps=20, min_learning_rate=2e-4)
+    settings = config(
+        schedule="step_decay", decay_rate=0.5, decay_every=10, warmup_steps=20, min_learning_rate=2e-4
+    )
     rates = [learning_rate_at(step, settings) for step in (29, 30, 40, 50, 500)]
     assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4, 2e-4, 2e-4])
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 from torch import Tensor, nn
 
 from openblip.data.loader import LoadedBatch
@@ -25,6 +24,7 @@ from openblip.training.distributed import Process
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state
 from openblip.training.trainer import NonFiniteError, Trainer
+from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
 PROCESS = Process(0, 1, torch.device("cpu"))
 TOKENIZER = tiny_tokenizer()
@@ -110,7 +110,11 @@ def test_accumulated_micro_batches_train_as_one_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), lambda loss: loss + (0 * loss).sqrt()],
+    [
+        lambda loss: loss * float("nan"),
+        lambda loss: loss * float("inf"),
+        lambda loss: loss + (0 * loss).sqrt(),
+    ],
     ids=["loss nan", "loss inf", "gradient nan"],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -118,9 +122,11 @@ def test_a_non_finite_step_stops_before_the_update(
     tmp_path: Path, spoil: Callable[[Tensor], Tensor], accumulation: int
 ) -> None:
     healthy, spoiled = Counting(), Counting(at=2, then=spoil)
-    trainer(tmp_path / "healthy", healthy, config(steps=2, schedule="constant", accumulation=accumulation)).run()
+    trainer(
+        tmp_path / "healthy", healthy, config(steps=2, schedule="constant", accumulation=accumulation)
+    ).run()
     settings = config(steps=4, schedule="constant", accumulation=accumulation)
-    with pytest.raises(NonFiniteError, match="Step 3.*weights are those of step 2"):
+    with pytest.raises(NonFiniteError, match=r"Step 3.*weights are those of step 2"):
         trainer(tmp_path / "spoiled", spoiled, settings).run()
     assert spoiled.steps_followed == 2
     for name, value in weights(healthy).items():

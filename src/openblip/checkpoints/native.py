@@ -4,6 +4,7 @@ Key table: the keys of model.safetensors are the names of `Blip`'s parameters, u
 """
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that `load_checkpoint` reads; weights in `dtype`, or as they are if None."""
+    """Write a folder that `load_checkpoint` reads; weights in `dtype`, or as they are if None.
+
+    config.json comes last: a folder that a killed process left without it is no checkpoint yet.
+    """
     folder = Path(folder)
     model = checkpoint.model
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +45,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS)
     checkpoint.tokenizer.save(folder)
     config = {
         "format": FORMAT,
@@ -50,7 +56,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
         "preprocessing": asdict(checkpoint.preprocessing),
         "prompt": checkpoint.prompt,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial = folder / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CONFIG)
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -62,8 +70,8 @@ def is_checkpoint(folder: str | Path) -> bool:
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a folder of `save_checkpoint`, in float32 on the CPU, in eval mode.
 
-    Raises CheckpointError when a file is missing or unreadable, or when weights are missing, left over or
-    wrongly shaped; it lists them.
+    Raises CheckpointError when a file is missing or unreadable, when weights are missing, left over or
+    wrongly shaped (it lists them), or when tokenizer or preprocessing are another model's.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
@@ -79,7 +87,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         model = Blip(model_config)
     model.to_empty(device="cpu")
     load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
-    return Checkpoint(model.eval(), Tokenizer.load(folder), preprocessing, prompt)
+    checkpoint = Checkpoint(model.eval(), Tokenizer.load(folder), preprocessing, prompt)
+    _check_parts_fit(folder, checkpoint)
+    return checkpoint
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -107,6 +117,21 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
     if problems:
         raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
     model.load_state_dict(weights)
+
+
+def _check_parts_fit(folder: Path, checkpoint: Checkpoint) -> None:
+    """What would otherwise fail at the first unlucky word or picture."""
+    config, words = checkpoint.model.config, checkpoint.tokenizer.vocab_size
+    if words > config.text.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {words} entries, the model {config.text.vocab_size}; "
+            "it is another model's."
+        )
+    size, patch = checkpoint.preprocessing.image_size, config.vision.patch_size
+    if size % patch:
+        raise CheckpointError(
+            f"{folder / CONFIG}: preprocessing.image_size {size} is no multiple of the patch size {patch}."
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class ByMode(nn.Module, Generic[M]):
 class TextEmbeddings(nn.Module):
     """Word plus position embedding, normalised. BLIP has no token types."""
 
-    def __init__(self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float) -> None:
+    def __init__(
+        self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float
+    ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden_dim)
         self.position = nn.Embedding(max_positions, hidden_dim)
@@ -55,7 +57,9 @@ class TextEmbeddings(nn.Module):
         """
         end = start + ids.shape[1]
         if end > self.position.num_embeddings:
-            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
+            raise ValueError(
+                f"A text of {end} tokens: the model has {self.position.num_embeddings} positions."
+            )
         positions = torch.arange(start, end, device=ids.device)
         output: Tensor = self.dropout(self.norm(self.word(ids) + self.position(positions)))
         return output
@@ -116,7 +120,7 @@ class MedLayer(nn.Module):
     def forward(
         self, x: Tensor, mode: Mode, mask: Tensor | None, image_kv: KeyValue | None, cache: LayerCache | None
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool, True at real tokens, (R, 1, 1, S). image_kv None: text alone."""
+        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens. image_kv None: text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if image_kv is not None:
             x = self.cross_attention[mode](x, image_kv)
@@ -187,7 +191,9 @@ class TextTransformer(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
+        self.lm_head = (
+            LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
+        )
 
     def image_kv(self, image_tokens: Tensor, mode: Mode) -> list[KeyValue]:
         """Cross-attention keys and values of every layer for image tokens (B, N, Dv)."""

@@ -34,9 +34,7 @@ class VitBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=eps)
         self.attention = SelfAttention(hidden_dim, num_heads)
         self.mlp_norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def positive_targets(query_ids: Tensor, key_ids: Tensor) -> Tensor:
     return same / same.sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
-def soft_targets(momentum_query: Tensor, keys: Tensor, hard: Tensor, temperature: Tensor, alpha: float) -> Tensor:
+def soft_targets(
+    momentum_query: Tensor, keys: Tensor, hard: Tensor, temperature: Tensor, alpha: float
+) -> Tensor:
     """(B, E), (K, E) and hard targets (B, K) -> (B, K): alpha * softmax(sim_m / t) + (1 - alpha) * hard."""
     with torch.no_grad():
         momentum_similarity = momentum_query @ keys.T / temperature
@@ -44,7 +46,7 @@ def soft_targets(momentum_query: Tensor, keys: Tensor, hard: Tensor, temperature
 
 
 def contrastive_loss(query: Tensor, keys: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
-    """Cross-entropy of query (B, E) over keys (K, E) against targets (B, K), the mean over the joint batch."""
+    """Cross-entropy of query (B, E) over keys (K, E) against targets (B, K): the joint batch's mean."""
     log_probabilities = F.log_softmax(query @ keys.T / temperature, dim=1)
     per_query = -(targets * log_probabilities).sum(dim=1)
     return global_mean(per_query, torch.ones_like(per_query))
@@ -81,5 +83,5 @@ def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
 
 @torch.no_grad()
 def clamp_temperature(log_temperature: Tensor) -> None:
-    """Keep the learnable temperature in its bounds, given its logarithm, in place; after each optimizer step."""
+    """Keep the learnable temperature in its bounds, by its logarithm and in place; after each step."""
     log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))

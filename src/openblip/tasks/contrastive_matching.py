@@ -43,9 +43,7 @@ class ContrastiveMatching(nn.Module):
         self._pending.append(batch)
         keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(batch, self.queue.content(), strict=True)))
         alpha = alpha_at(step, self.config.alpha, self.config.alpha_ramp_steps)
-        loss = itc_loss(
-            image, text, momentum_image, momentum_text, ids, keys, model.temperature, alpha
-        )
+        loss = itc_loss(image, text, momentum_image, momentum_text, ids, keys, model.temperature, alpha)
         with torch.no_grad():
             image_to_text = image @ batch[1].T / model.temperature
             text_to_image = text @ batch[0].T / model.temperature

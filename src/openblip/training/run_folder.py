@@ -59,7 +59,7 @@ class RunFolder:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def forget_after(self, step: int) -> int:
-        """Drop metrics and rejects of steps later than `step`, which a resumed run makes again, and torn lines.
+        """Drop metrics and rejects of steps after `step`, which a resumed run makes again, and torn lines.
 
         Returns the number of rejects up to `step`.
         """

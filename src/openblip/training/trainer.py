@@ -148,8 +148,8 @@ class Trainer:
         loss_is_finite = bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
         if not everywhere(loss_is_finite and bool(torch.isfinite(norm)), self.process):
             raise NonFiniteError(
-                f"Step {self.step + 1}: losses {losses}, gradient norm {float(norm)}. The weights are those of "
-                f"step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
+                f"Step {self.step + 1}: losses {losses}, gradient norm {float(norm)}. The weights are those "
+                f"of step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
             )
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)

@@ -1,0 +1,335 @@
+"""The predictor's promises: one in, one out, and nothing depends on batches, order or padding.
+
+I images, T texts.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import openblip
+from openblip.checkpoints.native import Checkpoint
+from openblip.data.transforms import Preprocessing
+from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
+from openblip.generation.decoding import Beam, Greedy, Nucleus
+from openblip.models.blip import Blip
+from openblip.models.config import Head
+from openblip.predictor import Caption, Predictor
+from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PROMPT = "a picture of "
+
+
+def make_predictor(*heads: Head) -> Predictor:
+    text = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
+    model = Blip(replace(TINY, text=text, heads=heads))
+    randomise(model, seed=0, scale=0.3)
+    return Predictor(Checkpoint(model, TOKENIZER, Preprocessing(image_size=SIZE), PROMPT), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return make_predictor("itc", "itm", "lm")
+
+
+def picture(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8))
+
+
+PICTURES = [picture(seed) for seed in range(5)]
+TEXTS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird below a big red tree", "tree"]
+DECODINGS = {
+    "greedy": Greedy(max_new_tokens=6),
+    "beam": Beam(num_beams=3, max_new_tokens=6),
+    "nucleus": Nucleus(top_p=0.95, max_new_tokens=6, seed=5),
+}
+ORDER = [3, 0, 4, 2, 1]
+
+
+@pytest.mark.parametrize("name", DECODINGS)
+def test_captions_do_not_depend_on_batches_or_order(predictor: Predictor, name: str) -> None:
+    def captions(images: Any, batch_size: int | None) -> list[Caption]:
+        return predictor.caption(images, decoding=DECODINGS[name], batch_size=batch_size, return_scores=True)
+
+    expected = captions(PICTURES, None)
+    assert len({caption.text for caption in expected}) > 1
+    for batch_size in (1, 2, 5):
+        found = captions(PICTURES, batch_size)
+        assert [c.text for c in found] == [c.text for c in expected]
+        assert [c.logprob for c in found] == pytest.approx([c.logprob for c in expected], abs=1e-4)
+    shuffled = captions([PICTURES[i] for i in ORDER], 2)
+    assert [c.text for c in shuffled] == [expected[i].text for i in ORDER]
+
+
+@pytest.mark.parametrize("call", ["match", "similarity", "match_matrix"])
+def test_scores_do_not_depend_on_batches_order_or_padding(predictor: Predictor, call: str) -> None:
+    score: Callable[..., torch.Tensor] = getattr(predictor, call)
+    expected = score(PICTURES, TEXTS)
+    assert expected.dtype == torch.float32
+    assert expected.std() > 1e-3
+    for batch_size in (1, 2, 3):
+        torch.testing.assert_close(
+            score(PICTURES, TEXTS, batch_size=batch_size), expected, atol=1e-5, rtol=1e-5
+        )
+    shuffled = score([PICTURES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
+    reordered = expected[ORDER] if call == "match" else expected[ORDER][:, ORDER]
+    torch.testing.assert_close(shuffled, reordered, atol=1e-5, rtol=1e-5)
+
+
+def test_the_matrix_holds_the_pairs(predictor: Predictor) -> None:
+    matrix = predictor.match_matrix(PICTURES[:3], TEXTS)
+    assert matrix.shape == (3, 5)
+    assert ((matrix > 0) & (matrix < 1)).all()
+    for i in range(3):
+        row = predictor.match([PICTURES[i]] * 5, TEXTS)
+        torch.testing.assert_close(matrix[i], row, atol=1e-5, rtol=1e-5)
+
+
+def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: Predictor) -> None:
+    tokens = TOKENIZER.encode(["a dog"])
+    tokens.ids[0, 0] = TOKENIZER.enc_id
+    pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+    with torch.no_grad():
+        kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
+        logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
+    torch.testing.assert_close(predictor.match(PICTURES[0], "a dog"), logits.softmax(dim=1)[:, 1])
+
+
+def test_similarity_is_the_product_of_unit_embeddings(predictor: Predictor) -> None:
+    images, texts = predictor.embed_images(PICTURES), predictor.embed_texts(TEXTS)
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(predictor.similarity(PICTURES, TEXTS), images @ texts.T)
+
+
+def test_one_in_one_out(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    PICTURES[0].save(path)
+    encoded = io.BytesIO()
+    PICTURES[0].save(encoded, "PNG")
+    forms = [path, str(path), PICTURES[0], encoded.getvalue(), np.asarray(PICTURES[0])]
+    captions = [predictor.caption(form, decoding=DECODINGS["greedy"]) for form in forms]
+    assert isinstance(captions[0], str)
+    assert len(set(captions)) == 1
+    assert predictor.caption(forms, decoding=DECODINGS["greedy"]) == captions
+    assert predictor.caption((PICTURES[0],), decoding=DECODINGS["greedy"]) == captions[:1]
+    assert predictor.embed_images(path).shape == (1, 12)
+    assert predictor.embed_texts("a dog").shape == (1, 12)
+    assert predictor.similarity(PICTURES[0], "a dog").shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "decoding", [Beam(num_beams=4, max_new_tokens=6), DECODINGS["nucleus"]], ids=["beam", "nucleus"]
+)
+def test_several_captions_are_lists_of_as_many(predictor: Predictor, decoding: Any) -> None:
+    several = predictor.caption(PICTURES[:2], decoding=decoding, num_captions=3, return_scores=True)
+    assert [len(captions) for captions in several] == [3, 3]
+    assert len({caption.text for caption in several[0]}) > 1
+    first = predictor.caption(PICTURES[:2], decoding=decoding, num_captions=3)
+    assert first == [[caption.text for caption in captions] for captions in several]
+    assert predictor.caption(PICTURES[0], decoding=decoding, num_captions=3) == first[0]
+
+
+def test_nucleus_follows_its_seeds(predictor: Predictor) -> None:
+    def captions(seed: int | None = None, seeds: list[int] | None = None) -> list[str]:
+        return predictor.caption(PICTURES, decoding=Nucleus(seed=seed, max_new_tokens=8), seeds=seeds)
+
+    assert captions(seed=1) == captions(seed=1) != captions(seed=2)
+    assert captions() != captions()
+    assert captions(seeds=[1, 2, 3, 4, 5]) == captions(seed=9, seeds=[1, 2, 3, 4, 5])
+    again = predictor.caption(PICTURES[2:], decoding=Nucleus(max_new_tokens=8), seeds=[3, 4, 5], batch_size=1)
+    assert again == captions(seeds=[1, 2, 3, 4, 5])[2:]
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 2], [1, 2, 3, 4, 5, 6]])
+def test_seeds_that_do_not_pair_with_the_images_are_refused(predictor: Predictor, seeds: list[int]) -> None:
+    with pytest.raises(ConfigError, match="seeds for"):
+        predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=2), seeds=seeds, batch_size=2)
+
+
+def test_the_prompt_is_read_but_not_returned(predictor: Predictor) -> None:
+    """A caption after a prompt is what the model says after those words, and nothing else."""
+    found = predictor.caption(PICTURES[0], prompt="a red dog", decoding=Greedy(max_new_tokens=5))
+    ids = TOKENIZER.prompt("a red dog").tolist()
+    pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+    written: list[int] = []
+    with torch.no_grad():
+        kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "decode")
+        while len(written) < 5 and TOKENIZER.sep_id not in written:
+            logits = predictor.model.decode(torch.tensor([ids + written]), kv)[0, -1]
+            written.append(int(logits.argmax()))
+    assert found == TOKENIZER.decode([token for token in written if token != TOKENIZER.sep_id])
+    assert not found.startswith("a red dog")
+
+
+def test_the_checkpoints_own_prompt_is_the_default(predictor: Predictor) -> None:
+    def captions(prompt: str | None) -> list[str]:
+        return predictor.caption(PICTURES, prompt=prompt, decoding=DECODINGS["greedy"])
+
+    assert captions(None) == captions(PROMPT) != captions("")
+
+
+def test_encoded_images_give_the_same_results(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, Callable[[Any], Any]] = {
+        "greedy": lambda images: predictor.caption(images, decoding=DECODINGS["greedy"], batch_size=2),
+        "nucleus": lambda images: predictor.caption(images, decoding=DECODINGS["nucleus"]),
+        "match": lambda images: predictor.match(images, TEXTS, batch_size=2),
+        "matrix": lambda images: predictor.match_matrix(images, TEXTS),
+        "similarity": lambda images: predictor.similarity(images, TEXTS),
+    }
+    expected = {name: call(PICTURES) for name, call in calls.items()}
+    prepared = predictor.prepare(PICTURES)
+    assert prepared.shape == (5, 3, SIZE, SIZE)
+    assert prepared.dtype == torch.uint8
+    for name, call in calls.items():
+        torch.testing.assert_close(call(prepared), expected[name]) if name[0] in "ms" else None
+        assert name[0] in "ms" or call(prepared) == expected[name]
+    encoded = predictor.encode(PICTURES, batch_size=2)
+    monkeypatch.setattr(predictor.model, "encode_image", lambda _: pytest.fail("encoded again"))
+    for name, call in calls.items():
+        found = call(encoded)
+        if isinstance(found, torch.Tensor):
+            torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=1e-5)
+        else:
+            assert found == expected[name]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 3, SIZE, SIZE),
+        torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=["float", "one picture", "another size"],
+)
+def test_tensors_that_are_not_prepared_are_refused(predictor: Predictor, tensor: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match="no batch of prepared images"):
+        predictor.caption(tensor)
+
+
+def test_nothing_in_nothing_out(predictor: Predictor) -> None:
+    assert predictor.caption([]) == []
+    assert predictor.prepare([]).shape == (0, 3, SIZE, SIZE)
+    assert predictor.match([], []).shape == (0,)
+    assert predictor.match_matrix([], TEXTS).shape == (0, 5)
+    assert predictor.match_matrix(PICTURES, []).shape == (5, 0)
+    assert predictor.similarity([], TEXTS).shape == (0, 5)
+    assert predictor.similarity(PICTURES, []).shape == (5, 0)
+    assert predictor.embed_images([]).shape == predictor.embed_texts([]).shape == (0, 12)
+    assert predictor.caption(predictor.encode([])) == []
+
+
+@pytest.mark.parametrize(("images", "texts"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_pairs_that_do_not_pair_are_refused(
+    predictor: Predictor, images: int, texts: int, batch_size: int | None
+) -> None:
+    with pytest.raises(ConfigError, match="match compares pairs"):
+        predictor.match(PICTURES[:images], TEXTS[:texts], batch_size=batch_size)
+
+
+CALLS: dict[str, Callable[[Predictor], object]] = {
+    "caption": lambda p: p.caption(PICTURES),
+    "match": lambda p: p.match(PICTURES, TEXTS),
+    "match_matrix": lambda p: p.match_matrix(PICTURES, TEXTS),
+    "similarity": lambda p: p.similarity(PICTURES, TEXTS),
+    "embed_images": lambda p: p.embed_images(PICTURES),
+    "embed_texts": lambda p: p.embed_texts(TEXTS),
+}
+
+
+@pytest.mark.parametrize(
+    ("heads", "tasks"),
+    [
+        (("lm",), {"caption"}),
+        (("itm",), {"match", "match_matrix"}),
+        (("itc",), {"similarity", "embed_images", "embed_texts"}),
+        (("itc", "itm", "lm"), set(CALLS)),
+    ],
+)
+def test_a_call_without_weights_names_what_works(heads: tuple[Head, ...], tasks: set[str]) -> None:
+    limited = make_predictor(*heads)
+    assert limited.tasks == frozenset(tasks)
+    for name, call in CALLS.items():
+        if name in tasks:
+            call(limited)
+        else:
+            with pytest.raises(UnsupportedTaskError, match=f"{name}; it can do {', '.join(sorted(tasks))}"):
+                call(limited)
+
+
+def test_an_unreadable_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        predictor.caption([PICTURES[0], broken])
+    with pytest.raises(ImageError, match="image 3"):
+        predictor.embed_images([*PICTURES[:3], b"no picture"])
+    with pytest.raises(ImageError, match=r"absent\.png"):
+        predictor.match(tmp_path / "absent.png", "a dog")
+
+
+def test_an_unreadable_image_keeps_its_place_in_later_batches(predictor: Predictor) -> None:
+    with pytest.raises(ImageError, match="image 3"):
+        predictor.embed_images([*PICTURES[:3], b"no picture"], batch_size=2)
+
+
+def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Predictor) -> None:
+    prompt_length = len(TOKENIZER.prompt(PROMPT))
+    longest = TINY.text.max_positions - prompt_length + 1
+    for strategy in (Greedy, Beam):
+        settings = strategy(max_new_tokens=longest, min_new_tokens=longest - 1)
+        predictor.caption(PICTURES[0], decoding=settings)
+    with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
+        predictor.caption(PICTURES[0], decoding=Greedy(max_new_tokens=longest + 1))
+
+
+def test_long_texts_are_cut_not_refused(predictor: Predictor) -> None:
+    assert predictor.match(PICTURES[0], "a dog beside " * 100).shape == (1,)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(predictor: Predictor, batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
+        predictor.caption(PICTURES, batch_size=batch_size)
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
+        predictor.embed_texts(TEXTS, batch_size=batch_size)
+
+
+def test_a_saved_predictor_loads_and_says_the_same(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path / "model")
+    loaded = openblip.load(tmp_path / "model", device="cpu")
+    assert loaded.tasks == predictor.tasks
+    assert loaded.caption(PICTURES, decoding=DECODINGS["beam"]) == predictor.caption(
+        PICTURES, decoding=DECODINGS["beam"]
+    )
+    torch.testing.assert_close(
+        loaded.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=0, rtol=0
+    )
+
+
+def test_a_predictor_works_in_bfloat16(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    half = openblip.load(str(tmp_path), device="cpu", dtype=torch.bfloat16)
+    assert half.similarity(PICTURES, TEXTS).dtype == half.match(PICTURES, TEXTS).dtype == torch.float32
+    torch.testing.assert_close(
+        half.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=0.15, rtol=0
+    )
+    assert len(half.caption(PICTURES, decoding=DECODINGS["beam"])) == 5
+    assert half.caption(half.encode([])) == []
+
+
+def test_predicting_leaves_global_random_state_alone(predictor: Predictor) -> None:
+    before = torch.get_rng_state()
+    predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=4))
+    assert torch.equal(torch.get_rng_state(), before)
