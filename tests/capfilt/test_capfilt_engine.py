@@ -146,10 +146,13 @@ def test_changed_settings_are_refused_by_name(
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
-def test_changed_weights_are_refused(config: CapFiltConfig, run_copy: Path, tmp_path: Path) -> None:
-    other = write_checkpoint(tmp_path / "other", seed=9, image_size=24, heads=("itc", "itm"))
-    with pytest.raises(ConfigError, match="filter was"):
-        run_capfilt(dataclasses.replace(config, filter=other), run_copy)
+@pytest.mark.parametrize("role", ["captioner", "filter"])
+def test_changed_weights_are_refused(
+    config: CapFiltConfig, run_copy: Path, tmp_path: Path, role: str
+) -> None:
+    other = write_checkpoint(tmp_path / "other", seed=9, image_size=24)
+    with pytest.raises(ConfigError, match=f"{role} was"):
+        run_capfilt(dataclasses.replace(config, **{role: other}), run_copy)
 
 
 def test_the_same_weights_elsewhere_are_the_same_model(
