@@ -10,7 +10,8 @@ from openblip.errors import SourceError
 
 _FORMATS = (
     "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
-    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR; any of them may end in a part, [:95%]"
+    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR; "
+    "any of them may end in a part, [:95%]"
 )
 
 

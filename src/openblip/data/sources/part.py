@@ -11,7 +11,10 @@ _PART = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$"
 
 
 def split_part(spec: str) -> tuple[str, tuple[int, int] | None]:
-    """`a.tar[10%:]` -> `a.tar`, (10, 100); a spec without a part -> itself, None. SourceError for an empty part."""
+    """`a.tar[10%:]` -> `a.tar`, (10, 100); a spec without a part -> itself, None.
+
+    Raises `SourceError` for an empty part.
+    """
     found = _PART.match(spec)
     if found is None:
         return spec, None
@@ -25,7 +28,8 @@ def split_part(spec: str) -> tuple[str, tuple[int, int] | None]:
 
 @dataclass(frozen=True, slots=True)
 class PartSource:
-    """The records of every shard from `start` to `stop` percent, in file order; parts that meet do not overlap."""
+    """The records of every shard from `start` to `stop` percent, in file order; parts that meet do not
+    overlap."""
 
     name: str
     whole: Source = field(repr=False)
