@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes longer to import than everything here together
 
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
 _STRIPPED = re.compile(r"[.!\"()*#:;~]")
 
 
@@ -118,8 +119,13 @@ class Tokenizer:
         return cls(_bert_wordpiece({token: index for index, token in enumerate([*fixed, *merges])}))
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
-        """From a folder's tokenizer.json, or else its vocab.txt; raises `CheckpointError`."""
+    def load(cls, source: str | Path) -> "Tokenizer":
+        """From a folder's tokenizer.json, or else its vocab.txt; or from the Hugging Face hub, by a name such
+        as "bert-base-uncased". Raises `CheckpointError`.
+        """
+        folder = Path(source)
+        if not folder.is_dir() and _HUB_NAME.fullmatch(str(source)):
+            folder = _hub_folder(str(source))
         path, vocab = Path(folder) / "tokenizer.json", Path(folder) / "vocab.txt"
         try:
             if path.is_file():
@@ -180,6 +186,20 @@ class Tokenizer:
         """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""
         row = list(ids) if isinstance(ids, Sequence) else ids.tolist()
         return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
+
+
+def _hub_folder(name: str) -> Path:
+    """The folder of the hub's local cache that holds a model's tokenizer.json, fetched where it is not."""
+    from huggingface_hub import hf_hub_download  # takes a while to import, and few tokenizers come from there
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json")).parent
+    except (OSError, ValueError) as error:  # offline, no such model or file, or not a model's name
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{name} is no folder, and the Hugging Face hub gives no tokenizer.json for that name; offline, "
+            f"name a folder ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:

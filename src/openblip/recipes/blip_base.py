@@ -14,18 +14,19 @@ STEPS_PER_EPOCH = 14_000_000 // 2880
 def blip_base() -> Run:
     """Pre-train BLIP with ViT-B/16 on 14M pairs (ITC + ITM + LM), as in the paper.
 
-    Source: BLIP (arXiv 2201.12086) section 4.1; the queue, momentum, temperature and alpha are ALBEF's, read in
-    the released code. ViT from DeiT-B, text from bert-base-uncased, cross-attention random.
+    Source: BLIP (arXiv 2201.12086) section 4.1; the queue, momentum, temperature and alpha are ALBEF's, read
+    in the released code. ViT from DeiT-B, text from bert-base-uncased, cross-attention random.
 
     Data: COCO, Visual Genome, SBU, CC3M, CC12M: 14M images. One epoch at a joint batch of 2880 is
-    14,000,000 // 2880 = 4,861 steps, 20 epochs are 97,220 steps; the learning rate is multiplied by 0.85 after
-    every epoch, alpha rises over the first two (9,722 steps).
+    14,000,000 // 2880 = 4,861 steps, 20 epochs are 97,220 steps; the learning rate is multiplied by 0.85
+    after every epoch, alpha rises over the first two (9,722 steps).
     With LAION (129M; a fifth of it per epoch) an epoch is 37M pairs: --training.steps 256940
     --training.decay-every 12847 --task.contrastive.alpha-ramp-steps 25694.
 
     Cost: the paper used two nodes of 16 GPUs and gives no hours. 252M parameters, 90 pairs per GPU.
-    Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps CIDEr):
-    78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs; 80.6/63.1, 94.8/84.9, 129.7, 105.1 on the bootstrapped.
+    Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps
+    CIDEr): 78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs; 80.6/63.1, 94.8/84.9, 129.7, 105.1 on the
+    bootstrapped.
     Losses itc/itm/lm of the authors on the bootstrapped 14M (BLIP issue 19): epoch 0 3.00/0.337/3.35,
     epoch 1 2.43/0.256/2.84, epoch 4 2.40/0.170/2.60, epoch 7 2.14/0.170/2.49.
 
@@ -35,15 +36,16 @@ def blip_base() -> Run:
     On 8 GPUs add --training.accumulation 4, which mines ITM negatives among 720 pairs instead of 2880.
 
     Where the released code deviates from the paper: decay of 0.9 per epoch, not 0.85; 75 pairs per GPU, which
-    is 2400 on 32 GPUs, not 2880; RandAugment's Brightness and Sharpness do nothing at its magnitude of 5.
+    is 2400 on 32 GPUs, not 2880; RandAugment's Brightness and Sharpness do nothing at its magnitude of 5,
+    which is kept here.
 
-    Where this recipe deviates from the released code: 0.85 and 2880, as the paper; decay counts from the end of
-    the warm-up, not from step 0; alpha and decay follow steps, not epochs; bfloat16 autocast instead of
-    float32; biases, norms and the temperature are not weight-decayed; captions of the same image are positives
-    in ITC and never negatives in ITM; ITM negatives come from all GPUs, not from the pair's own; the queue
-    starts empty, not with random vectors, and takes any batch size; the momentum encoders run without dropout
-    and move after the optimizer step, not before the next forward pass; texts are padded to the longest of the
-    batch, not to 30.
+    Where this recipe deviates from the released code: 0.85 and 2880, as the paper; decay counts from the end
+    of the warm-up, not from step 0; alpha and decay follow steps, not epochs; bfloat16 autocast instead of
+    float32; biases, norms and the temperature are not weight-decayed; captions of the same image are
+    positives in ITC and never negatives in ITM; ITM negatives come from all GPUs, not from the pair's own;
+    the queue starts empty, not with random vectors, and takes any batch size; the momentum encoders run
+    without dropout and move after the optimizer step, not before the next forward pass; texts are padded to
+    the longest of the batch, not to 30.
     """
     return Run(
         recipe="blip-base",

@@ -17,9 +17,9 @@ def blip_large() -> Run:
     Source: BLIP (arXiv 2201.12086) section 4.1; what is not said here is as in blip-base. ViT-L/16 from
     ImageNet-21k with drop path 0.1, the text side as in blip-base (768 wide).
 
-    Data: the 14M of blip-base and LAION's 115M, a fifth of it per epoch: 37M pairs. One epoch at a joint batch
-    of 2400 is 37,000,000 // 2400 = 15,416 steps, 20 epochs are 308,320 steps; the learning rate is multiplied by
-    0.85 after every epoch, alpha rises over the first two (30,832 steps).
+    Data: the 14M of blip-base and LAION's 115M, a fifth of it per epoch: 37M pairs. One epoch at a joint
+    batch of 2400 is 37,000,000 // 2400 = 15,416 steps, 20 epochs are 308,320 steps; the learning rate is
+    multiplied by 0.85 after every epoch, alpha rises over the first two (30,832 steps).
     On the 14M alone, which the paper has no ViT-L for: --training.steps 116660 --training.decay-every 5833
     --task.contrastive.alpha-ramp-steps 11666.
 
@@ -30,14 +30,16 @@ def blip_large() -> Run:
 
     Command, on each of 4 nodes with 8 GPUs (75 * 32 = 2400 pairs a step):
         torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip-large --data.source 'web/*.tar,human/*.tar,laion/*.tar' --out runs/blip-large
+            -m openblip train blip-large --data.source 'web/*.tar,human/*.tar,laion/*.tar' --out
+            runs/blip-large
 
     Where the released code deviates from the paper: decay of 0.9 per epoch, not 0.85; RandAugment as in
     blip-base. Its batch of 75 per GPU is the paper's 2400.
 
     Where this recipe deviates from the released code: as blip-base; the ViT-L is Google's of ImageNet-21k,
-    where the released code takes timm's vit_large_patch16_224_in21k; a mixture of sources is drawn from by its
-    weights, where the released code reads one of five parts of LAION in turn, and everything else, each epoch.
+    where the released code takes timm's vit_large_patch16_224_in21k; a mixture of sources is drawn from by
+    its weights, where the released code reads one of five parts of LAION in turn, and everything else, each
+    epoch.
     """
     base = blip_base()
     return replace(

@@ -21,8 +21,8 @@ def caption() -> Run:
     Position embeddings are interpolated from the checkpoint's resolution once, at the start.
 
     Cost: not in the paper; hours on 8 GPUs.
-    Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw pairs, 129.7 / 105.1
-    on the bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
+    Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw pairs, 129.7 /
+    105.1 on the bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
 
     Command, one node of 8 GPUs (32 * 8 = 256 pairs a step):
         torchrun --nproc-per-node 8 -m openblip train caption --init runs/blip-base/model
@@ -32,10 +32,10 @@ def caption() -> Run:
     Where the released code deviates from the paper: nowhere that is known.
 
     Where this recipe deviates from the released code: the learning rate falls every step, not every epoch;
-    bfloat16 autocast instead of float32; biases and norms are not weight-decayed; an image is drawn with one of
-    its captions at random where a source has several per image; a caption is cut so that prompt and caption
-    together have 40 tokens, and the last token kept is always [SEP]; the last weights are kept, where the
-    released code keeps those of the epoch that scored best on the validation split.
+    bfloat16 autocast instead of float32; biases and norms are not weight-decayed; an image is drawn with one
+    of its captions at random where a source has several per image; a caption is cut so that prompt and
+    caption together have 40 tokens, and the last token kept is always [SEP]; the last weights are kept, where
+    the released code keeps those of the epoch that scored best on the validation split.
     """
     return Run(
         recipe="caption",

@@ -33,11 +33,12 @@ def filter_() -> Run:
     Where the released code deviates from the paper: nowhere that is known.
 
     Where this recipe deviates from the released code: the learning rate falls every step, not every epoch;
-    bfloat16 autocast instead of float32; biases, norms and the temperature are not weight-decayed; the momentum
-    encoders start as copies, without dropout, and move after the optimizer step; the queue starts empty; an
-    image is drawn with one of its captions at random where a source has several per image; ITM weights have
-    a small constant added, so that drawing a negative cannot fail; the last weights are kept, where the
-    released code keeps those of the epoch that scored best on the validation split.
+    bfloat16 autocast instead of float32; biases, norms and the temperature are not weight-decayed; the
+    momentum encoders start as copies of the model and the queue empty, where the released code goes on with
+    the pre-training's; the momentum encoders run without dropout and move after the optimizer step; an image
+    is drawn with one of its captions at random where a source has several per image; ITM weights have a small
+    constant added, so that drawing a negative cannot fail; the last weights are kept, where the released code
+    keeps those of the epoch that scored best on the validation split.
     """
     return Run(
         recipe="filter",

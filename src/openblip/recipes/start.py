@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from openblip.data.tokenizer import Tokenizer, normalize_caption
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, OpenBlipError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head
+from openblip.models.config import Head
+from openblip.nn.vit import interpolate_positions
 from openblip.predictor import load
 from openblip.recipes.run import Run
 from openblip.tasks.captioning import Captioning
@@ -36,8 +36,7 @@ def start(run: Run, resume: bool = False) -> bool:
     """
     if not run.data.source:
         raise ConfigError("No training pairs: name the source with --data.source.")
-    if run.init == "":
-        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
+    check_start(run)
     folder = RunFolder(run.out)
     with process_group() as process:
         if run.training.num_threads is not None:
@@ -68,12 +67,54 @@ def starting_point(run: Run, mixture: Mixture) -> Checkpoint:
     if run.init is not None:
         predictor = load(run.init, device="cpu")
         model = with_heads(predictor.model, heads)
-        return Checkpoint(model, predictor.tokenizer, predictor.preprocessing, predictor.prompt)
-    if run.model is None:
-        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
+        checkpoint = Checkpoint(model, predictor.tokenizer, predictor.preprocessing, predictor.prompt)
+        return checkpoint if run.image_size is None else at_image_size(checkpoint, run.image_size)
+    assert run.model is not None  # check_start has seen to it
     tokenizer = make_tokenizer(run, mixture)
     config = replace(run.model, text=replace(run.model.text, vocab_size=tokenizer.vocab_size), heads=heads)
-    return Checkpoint(Blip(config), tokenizer, Preprocessing(image_size=config.vision.image_size))
+    model = Blip(config)
+    start_from_backbones(model, run.vision_init, run.text_init)
+    return Checkpoint(model, tokenizer, Preprocessing(image_size=config.vision.image_size))
+
+
+def check_start(run: Run) -> None:
+    """ConfigError when the run does not say what it starts from, or says it twice."""
+    if run.init == "" or (run.init is None and run.model is None):
+        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
+    if run.init is not None and (run.vision_init is not None or run.text_init is not None):
+        raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
+    if run.init is None and run.image_size is not None:
+        raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
+    if run.text_init is not None and run.tokenizer is None:
+        raise ConfigError(
+            f"--text-init {run.text_init} knows the words of its own tokenizer: name that with --tokenizer."
+        )
+
+
+def start_from_backbones(model: Blip, vision_init: str | None, text_init: str | None) -> None:
+    """Put the weights of Hugging Face backbones into a new model; CheckpointError when they do not fit."""
+    if vision_init is None and text_init is None:
+        return
+    # Here, since transformers takes seconds to import and most runs need none of it.
+    from openblip.checkpoints.backbones import init_text, init_vision
+
+    if vision_init is not None:
+        init_vision(model.vision, vision_init)
+    if text_init is not None:
+        init_text(model.text, text_init)
+
+
+def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """The same model for pictures of another size, its position embeddings interpolated once and for all."""
+    config = checkpoint.model.config
+    vision = replace(config.vision, image_size=image_size)
+    weights: dict[str, Any] = checkpoint.model.state_dict()
+    name = "vision.position_embedding"
+    weights[name] = interpolate_positions(weights[name], image_size // vision.patch_size)
+    resized = Blip(replace(config, vision=vision))
+    resized.load_state_dict(weights)
+    preprocessing = replace(checkpoint.preprocessing, image_size=image_size)
+    return checkpoint._replace(model=resized, preprocessing=preprocessing)
 
 
 def make_tokenizer(run: Run, mixture: Mixture) -> Tokenizer:
@@ -87,7 +128,7 @@ def with_heads(model: Blip, heads: tuple[Head, ...]) -> Blip:
     """The same weights with fewer heads. ConfigError when the model lacks one."""
     missing = sorted(set(heads) - set(model.config.heads))
     if missing:
-        raise ConfigError(f"The checkpoint has no {', '.join(missing)} head to fine-tune; start from another.")
+        raise ConfigError(f"The checkpoint has no {', '.join(missing)} head to tune; start from another.")
     smaller = Blip(replace(model.config, heads=heads))
     weights: dict[str, Any] = model.state_dict()
     smaller.load_state_dict({name: weights[name] for name in smaller.state_dict()})

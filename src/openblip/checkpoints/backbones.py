@@ -1,0 +1,315 @@
+"""Where the paper's pre-training starts (BLIP section 4.1): a ViT for the image side, BERT for the text side.
+
+Both are read from Hugging Face checkpoints, by folder or hub name, through transformers, which fetches them
+and knows every file layout. The tables below name what each of our parameters comes from; what a table and
+the named exceptions do not account for is an error.
+
+R rows of the word embeddings, D width, N image tokens.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from openblip.errors import CheckpointError
+from openblip.nn.text_transformer import TextTransformer
+from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
+
+# Ours on the left, theirs on the right; several of theirs are stacked along the first axis. A name without
+# .weight or .bias stands for both.
+Table = Mapping[str, str | tuple[str, ...]]
+
+VIT: Table = {  # ViTModel, DeiTModel
+    "class_token": "embeddings.cls_token",
+    "position_embedding": "embeddings.position_embeddings",
+    "patch_embedding": "embeddings.patch_embeddings.projection",
+    "blocks.{i}.attention_norm": "layers.{i}.layernorm_before",
+    "blocks.{i}.attention.qkv": (
+        "layers.{i}.attention.q_proj",
+        "layers.{i}.attention.k_proj",
+        "layers.{i}.attention.v_proj",
+    ),
+    "blocks.{i}.attention.out": "layers.{i}.attention.o_proj",
+    "blocks.{i}.mlp_norm": "layers.{i}.layernorm_after",
+    "blocks.{i}.mlp.0": "layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.2": "layers.{i}.mlp.fc2",
+    "norm": "layernorm",
+}
+
+BLIP_VISION: Table = {  # BlipVisionModel
+    "class_token": "embeddings.class_embedding",
+    "position_embedding": "embeddings.position_embedding",
+    "patch_embedding": "embeddings.patch_embedding",
+    "blocks.{i}.attention_norm": "encoder.layers.{i}.layer_norm1",
+    "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.qkv",
+    "blocks.{i}.attention.out": "encoder.layers.{i}.self_attn.projection",
+    "blocks.{i}.mlp_norm": "encoder.layers.{i}.layer_norm2",
+    "blocks.{i}.mlp.0": "encoder.layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.2": "encoder.layers.{i}.mlp.fc2",
+    "norm": "post_layernorm",
+}
+
+BERT: Table = {  # BertForMaskedLM; ours without the mode, since every reading starts from the same BERT
+    "embeddings.word.weight": "bert.embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "bert.embeddings.position_embeddings.weight",
+    "embeddings.norm": "bert.embeddings.LayerNorm",
+    "layers.{i}.self_attention.branch.qkv": (
+        "bert.encoder.layer.{i}.attention.self.query",
+        "bert.encoder.layer.{i}.attention.self.key",
+        "bert.encoder.layer.{i}.attention.self.value",
+    ),
+    "layers.{i}.self_attention.branch.out": "bert.encoder.layer.{i}.attention.output.dense",
+    "layers.{i}.self_attention.norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
+    "layers.{i}.feed_forward.branch.0": "bert.encoder.layer.{i}.intermediate.dense",
+    "layers.{i}.feed_forward.branch.2": "bert.encoder.layer.{i}.output.dense",
+    "layers.{i}.feed_forward.norm": "bert.encoder.layer.{i}.output.LayerNorm",
+    "lm_head.transform": "cls.predictions.transform.dense",
+    "lm_head.norm": "cls.predictions.transform.LayerNorm",
+    "lm_head.bias": "cls.predictions.bias",
+}
+
+# Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in `VIT`.
+VIT_FILE_NAMES = {
+    "encoder.layer.": "layers.",
+    "attention.attention.query.": "attention.q_proj.",
+    "attention.attention.key.": "attention.k_proj.",
+    "attention.attention.value.": "attention.v_proj.",
+    "attention.output.dense.": "attention.o_proj.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+}
+
+# What a checkpoint may have that we have no use for.
+UNUSED_VISION = (
+    "pooler.",  # a layer over the class token that only classification trains; BLIP projects the token itself
+    "classifier.",  # ImageNet's classes
+    "cls_classifier.",
+    "distillation_classifier.",
+    "embeddings.distillation_token",  # DeiT's second class token; the paper's DeiT-B was trained without it
+    "embeddings.mask_token",  # of masked-image training
+)
+UNUSED_TEXT = (
+    "bert.pooler.",  # for next-sentence prediction
+    "cls.seq_relationship.",  # next-sentence prediction
+    "bert.embeddings.position_ids",  # 0, 1, 2, ..., in older files
+    # BLIP has one kind of text and no token types. BERT adds row 0 to every token; the released code drops it
+    # without folding it into the other embeddings, and so do we.
+    "bert.embeddings.token_type_embeddings.",
+    "cls.predictions.decoder.",  # tied to the word embeddings and to cls.predictions.bias
+)
+# Ours that BERT does not have: the released code starts cross-attention from random weights too.
+FRESH_TEXT = ".cross_attention."
+NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
+
+# How transformers, the hub and safetensors say that a checkpoint is not there, unknown or torn.
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+
+
+def init_vision(vision: VisionTransformer, source: str) -> None:
+    """Start a ViT from a Hugging Face ViTModel, DeiTModel or BlipVisionModel, in place.
+
+    Position embeddings are interpolated to the resolution of `vision`. The layer norms keep their own
+    epsilon: 1e-6 as in the released code, where Hugging Face's ViTs say 1e-12.
+
+    Args:
+        vision: on any device, in any dtype.
+        source: folder or hub name, e.g. "facebook/deit-base-patch16-224".
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or
+            keys are missing or left over; they are listed.
+    """
+    config = _read_config(source)
+    kinds = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
+    if config.model_type not in kinds:
+        raise CheckpointError(
+            f"{source} is a {config.model_type}; the image side starts from one of {', '.join(kinds)}."
+        )
+    block = cast(VitBlock, vision.blocks[0])
+    _check_kind(source, config, block.attention.num_heads)
+    theirs = _read_weights(kinds[config.model_type], source, UNUSED_VISION)
+    if config.model_type != "blip_vision_model":
+        theirs = {_newest_vit_name(name): tensor for name, tensor in theirs.items()}
+    ours = dict(vision.named_parameters())
+    table = BLIP_VISION if config.model_type == "blip_vision_model" else VIT
+    found = _translate(table, theirs, set(ours), UNUSED_VISION, source)
+    positions = found["position_embedding"]  # (1, N, D)
+    if config.model_type == "deit":
+        positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)  # without the distillation token's
+    found["position_embedding"] = interpolate_positions(positions, _grid(vision))
+    _copy(found, ours, source)
+
+
+def init_text(text: TextTransformer, source: str) -> None:
+    """Start a text transformer from a Hugging Face BERT, in place, whatever its readings share.
+
+    Both readings start from BERT's self-attention, feed-forward and embeddings, the decoder's head from
+    BERT's where the checkpoint has one. Cross-attention, and the rows of the words BERT does not know ([DEC]
+    and [ENC], the last ones), keep their random start.
+
+    Args:
+        text: on any device, in any dtype.
+        source: folder or hub name, e.g. "bert-base-uncased".
+
+    Raises:
+        CheckpointError: as in `init_vision`, or `text` has another vocabulary.
+    """
+    config = _read_config(source)
+    if config.model_type != "bert":
+        raise CheckpointError(f"{source} is a {config.model_type}; the text side starts from a bert.")
+    first = cast(Any, text.layers[0])
+    readings = first.self_attention.variants.values()
+    _check_kind(source, config, next(iter(readings)).branch.num_heads)
+    theirs = _read_weights("BertForMaskedLM", source, UNUSED_TEXT, optional="cls.predictions.")
+    has_head = "cls.predictions.bias" in theirs
+    ours = {
+        name: parameter
+        for name, parameter in text.named_parameters()
+        if FRESH_TEXT not in name and (has_head or not name.startswith("lm_head."))
+    }
+    unused = UNUSED_TEXT if text.lm_head is not None else (*UNUSED_TEXT, "cls.predictions.")
+    shared = _translate(BERT, theirs, {_without_mode(name) for name in ours}, unused, source)
+    found = {name: shared[_without_mode(name)] for name in ours}
+    _copy(_fit_tables(found, ours, source), ours, source)
+
+
+def _fit_tables(found: dict[str, Tensor], ours: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Word tables with our new rows put after BERT's, position tables cut to our length."""
+    fitted = dict(found)
+    for name, tensor in found.items():
+        rows = len(ours[name])
+        if name.endswith((".word.weight", "lm_head.bias")):
+            if not 0 <= rows - len(tensor) <= NUM_NEW_WORDS:
+                raise CheckpointError(
+                    f"{source} has {len(tensor)} words, the run's tokenizer {rows}: use BERT's own."
+                )
+            new_rows = ours[name].detach()[len(tensor) :].to(tensor)
+            fitted[name] = torch.cat([tensor, new_rows])  # (R, D) or (R,)
+        elif name.endswith(".position.weight"):
+            fitted[name] = tensor[:rows]  # positions are absolute: a shorter text uses the first ones
+    return fitted
+
+
+def _read_config(source: str) -> Any:
+    could_be_hub_name = not source.startswith((".", "/", "~")) and source.count("/") <= 1
+    if not Path(source).is_dir() and not could_be_hub_name:
+        raise CheckpointError(f"There is no folder {source}; name one, or a model on the Hugging Face hub.")
+    try:
+        return transformers.AutoConfig.from_pretrained(source)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(source, error) from error
+
+
+def _read_weights(
+    class_name: str, source: str, unused: tuple[str, ...], optional: str | None = None
+) -> dict[str, Tensor]:
+    """The float32 weights of `source` as `class_name` names them, those it has made up itself left out.
+
+    Raises CheckpointError when the file has keys besides `unused` that the class does not know, or lacks any
+    besides them; a group of keys that begin with `optional` may be missing as a whole.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of unused keys: ours are errors or named above
+    try:
+        loader = getattr(transformers, class_name)
+        model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except _LOADING_ERRORS as error:
+        raise _not_loaded(source, error) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    absent = set(report["missing_keys"])
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+    missing = {name for name in absent if not name.startswith(unused)}
+    if optional and not any(name.startswith(optional) and not name.startswith(unused) for name in weights):
+        missing = {name for name in missing if not name.startswith(optional)}
+    prefix = f"{model.base_model_prefix}."
+    left_over = {name for name in report["unexpected_keys"] if not _is_unused(name, prefix, unused)}
+    _refuse(source, missing, left_over)
+    return weights
+
+
+def _translate(
+    table: Table, theirs: Mapping[str, Tensor], ours: set[str], unused: tuple[str, ...], source: str
+) -> dict[str, Tensor]:
+    """Their weights by our names; CheckpointError lists what is missing and what is left over."""
+    origins = {name: _their_names(table, name) for name in ours}
+    used = {name for names in origins.values() for name in names}
+    _refuse(source, used - theirs.keys(), {n for n in theirs.keys() - used if not n.startswith(unused)})
+    return {name: torch.cat([theirs[n] for n in names]) for name, names in origins.items()}
+
+
+def _their_names(table: Table, ours: str) -> tuple[str, ...]:
+    """What one of our parameters is made of: the table's row, with the layer's number and weight or bias."""
+    number = re.search(r"\.(\d+)\.", ours)
+    row = ours if number is None else ours.replace(number[0], ".{i}.", 1)
+    suffix = ""
+    if row not in table:
+        row, _, kind = row.rpartition(".")
+        suffix = f".{kind}"
+    theirs = table[row]
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    return tuple(name.format(i=number[1] if number else "") + suffix for name in names)
+
+
+def _copy(found: Mapping[str, Tensor], ours: Mapping[str, nn.Parameter], source: str) -> None:
+    """Put `found` into `ours`, whose names they have; CheckpointError when shapes differ."""
+    wrong = [
+        f"{name} is {tuple(found[name].shape)}, the run's model has {tuple(ours[name].shape)}"
+        for name in ours
+        if found[name].shape != ours[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{source} has another shape than the run's model: {'; '.join(wrong)}.")
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(found[name])
+
+
+def _check_kind(source: str, config: Any, num_heads: int) -> None:
+    """What the shapes of weights do not show."""
+    if config.num_attention_heads != num_heads:
+        raise CheckpointError(
+            f"{source} has {config.num_attention_heads} attention heads, the run's model {num_heads}."
+        )
+    if config.hidden_act != "gelu":
+        raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
+
+
+def _grid(vision: VisionTransformer) -> int:
+    return round((vision.position_embedding.shape[1] - 1) ** 0.5)
+
+
+def _without_mode(name: str) -> str:
+    return re.sub(r"\.variants\.[a-z]+\.", ".", name)
+
+
+def _newest_vit_name(name: str) -> str:
+    for old, new in VIT_FILE_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _is_unused(name: str, prefix: str, unused: tuple[str, ...]) -> bool:
+    """Whether a key of a file is among the exceptions; the bare model's file has its keys without prefix."""
+    return name.startswith(unused) or f"{prefix}{name}".startswith(unused)
+
+
+def _refuse(source: str, missing: set[str], left_over: set[str]) -> None:
+    problems = [f"missing {name}" for name in sorted(missing)]
+    problems += [f"left over {name}" for name in sorted(left_over)]
+    if problems:
+        raise CheckpointError(f"{source} is not what the run's model starts from: {'; '.join(problems)}.")
+
+
+def _not_loaded(source: str, error: Exception) -> CheckpointError:
+    reason = str(error).strip().split("\n")[0]
+    where = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
+    if Path(source).is_dir():
+        where = "cannot be read"
+    return CheckpointError(f"{source} {where} ({type(error).__name__}: {reason}).")
