@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,10 @@ def test_reading_ahead_is_bounded_and_stops() -> None:
     entries = decode_samples(records, PREPARE, PREPARE, num_workers=2, ahead=8)
     for _ in range(3):
         next(entries)
+    deadline = time.monotonic() + 20
+    while len(reads) < 3 + 8 - 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)  # long enough for the threads to read on, if they were allowed to
     assert len(reads) <= 3 + 8
     entries.close()
     assert len(reads) <= 3 + 8
