@@ -106,7 +106,8 @@ class Predictor:
         """Run the image encoder once, for any number of later calls."""
         if isinstance(images, EncodedImages):
             return images
-        tokens, seeds = [], []
+        tokens: list[Tensor] = []
+        seeds: list[int] = []
         for chunk in self._prepared_batches(images, batch_size):
             seeds.extend(picture_seed(picture) for picture in chunk)
             pixels = self.preprocessing.normalize(chunk.to(self.device))

@@ -25,7 +25,8 @@ class KeyValue(NamedTuple):
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, S, D) -> (B, H, S, E)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (num_heads, -1))
+    return heads.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

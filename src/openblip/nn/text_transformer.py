@@ -214,7 +214,7 @@ class TextTransformer(nn.Module):
         """
         if cache is not None and mask is not None:
             raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")
-        x = self.embeddings[mode](ids, start=0 if cache is None else cache.length)
+        x: Tensor = self.embeddings[mode](ids, start=0 if cache is None else cache.length)
         key_mask = None if mask is None else mask[:, None, None, :]
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
