@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openblip.checkpoints.native import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.data.images import ImageInput, read_image
-from openblip.data.tokenizer import Tokens
+from openblip.data.tokenizer import Tokens, normalize_caption
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Nucleus
 from openblip.generation.generate import generate
@@ -172,7 +172,7 @@ class Predictor:
             own = texts[start : start + count]
             if len(own) != count:
                 raise ConfigError(f"match compares pairs: {len(texts)} texts do not pair with the images.")
-            tokens = self._tokens(own, self.tokenizer.enc_id)
+            tokens = self.tokenize(own, self.tokenizer.enc_id)
             image_kv = self.model.image_kv(encoded.tokens, "encode")
             scores.append(self._match_probability(tokens, image_kv))
         result = torch.cat(scores) if scores else torch.zeros(0)
@@ -195,7 +195,7 @@ class Predictor:
             count = len(encoded.seeds)
             columns = []
             for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
-                tokens = self._tokens(chunk, self.tokenizer.enc_id)
+                tokens = self.tokenize(chunk, self.tokenizer.enc_id)
                 repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
                 columns.append(self._match_probability(repeated, image_kv).view(count, -1))
             rows.append(torch.cat(columns, dim=1) if columns else torch.zeros(count, 0))
@@ -222,9 +222,16 @@ class Predictor:
         self._require("embed_texts")
         found = []
         for chunk in chunks(as_list(texts), checked_batch_size(batch_size)):
-            tokens = self._tokens(chunk, self.tokenizer.cls_id)
+            tokens = self.tokenize(chunk, self.tokenizer.cls_id)
             found.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(found) if found else torch.zeros(0, self.model.config.embed_dim)
+
+    def tokenize(self, texts: Sequence[str], first_id: int) -> Tokens:
+        """Texts as training read them (`normalize_caption`), beginning with `first_id`, on the model's device."""
+        normalized = [normalize_caption(text) for text in texts]
+        tokens = self.tokenizer.encode(normalized, MAX_MATCH_TOKENS).to(self.device)
+        tokens.ids[:, 0] = first_id
+        return tokens
 
     def save(self, folder: str | os.PathLike[str], format: Literal["openblip"] = "openblip") -> None:
         """Write a checkpoint folder that `load` reads."""
@@ -247,12 +254,6 @@ class Predictor:
                 f"max_new_tokens {decoding.max_new_tokens} after a prompt of {prompt_length} tokens: the "
                 f"model reads at most {positions}; ask for {max(positions - prompt_length + 1, 0)} or fewer."
             )
-
-    def _tokens(self, texts: Sequence[str], first_id: int) -> Tokens:
-        max_length = min(MAX_MATCH_TOKENS, self.model.config.text.max_positions)
-        tokens = self.tokenizer.encode(texts, max_length).to(self.device)
-        tokens.ids[:, 0] = first_id
-        return tokens
 
     def _match_probability(self, tokens: Tokens, image_kv: Any) -> Tensor:
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import CheckpointError
-from openblip.predictor import MAX_MATCH_TOKENS, Predictor
+from openblip.predictor import Predictor
 
 MAX_TEXTS_PER_CALL = 512
 MAX_TEXTS_PER_IMAGE = 64
@@ -65,8 +65,7 @@ def score_texts(filter_: Predictor, pixels: Tensor, texts: Sequence[Sequence[str
     itm, itc = np.zeros(len(flat), np.float32), np.zeros(len(flat), np.float32)
     for pieces in _calls(scored, owner):
         rows = [row for piece in pieces for row in piece.rows]
-        tokens = filter_.tokenizer.encode([flat[row] for row in rows], MAX_MATCH_TOKENS).to(filter_.device)
-        tokens.ids[:, 0] = filter_.tokenizer.enc_id
+        tokens = filter_.tokenize([flat[row] for row in rows], filter_.tokenizer.enc_id)
         images = [piece.image for piece in pieces]
         everyone = images == list(range(len(texts)))  # the usual case: no copy of keys and values
         own_kv = image_kv if everyone else image_kv.select(torch.tensor(images, device=filter_.device))

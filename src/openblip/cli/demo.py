@@ -62,14 +62,18 @@ def command(*, out: Path = Path("runs/demo"), num_samples: int = 1000, num_worke
 def truth_rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know of a cleaned set whose truth is known: (name, value)."""
     web, synthetic = measured["web"], measured["synthetic"]
+
+    def percent(value: float | None) -> str:
+        return "nothing to count" if value is None else f"{value:.1%}"
+
     return [
-        ("Noise before: web texts that are not true", f"{measured['noise_before']:.1%}"),
-        ("Noise after: kept texts, web and synthetic, that are not true", f"{measured['noise_after']:.1%}"),
+        ("Noise before: web texts that are not true", percent(measured["noise_before"])),
+        ("Noise after: kept texts, web and synthetic, that are not true", percent(measured["noise_after"])),
         ("Filter AUC on web texts", f"{web['auc']:.3f}"),
-        ("Filter precision: kept web texts that are true", f"{web['precision']:.1%}"),
-        ("Filter recall: true web texts that are kept", f"{web['recall']:.1%}"),
-        ("Synthetic captions that are true", f"{synthetic['correct']:.1%}"),
-        ("Synthetic captions that are true, of those kept", f"{synthetic['correct_kept']:.1%}"),
+        ("Filter precision: kept web texts that are true", percent(web["precision"])),
+        ("Filter recall: true web texts that are kept", percent(web["recall"])),
+        ("Synthetic captions that are true", percent(synthetic["correct"])),
+        ("Synthetic captions that are true, of those kept", percent(synthetic["correct_kept"])),
         ("Texts kept", f"{measured['num_kept']:,} of {measured['num_texts']:,}"),
     ]
 

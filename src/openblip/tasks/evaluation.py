@@ -6,6 +6,7 @@ The model is anything with the calls of `openblip.Predictor`; true captions come
 I images, T texts.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -202,11 +203,11 @@ def filter_report(
         by_kind[kind] = auc(scores[rows], clean[rows])
     return {
         "threshold": threshold,
-        "auc": auc(scores, clean),
-        "precision": quality.precision,
-        "recall": quality.recall,
+        "auc": none_if_undefined(auc(scores, clean)),
+        "precision": none_if_undefined(quality.precision),
+        "recall": none_if_undefined(quality.recall),
         "noise_before": quality.noise_before,
-        "noise_after": quality.noise_after,
+        "noise_after": none_if_undefined(quality.noise_after),
         "auc_by_kind": by_kind,
     }
 
@@ -214,3 +215,8 @@ def filter_report(
 def encode_all(model: Matcher, samples: Sequence[Sample], batch_size: int | None) -> Any:
     """Every picture through the image encoder once."""
     return model.encode([sample.image for sample in samples], batch_size)
+
+
+def none_if_undefined(value: float) -> float | None:
+    """JSON has no NaN: a share of nothing is null."""
+    return None if math.isnan(value) else value

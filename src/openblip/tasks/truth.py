@@ -10,7 +10,7 @@ from openblip.data.sources.capfilt import CapFiltSource
 from openblip.data.tokenizer import normalize_caption
 from openblip.errors import SourceError
 from openblip.metrics.filtering import auc, filter_quality
-from openblip.tasks.evaluation import filter_report, references
+from openblip.tasks.evaluation import filter_report, none_if_undefined, references
 
 
 def knows_truth(directory: str | Path) -> bool:
@@ -36,7 +36,9 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
         for row in read_captions(directory, shard).to_pylist():
             sample = samples[row["key"]].read()
             if "noise" not in sample.info or "references" not in sample.info:
-                raise SourceError(f"{run.original.name}: {shard}/{row['key']} does not say what is true of it.")
+                raise SourceError(
+                    f"{run.original.name}: {shard}/{row['key']} does not say what is true of it."
+                )
             is_web = row["source"] == "web"
             kind = sample.info["noise"] if is_web else None
             written = normalize_caption(row["caption"]) in references(sample)
@@ -52,7 +54,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
         "web": filter_report(itm[web], [kind for kind, is_web in zip(kinds, web, strict=True) if is_web], threshold),
         "synthetic": _synthetic_report(itm[~web], clean[~web], threshold),
         "noise_before": float(1 - clean[web].mean()),
-        "noise_after": float(1 - clean[kept].mean()) if kept.any() else float("nan"),
+        "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,
         "num_kept": int(kept.sum()),
         "num_texts": len(scores),
     }
@@ -68,7 +70,7 @@ def _synthetic_report(
     return {
         "num_texts": len(itm),
         "correct": float(clean.mean()),
-        "correct_kept": quality.precision,
-        "recall": quality.recall,
+        "correct_kept": none_if_undefined(quality.precision),
+        "recall": none_if_undefined(quality.recall),
         "auc": auc(itm, clean) if both else None,
     }
