@@ -1,5 +1,6 @@
 """Two processes under torchrun train as one process on the joint batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from test_objectives_together import make_task
 
 from openblip.data.batch import Batch
 from openblip.tasks.contrastive_matching import interleave
+from openblip.training.distributed import Process
 
 SCRIPT = Path(two_processes.__file__)
 
@@ -56,13 +58,15 @@ def joined(first: Batch, second: Batch) -> Batch:
     )
 
 
+def joint_part(step: int) -> Batch:
+    """What both processes read at a step."""
+    return joined(two_processes.part(step, 0), two_processes.part(step, 1))
+
+
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
     task = make_task(name).train()
-    batches = [
-        joined(two_processes.part(step, 0), two_processes.part(step, 1))
-        for step in range(two_processes.STEPS)
-    ]
+    batches = [joint_part(step) for step in range(two_processes.STEPS)]
     alone = two_processes.follow(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):
@@ -81,3 +85,21 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str)
                     msg=f"step {step} {parameter}",
                 )
             torch.testing.assert_close(found["queue"], expected["queue"], atol=1e-5, rtol=1e-5)
+
+
+def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tmp_path: Path) -> None:
+    """Accumulation, clipping, logged means, rejects of either process, and a state for each."""
+    one = Process(0, 1, torch.device("cpu"))
+    two_processes.train(tmp_path, one, joint_part, rejecting=True)
+    runs = []
+    for folder in (tmp_path, results / "run"):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        runs.append([json.loads(line) for line in lines])
+    assert len(runs[0]) == len(runs[1]) == 3
+    for alone, together in zip(*runs, strict=True):
+        assert together["rejects"] == alone["rejects"]
+        for name in ("itc", "itm", "lm", "loss", "gradient_norm"):
+            assert together[name] == pytest.approx(alone[name], rel=1e-3), (alone["step"], name)
+    assert (results / "run" / "rejects.jsonl").read_text() == (tmp_path / "rejects.jsonl").read_text()
+    cursors = (results / "run" / "checkpoints" / "step_00000003").glob("cursor_*.pt")
+    assert sorted(path.name for path in cursors) == ["cursor_00000.pt", "cursor_00001.pt"]

@@ -251,8 +251,15 @@ def test_a_seed_decides_the_negatives() -> None:
     assert len(set(losses)) > 1
 
 
-def test_the_prompt_is_read_but_not_predicted() -> None:
-    """Another prompt changes what the model reads, not how many tokens are averaged."""
+@pytest.mark.parametrize("ids", [[7], [7, 7, 7], [7, 7, 8]], ids=["one", "one image", "two images"])
+def test_pairs_without_a_negative_are_not_counted(ids: list[int]) -> None:
+    task, batch = make_task("filtering"), random_batch([5, 7, 4][: len(ids)], ids)
+    expected = itm_by_pairs(task, batch, drawn_negatives(task, batch, step=0))
+    found = task(batch, 0, torch.Generator().manual_seed(0))["itm"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_prompt_every_token_is_predicted_and_with_one_the_words_are_read() -> None:
     task = make_task("captioning")
     plain = Captioning(
         task.model, TOKENIZER, task.preprocessing, CaptioningConfig(prompt="", label_smoothing=0.0)

@@ -1,10 +1,13 @@
 """Run under torchrun by test_distributed.py: every task over this process's part of the joint batches.
 
-Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step.
+Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; and OUT/run, a
+run of the trainer.
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_objectives_together import make_task
@@ -12,7 +15,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.batch import Batch
-from openblip.training.distributed import process_group
+from openblip.data.loader import LoadedBatch
+from openblip.data.sample import Reject
+from openblip.training.config import TrainingConfig
+from openblip.training.distributed import Process, process_group
+from openblip.training.run_folder import RunFolder
+from openblip.training.trainer import Trainer
 from tiny_blip import gradients, random_batch
 
 STEPS = 3
@@ -49,8 +57,26 @@ def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[di
     return records
 
 
+def train(out: Path, process: Process, batch_at: Callable[[int], Batch], rejecting: bool) -> None:
+    """A run of the trainer with two micro-batches per step; the third skips a sample where `rejecting`."""
+
+    def loader(cursor: dict[str, Any] | None) -> Iterator[LoadedBatch]:
+        number = 0
+        while True:
+            rejects = [Reject("0000", "bad", "no image")] if rejecting and number == 2 else []
+            yield LoadedBatch(batch_at(number % STEPS), {"next": number + 1}, rejects)
+            number += 1
+
+    out.mkdir(exist_ok=True)
+    config = TrainingConfig(
+        steps=3, batch_size=PER_PROCESS, accumulation=2, precision="fp32", log_every=1, clip_norm=1.0
+    )
+    Trainer(make_task("pretraining"), loader, config, RunFolder(out), process).run()  # type: ignore[arg-type]
+
+
 def main(out: Path) -> None:
     with process_group() as process:
+        train(out / "run", process, lambda number: part(number, process.rank), rejecting=process.rank == 1)
         for name in ("pretraining", "filtering", "captioning"):
             task = make_task(name).train()
             batches = [part(step, process.rank) for step in range(STEPS)]
