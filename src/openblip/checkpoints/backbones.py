@@ -7,6 +7,7 @@ the named exceptions do not account for is an error.
 R rows of the word embeddings, D width, N image tokens.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,8 +167,8 @@ def init_text(text: TextTransformer, source: str) -> None:
     first = cast(Any, text.layers[0])
     readings = first.self_attention.variants.values()
     _check_kind(source, config, next(iter(readings)).branch.num_heads)
-    theirs = _read_weights("BertForMaskedLM", source, UNUSED_TEXT, optional="cls.predictions.")
-    has_head = "cls.predictions.bias" in theirs
+    theirs = _read_weights("BertForMaskedLM", source, UNUSED_TEXT)
+    has_head = any(n.startswith("cls.predictions.") and not n.startswith(UNUSED_TEXT) for n in theirs)
     ours = {
         name: parameter
         for name, parameter in text.named_parameters()
@@ -206,16 +207,13 @@ def _read_config(source: str) -> Any:
         raise _not_loaded(source, error) from error
 
 
-def _read_weights(
-    class_name: str, source: str, unused: tuple[str, ...], optional: str | None = None
-) -> dict[str, Tensor]:
-    """The float32 weights of `source` as `class_name` names them, those it has made up itself left out.
+def _read_weights(class_name: str, source: str, unused: tuple[str, ...]) -> dict[str, Tensor]:
+    """The float32 weights of `source` as `class_name` names them, without those it has made up itself.
 
-    Raises CheckpointError when the file has keys besides `unused` that the class does not know, or lacks any
-    besides them; a group of keys that begin with `optional` may be missing as a whole.
+    Raises CheckpointError when the file has keys, besides `unused`, that the class does not know.
     """
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report of unused keys: ours are errors or named above
+    transformers.logging.set_verbosity(transformers.logging.ERROR)  # what it warns of is checked here
     try:
         loader = getattr(transformers, class_name)
         model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
@@ -223,15 +221,10 @@ def _read_weights(
         raise _not_loaded(source, error) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    absent = set(report["missing_keys"])
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
-    missing = {name for name in absent if not name.startswith(unused)}
-    if optional and not any(name.startswith(optional) and not name.startswith(unused) for name in weights):
-        missing = {name for name in missing if not name.startswith(optional)}
     prefix = f"{model.base_model_prefix}."
-    left_over = {name for name in report["unexpected_keys"] if not _is_unused(name, prefix, unused)}
-    _refuse(source, missing, left_over)
-    return weights
+    _refuse(source, set(), {n for n in report["unexpected_keys"] if not _is_unused(n, prefix, unused)})
+    absent = set(report["missing_keys"])
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
 
 
 def _translate(
@@ -282,7 +275,8 @@ def _check_kind(source: str, config: Any, num_heads: int) -> None:
 
 
 def _grid(vision: VisionTransformer) -> int:
-    return round((vision.position_embedding.shape[1] - 1) ** 0.5)
+    """Patches a side."""
+    return math.isqrt(vision.position_embedding.shape[1] - 1)
 
 
 def _without_mode(name: str) -> str:
