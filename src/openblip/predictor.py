@@ -227,7 +227,7 @@ class Predictor:
         return torch.cat(found) if found else torch.zeros(0, self.model.config.embed_dim)
 
     def tokenize(self, texts: Sequence[str], first_id: int) -> Tokens:
-        """Texts as training read them (`normalize_caption`), beginning with `first_id`, on the model's device."""
+        """Texts as training read them (`normalize_caption`), from `first_id` on, on the model's device."""
         normalized = [normalize_caption(text) for text in texts]
         tokens = self.tokenizer.encode(normalized, MAX_MATCH_TOKENS).to(self.device)
         tokens.ids[:, 0] = first_id

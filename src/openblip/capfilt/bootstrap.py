@@ -1,13 +1,13 @@
 """The bootstrapping loop of BLIP (section 3.3, Figure 3), each stage resumable:
 
-    web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
-        -> pre-train anew on human + kept web + kept synthetic -> evaluate both
+web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
+    -> pre-train anew on human + kept web + kept synthetic -> evaluate both
 
-    DIR/config.json               what was asked for
-    DIR/round_0/pretrain          the run on the raw web pairs
-    DIR/round_K/{captioner,filter,capfilt,pretrain}
-    DIR/round_K/evaluation.json   of that round's pre-trained model
-    DIR/results.json              all of them, and CapFilt against the truth where it is known
+DIR/config.json               what was asked for
+DIR/round_0/pretrain          the run on the raw web pairs
+DIR/round_K/{captioner,filter,capfilt,pretrain}
+DIR/round_K/evaluation.json   of that round's pre-trained model
+DIR/results.json              all of them, and CapFilt against the truth where it is known
 """
 
 import json

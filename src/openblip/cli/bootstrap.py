@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         words,
         prog=f"openblip bootstrap {name}",
         default=Options(web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()),
-        description="Train a model on noisy pairs, clean them with it (CapFilt), train a new one, compare both.",
+        description="Train on noisy pairs, clean them with what was trained (CapFilt), train anew, compare.",
     )
     from openblip.capfilt.bootstrap import BootstrapConfig, bootstrap
 
@@ -82,7 +82,8 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
         console.print(
-            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, {measured['noise_after']:.1%} after; "
+            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, "
+            f"{measured['noise_after'] or 0:.1%} after; "
             f"filter AUC {measured['web']['auc']:.3f}, precision {measured['web']['precision']:.3f}, "
             f"recall {measured['web']['recall']:.3f}; "
             f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"

@@ -1,4 +1,4 @@
-"""`openblip demo`: the main job on embedded data, offline. A fresh noisy set, cleaned by the shipped models."""
+"""`openblip demo`: the main job on embedded data, offline: a noisy set, cleaned by the shipped models."""
 
 import json
 import time
@@ -16,7 +16,7 @@ CAPTIONER, FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 
 
 def command(*, out: Path = Path("runs/demo"), num_samples: int = 1000, num_workers: int = 2) -> int:
-    """Cleans a small noisy set of emoji scenes with the shipped models, and holds the result against the truth.
+    """Cleans a small noisy set of emoji scenes with the shipped models; holds the result against the truth.
 
     Writes OUT/web (the noisy pairs), OUT/capfilt (captions and scores), OUT/report.html and OUT/results.json.
     Needs no network and opens nothing; the same command again goes on where it was stopped.

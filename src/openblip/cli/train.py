@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
 from openblip.recipes.catalog import RECIPES

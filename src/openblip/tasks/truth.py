@@ -51,7 +51,9 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     kept = itm > threshold
     return {
         "num_images": int(web.sum()),
-        "web": filter_report(itm[web], [kind for kind, is_web in zip(kinds, web, strict=True) if is_web], threshold),
+        "web": filter_report(
+            itm[web], [kind for kind, is_web in zip(kinds, web, strict=True) if is_web], threshold
+        ),
         "synthetic": _synthetic_report(itm[~web], clean[~web], threshold),
         "noise_before": float(1 - clean[web].mean()),
         "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,
