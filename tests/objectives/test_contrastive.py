@@ -37,7 +37,7 @@ def one_way_by_loops(
     losses = []
     for q in range(len(query)):
         similarity = [(query[q] * key).sum() / t for key in keys]
-        taught = [float((momentum[q] * key).sum() / t) for key in keys]
+        taught = [float((momentum[q] * key).sum() / t.detach()) for key in keys]
         positives = [float(key_id == ids[q]) for key_id in key_ids]
         loss = torch.zeros(())
         log_sum = torch.stack(similarity).exp().sum().log()
