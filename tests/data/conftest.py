@@ -45,8 +45,8 @@ def make_image() -> Callable[..., bytes]:
 
 @pytest.fixture
 def write_shards(write_tar: Callable[[Path, Members], Path]) -> Callable[..., Path]:
-    """`write_shards(folder, samples_per_shard, corrupt)`: tar shards of numbered samples; `corrupt` maps a key
-    to the bytes that stand in for its image."""
+    """`write_shards(folder, samples_per_shard, corrupt)`: tar shards of numbered samples; `corrupt` maps a
+    key to the bytes that stand in for its image."""
 
     def write(
         folder: Path, sizes: Iterable[int], *, corrupt: Mapping[str, bytes] = {}, num_captions: int = 1

@@ -7,6 +7,7 @@ the named exceptions do not account for is an error.
 R rows of the word embeddings, D width, N image tokens.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -213,7 +214,7 @@ def _read_weights(class_name: str, source: str, unused: tuple[str, ...]) -> dict
     Raises CheckpointError when the file has keys, besides `unused`, that the class does not know.
     """
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(transformers.logging.ERROR)  # what it warns of is checked here
+    transformers.logging.set_verbosity(logging.ERROR)  # what it warns of is checked here
     try:
         loader = getattr(transformers, class_name)
         model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)

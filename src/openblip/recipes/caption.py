@@ -66,6 +66,7 @@ def caption() -> Run:
 def caption_large() -> Run:
     """`caption` for ViT-L: the same with a learning rate of 2e-6 (Table 14).
 
+    Source: BLIP (arXiv 2201.12086) section 5.2. Cost: not in the paper; about three times that of `caption`.
     Expected (paper, Table 1, COCO / NoCaps CIDEr): 135.5 / 112.5 from blip-large on 129M raw pairs,
     136.7 / 113.2 on the bootstrapped.
     """

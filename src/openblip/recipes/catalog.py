@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from openblip.recipes.blip_base import blip_base
 from openblip.recipes.blip_large import blip_large
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
-from openblip.recipes.caption import caption
-from openblip.recipes.filter import filter_
+from openblip.recipes.caption import caption, caption_large
+from openblip.recipes.filter import filter_, filter_large
 from openblip.recipes.run import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -17,7 +17,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "blip-base": blip_base,
     "blip-large": blip_large,
     "caption": caption,
+    "caption-large": caption_large,
     "filter": filter_,
+    "filter-large": filter_large,
 }
 
 
@@ -35,5 +37,5 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()
     ),
     "blip-base": lambda: Family(pretrain=blip_base(), captioner=caption(), filter=filter_()),
-    "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption(), filter=filter_()),
+    "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption_large(), filter=filter_large()),
 }

@@ -70,6 +70,7 @@ def filter_() -> Run:
 def filter_large() -> Run:
     """`filter` for ViT-L: the same with a learning rate of 5e-6 (Table 14).
 
+    Source: BLIP (arXiv 2201.12086) section 5.1. Cost: not in the paper; about three times that of `filter`.
     Expected (paper, Table 1, COCO TR@1/IR@1): 80.6/64.1 from blip-large on 129M raw pairs, 82.4/65.1 on the
     bootstrapped.
     """

@@ -1,13 +1,13 @@
 """Turns a `Run` into a trained model: builds everything it names and hands it to the trainer."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.native import Checkpoint, is_checkpoint, save_checkpoint
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, open_mixture
 from openblip.data.tokenizer import Tokenizer, normalize_caption
@@ -44,7 +44,7 @@ def start(run: Run, resume: bool = False) -> bool:
         if process.is_main:
             folder.start(run.to_dict(), resume)
         wait_for_all(process)
-        if resume and folder.model.is_dir():
+        if resume and is_checkpoint(folder.model):
             return True
         mixture = open_mixture(run.data.source, images=run.data.images)
         torch.manual_seed(run.training.seed)
@@ -154,7 +154,8 @@ _HEADS: dict[type[TaskConfig], tuple[Head, ...]] = {
 }
 
 
-class _LoaderFactory(NamedTuple):
+@dataclass(frozen=True)
+class _LoaderFactory:
     """Makes this process's loader from a cursor."""
 
     run: Run
