@@ -1,0 +1,58 @@
+"""`openblip train`: recipes by name, changed by options."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import openblip
+from openblip.cli.main import main
+from openblip.data.emoji_scenes.writer import write_emoji_scenes
+
+TINY = [
+    "--model.vision.image-size=32", "--model.vision.hidden-dim=32", "--model.vision.num-layers=1",
+    "--model.text.hidden-dim=32", "--model.text.num-layers=1", "--data.num-workers=0",
+    "--training.steps=2", "--training.batch-size=4", "--training.num-threads=1", "--training.log-every=1",
+]  # fmt: skip
+
+
+def test_a_recipe_trains_and_its_model_loads(tmp_path: Path) -> None:
+    write_emoji_scenes(tmp_path / "web", split="web", num_samples=8, seed=1, num_workers=1, progress=False)
+    out = tmp_path / "run"
+    words = ["train", "blip-mini", "--data.source", str(tmp_path / "web"), "--out", str(out), *TINY]
+    assert main(words) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["training"]["steps"] == 2
+    assert config["model"]["vision"]["num_layers"] == 1
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
+    assert main(words) == 2  # never written over
+    assert main([*words, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "choose one of blip-mini"),
+        (["blip-mnii"], 'no recipe "blip-mnii"'),
+        (["blip-mini"], "--data.source"),
+        (["filter", "--data.source", "x"], "--init"),
+        (["blip-mini", "--training.stepz", "3"], "--training.stepz"),
+        (["blip-mini", "--training.steps", "0"], "at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "blip-mini-captioner" in printed
+    assert "blip-large" in printed
