@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"data", "tasks.protocol"},
     "capfilt": {"__init__", "predictor", "data"},
     "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "recipes", "training"},
+    "capfilt.bootstrap_config": {"recipes.catalog"},
     "recipes": {
         "nn",
         "models",
@@ -55,6 +56,8 @@ LIGHT_MODULES = (
     "tasks.config",
     "generation.decoding",
     "recipes.*",
+    "capfilt.config",
+    "capfilt.bootstrap_config",
     "cli.*",
 )
 HEAVY_MODULES = ("recipes.start",)

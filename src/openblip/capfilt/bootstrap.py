@@ -11,16 +11,16 @@ DIR/results.json              all of them, and CapFilt against the truth where i
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import openblip
+from openblip.capfilt.bootstrap_config import BootstrapConfig
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.engine import run_capfilt
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
-from openblip.recipes.catalog import Family
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
 from openblip.tasks.evaluation import evaluate_captioning, evaluate_retrieval
@@ -34,49 +34,23 @@ class StoppedError(OpenBlipError):
     """A signal stopped a stage after it had saved its state."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BootstrapConfig:
-    """What to bootstrap from, and how."""
-
-    family: Family
-    web: str
-    """Noisy pairs."""
-    human: str
-    """Clean pairs, for fine-tuning and for every pre-training after the first."""
-    test: str | None = None
-    """Pairs to evaluate on; without, the last 5% of every shard of `human` are held out for it."""
-    rounds: int = 1
-    threshold: float = 0.5
-    num_captions: int = 1
-    seed: int = 0
-    """Of CapFilt's sampling; the trainings have their own."""
-
-    @property
-    def human_for_training(self) -> str:
-        return self.human if self.test is not None else f"{self.human}[:95%]"
-
-    @property
-    def pairs_for_test(self) -> str:
-        return self.test if self.test is not None else f"{self.human}[95%:]"
-
-
-def bootstrap(config: BootstrapConfig, out: str | Path) -> dict[str, Any]:
+def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     """Run or resume the loop; returns what results.json holds.
 
-    Raises StoppedError when a signal stopped a training, ConfigError when `out` holds another bootstrap, and
-    OpenBlipError when a shard of CapFilt could not be finished.
+    Raises StoppedError when a signal stopped a training, ConfigError when `config.out` holds another
+    bootstrap, and OpenBlipError when a shard of CapFilt could not be finished.
     """
-    root = Path(out)
+    root = Path(config.out)
     RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
     open_source(config.pairs_for_test)  # a wrong name should not be found out hours later
-    pretrained = [_train(config.family.pretrain, root / "round_0" / "pretrain", config.web)]
+    pretrained = [_train(config.recipe.pretrain, root / "round_0" / "pretrain", config.web)]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
         folder = root / f"round_{number}"
         capfilt = _clean(config, pretrained[-1], folder)
         cleaned.append(capfilt)
         bootstrapped = f"{config.human_for_training},capfilt:{capfilt}"
-        pretrained.append(_train(config.family.pretrain, folder / "pretrain", bootstrapped))
+        pretrained.append(_train(config.recipe.pretrain, folder / "pretrain", bootstrapped))
     results = {
         "test": config.pairs_for_test,
         "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
@@ -89,9 +63,9 @@ def bootstrap(config: BootstrapConfig, out: str | Path) -> dict[str, Any]:
 def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
     """Captioner and filter from one model, separately, then CapFilt with them; the folder it wrote."""
     captioner = _train(
-        config.family.captioner, folder / "captioner", config.human_for_training, init=pretrained
+        config.recipe.captioner, folder / "captioner", config.human_for_training, init=pretrained
     )
-    filter_ = _train(config.family.filter, folder / "filter", config.human_for_training, init=pretrained)
+    filter_ = _train(config.recipe.filter, folder / "filter", config.human_for_training, init=pretrained)
     settings = CapFiltConfig(
         source=config.web,
         captioner=str(captioner),

@@ -1,65 +1,33 @@
 """`openblip bootstrap RECIPE`: train, clean the data with what was trained, train anew, compare."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
+from openblip.capfilt.bootstrap_config import BootstrapConfig
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
-from openblip.recipes.catalog import FAMILIES, Family
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `openblip bootstrap` takes besides the recipe's name."""
-
-    web: str
-    """Noisy pairs: any data source."""
-    human: str
-    """Clean pairs: any data source."""
-    out: str
-    """Folder of the whole loop; the same command again goes on where it was stopped."""
-    test: str | None = None
-    """Pairs to evaluate on; without, the last 5% of every shard of the human pairs are held out."""
-    rounds: int = 1
-    """How often the web pairs are cleaned and a model is trained anew."""
-    threshold: float = 0.5
-    """Texts with an ITM probability above this are kept."""
-    num_captions: int = 1
-    """Captions written per image."""
-    seed: int = 0
-    """Of the sampled captions; the trainings have seeds of their own."""
-    recipe: Family
-    """The settings of the three trainings."""
+from openblip.recipes.catalog import FAMILIES
 
 
 def run(argv: Sequence[str]) -> int:
     """Reads the recipe's name, then the options; returns the exit code."""
     name, words = choose_recipe("bootstrap", FAMILIES, argv)
-    options = parse(
-        Options,
+    config = parse(
+        BootstrapConfig,
         words,
         prog=f"openblip bootstrap {name}",
-        default=Options(web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()),
+        default=BootstrapConfig(
+            web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()
+        ),
         description="Train on noisy pairs, clean them with what was trained (CapFilt), train anew, compare.",
     )
-    from openblip.capfilt.bootstrap import BootstrapConfig, bootstrap
+    from openblip.capfilt.bootstrap import bootstrap
 
-    config = BootstrapConfig(
-        family=options.recipe,
-        web=options.web,
-        human=options.human,
-        test=options.test,
-        rounds=options.rounds,
-        threshold=options.threshold,
-        num_captions=options.num_captions,
-        seed=options.seed,
-    )
-    results = bootstrap(config, options.out)
+    results = bootstrap(config)
     print_results(results)
-    print(f"\nall numbers: {options.out}/results.json")
+    print(f"\nall numbers: {config.out}/results.json")
     return 0
 
 

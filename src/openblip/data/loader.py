@@ -256,6 +256,7 @@ def _unchanged(decoded: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C is the main process's to handle: it ends the workers."""
+    """Signals to the whole group are the main process's: it finishes its step and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -6,7 +6,13 @@ from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes.run import Run
-from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, FilterConfig, PretrainingConfig
+from openblip.tasks.config import (
+    CaptioningConfig,
+    ContrastiveConfig,
+    FilterConfig,
+    PretrainingConfig,
+    TaskConfig,
+)
 from openblip.training.config import TrainingConfig
 
 # Left and right, big and small, one and two are said in the captions: no flips and hardly any crop.
@@ -61,17 +67,7 @@ def blip_mini_captioner() -> Run:
     Source: BLIP section 3.3 at small scale. Cost: minutes on two CPU cores.
     Expected: docs/results.md.
     """
-    return Run(
-        recipe="blip-mini-captioner",
-        init="",
-        model=None,
-        vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source="", augmentation=AUGMENTATION),
-        task=CaptioningConfig(label_smoothing=0.0),
-        training=_FINE_TUNING,
-        out="runs/blip-mini-captioner",
-    )
+    return _fine_tune("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), _FINE_TUNING)
 
 
 def blip_mini_filter() -> Run:
@@ -80,22 +76,14 @@ def blip_mini_filter() -> Run:
     Source: BLIP section 3.3 at small scale. Cost: minutes on two CPU cores.
     Expected: docs/results.md.
     """
-    return Run(
-        recipe="blip-mini-filter",
-        init="",
-        model=None,
-        vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source="", augmentation=AUGMENTATION),
-        task=FilterConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100)),
-        # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
-        training=replace(_FINE_TUNING, steps=400, batch_size=256, checkpoint_every=100),
-        out="runs/blip-mini-filter",
-    )
+    contrastive = ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100)
+    # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
+    training = replace(_FINE_TUNING, steps=300, batch_size=256, checkpoint_every=100)
+    return _fine_tune("blip-mini-filter", FilterConfig(contrastive=contrastive), training)
 
 
 _FINE_TUNING = TrainingConfig(
-    steps=1500,
+    steps=2000,
     batch_size=64,
     learning_rate=5e-4,
     warmup_steps=50,
@@ -104,3 +92,17 @@ _FINE_TUNING = TrainingConfig(
     clip_norm=1.0,
     checkpoint_every=250,
 )
+
+
+def _fine_tune(name: str, task: TaskConfig, training: TrainingConfig) -> Run:
+    return Run(
+        recipe=name,
+        init="",
+        model=None,
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source="", augmentation=AUGMENTATION),
+        task=task,
+        training=training,
+        out=f"runs/{name}",
+    )
