@@ -1,4 +1,4 @@
-"""blip-mini: the whole of BLIP in 3.4 million parameters, for emoji scenes and for CPUs."""
+"""blip-mini: the whole of BLIP in 3.5 million parameters, for emoji scenes and for CPUs."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ AUGMENTATION = Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_o
 def blip_mini() -> Run:
     """Pre-train BLIP at the size of a laptop (ITC + ITM + LM from random weights).
 
-    Source: BLIP section 3.2 with everything made smaller. Cost: about 25 minutes on two CPU cores with AMX.
+    Source: BLIP section 3.2 with everything made smaller. Cost: 41 minutes on one CPU core with AMX.
     Expected: docs/results.md.
     """
     return Run(
