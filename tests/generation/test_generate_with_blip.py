@@ -39,7 +39,7 @@ class Uncached:
     def __init__(self, model: Blip) -> None:
         self.model = model
 
-    def new_cache(self, rows: int, max_length: int) -> "Uncached":
+    def new_cache(self, max_length: int) -> "Uncached":
         self.ids: Tensor | None = None
         return self
 

@@ -48,7 +48,7 @@ class TableDecoder:
         self.table[..., EOS] += scale  # or few texts would end before the limit
         self.rows_read: list[int] = []
 
-    def new_cache(self, rows: int, max_length: int) -> TokenCache:
+    def new_cache(self, max_length: int) -> TokenCache:
         return TokenCache()
 
     def decode(self, ids: Tensor, image_kv: Images, cache: TokenCache | None = None) -> Tensor:
@@ -88,7 +88,7 @@ class HuggingFaceDecoder:
             self.model.cls.predictions.bias.zero_()
             self.model.cls.predictions.bias[EOS] += 1.0
 
-    def new_cache(self, rows: int, max_length: int) -> TokenCache:
+    def new_cache(self, max_length: int) -> TokenCache:
         return TokenCache()
 
     def decode(self, ids: Tensor, image_kv: Images, cache: TokenCache | None = None) -> Tensor:

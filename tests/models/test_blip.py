@@ -112,7 +112,7 @@ def test_cached_decoding_equals_uncached(chunks: list[int], sharing: Sharing) ->
     model = tiny_blip(("lm",), sharing)
     _, kv = encoded(model, 2)
     ids = random_tokens([8] * 6, first=DEC).ids  # three beams for each of two images
-    cache = model.new_cache(6, 10)
+    cache = model.new_cache(10)
     parts = [model.decode(part, kv, cache) for part in ids.split(chunks, dim=1)]
     assert cache.length == 8
     torch.testing.assert_close(torch.cat(parts, dim=1), model.decode(ids, kv), atol=1e-5, rtol=1e-5)
@@ -123,7 +123,7 @@ def test_cached_beams_may_be_reordered_and_repeated() -> None:
     model = tiny_blip(("lm",))
     _, kv = encoded(model, 2)
     prompt = random_tokens([3, 3], first=DEC).ids
-    cache = model.new_cache(2, 6)
+    cache = model.new_cache(6)
     model.decode(prompt, kv, cache)
     cache.repeat(3)
     ids = torch.cat([prompt.repeat_interleave(3, dim=0), random_tokens([2] * 6, seed=1).ids], dim=1)
@@ -141,7 +141,7 @@ def test_images_can_be_dropped_while_decoding() -> None:
     model = tiny_blip(("lm",))
     _, kv = encoded(model, 3)
     ids = random_tokens([5, 5, 5], first=DEC).ids
-    cache = model.new_cache(3, 5)
+    cache = model.new_cache(5)
     model.decode(ids[:, :4], kv, cache)
     kept = torch.tensor([0, 2])
     cache.reorder(kept)

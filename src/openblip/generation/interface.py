@@ -28,8 +28,8 @@ class DecoderCache(Protocol):
 class TextDecoder(Protocol):
     """A causal text decoder that looks at images."""
 
-    def new_cache(self, rows: int, max_length: int) -> Any:
-        """An empty `DecoderCache` for `rows` rows of at most `max_length` tokens."""
+    def new_cache(self, max_length: int) -> Any:
+        """An empty `DecoderCache` for rows of at most `max_length` tokens; the first step says how many."""
 
     def decode(self, ids: Tensor, image_kv: Any, cache: Any = None) -> Tensor:
         """Logits (R, T, V) for what follows each of ids (R, T); with a cache, ids are only the new tokens."""

@@ -19,7 +19,7 @@ def prefill(
     max_new_tokens: int,
 ) -> tuple[Tensor, Any]:
     """Logits for the first new token, float32 (B * K, V), and the cache with the prompt for B * K rows."""
-    cache = model.new_cache(num_images, len(prompt_ids) + max_new_tokens)
+    cache = model.new_cache(len(prompt_ids) + max_new_tokens)
     ids = prompt_ids.expand(num_images, -1)  # (B, P)
     logits = model.decode(ids, image_kv, cache)[:, -1].float()  # (B, V)
     if rows_per_image > 1:

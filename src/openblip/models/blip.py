@@ -118,9 +118,8 @@ class Blip(nn.Module):
         self._require("lm")
         return self.text.predict_words(self.text(ids, "decode", mask, image_kv.layers, cache))
 
-    def new_cache(self, rows: int, max_length: int) -> SelfAttentionCache:
-        """An empty cache for `rows` rows of at most `max_length` tokens."""
-        del rows  # the buffers take their rows from the first step
+    def new_cache(self, max_length: int) -> SelfAttentionCache:
+        """An empty cache for rows of at most `max_length` tokens; the first step says how many rows."""
         return SelfAttentionCache(self.config.text.num_layers, max_length)
 
     def _require(self, head: Head) -> None:

@@ -159,8 +159,9 @@ class Trainer:
     def _sync_only_if(self, last: bool) -> Iterator[None]:
         """DDP averages gradients in the backward pass of the last micro-batch only."""
         forward = self.forward
-        skip = isinstance(forward, DistributedDataParallel) and not last
-        with forward.no_sync() if isinstance(forward, DistributedDataParallel) and skip else nullcontext():
+        with (
+            forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
+        ):
             yield
 
     def _samples_per_step(self) -> int:

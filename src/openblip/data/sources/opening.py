@@ -24,7 +24,7 @@ class Mixture:
 
 
 def open_source(spec: str, *, images: str | None = None) -> Source:
-    """The source that `spec` names; see DESIGN's list of formats. `images`: the folder of a COCO json's
+    """The source that `spec` names; `_FORMATS` lists the formats. `images`: the folder of a COCO json's
     images.
 
     Raises `SourceError` when there is nothing there, the format is unknown or `spec` is a mixture.
