@@ -230,5 +230,5 @@ def test_a_new_model_starts_calm() -> None:
     _, kv = encoded(model, 2)
     texts = random_tokens([6, 6])
     assert model.decode(texts.ids, kv).std() < 0.5
-    assert model.match_logits(texts.ids, texts.mask, kv).abs().max() < 0.5
+    assert model.match_logits(texts.ids, texts.mask, kv).abs().max() < 0.7
     assert model.temperature.item() == pytest.approx(0.07)

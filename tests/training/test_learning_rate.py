@@ -6,7 +6,7 @@ from torch import nn
 
 from openblip.errors import ConfigError
 from openblip.training.config import TrainingConfig
-from openblip.training.optimizer import learning_rate_at, make_optimizer
+from openblip.training.optimizer import learning_rate_at, make_optimizers
 
 
 def config(**changes: object) -> TrainingConfig:
@@ -55,11 +55,11 @@ def test_only_matrices_decay_and_frozen_weights_stay() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(1.0)
-    optimizer = make_optimizer(module, config(learning_rate=0.1, weight_decay=0.5))
+    optimizers = make_optimizers(module, config(learning_rate=0.1, weight_decay=0.5))
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    optimizers.step()
     values = {name: parameter.flatten()[0].item() for name, parameter in module.named_parameters()}
     assert values.pop("linear.weight") == pytest.approx(0.95)
     assert set(values.values()) == {1.0}

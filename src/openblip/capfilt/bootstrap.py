@@ -1,10 +1,10 @@
 """The bootstrapping loop of BLIP (section 3.3, Figure 3), each stage resumable:
 
-web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
+human + web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
     -> pre-train anew on human + kept web + kept synthetic -> evaluate both
 
 DIR/config.json               what was asked for
-DIR/round_0/pretrain          the run on the raw web pairs
+DIR/round_0/pretrain          the run on human and raw web pairs, D in the paper's Figure 3
 DIR/round_K/{captioner,filter,capfilt,pretrain}
 DIR/round_K/evaluation.json   of that round's pre-trained model
 DIR/results.json              all of them, and CapFilt against the truth where it is known
@@ -43,7 +43,8 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     root = Path(config.out)
     RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
     open_source(config.pairs_for_test)  # a wrong name should not be found out hours later
-    pretrained = [_train(config.recipe.pretrain, root / "round_0" / "pretrain", config.web)]
+    raw = f"{config.human_for_training},{config.web}"
+    pretrained = [_train(config.recipe.pretrain, root / "round_0" / "pretrain", raw)]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
         folder = root / f"round_{number}"

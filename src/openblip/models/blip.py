@@ -17,7 +17,7 @@ from openblip.models.config import BlipConfig, Head, Mode
 from openblip.nn.attention import KeyValue
 from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import TextTransformer
-from openblip.nn.vit import VisionTransformer
+from openblip.nn.vit import VisionTransformer, sine_positions
 
 
 class ImageKV(NamedTuple):
@@ -55,8 +55,9 @@ class Blip(nn.Module):
         if "itm" in config.heads:
             self.itm_head = nn.Linear(config.text.hidden_dim, 2)
         self.apply(_initialise)
-        nn.init.trunc_normal_(self.vision.position_embedding, std=0.02)
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
+        with torch.no_grad():
+            self.vision.position_embedding.copy_(sine_positions(config.vision.grid, config.vision.hidden_dim))
 
     @property
     def temperature(self) -> Tensor:

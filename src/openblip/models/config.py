@@ -37,9 +37,14 @@ class VisionConfig:
             )
 
     @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_tokens(self) -> int:
         """Patches plus the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        return self.grid**2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,3 +112,20 @@ def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
     resized = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", align_corners=False)
     patches = resized.to(position_embedding.dtype).flatten(2).transpose(1, 2)
     return torch.cat([class_position, patches], dim=1)
+
+
+def sine_positions(grid: int, dim: int) -> Tensor:
+    """Position embeddings (1, grid*grid + 1, dim) to start from: sines of row and column, zero for the class.
+
+    One half of `dim` holds the row and the other the column, at wave lengths from 2 pi to 200 pi patches;
+    what a division by four leaves over is zero. They are as large as patch embeddings become within the first
+    thousand steps from random weights: beside those, small random positions drown (docs/results.md).
+    """
+    num_waves = dim // 4
+    rates = 100.0 ** (-torch.arange(num_waves) / max(num_waves, 1))
+    angles = torch.arange(grid)[:, None] * rates  # (G, W)
+    waves = 2.8 * torch.cat([angles.sin(), angles.cos()], dim=1)  # (G, 2W)
+    rows = waves[:, None].expand(grid, grid, -1)
+    columns = waves[None].expand(grid, grid, -1)
+    patches = F.pad(torch.cat([rows, columns], dim=-1).flatten(0, 1), (0, dim - 4 * num_waves))
+    return F.pad(patches, (0, 0, 1, 0))[None]

@@ -48,14 +48,15 @@ def blip_mini() -> Run:
         data=DataConfig(source="", augmentation=AUGMENTATION),
         task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
         training=TrainingConfig(
-            steps=3000,
+            steps=2500,
             batch_size=64,
             learning_rate=1e-3,
+            muon_learning_rate=4e-3,
             warmup_steps=200,
             min_learning_rate=1e-5,
             beta2=0.98,
             clip_norm=1.0,
-            checkpoint_every=250,
+            checkpoint_every=100,
         ),
         out="runs/blip-mini",
     )
@@ -83,14 +84,15 @@ def blip_mini_filter() -> Run:
 
 
 _FINE_TUNING = TrainingConfig(
-    steps=2000,
+    steps=6500,
     batch_size=64,
     learning_rate=5e-4,
+    muon_learning_rate=2e-3,
     warmup_steps=50,
     min_learning_rate=1e-6,
     beta2=0.98,
     clip_norm=1.0,
-    checkpoint_every=250,
+    checkpoint_every=100,
 )
 
 

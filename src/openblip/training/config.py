@@ -8,7 +8,7 @@ from openblip.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """AdamW over a fixed number of steps. A step is one optimizer update, all processes together."""
+    """An optimizer over a fixed number of steps. A step is one optimizer update, all processes together."""
 
     steps: int
     batch_size: int
@@ -16,6 +16,10 @@ class TrainingConfig:
     accumulation: int = 1
     """Micro-batches per step."""
     learning_rate: float = 3e-4
+    """AdamW's, at the schedule's height."""
+    muon_learning_rate: float | None = None
+    """Muon's, likewise: momentum made orthogonal, for the weights of linear layers; AdamW trains the rest.
+    None: AdamW trains everything, as in the paper. Measured in docs/results.md."""
     schedule: Literal["cosine", "step_decay", "constant"] = "cosine"
     min_learning_rate: float = 0.0
     warmup_steps: int = 0
@@ -45,5 +49,9 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("learning_rate", "muon_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and rate <= 0:
+                raise ConfigError(f"training.{name} is {rate}; it must be positive.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"training.clip_norm is {self.clip_norm}; use a positive norm or none.")

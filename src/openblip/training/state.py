@@ -13,12 +13,13 @@ from torch import nn
 
 from openblip.errors import CheckpointError
 from openblip.training.distributed import Process, wait_for_all
+from openblip.training.optimizer import Optimizers
 
 TASK, OPTIMIZER = "task.pt", "optimizer.pt"
 
 
 def save_state(
-    folder: Path, task: nn.Module, optimizer: torch.optim.Optimizer, cursor: dict[str, Any], process: Process
+    folder: Path, task: nn.Module, optimizers: Optimizers, cursor: dict[str, Any], process: Process
 ) -> None:
     """Write weights, momentum twin, queue, optimizer and every process's data cursor; rename when whole."""
     partial = folder.with_name(folder.name + ".partial")
@@ -28,16 +29,14 @@ def save_state(
     torch.save(cursor, partial / _cursor_name(process))
     if process.is_main:
         torch.save(task.state_dict(), partial / TASK)
-        torch.save(optimizer.state_dict(), partial / OPTIMIZER)
+        torch.save(optimizers.state_dict(), partial / OPTIMIZER)
     wait_for_all(process)
     if process.is_main:
         os.replace(partial, folder)
     wait_for_all(process)
 
 
-def load_state(
-    folder: Path, task: nn.Module, optimizer: torch.optim.Optimizer, process: Process
-) -> dict[str, Any]:
+def load_state(folder: Path, task: nn.Module, optimizers: Optimizers, process: Process) -> dict[str, Any]:
     """Restore what `save_state` wrote and return this process's data cursor.
 
     Raises CheckpointError when the run was saved by another number of processes or another model.
@@ -50,7 +49,7 @@ def load_state(
         )
     try:
         task.load_state_dict(_read(folder / TASK, process))
-        optimizer.load_state_dict(_read(folder / OPTIMIZER, process))
+        optimizers.load_state_dict(_read(folder / OPTIMIZER, process))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     cursor: dict[str, Any] = _read(folder / _cursor_name(process), process)

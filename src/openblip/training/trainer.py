@@ -20,7 +20,7 @@ from openblip.progress import Progress
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
 from openblip.training.distributed import Process, everywhere, sum_everywhere
-from openblip.training.optimizer import learning_rate_at, make_optimizer
+from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state, save_state
 from openblip.training.tracking import Trackers
@@ -53,14 +53,14 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.process = process
-        self.optimizer = make_optimizer(task, config)
+        self.optimizers = make_optimizers(task, config)
         self.step = 0
         self.num_rejects = 0
         self._cursor: dict[str, Any] | None = None
         last = folder.last_checkpoint()
         if last is not None:
             self.step, checkpoint = last
-            self._cursor = load_state(checkpoint, task, self.optimizer, process)
+            self._cursor = load_state(checkpoint, task, self.optimizers, process)
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
@@ -106,9 +106,8 @@ class Trainer:
         """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
         config, device = self.config, self.process.device
         rate = learning_rate_at(self.step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.set_learning_rate(rate / config.learning_rate)
+        self.optimizers.zero_grad()
         sums: dict[str, float] = {}
         rejects: list[Reject] = []
         for micro in range(config.accumulation):
@@ -125,7 +124,7 @@ class Trainer:
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(loss.detach()) / config.accumulation
         norm = self._clip_gradients(sums)
-        self.optimizer.step()
+        self.optimizers.step()
         cast(TrainingTask, self.task).after_step()
         self.step += 1
         self.folder.log_rejects(self.step, rejects)
@@ -170,7 +169,7 @@ class Trainer:
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)
         if self._cursor is not None and not target.exists():
-            save_state(target, self.task, self.optimizer, self._cursor, self.process)
+            save_state(target, self.task, self.optimizers, self._cursor, self.process)
         if self.process.is_main:
             self.folder.keep_last(self.config.keep_checkpoints)
 
