@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.vit import DropPath, VisionTransformer, interpolate_positions
+from openblip.nn.vit import DropPath, VisionTransformer, interpolate_positions, sine_positions
 from tiny_blip import randomise
 
 
@@ -139,3 +139,20 @@ def test_activation_checkpointing_keeps_fewer_activations() -> None:
         return total
 
     assert saved_bytes(True) < saved_bytes(False) / 2
+
+
+def test_sines_tell_every_place_apart_and_how_far_two_are() -> None:
+    positions = sine_positions(7, 40)[0]
+    assert not positions[0].any()  # the class token is nowhere
+    square = positions[1:].view(7, 7, 40)
+    nearest = torch.cdist(positions[1:], positions[1:]).fill_diagonal_(float("inf")).min()
+    assert nearest > 2.0
+    down, right = square[1:] - square[:-1], square[:, 1:] - square[:, :-1]
+    assert not down[..., 20:].any()  # one half is the row's
+    assert not right[..., :20].any()  # the other the column's
+    torch.testing.assert_close(down.norm(dim=-1), down[:1, :1].norm(dim=-1).expand(6, 7))
+
+
+def test_sines_fill_any_width() -> None:
+    assert sine_positions(3, 10).shape == (1, 10, 10)
+    assert not sine_positions(3, 10)[..., 8:].any()

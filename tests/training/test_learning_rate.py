@@ -65,6 +65,37 @@ def test_only_matrices_decay_and_frozen_weights_stay() -> None:
     assert set(values.values()) == {1.0}
 
 
+def test_muon_turns_the_gradient_of_linear_layers_orthogonal() -> None:
+    """Their update has near equal singular values and the size of AdamW's; AdamW keeps the rest."""
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"linear": nn.Linear(16, 32), "embedding": nn.Embedding(4, 8)})
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    settings = config(learning_rate=1e-3, muon_learning_rate=0.1, weight_decay=0.0)
+    optimizers = make_optimizers(module, settings)
+    optimizers.set_learning_rate(0.5)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step()
+    steps = {name: before[name] - parameter.detach() for name, parameter in module.named_parameters()}
+    singular_values = torch.linalg.svdvals(steps["linear.weight"])
+    assert singular_values.min() / singular_values.max() > 0.5
+    gradient = module["linear"].weight.grad
+    assert gradient is not None
+    assert torch.linalg.svdvals(gradient).min() < 0.4 * torch.linalg.svdvals(gradient).max()
+    # 0.2 is the usual size of an AdamW update (Liu et al. 2025, equation 4)
+    assert steps["linear.weight"].square().mean().sqrt() == pytest.approx(0.5 * 0.1 * 0.2, rel=0.2)
+    for name in ("linear.bias", "embedding.weight"):  # the first update of Adam is the sign of the gradient
+        torch.testing.assert_close(
+            steps[name].abs(), torch.full_like(steps[name], 0.5 * 1e-3), rtol=1e-3, atol=0
+        )
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "muon_learning_rate"])
+def test_learning_rates_must_be_positive(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"training.{name} is 0"):
+        config(**{name: 0.0})
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "log_every", "checkpoint_every"])
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"training.{name} is 0"):

@@ -149,8 +149,13 @@ def test_logged_learning_rates_are_the_schedules(tmp_path: Path) -> None:
     assert metrics(tmp_path, "step", "learning_rate") == [(1, 0.0), (2, 0.005), (3, 0.01), (4, 0.01)]
 
 
+@pytest.mark.parametrize("muon", [None, 1e-2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: int) -> None:
+def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(
+    tmp_path: Path, number: int, muon: float | None
+) -> None:
+    settings = config(muon_learning_rate=muon)
+
     def interrupt(loss: Tensor) -> Tensor:
         os.kill(os.getpid(), number)
         return loss
@@ -158,14 +163,14 @@ def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(tmp_path: Path, n
     caught = signal.signal(number, lambda *_: pytest.fail("the trainer did not take the signal"))
     try:
         stopped, whole = Counting(at=1, then=interrupt), Counting()
-        assert trainer(tmp_path / "run", stopped, config()).run() is False
+        assert trainer(tmp_path / "run", stopped, settings).run() is False
         assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
         resumed = Counting()
-        assert trainer(tmp_path / "run", resumed, config()).run() is True
+        assert trainer(tmp_path / "run", resumed, settings).run() is True
     finally:
         signal.signal(number, caught)
     assert resumed.forwards == [2, 3]
-    trainer(tmp_path / "whole", whole, config()).run()
+    trainer(tmp_path / "whole", whole, settings).run()
     assert metrics(tmp_path / "run", "step", "lm") == metrics(tmp_path / "whole", "step", "lm")
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
@@ -228,6 +233,12 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     other.task.model.itm_head = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match=r"(?s)step_00000001 does not fit this run.*itm_head"):
         trainer(tmp_path, other, config())
+
+
+def test_a_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, Counting(), config(steps=1)).run()
+    with pytest.raises(CheckpointError, match="step_00000001 does not fit this run"):
+        trainer(tmp_path, Counting(), config(muon_learning_rate=1e-2))
 
 
 def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def tiny_run(source: str, out: str, num_workers: int, precision: str) -> Run:
             batch_size=4,
             accumulation=2,
             learning_rate=1e-2,
+            muon_learning_rate=1e-2,
             clip_norm=1.0,
             precision=precision,  # type: ignore[arg-type]
             log_every=1,
