@@ -79,12 +79,12 @@ def blip_mini_filter() -> Run:
     """
     contrastive = ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100)
     # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
-    training = replace(_FINE_TUNING, steps=300, batch_size=256, checkpoint_every=100)
+    training = replace(_FINE_TUNING, steps=500, batch_size=256, checkpoint_every=100)
     return _fine_tune("blip-mini-filter", FilterConfig(contrastive=contrastive), training)
 
 
 _FINE_TUNING = TrainingConfig(
-    steps=6500,
+    steps=5000,
     batch_size=64,
     learning_rate=5e-4,
     muon_learning_rate=2e-3,
