@@ -68,7 +68,7 @@ def test_only_matrices_decay_and_frozen_weights_stay() -> None:
 def test_muon_turns_the_gradient_of_linear_layers_orthogonal() -> None:
     """Their update has near equal singular values and the size of AdamW's; AdamW keeps the rest."""
     torch.manual_seed(0)
-    module = nn.ModuleDict({"linear": nn.Linear(16, 32), "embedding": nn.Embedding(4, 8)})
+    module = nn.ModuleDict({"linear": nn.Linear(128, 64), "embedding": nn.Embedding(4, 8)})
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     settings = config(learning_rate=1e-3, muon_learning_rate=0.1, weight_decay=0.0)
     optimizers = make_optimizers(module, settings)
