@@ -49,6 +49,7 @@ def start(run: Run, resume: bool = False) -> bool:
         mixture = open_mixture(run.data.source, images=run.data.images)
         torch.manual_seed(run.training.seed)
         checkpoint = starting_point(run, mixture)
+        check_text_fits(run, checkpoint)
         task = make_task(run.task, checkpoint).to(process.device)
         trainer = Trainer(
             task, _LoaderFactory(run, mixture, checkpoint, process), run.training, folder, process
@@ -88,6 +89,19 @@ def check_start(run: Run) -> None:
     if run.text_init is not None and run.tokenizer is None:
         raise ConfigError(
             f"--text-init {run.text_init} knows the words of its own tokenizer: name that with --tokenizer."
+        )
+
+
+def check_text_fits(run: Run, checkpoint: Checkpoint) -> None:
+    """ConfigError when the longest text of the run has more tokens than the model has positions."""
+    longest = run.data.max_text_length
+    if isinstance(run.task, CaptioningConfig):  # the prompt stands in for [CLS], and [SEP] is never fed
+        longest += len(checkpoint.tokenizer.prompt(run.task.prompt)) - 2
+    positions = checkpoint.model.config.text.max_positions
+    if longest > positions:
+        raise ConfigError(
+            f"Texts of up to {longest} tokens, prompt included: the model has {positions} positions; lower "
+            "--data.max-text-length."
         )
 
 
