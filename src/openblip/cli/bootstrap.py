@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         default=BootstrapConfig(
             web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()
         ),
-        description="Train on noisy pairs, clean them with what was trained (CapFilt), train anew, compare.",
+        description="Train on human and noisy pairs, clean the noisy ones with what was trained (CapFilt), train anew, compare.",
     )
     from openblip.capfilt.bootstrap import bootstrap
 
@@ -39,7 +39,7 @@ def print_results(results: dict[str, Any]) -> None:
     table = Table(title=f"Pre-trained models on {results['test']}")
     table.add_column("")
     for number in range(len(results["models"])):
-        table.add_column("raw web" if number == 0 else f"bootstrapped {number}", justify="right")
+        table.add_column("human + raw web" if number == 0 else f"bootstrapped {number}", justify="right")
     for label, part, metric, scale in ROWS:
         values = []
         for model in results["models"]:
