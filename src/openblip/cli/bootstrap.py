@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         default=BootstrapConfig(
             web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()
         ),
-        description="Train on human and noisy pairs, clean the noisy ones with what was trained (CapFilt), train anew, compare.",
+        description="Train on human and noisy pairs, clean the noisy ones (CapFilt), train anew, compare.",
     )
     from openblip.capfilt.bootstrap import bootstrap
 
