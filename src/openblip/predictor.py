@@ -233,12 +233,23 @@ class Predictor:
         tokens.ids[:, 0] = first_id
         return tokens
 
-    def save(self, folder: str | os.PathLike[str], format: Literal["openblip"] = "openblip") -> None:
-        """Write a checkpoint folder that `load` reads."""
-        if format != "openblip":
-            raise ConfigError(f'Format "{format}" cannot be written; choose "openblip".')
+    def save(
+        self, folder: str | os.PathLike[str], format: Literal["openblip", "huggingface"] = "openblip"
+    ) -> None:
+        """Write a checkpoint folder that `load` reads; "huggingface": that transformers reads as well.
+
+        Raises CheckpointError when no model of transformers has these heads.
+        """
         checkpoint = Checkpoint(self.model, self.tokenizer, self.preprocessing, self.prompt)
-        save_checkpoint(Path(folder), checkpoint)
+        match format:
+            case "openblip":
+                save_checkpoint(Path(folder), checkpoint)
+            case "huggingface":
+                from openblip.checkpoints.huggingface import save_huggingface  # transformers takes seconds
+
+                save_huggingface(Path(folder), checkpoint)
+            case _:
+                raise ConfigError(f'Format "{format}" cannot be written; choose "openblip" or "huggingface".')
 
     def _require(self, call: str) -> None:
         if call not in self.tasks:
@@ -294,7 +305,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Predictor:
-    """A predictor from a checkpoint folder or the name of a shipped model.
+    """A predictor from a checkpoint folder, OpenBLIP's or transformers', or the name of a shipped model.
 
     device: where it runs; by default the GPU if there is one. dtype: of the weights, float32 by default.
     Raises CheckpointError when there is no such checkpoint or it is not whole.
@@ -302,13 +313,17 @@ def load(
     folder = Path(source)
     if not folder.is_dir() and (PRETRAINED / str(source)).is_dir():
         folder = PRETRAINED / str(source)
-    if not is_checkpoint(folder):
-        shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
-        raise CheckpointError(
-            f"{source} is no checkpoint: name a folder with OpenBLIP's config.json, or a shipped model "
-            f"({shipped or 'none is installed'})."
-        )
-    return Predictor(load_checkpoint(folder), device, dtype)
+    if is_checkpoint(folder):
+        return Predictor(load_checkpoint(folder), device, dtype)
+    if (folder / "config.json").is_file():
+        from openblip.checkpoints.huggingface import load_huggingface  # transformers takes seconds
+
+        return Predictor(load_huggingface(folder), device, dtype)
+    shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
+    raise CheckpointError(
+        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, or a shipped model "
+        f"({shipped or 'none is installed'})."
+    )
 
 
 def is_single(images: Images) -> bool:

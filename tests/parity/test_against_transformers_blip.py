@@ -4,10 +4,11 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from huggingface_keys import LM_HEAD, TEXT, VISION, copy_weights
+from copied_weights import copy_weights
 from torch import Tensor
 from transformers.models.blip import configuration_blip, modeling_blip, modeling_blip_text
 
+from openblip.checkpoints.huggingface_keys import LM_HEAD, TEXT, VISION
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.nn.text_transformer import TextTransformer
@@ -83,7 +84,7 @@ def test_text_encoder(with_image: bool) -> None:
     theirs = modeling_blip_text.BlipTextModel(text_config(), add_pooling_layer=False).eval()
     randomise(theirs, seed=1)
     ours = text_transformer("encode")
-    copy_weights(theirs, ours, TEXT, mode="encode")
+    copy_weights(theirs, ours, TEXT)
     texts, images = random_tokens([9, 4, 6]), image_tokens(3) if with_image else None
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images
@@ -98,7 +99,7 @@ def test_text_decoder_logits() -> None:
     theirs = modeling_blip_text.BlipTextLMHeadModel(text_config()).eval()
     randomise(theirs, seed=2)
     ours = text_transformer("decode")
-    copy_weights(theirs, ours, TEXT | LM_HEAD, mode="decode", prefix="bert.")
+    copy_weights(theirs, ours, {**TEXT, **LM_HEAD}, prefix="bert.")
     texts, images = random_tokens([8, 5]), image_tokens(2)
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images, is_decoder=True
@@ -119,7 +120,7 @@ def retrieval_models() -> tuple[Blip, modeling_blip.BlipForImageTextRetrieval]:
     randomise(theirs, seed=3)
     ours = Blip(BlipConfig(vision=VISION_CONFIG, text=TEXT_CONFIG, embed_dim=10, heads=("itc", "itm"))).eval()
     copy_weights(theirs.vision_model, ours.vision, VISION)
-    copy_weights(theirs.text_encoder, ours.text, TEXT, mode="encode")
+    copy_weights(theirs.text_encoder, ours.text, TEXT)
     for name in ("vision_proj", "text_proj", "itm_head"):
         getattr(ours, name).load_state_dict(getattr(theirs, name).state_dict())
     return ours, theirs

@@ -9,7 +9,6 @@ R rows of the word embeddings, D width, N image tokens.
 
 import logging
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +18,11 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from openblip.checkpoints.huggingface_keys import VISION as BLIP_VISION
+from openblip.checkpoints.key_table import Table, refuse, translate, without_mode
 from openblip.errors import CheckpointError
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
-
-# Ours on the left, theirs on the right; several of theirs are stacked along the first axis. A name without
-# .weight or .bias stands for both.
-Table = Mapping[str, str | tuple[str, ...]]
 
 VIT: Table = {  # ViTModel, DeiTModel
     "class_token": "embeddings.cls_token",
@@ -42,19 +39,6 @@ VIT: Table = {  # ViTModel, DeiTModel
     "blocks.{i}.mlp.0": "layers.{i}.mlp.fc1",
     "blocks.{i}.mlp.2": "layers.{i}.mlp.fc2",
     "norm": "layernorm",
-}
-
-BLIP_VISION: Table = {  # BlipVisionModel
-    "class_token": "embeddings.class_embedding",
-    "position_embedding": "embeddings.position_embedding",
-    "patch_embedding": "embeddings.patch_embedding",
-    "blocks.{i}.attention_norm": "encoder.layers.{i}.layer_norm1",
-    "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.qkv",
-    "blocks.{i}.attention.out": "encoder.layers.{i}.self_attn.projection",
-    "blocks.{i}.mlp_norm": "encoder.layers.{i}.layer_norm2",
-    "blocks.{i}.mlp.0": "encoder.layers.{i}.mlp.fc1",
-    "blocks.{i}.mlp.2": "encoder.layers.{i}.mlp.fc2",
-    "norm": "post_layernorm",
 }
 
 BERT: Table = {  # BertForMaskedLM; ours without the mode, since every reading starts from the same BERT
@@ -140,7 +124,7 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
         theirs = {_newest_vit_name(name): tensor for name, tensor in theirs.items()}
     ours = dict(vision.named_parameters())
     table = BLIP_VISION if config.model_type == "blip_vision_model" else VIT
-    found = _translate(table, theirs, set(ours), UNUSED_VISION, source)
+    found = translate(table, theirs, set(ours), UNUSED_VISION, source)
     positions = found["position_embedding"]  # (1, N, D)
     if config.model_type == "deit":
         positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)  # without the distillation token's
@@ -176,8 +160,8 @@ def init_text(text: TextTransformer, source: str) -> None:
         if FRESH_TEXT not in name and (has_head or not name.startswith("lm_head."))
     }
     unused = UNUSED_TEXT if text.lm_head is not None else (*UNUSED_TEXT, "cls.predictions.")
-    shared = _translate(BERT, theirs, {_without_mode(name) for name in ours}, unused, source)
-    found = {name: shared[_without_mode(name)] for name in ours}
+    shared = translate(BERT, theirs, {without_mode(name) for name in ours}, unused, source)
+    found = {name: shared[without_mode(name)] for name in ours}
     _copy(_fit_tables(found, ours, source), ours, source)
 
 
@@ -223,32 +207,9 @@ def _read_weights(class_name: str, source: str, unused: tuple[str, ...]) -> dict
     finally:
         transformers.logging.set_verbosity(verbosity)
     prefix = f"{model.base_model_prefix}."
-    _refuse(source, set(), {n for n in report["unexpected_keys"] if not _is_unused(n, prefix, unused)})
+    refuse(source, set(), {n for n in report["unexpected_keys"] if not _is_unused(n, prefix, unused)})
     absent = set(report["missing_keys"])
     return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
-
-
-def _translate(
-    table: Table, theirs: Mapping[str, Tensor], ours: set[str], unused: tuple[str, ...], source: str
-) -> dict[str, Tensor]:
-    """Their weights by our names; CheckpointError lists what is missing and what is left over."""
-    origins = {name: _their_names(table, name) for name in ours}
-    used = {name for names in origins.values() for name in names}
-    _refuse(source, used - theirs.keys(), {n for n in theirs.keys() - used if not n.startswith(unused)})
-    return {name: torch.cat([theirs[n] for n in names]) for name, names in origins.items()}
-
-
-def _their_names(table: Table, ours: str) -> tuple[str, ...]:
-    """What one of our parameters is made of: the table's row, with the layer's number and weight or bias."""
-    number = re.search(r"\.(\d+)\.", ours)
-    row = ours if number is None else ours.replace(number[0], ".{i}.", 1)
-    suffix = ""
-    if row not in table:
-        row, _, kind = row.rpartition(".")
-        suffix = f".{kind}"
-    theirs = table[row]
-    names = (theirs,) if isinstance(theirs, str) else theirs
-    return tuple(name.format(i=number[1] if number else "") + suffix for name in names)
 
 
 def _copy(found: Mapping[str, Tensor], ours: Mapping[str, nn.Parameter], source: str) -> None:
@@ -280,10 +241,6 @@ def _grid(vision: VisionTransformer) -> int:
     return math.isqrt(vision.position_embedding.shape[1] - 1)
 
 
-def _without_mode(name: str) -> str:
-    return re.sub(r"\.variants\.[a-z]+\.", ".", name)
-
-
 def _newest_vit_name(name: str) -> str:
     for old, new in VIT_FILE_NAMES.items():
         name = name.replace(old, new)
@@ -293,13 +250,6 @@ def _newest_vit_name(name: str) -> str:
 def _is_unused(name: str, prefix: str, unused: tuple[str, ...]) -> bool:
     """Whether a key of a file is among the exceptions; the bare model's file has its keys without prefix."""
     return name.startswith(unused) or f"{prefix}{name}".startswith(unused)
-
-
-def _refuse(source: str, missing: set[str], left_over: set[str]) -> None:
-    problems = [f"missing {name}" for name in sorted(missing)]
-    problems += [f"left over {name}" for name in sorted(left_over)]
-    if problems:
-        raise CheckpointError(f"{source} is not what the run's model starts from: {'; '.join(problems)}.")
 
 
 def _not_loaded(source: str, error: Exception) -> CheckpointError:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "bootstrap": Command("openblip.cli.bootstrap", "train, clean the data, train anew, compare"),
     "train": Command("openblip.cli.train", "train a recipe, on one machine or under torchrun"),
     "evaluate": Command("openblip.cli.evaluate", "measure captioning, retrieval or filtering"),
+    "convert": Command("openblip.cli.convert", "write a checkpoint in another format"),
     "data inspect": Command("openblip.cli.data_inspect", "count and check what a data source holds"),
     "data emoji-scenes": Command("openblip.cli.data_emoji_scenes", "write the embedded world as tar shards"),
 }
