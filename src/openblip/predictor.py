@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from openblip.checkpoints.hub import hub_folder, is_hub_name
 from openblip.checkpoints.native import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.data.images import ImageInput, read_image
 from openblip.data.tokenizer import Tokens, normalize_caption
@@ -307,12 +308,16 @@ def load(
 ) -> Predictor:
     """A predictor from a checkpoint folder, OpenBLIP's or transformers', or the name of a shipped model.
 
+    A folder is named by its path, or as owner/model on the Hugging Face hub.
+
     device: where it runs; by default the GPU if there is one. dtype: of the weights, float32 by default.
     Raises CheckpointError when there is no such checkpoint or it is not whole.
     """
     folder = Path(source)
     if not folder.is_dir() and (PRETRAINED / str(source)).is_dir():
         folder = PRETRAINED / str(source)
+    if not folder.exists() and is_hub_name(str(source)):
+        folder = hub_folder(str(source))
     if is_checkpoint(folder):
         return Predictor(load_checkpoint(folder), device, dtype)
     if (folder / "config.json").is_file():
@@ -321,8 +326,8 @@ def load(
         return Predictor(load_huggingface(folder), device, dtype)
     shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
     raise CheckpointError(
-        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, or a shipped model "
-        f"({shipped or 'none is installed'})."
+        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, a model on the hub "
+        f"(owner/model), or a shipped one ({shipped or 'none is installed'})."
     )
 
 

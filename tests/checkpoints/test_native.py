@@ -193,7 +193,7 @@ def test_folders_of_others_are_not_ours(folder: Path, tmp_path: Path) -> None:
     assert not is_checkpoint(folder)
 
 
-@pytest.mark.parametrize("source", ["absent/folder", "openblip-giant"])
+@pytest.mark.parametrize("source", ["./absent/folder", "openblip-giant"])
 def test_load_says_what_can_be_loaded(source: str) -> None:
     with pytest.raises(CheckpointError, match=f"{source} is no checkpoint"):
         openblip.load(source)
