@@ -65,7 +65,7 @@ def blip_mini() -> Run:
 def blip_mini_captioner() -> Run:
     """Fine-tune a pre-trained blip-mini into a captioner (LM alone, on clean pairs).
 
-    Source: BLIP section 3.3 at small scale. Cost: 28 minutes on one CPU core with AMX.
+    Source: BLIP section 3.3 at small scale. Cost: 29 minutes on one CPU core with AMX.
     Expected: docs/results.md.
     """
     return _fine_tune("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), _FINE_TUNING)
