@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from openblip.checkpoints.key_table import Table, translate, without_mode
+from openblip.checkpoints.key_table import Table, translate
 
 DERIVED = ("embeddings.position_ids", "cls.predictions.decoder.")  # tied to another weight, or computed
 
@@ -10,6 +10,4 @@ DERIVED = ("embeddings.position_ids", "cls.predictions.decoder.")  # tied to ano
 def copy_weights(theirs: nn.Module, ours: nn.Module, table: Table, *, prefix: str = "") -> None:
     """Load `theirs`, whose names begin with `prefix`, into `ours`; the table must name all of both."""
     given = {name.removeprefix(prefix): tensor for name, tensor in theirs.state_dict().items()}
-    names = {name: without_mode(name) for name in ours.state_dict()}
-    found = translate(table, given, set(names.values()), DERIVED, "theirs")
-    ours.load_state_dict({name: found[general] for name, general in names.items()})
+    ours.load_state_dict(translate(table, given, set(ours.state_dict()), DERIVED, "theirs"))

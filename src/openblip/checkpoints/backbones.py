@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from openblip.checkpoints.huggingface_keys import VISION as BLIP_VISION
-from openblip.checkpoints.key_table import Table, refuse, translate, without_mode
+from openblip.checkpoints.key_table import Table, refuse, translate
 from openblip.errors import CheckpointError
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
@@ -160,8 +160,7 @@ def init_text(text: TextTransformer, source: str) -> None:
         if FRESH_TEXT not in name and (has_head or not name.startswith("lm_head."))
     }
     unused = UNUSED_TEXT if text.lm_head is not None else (*UNUSED_TEXT, "cls.predictions.")
-    shared = translate(BERT, theirs, {without_mode(name) for name in ours}, unused, source)
-    found = {name: shared[without_mode(name)] for name in ours}
+    found = translate(BERT, theirs, set(ours), unused, source)
     _copy(_fit_tables(found, ours, source), ours, source)
 
 

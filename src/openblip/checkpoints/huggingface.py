@@ -5,6 +5,7 @@ captioner's prompt) is written under "openblip" in config.json, which transforme
 """
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +16,21 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openblip.checkpoints.huggingface_keys import CAPTIONER, RETRIEVER
-from openblip.checkpoints.key_table import Table, translate, translate_back, without_mode
-from openblip.checkpoints.native import CONFIG, WEIGHTS, Checkpoint, load_weights, read_weights
+from openblip.checkpoints.huggingface_keys import CAPTIONER, RETRIEVER, TEXT_SETTINGS, VISION_SETTINGS
+from openblip.checkpoints.key_table import Table, translate, translate_back
+from openblip.checkpoints.native import (
+    CONFIG,
+    WEIGHTS,
+    Checkpoint,
+    as_float32,
+    load_weights,
+    read_json,
+    read_weights,
+)
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
-from openblip.models.blip import Blip
+from openblip.models.blip import INITIAL_TEMPERATURE, Blip
 from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
 
 INDEX, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
@@ -60,7 +69,7 @@ def load_huggingface(folder: str | Path) -> Checkpoint:
     missing or left over (it lists them), or a tokenizer of another model.
     """
     folder = Path(folder)
-    model_type = _read_json(folder / CONFIG).get("model_type")
+    model_type = read_json(folder / CONFIG).get("model_type")
     if model_type != "blip":
         raise CheckpointError(f"{folder / CONFIG} is that of no BLIP: its model_type is {model_type}.")
     config: Any = transformers.BlipConfig.from_pretrained(folder)
@@ -71,11 +80,10 @@ def load_huggingface(folder: str | Path) -> Checkpoint:
         model = Blip(_blip_config(folder, config, kind.heads))
     model.to_empty(device="cpu")
     extra = getattr(config, "openblip", {})
-    fresh = {TEMPERATURE: torch.tensor(float(extra.get(TEMPERATURE, torch.tensor(0.07).log())))}
-    names = {name: without_mode(name) for name in model.state_dict() if name != TEMPERATURE}
-    found = translate(kind.table, theirs, set(names.values()), kind.derived, str(folder))
-    weights = {name: found[general] for name, general in names.items()}
-    weights |= {name: value for name, value in fresh.items() if name in model.state_dict()}
+    names = model.state_dict().keys() - {TEMPERATURE}
+    weights = translate(kind.table, theirs, names, kind.derived, str(folder))
+    if "itc" in kind.heads:  # transformers' own files have no temperature: it starts where pre-training does
+        weights[TEMPERATURE] = torch.tensor(extra.get(TEMPERATURE, math.log(INITIAL_TEMPERATURE)))
     load_weights(model, weights, origin=str(folder))
     tokenizer = _tokenizer(folder)
     if "lm" in kind.heads:
@@ -107,7 +115,7 @@ def save_huggingface(folder: str | Path, checkpoint: Checkpoint) -> None:
     ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     if TEMPERATURE in ours:
         extra[TEMPERATURE] = float(ours.pop(TEMPERATURE))
-    theirs = translate_back(KINDS[name].table, {without_mode(key): tensor for key, tensor in ours.items()})
+    theirs = translate_back(KINDS[name].table, ours)
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensor.contiguous() for key, tensor in theirs.items()}
     save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
@@ -139,53 +147,20 @@ def _blip_config(folder: Path, config: Any, heads: tuple[Head, ...]) -> BlipConf
             f"image encoder are {vision.hidden_size}."
         )
     return BlipConfig(
-        vision=VisionConfig(
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            hidden_dim=vision.hidden_size,
-            num_layers=vision.num_hidden_layers,
-            num_heads=vision.num_attention_heads,
-            mlp_dim=vision.intermediate_size,
-            layer_norm_eps=vision.layer_norm_eps,
-        ),
-        text=TextConfig(
-            vocab_size=text.vocab_size,
-            hidden_dim=text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
-            mlp_dim=text.intermediate_size,
-            max_positions=text.max_position_embeddings,
-            dropout=text.hidden_dropout_prob,
-            layer_norm_eps=text.layer_norm_eps,
-        ),
+        vision=VisionConfig(**{ours: getattr(vision, name) for ours, name in VISION_SETTINGS.items()}),
+        text=TextConfig(**{ours: getattr(text, name) for ours, name in TEXT_SETTINGS.items()}),
         embed_dim=config.image_text_hidden_size,
         heads=heads,
     )
 
 
 def _huggingface_config(config: BlipConfig, tokenizer: Tokenizer) -> transformers.BlipConfig:
-    vision, text = config.vision, config.text
     return transformers.BlipConfig(
-        vision_config={
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_size": vision.hidden_dim,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "intermediate_size": vision.mlp_dim,
-            "layer_norm_eps": vision.layer_norm_eps,
-        },
+        vision_config={name: getattr(config.vision, ours) for ours, name in VISION_SETTINGS.items()},
         text_config={
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_dim,
-            "encoder_hidden_size": vision.hidden_dim,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "intermediate_size": text.mlp_dim,
-            "max_position_embeddings": text.max_positions,
-            "hidden_dropout_prob": text.dropout,
-            "attention_probs_dropout_prob": text.dropout,
-            "layer_norm_eps": text.layer_norm_eps,
+            **{name: getattr(config.text, ours) for ours, name in TEXT_SETTINGS.items()},
+            "attention_probs_dropout_prob": config.text.dropout,
+            "encoder_hidden_size": config.vision.hidden_dim,
             "bos_token_id": tokenizer.dec_id,
             "eos_token_id": tokenizer.sep_id,
             "sep_token_id": tokenizer.sep_id,
@@ -200,7 +175,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return read_weights(folder / WEIGHTS)
     if (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         return {name: tensor for shard in shards for name, tensor in read_weights(folder / shard).items()}
     path = folder / PICKLED
     if not path.is_file():
@@ -209,7 +184,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return as_float32(tensors)
 
 
 def _check_tied(folder: Path, theirs: Mapping[str, Tensor]) -> None:
@@ -244,9 +219,9 @@ def _preprocessing(folder: Path, image_size: int) -> Preprocessing:
     """The folder's own; BLIP's, at the model's resolution, where it says nothing."""
     settings: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
-        settings = _read_json(folder / "preprocessor_config.json")
+        settings = read_json(folder / "preprocessor_config.json")
     elif (folder / "processor_config.json").is_file():
-        settings = _read_json(folder / "processor_config.json").get("image_processor", {})
+        settings = read_json(folder / "processor_config.json").get("image_processor", {})
     size = settings.get("size", {"height": image_size, "width": image_size})
     steps = [
         settings.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -276,14 +251,6 @@ def _preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
         "image_std": list(preprocessing.std),
         "do_convert_rgb": True,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

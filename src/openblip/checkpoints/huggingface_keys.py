@@ -1,6 +1,26 @@
-"""Where transformers keeps what our BLIP keeps (docs of the format: transformers' modeling_blip)."""
+"""Where transformers keeps what our BLIP keeps: settings and weights (its configuration_blip, modeling_blip)."""
 
 from openblip.checkpoints.key_table import Table
+
+VISION_SETTINGS = {  # VisionConfig, BlipVisionConfig
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "hidden_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+TEXT_SETTINGS = {  # TextConfig, BlipTextConfig
+    "vocab_size": "vocab_size",
+    "hidden_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "dropout": "hidden_dropout_prob",
+    "layer_norm_eps": "layer_norm_eps",
+}
 
 VISION: Table = {  # BlipVisionModel
     "class_token": "embeddings.class_embedding",

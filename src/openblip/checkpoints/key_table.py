@@ -1,7 +1,8 @@
 """Key tables: which of another format's tensors each of our parameters is made of.
 
 Ours on the left, theirs on the right; several of theirs are stacked along the first axis. `{i}` is a layer. A
-name without .weight or .bias stands for both. Ours are without the mode of `ByMode`.
+name without .weight or .bias stands for both. Ours are without the mode of `ByMode`: every
+reading of a row is made of the same tensors.
 """
 
 import re
@@ -27,6 +28,7 @@ def translate(
 
 def their_names(table: Table, ours: str) -> tuple[str, ...]:
     """What one of our parameters is made of: the table's row, with the layer's number and weight or bias."""
+    ours = re.sub(r"\.variants\.[a-z]+\.", ".", ours)
     number = re.search(r"\.(\d+)\.", ours)
     row = ours if number is None else ours.replace(number[0], ".{i}.", 1)
     suffix = ""
@@ -45,11 +47,6 @@ def translate_back(table: Table, ours: Mapping[str, Tensor]) -> dict[str, Tensor
         names = their_names(table, name)
         theirs |= zip(names, tensor.chunk(len(names)), strict=True)
     return theirs
-
-
-def without_mode(name: str) -> str:
-    """The name of one of our parameters, whichever reading it belongs to."""
-    return re.sub(r"\.variants\.[a-z]+\.", ".", name)
 
 
 def refuse(source: str, missing: set[str], left_over: set[str]) -> None:

@@ -64,7 +64,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether the folder's config.json says it is OpenBLIP's."""
     path = Path(folder) / CONFIG
-    return path.is_file() and _read_config(path).get("format") == FORMAT
+    return path.is_file() and read_json(path).get("format") == FORMAT
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -74,7 +74,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     wrongly shaped (it lists them), or when tokenizer or preprocessing are another model's.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is not an OpenBLIP checkpoint (no format: {FORMAT}).")
     try:
@@ -100,6 +100,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
+    return as_float32(tensors)
+
+
+def as_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, floating ones as float32."""
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
@@ -134,7 +139,8 @@ def _check_parts_fit(folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; CheckpointError when there is none or it is damaged."""
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; name a folder that holds a checkpoint.")
     try:

@@ -19,6 +19,8 @@ from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 
+INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
+
 
 class ImageKV(NamedTuple):
     """Cross-attention keys and values of B images, one pair per layer, projected once."""
@@ -51,7 +53,7 @@ class Blip(nn.Module):
         if "itc" in config.heads:
             self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim)
             self.text_proj = nn.Linear(config.text.hidden_dim, config.embed_dim)
-            self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+            self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
         if "itm" in config.heads:
             self.itm_head = nn.Linear(config.text.hidden_dim, 2)
         self.apply(_initialise)

@@ -157,10 +157,10 @@ def _in_halves(sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
     if tallest + OFF_AXIS > CANVAS - 2 * MARGIN:
         return None
     top = rng.randint(MARGIN, CANVAS - MARGIN - tallest - OFF_AXIS)
+    tops = [top + (tallest - height) // 2 + rng.randint(0, OFF_AXIS) for _, height in sizes]
     rooms = [
-        (x, top - MARGIN + drop, x + half, top + drop + height + MARGIN)
-        for x, (_, height) in zip((0, half), sizes, strict=True)
-        for drop in [(tallest - height) // 2 + rng.randint(0, OFF_AXIS)]
+        (x, y - MARGIN, x + half, y + height + MARGIN)
+        for x, y, (_, height) in zip((0, half), tops, sizes, strict=True)
     ]
     return _in_rooms(sizes, rooms, rng)
 
