@@ -1,4 +1,4 @@
-"""Where transformers keeps what our BLIP keeps: settings and weights (its configuration_blip, modeling_blip)."""
+"""Where transformers keeps what our BLIP keeps: settings (configuration_blip) and weights (modeling_blip)."""
 
 from openblip.checkpoints.key_table import Table
 

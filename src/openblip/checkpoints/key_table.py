@@ -1,8 +1,8 @@
 """Key tables: which of another format's tensors each of our parameters is made of.
 
 Ours on the left, theirs on the right; several of theirs are stacked along the first axis. `{i}` is a layer. A
-name without .weight or .bias stands for both. Ours are without the mode of `ByMode`: every
-reading of a row is made of the same tensors.
+name without .weight or .bias stands for both. Ours are without the mode of `ByMode`: all readings are made of
+the same tensors.
 """
 
 import re
