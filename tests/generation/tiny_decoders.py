@@ -51,12 +51,12 @@ class TableDecoder:
     def new_cache(self, max_length: int) -> TokenCache:
         return TokenCache()
 
-    def decode(self, ids: Tensor, image_kv: Images, cache: TokenCache | None = None) -> Tensor:
+    def decode(self, ids: Tensor, context_kv: Images, cache: TokenCache | None = None) -> Tensor:
         num_new = ids.shape[1]
         self.rows_read.append(len(ids))
         ids = ids if cache is None else cache.extend(ids)
         before = torch.nn.functional.pad(ids, (1, 0))[:, :-1]
-        image = image_kv.tokens[:, 0, 0].long().repeat_interleave(len(ids) // len(image_kv.tokens))
+        image = context_kv.tokens[:, 0, 0].long().repeat_interleave(len(ids) // len(context_kv.tokens))
         context = (image[:, None] * 7 + before * 3) % 64
         return self.table[context, ids][:, -num_new:]
 
@@ -91,10 +91,10 @@ class HuggingFaceDecoder:
     def new_cache(self, max_length: int) -> TokenCache:
         return TokenCache()
 
-    def decode(self, ids: Tensor, image_kv: Images, cache: TokenCache | None = None) -> Tensor:
+    def decode(self, ids: Tensor, context_kv: Images, cache: TokenCache | None = None) -> Tensor:
         num_new = ids.shape[1]
         ids = ids if cache is None else cache.extend(ids)
-        images = image_kv.tokens.repeat_interleave(len(ids) // len(image_kv.tokens), dim=0)
+        images = context_kv.tokens.repeat_interleave(len(ids) // len(context_kv.tokens), dim=0)
         logits: Tensor = self.model(
             ids, encoder_hidden_states=images, attention_mask=torch.ones_like(ids), use_cache=False
         ).logits

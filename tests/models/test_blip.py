@@ -146,7 +146,6 @@ def test_images_can_be_dropped_while_decoding() -> None:
     kept = torch.tensor([0, 2])
     cache.reorder(kept)
     fewer = kv.select(kept)
-    assert fewer.num_images == 2
     torch.testing.assert_close(
         model.decode(ids[kept, 4:], fewer, cache), model.decode(ids, kv)[kept, 4:], atol=1e-5, rtol=1e-5
     )

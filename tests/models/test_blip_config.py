@@ -25,7 +25,7 @@ def test_a_config_survives_json() -> None:
         (lambda: TextConfig(num_heads=0), "text.hidden_dim 768 does not divide into 0 heads"),
         (lambda: TextConfig(sharing="everything"), "sharing"),  # type: ignore[arg-type]
         (lambda: BlipConfig(heads=()), "at least one of itc, itm, lm"),
-        (lambda: BlipConfig(heads=("itc", "vqa")), "at least one of itc, itm, lm"),  # type: ignore[arg-type]
+        (lambda: BlipConfig(heads=("itc", "vga")), "at least one of itc, itm, lm"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(make: object, message: str) -> None:

@@ -12,7 +12,7 @@ from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
 def transformer(modes: tuple[str, ...] = ("encode", "decode"), **changes: object) -> TextTransformer:
     model = TextTransformer(
-        **asdict(replace(TINY.text, **changes)), image_dim=TINY.vision.hidden_dim, modes=modes
+        **asdict(replace(TINY.text, **changes)), context_dims=TINY.context_dims, modes=modes
     )
     randomise(model, seed=0)
     return model.eval()
@@ -26,12 +26,12 @@ def image_tokens(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("with_image", [False, True])
 def test_padding_does_not_change_a_text(mode: str, with_image: bool) -> None:
     model, lengths = transformer(), [5, 9, 3]
-    kv = model.image_kv(image_tokens(3), mode) if with_image else None
+    kv = model.context_kv(image_tokens(3), mode) if with_image else None
     together = random_tokens(lengths, first=ENC)
-    padded = model(together.ids, mode, mask=together.mask, image_kv=kv)
+    padded = model(together.ids, mode, mask=together.mask, context_kv=kv)
     for row, length in enumerate(lengths):
         own = None if kv is None else [pair.select(torch.tensor([row])) for pair in kv]
-        alone = model(together.ids[row : row + 1, :length], mode, image_kv=own)
+        alone = model(together.ids[row : row + 1, :length], mode, context_kv=own)
         torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(mode: str) -> None:
         model = transformer(dropout=0.3, activation_checkpointing=checkpointing).train()
         tokens, images = random_tokens([5, 9]), image_tokens(2).requires_grad_()
         torch.manual_seed(4)
-        hidden = model(tokens.ids, mode, mask=tokens.mask, image_kv=model.image_kv(images, mode))
+        hidden = model(tokens.ids, mode, mask=tokens.mask, context_kv=model.context_kv(images, mode))
         hidden.square().sum().backward()
         results.append({"hidden": hidden.detach(), "images": images.grad, **gradients(model)})
     plain, checkpointed = results

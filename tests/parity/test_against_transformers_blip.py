@@ -71,7 +71,8 @@ def test_vision_model(size: int, eps: float) -> None:
 
 
 def text_transformer(mode: str) -> TextTransformer:
-    return TextTransformer(**asdict(TEXT_CONFIG), image_dim=VISION_CONFIG.hidden_dim, modes=(mode,)).eval()
+    dims = {mode: VISION_CONFIG.hidden_dim}
+    return TextTransformer(**asdict(TEXT_CONFIG), context_dims=dims, modes=(mode,)).eval()
 
 
 def image_tokens(count: int) -> Tensor:
@@ -89,8 +90,8 @@ def test_text_encoder(with_image: bool) -> None:
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images
     ).last_hidden_state
-    kv = None if images is None else ours.image_kv(images, "encode")
-    found = ours(texts.ids, "encode", mask=texts.mask, image_kv=kv)
+    kv = None if images is None else ours.context_kv(images, "encode")
+    found = ours(texts.ids, "encode", mask=texts.mask, context_kv=kv)
     assert_equal(found[texts.mask], expected[texts.mask])
 
 
@@ -104,7 +105,7 @@ def test_text_decoder_logits() -> None:
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images, is_decoder=True
     ).logits
-    hidden = ours(texts.ids, "decode", mask=texts.mask, image_kv=ours.image_kv(images, "decode"))
+    hidden = ours(texts.ids, "decode", mask=texts.mask, context_kv=ours.context_kv(images, "decode"))
     assert_equal(ours.predict_words(hidden)[texts.mask], expected[texts.mask])
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import safetensors
 import torch
@@ -20,6 +20,7 @@ from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig
 
 FORMAT = "openblip"
+EncoderToken = Literal["[ENC]", "[CLS]"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -31,6 +32,8 @@ class Checkpoint(NamedTuple):
     preprocessing: Preprocessing
     prompt: str = ""
     """What its captions go on from, unless the caller says otherwise."""
+    encoder_token: EncoderToken = "[ENC]"
+    """What a text begins with that is read together with an image: BLIP was trained with [ENC]."""
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
@@ -55,6 +58,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
         "model": model.config.to_dict(),
         "preprocessing": asdict(checkpoint.preprocessing),
         "prompt": checkpoint.prompt,
+        "encoder_token": checkpoint.encoder_token,
     }
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -81,13 +85,15 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         model_config = BlipConfig.from_dict(config["model"])
         preprocessing = Preprocessing(**_with_tuples(config["preprocessing"]))
         prompt = str(config["prompt"])
+        encoder_token = checked_encoder_token(config.get("encoder_token", "[ENC]"))
     except (KeyError, TypeError, OpenBlipError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
     with torch.device("meta"):
         model = Blip(model_config)
     model.to_empty(device="cpu")
     load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
-    checkpoint = Checkpoint(model.eval(), Tokenizer.load(folder), preprocessing, prompt)
+    tokenizer = Tokenizer.load(folder)
+    checkpoint = Checkpoint(model.eval(), tokenizer, preprocessing, prompt, encoder_token)
     _check_parts_fit(folder, checkpoint)
     return checkpoint
 
@@ -122,6 +128,14 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
     if problems:
         raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
     model.load_state_dict(weights)
+
+
+def checked_encoder_token(token: str) -> EncoderToken:
+    """The token itself; CheckpointError unless it is one that texts may begin with."""
+    for known in get_args(EncoderToken):
+        if token == known:
+            return cast(EncoderToken, known)
+    raise CheckpointError(f"Texts beside an image begin with [ENC] or [CLS], not with {token}.")
 
 
 def _check_parts_fit(folder: Path, checkpoint: Checkpoint) -> None:

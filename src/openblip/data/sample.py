@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from openblip.errors import SourceError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
+VIDEO_SUFFIXES = frozenset({"mp4", "webm", "mkv", "avi", "mov", "m4v"})
 TEXT_SUFFIXES = ("json", "txt")
 
 _NO_INFO: Mapping[str, Any] = MappingProxyType({})
@@ -20,10 +21,11 @@ _NO_INFO: Mapping[str, Any] = MappingProxyType({})
 class Sample:
     """One image with its texts, as the source has it.
 
-    `key` is unique within `shard`, not across shards. `image` is the encoded file. `captions` may be empty:
-    CapFilt accepts images without web text, a training loader rejects them. `image_id` is equal exactly for
-    pairs of the same image. `info` is the sample's json; other true captions live in `info["references"]` and
-    are never trained on.
+    `key` is unique within `shard`, not across shards. `image` is the encoded file: a picture, or the clip of a
+    source of clips. `captions` may be empty: CapFilt accepts images without web text, a training loader
+    rejects them. `image_id` is equal exactly for pairs of the same image. `info` is the sample's json: other
+    true captions live in `info["references"]` and are never trained on, and questions, statements, dialogs
+    and labels under the names of docs/data.md. `second_image` is the right one of two pictures (NLVR2).
     """
 
     key: str
@@ -32,6 +34,7 @@ class Sample:
     captions: tuple[str, ...]
     image_id: str
     info: Mapping[str, Any] = field(default_factory=lambda: _NO_INFO)
+    second_image: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

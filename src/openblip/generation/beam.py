@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openblip.generation.decoding import Beam
 from openblip.generation.generated import Generated, to_generated
-from openblip.generation.interface import ImageContext, TextDecoder
+from openblip.generation.interface import DecoderContext, TextDecoder
 from openblip.generation.prefill import prefill, worth_compacting
 from openblip.generation.scores import adjust_scores
 
@@ -68,7 +68,7 @@ class Hypotheses(NamedTuple):
 
 def beam_search(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Beam,
@@ -79,7 +79,7 @@ def beam_search(
 ) -> list[list[Generated]]:
     """The `num_captions` best texts of every image, best first."""
     device, steps, num_beams = prompt_ids.device, decoding.max_new_tokens, decoding.num_beams
-    logits, cache = prefill(model, image_kv, prompt_ids, num_images, num_beams, steps)
+    logits, cache = prefill(model, context_kv, prompt_ids, num_images, num_beams, steps)
     running = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
     running.scores[:, 0] = 0.0  # the beams of an image start equal: all but one wait
     finished = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
@@ -102,11 +102,11 @@ def beam_search(
         rows = parents + num_beams * torch.arange(len(images), device=device)[:, None]  # (A, K)
         if worth_compacting(len(still_open), len(images)):
             _collect(results, images[~improvable], finished.of_images(~improvable), num_captions, eos_id)
-            image_kv, images, rows = image_kv.select(still_open), images[still_open], rows[still_open]
+            context_kv, images, rows = context_kv.select(still_open), images[still_open], rows[still_open]
             running, finished = running.of_images(still_open), finished.of_images(still_open)
             improvable = improvable[still_open]
         cache.reorder(rows.flatten())
-        logits = model.decode(running.tokens[..., step].reshape(-1, 1), image_kv, cache)[:, -1].float()
+        logits = model.decode(running.tokens[..., step].reshape(-1, 1), context_kv, cache)[:, -1].float()
 
     _collect(results, images, finished, num_captions, eos_id)
     return results

@@ -13,14 +13,14 @@ from openblip.errors import ConfigError
 from openblip.generation.beam import beam_search
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.generated import Generated
-from openblip.generation.interface import ImageContext, TextDecoder
+from openblip.generation.interface import DecoderContext, TextDecoder
 from openblip.generation.sampling import choose_most_likely, decode_rows, nucleus_chooser
 
 
 @torch.inference_mode()
 def generate(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Decoding,
@@ -32,7 +32,7 @@ def generate(
 ) -> list[list[Generated]]:
     """Write `num_captions` texts for each of `num_images` images.
 
-    `image_kv` holds the images once; beams and samples share it. `prompt_ids` int64 (P,) starts with the
+    `context_kv` holds the images once; beams and samples share it. `prompt_ids` int64 (P,) starts with the
     decoder's first token ([DEC]) and is the same for all images; it lies on the model's device. A text ends
     with `eos_id` or after `decoding.max_new_tokens` tokens.
 
@@ -55,7 +55,7 @@ def generate(
         return []
     if isinstance(decoding, Beam) and decoding.num_beams > 1:
         return beam_search(
-            model, image_kv, prompt_ids, num_images, decoding,
+            model, context_kv, prompt_ids, num_images, decoding,
             num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
         )  # fmt: skip
     if isinstance(decoding, Nucleus):
@@ -64,7 +64,7 @@ def generate(
     else:
         choose = choose_most_likely
     return decode_rows(
-        model, image_kv, prompt_ids, num_images, decoding, choose,
+        model, context_kv, prompt_ids, num_images, decoding, choose,
         num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 
-class ImageContext(Protocol):
+class DecoderContext(Protocol):
     """The images as the decoder reads them (cross-attention K and V): one entry per image, not per row."""
 
     def select(self, index: Tensor, /) -> Any:
@@ -31,5 +31,5 @@ class TextDecoder(Protocol):
     def new_cache(self, max_length: int) -> Any:
         """An empty `DecoderCache` for rows of at most `max_length` tokens; the first step says how many."""
 
-    def decode(self, ids: Tensor, image_kv: Any, cache: Any = None) -> Tensor:
+    def decode(self, ids: Tensor, context_kv: Any, cache: Any = None) -> Tensor:
         """Logits (R, T, V) for what follows each of ids (R, T); with a cache, ids are only the new tokens."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from openblip.generation.interface import ImageContext, TextDecoder
+from openblip.generation.interface import DecoderContext, TextDecoder
 
 
 def prefill(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     num_images: int,
     rows_per_image: int,
@@ -21,7 +21,7 @@ def prefill(
     """Logits for the first new token, float32 (B * K, V), and the cache with the prompt for B * K rows."""
     cache = model.new_cache(len(prompt_ids) + max_new_tokens)
     ids = prompt_ids.expand(num_images, -1)  # (B, P)
-    logits = model.decode(ids, image_kv, cache)[:, -1].float()  # (B, V)
+    logits = model.decode(ids, context_kv, cache)[:, -1].float()  # (B, V)
     if rows_per_image > 1:
         cache.repeat(rows_per_image)
         logits = logits.repeat_interleave(rows_per_image, dim=0)

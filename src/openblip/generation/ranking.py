@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ConfigError
-from openblip.generation.interface import ImageContext, TextDecoder
+from openblip.generation.interface import DecoderContext, TextDecoder
 
 
 @torch.inference_mode()
 def rank_candidates(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     candidate_ids: Sequence[Sequence[int]],
     num_images: int,
@@ -44,13 +44,13 @@ def rank_candidates(
     scores = []
     for start in range(0, len(candidate_ids), candidates_per_pass):
         texts = [[*ids, eos_id] for ids in candidate_ids[start : start + candidates_per_pass]]
-        scores.append(_score(model, image_kv, prompt_ids, texts, num_images, pad_id=eos_id))
+        scores.append(_score(model, context_kv, prompt_ids, texts, num_images, pad_id=eos_id))
     return torch.cat(scores, dim=1)
 
 
 def _score(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     texts: list[list[int]],
     num_images: int,
@@ -63,7 +63,7 @@ def _score(
     targets, real = targets.to(prompt_ids.device), real.to(prompt_ids.device)
 
     inputs = torch.cat([prompt_ids.expand(len(texts), -1), targets[:, :-1]], dim=1)  # (K, P + T - 1)
-    logits = model.decode(inputs.repeat(num_images, 1), image_kv)  # (B * K, P + T - 1, V)
+    logits = model.decode(inputs.repeat(num_images, 1), context_kv)  # (B * K, P + T - 1, V)
     logprobs = logits[:, len(prompt_ids) - 1 :].float().log_softmax(dim=-1)  # (B * K, T, V)
     chosen = logprobs.gather(2, targets.repeat(num_images, 1)[..., None]).view(
         num_images, len(texts), longest

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openblip.generation.decoding import Decoding, Nucleus
 from openblip.generation.generated import Generated, to_generated
-from openblip.generation.interface import ImageContext, TextDecoder
+from openblip.generation.interface import DecoderContext, TextDecoder
 from openblip.generation.prefill import prefill, worth_compacting
 from openblip.generation.scores import adjust_scores
 
@@ -70,7 +70,7 @@ def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
 
 def decode_rows(
     model: TextDecoder,
-    image_kv: ImageContext,
+    context_kv: DecoderContext,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Decoding,
@@ -82,7 +82,7 @@ def decode_rows(
 ) -> list[list[Generated]]:
     """`num_captions` texts per image, each row decoded on its own with `choose`."""
     device, steps = prompt_ids.device, decoding.max_new_tokens
-    logits, cache = prefill(model, image_kv, prompt_ids, num_images, num_captions, steps)
+    logits, cache = prefill(model, context_kv, prompt_ids, num_images, num_captions, steps)
 
     num_rows = num_images * num_captions
     tokens = torch.full((num_rows, steps), pad_id, device=device)
@@ -105,10 +105,10 @@ def decode_rows(
             break
         if worth_compacting(len(open_images), len(finished) // num_captions):
             keep = torch.arange(len(rows), device=device).view(-1, num_captions)[open_images].flatten()
-            image_kv = image_kv.select(open_images)
+            context_kv = context_kv.select(open_images)
             cache.reorder(keep)
             rows, finished, chosen = rows[keep], finished[keep], chosen[keep]
-        logits = model.decode(chosen[:, None], image_kv, cache)[:, -1].float()
+        logits = model.decode(chosen[:, None], context_kv, cache)[:, -1].float()
 
     tokens, token_logprobs, ends = tokens.cpu(), token_logprobs.cpu(), lengths.tolist()
     texts = [to_generated(tokens[r], token_logprobs[r], ends[r], eos_id) for r in range(num_rows)]

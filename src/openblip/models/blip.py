@@ -1,6 +1,6 @@
 """BLIP: a ViT and a text transformer as multimodal mixture of encoder-decoder (MED, BLIP section 3.1).
 
-B images, R = B * K rows of text, N image tokens, T text tokens, Dv image width, D text width, E embedding
+B images, R = B * K rows of text, F frames of a clip, N image tokens, T text tokens, Dv image width, D text width, E embedding
 width, V vocabulary, S side of the picture.
 """
 
@@ -14,48 +14,52 @@ from torch import Tensor, nn
 
 from openblip.errors import UnsupportedTaskError
 from openblip.models.config import BlipConfig, Head, Mode
-from openblip.nn.attention import KeyValue
 from openblip.nn.kv_cache import SelfAttentionCache
-from openblip.nn.text_transformer import TextTransformer
+from openblip.nn.text_transformer import ContextKeyValue, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 
 INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
 
 
-class ImageKV(NamedTuple):
-    """Cross-attention keys and values of B images, one pair per layer, projected once."""
+class CrossKV(NamedTuple):
+    """Cross-attention keys and values of B contexts (images, clips, questions ...), one entry per layer."""
 
-    layers: Sequence[KeyValue]
+    layers: Sequence[ContextKeyValue]
 
-    def select(self, index: Tensor) -> "ImageKV":
-        """Those of the images `index` names, (B') of int64, repeats allowed."""
-        return ImageKV([layer.select(index) for layer in self.layers])
-
-    @property
-    def num_images(self) -> int:
-        return self.layers[0].key.shape[0]
+    def select(self, index: Tensor) -> "CrossKV":
+        """Those of the contexts `index` names, (B') of int64, repeats allowed."""
+        return CrossKV([layer.select(index) for layer in self.layers])
 
 
 class Blip(nn.Module):
     """Image encoder, text encoder and decoder, with the heads named in `config.heads`.
 
-    The first token of a text says how it is read, and the caller sets it: [CLS] for `embed_text`,
-    [ENC] for `match_logits`, [DEC] for `decode`.
+    The first token of a text says how it is read, and the caller sets it: [CLS] for `embed_text` and captions
+    of dialogs, [ENC] for what is read together with an image, [DEC] for `decode`.
     """
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config = config
+        width, heads = config.text.hidden_dim, set(config.heads)
         self.vision = VisionTransformer(**asdict(config.vision))
         self.text = TextTransformer(
-            **asdict(config.text), image_dim=config.vision.hidden_dim, modes=config.modes
+            **asdict(config.text),
+            context_dims=config.context_dims,
+            images_per_text=2 if "nlvr" in heads else 1,
+            modes=config.modes,
         )
-        if "itc" in config.heads:
-            self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim)
-            self.text_proj = nn.Linear(config.text.hidden_dim, config.embed_dim)
+        if "itc" in heads:
+            self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim, bias=not config.pooled)
+            self.text_pooler = nn.Linear(width, width) if config.pooled else None
+            self.text_proj = nn.Linear(width, config.embed_dim, bias=not config.pooled)
             self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
-        if "itm" in config.heads:
-            self.itm_head = nn.Linear(config.text.hidden_dim, 2)
+        if {"itm", "visdial"} & heads:
+            self.itm_head = nn.Linear(width, 2)
+        if "visdial" in heads and width != config.vision.hidden_dim:
+            self.caption_proj = nn.Linear(width, config.vision.hidden_dim)
+        if "nlvr" in heads:
+            self.nlvr_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.apply(_initialise)
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
         with torch.no_grad():
@@ -76,59 +80,105 @@ class Blip(nn.Module):
         tokens: Tensor = self.vision(pixels)
         return tokens
 
-    def image_kv(self, image_tokens: Tensor, mode: Mode) -> ImageKV:
-        """What `match_logits` (encode) and `decode` (decode) attend to, computed once per image.
+    def encode_clip(self, pixels: Tensor) -> Tensor:
+        """Frames (B, F, 3, S, S) -> their tokens one after the other (B, F*N, Dv) (BLIP section 5.6)."""
+        tokens: Tensor = self.vision(pixels.flatten(0, 1))  # (B*F, N, Dv)
+        return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+
+    def encode_pair(self, pixels: Tensor) -> Tensor:
+        """The left and the right image (B, 2, 3, S, S) -> their tokens (B, 2, N, Dv)."""
+        tokens: Tensor = self.vision(pixels.flatten(0, 1))
+        return tokens.unflatten(0, pixels.shape[:2])
+
+    def image_kv(self, image_tokens: Tensor, mode: Mode) -> CrossKV:
+        """What a reading attends to, computed once per image, clip or pair (which `judge_logits` reads).
 
         Where both readings share their cross-attention (the paper's choice), one result serves both.
         """
-        return ImageKV(self.text.image_kv(image_tokens, mode))
+        return CrossKV(self.text.context_kv(image_tokens, mode))
+
+    def question_kv(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> CrossKV:
+        """What `decode` writes an answer from: R questions (R, T) from [ENC], read with their images."""
+        self._require("vqa")
+        states = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)  # (R, T, D)
+        return CrossKV(self.text.context_kv(states, "decode", mask))
+
+    def dialog_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
+        """What `match_logits` reads a dialog with: B images (B, N, Dv) and behind each the states of its
+        caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c).
+
+        Text of another width than the image's is projected to it; the paper's ViT-B and BERT have one width.
+        """
+        self._require("visdial")
+        states = self.text(ids, "encode", mask=mask)  # (B, T, D)
+        if self.config.text.hidden_dim != self.config.vision.hidden_dim:
+            states = self.caption_proj(states)
+        context = torch.cat([image_tokens, states.to(image_tokens.dtype)], dim=1)  # (B, N+T, Dv)
+        whole = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1)
+        return CrossKV(self.text.context_kv(context, "encode", whole))
 
     @property
     def shares_cross_attention(self) -> bool:
         """Whether `image_kv` is the same in both modes."""
         return self.text.shares_cross_attention
 
-    def embed_image(self, image_tokens: Tensor) -> Tensor:
-        """(B, N, Dv) -> unit vectors (B, E) from the class token."""
+    def embed_image(self, image_tokens: Tensor, num_frames: int = 1) -> Tensor:
+        """(B, F*N, Dv) -> unit vectors (B, E) from the class token, the mean over the frames of a clip."""
         self._require("itc")
-        return F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
+        class_tokens = image_tokens.unflatten(1, (num_frames, -1))[:, :, 0]  # (B, F, Dv)
+        if self.config.pooled:
+            class_tokens = self.vision.norm(class_tokens)
+        return F.normalize(self.vision_proj(class_tokens).mean(dim=1).float(), dim=-1)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (R, T) from [CLS], mask bool (R, T) -> unit vectors (R, E): the unimodal encoder."""
         self._require("itc")
-        hidden = self.text(ids, "encode", mask=mask)
-        return F.normalize(self.text_proj(hidden[:, 0]).float(), dim=-1)
+        first = self.text(ids, "encode", mask=mask)[:, 0]
+        if self.text_pooler is not None:
+            first = self.text_pooler(first).tanh()
+        return F.normalize(self.text_proj(first).float(), dim=-1)
 
-    def match_logits(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
-        """ids (R, T) from [ENC] over B images -> (R, 2), index 1 says match: the image-grounded encoder."""
-        self._require("itm")
-        hidden = self.text(ids, "encode", mask=mask, image_kv=image_kv.layers)
+    def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
+        """ids (R, T) from [ENC] over B images -> (R, 2), index 1 says match: the image-grounded encoder.
+
+        With `dialog_kv` the text is a dialog that ends with an answer, and index 1 says that it is right.
+        """
+        self._require("itm", "visdial")
+        hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
         logits: Tensor = self.itm_head(hidden[:, 0])
+        return logits
+
+    def judge_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
+        """Statements (R, T) from [ENC] over B pairs of images -> (R, 2), index 1 says true (NLVR2)."""
+        self._require("nlvr")
+        hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
+        logits: Tensor = self.nlvr_head(hidden[:, 0])
         return logits
 
     def decode(
         self,
         ids: Tensor,
-        image_kv: ImageKV,
+        context_kv: CrossKV,
         cache: SelfAttentionCache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """ids (R, T) from [DEC] over B images -> logits (R, T, V): the image-grounded decoder.
+        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V): the grounded decoder.
 
         With a cache, ids are only the tokens it has not read. mask: bool (R, T), True at real tokens;
         needed only where padding stands before real tokens, since the decoder is causal.
         """
-        self._require("lm")
-        return self.text.predict_words(self.text(ids, "decode", mask, image_kv.layers, cache))
+        self._require("lm", "vqa")
+        return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers, cache))
 
     def new_cache(self, max_length: int) -> SelfAttentionCache:
         """An empty cache for rows of at most `max_length` tokens; the first step says how many rows."""
         return SelfAttentionCache(self.config.text.num_layers, max_length)
 
-    def _require(self, head: Head) -> None:
-        if head not in self.config.heads:
+    def _require(self, *heads: Head) -> None:
+        """UnsupportedTaskError unless the model has one of `heads`."""
+        if not set(heads) & set(self.config.heads):
             raise UnsupportedTaskError(
-                f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}."
+                f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(self.config.heads)}."
             )
 
 

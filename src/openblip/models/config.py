@@ -5,11 +5,14 @@ from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
 
-Head = Literal["itc", "itm", "lm"]
+Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial"]
 Mode = Literal["encode", "decode"]
 Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
 
-HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
+HEADS: tuple[Head, ...] = get_args(Head)
+PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
+# Heads that read their texts with something else than one image, so that no other head can share the reading.
+_ALONE: dict[Head, tuple[Head, ...]] = {"vqa": ("lm", "nlvr"), "nlvr": ("itm", "visdial", "vqa")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +81,46 @@ class BlipConfig:
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256
     """Width of the space in which ITC compares images and texts."""
-    heads: tuple[Head, ...] = HEADS
-    """itc: unimodal embeddings. itm: image-text matching. lm: caption decoder."""
+    heads: tuple[Head, ...] = PRETRAINING_HEADS
+    """itc: unimodal embeddings. itm: image-text matching. lm: caption decoder. vqa: question encoder and
+    answer decoder. nlvr: statements about two images. visdial: answers of a dialog."""
+    pooled: bool = False
+    """ITC as transformers' BlipModel has it: the class token normalised once more, a tanh pooler on [CLS]
+    and projections without bias."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.heads) - set(HEADS))
         if unknown or not self.heads:
             raise ConfigError(f"heads {self.heads}: choose at least one of {', '.join(HEADS)}.")
+        for head, others in _ALONE.items():
+            clash = sorted(set(others) & set(self.heads))
+            if head in self.heads and clash:
+                raise ConfigError(
+                    f"heads {self.heads}: {head} and {clash[0]} cannot share a text transformer."
+                )
+        if "vqa" in self.heads and self.vision.hidden_dim != self.text.hidden_dim:
+            if self.text.sharing in ("all", "all_but_sa"):
+                raise ConfigError(
+                    f"text.sharing {self.text.sharing}: questions read images of width "
+                    f"{self.vision.hidden_dim}, answers questions of width {self.text.hidden_dim}, so their "
+                    "cross-attention cannot be shared; choose none or all_but_ca."
+                )
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The readings of the text transformer that these heads need."""
         modes: list[Mode] = []
-        if {"itc", "itm"} & set(self.heads):
+        if set(self.heads) - {"lm"}:
             modes.append("encode")
-        if "lm" in self.heads:
+        if {"lm", "vqa"} & set(self.heads):
             modes.append("decode")
         return tuple(modes)
+
+    @property
+    def context_dims(self) -> dict[Mode, int]:
+        """Widths of what the readings attend to: the image, but for answers the question."""
+        answers = self.text.hidden_dim if "vqa" in self.heads else self.vision.hidden_dim
+        return {"encode": self.vision.hidden_dim, "decode": answers}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,6 +134,7 @@ class BlipConfig:
                 text=TextConfig(**values["text"]),
                 embed_dim=values["embed_dim"],
                 heads=tuple(values["heads"]),
+                pooled=values.get("pooled", False),
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error

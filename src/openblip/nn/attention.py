@@ -1,9 +1,9 @@
 """Multi-head attention through scaled_dot_product_attention, in three forms.
 
-B batch, R rows of text, T text tokens, N image tokens, S key tokens, D width, H heads, E head width.
+B batch, R rows of text, T text tokens, N context tokens (an image's), S key tokens, D width, H heads, E head width.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,13 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
+    mask: Tensor | None = None
+    """bool (B, 1, 1, S), True at real tokens; None when none is padding."""
 
     def select(self, index: Tensor) -> "KeyValue":
-        """The same for the images `index` names, (B') of int64, repeats allowed."""
-        return KeyValue(self.key[index], self.value[index])
+        """The same for the contexts `index` names, (B') of int64, repeats allowed."""
+        mask = None if self.mask is None else self.mask[index]
+        return KeyValue(self.key[index], self.value[index], mask)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -89,39 +92,82 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of text over the tokens of its image.
+    """Attention of text over what it is about: the tokens of its image, or of another text.
 
-    `project` makes an image's keys and values once; `forward` may then be called for any number of texts.
+    `project` makes a context's keys and values once; `forward` may then be called for any number of texts.
+    `attend` is how they are mixed, in a place of its own so that it can be watched.
     """
 
-    def __init__(self, hidden_dim: int, image_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(hidden_dim, hidden_dim)
-        self.key_value = nn.Linear(image_dim, 2 * hidden_dim)
+        self.key_value = nn.Linear(context_dim, 2 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.attend = attend
 
-    def project(self, image_tokens: Tensor) -> KeyValue:
-        """(B, N, Dv) -> keys and values, each (B, H, N, E)."""
-        key, value = self.key_value(image_tokens).chunk(2, dim=-1)
-        return KeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads))
+    def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
+        """(B, N, Dc), and bool (B, N), True at real tokens -> keys and values, each (B, H, N, E)."""
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        return KeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads), key_mask)
 
-    def forward(self, x: Tensor, image_kv: KeyValue) -> Tensor:
-        """(R, T, D) over B images -> (R, T, D); R = B * K, K consecutive rows belong to one image.
+    def forward(self, x: Tensor, context_kv: KeyValue) -> Tensor:
+        """(R, T, D) over B contexts -> (R, T, D); R = B * K, K consecutive rows belong to one context.
 
-        The K rows fold into the query axis, so an image's keys and values are never copied.
+        The K rows fold into the query axis, so a context's keys and values are never copied.
         """
         num_rows, num_tokens, _ = x.shape
-        num_images = image_kv.key.shape[0]
-        if num_rows % num_images:
-            raise ValueError(f"{num_rows} rows of text do not divide over {num_images} images.")
-        folded = self.query(x).reshape(num_images, -1, x.shape[-1])  # (B, K*T, D)
+        num_contexts = context_kv.key.shape[0]
+        if num_rows % num_contexts:
+            raise ValueError(f"{num_rows} rows of text do not divide over {num_contexts} images or contexts.")
+        folded = self.query(x).reshape(num_contexts, -1, x.shape[-1])  # (B, K*T, D)
         query = split_heads(folded, self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, image_kv.key, image_kv.value, dropout=dropout)
+        mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout=dropout)
         output: Tensor = self.out(merge_heads(mixed).reshape(num_rows, num_tokens, -1))
         return output
+
+
+class PairKeyValue(NamedTuple):
+    """Keys and values of two images."""
+
+    first: KeyValue
+    second: KeyValue
+
+    def select(self, index: Tensor) -> "PairKeyValue":
+        """The same for the pairs `index` names, (B') of int64, repeats allowed."""
+        return PairKeyValue(self.first.select(index), self.second.select(index))
+
+
+class PairCrossAttention(nn.Module):
+    """Attention of text over two images, by a branch for each (BLIP section 5.4, Figure 5b).
+
+    The branches are merged by their mean, or where `learned_merge` by a linear layer over both.
+    """
+
+    def __init__(
+        self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float, learned_merge: bool
+    ) -> None:
+        super().__init__()
+        self.first = CrossAttention(hidden_dim, context_dim, num_heads, dropout)
+        self.second = CrossAttention(hidden_dim, context_dim, num_heads, dropout)
+        self.merge = nn.Linear(2 * hidden_dim, hidden_dim) if learned_merge else None
+
+    def project(self, context: Tensor, mask: Tensor | None = None) -> PairKeyValue:
+        """(B, 2, N, Dc) -> keys and values of both images."""
+        if mask is not None:
+            raise ValueError("Two images have no padding: pass no mask.")
+        return PairKeyValue(self.first.project(context[:, 0]), self.second.project(context[:, 1]))
+
+    def forward(self, x: Tensor, context_kv: PairKeyValue) -> Tensor:
+        """(R, T, D) over B pairs of images -> (R, T, D)."""
+        first, second = self.first(x, context_kv.first), self.second(x, context_kv.second)
+        if self.merge is None:
+            return cast(Tensor, (first + second) / 2)
+        merged: Tensor = self.merge(torch.cat([first, second], dim=-1))
+        return merged
 
 
 def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ module for both readings or one for each, so sharing is structure and no weights
 B images, R = B * K rows of text, T text tokens, N image tokens, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Generic, Literal, TypeVar, cast
 
 import torch
@@ -14,20 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention
+from openblip.nn.attention import CrossAttention, KeyValue, PairCrossAttention, PairKeyValue, SelfAttention
 from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
 
 Mode = Literal["encode", "decode"]
 M = TypeVar("M", bound=nn.Module)
+ContextKeyValue = KeyValue | PairKeyValue
 
 
 class ByMode(nn.Module, Generic[M]):
     """One module for every mode (`shared`), or one for each."""
 
-    def __init__(self, make: Callable[[], M], modes: Sequence[Mode], shared: bool) -> None:
+    def __init__(self, make: Callable[[Mode], M], modes: Sequence[Mode], shared: bool) -> None:
         super().__init__()
-        names = ["shared"] if shared else list(modes)
-        self.variants = nn.ModuleDict({name: make() for name in names})
+        self.variants = nn.ModuleDict({"shared": make(modes[0])} if shared else {m: make(m) for m in modes})
         self.modes = tuple(modes)
         self.shared = shared
 
@@ -81,13 +82,17 @@ class Residual(nn.Module):
 
 
 class MedLayer(nn.Module):
-    """Self-attention by mode, then cross-attention to the image and a feed-forward, shared as configured."""
+    """Self-attention by mode, then cross-attention to the image and a feed-forward, shared as configured.
+
+    `cross_attention` makes the attention of a reading: a CrossAttention, or over two images a
+    PairCrossAttention.
+    """
 
     def __init__(
         self,
         *,
+        cross_attention: Callable[[Mode], nn.Module],
         hidden_dim: int,
-        image_dim: int,
         num_heads: int,
         mlp_dim: int,
         dropout: float,
@@ -104,26 +109,32 @@ class MedLayer(nn.Module):
             return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
 
         self.self_attention = ByMode(
-            lambda: residual(SelfAttention(hidden_dim, num_heads, dropout)), modes, "self_attention" in shared
+            lambda mode: residual(SelfAttention(hidden_dim, num_heads, dropout)),
+            modes,
+            "self_attention" in shared,
         )
         self.cross_attention = ByMode(
-            lambda: residual(CrossAttention(hidden_dim, image_dim, num_heads, dropout)),
-            modes,
-            "cross_attention" in shared,
+            lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared
         )
-        self.feed_forward = ByMode(lambda: residual(feed_forward()), modes, "feed_forward" in shared)
+        self.feed_forward = ByMode(lambda mode: residual(feed_forward()), modes, "feed_forward" in shared)
 
-    def image_kv(self, image_tokens: Tensor, mode: Mode) -> KeyValue:
-        """(B, N, Dv) -> this layer's cross-attention keys and values."""
-        return cast(CrossAttention, self.cross_attention[mode].branch).project(image_tokens)
+    def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None) -> ContextKeyValue:
+        """(B, N, Dc) and bool (B, N) -> this layer's cross-attention keys and values."""
+        branch = cast(CrossAttention | PairCrossAttention, self.cross_attention[mode].branch)
+        return branch.project(context, mask)
 
     def forward(
-        self, x: Tensor, mode: Mode, mask: Tensor | None, image_kv: KeyValue | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        mode: Mode,
+        mask: Tensor | None,
+        context_kv: ContextKeyValue | None,
+        cache: LayerCache | None,
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens. image_kv None: text alone."""
+        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens. context_kv None: text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
-        if image_kv is not None:
-            x = self.cross_attention[mode](x, image_kv)
+        if context_kv is not None:
+            x = self.cross_attention[mode](x, context_kv)
         x = self.feed_forward[mode](x)
         return x
 
@@ -158,7 +169,8 @@ class TextTransformer(nn.Module):
         *,
         vocab_size: int,
         hidden_dim: int,
-        image_dim: int,
+        context_dims: Mapping[Mode, int],
+        images_per_text: Literal[1, 2] = 1,
         num_layers: int,
         num_heads: int,
         mlp_dim: int,
@@ -174,14 +186,21 @@ class TextTransformer(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.shares_cross_attention = "cross_attention" in shared
         self.embeddings = ByMode(
-            lambda: TextEmbeddings(vocab_size, max_positions, hidden_dim, dropout, layer_norm_eps),
+            lambda mode: TextEmbeddings(vocab_size, max_positions, hidden_dim, dropout, layer_norm_eps),
             modes,
             "embeddings" in shared,
         )
+
+        def cross_attention(layer: int, mode: Mode) -> nn.Module:
+            if images_per_text == 1:
+                return CrossAttention(hidden_dim, context_dims[mode], num_heads, dropout)
+            learned_merge = layer >= num_layers // 2  # BLIP section 5.4: the mean in the first six of twelve
+            return PairCrossAttention(hidden_dim, context_dims[mode], num_heads, dropout, learned_merge)
+
         self.layers = nn.ModuleList(
             MedLayer(
+                cross_attention=partial(cross_attention, layer),
                 hidden_dim=hidden_dim,
-                image_dim=image_dim,
                 num_heads=num_heads,
                 mlp_dim=mlp_dim,
                 dropout=dropout,
@@ -189,35 +208,39 @@ class TextTransformer(nn.Module):
                 modes=modes,
                 shared=shared,
             )
-            for _ in range(num_layers)
+            for layer in range(num_layers)
         )
         self.lm_head = (
             LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
         )
 
-    def image_kv(self, image_tokens: Tensor, mode: Mode) -> list[KeyValue]:
-        """Cross-attention keys and values of every layer for image tokens (B, N, Dv)."""
-        return [cast(MedLayer, layer).image_kv(image_tokens, mode) for layer in self.layers]
+    def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
+        """Cross-attention keys and values of every layer, for what texts are read with.
+
+        context: image tokens (B, N, Dv), those of two images (B, 2, N, Dv), or the states of another text
+        (B, T, D), whose mask is bool (B, T), True at real tokens.
+        """
+        return [cast(MedLayer, layer).context_kv(context, mode, mask) for layer in self.layers]
 
     def forward(
         self,
         ids: Tensor,
         mode: Mode,
         mask: Tensor | None = None,
-        image_kv: Sequence[KeyValue] | None = None,
+        context_kv: Sequence[ContextKeyValue] | None = None,
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
         """Hidden states (R, T, D) of ids (R, T).
 
         mask: bool (R, T), True at real tokens; None when none is padding. Not with a cache, whose rows
-        have no padding. image_kv: per layer, of B images, R = B * K; None reads the text alone.
+        have no padding. context_kv: per layer, of B contexts, R = B * K; None reads the text alone.
         """
         if cache is not None and mask is not None:
             raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")
         x: Tensor = self.embeddings[mode](ids, start=0 if cache is None else cache.length)
         key_mask = None if mask is None else mask[:, None, None, :]
         for i, layer in enumerate(self.layers):
-            kv = None if image_kv is None else image_kv[i]
+            kv = None if context_kv is None else context_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
             if self.activation_checkpointing and self.training:
                 x = checkpoint(layer, x, mode, key_mask, kv, layer_cache, use_reentrant=False)

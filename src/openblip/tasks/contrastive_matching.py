@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
-from openblip.models.blip import Blip, ImageKV
+from openblip.models.blip import Blip, CrossKV
 from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
 from openblip.objectives.gather import gather, gather_padded, gather_with_gradient, world_size
 from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
@@ -53,7 +53,7 @@ class ContrastiveMatching(nn.Module):
         self,
         model: Blip,
         image_tokens: Tensor,
-        image_kv: ImageKV,
+        image_kv: CrossKV,
         tokens: Tokens,
         ids: Tensor,
         similarities: tuple[Tensor, Tensor],
@@ -125,7 +125,7 @@ def interleave(first: Tokens, second: Tokens) -> Tokens:
     return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))
 
 
-def negative_images(model: Blip, image_tokens: Tensor, image_kv: ImageKV, index: Tensor) -> ImageKV:
+def negative_images(model: Blip, image_tokens: Tensor, image_kv: CrossKV, index: Tensor) -> CrossKV:
     """Cross-attention K/V of the images `index` (B,) names in the joint batch, gradients to their makers."""
     if world_size() == 1:
         return image_kv.select(index)
