@@ -45,6 +45,7 @@ def test_scores_are_the_official_ones() -> None:
         ("black-and-white", "black and white"),
         ("left-hand - side", "lefthand side"),  # one - stands beside a blank, so none becomes one
         ("1,000-2,000", "10002000"),
+        ("1, 2-3", "1 2 3"),
         ("2.5 p.m.", "2.5 pm"),
         ("None of the two", "0 of 2"),
         ("dont, couldnt've lets", "don't couldn't've lets"),

@@ -172,8 +172,10 @@ def _trimmed(text: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     has_number = _COMMA_IN_NUMBER.search(text) is not None
-    blanks = {mark: "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS}
-    return _PERIOD.sub("", text.translate(str.maketrans(blanks)), count=_PERIODS)
+    replacements = {
+        ord(mark): "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS
+    }
+    return _PERIOD.sub("", text.translate(replacements), count=_PERIODS)
 
 
 def _mean(
