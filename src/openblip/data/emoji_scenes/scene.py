@@ -1,5 +1,6 @@
 """What a scene contains, without pixels: phrasing.py says it, rendering.py paints it."""
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal
@@ -39,6 +40,16 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str
     relation: Relation | None = None
+
+    @property
+    def num_things(self) -> int:
+        """All copies counted."""
+        return sum(thing.count for thing in self.objects)
+
+    def content(self) -> Hashable:
+        """Equal exactly for scenes that show the same."""
+        things = frozenset(self.objects) if self.relation is None else self.objects
+        return things, self.relation, self.background
 
     def as_json(self) -> dict[str, Any]:
         """Plain dicts and lists, in a fixed key order."""

@@ -1,16 +1,19 @@
 """The words of the embedded world: nouns, sizes, backgrounds, and which noun pairs belong to which split."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from random import Random
 from typing import Literal, get_args
 
 Split = Literal["web", "human", "val", "test"]
 Size = Literal["small", "normal", "big"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-COUNT_WORDS = {2: "two", 3: "three"}
+COUNT_WORDS = {2: "two", 3: "three"}  # of a caption, where one is said with the article
+NUMBER_WORDS = {1: "one", **COUNT_WORDS}
 
 # Far apart in hue or lightness, so that neither jitter nor JPEG nor a photometric augmentation mixes two up.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -100,6 +103,22 @@ NOUNS: tuple[Noun, ...] = (
 )
 NOUN_BY_NAME = {noun.name: noun for noun in NOUNS}
 
+# Nouns that are mistaken for each other: in a row each looks, or is, like the others.
+LOOKALIKES: tuple[tuple[str, ...], ...] = (
+    ("dog", "cat", "rabbit", "fox", "panda", "pig", "frog"),
+    ("butterfly", "snail", "bee", "ladybug", "turtle", "spider", "octopus"),
+    ("penguin", "owl", "duck", "flamingo"),
+    ("whale", "elephant", "giraffe", "unicorn"),
+    ("cactus", "palm tree", "mushroom", "sunflower"),
+    ("apple", "banana", "pineapple", "watermelon", "lemon", "carrot", "eggplant", "avocado"),
+    ("burger", "pizza", "donut", "cake"),
+    ("trophy", "guitar", "drum", "bell", "candle"),
+    ("gift", "key", "camera", "clock", "umbrella", "shirt"),
+    ("car", "tractor", "bicycle", "rocket", "house"),
+    ("moon", "star", "cloud", "balloon"),
+    ("robot", "ghost"),
+)
+
 Pair = tuple[str, str]
 Triple = tuple[str, str, str]
 
@@ -115,6 +134,36 @@ def pair_allowed(split: Split, first: str, second: str) -> bool:
     """Whether scenes of `split` may show both nouns together."""
     home = pair_split(first, second)
     return home == split if split in ("val", "test") else home == "train"
+
+
+@cache
+def lookalikes(name: str) -> tuple[str, ...]:
+    """The nouns that look, or are, most like `name`."""
+    (row,) = (row for row in LOOKALIKES if name in row)
+    return tuple(other for other in row if other != name)
+
+
+def draw_absent_noun(rng: Random, split: Split, shown: Collection[str]) -> str:
+    """A noun that is not `shown`, half the time a lookalike of one that is.
+
+    It makes pairs of `split` with all that is shown, so that no text of training names nouns together that
+    are held out. Val and test have few pairs: there one such pair is enough, or none where no noun makes one.
+    """
+    absent = [noun.name for noun in NOUNS if noun.name not in shown]
+    paired = {name: [pair_allowed(split, name, other) for other in shown] for name in absent}
+    choices = next(
+        found
+        for found in (
+            [name for name in absent if all(paired[name])],
+            [name for name in absent if any(paired[name])],
+            absent,
+        )
+        if found
+    )
+    if rng.random() < 0.5:
+        alike = {other for name in shown for other in lookalikes(name)}
+        choices = [name for name in choices if name in alike] or choices
+    return rng.choice(choices)
 
 
 @cache

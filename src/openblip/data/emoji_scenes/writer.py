@@ -6,15 +6,15 @@ import multiprocessing
 import os
 import signal
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.data.emoji_scenes.samples import SceneRequest, draw_distinct_scenes, make_sample
-from openblip.data.emoji_scenes.scene import Scene
-from openblip.data.emoji_scenes.sprites import ATTRIBUTION, require_demo_packages
+from openblip.data.emoji_scenes.kinds import SAMPLE_KINDS, draw_distinct, sample_members
+from openblip.data.emoji_scenes.request import Kind, SceneRequest
+from openblip.data.emoji_scenes.sprites import ATTRIBUTION
 from openblip.data.emoji_scenes.vocabulary import Split
 from openblip.errors import ConfigError
 from openblip.progress import Progress
@@ -28,6 +28,7 @@ def write_emoji_scenes(
     *,
     split: Split,
     num_samples: int,
+    kind: Kind = "captions",
     seed: int = 0,
     noise: float = 0.4,
     samples_per_shard: int = 1000,
@@ -35,28 +36,31 @@ def write_emoji_scenes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write `num_samples` scenes of `split` to OUT/0000.tar, OUT/0001.tar, ... and the sprites' licence.
+    """Write `num_samples` samples of `split` to OUT/0000.tar, OUT/0001.tar, ..., and beside them the sprites'
+    licence and what samples of that kind need (the list of answers).
 
-    `noise` is the share of noisy captions of split web; the other splits have none. The same request writes
-    the same bytes for any `num_workers` (None: one for each processor). Scenes of val and of test are
-    distinct: no two of one split share a true caption.
+    `noise` is the share of noisy captions of kind captions, split web; all else has none. The same request
+    writes the same bytes for any `num_workers` (None: one for each processor). Samples of val and of test are
+    distinct: no two of one split share a true caption, or show the same with the same question.
 
     An interrupted request goes on where it stopped when it is made again; `overwrite` starts anew.
 
     Raises ConfigError for an impossible request or a folder that holds anything else (`overwrite` replaces
-    scenes of another request, but nothing that is not ours), MissingExtraError without the demo packages.
+    scenes of another request, but nothing that is not ours), MissingExtraError without the packages that the
+    kind needs.
     """
     request = SceneRequest(
+        kind=kind,
         split=split,
         num_samples=num_samples,
         seed=seed,
-        noise=noise if split == "web" else 0.0,
+        noise=noise if kind == "captions" and split == "web" else 0.0,
         samples_per_shard=samples_per_shard,
     )
     if num_workers is not None and num_workers < 1:
         raise ConfigError("num_workers must be at least 1")
-    require_demo_packages()
-    scenes = draw_distinct_scenes(request) if split in ("val", "test") else None
+    SAMPLE_KINDS[kind].require_packages()
+    plans = draw_distinct(request) if split in ("val", "test") else None
     folder = _open_folder(Path(out), request, overwrite)
     jobs = [
         _ShardJob(
@@ -64,7 +68,7 @@ def write_emoji_scenes(
             request=request,
             start=start,
             stop=min(start + samples_per_shard, num_samples),
-            scenes=None if scenes is None else scenes[start : start + samples_per_shard],
+            plans=None if plans is None else plans[start : start + samples_per_shard],
         )
         for start in range(0, num_samples, samples_per_shard)
     ]
@@ -86,25 +90,39 @@ def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> Path:
         raise ConfigError(f"{folder} cannot hold the shards: {error.strerror}") from error
     if found and overwrite:
         _earlier_request(record)  # refuses a folder that is not ours
-        for shard in (*folder.glob("*.tar"), *folder.glob("*.tar.partial")):
-            shard.unlink()
+        for stale in _written_before(folder):
+            stale.unlink()
     elif found:
         _check_same(folder, _earlier_request(record), asdict(request))
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(request)) + "\n", encoding="utf-8")
-    partial.replace(record)
+    _write_whole(record, json.dumps(asdict(request)) + "\n")
+    for name, content in SAMPLE_KINDS[request.kind].companions().items():
+        _write_whole(folder / name, json.dumps(content) + "\n")
     (folder / LICENSE_FILE).write_text(ATTRIBUTION, encoding="utf-8")
     return folder
 
 
+def _written_before(folder: Path) -> Iterator[Path]:
+    """The shards of any earlier request, and the files that belong beside them."""
+    yield from (*folder.glob("*.tar"), *folder.glob("*.tar.partial"))
+    names = {name for kind in SAMPLE_KINDS.values() for name in kind.companions()}
+    yield from (folder / name for name in sorted(names) if (folder / name).exists())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first: a file that is there is whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def _earlier_request(record: Path) -> dict[str, Any]:
     try:
-        earlier: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        earlier: dict[str, Any] = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{record.parent} is not empty and not of emoji scenes; name another folder"
         ) from error
-    return earlier
+    return {"kind": "captions"} | earlier  # a record from before there were other kinds names none
 
 
 def _check_same(folder: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -123,7 +141,7 @@ class _ShardJob:
     request: SceneRequest
     start: int
     stop: int
-    scenes: list[Scene] | None
+    plans: list[Any] | None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -133,10 +151,9 @@ class _ShardJob:
         partial = self.path.with_name(self.path.name + ".partial")
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index in range(self.start, self.stop):
-                scene = None if self.scenes is None else self.scenes[index - self.start]
-                sample = make_sample(self.request, index, scene)
-                _add(tar, f"{sample.key}.jpg", sample.jpeg())
-                _add(tar, f"{sample.key}.json", sample.json())
+                plan = None if self.plans is None else self.plans[index - self.start]
+                for suffix, content in sample_members(self.request, index, plan):
+                    _add(tar, f"{index:09d}.{suffix}", content)
         partial.replace(self.path)
         return len(self)
 
