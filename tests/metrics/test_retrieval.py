@@ -35,6 +35,10 @@ def test_two_texts_per_image_by_hand() -> None:
     # Texts 4 (.3 .2 .4) and 5 (.0 .1 .5) find image 2 first; text 0 (.9 .5 .9) ties images 0 and 2: half.
     assert recall["ir_r1"] == pytest.approx(2.5 / 6)
     assert recall["ir_r3"] == 1.0
+    assert recall["ir_r5"] == 1.0, "five of three images are all of them"
+    assert recall["tr_mean"] == pytest.approx((1 / 3 + 2 / 3 + 1) / 3)
+    assert recall["ir_mean"] == pytest.approx((2.5 / 6 + 1 + 1) / 3)
+    assert recall["r_mean"] == pytest.approx((recall["tr_mean"] + recall["ir_mean"]) / 2)
 
 
 def test_a_constant_matrix_scores_what_guessing_does() -> None:

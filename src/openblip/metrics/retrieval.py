@@ -18,9 +18,12 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Text retrieval (tr_r1, ...: image to text) and image retrieval (ir_r1, ...: text to image), in [0, 1].
 
+    And the means that papers print: `tr_mean` and `ir_mean` over `ks`, and `r_mean` of these two. Papers that
+    print the sum of the six recalls in percent (RSUM) print 600 times `r_mean`.
+
     `scores` (I, T), the higher the better. `image_ids` (I,) and `text_ids` (T,): an image and a text belong
     together where their ids are equal; several texts of an image and several images with one id are all right
-    answers.
+    answers. A k above the number of texts, or of images, means all of them.
 
     Raises:
         ConfigError: shapes that do not fit, a score that is not a number, or a query without a right answer.
@@ -32,7 +35,14 @@ def retrieval_recall(
         )
     to_text = recall_at_k(matrix, images, texts, ks)
     to_image = recall_at_k(matrix.T, texts, images, ks)
-    return {f"tr_r{k}": r for k, r in to_text.items()} | {f"ir_r{k}": r for k, r in to_image.items()}
+    tr_mean, ir_mean = (sum(recall.values()) / len(recall) for recall in (to_text, to_image))
+    return {
+        **{f"tr_r{k}": r for k, r in to_text.items()},
+        **{f"ir_r{k}": r for k, r in to_image.items()},
+        "tr_mean": tr_mean,
+        "ir_mean": ir_mean,
+        "r_mean": (tr_mean + ir_mean) / 2,
+    }
 
 
 def recall_at_k(

@@ -1,0 +1,110 @@
+"""Where one right answer stands among candidates, and how good their whole order is: VisDial's metrics.
+
+R rounds, C candidates. Scores (R, C), the higher the better. Equal scores count by their expected value under
+a random order, so that constant scores rank as guessing does; the challenge's code takes whatever order its
+sort leaves. Lists of candidates of unequal length are filled up with scores of minus infinity.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from openblip.errors import ConfigError
+
+
+def answer_ranking(
+    scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """The answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
+
+    `answer_index` (R,) int: the right candidate of every round. A k above C means all of C.
+
+    Raises:
+        ConfigError: no rounds, shapes that do not fit, a score that is not a number, an answer that is not
+            among the candidates, or a k below 1.
+    """
+    if min(ks, default=0) < 1:
+        raise ConfigError(f"answer_ranking: ks is {list(ks)}; give numbers from 1 on")
+    above, tied = places("answer_ranking", scores, answer_index)
+    # The rank is each of above + 1, ..., above + tied with the same probability.
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((above + tied).max()) + 1))])
+    reciprocal = (harmonic[above + tied] - harmonic[above]) / tied
+    return {
+        "mrr": float(reciprocal.mean()),
+        **{f"r{k}": float(hit_probability(above, tied, k).mean()) for k in ks},
+        "mean_rank": float((above + (tied + 1) / 2).mean()),
+    }
+
+
+def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
+    """Normalised discounted cumulative gain of the annotated rounds, in [0, 1], as the VisDial challenge's.
+
+    `relevance` (R, C), from 0 on: the share of annotators who took the candidate for right. A round's gain is
+    the sum over its K best candidates of relevance / log2(rank + 1), with K the number of candidates whose
+    relevance is not 0, divided by the gain of the best order.
+
+    Raises:
+        ConfigError: no rounds, shapes that do not fit, a value that is not a number, a negative relevance, or
+            a round without a relevant candidate.
+    """
+    values, gains = _matrix("ndcg", "scores", scores), _matrix("ndcg", "relevance", relevance)
+    if values.shape != gains.shape:
+        raise ConfigError(f"ndcg: scores {values.shape} and relevance {gains.shape} differ in shape")
+    _refuse("ndcg", (np.isinf(gains) | (gains < 0)).any(axis=1), "a relevance below 0 or infinite")
+    _refuse("ndcg", (gains == 0).all(axis=1), "no relevant candidate; leave it out")
+    num_relevant = (gains != 0).sum(axis=1, keepdims=True)
+    rank = np.arange(1, values.shape[1] + 1)
+    discounts = np.where(rank <= num_relevant, 1 / np.log2(rank + 1), 0.0)  # (R, C)
+    best = -np.sort(-gains, axis=1)
+    found = np.stack([_expected_order(*round_) for round_ in zip(values, gains, strict=True)])
+    return float(((found * discounts).sum(axis=1) / (best * discounts).sum(axis=1)).mean())
+
+
+def places(
+    metric: str, scores: ArrayLike, answer_index: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two counts (R,): candidates above the right one, and those tied with it, itself included.
+
+    Raises:
+        ConfigError: as `answer_ranking`, in the name of `metric`.
+    """
+    values, index = _matrix(metric, "scores", scores), np.asarray(answer_index)
+    if index.shape != (len(values),) or not np.issubdtype(index.dtype, np.integer):
+        raise ConfigError(
+            f"{metric}: scores {values.shape} need one whole number per row for the right one, "
+            f"not {index.dtype} {index.shape}"
+        )
+    _refuse(metric, (index < 0) | (index >= values.shape[1]), f"a right one outside 0..{values.shape[1] - 1}")
+    right = values[np.arange(len(values)), index][:, None]
+    return (values > right).sum(axis=1), (values == right).sum(axis=1)
+
+
+def hit_probability(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Probability (R,) that the right one is among the first k, when tied ones come in random order."""
+    return np.clip((k - above) / tied, 0.0, 1.0)
+
+
+def _expected_order(scores: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relevance (C,) at every rank; tied candidates share the mean of theirs."""
+    order = np.argsort(-scores, kind="stable")
+    _, group, sizes = np.unique(-scores[order], return_inverse=True, return_counts=True)
+    return (np.bincount(group, weights=gains[order]) / sizes)[group]
+
+
+def _matrix(metric: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        matrix = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{metric}: {name} must be a matrix of numbers; numpy says: {error}") from error
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ConfigError(
+            f"{metric}: {name} {matrix.shape} must be a matrix with at least one row and column"
+        )
+    _refuse(metric, np.isnan(matrix).any(axis=1), f"{name} with a value that is not a number")
+    return matrix
+
+
+def _refuse(metric: str, rows: NDArray[np.bool_] | np.bool_, what: str) -> None:
+    if rows.any():
+        raise ConfigError(f"{metric}: row {int(rows.argmax())} has {what}")
