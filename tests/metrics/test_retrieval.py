@@ -41,6 +41,16 @@ def test_two_texts_per_image_by_hand() -> None:
     assert recall["r_mean"] == pytest.approx((recall["tr_mean"] + recall["ir_mean"]) / 2)
 
 
+def test_texts_may_rank_by_scores_of_their_own() -> None:
+    ids = np.arange(3)
+    recall = retrieval_recall(np.eye(3), ids, ids, ks=(1,), text_to_image=1 - np.eye(3))
+    assert recall == {"tr_r1": 1.0, "ir_r1": 0.0, "tr_mean": 1.0, "ir_mean": 0.0, "r_mean": 0.5}
+    one_image = retrieval_recall([[0.1, 0.2]], [0], [0, 0], text_to_image=[[0.3], [0.4]])
+    assert set(one_image.values()) == {1.0}
+    with pytest.raises(ConfigError, match="do not fit 2 queries and 1 entries"):
+        retrieval_recall([[0.1, 0.2]], [0], [0, 0], text_to_image=[[0.3, 0.4]])
+
+
 def test_a_constant_matrix_scores_what_guessing_does() -> None:
     ids = np.arange(20)
     recall = retrieval_recall(np.full((20, 20), 0.3), ids, ids)

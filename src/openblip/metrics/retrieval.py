@@ -14,7 +14,12 @@ ROWS_AT_ONCE = 512  # bounds the memory of the comparisons at ROWS_AT_ONCE x G
 
 
 def retrieval_recall(
-    scores: ArrayLike, image_ids: ArrayLike, text_ids: ArrayLike, ks: Sequence[int] = (1, 5, 10)
+    scores: ArrayLike,
+    image_ids: ArrayLike,
+    text_ids: ArrayLike,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    text_to_image: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Text retrieval (tr_r1, ...: image to text) and image retrieval (ir_r1, ...: text to image), in [0, 1].
 
@@ -23,7 +28,8 @@ def retrieval_recall(
 
     `scores` (I, T), the higher the better. `image_ids` (I,) and `text_ids` (T,): an image and a text belong
     together where their ids are equal; several texts of an image and several images with one id are all right
-    answers. A k above the number of texts, or of images, means all of them.
+    answers. A k above the number of texts, or of images, means all of them. `text_to_image` (T, I): the scores
+    that a text ranks the images by, where re-ranking made them others than `scores` (I, T) turned over.
 
     Raises:
         ConfigError: shapes that do not fit, a score that is not a number, or a query without a right answer.
@@ -34,7 +40,7 @@ def retrieval_recall(
             f"retrieval_recall: scores {matrix.shape} do not fit {len(images)} images and {len(texts)} texts"
         )
     to_text = recall_at_k(matrix, images, texts, ks)
-    to_image = recall_at_k(matrix.T, texts, images, ks)
+    to_image = recall_at_k(matrix.T if text_to_image is None else text_to_image, texts, images, ks)
     tr_mean, ir_mean = (sum(recall.values()) / len(recall) for recall in (to_text, to_image))
     return {
         **{f"tr_r{k}": r for k, r in to_text.items()},

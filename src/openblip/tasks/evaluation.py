@@ -128,13 +128,12 @@ def evaluate_retrieval(
     reranked_texts = rerank_best(model, encoded, captions, similarity, rerank, batch_size)
     reranked_images = rerank_best(model, encoded, captions, similarity.T, rerank, batch_size, by_text=True)
     itc = retrieval_recall(similarity.numpy(), ids, ids)
-    by_image = retrieval_recall(reranked_texts.numpy(), ids, ids)
-    by_text = retrieval_recall(reranked_images.T.numpy(), ids, ids)
+    itm = retrieval_recall(reranked_texts.numpy(), ids, ids, text_to_image=reranked_images.numpy())
     return {
         "num_pairs": len(samples),
         "num_rejects": len(rejects),
         "itc": itc,
-        "itm": {name: (by_image if name.startswith("tr") else by_text)[name] for name in by_image},
+        "itm": itm,
         "reranked": min(rerank, len(samples)),
     }
 
