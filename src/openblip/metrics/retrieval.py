@@ -28,8 +28,8 @@ def retrieval_recall(
 
     `scores` (I, T), the higher the better. `image_ids` (I,) and `text_ids` (T,): an image and a text belong
     together where their ids are equal; several texts of an image and several images with one id are all right
-    answers. A k above the number of texts, or of images, means all of them. `text_to_image` (T, I): the scores
-    that a text ranks the images by, where re-ranking made them others than `scores` (I, T) turned over.
+    answers. A k above the number of texts, or of images, means all of them. `text_to_image` (T, I): what a
+    text ranks the images by, where re-ranking made that another matrix than `scores` turned over.
 
     Raises:
         ConfigError: shapes that do not fit, a score that is not a number, or a query without a right answer.
