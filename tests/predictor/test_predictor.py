@@ -21,7 +21,7 @@ from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.blip import Blip
 from openblip.models.config import Head
-from openblip.predictor import Caption, Predictor
+from openblip.predictor import Predictor, ScoredText
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -57,7 +57,7 @@ ORDER = [3, 0, 4, 2, 1]
 
 @pytest.mark.parametrize("name", DECODINGS)
 def test_captions_do_not_depend_on_batches_or_order(predictor: Predictor, name: str) -> None:
-    def captions(images: Any, batch_size: int | None) -> list[Caption]:
+    def captions(images: Any, batch_size: int | None) -> list[ScoredText]:
         return predictor.caption(images, decoding=DECODINGS[name], batch_size=batch_size, return_scores=True)
 
     expected = captions(PICTURES, None)

@@ -1,0 +1,8 @@
+"""The user's side of a checkpoint: pictures and strings in, results out. `load` gives a `Predictor`."""
+
+from openblip.predictor.images import EncodedImages, Images
+from openblip.predictor.loading import load
+from openblip.predictor.predictor import Predictor
+from openblip.predictor.scored_text import ScoredText
+
+__all__ = ["EncodedImages", "Images", "Predictor", "ScoredText", "load"]
