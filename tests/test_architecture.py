@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "__init__": {"predictor", "generation"},
 }
-# Read by `openblip … --help`, which has to answer at once; `recipes.start` is what builds and runs a recipe.
+# Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
 LIGHT_MODULES = (
     "models.config",
     "training.config",
@@ -60,7 +60,7 @@ LIGHT_MODULES = (
     "capfilt.bootstrap_config",
     "cli.*",
 )
-HEAVY_MODULES = ("recipes.start",)
+HEAVY_MODULES = ("recipes.start", "recipes.starting_point", "recipes.assembly")
 
 
 def module_name(file: Path) -> str:

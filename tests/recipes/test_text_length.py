@@ -11,9 +11,9 @@ from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
+from openblip.recipes.assembly import check_text_fits, make_task
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner
 from openblip.recipes.run import Run
-from openblip.recipes.start import check_text_fits, make_task
 from openblip.tasks.config import CaptioningConfig
 from tiny_blip import SIZE, TINY, random_batch, tiny_tokenizer
 

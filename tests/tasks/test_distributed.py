@@ -14,7 +14,7 @@ import two_processes
 from test_objectives_together import make_task
 
 from openblip.data.batch import Batch
-from openblip.tasks.contrastive_matching import interleave
+from openblip.tasks.tokens import interleave
 from openblip.training.distributed import Process
 
 SCRIPT = Path(two_processes.__file__)

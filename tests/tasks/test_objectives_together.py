@@ -18,10 +18,10 @@ from openblip.objectives.contrastive import ContrastiveKeys, itc_loss
 from openblip.objectives.language_modeling import lm_loss
 from openblip.objectives.matching import draw_negatives, negative_weights
 from openblip.tasks.captioning import Captioning
-from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, FilterConfig, PretrainingConfig
-from openblip.tasks.contrastive_matching import interleave, replace_first
-from openblip.tasks.filtering import Filtering
+from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, PretrainingConfig, RetrievalConfig
 from openblip.tasks.pretraining import Pretraining
+from openblip.tasks.retrieval import Retrieval
+from openblip.tasks.tokens import interleave, replace_first
 from tiny_blip import DEC, ENC, SIZE, TINY, gradients, random_batch, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -43,7 +43,7 @@ def make_task(name: str, sharing: Sharing = "all_but_sa", **text: float) -> nn.M
     if name == "pretraining":
         return Pretraining(model, TOKENIZER, preprocessing, PretrainingConfig(contrastive=CONTRASTIVE))
     if name == "filtering":
-        return Filtering(model, TOKENIZER, preprocessing, FilterConfig(contrastive=CONTRASTIVE))
+        return Retrieval(model, TOKENIZER, preprocessing, RetrievalConfig(contrastive=CONTRASTIVE))
     return Captioning(model, TOKENIZER, preprocessing, CaptioningConfig(prompt="a picture of "))
 
 

@@ -1,10 +1,11 @@
-"""What a training step receives.
+"""What a training step receives, one kind of batch for each kind of example.
 
-Shapes: B batch, S image size, T text tokens.
+Shapes: B examples, F frames of a clip, S image size, T text tokens, A answers, K answers of a dialog.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 
@@ -12,28 +13,68 @@ from openblip.data.tokenizer import Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """B image-text pairs. `pixels` uint8 (B, 3, S, S); `tokens` [CLS]...[SEP]; `image_ids` int64 (B), equal
-    exactly for pairs of the same image.
+class Examples:
+    """B examples by the names of their samples.
+
+    `pixels`: uint8 (B, 3, S, S), of clips (B, F, 3, S, S), of two pictures (B, 2, 3, S, S).
     """
 
     pixels: torch.Tensor
-    tokens: Tokens
-    captions: list[str]
-    image_ids: torch.Tensor
     keys: list[str]
     shards: list[str]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str) -> "Batch":
-        return replace(
-            self,
-            pixels=self.pixels.to(device, non_blocking=True),
-            tokens=self.tokens.to(device),
-            image_ids=self.image_ids.to(device, non_blocking=True),
-        )
+    def to(self, device: torch.device | str) -> Self:
+        """The same with every tensor on a device."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Examples):
+    """Image-text pairs. `tokens` [CLS]...[SEP]; `image_ids` int64 (B), equal for pairs of the same image."""
+
+    tokens: Tokens
+    captions: list[str]
+    image_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionBatch(Examples):
+    """Questions with all their answers. `questions` (B, T) and `answers` (A, T) [CLS]...[SEP]; `owners` int64
+    (A,) says whose answer each is, ascending; `weights` float (A,).
+    """
+
+    questions: Tokens
+    answers: Tokens
+    owners: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StatementBatch(Examples):
+    """Statements about two pictures. `statements` (B, T) [CLS]...[SEP]; `labels` int64 (B,), 1 is true."""
+
+    statements: Tokens
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DialogBatch(Examples):
+    """One round of each dialog with K answers. `captions` (B, T); `dialogs` (B * K, T), the K of a dialog one
+    after the other; `labels` int64 (B * K,), 1 is the right answer.
+    """
+
+    captions: Tokens
+    dialogs: Tokens
+    labels: torch.Tensor
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return value.to(device) if isinstance(value, Tokens) else value
 
 
 def hash_image_id(image_id: str) -> int:

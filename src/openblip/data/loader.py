@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from openblip.data.batch import Batch, hash_image_id
-from openblip.data.images import read_image
 from openblip.data.order import Draw, DrawOrder
+from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
 from openblip.data.sample import Record, Reject
 from openblip.data.sources.opening import Mixture
-from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError, ImageError, SourceError
 
@@ -40,62 +40,56 @@ class LoadedBatch:
     skipped while it was filled.
     """
 
-    batch: Batch
+    batch: AnyBatch
     cursor: dict[str, Any]
     rejects: list[Reject]
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """A chunk after decoding. `reasons[i]` is None for a good record; the other lists hold the good ones
+    """A chunk after decoding. `reasons[i]` is None for a good record; the other fields hold the good ones
     only.
     """
 
     reasons: list[str | None]
-    pixels: np.ndarray  # uint8 (good, 3, S, S)
-    captions: list[str]
-    image_ids: list[int]
+    pixels: np.ndarray  # uint8 (good, 3, S, S), with F frames (good, F, 3, S, S)
+    contents: list[Any]
 
 
 @dataclass(frozen=True)
 class _Decoder(Dataset[_Decoded]):
     """Runs in the workers: a chunk of records in, one stacked array of pixels out."""
 
+    reading: Reading
     preprocessing: Preprocessing
     augmentation: Augmentation | None
     seed: int
 
     def __getitem__(self, chunk: Chunk) -> _Decoded:
-        size = self.preprocessing.image_size
-        pixels = np.empty((len(chunk), 3, size, size), dtype=np.uint8)
         reasons: list[str | None] = []
-        captions: list[str] = []
-        image_ids: list[int] = []
+        examples: list[Example] = []
         for record, epoch in chunk:
             try:
-                pixels[len(captions)], caption, image_id = self._decode(record, epoch)
+                examples.append(self._decode(record, epoch))
             except (SourceError, ImageError, OSError) as error:
                 reasons.append(str(error))
                 continue
             reasons.append(None)
-            captions.append(caption)
-            image_ids.append(image_id)
-        return _Decoded(reasons, pixels[: len(captions)], captions, image_ids)
+        pixels = np.stack([example.pixels for example in examples]) if examples else np.empty(0, np.uint8)
+        return _Decoded(reasons, pixels, [example.content for example in examples])
 
-    def _decode(self, record: Record, epoch: int) -> tuple[np.ndarray, str, int]:
+    def _decode(self, record: Record, epoch: int) -> Example:
         sample = record.read()
-        captions = [text for caption in sample.captions if (text := normalize_caption(caption))]
-        if not captions:
-            raise SourceError("no caption")
         name = f"{self.seed}/{epoch}/{sample.shard}/{sample.key}"
         rng = np.random.default_rng(
             int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
         )
-        caption = captions[int(rng.integers(len(captions)))]
-        image = read_image(sample.image, name=f"{sample.shard}/{sample.key}")
-        size = self.preprocessing.image_size
-        pixels = self.augmentation(image, rng, size) if self.augmentation else self.preprocessing(image)
-        return pixels, caption, hash_image_id(sample.image_id)
+        return self.reading.read(sample, self._view, rng)
+
+    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        if self.augmentation is None:
+            return self.preprocessing(image)
+        return self.augmentation(image, rng, self.preprocessing.image_size)
 
 
 @dataclass(eq=False)
@@ -118,28 +112,20 @@ class _Filling:
 
     def __init__(self) -> None:
         self.pixels: list[np.ndarray] = []
-        self.captions: list[str] = []
-        self.image_ids: list[int] = []
+        self.contents: list[Any] = []
         self.keys: list[str] = []
         self.shards: list[str] = []
         self.rejects: list[Reject] = []
 
     def add(self, draw: Draw, decoded: _Decoded, i: int) -> None:
         self.pixels.append(decoded.pixels[i])
-        self.captions.append(decoded.captions[i])
-        self.image_ids.append(decoded.image_ids[i])
+        self.contents.append(decoded.contents[i])
         self.keys.append(draw.record.key)
         self.shards.append(draw.record.shard)
 
-    def batch(self, tokenizer: Tokenizer, max_text_length: int) -> Batch:
-        return Batch(
-            pixels=torch.from_numpy(np.stack(self.pixels)),  # (B, 3, S, S)
-            tokens=tokenizer.encode(self.captions, max_text_length),
-            captions=self.captions,
-            image_ids=torch.tensor(self.image_ids, dtype=torch.long),
-            keys=self.keys,
-            shards=self.shards,
-        )
+    def batch(self, reading: Reading, tokenizer: Tokenizer) -> AnyBatch:
+        pixels = torch.from_numpy(np.stack(self.pixels))  # (B, 3, S, S)
+        return reading.collate(Gathered(pixels, self.contents, self.keys, self.shards), tokenizer)
 
 
 class Loader:
@@ -147,8 +133,8 @@ class Loader:
 
     The order is a function of `seed`; `rank` takes every `world_size`-th draw, so W ranks of batch B together
     see what one rank of batch W*B sees (as long as nothing is rejected). A sample that cannot be read is
-    skipped, named in `rejects`, and the next one takes its place. Which caption and which view a sample gets
-    depends on (seed, epoch, shard, key) alone. Captions pass `normalize_caption`, as in the released code.
+    skipped, named in `rejects`, and the next one takes its place. `reading` says what is taken of a sample;
+    what it draws (which caption, which view) depends on (seed, epoch, shard, key) alone.
     With `cursor` the iteration goes on exactly where the batch that carried it ended; each rank keeps its
     own. Raises `SourceError` for a source without usable samples and `ConfigError` for a cursor of other
     data.
@@ -163,7 +149,7 @@ class Loader:
         augmentation: Augmentation | None = None,
         batch_size: int,
         seed: int,
-        max_text_length: int = 30,
+        reading: Reading = CaptionReading(),  # noqa: B008 (frozen)
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -174,7 +160,7 @@ class Loader:
             raise ConfigError(
                 f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0"
             )
-        self.mixture, self.tokenizer, self.max_text_length = mixture, tokenizer, max_text_length
+        self.mixture, self.tokenizer, self.reading = mixture, tokenizer, reading
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.rank, self.world_size, self.window_shards, self.cursor = (
             rank,
@@ -182,7 +168,7 @@ class Loader:
             shuffle_window_shards,
             cursor,
         )
-        self.decoder = _Decoder(preprocessing, augmentation, seed)
+        self.decoder = _Decoder(reading, preprocessing, augmentation, seed)
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         order = DrawOrder(
@@ -208,7 +194,7 @@ class Loader:
                     filling.rejects.append(Reject(draw.record.shard, draw.record.key, reason))
                 hopeless.check(draw, reason)
                 if len(filling.keys) == self.batch_size:
-                    batch = filling.batch(self.tokenizer, self.max_text_length)
+                    batch = filling.batch(self.reading, self.tokenizer)
                     yield LoadedBatch(batch, order.cursor(draw.next_draw, draw.positions), filling.rejects)
                     filling = _Filling()
 

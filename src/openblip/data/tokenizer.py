@@ -36,6 +36,11 @@ def normalize_caption(text: str, max_words: int = 30) -> str:
     return " ".join(_STRIPPED.sub(" ", text.lower()).split()[:max_words])
 
 
+def normalize_question(text: str, max_words: int = 50) -> str:
+    """BLIP's `pre_question`: lower-case, `.!"()*#:;~` removed, at most `max_words` words; "?" stays."""
+    return " ".join(_STRIPPED.sub("", text.lower()).split()[:max_words])
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """`ids` int64 (B, T) padded at the end; `mask` bool (B, T), True at real tokens."""
@@ -139,6 +144,20 @@ class Tokenizer:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
         return cls(_bert_wordpiece({token: index for index, token in enumerate(lines)}))
 
+    @classmethod
+    def from_json(cls, content: str) -> "Tokenizer":
+        """From the content of a tokenizer.json. Raises `CheckpointError`."""
+        try:
+            return cls(WordPiece.from_str(content))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library raises plain Exception for damaged content
+            raise CheckpointError(f"the tokenizer cannot be read: {error}") from error
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return str(self._wordpiece.to_str())
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and, for people, vocab.txt."""
         folder = Path(folder)
@@ -153,20 +172,30 @@ class Tokenizer:
 
         The released code pads to `max_length` always; with the mask the result is the same and the work less.
         """
-        import torch
-
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
         if max_length < 2:
             raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
-        rows = [
-            [
-                self.cls_id,
-                *self._wordpiece.encode(text, add_special_tokens=False).ids[: max_length - 2],
-                self.sep_id,
-            ]
-            for text in texts
-        ]
+        return self._padded(
+            [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
+        )
+
+    def encode_turns(self, dialogs: Sequence[Sequence[str]], max_length: int) -> Tokens:
+        """[CLS] turn [SEP] turn [SEP] ... of every dialog; one that is too long loses its oldest tokens."""
+        if max_length < 2:
+            raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
+        rows = []
+        for turns in dialogs:
+            ids = [word for turn in turns for word in (*self._words(turn), self.sep_id)]
+            rows.append([self.cls_id, *ids[-(max_length - 1) :]])
+        return self._padded(rows)
+
+    def _words(self, text: str) -> list[int]:
+        return list(self._wordpiece.encode(text, add_special_tokens=False).ids)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tokens:
+        import torch
+
         width = max((len(row) for row in rows), default=0)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # (B, T)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -179,8 +208,7 @@ class Tokenizer:
         """[DEC] and the words of `text`, int64 (P,): what a caption goes on from; no [SEP]."""
         import torch
 
-        words = self._wordpiece.encode(text, add_special_tokens=False).ids
-        return torch.tensor([self.dec_id, *words])
+        return torch.tensor([self.dec_id, *self._words(text)])
 
     def decode(self, ids: "Sequence[int] | torch.Tensor") -> str:
         """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""

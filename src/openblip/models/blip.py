@@ -1,7 +1,7 @@
 """BLIP: a ViT and a text transformer as multimodal mixture of encoder-decoder (MED, BLIP section 3.1).
 
-B images, R = B * K rows of text, F frames of a clip, N image tokens, T text tokens, Dv image width, D text width, E embedding
-width, V vocabulary, S side of the picture.
+B images, R = B * K rows of text, F frames of a clip, N image tokens, T text tokens, Dv image width, D text
+width, E embedding width, V vocabulary, S side of the picture.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openblip.errors import UnsupportedTaskError
 from openblip.models.config import BlipConfig, Head, Mode
+from openblip.nn.attention import PairCrossAttention
 from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import ContextKeyValue, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
@@ -194,3 +195,8 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, PairCrossAttention) and module.merge is not None:
+        # As the mean that the lower layers take; the released code starts this layer from random weights.
+        half = 0.5 * torch.eye(module.merge.out_features)
+        with torch.no_grad():
+            module.merge.weight.copy_(torch.cat([half, half], dim=1))

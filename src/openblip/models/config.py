@@ -98,13 +98,13 @@ class BlipConfig:
                 raise ConfigError(
                     f"heads {self.heads}: {head} and {clash[0]} cannot share a text transformer."
                 )
-        if "vqa" in self.heads and self.vision.hidden_dim != self.text.hidden_dim:
-            if self.text.sharing in ("all", "all_but_sa"):
-                raise ConfigError(
-                    f"text.sharing {self.text.sharing}: questions read images of width "
-                    f"{self.vision.hidden_dim}, answers questions of width {self.text.hidden_dim}, so their "
-                    "cross-attention cannot be shared; choose none or all_but_ca."
-                )
+        dims = set(self.context_dims.values())
+        if "vqa" in self.heads and len(dims) > 1 and self.text.sharing in ("all", "all_but_sa"):
+            raise ConfigError(
+                f"text.sharing {self.text.sharing}: questions read images of width {self.vision.hidden_dim} and "
+                f"answers read questions of width {self.text.hidden_dim}, so they cannot share cross-attention; "
+                "choose none or all_but_ca."
+            )
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -1,6 +1,7 @@
 """Multi-head attention through scaled_dot_product_attention, in three forms.
 
-B batch, R rows of text, T text tokens, N context tokens (an image's), S key tokens, D width, H heads, E head width.
+B batch, R rows of text, T text tokens, N context tokens (an image's), S key tokens, D width, H heads,
+E head width.
 """
 
 from typing import NamedTuple, cast

@@ -131,7 +131,7 @@ class MedLayer(nn.Module):
         context_kv: ContextKeyValue | None,
         cache: LayerCache | None,
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens. context_kv None: text alone."""
+        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; no context_kv: text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)

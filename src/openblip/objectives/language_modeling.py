@@ -1,6 +1,6 @@
 """Language modelling, LM: the caption decoder's loss (BLIP section 3.2).
 
-R rows, T tokens, V vocabulary.
+R rows, T tokens, A answers, V vocabulary.
 """
 
 import torch.nn.functional as F
@@ -23,12 +23,28 @@ def next_token_labels(ids: Tensor, mask: Tensor, prompt_length: int = 1) -> Tens
 
 def lm_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Cross-entropy of logits (R, T, V) against labels (R, T), the mean over the joint batch's tokens."""
-    flat_labels = labels.flatten()
-    per_token = F.cross_entropy(
+    per_token = token_losses(logits, labels, label_smoothing).flatten()
+    return global_mean(per_token, labels.flatten() != IGNORE)
+
+
+def answer_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, label_smoothing: float
+) -> Tensor:
+    """Sum over answers of weight * cross-entropy, a question's share (BLIP section 5.3, released code).
+
+    logits (A, T, V), labels (A, T), weights (A,); an answer's cross-entropy is the sum over its tokens, and
+    the sum over answers is divided by the number of questions.
+    """
+    per_answer = token_losses(logits, labels, label_smoothing).sum(dim=1)  # (A,)
+    return (weights * per_answer).sum() / num_questions
+
+
+def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of every token, (R, T), zero where labels are IGNORE."""
+    return F.cross_entropy(
         logits.flatten(0, 1).float(),
-        flat_labels,
+        labels.flatten(),
         ignore_index=IGNORE,
         label_smoothing=label_smoothing,
         reduction="none",
-    )
-    return global_mean(per_token, flat_labels != IGNORE)
+    ).view(labels.shape)

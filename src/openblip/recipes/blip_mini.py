@@ -9,8 +9,8 @@ from openblip.recipes.run import Run
 from openblip.tasks.config import (
     CaptioningConfig,
     ContrastiveConfig,
-    FilterConfig,
     PretrainingConfig,
+    RetrievalConfig,
     TaskConfig,
 )
 from openblip.training.config import TrainingConfig
@@ -68,7 +68,7 @@ def blip_mini_captioner() -> Run:
     Source: BLIP section 3.3 at small scale. Cost: 29 minutes on one CPU core with AMX.
     Expected: docs/results.md.
     """
-    return _fine_tune("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), _FINE_TUNING)
+    return fine_tune_mini("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), steps=5000)
 
 
 def blip_mini_filter() -> Run:
@@ -79,24 +79,12 @@ def blip_mini_filter() -> Run:
     """
     contrastive = ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100)
     # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
-    training = replace(_FINE_TUNING, steps=500, batch_size=256, checkpoint_every=100)
-    return _fine_tune("blip-mini-filter", FilterConfig(contrastive=contrastive), training)
+    run = fine_tune_mini("blip-mini-filter", RetrievalConfig(contrastive=contrastive), steps=500)
+    return replace(run, training=replace(run.training, batch_size=256))
 
 
-_FINE_TUNING = TrainingConfig(
-    steps=5000,
-    batch_size=64,
-    learning_rate=5e-4,
-    muon_learning_rate=2e-3,
-    warmup_steps=50,
-    min_learning_rate=1e-6,
-    beta2=0.98,
-    clip_norm=1.0,
-    checkpoint_every=100,
-)
-
-
-def _fine_tune(name: str, task: TaskConfig, training: TrainingConfig) -> Run:
+def fine_tune_mini(name: str, task: TaskConfig, *, steps: int) -> Run:
+    """A fine-tuning of blip-mini by `steps` batches of 64."""
     return Run(
         recipe=name,
         init="",
@@ -105,6 +93,16 @@ def _fine_tune(name: str, task: TaskConfig, training: TrainingConfig) -> Run:
         tokenizer=None,
         data=DataConfig(source="", augmentation=AUGMENTATION),
         task=task,
-        training=training,
+        training=TrainingConfig(
+            steps=steps,
+            batch_size=64,
+            learning_rate=5e-4,
+            muon_learning_rate=2e-3,
+            warmup_steps=50,
+            min_learning_rate=1e-6,
+            beta2=0.98,
+            clip_norm=1.0,
+            checkpoint_every=100,
+        ),
         out=f"runs/{name}",
     )

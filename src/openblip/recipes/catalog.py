@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from openblip.recipes.blip_base import blip_base
 from openblip.recipes.blip_large import blip_large
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
+from openblip.recipes.blip_mini_tasks import (
+    blip_mini_nlvr,
+    blip_mini_video_qa,
+    blip_mini_video_retrieval,
+    blip_mini_visdial,
+    blip_mini_vqa,
+)
 from openblip.recipes.caption import caption, caption_large
 from openblip.recipes.filter import filter_, filter_large
 from openblip.recipes.run import Run
@@ -14,6 +21,11 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "blip-mini": blip_mini,
     "blip-mini-captioner": blip_mini_captioner,
     "blip-mini-filter": blip_mini_filter,
+    "blip-mini-vqa": blip_mini_vqa,
+    "blip-mini-nlvr": blip_mini_nlvr,
+    "blip-mini-visdial": blip_mini_visdial,
+    "blip-mini-video-retrieval": blip_mini_video_retrieval,
+    "blip-mini-video-qa": blip_mini_video_qa,
     "blip-base": blip_base,
     "blip-large": blip_large,
     "caption": caption,

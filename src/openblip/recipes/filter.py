@@ -5,7 +5,7 @@ from dataclasses import replace
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.recipes.run import Run
-from openblip.tasks.config import ContrastiveConfig, FilterConfig
+from openblip.tasks.config import ContrastiveConfig, RetrievalConfig
 from openblip.training.config import TrainingConfig
 
 EPOCHS = 6
@@ -50,7 +50,7 @@ def filter_() -> Run:
         data=DataConfig(
             source="", augmentation=Augmentation(crop_scale=(0.5, 1.0)), num_workers=4, max_text_length=35
         ),
-        task=FilterConfig(
+        task=RetrievalConfig(
             contrastive=ContrastiveConfig(
                 queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=STEPS_PER_EPOCH
             )

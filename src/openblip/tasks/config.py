@@ -26,8 +26,8 @@ class PretrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig:
-    """ITC + ITM: the filter of CapFilt (BLIP section 3.3), as in retrieval fine-tuning."""
+class RetrievalConfig:
+    """ITC + ITM (BLIP section 5.1), also of clips; and how the filter of CapFilt is made (section 3.3)."""
 
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
@@ -41,4 +41,31 @@ class CaptioningConfig:
     label_smoothing: float = 0.1
 
 
-TaskConfig = PretrainingConfig | FilterConfig | CaptioningConfig
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnsweringConfig:
+    """Answers written by a decoder that reads the question with its image or clip (BLIP section 5.3)."""
+
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrConfig:
+    """True or false of statements about two images (BLIP section 5.4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisdialConfig:
+    """The right answer of a dialog's question, told from wrong ones by ITM (BLIP section 5.5)."""
+
+    num_negatives: int = 3
+    """Wrong answers beside the right one, drawn from the candidates. The paper does not say how many."""
+
+
+TaskConfig = (
+    PretrainingConfig
+    | RetrievalConfig
+    | CaptioningConfig
+    | QuestionAnsweringConfig
+    | NlvrConfig
+    | VisdialConfig
+)

@@ -1,4 +1,4 @@
-"""ITC and ITM over one batch, with their momentum twin and queue: the part pre-training and filter share.
+"""ITC and ITM over one batch, with their momentum twin and queue: what pre-training and retrieval share.
 
 B local batch, G joint batch of all processes, N image tokens, T text tokens, D width, E embedding width.
 """
@@ -6,7 +6,6 @@ B local batch, G joint batch of all processes, N image tokens, T text tokens, D 
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
@@ -16,6 +15,8 @@ from openblip.objectives.gather import gather, gather_padded, gather_with_gradie
 from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
 from openblip.objectives.momentum import EmbeddingQueue, update_average
 from openblip.tasks.config import ContrastiveConfig
+from openblip.tasks.media import encode_media, num_frames
+from openblip.tasks.tokens import interleave, replace_first
 
 
 class ContrastiveMatching(nn.Module):
@@ -34,10 +35,11 @@ class ContrastiveMatching(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The ITC loss, and the similarities over temperature of images to texts and of texts to images of
         the joint batch, both (B, G), by which ITM mines its negatives."""
-        image = model.embed_image(image_tokens)
+        frames = num_frames(pixels)
+        image = model.embed_image(image_tokens, frames)
         text = model.embed_text(tokens.ids, tokens.mask)
         with torch.no_grad():
-            momentum_image = self.twin.embed_image(self.twin.encode_image(pixels))
+            momentum_image = self.twin.embed_image(encode_media(self.twin, pixels), frames)
             momentum_text = self.twin.embed_text(tokens.ids, tokens.mask)
         batch = (gather(momentum_image), gather(momentum_text), gather(ids))
         self._pending.append(batch)
@@ -108,21 +110,6 @@ def make_twin(model: Blip) -> Blip:
     own = model.state_dict()
     twin.load_state_dict({name: own[name] for name in twin.state_dict()})
     return twin.requires_grad_(False).eval()
-
-
-def replace_first(tokens: Tokens, token_id: int) -> Tokens:
-    """The same texts (R, T), beginning with `token_id`."""
-    ids = tokens.ids.clone()
-    ids[:, 0] = token_id
-    return Tokens(ids, tokens.mask)
-
-
-def interleave(first: Tokens, second: Tokens) -> Tokens:
-    """Two sets of B texts -> (2B, T): first[0], second[0], first[1], ..., padded to the longer."""
-    length = max(first.ids.shape[1], second.ids.shape[1])
-    ids = [F.pad(t.ids, (0, length - t.ids.shape[1])) for t in (first, second)]
-    mask = [F.pad(t.mask, (0, length - t.mask.shape[1])) for t in (first, second)]
-    return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))
 
 
 def negative_images(model: Blip, image_tokens: Tensor, image_kv: CrossKV, index: Tensor) -> CrossKV:

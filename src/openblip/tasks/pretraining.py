@@ -9,7 +9,8 @@ from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.config import PretrainingConfig
-from openblip.tasks.contrastive_matching import ContrastiveMatching, replace_first
+from openblip.tasks.contrastive_matching import ContrastiveMatching
+from openblip.tasks.tokens import replace_first
 
 
 class Pretraining(nn.Module):

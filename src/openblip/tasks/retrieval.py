@@ -1,4 +1,9 @@
-"""The filter of CapFilt: ITC and ITM fine-tuned on clean pairs (BLIP section 3.3)."""
+"""Retrieval of texts, images and clips: ITC and ITM (BLIP sections 5.1 and 5.6), and how it is measured.
+
+Fine-tuned on clean pairs, this is the filter of CapFilt (section 3.3).
+
+I images or clips, T texts.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +12,16 @@ from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
-from openblip.tasks.config import FilterConfig
+from openblip.tasks.config import RetrievalConfig
 from openblip.tasks.contrastive_matching import ContrastiveMatching
+from openblip.tasks.media import encode_media
 
 
-class Filtering(nn.Module):
+class Retrieval(nn.Module):
     """A model with the heads itc and itm, and the two objectives that train it."""
 
     def __init__(
-        self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing, config: FilterConfig
+        self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing, config: RetrievalConfig
     ) -> None:
         super().__init__()
         self.model = model
@@ -25,7 +31,7 @@ class Filtering(nn.Module):
     def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc and itm of a batch, scalars."""
         pixels = self.preprocessing.normalize(batch.pixels)
-        image_tokens = self.model.encode_image(pixels)
+        image_tokens = encode_media(self.model, pixels)
         itc, image_to_text, text_to_image = self.contrastive_matching.itc(
             self.model, pixels, image_tokens, batch.tokens, batch.image_ids, step
         )

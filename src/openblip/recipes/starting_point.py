@@ -1,0 +1,136 @@
+"""What a run trains: a checkpoint made ready for its task, or a model from random weights."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from openblip.checkpoints.native import Checkpoint
+from openblip.data.sources import Mixture
+from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.transforms import Preprocessing
+from openblip.errors import ConfigError, OpenBlipError
+from openblip.models.blip import Blip
+from openblip.models.config import Head
+from openblip.nn.vit import interpolate_positions
+from openblip.predictor import load
+from openblip.recipes.run import Run
+
+MAX_VOCABULARY_CAPTIONS = 200_000  # enough for every word that matters; more only costs time
+
+# What a head may bring along that no earlier training has: it keeps its random start.
+_FRESH: dict[Head, tuple[str, ...]] = {
+    "nlvr": ("nlvr_head.", ".merge."),
+    "visdial": ("caption_proj.", "itm_head."),
+}
+# Answers read questions: where those are not as wide as images, so that nothing fits, these start anew.
+_CONTEXT_PROJECTION = re.compile(r"cross_attention\.variants\.decode\.branch\.key_value\.")
+
+
+def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Checkpoint:
+    """The checkpoint `run.init` names, with the heads its task trains; or a random model with them."""
+    if run.init is not None:
+        predictor = load(run.init, device="cpu")
+        model = with_heads(predictor.model, heads)
+        checkpoint = Checkpoint(model, predictor.tokenizer, predictor.preprocessing, predictor.prompt)
+        return checkpoint if run.image_size is None else at_image_size(checkpoint, run.image_size)
+    assert run.model is not None  # `check_start` has seen to it
+    tokenizer = make_tokenizer(run, mixture)
+    config = replace(run.model, text=replace(run.model.text, vocab_size=tokenizer.vocab_size), heads=heads)
+    model = Blip(config)
+    start_from_backbones(model, run.vision_init, run.text_init)
+    return Checkpoint(model, tokenizer, Preprocessing(image_size=config.vision.image_size))
+
+
+def with_heads(model: Blip, heads: tuple[Head, ...]) -> Blip:
+    """The same weights under other heads (BLIP section 5: a task takes the parts it needs).
+
+    Both branches over two images start as the one there was. Questions and answers get weights of their own,
+    as in the released VQA fine-tuning. ConfigError when the model lacks something that is no fresh part of a
+    head.
+    """
+    text = model.config.text
+    if "vqa" in heads:
+        text = replace(text, sharing="none")
+    target = Blip(replace(model.config, heads=heads, text=text))
+    fresh = tuple(part for head in heads for part in _FRESH.get(head, ()))
+    theirs = model.state_dict()
+    weights: dict[str, Any] = target.state_dict()
+    missing = []
+    for name, start in weights.items():
+        found = _origin(name, start, theirs)
+        if found is not None:
+            weights[name] = found
+        elif not any(part in name for part in fresh):
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(
+            f"The checkpoint has the heads {', '.join(model.config.heads)}, from which a model with "
+            f"{', '.join(heads)} cannot start: there is no {missing[0]}{more}. Start from a pre-trained one."
+        )
+    target.load_state_dict(weights)
+    return target
+
+
+def _origin(name: str, start: Tensor, theirs: dict[str, Tensor]) -> Tensor | None:
+    """What a parameter that begins as `start` is made of; None when the model has nothing for it."""
+    name = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
+    for candidate in (name, re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", name)):
+        if candidate in theirs:
+            found = theirs[candidate]
+            does_not_fit = found.shape != start.shape and _CONTEXT_PROJECTION.search(name) is not None
+            return start if does_not_fit else found
+    return None
+
+
+def start_from_backbones(model: Blip, vision_init: str | None, text_init: str | None) -> None:
+    """Put the weights of Hugging Face backbones into a new model; CheckpointError when they do not fit."""
+    if vision_init is None and text_init is None:
+        return
+    # Here, since transformers takes seconds to import and most runs need none of it.
+    from openblip.checkpoints.backbones import init_text, init_vision
+
+    if vision_init is not None:
+        init_vision(model.vision, vision_init)
+    if text_init is not None:
+        init_text(model.text, text_init)
+
+
+def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """The same model for pictures of another size, its position embeddings interpolated once and for all."""
+    config = checkpoint.model.config
+    vision = replace(config.vision, image_size=image_size)
+    weights: dict[str, Any] = checkpoint.model.state_dict()
+    name = "vision.position_embedding"
+    weights[name] = interpolate_positions(weights[name], image_size // vision.patch_size)
+    resized = Blip(replace(config, vision=vision))
+    resized.load_state_dict(weights)
+    preprocessing = replace(checkpoint.preprocessing, image_size=image_size)
+    return checkpoint._replace(model=resized, preprocessing=preprocessing)
+
+
+def make_tokenizer(run: Run, mixture: Mixture) -> Tokenizer:
+    """The tokenizer that `run.tokenizer` names, or a WordPiece vocabulary of the run's own captions."""
+    if run.tokenizer is not None:
+        return Tokenizer.load(run.tokenizer)
+    return Tokenizer.train(_some_captions(mixture), run.vocab_size)
+
+
+def _some_captions(mixture: Mixture) -> Iterator[str]:
+    """Captions of all sources, an equal share of each, at most MAX_VOCABULARY_CAPTIONS."""
+    share = MAX_VOCABULARY_CAPTIONS // len(mixture.sources)
+    for source in mixture.sources:
+        left = share
+        for shard in source.shards():
+            if left <= 0:
+                break
+            for record in source.index(shard).records:
+                try:
+                    captions = record.read().captions
+                except (OpenBlipError, OSError):  # the loader names and counts it
+                    continue
+                yield from (normalize_caption(caption) for caption in captions)
+                left -= len(captions)
