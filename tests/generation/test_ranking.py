@@ -1,50 +1,134 @@
+"""Choosing from a list: by the whole log-probability, whatever the order, the passes and the doubles."""
+
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_decoders import EOS, PROMPT, HuggingFaceDecoder, Images, TableDecoder, numbered_images
+from tiny_decoders import EOS, PROMPT, VOCAB, HuggingFaceDecoder, Images, TableDecoder, numbered_images
 
-from openblip.errors import ConfigError
-from openblip.generation.ranking import rank_candidates
+from openblip.errors import CheckpointError, ConfigError
+from openblip.generation.interface import TextDecoder
+from openblip.generation.ranking import Ranked, best_candidates
 
-CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11]]
+CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11], [6, 7], [5, 5], [9]]
 
 
-def test_a_score_is_the_sum_of_the_texts_log_probabilities() -> None:
+@torch.no_grad()
+def logprobs(model: TextDecoder, image: Images, ids: Sequence[int], prompt: torch.Tensor) -> list[float]:
+    """Token by token, one text of one image at a time."""
+    found, read = [], prompt.tolist()
+    for token in [*ids, EOS]:
+        found.append(float(model.decode(torch.tensor([read]), image)[0, -1].log_softmax(-1)[token]))
+        read.append(token)
+    return found
+
+
+def best_by_hand(model: TextDecoder, image: Images, candidates: Sequence[Sequence[int]]) -> int:
+    totals = [sum(logprobs(model, image, ids, PROMPT)) for ids in candidates]
+    return totals.index(max(totals))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_has_the_highest_sum_over_its_tokens_and_the_end(seed: int) -> None:
+    model = TableDecoder(seed)
+    found = best_candidates(model, numbered_images(3, 8, 1), PROMPT, CANDIDATES, 3, eos_id=EOS)
+    for image, ranked in zip([3, 8, 1], found, strict=True):
+        assert ranked.index == best_by_hand(model, numbered_images(image), CANDIDATES)
+        ids = CANDIDATES[ranked.index]
+        assert ranked.generated.ids == ids
+        assert ranked.generated.token_logprobs == pytest.approx(
+            logprobs(model, numbered_images(image), ids, PROMPT), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 3])
+def test_only_those_with_likely_first_tokens_are_compared(num_candidates: int) -> None:
+    """Two of three candidates begin alike, so with a limit of one both or the third are compared."""
+    differed = False
+    for seed, image in itertools.product(range(4), [1, 2, 3]):
+        model, candidates = TableDecoder(seed), [[5, 6], [5, 7], [9, 4]]
+        first = model.decode(PROMPT[None], numbered_images(image))[0, -1]
+        kept = [0, 1] if first[5] > first[9] else [2]
+        allowed = kept if num_candidates <= len(kept) else [0, 1, 2]
+        best = best_by_hand(model, numbered_images(image), [candidates[i] for i in allowed])
+        (found,) = best_candidates(
+            model, numbered_images(image), PROMPT, candidates, 1, eos_id=EOS, num_candidates=num_candidates
+        )
+        assert found.index == allowed[best]
+        differed |= found.index != best_by_hand(model, numbered_images(image), candidates)
+    assert differed == (num_candidates < 3)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_order_of_the_list_decides_nothing(order: Sequence[int]) -> None:
+    """Also where the limit falls between candidates that begin alike."""
+    candidates = [[5, 6], [5, 7], [5, 8]]
+    for seed in range(3):
+        model = TableDecoder(seed)
+        expected = best_by_hand(model, numbered_images(1), candidates)
+        shuffled = [candidates[i] for i in order]
+        (found,) = best_candidates(
+            model, numbered_images(1), PROMPT, shuffled, 1, eos_id=EOS, num_candidates=1
+        )
+        assert shuffled[found.index] == candidates[expected]
+
+
+def test_of_equal_candidates_the_first_counts_and_is_scored_once() -> None:
     model = TableDecoder(0)
-    scores = rank_candidates(model, numbered_images(3, 8), PROMPT, CANDIDATES, 2, eos_id=EOS)
-    for (row, image), (column, ids) in itertools.product(enumerate([3, 8]), enumerate(CANDIDATES)):
-        expected, read = 0.0, PROMPT.tolist()
-        for token in [*ids, EOS]:
-            logits = model.decode(torch.tensor([read]), numbered_images(image))[0, -1]
-            expected += float(logits.log_softmax(-1)[token])
-            read.append(token)
-        assert float(scores[row, column]) == pytest.approx(expected, abs=1e-4)
+    (found,) = best_candidates(model, numbered_images(1), PROMPT, [[5], [5], [5], [5]], 1, eos_id=EOS)
+    assert found.index == 0
+    assert model.rows_read == [1, 1]  # the beginnings, then the one text
 
 
-def test_all_texts_of_a_length_have_probability_one_together() -> None:
-    model = TableDecoder(1, vocab_size=4)
-    texts = [list(ids) for n in range(7) for ids in itertools.product([0, 1, 3], repeat=n)]
-    model.table[:, :, EOS] += 6.0
-    scores = rank_candidates(model, numbered_images(2), PROMPT, texts, 1, eos_id=EOS)
-    assert float(scores.double().exp().sum()) == pytest.approx(1.0, abs=1e-3)
+def test_a_context_is_read_with_the_candidates_that_it_chose() -> None:
+    """Contexts that keep different numbers of candidates, in one call and one by one."""
+    model, images = TableDecoder(2), [1, 2, 3, 4, 5]
+
+    def chosen(*numbers: int) -> list[Ranked]:
+        kv = numbered_images(*numbers)
+        return best_candidates(model, kv, PROMPT, CANDIDATES, len(numbers), eos_id=EOS, num_candidates=2)
+
+    together, apart = chosen(*images), [chosen(image)[0] for image in images]
+    assert [ranked.index for ranked in together] == [ranked.index for ranked in apart]
+    assert len({ranked.index for ranked in apart}) > 1
 
 
-@pytest.mark.parametrize("candidates_per_pass", [1, 2, 5])
-def test_scores_do_not_depend_on_the_pass_size(candidates_per_pass: int) -> None:
-    model, images = (
-        HuggingFaceDecoder(0),
-        Images(torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))),
-    )
-    prompt = torch.tensor([3, 9, 10])
-    whole = rank_candidates(model, images, prompt, CANDIDATES, 3, eos_id=EOS)
-    parts = rank_candidates(
-        model, images, prompt, CANDIDATES, 3, eos_id=EOS, candidates_per_pass=candidates_per_pass
-    )
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
-    assert whole.shape == (3, 5)
+@pytest.mark.parametrize("max_rows", [1, 4, 9, 512])
+def test_the_choice_does_not_depend_on_the_passes(max_rows: int) -> None:
+    tokens = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+    model, prompt = HuggingFaceDecoder(0), torch.tensor([3, 9, 10])
+    candidates = [list(ids) for ids in itertools.product([5, 7, 9], repeat=2)] + CANDIDATES
+    found = best_candidates(model, Images(tokens), prompt, candidates, 3, eos_id=EOS, max_rows=max_rows)
+    for image, ranked in enumerate(found):
+        one = Images(tokens[image : image + 1])
+        totals = [sum(logprobs(model, one, ids, prompt)) for ids in candidates]
+        assert ranked.index == totals.index(max(totals))
+        assert ranked.generated.logprob == pytest.approx(max(totals), abs=1e-4)
 
 
-def test_nothing_to_rank_is_refused() -> None:
-    with pytest.raises(ConfigError, match="candidates"):
-        rank_candidates(TableDecoder(0), numbered_images(0), PROMPT, [], 1, eos_id=EOS)
+def test_no_contexts_no_answers() -> None:
+    kv = Images(torch.zeros(0, 1, 1))
+    assert best_candidates(TableDecoder(0), kv, PROMPT, CANDIDATES, 0, eos_id=EOS) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"candidate_ids": []}, "no candidates"),
+        ({"num_candidates": 0}, "num_candidates is 0"),
+        ({"prompt_ids": PROMPT[:0]}, "prompt_ids"),
+        ({"prompt_ids": PROMPT[None]}, "prompt_ids"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(arguments: dict[str, object], message: str) -> None:
+    settings = {"prompt_ids": PROMPT, "candidate_ids": CANDIDATES, "num_candidates": 2, **arguments}
+    with pytest.raises(ConfigError, match=message):
+        best_candidates(TableDecoder(0), numbered_images(0), num_contexts=1, eos_id=EOS, **settings)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_not_numbers_are_reported() -> None:
+    model = TableDecoder(0)
+    model.table = torch.full((64, VOCAB, VOCAB), torch.nan)
+    with pytest.raises(CheckpointError, match="not numbers"):
+        best_candidates(model, numbered_images(0), PROMPT, CANDIDATES, 1, eos_id=EOS)
