@@ -1,0 +1,224 @@
+"""Frames of a clip as a person sees them: spread evenly over it, upright, in RGB. PyAV (FFmpeg) decodes."""
+
+import io
+import itertools
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from openblip.data.images import read_image
+from openblip.data.sources import storage
+from openblip.errors import ConfigError, MissingExtraError, OpenBlipError, VideoError
+
+# What the suffixes of clips stand for, which all say how long they are. FFmpeg would also take a playlist,
+# and open what it names, here or on the net.
+_FORMATS = "mov,mp4,matroska,webm,avi"
+_MISSING_SHARE = (
+    0.1  # of the stated length that may lack at the end: sound of a variable rate makes it a guess
+)
+
+# By (swaps the axes, x runs backwards, y runs backwards), x and y those of the picture as it is shown.
+_UPRIGHT = {
+    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Image.Transpose.ROTATE_180,
+    (True, False, False): Image.Transpose.TRANSPOSE,
+    (True, True, False): Image.Transpose.ROTATE_270,
+    (True, False, True): Image.Transpose.ROTATE_90,
+    (True, True, True): Image.Transpose.TRANSVERSE,
+}
+
+
+def read_frames(
+    clip: bytes | str | Path,
+    num_frames: int,
+    *,
+    name: str | None = None,
+    max_pixels: int = 7680 * 4320,
+    max_frames: int = 108_000,
+) -> list[Image.Image]:
+    """`num_frames` RGB frames spread evenly over the clip: those of index floor(i * n / num_frames) of its n
+    frames in the order they are shown, for i = 0 .. num_frames - 1. A clip of fewer frames repeats some.
+
+    The paper (section 5.6) samples frames uniformly. The released code asks `numpy.arange` for integers in
+    steps of n / num_frames, which steps by floor(n / num_frames) instead, so that a short clip's end is never
+    seen, and may give a frame more than asked for.
+
+    `clip`: encoded bytes, or a path (or fsspec URL). `name` stands for it in errors. Rotation and mirroring
+    that the container states are applied; pixels that are not square stay as stored. Frames are counted,
+    whatever the header says, and only the wanted ones are kept. `max_pixels` limits a frame, `max_frames` (an
+    hour at 30 per second) the clip. Raises `VideoError` for anything that is not a whole clip: damaged, without
+    a picture, too large, cut off (where only times tell, as in webm, a lost tenth passes); `MissingExtraError`
+    without PyAV; `ConfigError` for fewer than one frame.
+    """
+    if num_frames < 1:
+        raise ConfigError(f"num_frames must be at least 1, not {num_frames}")
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError('clips need PyAV: pip install "openblip[video]"') from error
+    name = name or ("clip" if isinstance(clip, bytes) else str(clip))
+    with _open(clip, name) as file:
+        source = _Clip(file, storage.file_size(file), name, max_pixels, max_frames)
+        try:
+            return source.frames(num_frames)
+        except VideoError:
+            raise
+        except Exception as error:  # FFmpeg's errors are of many kinds, and so are those of what wraps it
+            why = getattr(error, "strerror", None) or error
+            raise VideoError(f"{name}: not a clip that can be decoded: {why}") from error
+
+
+def _open(clip: bytes | str | Path, name: str) -> BinaryIO:
+    if isinstance(clip, bytes):
+        return io.BytesIO(clip)
+    try:
+        return storage.open_binary(str(clip))
+    except (OSError, OpenBlipError) as error:
+        raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A clip in an open file of `size` bytes, read from its start as often as needed."""
+
+    file: BinaryIO
+    size: int
+    name: str
+    max_pixels: int
+    max_frames: int
+
+    def frames(self, num_frames: int) -> list[Image.Image]:
+        """The evenly spread frames. A packet holds one frame, mostly: where that was wrong, the frames
+        counted in decoding say which ones are wanted, and it is decoded again.
+        """
+        count = self._count_packets()
+        kept, total = self._decode(set(_uniform(count, num_frames)))
+        if total != count:
+            kept, total = self._decode(set(_uniform(total, num_frames)))
+        if not total:
+            raise VideoError(f"{self.name}: no frame in it")
+        return [kept[index] for index in _uniform(total, num_frames)]
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container and its video stream, at the start of the file."""
+        import av
+
+        self.file.seek(0)
+        # FFmpeg decodes a frame to look at it: its own limit holds then, and counts a picture's padding, too.
+        decoding = {"max_pixels": str(2 * self.max_pixels + (1 << 20))}
+        try:
+            container = av.open(
+                self.file, options={"format_whitelist": _FORMATS, **decoding}, metadata_errors="replace"
+            )
+        except av.FFmpegError as error:
+            what = "not a video in a known format (mp4, mov, webm, mkv, avi), or cut off"
+            raise VideoError(f"{self.name}: {what if self.size else 'the file is empty'}") from error
+        with container:
+            stream = container.streams.best("video")
+            # An audio file's cover is a video stream of one picture.
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+                raise VideoError(f"{self.name}: no video in it")
+            decoder: Any = stream.codec_context
+            if decoder is None:
+                raise VideoError(f"{self.name}: this build of PyAV cannot decode its video")
+            self._check_size(decoder.width, decoder.height)
+            decoder.thread_type, decoder.thread_count = "NONE", 1
+            decoder.options = decoding
+            yield container, stream
+
+    def _check_size(self, width: int, height: int) -> None:
+        if not width or not height:
+            raise VideoError(
+                f"{self.name}: its frames have no size, or far more than {self.max_pixels} pixels"
+            )
+        if width * height > self.max_pixels:
+            raise VideoError(
+                f"{self.name}: {width}x{height} is more than the limit of {self.max_pixels} pixels"
+            )
+
+    def _check_count(self, count: int) -> None:
+        if count > self.max_frames:
+            raise VideoError(f"{self.name}: more than the limit of {self.max_frames} frames")
+
+    def _count_packets(self) -> int:
+        """The number of the video's packets, none of them decoded; raises `VideoError` for a clip that is cut
+        off.
+        """
+        times: list[float] = []
+        count, last = 0, 0.0
+        with self._opened() as (container, stream):
+            if any(entry.pos + entry.size > self.size for entry in stream.index_entries):
+                raise self._cut_off("its index reaches beyond the file's end")
+            for packet in container.demux():
+                if packet.is_corrupt:
+                    raise self._cut_off("a packet is not whole")
+                if packet.pts is not None:
+                    last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is stream and packet.size:
+                    count += 1
+                    self._check_count(count)
+                    if packet.pts is not None:
+                        times.append(float(packet.pts * packet.time_base))
+            # The index of an mp4 or mov said it exactly above, and its edits make its times no guide.
+            is_exact = container.format.name.startswith("mov")
+            promised = 0.0 if is_exact else (container.duration or 0) / 1e6
+            if promised - last > max(_MISSING_SHARE * promised, _longest_step(times)):
+                raise self._cut_off(f"it ends after {last:.1f} of {promised:.1f} seconds")
+        return count
+
+    def _cut_off(self, why: str) -> VideoError:
+        return VideoError(f"{self.name}: the clip is cut off or damaged: {why}")
+
+    def _decode(self, wanted: set[int]) -> tuple[dict[int, Image.Image], int]:
+        """The wanted frames by their index, and how many frames there are."""
+        kept: dict[int, Image.Image] = {}
+        total = 0
+        with self._opened() as (container, stream):
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise self._cut_off(f"frame {total} cannot be decoded whole")
+                if total in wanted:
+                    kept[total] = self._picture(frame)
+                total += 1
+                self._check_count(total)
+        return kept, total
+
+    def _picture(self, frame: Any) -> Image.Image:
+        self._check_size(frame.width, frame.height)
+        layout = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
+        values = frame.reformat(format=layout, threads=1).to_ndarray()  # (H, W, 3 or 4)
+        picture = read_image(Image.fromarray(values), name=self.name, max_pixels=self.max_pixels)
+        turn = _UPRIGHT.get(_orientation(frame))
+        return picture if turn is None else picture.transpose(turn)
+
+
+def _uniform(total: int, num_frames: int) -> list[int]:
+    return [i * total // num_frames for i in range(num_frames)]
+
+
+def _longest_step(times: list[float]) -> float:
+    """The longest time between two frames that follow each other: the last one may stay as long."""
+    times = sorted(times)
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+
+def _orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """What the display matrix does to the axes, as `_UPRIGHT` names it; angles between are the nearest right
+    one.
+    """
+    from av.sidedata.sidedata import Type
+
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return False, False, False
+    x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(x_to_x) + abs(y_to_y) >= abs(x_to_y) + abs(y_to_x):
+        return False, x_to_x < 0, y_to_y < 0
+    return True, y_to_x < 0, x_to_y < 0
