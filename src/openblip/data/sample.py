@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from openblip.errors import SourceError
 
@@ -82,6 +82,15 @@ class Source(Protocol):
 
     def index(self, shard: str) -> ShardIndex:
         """What the shard holds, without reading image payloads of local files; raises `SourceError`."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that can say more of itself than its shards show."""
+
+    def describe(self) -> Mapping[str, object]:
+        """What is worth printing, by name: `format`, files that it found beside its own, `missing` ones."""
         ...
 
 

@@ -1,90 +1,89 @@
-"""COCO captions: one .json with `images` and `annotations`, the pictures in a folder. All captions of an
-image are one sample.
+"""COCO captions and NoCaps: one .json with `images` and `annotations`. All captions of an image are one
+sample.
+
+The pictures are `file_name` in the folder of pictures. Files of images alone (image_info_test2014.json,
+nocaps_test_image_info.json) give samples without captions, to write predictions for.
 """
 
-import json
-import os
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from openblip.data.sample import Record, Reject, ShardIndex, caption_texts, safe_name
+from openblip.data.sample import caption_texts, safe_name
 from openblip.data.sources import storage
-from openblip.data.sources.files import FileRecord, chunk_names
+from openblip.data.sources.annotations import (
+    AnnotationFile,
+    as_object,
+    file_name_of,
+    first_objects,
+    id_of,
+)
+from openblip.data.sources.files import FileRecord
 from openblip.errors import SourceError
+
+_DOMAINS = ("in", "near", "out")
 
 
 @dataclass(slots=True)
-class CocoSource:
-    """The images of a COCO captions file, in its order; the key is the image's id."""
+class CocoCaptions:
+    """The images of a COCO captions file; the key is the image's id."""
 
-    name: str
+    known_as: ClassVar[str] = "COCO or NoCaps captions (the lists images and annotations)"
+
+    source: str
     folder: str
     images: list[Any] = field(repr=False)
     captions: dict[Any, list[Any]] = field(repr=False)
-    chunks: dict[str, range] = field(repr=False)
 
     @classmethod
-    def open(cls, spec: str, path: str, images: str | None) -> "CocoSource":
-        try:
-            content = json.loads(storage.read_bytes(path))
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path}: broken json: {error}") from error
-        if not isinstance(content, dict) or not all(
-            isinstance(content.get(k), list) for k in ("images", "annotations")
-        ):
-            raise SourceError(
-                f"{path}: not a COCO captions file, which has the lists images and annotations; "
-                "rows of images and captions belong into a .jsonl, one object per line"
-            )
-        if images is None:
-            raise SourceError(f"{path}: give the folder of its images with --images DIR")
-        if not storage.is_directory(images):
-            raise SourceError(f"{images}: no such folder of images")
+    def recognises(cls, content: Any) -> bool:
+        return isinstance(content, dict) and any(
+            "file_name" in image for image in first_objects(content.get("images"))
+        )
+
+    @classmethod
+    def of(cls, file: AnnotationFile) -> "CocoCaptions":
+        annotations = file.content.get("annotations") or []
+        rows = first_objects(annotations)
+        if annotations and not any("caption" in row for row in rows):
+            found = ", ".join(rows[0]) if rows else f"{annotations!r:.80}"
+            raise SourceError(f"{file.path}: its annotations are no captions; found: {found}")
         captions: dict[Any, list[Any]] = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in annotations:
             if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), (int, str)):
                 captions[annotation["image_id"]].append(annotation.get("caption"))
-        stem = os.path.basename(path).rpartition(".")[0]
-        chunks = dict(chunk_names(stem, len(content["images"])))
-        if not chunks:
-            raise SourceError(f"{path}: its list of images is empty")
-        return cls(spec, images, content["images"], dict(captions), chunks)
+        return cls(file.source, file.images, file.content["images"], dict(captions))
 
-    def shards(self) -> Sequence[str]:
-        return list(self.chunks)
+    def __len__(self) -> int:
+        return len(self.images)
 
-    def index(self, shard: str) -> ShardIndex:
-        records: dict[str, Record] = {}
-        rejects: list[Reject] = []
-        for number in self.chunks[shard]:
-            try:
-                record = self._record(shard, number)
-            except SourceError as error:
-                rejects.append(Reject(shard, f"images[{number}]", str(error)))
-                continue
-            if records.setdefault(record.key, record) is not record:
-                rejects.append(Reject(shard, record.key, "duplicate image id: the first one stays"))
-        return ShardIndex(list(records.values()), rejects)
+    def where(self, number: int) -> str:
+        return f"images[{number}]"
 
-    def _record(self, shard: str, number: int) -> FileRecord:
-        image, where = self.images[number], f"images[{number}]"
-        if (
-            not isinstance(image, dict)
-            or not isinstance(image.get("file_name"), str)
-            or "\0" in image["file_name"]
-        ):
-            raise SourceError(f"{where}: no file_name")
-        if not isinstance(image.get("id"), (int, str)):
-            raise SourceError(f"{where}: no id")
+    def record(self, number: int, shard: str) -> FileRecord:
+        image = as_object(self.images[number])
+        name, image_id = file_name_of(image, "file_name"), id_of(image, "id")
+        info = {**image, "image_id": image_id}
+        if isinstance(image.get("domain"), str):
+            info["domain"] = _domain(image["domain"])
         return FileRecord(
-            key=safe_name(str(image["id"])),
+            key=safe_name(str(image_id)),
             shard=shard,
-            image_path=storage.join(self.folder, image["file_name"]),
-            captions=caption_texts(self.captions.get(image["id"]), where),
-            image_id=f"{self.name}#{image['id']}",
-            info={**image, "image_id": image["id"]},
+            image_path=storage.join(self.folder, name),
+            captions=caption_texts(self.captions.get(image_id), "annotations"),
+            image_id=f"{self.source}#{image_id}",
+            info=info,
         )
+
+    def describe(self) -> dict[str, object]:
+        has_domains = any("domain" in image for image in first_objects(self.images))
+        name = "NoCaps captions" if has_domains else "COCO captions"
+        if not self.captions:
+            return {"format": name, "missing": "the list of annotations: no image has a caption"}
+        return {"format": name}
+
+
+def _domain(spelled: str) -> str:
+    """`in-domain`, `near-domain` or `out-domain`, however the file spells it."""
+    first = spelled.lower().replace("_", "-").split("-")[0].removesuffix("domain").strip()
+    return f"{first}-domain" if first in _DOMAINS else spelled

@@ -1,6 +1,7 @@
 """From what the user typed to sources: which format a spec names, and mixtures of several with weights."""
 
 import math
+import re
 from dataclasses import dataclass
 
 from openblip.data.sample import Source
@@ -10,7 +11,7 @@ from openblip.errors import SourceError
 
 _FORMATS = (
     "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
-    "a COCO captions .json with --images DIR, a folder of images, or capfilt:DIR; "
+    "the annotation file of a public data set (.json) with --images DIR, a folder of images, or capfilt:DIR; "
     "any of them may end in a part, [:95%]"
 )
 
@@ -24,8 +25,8 @@ class Mixture:
 
 
 def open_source(spec: str, *, images: str | None = None) -> Source:
-    """The source that `spec` names; `_FORMATS` lists the formats. `images`: the folder of a COCO json's
-    images.
+    """The source that `spec` names; `_FORMATS` lists the formats. `images`: the folder of the
+    pictures that an annotation file or table names.
 
     Raises `SourceError` when there is nothing there, the format is unknown or `spec` is a mixture.
     """
@@ -102,7 +103,8 @@ def _open_one(spec: str, images: str | None) -> Source:
         from openblip.data.sources.capfilt import CapFiltSource
 
         return CapFiltSource.open(spec, spec.removeprefix("capfilt:"))
-    paths = storage.expand_paths(spec)
+    named, split = _split_of(spec)
+    paths = storage.expand_paths(named)
     if len(paths) == 1 and storage.is_directory(paths[0]):
         return _open_directory(spec, paths[0])
     suffixes = {_suffix(path) for path in paths}
@@ -110,6 +112,10 @@ def _open_one(spec: str, images: str | None) -> Source:
         raise SourceError(
             f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format"
         )
+    if suffixes == {"json"} and len(paths) == 1:
+        from openblip.data.sources.recognition import open_annotations
+
+        return open_annotations(spec, paths[0], split, images)
     return _open_files(spec, paths, suffixes.pop(), images)
 
 
@@ -134,17 +140,28 @@ def _open_files(spec: str, paths: list[str], suffix: str, images: str | None) ->
         from openblip.data.sources.parquet import ParquetSource
 
         return ParquetSource.open(spec, paths)
-    if suffix in {"jsonl", "csv", "tsv"}:
+    if suffix in {"csv", "tsv"}:
         from openblip.data.sources.tables import TableSource
 
         return TableSource.open(spec, paths, images)
-    if suffix == "json" and len(paths) == 1:
-        from openblip.data.sources.coco import CocoSource
+    if suffix == "jsonl":
+        from openblip.data.sources.recognition import open_lines
 
-        return CocoSource.open(spec, paths[0], images)
+        return open_lines(spec, paths, images)
     if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
         raise SourceError(f"{spec}: compressed; decompress it first, shards are read at byte offsets")
     raise SourceError(f"{spec}: not a format that can be read; expected {_FORMATS}")
+
+
+_SPLIT = re.compile(r"(?P<path>.+\.json)#(?P<split>[\w-]*)")
+
+
+def _split_of(spec: str) -> tuple[str, str | None]:
+    """`dataset_coco.json#test` -> `dataset_coco.json`, `test`; a spec without a split -> itself, None."""
+    found = _SPLIT.fullmatch(spec)
+    if found is None or (not storage.is_remote(spec) and storage.exists(spec)):
+        return spec, None
+    return found["path"], found["split"]
 
 
 def _suffix(path: str) -> str:

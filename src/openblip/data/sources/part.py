@@ -1,10 +1,10 @@
 """A part of a source, `SOURCE[:95%]` or `SOURCE[95%:]`: how a set is split for training and evaluation."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from openblip.data.sample import ShardIndex, Source
+from openblip.data.sample import Described, ShardIndex, Source
 from openblip.errors import SourceError
 
 _PART = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$")
@@ -43,3 +43,7 @@ class PartSource:
         index = self.whole.index(shard)
         first, last = (len(index.records) * share // 100 for share in (self.start, self.stop))
         return ShardIndex(index.records[first:last], index.rejects)
+
+    def describe(self) -> Mapping[str, object]:
+        """What the whole source says of itself, nothing where it says nothing."""
+        return self.whole.describe() if isinstance(self.whole, Described) else {}

@@ -1,7 +1,8 @@
-"""Tables of image paths and captions: .jsonl, .csv and .tsv.
+"""Tables of image paths and texts: .jsonl, .csv and .tsv.
 
 Columns: the image's path in `image` (or `image_path`, `file_name`, ...), relative to the table's folder or to
-`--images`; one caption or a list in `caption` (or `captions`, `text`, `txt`). Rows of the same image, as
+`--images`; one caption or a list in `caption` (or `captions`, `text`, `txt`); the right one of two images in
+`second_image`, a clip in `video`, and the fields of tasks under their own names. Rows of the same image, as
 Flickr30k's tables have them, share its image id. A broken row is a reject that names the line.
 """
 
@@ -15,6 +16,7 @@ from openblip.data.sample import Record, Reject, ShardIndex, caption_texts, safe
 from openblip.data.sources import storage
 from openblip.data.sources.files import ROWS_PER_SHARD, FileRecord
 from openblip.data.sources.rows import Csv, Dialect, JsonLines, Row
+from openblip.data.sources.task_fields import TASK_COLUMNS, task_fields
 from openblip.errors import SourceError
 
 IMAGE_COLUMNS = (
@@ -28,6 +30,7 @@ IMAGE_COLUMNS = (
     "jpg",
     "png",
     "webp",
+    "video",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
@@ -109,18 +112,32 @@ class TableSource:
 
     def _record(self, chunk: TableChunk, shard: str, row: Row, where: str) -> FileRecord:
         values = chunk.dialect.parse(row, where)
-        image = values[find_column(values, IMAGE_COLUMNS, "image", where)]
-        if not isinstance(image, str) or not image or "\0" in image:
-            raise SourceError(f"{where}: the image must be a path, not {image!r:.80}")
+        folder = self.images or storage.parent(chunk.path)
+        image = _path(values, find_column(values, IMAGE_COLUMNS, "image", where), where)
+        second = None if values.get("second_image") in (None, "") else _path(values, "second_image", where)
         image_id = values.get("image_id")
+        if image_id in (None, ""):
+            image_id = image if second is None else f"{image} {second}"
+        try:
+            info = task_fields(values)
+        except SourceError as error:
+            raise SourceError(f"{where}: {error}") from error
         return FileRecord(
             key=row_key(values, row.line),
             shard=shard,
-            image_path=storage.join(self.images or storage.parent(chunk.path), image),
+            image_path=storage.join(folder, image),
             captions=row_captions(values, where),
-            image_id=f"{self.name}#{image if image_id in (None, '') else image_id}",
-            info=values,
+            image_id=f"{self.name}#{image_id}",
+            info=info,
+            second_image_path=None if second is None else storage.join(folder, second),
         )
+
+
+def _path(values: Mapping[str, Any], column: str, where: str) -> str:
+    image = values[column]
+    if not isinstance(image, str) or not image or "\0" in image:
+        raise SourceError(f"{where}: the image must be a path, not {image!r:.80}")
+    return image
 
 
 def _chunks_of(path: str) -> list[TableChunk]:
@@ -133,7 +150,7 @@ def _chunks_of(path: str) -> list[TableChunk]:
             if path.lower().endswith((".csv", ".tsv")):
                 dialect, line = Csv.of(file, path), 2
                 find_column(dialect.columns, IMAGE_COLUMNS, "image", path)
-                find_column(dialect.columns, CAPTION_COLUMNS, "caption", path)
+                find_column(dialect.columns, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", path)
             else:
                 dialect = JsonLines()
             rows = dialect.rows(file, line)
