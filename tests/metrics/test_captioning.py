@@ -1,15 +1,29 @@
+import json
 import random
 import subprocess
 import sys
 
 import pytest
+from pycocoevalcap import eval as coco_evaluation
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
 
 from openblip.errors import ConfigError, MissingExtraError
-from openblip.metrics import captioning
-from openblip.metrics.captioning import bleu, cider, exact_match, normalise_caption
-from openblip.metrics.tokenization import tokenize_in_python
+from openblip.metrics import captioning, java_scorers
+from openblip.metrics.captioning import (
+    bleu,
+    caption_scores,
+    cider,
+    exact_match,
+    meteor,
+    normalise_caption,
+    rouge_l,
+    scores_by_domain,
+    spice,
+)
+from openblip.metrics.tokenization import java_runs, tokenize_in_python, tokenize_with_java
 
 WORDS = [
     "a",
@@ -54,6 +68,7 @@ def test_scores_are_those_of_pycocoevalcap_on_the_same_tokens(seed: int) -> None
     written = {i: [p] for i, p in enumerate(predictions)}
     assert cider(predictions, references) == pytest.approx(float(Cider().compute_score(truth, written)[0]))
     assert bleu(predictions, references) == pytest.approx(Bleu(4).compute_score(truth, written, verbose=0)[0])
+    assert rouge_l(predictions, references) == pytest.approx(float(Rouge().compute_score(truth, written)[0]))
 
 
 def test_perfect_captions() -> None:
@@ -68,6 +83,105 @@ def test_bleu_by_hand() -> None:
     assert one == pytest.approx(3 / 4)
     assert two == pytest.approx((3 / 4 * 1 / 3) ** 0.5)
     assert three == pytest.approx(0.0, abs=1e-3)
+
+
+def test_rouge_by_hand() -> None:
+    # "a red sits" is common to both: precision 3/4, recall 3/5.
+    score = rouge_l(["a red cat sits"], [["a big red dog sits"]])
+    assert score == pytest.approx((1 + 1.2**2) * 3 / 4 * 3 / 5 / (3 / 5 + 1.2**2 * 3 / 4))
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java_scorers, "java_runs", lambda: False)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_what_cannot_be_computed_is_absent_with_a_reason() -> None:
+    predictions, references = random_set(0)
+    scores = caption_scores(predictions, references)
+    reason = "is a Java program, and no Java runs here"
+    assert set(scores["absent"]) == {"meteor", "spice"}
+    assert all(reason in text for text in scores["absent"].values())
+    assert {"meteor", "spice"}.isdisjoint(scores)
+    assert scores["cider"] == pytest.approx(cider(predictions, references))
+    assert scores["rouge_l"] == pytest.approx(rouge_l(predictions, references))
+    assert [scores["bleu_1"], scores["bleu_2"], scores["bleu_3"], scores["bleu_4"]] == pytest.approx(
+        list(bleu(predictions, references))
+    )
+    json.dumps(scores)
+    for metric in (meteor, spice):
+        with pytest.raises(MissingExtraError, match=reason):
+            metric(predictions, references)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_domains_share_their_weights_of_words() -> None:
+    predictions, references = random_set(1)
+    domains = ["near-domain"] * 5 + ["in-domain"] * 3 + ["out-domain"] * 4
+    scores = scores_by_domain(predictions, references, domains)
+    assert list(scores) == ["in-domain", "near-domain", "out-domain", "entire"]
+    assert scores["entire"] == caption_scores(predictions, references)
+    truth, written = dict(enumerate(references)), {i: [text] for i, text in enumerate(predictions)}
+    of_images = Cider().compute_score(truth, written)[1]
+    assert scores["near-domain"]["cider"] == pytest.approx(sum(of_images[:5]) / 5)
+    assert scores["in-domain"]["cider"] == pytest.approx(sum(of_images[5:8]) / 3)
+    assert scores["out-domain"]["rouge_l"] == pytest.approx(rouge_l(predictions[8:], references[8:]))
+    # BLEU counts over the domain's own images.
+    assert scores["out-domain"]["bleu_4"] == pytest.approx(bleu(predictions[8:], references[8:])[3])
+
+
+@pytest.mark.usefixtures("no_java")
+def test_domains_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 predictions and 2 domains"):
+        scores_by_domain(["a dog"], [["a dog"]], ["in-domain", "out-domain"])
+    with pytest.raises(ConfigError, match="rename that domain"):
+        scores_by_domain(["a dog"], [["a dog"]], ["entire"])
+    with pytest.raises(ConfigError, match="scores_by_domain: 0 predictions"):
+        scores_by_domain([], [], [])
+
+
+class Captions:
+    """What pycocotools' COCO is to COCOEvalCap."""
+
+    def __init__(self, captions: list[list[str]]) -> None:
+        self.imgToAnns = {
+            image: [{"caption": text} for text in texts] for image, texts in enumerate(captions)
+        }
+
+    def getImgIds(self) -> list[int]:
+        return list(self.imgToAnns)
+
+
+class NoSpice:
+    """Stands in for the metric that would start a download."""
+
+    def method(self) -> str:
+        return "SPICE"
+
+    def compute_score(self, truth: dict[int, object], written: object) -> tuple[float, list[float]]:
+        return 0.0, [0.0] * len(truth)
+
+
+@pytest.mark.skipif(not java_runs(), reason="METEOR and the official tokenizer are Java programs")
+def test_scores_are_those_of_coco_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "tokenize_captions", tokenize_with_java)
+    predictions, references = random_set(2)
+    predictions[:3] = ["", "A café, (big) dog's ball!", references[2][0].title() + "."]
+    domains = ["in-domain"] * 4 + ["out-domain"] * 8
+    scores = scores_by_domain(predictions, references, domains)
+
+    their_meteor = Meteor()
+    monkeypatch.setattr(coco_evaluation, "Meteor", lambda: their_meteor)
+    monkeypatch.setattr(coco_evaluation, "Spice", NoSpice)
+    for name, images in (("entire", slice(None)), ("out-domain", slice(4, None))):
+        theirs = coco_evaluation.COCOEvalCap(
+            Captions(references[images]), Captions([[text] for text in predictions[images]])
+        )
+        theirs.evaluate()
+        ours, same = scores[name], ["METEOR", "ROUGE_L", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"]
+        for metric in [*same, "CIDEr"] if name == "entire" else same:
+            assert ours[metric.lower()] == pytest.approx(theirs.eval[metric]), metric  # type: ignore[literal-required]
 
 
 def test_case_and_punctuation_do_not_count() -> None:
@@ -97,7 +211,7 @@ def test_exact_match_by_hand() -> None:
     assert normalise_caption('  A two-door CAR, it\'s "red"! ') == "a two-door car it's red"
 
 
-@pytest.mark.parametrize("metric", [cider, bleu, exact_match])
+@pytest.mark.parametrize("metric", [cider, bleu, rouge_l, meteor, spice, caption_scores, exact_match])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [

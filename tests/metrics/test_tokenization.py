@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,4 +71,17 @@ def test_a_java_that_fails_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenization, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"openblip\[metrics\]"):
+        tokenize_with_java(["a dog"])
+
+
+def test_a_java_that_cannot_run_the_tokenizer_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'Error: no heap' >&2\necho '  at Main(1)' >&2\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        MissingExtraError, match=r"tokenizer of COCO evaluation: Error: no heap\. Repair Java"
+    ):
         tokenize_with_java(["a dog"])

@@ -86,21 +86,42 @@ def tokenize_with_java(captions: Sequence[str]) -> list[str]:
     """The official tokenizer, with the options of COCO evaluation.
 
     Raises:
-        MissingExtraError: pycocoevalcap, which carries it, is not installed.
+        MissingExtraError: pycocoevalcap, which carries it, is not installed, or Java cannot run it.
     """
-    spec = find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            'Caption metrics need pycocoevalcap; install it with: pip install "openblip[metrics]"'
-        )
-    jar = Path(spec.submodule_search_locations[0]) / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     # One line per caption: whatever Java takes for the end of a line must not be inside one.
     lines = [" ".join(caption.split()) for caption in captions]
     # -encoding: Java before 18 would take the locale's.
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     answer = subprocess.run(
-        command + options, input="\n".join(lines) + "\n", capture_output=True, check=True, encoding="utf-8"
+        command + options, input="\n".join(lines) + "\n", capture_output=True, check=False, encoding="utf-8"
     )
+    if answer.returncode != 0:
+        raise MissingExtraError(
+            f"Java cannot run the tokenizer of COCO evaluation: {complaint(answer.stderr)}. Repair Java, or "
+            "take it off the PATH to have captions tokenized in Python"
+        )
     tokenized = answer.stdout.split("\n")[: len(captions)]
     return [" ".join(token for token in line.split() if token not in PUNCTUATION) for line in tokenized]
+
+
+def pycocoevalcap_folder() -> Path:
+    """Where the package is, which carries the Java programs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    spec = find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            'Caption metrics need pycocoevalcap; install it with: pip install "openblip[metrics]"'
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def complaint(output: str) -> str:
+    """The last thing a Java program said that is not a line of a stack trace, for an error message."""
+    lines = [line.strip() for line in output.splitlines()]
+    said = [line for line in lines if line and not line.startswith(("at ", "..."))]
+    return said[-1] if said else "it said nothing"
