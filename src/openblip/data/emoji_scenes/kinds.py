@@ -8,6 +8,7 @@ from openblip.data.emoji_scenes.captions import CaptionSamples
 from openblip.data.emoji_scenes.encoding import Member
 from openblip.data.emoji_scenes.questions import QuestionSamples
 from openblip.data.emoji_scenes.request import Kind, SceneRequest
+from openblip.data.emoji_scenes.statements import StatementSamples
 from openblip.data.emoji_scenes.vocabulary import Split
 from openblip.errors import ConfigError
 
@@ -42,6 +43,7 @@ class SampleKind(Protocol[Plan]):
 SAMPLE_KINDS: dict[Kind, SampleKind[Any]] = {
     "captions": CaptionSamples(),
     "questions": QuestionSamples(),
+    "statements": StatementSamples(),
 }
 
 

@@ -1,13 +1,14 @@
 """What a scene contains, without pixels: phrasing.py says it, rendering.py paints it."""
 
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any, Literal
 
 from openblip.data.emoji_scenes.vocabulary import (
     BACKGROUNDS,
     NOUNS,
+    Pair,
     Size,
     Split,
     pairs_of,
@@ -78,6 +79,37 @@ def draw_scene(rng: Random, split: Split) -> Scene:
     rng.shuffle(names)
     objects = tuple(_draw_object(rng, name, num_things=len(names)) for name in names)
     return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
+
+
+def draw_background(rng: Random, other_than: str = "") -> str:
+    """Any colour, but not `other_than`."""
+    return rng.choice([color for color in BACKGROUNDS if color != other_than])
+
+
+def draw_group(rng: Random, name: str, count: int) -> Scene:
+    """`count` of one noun and nothing else."""
+    thing = _draw_object(rng, name, num_things=count, count=count)
+    return Scene(objects=(thing,), background=draw_background(rng))
+
+
+def draw_pair_of(rng: Random, names: Pair, relation: Relation) -> Scene:
+    """The two nouns, the first left of or above the second."""
+    first, second = (_draw_object(rng, name, num_things=2) for name in names)
+    return Scene(objects=(first, second), background=draw_background(rng), relation=relation)
+
+
+def draw_scene_with(rng: Random, split: Split, name: str, size: Size | None = None) -> Scene:
+    """A scene with one thing of noun `name`, of `size` where one is given: alone, or in a pair of `split`."""
+    pairs = [pair for pair in pairs_of(split) if name in pair]
+    if pairs and size != "big" and rng.random() < 0.5:
+        first, second = rng.sample(rng.choice(pairs), 2)
+        scene = draw_pair_of(rng, (first, second), rng.choice(RELATIONS))
+    else:
+        scene = draw_group(rng, name, 1)
+    if size is None:
+        return scene
+    objects = tuple(replace(thing, size=size) if thing.name == name else thing for thing in scene.objects)
+    return replace(scene, objects=objects)
 
 
 def _draw_object(rng: Random, name: str, num_things: int, count: int = 1) -> SceneObject:
