@@ -1,210 +1,226 @@
-"""Hugging Face's BLIP folders: BlipForConditionalGeneration (captions), BlipForImageTextRetrieval (ITC, ITM).
+"""Folders of transformers' BLIP: for captions, retrieval and questions, and its BlipModel.
 
 The tables of names are in `huggingface_keys.py`. What the format has no place for (the temperature of ITC, a
-captioner's prompt) is written under "openblip" in config.json, which transformers keeps and ignores.
+captioner's prompt, ...) is written under "openblip" in config.json, which transformers keeps and ignores.
 """
 
 import json
 import math
-import pickle
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openblip.checkpoints.huggingface_keys import CAPTIONER, RETRIEVER, TEXT_SETTINGS, VISION_SETTINGS
-from openblip.checkpoints.key_table import Table, translate, translate_back
+from openblip.checkpoints.huggingface_config import (
+    blip_config,
+    huggingface_config,
+    preprocessor_config,
+    read_config,
+    read_preprocessing,
+)
+from openblip.checkpoints.huggingface_keys import LAYOUTS
+from openblip.checkpoints.key_table import Layout, translate, translate_back
 from openblip.checkpoints.native import (
     CONFIG,
     WEIGHTS,
     Checkpoint,
+    EncoderToken,
     as_float32,
+    check_parts_fit,
+    checked_encoder_token,
+    empty_blip,
     load_weights,
     read_json,
     read_weights,
 )
+from openblip.checkpoints.pickled import read_pickled, state_dict
+from openblip.checkpoints.text_weights import check_tied, infer_sharing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
-from openblip.models.blip import INITIAL_TEMPERATURE, Blip
-from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
+from openblip.models.blip import INITIAL_TEMPERATURE
+from openblip.models.config import BlipConfig, Sharing
 
-INDEX, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
+PICKLED = "pytorch_model.bin"
 BERT = "bert-base-uncased"  # whose vocabulary a folder without a tokenizer was trained with
-BICUBIC = 3  # PIL's number
 TEMPERATURE = "log_temperature"
 
 
-class _Kind(NamedTuple):
-    """One of transformers' classes: its heads, its table, and of its keys those that say nothing new."""
+class _Extra(NamedTuple):
+    """What their format has no place for; the defaults are for a folder that transformers wrote."""
 
-    heads: tuple[Head, ...]
-    table: Table
-    derived: tuple[str, ...]
-
-
-KINDS = {
-    "BlipForConditionalGeneration": _Kind(
-        ("lm",),
-        CAPTIONER,
-        # The word embeddings and cls.predictions.bias over again, which `_check_tied` sees to.
-        ("text_decoder.cls.predictions.decoder.", "text_decoder.bert.embeddings.position_ids"),
-    ),
-    "BlipForImageTextRetrieval": _Kind(("itc", "itm"), RETRIEVER, ("text_encoder.embeddings.position_ids",)),
-}
+    prompt: str = ""
+    encoder_token: EncoderToken = "[ENC]"
+    log_temperature: float = math.log(INITIAL_TEMPERATURE)
+    sharing: Sharing | None = None
+    drop_path: float = 0.0
 
 
-def load_huggingface(folder: str | Path) -> Checkpoint:
+def load_huggingface(folder: str | Path, tokenizer: str | Path | None = None) -> Checkpoint:
     """Read a folder of transformers' `save_pretrained`, in float32 on the CPU, in eval mode.
 
-    The weights may be safetensors, whole or sharded, or a pytorch_model.bin, of which no code is run. The
-    tokenizer and preprocessing are the folder's own; without a tokenizer, BERT's from the hub. Sizes, head
-    counts and epsilons come from config.json.
+    The weights may be safetensors or pytorch_model.bin, of which no code is run, whole or sharded. The
+    tokenizer and preprocessing are the folder's own, unless `tokenizer` names another; without one, BERT's
+    from the hub. Sizes, head counts and epsilons come from config.json.
 
     Raises CheckpointError for another class of model, a setting that BLIP does not have, weights that are
     missing or left over (it lists them), or a tokenizer of another model.
     """
     folder = Path(folder)
-    model_type = read_json(folder / CONFIG).get("model_type")
-    if model_type != "blip":
-        raise CheckpointError(f"{folder / CONFIG} is that of no BLIP: its model_type is {model_type}.")
-    config: Any = transformers.BlipConfig.from_pretrained(folder)
-    kind = _kind_of(folder, config)
+    config = read_config(folder)
     theirs = _read_tensors(folder)
-    _check_tied(folder, theirs)
-    with torch.device("meta"):
-        model = Blip(_blip_config(folder, config, kind.heads))
-    model.to_empty(device="cpu")
-    extra = getattr(config, "openblip", {})
-    names = model.state_dict().keys() - {TEMPERATURE}
-    weights = translate(kind.table, theirs, names, kind.derived, str(folder))
-    if "itc" in kind.heads:  # transformers' own files have no temperature: it starts where pre-training does
-        weights[TEMPERATURE] = torch.tensor(extra.get(TEMPERATURE, math.log(INITIAL_TEMPERATURE)))
+    name = _class_of(folder, config, theirs)
+    layout = LAYOUTS[name]
+    extra = _read_extra(folder, config, layout)
+    check_tied(theirs, str(folder))
+    sharing = extra.sharing or infer_sharing(theirs, layout.homes)
+    model = empty_blip(blip_config(folder, config, layout, sharing=sharing, drop_path=extra.drop_path))
+    ours = model.state_dict().keys()
+    names = ours if TEMPERATURE in layout.table else ours - {TEMPERATURE}
+    weights = translate(layout.table, theirs, set(names), layout.derived, str(folder), layout.homes)
+    if TEMPERATURE in weights:
+        weights[TEMPERATURE] = -weights[TEMPERATURE]  # theirs multiplies
+    elif TEMPERATURE in ours:
+        weights[TEMPERATURE] = torch.tensor(extra.log_temperature)
     load_weights(model, weights, origin=str(folder))
-    tokenizer = _tokenizer(folder)
-    if "lm" in kind.heads:
-        _check_special_tokens(folder, config.text_config, tokenizer)
-    if tokenizer.vocab_size > config.text_config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, with [DEC] and [ENC], the model "
-            f"{config.text_config.vocab_size}; it is another model's."
-        )
-    preprocessing = _preprocessing(folder, config.vision_config.image_size)
-    return Checkpoint(model.eval(), tokenizer, preprocessing, str(extra.get("prompt", "")))
+    words = _tokenizer(folder, tokenizer)
+    if "decode" in layout.homes:
+        _check_special_tokens(folder, config.text_config, words)
+    preprocessing = read_preprocessing(folder, config.vision_config.image_size)
+    checkpoint = Checkpoint(model.eval(), words, preprocessing, extra.prompt, extra.encoder_token)
+    check_parts_fit(folder, checkpoint)
+    return checkpoint
 
 
 def save_huggingface(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a folder that transformers and `load_huggingface` read.
+    """Write a folder that transformers and `load_huggingface` read; config.json comes last.
 
-    Raises CheckpointError when none of transformers' classes has the model's heads: it knows captioners (lm)
-    and retrieval models (itc and itm).
+    Raises CheckpointError when none of transformers' classes can hold the model.
     """
     folder, model = Path(folder), checkpoint.model
-    matching = [name for name, kind in KINDS.items() if set(kind.heads) == set(model.config.heads)]
-    if not matching:
-        raise CheckpointError(
-            f"No model of transformers has the heads {', '.join(model.config.heads)}: it has captioners (lm) "
-            "and retrieval models (itc and itm). Fine-tune one of these, or save as openblip."
-        )
-    name = matching[0]
-    extra: dict[str, Any] = {"prompt": checkpoint.prompt}
+    name = _class_for(model.config)
+    layout = LAYOUTS[name]
     ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    if TEMPERATURE in ours:
+    text, vision = model.config.text, model.config.vision
+    extra: dict[str, Any] = {"prompt": checkpoint.prompt, "encoder_token": checkpoint.encoder_token}
+    if TEMPERATURE in layout.table:
+        ours[TEMPERATURE] = -ours[TEMPERATURE]
+    elif TEMPERATURE in ours:
         extra[TEMPERATURE] = float(ours.pop(TEMPERATURE))
-    theirs = translate_back(KINDS[name].table, ours)
+    extra |= {"sharing": text.sharing, "drop_path": vision.drop_path}
+    theirs = translate_back(layout.table, ours, layout.homes)
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {key: tensor.contiguous() for key, tensor in theirs.items()}
-    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+    copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in theirs.items()}
+    save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
     checkpoint.tokenizer.save(folder)
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    _write_json(folder / "preprocessor_config.json", _preprocessor_config(checkpoint.preprocessing))
-    config = _huggingface_config(model.config, checkpoint.tokenizer).to_dict()
+    _write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint.preprocessing))
+    config = huggingface_config(model.config, checkpoint.tokenizer).to_dict()
     _write_json(folder / CONFIG, {**config, "architectures": [name], "openblip": extra})
 
 
-def _kind_of(folder: Path, config: Any) -> _Kind:
-    (name,) = config.architectures or ("none",)
-    if name not in KINDS:
+def _class_of(folder: Path, config: Any, theirs: Mapping[str, Tensor]) -> str:
+    """Which of transformers' classes the folder is of: config.json says so, or else its weights do."""
+    named = list(config.architectures or [])
+    known = [name for name in named if name in LAYOUTS]
+    if len(known) == 1:
+        return known[0]
+    homes = {home for layout in LAYOUTS.values() for home in layout.homes.values()}
+    present = {home for home in homes if any(name.startswith(f"{home}.") for name in theirs)}
+    matching = [name for name, layout in LAYOUTS.items() if set(layout.homes.values()) == present]
+    if len(matching) != 1:
         raise CheckpointError(
-            f"{folder} holds a {name}; of transformers' BLIPs, {' and '.join(KINDS)} can be read."
+            f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not "
+            f"look like those of a class that can be read: {', '.join(LAYOUTS)}."
         )
-    return KINDS[name]
+    return matching[0]
 
 
-def _blip_config(folder: Path, config: Any, heads: tuple[Head, ...]) -> BlipConfig:
-    vision, text = config.vision_config, config.text_config
-    if (vision.hidden_act, text.hidden_act) != ("gelu", "gelu"):
-        raise CheckpointError(
-            f"{folder} computes with {vision.hidden_act}/{text.hidden_act}; BLIP's layers are gelu."
-        )
-    if text.encoder_hidden_size != vision.hidden_size:
-        raise CheckpointError(
-            f"{folder}: text that reads image tokens of width {text.encoder_hidden_size}, where those of the "
-            f"image encoder are {vision.hidden_size}."
-        )
-    return BlipConfig(
-        vision=VisionConfig(**{ours: getattr(vision, name) for ours, name in VISION_SETTINGS.items()}),
-        text=TextConfig(**{ours: getattr(text, name) for ours, name in TEXT_SETTINGS.items()}),
-        embed_dim=config.image_text_hidden_size,
-        heads=heads,
+def _class_for(config: BlipConfig) -> str:
+    """Which of transformers' classes holds a model of ours."""
+    heads = ", ".join(config.heads)
+    for name, layout in LAYOUTS.items():
+        if set(layout.heads) == set(config.heads) and layout.pooled == config.pooled:
+            if "vqa" in config.heads and config.text.hidden_dim != config.vision.hidden_dim:
+                raise CheckpointError(
+                    f"transformers' {name} needs text as wide as its images: {config.text.hidden_dim} and "
+                    f"{config.vision.hidden_dim} are not. Save as openblip or original."
+                )
+            return name
+    pooled = " and a pooler" if config.pooled else ""
+    raise CheckpointError(
+        f"No model of transformers has the heads {heads}{pooled}: it has captioners (lm), retrieval models "
+        "(itc and itm), question answering (vqa), and BlipModel (itc with a pooler). Fine-tune one of these, "
+        "or save as openblip."
     )
 
 
-def _huggingface_config(config: BlipConfig, tokenizer: Tokenizer) -> transformers.BlipConfig:
-    return transformers.BlipConfig(
-        vision_config={name: getattr(config.vision, ours) for ours, name in VISION_SETTINGS.items()},
-        text_config={
-            **{name: getattr(config.text, ours) for ours, name in TEXT_SETTINGS.items()},
-            "attention_probs_dropout_prob": config.text.dropout,
-            "encoder_hidden_size": config.vision.hidden_dim,
-            "bos_token_id": tokenizer.dec_id,
-            "eos_token_id": tokenizer.sep_id,
-            "sep_token_id": tokenizer.sep_id,
-            "pad_token_id": tokenizer.pad_id,
-        },
-        image_text_hidden_size=config.embed_dim,
-    )
+def _read_extra(folder: Path, config: Any, layout: Layout) -> _Extra:
+    written = getattr(config, "openblip", None)
+    if written is None:
+        # The one class of theirs that no conversion of BLIP's own weights uses: what trained it read [CLS].
+        return _Extra(encoder_token="[CLS]") if layout.pooled else _Extra()
+    default = _Extra()
+    try:
+        sharing = written.get("sharing")
+        if sharing is not None and sharing not in get_args(Sharing):
+            raise ValueError(f"sharing {sharing}")
+        return _Extra(
+            prompt=str(written.get("prompt", default.prompt)),
+            encoder_token=checked_encoder_token(written.get("encoder_token", default.encoder_token)),
+            log_temperature=float(written.get(TEMPERATURE, default.log_temperature)),
+            sharing=sharing,
+            drop_path=float(written.get("drop_path", default.drop_path)),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: what it says under openblip is damaged: {error}."
+        ) from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder, floating ones as float32."""
-    if (folder / WEIGHTS).is_file():
-        return read_weights(folder / WEIGHTS)
-    if (folder / INDEX).is_file():
-        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        return {name: tensor for shard in shards for name, tensor in read_weights(folder / shard).items()}
-    path = folder / PICKLED
+    for whole, read in ((WEIGHTS, read_weights), (PICKLED, _read_bin)):
+        if (folder / whole).is_file():
+            return read(folder / whole)
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            return {name: t for shard in _shards(index) for name, t in read(folder / shard).items()}
+    raise CheckpointError(
+        f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED}, nor an index of shards."
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names; CheckpointError unless they are names of files beside it."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} names no shards.")
+    shards = sorted({str(shard) for shard in places.values()})
+    elsewhere = [shard for shard in shards if Path(shard).name != shard]
+    if elsewhere:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(elsewhere)}.")
+    return shards
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX} nor {PICKLED}.")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
-    return as_float32(tensors)
+        raise CheckpointError(f"There is no {path}; the checkpoint is incomplete.")
+    return as_float32(state_dict(read_pickled(path), path))
 
 
-def _check_tied(folder: Path, theirs: Mapping[str, Tensor]) -> None:
-    """The decoder's matrix and bias, where a file has them, are those that ours computes with."""
-    head = "text_decoder.cls.predictions"
-    for copy, original in (
-        (f"{head}.decoder.weight", "text_decoder.bert.embeddings.word_embeddings.weight"),
-        (f"{head}.decoder.bias", f"{head}.bias"),
-    ):
-        if copy in theirs and original in theirs and not torch.equal(theirs[copy], theirs[original]):
-            raise CheckpointError(f"{folder}: {copy} differs from {original}; BLIP's decoder has them tied.")
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
+def _tokenizer(folder: Path, tokenizer: str | Path | None) -> Tokenizer:
+    if tokenizer is not None:
+        return Tokenizer.load(tokenizer)
     has_own = (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
     return Tokenizer.load(folder if has_own else BERT)
 
 
 def _check_special_tokens(folder: Path, text: Any, tokenizer: Tokenizer) -> None:
-    """Captions begin and end with the tokens that config.json names."""
+    """Captions and answers begin and end with the tokens that config.json names."""
     for name, theirs, ours in (
         ("[DEC]", text.bos_token_id, tokenizer.dec_id),
         ("[SEP]", text.sep_token_id, tokenizer.sep_id),
@@ -215,43 +231,7 @@ def _check_special_tokens(folder: Path, text: Any, tokenizer: Tokenizer) -> None
             )
 
 
-def _preprocessing(folder: Path, image_size: int) -> Preprocessing:
-    """The folder's own; BLIP's, at the model's resolution, where it says nothing."""
-    settings: dict[str, Any] = {}
-    if (folder / "preprocessor_config.json").is_file():
-        settings = read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").is_file():
-        settings = read_json(folder / "processor_config.json").get("image_processor", {})
-    size = settings.get("size", {"height": image_size, "width": image_size})
-    steps = [
-        settings.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-    ]
-    known = size["height"] == size["width"] and settings.get("resample", BICUBIC) == BICUBIC and all(steps)
-    if not known or abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        raise CheckpointError(
-            f"{folder} prepares pictures unlike any BLIP (bicubic to a square, 1/255): {settings}."
-        )
-    default = Preprocessing()
-    mean, std = settings.get("image_mean", default.mean), settings.get("image_std", default.std)
-    return Preprocessing(image_size=size["height"], mean=tuple(mean), std=tuple(std))
-
-
-def _preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    size = preprocessing.image_size
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocessing.mean),
-        "image_std": list(preprocessing.std),
-        "do_convert_rgb": True,
-    }
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,6 +1,8 @@
 """Where transformers keeps what our BLIP keeps: settings (configuration_blip) and weights (modeling_blip)."""
 
-from openblip.checkpoints.key_table import Table
+from collections.abc import Mapping
+
+from openblip.checkpoints.key_table import Homes, Layout, Table, within
 
 VISION_SETTINGS = {  # VisionConfig, BlipVisionConfig
     "image_size": "image_size",
@@ -64,19 +66,51 @@ LM_HEAD: Table = {  # BlipTextLMPredictionHead
 }
 
 
-def _within(table: Table, ours: str, theirs: str) -> Table:
-    """The table of a part, below `ours` and `theirs`."""
-    rows = {name: (row,) if isinstance(row, str) else row for name, row in table.items()}
-    return {f"{ours}{name}": tuple(f"{theirs}{part}" for part in row) for name, row in rows.items()}
+# The decoder's matrix is the word embeddings, its bias cls.predictions.bias: files may have them twice.
+TIED = "text_decoder.cls.predictions.decoder."
 
 
-CAPTIONER: Table = {  # BlipForConditionalGeneration
-    **_within(VISION, "vision.", "vision_model."),
-    **_within(TEXT, "text.", "text_decoder.bert."),
-    **_within(LM_HEAD, "text.", "text_decoder."),
-}
-RETRIEVER: Table = {  # BlipForImageTextRetrieval
-    **_within(VISION, "vision.", "vision_model."),
-    **_within(TEXT, "text.", "text_encoder."),
-    **{head: head for head in ("vision_proj", "text_proj", "itm_head")},
+def position_ids(homes: Homes) -> tuple[str, ...]:
+    """The buffers 0, 1, 2, ... that older files hold."""
+    return tuple(f"{home}.embeddings.position_ids" for home in homes.values())
+
+
+_VISION: Table = within(VISION, "vision.", "vision_model.")
+_TEXT: Table = within(TEXT, "text.", "{text}.")
+_LM_HEAD: Table = within(LM_HEAD, "text.", "text_decoder.")
+ENCODER, DECODER = "text_encoder", "text_decoder.bert"
+
+LAYOUTS: Mapping[str, Layout] = {
+    "BlipForConditionalGeneration": Layout(
+        heads=("lm",),
+        table={**_VISION, **_TEXT, **_LM_HEAD},
+        homes={"decode": DECODER},
+        derived=(TIED, *position_ids({"decode": DECODER})),
+    ),
+    "BlipForImageTextRetrieval": Layout(
+        heads=("itc", "itm"),
+        table={**_VISION, **_TEXT, **{head: head for head in ("vision_proj", "text_proj", "itm_head")}},
+        homes={"encode": ENCODER},
+        derived=position_ids({"encode": ENCODER}),
+    ),
+    "BlipForQuestionAnswering": Layout(
+        heads=("vqa",),
+        table={**_VISION, **_TEXT, **_LM_HEAD},
+        homes={"encode": ENCODER, "decode": DECODER},
+        derived=(TIED, *position_ids({"encode": ENCODER, "decode": DECODER})),
+    ),
+    "BlipModel": Layout(
+        heads=("itc",),
+        pooled=True,
+        table={
+            **_VISION,
+            **_TEXT,
+            "log_temperature": "logit_scale",  # its negative, see `huggingface.py`
+            "text_pooler": "text_model.pooler.dense",
+            "vision_proj": "visual_projection",
+            "text_proj": "text_projection",
+        },
+        homes={"encode": "text_model"},
+        derived=position_ids({"encode": "text_model"}),
+    ),
 }

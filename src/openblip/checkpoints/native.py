@@ -88,14 +88,20 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         encoder_token = checked_encoder_token(config.get("encoder_token", "[ENC]"))
     except (KeyError, TypeError, OpenBlipError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
-    with torch.device("meta"):
-        model = Blip(model_config)
-    model.to_empty(device="cpu")
+    model = empty_blip(model_config)
     load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
     tokenizer = Tokenizer.load(folder)
     checkpoint = Checkpoint(model.eval(), tokenizer, preprocessing, prompt, encoder_token)
-    _check_parts_fit(folder, checkpoint)
+    check_parts_fit(folder, checkpoint)
     return checkpoint
+
+
+def empty_blip(config: BlipConfig) -> Blip:
+    """A model on the CPU whose weights are still to be filled in, which saves drawing random ones."""
+    with torch.device("meta"):
+        model = Blip(config)
+    model.to_empty(device="cpu")
+    return model
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -138,18 +144,18 @@ def checked_encoder_token(token: str) -> EncoderToken:
     raise CheckpointError(f"Texts beside an image begin with [ENC] or [CLS], not with {token}.")
 
 
-def _check_parts_fit(folder: Path, checkpoint: Checkpoint) -> None:
+def check_parts_fit(source: str | Path, checkpoint: Checkpoint) -> None:
     """What would otherwise fail at the first unlucky word or picture."""
     config, words = checkpoint.model.config, checkpoint.tokenizer.vocab_size
     if words > config.text.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {words} entries, the model {config.text.vocab_size}; "
-            "it is another model's."
+            f"{source}: the tokenizer has {words} entries, with [DEC] and [ENC], the model "
+            f"{config.text.vocab_size}; it is another model's."
         )
     size, patch = checkpoint.preprocessing.image_size, config.vision.patch_size
-    if size % patch:
+    if size < 1 or size % patch:
         raise CheckpointError(
-            f"{folder / CONFIG}: preprocessing.image_size {size} is no multiple of the patch size {patch}."
+            f"{source}: preprocessing.image_size {size} is no multiple of the patch size {patch}."
         )
 
 
