@@ -46,6 +46,83 @@ def test_webdataset_members_become_samples(tmp_path, write_tar, make_image):
     assert len({s.image_id for s in samples}) == 4
 
 
+def test_two_pictures_are_one_sample(tmp_path, write_tar, make_image):
+    left, right = make_image(1), make_image(2)
+    members = [
+        ("dir/a.right.JPG", right),
+        ("dir/a.json", text(statement="Both are grey.", label=True)),
+        ("dir/a.left.png", left),
+        ("b.left.jpg", right),
+        ("b.right.jpg", left),
+        ("c.left.seg.jpg", b"of neither"),
+        ("c.jpg", left),
+    ]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert not rejects
+    pictures = [(s.key, s.image, s.second_image) for s in samples]
+    assert pictures == [("dir/a", left, right), ("b", right, left), ("c", left, None)]
+    assert dict(samples[0].info) == {"statement": "Both are grey.", "label": True}
+
+
+@pytest.mark.parametrize(("side", "lacking"), [("left", "right"), ("right", "left")])
+def test_one_of_two_pictures_is_a_reject(tmp_path, write_tar, make_image, side, lacking):
+    members = [(f"a.{side}.jpg", make_image()), ("a.mp4", b"clip"), ("b.jpg", make_image())]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert [s.key for s in samples] == ["b"]
+    assert [r.key for r in rejects] == ["a"]
+    assert f"the {lacking} one is missing" in rejects[0].reason
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "mkv", "avi", "MOV", "m4v"])
+def test_a_clip_is_the_image_of_its_sample(tmp_path, write_tar, suffix):
+    members = [(f"a.{suffix}", b"the clip"), ("a.json", text(question="what?", answers=["that"]))]
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
+    assert not rejects
+    assert [(s.image, s.second_image, s.info["question"]) for s in samples] == [(b"the clip", None, "what?")]
+
+
+def test_a_clip_is_whole_only_with_what_the_first_one_has(tmp_path, write_tar):
+    members = [("a.mp4", b"1"), ("a.json", b"{}"), ("b.mp4", b"2"), ("b.json", b"{}")]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: 6 * 512])
+    samples, rejects = read_all(tmp_path / "cut.tar")
+    assert [s.key for s in samples] == ["a"]
+    assert [r.key for r in rejects] == [""]
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "second"),
+    [
+        (("a.mp4", "a.jpg"), "a.jpg", None),
+        (("a.left.jpg", "a.right.jpg", "a.jpg"), "a.jpg", None),
+        (("a.left.jpg", "a.png"), "a.png", None),
+        (("a.mp4", "a.right.jpg", "a.left.jpg"), "a.left.jpg", "a.right.jpg"),
+    ],
+)
+def test_the_plainest_image_of_a_key_stays_and_the_others_are_named(
+    tmp_path, write_tar, names, image, second
+):
+    samples, rejects = read_all(write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names]))
+    assert [(s.image, s.second_image) for s in samples] == [(image.encode(), second and second.encode())]
+    assert [r.key for r in rejects] == ["a"]
+    assert "stay" in rejects[0].reason
+
+
+def test_indexing_pairs_and_clips_reads_no_payload(tmp_path, write_tar):
+    members = [("a.left.jpg", b"x" * 9000), ("a.right.jpg", b"y" * 9000), ("b.mp4", b"z"), ("b.txt", b"t")]
+    path = write_tar(tmp_path / "a.tar", members)
+    records = open_source(str(path)).index("a").records
+    assert [[kind for kind, _, _ in record.texts] for record in records] == [
+        [],
+        ["txt"],
+    ]  # not the clip twice
+    with open(path, "r+b") as file:
+        file.truncate(10_000)  # within the right picture
+    for record in records:
+        with pytest.raises(OSError, match="ends early"):
+            record.read()
+
+
 def test_json_caption_goes_before_txt_and_txt_fills_in(tmp_path, write_tar, make_image):
     members = [("a.jpg", make_image()), ("a.txt", b"from txt"), ("a.json", text(caption="from json"))]
     members += [("b.jpg", make_image()), ("b.txt", b"from txt"), ("b.json", text(caption=None))]

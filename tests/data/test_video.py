@@ -89,7 +89,7 @@ def test_frames_that_an_edit_cuts_away_do_not_count():
     assert shown(read_frames(bytes(payload), 5)) == [5, 8, 11, 14, 17]
 
 
-# Where the axes of a stored picture go, as it stands in the file, and where its red upper left corner ends up.
+# Where the axes of a stored picture go, as the file has it, and where its red upper left corner ends up.
 TURNS = {
     "none": ((1, 0, 0, 1), "upper left"),
     "right": ((0, 1, -1, 0), "upper right"),

@@ -52,9 +52,9 @@ def read_frames(
     `clip`: encoded bytes, or a path (or fsspec URL). `name` stands for it in errors. Rotation and mirroring
     that the container states are applied; pixels that are not square stay as stored. Frames are counted,
     whatever the header says, and only the wanted ones are kept. `max_pixels` limits a frame, `max_frames` (an
-    hour at 30 per second) the clip. Raises `VideoError` for anything that is not a whole clip: damaged, without
-    a picture, too large, cut off (where only times tell, as in webm, a lost tenth passes); `MissingExtraError`
-    without PyAV; `ConfigError` for fewer than one frame.
+    hour at 30 per second) the clip. Raises `VideoError` for anything that is not a whole clip: damaged,
+    without a picture, too large, cut off (where only times tell, as in webm, a lost tenth passes);
+    `MissingExtraError` without PyAV; `ConfigError` for fewer than one frame.
     """
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, not {num_frames}")

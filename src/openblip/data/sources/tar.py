@@ -1,5 +1,8 @@
 """Tar shards as webdataset and img2dataset write them: members that share a key are one sample.
 
+A sample is a picture (`KEY.jpg`), two pictures (`KEY.left.jpg` and `KEY.right.jpg`) or a clip (`KEY.mp4`),
+with its texts in `KEY.json` or `KEY.txt`.
+
 Shards are indexed by walking headers and skipping payloads; nothing is ever extracted, so a member's name is
 only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header, which would lose
 samples unnoticed: here only its header parser is used, and whatever ends a shard early becomes a reject.
@@ -14,6 +17,7 @@ from typing import Any, BinaryIO
 from openblip.data.sample import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
+    VIDEO_SUFFIXES,
     Record,
     Reject,
     Sample,
@@ -50,7 +54,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class TarRecord:
-    """A sample's payload ranges; `texts` maps `json` and `txt` to theirs."""
+    """A sample's payload ranges; `texts` maps `json` and `txt` to theirs. `second_image` is the right one of
+    two pictures.
+    """
 
     source: str
     path: str
@@ -58,9 +64,11 @@ class TarRecord:
     key: str
     image: tuple[int, int]
     texts: tuple[tuple[str, int, int], ...]
+    second_image: tuple[int, int] | None = None
 
     def read(self) -> Sample:
         where = f"{self.shard}/{self.key}"
+        second = None if self.second_image is None else storage.read_range(self.path, *self.second_image)
         payloads = {kind: storage.read_range(self.path, offset, size) for kind, offset, size in self.texts}
         info, captions = parse_texts(payloads, where)
         return Sample(
@@ -70,6 +78,7 @@ class TarRecord:
             captions=captions,
             image_id=sample_image_id(self.source, self.shard, self.key, info),
             info=info,
+            second_image=second,
         )
 
 
@@ -124,15 +133,35 @@ def _index(file: BinaryIO, source: str, path: str, shard: str) -> ShardIndex:
         rejects += [Reject(shard, key, "duplicate key: the first one stays")] * max(
             repeats[key].values(), default=0
         )
-        if "image" not in members:
-            rejects.append(Reject(shard, key, "no image (jpg, jpeg, png or webp) with this key"))
+        image, reason = _choose_image(members)
+        if reason:
+            rejects.append(Reject(shard, key, reason))
+        if image is None:
             continue
-        image = members.pop("image")
-        texts = tuple((kind, text.offset, text.size) for kind, text in members.items())
-        records.append(TarRecord(source, path, shard, key, (image.offset, image.size), texts))
+        texts = tuple((kind, m.offset, m.size) for kind, m in members.items() if kind in TEXT_SUFFIXES)
+        second = (members["right"].offset, members["right"].size) if image is members.get("left") else None
+        records.append(TarRecord(source, path, shard, key, (image.offset, image.size), texts, second))
     if ends_early:
         rejects.append(ends_early)
     return ShardIndex(records, rejects)
+
+
+def _choose_image(members: dict[str, Member]) -> tuple[Member | None, str]:
+    """Which member is the sample's image (`left` of two), None where there is none, and what there is to say
+    against it.
+    """
+    if "image" in members:
+        others = members.keys() & {"left", "right", "clip"}
+        return members["image"], "several images with this key: the plain picture stays" if others else ""
+    if "left" in members and "right" in members:
+        others = members.keys() & {"clip"}
+        return members["left"], "two pictures and a clip with this key: the pictures stay" if others else ""
+    if "left" in members or "right" in members:
+        found, lacking = ("left", "right") if "left" in members else ("right", "left")
+        return None, f"of two pictures the {lacking} one is missing, there is only the {found} one"
+    if "clip" in members:
+        return members["clip"], ""
+    return None, "no image (jpg, jpeg, png or webp) or clip (mp4, webm, mkv, avi, mov or m4v) with this key"
 
 
 def _is_partial(samples: dict[str, dict[str, Member]], last_key: str) -> bool:
@@ -149,9 +178,18 @@ def _split_name(name: str) -> tuple[str, str]:
     """(key, slot) by webdataset's rule: the key ends at the first dot of the base name. No slot: not ours."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
-    kind = suffix.lower()
-    slot = "image" if kind in IMAGE_SUFFIXES else kind if kind in TEXT_SUFFIXES else ""
-    return folder + slash + stem, slot if stem else ""  # no stem: .DS_Store, ._0001.jpg
+    return folder + slash + stem, _slot(suffix.lower()) if stem else ""  # no stem: .DS_Store, ._0001.jpg
+
+
+def _slot(suffix: str) -> str:
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "clip"
+    side, _, kind = suffix.partition(".")
+    if side in ("left", "right") and kind in IMAGE_SUFFIXES:
+        return side
+    return suffix if suffix in TEXT_SUFFIXES else ""
 
 
 def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
