@@ -14,34 +14,34 @@ from openblip.errors import SourceError
 TASK_COLUMNS = ("question", "statement", "label", "dialog")
 """Columns of which any makes a row useful without a caption."""
 
+_TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
+
 
 def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with its task fields in their types; other fields are left alone. Raises `SourceError`."""
-    fields = dict(row)
-    if _is_given(row, "question"):
-        fields |= _question_fields(row)
-    if _is_given(row, "statement"):
-        fields["statement"] = _text(row["statement"], "statement")
-        fields.pop("label", None)
-        if (label := truth(row.get("label"))) is not None:
-            fields["label"] = label
-    if _is_given(row, "dialog"):
-        fields["dialog"] = _rounds(row["dialog"])
-    return fields
+    """The row with its task fields in their types, without those that are blank; other fields are left alone.
 
-
-def _is_given(row: Mapping[str, Any], name: str) -> bool:
-    return row.get(name) not in (None, "")
+    Raises `SourceError`.
+    """
+    given = {name: value for name, value in row.items() if name not in _TYPED or value not in (None, "")}
+    if "question" in given:
+        given |= _question_fields(given)
+    if "statement" in given:
+        given["statement"] = _text(given["statement"], "statement")
+        if "label" in given:
+            given["label"] = truth(given["label"])
+    if "dialog" in given:
+        given["dialog"] = _rounds(given["dialog"])
+    return given
 
 
 def _question_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"question": _text(row["question"], "question")}
-    fields["answers"] = texts(
-        row.get("answers") if _is_given(row, "answers") else row.get("answer"), "answers"
-    )
-    if _is_given(row, "weight"):
+    fields: dict[str, Any] = {
+        "question": _text(row["question"], "question"),
+        "answers": texts(row.get("answers", row.get("answer")), "answers"),
+    }
+    if "weight" in row:
         fields["weight"] = _weight(row["weight"])
-    if _is_given(row, "choices"):
+    if "choices" in row:
         fields |= choices(row["choices"], row.get("correct_choice"))
     return fields
 
