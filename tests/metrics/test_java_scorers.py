@@ -22,7 +22,7 @@ for line in sys.stdin:
     if kind == "SCORE":
         print(len(parts), len(parts[-1].split()), flush=True)
     else:
-        values = [int(a) + int(b) for a, b in (part.split() for part in parts)]
+        values = [10 * int(a) + int(b) for a, b in (part.split() for part in parts)]
         print(*values, sum(values) * 100, sep="\\n", flush=True)
 """
 # Answers as SPICE does, in another order than asked.
@@ -59,7 +59,7 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 def test_meteor_scores_each_group_as_one_text(java: Callable[[str], None]) -> None:
     java(METEOR)
     # Counts 3 2, 2 2 and 2 0: references and prediction, and the prediction's words without |||.
-    assert meteor_scores(WRITTEN, TRUTH, [[0, 1, 2], [1], [2, 0]]) == [1100.0, 400.0, 700.0]
+    assert meteor_scores(WRITTEN, TRUTH, [[0, 1, 2], [1], [2, 0]]) == [7400.0, 2200.0, 5200.0]
 
 
 @pytest.mark.parametrize(
