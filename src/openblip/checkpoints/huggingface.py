@@ -39,13 +39,13 @@ from openblip.checkpoints.native import (
 )
 from openblip.checkpoints.pickled import read_pickled, state_dict
 from openblip.checkpoints.text_weights import check_tied, infer_sharing
+from openblip.checkpoints.vocabulary import find_tokenizer
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 from openblip.models.blip import INITIAL_TEMPERATURE
 from openblip.models.config import BlipConfig, Sharing
 
 PICKLED = "pytorch_model.bin"
-BERT = "bert-base-uncased"  # whose vocabulary a folder without a tokenizer was trained with
 TEMPERATURE = "log_temperature"
 
 
@@ -59,7 +59,7 @@ class _Extra(NamedTuple):
     drop_path: float = 0.0
 
 
-def load_huggingface(folder: str | Path, tokenizer: str | Path | None = None) -> Checkpoint:
+def load_huggingface(folder: str | Path, tokenizer: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Read a folder of transformers' `save_pretrained`, in float32 on the CPU, in eval mode.
 
     The weights may be safetensors or pytorch_model.bin, of which no code is run, whole or sharded. The
@@ -86,7 +86,7 @@ def load_huggingface(folder: str | Path, tokenizer: str | Path | None = None) ->
     elif TEMPERATURE in ours:
         weights[TEMPERATURE] = torch.tensor(extra.log_temperature)
     load_weights(model, weights, origin=str(folder))
-    words = _tokenizer(folder, tokenizer)
+    words = find_tokenizer(folder, folder, tokenizer)
     if "decode" in layout.homes:
         _check_special_tokens(folder, config.text_config, words)
     preprocessing = read_preprocessing(folder, config.vision_config.image_size)
@@ -210,13 +210,6 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; the checkpoint is incomplete.")
     return as_float32(state_dict(read_pickled(path), path))
-
-
-def _tokenizer(folder: Path, tokenizer: str | Path | None) -> Tokenizer:
-    if tokenizer is not None:
-        return Tokenizer.load(tokenizer)
-    has_own = (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
-    return Tokenizer.load(folder if has_own else BERT)
 
 
 def _check_special_tokens(folder: Path, text: Any, tokenizer: Tokenizer) -> None:

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from openblip.checkpoints.hub import hub_folder, is_hub_name
 from openblip.checkpoints.native import CONFIG, Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from openblip.checkpoints.original import load_original, save_original
 from openblip.errors import CheckpointError, ConfigError
 
 Format = Literal["openblip", "huggingface", "original"]
@@ -18,9 +19,9 @@ def load_any(
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
-        source: a folder of OpenBLIP or of transformers' BLIP, the name of a shipped model, or owner/model on
-            the Hugging Face hub.
-        tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
+        source: a folder of OpenBLIP or of transformers' BLIP, an original .pth file, the name of a shipped
+            model, or owner/model on the Hugging Face hub.
+        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
 
     Raises:
         CheckpointError: there is no such checkpoint or it is not whole.
@@ -30,25 +31,28 @@ def load_any(
         folder = PRETRAINED / str(source)
     if not folder.exists() and is_hub_name(str(source)):
         folder = hub_folder(str(source))
+    if folder.is_file():
+        return load_original(folder, tokenizer)
     if is_checkpoint(folder):
-        return load_checkpoint(folder)
+        return load_checkpoint(folder, tokenizer)
     if (folder / CONFIG).is_file():
         from openblip.checkpoints.huggingface import load_huggingface  # transformers takes seconds
 
-        return load_huggingface(folder)
+        return load_huggingface(folder, tokenizer)
     shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
     raise CheckpointError(
-        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, a model on the hub "
-        f"(owner/model), or a shipped one ({shipped or 'none is installed'})."
+        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, an original .pth "
+        f"file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
     )
 
 
 def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format) -> None:
     """Write a checkpoint that `load_any` reads.
 
-    path: a folder; for "original" a file.
+    path: a folder; for "original" a file whose name ends with .pth.
 
-    Raises CheckpointError when the format has no place for the model's heads.
+    Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no
+    such format.
     """
     match format:
         case "openblip":
@@ -57,5 +61,8 @@ def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format
             from openblip.checkpoints.huggingface import save_huggingface  # transformers takes seconds
 
             save_huggingface(Path(path), checkpoint)
+        case "original":
+            save_original(Path(path), checkpoint)
         case _:
-            raise ConfigError(f'Format "{format}" cannot be written; choose "openblip" or "huggingface".')
+            formats = ", ".join(get_args(Format))
+            raise ConfigError(f'Format "{format}" cannot be written; choose one of {formats}.')

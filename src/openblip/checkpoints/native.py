@@ -5,6 +5,7 @@ Key table: the keys of model.safetensors are the names of `Blip`'s parameters, u
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -36,6 +37,15 @@ class Checkpoint(NamedTuple):
     """What a text begins with that is read together with an image: BLIP was trained with [ENC]."""
 
 
+class Settings(NamedTuple):
+    """What a checkpoint says about itself, without its weights and words."""
+
+    model: BlipConfig
+    preprocessing: Preprocessing
+    prompt: str
+    encoder_token: EncoderToken
+
+
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
     """Write a folder that `load_checkpoint` reads; weights in `dtype`, or as they are if None.
 
@@ -52,16 +62,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
     save_file(weights, partial, metadata={"format": "pt"})
     os.replace(partial, folder / WEIGHTS)
     checkpoint.tokenizer.save(folder)
-    config = {
-        "format": FORMAT,
-        "model_type": "blip",
-        "model": model.config.to_dict(),
-        "preprocessing": asdict(checkpoint.preprocessing),
-        "prompt": checkpoint.prompt,
-        "encoder_token": checkpoint.encoder_token,
-    }
     partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(write_settings(checkpoint), indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / CONFIG)
 
 
@@ -71,8 +73,10 @@ def is_checkpoint(folder: str | Path) -> bool:
     return path.is_file() and read_json(path).get("format") == FORMAT
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
+def load_checkpoint(folder: str | Path, tokenizer: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Read a folder of `save_checkpoint`, in float32 on the CPU, in eval mode.
+
+    tokenizer: folder or hub name of the vocabulary; None is the checkpoint's own.
 
     Raises CheckpointError when a file is missing or unreadable, when weights are missing, left over or
     wrongly shaped (it lists them), or when tokenizer or preprocessing are another model's.
@@ -81,19 +85,40 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is not an OpenBLIP checkpoint (no format: {FORMAT}).")
-    try:
-        model_config = BlipConfig.from_dict(config["model"])
-        preprocessing = Preprocessing(**_with_tuples(config["preprocessing"]))
-        prompt = str(config["prompt"])
-        encoder_token = checked_encoder_token(config.get("encoder_token", "[ENC]"))
-    except (KeyError, TypeError, OpenBlipError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
-    model = empty_blip(model_config)
+    settings = read_settings(config, str(folder / CONFIG))
+    model = empty_blip(settings.model)
     load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
-    tokenizer = Tokenizer.load(folder)
-    checkpoint = Checkpoint(model.eval(), tokenizer, preprocessing, prompt, encoder_token)
+    words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
+    checkpoint = Checkpoint(
+        model.eval(), words, settings.preprocessing, settings.prompt, settings.encoder_token
+    )
     check_parts_fit(folder, checkpoint)
     return checkpoint
+
+
+def write_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All of a checkpoint but its weights and words: numbers, strings, lists and dicts."""
+    return {
+        "format": FORMAT,
+        "model_type": "blip",
+        "model": checkpoint.model.config.to_dict(),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "prompt": checkpoint.prompt,
+        "encoder_token": checkpoint.encoder_token,
+    }
+
+
+def read_settings(written: Mapping[str, Any], source: str) -> Settings:
+    """The inverse of `write_settings`; CheckpointError where something is missing, unknown or impossible."""
+    try:
+        return Settings(
+            BlipConfig.from_dict(written["model"]),
+            Preprocessing(**_with_tuples(written["preprocessing"])),
+            str(written["prompt"]),
+            checked_encoder_token(written.get("encoder_token", "[ENC]")),
+        )
+    except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
+        raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
 
 
 def empty_blip(config: BlipConfig) -> Blip:

@@ -32,7 +32,9 @@ def read_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _ERRORS as error:
-        reason = str(error).strip().split("\n")[0]
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+        # torch begins with how to read the file all the same, and says what it refused further down.
+        reason = next((line for line in lines if "Unsupported" in line), lines[0]).partition(" Please ")[0]
         raise CheckpointError(
             f"{path} cannot be read as weights, and nothing else is read from a pickle "
             f"({type(error).__name__}: {reason}). Is the file whole, and from where you think?"

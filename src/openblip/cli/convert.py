@@ -13,19 +13,24 @@ def command(
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     *,
-    format: Literal["openblip", "huggingface"],
+    format: Literal["openblip", "huggingface", "original"],
+    tokenizer: str | None = None,
 ) -> int:
-    """Reads a checkpoint and writes it as another format's folder, in float32.
+    """Reads a checkpoint and writes it in another format, in float32.
 
     Args:
-        source: a checkpoint folder, OpenBLIP's or transformers', or the name of a shipped model.
-        out: the new folder.
-        format: openblip, or huggingface for what transformers reads too.
+        source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a model on the
+            Hugging Face hub (owner/model), or the name of a shipped model.
+        out: the new folder; for the original format the new file, whose name ends with .pth.
+        format: openblip, huggingface for what transformers reads too, or original for the released code.
+        tokenizer: folder or hub name of the vocabulary, for a source that has none beside it.
     """
-    import openblip
+    from openblip.checkpoints.loading import load_any, save_as
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already and not empty; name a new folder")
-    openblip.load(source, device="cpu").save(out, format=format)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"{out} is there already and not empty; name a new one")
+    if format == "original" and out.is_dir():
+        raise ConfigError(f"{out} is a folder; name the new .pth file, in it or elsewhere")
+    save_as(load_any(source, tokenizer=tokenizer), out, format)
     print(f"wrote {out}")
     return 0
