@@ -64,13 +64,13 @@ def test_limit_takes_the_first_samples(
 ) -> None:
     words = ["evaluate", "retrieval", "--model", str(checkpoint), "--data", str(shard), "--limit", "2"]
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["num_pairs"] == 2
+    assert json.loads(capsys.readouterr().out)["num_images"] == 2
 
 
 def test_an_unknown_task_names_the_known(
     checkpoint: Path, shard: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", "vqa", "--model", str(checkpoint), "--data", str(shard)]) == 2
+    assert main(["evaluate", "poetry", "--model", str(checkpoint), "--data", str(shard)]) == 2
     message = capsys.readouterr().err
     assert "retrieval" in message
     assert message.count("\n") == 1

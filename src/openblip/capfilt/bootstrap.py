@@ -23,7 +23,8 @@ from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
-from openblip.tasks.evaluation import evaluate_captioning, evaluate_retrieval
+from openblip.tasks.captioning import evaluate_captioning
+from openblip.tasks.retrieval import evaluate_retrieval
 from openblip.tasks.truth import knows_truth, measure_capfilt
 from openblip.training.run_folder import RunFolder, write_atomically
 

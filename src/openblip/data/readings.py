@@ -151,16 +151,17 @@ class DialogReading:
     max_text_length: int
 
     def read(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
-        rounds = answered_rounds(sample)
-        number = int(rng.integers(len(rounds)))
-        asked = rounds[number]
-        history = [(turn["question"], turn["answer"]) for turn in rounds[:number]]
-        wrong = [text for text in asked["options"] if text != asked["answer"]]
+        rounds = [turn for turn in open_rounds(sample) if turn.answer_index is not None]
+        if not rounds:
+            raise SourceError("no round with options and their right one")
+        asked = rounds[int(rng.integers(len(rounds)))]
+        right = asked.options[asked.answer_index or 0]
+        wrong = [text for text in asked.options if text != right]
         if not wrong:
-            raise SourceError(f"round {number} has no wrong answer among its options")
+            raise SourceError(f"round {asked.number} has no wrong answer among its options")
         drawn = rng.choice(len(wrong), self.num_negatives, replace=len(wrong) < self.num_negatives)
-        answers = [asked["answer"], *(wrong[i] for i in drawn)]
-        turns = [dialog_turns(history, asked["question"], answer) for answer in answers]
+        answers = [right, *(wrong[i] for i in drawn)]
+        turns = [dialog_turns(asked.history, asked.question, answer) for answer in answers]
         caption = normalize_caption(text_field(sample, "caption"))
         return Example(Picture()(sample, view, rng), (caption, turns))
 
@@ -193,21 +194,50 @@ def answers_of(sample: Sample) -> list[str]:
     return list(answers)
 
 
-def answered_rounds(sample: Sample) -> list[dict[str, Any]]:
-    """The rounds of a dialog from the first, as long as they have an answer and candidates.
+class Round(NamedTuple):
+    """One round of a dialog that can be ranked; `history` are the rounds before it, with their answers."""
 
-    Raises `SourceError` when the first one has none.
+    number: int
+    """From 0."""
+    history: list[tuple[str, str]]
+    question: str
+    options: list[str]
+    answer_index: int | None
+    relevance: list[float] | None
+
+
+def open_rounds(sample: Sample) -> list[Round]:
+    """The rounds of a dialog that have candidates, behind the answered ones before them.
+
+    Raises `SourceError` when there is none, or one is not as docs/data.md says.
     """
-    rounds: list[dict[str, Any]] = []
     dialog = sample.info.get("dialog")
-    for turn in dialog if isinstance(dialog, list) else []:
-        complete = isinstance(turn, dict) and all(turn.get(key) for key in ("question", "answer", "options"))
-        if not complete:
+    if not isinstance(dialog, list):
+        raise SourceError("no dialog")
+    rounds: list[Round] = []
+    history: list[tuple[str, str]] = []
+    for number, turn in enumerate(dialog):
+        if not isinstance(turn, dict) or not isinstance(turn.get("question"), str):
+            raise SourceError(f"round {number} has no question")
+        if turn.get("options"):
+            rounds.append(_open_round(number, history, turn))
+        if not isinstance(turn.get("answer"), str):  # of a test split: nothing can follow
             break
-        rounds.append(turn)
+        history = [*history, (turn["question"], turn["answer"])]
     if not rounds:
-        raise SourceError("no dialog whose first round has question, answer and options")
+        raise SourceError("no round with options to rank")
     return rounds
+
+
+def _open_round(number: int, history: list[tuple[str, str]], turn: dict[str, Any]) -> Round:
+    options, index, relevance = turn["options"], turn.get("answer_index"), turn.get("relevance")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise SourceError(f"the options of round {number} must be a list of strings, not {options!r:.80}")
+    if index is not None and not (isinstance(index, int) and 0 <= index < len(options)):
+        raise SourceError(f"round {number} has {len(options)} options and its answer is number {index}")
+    if relevance is not None and len(relevance) != len(options):
+        raise SourceError(f"round {number} has {len(options)} options and {len(relevance)} relevances")
+    return Round(number, history, turn["question"], options, index, relevance)
 
 
 def swap_sides(statement: str) -> str:

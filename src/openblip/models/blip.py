@@ -83,13 +83,14 @@ class Blip(nn.Module):
 
     def encode_clip(self, pixels: Tensor) -> Tensor:
         """Frames (B, F, 3, S, S) -> their tokens one after the other (B, F*N, Dv) (BLIP section 5.6)."""
-        tokens: Tensor = self.vision(pixels.flatten(0, 1))  # (B*F, N, Dv)
-        return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+        frames = self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, F, N, Dv)
+        tokens: Tensor = frames.flatten(1, 2)
+        return tokens
 
     def encode_pair(self, pixels: Tensor) -> Tensor:
         """The left and the right image (B, 2, 3, S, S) -> their tokens (B, 2, N, Dv)."""
-        tokens: Tensor = self.vision(pixels.flatten(0, 1))
-        return tokens.unflatten(0, pixels.shape[:2])
+        tokens: Tensor = self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        return tokens
 
     def image_kv(self, image_tokens: Tensor, mode: Mode) -> CrossKV:
         """What a reading attends to, computed once per image, clip or pair (which `judge_logits` reads).

@@ -101,9 +101,8 @@ class BlipConfig:
         dims = set(self.context_dims.values())
         if "vqa" in self.heads and len(dims) > 1 and self.text.sharing in ("all", "all_but_sa"):
             raise ConfigError(
-                f"text.sharing {self.text.sharing}: questions read images of width {self.vision.hidden_dim} and "
-                f"answers read questions of width {self.text.hidden_dim}, so they cannot share cross-attention; "
-                "choose none or all_but_ca."
+                f"text.sharing {self.text.sharing}: questions and answers read contexts of the widths "
+                f"{sorted(dims)}, so their cross-attention cannot be shared; choose none or all_but_ca."
             )
 
     @property

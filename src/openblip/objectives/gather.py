@@ -4,10 +4,14 @@ Without a process group every function is the identity, so objectives are writte
 B local batch, W processes, G = W * B global batch.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+Item = TypeVar("Item")
 
 
 def world_size() -> int:
@@ -63,3 +67,12 @@ def local_rows(x: Tensor, local_size: int) -> Tensor:
     """This process's rows of something (G, ...) that every process holds."""
     start = rank() * local_size
     return x[start : start + local_size]
+
+
+def gather_objects(items: list[Item]) -> list[Item]:
+    """The lists of all processes one after the other, of anything that pickles."""
+    if world_size() == 1:
+        return items
+    parts: list[list[Item]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -45,7 +45,7 @@ def blip_mini_visdial() -> Run:
 
 
 def blip_mini_video_retrieval() -> Run:
-    """Fine-tune a pre-trained blip-mini to match clips of the emoji world with their captions (`--kind clips`).
+    """Fine-tune a pre-trained blip-mini to match emoji clips with their captions (`--kind clips`).
 
     Source: BLIP section 5.6, which does this without training, at small scale. Expected: docs/results.md.
     """

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openblip.data.batch import Batch
+from openblip.data.readings import AnyBatch
 
 
 class TrainingTask(Protocol):
@@ -15,7 +15,7 @@ class TrainingTask(Protocol):
     it returns named losses, scalars with gradients; their sum is trained on.
     """
 
-    def __call__(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def __call__(self, batch: AnyBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]: ...
 
     def after_step(self) -> None:
         """Called once after every optimizer step, whatever the gradient accumulation."""

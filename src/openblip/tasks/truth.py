@@ -10,7 +10,8 @@ from openblip.data.sources.capfilt import CapFiltSource
 from openblip.data.tokenizer import normalize_caption
 from openblip.errors import SourceError
 from openblip.metrics.filtering import auc, filter_quality
-from openblip.tasks.evaluation import filter_report, none_if_undefined, references
+from openblip.tasks.captioning import references
+from openblip.tasks.filtering import filter_report, none_if_undefined
 
 
 def knows_truth(directory: str | Path) -> bool:
