@@ -77,8 +77,9 @@ def evaluate_captioning(
     """The scores of COCO evaluation and exact match of one caption per image, with the predictions.
 
     Images without captions are captioned and not scored. Where samples have a `domain` (NoCaps), also the
-    scores of each. `results` are what COCO's server takes. Raises SourceError for a source without pictures and MissingExtraError without
-    pycocoevalcap.
+    scores of each. `results` are what COCO's server takes.
+
+    Raises SourceError for a source without pictures and MissingExtraError without pycocoevalcap.
     """
 
     def work(samples: list[Sample]) -> list[_Captioned]:
