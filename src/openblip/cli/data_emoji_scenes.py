@@ -30,8 +30,9 @@ def command(
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
             occur in no other split, and no two scenes of one of them share a true caption.
         num_samples: Number of samples.
-        kind: What a sample holds: a picture with captions, a question and its answers (questions), or two
-            pictures and a statement that is true or false (statements).
+        kind: What a sample holds: a picture with captions, a question and its answers (questions), two pictures
+            and a statement that is true or false (statements), a short clip with captions (clips) or with a
+            question (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

@@ -5,6 +5,8 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from openblip.data.emoji_scenes.captions import CaptionSamples
+from openblip.data.emoji_scenes.clip_questions import ClipQuestionSamples
+from openblip.data.emoji_scenes.clips import ClipSamples
 from openblip.data.emoji_scenes.encoding import Member
 from openblip.data.emoji_scenes.questions import QuestionSamples
 from openblip.data.emoji_scenes.request import Kind, SceneRequest
@@ -44,6 +46,8 @@ SAMPLE_KINDS: dict[Kind, SampleKind[Any]] = {
     "captions": CaptionSamples(),
     "questions": QuestionSamples(),
     "statements": StatementSamples(),
+    "clips": ClipSamples(),
+    "clip-questions": ClipQuestionSamples(),
 }
 
 

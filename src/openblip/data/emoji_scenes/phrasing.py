@@ -53,8 +53,8 @@ INVERSE_WORDS: dict[Relation, tuple[str, ...]] = {
 SIDE_BY_SIDE = (
     "next to"  # true both ways, and said with the background only, so that it still tells scenes apart
 )
-# {l} lists the three things in any order.
-TRIPLE_FORMS = (
+# {l} lists two or three things in any order.
+LIST_FORMS = (
     "{l} on a {c} background",
     "{l} in front of a {c} wall",
     "there is {l} on a {c} background",
@@ -79,7 +79,7 @@ def references(scene: Scene) -> tuple[str, ...]:
     elif len(scene.objects) == 1:
         captions = _single_captions(scene)
     else:
-        captions = _triple_captions(scene)
+        captions = _list_captions(scene)
     return tuple(dict.fromkeys(captions))
 
 
@@ -104,7 +104,7 @@ def _pair_captions(scene: Scene, relation: Relation) -> list[str]:
     return captions
 
 
-def _triple_captions(scene: Scene) -> list[str]:
+def _list_captions(scene: Scene) -> list[str]:
     phrases = [noun_phrase(thing) for thing in scene.objects]
-    listings = [f"{a}, {b} and {c}" for a, b, c in permutations(phrases)]
-    return [form.format(l=listing, c=scene.background) for form in TRIPLE_FORMS for listing in listings]
+    listings = [f"{', '.join(order[:-1])} and {order[-1]}" for order in permutations(phrases)]
+    return [form.format(l=listing, c=scene.background) for form in LIST_FORMS for listing in listings]

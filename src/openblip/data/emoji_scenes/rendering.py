@@ -33,8 +33,7 @@ class RenderedScene:
 
 def render(scene: Scene, rng: Random) -> RenderedScene:
     """Paint `scene` on a CANVAS x CANVAS RGB picture; the same `rng` state gives the same pixels."""
-    image = _paint_background(scene.background, rng)
-    _paint_clutter(image, scene.background, rng)
+    image = paint_backdrop(scene.background, rng)
     things = [thing for thing in scene.objects for _ in range(thing.count)]
     sprites, boxes = _place(scene, things, rng)
     for picture, box in zip(sprites, boxes, strict=True):
@@ -42,6 +41,13 @@ def render(scene: Scene, rng: Random) -> RenderedScene:
     remaining = iter(boxes)
     grouped = tuple(tuple(next(remaining) for _ in range(thing.count)) for thing in scene.objects)
     return RenderedScene(image, grouped)
+
+
+def paint_backdrop(background: str, rng: Random) -> Image.Image:
+    """What is behind the things: the colour with its shades and noise, and clutter that is never a thing."""
+    image = _paint_background(background, rng)
+    _paint_clutter(image, background, rng)
+    return image
 
 
 def _jittered_color(color: tuple[int, int, int], amount: int, rng: Random) -> tuple[int, int, int]:
@@ -140,12 +146,21 @@ def _boxes(relation: Relation | None, sizes: list[tuple[int, int]], rng: Random)
 
 
 def _jittered_sprite(thing: SceneObject, jitter: float, rng: Random) -> Image.Image:
+    picture = resized_sprite(thing, jitter, rng)
+    return rotated(picture, jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+
+
+def resized_sprite(thing: SceneObject, jitter: float, rng: Random) -> Image.Image:
+    """The sprite as RGBA in canvas pixels, up to SIZE_JITTER x `jitter` larger or smaller than nominal."""
     picture = sprite(thing.name, thing.size)
     scale = 1.0 + jitter * rng.uniform(-SIZE_JITTER, SIZE_JITTER)
     factor = NOMINAL_SIDE[thing.size] * scale / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    picture = picture.resize(size, Image.Resampling.BILINEAR)
-    angle = jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def rotated(picture: Image.Image, angle: float) -> Image.Image:
+    """Turned by `angle` degrees, and cropped to what is seen of it."""
     picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     return picture.crop(picture.getchannel("A").getbbox())
 

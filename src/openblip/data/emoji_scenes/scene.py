@@ -33,7 +33,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One kind of thing, a pair in a relation, or three different things without one.
+    """One kind of thing, a pair in a relation, or two (in clips) or three different things without one.
 
     `relation` holds between objects[0] and objects[1] ("left of": the first is left of the second).
     """
@@ -79,6 +79,16 @@ def draw_scene(rng: Random, split: Split) -> Scene:
     rng.shuffle(names)
     objects = tuple(_draw_object(rng, name, num_things=len(names)) for name in names)
     return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
+
+
+def draw_moving_scene(rng: Random, split: Split) -> Scene:
+    """The scene of a clip: things of one kind, or two or three different ones, and how they stand is open."""
+    num_nouns = rng.choices((1, 2, 3), (40, 40, 20))[0]
+    if num_nouns == 1:
+        return draw_group(rng, rng.choice(NOUNS).name, rng.choice((1, 1, 2, 3)))
+    names = rng.choice(pairs_of(split)) if num_nouns == 2 else rng.choice(triples_of(split))
+    objects = tuple(_draw_object(rng, name, num_nouns) for name in rng.sample(names, num_nouns))
+    return Scene(objects=objects, background=draw_background(rng))
 
 
 def draw_background(rng: Random, other_than: str = "") -> str:
