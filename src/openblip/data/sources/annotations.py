@@ -34,11 +34,23 @@ class AnnotationFile:
         return storage.join(storage.parent(self.path), name)
 
 
+def picture_folder(path: str, images: str | None) -> str:
+    """The folder of the pictures or clips that an annotation file names; raises `SourceError` without one."""
+    if images is None:
+        raise SourceError(f"{path}: give the folder of its images with --images DIR")
+    if not storage.is_directory(images):
+        raise SourceError(f"{images}: no such folder of images")
+    return images
+
+
 class Annotations(Protocol):
     """The samples that an annotation file lists, numbered from 0."""
 
     known_as: ClassVar[str]
     """What the format is called, and what tells it: for the list of what can be read."""
+
+    has_splits: ClassVar[bool]
+    """Whether a file holds several splits, of which one is chosen after a `#`."""
 
     @classmethod
     def recognises(cls, content: Any) -> bool:

@@ -29,6 +29,7 @@ class AokvqaQuestions:
     """The questions of a split; the key is the question's id."""
 
     known_as: ClassVar[str] = "A-OKVQA (a list of questions with choices)"
+    has_splits: ClassVar[bool] = False
 
     source: str
     folders: tuple[str, ...]

@@ -29,6 +29,7 @@ class CocoCaptions:
     """The images of a COCO captions file; the key is the image's id."""
 
     known_as: ClassVar[str] = "COCO or NoCaps captions (the lists images and annotations)"
+    has_splits: ClassVar[bool] = False
 
     source: str
     folder: str

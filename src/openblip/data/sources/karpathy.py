@@ -29,6 +29,7 @@ class KarpathySplit:
     """
 
     known_as: ClassVar[str] = "Karpathy's dataset_*.json#SPLIT (images with split and sentences)"
+    has_splits: ClassVar[bool] = True
 
     source: str
     folders: tuple[str, ...]

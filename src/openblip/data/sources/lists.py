@@ -28,6 +28,7 @@ class ListedRows:
     """
 
     known_as: ClassVar[str] = "a list of objects with image (or two images) and caption, question or sentence"
+    has_splits: ClassVar[bool] = False
 
     source: str
     images: str

@@ -47,6 +47,7 @@ class NlvrStatements:
     """
 
     known_as: ClassVar[str] = "NLVR2 (json lines with identifier and sentence)"
+    has_splits: ClassVar[bool] = False
 
     source: str
     images: str

@@ -54,10 +54,14 @@ def texts(value: Any, name: str) -> list[str]:
     if value is None or value == "":
         return []
     found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+    try:
+        is_plain = isinstance(found, list) and "".join(found).isascii()
+    except TypeError:
+        found = None
+    if not isinstance(found, list):
         raise SourceError(f"{name} must be a text or a list of texts, not {value!r:.80}")
-    # Nearly all are plain ASCII, which has no lone surrogates: a table of millions is read fast.
-    return [text.strip() if text.isascii() else clean_text(text) for text in found]
+    # Nearly all are ASCII, which has no lone surrogates: a table of millions is read fast.
+    return [text.strip() if is_plain else clean_text(text) for text in found]
 
 
 def choices(value: Any, correct: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class VisDialDialogs:
     """The dialogs of a split; the key is the image's id."""
 
     known_as: ClassVar[str] = "VisDial v1.0 (data with dialogs, questions and answers)"
+    has_splits: ClassVar[bool] = False
 
     source: str
     names: tuple[str, ...]

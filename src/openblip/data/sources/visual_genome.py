@@ -27,6 +27,7 @@ class VisualGenomeQuestions:
     """The questions of all images; the key is `qa_id`."""
 
     known_as: ClassVar[str] = "Visual Genome question_answers.json (a list of images with qas)"
+    has_splits: ClassVar[bool] = False
 
     source: str
     folders: tuple[str, ...]

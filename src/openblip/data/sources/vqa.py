@@ -37,6 +37,7 @@ class VqaQuestions:
     known_as: ClassVar[str] = (
         "VQA, VQAv2 or OK-VQA questions (the list questions; its annotations are found beside it)"
     )
+    has_splits: ClassVar[bool] = False
 
     source: str
     folders: tuple[str, ...]
