@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import tarfile
 
@@ -36,7 +37,7 @@ def test_json(shard, capsys):
     assert facts["image sizes"] == ["20x10"]
     assert facts["reasons"] == {
         "not an image in a known format": 1,
-        "no image (jpg, jpeg, png or webp) with this key": 1,
+        "no image (jpg, jpeg, png or webp) or clip (mp4, webm, mkv, avi, mov or m4v) with this key": 1,
     }
 
 
@@ -53,3 +54,155 @@ def test_tables_name_examples_and_rejects(shard, capsys):
 def test_bad_input_is_one_line_and_exit_code_2(shard, capsys, arguments):
     assert main(["data", "inspect", *(word.format(shard=shard) for word in arguments)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def save_picture(path, size=(20, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path)
+
+
+def inspect(capsys, *arguments):
+    assert main(["data", "inspect", *map(str, arguments), "--as-json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def vqa(tmp_path):
+    """Three questions of VQAv2, one without an answer, and the picture of two."""
+    asked = [("Dog?", 1), ("Cat?", 1), ("Bird?", 2)]
+    questions = [
+        {"question_id": number, "question": text, "image_id": image}
+        for number, (text, image) in enumerate(asked)
+    ]
+    answers = [
+        {"question_id": n, "answers": [{"answer": a, "answer_confidence": "yes"} for a in said]}
+        for n, said in enumerate([["yes", "yes", "no"], ["no", "no", "no"]])
+    ]
+    info = {"description": "This is v2.0 of the VQA dataset."}
+    (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(
+        json.dumps({"info": info, "data_subtype": "val2014", "questions": questions})
+    )
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(
+        json.dumps({"info": info, "annotations": answers})
+    )
+    save_picture(tmp_path / "coco" / "val2014" / "COCO_val2014_000000000001.jpg")
+    return tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+
+
+def test_questions(vqa, tmp_path, capsys):
+    facts = inspect(capsys, vqa, "--images", tmp_path / "coco", "--samples", 1)
+    assert facts["format"] == "VQAv2 questions with annotations"
+    assert facts["annotations"] == str(tmp_path / "v2_mscoco_val2014_annotations.json")
+    assert (facts["questions"], facts["questions without an answer"]) == (3, "1 (33.3%)")
+    assert (facts["answers"], facts["different answers"]) == (6, 2)
+    assert facts["most frequent answers"] == {"no": 4, "yes": 2}
+    assert (facts["samples"], facts["task fields counted in"], facts["samples read"]) == (3, 3, 1)
+    assert "missing pictures" not in facts
+
+
+def test_missing_pictures_are_counted_and_named(vqa, tmp_path, capsys):
+    facts = inspect(capsys, vqa, "--images", tmp_path / "coco")
+    assert facts["missing pictures"] == "1 of 3"
+    assert [path.rpartition("/")[2] for path in facts["first missing"]] == ["COCO_val2014_000000000002.jpg"]
+    assert facts["reasons"] == {"no such file as its picture": 1}
+    assert main(["data", "inspect", str(vqa), "--images", str(tmp_path / "coco")]) == 0
+    shown = "".join(character for character in capsys.readouterr().out if character not in " \n│")
+    assert "COCO_val2014_000000000002.jpg" in shown
+    assert "Dog?yes/no" in shown
+
+
+def test_a_missing_companion_is_one_line(vqa, tmp_path, capsys):
+    (tmp_path / "v2_mscoco_val2014_annotations.json").unlink()
+    assert main(["data", "inspect", str(vqa), "--images", str(tmp_path / "coco")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "v2_mscoco_val2014_annotations.json" in error
+
+
+def test_statements_and_domains_and_classes(tmp_path, capsys):
+    for name in ("a", "b"):
+        save_picture(tmp_path / f"{name}.png", (8, 8))
+    both = {"image": "a.png", "second_image": "b.png", "statement": "A dog."}
+    rows = [both | {"label": True}, both | {"label": False}, both, both | {"label": "maybe"}]
+    rows += [{"image": "a.png", "label": "cat"}, {"image": "b.png", "caption": "x", "domain": "in-domain"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    facts = inspect(capsys, tmp_path / "t.jsonl")
+    assert facts["statements"] == {"true": 1, "false": 1, "unlabelled": 1}
+    assert (facts["classes"], facts["most frequent classes"]) == (1, {"cat": 1})
+    assert facts["domains"] == {"in-domain": 1}
+    assert facts["pairs of images"] == 3
+    assert facts["reasons"] == {
+        "t.jsonl line 4: the label of a statement must be true or false, not 'maybe'": 1
+    }
+    assert main(["data", "inspect", str(tmp_path / "t.jsonl")]) == 0
+    assert "A dog. (no label)" in capsys.readouterr().out
+
+
+def test_dialogs(tmp_path, capsys):
+    save_picture(tmp_path / "VisualDialog_val2018_000000000001.jpg")
+    rounds = [{"question": 0, "answer": 0, "answer_options": [0, 1], "gt_index": 0}, {"question": 0}]
+    data = {
+        "questions": ["is it"],
+        "answers": ["yes", "no"],
+        "dialogs": [{"image_id": 1, "caption": "a man", "dialog": rounds}],
+    }
+    path = tmp_path / "visdial_1.0_val.json"
+    path.write_text(json.dumps({"data": data, "split": "val"}))
+    facts = inspect(capsys, path, "--images", tmp_path)
+    assert (facts["dialogs"], facts["rounds"], facts["rounds without an answer"]) == (1, 2, "1 (50.0%)")
+    assert facts["candidates per round"] == {"2": 1}
+    assert facts["rounds with relevance"] == 0
+    assert "visdial_1.0_val_dense_annotations.json" in facts["missing"]
+    dense = [{"image_id": 1, "round_id": 1, "gt_relevance": [1, 0]}]
+    (tmp_path / "visdial_1.0_val_dense_annotations.json").write_text(json.dumps(dense))
+    facts = inspect(capsys, path, "--images", tmp_path)
+    assert facts["rounds with relevance"] == 1
+    assert "missing" not in facts
+
+
+def test_fields_of_other_types_are_shown_and_not_counted(tmp_path, capsys):
+    """A tar's json goes into `info` as it is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    fields = {"question": "Who?", "answers": "me", "dialog": [5, {"question": 1}], "label": 7, "domain": 3}
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name, payload in {"a.png": buffer.getvalue(), "a.json": json.dumps(fields).encode()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    facts = inspect(capsys, tmp_path / "odd.tar")
+    assert (facts["questions"], facts["questions without an answer"]) == (1, "1 (100.0%)")
+    assert not {"domains", "classes"} & facts.keys()
+    assert main(["data", "inspect", str(tmp_path / "odd.tar")]) == 0
+    assert "Who? me | class 7 | 1 (no answer)" in capsys.readouterr().out
+
+
+def test_the_samples_read_are_spread_over_the_source(tmp_path, capsys):
+    save_picture(tmp_path / "a.png", (4, 4))
+    rows = [{"image": "a.png", "caption": f"w{n}"} for n in range(100)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["data", "inspect", str(tmp_path / "t.jsonl"), "--samples", "4", "--examples", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [int(line.rpartition("w")[2]) for line in lines if "t/0" in line]
+    assert len(shown) == 4
+    gaps = [later - earlier for earlier, later in itertools.pairwise(shown)]
+    assert shown[0] == 0
+    assert min(gaps) >= 15
+    assert inspect(capsys, tmp_path / "t.jsonl", "--samples", "0")["samples read"] == 100
+
+
+def test_clips(tmp_path, capsys):
+    """The first frame is what is measured; a clip that cannot be decoded is a reject."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 32, 16
+        for _ in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 16)))))
+        output.mux(stream.encode())
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:100])
+    rows = [{"video": f"{name}.mp4", "question": "Who?", "answers": ["a man"]} for name in "ab"]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    facts = inspect(capsys, tmp_path / "t.jsonl")
+    assert (facts["questions"], facts["clips"], facts["rejects"]) == (2, 1, 1)
+    assert facts["image sizes"] == ["32x16"]

@@ -9,9 +9,10 @@ import tyro
 
 if TYPE_CHECKING:
     from openblip.data.inspection import Inspection
-    from openblip.data.sample import Reject
+    from openblip.data.sample import Reject, Sample
 
 _LINES_SHOWN = 10
+_MISSING_SHOWN = 3
 
 
 def command(
@@ -21,11 +22,13 @@ def command(
     examples: int = 5,
     as_json: bool = False,
 ) -> int:
-    """Count what a data source holds: shards, samples, captions, image sizes, and what cannot be read.
+    """Count what a data source holds: samples, captions, questions, statements, dialogs, image sizes, what is
+    missing and what cannot be read.
 
     Args:
-        source: Tar shards, .parquet, .jsonl, .csv, a COCO .json, a folder, capfilt:DIR, or a mixture of them.
-        images: Folder of the images that a COCO .json (or a table) names.
+        source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a
+            mixture of them.
+        images: Folder of the pictures that an annotation file (or a table) names.
         samples: Samples to read and decode, spread over the source; 0 reads all and so checks every image.
         examples: Samples to show.
         as_json: Print one json object per source instead of tables.
@@ -58,10 +61,20 @@ def _facts(found: "Inspection") -> dict[str, Any]:
     sizes = [f"{width}x{height}" for (width, height), _ in found.image_sizes.most_common(_LINES_SHOWN)]
     per_image = sorted(found.captions_per_image.items())
     words = sorted(found.caption_words)
-    return {
+    facts: dict[str, Any] = {
+        **found.described,
         "shards": found.num_shards,
         "samples": found.num_samples,
+        **({"task fields counted in": found.num_counted} if (tasks := found.tasks.facts()) else {}),
+        **tasks,
         "samples read": found.num_read,
+    }
+    for name, count in (("pairs of images", found.num_pairs), ("clips", found.num_clips)):
+        facts |= {name: count} if count else {}
+    if found.missing_files:
+        facts["missing pictures"] = f"{len(found.missing_files)} of {found.num_read}"
+        facts["first missing"] = found.missing_files[:_MISSING_SHOWN]
+    return facts | {
         "rejects": len(found.rejects),
         "captions per image": {str(captions): images for captions, images in per_image},
         "words per caption": {"least": words[0], "median": statistics.median(words), "most": words[-1]}
@@ -73,26 +86,30 @@ def _facts(found: "Inspection") -> dict[str, Any]:
 
 def _reasons(rejects: "list[Reject]") -> dict[str, int]:
     """How often each reason was given, most frequent first, without the sample's name."""
-    reasons = (reject.reason.removeprefix(f"{reject.shard}/{reject.key}: ") for reject in rejects)
+    reasons = (
+        reject.reason.removeprefix(f"{reject.shard}/{reject.key}: ").removeprefix(f"{reject.key}: ")
+        for reject in rejects
+    )
     return dict(Counter(reasons).most_common())
 
 
 def _print_tables(name: str, facts: dict[str, Any], found: "Inspection") -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(soft_wrap=True)
-    table = Table("", "", title=Text(name), show_header=False, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=Text(name), show_header=False, title_justify="left")
     for fact, value in facts.items():
+        if value in ({}, []):
+            continue
         shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(fact, Text(", ".join(shown) if isinstance(shown, list) else str(shown)))
     console.print(table)
     if found.examples:
         console.print("Examples")
         for sample in found.examples:
-            captions = " | ".join(sample.captions) or "(no caption)"
-            console.print(Text(f"  {sample.shard}/{sample.key}  {captions}"))
+            console.print(Text(f"  {sample.shard}/{sample.key}  {_shown(sample)}"))
     if found.rejects:
         console.print(f"Rejects ({len(found.rejects)})")
         for reason, count in list(_reasons(found.rejects).items())[:_LINES_SHOWN]:
@@ -100,3 +117,24 @@ def _print_tables(name: str, facts: dict[str, Any], found: "Inspection") -> None
         named = ", ".join(f"{r.shard}/{r.key}" for r in found.rejects[:_LINES_SHOWN])
         more = ", ..." if len(found.rejects) > _LINES_SHOWN else ""
         console.print(Text(f"  named: {named}{more}"))
+
+
+def _shown(sample: "Sample") -> str:
+    """What is said about a picture, in a line."""
+    info, said = sample.info, list(sample.captions)
+    if "question" in info:
+        said.append(f"{info['question']} {_answers(info.get('answers'))}")
+    if "statement" in info:
+        said.append(f"{info['statement']} ({str(info.get('label', 'no label')).lower()})")
+    elif "label" in info:
+        said.append(f"class {info['label']}")
+    rounds = info.get("dialog")
+    for turn in rounds if isinstance(rounds, list) else []:
+        if isinstance(turn, dict):
+            said.append(f"{turn.get('question')} {_answers(turn.get('answer'))}")
+    return " | ".join(said) or "(no caption)"
+
+
+def _answers(found: Any) -> str:
+    answers = found if isinstance(found, list) else [found] if found else []
+    return " / ".join(dict.fromkeys(map(str, answers))) or "(no answer)"
