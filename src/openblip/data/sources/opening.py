@@ -140,6 +140,11 @@ def _open_files(spec: str, paths: list[str], suffix: str, images: str | None) ->
         from openblip.data.sources.parquet import ParquetSource
 
         return ParquetSource.open(spec, paths)
+    if suffix in {"csv", "tsv", "jsonl"} and len(paths) == 1:
+        from openblip.data.sources.video_lists import is_clip_list, open_clip_list
+
+        if is_clip_list(paths[0]):
+            return open_clip_list(spec, paths[0], images)
     if suffix in {"csv", "tsv"}:
         from openblip.data.sources.tables import TableSource
 

@@ -5,7 +5,13 @@ from typing import Any
 
 from openblip.data.sample import Source
 from openblip.data.sources import storage
-from openblip.data.sources.annotations import AnnotationFile, Annotations, AnnotationSource, first_objects
+from openblip.data.sources.annotations import (
+    AnnotationFile,
+    Annotations,
+    AnnotationSource,
+    first_objects,
+    picture_folder,
+)
 from openblip.data.sources.aokvqa import AokvqaQuestions
 from openblip.data.sources.coco import CocoCaptions
 from openblip.data.sources.documents import parse_document, read_text
@@ -14,6 +20,9 @@ from openblip.data.sources.lists import ListedRows
 from openblip.data.sources.nlvr import NlvrStatements, numbered_lines
 from openblip.data.sources.rows import JsonLines
 from openblip.data.sources.tables import IMAGE_COLUMNS, TableSource
+from openblip.data.sources.video_lists import ListedClips
+from openblip.data.sources.video_msrvtt import MsrvttVideos
+from openblip.data.sources.video_questions import VideoQuestions
 from openblip.data.sources.visdial import VisDialDialogs
 from openblip.data.sources.visual_genome import VisualGenomeQuestions
 from openblip.data.sources.vqa import VqaQuestions
@@ -26,9 +35,14 @@ FORMATS: tuple[type[Annotations], ...] = (
     VisualGenomeQuestions,
     AokvqaQuestions,
     VisDialDialogs,
+    MsrvttVideos,
     ListedRows,
+    VideoQuestions,
+    ListedClips,
 )
-"""Asked in this order: a list of A-OKVQA questions may name its images as any list does."""
+"""Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that
+names the files of its clips needs no data set's rule for them.
+"""
 
 
 def open_annotations(spec: str, path: str, split: str | None, images: str | None) -> Source:
@@ -37,24 +51,21 @@ def open_annotations(spec: str, path: str, split: str | None, images: str | None
     """
     text = read_text(path)
     content, is_whole = parse_document(text, path)
-    known: type[Annotations] | None
+    known: type[Annotations] | None = None
+    is_table = not is_whole and isinstance(content, dict) and bool(content.keys() & {*IMAGE_COLUMNS})
     if NlvrStatements.recognises(content):
         known, content = NlvrStatements, numbered_lines(text)
-    elif not is_whole and isinstance(content, dict) and content.keys() & {*IMAGE_COLUMNS}:
-        return TableSource.open(spec, [path], images)
-    elif not is_whole:
-        raise SourceError(f"{path}: broken json: there is more after its end")
-    else:
+    elif is_whole:
         known = next((known for known in FORMATS if known.recognises(content)), None)
-    if known is None:
+    elif not is_table:
+        raise SourceError(f"{path}: broken json: there is more after its end")
+    if known is None and not is_table:
         raise SourceError(f"{path}: not an annotation file that can be read{_found(content)}")
-    if split is not None and known is not KarpathySplit:
+    if split is not None and (known is None or not known.has_splits):
         raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
-    if images is None:
-        raise SourceError(f"{path}: give the folder of its images with --images DIR")
-    if not storage.is_directory(images):
-        raise SourceError(f"{images}: no such folder of images")
-    file = AnnotationFile(spec, path, content, images, split)
+    if known is None:
+        return TableSource.open(spec, [path], images)
+    file = AnnotationFile(spec, path, content, picture_folder(path, images), split)
     return AnnotationSource.of(file, known.of(file))
 
 
