@@ -42,7 +42,7 @@ class Inspection:
     def add(self, sample: Sample, num_examples: int) -> None:
         """Counts a sample; raises `ImageError` when what it shows cannot be decoded."""
         name = f"{sample.shard}/{sample.key}"
-        is_clip = _is_clip(sample.image)
+        is_clip = is_clip(sample.image)
         image = _first_frame(sample.image, name) if is_clip else read_image(sample.image, name=name)
         self.image_sizes[image.size] += 1
         self.num_clips += is_clip
@@ -122,7 +122,7 @@ class _Spread:
         return [self.kept[i * len(self.kept) // self.count] for i in range(self.count)]
 
 
-def _is_clip(payload: bytes) -> bool:
+def is_clip(payload: bytes) -> bool:
     """Whether the first bytes are of mp4 and its kin, Matroska or AVI; AVIF and HEIC are pictures."""
     if payload[4:8] == b"ftyp":
         return payload[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1")
