@@ -5,7 +5,7 @@ import json
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig, Sharing, TextConfig, VisionConfig
 
 
 def test_a_config_survives_json() -> None:
@@ -13,6 +13,7 @@ def test_a_config_survives_json() -> None:
         vision=VisionConfig(image_size=48, patch_size=12, drop_path=0.1),
         text=TextConfig(sharing="none", vocab_size=77),
         heads=("lm",),
+        pooled=True,
     )
     assert BlipConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -26,6 +27,12 @@ def test_a_config_survives_json() -> None:
         (lambda: TextConfig(sharing="everything"), "sharing"),  # type: ignore[arg-type]
         (lambda: BlipConfig(heads=()), "at least one of itc, itm, lm"),
         (lambda: BlipConfig(heads=("itc", "vga")), "at least one of itc, itm, lm"),  # type: ignore[arg-type]
+        (lambda: BlipConfig(heads=("lm", "vqa")), "vqa and lm cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("vqa", "nlvr")), "cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("itm", "nlvr")), "nlvr and itm cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("visdial", "nlvr")), "nlvr and visdial cannot share a text transformer"),
+        (lambda: _unequal_widths("all_but_sa"), r"widths \[48, 768\].*choose none or all_but_ca"),
+        (lambda: _unequal_widths("all"), r"widths \[48, 768\].*choose none or all_but_ca"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(make: object, message: str) -> None:
@@ -46,6 +53,22 @@ def test_a_config_of_another_version_is_refused(change: str) -> None:
         BlipConfig.from_dict(values)
 
 
+def _unequal_widths(sharing: Sharing) -> BlipConfig:
+    return BlipConfig(vision=VisionConfig(hidden_dim=48), text=TextConfig(sharing=sharing), heads=("vqa",))
+
+
+def test_answers_may_read_questions_of_another_width_with_weights_of_their_own() -> None:
+    for sharing in ("none", "all_but_ca"):
+        assert _unequal_widths(sharing).context_dims == {"encode": 48, "decode": 768}
+    assert BlipConfig(vision=VisionConfig(hidden_dim=48)).context_dims == {"encode": 48, "decode": 48}
+
+
+def test_a_config_from_before_there_was_pooling_is_read() -> None:
+    values = BlipConfig().to_dict()
+    del values["pooled"]
+    assert BlipConfig.from_dict(values) == BlipConfig()
+
+
 def test_the_tokens_of_the_papers_resolutions() -> None:
     assert VisionConfig(image_size=224).num_tokens == 197
     assert VisionConfig(image_size=384).num_tokens == 577
@@ -55,3 +78,5 @@ def test_readings_follow_from_heads() -> None:
     assert BlipConfig().modes == ("encode", "decode")
     assert BlipConfig(heads=("lm",)).modes == ("decode",)
     assert BlipConfig(heads=("itc",)).modes == BlipConfig(heads=("itm", "itc")).modes == ("encode",)
+    assert BlipConfig(heads=("vqa",)).modes == ("encode", "decode")
+    assert BlipConfig(heads=("nlvr",)).modes == BlipConfig(heads=("visdial",)).modes == ("encode",)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.attention import CrossAttention, SelfAttention, attend
+from openblip.nn.attention import CrossAttention, PairCrossAttention, SelfAttention, attend
 from openblip.nn.kv_cache import LayerCache
 from tiny_blip import randomise
 
@@ -135,3 +135,102 @@ def test_selected_images_are_the_named_ones_also_twice() -> None:
     expected = layer.project(image[index])
     torch.testing.assert_close(selected.key, expected.key)
     torch.testing.assert_close(selected.value, expected.value)
+
+
+MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]])  # of three contexts
+
+
+def cross_attention(dropout: float = 0.0) -> CrossAttention:
+    layer = CrossAttention(24, 16, 3, dropout)
+    randomise(layer, seed=0)
+    return layer.eval()
+
+
+def test_a_padded_context_equals_the_context_alone_gradients_included() -> None:
+    layer, context, text = cross_attention(), random(3, 5, 16, seed=1), random(6, 4, 24, seed=2)
+    padded = layer(text, layer.project(context, MASK))
+    alone = torch.cat(
+        [
+            layer(text[2 * row : 2 * row + 2], layer.project(context[row : row + 1, :length]))
+            for row, length in enumerate(MASK.sum(dim=1).tolist())
+        ]
+    )
+    torch.testing.assert_close(padded, alone, atol=1e-6, rtol=1e-5)
+    weights, wanted = random(*padded.shape, seed=3).detach(), [context, text, *layer.parameters()]
+    found = torch.autograd.grad((padded * weights).sum(), wanted)
+    expected = torch.autograd.grad((alone * weights).sum(), wanted)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert (found[0][~MASK] == 0).all()
+
+
+def test_a_masked_context_is_softmax_over_its_real_tokens() -> None:
+    layer, context, text = cross_attention(), random(3, 5, 16, seed=1), random(3, 2, 24, seed=2)
+    kv = layer.project(context, MASK)
+    query = layer.query(text).unflatten(-1, (3, 8)).transpose(1, 2)
+    mixed = attend_by_loops(query, kv.key, kv.value, MASK[:, None, None].expand(3, 3, 2, 5))
+    expected = layer.out(mixed.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(text, kv), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_context_is_selected_with_its_mask() -> None:
+    layer, context, text = cross_attention(), random(3, 5, 16).detach(), random(4, 2, 24, seed=2)
+    index = torch.tensor([1, 2, 1, 0])
+    selected = layer.project(context, MASK).select(index)
+    expected = layer.project(context[index], MASK[index])
+    torch.testing.assert_close(layer(text, selected), layer(text, expected), atol=0, rtol=0)
+    assert not torch.allclose(layer(text, selected), layer(text, layer.project(context[index])), atol=1e-3)
+
+
+def pair_attention(learned_merge: bool, dropout: float = 0.0) -> PairCrossAttention:
+    layer = PairCrossAttention(24, 16, 3, dropout, learned_merge)
+    randomise(layer, seed=0)
+    return layer.eval()
+
+
+def test_two_images_are_merged_by_their_mean_or_by_a_linear_layer_over_both() -> None:
+    context, text = random(2, 2, 5, 16, seed=1), random(6, 4, 24, seed=2)  # three texts for each pair
+    mean, linear = pair_attention(learned_merge=False), pair_attention(learned_merge=True)
+    for layer in (mean, linear):
+        first = layer.first(text, layer.first.project(context[:, 0]))
+        second = layer.second(text, layer.second.project(context[:, 1]))
+        assert not torch.allclose(first, second, atol=1e-2)
+        if layer.merge is None:
+            expected = (first + second) / 2
+        else:
+            weight, bias = (
+                layer.merge.weight,
+                layer.merge.bias,
+            )  # (D, 2D): the first image's half, then the other
+            expected = first @ weight[:, :24].T + second @ weight[:, 24:].T + bias
+        torch.testing.assert_close(layer(text, layer.project(context)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learned_merge", [False, True])
+def test_folding_texts_of_a_pair_equals_repeating_the_pair_gradients_included(learned_merge: bool) -> None:
+    layer, context, text = pair_attention(learned_merge), random(2, 2, 5, 16), random(6, 4, 24, seed=2)
+    folded = layer(text, layer.project(context))
+    repeated = layer(text, layer.project(context.repeat_interleave(3, dim=0)))
+    torch.testing.assert_close(folded, repeated, atol=1e-6, rtol=1e-5)
+    weights, wanted = random(*folded.shape, seed=3).detach(), [context, text, *layer.parameters()]
+    found = torch.autograd.grad((folded * weights).sum(), wanted)
+    expected = torch.autograd.grad((repeated * weights).sum(), wanted)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_selected_pairs_are_the_named_ones_also_twice() -> None:
+    layer, context, text = pair_attention(True), random(3, 2, 5, 16).detach(), random(4, 2, 24, seed=2)
+    index = torch.tensor([2, 0, 2, 1])
+    selected = layer(text, layer.project(context).select(index))
+    torch.testing.assert_close(selected, layer(text, layer.project(context[index])), atol=0, rtol=0)
+
+
+def test_the_two_images_are_not_exchangeable() -> None:
+    layer, context, text = pair_attention(False), random(1, 2, 5, 16), random(1, 4, 24, seed=2)
+    assert not torch.allclose(
+        layer(text, layer.project(context)), layer(text, layer.project(context.flip(1))), atol=1e-2
+    )
+
+
+def test_a_pair_takes_no_mask() -> None:
+    with pytest.raises(ValueError, match="no padding: pass no mask"):
+        pair_attention(False).project(random(2, 2, 5, 16), torch.ones(2, 5, dtype=torch.bool))

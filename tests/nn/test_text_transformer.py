@@ -5,14 +5,20 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from openblip.nn.attention import CrossAttention, PairCrossAttention
 from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import TextTransformer
 from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
 
-def transformer(modes: tuple[str, ...] = ("encode", "decode"), **changes: object) -> TextTransformer:
+def transformer(
+    modes: tuple[str, ...] = ("encode", "decode"), images_per_text: int = 1, **changes: object
+) -> TextTransformer:
     model = TextTransformer(
-        **asdict(replace(TINY.text, **changes)), context_dims=TINY.context_dims, modes=modes
+        **asdict(replace(TINY.text, **changes)),
+        context_dims=TINY.context_dims,
+        images_per_text=images_per_text,
+        modes=modes,
     )
     randomise(model, seed=0)
     return model.eval()
@@ -96,3 +102,55 @@ def test_more_tokens_than_positions_are_refused_by_number() -> None:
     model(ids[:, :39], "decode", cache=cache)
     with pytest.raises(ValueError, match="41 tokens: the model has 40 positions"):
         model(ids[:, :2], "decode", cache=cache)
+
+
+@pytest.mark.parametrize(("num_layers", "merged"), [(12, 6), (4, 2), (3, 2), (1, 1)])
+def test_over_two_images_the_upper_half_of_the_layers_learns_to_merge(num_layers: int, merged: int) -> None:
+    """BLIP section 5.4: the mean in the first six of twelve layers."""
+    model = transformer(("encode",), images_per_text=2, num_layers=num_layers)
+    branches = [layer.cross_attention["encode"].branch for layer in model.layers]
+    assert all(isinstance(branch, PairCrossAttention) for branch in branches)
+    assert [branch.merge is not None for branch in branches] == [False] * (num_layers - merged) + [
+        True
+    ] * merged
+
+
+def test_readings_of_contexts_of_different_widths() -> None:
+    """Questions read images, answers read questions."""
+    config = asdict(replace(TINY.text, sharing="none"))
+    model = TextTransformer(
+        **config, context_dims={"encode": 24, "decode": 32}, modes=("encode", "decode")
+    ).eval()
+    randomise(model, seed=0)
+    cross = model.layers[0].cross_attention
+    assert isinstance(cross["encode"].branch, CrossAttention)
+    assert cross["encode"].branch.key_value.in_features == 24
+    assert cross["decode"].branch.key_value.in_features == 32
+    question, answer = random_tokens([5, 3], first=ENC), random_tokens([4, 4], first=DEC)
+    states = model(question.ids, "encode", question.mask, model.context_kv(image_tokens(2), "encode"))
+    read = model(answer.ids, "decode", None, model.context_kv(states, "decode", question.mask))
+    alone = model(question.ids[1:, :3], "encode", None, model.context_kv(image_tokens(2)[1:], "encode"))
+    expected = model(answer.ids[1:], "decode", None, model.context_kv(alone, "decode"))
+    torch.testing.assert_close(read[1:], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("images_per_text", [1, 2])
+def test_activation_checkpointing_of_masked_and_paired_contexts(images_per_text: int) -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = transformer(
+            ("encode",), images_per_text, dropout=0.3, activation_checkpointing=checkpointing
+        ).train()
+        context = image_tokens(2)
+        mask = None
+        if images_per_text == 2:
+            context = torch.stack([context, context.flip(0)], dim=1)
+        else:
+            mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+        context.requires_grad_()
+        tokens = random_tokens([5, 9])
+        torch.manual_seed(4)
+        kv = model.context_kv(context, "encode", mask)
+        model(tokens.ids, "encode", mask=tokens.mask, context_kv=kv).square().sum().backward()
+        results.append({"context": context.grad, **gradients(model)})
+    torch.testing.assert_close(results[0], results[1], atol=0, rtol=0)

@@ -1,10 +1,13 @@
 """LM against a loop over tokens, gradients included."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.language_modeling import IGNORE, lm_loss, next_token_labels
+from openblip.objectives.language_modeling import IGNORE, answer_loss, lm_loss, next_token_labels
 
 
 def lm_by_loops(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int, smoothing: float) -> Tensor:
@@ -61,3 +64,39 @@ def test_bfloat16_logits_are_compared_in_float32() -> None:
     torch.testing.assert_close(
         lm_loss(logits, labels, 0.1), lm_loss(logits.float(), labels, 0.1), atol=0, rtol=0
     )
+
+
+def answers_by_loops(
+    logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, smoothing: float
+) -> Tensor:
+    """Token by token: the sum over an answer, times its weight; the sum of these over the questions."""
+    total = torch.zeros(())
+    for row in range(labels.shape[0]):
+        for position in range(labels.shape[1]):
+            if labels[row, position] != IGNORE:
+                loss = F.cross_entropy(
+                    logits[row, position], labels[row, position], label_smoothing=smoothing
+                )
+                total = total + weights[row] * loss
+    return total / num_questions
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_answers_are_what_loops_say_with_their_gradients(smoothing: float) -> None:
+    logits = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([[3, 4, 5, 6], [3, 4, 7, IGNORE], [8, IGNORE, IGNORE, IGNORE]])
+    weights = torch.tensor([0.7, 0.3, 0.2])  # two answers of a question, one of another
+    ours = answer_loss(logits, labels, weights, 2, smoothing)
+    slow = answers_by_loops(logits, labels, weights, 2, smoothing)
+    torch.testing.assert_close(ours, slow, atol=1e-6, rtol=1e-5)
+    found, expected = (torch.autograd.grad(loss, logits)[0] for loss in (ours, slow))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert found[2, 1:].abs().max() == 0  # padding
+
+
+def test_answer_loss_by_hand() -> None:
+    """Equal scores for each of four words cost log 4 a token; nothing is averaged over tokens."""
+    logits = torch.zeros(2, 3, 4)
+    labels = torch.tensor([[1, 2, 3], [1, IGNORE, IGNORE]])
+    loss = answer_loss(logits, labels, torch.tensor([0.5, 0.25]), 2, 0.0)
+    assert loss.item() == pytest.approx((0.5 * 3 + 0.25 * 1) * math.log(4) / 2)
