@@ -130,8 +130,9 @@ def command(
         where = device or (str(process.device) if process.world_size > 1 else None)
         predictor = openblip.load(model, device=where)
         scores = _measure(task, predictor, source, options, limit, batch_size)
-        if process.is_main:
-            _report({"task": task, "model": model, "data": data}, scores, out, results)
+        if not process.is_main:
+            return 0  # torchrun ends all processes when one fails, also the one that still writes
+        _report({"task": task, "model": model, "data": data}, scores, out, results)
     return 1 if scores["num_rejects"] else 0
 
 

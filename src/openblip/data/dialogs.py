@@ -12,4 +12,7 @@ def dialog_turns(rounds: Sequence[tuple[str, str]], question: str, answer: str) 
     """The turns that `Tokenizer.encode_turns` reads: earlier questions with their answers, and the answer in
     question behind the open question. Texts are normalised as questions are.
     """
-    return [normalize_question(f"{asked} {said}") for asked, said in (*rounds, (question, answer))]
+    return [
+        f"{normalize_question(asked)} {normalize_question(said)}".strip()
+        for asked, said in (*rounds, (question, answer))
+    ]

@@ -7,6 +7,8 @@ not depend on who reads it.
 Shapes: B examples, F frames, S image size.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from openblip.errors import SourceError
 
 MAX_QUESTION_TOKENS = 35  # released code
 MAX_STATEMENT_WORDS = 40  # released code
+_SIDE = re.compile(r"\b(?:left|right)(?=(?:most|hand)?\b)")
 
 AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch
 
@@ -95,7 +98,7 @@ class QuestionReading:
         answers = Counter(filter(None, map(normalize_question, answers_of(sample))))
         if not question or not answers:
             raise SourceError("no question" if not question else "no answer")
-        share = float(sample.info.get("weight", 1.0)) / answers.total()
+        share = weight_of(sample) / answers.total()
         weighted = [(answer, count * share) for answer, count in answers.items()]
         return Example(self.media(sample, view, rng), (question, weighted))
 
@@ -124,8 +127,8 @@ class StatementReading:
 
     def read(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
         statement = normalize_caption(text_field(sample, "statement"), MAX_STATEMENT_WORDS)
-        label = sample.info.get("label")
-        if not isinstance(label, bool):
+        label = label_of(sample)
+        if label is None:
             raise SourceError("no label that is true or false")
         swapped = rng.random() < 0.5
         pixels = Pair()(sample, view, rng)  # (2, 3, S, S)
@@ -156,7 +159,8 @@ class DialogReading:
             raise SourceError("no round with options and their right one")
         asked = rounds[int(rng.integers(len(rounds)))]
         right = asked.options[asked.answer_index or 0]
-        wrong = [text for text in asked.options if text != right]
+        same = normalize_question(right)  # candidates of VisDial differ by a period alone
+        wrong = [text for text in asked.options if normalize_question(text) != same]
         if not wrong:
             raise SourceError(f"round {asked.number} has no wrong answer among its options")
         drawn = rng.choice(len(wrong), self.num_negatives, replace=len(wrong) < self.num_negatives)
@@ -192,6 +196,22 @@ def answers_of(sample: Sample) -> list[str]:
     if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
         raise SourceError(f"the answers must be a list of strings, not {answers!r:.80}")
     return list(answers)
+
+
+def weight_of(sample: Sample) -> float:
+    """How much a question counts in training; `SourceError` for anything but a number from 0 on."""
+    weight = sample.info.get("weight", 1.0)
+    if not _is_number(weight) or not 0 <= weight < math.inf:
+        raise SourceError(f"the weight must be a number from 0 on, not {weight!r:.80}")
+    return float(weight)
+
+
+def label_of(sample: Sample) -> bool | None:
+    """Whether a statement is true, None where nobody says; `SourceError` for anything but true and false."""
+    label = sample.info.get("label")
+    if label is not None and not isinstance(label, bool):
+        raise SourceError(f"the label must be true or false, not {label!r:.80}")
+    return label
 
 
 class Round(NamedTuple):
@@ -233,14 +253,30 @@ def _open_round(number: int, history: list[tuple[str, str]], turn: dict[str, Any
     options, index, relevance = turn["options"], turn.get("answer_index"), turn.get("relevance")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise SourceError(f"the options of round {number} must be a list of strings, not {options!r:.80}")
-    if index is not None and not (isinstance(index, int) and 0 <= index < len(options)):
-        raise SourceError(f"round {number} has {len(options)} options and its answer is number {index}")
-    if relevance is not None and len(relevance) != len(options):
-        raise SourceError(f"round {number} has {len(options)} options and {len(relevance)} relevances")
+    if index is not None and (type(index) is not int or not 0 <= index < len(options)):
+        raise SourceError(f"round {number} has {len(options)} options and its answer is number {index!r:.80}")
+    if relevance is not None and not _are_relevances(relevance, len(options)):
+        raise SourceError(
+            f"the relevance in round {number} must be {len(options)} numbers from 0 on, one for each option, "
+            f"not {relevance!r:.80}"
+        )
     return Round(number, history, turn["question"], options, index, relevance)
 
 
+def _are_relevances(value: Any, count: int) -> bool:
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(_is_number(relevance) and 0 <= relevance < math.inf for relevance in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def swap_sides(statement: str) -> str:
-    """The same text with the words left and right exchanged."""
+    """The same text with left and right exchanged, also in rightmost, left-hand and before a comma.
+
+    The released code passes over these, and so trains on a statement about the other picture.
+    """
     other = {"left": "right", "right": "left"}
-    return " ".join(other.get(word, word) for word in statement.split(" "))
+    return _SIDE.sub(lambda side: other[side[0]], statement)

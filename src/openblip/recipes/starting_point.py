@@ -20,13 +20,12 @@ from openblip.recipes.run import Run
 
 MAX_VOCABULARY_CAPTIONS = 200_000  # enough for every word that matters; more only costs time
 
-# What a head may bring along that no earlier training has: it keeps its random start.
+# What a head may bring along that no earlier training has, or not in that width: it keeps its random start.
 _FRESH: dict[Head, tuple[str, ...]] = {
     "nlvr": ("nlvr_head.", ".merge."),
     "visdial": ("caption_proj.", "itm_head."),
+    "vqa": (".cross_attention.variants.decode.branch.key_value.weight",),  # questions, not images, are read
 }
-# Answers read questions: where those are not as wide as images, so that nothing fits, these start anew.
-_CONTEXT_PROJECTION = re.compile(r"cross_attention\.variants\.decode\.branch\.key_value\.")
 
 
 def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Checkpoint:
@@ -60,8 +59,8 @@ def with_heads(model: Blip, heads: tuple[Head, ...]) -> Blip:
     weights: dict[str, Any] = target.state_dict()
     missing = []
     for name, start in weights.items():
-        found = _origin(name, start, theirs)
-        if found is not None:
+        found = _origin(name, theirs)
+        if found is not None and found.shape == start.shape:
             weights[name] = found
         elif not any(part in name for part in fresh):
             missing.append(name)
@@ -75,15 +74,11 @@ def with_heads(model: Blip, heads: tuple[Head, ...]) -> Blip:
     return target
 
 
-def _origin(name: str, start: Tensor, theirs: dict[str, Tensor]) -> Tensor | None:
-    """What a parameter that begins as `start` is made of; None when the model has nothing for it."""
-    name = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
-    for candidate in (name, re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", name)):
-        if candidate in theirs:
-            found = theirs[candidate]
-            does_not_fit = found.shape != start.shape and _CONTEXT_PROJECTION.search(name) is not None
-            return start if does_not_fit else found
-    return None
+def _origin(name: str, theirs: dict[str, Tensor]) -> Tensor | None:
+    """The weights that a parameter starts from; None when the model has nothing for it."""
+    of_one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
+    shared = re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", of_one_image)
+    return next((theirs[other] for other in (name, of_one_image, shared) if other in theirs), None)
 
 
 def start_from_backbones(model: Blip, vision_init: str | None, text_init: str | None) -> None:

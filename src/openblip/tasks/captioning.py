@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.data.batch import Batch
-from openblip.data.sample import Sample, Source
+from openblip.data.sample import Sample, Source, caption_texts
 from openblip.data.tokenizer import Tokenizer, normalize_caption
 from openblip.data.transforms import Preprocessing
 from openblip.generation.decoding import Beam, Decoding
@@ -90,7 +90,7 @@ def evaluate_captioning(
             for sample, text in zip(samples, written, strict=True)
         ]
 
-    results, rejects = walk(source, work, label="captioning", accept=lambda sample: None, limit=limit)
+    results, rejects = walk(source, work, label="captioning", accept=references, limit=limit)
     scored = [result for result in results if result.references]
     return {
         "num_images": len(results),
@@ -104,9 +104,12 @@ def evaluate_captioning(
 
 
 def references(sample: Sample) -> list[str]:
-    """All captions known to be true of a sample, as a model is trained to write them."""
-    true = sample.info.get("references") or sample.captions
-    return [normalize_caption(text) for text in true]
+    """All captions known to be true of a sample, as a model is trained to write them.
+
+    Raises `SourceError` for references that are no texts.
+    """
+    stated = caption_texts(sample.info.get("references"), f"{sample.shard}/{sample.key}: references")
+    return [normalize_caption(text) for text in stated or sample.captions]
 
 
 def _scores(scored: Sequence[_Captioned]) -> dict[str, Any]:

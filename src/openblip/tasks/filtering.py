@@ -53,6 +53,9 @@ def _check_truth(sample: Sample) -> None:
         raise SourceError("no caption")
     if "noise" not in sample.info:
         raise SourceError("no `noise` field, so the truth is not known")
+    kind = sample.info["noise"]
+    if kind is not None and not isinstance(kind, str):
+        raise SourceError(f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}")
 
 
 def filter_report(

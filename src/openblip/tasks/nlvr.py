@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.batch import StatementBatch
-from openblip.data.readings import text_field
+from openblip.data.readings import label_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
@@ -83,5 +83,6 @@ def _named(sample: Sample) -> dict[str, Any]:
 
 def _check(sample: Sample) -> None:
     text_field(sample, "statement")
+    label_of(sample)
     if sample.second_image is None:
         raise SourceError("no second picture")

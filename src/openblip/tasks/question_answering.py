@@ -12,6 +12,7 @@ from openblip.data.readings import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
+from openblip.errors import SourceError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.metrics.vqa import (
     direct_answer_accuracy,
@@ -66,6 +67,7 @@ class QuestionAnswering(nn.Module):
 class Answerer(Protocol):
     """What questions need of a model; clips also need `encode_videos`."""
 
+    def encode(self, images: Any, batch_size: int | None) -> Any: ...
     def answer(
         self,
         images: Any,
@@ -102,16 +104,29 @@ def evaluate_question_answering(
     """
 
     def work(samples: list[Sample]) -> list[_Answered]:
-        images = pictures(model, samples, num_frames, batch_size)
+        images = model.encode(pictures(model, samples, num_frames, batch_size), batch_size)
         questions = [sample.info["question"] for sample in samples]
         answers = model.answer(images, questions, candidates, decoding=decoding, batch_size=batch_size)
-        choices = [_choose(model, sample, decoding) for sample in samples]
-        bare = [replace(sample, image=b"") for sample in samples]
-        return [_Answered(*row) for row in zip(bare, answers, choices, strict=True)]
+        offered = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
+        choices: dict[int, str] = {}
+        if offered:
+            best = model.answer(
+                images.select(torch.tensor(offered)),
+                [questions[i] for i in offered],
+                [samples[i].info["choices"] for i in offered],
+                decoding=decoding,
+                batch_size=batch_size,
+            )
+            choices = dict(zip(offered, best, strict=True))
+        return [
+            _Answered(replace(sample, image=b""), answer, choices.get(i))
+            for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))
+        ]
 
     def accept(sample: Sample) -> None:
         text_field(sample, "question")
         answers_of(sample)
+        _check_choices(sample)
 
     found, rejects = walk(source, work, label="answering", accept=accept, limit=limit)
     results = [{"question_id": question_id(row.sample), "answer": row.answer} for row in found]
@@ -134,14 +149,14 @@ def question_id(sample: Sample) -> Any:
     return sample.info.get("question_id", sample.key)
 
 
-def _choose(model: Answerer, sample: Sample, decoding: Decoding) -> str | None:
-    choices = sample.info.get("choices")
+def _check_choices(sample: Sample) -> None:
+    choices, correct = sample.info.get("choices"), sample.info.get("correct_choice")
     if not choices:
-        return None
-    best: list[str] = model.answer(
-        [sample.image], [sample.info["question"]], choices, decoding=decoding, batch_size=None
-    )
-    return best[0]
+        return
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise SourceError(f"the choices must be a list of strings, not {choices!r:.80}")
+    if correct is not None and (type(correct) is not int or not 0 <= correct < len(choices)):
+        raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
 
 
 def _accuracies(found: Sequence[_Answered]) -> dict[str, Any]:
@@ -151,7 +166,7 @@ def _accuracies(found: Sequence[_Answered]) -> dict[str, Any]:
     several = [row for row in plain if len(answers_of(row.sample)) > 1]
     single = [row for row in plain if len(answers_of(row.sample)) == 1]
     offered = [row for row in found if row.choice is not None]
-    chosen = [row for row in offered if "correct_choice" in row.sample.info]
+    chosen = [row for row in offered if row.sample.info.get("correct_choice") is not None]
     easy = [
         row
         for row in offered

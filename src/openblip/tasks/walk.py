@@ -4,7 +4,7 @@ The model is anything with the calls of `openblip.Predictor` that the task needs
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from openblip.data.sample import Record, Reject, Sample, Source
 from openblip.errors import ImageError, SourceError
@@ -22,12 +22,6 @@ class Walked(NamedTuple):
 
     results: list[Any]
     rejects: list[Reject]
-
-
-class ClipEncoder(Protocol):
-    """What clips need of a model."""
-
-    def encode_videos(self, clips: Any, num_frames: int, batch_size: int | None) -> Any: ...
 
 
 def walk(
