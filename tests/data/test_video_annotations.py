@@ -97,20 +97,21 @@ def test_msrvtt_with_clips_missing_and_rows_broken(write, clips):
         video(1, "train"),
     ]
     videos[4]["video_id"] = 4
-    path = write("a.json", {"videos": videos, "sentences": ["broken", {"video_id": 3}, sentence(1, "one")]})
-    folder = clips("video1.mp4", "video3.txt")
+    path = write("a.json", {"videos": videos, "sentences": ["broken", {"video_id": [3]}, sentence(1, "one")]})
+    folder = clips("video1.mp4", "video2.txt", "video3.mp4")
     samples, rejects = read_all(f"{path}#train", folder)
     assert [(s.key, s.captions) for s in samples] == [("video1", ("one",))]
     reasons = {r.key: r.reason for r in rejects}
     assert list(reasons) == ["videos[1]", "videos[2]", "videos[3]", "videos[4]", "video1"]
     assert f"no clip video2 (avi, m4v, mkv, mov, mp4, webm) in {folder} or below" in reasons["videos[1]"]
     assert "expected an object" in reasons["videos[2]"]
+    assert "split" in reasons["videos[3]"]
     source = open_source(f"{path}#train", images=str(folder))
     assert isinstance(source, Described)
     assert source.describe() == {
         "format": "MSRVTT captions",
         "splits in the file": {"train": 4},
-        "missing": "2 of 3 clips, as video2",
+        "missing": "1 of 3 clips, as video2",
     }
 
 
@@ -166,6 +167,13 @@ def test_a_table_that_names_files_stays_a_table(write, clips, name):
     assert [s.image for s in read_samples(source)] == [b"a.mp4"]
 
 
+def test_a_table_whose_first_line_is_broken_stays_a_table(write, clips):
+    clips("a.mp4")
+    samples, rejects = read_all(write("t.jsonl", '{broken\n{"video": "a.mp4", "caption": "x"}'), clips())
+    assert [s.image for s in samples] == [b"a.mp4"]
+    assert [r.key for r in rejects] == ["000000001"]
+
+
 def test_msrvtt_questions(write, clips):
     rows = [
         {"answer": "couch", "category_id": 14, "id": 158581, "question": "what is it?", "video_id": 6513},
@@ -205,10 +213,11 @@ MSVD = [{"answer": "animal", "id": i, "question": "what chews?", "video_id": i +
 def test_msvd_questions(write, clips):
     write("youtube_mapping.txt", "\ufeffmv89psg6zh4_33_46 vid1\n\n-4wsuPCjDBc_5_15  vid2 \r\n")
     path = write("val_qa.json", MSVD)
-    folder = clips("YouTubeClips/mv89psg6zh4_33_46.avi", "vid2.mp4", "vid3.mp4", "video1.mp4")
+    names = ["YouTubeClips/mv89psg6zh4_33_46.avi", "-4wsuPCjDBc_5_15.avi", "vid3.mp4"]
+    folder = clips(*names, "vid1.mp4", "video1.mp4")
     samples, rejects = read_all(path, folder)
     assert not rejects
-    assert [s.image for s in samples] == [b"YouTubeClips/mv89psg6zh4_33_46.avi", b"vid2.mp4", b"vid3.mp4"]
+    assert [s.image.decode() for s in samples] == names
     assert [s.info["image_id"] for s in samples] == ["vid1", "vid2", "vid3"]
     source = open_source(str(path), images=str(folder))
     assert source.describe()["format"] == "MSVD-QA questions"
@@ -238,9 +247,10 @@ def test_a_broken_mapping_names_its_line(write, clips, line):
 
 
 def test_questions_about_clips_by_name(write, clips):
-    rows = [{"answer": "x", "question": "who?", "video_id": "video7"}]
-    samples, _ = read_all(write("val_qa.json", rows), clips("video7.mkv"))
-    assert [(s.key, s.info["question_id"], s.image) for s in samples] == [("0", 0, b"video7.mkv")]
+    rows = [{"answer": "x", "question": "who?", "video_id": name} for name in ("video7", "7")]
+    samples, _ = read_all(write("val_qa.json", rows), clips("video7.mkv", "vid7.mp4"))
+    found = [(s.key, s.info["question_id"], s.image) for s in samples]
+    assert found == [("0", 0, b"video7.mkv"), ("1", 1, b"vid7.mp4")]
 
 
 def test_of_two_clips_of_one_name_the_outer_one_counts(write, clips):

@@ -9,6 +9,7 @@ label, all of them are `label_names`. Sub-folders of the same name are one class
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from openblip.data.sample import (
     IMAGE_SUFFIXES,
@@ -136,7 +137,7 @@ def _read_class_names(path: str, folders: Mapping[str, tuple[str, ...]]) -> dict
     found: dict[str, tuple[str, ...]] = {}
     for folder in folders:
         value = stated.get(folder)
-        names = value if isinstance(value, list) else [value]
+        names: list[Any] = value if isinstance(value, list) else [value]
         if not names or not all(isinstance(name, str) and name.strip() for name in names):
             what = f"{folder}: {value!r:.80}" if folder in stated else f"nothing for {folder}"
             raise SourceError(
