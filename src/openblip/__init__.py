@@ -13,6 +13,7 @@ from openblip.errors import (
     OpenBlipError,
     SourceError,
     UnsupportedTaskError,
+    VideoError,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "Predictor",
     "SourceError",
     "UnsupportedTaskError",
+    "VideoError",
     "load",
 ]
 

@@ -13,6 +13,10 @@ class ImageError(OpenBlipError):
     """An image that cannot be read; the message names it."""
 
 
+class VideoError(ImageError):
+    """A clip that cannot be decoded; what skips bad images skips bad clips."""
+
+
 class SourceError(OpenBlipError):
     """A data source that is missing, empty or in an unknown format."""
 
