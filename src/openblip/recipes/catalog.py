@@ -14,8 +14,12 @@ from openblip.recipes.blip_mini_tasks import (
     blip_mini_vqa,
 )
 from openblip.recipes.caption import caption, caption_large
-from openblip.recipes.filter import filter_, filter_large
+from openblip.recipes.filter import filter_, filter_large, retrieval_flickr
+from openblip.recipes.nlvr import nlvr
 from openblip.recipes.run import Run
+from openblip.recipes.video import video_qa, video_retrieval
+from openblip.recipes.visdial import visdial
+from openblip.recipes.vqa import vqa
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "blip-mini": blip_mini,
@@ -32,6 +36,12 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "caption-large": caption_large,
     "filter": filter_,
     "filter-large": filter_large,
+    "retrieval-flickr": retrieval_flickr,
+    "vqa": vqa,
+    "nlvr": nlvr,
+    "visdial": visdial,
+    "video-retrieval": video_retrieval,
+    "video-qa": video_qa,
 }
 
 

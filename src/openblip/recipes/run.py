@@ -34,6 +34,8 @@ class Run:
     """BERT to start the text side of a new model from, likewise; needs that BERT's `tokenizer`."""
     image_size: int | None = None
     """Resolution to fine-tune the checkpoint at; None keeps its own."""
+    drop_path: float | None = None
+    """Stochastic depth of the checkpoint's image encoder while it is fine-tuned; None keeps its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

@@ -58,6 +58,8 @@ def check_start(run: Run) -> None:
         raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
     if run.init is not None and (run.vision_init is not None or run.text_init is not None):
         raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
+    if run.init is None and run.drop_path is not None:
+        raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
     if run.init is None and run.image_size is not None:
         raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
     if run.text_init is not None and run.tokenizer is None:

@@ -32,7 +32,7 @@ def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Check
     """The checkpoint `run.init` names, with the heads its task trains; or a random model with them."""
     if run.init is not None:
         predictor = load(run.init, device="cpu")
-        model = with_heads(predictor.model, heads)
+        model = with_heads(predictor.model, heads, run.drop_path)
         checkpoint = Checkpoint(model, predictor.tokenizer, predictor.preprocessing, predictor.prompt)
         return checkpoint if run.image_size is None else at_image_size(checkpoint, run.image_size)
     assert run.model is not None  # `check_start` has seen to it
@@ -43,17 +43,18 @@ def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Check
     return Checkpoint(model, tokenizer, Preprocessing(image_size=config.vision.image_size))
 
 
-def with_heads(model: Blip, heads: tuple[Head, ...]) -> Blip:
+def with_heads(model: Blip, heads: tuple[Head, ...], drop_path: float | None = None) -> Blip:
     """The same weights under other heads (BLIP section 5: a task takes the parts it needs).
 
     Both branches over two images start as the one there was. Questions and answers get weights of their own,
-    as in the released VQA fine-tuning. ConfigError when the model lacks something that is no fresh part of a
-    head.
+    as in the released VQA fine-tuning. drop_path: of the image encoder; None keeps its own. ConfigError when
+    the model lacks something that is no fresh part of a head.
     """
+    vision = model.config.vision if drop_path is None else replace(model.config.vision, drop_path=drop_path)
     text = model.config.text
     if "vqa" in heads:
         text = replace(text, sharing="none")
-    target = Blip(replace(model.config, heads=heads, text=text))
+    target = Blip(replace(model.config, heads=heads, vision=vision, text=text))
     fresh = tuple(part for head in heads for part in _FRESH.get(head, ()))
     theirs = model.state_dict()
     weights: dict[str, Any] = target.state_dict()
