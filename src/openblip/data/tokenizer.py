@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as WordPiece
 
+from openblip.data.sample import clean_text
 from openblip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
@@ -191,7 +192,8 @@ class Tokenizer:
         return self._padded(rows)
 
     def _words(self, text: str) -> list[int]:
-        return list(self._wordpiece.encode(text, add_special_tokens=False).ids)
+        # The library refuses lone surrogates, which json escapes can make.
+        return list(self._wordpiece.encode(clean_text(text), add_special_tokens=False).ids)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tokens:
         import torch
