@@ -7,8 +7,8 @@ not depend on who reads it.
 Shapes: B examples, F frames, S image size.
 """
 
-import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -201,7 +201,7 @@ def answers_of(sample: Sample) -> list[str]:
 def weight_of(sample: Sample) -> float:
     """How much a question counts in training; `SourceError` for anything but a number from 0 on."""
     weight = sample.info.get("weight", 1.0)
-    if not _is_number(weight) or not 0 <= weight < math.inf:
+    if not _is_share(weight):
         raise SourceError(f"the weight must be a number from 0 on, not {weight!r:.80}")
     return float(weight)
 
@@ -241,9 +241,12 @@ def open_rounds(sample: Sample) -> list[Round]:
             raise SourceError(f"round {number} has no question")
         if turn.get("options"):
             rounds.append(_open_round(number, history, turn))
-        if not isinstance(turn.get("answer"), str):  # of a test split: nothing can follow
+        answer = turn.get("answer")
+        if answer is None:  # of a test split: nothing can follow
             break
-        history = [*history, (turn["question"], turn["answer"])]
+        if not isinstance(answer, str):
+            raise SourceError(f"the answer of round {number} must be a text, not {answer!r:.80}")
+        history = [*history, (turn["question"], answer)]
     if not rounds:
         raise SourceError("no round with options to rank")
     return rounds
@@ -266,11 +269,13 @@ def _open_round(number: int, history: list[tuple[str, str]], turn: dict[str, Any
 def _are_relevances(value: Any, count: int) -> bool:
     if not isinstance(value, list) or len(value) != count:
         return False
-    return all(_is_number(relevance) and 0 <= relevance < math.inf for relevance in value)
+    return all(map(_is_share, value))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_share(value: Any) -> bool:
+    """Whether this is a finite number from 0 on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max
 
 
 def swap_sides(statement: str) -> str:
