@@ -1,0 +1,103 @@
+"""Every class of transformers and every released .pth, read and written: what they say stays the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from parity_cases import (
+    CLASSES,
+    TOKENIZER,
+    Outputs,
+    our_outputs,
+    released_outputs,
+    their_model,
+    their_outputs,
+)
+from released_files import KINDS, TEXT_DIM, released_file
+from safetensors.torch import load_file
+
+from openblip.checkpoints.loading import load_any, save_as
+from openblip.checkpoints.original_keys import TRAINING_ONLY
+
+
+def assert_same(found: Outputs, expected: Outputs) -> None:
+    assert found.scores.keys() >= expected.scores.keys() != set()
+    for name, scores in expected.scores.items():
+        assert scores.std() > 1e-3, name  # something is compared
+        torch.testing.assert_close(found.scores[name], scores, atol=1e-5, rtol=0, msg=name)
+    for name, texts in expected.texts.items():
+        assert found.texts[name] == texts
+        assert len({tuple(text) for text in texts}) > 1
+
+
+def write_theirs(folder: Path, class_name: str) -> Any:
+    theirs = their_model(class_name)
+    theirs.save_pretrained(folder)
+    TOKENIZER.save(folder)
+    return theirs
+
+
+def loaded_by_them(class_name: str, folder: Path) -> Any:
+    theirs, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str) -> None:
+    theirs = write_theirs(tmp_path / "theirs", class_name)
+    checkpoint = load_any(tmp_path / "theirs")
+    expected = their_outputs(theirs)
+    assert_same(our_outputs(checkpoint), expected)
+
+    save_as(checkpoint, tmp_path / "written", "huggingface")
+    again = loaded_by_them(class_name, tmp_path / "written")
+    assert_same(their_outputs(again, texts=False), Outputs(expected.scores))
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("theirs", "written"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+
+    save_as(checkpoint, tmp_path / "ours", "openblip")
+    assert_same(our_outputs(load_any(tmp_path / "ours")), expected)
+
+
+@pytest.mark.parametrize("class_name", ["BlipForImageTextRetrieval", "BlipForQuestionAnswering"])
+def test_reading_from_cls_is_what_transformers_does(tmp_path: Path, class_name: str) -> None:
+    theirs = write_theirs(tmp_path, class_name)
+    checkpoint = load_any(tmp_path)
+    assert checkpoint.encoder_token == "[ENC]"
+    from_cls = our_outputs(checkpoint, TOKENIZER.cls_id)
+    assert_same(from_cls, their_outputs(theirs, TOKENIZER.cls_id, texts=False))
+    grounded = "itm" if "itm" in from_cls.scores else "vqa"
+    from_enc = our_outputs(checkpoint)
+    assert (from_enc.scores[grounded] - from_cls.scores[grounded]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "image_dim"), [*((kind, 192) for kind in KINDS), ("VQA", TEXT_DIM), ("captions", TEXT_DIM)]
+)
+def test_a_released_file_there_and_back(tmp_path: Path, kind: str, image_dim: int) -> None:
+    state = released_file(kind, image_dim)
+    path = tmp_path / "released.pth"
+    torch.save({"model": state, "optimizer": {"lr": 1e-4}, "config": {"a": [1]}, "epoch": 3}, path)
+    TOKENIZER.save(tmp_path)
+    checkpoint = load_any(path)
+    expected = released_outputs(kind, state)
+    assert_same(our_outputs(checkpoint), expected)
+    shared = checkpoint.model.config.text.sharing == "all_but_sa"
+    assert shared == (kind != "VQA")
+
+    save_as(checkpoint, tmp_path / "written.pth", "original")
+    written = torch.load(tmp_path / "written.pth", weights_only=True)["model"]
+    assert written.keys() == {name for name in state if not name.startswith(TRAINING_ONLY)}
+    for name, tensor in written.items():
+        torch.testing.assert_close(tensor, state[name], atol=0, rtol=1e-6 if name == "temp" else 0, msg=name)
+    assert_same(released_outputs(kind, written, texts=False), Outputs(expected.scores))
+    assert_same(our_outputs(load_any(tmp_path / "written.pth")), expected)
+
+    save_as(checkpoint, tmp_path / "ours", "openblip")
+    assert_same(our_outputs(load_any(tmp_path / "ours")), expected)
