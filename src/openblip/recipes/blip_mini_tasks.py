@@ -40,7 +40,7 @@ def blip_mini_visdial() -> Run:
     Source: BLIP section 5.5 at small scale. The model has 48 positions: of a longer dialog it reads the end.
     Expected: docs/results.md.
     """
-    run = fine_tune_mini("blip-mini-visdial", VisdialConfig(num_negatives=7), steps=2500)
+    run = fine_tune_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=1500)
     return replace(run, data=replace(run.data, max_text_length=48))
 
 
@@ -55,9 +55,9 @@ def blip_mini_video_retrieval() -> Run:
 
 
 def blip_mini_video_qa() -> Run:
-    """Fine-tune a pre-trained blip-mini to answer questions about emoji clips (`--kind clip-questions`).
+    """Fine-tune `blip-mini-vqa` to answer questions about emoji clips (`--kind clip-questions`).
 
     Source: BLIP section 5.6, which asks a model fine-tuned on VQA, at small scale. Expected: docs/results.md.
     """
-    run = fine_tune_mini("blip-mini-video-qa", QuestionAnsweringConfig(label_smoothing=0.0), steps=1000)
+    run = fine_tune_mini("blip-mini-video-qa", QuestionAnsweringConfig(label_smoothing=0.0), steps=500)
     return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))
