@@ -79,8 +79,8 @@ def read_lines(path: Path) -> Iterator[tuple[Identity, list[Row], str, int]]:
 def open_to_continue(path: Path, layout: LineFormat) -> tuple[TextIO, set[Identity]]:
     """Opens `path` for more lines, and says which inputs it already holds.
 
-    What a killed run left half-written at the end, a line or an input without all its lines, is cut off; where
-    the number of lines is not known, the last input is.
+    What a killed run left half-written at the end, a line or an input without all its lines, is cut off;
+    where the number of lines is not known, the last input is.
 
     Raises:
         ConfigError: the file holds something else than lines of this layout.

@@ -68,11 +68,12 @@ class SidecarOptions:
             SourceError: some are no picture files, or two of them share a text file.
             ConfigError: a folder cannot be written into.
         """
-        for outside in (*(image for image in inputs.images if not _is_local(image)), *inputs.rejects):
+        outside = [image.name for image in inputs.images if not _is_local(image)]
+        outside += [f"{reject.shard}/{reject.key}" for reject in inputs.rejects]
+        if outside:
             raise SourceError(
-                f"{outside.shard or ''}{'/' if outside.shard else ''}{outside.key} is no picture file on this "
-                "machine, so no text file can stand beside it; leave out --sidecar and name --out, or name "
-                "picture files or folders of them"
+                f"{outside[0]} is no picture file on this machine, so no text file can stand beside it; for "
+                "--sidecar name picture files or folders of them, or leave it out and name --out"
             )
         chosen = [image for image in inputs.images if self.overwrite or not self.file_of(image).exists()]
         self._check_shared(chosen)
@@ -90,7 +91,7 @@ class SidecarOptions:
             first, second = shared[0]
             more = f", and {len(shared) - 1} more such pictures" if len(shared) > 1 else ""
             raise SourceError(
-                f"{first.name} and {second.name} would share {self.file_of(first)}{more}; rename or remove one"
+                f"{first.name} and {second.name} would share {self.file_of(first)}{more}; rename or move one"
             )
 
 
@@ -103,5 +104,6 @@ def _check_writable(pictures: Iterable[Path]) -> None:
     for folder in dict.fromkeys(picture.parent for picture in pictures if picture.exists()):
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(
-                f"{folder} cannot be written into, so no text files can stand beside its pictures"
+                f"{folder} cannot be written into, so its pictures can have no text files; change its "
+                "permissions, or leave --sidecar out and name --out"
             )
