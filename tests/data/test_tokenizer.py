@@ -56,6 +56,14 @@ def test_special_tokens_in_a_caption_are_text(tokenizer):
     assert not {tokenizer.sep_id, tokenizer.dec_id, tokenizer.pad_id} & set(ids)
 
 
+def test_half_a_character_is_text(tokenizer):
+    """JSON escapes can make lone surrogates, which the library refuses."""
+    texts = ["a \ud83d dog", "\udfff"]
+    assert tokenizer.encode(texts).ids.shape[0] == 2
+    assert tokenizer.encode_turns([texts], 30).ids.shape[0] == 1
+    assert tokenizer.decode(tokenizer.prompt("a \ud83d dog")) == "a dog"
+
+
 def test_training_is_deterministic_across_processes_and_orders(tmp_path, tokenizer):
     script = (
         "import sys; from openblip.data.tokenizer import Tokenizer; "
