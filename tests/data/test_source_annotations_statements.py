@@ -121,6 +121,7 @@ def test_broken_lines_are_named(tmp_path, images, picture):
     }
     assert reasons["line 4"] == "line 4: the label of a statement must be true or false, not 'Maybe'"
     assert "dev-2-0-img1.png" in reasons["dev-2-0-0"]
+    assert "broken json" in reasons["line 5"]
     assert "dev-850-0-0" in reasons["line 6"]
 
 

@@ -42,10 +42,12 @@ class Inspection:
     def add(self, sample: Sample, num_examples: int) -> None:
         """Counts a sample; raises `ImageError` when what it shows cannot be decoded."""
         name = f"{sample.shard}/{sample.key}"
-        is_clip = is_clip(sample.image)
-        image = _first_frame(sample.image, name) if is_clip else read_image(sample.image, name=name)
+        if is_clip(sample.image):
+            image = _first_frame(sample.image, name)
+            self.num_clips += 1
+        else:
+            image = read_image(sample.image, name=name)
         self.image_sizes[image.size] += 1
-        self.num_clips += is_clip
         if sample.second_image is not None:
             self.num_pairs += 1
             self.image_sizes[read_image(sample.second_image, name=f"{name} (right)").size] += 1

@@ -21,8 +21,8 @@ _NO_INFO: Mapping[str, Any] = MappingProxyType({})
 class Sample:
     """One image with its texts, as the source has it.
 
-    `key` is unique within `shard`, not across shards. `image` is the encoded file: a picture, or the clip of a
-    source of clips. `captions` may be empty: CapFilt accepts images without web text, a training loader
+    `key` is unique within `shard`, not across shards. `image` is the encoded file: a picture, or the clip of
+    a source of clips. `captions` may be empty: CapFilt accepts images without web text, a training loader
     rejects them. `image_id` is equal exactly for pairs of the same image. `info` is the sample's json: other
     true captions live in `info["references"]` and are never trained on, and questions, statements, dialogs
     and labels under the names of docs/data.md. `second_image` is the right one of two pictures (NLVR2).
