@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import released_files
 import torch
 import transformers
 from released_reference import as_transformers, nlvr_prediction, vqa_logits
 from torch import Tensor
 
 import openblip
+import released_files
 from openblip.checkpoints.native import Checkpoint
 from openblip.data.tokenizer import Tokens
 from openblip.generation.generate import generate
