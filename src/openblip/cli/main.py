@@ -29,7 +29,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("openblip.cli.demo", "clean a small noisy set with the shipped models, offline"),
     "caption": Command("openblip.cli.caption", "caption images, folders of images or a data source"),
-    "match": Command("openblip.cli.match", "score how well texts describe an image"),
+    "answer": Command("openblip.cli.answer", "answer questions about images or clips"),
+    "match": Command("openblip.cli.match", "score how well texts describe images"),
     "capfilt": Command("openblip.cli.capfilt", "caption and filter noisy image-text pairs"),
     "capfilt-select": Command("openblip.cli.capfilt_select", "change the threshold of a CapFilt run"),
     "capfilt-export": Command("openblip.cli.capfilt_export", "write the bootstrapped pairs as tar shards"),
