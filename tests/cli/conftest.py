@@ -51,6 +51,24 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("captioner"), ("lm",))
 
 
+@pytest.fixture(scope="session")
+def matcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It has only the head for matching."""
+    return save_tiny(tmp_path_factory.mktemp("matcher"), ("itm",))
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It can only embed."""
+    return save_tiny(tmp_path_factory.mktemp("embedder"), ("itc",))
+
+
+@pytest.fixture(scope="session")
+def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It can only answer questions."""
+    return save_tiny(tmp_path_factory.mktemp("answerer"), ("vqa",))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder with a.png, b.jpg and, one level down, c.webp."""

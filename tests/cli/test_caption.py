@@ -103,6 +103,58 @@ def test_a_data_source_gives_shard_and_key(
     assert "00000/z" in captured.err
 
 
+def test_confidences_are_of_each_token(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out)]
+    assert main([*words, "--confidences"]) == 0
+    [first, *_] = read_lines(out)
+    expected = openblip.load(checkpoint).caption(pictures / "a.png", return_scores=True)
+    assert list(first) == ["key", "caption", "logprob", "tokens", "token_logprobs"]
+    assert first["tokens"] == list(expected.tokens)
+    assert first["token_logprobs"] == pytest.approx(expected.token_logprobs, abs=1e-4)
+    assert sum(first["token_logprobs"]) == pytest.approx(first["logprob"], abs=1e-4)
+    before = out.read_bytes()
+    assert main(words) == 2  # lines without them do not go into the same file
+    assert out.read_bytes() == before
+    assert f"{out}:1" in capsys.readouterr().err
+
+
+def test_a_url_is_read_and_is_its_key(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fsspec
+
+    url = "memory://somewhere/a.png"
+    fsspec.filesystem("memory").pipe_file("/somewhere/a.png", (pictures / "a.png").read_bytes())
+    assert main(["caption", url, "--model", str(checkpoint)]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == url
+
+
+def test_hidden_files_and_names_of_any_bytes(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "._a.png").write_bytes(b"what another system keeps")
+    (pictures / "b.jpg").rename(pictures / b"b\xff.jpg".decode(errors="surrogateescape"))
+    assert main(["caption", str(pictures), "--model", str(checkpoint)]) == 0
+    keys = [json.loads(line)["key"] for line in capsys.readouterr().out.splitlines()]
+    assert [Path(key).name for key in keys] == ["a.png", "b\\udcff.jpg", "c.webp"]
+
+
+@pytest.mark.parametrize("count", ["1", "3"])
+def test_a_file_of_another_number_of_captions_is_not_touched(
+    checkpoint: Path, pictures: Path, tmp_path: Path, count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out), "--num-captions"]
+    assert main([*words, "2"]) == 0
+    before = out.read_bytes()
+    assert main([*words, count]) == 2
+    assert out.read_bytes() == before
+    assert f"{out}:1" in capsys.readouterr().err
+
+
 def test_two_sources_with_the_same_shard_are_refused(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
