@@ -28,11 +28,12 @@ def command(
     Args:
         out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
-            occur in no other split, and no two scenes of one of them share a true caption.
+            occur in no other split. No two samples of one of them share a true caption, or show and ask the
+            same.
         num_samples: Number of samples.
-        kind: What a sample holds: a picture with captions, a question and its answers (questions), two pictures
-            and a statement that is true or false (statements), a short clip with captions (clips) or with a
-            question (clip-questions).
+        kind: What a sample holds: a picture with captions, a question and its answers (questions), a dialog
+            and candidate answers (dialogs) or a label (classes); two pictures with a statement that is true
+            or false (statements); or a short clip with captions (clips) or a question (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

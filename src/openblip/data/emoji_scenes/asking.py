@@ -122,7 +122,7 @@ def ask_total(on: Occasion) -> Question:
 
 def ask_existence(on: Occasion) -> Question:
     """Whether there is one of a noun, in equal parts one that is there and one that is not."""
-    names = [thing.name for thing in on.scene.objects]
+    names = on.scene.names
     is_there = on.rng.random() < 0.5
     name = on.rng.choice(names) if is_there else draw_absent_noun(on.rng, on.split, names)
     noun = NOUN_BY_NAME[name]

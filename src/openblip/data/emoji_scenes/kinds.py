@@ -5,8 +5,10 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from openblip.data.emoji_scenes.captions import CaptionSamples
+from openblip.data.emoji_scenes.classes import ClassSamples
 from openblip.data.emoji_scenes.clip_questions import ClipQuestionSamples
 from openblip.data.emoji_scenes.clips import ClipSamples
+from openblip.data.emoji_scenes.dialogs import DialogSamples
 from openblip.data.emoji_scenes.encoding import Member
 from openblip.data.emoji_scenes.questions import QuestionSamples
 from openblip.data.emoji_scenes.request import Kind, SceneRequest
@@ -48,6 +50,8 @@ SAMPLE_KINDS: dict[Kind, SampleKind[Any]] = {
     "statements": StatementSamples(),
     "clips": ClipSamples(),
     "clip-questions": ClipQuestionSamples(),
+    "dialogs": DialogSamples(),
+    "classes": ClassSamples(),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from openblip.data.emoji_scenes.vocabulary import SPLITS, Split
 from openblip.errors import ConfigError
 
-Kind = Literal["captions", "questions", "statements", "clips", "clip-questions"]
+Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes"]
 KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
 
 

