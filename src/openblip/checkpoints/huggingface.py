@@ -176,9 +176,7 @@ def _read_extra(folder: Path, config: Any, layout: Layout) -> _Extra:
             drop_path=float(written.get("drop_path", default.drop_path)),
         )
     except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG}: what it says under openblip is damaged: {error}."
-        ) from error
+        raise CheckpointError(f"{folder / CONFIG}: its openblip entry is damaged: {error}.") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
