@@ -5,34 +5,20 @@ I images, T texts.
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_predictor import ORDER, PICTURES, PROMPT, TEXTS, TOKENIZER, make_predictor
 
 import openblip
-from openblip.checkpoints.native import Checkpoint
-from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
-from openblip.models.blip import Blip
 from openblip.models.config import Head
 from openblip.predictor import Predictor, ScoredText
-from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-PROMPT = "a picture of "
-
-
-def make_predictor(*heads: Head) -> Predictor:
-    text = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
-    model = Blip(replace(TINY, text=text, heads=heads))
-    randomise(model, seed=0, scale=0.3)
-    return Predictor(Checkpoint(model, TOKENIZER, Preprocessing(image_size=SIZE), PROMPT), device="cpu")
+from tiny_blip import SIZE, TINY
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +26,11 @@ def predictor() -> Predictor:
     return make_predictor("itc", "itm", "lm")
 
 
-def picture(seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8))
-
-
-PICTURES = [picture(seed) for seed in range(5)]
-TEXTS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird below a big red tree", "tree"]
 DECODINGS = {
     "greedy": Greedy(max_new_tokens=6),
     "beam": Beam(num_beams=3, max_new_tokens=6),
     "nucleus": Nucleus(top_p=0.95, max_new_tokens=6, seed=5),
 }
-ORDER = [3, 0, 4, 2, 1]
 
 
 @pytest.mark.parametrize("name", DECODINGS)
@@ -234,7 +212,7 @@ def test_nothing_in_nothing_out(predictor: Predictor) -> None:
 def test_pairs_that_do_not_pair_are_refused(
     predictor: Predictor, images: int, texts: int, batch_size: int | None
 ) -> None:
-    with pytest.raises(ConfigError, match="match compares pairs"):
+    with pytest.raises(ConfigError, match="match takes pairs"):
         predictor.match(PICTURES[:images], TEXTS[:texts], batch_size=batch_size)
 
 
@@ -245,6 +223,9 @@ CALLS: dict[str, Callable[[Predictor], object]] = {
     "similarity": lambda p: p.similarity(PICTURES, TEXTS),
     "embed_images": lambda p: p.embed_images(PICTURES),
     "embed_texts": lambda p: p.embed_texts(TEXTS),
+    "answer": lambda p: p.answer(PICTURES, TEXTS),
+    "judge": lambda p: p.judge([(PICTURES[0], PICTURES[1])], ["a dog"]),
+    "rank_answers": lambda p: p.rank_answers(PICTURES[0], "a dog", ["what is it?"], ["a dog", "a cat"]),
 }
 
 
@@ -254,7 +235,13 @@ CALLS: dict[str, Callable[[Predictor], object]] = {
         (("lm",), {"caption"}),
         (("itm",), {"match", "match_matrix"}),
         (("itc",), {"similarity", "embed_images", "embed_texts"}),
-        (("itc", "itm", "lm"), set(CALLS)),
+        (
+            ("itc", "itm", "lm"),
+            {"caption", "match", "match_matrix", "similarity", "embed_images", "embed_texts"},
+        ),
+        (("vqa",), {"answer"}),
+        (("nlvr",), {"judge"}),
+        (("visdial",), {"rank_answers"}),
     ],
 )
 def test_a_call_without_weights_names_what_works(heads: tuple[Head, ...], tasks: set[str]) -> None:
@@ -316,17 +303,6 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: Predictor, tmp_pat
     torch.testing.assert_close(
         loaded.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=0, rtol=0
     )
-
-
-def test_a_predictor_works_in_bfloat16(predictor: Predictor, tmp_path: Path) -> None:
-    predictor.save(tmp_path)
-    half = openblip.load(str(tmp_path), device="cpu", dtype=torch.bfloat16)
-    assert half.similarity(PICTURES, TEXTS).dtype == half.match(PICTURES, TEXTS).dtype == torch.float32
-    torch.testing.assert_close(
-        half.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=0.15, rtol=0
-    )
-    assert len(half.caption(PICTURES, decoding=DECODINGS["beam"])) == 5
-    assert half.caption(half.encode([])) == []
 
 
 def test_predicting_leaves_global_random_state_alone(predictor: Predictor) -> None:

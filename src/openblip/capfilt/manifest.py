@@ -29,6 +29,7 @@ def describe_model(checkpoint: str, predictor: Predictor) -> dict[str, Any]:
         "model": predictor.model.config.to_dict(),
         "preprocessing": dataclasses.asdict(predictor.preprocessing),
         "prompt": predictor.prompt,
+        "encoder_token": predictor.encoder_token,
     }
     digest.update(json.dumps(described, sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:

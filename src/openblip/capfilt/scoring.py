@@ -65,7 +65,7 @@ def score_texts(filter_: Predictor, pixels: Tensor, texts: Sequence[Sequence[str
     itm, itc = np.zeros(len(flat), np.float32), np.zeros(len(flat), np.float32)
     for pieces in _calls(scored, owner):
         rows = [row for piece in pieces for row in piece.rows]
-        tokens = filter_.tokenize([flat[row] for row in rows], filter_.tokenizer.enc_id)
+        tokens = filter_.tokenize([flat[row] for row in rows], filter_.encoder_id)
         images = [piece.image for piece in pieces]
         everyone = images == list(range(len(texts)))  # the usual case: no copy of keys and values
         own_kv = image_kv if everyone else image_kv.select(torch.tensor(images, device=filter_.device))

@@ -212,6 +212,10 @@ class Tokenizer:
 
         return torch.tensor([self.dec_id, *self._words(text)])
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The entries of the vocabulary with these ids; [UNK] for one that it does not have."""
+        return [self._wordpiece.id_to_token(index) or "[UNK]" for index in ids]
+
     def decode(self, ids: "Sequence[int] | torch.Tensor") -> str:
         """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""
         row = list(ids) if isinstance(ids, Sequence) else ids.tolist()

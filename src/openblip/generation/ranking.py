@@ -20,7 +20,7 @@ from openblip.generation.interface import DecoderContext, TextDecoder
 class Ranked(NamedTuple):
     """The best candidate by its place in the list, and its tokens with their log-probabilities."""
 
-    index: int
+    place: int
     generated: Generated
 
 

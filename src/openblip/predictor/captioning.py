@@ -1,20 +1,16 @@
-"""Captions: what a model says about images by itself.
+"""Captions: what a model says about images by itself."""
 
-B images, P prompt tokens.
-"""
-
-import hashlib
-import secrets
 from collections.abc import Sequence
 
 import torch
 
 from openblip.errors import ConfigError
-from openblip.generation.decoding import Decoding, Nucleus
+from openblip.generation.decoding import Decoding
 from openblip.generation.generate import generate
 from openblip.predictor.images import Images
 from openblip.predictor.runtime import Runtime
 from openblip.predictor.scored_text import ScoredText, scored_text
+from openblip.predictor.writing import check_length, sampling_seeds
 
 
 @torch.inference_mode()
@@ -30,7 +26,7 @@ def write_captions(
 ) -> list[list[ScoredText]]:
     """`num_captions` per image."""
     prompt_ids = runtime.tokenizer.prompt(runtime.prompt if prompt is None else prompt).to(runtime.device)
-    runtime.check_length(len(prompt_ids), decoding)
+    check_length(len(prompt_ids), decoding, runtime.model.config.text.max_positions)
     results: list[list[ScoredText]] = []
     for where, encoded in runtime.encoded_batches(images, batch_size):
         generated = generate(
@@ -48,13 +44,3 @@ def write_captions(
     if seeds is not None and len(seeds) != len(results):
         raise ConfigError(f"{len(seeds)} seeds for {len(results)} images: give one per image.")
     return results
-
-
-def sampling_seeds(decoding: Decoding, input_seeds: Sequence[int]) -> list[int] | None:
-    """Seeds of `Nucleus`: its own joined with each input's hash; fresh ones where it has none."""
-    if not isinstance(decoding, Nucleus):
-        return None
-    if decoding.seed is None:
-        return [secrets.randbits(63) for _ in input_seeds]
-    joined = [hashlib.blake2b(f"{decoding.seed},{seed}".encode(), digest_size=8) for seed in input_seeds]
-    return [int.from_bytes(digest.digest(), "big") >> 1 for digest in joined]

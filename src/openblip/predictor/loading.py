@@ -5,6 +5,7 @@ import os
 import torch
 
 from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.native import EncoderToken, checked_encoder_token
 from openblip.predictor.predictor import Predictor
 
 
@@ -12,12 +13,23 @@ def load(
     source: str | os.PathLike[str],
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    encoder_token: EncoderToken | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Predictor:
-    """A predictor from a checkpoint folder, OpenBLIP's or transformers', or the name of a shipped model.
+    """A predictor from a checkpoint: a folder, a file, a name on the Hugging Face hub or of a shipped model.
 
-    A folder is named by its path, or as owner/model on the Hugging Face hub.
+    Args:
+        source: what `checkpoints.loading.load_any` reads.
+        device: where it runs; by default the GPU if there is one.
+        dtype: of the weights, float32 by default. Results are float32 always.
+        encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by
+            default what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS].
+        tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
 
-    device: where it runs; by default the GPU if there is one. dtype: of the weights, float32 by default.
     Raises CheckpointError when there is no such checkpoint or it is not whole.
     """
-    return Predictor(load_any(source), device, dtype)
+    checkpoint = load_any(source, tokenizer=tokenizer)
+    if encoder_token is not None:
+        checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
+    return Predictor(checkpoint, device, dtype)

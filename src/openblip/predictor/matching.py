@@ -4,13 +4,12 @@ B pairs, I images, T texts, R rows of text, E embedding width.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.data.tokenizer import Tokens
-from openblip.errors import ConfigError
+from openblip.models.blip import CrossKV
 from openblip.predictor.batching import DEFAULT_BATCH_SIZE, as_list, checked_batch_size, chunks
 from openblip.predictor.images import Images
 from openblip.predictor.runtime import Runtime
@@ -21,19 +20,12 @@ def match_pairs(
     runtime: Runtime, images: Images, texts: str | Sequence[str], batch_size: int | None
 ) -> Tensor:
     """P(match) of each pair, float32 (B,) on the CPU. ConfigError unless they pair up."""
-    texts = as_list(texts)
-    scores = []
-    for where, encoded in runtime.encoded_batches(images, batch_size):
-        own = texts[where]
-        if len(own) != len(encoded):
-            raise ConfigError(f"match compares pairs: {len(texts)} texts do not pair with the images.")
-        tokens = runtime.tokenize(own, runtime.tokenizer.enc_id)
+    scores = [torch.zeros(0)]
+    for own, encoded in runtime.paired_batches(images, as_list(texts), "match", batch_size):
+        tokens = runtime.tokenize(own, runtime.encoder_id)
         image_kv = runtime.model.image_kv(encoded.tokens, "encode")
         scores.append(_match_probability(runtime, tokens, image_kv))
-    result = torch.cat(scores) if scores else torch.zeros(0)
-    if len(result) != len(texts):
-        raise ConfigError(f"match compares pairs: {len(result)} images and {len(texts)} texts were given.")
-    return result
+    return torch.cat(scores)
 
 
 @torch.inference_mode()
@@ -48,14 +40,14 @@ def match_matrix(
         count = len(encoded)
         columns = []
         for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
-            tokens = runtime.tokenize(chunk, runtime.tokenizer.enc_id)
+            tokens = runtime.tokenize(chunk, runtime.encoder_id)
             repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
             columns.append(_match_probability(runtime, repeated, image_kv).view(count, -1))
         rows.append(torch.cat(columns, dim=1) if columns else torch.zeros(count, 0))
     return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
 
-def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: Any) -> Tensor:
+def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: CrossKV) -> Tensor:
     logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
     return logits.float().softmax(dim=1)[:, 1].cpu()
 
@@ -64,7 +56,7 @@ def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: Any) -> Tenso
 def embed_images(runtime: Runtime, images: Images, batch_size: int | None) -> Tensor:
     """Unit vectors, float32 (I, E) on the CPU."""
     found = [
-        runtime.model.embed_image(encoded.tokens).float().cpu()
+        runtime.model.embed_image(encoded.tokens, encoded.num_frames).float().cpu()
         for _, encoded in runtime.encoded_batches(images, batch_size)
     ]
     return torch.cat(found) if found else torch.zeros(0, runtime.model.config.embed_dim)

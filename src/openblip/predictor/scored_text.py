@@ -6,13 +6,26 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.generation.generated import Generated
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoredText:
-    """A generated text and its log-probability under the model: the sum over its tokens and the end."""
+    """A caption or an answer with its log-probability under the model (natural logarithm)."""
 
     text: str
     logprob: float
+    """Of the whole text: the sum of `token_logprobs`."""
+    tokens: tuple[str, ...]
+    """The word pieces as the vocabulary has them ("##s" goes on with a word), and last [SEP], the end, unless
+    the text was cut off at its longest."""
+    token_logprobs: tuple[float, ...]
+    """Of each of `tokens` after those before it; `math.exp` makes a probability of one."""
 
 
-def scored_text(generated: Generated, tokenizer: Tokenizer) -> ScoredText:
-    return ScoredText(tokenizer.decode(generated.ids), generated.logprob)
+def scored_text(generated: Generated, tokenizer: Tokenizer, text: str | None = None) -> ScoredText:
+    """`text`: what it stands for, where that is not just its tokens read out."""
+    ended = len(generated.token_logprobs) > len(generated.ids)
+    return ScoredText(
+        text=tokenizer.decode(generated.ids) if text is None else text,
+        logprob=generated.logprob,
+        tokens=tuple(tokenizer.pieces([*generated.ids, tokenizer.sep_id] if ended else generated.ids)),
+        token_logprobs=generated.token_logprobs,
+    )

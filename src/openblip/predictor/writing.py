@@ -1,0 +1,30 @@
+"""What captions and answers have in common: how long they may get, and the seeds they are sampled by."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from openblip.errors import ConfigError
+from openblip.generation.decoding import Decoding, Nucleus
+
+
+def check_length(prompt_length: int, decoding: Decoding, positions: int) -> None:
+    """ConfigError when a text may grow longer than the model has positions."""
+    longest = prompt_length + decoding.max_new_tokens - 1  # the last token is not read
+    if longest > positions:
+        raise ConfigError(
+            f"max_new_tokens {decoding.max_new_tokens} after a prompt of {prompt_length} tokens: the "
+            f"model reads at most {positions}; ask for {max(positions - prompt_length + 1, 0)} or fewer."
+        )
+
+
+def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
+    """Seeds of `Nucleus`: its own joined with each input (a picture's hash, a question); fresh ones where it
+    has none.
+    """
+    if not isinstance(decoding, Nucleus):
+        return None
+    if decoding.seed is None:
+        return [secrets.randbits(63) for _ in inputs]
+    joined = [hashlib.blake2b(f"{decoding.seed},{each}".encode(), digest_size=8) for each in inputs]
+    return [int.from_bytes(digest.digest(), "big") >> 1 for digest in joined]

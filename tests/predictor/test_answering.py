@@ -1,0 +1,215 @@
+"""Answers: from the question's states, whatever stands beside it in the batch; or the likeliest of a list."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_predictor import ORDER, PICTURES, TOKENIZER, image_tokens, make_predictor
+
+import openblip
+from openblip.errors import ConfigError, ImageError
+from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
+from openblip.predictor import Predictor, ScoredText
+from tiny_blip import TINY
+
+QUESTIONS = [
+    "what is beside the tree?",
+    "a dog?",
+    "how many small green birds are below the big red tree",
+    "cat",
+    "is it blue?",
+]
+ANSWERS = ["yes", "no", "a dog", "a dog beside a tree", "two", "2", "a", "red", "blue cars"]
+DECODINGS: dict[str, Decoding] = {
+    "greedy": Greedy(max_new_tokens=6),
+    "beam": Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1),
+    "nucleus": Nucleus(top_p=0.95, max_new_tokens=6, seed=5),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    **{name: {"decoding": decoding} for name, decoding in DECODINGS.items()},
+    "list": {"candidates": ANSWERS},
+    "shortlist": {"candidates": ANSWERS, "num_candidates": 2},
+    "own lists": {"candidates": [ANSWERS[i : i + 4] for i in range(5)]},
+}
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return make_predictor("vqa")
+
+
+def question_logits(predictor: Predictor, picture: int, question: str, written: list[int]) -> torch.Tensor:
+    """Logits (V,) of the next token of an answer, by the parts of the model: one question, no padding."""
+    model = predictor.model
+    tokens = TOKENIZER.encode([question])
+    tokens.ids[0, 0] = TOKENIZER.enc_id
+    with torch.no_grad():
+        image_kv = model.image_kv(image_tokens(predictor, PICTURES[picture]), "encode")
+        states = model.text(tokens.ids, "encode", context_kv=image_kv.layers)
+        kv = model.text.context_kv(states, "decode")
+        ids = torch.tensor([[TOKENIZER.dec_id, *written]])
+        hidden = model.text(ids, "decode", context_kv=kv)
+        logits: torch.Tensor = model.text.predict_words(hidden)[0, -1]
+    return logits
+
+
+def test_an_answer_goes_on_from_the_states_of_its_question(predictor: Predictor) -> None:
+    found = predictor.answer(PICTURES, QUESTIONS, decoding=DECODINGS["greedy"], return_scores=True)
+    assert len({answer.text for answer in found}) > 1
+    for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
+        written: list[int] = []
+        while len(written) < 6 and TOKENIZER.sep_id not in written:
+            logits = question_logits(predictor, picture, question, written)
+            written.append(int(logits.argmax()))
+            logprob = float(logits.log_softmax(0).max())
+            assert answer.token_logprobs[len(written) - 1] == pytest.approx(logprob, abs=1e-4)
+        assert answer.tokens == tuple(TOKENIZER.pieces(written))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_do_not_depend_on_batches_order_or_padding(predictor: Predictor, way: str) -> None:
+    """Trap of the released code: its mask lets answers see the padding of their question."""
+    settings = WAYS[way]
+
+    def answers(order: list[int], batch_size: int | None) -> list[ScoredText]:
+        own = dict(settings)
+        if way == "own lists":
+            own["candidates"] = [settings["candidates"][i] for i in order]
+        pictures, questions = [PICTURES[i] for i in order], [QUESTIONS[i] for i in order]
+        found: list[ScoredText] = predictor.answer(
+            pictures, questions, batch_size=batch_size, return_scores=True, **own
+        )
+        return found
+
+    expected = answers(list(range(5)), None)
+    assert len({round(answer.logprob, 2) for answer in expected}) > 1
+    for order, batch_size in [([0, 1, 2, 3, 4], 1), ([0, 1, 2, 3, 4], 2), (ORDER, 3), ([1], None)]:
+        found = answers(order, batch_size)
+        assert [answer.text for answer in found] == [expected[i].text for i in order]
+        assert [answer.logprob for answer in found] == pytest.approx(
+            [expected[i].logprob for i in order], abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_many_questions_about_one_image_encode_it_once(
+    predictor: Predictor, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = predictor.answer([PICTURES[2]] * 5, QUESTIONS, **WAYS[way])
+    encode, calls = predictor.model.encode_image, []
+    monkeypatch.setattr(
+        predictor.model, "encode_image", lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    )
+    assert predictor.answer(PICTURES[2], QUESTIONS, batch_size=2, **WAYS[way]) == expected
+    assert calls == [1]
+    encoded = predictor.encode(PICTURES[2])
+    assert predictor.answer(encoded, QUESTIONS, **WAYS[way]) == expected
+
+
+def test_one_in_one_out(predictor: Predictor) -> None:
+    answer = predictor.answer(PICTURES[0], QUESTIONS[0])
+    assert isinstance(answer, str)
+    assert predictor.answer([PICTURES[0]], QUESTIONS[0]) == [answer]
+    assert predictor.answer(PICTURES[0], QUESTIONS[:1]) == [answer]
+    scored = predictor.answer(PICTURES[0], QUESTIONS[0], return_scores=True)
+    assert isinstance(scored, ScoredText)
+    assert scored.text == answer
+    assert predictor.answer([], []) == predictor.answer([], [], candidates=ANSWERS) == []
+
+
+def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: Predictor) -> None:
+    found = predictor.answer(PICTURES, QUESTIONS, candidates=["Two", *ANSWERS], return_scores=True)
+    for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
+        scores = {}
+        for text in ["Two", *ANSWERS]:
+            ids, total = [*TOKENIZER.prompt(text).tolist()[1:], TOKENIZER.sep_id], 0.0
+            for step, token in enumerate(ids):
+                logits = question_logits(predictor, picture, question, ids[:step])
+                total += float(logits.log_softmax(0)[token])
+            scores[text] = total
+        assert answer.text == max(scores, key=lambda text: scores[text])  # of equal ones the first
+        assert answer.logprob == pytest.approx(max(scores.values()), abs=1e-4)
+
+
+def test_own_lists_are_the_lists_of_their_questions(predictor: Predictor) -> None:
+    lists = [["red"], ["blue", "green"], ["yes"], ["no", "yes"], ["a dog"]]
+    found = predictor.answer(PICTURES, QUESTIONS, candidates=lists)
+    assert all(answer in own for answer, own in zip(found, lists, strict=True))
+    for i in range(5):
+        assert predictor.answer(PICTURES[i], QUESTIONS[i], candidates=lists[i]) == found[i]
+
+
+def test_questions_are_read_as_training_reads_them(predictor: Predictor) -> None:
+    def logprob(question: str) -> float:
+        found: ScoredText = predictor.answer(PICTURES[0], question, candidates="yes", return_scores=True)
+        return found.logprob
+
+    assert logprob("What is IT: a (dog)?") == logprob("what is it a dog?") != logprob("what is it a dog")
+    assert logprob("a dog " * 200) == pytest.approx(logprob("a dog " * 25), abs=1e-6)
+
+
+def test_the_first_token_is_the_checkpoints(predictor: Predictor) -> None:
+    plain = make_predictor("vqa", encoder_token="[CLS]")
+
+    def logprob(model: Predictor) -> float:
+        found: ScoredText = model.answer(PICTURES[0], "a dog?", candidates="yes", return_scores=True)
+        return found.logprob
+
+    assert logprob(plain) != pytest.approx(logprob(predictor), abs=1e-3)
+
+
+def test_samples_follow_their_seed_and_question(predictor: Predictor) -> None:
+    settings = Nucleus(max_new_tokens=8, seed=1)
+    asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]]
+    found = predictor.answer(PICTURES[0], asked, decoding=settings, return_scores=True)
+    assert found[0].tokens == found[2].tokens
+    other = predictor.answer(PICTURES, QUESTIONS, decoding=Nucleus(max_new_tokens=8, seed=2))
+    assert other != predictor.answer(PICTURES, QUESTIONS, decoding=settings)
+
+
+@pytest.mark.parametrize(("images", "questions"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
+def test_questions_that_do_not_pair_with_the_images_are_refused(
+    predictor: Predictor, images: int, questions: int
+) -> None:
+    for settings in ({}, {"candidates": ANSWERS}):
+        with pytest.raises(ConfigError, match="answer takes pairs"):
+            predictor.answer(PICTURES[:images], QUESTIONS[:questions], **settings)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([], "candidates is empty"),
+        ([["yes"]] * 4, "one list that is not empty"),
+        ([["yes"], [], ["no"], ["no"], ["no"]], "one list that is not empty"),
+        (["yes", ["no"]], "one list that is not empty"),
+        (["dog " * TINY.text.max_positions], "the model reads at most"),
+    ],
+)
+def test_candidates_that_cannot_be_compared_are_refused(
+    predictor: Predictor, candidates: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predictor.answer(PICTURES, QUESTIONS, candidates=candidates)
+
+
+def test_longer_answers_than_the_model_has_positions_are_refused(predictor: Predictor) -> None:
+    longest = TINY.text.max_positions
+    predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))
+    with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
+        predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest + 1))
+
+
+def test_an_unreadable_image_is_named(predictor: Predictor) -> None:
+    with pytest.raises(ImageError, match="image 3"):
+        predictor.answer([*PICTURES[:3], b"no picture"], QUESTIONS[:4], batch_size=2)
+
+
+def test_answers_in_half_precision(predictor: Predictor, tmp_path: Any) -> None:
+    predictor.save(tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = openblip.load(tmp_path, device="cpu", dtype=dtype)
+        found = half.answer(PICTURES, QUESTIONS, candidates=ANSWERS, return_scores=True)
+        exact = predictor.answer(PICTURES, QUESTIONS, candidates=ANSWERS, return_scores=True)
+        assert [a.logprob for a in found] == pytest.approx([a.logprob for a in exact], abs=0.5)
+        assert len(half.answer(PICTURES, QUESTIONS)) == 5

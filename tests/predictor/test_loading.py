@@ -1,0 +1,66 @@
+"""What `load` lets the caller choose: the first token of texts beside an image, the vocabulary, the dtype."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_predictor import PICTURES, TEXTS, TOKENIZER, make_predictor
+
+import openblip
+from openblip.errors import CheckpointError
+from openblip.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return make_predictor("itc", "itm", "lm")
+
+
+def test_the_first_token_can_be_chosen_and_is_kept(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path / "enc")
+    plain = openblip.load(tmp_path / "enc", device="cpu", encoder_token="[CLS]")
+    tokens = TOKENIZER.encode(["a dog"])  # from [CLS]
+    with torch.no_grad():
+        pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+        kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
+        logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
+    torch.testing.assert_close(plain.match(PICTURES[0], "a dog"), logits.softmax(dim=1)[:, 1])
+    assert not torch.allclose(plain.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=1e-3)
+    torch.testing.assert_close(plain.match_matrix(PICTURES, TEXTS).diagonal(), plain.match(PICTURES, TEXTS))
+
+    plain.save(tmp_path / "cls")
+    again = openblip.load(tmp_path / "cls", device="cpu")
+    assert again.encoder_token == "[CLS]"
+    assert torch.equal(again.match(PICTURES, TEXTS), plain.match(PICTURES, TEXTS))
+    back = openblip.load(tmp_path / "cls", device="cpu", encoder_token="[ENC]")
+    assert torch.equal(back.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS))
+
+
+def test_embeddings_of_texts_begin_with_cls_always(predictor: Predictor) -> None:
+    plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
+    assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS))
+
+
+def test_another_first_token_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"\[ENC\] or \[CLS\], not with \[DEC\]"):
+        openblip.load(tmp_path, device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_float32_results(
+    predictor: Predictor, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    predictor.save(tmp_path)
+    half = openblip.load(tmp_path, device="cpu", dtype=dtype)
+    for call in ("match", "match_matrix", "similarity"):
+        found, exact = getattr(half, call)(PICTURES, TEXTS), getattr(predictor, call)(PICTURES, TEXTS)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=0.15, rtol=0)
+    assert half.embed_images(PICTURES).dtype == half.embed_texts(TEXTS).dtype == torch.float32
+    assert len(half.caption(PICTURES)) == 5
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        openblip.load(tmp_path / "nowhere")

@@ -1,0 +1,64 @@
+"""Predictors with tiny random models, pictures and clips."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from openblip.checkpoints.native import Checkpoint, EncoderToken
+from openblip.data.transforms import Preprocessing
+from openblip.models.blip import Blip
+from openblip.models.config import Head
+from openblip.predictor import Predictor
+from tiny_blip import TINY, randomise, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PROMPT = "a picture of "
+ORDER = [3, 0, 4, 2, 1]
+
+
+def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision: int) -> Predictor:
+    """`vision` overrides the image encoder's sizes."""
+    config = replace(TINY, text=replace(TINY.text, vocab_size=TOKENIZER.vocab_size))
+    if "vqa" in heads:  # its shared cross-attention reads images and questions alike
+        vision = {"hidden_dim": config.text.hidden_dim, "num_heads": 4, **vision}
+    config = replace(config, vision=replace(config.vision, **vision), heads=heads)
+    model = Blip(config)
+    randomise(model, seed=0, scale=0.3)
+    preprocessing = Preprocessing(image_size=config.vision.image_size)
+    checkpoint = Checkpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
+    return Predictor(checkpoint, device="cpu")
+
+
+def picture(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8))
+
+
+PICTURES = [picture(seed) for seed in range(5)]
+TEXTS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird below a big red tree", "tree"]
+
+
+def clip(seed: int, num_frames: int = 6) -> bytes:
+    """An mp4 of random frames."""
+    import av
+
+    rng, file = np.random.default_rng(seed), io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream: Any = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(num_frames):
+            values = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+def image_tokens(predictor: Predictor, image: Image.Image) -> torch.Tensor:
+    """(1, N, Dv) without anything of the predictor but its preprocessing."""
+    pixels = torch.from_numpy(predictor.preprocessing(image))[None]
+    with torch.no_grad():
+        return predictor.model.encode_image(predictor.preprocessing.normalize(pixels))
