@@ -4,60 +4,37 @@ B batch, G joint batch.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny_tasks import TOKENIZER, clips, make_task, train_step
 from torch import Tensor, nn
 
 from openblip.data.batch import Batch
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
-from openblip.models.config import Head, Sharing
+from openblip.models.config import Sharing
 from openblip.objectives.contrastive import ContrastiveKeys, itc_loss
 from openblip.objectives.language_modeling import lm_loss
 from openblip.objectives.matching import draw_negatives, negative_weights
 from openblip.tasks.captioning import Captioning
-from openblip.tasks.config import CaptioningConfig, ContrastiveConfig, PretrainingConfig, RetrievalConfig
-from openblip.tasks.pretraining import Pretraining
-from openblip.tasks.retrieval import Retrieval
+from openblip.tasks.config import CaptioningConfig
 from openblip.tasks.tokens import interleave, replace_first
-from tiny_blip import DEC, ENC, SIZE, TINY, gradients, random_batch, randomise, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-CONTRASTIVE = ContrastiveConfig(queue_size=7, momentum=0.9, alpha=0.4, alpha_ramp_steps=4)
-HEADS: dict[str, tuple[Head, ...]] = {
-    "pretraining": ("itc", "itm", "lm"),
-    "filtering": ("itc", "itm"),
-    "captioning": ("lm",),
-}
+from tiny_blip import DEC, ENC, gradients, random_batch
 
 
-def make_task(name: str, sharing: Sharing = "all_but_sa", **text: float) -> nn.Module:
-    """A task over a random model whose vocabulary is the tokenizer's."""
-    config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing=sharing, **text)
-    model = Blip(replace(TINY, text=config, heads=HEADS[name]))
-    randomise(model, seed=0)
-    preprocessing = Preprocessing(image_size=SIZE)
-    torch.manual_seed(0)
-    if name == "pretraining":
-        return Pretraining(model, TOKENIZER, preprocessing, PretrainingConfig(contrastive=CONTRASTIVE))
-    if name == "filtering":
-        return Retrieval(model, TOKENIZER, preprocessing, RetrievalConfig(contrastive=CONTRASTIVE))
-    return Captioning(model, TOKENIZER, preprocessing, CaptioningConfig(prompt="a picture of "))
+def tokens_of(model: Blip, pixels: Tensor) -> Tensor:
+    """Image tokens (B, N, D); those of a clip's frames one after the other."""
+    if pixels.dim() == 4:
+        return model.encode_image(pixels)
+    return torch.cat([model.encode_image(pixels[:, frame]) for frame in range(pixels.shape[1])], dim=1)
 
 
-def train_step(task: nn.Module, batch: Batch, step: int = 0) -> dict[str, Tensor]:
-    """Losses and gradients of a batch, one plain update, and what follows it."""
-    task.zero_grad()
-    losses = task(batch, step, torch.Generator().manual_seed(step))
-    sum(losses.values()).backward()
-    with torch.no_grad():
-        for parameter in task.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.01 * parameter.grad
-    task.after_step()
-    return losses
+def embedded(model: Blip, pixels: Tensor) -> Tensor:
+    """Unit vectors (B, E); of a clip, from the mean of its frames."""
+    frames = pixels.unsqueeze(1) if pixels.dim() == 4 else pixels
+    projected = [model.vision_proj(model.encode_image(frame)[:, 0]) for frame in frames.unbind(1)]
+    return F.normalize(torch.stack(projected).mean(dim=0), dim=-1)
 
 
 def itm_by_pairs(task: nn.Module, batch: Batch, drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -68,7 +45,7 @@ def itm_by_pairs(task: nn.Module, batch: Batch, drawn: list[tuple[Tensor, Tensor
     def loss(image: int, text: int, label: int) -> Tensor:
         ids = batch.tokens.ids[text : text + 1, : int(batch.tokens.mask[text].sum())].clone()
         ids[0, 0] = TOKENIZER.enc_id
-        kv = model.image_kv(model.encode_image(pixels[image : image + 1]), "encode")
+        kv = model.image_kv(tokens_of(model, pixels[image : image + 1]), "encode")
         return -model.match_logits(ids, torch.ones_like(ids, dtype=torch.bool), kv).log_softmax(1)[0, label]
 
     (text_index, has_text), (image_index, has_image) = drawn
@@ -84,7 +61,7 @@ def lm_by_captions(task: nn.Module, batch: Batch, prompt: list[int], smoothing: 
     for b in range(len(batch)):
         words = batch.tokens.ids[b, 1 : int(batch.tokens.mask[b].sum())].tolist()
         pixels = task.preprocessing.normalize(batch.pixels[b : b + 1])
-        kv = model.image_kv(model.encode_image(pixels), "decode")
+        kv = model.image_kv(tokens_of(model, pixels), "decode")
         logits = model.decode(torch.tensor([prompt + words]), kv)[:, len(prompt) - 1 : -1]
         total = total + len(words) * lm_loss(logits, torch.tensor([words]), smoothing)
         count += len(words)
@@ -97,7 +74,7 @@ def itc_by_definition(task: nn.Module, batch: Batch, queued: tuple[Tensor, ...],
 
     def embed(model: Blip) -> tuple[Tensor, Tensor]:
         tokens = batch.tokens
-        return model.embed_image(model.encode_image(pixels)), model.embed_text(tokens.ids, tokens.mask)
+        return embedded(model, pixels), model.embed_text(tokens.ids, tokens.mask)
 
     image, text = embed(task.model)
     with torch.no_grad():
@@ -117,8 +94,8 @@ def drawn_negatives(task: nn.Module, batch: Batch, step: int) -> list[tuple[Tens
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         similarities = (
-            model.embed_image(model.encode_image(pixels)) @ twin.embed_text(tokens.ids, tokens.mask).T,
-            model.embed_text(tokens.ids, tokens.mask) @ twin.embed_image(twin.encode_image(pixels)).T,
+            embedded(model, pixels) @ twin.embed_text(tokens.ids, tokens.mask).T,
+            model.embed_text(tokens.ids, tokens.mask) @ embedded(twin, pixels).T,
         )
     return [
         draw_negatives(negative_weights(similarity / model.temperature, ids, ids), generator)
@@ -127,11 +104,24 @@ def drawn_negatives(task: nn.Module, batch: Batch, step: int) -> list[tuple[Tens
 
 
 BATCH = random_batch([5, 8, 4, 6], image_ids=[1, 2, 1, 3])
+CLIPS = clips([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
 
 
-@pytest.mark.parametrize("sharing", ["all", "all_but_sa", "all_but_ca", "none"])
+@pytest.mark.parametrize(
+    ("sharing", "batch"),
+    [
+        ("all", BATCH),
+        ("all_but_sa", BATCH),
+        ("all_but_ca", BATCH),
+        ("none", BATCH),
+        ("all_but_sa", CLIPS),
+    ],
+    ids=["all", "all_but_sa", "all_but_ca", "none", "clips"],
+)
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
-def test_losses_are_those_of_single_pairs_with_their_gradients(name: str, sharing: Sharing) -> None:
+def test_losses_are_those_of_single_pairs_with_their_gradients(
+    name: str, sharing: Sharing, batch: Batch
+) -> None:
     """In the third step, when the queue is full and alpha has half risen."""
     task = make_task(name, sharing)
     for step in range(2):
@@ -140,19 +130,18 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(name: str, sharin
     if name != "captioning":
         queued = tuple(x.clone() for x in task.contrastive_matching.queue.content())
         assert len(queued[2]) == 7
-        expected["itc"] = itc_by_definition(task, BATCH, queued, alpha=0.2)
-        expected["itm"] = itm_by_pairs(task, BATCH, drawn_negatives(task, BATCH, step=2))
+        expected["itc"] = itc_by_definition(task, batch, queued, alpha=0.2)
+        expected["itm"] = itm_by_pairs(task, batch, drawn_negatives(task, batch, step=2))
     if name == "pretraining":
-        expected["lm"] = lm_by_captions(task, BATCH, [TOKENIZER.dec_id], smoothing=0.1)
+        expected["lm"] = lm_by_captions(task, batch, [TOKENIZER.dec_id], smoothing=0.1)
     elif name == "captioning":
-        expected["lm"] = lm_by_captions(
-            task, BATCH, TOKENIZER.prompt("a picture of ").tolist(), smoothing=0.1
-        )
+        prompt = TOKENIZER.prompt("a picture of ").tolist()
+        expected["lm"] = lm_by_captions(task, batch, prompt, smoothing=0.1)
     task.zero_grad()
     sum(expected.values()).backward()
     wanted = gradients(task)
     task.zero_grad()
-    losses = task(BATCH, 2, torch.Generator().manual_seed(2))
+    losses = task(batch, 2, torch.Generator().manual_seed(2))
     assert losses.keys() == expected.keys()
     for loss_name, loss in losses.items():
         torch.testing.assert_close(loss, expected[loss_name], atol=1e-5, rtol=1e-5, msg=loss_name)

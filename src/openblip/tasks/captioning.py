@@ -19,6 +19,7 @@ from openblip.metrics.captioning import caption_scores, exact_match, scores_by_d
 from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.config import CaptioningConfig
+from openblip.tasks.media import encode_media
 from openblip.tasks.walk import walk
 
 DECODING = Beam(num_beams=3, max_new_tokens=20)
@@ -40,7 +41,7 @@ class Captioning(nn.Module):
 
     def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss lm of a batch, a scalar; [DEC] and the prompt are not predicted."""
-        image_tokens = self.model.encode_image(self.preprocessing.normalize(batch.pixels))
+        image_tokens = encode_media(self.model, self.preprocessing.normalize(batch.pixels))
         image_kv = self.model.image_kv(image_tokens, "decode")
         prompt = self.prompt_ids.expand(len(batch.captions), -1)  # (B, P), from [DEC]
         ids = torch.cat([prompt, batch.tokens.ids[:, 1:]], dim=1)

@@ -10,6 +10,7 @@ from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.config import PretrainingConfig
 from openblip.tasks.contrastive_matching import ContrastiveMatching
+from openblip.tasks.media import encode_media
 from openblip.tasks.tokens import replace_first
 
 
@@ -29,7 +30,7 @@ class Pretraining(nn.Module):
     def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc, itm and lm of a batch, scalars."""
         pixels = self.preprocessing.normalize(batch.pixels)
-        image_tokens = self.model.encode_image(pixels)  # once for all three
+        image_tokens = encode_media(self.model, pixels)  # once for all three
         image_kv = self.model.image_kv(image_tokens, "encode")
         itc, *similarities = self.contrastive_matching.itc(
             self.model, pixels, image_tokens, batch.tokens, batch.image_ids, step

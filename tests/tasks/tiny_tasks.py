@@ -1,0 +1,168 @@
+"""Every training task over a tiny random model, and batches of what each of them reads.
+
+B batch, F frames, S side of the picture, A answers, K answers of a dialog.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.data.batch import Batch, DialogBatch, Examples, QuestionBatch, StatementBatch
+from openblip.data.tokenizer import Tokens
+from openblip.data.transforms import Preprocessing
+from openblip.models.blip import Blip
+from openblip.models.config import Head, Sharing
+from openblip.tasks.captioning import Captioning
+from openblip.tasks.config import (
+    CaptioningConfig,
+    ContrastiveConfig,
+    PretrainingConfig,
+    QuestionAnsweringConfig,
+    RetrievalConfig,
+)
+from openblip.tasks.nlvr import Nlvr
+from openblip.tasks.pretraining import Pretraining
+from openblip.tasks.question_answering import QuestionAnswering
+from openblip.tasks.retrieval import Retrieval
+from openblip.tasks.visdial import Visdial
+from tiny_blip import SIZE, TINY, random_batch, random_tokens, randomise, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+CONTRASTIVE = ContrastiveConfig(queue_size=7, momentum=0.9, alpha=0.4, alpha_ramp_steps=4)
+HEADS: dict[str, tuple[Head, ...]] = {
+    "pretraining": ("itc", "itm", "lm"),
+    "filtering": ("itc", "itm"),
+    "captioning": ("lm",),
+    "vqa": ("vqa",),
+    "nlvr": ("nlvr",),
+    "visdial": ("visdial",),
+}
+SMOOTHING = 0.1
+AnyExamples = TypeVar("AnyExamples", bound=Examples)
+
+
+def make_task(name: str, sharing: Sharing | None = None, **text: float) -> nn.Module:
+    """A task over a random model whose vocabulary is the tokenizer's."""
+    # TINY's text is wider than its images, so that answers and questions cannot share cross-attention.
+    own = sharing or ("none" if name == "vqa" else "all_but_sa")
+    config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing=own, **text)
+    model = Blip(replace(TINY, text=config, heads=HEADS[name]))
+    randomise(model, seed=0)
+    preprocessing = Preprocessing(image_size=SIZE)
+    torch.manual_seed(0)
+    match name:
+        case "pretraining":
+            return Pretraining(model, TOKENIZER, preprocessing, PretrainingConfig(contrastive=CONTRASTIVE))
+        case "filtering":
+            return Retrieval(model, TOKENIZER, preprocessing, RetrievalConfig(contrastive=CONTRASTIVE))
+        case "captioning":
+            config_of_task = CaptioningConfig(prompt="a picture of ")
+            return Captioning(model, TOKENIZER, preprocessing, config_of_task)
+        case "vqa":
+            return QuestionAnswering(
+                model, TOKENIZER, preprocessing, QuestionAnsweringConfig(label_smoothing=SMOOTHING)
+            )
+        case "nlvr":
+            return Nlvr(model, TOKENIZER, preprocessing)
+        case _:
+            return Visdial(model, TOKENIZER, preprocessing)
+
+
+def train_step(task: nn.Module, batch: Examples, step: int = 0) -> dict[str, Tensor]:
+    """Losses and gradients of a batch, one plain update, and what follows it."""
+    task.zero_grad()
+    losses: dict[str, Tensor] = task(batch, step, torch.Generator().manual_seed(step))
+    sum(losses.values()).backward()
+    with torch.no_grad():
+        for parameter in task.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+    task.after_step()
+    return losses
+
+
+def random_bytes(*shape: int, seed: int) -> Tensor:
+    """Pixels, uint8."""
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(100 + seed)
+    )
+
+
+def names(count: int, seed: int) -> dict[str, Any]:
+    keys = [f"{seed}-{row}" for row in range(count)]
+    return {"keys": keys, "shards": ["0000"] * count}
+
+
+def questions(
+    lengths: Sequence[int], answers: Sequence[Sequence[int]], seed: int = 0, frames: int | None = None
+) -> QuestionBatch:
+    """`answers`: the lengths of each question's answers, whose weights are 1, 1/2, ..."""
+    count = len(lengths)
+    shape = (count, 3, SIZE, SIZE) if frames is None else (count, frames, 3, SIZE, SIZE)
+    return QuestionBatch(
+        pixels=random_bytes(*shape, seed=seed),
+        questions=random_tokens(lengths, seed),
+        answers=random_tokens([length for own in answers for length in own], seed + 1),
+        owners=torch.tensor([i for i, own in enumerate(answers) for _ in own]),
+        weights=torch.tensor([1 / (1 + place) for own in answers for place in range(len(own))]),
+        **names(count, seed),
+    )
+
+
+def statements(lengths: Sequence[int], labels: Sequence[int], seed: int = 0) -> StatementBatch:
+    count = len(lengths)
+    return StatementBatch(
+        pixels=random_bytes(count, 2, 3, SIZE, SIZE, seed=seed),
+        statements=random_tokens(lengths, seed),
+        labels=torch.tensor(labels),
+        **names(count, seed),
+    )
+
+
+def dialogs(captions: Sequence[int], lengths: Sequence[int], seed: int = 0) -> DialogBatch:
+    """The same number of answers for each dialog, the first of them right."""
+    count = len(captions)
+    own = len(lengths) // count
+    return DialogBatch(
+        pixels=random_bytes(count, 3, SIZE, SIZE, seed=seed),
+        captions=random_tokens(captions, seed),
+        dialogs=random_tokens(lengths, seed + 1),
+        labels=torch.tensor(([1] + [0] * (own - 1)) * count),
+        **names(count, seed),
+    )
+
+
+def clips(lengths: Sequence[int], image_ids: Sequence[int], frames: int, seed: int = 0) -> Batch:
+    """Pairs of a clip and its text."""
+    pairs = random_batch(lengths, image_ids, seed)
+    return replace(pairs, pixels=random_bytes(len(lengths), frames, 3, SIZE, SIZE, seed=seed))
+
+
+def joined(first: AnyExamples, second: AnyExamples) -> AnyExamples:
+    """The joint batch of two processes, in rank order."""
+    found: dict[str, Any] = {}
+    for field in fields(first):
+        a, b = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(a, Tokens):
+            found[field.name] = joined_tokens(a, b)
+        elif field.name == "owners":
+            found[field.name] = torch.cat([a, b + len(first)])
+        else:
+            found[field.name] = torch.cat([a, b]) if isinstance(a, Tensor) else a + b
+    return replace(first, **found)
+
+
+def joined_tokens(first: Tokens, second: Tokens) -> Tokens:
+    length = max(first.ids.shape[1], second.ids.shape[1])
+
+    def padded(x: Tensor) -> Tensor:
+        return F.pad(x, (0, length - x.shape[1]))
+
+    return Tokens(
+        torch.cat([padded(first.ids), padded(second.ids)]),
+        torch.cat([padded(first.mask), padded(second.mask)]),
+    )
