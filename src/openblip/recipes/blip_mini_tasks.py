@@ -40,7 +40,7 @@ def blip_mini_visdial() -> Run:
     Source: BLIP section 5.5 at small scale. The model has 48 positions: of a longer dialog it reads the end.
     Expected: docs/results.md.
     """
-    run = fine_tune_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=1500)
+    run = fine_tune_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=900)
     return replace(run, data=replace(run.data, max_text_length=48))
 
 
