@@ -126,19 +126,28 @@ class Blip(nn.Module):
 
     def embed_image(self, image_tokens: Tensor, num_frames: int = 1) -> Tensor:
         """(B, F*N, Dv) -> unit vectors (B, E) from the class token, the mean over the frames of a clip."""
-        self._require("itc")
         class_tokens = image_tokens.unflatten(1, (num_frames, -1))[:, :, 0]  # (B, F, Dv)
-        if self.config.pooled:
-            class_tokens = self.vision.norm(class_tokens)
-        return F.normalize(self.vision_proj(class_tokens).mean(dim=1).float(), dim=-1)
+        return F.normalize(self.project_image(class_tokens).mean(dim=1).float(), dim=-1)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (R, T) from [CLS], mask bool (R, T) -> unit vectors (R, E): the unimodal encoder."""
         self._require("itc")
         first = self.text(ids, "encode", mask=mask)[:, 0]
-        if self.text_pooler is not None:
-            first = self.text_pooler(first).tanh()
-        return F.normalize(self.text_proj(first).float(), dim=-1)
+        return F.normalize(self.project_text(first).float(), dim=-1)
+
+    def project_image(self, image_tokens: Tensor) -> Tensor:
+        """(..., Dv) -> (..., E), the space in which ITC compares the class token; of no unit length."""
+        self._require("itc")
+        normed = self.vision.norm(image_tokens) if self.config.pooled else image_tokens
+        projected: Tensor = self.vision_proj(normed)
+        return projected
+
+    def project_text(self, states: Tensor) -> Tensor:
+        """(..., D) of the text read alone -> (..., E), the space in which ITC compares [CLS]."""
+        self._require("itc")
+        pooled = states if self.text_pooler is None else self.text_pooler(states).tanh()
+        projected: Tensor = self.text_proj(pooled)
+        return projected
 
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
         """ids (R, T) from [ENC] over B images -> (R, 2), index 1 says match: the image-grounded encoder.

@@ -19,6 +19,7 @@ from openblip.predictor import dialogs as dialog_ranking
 from openblip.predictor.answering import Candidates
 from openblip.predictor.batching import as_list
 from openblip.predictor.dialogs import Dialog
+from openblip.predictor.features import Features, extract_features
 from openblip.predictor.images import Images, is_single
 from openblip.predictor.judging import ImagePair
 from openblip.predictor.runtime import Runtime
@@ -162,6 +163,18 @@ class Predictor(Runtime):
         own: list[Any] = [[each] if one else each for each in (captions, dialogs, candidates)]
         found = dialog_ranking.rank_answers(self, images, own[0], own[1], own[2], batch_size)
         return found[0] if one else found
+
+    def features(
+        self,
+        images: Images | None = None,
+        texts: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> Features:
+        """The states behind the heads: of images, of texts, or of pairs of both, then also read together.
+
+        UnsupportedTaskError says which head is missing for what was asked.
+        """
+        return extract_features(self, images, None if texts is None else as_list(texts), batch_size)
 
     def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
         """Write a checkpoint that `load` reads; "huggingface": that transformers reads as well; "original": a

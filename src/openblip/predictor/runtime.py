@@ -177,7 +177,7 @@ class Runtime:
         """Normalised texts from `first_id` on, cut to `max_length` or what the model reads; ids (R, T)."""
         limit = min(max_length, self.model.config.text.max_positions)
         tokens = self.tokenizer.encode(texts, limit).to(self.device)
-        tokens.ids[:, 0] = first_id
+        tokens.ids[:, :1] = first_id  # none in a list of no texts
         return tokens
 
 

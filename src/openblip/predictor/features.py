@@ -1,0 +1,133 @@
+"""What a model makes of images and texts before any head: for search, probes, and models behind it.
+
+I images, T texts, B pairs, F frames, N image tokens, L text tokens, Dv and D their widths, E embedding width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.data.tokenizer import Tokens
+from openblip.errors import ConfigError, UnsupportedTaskError
+from openblip.predictor.batching import chunks
+from openblip.predictor.images import EncodedImages, Images, listed
+from openblip.predictor.runtime import Runtime, clips_per_batch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """States of the model, float32 on the CPU; None for what was not asked for or the model does not have.
+
+    The first token stands for the whole, of an image and of a text. A text that is shorter than the longest
+    ends in zeros.
+    """
+
+    image: Tensor | None = None
+    """(I, N, Dv), of clips (I, F * N, Dv): the class token, then the patches row by row."""
+    image_projected: Tensor | None = None
+    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` gives."""
+    text: Tensor | None = None
+    """(T, L, D), read alone."""
+    text_projected: Tensor | None = None
+    """(T, L, E), unit vectors in the space of ITC; the first is what `embed_texts` gives."""
+    text_mask: Tensor | None = None
+    """bool (T, L), True at real tokens."""
+    multimodal: Tensor | None = None
+    """(B, L, D), each text read together with its image."""
+
+
+@torch.inference_mode()
+def extract_features(
+    runtime: Runtime, images: Images | None, texts: Sequence[str] | None, batch_size: int | None
+) -> Features:
+    """Of images, of texts, or of pairs of them."""
+    images = None if images is None else listed(images)
+    reads_alone = _check(
+        runtime, None if images is None else len(images), None if texts is None else len(texts)
+    )
+    projects = "itc" in runtime.model.config.heads
+    image = image_projected = text = text_projected = text_mask = multimodal = None
+    encoded = None if images is None else runtime.encode(images, batch_size)
+    if encoded is not None:
+        image = encoded.tokens.float().cpu()
+        if projects:
+            image_projected = _unit(runtime.model.project_image(encoded.tokens))
+    if texts is not None:
+        tokens = _tokens(runtime, texts)
+        text_mask = tokens.mask.cpu()
+        if reads_alone:
+            states = _states(runtime, tokens, runtime.tokenizer.cls_id, None, batch_size)
+            text = _without_padding(states.float().cpu(), text_mask)
+            if projects:
+                text_projected = _without_padding(_unit(runtime.model.project_text(states)), text_mask)
+        if encoded is not None:
+            states = _states(runtime, tokens, runtime.encoder_id, encoded, batch_size)
+            multimodal = _without_padding(states.float().cpu(), text_mask)
+    return Features(
+        image=image,
+        image_projected=image_projected,
+        text=text,
+        text_projected=text_projected,
+        text_mask=text_mask,
+        multimodal=multimodal,
+    )
+
+
+def _check(runtime: Runtime, num_images: int | None, num_texts: int | None) -> bool:
+    """Whether the model reads texts alone; raises when it has no weights for what is wanted of it."""
+    heads = runtime.model.config.heads
+    reads_alone = bool({"itc", "visdial"} & set(heads))
+    if num_images is None and num_texts is None:
+        raise ConfigError("features are those of images, of texts or of both: neither was given.")
+    if num_images is None and not reads_alone:
+        raise UnsupportedTaskError(
+            "Features of texts alone need the text encoder of an itc or visdial head; this checkpoint "
+            f"has {', '.join(heads)}."
+        )
+    if num_images is None or num_texts is None:
+        return reads_alone
+    if not {"itm", "vqa"} & set(heads):
+        raise UnsupportedTaskError(
+            "Features of texts with images need the text encoder of an itm or vqa head; this checkpoint "
+            f"has {', '.join(heads)}. Ask for images and texts apart."
+        )
+    if num_images != num_texts:
+        raise ConfigError(
+            f"features takes pairs, one text for each image: {num_images} images and {num_texts} texts were "
+            "given; ask for images and texts apart."
+        )
+    return reads_alone
+
+
+def _tokens(runtime: Runtime, texts: Sequence[str]) -> Tokens:
+    """All texts, padded to the longest; a model that only answers reads them as questions."""
+    if "vqa" in runtime.model.config.heads and "itm" not in runtime.model.config.heads:
+        return runtime.tokenize_questions(texts)
+    return runtime.tokenize(texts, runtime.tokenizer.cls_id)
+
+
+def _states(
+    runtime: Runtime, tokens: Tokens, first_id: int, encoded: EncodedImages | None, batch_size: int | None
+) -> Tensor:
+    """(T, L, D) on the model's device, of texts from `first_id` on, alone or each with its image."""
+    ids = tokens.ids.clone()
+    ids[:, :1] = first_id
+    size = clips_per_batch(batch_size, 1 if encoded is None else encoded.num_frames)
+    found = [torch.zeros(0, ids.shape[1], runtime.model.config.text.hidden_dim, device=runtime.device)]
+    for rows in chunks(range(len(ids)), size):
+        where = slice(rows[0], rows[-1] + 1)
+        kv = None if encoded is None else runtime.model.image_kv(encoded.tokens[where], "encode").layers
+        found.append(runtime.model.text(ids[where], "encode", tokens.mask[where], kv))
+    return torch.cat([states.to(runtime.dtype) for states in found])
+
+
+def _unit(projected: Tensor) -> Tensor:
+    return F.normalize(projected.float(), dim=-1).cpu()
+
+
+def _without_padding(states: Tensor, mask: Tensor) -> Tensor:
+    """Zeros where there is no token, so that nothing depends on what else was in the list."""
+    return states * mask[..., None]

@@ -1,0 +1,110 @@
+"""Features: the model's states as they are, of images, of texts and of both together."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_predictor import ORDER, PICTURES, TEXTS, TOKENIZER, image_tokens, make_predictor
+
+from openblip.errors import ConfigError, UnsupportedTaskError
+from openblip.models.config import Head
+from openblip.predictor import Features, Predictor
+
+NAMES = ("image", "image_projected", "text", "text_projected", "text_mask", "multimodal")
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return make_predictor("itc", "itm", "lm")
+
+
+def given(features: Features) -> dict[str, torch.Tensor]:
+    values = {name: getattr(features, name) for name in NAMES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def test_features_are_the_states_of_the_model(predictor: Predictor) -> None:
+    found = given(predictor.features(PICTURES, TEXTS))
+    model = predictor.model
+    for i, (picture, text) in enumerate(zip(PICTURES, TEXTS, strict=True)):
+        tokens = TOKENIZER.encode([text])
+        length = tokens.ids.shape[1]
+        together = tokens.ids.clone()
+        together[0, 0] = TOKENIZER.enc_id
+        image = image_tokens(predictor, picture)
+        with torch.no_grad():
+            alone = model.text(tokens.ids, "encode")
+            both = model.text(together, "encode", context_kv=model.image_kv(image, "encode").layers)
+        for name, expected in (("image", image), ("text", alone), ("multimodal", both)):
+            torch.testing.assert_close(found[name][i, : expected.shape[1]], expected[0], atol=1e-5, rtol=1e-5)
+        assert found["text_mask"][i].tolist() == [n < length for n in range(found["text_mask"].shape[1])]
+        for name in ("text", "text_projected", "multimodal"):
+            assert not found[name][i, length:].any()
+
+
+def test_the_first_projected_tokens_are_the_embeddings(predictor: Predictor) -> None:
+    found = given(predictor.features(PICTURES, TEXTS))
+    torch.testing.assert_close(found["image_projected"][:, 0], predictor.embed_images(PICTURES))
+    torch.testing.assert_close(found["text_projected"][:, 0], predictor.embed_texts(TEXTS))
+    torch.testing.assert_close(found["image_projected"].norm(dim=-1), torch.ones(5, 5))
+
+
+def test_features_do_not_depend_on_batches_order_or_padding(predictor: Predictor) -> None:
+    expected = given(predictor.features(PICTURES, TEXTS))
+    assert list(expected) == list(NAMES)
+    for batch_size in (1, 2, 5):
+        found = given(predictor.features([PICTURES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size))
+        for name in NAMES:
+            torch.testing.assert_close(found[name], expected[name][ORDER], atol=1e-5, rtol=1e-5)
+    alone = given(predictor.features(PICTURES[0], TEXTS[0]))
+    length = alone["text_mask"].shape[1]
+    torch.testing.assert_close(alone["text"], expected["text"][:1, :length], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone["multimodal"], expected["multimodal"][:1, :length], atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_was_given_is_looked_at(predictor: Predictor) -> None:
+    assert set(given(predictor.features(PICTURES))) == {"image", "image_projected"}
+    assert set(given(predictor.features(texts=TEXTS))) == {"text", "text_projected", "text_mask"}
+    assert predictor.features(predictor.encode(PICTURES[:2])).image.shape == (2, 5, 24)
+    empty = given(predictor.features([], []))
+    assert [value.shape[0] for value in empty.values()] == [0] * 6
+    assert empty["multimodal"].shape == (0, 0, 32)
+
+
+@pytest.mark.parametrize(
+    ("heads", "both"),
+    [
+        (("itm",), {"image", "text_mask", "multimodal"}),
+        (("vqa",), {"image", "text_mask", "multimodal"}),
+        (("itc",), None),
+        (("visdial",), None),
+        (("lm",), None),
+        (("nlvr",), None),
+    ],
+)
+def test_what_the_model_does_not_have_is_none_or_refused(
+    heads: tuple[Head, ...], both: set[str] | None
+) -> None:
+    predictor = make_predictor(*heads)
+    assert "image" in given(predictor.features(PICTURES))
+    if both is None:
+        with pytest.raises(UnsupportedTaskError, match="itm or vqa head"):
+            predictor.features(PICTURES, TEXTS)
+    else:
+        assert set(given(predictor.features(PICTURES, TEXTS))) == both
+    if "itc" in heads or "visdial" in heads:
+        assert "text" in given(predictor.features(texts=TEXTS))
+    else:
+        with pytest.raises(UnsupportedTaskError, match=f"this checkpoint has {heads[0]}"):
+            predictor.features(texts=TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({}, "neither was given"), ({"images": PICTURES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
+)
+def test_what_has_no_features_is_refused(
+    predictor: Predictor, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predictor.features(**arguments)
