@@ -1,20 +1,19 @@
-"""Two processes under torchrun train as one process on the joint batch."""
+"""Two processes under torchrun train as one process on the joint batch, and measure what one does."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import two_processes
-from test_objectives_together import make_task
+from every_evaluation import evaluate_everything
+from tiny_tasks import joined, make_task
 
 from openblip.data.batch import Batch
-from openblip.tasks.tokens import interleave
 from openblip.training.distributed import Process
 
 SCRIPT = Path(two_processes.__file__)
@@ -43,30 +42,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def joined(first: Batch, second: Batch) -> Batch:
-    """The joint batch, in rank order."""
-    both = interleave(first.tokens, second.tokens)  # padded alike; rows alternate
-    order = [*range(0, 2 * len(first), 2), *range(1, 2 * len(first), 2)]
-    tokens = replace(both, ids=both.ids[order], mask=both.mask[order])
-    return Batch(
-        pixels=torch.cat([first.pixels, second.pixels]),
-        tokens=tokens,
-        captions=first.captions + second.captions,
-        image_ids=torch.cat([first.image_ids, second.image_ids]),
-        keys=first.keys + second.keys,
-        shards=first.shards + second.shards,
-    )
-
-
 def joint_part(step: int) -> Batch:
     """What both processes read at a step."""
     return joined(two_processes.part(step, 0), two_processes.part(step, 1))
 
 
-@pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
+@pytest.mark.parametrize("name", two_processes.RUNS)
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
-    task = make_task(name).train()
-    batches = [joint_part(step) for step in range(two_processes.STEPS)]
+    task = make_task(two_processes.RUNS[name]).train()
+    batches = [
+        joined(*(two_processes.part_of(name, step, rank) for rank in range(2)))
+        for step in range(two_processes.STEPS)
+    ]
     alone = two_processes.follow(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):
@@ -103,3 +90,27 @@ def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tm
     assert (results / "run" / "rejects.jsonl").read_text() == (tmp_path / "rejects.jsonl").read_text()
     cursors = (results / "run" / "checkpoints" / "step_00000003").glob("cursor_*.pt")
     assert sorted(path.name for path in cursors) == ["cursor_00000.pt", "cursor_00001.pt"]
+
+
+def assert_alike(found: Any, expected: Any, where: str) -> None:
+    """Equal, but for rounding: a picture may be in another batch."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name in expected:
+            assert_alike(found[name], expected[name], f"{where}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_alike(one, other, f"{where}[{place}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-5), where
+    else:
+        assert found == expected, where
+
+
+def test_two_processes_measure_what_one_does(results: Path) -> None:
+    """Scores, predictions and rejects, in the order of the source, on both processes."""
+    expected = json.loads(json.dumps(evaluate_everything()))
+    assert all(scores["num_rejects"] == len(scores["rejects"]) == 2 for scores in expected.values())
+    for rank in range(2):
+        assert_alike(json.loads((results / f"scores-{rank}.json").read_text()), expected, "")

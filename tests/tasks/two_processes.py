@@ -1,20 +1,22 @@
 """Run under torchrun by test_distributed.py: every task over this process's part of the joint batches.
 
-Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; and OUT/run, a
-run of the trainer.
+Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; OUT/run, a
+run of the trainer; and OUT/scores-<rank>.json, what every evaluation gives.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from test_objectives_together import make_task
+from every_evaluation import evaluate_everything
+from tiny_tasks import clips, dialogs, make_task, questions, statements
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openblip.data.batch import Batch
+from openblip.data.batch import Batch, Examples
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
 from openblip.training.config import TrainingConfig
@@ -31,12 +33,40 @@ LENGTHS = [([4, 7, 5], [12, 9, 3]), ([6, 5, 4], [3, 3, 3]), ([4, 4, 10], [5, 9, 
 IDS = [([1, 2, 3], [2, 4, 1]), ([5, 1, 6], [7, 7, 7]), ([7, 7, 7], [7, 7, 7])]
 
 
+# By name of a run: what trains, and whether its pairs have clips for pictures.
+RUNS = {
+    "pretraining": "pretraining",
+    "filtering": "filtering",
+    "captioning": "captioning",
+    "video-retrieval": "filtering",
+    "vqa": "vqa",
+    "nlvr": "nlvr",
+    "visdial": "visdial",
+}
+
+
 def part(step: int, rank: int) -> Batch:
-    """What one process reads at a step."""
+    """The pairs that one process reads at a step."""
     return random_batch(LENGTHS[step][rank], IDS[step][rank], seed=10 * step + rank)
 
 
-def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[dict[str, object]]:
+def part_of(name: str, step: int, rank: int) -> Examples:
+    """What one process of a run reads at a step; of answers, one may read many more than the other."""
+    lengths, seed = LENGTHS[step][rank], 10 * step + rank
+    match name:
+        case "video-retrieval":
+            return clips(lengths, IDS[step][rank], 2, seed)
+        case "vqa":
+            return questions(lengths, [[3], [4, 6, 3][: 1 + 2 * rank], [5]], seed)
+        case "nlvr":
+            return statements(lengths, [step % 2, rank, 1], seed)
+        case "visdial":
+            return dialogs(lengths, [length for length in lengths for _ in range(2)], seed)
+        case _:
+            return part(step, rank)
+
+
+def follow(task: nn.Module, forward: nn.Module, batches: list[Examples]) -> list[dict[str, object]]:
     """Train over the batches with plain SGD, and record each step."""
     records = []
     for step, batch in enumerate(batches):
@@ -77,11 +107,12 @@ def train(out: Path, process: Process, batch_at: Callable[[int], Batch], rejecti
 def main(out: Path) -> None:
     with process_group() as process:
         train(out / "run", process, lambda number: part(number, process.rank), rejecting=process.rank == 1)
-        for name in ("pretraining", "filtering", "captioning"):
-            task = make_task(name).train()
-            batches = [part(step, process.rank) for step in range(STEPS)]
+        for name, task_name in RUNS.items():
+            task = make_task(task_name).train()
+            batches = [part_of(name, step, process.rank) for step in range(STEPS)]
             records = follow(task, DistributedDataParallel(task), batches)
             torch.save(records, out / f"{name}-{process.rank}.pt")
+        (out / f"scores-{process.rank}.json").write_text(json.dumps(evaluate_everything()))
 
 
 if __name__ == "__main__":

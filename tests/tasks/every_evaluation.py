@@ -1,0 +1,97 @@
+"""Every evaluation with a tiny random predictor, over seven samples of which two cannot be used."""
+
+import io
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from listed_source import ListSource
+from PIL import Image
+from tiny_tasks import TOKENIZER, make_task
+
+from openblip.checkpoints.native import Checkpoint
+from openblip.data.sample import Sample
+from openblip.data.transforms import Preprocessing
+from openblip.generation.decoding import Beam
+from openblip.metrics import java_scorers
+from openblip.predictor import Predictor
+from openblip.tasks.captioning import evaluate_captioning
+from openblip.tasks.classification import evaluate_classification
+from openblip.tasks.filtering import evaluate_filter
+from openblip.tasks.nlvr import evaluate_nlvr
+from openblip.tasks.question_answering import evaluate_question_answering
+from openblip.tasks.retrieval import evaluate_retrieval
+from openblip.tasks.visdial import evaluate_visdial
+from tiny_blip import SIZE
+
+TEXTS = ["a red dog", "two blue cars", "the small cat", "a big tree", "a green bird", "one tree", "two dogs"]
+COUNT, UNREADABLE, UNDECODABLE = 7, 2, 5
+SHORT = Beam(num_beams=2, max_new_tokens=4)
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def source(second: bool = False, **fields: list[Any]) -> ListSource:
+    """`fields`: the samples' info, by name, an entry for each."""
+    samples: list[Sample | str] = []
+    for i in range(COUNT):
+        samples.append(
+            Sample(
+                key=f"{i:03d}",
+                shard=f"s{i // 3}",
+                image=b"damaged" if i == UNDECODABLE else picture(i),
+                captions=(TEXTS[i], TEXTS[i - 1]),
+                image_id=f"list/{i}",
+                info={name: values[i] for name, values in fields.items()},
+                second_image=picture(i + 50) if second else None,
+            )
+        )
+    samples[UNREADABLE] = "gone"
+    return ListSource(samples, per_shard=3)
+
+
+def predictor(name: str) -> Predictor:
+    model = make_task(name).model
+    return Predictor(Checkpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
+
+
+def dialog(number: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": f"a {text}?",
+            "answer": text,
+            "options": TEXTS,
+            "answer_index": (number + place) % COUNT,
+            "relevance": [float(i == number) for i in range(COUNT)],
+        }
+        for place, text in enumerate(TEXTS[: 1 + number % 2])
+    ]
+
+
+@patch.object(java_scorers, "java_runs", lambda: False)  # METEOR would only take time
+def evaluate_everything() -> dict[str, Any]:
+    """The result of every evaluation, by its name."""
+    kinds = [None, "shop", None, "shop", None, None, "shop"]
+    answers = [[TEXTS[i], TEXTS[0], TEXTS[i]] for i in range(COUNT)]
+    labels = [i % 2 == 0 for i in range(COUNT)]
+    retrieval, questions = predictor("filtering"), predictor("vqa")
+    asked = source(question=[f"is it {text}" for text in TEXTS], answers=answers, choices=[TEXTS[:3]] * COUNT)
+    return {
+        "caption": evaluate_captioning(predictor("captioning"), source(), decoding=SHORT),
+        "retrieval": evaluate_retrieval(retrieval, source(), rerank=3),
+        "filter": evaluate_filter(retrieval, source(noise=kinds)),
+        "vqa": evaluate_question_answering(questions, asked, decoding=SHORT),
+        "vqa-ranked": evaluate_question_answering(questions, asked, candidates=TEXTS),
+        "nlvr": evaluate_nlvr(predictor("nlvr"), source(second=True, statement=TEXTS, label=labels)),
+        "visdial": evaluate_visdial(
+            predictor("visdial"), source(caption=TEXTS, dialog=[dialog(i) for i in range(COUNT)])
+        ),
+        "classification": evaluate_classification(
+            retrieval, source(label=[text.split()[-1] for text in TEXTS]), templates=["a {}", "the {}"]
+        ),
+    }
