@@ -25,7 +25,7 @@ def test_a_model_of_the_hub_is_read_from_its_cache(tmp_path: Path, monkeypatch: 
     asked: list[Any] = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, "pytorch_model.bin" in allow_patterns))
+        asked.append((name, "pytorch_model*.bin" in allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

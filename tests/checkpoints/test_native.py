@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import openblip
+from openblip.checkpoints.loading import load_any
 from openblip.checkpoints.native import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
@@ -53,6 +54,13 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, heads: tuple[Head, ..
         assert torch.equal(state[name], value), name
     texts = ["a red dog", "Two blue Cars!"]
     assert torch.equal(loaded.tokenizer.encode(texts).ids, saved.tokenizer.encode(texts).ids)
+
+
+def test_the_caller_may_name_other_words(folder: Path, tmp_path: Path) -> None:
+    other = Tokenizer.train(["a green cat", "a green cat"], vocab_size=112)
+    other.save(tmp_path / "other")
+    assert load_any(folder).tokenizer.to_json() == TOKENIZER.to_json()
+    assert load_any(folder, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
 
 
 def test_weights_can_be_saved_smaller_and_come_back_as_float32(tmp_path: Path) -> None:

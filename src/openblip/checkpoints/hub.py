@@ -17,13 +17,13 @@ def is_hub_name(source: str) -> bool:
 def hub_folder(name: str) -> Path:
     """The folder of the hub's local cache with a model's files, fetched where they are not there yet.
 
-    Of the weights safetensors are taken, and pytorch_model.bin only where there are none. Raises
+    Of the weights safetensors are taken, and pytorch_model.bin or its shards where there are none. Raises
     CheckpointError when the hub does not give them.
     """
     import huggingface_hub  # takes a while to import, and few checkpoints come from there
 
     try:
-        for weights in ("*.safetensors", "pytorch_model.bin"):
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
             patterns = [*_SMALL_FILES, weights]
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
             if any(folder.glob(weights)):

@@ -124,7 +124,7 @@ def save_huggingface(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 def _class_of(folder: Path, config: Any, theirs: Mapping[str, Tensor]) -> str:
     """Which of transformers' classes the folder is of: config.json says so, or else its weights do."""
-    named = list(config.architectures or [])
+    named: list[str] = list(config.architectures or [])
     known = [name for name in named if name in LAYOUTS]
     if len(known) == 1:
         return known[0]

@@ -64,5 +64,6 @@ def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format
         case "original":
             save_original(Path(path), checkpoint)
         case _:
-            formats = ", ".join(get_args(Format))
-            raise ConfigError(f'Format "{format}" cannot be written; choose one of {formats}.')
+            raise ConfigError(
+                f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
+            )
