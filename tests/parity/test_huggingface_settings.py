@@ -187,14 +187,14 @@ def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) ->
     text = {
         **TINY.to_dict()["text"], "hidden_dim": 24, "vocab_size": TOKENIZER.vocab_size, "sharing": sharing
     }  # fmt: skip
-    vision = {**TINY.to_dict()["vision"], "drop_path": 0.1}
+    vision = {**TINY.to_dict()["vision"], "image_size": 40, "drop_path": 0.1}
     model = Blip(
         BlipConfig.from_dict(
             {"text": text, "vision": vision, "embed_dim": 12, "heads": heads, "pooled": pooled}
         )
     ).eval()
     randomise(model, seed=2)
-    return Checkpoint(model, TOKENIZER, Preprocessing(image_size=16, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
+    return Checkpoint(model, TOKENIZER, Preprocessing(image_size=40, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,22 @@ def test_ours_comes_back_whole(tmp_path: Path, before: Checkpoint) -> None:
     assert after[2:] == before[2:]  # preprocessing, prompt, token
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("before", "class_name"),
+    [(ours(("vqa",), "all_but_sa"), QUESTIONS), (ours(("itc",), pooled=True), "BlipModel")],
+)
+def test_they_compute_the_same_with_ours(tmp_path: Path, before: Checkpoint, class_name: str) -> None:
+    save_as(before, tmp_path, "huggingface")
+    theirs, report = getattr(transformers, class_name).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    found, expected = their_outputs(theirs.eval()), our_outputs(before)
+    for name, scores in expected.scores.items():
+        assert scores.std() > 1e-2
+        torch.testing.assert_close(found.scores[name], scores, atol=1e-5, rtol=0)
+    assert found.texts == expected.texts
 
 
 def test_the_temperature_of_blip_model(tmp_path: Path) -> None:
