@@ -29,8 +29,8 @@ def blip_mini_vqa() -> Run:
 def blip_mini_nlvr() -> Run:
     """Fine-tune a blip-mini filter to judge statements about two emoji scenes (`--kind statements`).
 
-    Source: BLIP section 5.4 at small scale. AdamW alone, and slowly: for a thousand steps a statement is a coin
-    toss, and Muon, whose updates are as large without a signal, forgets the pre-training by then. Expected:
+    Source: BLIP section 5.4 at small scale. AdamW alone, and slowly: at first statements are coin tosses, and
+    Muon, whose updates are as large without a signal, forgets the pre-training meanwhile. Expected:
     docs/results.md.
     """
     run = fine_tune_mini("blip-mini-nlvr", NlvrConfig(), steps=4500)
