@@ -240,6 +240,7 @@ def test_whose_words_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     save_as(load_any(path)._replace(tokenizer=other), tmp_path / "own.pth", "original")
     assert load_any(tmp_path / "own.pth").tokenizer.to_json() == other.to_json()
+    assert load_any(tmp_path / "own.pth", tokenizer=tmp_path).tokenizer.to_json() == TOKENIZER.to_json()
 
     (tmp_path / "tokenizer.json").unlink()  # vocab.txt is left
     words = load_any(path).tokenizer
