@@ -145,17 +145,19 @@ def test_an_interrupt_leaves_what_is_done(
     words = ["answer", str(pictures), QUESTIONS[0], "--model", str(answerer), "--out", str(out)]
     words += ["--batch-size", "1"]
     answer = openblip.Predictor.answer
-    calls: list[int] = []
+    written: list[int] = []
 
     def stopping(self: openblip.Predictor, *rest: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:  # the first call has no picture and lets the model look at the options
+        written.append(len(read_lines(out)) if out.exists() else -1)
+        if len(written) == 4:
             raise KeyboardInterrupt
         return answer(self, *rest, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(openblip.Predictor, "answer", stopping)
         assert main(words) == 130
+    # The first call has no picture and lets the model look at the options. A kill would leave as many lines.
+    assert written == [-1, 0, 1, 2]
     assert len(read_lines(out)) == 2
     assert main(words) == 0
     assert [Path(line["key"]).name for line in read_lines(out)] == ["a.png", "b.jpg", "c.webp"]
