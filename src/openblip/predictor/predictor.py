@@ -12,17 +12,20 @@ from torch import Tensor
 from openblip.checkpoints.loading import Format, save_as
 from openblip.checkpoints.native import Checkpoint
 from openblip.errors import UnsupportedTaskError
-from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.decoding import Decoding
 from openblip.models.config import Head
 from openblip.predictor import answering, captioning, judging, matching
 from openblip.predictor import dialogs as dialog_ranking
 from openblip.predictor.answering import Candidates
 from openblip.predictor.batching import as_list
 from openblip.predictor.dialogs import Dialog
+from openblip.predictor.explaining import explain_image
+from openblip.predictor.explanation import Explanation
 from openblip.predictor.features import Features, extract_features
 from openblip.predictor.images import Images, is_single
 from openblip.predictor.judging import ImagePair
 from openblip.predictor.runtime import Runtime
+from openblip.predictor.writing import ANSWER_DECODING, CAPTION_DECODING
 
 _CALLS: dict[Head, tuple[str, ...]] = {
     "itc": ("similarity", "embed_images", "embed_texts"),
@@ -54,7 +57,7 @@ class Predictor(Runtime):
         self,
         images: Images,
         prompt: str | None = None,
-        decoding: Decoding = Beam(num_beams=3, max_new_tokens=20),  # noqa: B008 (frozen)
+        decoding: Decoding = CAPTION_DECODING,
         num_captions: int = 1,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -81,7 +84,7 @@ class Predictor(Runtime):
         images: Images,
         questions: str | Sequence[str],
         candidates: Candidates | None = None,
-        decoding: Decoding = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1),  # noqa: B008 (frozen)
+        decoding: Decoding = ANSWER_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
         num_candidates: int = 128,
@@ -175,6 +178,18 @@ class Predictor(Runtime):
         UnsupportedTaskError says which head is missing for what was asked.
         """
         return extract_features(self, images, None if texts is None else as_list(texts), batch_size)
+
+    def explain(self, image: Images, text: str | None = None, layer: int | None = None) -> Explanation:
+        """Where in one image the model looked, for each word of a text.
+
+        With a text that is for P(match), where the checkpoint has an ITM head; for the answer, where it
+        answers questions; and otherwise for the text as a caption. Without, for the caption it writes itself.
+
+        layer: of the text transformer, from 0 on; by default the one in the middle. In the last one the words
+        of a match no longer count, only the first token. UnsupportedTaskError says which head is missing;
+        ConfigError for a layer that is not there or a text without words.
+        """
+        return explain_image(self, image, text, layer)
 
     def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
         """Write a checkpoint that `load` reads; "huggingface": that transformers reads as well; "original": a

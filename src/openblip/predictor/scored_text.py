@@ -18,14 +18,18 @@ class ScoredText:
     the text was cut off at its longest."""
     token_logprobs: tuple[float, ...]
     """Of each of `tokens` after those before it; `math.exp` makes a probability of one."""
+    ids: tuple[int, ...]
+    """The places of `tokens` in the vocabulary."""
 
 
 def scored_text(generated: Generated, tokenizer: Tokenizer, text: str | None = None) -> ScoredText:
     """`text`: what it stands for, where that is not just its tokens read out."""
     ended = len(generated.token_logprobs) > len(generated.ids)
+    ids = (*generated.ids, tokenizer.sep_id) if ended else tuple(generated.ids)
     return ScoredText(
         text=tokenizer.decode(generated.ids) if text is None else text,
         logprob=generated.logprob,
-        tokens=tuple(tokenizer.pieces([*generated.ids, tokenizer.sep_id] if ended else generated.ids)),
+        tokens=tuple(tokenizer.pieces(ids)),
         token_logprobs=generated.token_logprobs,
+        ids=ids,
     )

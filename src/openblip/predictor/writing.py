@@ -1,11 +1,14 @@
-"""What captions and answers have in common: how long they may get, and the seeds they are sampled by."""
+"""What captions and answers have in common: how they are written, and the seeds they are sampled by."""
 
 import hashlib
 import secrets
 from collections.abc import Sequence
 
 from openblip.errors import ConfigError
-from openblip.generation.decoding import Decoding, Nucleus
+from openblip.generation.decoding import Beam, Decoding, Nucleus
+
+CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
+ANSWER_DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
 
 
 def check_length(prompt_length: int, decoding: Decoding, positions: int) -> None:

@@ -1,0 +1,288 @@
+"""Explanations: attention times what more of it would do, checked by doing it; and the picture of it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_predictor import PICTURES, TOKENIZER, make_predictor
+from torch import Tensor
+
+import openblip
+from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
+from openblip.models.config import Head
+from openblip.nn.attention import CrossAttention
+from openblip.predictor import Explanation, Predictor
+from openblip.predictor.explanation import join_pieces
+
+TEXT = "a small bird beside the tree"
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return make_predictor("itc", "itm", "lm")
+
+
+def attention_of(predictor: Predictor, mode: str, layer: int) -> CrossAttention:
+    branch = predictor.model.text.layers[layer].cross_attention[mode].branch
+    assert isinstance(branch, CrossAttention)
+    return branch
+
+
+class Changed:
+    """Stands in for the attention of a layer: its weights (H, Q, N) plus a change, at the first reading."""
+
+    def __init__(self, change: Tensor | float = 0.0) -> None:
+        self.change = change
+        self.weights: list[Tensor] = []
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **_: Any) -> Tensor:
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        if not self.weights:
+            weights = weights + self.change
+        self.weights.append(weights)
+        return weights @ value
+
+
+def maps_by_hand(predictor: Predictor, mode: str, layer: int, score: Any) -> Tensor:
+    """Attention * relu(d score / d attention), heads averaged: (Q, N), by changing every weight in turn."""
+    attention = attention_of(predictor, mode, layer)
+    usual = attention.attend
+    try:
+        attention.attend = plain = Changed()  # type: ignore[assignment]
+        score()
+        weights = plain.weights[0]  # (1, H, Q, N)
+        gradient = torch.zeros(weights.numel(), dtype=weights.dtype)
+        for place in range(weights.numel()):
+            change = torch.zeros(weights.numel(), dtype=weights.dtype)
+            change[place] = 1e-5
+            results = []
+            for sign in (1.0, -1.0):
+                attention.attend = Changed(sign * change.view(weights.shape))  # type: ignore[assignment]
+                results.append(float(score()))
+            gradient[place] = (results[0] - results[1]) / 2e-5
+    finally:
+        attention.attend = usual
+    return (weights * gradient.view(weights.shape).clamp(min=0)).mean(dim=1)[0]
+
+
+def in_double(predictor: Predictor) -> Predictor:
+    from openblip.checkpoints.native import Checkpoint
+
+    checkpoint = Checkpoint(
+        predictor.model, TOKENIZER, predictor.preprocessing, predictor.prompt, predictor.encoder_token
+    )
+    return Predictor(checkpoint, device="cpu", dtype=torch.float64)
+
+
+def words_of(maps: Tensor, text: str) -> Tensor:
+    """Maps of [ENC], words and [SEP] (Q, N) -> (W, G, G), the mean of the pieces of each word."""
+    pieces = TOKENIZER.pieces(TOKENIZER.prompt(text).tolist()[1:])
+    _, places = join_pieces(pieces)
+    return torch.stack([maps[1:-1][own].mean(dim=0)[1:].view(2, 2) for own in places])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) -> None:
+    predictor = in_double(make_predictor("itm"))
+    tokens = TOKENIZER.encode(["a bird"])
+    tokens.ids[0, 0] = TOKENIZER.enc_id
+    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
+
+    @torch.no_grad()
+    def score() -> Tensor:
+        kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
+        return predictor.model.match_logits(tokens.ids, tokens.mask, kv)[0, 1]
+
+    maps = maps_by_hand(predictor, "encode", layer, score)
+    found = predictor.explain(PICTURES[0], "a bird", layer)
+    torch.testing.assert_close(found.heat, words_of(maps, "a bird").float(), atol=1e-6, rtol=1e-4)
+    overall = maps.mean(dim=0)[1:].view(2, 2).float()
+    torch.testing.assert_close(found.overall, overall, atol=1e-6, rtol=1e-4)
+    assert found.overall.any()
+    assert bool(found.heat.any()) == (layer == 0)  # in the last layer only the first token counts
+    assert found.score == pytest.approx(float(predictor.match(PICTURES[0], "a bird")), abs=1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) -> None:
+    predictor = in_double(make_predictor("lm"))
+    ids = TOKENIZER.prompt(predictor.prompt + "a bird")
+    start = len(TOKENIZER.prompt(predictor.prompt))
+    words, places = join_pieces(TOKENIZER.pieces(ids[start:].tolist()))
+    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
+    found = predictor.explain(PICTURES[0], "a bird", layer)
+    assert found.words == tuple(words)
+    for word, own in enumerate(places):
+
+        @torch.no_grad()
+        def score(own: list[int] = own) -> Tensor:
+            kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "decode")
+            logprobs = predictor.model.decode(ids[None], kv)[0].log_softmax(dim=-1)
+            return sum(logprobs[start - 1 + n, ids[start + n]] for n in own)
+
+        maps = maps_by_hand(predictor, "decode", layer, score)
+        expected = maps.sum(dim=0)[1:].view(2, 2).float()
+        assert expected.any()
+        torch.testing.assert_close(found.heat[word], expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found.overall, found.heat.mean(dim=0))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) -> None:
+    """Also where the answer reads the question with the same cross-attention."""
+    predictor = in_double(make_predictor("vqa"))
+    answer = predictor.answer(PICTURES[0], "a bird?", return_scores=True)
+    tokens = TOKENIZER.encode(["a bird?"])
+    tokens.ids[0, 0] = TOKENIZER.enc_id
+    ids = torch.tensor([TOKENIZER.dec_id, *answer.ids])
+    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
+
+    @torch.no_grad()
+    def score() -> Tensor:
+        model = predictor.model
+        kv = model.question_kv(tokens.ids, tokens.mask, model.image_kv(model.encode_image(pixels), "encode"))
+        logprobs = model.decode(ids[None, :-1], kv)[0].log_softmax(dim=-1)
+        return logprobs.gather(1, ids[1:, None]).sum()
+
+    maps = maps_by_hand(predictor, "encode", layer, score)
+    found = predictor.explain(PICTURES[0], "a bird?", layer)
+    torch.testing.assert_close(found.heat, words_of(maps, "a bird?").float(), atol=1e-6, rtol=1e-3)
+    assert found.heat.any()
+    assert found.text == answer.text
+    assert found.score == pytest.approx(answer.logprob, abs=1e-4)
+
+
+def test_without_a_text_the_caption_is_explained(predictor: Predictor) -> None:
+    caption = predictor.caption(PICTURES[0], return_scores=True)
+    found = predictor.explain(PICTURES[0])
+    assert found.text == caption.text
+    assert found.score == pytest.approx(caption.logprob, abs=1e-3)
+    assert len(found.words) == len(found.heat)
+    assert (found.heat >= 0).all()
+    assert found.heat.any()
+    assert found.heat.dtype == found.overall.dtype == torch.float32
+
+
+def test_long_captions_are_explained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = make_predictor("lm")
+    whole = predictor.explain(PICTURES[0], TEXT)
+    monkeypatch.setattr("openblip.predictor.explaining.MAX_TOKENS", 30)  # two words at a time
+    parts = predictor.explain(PICTURES[0], TEXT)
+    torch.testing.assert_close(parts.heat, whole.heat, atol=1e-6, rtol=1e-4)
+    assert parts.score == pytest.approx(whole.score)
+
+
+def test_word_pieces_are_joined() -> None:
+    words, places = join_pieces(["a", "bir", "##d", "##s", ",", "##x"])
+    assert words == ["a", "birds", ",x"]
+    assert places == [[0], [1, 2, 3], [4, 5]]
+    assert join_pieces(["##s", "a"]) == (["##s", "a"], [[0], [1]])
+
+
+@pytest.mark.parametrize(("size", "patch", "grid"), [(16, 4, 4), (24, 8, 3), (8, 8, 1)])
+def test_any_resolution(size: int, patch: int, grid: int) -> None:
+    predictor = make_predictor("itm", image_size=size, patch_size=patch)
+    found = predictor.explain(PICTURES[0], TEXT)
+    assert found.heat.shape == (6, grid, grid)
+    assert found.overlay(PICTURES[0]).size == PICTURES[0].size
+
+
+def test_explaining_leaves_nothing_behind(predictor: Predictor) -> None:
+    """No gradients, no change of later results; also where the caller has switched gradients off."""
+    before = predictor.match(PICTURES, [TEXT] * 5)
+    expected = predictor.explain(PICTURES[1], TEXT)
+    with torch.no_grad():
+        torch.testing.assert_close(predictor.explain(PICTURES[1], TEXT).heat, expected.heat)
+    with torch.inference_mode():
+        encoded = predictor.encode(PICTURES[1])
+        torch.testing.assert_close(predictor.explain(encoded, TEXT).heat, expected.heat)
+    predictor.explain(PICTURES[1])
+    assert all(parameter.grad is None for parameter in predictor.model.parameters())
+    assert torch.equal(predictor.match(PICTURES, [TEXT] * 5), before)
+    assert not expected.heat.requires_grad
+
+
+def test_half_precision(predictor: Predictor, tmp_path: Any) -> None:
+    predictor.save(tmp_path)
+    half = openblip.load(tmp_path, device="cpu", dtype=torch.bfloat16)
+    found = half.explain(PICTURES[0], TEXT)
+    assert found.heat.dtype == torch.float32
+    assert found.heat.isfinite().all()
+
+
+def test_the_first_token_is_the_checkpoints(predictor: Predictor) -> None:
+    plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
+    found = plain.explain(PICTURES[0], TEXT)
+    assert found.score == pytest.approx(float(plain.match(PICTURES[0], TEXT)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": PICTURES[:2], "text": TEXT}, "one image at a time"),
+        ({"image": [], "text": TEXT}, "one image at a time"),
+        ({"image": PICTURES[0], "text": " "}, "the text has none"),
+        ({"image": PICTURES[0], "text": TEXT, "layer": 2}, "the layers 0 to 1"),
+        ({"image": PICTURES[0], "text": TEXT, "layer": -1}, "the layers 0 to 1"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    predictor: Predictor, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predictor.explain(**arguments)
+
+
+def test_a_caption_longer_than_the_model_reads_is_refused() -> None:
+    predictor = make_predictor("lm")
+    with pytest.raises(ConfigError, match="give a shorter one"):
+        predictor.explain(PICTURES[0], "a dog " * 30)
+
+
+@pytest.mark.parametrize(
+    ("heads", "text"), [(("itc",), TEXT), (("nlvr",), TEXT), (("itm",), None), (("vqa",), None)]
+)
+def test_a_model_without_the_head_says_so(heads: tuple[Head, ...], text: str | None) -> None:
+    with pytest.raises(UnsupportedTaskError, match=f"lm head.*{heads[0]}"):
+        make_predictor(*heads).explain(PICTURES[0], text)
+
+
+def explanation(heat: Tensor) -> Explanation:
+    return Explanation(
+        text="a dog a", score=0.5, words=("a", "dog", "a"), heat=heat, overall=heat.mean(dim=0)
+    )
+
+
+def test_the_hottest_patch_turns_red_and_cold_ones_stay() -> None:
+    heat = torch.zeros(3, 4, 4)
+    heat[1, 0, 3] = 2.0
+    grey = Image.new("RGB", (80, 40), (100, 100, 100))
+    for word in (1, "dog", -2, None):
+        drawn = np.asarray(explanation(heat).overlay(grey, word)).astype(int)
+        assert drawn.shape == (40, 80, 3)
+        red, _, blue = drawn[4, 72]
+        assert red > 150 > 100 > blue
+        assert (drawn[30:, :40] == 100).all()
+    assert np.array_equal(explanation(heat).overlay(grey, "a"), grey)  # no heat, no colour
+
+
+def test_an_overlay_takes_any_picture(tmp_path: Any) -> None:
+    path = tmp_path / "picture.png"
+    PICTURES[0].save(path)
+    heat = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    drawn = explanation(heat).overlay(path)
+    assert drawn.mode == "RGB"
+    assert np.array_equal(drawn, explanation(heat).overlay(np.asarray(PICTURES[0])))
+    with pytest.raises(ImageError, match=r"absent\.png"):
+        explanation(heat).overlay(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("word", ["cat", 3, -4, ""])
+def test_a_word_that_is_not_there_is_refused(word: str | int) -> None:
+    with pytest.raises(ConfigError, match="it has a, dog, a, at places 0 to 2"):
+        explanation(torch.zeros(3, 2, 2)).overlay(PICTURES[0], word)
