@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from openblip.cli.listed_texts import read_named_texts, read_texts
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam
 
@@ -65,18 +66,15 @@ class TaskOptions:
 
     def listed_answers(self) -> list[str] | None:
         """The answers to rank; None to write them."""
-        return None if self.answers is None else _texts(self.answers, "answers")
+        return None if self.answers is None else read_texts(self.answers, "answers")
 
     def class_texts(self) -> dict[str, Any]:
         """What `evaluate_classification` is told of classes and templates."""
         told: dict[str, Any] = {}
         if self.templates is not None:
-            told["templates"] = _texts(self.templates, "templates")
+            told["templates"] = read_texts(self.templates, "templates")
         if self.classes is not None:
-            content = _read(self.classes, "classes")
-            is_object = isinstance(content, dict) and all(isinstance(text, str) for text in content.values())
-            listed = content if is_object else {text: text for text in _texts(self.classes, "classes")}
-            told["classes"] = listed
+            told["classes"] = read_named_texts(self.classes, "classes")
         return told
 
 
@@ -197,19 +195,3 @@ def _report(asked: dict[str, str], scores: dict[str, Any], out: Path | None, res
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read(path: Path, option: str) -> Any:
-    """The JSON in a file that an option names; ConfigError when there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--{option} {path} is not readable JSON: {error}") from error
-
-
-def _texts(path: Path, option: str) -> list[str]:
-    """The JSON list of strings in a file that an option names."""
-    content = _read(path, option)
-    if not isinstance(content, list) or not content or not all(isinstance(text, str) for text in content):
-        raise ConfigError(f"--{option} {path} is no JSON list of strings")
-    return content

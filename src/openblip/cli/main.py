@@ -36,7 +36,7 @@ COMMANDS: dict[str, Command] = {
     "capfilt-export": Command("openblip.cli.capfilt_export", "write the bootstrapped pairs as tar shards"),
     "bootstrap": Command("openblip.cli.bootstrap", "train, clean the data, train anew, compare"),
     "train": Command("openblip.cli.train", "train a recipe, on one machine or under torchrun"),
-    "evaluate": Command("openblip.cli.evaluate", "measure captioning, retrieval or filtering"),
+    "evaluate": Command("openblip.cli.evaluate", "measure a model on any of its tasks"),
     "convert": Command("openblip.cli.convert", "write a checkpoint in another format"),
     "data inspect": Command("openblip.cli.data_inspect", "count and check what a data source holds"),
     "data emoji-scenes": Command("openblip.cli.data_emoji_scenes", "write the embedded world as tar shards"),
