@@ -1,0 +1,148 @@
+"""Every task, from its recipe to its scores, learns a few emoji scenes by heart within seconds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import Learned, learn, small, untrained, usable, write_samples, write_scenes
+
+from openblip.data.sample import Source
+from openblip.metrics import java_scorers
+from openblip.recipes.blip_mini import blip_mini_captioner, blip_mini_filter
+from openblip.recipes.blip_mini_tasks import (
+    NUM_FRAMES,
+    blip_mini_nlvr,
+    blip_mini_video_qa,
+    blip_mini_video_retrieval,
+    blip_mini_visdial,
+    blip_mini_vqa,
+)
+from openblip.recipes.run import Run
+from openblip.tasks.captioning import evaluate_captioning
+from openblip.tasks.classification import evaluate_classification
+from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
+from openblip.tasks.nlvr import evaluate_nlvr
+from openblip.tasks.question_answering import evaluate_question_answering
+from openblip.tasks.retrieval import evaluate_retrieval
+from openblip.tasks.visdial import evaluate_visdial
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> Iterator[None]:
+    """A run sets the number of threads of its process, which here is the tests'."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(
+    run: Run, source: Source, folder: Path, *, steps: int, batch_size: int, vision_width: int = 64
+) -> Learned:
+    init = untrained(folder / "init", source, vision_width)
+    return learn(small(run, source, init, folder / "run", steps=steps, batch_size=batch_size))
+
+
+def without_queue(run: Run) -> Run:
+    """A queue of a few pairs, each many times over, would only be in the way."""
+    contrastive = ContrastiveConfig(queue_size=0, momentum=0.9, alpha=0.0)
+    return replace(run, task=RetrievalConfig(contrastive=contrastive))
+
+
+def assert_fallen(losses: list[float], to: float) -> None:
+    """The last losses are below this share of the first ones."""
+    assert sum(losses[-3:]) < to * sum(losses[:3]), losses
+
+
+def test_captioning_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr(java_scorers, "java_runs", lambda: False)
+    source = write_scenes(tmp_path / "scenes", "captions", 12)
+    learned = trained(blip_mini_captioner(), source, tmp_path, steps=80, batch_size=12)
+    assert_fallen(learned.losses, 0.3)
+    scores = evaluate_captioning(learned.model, source)
+    assert scores["cider"] > 1.5
+    assert scores["bleu_4"] > 0.5
+
+
+def test_retrieval_learns_and_classifies(tmp_path: Path) -> None:
+    source = write_scenes(tmp_path / "scenes", "classes", 16)
+    learned = trained(without_queue(blip_mini_filter()), source, tmp_path, steps=60, batch_size=16)
+    assert_fallen(learned.losses, 0.5)
+    scores = evaluate_retrieval(learned.model, source, rerank=4)
+    for way in ("itc", "itm"):  # by chance 1 / 16
+        assert scores[way]["tr_r1"] > 0.7
+        assert scores[way]["ir_r1"] > 0.7
+    classified = evaluate_classification(learned.model, source, templates=["there is a {}", "a big {}"])
+    assert classified["top1"] > 4 / classified["num_classes"]
+
+
+def test_questions_learn_from_pictures_of_another_width(tmp_path: Path) -> None:
+    """One question for all pictures: only these tell its answer."""
+    asked = usable(write_scenes(tmp_path / "scenes", "questions", 110))
+    backgrounds = [sample for sample in asked if sample.info["question_kind"] == "background"]
+    same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds]
+    source = write_samples(tmp_path / "backgrounds", same)
+    assert len(same) >= 8
+    learned = trained(blip_mini_vqa(), source, tmp_path, steps=60, batch_size=len(same), vision_width=48)
+    assert_fallen(learned.losses, 0.3)
+    answers = [sample.info["answers"][0] for sample in same]
+    chance = max(answers.count(answer) for answer in answers) / len(answers)
+    assert chance < 0.4
+    written = evaluate_question_answering(learned.model, source)
+    ranked = evaluate_question_answering(learned.model, source, candidates=sorted(set(answers)))
+    assert written["vqa_accuracy"] > 0.85
+    assert ranked["vqa_accuracy"] > 0.85
+
+
+def test_statements_learn_from_both_pictures(tmp_path: Path) -> None:
+    """One statement for all pairs, and every picture in a true and in a false one: it takes both to tell."""
+    stated = usable(write_scenes(tmp_path / "scenes", "statements", 8))
+    pairs = [
+        replace(
+            one,
+            second_image=other.second_image,
+            info={**one.info, "statement": "the pictures belong together", "label": one is other},
+        )
+        for place, one in enumerate(stated)
+        for other in (one, stated[place - 1])
+    ]
+    source = write_samples(tmp_path / "pairs", pairs)
+    learned = trained(blip_mini_nlvr(), source, tmp_path, steps=90, batch_size=16)
+    assert_fallen(learned.losses, 0.3)
+    assert evaluate_nlvr(learned.model, source)["accuracy"] > 0.9
+
+
+def test_dialogs_learn(tmp_path: Path) -> None:
+    source = write_scenes(tmp_path / "scenes", "dialogs", 5)
+    run = replace(blip_mini_visdial(), task=VisdialConfig(num_negatives=7))
+    learned = trained(run, source, tmp_path, steps=60, batch_size=15)
+    assert_fallen(learned.losses, 0.5)
+    scores = evaluate_visdial(learned.model, source)
+    assert scores["num_rounds"] >= 20
+    assert scores["mrr"] > 0.3  # by chance 0.05
+    assert scores["mean_rank"] < 12  # by chance 50
+
+
+def test_clips_are_retrieved(tmp_path: Path) -> None:
+    source = write_scenes(tmp_path / "scenes", "clips", 8)
+    run = without_queue(blip_mini_video_retrieval())
+    learned = trained(run, source, tmp_path, steps=40, batch_size=8)
+    assert_fallen(learned.losses, 0.6)
+    scores = evaluate_retrieval(learned.model, source, rerank=2, num_frames=NUM_FRAMES)
+    assert scores["itc"]["tr_r1"] > 0.7  # by chance 1 / 8
+    assert scores["itm"]["ir_r1"] > 0.7
+
+
+def test_questions_about_clips_learn(tmp_path: Path) -> None:
+    asked = usable(write_scenes(tmp_path / "scenes", "clip-questions", 50))
+    backgrounds = [sample for sample in asked if sample.info["question_kind"] == "background"]
+    same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds][:8]
+    source = write_samples(tmp_path / "backgrounds", same, suffix="mp4")
+    learned = trained(blip_mini_video_qa(), source, tmp_path, steps=40, batch_size=8)
+    assert_fallen(learned.losses, 0.4)
+    answers = [sample.info["answers"][0] for sample in same]
+    assert max(answers.count(answer) for answer in answers) / len(answers) < 0.5
+    scores = evaluate_question_answering(learned.model, source, num_frames=NUM_FRAMES)
+    assert scores["vqa_accuracy"] > 0.8
