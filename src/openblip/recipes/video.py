@@ -15,6 +15,7 @@ def video_retrieval() -> Run:
     notion of their order; the paper evaluates its COCO retrieval model as it is. The settings are those of
     COCO retrieval (Table 14) at a joint batch of 64, and untried.
 
+    Cost: unknown; hours on 8 GPUs.
     Expected without this fine-tuning (paper, Table 10, MSRVTT text to video R@1/5/10): 43.3/65.6/74.7:
         openblip evaluate video-retrieval --model MODEL --data msrvtt_test.jsonl --images videos --rerank 128
 
@@ -42,6 +43,7 @@ def video_qa() -> Run:
     Source: BLIP (arXiv 2201.12086) section 5.6: 16 frames. The paper evaluates its VQA model as it is; the
     settings are those of VQA (Table 14) at a joint batch of 64, and untried.
 
+    Cost: unknown; hours on 8 GPUs.
     Expected without this fine-tuning (paper, Table 11): MSRVTT-QA 19.2, MSVD-QA 35.2:
         openblip evaluate video-qa --model MODEL --data test_qa.json --images videos
 
