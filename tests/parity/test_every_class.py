@@ -15,11 +15,11 @@ from parity_cases import (
     their_model,
     their_outputs,
 )
-from released_files import KINDS, TEXT_DIM, released_file
 from safetensors.torch import load_file
 
 from openblip.checkpoints.loading import load_any, save_as
 from openblip.checkpoints.original_keys import TRAINING_ONLY
+from released_files import KINDS, TEXT_DIM, released_file
 
 
 def assert_same(found: Outputs, expected: Outputs) -> None:
