@@ -18,7 +18,7 @@ from openblip.recipes.blip_large import blip_large
 from openblip.recipes.caption import caption, caption_large
 from openblip.recipes.catalog import RECIPES
 from openblip.recipes.filter import filter_, filter_large
-from openblip.recipes.start import start
+from openblip.recipes.start import cpu_threads, start
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at
 
@@ -213,3 +213,13 @@ def test_contradictory_starts_are_refused(world, tmp_path):
 def test_a_backbone_that_is_not_there_is_named(world, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
         start(miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")))
+
+
+def test_a_run_gives_the_number_of_threads_back():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+    with cpu_threads(None):
+        assert torch.get_num_threads() == before

@@ -1,11 +1,9 @@
 """Every task, from its recipe to its scores, learns a few emoji scenes by heart within seconds."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from small_training import Learned, learn, small, untrained, usable, write_samples, write_scenes
 
 from openblip.data.sample import Source
@@ -27,14 +25,6 @@ from openblip.tasks.nlvr import evaluate_nlvr
 from openblip.tasks.question_answering import evaluate_question_answering
 from openblip.tasks.retrieval import evaluate_retrieval
 from openblip.tasks.visdial import evaluate_visdial
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads() -> Iterator[None]:
-    """A run sets the number of threads of its process, which here is the tests'."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
         out, split="web", num_samples=15, seed=1, samples_per_shard=5, num_workers=1, progress=False
     )
     return str(out)
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads() -> Iterator[None]:
-    """A run sets the number of threads of its process, which here is the tests'."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def losses(out: Path) -> list[dict[str, Any]]:

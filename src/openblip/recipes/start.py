@@ -1,5 +1,7 @@
 """Turns a `Run` into a trained model: builds everything it names and hands it to the trainer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +29,7 @@ def start(run: Run, resume: bool = False) -> bool:
         raise ConfigError("No training pairs: name the source with --data.source.")
     check_start(run)
     folder = RunFolder(run.out)
-    with process_group() as process:
-        if run.training.num_threads is not None:
-            torch.set_num_threads(run.training.num_threads)
+    with process_group() as process, cpu_threads(run.training.num_threads):
         if process.is_main:
             folder.start(run.to_dict(), resume)
         wait_for_all(process)
@@ -50,6 +50,18 @@ def start(run: Run, resume: bool = False) -> bool:
             save_checkpoint(folder.model, checkpoint._replace(prompt=prompt, encoder_token="[ENC]"))
         wait_for_all(process)
         return finished
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch's number of threads within; None leaves it. Afterwards the caller has its own number again."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_start(run: Run) -> None:
