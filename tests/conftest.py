@@ -1,1 +1,9 @@
-"""Puts this folder on the import path, for the helpers that several test folders share."""
+"""Puts this folder on the import path, for the helpers that several test folders share.
+
+One thread, here and in the processes that tests start: several add up in another order, which on some
+processors shows in the fifth digit, and what a killed or divided run computes is compared exactly.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, by this process and its children
