@@ -70,3 +70,22 @@ def write_shards(write_tar: Callable[[Path, Members], Path]) -> Callable[..., Pa
 def random_picture() -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Where an annotation file's pictures lie."""
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def picture(images: Path) -> Callable[..., None]:
+    """Writes pictures of different greys below `images`, by name."""
+
+    def write(*names: str) -> None:
+        for number, name in enumerate(names):
+            path = images / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(number))
+
+    return write

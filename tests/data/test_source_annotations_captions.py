@@ -1,42 +1,11 @@
 """COCO, NoCaps, Karpathy's splits and lists of captions, in miniature as they are distributed."""
 
-import json
-
 import pytest
+from annotation_files import read_all, write
 
-from openblip.data.sample import Reject, Sample
 from openblip.data.sequential import read_samples
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
-
-
-def read_all(spec, images):
-    items = list(read_samples(open_source(str(spec), images=str(images))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
-
-
-@pytest.fixture
-def images(tmp_path):
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def picture(images, make_image):
-    """Writes pictures of different greys by name."""
-
-    def write(*names):
-        for number, name in enumerate(names):
-            path = images / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(make_image(number))
-
-    return write
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
-
 
 NOCAPS = {
     "info": {"description": "nocaps validation"},

@@ -1,42 +1,15 @@
 """VisDial v1.0 with its dense annotations, in miniature as distributed."""
 
-import json
 import pickle
 
 import pytest
+from annotation_files import describe, read_all, write
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
 
 QUESTIONS = ["is the photo in color", "are there people ", "what time is it"]
 ANSWERS = ["yes", "no", "can't tell", "2 men ", "noon"]
-
-
-def read_all(spec, images):
-    items = list(read_samples(open_source(str(spec), images=str(images))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
-
-
-def describe(path, images):
-    return open_source(str(path), images=str(images)).describe()
-
-
-@pytest.fixture
-def images(tmp_path):
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def picture(images, make_image):
-    def write(*names):
-        for number, name in enumerate(names):
-            path = images / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(make_image(number))
-
-    return write
 
 
 def turn(question, answer=None, options=None, gt_index=None):
@@ -54,11 +27,6 @@ def visdial(*dialogs, split="val2018"):
         "split": split,
         "version": "1.0",
     }
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
 
 
 @pytest.fixture

@@ -5,42 +5,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+from annotation_files import describe, read_all, write
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
-
-
-def read_all(spec, images):
-    items = list(read_samples(open_source(str(spec), images=images and str(images))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
-
-
-def describe(path, images):
-    return open_source(str(path), images=str(images)).describe()
-
-
-@pytest.fixture
-def images(tmp_path):
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def picture(images, make_image):
-    def write(*names):
-        for number, name in enumerate(names):
-            path = images / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(make_image(number))
-
-    return write
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
-
 
 INFO = {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017}
 ANSWERS = ["net", "net", "net", "netting", "net", "net", "mesh", "net", "net", "net"]

@@ -3,32 +3,15 @@
 import json
 
 import pytest
+from annotation_files import read_all
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
-
-
-def read_all(spec, images):
-    items = list(read_samples(open_source(str(spec), images=images and str(images))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
 
 
 @pytest.fixture
 def images(tmp_path):
     return tmp_path / "nlvr2"
-
-
-@pytest.fixture
-def picture(images, make_image):
-    def write(*names):
-        for number, name in enumerate(names):
-            path = images / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(make_image(number))
-
-    return write
 
 
 def statement(identifier, sentence, label=None, **fields):

@@ -1,6 +1,6 @@
 """Tokenizers by hub name, from a local cache and without a network."""
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 

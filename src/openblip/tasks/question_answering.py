@@ -160,7 +160,7 @@ def _check_choices(sample: Sample) -> None:
 
 
 def _accuracies(found: Sequence[_Answered]) -> dict[str, Any]:
-    """The accuracies that the samples' annotations admit, each with how many questions it is of."""
+    """The accuracies that the samples' annotations admit, each over the questions that it applies to."""
     scores: dict[str, Any] = {}
     plain = [row for row in found if row.choice is None]
     several = [row for row in plain if len(answers_of(row.sample)) > 1]
