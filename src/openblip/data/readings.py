@@ -8,7 +8,6 @@ Shapes: B examples, F frames, S image size.
 """
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 
 from openblip.data.batch import Batch, DialogBatch, QuestionBatch, StatementBatch, hash_image_id
-from openblip.data.dialogs import MAX_CAPTION_TOKENS, dialog_turns
+from openblip.data.dialogs import MAX_CAPTION_TOKENS, dialog_turns, open_rounds
 from openblip.data.media import Media, Pair, Picture, View
-from openblip.data.sample import Sample
+from openblip.data.sample import Sample, is_weight
 from openblip.data.tokenizer import Tokenizer, normalize_caption, normalize_question
 from openblip.errors import SourceError
 
@@ -154,11 +153,10 @@ class DialogReading:
     max_text_length: int
 
     def read(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
-        rounds = [turn for turn in open_rounds(sample) if turn.answer_index is not None]
+        rounds = [(turn, turn.answer) for turn in open_rounds(sample) if turn.answer is not None]
         if not rounds:
             raise SourceError("no round with options and their right one")
-        asked = rounds[int(rng.integers(len(rounds)))]
-        right = asked.options[asked.answer_index or 0]
+        asked, right = rounds[int(rng.integers(len(rounds)))]
         same = normalize_question(right)  # candidates of VisDial differ by a period alone
         wrong = [text for text in asked.options if normalize_question(text) != same]
         if not wrong:
@@ -201,7 +199,7 @@ def answers_of(sample: Sample) -> list[str]:
 def weight_of(sample: Sample) -> float:
     """How much a question counts in training; `SourceError` for anything but a number from 0 on."""
     weight = sample.info.get("weight", 1.0)
-    if not _is_share(weight):
+    if not is_weight(weight):
         raise SourceError(f"the weight must be a number from 0 on, not {weight!r:.80}")
     return float(weight)
 
@@ -212,70 +210,6 @@ def label_of(sample: Sample) -> bool | None:
     if label is not None and not isinstance(label, bool):
         raise SourceError(f"the label must be true or false, not {label!r:.80}")
     return label
-
-
-class Round(NamedTuple):
-    """One round of a dialog that can be ranked; `history` are the rounds before it, with their answers."""
-
-    number: int
-    """From 0."""
-    history: list[tuple[str, str]]
-    question: str
-    options: list[str]
-    answer_index: int | None
-    relevance: list[float] | None
-
-
-def open_rounds(sample: Sample) -> list[Round]:
-    """The rounds of a dialog that have candidates, behind the answered ones before them.
-
-    Raises `SourceError` when there is none, or one is not as docs/data.md says.
-    """
-    dialog = sample.info.get("dialog")
-    if not isinstance(dialog, list):
-        raise SourceError("no dialog")
-    rounds: list[Round] = []
-    history: list[tuple[str, str]] = []
-    for number, turn in enumerate(dialog):
-        if not isinstance(turn, dict) or not isinstance(turn.get("question"), str):
-            raise SourceError(f"round {number} has no question")
-        if turn.get("options"):
-            rounds.append(_open_round(number, history, turn))
-        answer = turn.get("answer")
-        if answer is None:  # of a test split: nothing can follow
-            break
-        if not isinstance(answer, str):
-            raise SourceError(f"the answer of round {number} must be a text, not {answer!r:.80}")
-        history = [*history, (turn["question"], answer)]
-    if not rounds:
-        raise SourceError("no round with options to rank")
-    return rounds
-
-
-def _open_round(number: int, history: list[tuple[str, str]], turn: dict[str, Any]) -> Round:
-    options, index, relevance = turn["options"], turn.get("answer_index"), turn.get("relevance")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise SourceError(f"the options of round {number} must be a list of strings, not {options!r:.80}")
-    if index is not None and (type(index) is not int or not 0 <= index < len(options)):
-        raise SourceError(f"round {number} has {len(options)} options and its answer is number {index!r:.80}")
-    if relevance is not None and not _are_relevances(relevance, len(options)):
-        raise SourceError(
-            f"the relevance in round {number} must be {len(options)} numbers from 0 on, one for each option, "
-            f"not {relevance!r:.80}"
-        )
-    return Round(number, history, turn["question"], options, index, relevance)
-
-
-def _are_relevances(value: Any, count: int) -> bool:
-    if not isinstance(value, list) or len(value) != count:
-        return False
-    return all(map(_is_share, value))
-
-
-def _is_share(value: Any) -> bool:
-    """Whether this is a finite number from 0 on."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= sys.float_info.max
 
 
 def swap_sides(statement: str) -> str:

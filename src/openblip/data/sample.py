@@ -3,6 +3,7 @@ read.
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -153,3 +154,9 @@ def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, An
         except UnicodeDecodeError as error:
             raise SourceError(f"{where}.txt: not UTF-8 text: {error}") from error
     return info, captions
+
+
+def is_weight(value: Any) -> bool:
+    """Whether this is a finite number from 0 on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max

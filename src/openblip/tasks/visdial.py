@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.batch import DialogBatch
-from openblip.data.readings import open_rounds, text_field
+from openblip.data.dialogs import open_rounds
+from openblip.data.readings import text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
