@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openblip.errors import UnsupportedTaskError
 from openblip.models.config import BlipConfig, Head, Mode
-from openblip.nn.attention import PairCrossAttention
+from openblip.models.initial_weights import initialise
 from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.text_transformer import ContextKeyValue, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
@@ -61,7 +61,7 @@ class Blip(nn.Module):
             self.caption_proj = nn.Linear(width, config.vision.hidden_dim)
         if "nlvr" in heads:
             self.nlvr_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-        self.apply(_initialise)
+        self.apply(initialise)
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
         with torch.no_grad():
             self.vision.position_embedding.copy_(sine_positions(config.vision.grid, config.vision.hidden_dim))
@@ -191,22 +191,3 @@ class Blip(nn.Module):
             raise UnsupportedTaskError(
                 f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(self.config.heads)}."
             )
-
-
-def _initialise(module: nn.Module) -> None:
-    """Truncated normal weights and zero biases, as ViT and BERT start.
-
-    Their 0.02 suits a width of 768; it is scaled so that other widths pass signals on as well.
-    """
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        fan_in = module.weight[0].numel()
-        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / fan_in) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    elif isinstance(module, PairCrossAttention) and module.merge is not None:
-        # As the mean that the lower layers take; the released code starts this layer from random weights.
-        half = 0.5 * torch.eye(module.merge.out_features)
-        with torch.no_grad():
-            module.merge.weight.copy_(torch.cat([half, half], dim=1))

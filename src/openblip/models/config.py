@@ -29,10 +29,15 @@ class VisionConfig:
     drop_path: float = 0.0
     """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
     layer_norm_eps: float = 1e-6
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    input_norm: bool = False
+    """CLIP's: one more norm before the blocks, and patches without bias."""
+    output_norm: bool = True
+    """The norm after the blocks; BLIP-2's frozen encoders end at their second-last block, without."""
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check_heads("vision", self.hidden_dim, self.num_heads)
+        check_heads_divide("vision", self.hidden_dim, self.num_heads)
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
@@ -68,7 +73,7 @@ class TextConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check_heads("text", self.hidden_dim, self.num_heads)
+        check_heads_divide("text", self.hidden_dim, self.num_heads)
         if self.sharing not in get_args(Sharing):
             raise ConfigError(f"text.sharing {self.sharing}: choose one of {', '.join(get_args(Sharing))}.")
 
@@ -139,6 +144,7 @@ class BlipConfig:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
 
 
-def _check_heads(part: str, hidden_dim: int, num_heads: int) -> None:
+def check_heads_divide(part: str, hidden_dim: int, num_heads: int) -> None:
+    """ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
     if num_heads < 1 or hidden_dim % num_heads:
         raise ConfigError(f"{part}.hidden_dim {hidden_dim} does not divide into {num_heads} heads.")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.kv_cache import LayerCache
+from openblip.nn.kv_cache import GrowingLayerCache, LayerCache
 
 
 class KeyValue(NamedTuple):
@@ -71,7 +71,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | GrowingLayerCache | None = None,
     ) -> Tensor:
         """(R, T, D) -> (R, T, D).
 

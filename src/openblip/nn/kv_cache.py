@@ -38,6 +38,37 @@ class LayerCache:
             self._key, self._value = change(self._key), change(self._value)
 
 
+class GrowingLayerCache:
+    """The same by concatenation, which gradients flow through: for training, where a prefix is read once."""
+
+    def __init__(self) -> None:
+        self._read: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return 0 if self._read is None else self._read[0].shape[2]
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (R, H, T, E) and return everything read so far, (R, H, length, E)."""
+        if self._read is not None:
+            key, value = torch.cat([self._read[0], key], dim=2), torch.cat([self._read[1], value], dim=2)
+        self._read = key, value
+        return self._read
+
+
+class GrowingCache:
+    """One `GrowingLayerCache` per layer."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [GrowingLayerCache() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return self.layers[0].length
+
+
 class SelfAttentionCache:
     """One `LayerCache` per layer, moved together."""
 

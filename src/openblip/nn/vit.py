@@ -26,15 +26,30 @@ class DropPath(nn.Module):
         return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), which CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
 class VitBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, mlp_dim: int, drop_path: float, eps: float) -> None:
+    def __init__(
+        self, hidden_dim: int, num_heads: int, mlp_dim: int, drop_path: float, eps: float, activation: str
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=eps)
         self.attention = SelfAttention(hidden_dim, num_heads)
         self.mlp_norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.mlp = nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_dim, mlp_dim), _ACTIVATIONS[activation](), nn.Linear(mlp_dim, hidden_dim)
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +61,11 @@ class VitBlock(nn.Module):
 
 class VisionTransformer(nn.Module):
     """Pictures to token features. Any square picture the patches tile; other sizes than `image_size`
-    interpolate the position embeddings."""
+    interpolate the position embeddings.
+
+    input_norm: one more norm before the blocks, and no bias of the patches, as CLIP has it. output_norm: the
+    norm after the blocks; the features that BLIP-2 takes from a second-last block have none.
+    """
 
     def __init__(
         self,
@@ -59,19 +78,23 @@ class VisionTransformer(nn.Module):
         mlp_dim: int,
         drop_path: float,
         layer_norm_eps: float,
+        activation: str,
+        input_norm: bool,
+        output_norm: bool,
         activation_checkpointing: bool,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         grid = image_size // patch_size
-        self.patch_embedding = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size)
+        self.patch_embedding = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size, bias=not input_norm)
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_dim))
         self.position_embedding = nn.Parameter(torch.zeros(1, grid * grid + 1, hidden_dim))
         rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
         self.blocks = nn.ModuleList(
-            VitBlock(hidden_dim, num_heads, mlp_dim, rate, layer_norm_eps) for rate in rates
+            VitBlock(hidden_dim, num_heads, mlp_dim, rate, layer_norm_eps, activation) for rate in rates
         )
-        self.norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+        self.input_norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps) if input_norm else nn.Identity()
+        self.norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps) if output_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first.
@@ -82,7 +105,7 @@ class VisionTransformer(nn.Module):
         positions = interpolate_positions(self.position_embedding, patches.shape[-1])
         x = patches.flatten(2).transpose(1, 2)  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        x = x + positions.to(x.dtype)
+        x = self.input_norm(x + positions.to(x.dtype))
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)

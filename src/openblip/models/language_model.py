@@ -1,0 +1,224 @@
+"""A frozen language model of Hugging Face that reads soft visual prompts (BLIP-2 section 3.3, Figure 3).
+
+Visual prompts stand before the text: of a decoder (OPT, GPT-2, Llama, ...) before its own first token, of an
+encoder-decoder (T5, BART, ...) before the encoder's. Padding is placed by this file and never by the
+tokenizer's mutable side: at the right in training, at the very left in generation.
+
+R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language model, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openblip.errors import CheckpointError, ConfigError
+
+IGNORE = -100
+
+
+class Predicted(NamedTuple):
+    """What a language model says of texts: logits (R, T, V) and the labels (R, T) that they should give.
+
+    IGNORE marks what is not predicted: visual prompts, the prompt's words and padding.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+
+class LanguageModel(nn.Module, ABC):
+    """A language model with its words.
+
+    Args:
+        model: of transformers (`AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`), or of peft around one.
+        tokenizer: its tokenizer of transformers.
+        end_of_text: a text whose one token ends what is written; None is the tokenizer's end.
+
+    Raises CheckpointError when the end is not one token of this tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, end_of_text: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.end_id = _end_id(tokenizer, end_of_text)
+        self.pad_id: int = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @property
+    def hidden_dim(self) -> int:
+        """Dl, the width of the word embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the word embeddings, in which the model computes."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the word embeddings are."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @abstractmethod
+    def predict(
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+    ) -> Predicted:
+        """What the model says of each text after its visual prompts (R, Q, Dl) and its prompt in words.
+
+        Only the text and its end are predicted. A text that is too long for `max_text_tokens`, prompt
+        included, is cut before its end token, which always stays.
+        """
+
+    @abstractmethod
+    def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What transformers' `generate` takes: inputs_embeds (R, S, Dl) and attention_mask (R, S)."""
+
+    @torch.inference_mode()
+    def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
+        """Token ids written after each prompt, without end and padding; `num_return_sequences` rows of each.
+
+        settings: of transformers' `generate`, `max_new_tokens` among them.
+        """
+        if "max_new_tokens" not in settings:
+            raise ConfigError("Say how much may be written: max_new_tokens.")
+        output = self.model.generate(
+            **self.generation_inputs(visual, prompts),
+            eos_token_id=self.end_id,
+            pad_token_id=self.pad_id,
+            **settings,
+        )
+        first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
+        return [self._written(row) for row in output[:, first:].tolist()]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts are read by an encoder of their own."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens and outer blanks."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def _written(self, row: list[int]) -> list[int]:
+        end = row.index(self.end_id) if self.end_id in row else len(row)
+        return [token for token in row[:end] if token != self.pad_id]
+
+    def _words(self, text: str) -> list[int]:
+        """Token ids as the tokenizer makes them, with its own first token and without its last."""
+        ids: list[int] = self.tokenizer(text).input_ids
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1 else ids
+
+    def _embed(self, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """ids (R, T) padded at the right, their mask (R, T) and word embeddings (R, T, Dl)."""
+        ids, mask = padded_right(rows, self.pad_id, device)
+        return ids, mask, self.model.get_input_embeddings()(ids)
+
+
+class CausalLanguageModel(LanguageModel):
+    """A decoder: visual prompts, then its first token, the prompt and the text (full text loss for OPT)."""
+
+    def predict(
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+    ) -> Predicted:
+        rows, starts = [], []
+        for prompt, text in zip(prompts, texts, strict=True):
+            ids, start = self._joined(prompt, text)
+            rows.append([*ids[: max_text_tokens - 1], self.end_id])
+            starts.append(min(start, max_text_tokens - 1))
+        ids, mask, words = self._embed(rows, visual.device)
+        inputs = torch.cat([visual.to(words.dtype), words], dim=1)  # (R, Q+T, Dl)
+        whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
+        logits = self.model(inputs_embeds=inputs, attention_mask=whole.long(), use_cache=False).logits
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        predicted = mask & (positions >= torch.tensor(starts, device=ids.device)[:, None])
+        labels = ids.masked_fill(~predicted, IGNORE)
+        first = visual.shape[1]
+        if first:  # the last visual prompt predicts the first token of the text
+            return Predicted(logits[:, first - 1 : -1], labels)
+        return Predicted(logits[:, :-1], labels[:, 1:])
+
+    def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        _, mask, words = self._embed([self._words(prompt) for prompt in prompts], visual.device)
+        inputs = torch.cat([visual.to(words.dtype), words], dim=1)
+        whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long()
+        order = whole.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
+        return {
+            "inputs_embeds": inputs.gather(1, order[..., None].expand_as(inputs)),
+            "attention_mask": whole.gather(1, order),
+        }
+
+    def _joined(self, prompt: str, text: str) -> tuple[list[int], int]:
+        """Token ids of prompt and text in one, and how many of them begin before the text."""
+        whole = f"{prompt} {text}" if prompt else text
+        encoded = self.tokenizer(whole, return_offsets_mapping=True)
+        ids: list[int] = encoded.input_ids
+        special = [end <= begin for begin, end in encoded.offset_mapping]
+        if len(ids) > 1 and special[-1]:  # the tokenizer's own end; ours comes later
+            ids, special = ids[:-1], special[:-1]
+        before = [
+            is_special or begin < len(prompt)
+            for (begin, _), is_special in zip(encoded.offset_mapping, special, strict=False)
+        ]
+        return ids, sum(before)
+
+
+class Seq2SeqLanguageModel(LanguageModel):
+    """An encoder-decoder: the encoder reads visual prompts and prompt, the decoder writes the text."""
+
+    def predict(
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+    ) -> Predicted:
+        inputs = self._read(visual, prompts, max_text_tokens)
+        targets = [[*self._words(text)[: max_text_tokens - 1], self.end_id] for text in texts]
+        ids, mask = padded_right(targets, self.pad_id, visual.device)
+        labels = ids.masked_fill(~mask, IGNORE)
+        logits = self.model(**inputs, labels=labels, use_cache=False).logits  # shifts the labels itself
+        return Predicted(logits, labels)
+
+    def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return self._read(visual, prompts, None)
+
+    def _read(self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None) -> dict[str, Tensor]:
+        rows = [self.tokenizer(prompt).input_ids for prompt in prompts]
+        if max_tokens is not None:
+            rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], row[-1]] for row in rows]
+        _, mask, words = self._embed(rows, visual.device)
+        return {
+            "inputs_embeds": torch.cat([visual.to(words.dtype), words], dim=1),
+            "attention_mask": torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long(),
+        }
+
+
+def wrap_language_model(model: Any, tokenizer: Any, end_of_text: str | None = None) -> LanguageModel:
+    """The kind of language model that a model of transformers is."""
+    kind = Seq2SeqLanguageModel if model.config.is_encoder_decoder else CausalLanguageModel
+    return kind(model, tokenizer, end_of_text)
+
+
+def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids of different lengths -> int64 (R, T) and their mask, bool (R, T), True at real tokens."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.tensor(
+        [[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.long, device=device
+    ).view(len(rows), longest)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def _end_id(tokenizer: Any, end_of_text: str | None) -> int:
+    if end_of_text is None:
+        if tokenizer.eos_token_id is None:
+            raise CheckpointError("The language model's tokenizer has no end token: name an end_of_text.")
+        return int(tokenizer.eos_token_id)
+    ids = tokenizer(end_of_text, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise CheckpointError(
+            f"end_of_text {end_of_text!r} is {len(ids)} tokens of the language model; it must be one."
+        )
+    return int(ids[0])

@@ -1,0 +1,202 @@
+"""The Q-Former: learned queries that draw from a frozen image encoder what text asks for (BLIP-2 section 3.1).
+
+One transformer with two kinds of tokens. Queries and text share the self-attention; every second layer lets
+the queries, and them alone, attend to the image; each kind has a feed-forward of its own. Which tokens may see
+which is the mask's business (`nn/masks.py`), so one forward serves ITC, ITM and ITG.
+
+B images, R = B * K rows, Q queries, T text tokens, N image tokens, S tokens in all, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention
+from openblip.nn.kv_cache import GrowingCache, GrowingLayerCache, LayerCache, SelfAttentionCache
+from openblip.nn.text_transformer import LanguageModelHead, Residual
+
+
+class QFormerEmbeddings(nn.Module):
+    """Queries as they are, words plus positions, all through one norm. Queries have no positions."""
+
+    def __init__(
+        self,
+        num_queries: int,
+        hidden_dim: int,
+        vocab_size: int,
+        max_positions: int,
+        dropout: float,
+        eps: float,
+        reads_text: bool,
+    ) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, num_queries, hidden_dim))
+        self.word = nn.Embedding(vocab_size, hidden_dim) if reads_text else None
+        self.position = nn.Embedding(max_positions, hidden_dim) if reads_text else None
+        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, num_rows: int, with_queries: bool, ids: Tensor | None, start: int) -> Tensor:
+        """The queries, if asked for, then ids (R, T) whose first token stands at `start` -> (R, S, D)."""
+        parts = [self.queries.expand(num_rows, -1, -1)] if with_queries else []
+        if ids is not None:
+            parts.append(self._words(ids, start))
+        output: Tensor = self.dropout(self.norm(torch.cat(parts, dim=1)))
+        return output
+
+    def _words(self, ids: Tensor, start: int) -> Tensor:
+        if self.word is None or self.position is None:
+            raise KeyError("This Q-Former reads no text: it has no word embeddings.")
+        end = start + ids.shape[1]
+        if end > self.position.num_embeddings:
+            raise ValueError(
+                f"A text of {end} tokens: the model has {self.position.num_embeddings} positions."
+            )
+        embedded: Tensor = self.word(ids) + self.position(torch.arange(start, end, device=ids.device))
+        return embedded
+
+
+class QFormerLayer(nn.Module):
+    """Shared self-attention, cross-attention of the queries where the layer has one, two feed-forwards."""
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        context_dim: int | None,
+        dropout: float,
+        eps: float,
+        reads_text: bool,
+    ) -> None:
+        super().__init__()
+
+        def residual(branch: nn.Module) -> Residual:
+            return Residual(branch, hidden_dim, dropout, eps)
+
+        def feed_forward() -> Residual:
+            return residual(
+                nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
+            )
+
+        self.self_attention = residual(SelfAttention(hidden_dim, num_heads, dropout))
+        self.cross_attention = (
+            None
+            if context_dim is None
+            else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
+        )
+        self.query_feed_forward = feed_forward()
+        self.text_feed_forward = feed_forward() if reads_text else None
+
+    def forward(
+        self,
+        x: Tensor,
+        num_queries: int,
+        mask: Tensor | None,
+        causal: bool,
+        image_kv: KeyValue | None,
+        cache: LayerCache | GrowingLayerCache | None,
+    ) -> Tensor:
+        """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S')."""
+        x = self.self_attention(x, mask, causal=causal, cache=cache)
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        parts = []
+        if num_queries:
+            if self.cross_attention is not None:
+                queries = self.cross_attention(queries, image_kv)
+            parts.append(self.query_feed_forward(queries))
+        if self.text_feed_forward is not None and text.shape[1]:
+            parts.append(self.text_feed_forward(text))
+        return torch.cat(parts, dim=1)
+
+
+class QFormer(nn.Module):
+    """Queries and text through layers that share their self-attention.
+
+    context_dim: width of the image tokens. reads_text: has word embeddings and text feed-forwards, which stage
+    2 drops. writes_text: has the prediction head of ITG.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        context_dim: int,
+        cross_attention_every: int,
+        vocab_size: int,
+        max_positions: int,
+        dropout: float,
+        layer_norm_eps: float,
+        reads_text: bool,
+        writes_text: bool,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.activation_checkpointing = activation_checkpointing
+        self.embeddings = QFormerEmbeddings(
+            num_queries, hidden_dim, vocab_size, max_positions, dropout, layer_norm_eps, reads_text
+        )
+        self.layers = nn.ModuleList(
+            QFormerLayer(
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                mlp_dim=mlp_dim,
+                context_dim=context_dim if i % cross_attention_every == 0 else None,
+                dropout=dropout,
+                eps=layer_norm_eps,
+                reads_text=reads_text,
+            )
+            for i in range(num_layers)
+        )
+        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if writes_text else None
+
+    def image_kv(self, image_tokens: Tensor) -> list[KeyValue | None]:
+        """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
+        return [
+            None if layer.cross_attention is None else layer.cross_attention.branch.project(image_tokens)
+            for layer in self.layers
+        ]
+
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        image_kv: Sequence[KeyValue | None] | None = None,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: SelfAttentionCache | GrowingCache | None = None,
+    ) -> Tensor:
+        """States (R, S, D) of the queries, read where `image_kv` of B images is given, then of ids (R, T).
+
+        mask: bool, True where a token may attend, broadcastable to (R, H, S, S); None: everywhere. causal:
+        text reads only what precedes it; for text whose queries are in the cache, or without queries.
+        cache: keeps what is read; text that follows cached queries counts its positions from 0.
+        """
+        with_queries = image_kv is not None
+        num_rows = len(ids) if ids is not None else next(kv.key.shape[0] for kv in image_kv or () if kv)
+        start = 0 if cache is None or with_queries else cache.length - self.num_queries
+        num_queries = self.num_queries if with_queries else 0
+        x: Tensor = self.embeddings(num_rows, with_queries, ids, start)
+        for i, layer in enumerate(self.layers):
+            kv = None if image_kv is None else image_kv[i]
+            layer_cache = None if cache is None else cache.layers[i]
+            if self.activation_checkpointing and self.training and cache is None:
+                x = checkpoint(layer, x, num_queries, mask, causal, kv, None, use_reentrant=False)
+            else:
+                x = layer(x, num_queries, mask, causal, kv, layer_cache)
+        return x
+
+    def predict_words(self, states: Tensor) -> Tensor:
+        """Text states (R, T, D) -> logits (R, T, V). KeyError for a model without ITG's head."""
+        if self.lm_head is None or self.embeddings.word is None:
+            raise KeyError("This Q-Former writes no text: it has no ITG head.")
+        logits: Tensor = self.lm_head(states, self.embeddings.word.weight)
+        return logits
