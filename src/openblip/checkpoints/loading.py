@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
+from openblip.checkpoints.blip2_native import Blip2Checkpoint, is_blip2, load_blip2, save_blip2
 from openblip.checkpoints.hub import hub_folder, is_hub_name
 from openblip.checkpoints.native import CONFIG, Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.checkpoints.original import load_original, save_original
@@ -13,9 +14,12 @@ Format = Literal["openblip", "huggingface", "original"]
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
+AnyCheckpoint = Checkpoint | Blip2Checkpoint
+
+
 def load_any(
     source: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None
-) -> Checkpoint:
+) -> AnyCheckpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
@@ -33,6 +37,8 @@ def load_any(
         folder = hub_folder(str(source))
     if folder.is_file():
         return load_original(folder, tokenizer)
+    if is_blip2(folder):
+        return load_blip2(folder, tokenizer)
     if is_checkpoint(folder):
         return load_checkpoint(folder, tokenizer)
     if (folder / CONFIG).is_file():
@@ -46,7 +52,7 @@ def load_any(
     )
 
 
-def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format) -> None:
+def save_as(checkpoint: AnyCheckpoint, path: str | os.PathLike[str], format: Format) -> None:
     """Write a checkpoint that `load_any` reads.
 
     path: a folder; for "original" a file whose name ends with .pth.
@@ -54,6 +60,9 @@ def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no
     such format.
     """
+    if isinstance(checkpoint, Blip2Checkpoint):
+        _save_blip2_as(checkpoint, path, format)
+        return
     match format:
         case "openblip":
             save_checkpoint(Path(path), checkpoint)
@@ -67,3 +76,11 @@ def save_as(checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format
             raise ConfigError(
                 f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
             )
+
+
+def _save_blip2_as(checkpoint: Blip2Checkpoint, path: str | os.PathLike[str], format: Format) -> None:
+    match format:
+        case "openblip":
+            save_blip2(Path(path), checkpoint)
+        case _:
+            raise ConfigError(f'BLIP-2 cannot be written in the format "{format}".')

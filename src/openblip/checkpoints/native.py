@@ -113,12 +113,17 @@ def read_settings(written: Mapping[str, Any], source: str) -> Settings:
     try:
         return Settings(
             BlipConfig.from_dict(written["model"]),
-            Preprocessing(**_with_tuples(written["preprocessing"])),
+            read_preprocessing(written["preprocessing"]),
             str(written["prompt"]),
             checked_encoder_token(written.get("encoder_token", "[ENC]")),
         )
     except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
         raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
+
+
+def read_preprocessing(written: Mapping[str, Any]) -> Preprocessing:
+    """What `asdict` made of a preprocessing, after its way through JSON."""
+    return Preprocessing(**_with_tuples(dict(written)))
 
 
 def empty_blip(config: BlipConfig) -> Blip:
@@ -147,7 +152,15 @@ def as_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
     """Put `weights` into `model`, strictly: names and shapes must be exactly the model's."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_weights(model.state_dict(), weights, origin)
+    model.load_state_dict(weights)
+
+
+def check_weights(
+    model: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], origin: str
+) -> None:
+    """CheckpointError unless names and shapes of `weights` are exactly those of `model`; it lists all others."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"left over {name}" for name in sorted(found.keys() - expected.keys())]
@@ -158,7 +171,6 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
     ]
     if problems:
         raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
-    model.load_state_dict(weights)
 
 
 def checked_encoder_token(token: str) -> EncoderToken:

@@ -117,7 +117,7 @@ class Blip2(nn.Module):
         return self.log_temperature.exp()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels: float (B, 3, S, S), normalised -> features (B, N, Dv) of the image encoder, before the norm.
+        """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm.
 
         A frozen encoder keeps no graph and computes in its own precision; so its features can be stored.
         """
@@ -144,7 +144,7 @@ class Blip2(nn.Module):
         return ReadImages(queries, cache)
 
     def read_with_text(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
-        """The queries (R, Q, D) that see the texts (R, T) from [CLS] and are seen by them: ITM, instructions."""
+        """The queries (R, Q, D) that read texts (R, T) from [CLS] with the image: ITM, instructions."""
         num_queries = self.qformer.num_queries
         both = without_padding(matching_mask(num_queries, ids.shape[1]), mask)
         states: Tensor = self.qformer(ids, image_kv.layers, mask=both)

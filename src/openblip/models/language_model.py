@@ -126,11 +126,9 @@ class CausalLanguageModel(LanguageModel):
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
     ) -> Predicted:
-        rows, starts = [], []
-        for prompt, text in zip(prompts, texts, strict=True):
-            ids, start = self._joined(prompt, text)
-            rows.append([*ids[: max_text_tokens - 1], self.end_id])
-            starts.append(min(start, max_text_tokens - 1))
+        joined = [self._joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        rows = [[*whole[: max_text_tokens - 1], self.end_id] for whole, _ in joined]
+        starts = [min(start, max_text_tokens - 1) for _, start in joined]
         ids, mask, words = self._embed(rows, visual.device)
         inputs = torch.cat([visual.to(words.dtype), words], dim=1)  # (R, Q+T, Dl)
         whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)

@@ -33,7 +33,7 @@ class VisionTower(nn.Module):
         depth = int(self.model.config.num_hidden_layers) + 1
         if not -depth <= layer < depth:
             raise CheckpointError(
-                f"The image encoder has {depth} hidden states, from the embeddings on; there is no layer {layer}."
+                f"The image encoder has {depth} hidden states, embeddings first; there is no layer {layer}."
             )
 
     @property

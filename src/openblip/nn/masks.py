@@ -40,7 +40,7 @@ def generation_mask(num_queries: int, num_tokens: int) -> Tensor:
 
 
 def without_padding(mask: Tensor, text_mask: Tensor) -> Tensor:
-    """A mask (S, S) that also hides the padding of texts, bool (R, T), True at real tokens -> (R, 1, S, S)."""
+    """A mask (S, S), and of texts bool (R, T), True at real tokens -> (R, 1, S, S) that hides padding too."""
     num_queries = mask.shape[-1] - text_mask.shape[1]
     real = torch.cat([text_mask.new_ones(len(text_mask), num_queries), text_mask], dim=1)  # (R, S)
     return mask.to(text_mask.device)[None, None] & real[:, None, None, :]

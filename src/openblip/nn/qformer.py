@@ -1,13 +1,14 @@
-"""The Q-Former: learned queries that draw from a frozen image encoder what text asks for (BLIP-2 section 3.1).
+"""The Q-Former: queries that learn to draw from a frozen image encoder what text needs (BLIP-2 section 3.1).
 
-One transformer with two kinds of tokens. Queries and text share the self-attention; every second layer lets
-the queries, and them alone, attend to the image; each kind has a feed-forward of its own. Which tokens may see
-which is the mask's business (`nn/masks.py`), so one forward serves ITC, ITM and ITG.
+One transformer with two kinds of tokens. Queries and text share the self-attention; in every second layer the
+queries, and they alone, attend to the image; each kind has a feed-forward of its own. Which token may see
+which is up to the mask (`nn/masks.py`), so one forward serves ITC, ITM and ITG.
 
 B images, R = B * K rows, Q queries, T text tokens, N image tokens, S tokens in all, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,12 @@ class QFormerLayer(nn.Module):
         self.query_feed_forward = feed_forward()
         self.text_feed_forward = feed_forward() if reads_text else None
 
+    def image_kv(self, image_tokens: Tensor) -> KeyValue | None:
+        """(B, N, Dv) -> keys and values for this layer's cross-attention; None where it has none."""
+        if self.cross_attention is None:
+            return None
+        return cast(CrossAttention, self.cross_attention.branch).project(image_tokens)
+
     def forward(
         self,
         x: Tensor,
@@ -100,7 +107,7 @@ class QFormerLayer(nn.Module):
         image_kv: KeyValue | None,
         cache: LayerCache | GrowingLayerCache | None,
     ) -> Tensor:
-        """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S')."""
+        """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S)."""
         x = self.self_attention(x, mask, causal=causal, cache=cache)
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
@@ -116,8 +123,8 @@ class QFormerLayer(nn.Module):
 class QFormer(nn.Module):
     """Queries and text through layers that share their self-attention.
 
-    context_dim: width of the image tokens. reads_text: has word embeddings and text feed-forwards, which stage
-    2 drops. writes_text: has the prediction head of ITG.
+    context_dim: width of the image tokens. reads_text: has word embeddings and text feed-forwards, which
+    stage 2 drops. writes_text: has the prediction head of ITG.
     """
 
     def __init__(
@@ -160,10 +167,7 @@ class QFormer(nn.Module):
 
     def image_kv(self, image_tokens: Tensor) -> list[KeyValue | None]:
         """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
-        return [
-            None if layer.cross_attention is None else layer.cross_attention.branch.project(image_tokens)
-            for layer in self.layers
-        ]
+        return [cast(QFormerLayer, layer).image_kv(image_tokens) for layer in self.layers]
 
     def forward(
         self,

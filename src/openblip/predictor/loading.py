@@ -4,8 +4,10 @@ import os
 
 import torch
 
+from openblip.checkpoints.blip2_native import Blip2Checkpoint
 from openblip.checkpoints.loading import load_any
 from openblip.checkpoints.native import EncoderToken, checked_encoder_token
+from openblip.errors import ConfigError
 from openblip.predictor.predictor import Predictor
 
 
@@ -30,6 +32,8 @@ def load(
     Raises CheckpointError when there is no such checkpoint or it is not whole.
     """
     checkpoint = load_any(source, tokenizer=tokenizer)
+    if isinstance(checkpoint, Blip2Checkpoint):
+        raise ConfigError("A BLIP-2 checkpoint has no predictor yet.")
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
     return Predictor(checkpoint, device, dtype)

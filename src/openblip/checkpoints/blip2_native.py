@@ -1,0 +1,146 @@
+"""OpenBLIP's own checkpoint of a BLIP-2 model: a folder that holds all of it.
+
+config.json, model.safetensors (Q-Former, heads, and our own ViT where that is the image encoder), tokenizer.json
+(of the Q-Former, where it reads text), and as Hugging Face folders `language_model/` and `vision_model/`.
+
+Key table: the keys of model.safetensors are the names of `Blip2`'s parameters, unchanged.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.native import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    check_weights,
+    read_json,
+    read_preprocessing,
+    read_weights,
+)
+from openblip.checkpoints.vision_towers import load_vision_tower
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError, OpenBlipError
+from openblip.models.blip2 import Blip2
+from openblip.models.blip2_config import Blip2Config, TowerConfig
+from openblip.models.language_model import LanguageModel
+from openblip.models.vision_tower import VisionTower
+
+MODEL_TYPE = "blip2"
+LANGUAGE, VISION = "language_model", "vision_model"
+
+
+class Blip2Checkpoint(NamedTuple):
+    """A BLIP-2 model with what turns pictures and texts into its input."""
+
+    model: Blip2
+    tokenizer: Tokenizer | None
+    """Of the Q-Former; None where it reads no text."""
+    preprocessing: Preprocessing
+    prompt: str = ""
+    """What its captions go on from, unless the caller says otherwise: "a photo of"."""
+    question_prompt: str = "Question: {} Answer:"
+    """How a question is put to the language model."""
+
+
+def is_blip2(folder: str | Path) -> bool:
+    """Whether the folder is one of `save_blip2`."""
+    path = Path(folder) / CONFIG
+    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def save_blip2(folder: str | Path, checkpoint: Blip2Checkpoint) -> None:
+    """Write a folder that `load_blip2` reads, every part in its own precision. config.json comes last."""
+    folder, model = Path(folder), checkpoint.model
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.language is not None:
+        model.language.model.save_pretrained(folder / LANGUAGE)
+        model.language.tokenizer.save_pretrained(folder / LANGUAGE)
+    if isinstance(model.vision, VisionTower):
+        model.vision.model.save_pretrained(folder / VISION)
+    weights = {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_elsewhere(model.config))
+    }
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save(folder)
+    settings = {
+        "format": FORMAT,
+        "model_type": MODEL_TYPE,
+        "model": model.config.to_dict(),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "prompt": checkpoint.prompt,
+        "question_prompt": checkpoint.question_prompt,
+    }
+    partial = folder / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CONFIG)
+
+
+def load_blip2(folder: str | Path, tokenizer: str | os.PathLike[str] | None = None) -> Blip2Checkpoint:
+    """Read a folder of `save_blip2`, in float32 on the CPU, in eval mode.
+
+    Raises CheckpointError when a file is missing or unreadable, or when weights are missing, left over or
+    wrongly shaped (it lists them).
+    """
+    folder = Path(folder)
+    written = read_json(folder / CONFIG)
+    try:
+        config = Blip2Config.from_dict(written["model"])
+        preprocessing = read_preprocessing(written["preprocessing"])
+        prompts: dict[str, Any] = {name: str(written[name]) for name in ("prompt", "question_prompt")}
+    except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
+    model = _empty_model(folder, config)
+    weights = read_weights(folder / WEIGHTS)
+    own = {name: t for name, t in model.state_dict().items() if not name.startswith(_elsewhere(config))}
+    check_weights(own, weights, origin=str(folder / WEIGHTS))
+    fill(model, weights)
+    words = None
+    if tokenizer is not None or config.reads_text:
+        words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
+    return Blip2Checkpoint(model.eval(), words, preprocessing, **prompts)
+
+
+def _empty_model(folder: Path, config: Blip2Config) -> Blip2:
+    """A model whose Hugging Face parts have their weights, and whose own are still to be filled in."""
+    language = vision = None
+    if config.language is not None:
+        language = load_language_model(folder / LANGUAGE, end_of_text=config.language.end_of_text)
+    if isinstance(config.vision, TowerConfig):
+        vision = load_vision_tower(folder / VISION, layer=config.vision.layer)
+    return empty_blip2(config, vision, language)
+
+
+def empty_blip2(
+    config: Blip2Config, vision: VisionTower | None = None, language: LanguageModel | None = None
+) -> Blip2:
+    """A model around parts that have their weights; `fill` gives it the others, which are on no device yet."""
+    with torch.device("meta"):
+        return Blip2(config, vision, language)
+
+
+def fill(model: Blip2, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put weights in their places, whatever was there, also on another device or in another precision."""
+    for name, tensor in weights.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+
+
+def _elsewhere(config: Blip2Config) -> tuple[str, ...]:
+    """Beginnings of the names whose weights are in Hugging Face folders."""
+    return ("language.", "vision.") if isinstance(config.vision, TowerConfig) else ("language.",)

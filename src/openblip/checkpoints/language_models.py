@@ -1,0 +1,67 @@
+"""Language models by name: loaded with transformers, quantised by it, with LoRA through peft."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError
+from openblip.models.language_model import LanguageModel, wrap_language_model
+
+Quantization = Literal["8bit", "4bit"]
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load_language_model(
+    source: str | os.PathLike[str],
+    *,
+    end_of_text: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
+) -> LanguageModel:
+    """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
+
+    source: a folder, or a name on the Hugging Face hub. quantization: its linear layers in 8 or 4 bits.
+
+    Raises CheckpointError when there is no such model, or it is neither causal nor sequence-to-sequence;
+    MissingExtraError without bitsandbytes where it is quantised.
+    """
+    import transformers
+
+    name = os.fspath(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        auto = (
+            transformers.AutoModelForSeq2SeqLM
+            if config.is_encoder_decoder
+            else transformers.AutoModelForCausalLM
+        )
+        extra = _quantized(quantization, dtype)
+        model = auto.from_pretrained(name, dtype=dtype, **extra)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name} cannot be loaded as language model: {error}") from error
+    return wrap_language_model(model.eval(), tokenizer, end_of_text)
+
+
+def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
+    if quantization is None:
+        return {}
+    import transformers
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            'A language model in 8 or 4 bits needs bitsandbytes: pip install "openblip[quantized]"'
+        ) from error
+    make: Any = transformers.BitsAndBytesConfig
+    match quantization:
+        case "8bit":
+            config: Any = make(load_in_8bit=True)
+        case "4bit":
+            config = make(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+        case _:
+            raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
+    return {"quantization_config": config}
