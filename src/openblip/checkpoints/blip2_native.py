@@ -129,7 +129,7 @@ def _empty_model(folder: Path, config: Blip2Config) -> Blip2:
 def empty_blip2(
     config: Blip2Config, vision: VisionTower | None = None, language: LanguageModel | None = None
 ) -> Blip2:
-    """A model around parts that have their weights; `fill` gives it the others, which are on no device yet."""
+    """A model around parts that have their weights; the others are on no device until `fill` brings them."""
     with torch.device("meta"):
         return Blip2(config, vision, language)
 

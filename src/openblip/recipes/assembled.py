@@ -1,0 +1,23 @@
+"""What a run comes to once everything it names is built, whatever kind of run it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from openblip.data.readings import Reading
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+
+
+class Assembled(NamedTuple):
+    """What the trainer trains, what it reads, and how its result is written."""
+
+    task: nn.Module
+    reading: Reading
+    tokenizer: Tokenizer | None
+    """None where the task makes its own tokens."""
+    preprocessing: Preprocessing
+    save: Callable[[Path], None]
+    """Writes the final weights to a folder; its config.json comes last."""
