@@ -1,6 +1,6 @@
 """OpenBLIP's own checkpoint of a BLIP-2 model: a folder that holds all of it.
 
-config.json, model.safetensors (Q-Former, heads, and our own ViT where that is the image encoder), tokenizer.json
+config.json, model.safetensors (Q-Former, heads, and our own ViT where that is the encoder), tokenizer.json
 (of the Q-Former, where it reads text), and as Hugging Face folders `language_model/` and `vision_model/`.
 
 Key table: the keys of model.safetensors are the names of `Blip2`'s parameters, unchanged.

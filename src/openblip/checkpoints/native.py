@@ -159,7 +159,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
 def check_weights(
     model: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], origin: str
 ) -> None:
-    """CheckpointError unless names and shapes of `weights` are exactly those of `model`; it lists all others."""
+    """CheckpointError, with a list, unless names and shapes of `weights` are exactly those of `model`."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
