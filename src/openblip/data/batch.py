@@ -71,6 +71,17 @@ class DialogBatch(Examples):
     labels: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TextBatch(Examples):
+    """Texts as they are written, for a language model with a tokenizer of its own.
+
+    `prompts` stand before the texts and are not predicted, "" for none. Of texts alone `pixels` is (B, 0).
+    """
+
+    prompts: list[str]
+    texts: list[str]
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from openblip.data.batch import Batch, DialogBatch, QuestionBatch, StatementBatch, hash_image_id
+from openblip.data.batch import Batch, DialogBatch, QuestionBatch, StatementBatch, TextBatch, hash_image_id
 from openblip.data.dialogs import MAX_CAPTION_TOKENS, dialog_turns, open_rounds
 from openblip.data.media import Media, Pair, Picture, View
 from openblip.data.sample import Sample, is_weight
@@ -27,7 +27,7 @@ MAX_QUESTION_TOKENS = 35  # released code
 MAX_STATEMENT_WORDS = 40  # released code
 _SIDE = re.compile(r"\b(?:left|right)(?=(?:most|hand)?\b)")
 
-AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch
+AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch | TextBatch
 
 
 class Example(NamedTuple):
