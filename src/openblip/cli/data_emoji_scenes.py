@@ -32,8 +32,9 @@ def command(
             same.
         num_samples: Number of samples.
         kind: What a sample holds: a picture with captions, a question and its answers (questions), a dialog
-            and candidate answers (dialogs) or a label (classes); two pictures with a statement that is true
-            or false (statements); or a short clip with captions (clips) or a question (clip-questions).
+            and candidate answers (dialogs), a label (classes) or a text about it (documents); two pictures
+            with a statement that is true or false (statements); or a short clip with captions (clips) or a
+            question (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

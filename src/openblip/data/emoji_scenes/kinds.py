@@ -9,6 +9,7 @@ from openblip.data.emoji_scenes.classes import ClassSamples
 from openblip.data.emoji_scenes.clip_questions import ClipQuestionSamples
 from openblip.data.emoji_scenes.clips import ClipSamples
 from openblip.data.emoji_scenes.dialogs import DialogSamples
+from openblip.data.emoji_scenes.documents import DocumentSamples
 from openblip.data.emoji_scenes.encoding import Member
 from openblip.data.emoji_scenes.questions import QuestionSamples
 from openblip.data.emoji_scenes.request import Kind, SceneRequest
@@ -52,6 +53,7 @@ SAMPLE_KINDS: dict[Kind, SampleKind[Any]] = {
     "clip-questions": ClipQuestionSamples(),
     "dialogs": DialogSamples(),
     "classes": ClassSamples(),
+    "documents": DocumentSamples(),
 }
 
 

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 from openblip.data.emoji_scenes.vocabulary import SPLITS, Split
 from openblip.errors import ConfigError
 
-Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes"]
+Kind = Literal[
+    "captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"
+]
 KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
 
 
