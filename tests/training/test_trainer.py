@@ -19,6 +19,7 @@ from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
+from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
 from openblip.training.distributed import Process
 from openblip.training.run_folder import RunFolder
@@ -30,7 +31,7 @@ PROCESS = Process(0, 1, torch.device("cpu"))
 TOKENIZER = tiny_tokenizer()
 
 
-class Counting(nn.Module):
+class Counting(TrainingTask):
     """Captioning that counts its steps, and can be made to fail or be stopped at one."""
 
     def __init__(self, at: int = -1, then: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import Batch
 from openblip.data.sample import Sample, Source, caption_texts
@@ -20,12 +20,13 @@ from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.config import CaptioningConfig
 from openblip.tasks.media import encode_media
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.walk import walk
 
 DECODING = Beam(num_beams=3, max_new_tokens=20)
 
 
-class Captioning(nn.Module):
+class Captioning(TrainingTask):
     """A model with the head lm, and the loss that trains it."""
 
     prompt_ids: Tensor
@@ -49,9 +50,6 @@ class Captioning(nn.Module):
         labels = next_token_labels(ids, mask, prompt_length=prompt.shape[1])
         lm = lm_loss(self.model.decode(ids[:, :-1], image_kv), labels, self.label_smoothing)
         return {"lm": lm}
-
-    def after_step(self) -> None:
-        """Nothing moves besides the weights."""
 
 
 class Captioner(Protocol):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import StatementBatch
 from openblip.data.readings import label_of, text_field
@@ -14,11 +14,12 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import SourceError
 from openblip.models.blip import Blip
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.tokens import replace_first
 from openblip.tasks.walk import walk
 
 
-class Nlvr(nn.Module):
+class Nlvr(TrainingTask):
     """A model with the head nlvr, and the loss that trains it."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
@@ -35,9 +36,6 @@ class Nlvr(nn.Module):
             statements.ids, statements.mask, self.model.image_kv(image_tokens, "encode")
         )
         return {"nlvr": F.cross_entropy(logits.float(), batch.labels)}
-
-    def after_step(self) -> None:
-        """Nothing moves besides the weights."""
 
 
 class Judge(Protocol):

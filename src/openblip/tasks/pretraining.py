@@ -1,7 +1,7 @@
 """BLIP pre-training: ITC, ITM and LM over one image encoding (BLIP section 3.2)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer
@@ -11,10 +11,11 @@ from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.config import PretrainingConfig
 from openblip.tasks.contrastive_matching import ContrastiveMatching
 from openblip.tasks.media import encode_media
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.tokens import replace_first
 
 
-class Pretraining(nn.Module):
+class Pretraining(TrainingTask):
     """A model with the heads itc, itm and lm, and the three objectives that train it."""
 
     def __init__(

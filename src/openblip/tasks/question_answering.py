@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import QuestionBatch
 from openblip.data.readings import answers_of, text_field
@@ -25,13 +25,14 @@ from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
 from openblip.tasks.config import QuestionAnsweringConfig
 from openblip.tasks.media import encode_media
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.tokens import replace_first
 from openblip.tasks.walk import pictures, walk
 
 DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
 
 
-class QuestionAnswering(nn.Module):
+class QuestionAnswering(TrainingTask):
     """A model with the head vqa, and the loss that trains it."""
 
     def __init__(
@@ -59,9 +60,6 @@ class QuestionAnswering(nn.Module):
         labels = next_token_labels(answers.ids, answers.mask)
         vqa = answer_loss(logits, labels, batch.weights, len(batch), self.label_smoothing)
         return {"vqa": vqa}
-
-    def after_step(self) -> None:
-        """Nothing moves besides the weights."""
 
 
 class Answerer(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import Batch
 from openblip.data.sample import Sample, Source
@@ -22,12 +22,13 @@ from openblip.models.blip import Blip
 from openblip.tasks.config import RetrievalConfig
 from openblip.tasks.contrastive_matching import ContrastiveMatching
 from openblip.tasks.media import encode_media
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.walk import pictures, walk
 
 RERANKED = 16
 
 
-class Retrieval(nn.Module):
+class Retrieval(TrainingTask):
     """A model with the heads itc and itm, and the two objectives that train it."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import DialogBatch
 from openblip.data.dialogs import open_rounds
@@ -17,11 +17,12 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.metrics.ranking import answer_ranking, ndcg
 from openblip.models.blip import Blip
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.tokens import replace_first
 from openblip.tasks.walk import walk
 
 
-class Visdial(nn.Module):
+class Visdial(TrainingTask):
     """A model with the head visdial, and the loss that trains it."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
@@ -37,9 +38,6 @@ class Visdial(nn.Module):
         dialogs = replace_first(batch.dialogs, self.enc_id)
         logits = self.model.match_logits(dialogs.ids, dialogs.mask, context_kv)  # (B * K, 2)
         return {"itm": F.cross_entropy(logits.float(), batch.labels)}
-
-    def after_step(self) -> None:
-        """Nothing moves besides the weights."""
 
 
 class DialogRanker(Protocol):
