@@ -47,6 +47,7 @@ def translate(
     places = {name: their_places(table, name, homes) for name in ours}
     used = {their_name for alternatives in places.values() for names in alternatives for their_name in names}
     refuse(source, used - theirs.keys(), {n for n in theirs.keys() - used if not n.startswith(unused)})
+    _check_stacked(theirs, [names for alternatives in places.values() for names in alternatives], source)
     found, unlike = {}, []
     for name, alternatives in places.items():
         first, *copies = (_stacked([theirs[n] for n in names]) for names in alternatives)
@@ -57,6 +58,19 @@ def translate(
             f"{source} says that encoder and decoder share what differs: {'; '.join(sorted(unlike))}."
         )
     return found
+
+
+def _check_stacked(theirs: Mapping[str, Tensor], parts: Sequence[tuple[str, ...]], source: str) -> None:
+    """CheckpointError that lists tensors that would be stacked and have different shapes."""
+    unlike = [
+        ", ".join(f"{name} {tuple(theirs[name].shape)}" for name in names)
+        for names in parts
+        if len({theirs[name].shape for name in names}) > 1
+    ]
+    if unlike:
+        raise CheckpointError(
+            f"{source} has weights that belong together and differ in shape: {'; '.join(sorted(unlike))}."
+        )
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

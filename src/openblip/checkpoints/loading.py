@@ -8,6 +8,7 @@ from openblip.checkpoints.blip2_native import Blip2Checkpoint, is_blip2, load_bl
 from openblip.checkpoints.hub import hub_folder, is_hub_name
 from openblip.checkpoints.native import CONFIG, Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.checkpoints.original import load_original, save_original
+from openblip.checkpoints.pickled import read_original
 from openblip.errors import CheckpointError, ConfigError
 
 Format = Literal["openblip", "huggingface", "original"]
@@ -36,7 +37,7 @@ def load_any(
     if not folder.exists() and is_hub_name(str(source)):
         folder = hub_folder(str(source))
     if folder.is_file():
-        return load_original(folder, tokenizer)
+        return load_original(read_original(folder), tokenizer)
     if is_blip2(folder):
         return load_blip2(folder, tokenizer)
     if is_checkpoint(folder):

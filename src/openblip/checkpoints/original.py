@@ -26,38 +26,31 @@ from openblip.checkpoints.native import (
 )
 from openblip.checkpoints.original_config import find_layout, infer_config
 from openblip.checkpoints.original_keys import LAYOUTS, TRAINING_ONLY
-from openblip.checkpoints.pickled import read_pickled, state_dict
+from openblip.checkpoints.pickled import OriginalFile, write_original
 from openblip.checkpoints.text_weights import check_tied, infer_sharing, tied_copies
-from openblip.checkpoints.vocabulary import find_tokenizer
-from openblip.data.tokenizer import Tokenizer
+from openblip.checkpoints.vocabulary import tokenizer_of_file
 from openblip.data.transforms import Preprocessing
-from openblip.errors import CheckpointError, ConfigError
+from openblip.errors import CheckpointError
 from openblip.models.blip import INITIAL_TEMPERATURE
 from openblip.models.config import BlipConfig
 
-SUFFIX = ".pth"
 CAPTION_PROMPT = "a picture of "  # of every released captioner
-OURS = "openblip"
 TEMPERATURE, THEIR_TEMPERATURE = "log_temperature", "temp"
 
 
-def load_original(path: str | Path, tokenizer: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Read a .pth file, in float32 on the CPU, in eval mode; no code in it is run.
+def load_original(file: OriginalFile, tokenizer: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """A model of a .pth file, in float32 on the CPU, in eval mode.
 
-    Besides weights it may hold the state of a training, which is left out: everything beside "model", and
-    the momentum copies and queues (`original_keys.TRAINING_ONLY`). The tokenizer is the one that `tokenizer`
+    Besides weights it may hold the state of a training, which is left out: momentum copies and queues
+    (`original_keys.TRAINING_ONLY`). The tokenizer is the one that `tokenizer`
     names, else the file's own (if OpenBLIP wrote it), else that of a tokenizer.json or vocab.txt beside it,
     else BERT's from the hub.
 
     Raises CheckpointError when the file is no BLIP or not whole (missing and left-over weights are listed),
-    when it wants to run code, or when no vocabulary is there.
+    or when no vocabulary is there.
     """
-    path = Path(path)
-    content = read_pickled(path)
-    whole = isinstance(content, dict) and isinstance(content.get("model"), dict)
-    weights = state_dict(content["model"] if whole else content, path)
+    path, weights, entry = file
     theirs = as_float32({name: t for name, t in weights.items() if not name.startswith(TRAINING_ONLY)})
-    entry = content.get(OURS) if whole else None
     settings = _released(theirs, str(path)) if entry is None else _own(entry, str(path))
     layout = _layout_for(settings.model)
     check_tied(theirs, str(path))
@@ -67,9 +60,9 @@ def load_original(path: str | Path, tokenizer: str | os.PathLike[str] | None = N
         theirs[THEIR_TEMPERATURE] = torch.tensor(INITIAL_TEMPERATURE)
     found = translate(layout.table, theirs, set(ours), layout.derived, str(path), layout.homes)
     if TEMPERATURE in found:
-        found[TEMPERATURE] = _log(found[TEMPERATURE], path)
+        found[TEMPERATURE] = log_of(found[TEMPERATURE], path)
     load_weights(model, found, origin=str(path))
-    words = _tokenizer(path, entry, tokenizer)
+    words = tokenizer_of_file(path, entry, tokenizer)
     checkpoint = Checkpoint(
         model.eval(), words, settings.preprocessing, settings.prompt, settings.encoder_token
     )
@@ -84,9 +77,7 @@ def save_original(path: str | Path, checkpoint: Checkpoint) -> None:
 
     Raises CheckpointError when the released code has no model with these heads, ConfigError for another name.
     """
-    path, config = Path(path), checkpoint.model.config
-    if path.suffix != SUFFIX:
-        raise ConfigError(f"{path}: an original checkpoint is one file; let its name end with {SUFFIX}.")
+    config = checkpoint.model.config
     layout = _layout_for(config)
     ours = {name: tensor.detach().cpu() for name, tensor in checkpoint.model.state_dict().items()}
     if TEMPERATURE in ours:
@@ -96,10 +87,7 @@ def save_original(path: str | Path, checkpoint: Checkpoint) -> None:
     for home in layout.homes.values():  # a buffer that the released code asks for
         theirs[f"{home}.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
     entry = {**write_settings(checkpoint), "tokenizer": checkpoint.tokenizer.to_json()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save({"model": theirs, OURS: entry}, partial)
-    os.replace(partial, path)
+    write_original(Path(path), theirs, entry)
 
 
 def _layout_for(config: BlipConfig) -> Layout:
@@ -129,16 +117,8 @@ def _own(entry: Any, source: str) -> Settings:
     return read_settings(entry, f"{source}, its openblip entry")
 
 
-def _log(temperature: Tensor, path: Path) -> Tensor:
+def log_of(temperature: Tensor, path: Path) -> Tensor:
+    """The logarithm of a file's temperature, a scalar; CheckpointError where it has none."""
     if temperature.numel() != 1 or not 0 < temperature.item() < math.inf:
         raise CheckpointError(f"{path}: temp is {temperature.tolist()}; ITC divides by one number above 0.")
     return temperature.log()
-
-
-def _tokenizer(path: Path, entry: Any, named: str | os.PathLike[str] | None) -> Tokenizer:
-    if named is None and entry is not None and "tokenizer" in entry:
-        try:
-            return Tokenizer.from_json(str(entry["tokenizer"]))
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}, its openblip entry: {error}") from error
-    return find_tokenizer(path, path.parent, named)

@@ -44,34 +44,32 @@ def infer_config(theirs: Mapping[str, Tensor], layout: Layout, sharing: Sharing,
     heads cannot be told from the width.
     """
     home = next(iter(layout.homes.values()))
-    image_dim, _, patch_size, _ = _shape(theirs, "visual_encoder.patch_embed.proj.weight", 4, source)
-    _, num_tokens, _ = _shape(theirs, "visual_encoder.pos_embed", 3, source)
-    image_mlp_dim, _ = _shape(theirs, "visual_encoder.blocks.0.mlp.fc1.weight", 2, source)
-    vocab_size, text_dim = _shape(theirs, f"{home}.embeddings.word_embeddings.weight", 2, source)
-    max_positions, _ = _shape(theirs, f"{home}.embeddings.position_embeddings.weight", 2, source)
-    text_mlp_dim, _ = _shape(theirs, f"{home}.encoder.layer.0.intermediate.dense.weight", 2, source)
-    grid = math.isqrt(num_tokens - 1)
-    if grid < 1 or grid**2 != num_tokens - 1:
-        raise CheckpointError(f"{source}: positions of {num_tokens} image tokens are those of no square.")
+    image_dim, _, patch_size, _ = shape_of(theirs, "visual_encoder.patch_embed.proj.weight", 4, source)
+    _, num_tokens, _ = shape_of(theirs, "visual_encoder.pos_embed", 3, source)
+    image_mlp_dim, _ = shape_of(theirs, "visual_encoder.blocks.0.mlp.fc1.weight", 2, source)
+    vocab_size, text_dim = shape_of(theirs, f"{home}.embeddings.word_embeddings.weight", 2, source)
+    max_positions, _ = shape_of(theirs, f"{home}.embeddings.position_embeddings.weight", 2, source)
+    text_mlp_dim, _ = shape_of(theirs, f"{home}.encoder.layer.0.intermediate.dense.weight", 2, source)
+    grid = grid_of(num_tokens, source)
     embed_dim = BlipConfig.embed_dim
     if "itc" in layout.heads:
-        embed_dim, _ = _shape(theirs, "vision_proj.weight", 2, source)
+        embed_dim, _ = shape_of(theirs, "vision_proj.weight", 2, source)
     try:
         return BlipConfig(
             vision=VisionConfig(
                 image_size=grid * patch_size,
                 patch_size=patch_size,
                 hidden_dim=image_dim,
-                num_layers=_num_layers(theirs, "visual_encoder.blocks"),
-                num_heads=_num_heads(image_dim, "images", source),
+                num_layers=num_layers_of(theirs, "visual_encoder.blocks"),
+                num_heads=num_heads_of(image_dim, "images", source),
                 mlp_dim=image_mlp_dim,
                 layer_norm_eps=VISION_EPS,
             ),
             text=TextConfig(
                 vocab_size=vocab_size,
                 hidden_dim=text_dim,
-                num_layers=_num_layers(theirs, f"{home}.encoder.layer"),
-                num_heads=_num_heads(text_dim, "texts", source),
+                num_layers=num_layers_of(theirs, f"{home}.encoder.layer"),
+                num_heads=num_heads_of(text_dim, "texts", source),
                 mlp_dim=text_mlp_dim,
                 max_positions=max_positions,
                 layer_norm_eps=TEXT_EPS,
@@ -84,7 +82,16 @@ def infer_config(theirs: Mapping[str, Tensor], layout: Layout, sharing: Sharing,
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _shape(theirs: Mapping[str, Tensor], name: str, num_axes: int, source: str) -> tuple[int, ...]:
+def grid_of(num_tokens: int, source: str) -> int:
+    """Patches a side, of pictures with `num_tokens` positions; CheckpointError when they make no square."""
+    grid = math.isqrt(max(num_tokens - 1, 0))
+    if grid < 1 or grid**2 != num_tokens - 1:
+        raise CheckpointError(f"{source}: positions of {num_tokens} image tokens are those of no square.")
+    return grid
+
+
+def shape_of(theirs: Mapping[str, Tensor], name: str, num_axes: int, source: str) -> tuple[int, ...]:
+    """A tensor's shape; CheckpointError when it is missing or has another number of axes."""
     if name not in theirs:
         refuse(source, {name}, set())
     shape = tuple(theirs[name].shape)
@@ -93,15 +100,17 @@ def _shape(theirs: Mapping[str, Tensor], name: str, num_axes: int, source: str) 
     return shape
 
 
-def _num_layers(theirs: Mapping[str, Tensor], prefix: str) -> int:
+def num_layers_of(theirs: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow `prefix`."""
     number = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({found[1] for name in theirs if (found := number.match(name))})
 
 
-def _num_heads(width: int, what: str, source: str) -> int:
-    if width % HEAD_WIDTH:
+def num_heads_of(width: int, what: str, source: str, head_width: int = HEAD_WIDTH) -> int:
+    """Heads of a released model; CheckpointError when they do not divide the width."""
+    if width % head_width:
         raise CheckpointError(
-            f"{source}: {width} wide for {what}, which heads of {HEAD_WIDTH} do not divide. Released models "
+            f"{source}: {width} wide for {what}, which heads of {head_width} do not divide. Released models "
             "have such heads; how many this one has cannot be told from its weights."
         )
-    return width // HEAD_WIDTH
+    return width // head_width

@@ -13,8 +13,7 @@ from openblip.errors import CheckpointError
 from openblip.models.config import Sharing
 
 _SELF_ATTENTION = ".attention."  # with its output and its norm; cross-attention is .crossattention.
-_HEAD = "text_decoder.cls.predictions"
-_WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
+_DECODER = "text_decoder"
 
 
 def infer_sharing(theirs: Mapping[str, Tensor], homes: Homes) -> Sharing:
@@ -31,18 +30,24 @@ def infer_sharing(theirs: Mapping[str, Tensor], homes: Homes) -> Sharing:
     return "all_but_sa"
 
 
-def check_tied(theirs: Mapping[str, Tensor], source: str) -> None:
+def _tied(decoder: str) -> dict[str, str]:
+    """What a decoder keeps twice: the copy's name -> the name of what it is a copy of."""
+    head = f"{decoder}.cls.predictions"
+    return {
+        f"{head}.decoder.weight": f"{decoder}.bert.embeddings.word_embeddings.weight",
+        f"{head}.decoder.bias": f"{head}.bias",
+    }
+
+
+def check_tied(theirs: Mapping[str, Tensor], source: str, decoder: str = _DECODER) -> None:
     """The decoder's matrix (V, D) and bias, where a file has them, are those that ours computes with."""
-    for copy, original in (
-        (f"{_HEAD}.decoder.weight", _WORDS),
-        (f"{_HEAD}.decoder.bias", f"{_HEAD}.bias"),
-    ):
+    for copy, original in _tied(decoder).items():
         if copy in theirs and original in theirs and not torch.equal(theirs[copy], theirs[original]):
             raise CheckpointError(f"{source}: {copy} differs from {original}; BLIP's decoder has them tied.")
 
 
-def tied_copies(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tied_copies(theirs: Mapping[str, Tensor], decoder: str = _DECODER) -> dict[str, Tensor]:
     """What `check_tied` looks at, for a file that is to have it."""
-    if f"{_HEAD}.bias" not in theirs:
+    if f"{decoder}.cls.predictions.bias" not in theirs:
         return {}
-    return {f"{_HEAD}.decoder.weight": theirs[_WORDS], f"{_HEAD}.decoder.bias": theirs[f"{_HEAD}.bias"]}
+    return {copy: theirs[original] for copy, original in _tied(decoder).items()}

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
@@ -25,3 +26,13 @@ def find_tokenizer(source: Path, folder: Path, named: str | os.PathLike[str] | N
             f"{source} has no vocabulary. Put the tokenizer.json or vocab.txt of {BERT} into {folder}, or "
             f"name its folder as the tokenizer; by name it could not be fetched: {error}."
         ) from error
+
+
+def tokenizer_of_file(path: Path, entry: Any, named: str | os.PathLike[str] | None) -> Tokenizer:
+    """As `find_tokenizer`, for a .pth file: before what lies beside it goes what OpenBLIP wrote into it."""
+    if named is None and entry is not None and "tokenizer" in entry:
+        try:
+            return Tokenizer.from_json(str(entry["tokenizer"]))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}, its openblip entry: {error}") from error
+    return find_tokenizer(path, path.parent, named)
