@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -70,8 +71,8 @@ def load_huggingface(folder: str | Path, tokenizer: str | os.PathLike[str] | Non
     missing or left over (it lists them), or a tokenizer of another model.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    theirs = _read_tensors(folder)
+    config = read_config(folder, {"blip": transformers.BlipConfig})
+    theirs = read_tensors(folder)
     name = _class_of(folder, config, theirs)
     layout = LAYOUTS[name]
     extra = _read_extra(folder, config, layout)
@@ -116,10 +117,10 @@ def save_huggingface(folder: str | Path, checkpoint: Checkpoint) -> None:
     copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in theirs.items()}
     save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
     checkpoint.tokenizer.save(folder)
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    _write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint.preprocessing))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint.preprocessing))
     config = huggingface_config(model.config, checkpoint.tokenizer).to_dict()
-    _write_json(folder / CONFIG, {**config, "architectures": [name], "openblip": extra})
+    write_json(folder / CONFIG, {**config, "architectures": [name], "openblip": extra})
 
 
 def _class_of(folder: Path, config: Any, theirs: Mapping[str, Tensor]) -> str:
@@ -179,7 +180,7 @@ def _read_extra(folder: Path, config: Any, layout: Layout) -> _Extra:
         raise CheckpointError(f"{folder / CONFIG}: its openblip entry is damaged: {error}.") from error
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder, floating ones as float32."""
     for whole, read in ((WEIGHTS, read_weights), (PICKLED, _read_bin)):
         if (folder / whole).is_file():
@@ -222,7 +223,8 @@ def _check_special_tokens(folder: Path, text: Any, tokenizer: Tokenizer) -> None
             )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A file that is either there as a whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)

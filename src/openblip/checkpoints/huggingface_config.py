@@ -1,5 +1,6 @@
 """The settings of transformers' BLIP folders: config.json and preprocessor_config.json, read and written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from openblip.models.config import BlipConfig, Sharing, TextConfig, VisionConfig
 BICUBIC = 3  # PIL's number
 
 
-def read_config(folder: Path) -> Any:
-    """The folder's BlipConfig; CheckpointError when it is of another model or damaged."""
+def read_config(folder: Path, kinds: Mapping[str, Any]) -> Any:
+    """The folder's config, of the class that `kinds` names for its model_type.
+
+    Raises CheckpointError when it is of another model or damaged.
+    """
     model_type = read_json(folder / CONFIG).get("model_type")
-    if model_type != "blip":
+    if model_type not in kinds:
         raise CheckpointError(f"{folder / CONFIG} is that of no BLIP: its model_type is {model_type}.")
     try:
-        return transformers.BlipConfig.from_pretrained(folder)
-    except (StrictDataclassError, OSError, ValueError, TypeError, AttributeError) as error:
+        return kinds[model_type].from_pretrained(folder)
+    except (StrictDataclassError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().replace("\n", " ")
         raise CheckpointError(f"{folder / CONFIG}: {reason}.") from error
 
@@ -51,8 +55,8 @@ def blip_config(
         )
     try:
         return BlipConfig(
-            vision=VisionConfig(**_settings(vision, VISION_SETTINGS), drop_path=drop_path),
-            text=TextConfig(**_settings(text, TEXT_SETTINGS), sharing=sharing),
+            vision=VisionConfig(**sizes_of(vision, VISION_SETTINGS), drop_path=drop_path),
+            text=TextConfig(**sizes_of(text, TEXT_SETTINGS), sharing=sharing),
             embed_dim=config.projection_dim if layout.pooled else config.image_text_hidden_size,
             heads=layout.heads,
             pooled=layout.pooled,
@@ -61,16 +65,19 @@ def blip_config(
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
-def _settings(theirs: Any, names: dict[str, str]) -> dict[str, Any]:
+def sizes_of(theirs: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Our settings from theirs, by a table of names; ConfigError for what is no size."""
     values = {ours: getattr(theirs, name) for ours, name in names.items()}
-    strange = [f"{names[ours]} {value}" for ours, value in values.items() if not _is_size(value)]
+    strange = [f"{names[ours]} {value}" for ours, value in values.items() if not _is_size(ours, value)]
     if strange:
         raise ConfigError(f"{', '.join(strange)}: BLIP's settings are single numbers, sizes above 0.")
     return values
 
 
-def _is_size(value: Any) -> bool:
-    return (isinstance(value, int) and value > 0) or (isinstance(value, float) and value >= 0)
+def _is_size(name: str, value: Any) -> bool:
+    if isinstance(value, int):
+        return value > 0 or (name == "dropout" and value == 0)
+    return isinstance(value, float) and value >= 0
 
 
 def huggingface_config(config: BlipConfig, tokenizer: Tokenizer) -> transformers.BlipConfig:
@@ -121,12 +128,12 @@ def _preprocessing(settings: dict[str, Any], image_size: int) -> Preprocessing:
     return Preprocessing(image_size=int(height), mean=mean, std=(red, green, blue))
 
 
-def preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    """What transformers' BlipImageProcessor reads."""
+def preprocessor_config(preprocessing: Preprocessing, processor: str = "BlipProcessor") -> dict[str, Any]:
+    """What transformers' BlipImageProcessor reads, on its own or as part of `processor`."""
     size = preprocessing.image_size
     return {
         "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
+        "processor_class": processor,
         "do_resize": True,
         "size": {"height": size, "width": size},
         "resample": BICUBIC,
