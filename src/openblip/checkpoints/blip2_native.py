@@ -53,6 +53,15 @@ class Blip2Checkpoint(NamedTuple):
     """How a question is put to the language model."""
 
 
+class Blip2Settings(NamedTuple):
+    """What a checkpoint says about itself, without its weights and words."""
+
+    model: Blip2Config
+    preprocessing: Preprocessing
+    prompt: str
+    question_prompt: str
+
+
 def is_blip2(folder: str | Path) -> bool:
     """Whether the folder is one of `save_blip2`."""
     path = Path(folder) / CONFIG
@@ -78,16 +87,8 @@ def save_blip2(folder: str | Path, checkpoint: Blip2Checkpoint) -> None:
     os.replace(partial, folder / WEIGHTS)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
-    settings = {
-        "format": FORMAT,
-        "model_type": MODEL_TYPE,
-        "model": model.config.to_dict(),
-        "preprocessing": asdict(checkpoint.preprocessing),
-        "prompt": checkpoint.prompt,
-        "question_prompt": checkpoint.question_prompt,
-    }
     partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(write_blip2_settings(checkpoint), indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / CONFIG)
 
 
@@ -98,13 +99,8 @@ def load_blip2(folder: str | Path, tokenizer: str | os.PathLike[str] | None = No
     wrongly shaped (it lists them).
     """
     folder = Path(folder)
-    written = read_json(folder / CONFIG)
-    try:
-        config = Blip2Config.from_dict(written["model"])
-        preprocessing = read_preprocessing(written["preprocessing"])
-        prompts: dict[str, Any] = {name: str(written[name]) for name in ("prompt", "question_prompt")}
-    except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}. Was it written by another version?") from error
+    settings = read_blip2_settings(read_json(folder / CONFIG), str(folder / CONFIG))
+    config = settings.model
     model = _empty_model(folder, config)
     weights = read_weights(folder / WEIGHTS)
     own = {name: t for name, t in model.state_dict().items() if not name.startswith(_elsewhere(config))}
@@ -113,7 +109,34 @@ def load_blip2(folder: str | Path, tokenizer: str | os.PathLike[str] | None = No
     words = None
     if tokenizer is not None or config.reads_text:
         words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
-    return Blip2Checkpoint(model.eval(), words, preprocessing, **prompts)
+    return Blip2Checkpoint(
+        model.eval(), words, settings.preprocessing, settings.prompt, settings.question_prompt
+    )
+
+
+def write_blip2_settings(checkpoint: Blip2Checkpoint) -> dict[str, Any]:
+    """All of a checkpoint but its weights and words: numbers, strings, lists and dicts."""
+    return {
+        "format": FORMAT,
+        "model_type": MODEL_TYPE,
+        "model": checkpoint.model.config.to_dict(),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "prompt": checkpoint.prompt,
+        "question_prompt": checkpoint.question_prompt,
+    }
+
+
+def read_blip2_settings(written: Mapping[str, Any], source: str) -> Blip2Settings:
+    """The inverse of `write_blip2_settings`; CheckpointError where something is missing or impossible."""
+    try:
+        return Blip2Settings(
+            Blip2Config.from_dict(written["model"]),
+            read_preprocessing(written["preprocessing"]),
+            str(written["prompt"]),
+            str(written["question_prompt"]),
+        )
+    except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
+        raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
 
 
 def _empty_model(folder: Path, config: Blip2Config) -> Blip2:
