@@ -7,17 +7,15 @@ the named exceptions do not account for is an error.
 R rows of the word embeddings, D width, N image tokens.
 """
 
-import logging
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from openblip.checkpoints.from_transformers import read_config, read_model
 from openblip.checkpoints.huggingface_keys import VISION as BLIP_VISION
 from openblip.checkpoints.key_table import Table, refuse, translate
 from openblip.errors import CheckpointError
@@ -93,9 +91,6 @@ UNUSED_TEXT = (
 FRESH_TEXT = ".cross_attention."
 NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
 
-# How transformers, the hub and safetensors say that a checkpoint is not there, unknown or torn.
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-
 
 def init_vision(vision: VisionTransformer, source: str) -> None:
     """Start a ViT from a Hugging Face ViTModel, DeiTModel or BlipVisionModel, in place.
@@ -111,7 +106,7 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
         CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or
             keys are missing or left over; they are listed.
     """
-    config = _read_config(source)
+    config = read_config(source)
     kinds = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
     if config.model_type not in kinds:
         raise CheckpointError(
@@ -146,7 +141,7 @@ def init_text(text: TextTransformer, source: str) -> None:
     Raises:
         CheckpointError: as in `init_vision`, or `text` has another vocabulary.
     """
-    config = _read_config(source)
+    config = read_config(source)
     if config.model_type != "bert":
         raise CheckpointError(f"{source} is a {config.model_type}; the text side starts from a bert.")
     first = cast(Any, text.layers[0])
@@ -181,34 +176,15 @@ def _fit_tables(found: dict[str, Tensor], ours: Mapping[str, Tensor], source: st
     return fitted
 
 
-def _read_config(source: str) -> Any:
-    could_be_hub_name = not source.startswith((".", "/", "~")) and source.count("/") <= 1
-    if not Path(source).is_dir() and not could_be_hub_name:
-        raise CheckpointError(f"There is no folder {source}; name one, or a model on the Hugging Face hub.")
-    try:
-        return transformers.AutoConfig.from_pretrained(source)
-    except _LOADING_ERRORS as error:
-        raise _not_loaded(source, error) from error
-
-
 def _read_weights(class_name: str, source: str, unused: tuple[str, ...]) -> dict[str, Tensor]:
     """The float32 weights of `source` as `class_name` names them, without those it has made up itself.
 
     Raises CheckpointError when the file has keys, besides `unused`, that the class does not know.
     """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)  # what it warns of is checked here
-    try:
-        loader = getattr(transformers, class_name)
-        model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except _LOADING_ERRORS as error:
-        raise _not_loaded(source, error) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    prefix = f"{model.base_model_prefix}."
-    refuse(source, set(), {n for n in report["unexpected_keys"] if not _is_unused(n, prefix, unused)})
-    absent = set(report["missing_keys"])
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+    loaded = read_model(getattr(transformers, class_name), source, dtype=torch.float32)
+    prefix = f"{loaded.model.base_model_prefix}."
+    refuse(source, set(), {n for n in loaded.left_over if not _is_unused(n, prefix, unused)})
+    return {n: tensor for n, tensor in loaded.model.state_dict().items() if n not in loaded.missing}
 
 
 def _copy(found: Mapping[str, Tensor], ours: Mapping[str, nn.Parameter], source: str) -> None:
@@ -249,11 +225,3 @@ def _newest_vit_name(name: str) -> str:
 def _is_unused(name: str, prefix: str, unused: tuple[str, ...]) -> bool:
     """Whether a key of a file is among the exceptions; the bare model's file has its keys without prefix."""
     return name.startswith(unused) or f"{prefix}{name}".startswith(unused)
-
-
-def _not_loaded(source: str, error: Exception) -> CheckpointError:
-    reason = str(error).strip().split("\n")[0]
-    where = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
-    if Path(source).is_dir():
-        where = "cannot be read"
-    return CheckpointError(f"{source} {where} ({type(error).__name__}: {reason}).")
