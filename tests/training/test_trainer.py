@@ -248,4 +248,4 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) ->
     run.run()
     folder = tmp_path / "checkpoints" / "step_00000001"
     with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
-        load_state(folder, task, run.optimizers, Process(0, 2, torch.device("cpu")))
+        load_state(folder, task, run.frozen, run.optimizers, Process(0, 2, torch.device("cpu")))

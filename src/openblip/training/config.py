@@ -32,10 +32,19 @@ class TrainingConfig:
     """For matrices; vectors and scalars (biases, norms, temperature) are not decayed."""
     beta1: float = 0.9
     beta2: float = 0.999
+    layer_decay: float | None = None
+    """Layer-wise: a block of a trained image encoder has this share of the learning rate of the block above
+    it, at every step; the last block this share of that of all outside the encoder. None: all alike."""
     clip_norm: float | None = None
     """Largest norm of the joint gradient; None for no clipping."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast of the forward pass; weights and optimizer stay float32."""
+    shard_frozen: bool = False
+    """Divide frozen language models (all frozen models of transformers) among the processes, block by block
+    (FSDP2); what is trained stays on each."""
+    activation_checkpointing: bool = False
+    """Compute every transformer block again in the backward pass instead of keeping its activations: less
+    memory, more time, the same losses. False leaves the choice to the model's own settings."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
@@ -53,5 +62,9 @@ class TrainingConfig:
             rate = getattr(self, name)
             if rate is not None and rate <= 0:
                 raise ConfigError(f"training.{name} is {rate}; it must be positive.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"training.layer_decay is {self.layer_decay}; it must be above 0 and at most 1."
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"training.clip_norm is {self.clip_norm}; use a positive norm or none.")

@@ -60,6 +60,14 @@ def sum_everywhere(values: Sequence[float], process: Process) -> list[float]:
     return [float(total) for total in sums]
 
 
+def gather_texts(text: str, process: Process) -> list[str]:
+    """What every process says, by rank."""
+    texts = [text] * process.world_size
+    if process.world_size > 1:
+        dist.all_gather_object(texts, text)
+    return texts
+
+
 def wait_for_all(process: Process) -> None:
     """A barrier; nothing for one process."""
     if process.world_size > 1:

@@ -1,11 +1,13 @@
 """AdamW, Muon where a recipe asks for it, and their learning rates as a function of the step."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from openblip.errors import ConfigError
 from openblip.training.config import TrainingConfig
 
 
@@ -58,30 +60,61 @@ class Optimizers:
             member.load_state_dict(part)
 
 
-def make_optimizers(task: nn.Module, config: TrainingConfig) -> Optimizers:
+def make_optimizers(
+    task: nn.Module, config: TrainingConfig, layers_above: Mapping[str, int] | None = None
+) -> Optimizers:
     """AdamW over what requires gradients; with `muon_learning_rate`, Muon over the weights of linear layers.
 
-    The released code decays every parameter; biases, norms and the temperature are left out here, as usual.
+    layers_above: as `TrainingTask.layers_above` gives it, for `layer_decay`. The released code decays every
+    parameter; biases, norms and the temperature are left out here, as usual.
+
+    Raises ConfigError for a layer-wise decay that would change nothing, because no encoder is trained.
     """
-    linear = [module.weight for module in task.modules() if isinstance(module, nn.Linear)]
-    muon = [] if config.muon_learning_rate is None else [weight for weight in linear if weight.requires_grad]
-    theirs = {id(weight) for weight in muon}
-    rest = [p for p in task.parameters() if p.requires_grad and id(p) not in theirs]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    betas = (config.beta1, config.beta2)
-    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    scales = _scales(trained, config.layer_decay, layers_above or {})
+    linear = {id(module.weight) for module in task.modules() if isinstance(module, nn.Linear)}
+    muon = {name for name, p in trained.items() if id(p) in linear} if config.muon_learning_rate else set()
+    rest = {name: parameter for name, parameter in trained.items() if name not in muon}
+    adamw = torch.optim.AdamW(
+        [
+            *_groups(
+                {n: p for n, p in rest.items() if p.ndim > 1},
+                scales,
+                config.learning_rate,
+                config.weight_decay,
+            ),
+            *_groups({n: p for n, p in rest.items() if p.ndim <= 1}, scales, config.learning_rate, 0.0),
+        ],
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
     if config.muon_learning_rate is None:
         return Optimizers(adamw)
     # Scaled to the size of AdamW's updates (Liu et al. 2025, section 2.2), so that one decay serves both.
-    return Optimizers(
-        adamw,
-        torch.optim.Muon(
-            muon,
-            lr=config.muon_learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-    )
+    matrices = {name: trained[name] for name in trained if name in muon}
+    groups = _groups(matrices, scales, config.muon_learning_rate, config.weight_decay)
+    return Optimizers(adamw, torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw"))
+
+
+def _scales(trained: Iterable[str], decay: float | None, layers_above: Mapping[str, int]) -> dict[str, float]:
+    """The share of the learning rate that each trained parameter is given."""
+    depths = {name: 0 if decay is None else layers_above.get(name, 0) for name in trained}
+    if decay is not None and not any(depths.values()):
+        raise ConfigError(
+            f"training.layer_decay is {decay}, but this task trains no image encoder whose layers it could "
+            "slow down: leave it out, or train the encoder."
+        )
+    return {name: 1.0 if decay is None else decay**depth for name, depth in depths.items()}
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], scales: Mapping[str, float], rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups of equal learning rate, the fastest first."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_scale.setdefault(scales[name], []).append(parameter)
+    return [
+        {"params": by_scale[scale], "lr": rate * scale, "weight_decay": weight_decay}
+        for scale in sorted(by_scale, reverse=True)
+    ]

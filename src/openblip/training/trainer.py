@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
@@ -18,10 +17,13 @@ from openblip.data.sample import Reject
 from openblip.errors import OpenBlipError
 from openblip.progress import Progress
 from openblip.tasks.protocol import TrainingTask
+from openblip.training.blocks import recompute_activations
 from openblip.training.config import TrainingConfig
 from openblip.training.distributed import Process, everywhere, sum_everywhere
+from openblip.training.frozen import FrozenParts
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder
+from openblip.training.sharding import gather_frozen, replicate, shard_frozen
 from openblip.training.state import load_state, save_state
 from openblip.training.tracking import Trackers
 
@@ -34,7 +36,7 @@ class Trainer:
     """Runs a task to its last step, from wherever the run folder's newest checkpoint stands.
 
     Args:
-        task: an nn.Module that follows `TrainingTask`, on the process's device.
+        task: what is trained; it is moved to the process's device.
         loader_at: makes the loader of this process's batches from a cursor; None is the beginning.
         config: how to optimise.
         folder: where the run writes.
@@ -43,7 +45,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: TrainingTask,
         loader_at: Callable[[dict[str, Any] | None], Loader],
         config: TrainingConfig,
         folder: RunFolder,
@@ -53,24 +55,30 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.process = process
-        self.optimizers = make_optimizers(task, config)
+        self.frozen = FrozenParts(task)
+        self.frozen.check_equal_everywhere(process)
+        if config.activation_checkpointing:
+            recompute_activations(task)
+        if config.shard_frozen:
+            shard_frozen(task.frozen_parts(), process)
+        task.to(process.device)
+        self.optimizers = make_optimizers(task, config, task.layers_above())
         self.step = 0
         self.num_rejects = 0
         self._cursor: dict[str, Any] | None = None
         last = folder.last_checkpoint()
         if last is not None:
             self.step, checkpoint = last
-            self._cursor = load_state(checkpoint, task, self.optimizers, process)
+            self._cursor = load_state(checkpoint, task, self.frozen, self.optimizers, process)
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
-        # The buffers are the queue, which every process fills alike: sending it at each step would be waste.
-        parallel = process.world_size > 1
-        distributed = DistributedDataParallel(task, broadcast_buffers=False) if parallel else task
-        self.forward = cast(TrainingTask, distributed)
+        self.forward = replicate(task, self.frozen, process)
 
     def run(self) -> bool:
         """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
+
+        Afterwards the main process has all weights of the task, also those that were divided.
 
         Raises NonFiniteError before an update with a loss or gradient that is no number.
         """
@@ -100,7 +108,10 @@ class Trainer:
                     break
         if trackers is not None:
             trackers.close()
-        return self.step == config.steps
+        finished = self.step == config.steps
+        if finished and config.shard_frozen:
+            gather_frozen(self.task.frozen_parts(), self.process)
+        return finished
 
     def _train_step(self, batches: Iterator[LoadedBatch]) -> dict[str, float]:
         """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
@@ -125,7 +136,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + float(loss.detach()) / config.accumulation
         norm = self._clip_gradients(sums)
         self.optimizers.step()
-        cast(TrainingTask, self.task).after_step()
+        self.task.after_step()
         self.step += 1
         self.folder.log_rejects(self.step, rejects)
         num_rejects, *totals = sum_everywhere([len(rejects), *sums.values()], self.process)
@@ -169,7 +180,7 @@ class Trainer:
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)
         if self._cursor is not None and not target.exists():
-            save_state(target, self.task, self.optimizers, self._cursor, self.process)
+            save_state(target, self.task, self.frozen, self.optimizers, self._cursor, self.process)
         if self.process.is_main:
             self.folder.keep_last(self.config.keep_checkpoints)
 
