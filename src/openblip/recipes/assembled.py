@@ -4,17 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
 from openblip.data.readings import Reading
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
+from openblip.tasks.protocol import TrainingTask
 
 
 class Assembled(NamedTuple):
     """What the trainer trains, what it reads, and how its result is written."""
 
-    task: nn.Module
+    task: TrainingTask
     reading: Reading
     tokenizer: Tokenizer | None
     """None where the task makes its own tokens."""
