@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
 LIGHT_MODULES = (
     "models.config",
+    "models.blip2_config",
     "training.config",
     "data.config",
     "tasks.config",
@@ -60,7 +61,15 @@ LIGHT_MODULES = (
     "capfilt.bootstrap_config",
     "cli.*",
 )
-HEAVY_MODULES = ("recipes.start", "recipes.starting_point", "recipes.assembly")
+HEAVY_MODULES = (
+    "recipes.start",
+    "recipes.starting_point",
+    "recipes.assembly",
+    "recipes.assembled",
+    "recipes.blip2_starting_point",
+    "recipes.blip2_assembly",
+    "recipes.language_assembly",
+)
 
 
 def module_name(file: Path) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
+from openblip.recipes.any_run import AnyRun
 from openblip.recipes.catalog import RECIPES
-from openblip.recipes.run import Run
 
 
 def run(argv: Sequence[str]) -> int:
@@ -14,17 +14,18 @@ def run(argv: Sequence[str]) -> int:
     name, words = choose_recipe("train", RECIPES, argv)
     resume = "--resume" in words
     recipe = RECIPES[name]
+    default = recipe()
     chosen = parse(
-        Run,
+        type(default),
         [word for word in words if word != "--resume"],
         prog=f"openblip train {name}",
-        default=recipe(),
+        default=default,
         description=f"{recipe.__doc__}\n\nAlso: --resume goes on with the run in --out where it was stopped.",
     )
     return train(chosen, resume)
 
 
-def train(chosen: Run, resume: bool) -> int:
+def train(chosen: AnyRun, resume: bool) -> int:
     """Starts the run; exit code 0 when it reached its end, 130 when a signal stopped it."""
     from openblip.recipes.start import start
 

@@ -12,7 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -123,9 +123,12 @@ class _Filling:
         self.keys.append(draw.record.key)
         self.shards.append(draw.record.shard)
 
-    def batch(self, reading: Reading, tokenizer: Tokenizer) -> AnyBatch:
+    def batch(self, reading: Reading, tokenizer: Tokenizer | None) -> AnyBatch:
         pixels = torch.from_numpy(np.stack(self.pixels))  # (B, 3, S, S)
-        return reading.collate(Gathered(pixels, self.contents, self.keys, self.shards), tokenizer)
+        return reading.collate(
+            Gathered(pixels, self.contents, self.keys, self.shards),
+            cast(Tokenizer, tokenizer),  # a reading that makes no tokens does not look at it
+        )
 
 
 class Loader:
@@ -135,6 +138,7 @@ class Loader:
     see what one rank of batch W*B sees (as long as nothing is rejected). A sample that cannot be read is
     skipped, named in `rejects`, and the next one takes its place. `reading` says what is taken of a sample;
     what it draws (which caption, which view) depends on (seed, epoch, shard, key) alone.
+    `tokenizer` may be None for a reading that makes no tokens.
     With `cursor` the iteration goes on exactly where the batch that carried it ended; each rank keeps its
     own. Raises `SourceError` for a source without usable samples and `ConfigError` for a cursor of other
     data.
@@ -144,7 +148,7 @@ class Loader:
         self,
         mixture: Mixture,
         *,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         batch_size: int,

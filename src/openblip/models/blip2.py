@@ -17,7 +17,7 @@ from openblip.models.blip import INITIAL_TEMPERATURE
 from openblip.models.blip2_config import Blip2Config, Blip2Head
 from openblip.models.config import VisionConfig
 from openblip.models.initial_weights import initialise
-from openblip.models.language_model import LanguageModel
+from openblip.models.language_model import LanguageModel, Predicted
 from openblip.models.vision_tower import VisionTower, run_frozen
 from openblip.nn.attention import KeyValue
 from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
@@ -101,13 +101,15 @@ class Blip2(nn.Module):
         self.frozen = parts
         return self.train(self.training)
 
+    def frozen_parts(self) -> list[nn.Module]:
+        """The parts that `freeze` has frozen."""
+        return [part for part in map(self._modules.get, self.frozen) if part is not None]
+
     def train(self, mode: bool = True) -> Self:
         """As usual, but frozen parts stay in eval mode."""
         super().train(mode)
-        for name in self.frozen:
-            part = getattr(self, name)
-            if part is not None:
-                part.eval()
+        for part in self.frozen_parts():
+            part.eval()
         return self
 
     @property
@@ -198,6 +200,12 @@ class Blip2(nn.Module):
         self._require("llm")
         prompts: Tensor = self.language_proj(queries)
         return prompts
+
+    def predict_text(self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Predicted:
+        """What the language model says of texts after visual prompts (R, Q, Dl) and prompts in words."""
+        language = self.require_language()
+        assert self.config.language is not None  # the config has seen to it
+        return language.predict(visual, prompts, texts, self.config.language.max_text_tokens)
 
     def require_language(self) -> LanguageModel:
         """The language model; UnsupportedTaskError without one."""

@@ -47,7 +47,12 @@ def soft_targets(
 
 def contrastive_loss(query: Tensor, keys: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
     """Cross-entropy of query (B, E) over keys (K, E) against targets (B, K): the joint batch's mean."""
-    log_probabilities = F.log_softmax(query @ keys.T / temperature, dim=1)
+    return similarity_loss(query @ keys.T / temperature, targets)
+
+
+def similarity_loss(similarity: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of similarities over temperature, (B, K), against targets (B, K): the joint mean."""
+    log_probabilities = F.log_softmax(similarity, dim=1)
     per_query = -(targets * log_probabilities).sum(dim=1)
     return global_mean(per_query, torch.ones_like(per_query))
 
@@ -74,6 +79,26 @@ def itc_loss(
         image_to_text = contrastive_loss(image, keys.text, image_targets, temperature)
         text_to_image = contrastive_loss(text, keys.image, text_targets, temperature)
     return (image_to_text + text_to_image) / 2
+
+
+def best_query_similarity(queries: Tensor, texts: Tensor) -> Tensor:
+    """Unit vectors (I, Q, E), (T, E) -> (I, T): the cosine of the query that fits best (BLIP-2 section 3.2)."""
+    return torch.einsum("iqe,te->itq", queries, texts).amax(dim=-1)
+
+
+def in_batch_itc_loss(
+    image_to_text: Tensor, text_to_image: Tensor, ids: Tensor, joint_ids: Tensor, label_smoothing: float
+) -> Tensor:
+    """ITC without momentum and queue (BLIP-2 section 3.2), the mean of both directions, a scalar.
+
+    Similarities over temperature of the B local images to the texts of the joint batch and of the B local
+    texts to its images, both (B, G); ids (B,) and joint_ids (G,). All keys of the same image are positive;
+    the released code does so in retrieval only, and counts a picture's other captions as negatives in
+    stage 1.
+    """
+    hard = positive_targets(ids, joint_ids)
+    targets = (1.0 - label_smoothing) * hard + label_smoothing / hard.shape[1]
+    return (similarity_loss(image_to_text, targets) + similarity_loss(text_to_image, targets)) / 2
 
 
 def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:

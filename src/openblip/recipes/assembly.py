@@ -1,8 +1,6 @@
-"""From the settings of a task to what trains it: its heads, what it reads of a sample, its module."""
+"""A run of BLIP, from its settings to what is trained: its heads, what it reads of a sample, its module."""
 
-from torch import nn
-
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.native import Checkpoint, save_checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.media import media
 from openblip.data.readings import (
@@ -13,26 +11,30 @@ from openblip.data.readings import (
     Reading,
     StatementReading,
 )
+from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.config import PRETRAINING_HEADS, Head
+from openblip.recipes.assembled import Assembled
 from openblip.recipes.run import Run
+from openblip.recipes.starting_point import starting_point
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import (
+    BlipTaskConfig,
     CaptioningConfig,
     NlvrConfig,
     PretrainingConfig,
     QuestionAnsweringConfig,
     RetrievalConfig,
-    TaskConfig,
     VisdialConfig,
 )
 from openblip.tasks.nlvr import Nlvr
 from openblip.tasks.pretraining import Pretraining
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.question_answering import QuestionAnswering
 from openblip.tasks.retrieval import Retrieval
 from openblip.tasks.visdial import Visdial
 
-HEADS: dict[type[TaskConfig], tuple[Head, ...]] = {
+HEADS: dict[type[BlipTaskConfig], tuple[Head, ...]] = {
     PretrainingConfig: PRETRAINING_HEADS,
     RetrievalConfig: ("itc", "itm"),
     CaptioningConfig: ("lm",),
@@ -42,7 +44,23 @@ HEADS: dict[type[TaskConfig], tuple[Head, ...]] = {
 }
 
 
-def make_task(config: TaskConfig, checkpoint: Checkpoint) -> nn.Module:
+def assemble_blip(run: Run, mixture: Mixture) -> Assembled:
+    """Everything that a run of BLIP names, built. ConfigError where it does not fit together."""
+    checkpoint = starting_point(run, HEADS[type(run.task)], mixture)
+    check_text_fits(run, checkpoint)
+    prompt = run.task.prompt if isinstance(run.task, CaptioningConfig) else checkpoint.prompt
+    # Every task that reads texts beside images begins them with [ENC], whatever the start did.
+    trained = checkpoint._replace(prompt=prompt, encoder_token="[ENC]")
+    return Assembled(
+        make_task(run.task, checkpoint),
+        make_reading(run.task, run.data),
+        checkpoint.tokenizer,
+        checkpoint.preprocessing,
+        lambda folder: save_checkpoint(folder, trained),
+    )
+
+
+def make_task(config: BlipTaskConfig, checkpoint: Checkpoint) -> TrainingTask:
     """The training task that a config describes."""
     model, tokenizer, preprocessing = checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing
     match config:
@@ -60,7 +78,7 @@ def make_task(config: TaskConfig, checkpoint: Checkpoint) -> nn.Module:
             return Visdial(model, tokenizer, preprocessing)
 
 
-def make_reading(task: TaskConfig, data: DataConfig) -> Reading:
+def make_reading(task: BlipTaskConfig, data: DataConfig) -> Reading:
     """What a task reads of a sample."""
     match task:
         case QuestionAnsweringConfig():

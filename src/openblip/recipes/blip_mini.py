@@ -7,11 +7,11 @@ from openblip.data.transforms import Augmentation
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes.run import Run
 from openblip.tasks.config import (
+    BlipTaskConfig,
     CaptioningConfig,
     ContrastiveConfig,
     PretrainingConfig,
     RetrievalConfig,
-    TaskConfig,
 )
 from openblip.training.config import TrainingConfig
 
@@ -83,7 +83,7 @@ def blip_mini_filter() -> Run:
     return replace(run, training=replace(run.training, batch_size=256))
 
 
-def fine_tune_mini(name: str, task: TaskConfig, *, steps: int) -> Run:
+def fine_tune_mini(name: str, task: BlipTaskConfig, *, steps: int) -> Run:
     """A fine-tuning of blip-mini by `steps` batches of 64."""
     return Run(
         recipe=name,

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from openblip.recipes.any_run import AnyRun
+from openblip.recipes.blip2_mini import blip2_mini_stage1, blip2_mini_stage2_opt, blip2_mini_stage2_t5
 from openblip.recipes.blip_base import blip_base
 from openblip.recipes.blip_large import blip_large
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
@@ -21,7 +23,7 @@ from openblip.recipes.video import video_qa, video_retrieval
 from openblip.recipes.visdial import visdial
 from openblip.recipes.vqa import vqa
 
-RECIPES: dict[str, Callable[[], Run]] = {
+RECIPES: dict[str, Callable[[], AnyRun]] = {
     "blip-mini": blip_mini,
     "blip-mini-captioner": blip_mini_captioner,
     "blip-mini-filter": blip_mini_filter,
@@ -42,6 +44,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "visdial": visdial,
     "video-retrieval": video_retrieval,
     "video-qa": video_qa,
+    "blip2-mini-stage1": blip2_mini_stage1,
+    "blip2-mini-stage2-opt": blip2_mini_stage2_opt,
+    "blip2-mini-stage2-t5": blip2_mini_stage2_t5,
 }
 
 

@@ -3,13 +3,13 @@
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.recipes.run import Run
-from openblip.tasks.config import TaskConfig
+from openblip.tasks.config import BlipTaskConfig
 from openblip.training.config import TrainingConfig
 
 
 def fine_tuning(
     name: str,
-    task: TaskConfig,
+    task: BlipTaskConfig,
     *,
     image_size: int,
     steps: int,

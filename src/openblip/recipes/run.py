@@ -5,7 +5,7 @@ from typing import Any
 
 from openblip.data.config import DataConfig
 from openblip.models.config import BlipConfig
-from openblip.tasks.config import TaskConfig
+from openblip.tasks.config import BlipTaskConfig
 from openblip.training.config import TrainingConfig
 
 
@@ -24,7 +24,7 @@ class Run:
     tokenizer: str | None
     """Tokenizer to use instead of training one: a folder, or a name on the Hugging Face hub."""
     data: DataConfig
-    task: TaskConfig
+    task: BlipTaskConfig
     training: TrainingConfig
     out: str
     """Folder of the run."""

@@ -1,4 +1,4 @@
-"""Turns a `Run` into a trained model: builds everything it names and hands it to the trainer."""
+"""Turns a run into a trained model: builds everything it names and hands it to the trainer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,49 +7,69 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.native import Checkpoint, is_checkpoint, save_checkpoint
+from openblip.checkpoints.native import CONFIG
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, open_mixture
 from openblip.errors import ConfigError
-from openblip.recipes.assembly import HEADS, check_text_fits, make_reading, make_task
+from openblip.recipes.any_run import AnyRun
+from openblip.recipes.assembled import Assembled
+from openblip.recipes.assembly import assemble_blip
+from openblip.recipes.blip2_assembly import assemble_blip2
+from openblip.recipes.blip2_run import Blip2Run
+from openblip.recipes.blip2_starting_point import check_blip2_start
+from openblip.recipes.language_assembly import assemble_language_model
+from openblip.recipes.language_run import LanguageRun
 from openblip.recipes.run import Run
-from openblip.recipes.starting_point import starting_point
-from openblip.tasks.config import CaptioningConfig
+from openblip.recipes.starting_point import check_start
 from openblip.training.distributed import Process, process_group, wait_for_all
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
 
 
-def start(run: Run, resume: bool = False) -> bool:
+def start(run: AnyRun, resume: bool = False) -> bool:
     """Train a run, or go on with it, and write its model/. False when a signal stopped it on the way.
 
     Raises ConfigError for settings that contradict each other or an earlier run in the same folder.
     """
     if not run.data.source:
-        raise ConfigError("No training pairs: name the source with --data.source.")
-    check_start(run)
+        raise ConfigError("No training samples: name the source with --data.source.")
+    _check(run)
     folder = RunFolder(run.out)
     with process_group() as process, cpu_threads(run.training.num_threads):
         if process.is_main:
             folder.start(run.to_dict(), resume)
         wait_for_all(process)
-        if resume and is_checkpoint(folder.model):
+        if resume and (folder.model / CONFIG).is_file():
             return True
         mixture = open_mixture(run.data.source, images=run.data.images)
         torch.manual_seed(run.training.seed)
-        checkpoint = starting_point(run, HEADS[type(run.task)], mixture)
-        check_text_fits(run, checkpoint)
-        task = make_task(run.task, checkpoint).to(process.device)
-        trainer = Trainer(
-            task, _LoaderFactory(run, mixture, checkpoint, process), run.training, folder, process
-        )
+        assembled = _assemble(run, mixture)
+        assembled.task.to(process.device)
+        loaders = _LoaderFactory(run, mixture, assembled, process)
+        trainer = Trainer(assembled.task, loaders, run.training, folder, process)
         finished = trainer.run()
         if finished and process.is_main:
-            prompt = run.task.prompt if isinstance(run.task, CaptioningConfig) else checkpoint.prompt
-            # Every task that reads texts beside images begins them with [ENC], whatever the start did.
-            save_checkpoint(folder.model, checkpoint._replace(prompt=prompt, encoder_token="[ENC]"))
+            assembled.save(folder.model)
         wait_for_all(process)
         return finished
+
+
+def _check(run: AnyRun) -> None:
+    match run:
+        case Run():
+            check_start(run)
+        case Blip2Run():
+            check_blip2_start(run)
+
+
+def _assemble(run: AnyRun, mixture: Mixture) -> Assembled:
+    match run:
+        case Run():
+            return assemble_blip(run, mixture)
+        case Blip2Run():
+            return assemble_blip2(run, mixture)
+        case LanguageRun():
+            return assemble_language_model(run, mixture)
 
 
 @contextmanager
@@ -64,41 +84,25 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_start(run: Run) -> None:
-    """ConfigError when the run does not say what it starts from, or says it twice."""
-    if run.init == "" or (run.init is None and run.model is None):
-        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
-    if run.init is not None and (run.vision_init is not None or run.text_init is not None):
-        raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
-    if run.init is None and run.drop_path is not None:
-        raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
-    if run.init is None and run.image_size is not None:
-        raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
-    if run.text_init is not None and run.tokenizer is None:
-        raise ConfigError(
-            f"--text-init {run.text_init} knows the words of its own tokenizer: name that with --tokenizer."
-        )
-
-
 @dataclass(frozen=True)
 class _LoaderFactory:
     """Makes this process's loader from a cursor."""
 
-    run: Run
+    run: AnyRun
     mixture: Mixture
-    checkpoint: Checkpoint
+    assembled: Assembled
     process: Process
 
     def __call__(self, cursor: dict[str, Any] | None) -> Loader:
         data, training = self.run.data, self.run.training
         return Loader(
             self.mixture,
-            tokenizer=self.checkpoint.tokenizer,
-            preprocessing=self.checkpoint.preprocessing,
+            tokenizer=self.assembled.tokenizer,
+            preprocessing=self.assembled.preprocessing,
             augmentation=data.augmentation,
             batch_size=training.batch_size,
             seed=training.seed,
-            reading=make_reading(self.run.task, data),
+            reading=self.assembled.reading,
             rank=self.process.rank,
             world_size=self.process.world_size,
             num_workers=data.num_workers,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openblip.checkpoints.loading import load_any
 from openblip.checkpoints.native import Checkpoint
 from openblip.data.sources import Mixture
 from openblip.data.tokenizer import Tokenizer, normalize_caption
@@ -15,7 +16,6 @@ from openblip.errors import ConfigError, OpenBlipError
 from openblip.models.blip import Blip
 from openblip.models.config import Head
 from openblip.nn.vit import interpolate_positions
-from openblip.predictor import load
 from openblip.recipes.run import Run
 
 MAX_VOCABULARY_CAPTIONS = 200_000  # enough for every word that matters; more only costs time
@@ -28,15 +28,32 @@ _FRESH: dict[Head, tuple[str, ...]] = {
 }
 
 
+def check_start(run: Run) -> None:
+    """ConfigError when the run does not say what it starts from, or says it twice."""
+    if run.init == "" or (run.init is None and run.model is None):
+        raise ConfigError(f"The recipe {run.recipe} starts from a checkpoint: name one with --init.")
+    if run.init is not None and (run.vision_init is not None or run.text_init is not None):
+        raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
+    if run.init is None and run.drop_path is not None:
+        raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
+    if run.init is None and run.image_size is not None:
+        raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
+    if run.text_init is not None and run.tokenizer is None:
+        raise ConfigError(
+            f"--text-init {run.text_init} knows the words of its own tokenizer: name that with --tokenizer."
+        )
+
+
 def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Checkpoint:
     """The checkpoint `run.init` names, with the heads its task trains; or a random model with them."""
     if run.init is not None:
-        predictor = load(run.init, device="cpu")
-        model = with_heads(predictor.model, heads, run.drop_path)
-        checkpoint = Checkpoint(model, predictor.tokenizer, predictor.preprocessing, predictor.prompt)
+        loaded = load_any(run.init)
+        if not isinstance(loaded, Checkpoint):
+            raise ConfigError(f"{run.init} is a checkpoint of BLIP-2; the recipe {run.recipe} trains BLIP.")
+        checkpoint = loaded._replace(model=with_heads(loaded.model, heads, run.drop_path))
         return checkpoint if run.image_size is None else at_image_size(checkpoint, run.image_size)
     assert run.model is not None  # `check_start` has seen to it
-    tokenizer = make_tokenizer(run, mixture)
+    tokenizer = make_tokenizer(run.tokenizer, run.vocab_size, mixture)
     config = replace(run.model, text=replace(run.model.text, vocab_size=tokenizer.vocab_size), heads=heads)
     model = Blip(config)
     start_from_backbones(model, run.vision_init, run.text_init)
@@ -108,11 +125,11 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     return checkpoint._replace(model=resized, preprocessing=preprocessing)
 
 
-def make_tokenizer(run: Run, mixture: Mixture) -> Tokenizer:
-    """The tokenizer that `run.tokenizer` names, or a WordPiece vocabulary of the run's own captions."""
-    if run.tokenizer is not None:
-        return Tokenizer.load(run.tokenizer)
-    return Tokenizer.train(_some_captions(mixture), run.vocab_size)
+def make_tokenizer(named: str | None, vocab_size: int, mixture: Mixture) -> Tokenizer:
+    """The tokenizer `named`, or a WordPiece vocabulary of the run's own captions."""
+    if named is not None:
+        return Tokenizer.load(named)
+    return Tokenizer.train(_some_captions(mixture), vocab_size)
 
 
 def _some_captions(mixture: Mixture) -> Iterator[str]:

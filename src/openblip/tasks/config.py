@@ -61,7 +61,33 @@ class VisdialConfig:
     """Wrong answers beside the right one, drawn from the candidates. The paper does not say how many."""
 
 
-TaskConfig = (
+@dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """Stage 1 of BLIP-2, ITC + ITM + ITG, unweighted (BLIP-2 section 3.2); also its retrieval (section 4.4)."""
+
+    itg: bool = True
+    """Off: ITC + ITM alone, the comparison of the paper's Table 6."""
+    label_smoothing: float = 0.1
+    """Of ITC's targets and of ITG's words, as in the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeConfig:
+    """Stage 2 of BLIP-2: captions after soft visual prompts, by a frozen language model (BLIP-2 section 3.3).
+
+    A decoder writes the whole caption; of an encoder-decoder the encoder reads its beginning.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePretrainingConfig:
+    """Language modelling on text alone, of models that BLIP-2 then freezes."""
+
+    max_text_tokens: int = 128
+    """Tokens of a text, its end included; more is cut."""
+
+
+BlipTaskConfig = (
     PretrainingConfig
     | RetrievalConfig
     | CaptioningConfig
@@ -69,3 +95,4 @@ TaskConfig = (
     | NlvrConfig
     | VisdialConfig
 )
+Blip2TaskConfig = RepresentationConfig | GenerativeConfig

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from openblip.data.tokenizer import Tokens
 from openblip.models.blip import Blip, CrossKV
 from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
-from openblip.objectives.gather import gather, gather_padded, gather_with_gradient, world_size
-from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
+from openblip.objectives.gather import gather, gather_with_gradient, world_size
 from openblip.objectives.momentum import EmbeddingQueue, update_average
 from openblip.tasks.config import ContrastiveConfig
+from openblip.tasks.hard_negatives import hard_negatives_loss
 from openblip.tasks.media import encode_media, num_frames
-from openblip.tasks.tokens import interleave, replace_first
+from openblip.tasks.tokens import replace_first
 
 
 class ContrastiveMatching(nn.Module):
@@ -61,30 +61,19 @@ class ContrastiveMatching(nn.Module):
         similarities: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> Tensor:
-        """Every pair as positive, with one hard negative text per image and one hard negative image per text.
+        """The ITM loss, over every pair and hard negatives from the joint batch of all processes.
 
-        Negatives come from the joint batch of all processes. The released pre-training code draws them from
-        the process's own batch; with one process that is the same.
+        The released pre-training code draws negatives from the process's own batch; with one process that
+        is the same.
         """
-        image_to_text, text_to_image = similarities
-        joint_ids = gather(ids)
-        text_index, has_text = draw_negatives(negative_weights(image_to_text, ids, joint_ids), generator)
-        image_index, has_image = draw_negatives(negative_weights(text_to_image, ids, joint_ids), generator)
-
-        texts = replace_first(tokens, self.enc_id)
-        joint_texts = Tokens(gather_padded(texts.ids, 0), gather_padded(texts.mask, False))
-        with_own_image = interleave(texts, Tokens(joint_texts.ids[text_index], joint_texts.mask[text_index]))
-        own_logits = model.match_logits(with_own_image.ids, with_own_image.mask, image_kv)  # (2B, 2)
-        negative_kv = negative_images(model, image_tokens, image_kv, image_index)
-        image_logits = model.match_logits(texts.ids, texts.mask, negative_kv)  # (B, 2)
-
-        positive = torch.ones_like(has_text)
-        labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
-        counted = torch.stack([positive, has_text], dim=1).flatten()
-        return itm_loss(
-            torch.cat([own_logits, image_logits]),
-            torch.cat([labels, torch.zeros_like(ids)]),
-            torch.cat([counted, has_image]),
+        return hard_negatives_loss(
+            model.match_logits,
+            replace_first(tokens, self.enc_id),
+            image_kv,
+            lambda index: negative_images(model, image_tokens, image_kv, index),
+            ids,
+            similarities,
+            generator,
         )
 
     def after_step(self, model: Blip) -> None:

@@ -1,0 +1,62 @@
+"""A run of BLIP-2, from its settings to what is trained: its heads, what it reads of a sample, its module."""
+
+from openblip.checkpoints.blip2_native import Blip2Checkpoint, save_blip2
+from openblip.data.media import Media, media
+from openblip.data.prompted_readings import PromptedCaptionReading
+from openblip.data.readings import CaptionReading, Reading
+from openblip.data.sources import Mixture
+from openblip.errors import ConfigError
+from openblip.models.blip2_config import Blip2Head
+from openblip.recipes.assembled import Assembled
+from openblip.recipes.blip2_run import Blip2Run
+from openblip.recipes.blip2_starting_point import blip2_starting_point
+from openblip.tasks.config import GenerativeConfig, RepresentationConfig
+from openblip.tasks.generative_learning import GenerativeLearning
+from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.representation_learning import RepresentationLearning
+
+
+def assemble_blip2(run: Blip2Run, mixture: Mixture) -> Assembled:
+    """Everything that a run of BLIP-2 names, built. ConfigError where it does not fit together."""
+    checkpoint = blip2_starting_point(run, heads_of(run), mixture)
+    seen = media(run.data.num_frames)
+    return Assembled(
+        make_task(run, checkpoint),
+        make_reading(run, seen),
+        checkpoint.tokenizer,
+        checkpoint.preprocessing,
+        lambda folder: save_blip2(folder, checkpoint),
+    )
+
+
+def heads_of(run: Blip2Run) -> tuple[Blip2Head, ...]:
+    """The heads that a run's task trains."""
+    match run.task:
+        case RepresentationConfig():
+            return ("itc", "itm", "itg") if run.task.itg else ("itc", "itm")
+        case GenerativeConfig():
+            return ("llm",)
+
+
+def make_task(run: Blip2Run, checkpoint: Blip2Checkpoint) -> TrainingTask:
+    """The training task of a run."""
+    match run.task:
+        case RepresentationConfig():
+            if checkpoint.tokenizer is None:
+                raise ConfigError(
+                    "The checkpoint has no tokenizer of the Q-Former: name one with --tokenizer."
+                )
+            return RepresentationLearning(
+                checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing, run.task
+            )
+        case GenerativeConfig():
+            return GenerativeLearning(checkpoint.model, checkpoint.preprocessing)
+
+
+def make_reading(run: Blip2Run, seen: Media) -> Reading:
+    """What a run's task reads of a sample."""
+    match run.task:
+        case RepresentationConfig():
+            return CaptionReading(media=seen, max_text_length=run.data.max_text_length)
+        case GenerativeConfig():
+            return PromptedCaptionReading(media=seen)

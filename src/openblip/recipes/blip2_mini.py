@@ -1,0 +1,91 @@
+"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, with the ViT of the shipped blip-mini frozen."""
+
+from openblip.data.config import DataConfig
+from openblip.models.blip2_config import QFormerConfig
+from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
+from openblip.tasks.config import GenerativeConfig, RepresentationConfig
+from openblip.training.config import TrainingConfig
+
+ENCODER = ImageEncoderSource(source="openblip-mini")
+QFORMER = QFormerConfig(
+    num_queries=8,
+    hidden_dim=160,
+    num_layers=4,
+    num_heads=4,
+    mlp_dim=640,
+    vocab_size=0,
+    max_positions=48,
+    dropout=0.0,
+)
+
+
+def blip2_mini_stage1() -> Blip2Run:
+    """Stage 1 of BLIP-2 at the size of a laptop: ITC + ITM + ITG, a new Q-Former on a frozen ViT.
+
+    Source: BLIP-2 section 3.2 with everything made smaller, and Muon beside AdamW. Cost: half an hour on one
+    CPU core. Expected: docs/results.md.
+    """
+    return Blip2Run(
+        recipe="blip2-mini-stage1",
+        init=None,
+        vision=ENCODER,
+        language=None,
+        qformer=QFORMER,
+        embed_dim=128,
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source=""),
+        task=RepresentationConfig(),
+        training=mini_training(steps=2000),
+        out="runs/blip2-mini-stage1",
+    )
+
+
+def blip2_mini_stage2_opt() -> Blip2Run:
+    """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen OPT (`blip2-mini-opt`).
+
+    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: ten minutes on one
+    CPU core. Expected: docs/results.md.
+    """
+    return _stage2("blip2-mini-stage2-opt", "Question: {} Answer:")
+
+
+def blip2_mini_stage2_t5() -> Blip2Run:
+    """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen T5 (`blip2-mini-t5`).
+
+    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: ten minutes on one
+    CPU core. Expected: docs/results.md.
+    """
+    return _stage2("blip2-mini-stage2-t5", "Question: {} Short answer:")
+
+
+def _stage2(name: str, question_prompt: str) -> Blip2Run:
+    return Blip2Run(
+        recipe=name,
+        init="",
+        vision=None,
+        language=LanguageModelSource(source=""),
+        qformer=None,
+        vocab_size=1000,
+        tokenizer=None,
+        data=DataConfig(source=""),
+        task=GenerativeConfig(),
+        training=mini_training(steps=1000),
+        question_prompt=question_prompt,
+        out=f"runs/{name}",
+    )
+
+
+def mini_training(*, steps: int) -> TrainingConfig:
+    """How the mini models are trained: batches of 64, Muon beside AdamW."""
+    return TrainingConfig(
+        steps=steps,
+        batch_size=64,
+        learning_rate=1e-3,
+        muon_learning_rate=4e-3,
+        warmup_steps=100,
+        min_learning_rate=1e-5,
+        beta2=0.98,
+        clip_norm=1.0,
+        checkpoint_every=100,
+    )
