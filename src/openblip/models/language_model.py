@@ -9,6 +9,7 @@ R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language mod
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.first_ids, self.last_ids = _added_ids(tokenizer)
         self.end_id = _end_id(tokenizer, end_of_text)
         self.pad_id: int = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -66,12 +68,20 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
         """What the model says of each text after its visual prompts (R, Q, Dl) and its prompt in words.
 
         Only the text and its end are predicted. A text that is too long for `max_text_tokens`, prompt
-        included, is cut before its end token, which always stays.
+        included, is cut before its end token, which always stays; None cuts nothing.
+        """
+
+    @abstractmethod
+    def predict_ids(
+        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
+    ) -> Predicted:
+        """The same of token ids as `generate` writes them after the prompts, each row with its end if it has
+        one.
         """
 
     @abstractmethod
@@ -82,11 +92,12 @@ class LanguageModel(nn.Module, ABC):
     def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
         """Token ids written after each prompt, without end and padding; `num_return_sequences` rows of each.
 
-        settings: of transformers' `generate`, `max_new_tokens` among them.
+        settings: of transformers' `generate`, `max_new_tokens` among them; the rest are its defaults, whatever
+        the model's own generation_config says.
         """
         if "max_new_tokens" not in settings:
             raise ConfigError("Say how much may be written: max_new_tokens.")
-        output = self.model.generate(
+        output = _without_own_settings(self.model).generate(
             **self.generation_inputs(visual, prompts),
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
@@ -107,12 +118,12 @@ class LanguageModel(nn.Module, ABC):
 
     def _written(self, row: list[int]) -> list[int]:
         end = row.index(self.end_id) if self.end_id in row else len(row)
-        return [token for token in row[:end] if token != self.pad_id]
+        return row[:end]
 
     def _words(self, text: str) -> list[int]:
-        """Token ids as the tokenizer makes them, with its own first token and without its last."""
-        ids: list[int] = self.tokenizer(text).input_ids
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1 else ids
+        """Token ids of a text, without what the tokenizer puts before and after it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def _embed(self, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """ids (R, T) padded at the right, their mask (R, T) and word embeddings (R, T, Dl)."""
@@ -124,11 +135,23 @@ class CausalLanguageModel(LanguageModel):
     """A decoder: visual prompts, then its first token, the prompt and the text (full text loss for OPT)."""
 
     def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        joined = [self._joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        rows = [[*whole[: max_text_tokens - 1], self.end_id] for whole, _ in joined]
-        starts = [min(start, max_text_tokens - 1) for _, start in joined]
+        pairs = [self._joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        room = None if max_text_tokens is None else max_text_tokens - 1
+        rows = [[*[*prompt, *text][:room], self.end_id] for prompt, text in pairs]
+        starts = [len(prompt[:room]) for prompt, _ in pairs]
+        return self._predict(visual, rows, starts)
+
+    def predict_ids(
+        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
+    ) -> Predicted:
+        before = [self._prompt_ids(prompt) for prompt in prompts]
+        rows = [[*prompt, *ids] for prompt, ids in zip(before, written, strict=True)]
+        return self._predict(visual, rows, [len(prompt) for prompt in before])
+
+    def _predict(self, visual: Tensor, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Predicted:
+        """Of rows of token ids what comes from the place `starts` on."""
         ids, mask, words = self._embed(rows, visual.device)
         inputs = torch.cat([visual.to(words.dtype), words], dim=1)  # (R, Q+T, Dl)
         whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
@@ -142,7 +165,7 @@ class CausalLanguageModel(LanguageModel):
         return Predicted(logits[:, :-1], labels[:, 1:])
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _, mask, words = self._embed([self._words(prompt) for prompt in prompts], visual.device)
+        _, mask, words = self._embed([self._prompt_ids(prompt) for prompt in prompts], visual.device)
         inputs = torch.cat([visual.to(words.dtype), words], dim=1)
         whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long()
         order = whole.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
@@ -151,30 +174,47 @@ class CausalLanguageModel(LanguageModel):
             "attention_mask": whole.gather(1, order),
         }
 
-    def _joined(self, prompt: str, text: str) -> tuple[list[int], int]:
-        """Token ids of prompt and text in one, and how many of them begin before the text."""
-        whole = f"{prompt} {text}" if prompt else text
-        encoded = self.tokenizer(whole, return_offsets_mapping=True)
-        ids: list[int] = encoded.input_ids
-        special = [end <= begin for begin, end in encoded.offset_mapping]
-        if len(ids) > 1 and special[-1]:  # the tokenizer's own end; ours comes later
-            ids, special = ids[:-1], special[:-1]
-        before = [
-            is_special or begin < len(prompt)
-            for (begin, _), is_special in zip(encoded.offset_mapping, special, strict=False)
-        ]
-        return ids, sum(before)
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """What precedes a text: the tokenizer's first token and the prompt, whose last blank is the text's."""
+        return [*self.first_ids, *self._words(prompt.rstrip(" "))]
+
+    def _joined(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, the very ones that generation reads, and of the text that goes on from it.
+
+        Prompt and text are read in one, for in many tokenizers the blank between them is part of the text's
+        first word. Where that would change the prompt (two line ends become one token), the text is read alone.
+        """
+        before = self._prompt_ids(prompt)
+        if not text:
+            return before, []
+        prompt = prompt.rstrip(" ")
+        blank = " " if prompt and not prompt[-1].isspace() else ""
+        whole = [*self.first_ids, *self._words(f"{prompt}{blank}{text}")]
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        return before, self._words(text)
 
 
 class Seq2SeqLanguageModel(LanguageModel):
     """An encoder-decoder: the encoder reads visual prompts and prompt, the decoder writes the text."""
 
     def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int
+        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        inputs = self._read(visual, prompts, max_text_tokens)
-        targets = [[*self._words(text)[: max_text_tokens - 1], self.end_id] for text in texts]
-        ids, mask = padded_right(targets, self.pad_id, visual.device)
+        starts = [[*self.first_ids, *self._words(text)] for text in texts]
+        room = None if max_text_tokens is None else max_text_tokens - 1
+        targets = [[*start[:room], self.end_id] for start in starts]
+        return self._predict(self._read(visual, prompts, max_text_tokens), targets, visual.device)
+
+    def predict_ids(
+        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
+    ) -> Predicted:
+        return self._predict(self._read(visual, prompts, None), written, visual.device)
+
+    def _predict(
+        self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device
+    ) -> Predicted:
+        ids, mask = padded_right(targets, self.pad_id, device)
         labels = ids.masked_fill(~mask, IGNORE)
         logits = self.model(**inputs, labels=labels, use_cache=False).logits  # shifts the labels itself
         return Predicted(logits, labels)
@@ -183,9 +223,9 @@ class Seq2SeqLanguageModel(LanguageModel):
         return self._read(visual, prompts, None)
 
     def _read(self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None) -> dict[str, Tensor]:
-        rows = [self.tokenizer(prompt).input_ids for prompt in prompts]
-        if max_tokens is not None:
-            rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], row[-1]] for row in rows]
+        starts = [[*self.first_ids, *self._words(prompt)] for prompt in prompts]
+        room = None if max_tokens is None else max_tokens - len(self.last_ids)
+        rows = [[*start[:room], *self.last_ids] for start in starts]
         _, mask, words = self._embed(rows, visual.device)
         return {
             "inputs_embeds": torch.cat([visual.to(words.dtype), words], dim=1),
@@ -207,6 +247,28 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
     ).view(len(rows), longest)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def _without_own_settings(model: Any) -> Any:
+    """A model that shares all with `model`, except that its generation_config holds nothing but first tokens.
+
+    What the model's own one says (sampling, lengths, forced or suppressed tokens) would apply wherever a caller
+    is silent.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's adapters are inside
+    own, writer = base.generation_config, copy(base)
+    writer.generation_config = type(own)(
+        bos_token_id=own.bos_token_id, decoder_start_token_id=own.decoder_start_token_id
+    )
+    return writer
+
+
+def _added_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that a tokenizer puts before and after every text."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    first = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
+    return whole[:first], whole[first + len(plain) :]
 
 
 def _end_id(tokenizer: Any, end_of_text: str | None) -> int:
