@@ -36,18 +36,19 @@ class Blip2Layout(NamedTuple):
 def qformer_layers(attention: str, reads_text: bool) -> Table:
     """The Q-Former's layers, which formats name as BERT's; `attention` is what they call its inner part."""
     ours, own, cross = "layers.{i}", "layer.{i}.attention", "layer.{i}.crossattention"
+    own_inner, cross_inner = f"{own}.{attention}", f"{cross}.{attention}"
     table: dict[str, str | tuple[str, ...]] = {
         f"{ours}.self_attention.branch.qkv": (
-            f"{own}.{attention}.query",
-            f"{own}.{attention}.key",
-            f"{own}.{attention}.value",
+            f"{own_inner}.query",
+            f"{own_inner}.key",
+            f"{own_inner}.value",
         ),
         f"{ours}.self_attention.branch.out": f"{own}.output.dense",
         f"{ours}.self_attention.norm": f"{own}.output.LayerNorm",
-        f"{ours}.cross_attention.branch.query": f"{cross}.{attention}.query",
+        f"{ours}.cross_attention.branch.query": f"{cross_inner}.query",
         f"{ours}.cross_attention.branch.key_value": (
-            f"{cross}.{attention}.key",
-            f"{cross}.{attention}.value",
+            f"{cross_inner}.key",
+            f"{cross_inner}.value",
         ),
         f"{ours}.cross_attention.branch.out": f"{cross}.output.dense",
         f"{ours}.cross_attention.norm": f"{cross}.output.LayerNorm",

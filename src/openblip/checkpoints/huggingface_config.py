@@ -23,13 +23,13 @@ def read_config(folder: Path, kinds: Mapping[str, Any]) -> Any:
 
     Raises CheckpointError when it is of another model or damaged.
     """
-    model_type = read_json(folder / CONFIG).get("model_type")
+    model_type = str(read_json(folder / CONFIG).get("model_type"))
     if model_type not in kinds:
         raise CheckpointError(f"{folder / CONFIG} is that of no BLIP: its model_type is {model_type}.")
     try:
         return kinds[model_type].from_pretrained(folder)
     except (StrictDataclassError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().replace("\n", " ")
+        reason = str(error).strip().replace("\n", " ").partition(". Should contain one of")[0]
         raise CheckpointError(f"{folder / CONFIG}: {reason}.") from error
 
 

@@ -43,8 +43,12 @@ def load_any(
     if is_checkpoint(folder):
         return load_checkpoint(folder, tokenizer)
     if (folder / CONFIG).is_file():
-        from openblip.checkpoints.huggingface import load_huggingface  # transformers takes seconds
+        # transformers takes seconds to import
+        from openblip.checkpoints.blip2_huggingface import is_blip2_huggingface, load_blip2_huggingface
+        from openblip.checkpoints.huggingface import load_huggingface
 
+        if is_blip2_huggingface(folder):
+            return load_blip2_huggingface(folder, tokenizer)
         return load_huggingface(folder, tokenizer)
     shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
     raise CheckpointError(
@@ -83,5 +87,9 @@ def _save_blip2_as(checkpoint: Blip2Checkpoint, path: str | os.PathLike[str], fo
     match format:
         case "openblip":
             save_blip2(Path(path), checkpoint)
+        case "huggingface":
+            from openblip.checkpoints.blip2_huggingface import save_blip2_huggingface
+
+            save_blip2_huggingface(Path(path), checkpoint)
         case _:
             raise ConfigError(f'BLIP-2 cannot be written in the format "{format}".')

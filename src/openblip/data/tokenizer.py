@@ -87,6 +87,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self._wordpiece.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def num_words(self) -> int:
+        """Entries without those added behind them: all that a text without [DEC] and [ENC] can need."""
+        return int(self._wordpiece.get_vocab_size(with_added_tokens=False))
+
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 2000) -> "Tokenizer":
         """A vocabulary of at most `vocab_size` for these captions; equal captions give equal vocabularies.
