@@ -157,7 +157,7 @@ def empty_blip2(
         return Blip2(config, vision, language)
 
 
-def fill(model: Blip2, weights: Mapping[str, torch.Tensor]) -> None:
+def fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Put weights in their places, whatever was there, also on another device or in another precision."""
     for name, tensor in weights.items():
         owner, _, leaf = name.rpartition(".")

@@ -19,10 +19,12 @@ def load_language_model(
     end_of_text: str | None = None,
     dtype: torch.dtype = torch.float32,
     quantization: Quantization | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
 
     source: a folder, or a name on the Hugging Face hub. quantization: its linear layers in 8 or 4 bits.
+    changes: settings of its config that are to be others than its own.
 
     Raises CheckpointError when there is no such model, or it is neither causal nor sequence-to-sequence;
     MissingExtraError without bitsandbytes where it is quantised.
@@ -31,7 +33,7 @@ def load_language_model(
 
     name = os.fspath(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, **(changes or {}))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         auto = (
             transformers.AutoModelForSeq2SeqLM
@@ -39,7 +41,7 @@ def load_language_model(
             else transformers.AutoModelForCausalLM
         )
         extra = _quantized(quantization, dtype)
-        model = auto.from_pretrained(name, dtype=dtype, **extra)
+        model = auto.from_pretrained(name, config=config, dtype=dtype, **extra)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name} cannot be loaded as language model: {error}") from error
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
