@@ -1,6 +1,7 @@
 """What a training step receives, one kind of batch for each kind of example.
 
-Shapes: B examples, F frames of a clip, S image size, T text tokens, A answers, K answers of a dialog.
+Shapes: B examples, F frames of a clip, S image size, T text tokens, A answers, K answers of a dialog, R rows
+of text.
 """
 
 import hashlib
@@ -80,6 +81,22 @@ class TextBatch(Examples):
 
     prompts: list[str]
     texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedBatch(Examples):
+    """R texts after prompts, several about one picture, for a language model with a tokenizer of its own.
+
+    `prompts` are read and not predicted. `instructions`: what the Q-Former reads beside its queries, (R, T)
+    [CLS]...[SEP]; None where it reads nothing. `owners` int64 (R,) says whose picture each is about,
+    ascending; `weights` float (R,).
+    """
+
+    prompts: list[str]
+    texts: list[str]
+    instructions: Tokens | None
+    owners: torch.Tensor
+    weights: torch.Tensor
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:

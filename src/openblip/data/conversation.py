@@ -4,6 +4,7 @@ One form for training and for use: what a model was asked in training is what `c
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from openblip.data.sample import clean_text
@@ -24,8 +25,8 @@ class Turn(NamedTuple):
 def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
     """A question behind the turns before it: "Question: is it red? Answer: no. Question: why? Answer:".
 
-    question_prompt: how one question is put, with `{}` in its place. BLIP-2 asks a single question so; several
-    turns are joined as in the examples of its Figure 4.
+    question_prompt: how one question is put, with `{}` in its place. BLIP-2 asks a single question so;
+    several turns are joined as in the examples of its Figure 4.
     """
     turns = [f"{question_prompt.format(asked)} {_as_sentence(answer)}" for asked, answer in earlier]
     return " ".join([*turns, question_prompt.format(question)])
@@ -34,9 +35,9 @@ def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]]
 def turns_of(info: Mapping[str, Any]) -> list[Turn]:
     """The turns of a sample's json, in whichever form of docs/data.md it has them.
 
-    `turns` or `dialog`: a list of objects with `question` and `answer`, those without an answer left out.
-    `conversations`: LLaVA's list of objects with `from` and `value`, human and gpt by turns. `instruction` with
-    `answer` or `output`, and `input` behind the instruction where there is one.
+    `turns` or `dialog`: a list of objects with `question` and `answer`, up to the first without an answer.
+    `conversations`: LLaVA's list of objects with `from` and `value`, human and gpt by turns. `instruction`
+    with `answer` or `output`, and `input` behind the instruction where there is one.
 
     Raises SourceError when there is none of these, or it is not as described.
     """
@@ -58,8 +59,7 @@ def _answered(turns: Any, name: str) -> list[Turn]:
         raise SourceError(f"{name} must be a list of objects with question and answer, not {turns!r:.80}")
     found = [
         Turn(_text(turn.get("question"), "question"), _text(turn["answer"], "answer"))
-        for turn in turns
-        if turn.get("answer") is not None
+        for turn in takewhile(lambda turn: turn.get("answer") is not None, turns)
     ]
     if not found:
         raise SourceError(f"no answer in {name}")

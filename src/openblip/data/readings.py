@@ -16,7 +16,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from openblip.data.batch import Batch, DialogBatch, QuestionBatch, StatementBatch, TextBatch, hash_image_id
+from openblip.data.batch import (
+    Batch,
+    DialogBatch,
+    PromptedBatch,
+    QuestionBatch,
+    StatementBatch,
+    TextBatch,
+    hash_image_id,
+)
 from openblip.data.dialogs import MAX_CAPTION_TOKENS, dialog_turns, open_rounds
 from openblip.data.media import Media, Pair, Picture, View
 from openblip.data.sample import Sample, is_weight
@@ -27,7 +35,7 @@ MAX_QUESTION_TOKENS = 35  # released code
 MAX_STATEMENT_WORDS = 40  # released code
 _SIDE = re.compile(r"\b(?:left|right)(?=(?:most|hand)?\b)")
 
-AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch | TextBatch
+AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch | TextBatch | PromptedBatch
 
 
 class Example(NamedTuple):
@@ -64,10 +72,7 @@ class CaptionReading:
     max_text_length: int = 30
 
     def read(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
-        captions = [text for caption in sample.captions if (text := normalize_caption(caption))]
-        if not captions:
-            raise SourceError("no caption")
-        caption = captions[int(rng.integers(len(captions)))]
+        caption = drawn_caption(sample, rng)
         return Example(self.media(sample, view, rng), (caption, hash_image_id(sample.image_id)))
 
     def collate(self, examples: Gathered, tokenizer: Tokenizer) -> Batch:
@@ -84,22 +89,13 @@ class CaptionReading:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionReading:
-    """A question with its distinct answers, each weighted by the share of annotators who gave it.
-
-    As the released code: the weights of a question sum to 1, those of Visual Genome's to 0.2.
-    """
+    """A question with its distinct answers, each weighted by the share of annotators who gave it."""
 
     media: Media = field(default_factory=Picture)
     max_answer_tokens: int = 20
 
     def read(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
-        question = normalize_question(text_field(sample, "question"))
-        answers = Counter(filter(None, map(normalize_question, answers_of(sample))))
-        if not question or not answers:
-            raise SourceError("no question" if not question else "no answer")
-        share = weight_of(sample) / answers.total()
-        weighted = [(answer, count * share) for answer, count in answers.items()]
-        return Example(self.media(sample, view, rng), (question, weighted))
+        return Example(self.media(sample, view, rng), asked(sample))
 
     def collate(self, examples: Gathered, tokenizer: Tokenizer) -> QuestionBatch:
         flat = [(i, *pair) for i, (_, weighted) in enumerate(examples.contents) for pair in weighted]
@@ -178,6 +174,28 @@ class DialogReading:
             dialogs=tokenizer.encode_turns(dialogs, self.max_text_length),
             labels=labels.repeat(len(examples.keys)),
         )
+
+
+def drawn_caption(sample: Sample, rng: np.random.Generator) -> str:
+    """One of a sample's captions at random, normalised; `SourceError` when it has none."""
+    captions = [text for caption in sample.captions if (text := normalize_caption(caption))]
+    if not captions:
+        raise SourceError("no caption")
+    return captions[int(rng.integers(len(captions)))]
+
+
+def asked(sample: Sample) -> tuple[str, list[tuple[str, float]]]:
+    """A sample's question and its distinct answers, each with the share of annotators who gave it.
+
+    Normalised, as the released code: the weights of a question sum to 1, those of Visual Genome's to 0.2.
+    Raises `SourceError` for a sample without a question or answer.
+    """
+    question = normalize_question(text_field(sample, "question"))
+    answers = Counter(filter(None, map(normalize_question, answers_of(sample))))
+    if not question or not answers:
+        raise SourceError("no question" if not question else "no answer")
+    share = weight_of(sample) / answers.total()
+    return question, [(answer, count * share) for answer, count in answers.items()]
 
 
 def text_field(sample: Sample, name: str) -> str:
