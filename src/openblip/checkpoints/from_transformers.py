@@ -5,8 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import transformers
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from safetensors import SafetensorError
 
 from openblip.errors import CheckpointError
@@ -26,7 +30,7 @@ class Loaded(NamedTuple):
 
 def read_config(source: str) -> Any:
     """The settings of a model of transformers; CheckpointError when there are none that can be read."""
-    _check_is_a_name(source)
+    check_is_a_name(source)
     with quietly():
         try:
             return transformers.AutoConfig.from_pretrained(source)
@@ -53,13 +57,13 @@ def quietly() -> Iterator[None]:
 
     Bars of downloads stay. Afterwards everything is as it was.
     """
-    log = transformers.utils.logging
+    log: Any = transformers.utils.logging
     verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    hub_had_bars = not huggingface_hub.utils.are_progress_bars_disabled()
+    hub_had_bars = not are_progress_bars_disabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     if hub_had_bars:
-        huggingface_hub.utils.enable_progress_bars()
+        enable_progress_bars()
     try:
         yield
     finally:
@@ -67,7 +71,7 @@ def quietly() -> Iterator[None]:
         if had_bars:
             log.enable_progress_bar()
             if not hub_had_bars:
-                huggingface_hub.utils.disable_progress_bars()
+                disable_progress_bars()
 
 
 def not_loaded(source: str, error: Exception) -> CheckpointError:
@@ -79,7 +83,8 @@ def not_loaded(source: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{source} {where} ({type(error).__name__}: {reason}).")
 
 
-def _check_is_a_name(source: str) -> None:
+def check_is_a_name(source: str) -> None:
+    """CheckpointError for a path without folder, which must not be asked of the hub."""
     could_be_hub_name = not source.startswith((".", "/", "~")) and source.count("/") <= 1
     if not Path(source).is_dir() and not could_be_hub_name:
         raise CheckpointError(f"There is no folder {source}; name one, or a model on the Hugging Face hub.")

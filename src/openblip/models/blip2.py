@@ -18,7 +18,7 @@ from openblip.models.blip2_config import Blip2Config, Blip2Head
 from openblip.models.config import VisionConfig
 from openblip.models.initial_weights import initialise
 from openblip.models.language_model import LanguageModel, Predicted
-from openblip.models.vision_tower import VisionTower, run_frozen
+from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import KeyValue
 from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
 from openblip.nn.masks import generation_mask, matching_mask, without_padding
@@ -123,8 +123,10 @@ class Blip2(nn.Module):
 
         A frozen encoder keeps no graph and computes in its own precision; so its features can be stored.
         """
-        if "vision" in self.frozen or not torch.is_grad_enabled():
+        if "vision" in self.frozen:
             return run_frozen(self.vision, pixels)
+        if not torch.is_grad_enabled():
+            return run_without_graph(self.vision, pixels)
         features: Tensor = self.vision(pixels)
         return features
 
