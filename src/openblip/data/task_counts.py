@@ -1,11 +1,15 @@
-"""What samples are annotated with, counted: questions, statements, dialogs, classes and domains, under the
-names of docs/data.md.
+"""What samples are annotated with, counted: questions, statements, dialogs, instructions, classes and
+domains, under the names of docs/data.md.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from openblip.data.conversation import turns_of
+from openblip.errors import SourceError
 
 _MOST_FREQUENT = 10
 
@@ -24,6 +28,8 @@ class TaskCounts:
     rounds_unanswered: int = 0
     rounds_with_relevance: int = 0
     options: Counter[int] = field(default_factory=Counter)
+    instructed: int = 0
+    instructions: int = 0
     classes: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
 
@@ -37,6 +43,10 @@ class TaskCounts:
             self.classes[label] += 1
         if isinstance(info.get("dialog"), list):
             self._add_dialog(info["dialog"])
+        if info.keys() & {"instruction", "turns", "conversations"}:
+            with contextlib.suppress(SourceError):
+                self.instructions += len(turns_of(info))
+                self.instructed += 1
         if isinstance(info.get("domain"), str):
             self.domains[info["domain"]] += 1
 
@@ -82,6 +92,8 @@ class TaskCounts:
                 "rounds with relevance": self.rounds_with_relevance,
                 "candidates per round": {str(size): rounds for size, rounds in sorted(self.options.items())},
             }
+        if self.instructed:
+            found |= {"samples with instructions": self.instructed, "instructions": self.instructions}
         if self.classes:
             found["classes"] = len(self.classes)
             found["most frequent classes"] = dict(self.classes.most_common(_MOST_FREQUENT))

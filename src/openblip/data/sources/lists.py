@@ -2,7 +2,8 @@
 
 Captions (`coco_karpathy_train.json`, `flickr30k_test.json`, `nocaps_val.json`): `image` with `caption`, one
 or a list. Questions (`vqa_train.json`, `vg_qa.json`): `image`, `question` and `answer`, one or a list. Pairs
-(`nlvr_train.json`): two `images`, `sentence` and `label`. Paths are relative to the folder of pictures.
+(`nlvr_train.json`): two `images`, `sentence` and `label`. Instructions of LLaVA
+(`llava_instruct_150k.json`): `image` and `conversations`. Paths are relative to the folder of pictures.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,9 @@ class ListedRows:
     the same image id, or else the same image, share it.
     """
 
-    known_as: ClassVar[str] = "a list of objects with image (or two images) and caption, question or sentence"
+    known_as: ClassVar[str] = (
+        "a list of objects with image (or two images) and caption, question, sentence or conversations"
+    )
     has_splits: ClassVar[bool] = False
 
     source: str
@@ -72,6 +75,8 @@ class ListedRows:
         row = first_objects(self.rows)[0]
         if _is_pair(row):
             return {"format": "list of statements about two images"}
+        if row.keys() & {"conversations", "instruction", "turns"}:
+            return {"format": "list of instructions about images"}
         return {"format": "list of questions" if "question" in row else "list of captioned images"}
 
 

@@ -46,8 +46,10 @@ def find_column(names: Iterable[str], wanted: Sequence[str], what: str, where: s
 
 
 def row_key(row: Mapping[str, Any], number: int) -> str:
-    """The row's own key where it has one, else its number."""
-    for name in KEY_COLUMNS:
+    """The row's own key where it has one, else its number, as of LLaVA's conversations: their ids name the
+    picture, about which there are several.
+    """
+    for name in () if "conversations" in row else KEY_COLUMNS:
         if isinstance(row.get(name), (str, int)) and str(row[name]):
             return safe_name(str(row[name]))
     return f"{number:09d}"

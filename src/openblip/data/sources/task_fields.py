@@ -1,5 +1,6 @@
-"""The fields of questions, statements and dialogs in a row of a table or list: checked, and brought to the
-types of docs/data.md. A cell of a .csv is a text, so a list is written there as json and a label as `true`.
+"""The fields of questions, statements, dialogs and instructions in a row of a table or list: checked, and
+brought to the types of docs/data.md. A cell of a .csv is a text, so a list is written there as json and a
+label as `true`.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ from typing import Any
 from openblip.data.sample import clean_text
 from openblip.errors import SourceError
 
-TASK_COLUMNS = ("question", "statement", "label", "dialog")
+_ROUNDS = ("dialog", "turns", "conversations")
+
+TASK_COLUMNS = ("question", "statement", "label", "instruction", *_ROUNDS)
 """Columns of which any makes a row useful without a caption."""
 
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
@@ -29,8 +32,11 @@ def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         given["statement"] = _text(given["statement"], "statement")
         if "label" in given:
             given["label"] = truth(given["label"])
-    if "dialog" in given:
-        given["dialog"] = _rounds(given["dialog"])
+    if "instruction" in given:
+        given["instruction"] = _text(given["instruction"], "instruction")
+    for name in _ROUNDS:
+        if name in given:
+            given[name] = _rounds(given[name], name)
     return given
 
 
@@ -106,14 +112,16 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def _rounds(value: Any) -> list[Any]:
+def _rounds(value: Any, name: str) -> list[Any]:
+    """A list of objects, each with what was asked or said."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise SourceError(f"the dialog is broken json: {error}") from error
+            raise SourceError(f"the {name} is broken json: {error}") from error
+    said = "value" if name == "conversations" else "question"
     if not isinstance(value, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("question"), str) for turn in value
+        isinstance(turn, dict) and isinstance(turn.get(said), str) for turn in value
     ):
-        raise SourceError("the dialog must be a list of rounds, each with a question")
+        raise SourceError(f"the {name} must be a list of rounds, each with a {said}")
     return value
