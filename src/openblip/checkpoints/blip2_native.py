@@ -35,6 +35,7 @@ from openblip.models.blip2 import Blip2
 from openblip.models.blip2_config import Blip2Config, TowerConfig
 from openblip.models.language_model import LanguageModel
 from openblip.models.vision_tower import VisionTower
+from openblip.nn.vit import VisionTransformer
 
 MODEL_TYPE = "blip2"
 LANGUAGE, VISION = "language_model", "vision_model"
@@ -150,7 +151,9 @@ def _empty_model(folder: Path, config: Blip2Config) -> Blip2:
 
 
 def empty_blip2(
-    config: Blip2Config, vision: VisionTower | None = None, language: LanguageModel | None = None
+    config: Blip2Config,
+    vision: VisionTransformer | VisionTower | None = None,
+    language: LanguageModel | None = None,
 ) -> Blip2:
     """A model around parts that have their weights; the others are on no device until `fill` brings them."""
     with torch.device("meta"):

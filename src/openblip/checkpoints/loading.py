@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from openblip.checkpoints.blip2_native import Blip2Checkpoint, is_blip2, load_blip2, save_blip2
+from openblip.checkpoints.blip2_original import load_blip2_original, save_blip2_original
+from openblip.checkpoints.blip2_original_config import is_qformer
 from openblip.checkpoints.hub import hub_folder, is_hub_name
 from openblip.checkpoints.native import CONFIG, Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from openblip.checkpoints.original import load_original, save_original
@@ -19,7 +21,11 @@ AnyCheckpoint = Checkpoint | Blip2Checkpoint
 
 
 def load_any(
-    source: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None
+    source: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    vision: str | os.PathLike[str] | None = None,
+    language_model: str | os.PathLike[str] | None = None,
 ) -> AnyCheckpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
@@ -27,9 +33,13 @@ def load_any(
         source: a folder of OpenBLIP or of transformers' BLIP, an original .pth file, the name of a shipped
             model, or owner/model on the Hugging Face hub.
         tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
+        vision: the image encoder of an original BLIP-2 file that leaves it out: a .pth file, a folder, or a
+            name on the hub.
+        language_model: the language model of an original BLIP-2 file: a folder, or a name on the hub.
 
     Raises:
-        CheckpointError: there is no such checkpoint or it is not whole.
+        CheckpointError: there is no such checkpoint, or it is not whole.
+        ConfigError: a part is named that the checkpoint does not leave out.
     """
     folder = Path(source)
     if not folder.is_dir() and (PRETRAINED / str(source)).is_dir():
@@ -37,7 +47,12 @@ def load_any(
     if not folder.exists() and is_hub_name(str(source)):
         folder = hub_folder(str(source))
     if folder.is_file():
-        return load_original(read_original(folder), tokenizer)
+        file = read_original(folder)
+        if is_qformer(file.weights):
+            return load_blip2_original(file, tokenizer, vision, language_model)
+        _refuse_parts(source, vision, language_model)
+        return load_original(file, tokenizer)
+    _refuse_parts(source, vision, language_model)
     if is_blip2(folder):
         return load_blip2(folder, tokenizer)
     if is_checkpoint(folder):
@@ -55,6 +70,14 @@ def load_any(
         f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, an original .pth "
         f"file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
     )
+
+
+def _refuse_parts(source: str | os.PathLike[str], *parts: str | os.PathLike[str] | None) -> None:
+    for part in parts:
+        if part is not None:
+            raise ConfigError(
+                f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts."
+            )
 
 
 def save_as(checkpoint: AnyCheckpoint, path: str | os.PathLike[str], format: Format) -> None:
@@ -91,5 +114,7 @@ def _save_blip2_as(checkpoint: Blip2Checkpoint, path: str | os.PathLike[str], fo
             from openblip.checkpoints.blip2_huggingface import save_blip2_huggingface
 
             save_blip2_huggingface(Path(path), checkpoint)
+        case "original":
+            save_blip2_original(Path(path), checkpoint)
         case _:
             raise ConfigError(f'BLIP-2 cannot be written in the format "{format}".')
