@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-
-from openblip.errors import CheckpointError
-from openblip.models.language_model import IGNORE, LanguageModel, Predicted, wrap_language_model
 from tiny_language_models import (
     CAUSAL,
     DIM,
@@ -26,6 +23,9 @@ from tiny_language_models import (
     visual_prompts,
     word_tokenizer,
 )
+
+from openblip.errors import CheckpointError
+from openblip.models.language_model import IGNORE, LanguageModel, Predicted, wrap_language_model
 
 PROMPTS = ["", "Question: how many?", "a photo of", "a"]
 TEXTS = ["a small red dog", "two", "a big tree left of a cats", "dog"]

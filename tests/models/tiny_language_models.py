@@ -68,24 +68,26 @@ def opt(vocab_size: int) -> Any:
 
 def gpt2(vocab_size: int) -> Any:
     config = transformers.GPT2Config(
-        vocab_size=vocab_size, n_embd=DIM, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
+        vocab_size=vocab_size, n_embd=DIM, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config)
 
 
 def llama(vocab_size: int) -> Any:
     config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=START, eos_token_id=END,
+        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        bos_token_id=START, eos_token_id=END,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
 def qwen2(vocab_size: int) -> Any:
     config = transformers.Qwen2Config(
-        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, eos_token_id=END, tie_word_embeddings=False,
+        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+        eos_token_id=END, tie_word_embeddings=False,
     )  # fmt: skip
     return transformers.Qwen2ForCausalLM(config)
 

@@ -92,8 +92,8 @@ class LanguageModel(nn.Module, ABC):
     def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
         """Token ids written after each prompt, without end and padding; `num_return_sequences` rows of each.
 
-        settings: of transformers' `generate`, `max_new_tokens` among them; the rest are its defaults, whatever
-        the model's own generation_config says.
+        settings: of transformers' `generate`, `max_new_tokens` among them; the rest are its defaults,
+        whatever the model's own generation_config says.
         """
         if "max_new_tokens" not in settings:
             raise ConfigError("Say how much may be written: max_new_tokens.")
@@ -175,14 +175,15 @@ class CausalLanguageModel(LanguageModel):
         }
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """What precedes a text: the tokenizer's first token and the prompt, whose last blank is the text's."""
+        """The tokenizer's first token and the prompt, whose last blank is the text's."""
         return [*self.first_ids, *self._words(prompt.rstrip(" "))]
 
     def _joined(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt, the very ones that generation reads, and of the text that goes on from it.
 
         Prompt and text are read in one, for in many tokenizers the blank between them is part of the text's
-        first word. Where that would change the prompt (two line ends become one token), the text is read alone.
+        first word. Where that would change the prompt (two line ends are one token, unless a word
+        follows), the text is read alone.
         """
         before = self._prompt_ids(prompt)
         if not text:
@@ -252,8 +253,8 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
 def _without_own_settings(model: Any) -> Any:
     """A model that shares all with `model`, except that its generation_config holds nothing but first tokens.
 
-    What the model's own one says (sampling, lengths, forced or suppressed tokens) would apply wherever a caller
-    is silent.
+    What the model's own one says (sampling, lengths, forced or suppressed tokens) would apply wherever a
+    caller is silent.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's adapters are inside
     own, writer = base.generation_config, copy(base)
