@@ -37,7 +37,10 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """Like `gather`, but what other processes do with a row flows back to the process that made it."""
     if world_size() == 1:
         return x
-    return torch.cat(list(all_gather_with_gradient(x.contiguous())))
+    joint = torch.cat(list(all_gather_with_gradient(x.contiguous())))
+    if joint.requires_grad:  # torch exchanges gradients as if they were contiguous, without looking
+        joint.register_hook(lambda gradient: gradient.contiguous())
+    return joint
 
 
 def gather_padded(x: Tensor, fill: int | bool) -> Tensor:
