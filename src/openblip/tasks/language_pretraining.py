@@ -21,6 +21,7 @@ from openblip.tasks.captioning import references
 from openblip.tasks.config import LanguagePretrainingConfig
 from openblip.tasks.prefix_split import split_document
 from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.walk import walk
 
 MAX_WRITTEN_TOKENS = 30

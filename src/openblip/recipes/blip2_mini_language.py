@@ -1,0 +1,44 @@
+"""The language models of blip2-mini: a tiny OPT and a tiny T5, trained on text alone before BLIP-2 freezes them."""
+
+from openblip.data.config import DataConfig
+from openblip.recipes.language_run import LanguageRun, LanguageShape
+from openblip.tasks.config import LanguagePretrainingConfig
+from openblip.training.config import TrainingConfig
+
+
+def blip2_mini_opt() -> LanguageRun:
+    """Train a tiny OPT on documents of emoji scenes: captions, questions and answers, no pictures.
+
+    Its texts end with a line break, as OPT's do in BLIP-2. Cost and expected: docs/results.md.
+    """
+    return _language("blip2-mini-opt", LanguageShape(architecture="opt"))
+
+
+def blip2_mini_t5() -> LanguageRun:
+    """Train a tiny T5 on documents of emoji scenes, to go on from a prefix: prefix language modelling.
+
+    Cost and expected: docs/results.md.
+    """
+    return _language("blip2-mini-t5", LanguageShape(architecture="t5", num_layers=3))
+
+
+def _language(name: str, shape: LanguageShape) -> LanguageRun:
+    return LanguageRun(
+        recipe=name,
+        shape=shape,
+        vocab_size=800,
+        data=DataConfig(source=""),
+        task=LanguagePretrainingConfig(),
+        training=TrainingConfig(
+            steps=2000,
+            batch_size=64,
+            learning_rate=1e-3,
+            muon_learning_rate=4e-3,
+            warmup_steps=100,
+            min_learning_rate=1e-5,
+            beta2=0.98,
+            clip_norm=1.0,
+            checkpoint_every=100,
+        ),
+        out=f"runs/{name}",
+    )
