@@ -1,4 +1,4 @@
-"""The language models of blip2-mini: a tiny OPT and a tiny T5, trained on text alone before BLIP-2 freezes them."""
+"""The language models that blip2-mini freezes: a tiny OPT and a tiny T5, trained on text alone."""
 
 from openblip.data.config import DataConfig
 from openblip.recipes.language_run import LanguageRun, LanguageShape

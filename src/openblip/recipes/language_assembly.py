@@ -26,8 +26,8 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
     shape = run.shape
     if shape.architecture == "opt" and run.task.max_text_tokens > shape.max_positions:
         raise ConfigError(
-            f"Texts of up to {run.task.max_text_tokens} tokens: the model has {shape.max_positions} positions; "
-            "lower --task.max-text-tokens."
+            f"Texts of up to {run.task.max_text_tokens} tokens: the model has {shape.max_positions} "
+            "positions; lower --task.max-text-tokens."
         )
     tokenizer = train_tokenizer(_some_texts(mixture), run.vocab_size, ends=shape.architecture == "t5")
     language = new_language_model(shape, tokenizer)

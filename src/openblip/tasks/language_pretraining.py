@@ -19,8 +19,7 @@ from openblip.models.language_model import LanguageModel
 from openblip.objectives.language_modeling import lm_loss
 from openblip.tasks.captioning import references
 from openblip.tasks.config import LanguagePretrainingConfig
-from openblip.tasks.prefix_split import split_document
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.prefix_split import split_documents
 from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.walk import walk
 
@@ -28,7 +27,7 @@ MAX_WRITTEN_TOKENS = 30
 
 
 class LanguagePretraining(TrainingTask):
-    """A language model and its loss: of all words for a decoder, of what follows a prefix for an encoder-decoder."""
+    """A language model and its loss: of all words, or of an encoder-decoder of what follows a prefix."""
 
     def __init__(self, language: LanguageModel, config: LanguagePretrainingConfig) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class LanguagePretraining(TrainingTask):
         """The loss lm of a batch, a scalar."""
         pairs = list(zip(batch.prompts, batch.texts, strict=True))
         if self.language.is_encoder_decoder:
-            pairs = [split_document(text, generator) for text in batch.texts]
+            pairs = split_documents(batch.texts, generator)
         prompts, texts = zip(*pairs, strict=True)
         nothing_seen = no_visual(self.language, len(texts))
         logits, labels = self.language.predict(nothing_seen, prompts, texts, self.max_text_tokens)
@@ -67,7 +66,7 @@ def evaluate_language(
     caption_prompt: str = "a photo of",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """How a language model answers and captions after a line that says all: what visual prompts have to equal.
+    """How a language model answers and captions after a line that says all, which visual prompts can at best.
 
     `source` has documents of emoji scenes: samples with `context`, `question`, `answers`, `question_kind` and
     `references`. `answers` is VQA's accuracy, `captions` the share of true ones; both written greedily.

@@ -1,7 +1,7 @@
 """Samples with a text about one scene, for language models that never see a picture.
 
-A text is several lines. The first is a caption, and later lines say the same in other words or ask about it: who
-has learned that, answers from what stands before, be it the caption or what takes its place (BLIP-2 stage 2).
+A text is several lines. The first is a caption, and later lines say the same in other words or ask about it:
+who has learned that, answers from what stands before, a caption or what takes its place (BLIP-2 stage 2).
 """
 
 from collections.abc import Hashable
@@ -28,8 +28,10 @@ PROMPTED_PROBABILITY = 0.4  # of a caption in a later line that begins as BLIP-2
 
 
 class DocumentSamples:
-    """`jpg` and `json` with the `text`, and to examine who has read such texts: a `context` that says all, one
-    `question` about it with its `answers`, `question_id` and `question_kind`, and `references`, all true captions.
+    """`jpg` and `json` with the `text`, and `scene`.
+
+    And to examine who has read such texts: a `context` that says all, a `question` about it with its
+    `answers`, `question_id` and `question_kind`, and all true captions as `references`.
     """
 
     def require_packages(self) -> None:
@@ -58,7 +60,7 @@ class DocumentSamples:
 
 
 def draw_document(scene: Scene, split: Split, rng: Random) -> str:
-    """A caption, then one to three lines more: questions that the captions so far answer, or other captions."""
+    """A caption and one to three lines more: questions that the captions so far answer, or other captions."""
     truths = references(scene)
     complete = [caption for caption in truths if is_complete(scene, caption)]
     said = [rng.choice(complete if rng.random() < COMPLETE_PROBABILITY else truths)]
