@@ -5,10 +5,8 @@ With the image encoder trained as well, this is fine-tuning for retrieval (secti
 B local batch, G joint batch of all processes, N image tokens, Q queries, T text tokens, E embedding width.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer, Tokens
@@ -17,28 +15,25 @@ from openblip.models.blip2 import Blip2, ImageKV, ReadImages
 from openblip.objectives.contrastive import best_query_similarity, in_batch_itc_loss
 from openblip.objectives.gather import gather, gather_with_gradient, world_size
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
+from openblip.tasks.blip2_task import Blip2Task
 from openblip.tasks.config import RepresentationConfig
 from openblip.tasks.hard_negatives import hard_negatives_loss
-from openblip.tasks.image_features import image_features
-from openblip.tasks.protocol import TrainingTask
 from openblip.tasks.tokens import replace_first
 
 
-class RepresentationLearning(TrainingTask):
+class RepresentationLearning(Blip2Task):
     """A model with the heads itc and itm, and itg where its config says so, and what trains them."""
 
     def __init__(
         self, model: Blip2, tokenizer: Tokenizer, preprocessing: Preprocessing, config: RepresentationConfig
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, preprocessing)
         self.config = config
-        self.preprocessing = preprocessing
         self.dec_id = tokenizer.dec_id
 
     def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc, itm and, with its head, itg of a batch, scalars."""
-        features = image_features(self.model, self.preprocessing, batch.pixels)  # once for all three
+        features = self.features(batch.pixels)  # once for all three
         image_kv = self.model.image_kv(features)
         read = self.model.read_images(image_kv)
         itc, similarities = self._itc(read.queries, batch.tokens, batch.image_ids)
@@ -53,10 +48,6 @@ class RepresentationLearning(TrainingTask):
         )
         losses = {"itc": itc, "itm": itm}
         return losses | {"itg": self._itg(read, batch.tokens)} if self.config.itg else losses
-
-    def frozen_parts(self) -> Sequence[nn.Module]:
-        """The image encoder and the language model, where they are frozen."""
-        return self.model.frozen_parts()
 
     def _itc(self, queries: Tensor, tokens: Tokens, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The loss, and the similarities over temperature by which ITM mines its negatives.
