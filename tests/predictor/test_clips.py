@@ -78,9 +78,9 @@ def test_questions_about_clips() -> None:
 def test_a_batch_counts_frames(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, expected: list[int]
 ) -> None:
-    encode, calls = predictor.model.encode_clip, []
+    encode, calls = predictor.model.encode_image, []
     monkeypatch.setattr(
-        predictor.model, "encode_clip", lambda pixels: calls.append(len(pixels)) or encode(pixels)
+        predictor.model, "encode_image", lambda frames: calls.append(len(frames) // 4) or encode(frames)
     )
     encoded = predictor.encode_videos(CLIPS, num_frames=4, batch_size=batch_size)
     assert calls == expected

@@ -46,11 +46,15 @@ def generate(
 
     Raises:
         ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not
-        one-dimensional,
-            or a number of seeds other than `num_images`.
+            one-dimensional, or a number of seeds other than `num_images`.
         CheckpointError: the model's logits are not numbers.
     """
-    _check(prompt_ids, num_images, decoding, num_captions, seeds)
+    if prompt_ids.dim() != 1 or len(prompt_ids) == 0:
+        raise ConfigError(
+            f"generate: prompt_ids has the shape {tuple(prompt_ids.shape)}; "
+            "give one row with at least the first token"
+        )
+    check_request(num_images, decoding, num_captions, seeds)
     if num_images == 0:
         return []
     if isinstance(decoding, Beam) and decoding.num_beams > 1:
@@ -75,14 +79,10 @@ def derive_seeds(seed: int | None, num_images: int) -> list[int]:
     return [int(child.generate_state(1, np.uint64)[0]) for child in root.spawn(num_images)]
 
 
-def _check(
-    prompt_ids: Tensor, num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None
+def check_request(
+    num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None
 ) -> None:
-    if prompt_ids.dim() != 1 or len(prompt_ids) == 0:
-        raise ConfigError(
-            f"generate: prompt_ids has the shape {tuple(prompt_ids.shape)}; "
-            "give one row with at least the first token"
-        )
+    """ConfigError unless the strategy gives so many texts, and there is a seed for each image."""
     if num_captions < 1:
         raise ConfigError(f"generate: num_captions is {num_captions}; it must be at least 1")
     if isinstance(decoding, Greedy) and num_captions > 1:

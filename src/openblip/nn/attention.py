@@ -61,7 +61,10 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence over itself, optionally causal and with a cache of earlier tokens."""
+    """Attention of a sequence over itself, optionally causal and with a cache of earlier tokens.
+
+    `attend` is how values are mixed, in a place of its own so that it can be watched.
+    """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -69,6 +72,7 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.attend = attend
 
     def forward(
         self,
@@ -91,7 +95,7 @@ class SelfAttention(nn.Module):
             mask = causal_mask if mask is None else mask & causal_mask
             causal = False
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(q, k, v, mask, dropout, causal)
+        mixed = self.attend(q, k, v, mask, dropout, causal)
         output: Tensor = self.out(merge_heads(mixed))
         return output
 

@@ -1,6 +1,7 @@
-"""The weights of a cross-attention in sight, for explanations: who looks where, and what depends on it.
+"""The weights of an attention in sight, for explanations: who looks where, and what depends on it.
 
-B contexts, K rows of text for each, T text tokens, N context tokens, H heads, E head width.
+B contexts, K rows of text for each, T text tokens, N context tokens (of a self-attention: the same), H heads,
+E head width.
 """
 
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.nn.attention import CrossAttention
+from openblip.nn.attention import CrossAttention, SelfAttention
 
 
 @contextmanager
-def recorded_weights(attention: CrossAttention) -> Iterator[list[Tensor]]:
+def recorded_weights(attention: CrossAttention | SelfAttention) -> Iterator[list[Tensor]]:
     """Inside, `attention` mixes values by a softmax that is written out, with the same result.
 
     The list it gives receives the weights of every call, float32 or wider (B, H, K * T, N). They are part of
@@ -32,7 +33,7 @@ def recorded_weights(attention: CrossAttention) -> Iterator[list[Tensor]]:
     ) -> Tensor:
         """As `nn.attention.attend`; (B, H, K * T, E) over (B, H, N, E)."""
         if causal:
-            raise ValueError("What a text is about has no order: cross-attention is never causal.")
+            raise ValueError("Attention that is watched is never causal; give its mask.")
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, H, K * T, N)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))

@@ -13,8 +13,8 @@ from openblip.data.tokenizer import normalize_caption
 from openblip.errors import ConfigError
 from openblip.models.blip import CrossKV
 from openblip.predictor.batching import MAX_ROWS, chunks
+from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.images import Images, listed
-from openblip.predictor.runtime import Runtime
 
 Dialog = Sequence[str | tuple[str, str]]
 """Earlier rounds, each as (question, answer) or in one string, and last the open question."""
@@ -22,7 +22,7 @@ Dialog = Sequence[str | tuple[str, str]]
 
 @torch.inference_mode()
 def rank_answers(
-    runtime: Runtime,
+    runtime: BlipRuntime,
     images: Images,
     captions: Sequence[str],
     dialogs: Sequence[Dialog],
@@ -53,7 +53,7 @@ def rank_answers(
 
 
 def _score(
-    runtime: Runtime,
+    runtime: BlipRuntime,
     dialog_kv: CrossKV,
     earlier: Sequence[tuple[str, str]],
     question: str,

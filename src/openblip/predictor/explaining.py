@@ -19,17 +19,17 @@ from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.attention_maps import cross_attention_weights
 from openblip.predictor.answering import write_answers
 from openblip.predictor.batching import chunks
+from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.captioning import write_captions
 from openblip.predictor.explanation import Explanation, join_pieces
 from openblip.predictor.images import EncodedImages, Images
-from openblip.predictor.runtime import Runtime
 from openblip.predictor.writing import ANSWER_DECODING, CAPTION_DECODING
 
 MAX_TOKENS = 1024
 """Tokens at which the decoder predicts the next in one go."""
 
 
-def explain_image(runtime: Runtime, image: Images, text: str | None, layer: int | None) -> Explanation:
+def explain_image(runtime: BlipRuntime, image: Images, text: str | None, layer: int | None) -> Explanation:
     """Why a text matches an image, a question has its answer, or a caption says what it says."""
     heads = runtime.model.config.heads
     if not ({"lm"} if text is None else {"itm", "vqa", "lm"}) & set(heads):
@@ -58,7 +58,7 @@ def explain_image(runtime: Runtime, image: Images, text: str | None, layer: int 
         return _explain_caption(runtime, tokens, text, (*text_ids, runtime.tokenizer.sep_id), layer)
 
 
-def _explain_match(runtime: Runtime, image: Tensor, text: str, layer: int) -> Explanation:
+def _explain_match(runtime: BlipRuntime, image: Tensor, text: str, layer: int) -> Explanation:
     """image: (1, N, Dv). What is differentiated is the logit of "match"."""
     tokens = runtime.tokenize([text], runtime.encoder_id)
     words, places = _words(runtime, tokens.ids[0, 1:-1].tolist())
@@ -76,7 +76,7 @@ def _explain_match(runtime: Runtime, image: Tensor, text: str, layer: int) -> Ex
 
 
 def _explain_answer(
-    runtime: Runtime, image: Tensor, encoded: EncodedImages, question: str, layer: int
+    runtime: BlipRuntime, image: Tensor, encoded: EncodedImages, question: str, layer: int
 ) -> Explanation:
     """image: (1, N, Dv). The answer's log-probability, through what the question's words saw."""
     (answer,) = write_answers(runtime, encoded, [question], ANSWER_DECODING, batch_size=None)
@@ -100,7 +100,7 @@ def _explain_answer(
 
 
 def _explain_caption(
-    runtime: Runtime, image: Tensor, text: str, text_ids: Sequence[int], layer: int
+    runtime: BlipRuntime, image: Tensor, text: str, text_ids: Sequence[int], layer: int
 ) -> Explanation:
     """image: (1, N, Dv); text_ids with the end. The log-probability of each word, through all read before it.
 
@@ -149,7 +149,7 @@ def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(2, wanted).squeeze(2) - logits.logsumexp(dim=-1)
 
 
-def _words(runtime: Runtime, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+def _words(runtime: BlipRuntime, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
     """The words of a text and the places of their pieces; ConfigError when there are none."""
     words, places = join_pieces(runtime.tokenizer.pieces(ids))
     if not words:

@@ -13,8 +13,9 @@ from torch import Tensor
 from openblip.data.tokenizer import Tokens
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.predictor.batching import chunks
+from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.images import EncodedImages, Images, listed
-from openblip.predictor.runtime import Runtime, clips_per_batch
+from openblip.predictor.runtime import clips_per_batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +42,7 @@ class Features:
 
 @torch.inference_mode()
 def extract_features(
-    runtime: Runtime, images: Images | None, texts: Sequence[str] | None, batch_size: int | None
+    runtime: BlipRuntime, images: Images | None, texts: Sequence[str] | None, batch_size: int | None
 ) -> Features:
     """Of images, of texts, or of pairs of them."""
     images = None if images is None else listed(images)
@@ -76,7 +77,7 @@ def extract_features(
     )
 
 
-def _check(runtime: Runtime, num_images: int | None, num_texts: int | None) -> bool:
+def _check(runtime: BlipRuntime, num_images: int | None, num_texts: int | None) -> bool:
     """Whether the model reads texts alone; raises when it has no weights for what is wanted of it."""
     heads = runtime.model.config.heads
     reads_alone = bool({"itc", "visdial"} & set(heads))
@@ -102,7 +103,7 @@ def _check(runtime: Runtime, num_images: int | None, num_texts: int | None) -> b
     return reads_alone
 
 
-def _tokens(runtime: Runtime, texts: Sequence[str]) -> Tokens:
+def _tokens(runtime: BlipRuntime, texts: Sequence[str]) -> Tokens:
     """All texts, padded to the longest; a model that only answers reads them as questions."""
     if "vqa" in runtime.model.config.heads and "itm" not in runtime.model.config.heads:
         return runtime.tokenize_questions(texts)
@@ -110,7 +111,7 @@ def _tokens(runtime: Runtime, texts: Sequence[str]) -> Tokens:
 
 
 def _states(
-    runtime: Runtime, tokens: Tokens, first_id: int, encoded: EncodedImages | None, batch_size: int | None
+    runtime: BlipRuntime, tokens: Tokens, first_id: int, encoded: EncodedImages | None, batch_size: int | None
 ) -> Tensor:
     """(T, L, D) on the model's device, of texts from `first_id` on, alone or each with its image."""
     ids = tokens.ids.clone()

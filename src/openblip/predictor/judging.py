@@ -13,8 +13,9 @@ from openblip.data.readings import MAX_STATEMENT_WORDS
 from openblip.data.tokenizer import normalize_caption
 from openblip.errors import ConfigError
 from openblip.predictor.batching import as_list, chunks, is_one
+from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.images import input_name
-from openblip.predictor.runtime import Runtime, clips_per_batch
+from openblip.predictor.runtime import clips_per_batch
 
 ImagePair = Sequence[ImageInput]
 MAX_STATEMENT_TOKENS = 64  # forty words of released code's limit, and room for rare ones
@@ -22,7 +23,7 @@ MAX_STATEMENT_TOKENS = 64  # forty words of released code's limit, and room for 
 
 @torch.inference_mode()
 def judge_statements(
-    runtime: Runtime,
+    runtime: BlipRuntime,
     images: ImagePair | Sequence[ImagePair],
     statements: str | Sequence[str],
     batch_size: int | None,
@@ -61,7 +62,7 @@ def _pairs(images: ImagePair | Sequence[ImagePair]) -> list[list[ImageInput]]:
     return [list(pair) for pair in given]
 
 
-def _prepare(runtime: Runtime, pair: Sequence[ImageInput], position: int) -> Tensor:
+def _prepare(runtime: BlipRuntime, pair: Sequence[ImageInput], position: int) -> Tensor:
     """uint8 (2, 3, S, S)."""
     sides = zip(pair, ("left", "right"), strict=True)
     return torch.stack(

@@ -1,15 +1,15 @@
 """How well images and texts fit: ITM reads them together, ITC compares their embeddings.
 
-B pairs, I images, T texts, R rows of text, E embedding width.
+B pairs, I images, T texts, R rows of text, Q queries, E embedding width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.data.tokenizer import Tokens
-from openblip.models.blip import CrossKV
 from openblip.predictor.batching import DEFAULT_BATCH_SIZE, as_list, checked_batch_size, chunks
 from openblip.predictor.images import Images
 from openblip.predictor.runtime import Runtime
@@ -23,7 +23,7 @@ def match_pairs(
     scores = [torch.zeros(0)]
     for own, encoded in runtime.paired_batches(images, as_list(texts), "match", batch_size):
         tokens = runtime.tokenize(own, runtime.encoder_id)
-        image_kv = runtime.model.image_kv(encoded.tokens, "encode")
+        image_kv = runtime.image_kv(encoded.tokens, "encode")
         scores.append(_match_probability(runtime, tokens, image_kv))
     return torch.cat(scores)
 
@@ -36,7 +36,7 @@ def match_matrix(
     texts = as_list(texts)
     rows = []
     for _, encoded in runtime.encoded_batches(images, batch_size):
-        image_kv = runtime.model.image_kv(encoded.tokens, "encode")  # once for all texts
+        image_kv = runtime.image_kv(encoded.tokens, "encode")  # once for all texts
         count = len(encoded)
         columns = []
         for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
@@ -47,19 +47,18 @@ def match_matrix(
     return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
 
-def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: CrossKV) -> Tensor:
+def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: Any) -> Tensor:
     logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
     return logits.float().softmax(dim=1)[:, 1].cpu()
 
 
 @torch.inference_mode()
 def embed_images(runtime: Runtime, images: Images, batch_size: int | None) -> Tensor:
-    """Unit vectors, float32 (I, E) on the CPU."""
+    """Unit vectors, float32 on the CPU: (I, E), or (I, Q, E) of a model with queries."""
     found = [
-        runtime.model.embed_image(encoded.tokens, encoded.num_frames).float().cpu()
-        for _, encoded in runtime.encoded_batches(images, batch_size)
+        runtime.embed(encoded).float().cpu() for _, encoded in runtime.encoded_batches(images, batch_size)
     ]
-    return torch.cat(found) if found else torch.zeros(0, runtime.model.config.embed_dim)
+    return torch.cat(found) if found else torch.zeros(0, *runtime.embedding_shape)
 
 
 @torch.inference_mode()
@@ -67,6 +66,6 @@ def embed_texts(runtime: Runtime, texts: str | Sequence[str], batch_size: int | 
     """Unit vectors, float32 (T, E) on the CPU."""
     found = []
     for chunk in chunks(as_list(texts), checked_batch_size(batch_size)):
-        tokens = runtime.tokenize(chunk, runtime.tokenizer.cls_id)
+        tokens = runtime.tokenize(chunk, runtime.require_tokenizer().cls_id)
         found.append(runtime.model.embed_text(tokens.ids, tokens.mask).float().cpu())
     return torch.cat(found) if found else torch.zeros(0, runtime.model.config.embed_dim)

@@ -4,19 +4,22 @@ B images, F frames of a clip, S side of the prepared picture, N image tokens, Dv
 tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.native import Checkpoint
 from openblip.data.images import ImageInput, read_image
-from openblip.data.readings import MAX_QUESTION_TOKENS
-from openblip.data.tokenizer import Tokens, normalize_caption, normalize_question
+from openblip.data.tokenizer import Tokenizer, Tokens, normalize_caption
+from openblip.data.transforms import Preprocessing
 from openblip.data.video import read_frames
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
+from openblip.models.config import Mode
 from openblip.predictor.batching import as_list, checked_batch_size, chunks
 from openblip.predictor.images import (
     ClipInput,
@@ -24,35 +27,65 @@ from openblip.predictor.images import (
     Images,
     check_prepared,
     input_name,
+    is_single,
     listed,
     picture_seed,
 )
 
-MAX_MATCH_TOKENS = 35  # released code: retrieval and matching
+DeviceName = str | torch.device | None
 
 
-class Runtime:
-    """What the calls of a `Predictor` work with."""
+def chosen_device(device: DeviceName) -> torch.device:
+    """The device asked for; by default the GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or default)
-        self.dtype = dtype or torch.float32
-        self.model: Blip = checkpoint.model.to(self.device, self.dtype).eval()
-        self.tokenizer = checkpoint.tokenizer
-        self.preprocessing = checkpoint.preprocessing
-        self.prompt = checkpoint.prompt
-        self.encoder_token = checkpoint.encoder_token
+
+class Runtime(ABC):
+    """What the calls of every predictor work with; a kind of model says how it reads and embeds images."""
+
+    model: Blip | Blip2
+    tokenizer: Tokenizer | None
+    preprocessing: Preprocessing
+    prompt: str
+    device: torch.device
+    dtype: torch.dtype
+    """Of encoded images."""
+    max_match_tokens: ClassVar[int]
+    """Of a text that is matched, as it was in training."""
 
     @property
+    @abstractmethod
     def encoder_id(self) -> int:
         """The first token of a text that is read together with an image."""
-        return self.tokenizer.enc_id if self.encoder_token == "[ENC]" else self.tokenizer.cls_id
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """The most tokens of a text that the model reads or writes."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int]:
+        """N and Dv, as far as they are known without a picture."""
+
+    @property
+    @abstractmethod
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Of what `embed` gives for one image."""
+
+    @abstractmethod
+    def image_kv(self, tokens: Tensor, mode: Mode) -> Any:
+        """What texts that are read or written attend to, of image tokens (B, N, Dv); for `self.model`."""
+
+    @abstractmethod
+    def embed(self, encoded: EncodedImages) -> Tensor:
+        """Unit vectors (B, E), or (B, Q, E) of a model with queries."""
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The model's own words; UnsupportedTaskError for a BLIP-2 whose Q-Former reads no text."""
+        if self.tokenizer is None:
+            raise UnsupportedTaskError("The Q-Former of this checkpoint reads no text.")
+        return self.tokenizer
 
     def prepare(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Read and resize: uint8 (B, 3, S, S) on the CPU. ImageError names the picture that fails."""
@@ -112,15 +145,14 @@ class Runtime:
         """uint8 (B, 3, S, S), or of clips (B, F, 3, S, S)."""
         seeds = tuple(picture_seed(picture) for picture in pixels)
         normalized = self.normalized(pixels)
-        if pixels.dim() == 5:
-            return EncodedImages(self.model.encode_clip(normalized), seeds, pixels.shape[1])
-        return EncodedImages(self.model.encode_image(normalized), seeds)
+        if pixels.dim() == 4:
+            return EncodedImages(self.model.encode_image(normalized), seeds)
+        frames = self.model.encode_image(normalized.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        return EncodedImages(frames.flatten(1, 2), seeds, pixels.shape[1])
 
     def _joined(self, parts: Sequence[EncodedImages], num_frames: int) -> EncodedImages:
-        vision = self.model.config.vision
-        none = torch.zeros(
-            0, num_frames * vision.num_tokens, vision.hidden_dim, device=self.device, dtype=self.dtype
-        )
+        num_tokens, width = self.image_shape
+        none = torch.zeros(0, num_frames * num_tokens, width, device=self.device, dtype=self.dtype)
         tokens = torch.cat([part.tokens for part in parts]) if parts else none
         return EncodedImages(tokens, tuple(seed for part in parts for seed in part.seeds), num_frames)
 
@@ -152,6 +184,19 @@ class Runtime:
         for where, encoded in self.encoded_batches(images, batch_size):
             yield texts[where], encoded
 
+    def question_batches(
+        self, images: Images, questions: Sequence[str], batch_size: int | None
+    ) -> Iterator[tuple[Sequence[str], EncodedImages]]:
+        """Batches of questions with their images, in pairs; of several about one image that image alone."""
+        if len(questions) > 1 and (
+            is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
+        ):
+            encoded = self.encode(images)
+            for own in chunks(questions, checked_batch_size(batch_size)):
+                yield own, encoded
+            return
+        yield from self.paired_batches(images, questions, "answer", batch_size)
+
     def _prepared_batches(self, images: Images, batch_size: int | None) -> Iterator[Tensor]:
         size = checked_batch_size(batch_size)
         if isinstance(images, Tensor):
@@ -166,17 +211,12 @@ class Runtime:
 
     def tokenize(self, texts: Sequence[str], first_id: int) -> Tokens:
         """Texts as training read them (`normalize_caption`), from `first_id` on, on the model's device."""
-        return self.tokens([normalize_caption(text) for text in texts], MAX_MATCH_TOKENS, first_id)
-
-    def tokenize_questions(self, questions: Sequence[str]) -> Tokens:
-        """Questions as training read them (`normalize_question`), on the model's device."""
-        normalized = [normalize_question(question) for question in questions]
-        return self.tokens(normalized, MAX_QUESTION_TOKENS, self.encoder_id)
+        return self.tokens([normalize_caption(text) for text in texts], self.max_match_tokens, first_id)
 
     def tokens(self, texts: Sequence[str], max_length: int, first_id: int) -> Tokens:
         """Normalised texts from `first_id` on, cut to `max_length` or what the model reads; ids (R, T)."""
-        limit = min(max_length, self.model.config.text.max_positions)
-        tokens = self.tokenizer.encode(texts, limit).to(self.device)
+        limit = min(max_length, self.max_positions)
+        tokens = self.require_tokenizer().encode(texts, limit).to(self.device)
         tokens.ids[:, :1] = first_id  # none in a list of no texts
         return tokens
 
@@ -184,3 +224,7 @@ class Runtime:
 def clips_per_batch(batch_size: int | None, num_frames: int) -> int:
     """So many that their frames are about `batch_size` pictures."""
     return max(1, checked_batch_size(batch_size) // num_frames)
+
+
+def _is_one(images: Images) -> bool:
+    return is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)

@@ -1,0 +1,19 @@
+"""ITC cosines of embeddings: of BLIP one vector per image, of BLIP-2 one per query, the best of which counts.
+
+I images, T texts, R pairs, Q queries, E embedding width.
+"""
+
+from torch import Tensor
+
+
+def similarity_matrix(images: Tensor, texts: Tensor) -> Tensor:
+    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T)."""
+    cosines = images @ texts.T
+    return cosines if images.dim() == 2 else cosines.amax(dim=1)
+
+
+def similarity_of_pairs(images: Tensor, texts: Tensor) -> Tensor:
+    """Unit vectors (R, E) or (R, Q, E), and (R, E) -> the cosine of each pair, (R,)."""
+    if images.dim() == 2:
+        return (images * texts).sum(dim=1)
+    return (images * texts[:, None]).sum(dim=2).amax(dim=1)
