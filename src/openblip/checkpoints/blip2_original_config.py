@@ -62,13 +62,13 @@ def language_layout(theirs: Mapping[str, Tensor], source: str) -> LanguageLayout
 def infer_encoder(
     theirs: Mapping[str, Tensor], layout: EncoderLayout, source: str, prefix: str = ""
 ) -> VisionConfig:
-    """The settings of the image encoder below `prefix`, whose blocks are those that BLIP-2 uses.
+    """The settings of the image encoder below `prefix`, prepared, whose blocks are those that BLIP-2 uses.
 
     Raises CheckpointError when a tensor that would show something is missing or of a strange shape, or the
     heads cannot be told from the width.
     """
     width, _, patch_size, _ = shape_of(theirs, f"{prefix}{layout.patches}", 4, source)
-    num_tokens = shape_of(theirs, f"{prefix}{layout.positions}", 2 if layout.flat else 3, source)[-2]
+    _, num_tokens, _ = shape_of(theirs, f"{prefix}{layout.positions}", 3, source)
     mlp_dim, _ = shape_of(theirs, f"{prefix}{layout.blocks}.0.{layout.mlp}", 2, source)
     return VisionConfig(
         image_size=grid_of(num_tokens, source) * patch_size,
