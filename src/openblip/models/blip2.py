@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.errors import UnsupportedTaskError
+from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.blip2_config import Blip2Config, Blip2Head
+from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, TowerConfig
 from openblip.models.config import VisionConfig
 from openblip.models.initial_weights import initialise
 from openblip.models.language_model import LanguageModel, Predicted
@@ -49,7 +49,8 @@ class Blip2(nn.Module):
     """A Q-Former with the heads named in `config.heads`, between models that it did not train.
 
     vision: the image encoder, by default our ViT as `config.vision` describes it. language: the model of head
-    llm, None without. Texts of the Q-Former begin with [CLS], of `decode` with [DEC].
+    llm, None without. Texts of the Q-Former begin with [CLS], of `decode` with [DEC]. Raises ConfigError when
+    a given model is none that the config describes.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Blip2(nn.Module):
             if not isinstance(config.vision, VisionConfig):
                 raise ValueError(f"The image encoder {config.vision.name} must be given: it is not ours.")
             vision = VisionTransformer(**asdict(config.vision))
+        _check_width("image encoder", vision, config.vision)
+        _check_width("language model", language, config.language)
         heads, width = set(config.heads), config.qformer.hidden_dim
         self.vision_norm = nn.LayerNorm(config.vision.hidden_dim, eps=config.vision_norm_eps)
         self.qformer = QFormer(
@@ -91,6 +94,9 @@ class Blip2(nn.Module):
 
         Of a language model with LoRA, the adapters stay trained.
         """
+        for name in parts:
+            if name not in ("vision", "language"):
+                raise ValueError(f"{name} is no part to freeze: vision and language are.")
         for name in ("vision", "language"):
             part = getattr(self, name)
             if part is not None:
@@ -174,7 +180,7 @@ class Blip2(nn.Module):
     def caption_logits(self, ids: Tensor, read: ReadImages) -> Tensor:
         """ids (B, T) from [DEC] after images that were read -> logits (B, T, V), for training by ITG."""
         self._require("itg")
-        return self.qformer.predict_words(self.qformer(ids, causal=True, cache=read.cache))
+        return self.qformer.predict_words(self.qformer(ids, causal=True, cache=read.cache.copy()))
 
     def decode(self, ids: Tensor, context_kv: ImageKV, cache: SelfAttentionCache | None = None) -> Tensor:
         """ids (R, T) from [DEC] over B images -> logits (R, T, V): what ITG has taught the Q-Former to write.
@@ -225,3 +231,17 @@ class Blip2(nn.Module):
             raise UnsupportedTaskError(
                 f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}."
             )
+
+
+def _check_width(
+    kind: str,
+    part: VisionTransformer | VisionTower | LanguageModel | None,
+    config: VisionConfig | TowerConfig | LanguageConfig | None,
+) -> None:
+    """ConfigError when a model of others is not of the width that the config says."""
+    described = None if config is None else config.hidden_dim
+    if isinstance(part, VisionTower | LanguageModel) and part.hidden_dim != described:
+        raise ConfigError(
+            f"The {kind} is {part.hidden_dim} wide; the config says "
+            + ("that there is none." if described is None else f"{described}.")
+        )

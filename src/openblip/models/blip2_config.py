@@ -1,6 +1,6 @@
 """The shapes of a BLIP-2 model, as frozen dataclasses. No torch here: `--help` reads them."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
@@ -32,9 +32,11 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         check_heads_divide("qformer", self.hidden_dim, self.num_heads)
-        for name in ("num_queries", "num_layers", "cross_attention_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"qformer.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, value in asdict(self).items():
+            if name not in ("dropout", "layer_norm_eps", "activation_checkpointing"):
+                _check_positive(f"qformer.{name}", value)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"qformer.dropout is {self.dropout}; it must be from 0 to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,9 @@ class TowerConfig:
     hidden_dim: int
     layer: int = -2
     """Whose output is taken: an index into the hidden states, -1 the last, without the final norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive("vision.hidden_dim", self.hidden_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,7 @@ class LanguageConfig:
     """Budget of a text and its prompt in training, the end included; the queries come on top."""
 
     def __post_init__(self) -> None:
+        _check_positive("language.hidden_dim", self.hidden_dim)
         if self.max_text_tokens < 2:
             raise ConfigError(f"language.max_text_tokens is {self.max_text_tokens}; it must be at least 2.")
 
@@ -97,6 +103,7 @@ class Blip2Config:
             raise ConfigError("The head llm and a language model belong together: name both or neither.")
         if self.instructed and "llm" not in self.heads:
             raise ConfigError("instructed is for the head llm: the Q-Former reads questions for it.")
+        _check_positive("embed_dim", self.embed_dim)
 
     @property
     def reads_text(self) -> bool:
@@ -109,16 +116,22 @@ class Blip2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Blip2Config":
         """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
+        unlike = sorted(set(values) ^ {field.name for field in fields(cls)})
+        if unlike:
+            raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")
+        vision, language = values["vision"], values["language"]
         try:
-            vision, language = values["vision"], values["language"]
-            return cls(
-                vision=TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision),
-                qformer=QFormerConfig(**values["qformer"]),
-                language=None if language is None else LanguageConfig(**language),
-                embed_dim=values["embed_dim"],
-                heads=tuple(values["heads"]),
-                instructed=values["instructed"],
-                vision_norm_eps=values["vision_norm_eps"],
-            )
-        except (KeyError, TypeError) as error:
+            parts = {
+                "vision": TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision),
+                "qformer": QFormerConfig(**values["qformer"]),
+                "language": None if language is None else LanguageConfig(**language),
+                "heads": tuple(values["heads"]),
+            }
+            return cls(**{**values, **parts})
+        except TypeError as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1.")

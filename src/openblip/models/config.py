@@ -8,6 +8,7 @@ from openblip.errors import ConfigError
 Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial"]
 Mode = Literal["encode", "decode"]
 Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
+Activation = Literal["gelu", "quick_gelu"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
@@ -29,7 +30,7 @@ class VisionConfig:
     drop_path: float = 0.0
     """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
     layer_norm_eps: float = 1e-6
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    activation: Activation = "gelu"
     input_norm: bool = False
     """CLIP's: one more norm before the blocks, and patches without bias."""
     output_norm: bool = True
@@ -42,6 +43,10 @@ class VisionConfig:
             raise ConfigError(
                 f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
                 "choose a size that the patches tile."
+            )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"vision.activation {self.activation}: choose one of {', '.join(get_args(Activation))}."
             )
 
     @property

@@ -41,8 +41,8 @@ class LayerCache:
 class GrowingLayerCache:
     """The same by concatenation, which gradients flow through: for training, where a prefix is read once."""
 
-    def __init__(self) -> None:
-        self._read: tuple[Tensor, Tensor] | None = None
+    def __init__(self, read: tuple[Tensor, Tensor] | None = None) -> None:
+        self._read = read
 
     @property
     def length(self) -> int:
@@ -56,6 +56,10 @@ class GrowingLayerCache:
         self._read = key, value
         return self._read
 
+    def copy(self) -> "GrowingLayerCache":
+        """One that goes on from here and leaves this one as it is."""
+        return GrowingLayerCache(self._read)
+
 
 class GrowingCache:
     """One `GrowingLayerCache` per layer."""
@@ -67,6 +71,12 @@ class GrowingCache:
     def length(self) -> int:
         """Tokens read so far."""
         return self.layers[0].length
+
+    def copy(self) -> "GrowingCache":
+        """One that goes on from here and leaves this one as it is."""
+        other = GrowingCache(0)
+        other.layers = [layer.copy() for layer in self.layers]
+        return other
 
 
 class SelfAttentionCache:

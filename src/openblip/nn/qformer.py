@@ -189,13 +189,18 @@ class QFormer(nn.Module):
         start = 0 if cache is None or with_queries else cache.length - self.num_queries
         num_queries = self.num_queries if with_queries else 0
         x: Tensor = self.embeddings(num_rows, with_queries, ids, start)
+        checkpointing = self.activation_checkpointing and self.training
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
-            if self.activation_checkpointing and self.training and cache is None:
-                x = checkpoint(layer, x, num_queries, mask, causal, kv, None, use_reentrant=False)
-            else:
+            if not checkpointing or isinstance(layer_cache, LayerCache):  # whose buffers are written once
                 x = layer(x, num_queries, mask, causal, kv, layer_cache)
+                continue
+            x, grown = checkpoint(
+                _anew, layer, x, num_queries, mask, causal, kv, layer_cache, use_reentrant=False
+            )
+            if isinstance(cache, GrowingCache):
+                cache.layers[i] = grown
         return x
 
     def predict_words(self, states: Tensor) -> Tensor:
@@ -204,3 +209,17 @@ class QFormer(nn.Module):
             raise KeyError("This Q-Former writes no text: it has no ITG head.")
         logits: Tensor = self.lm_head(states, self.embeddings.word.weight)
         return logits
+
+
+def _anew(
+    layer: nn.Module,
+    x: Tensor,
+    num_queries: int,
+    mask: Tensor | None,
+    causal: bool,
+    image_kv: KeyValue | None,
+    cache: GrowingLayerCache | None,
+) -> tuple[Tensor, GrowingLayerCache | None]:
+    """What a layer gives, and its grown cache; the cache before it stays as it is, to be read again."""
+    grown = None if cache is None else cache.copy()
+    return layer(x, num_queries, mask, causal, image_kv, grown), grown

@@ -1,0 +1,101 @@
+"""BLIP-2 configs: what cannot work is refused where it is written."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from openblip.errors import ConfigError
+from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig
+from openblip.models.config import VisionConfig
+
+OPT = LanguageConfig(name="facebook/opt-2.7b", hidden_dim=2560, end_of_text="\n")
+CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Blip2Config(),
+        Blip2Config(heads=("llm",), language=OPT, vision=CLIP, vision_norm_eps=1e-6),
+        Blip2Config(heads=("itm", "llm"), language=replace(OPT, end_of_text=None), instructed=True),
+        Blip2Config(vision=VisionConfig(activation="quick_gelu", input_norm=True, output_norm=False)),
+    ],
+)
+def test_a_config_survives_json(config: Blip2Config) -> None:
+    assert Blip2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QFormerConfig(hidden_dim=100), "qformer.hidden_dim 100 does not divide into 12 heads"),
+        (lambda: QFormerConfig(num_heads=0), "does not divide into 0 heads"),
+        (lambda: QFormerConfig(num_queries=0), "qformer.num_queries is 0; it must be at least 1"),
+        (lambda: QFormerConfig(cross_attention_every=0), "qformer.cross_attention_every is 0"),
+        (lambda: QFormerConfig(num_layers=-1), "qformer.num_layers is -1"),
+        (lambda: QFormerConfig(vocab_size=0), "qformer.vocab_size is 0"),
+        (lambda: QFormerConfig(dropout=1.0), "qformer.dropout is 1.0; it must be from 0 to below 1"),
+        (lambda: QFormerConfig(dropout=-0.1), "qformer.dropout is -0.1"),
+        (lambda: TowerConfig(name="x", hidden_dim=0), "vision.hidden_dim is 0"),
+        (lambda: LanguageConfig(name="x", hidden_dim=0), "language.hidden_dim is 0"),
+        (lambda: replace(OPT, max_text_tokens=1), "language.max_text_tokens is 1; it must be at least 2"),
+        (lambda: VisionConfig(activation="relu"), "vision.activation relu: choose one of gelu, quick_gelu"),
+        (lambda: Blip2Config(embed_dim=0), "embed_dim is 0"),
+        (lambda: Blip2Config(heads=()), "at least one of itc, itm, itg, llm"),
+        (lambda: Blip2Config(heads=("itc", "lm")), "at least one of itc, itm, itg, llm"),
+        (lambda: Blip2Config(heads=("llm",)), "llm and a language model belong together"),
+        (lambda: Blip2Config(language=OPT), "llm and a language model belong together"),
+        (lambda: Blip2Config(instructed=True), "instructed is for the head llm"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """A written config with another value at a dotted path."""
+    values: dict[str, Any] = json.loads(json.dumps(Blip2Config(heads=("llm",), language=OPT).to_dict()))
+    *parents, last = path.split(".")
+    inner = values
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {name: value for name, value in Blip2Config().to_dict().items() if name != "embed_dim"},
+        {name: value for name, value in Blip2Config().to_dict().items() if name != "language"},
+        changed("num_experts", 3),
+        changed("qformer.num_experts", 3),
+        changed("language.num_experts", 3),
+        changed("vision.num_experts", 3),
+        changed("vision", None),
+        changed("vision", 7),
+        changed("qformer", None),
+        changed("heads", None),
+        changed("heads", "llm"),
+        changed("heads", ["llm", "visdial"]),
+        changed("language", "opt"),
+        changed("language.hidden_dim", None),
+        changed("qformer.num_queries", "many"),
+        changed("embed_dim", None),
+        changed("vision.hidden_dim", "wide"),
+    ],
+)
+def test_a_config_of_another_version_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Blip2Config.from_dict(values)
+
+
+def test_the_text_branch_stands_and_falls_with_what_is_read() -> None:
+    assert all(Blip2Config(heads=(head,)).reads_text for head in ("itc", "itm", "itg"))
+    assert not Blip2Config(heads=("llm",), language=OPT).reads_text
+    assert Blip2Config(heads=("llm",), language=OPT, instructed=True).reads_text
+    assert Blip2Config(heads=("itc", "llm"), language=OPT).reads_text
