@@ -28,6 +28,7 @@ def test_every_kind_is_written_and_read(tmp_path, capsys, kind):
         "clips": {"references"},
         "clip-questions": {"question", "answers", "question_id"},
         "classes": {"label"},
+        "documents": {"text", "context", "question", "answers", "references"},
     }
     for sample in samples:
         assert needed[kind] <= set(sample.info)

@@ -8,9 +8,10 @@ import torch
 from clip_files import clip
 from test_loader import load, take
 
-from openblip.data.batch import DialogBatch, QuestionBatch, StatementBatch
+from openblip.data.batch import DialogBatch, QuestionBatch, StatementBatch, TextBatch
 from openblip.data.media import Clip
 from openblip.data.readings import CaptionReading, DialogReading, QuestionReading, StatementReading
+from openblip.data.text_reading import TextReading
 from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Augmentation
 
@@ -20,6 +21,7 @@ READINGS = {
     "dialogs": DialogReading(num_negatives=3, max_text_length=30),
     "clips": CaptionReading(media=Clip(3)),
     "clip-questions": QuestionReading(media=Clip(2)),
+    "texts": TextReading(),
 }
 
 
@@ -58,6 +60,8 @@ def info_of(kind, number, bad):
             for i in range(3)
         ]
         return {"caption": "sample text", "dialog": turns}
+    if kind == "texts":
+        return {} if bad else {"text": f"text {number}\nsample text"}
     if kind == "clips":
         return {"captions": [f"sample {i}" for i in range(3)]}
     answers = [f"sample {i % 3}" for i in range(number + 1)]
@@ -116,6 +120,7 @@ def test_what_a_reading_draws_depends_on_the_sample_alone(tmp_path, write_tar, m
         ("statements", StatementBatch, (4, 2, 3, 8, 8)),
         ("dialogs", DialogBatch, (4, 3, 8, 8)),
         ("clip-questions", QuestionBatch, (4, 2, 3, 8, 8)),
+        ("texts", TextBatch, (4, 0)),
     ],
 )
 def test_batches_of_every_kind_move_whole(tmp_path, write_tar, make_image, kind, batch_type, shape):

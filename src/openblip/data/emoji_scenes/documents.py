@@ -4,7 +4,6 @@ A text is several lines. The first is a caption, and later lines say the same in
 who has learned that, answers from what stands before, a caption or what takes its place (BLIP-2 stage 2).
 """
 
-from collections.abc import Hashable
 from random import Random
 from typing import Any
 
@@ -40,8 +39,8 @@ class DocumentSamples:
     def draw(self, rng: Random, split: Split) -> Scene:
         return draw_scene(rng, split)
 
-    def claims(self, scene: Scene) -> tuple[Hashable, ...]:
-        return (scene.content(),)
+    def claims(self, scene: Scene) -> tuple[str, ...]:
+        return references(scene)
 
     def members(self, request: SceneRequest, index: int, scene: Scene) -> list[Member]:
         rendered = render(scene, request.rng(index, "image"))
