@@ -17,7 +17,8 @@ from openblip.data.tokenizer import Tokens
 class Examples:
     """B examples by the names of their samples.
 
-    `pixels`: uint8 (B, 3, S, S), of clips (B, F, 3, S, S), of two pictures (B, 2, 3, S, S).
+    `pixels`: uint8 (B, 3, S, S), of clips (B, F, 3, S, S), of two pictures (B, 2, 3, S, S); float (B, N, Dv)
+    where features of a cache take their place.
     """
 
     pixels: torch.Tensor

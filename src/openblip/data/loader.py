@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from openblip.data.features import to_tensor
 from openblip.data.order import Draw, DrawOrder
 from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
 from openblip.data.sample import Record, Reject
@@ -52,7 +53,7 @@ class _Decoded:
     """
 
     reasons: list[str | None]
-    pixels: np.ndarray  # uint8 (good, 3, S, S), with F frames (good, F, 3, S, S)
+    pixels: np.ndarray  # uint8 (good, 3, S, S), with F frames (good, F, 3, S, S); features (good, N, Dv)
     contents: list[Any]
 
 
@@ -124,7 +125,7 @@ class _Filling:
         self.shards.append(draw.record.shard)
 
     def batch(self, reading: Reading, tokenizer: Tokenizer | None) -> AnyBatch:
-        pixels = torch.from_numpy(np.stack(self.pixels))  # (B, 3, S, S)
+        pixels = to_tensor(np.stack(self.pixels))  # (B, 3, S, S)
         return reading.collate(
             Gathered(pixels, self.contents, self.keys, self.shards),
             cast(Tokenizer, tokenizer),  # a reading that makes no tokens does not look at it
@@ -211,8 +212,8 @@ class Loader:
             sampler=chunks,
             num_workers=self.num_workers,
             prefetch_factor=max(2, ahead) if self.num_workers else None,
-            collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
+            collate_fn=unchanged,
+            worker_init_fn=start_worker,
             # Its own generator: the default would advance torch's global one and break exact resume.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -241,11 +242,11 @@ class _Hopeless:
             )
 
 
-def _unchanged(decoded: Any) -> Any:
+def unchanged(decoded: Any) -> Any:
     return decoded
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Signals to the whole group are the main process's: it finishes its step and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -23,7 +23,7 @@ class Media(Protocol):
     """Decodes a sample's picture or clip and takes a view of it."""
 
     def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (3, S, S) or (F, 3, S, S). Raises `ImageError`."""
+        """uint8 (3, S, S) or (F, 3, S, S); features of a cache (N, Dv). Raises `ImageError`."""
         ...
 
 

@@ -39,14 +39,15 @@ AnyBatch = Batch | QuestionBatch | StatementBatch | DialogBatch | TextBatch | Pr
 
 
 class Example(NamedTuple):
-    """One sample as a task reads it: uint8 (3, S, S) or (F, 3, S, S), and what belongs to it."""
+    """One sample as a task reads it: uint8 (3, S, S) or (F, 3, S, S), or cached features (N, Dv), and what
+    belongs to it."""
 
     pixels: np.ndarray
     content: Any
 
 
 class Gathered(NamedTuple):
-    """B examples by their places; pixels uint8 (B, ...)."""
+    """B examples by their places; pixels uint8 (B, ...), or cached features (B, N, Dv)."""
 
     pixels: torch.Tensor
     contents: Sequence[Any]

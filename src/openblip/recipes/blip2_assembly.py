@@ -10,6 +10,7 @@ from openblip.models.blip2_config import Blip2Head
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.blip2_starting_point import blip2_starting_point
+from openblip.recipes.feature_cache import cached_features
 from openblip.tasks.config import GenerativeConfig, RepresentationConfig
 from openblip.tasks.generative_learning import GenerativeLearning
 from openblip.tasks.protocol import TrainingTask
@@ -20,6 +21,8 @@ def assemble_blip2(run: Blip2Run, mixture: Mixture) -> Assembled:
     """Everything that a run of BLIP-2 names, built. ConfigError where it does not fit together."""
     checkpoint = blip2_starting_point(run, heads_of(run), mixture)
     seen = media(run.data.num_frames)
+    if run.feature_cache is not None:
+        seen = cached_features(run.feature_cache, checkpoint, run.data, mixture)
     return Assembled(
         make_task(run, checkpoint),
         make_reading(run, seen),
