@@ -15,8 +15,12 @@ def command(
     *,
     format: Literal["openblip", "huggingface", "original"],
     tokenizer: str | None = None,
+    vision: str | None = None,
+    language_model: str | None = None,
 ) -> int:
     """Reads a checkpoint and writes it in another format, in float32.
+
+    LAVIS' .pth files of BLIP-2 leave out what was frozen: say where it is.
 
     Args:
         source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a model on the
@@ -24,6 +28,10 @@ def command(
         out: the new folder; for the original format the new file, whose name ends with .pth.
         format: openblip, huggingface for what transformers reads too, or original for the released code.
         tokenizer: folder or hub name of the vocabulary, for a source that has none beside it.
+        vision: image encoder of a LAVIS file that leaves it out: a .pth file (eva_vit_g.pth), a folder, or a
+            name on the hub.
+        language_model: language model of a LAVIS file of stage 2: a folder, or a name on the hub
+            (facebook/opt-2.7b).
     """
     from openblip.checkpoints.loading import load_any, save_as
 
@@ -31,6 +39,7 @@ def command(
         raise ConfigError(f"{out} is there already and not empty; name a new one")
     if format == "original" and out.is_dir():
         raise ConfigError(f"{out} is a folder; name the new .pth file, in it or elsewhere")
-    save_as(load_any(source, tokenizer=tokenizer), out, format)
+    checkpoint = load_any(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
+    save_as(checkpoint, out, format)
     print(f"wrote {out}")
     return 0
