@@ -142,9 +142,11 @@ def _end_of_text(text_config: Any, tokenizer: Any) -> str | None:
 def write_tokenizer(folder: Path, language: LanguageModel) -> int:
     """Write the language model's words, "<image>" among them, and return which that is."""
     words = copy.deepcopy(language.tokenizer)  # the caller's stays as it is
-    words.add_tokens(
-        [transformers.AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True
-    )
+    image = transformers.AddedToken(IMAGE_TOKEN, normalized=False, special=True)
+    words.add_tokens([image], special_tokens=True)
+    # Prompts of different lengths: a decoder goes on from the last place of a row, so padding comes first.
+    words.padding_side = "right" if language.is_encoder_decoder else "left"
+    words.init_kwargs["padding_side"] = words.padding_side  # which is what is written
     words.save_pretrained(folder)
     return int(words.convert_tokens_to_ids(IMAGE_TOKEN))
 

@@ -1,0 +1,278 @@
+"""What we write of BLIP-2 for transformers: its classes and its processors read it and say the same."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from blip2_cases import (
+    DECODINGS,
+    MAX_TOKENS,
+    NUM_QUERIES,
+    PROMPTS,
+    SIZE,
+    TOKENIZER,
+    Language,
+    language_words,
+    text_config,
+    until,
+)
+from PIL import Image
+
+from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.loading import load_any, save_as
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError
+from openblip.models.blip2 import Blip2
+from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
+from openblip.models.config import VisionConfig
+from openblip.models.language_model import LanguageModel, wrap_language_model
+from tiny_blip import randomise
+
+VISION = VisionConfig(
+    image_size=SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52, drop_path=0.1,
+    layer_norm_eps=1e-6, output_norm=False,
+)  # fmt: skip
+QFORMER = QFormerConfig(
+    num_queries=NUM_QUERIES, hidden_dim=24, num_layers=4, num_heads=3, mlp_dim=44, max_positions=60,
+    vocab_size=TOKENIZER.vocab_size - 1, dropout=0.0,
+)  # fmt: skip
+QUESTIONS = ["a red dog?", "two blue cars?", "is it green?"]
+
+
+def language_model(kind: Language, spare_rows: int, end_of_text: str | None) -> LanguageModel:
+    config = text_config(kind, spare_rows)
+    if end_of_text is None:
+        config.eos_token_id = 1
+    auto = (
+        transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    )
+    model = auto.from_config(config).eval()
+    randomise(model, seed=3, scale=0.4)
+    language = wrap_language_model(model, language_words(kind), end_of_text)
+    with torch.no_grad():  # so that some texts end
+        model.get_output_embeddings().weight[language.end_id] *= 2
+    return language
+
+
+def ours(
+    heads: tuple[Blip2Head, ...] = ("llm",),
+    kind: Language | None = "opt",
+    *,
+    spare_rows: int = 3,
+    end_of_text: str | None = "\n",
+    instructed: bool = False,
+) -> Blip2Checkpoint:
+    """A model with all that a folder of transformers has no place for."""
+    language = None if kind is None else language_model(kind, spare_rows, end_of_text)
+    config = Blip2Config(
+        vision=VISION,
+        qformer=QFORMER,
+        language=None
+        if language is None
+        else LanguageConfig(name="some/model", hidden_dim=16, end_of_text=end_of_text, max_text_tokens=20),
+        embed_dim=10,
+        heads=heads,
+        instructed=instructed,
+        vision_norm_eps=1e-5,
+    )
+    model = Blip2(config)
+    randomise(model, seed=6, scale=0.3)
+    model.language = language
+    return Blip2Checkpoint(
+        model.eval(),
+        TOKENIZER if config.reads_text else None,
+        Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)),
+        "a photo of",
+        "Q: {} A:",
+    )
+
+
+KINDS: list[dict[str, Any]] = [
+    {"kind": "opt"},
+    {"kind": "opt", "end_of_text": None},
+    {"kind": "llama", "instructed": True},
+    {"kind": "t5", "end_of_text": None},
+    {"kind": "t5", "end_of_text": None, "instructed": True},
+    {"kind": None, "heads": ("itc", "itm")},
+]
+
+
+def name_of(kind: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in kind.values())
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (50 + 9 * i, 64, 3), dtype=np.uint8)) for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name_of)
+def test_nothing_is_lost_on_the_way_there_and_back(tmp_path: Path, kind: dict[str, Any]) -> None:
+    before = ours(**kind)
+    save_as(before, tmp_path, "huggingface")
+    after = load_any(tmp_path)
+    assert isinstance(after, Blip2Checkpoint)
+    assert after.model.config == before.model.config
+    assert after[2:] == before[2:]  # preprocessing and prompts
+    found, expected = after.model.state_dict(), before.model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        exact = name != "log_temperature"  # written as a number
+        torch.testing.assert_close(found[name], tensor, rtol=0 if exact else 1e-6, atol=0, msg=name)
+    if before.model.language is not None:
+        assert after.model.require_language().end_id == before.model.language.end_id
+
+
+def texts_of(
+    checkpoint: Blip2Checkpoint, pictures: list[Image.Image], decoding: dict[str, Any]
+) -> list[list[int]]:
+    """What we write from pictures, the Q-Former reading the prompts too where it is taught to."""
+    model, language = checkpoint.model, checkpoint.model.require_language()
+    arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
+    image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
+    if model.config.instructed:
+        tokens = TOKENIZER.encode(PROMPTS, max_length=60)
+        queries = model.read_with_text(tokens.ids, tokens.mask, image_kv)
+    else:
+        queries = model.read_images(image_kv).queries
+    return language.generate(
+        model.visual_prompts(queries), PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1], ids=name_of)
+def test_their_processor_and_model_write_the_same(
+    tmp_path: Path, pictures: list[Image.Image], kind: dict[str, Any]
+) -> None:
+    checkpoint = ours(**kind)
+    checkpoint.model.vision_norm.eps = VISION.layer_norm_eps  # theirs has one epsilon for both
+    save_as(checkpoint, tmp_path, "huggingface")
+    name = "InstructBlip" if kind.get("instructed") else "Blip2"
+    processor = getattr(transformers, f"{name}Processor").from_pretrained(tmp_path)
+    theirs = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(tmp_path).eval()
+    inputs = processor(images=pictures, text=PROMPTS, padding=True, return_tensors="pt")
+    if kind.get(
+        "instructed"
+    ):  # it pads these as the language model's words, and the Q-Former counts positions
+        words = processor.qformer_tokenizer(PROMPTS, padding=True, padding_side="right", return_tensors="pt")
+        inputs |= {"qformer_input_ids": words.input_ids, "qformer_attention_mask": words.attention_mask}
+    assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(pictures) * NUM_QUERIES
+    with torch.no_grad():
+        for decoding in DECODINGS.values():
+            output = theirs.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding)
+            first = 1 if kind["kind"] == "t5" else inputs["input_ids"].shape[1]
+            end = checkpoint.model.require_language().end_id
+            found = texts_of(checkpoint, pictures, decoding)
+            assert [until(row, end) for row in output[:, first:].tolist()] == found
+            assert len({tuple(text) for text in found}) > 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_their_processor_and_model_match_the_same(
+    tmp_path: Path, pictures: list[Image.Image], together: bool
+) -> None:
+    """Whether texts are prepared with their pictures or alone: no image tokens are asked for, see below."""
+    checkpoint = ours(("itc", "itm"), None)
+    model = checkpoint.model
+    model.vision_norm.eps = VISION.layer_norm_eps
+    save_as(checkpoint, tmp_path, "huggingface")
+    processor = transformers.Blip2Processor.from_pretrained(tmp_path)
+    theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path).eval()
+    if together:
+        inputs = dict(processor(images=pictures, text=QUESTIONS, padding=True, return_tensors="pt"))
+    else:
+        inputs = {
+            **processor(text=QUESTIONS, padding=True, return_tensors="pt"),
+            **processor(images=pictures, return_tensors="pt"),
+        }
+    with torch.no_grad():
+        itc = theirs(**inputs, use_image_text_matching_head=False).logits_per_image
+        itm = theirs(**inputs, use_image_text_matching_head=True).logits_per_image
+        arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
+        image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
+        tokens = TOKENIZER.encode(QUESTIONS)
+        queries = model.embed_image(model.read_images(image_kv).queries)
+        similarity = (queries @ model.embed_text(tokens.ids, tokens.mask).T).amax(dim=1)
+        match = model.match_logits(tokens.ids, tokens.mask, image_kv)
+    torch.testing.assert_close(itc, similarity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(itm, match, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
+def test_a_language_model_without_a_spare_row_gets_one(
+    tmp_path: Path, pictures: list[Image.Image], kind: Language
+) -> None:
+    """The word "<image>" needs an embedding. It is never written, and nothing else changes."""
+    checkpoint = ours(kind=kind, spare_rows=0, end_of_text=None if kind == "t5" else "\n")
+    save_as(checkpoint, tmp_path / "once", "huggingface")
+    after = load_any(tmp_path / "once")
+    assert isinstance(after, Blip2Checkpoint)
+    before_words = checkpoint.model.require_language().model.get_input_embeddings().weight
+    after_words = after.model.require_language().model.get_input_embeddings().weight
+    assert len(after_words) == len(before_words) + 1
+    assert torch.equal(after_words[:-1], before_words)
+    for decoding in DECODINGS.values():
+        assert texts_of(after, pictures, decoding) == texts_of(checkpoint, pictures, decoding)
+    save_as(after, tmp_path / "twice", "huggingface")
+    assert (tmp_path / "once" / "model.safetensors").read_bytes() == (
+        tmp_path / "twice" / "model.safetensors"
+    ).read_bytes()
+    assert transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "once")
+
+
+def with_adapters(checkpoint: Blip2Checkpoint) -> None:
+    peft = pytest.importorskip("peft")
+    language = checkpoint.model.require_language()
+    language.model = peft.get_peft_model(language.model, peft.LoraConfig(target_modules=["q_proj"]))
+
+
+def with_bart(checkpoint: Blip2Checkpoint) -> None:
+    config = transformers.BartConfig(
+        vocab_size=len(language_words("opt")) + 3, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    bart = transformers.BartForConditionalGeneration(config)
+    checkpoint.model.language = wrap_language_model(bart, language_words("opt"), "\n")
+
+
+def with_narrow_words(checkpoint: Blip2Checkpoint) -> None:
+    config = text_config("opt")
+    config.word_embed_proj_dim = 8  # as OPT-350M has it
+    model = transformers.OPTForCausalLM(config)
+    checkpoint.model.language = wrap_language_model(model, language_words("opt"), "\n")
+
+
+def with_output_norm(checkpoint: Blip2Checkpoint) -> None:
+    model = checkpoint.model
+    model.config = replace(model.config, vision=replace(VISION, output_norm=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_adapters, "LoRA adapters: merge"),
+        (with_bart, "bart"),
+        (with_narrow_words, "8 wide"),
+        (with_output_norm, "image encoder"),
+    ],
+)
+def test_what_their_classes_cannot_hold_is_not_written(tmp_path: Path, change: Any, message: str) -> None:
+    checkpoint = ours()
+    change(checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        save_as(checkpoint, tmp_path / "out", "huggingface")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("heads", [("itc", "itm", "itg"), ("itg",), ("itc",)])
+def test_heads_that_they_have_no_class_for_are_not_written(
+    tmp_path: Path, heads: tuple[Blip2Head, ...]
+) -> None:
+    with pytest.raises(CheckpointError, match=f"heads {', '.join(heads)}"):
+        save_as(ours(heads, None), tmp_path / "out", "huggingface")
+    assert not (tmp_path / "out").exists()
