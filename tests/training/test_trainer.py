@@ -190,6 +190,19 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000005"]
 
 
+def test_the_model_is_also_written_along_the_way(tmp_path: Path) -> None:
+    written: dict[str, dict[str, Tensor]] = {}
+    task, settings, folder = Counting(), config(model_every=2), RunFolder(tmp_path)
+
+    def save(to: Path) -> None:
+        written[str(to)] = weights(task)
+
+    Trainer(task, loader_of(settings.batch_size), settings, folder, PROCESS, save).run()
+    assert list(written) == [str(folder.model_at(step)) for step in (2, 4)]
+    first, last = (list(of_step.values()) for of_step in written.values())
+    assert not all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+
+
 def test_skipped_samples_are_counted_and_named_also_over_a_resume(tmp_path: Path) -> None:
     settings = config(checkpoint_every=2)
     trainer(tmp_path, Counting(), replace(settings, steps=3), rejects_at=4).run()

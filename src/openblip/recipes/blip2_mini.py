@@ -1,4 +1,4 @@
-"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, with the ViT of the shipped blip-mini frozen."""
+"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of the shipped blip-mini."""
 
 from openblip.data.config import DataConfig
 from openblip.models.blip2_config import QFormerConfig

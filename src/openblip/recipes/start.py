@@ -44,9 +44,8 @@ def start(run: AnyRun, resume: bool = False) -> bool:
         mixture = open_mixture(run.data.source, images=run.data.images)
         torch.manual_seed(run.training.seed)
         assembled = _assemble(run, mixture)
-        assembled.task.to(process.device)
         loaders = _LoaderFactory(run, mixture, assembled, process)
-        trainer = Trainer(assembled.task, loaders, run.training, folder, process)
+        trainer = Trainer(assembled.task, loaders, run.training, folder, process, assembled.save)
         finished = trainer.run()
         if finished and process.is_main:
             assembled.save(folder.model)

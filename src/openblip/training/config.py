@@ -49,6 +49,8 @@ class TrainingConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    model_every: int | None = None
+    """Also write the model itself every so many steps, to models/step_*/, for curves over the training."""
     num_threads: int | None = None
     """CPU threads of the process; None leaves torch's choice."""
     tensorboard: bool = False
@@ -58,6 +60,12 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.model_every is not None and self.model_every < 1:
+            raise ConfigError(f"training.model_every is {self.model_every}; it must be at least 1.")
+        if self.model_every is not None and self.shard_frozen:
+            raise ConfigError(
+                "training.model_every: divided by shard_frozen, a model is whole at the end only."
+            )
         for name in ("learning_rate", "muon_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and rate <= 0:

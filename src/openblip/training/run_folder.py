@@ -82,6 +82,10 @@ class RunFolder:
         write_atomically(file, "".join(kept))
         return len(kept)
 
+    def model_at(self, step: int) -> Path:
+        """Where the model of an earlier step is written, if it is."""
+        return self.path / "models" / f"step_{step:08d}"
+
     def checkpoint(self, step: int) -> Path:
         return self.path / CHECKPOINTS / f"step_{step:08d}"
 

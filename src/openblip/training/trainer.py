@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,7 @@ from openblip.progress import Progress
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.blocks import recompute_activations
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process, everywhere, sum_everywhere
+from openblip.training.distributed import Process, everywhere, sum_everywhere, wait_for_all
 from openblip.training.frozen import FrozenParts
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder
@@ -41,6 +42,7 @@ class Trainer:
         config: how to optimise.
         folder: where the run writes.
         process: this process of the run.
+        save_model: writes the model to a folder, for `config.model_every`.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Trainer:
         config: TrainingConfig,
         folder: RunFolder,
         process: Process,
+        save_model: Callable[[Path], None] | None = None,
     ) -> None:
+        self.save_model = save_model
         self.task = task
         self.config = config
         self.folder = folder
@@ -104,6 +108,8 @@ class Trainer:
                 stopped = not everywhere(not stop.is_set(), self.process)
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
+                if config.model_every is not None and self.step % config.model_every == 0:
+                    self._write_model()
                 if stopped:
                     break
         if trackers is not None:
@@ -176,6 +182,11 @@ class Trainer:
 
     def _samples_per_step(self) -> int:
         return self.config.batch_size * self.config.accumulation * self.process.world_size
+
+    def _write_model(self) -> None:
+        if self.process.is_main and self.save_model is not None:
+            self.save_model(self.folder.model_at(self.step))
+        wait_for_all(self.process)
 
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)
