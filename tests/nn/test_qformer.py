@@ -1,0 +1,291 @@
+"""The Q-Former: one masked pass against its fast paths, a plain rewrite and transformers' own.
+
+R rows, Q queries, T text tokens, N image tokens, Dv image width.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+from plain_qformer import PlainQFormer
+from torch import Tensor
+from transformers import Blip2QFormerConfig
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+from openblip.models.blip2_config import QFormerConfig
+from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
+from openblip.nn.masks import contrastive_mask, generation_mask, matching_mask, without_padding
+from openblip.nn.qformer import QFormer
+from tiny_blip import gradients, randomise
+
+QUERIES, IMAGE_DIM, TOKENS = 3, 10, 6
+TINY = QFormerConfig(
+    num_queries=QUERIES, hidden_dim=16, num_layers=4, num_heads=2, mlp_dim=24, vocab_size=30,
+    max_positions=12, dropout=0.0,
+)  # fmt: skip
+KINDS = [contrastive_mask, matching_mask, generation_mask]
+
+
+def qformer(*, reads_text: bool = True, writes_text: bool = True, **changes: Any) -> QFormer:
+    model = QFormer(
+        **asdict(replace(TINY, **changes)),
+        context_dim=IMAGE_DIM,
+        reads_text=reads_text,
+        writes_text=writes_text and reads_text,
+    )
+    randomise(model, seed=0, scale=0.15)
+    return model.eval()
+
+
+def images(count: int) -> Tensor:
+    """float (B, N, Dv)."""
+    return torch.randn(count, 5, IMAGE_DIM, generator=torch.Generator().manual_seed(1))
+
+
+def texts(rows: int, tokens: int = TOKENS) -> Tensor:
+    """int64 (R, T)."""
+    return torch.randint(0, TINY.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(2))
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    """Of states, which a norm keeps near one."""
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mask_gives_what_a_plain_rewrite_gives(kind: Any, every: int) -> None:
+    model, ids, tokens = qformer(cross_attention_every=every), texts(2), images(2)
+    plain = PlainQFormer(dict(model.state_dict()), TINY.num_heads, TINY.layer_norm_eps)
+    mask = kind(QUERIES, TOKENS)
+    found = model(ids, model.image_kv(tokens), mask=mask)
+    for row in range(2):
+        expected = plain.read(ids[row].tolist(), tokens[row], mask)
+        torch.testing.assert_close(found[row].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def hugging_face(reads_text: bool) -> Blip2QFormerModel:
+    config = Blip2QFormerConfig(
+        vocab_size=TINY.vocab_size, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=24, encoder_hidden_size=IMAGE_DIM, max_position_embeddings=12,
+        use_qformer_text_input=reads_text, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Blip2QFormerModel(config).eval()
+
+
+def copy_weights(ours: QFormer, theirs: Blip2QFormerModel) -> None:
+    """By hand, as REFERENCE tells the names; every weight of theirs must be met."""
+    found = {"layernorm": ours.embeddings.norm}
+    for number, layer in enumerate(ours.layers):
+        name = f"encoder.layer.{number}"
+        attention = [("attention", layer.self_attention), ("crossattention", layer.cross_attention)]
+        for part, residual in attention:
+            if residual is not None:
+                found[f"{name}.{part}.output.dense"] = residual.branch.out
+                found[f"{name}.{part}.output.LayerNorm"] = residual.norm
+        for suffix, residual in [("_query", layer.query_feed_forward), ("", layer.text_feed_forward)]:
+            if residual is not None:
+                found[f"{name}.intermediate{suffix}.dense"] = residual.branch[0]
+                found[f"{name}.output{suffix}.dense"] = residual.branch[2]
+                found[f"{name}.output{suffix}.LayerNorm"] = residual.norm
+    weights = {
+        f"{name}.{leaf}": tensor
+        for name, module in found.items()
+        for leaf, tensor in module.state_dict().items()
+    }
+    for number, layer in enumerate(ours.layers):
+        name = f"encoder.layer.{number}"
+        for leaf in ("weight", "bias"):
+            three = getattr(layer.self_attention.branch.qkv, leaf).chunk(3)
+            for part, tensor in zip(("query", "key", "value"), three, strict=True):
+                weights[f"{name}.attention.attention.{part}.{leaf}"] = tensor
+            if layer.cross_attention is not None:
+                cross = layer.cross_attention.branch
+                two = getattr(cross.key_value, leaf).chunk(2)
+                for part, tensor in zip(
+                    ("query", "key", "value"), (getattr(cross.query, leaf), *two), strict=True
+                ):
+                    weights[f"{name}.crossattention.attention.{part}.{leaf}"] = tensor
+    theirs.load_state_dict({name: tensor.detach() for name, tensor in weights.items()}, strict=True)
+
+
+@torch.no_grad()
+def test_queries_alone_are_those_of_transformers() -> None:
+    ours, theirs = qformer(reads_text=False), hugging_face(reads_text=False)
+    copy_weights(ours, theirs)
+    tokens = images(3)
+    found = ours(image_kv=ours.image_kv(tokens))
+    queries = ours.embeddings.queries.expand(3, -1, -1)
+    expected = theirs(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
+    close(found, expected, 1e-5)
+
+
+@torch.no_grad()
+def test_queries_with_text_are_those_of_transformers() -> None:
+    ours, theirs = qformer(), hugging_face(reads_text=True)
+    copy_weights(ours, theirs)
+    embeddings = Blip2TextEmbeddings(theirs.config)
+    embeddings.word_embeddings.weight.copy_(ours.embeddings.word.weight)
+    embeddings.position_embeddings.weight.copy_(ours.embeddings.position.weight)
+    ids, tokens = texts(3), images(3)
+    real = torch.arange(TOKENS) < torch.tensor([TOKENS, 2, 4])[:, None]
+    found = ours(ids, ours.image_kv(tokens), mask=without_padding(matching_mask(QUERIES, TOKENS), real))
+    expected = theirs(
+        query_embeds=embeddings(ids, query_embeds=ours.embeddings.queries.expand(3, -1, -1)),
+        query_length=QUERIES,
+        attention_mask=torch.cat([torch.ones(3, QUERIES), real], dim=1),
+        encoder_hidden_states=tokens,
+    ).last_hidden_state
+    seen = torch.cat([torch.ones(3, QUERIES, dtype=torch.bool), real], dim=1)
+    close(found[seen], expected[seen], 1e-5)
+
+
+def fast(kind: Any, model: QFormer, ids: Tensor, kv: Any) -> Tensor:
+    """What a mask gives, without the mask: its parts one after another."""
+    if kind is contrastive_mask:
+        return torch.cat([model(image_kv=kv), model(ids)], dim=1)
+    cache = GrowingCache(TINY.num_layers)
+    queries = model(image_kv=kv, cache=cache)
+    return torch.cat([queries, model(ids, causal=True, cache=cache)], dim=1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", [contrastive_mask, generation_mask])
+def test_parts_one_after_another_give_what_the_masked_pass_gives(kind: Any, checkpointing: bool) -> None:
+    """The values, and the gradients of every parameter and of the image."""
+    results = []
+    for joint in (True, False):
+        model = qformer(activation_checkpointing=checkpointing and not joint).train().double()
+        ids, tokens = texts(2), images(2).double().requires_grad_()
+        kv = model.image_kv(tokens)
+        states = model(ids, kv, mask=kind(QUERIES, TOKENS)) if joint else fast(kind, model, ids, kv)
+        words = model.predict_words(states[:, QUERIES:])
+        (states.sin().sum() + words.sin().sum()).backward()
+        results.append({"states": states.detach(), "image": tokens.grad, **gradients(model)})
+    for name, expected in results[0].items():
+        assert expected is not None
+        assert expected.any(), name
+        torch.testing.assert_close(results[1][name], expected, atol=1e-10, rtol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [contrastive_mask, generation_mask])
+def test_parts_agree_in_float32_too(kind: Any) -> None:
+    model, ids = qformer(), texts(2)
+    kv = model.image_kv(images(2))
+    close(fast(kind, model, ids, kv), model(ids, kv, mask=kind(QUERIES, TOKENS)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [[1] * TOKENS, [2, 1, 3], [TOKENS]])
+def test_cached_steps_give_what_the_masked_pass_gives(steps: list[int]) -> None:
+    model, ids = qformer(), texts(2)
+    kv = model.image_kv(images(2))
+    joint = model(ids, kv, mask=generation_mask(QUERIES, TOKENS))
+    cache = SelfAttentionCache(TINY.num_layers, QUERIES + TOKENS)
+    found = [model(image_kv=kv, cache=cache)]
+    found += [model(part, causal=True, cache=cache) for part in ids.split(steps, dim=1)]
+    close(torch.cat(found, dim=1), joint)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_change_a_row(kind: Any) -> None:
+    model, ids, tokens = qformer(), texts(3), images(3)
+    lengths = [TOKENS, 2, 4]
+    real = torch.arange(TOKENS) < torch.tensor(lengths)[:, None]
+    mask = without_padding(kind(QUERIES, TOKENS), real)
+    padded = model(ids, model.image_kv(tokens), mask=mask)
+    other = model(ids.masked_fill(~real, 7), model.image_kv(tokens), mask=mask)
+    for row, length in enumerate(lengths):
+        kv = model.image_kv(tokens[row : row + 1])
+        alone = model(ids[row : row + 1, :length], kv, mask=kind(QUERIES, length))
+        close(padded[row, : QUERIES + length], alone[0])
+        assert torch.equal(padded[row, : QUERIES + length], other[row, : QUERIES + length])
+
+
+def reach(kind: Any) -> tuple[Tensor, Tensor]:
+    """Which tokens a change of a text token reaches, bool (T, S), and which one of the image, bool (S,)."""
+    model, ids, tokens = qformer(), texts(1), images(1)
+    mask = kind(QUERIES, TOKENS)
+
+    def read(ids: Tensor, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            states: Tensor = model(ids, model.image_kv(tokens), mask=mask)
+        return states[0]
+
+    before = read(ids, tokens)
+    by_text = []
+    for place in range(TOKENS):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 1) % TINY.vocab_size
+        by_text.append((read(changed, tokens) != before).any(dim=-1))
+    return torch.stack(by_text), (read(ids, tokens + 1.0) != before).any(dim=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_information_flows_only_where_the_mask_lets_it(kind: Any) -> None:
+    """Through all layers: nothing leaks by way of a third token."""
+    by_text, by_image = reach(kind)
+    assert torch.equal(by_text.T, kind(QUERIES, TOKENS)[:, QUERIES:])
+    assert by_image[:QUERIES].all()
+    assert by_image[QUERIES:].all() == (kind is not contrastive_mask)
+    assert by_image[QUERIES:].any() == (kind is not contrastive_mask)
+
+
+def test_several_texts_of_an_image_are_consecutive_rows() -> None:
+    model, ids, tokens = qformer(), texts(6), images(2)
+    mask = matching_mask(QUERIES, TOKENS)
+    folded = model(ids, model.image_kv(tokens), mask=mask)
+    copied = model(ids, model.image_kv(tokens.repeat_interleave(3, dim=0)), mask=mask)
+    close(folded, copied)
+    assert not torch.allclose(folded[2], folded[3], atol=1e-2)
+
+
+def test_checkpointing_keeps_fewer_activations_also_of_queries_that_are_cached() -> None:
+    def saved_bytes(checkpointing: bool) -> int:
+        total = 0
+
+        def count(x: Tensor) -> Tensor:
+            nonlocal total
+            total += x.numel() * x.element_size()
+            return x
+
+        model = qformer(activation_checkpointing=checkpointing).train()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            fast(generation_mask, model, texts(2), model.image_kv(images(2)))
+        return total
+
+    assert saved_bytes(True) < saved_bytes(False) / 2
+
+
+def test_dropout_is_noise_in_training_only() -> None:
+    model = qformer(dropout=0.5)
+    kv = model.image_kv(images(1))
+    assert torch.equal(model(texts(1), kv), model(texts(1), kv))
+    model.train()
+    assert not torch.equal(model(texts(1), kv), model(texts(1), kv))
+
+
+def test_a_text_longer_than_the_positions_is_refused() -> None:
+    model = qformer()
+    kv = model.image_kv(images(1))
+    assert model(texts(1, 12), kv).shape == (1, QUERIES + 12, 16)
+    with pytest.raises(ValueError, match="A text of 13 tokens: the model has 12 positions"):
+        model(texts(1, 13), kv)
+    cache = SelfAttentionCache(TINY.num_layers, QUERIES + 20)
+    model(image_kv=kv, cache=cache)
+    model(texts(1, 12), causal=True, cache=cache)
+    with pytest.raises(ValueError, match="A text of 13 tokens"):
+        model(texts(1, 1), causal=True, cache=cache)
+
+
+def test_a_model_without_text_says_so() -> None:
+    model = qformer(reads_text=False)
+    with pytest.raises(KeyError, match="reads no text"):
+        model(texts(1), model.image_kv(images(1)))
+    with pytest.raises(KeyError, match="writes no text"):
+        model.predict_words(torch.zeros(1, 2, 16))
+    assert not any("text" in name or "word" in name for name, _ in model.named_parameters())
