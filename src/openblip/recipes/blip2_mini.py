@@ -1,4 +1,4 @@
-"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of the shipped blip-mini."""
+"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of blip-mini."""
 
 from openblip.data.config import DataConfig
 from openblip.models.blip2_config import QFormerConfig

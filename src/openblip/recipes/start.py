@@ -43,8 +43,8 @@ def start(run: AnyRun, resume: bool = False) -> bool:
             return True
         mixture = open_mixture(run.data.source, images=run.data.images)
         torch.manual_seed(run.training.seed)
-        assembled = _assemble(run, mixture)
-        loaders = _LoaderFactory(run, mixture, assembled, process)
+        assembled = assemble(run, mixture)
+        loaders = LoaderFactory(run, mixture, assembled, process)
         trainer = Trainer(assembled.task, loaders, run.training, folder, process, assembled.save)
         finished = trainer.run()
         if finished and process.is_main:
@@ -61,7 +61,8 @@ def _check(run: AnyRun) -> None:
             check_blip2_start(run)
 
 
-def _assemble(run: AnyRun, mixture: Mixture) -> Assembled:
+def assemble(run: AnyRun, mixture: Mixture) -> Assembled:
+    """Everything that a run names, built. ConfigError where it does not fit together."""
     match run:
         case Run():
             return assemble_blip(run, mixture)
@@ -84,7 +85,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _LoaderFactory:
+class LoaderFactory:
     """Makes this process's loader from a cursor."""
 
     run: AnyRun

@@ -1,0 +1,56 @@
+"""Zero-shot VQA and captioning along stage 2 of BLIP-2 (the paper's Figure 5): a table in Markdown.
+
+    python benchmarks/stage2_curve.py RUN... --questions SOURCE --captions SOURCE [--limit N] [--out FILE]
+
+RUN is the folder of `openblip train blip2-mini-stage2-... --training.model-every N`. Every model in its models/ is
+measured as `openblip evaluate vqa` and `openblip evaluate caption` do, over the first N samples of each source.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import openblip
+from openblip.data.sources import open_source
+from openblip.tasks.captioning import evaluate_captioning
+from openblip.tasks.question_answering import evaluate_question_answering
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--questions", required=True)
+    parser.add_argument("--captions", required=True)
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    rows = []
+    print("| run | step | VQA accuracy | true captions | CIDEr |\n|---|---|---|---|---|")
+    for run in options.runs:
+        for folder in sorted((run / "models").glob("step_*")):
+            row = measured(run, folder, options.questions, options.captions, options.limit)
+            rows.append(row)
+            print("| {run} | {step} | {vqa:.3f} | {true:.3f} | {cider:.3f} |".format(**row), flush=True)
+            if options.out is not None:
+                options.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measured(run: Path, folder: Path, questions: str, captions: str, limit: int | None) -> dict[str, Any]:
+    model = openblip.load(folder, device="cpu")
+    vqa = evaluate_question_answering(model, open_source(questions), limit=limit)
+    written = evaluate_captioning(model, open_source(captions), limit=limit)
+    return {
+        "run": run.name,
+        "step": int(folder.name.removeprefix("step_")),
+        "vqa": vqa["vqa_accuracy"],
+        "by_type": vqa.get("by_type"),
+        "true": written["exact_match"],
+        "cider": written["cider"],
+    }
+
+
+if __name__ == "__main__":
+    main()

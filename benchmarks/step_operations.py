@@ -1,0 +1,38 @@
+"""Floating-point operations of one training step of a run, forward and backward.
+
+    python benchmarks/step_operations.py RECIPE [the options of `openblip train`]
+
+Counted are matrix products and attention (torch.utils.flop_counter), which do not depend on the machine, over
+the run's first batch. Frozen parts count where the run computes them; features from a cache do not.
+"""
+
+import sys
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from openblip.cli.parsing import parse
+from openblip.cli.recipe_choice import choose_recipe
+from openblip.data.sources import open_mixture
+from openblip.recipes.catalog import RECIPES
+from openblip.recipes.start import LoaderFactory, assemble
+from openblip.training.distributed import Process
+
+
+def main() -> None:
+    name, words = choose_recipe("train", RECIPES, sys.argv[1:])
+    default = RECIPES[name]()
+    run = parse(type(default), words, prog=f"step_operations.py {name}", default=default)
+    mixture = open_mixture(run.data.source, images=run.data.images)
+    assembled = assemble(run, mixture)
+    loader = LoaderFactory(run, mixture, assembled, Process(0, 1, torch.device("cpu")))(None)
+    batch = next(iter(loader)).batch
+    with FlopCounterMode(display=False) as counter:
+        losses = assembled.task.train()(batch, 0, torch.Generator().manual_seed(0))
+        torch.stack(list(losses.values())).sum().backward()
+    operations = counter.get_total_flops()
+    print(f"{name}: {operations / 1e9:.2f} GFLOP a step, {operations / len(batch) / 1e6:.1f} MFLOP a sample")
+
+
+if __name__ == "__main__":
+    main()
