@@ -1,10 +1,10 @@
-"""The self-attention cache: rows are moved together in every layer."""
+"""The self-attention caches: rows are moved together in every layer, prefixes are read once."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
 
 
 def fed_cache(num_layers: int = 2, rows: int = 3, tokens: int = 2) -> SelfAttentionCache:
@@ -65,3 +65,23 @@ def test_tokens_beyond_the_length_are_refused_by_name() -> None:
     cache = fed_cache(tokens=4)
     with pytest.raises(ValueError, match="holds 5 tokens; 6 were fed"):
         cache.layers[0].append(torch.zeros(3, 2, 2, 4), torch.zeros(3, 2, 2, 4))
+
+
+def test_a_growing_cache_keeps_gradients_and_branches() -> None:
+    """What one branch reads, neither the other nor the trunk ever sees."""
+    trunk, first = GrowingCache(2), torch.ones(1, 1, 2, 3, requires_grad=True)
+    for layer in trunk.layers:
+        layer.append(first, 2 * first)
+    branch, other = trunk.copy(), trunk.copy()
+    for number, layer in enumerate(branch.layers):
+        key, value = layer.append(torch.full((1, 1, 1, 3), 7.0 + number), torch.zeros(1, 1, 1, 3))
+        assert key[0, 0, :, 0].tolist() == [1.0, 1.0, 7.0 + number]
+        assert value[0, 0, :, 0].tolist() == [2.0, 2.0, 0.0]
+    key, value = other.layers[0].append(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))
+    assert (trunk.length, branch.length, other.length) == (2, 3, 5)
+    (key.sum() + value.sum()).backward()
+    assert torch.equal(first.grad, torch.full((1, 1, 2, 3), 3.0))
+
+
+def test_a_new_growing_cache_has_read_nothing() -> None:
+    assert GrowingCache(2).length == GrowingCache(2).copy().length == 0

@@ -1,26 +1,20 @@
-"""The vision transformer: positions, stochastic depth, activation checkpointing."""
+"""The vision transformer: positions, stochastic depth, activation checkpointing, and the forms of it."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 
-from openblip.nn.vit import DropPath, VisionTransformer, interpolate_positions, sine_positions
+from openblip.models.config import VisionConfig
+from openblip.nn.vit import DropPath, QuickGELU, VisionTransformer, interpolate_positions, sine_positions
 from tiny_blip import randomise
 
 
 def vit(**changes: object) -> VisionTransformer:
-    settings = {
-        "image_size": 24,
-        "patch_size": 8,
-        "hidden_dim": 16,
-        "num_layers": 3,
-        "num_heads": 2,
-        "mlp_dim": 32,
-        "drop_path": 0.0,
-        "layer_norm_eps": 1e-6,
-        "activation_checkpointing": False,
-    }
-    model = VisionTransformer(**{**settings, **changes})
+    config = VisionConfig(image_size=24, patch_size=8, hidden_dim=16, num_layers=3, num_heads=2, mlp_dim=32)
+    model = VisionTransformer(**{**asdict(config), **changes})
     randomise(model, seed=0)
     return model
 
@@ -156,3 +150,64 @@ def test_sines_tell_every_place_apart_and_how_far_two_are() -> None:
 def test_sines_fill_any_width() -> None:
     assert sine_positions(3, 10).shape == (1, 10, 10)
     assert not sine_positions(3, 10)[..., 8:].any()
+
+
+def clip() -> transformers.CLIPVisionModel:
+    config = transformers.CLIPVisionConfig(
+        image_size=24, patch_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+    )  # fmt: skip
+    model = transformers.CLIPVisionModel(config).eval()
+    randomise(model, seed=4)
+    return model
+
+
+def copy_clip(theirs: nn.Module, ours: VisionTransformer) -> None:
+    """As many of its layers as ours has; every weight of ours must be met."""
+    given = dict(theirs.state_dict())
+    weights = {
+        "patch_embedding.weight": given["embeddings.patch_embedding.weight"],
+        "class_token": given["embeddings.class_embedding"].view(1, 1, -1),
+        "position_embedding": given["embeddings.position_embedding.weight"][None],
+    }
+    names = {"input_norm": "pre_layrnorm"}
+    for number in range(len(ours.blocks)):
+        block, layer = f"blocks.{number}", f"encoder.layers.{number}"
+        names |= {
+            f"{block}.attention_norm": f"{layer}.layer_norm1",
+            f"{block}.attention.out": f"{layer}.self_attn.out_proj",
+            f"{block}.mlp_norm": f"{layer}.layer_norm2",
+            f"{block}.mlp.0": f"{layer}.mlp.fc1",
+            f"{block}.mlp.2": f"{layer}.mlp.fc2",
+        }
+        for leaf in ("weight", "bias"):
+            parts = [given[f"{layer}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+            weights[f"{block}.attention.qkv.{leaf}"] = torch.cat(parts)
+    for name, other in names.items():
+        weights |= {f"{name}.{leaf}": given[f"{other}.{leaf}"] for leaf in ("weight", "bias")}
+    ours.load_state_dict(weights)
+
+
+@torch.no_grad()
+def test_features_before_clips_last_block_are_those_of_transformers() -> None:
+    theirs = clip()
+    ours = vit(layer_norm_eps=1e-5, activation="quick_gelu", input_norm=True, output_norm=False).eval()
+    copy_clip(getattr(theirs, "vision_model", theirs), ours)
+    expected = theirs(pixel_values=pictures(2), output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(ours(pictures(2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_quick_gelu_is_not_gelu() -> None:
+    x = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(QuickGELU()(x), transformers.activations.ACT2FN["quick_gelu"](x))
+    assert (QuickGELU()(x) - nn.GELU()(x)).abs().max() > 0.01
+
+
+def test_what_is_left_out_has_no_weights_and_does_nothing() -> None:
+    names = set(vit().state_dict())
+    assert set(vit(output_norm=False).state_dict()) == names - {"norm.weight", "norm.bias"}
+    with_input_norm = names - {"patch_embedding.bias"} | {"input_norm.weight", "input_norm.bias"}
+    assert set(vit(input_norm=True).state_dict()) == with_input_norm
+    plain, bare = vit().eval(), vit(output_norm=False).eval()
+    bare.load_state_dict({n: t for n, t in plain.state_dict().items() if not n.startswith("norm.")})
+    torch.testing.assert_close(plain.norm(bare(pictures(2))), plain(pictures(2)), atol=0, rtol=0)
