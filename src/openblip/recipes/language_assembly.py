@@ -16,7 +16,7 @@ from openblip.recipes.assembled import Assembled
 from openblip.recipes.language_run import LanguageRun, LanguageShape
 from openblip.tasks.language_pretraining import LanguagePretraining
 
-MAX_VOCABULARY_TEXTS = 20_000
+MAX_VOCABULARY_TEXTS = 10_000
 END_OF_LINE = "\n"
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 

@@ -1,0 +1,147 @@
+"""From a file of texts to a frozen language model: trained, written, read back, and answering."""
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+
+from openblip.checkpoints.language_models import load_language_model
+from openblip.data.sources import open_mixture
+from openblip.errors import CheckpointError, ConfigError
+from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
+from openblip.recipes.language_assembly import END_OF_LINE, assemble_language_model, train_tokenizer
+from openblip.recipes.language_run import LanguageShape
+from openblip.recipes.start import start
+from openblip.tasks.language_pretraining import no_visual
+from openblip.training.run_folder import RunFolder
+
+replace = dataclasses.replace
+ANSWERS = {"dog": "red", "cat": "blue", "cow": "green", "owl": "pink"}
+TEXTS = [f"a {name}\nQuestion: what color? Answer: dark {color}" for name, color in ANSWERS.items()]
+SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "max_positions": 40}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A shard of texts, whose pictures cannot be decoded, and one sample without a text."""
+    path = tmp_path_factory.mktemp("texts") / "0000.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, info in enumerate([{"caption": "a cat"}, *({"text": text} for text in TEXTS)]):
+            for suffix, content in (("jpg", b"none"), ("json", json.dumps(info).encode())):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def small(recipe, source, out, steps=2, **shape):
+    run = recipe()
+    return replace(
+        run,
+        shape=replace(run.shape, **{**SMALL, **shape}),
+        vocab_size=330,
+        data=replace(run.data, source=source, num_workers=0),
+        task=replace(run.task, max_text_tokens=40),
+        training=replace(
+            run.training,
+            steps=steps,
+            batch_size=8,
+            learning_rate=1e-2,
+            muon_learning_rate=2e-2,
+            warmup_steps=2,
+            precision="fp32",
+        ),
+        out=str(out),
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "end_of_text", "architecture"),
+    [(blip2_mini_opt, "\n", "OPTForCausalLM"), (blip2_mini_t5, None, "T5ForConditionalGeneration")],
+)
+def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, end_of_text, architecture):
+    assert start(small(recipe, source, tmp_path / "run", steps=120))
+    assert not list((tmp_path / "run").glob("*.partial"))
+    folder = tmp_path / "run" / "model"
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
+    language = load_language_model(folder, end_of_text=end_of_text)
+    prompts = [text.rpartition(" dark")[0] for text in TEXTS]
+    rows = language.generate(no_visual(language, 4), prompts, max_new_tokens=9, do_sample=False)
+    assert [language.decode(row) for row in rows] == [f"dark {color}" for color in ANSWERS.values()]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(source, tmp_path):
+    run = small(blip2_mini_t5, source, tmp_path / "run", steps=4)
+    run = replace(run, training=replace(run.training, checkpoint_every=2))
+    assert start(run)
+    model = tmp_path / "run" / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    shutil.rmtree(model)
+    shutil.rmtree(RunFolder(run.out).checkpoint(4))
+    assert start(run, resume=True)
+    assert (model / "model.safetensors").read_bytes() == weights
+
+
+def test_words_have_one_form_and_lines_come_back():
+    tokenizer = train_tokenizer(TEXTS, 400, ends=False)
+    ids = tokenizer(TEXTS[0]).input_ids
+    assert len(tokenizer(END_OF_LINE).input_ids) == 1
+    assert ids.count(tokenizer(END_OF_LINE).input_ids[0]) == 1
+    assert tokenizer("Question").input_ids[0] in ids  # also at the beginning of a line
+    lines = tokenizer.decode(ids).split("\n")
+    assert [line.strip() for line in lines] == TEXTS[0].split("\n")
+    unseen = "Zebra, 7 & é"
+    assert tokenizer.decode(tokenizer(unseen).input_ids).strip() == unseen
+    ended = train_tokenizer(TEXTS, 400, ends=True)("a dog").input_ids
+    assert ended[-1] == tokenizer.eos_token_id
+    assert ended[:-1] == tokenizer("a dog").input_ids
+
+
+def test_equal_texts_give_equal_vocabularies_in_every_process():
+    code = (
+        "import sys\n"
+        "from openblip.recipes.language_assembly import train_tokenizer\n"
+        "print(train_tokenizer(sys.argv[1:], 340, ends=True).backend_tokenizer.to_str())\n"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code, *TEXTS], capture_output=True, text=True, check=True
+    ).stdout
+    assert elsewhere.strip() == train_tokenizer(TEXTS, 340, ends=True).backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("recipe", [blip2_mini_opt, blip2_mini_t5])
+def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
+    run = small(recipe, source, tmp_path, hidden_dim=24, num_layers=3, num_heads=4, mlp_dim=40)
+    language = assemble_language_model(run, open_mixture(source)).task.language
+    assert language.hidden_dim == 24
+    stacks = [m for m in language.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
+    assert len(stacks) == (2 if language.is_encoder_decoder else 1) + (
+        3 if language.is_encoder_decoder else 0  # each block of T5's decoder lists its three sub-layers
+    )
+    linear = {m.weight.shape for m in language.modules() if isinstance(m, torch.nn.Linear)}
+    assert torch.Size([40, 24]) in linear
+    assert not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in language.modules())
+
+
+def test_what_cannot_be_is_refused(source, tmp_path):
+    with pytest.raises(ConfigError, match="40 tokens"):
+        start(small(blip2_mini_opt, source, tmp_path / "a", max_positions=39))
+    with pytest.raises(ConfigError, match="heads"):
+        LanguageShape(architecture="t5", hidden_dim=30, num_heads=4)
+    with pytest.raises(ConfigError, match="no text to train a vocabulary on"):
+        train_tokenizer([], 400, ends=False)
+    with pytest.raises(CheckpointError, match="must be one"):
+        load_end_of_two_tokens(source, tmp_path)
+
+
+def load_end_of_two_tokens(source, tmp_path):
+    run = small(blip2_mini_opt, source, tmp_path / "b")
+    assembled = assemble_language_model(run, open_mixture(source))
+    assembled.save(tmp_path / "model")
+    load_language_model(tmp_path / "model", end_of_text="\n\n")
