@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from openblip.recipes.any_run import AnyRun
 from openblip.recipes.blip2_mini import blip2_mini_stage1, blip2_mini_stage2_opt, blip2_mini_stage2_t5
+from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
 from openblip.recipes.blip_base import blip_base
 from openblip.recipes.blip_large import blip_large
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
@@ -44,6 +45,8 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "visdial": visdial,
     "video-retrieval": video_retrieval,
     "video-qa": video_qa,
+    "blip2-mini-opt": blip2_mini_opt,
+    "blip2-mini-t5": blip2_mini_t5,
     "blip2-mini-stage1": blip2_mini_stage1,
     "blip2-mini-stage2-opt": blip2_mini_stage2_opt,
     "blip2-mini-stage2-t5": blip2_mini_stage2_t5,
