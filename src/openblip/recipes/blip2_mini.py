@@ -13,7 +13,6 @@ QFORMER = QFormerConfig(
     num_layers=4,
     num_heads=4,
     mlp_dim=640,
-    vocab_size=0,
     max_positions=48,
     dropout=0.0,
 )
