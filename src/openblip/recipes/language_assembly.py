@@ -41,18 +41,19 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
 
 
 def new_language_model(shape: LanguageShape, tokenizer: Any) -> LanguageModel:
-    """An OPT or T5 of transformers with random weights; the lines of what it writes end with a line break."""
-    from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
+    """An OPT or T5 of transformers with random weights. OPT ends what it writes with a line break."""
+    import transformers
 
+    opt_config: Any = transformers.OPTConfig  # their settings are not typed
+    t5_config: Any = transformers.T5Config
     special = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    model: Any
     if shape.architecture == "opt":
-        model = OPTForCausalLM(
-            OPTConfig(
+        decoder = transformers.OPTForCausalLM(
+            opt_config(
                 **special,
                 bos_token_id=tokenizer.eos_token_id,
                 hidden_size=shape.hidden_dim,
@@ -64,9 +65,9 @@ def new_language_model(shape: LanguageShape, tokenizer: Any) -> LanguageModel:
                 dropout=0.0,
             )
         )
-        return wrap_language_model(model, tokenizer, end_of_text=END_OF_LINE)
-    model = T5ForConditionalGeneration(
-        T5Config(
+        return wrap_language_model(decoder, tokenizer, end_of_text=END_OF_LINE)
+    encoder_decoder = transformers.T5ForConditionalGeneration(
+        t5_config(
             **special,
             decoder_start_token_id=tokenizer.pad_token_id,
             d_model=shape.hidden_dim,
@@ -80,7 +81,7 @@ def new_language_model(shape: LanguageShape, tokenizer: Any) -> LanguageModel:
             tie_word_embeddings=False,
         )
     )
-    return wrap_language_model(model, tokenizer)
+    return wrap_language_model(encoder_decoder, tokenizer)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, ends: bool) -> Any:
@@ -95,6 +96,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, ends: bool) -> Any
     from tokenizers import Tokenizer as Words
     from transformers import PreTrainedTokenizerFast
 
+    wrapped: Any = PreTrainedTokenizerFast
     words = Words(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     words.decoder = decoders.ByteLevel()
@@ -114,9 +116,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, ends: bool) -> Any
         words.post_processor = processors.TemplateProcessing(
             single=f"$A {END}", special_tokens=[(END, words.token_to_id(END))]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token=PAD, eos_token=END, bos_token=END, unk_token=UNKNOWN
-    )
+    return wrapped(tokenizer_object=words, pad_token=PAD, eos_token=END, bos_token=END, unk_token=UNKNOWN)
 
 
 def save_language_model(folder: Path, language: LanguageModel) -> None:
