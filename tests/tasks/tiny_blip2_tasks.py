@@ -1,0 +1,85 @@
+"""Every training task of BLIP-2 over a tiny random model, and batches of what each of them reads.
+
+B images, R rows of text.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tiny_tasks import names, random_bytes
+
+from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.data.batch import PromptedBatch, TextBatch
+from openblip.data.tokenizer import Tokens
+from openblip.tasks.blip2_task import Blip2Task
+from openblip.tasks.config import RepresentationConfig
+from openblip.tasks.generative_learning import GenerativeLearning
+from openblip.tasks.prompted_writing import InstructionFollowing, PromptedAnswering
+from openblip.tasks.representation_learning import RepresentationLearning
+from tiny_blip import SIZE, random_tokens
+from tiny_blip2 import tiny_blip2
+
+WORDS = "a photo of a small red dog beside two blue cars how many cats are there what is it".split()
+
+
+def make_blip2(name: str, *, train_vision: bool = False) -> tuple[Blip2Task, Blip2Checkpoint]:
+    """A task by name: stage1, stage2-opt, stage2-t5, vqa, vqa-uninstructed or instruct."""
+    if name == "stage1":
+        checkpoint = tiny_blip2()
+    else:
+        language = "t5" if name.endswith("t5") else "opt"
+        checkpoint = tiny_blip2((), language, instructed=name in ("vqa", "instruct"))
+    model, preprocessing = checkpoint.model, checkpoint.preprocessing
+    model.freeze(*(["language"] if train_vision else ["vision", "language"]))
+    match name:
+        case "stage1":
+            assert checkpoint.tokenizer is not None
+            task: Blip2Task = RepresentationLearning(
+                model, checkpoint.tokenizer, preprocessing, RepresentationConfig()
+            )
+        case "stage2-opt" | "stage2-t5":
+            task = GenerativeLearning(model, preprocessing)
+        case "instruct":
+            task = InstructionFollowing(model, preprocessing)
+        case _:
+            task = PromptedAnswering(model, preprocessing)
+    return task, checkpoint
+
+
+def sentence(length: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator))
+
+
+def texts(lengths: Sequence[int], seed: int = 0, prompt: str = "") -> TextBatch:
+    """One text of so many words for each picture, after a prompt that all have in common."""
+    return TextBatch(
+        pixels=random_bytes(len(lengths), 3, SIZE, SIZE, seed=seed),
+        prompts=[prompt] * len(lengths),
+        texts=[sentence(length, 10 * seed + row) for row, length in enumerate(lengths)],
+        **names(len(lengths), seed),
+    )
+
+
+def prompted(lengths: Sequence[Sequence[int]], seed: int = 0, instructed: bool = True) -> PromptedBatch:
+    """Of each picture's texts the lengths in words; weights are 1, 1/2, ..."""
+    flat = [length for own in lengths for length in own]
+    count = len(lengths)
+    fields: dict[str, Any] = {
+        "prompts": [
+            f"Question: {sentence(1 + row % 4, 99 * seed + row)}? Answer:" for row in range(len(flat))
+        ],
+        "texts": [sentence(length, 10 * seed + row) for row, length in enumerate(flat)],
+        "owners": torch.tensor([i for i, own in enumerate(lengths) for _ in own]),
+        "weights": torch.tensor([1 / (1 + place) for own in lengths for place in range(len(own))]),
+    }
+    instructions: Tokens | None = None
+    if instructed:
+        instructions = random_tokens([3 + (row + seed) % 5 for row in range(len(flat))], seed)
+    return PromptedBatch(
+        pixels=random_bytes(count, 3, SIZE, SIZE, seed=seed),
+        instructions=instructions,
+        **fields,
+        **names(count, seed),
+    )
