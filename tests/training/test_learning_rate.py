@@ -105,3 +105,74 @@ def test_counts_below_one_are_refused(name: str) -> None:
 def test_a_clip_norm_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="clip_norm"):
         config(clip_norm=0.0)
+
+
+DEPTHS = {"patches.weight": 3, "blocks.0.weight": 2, "blocks.0.bias": 2, "blocks.1.weight": 1}
+
+
+def encoder() -> nn.Module:
+    """Two blocks above patch embeddings, and a head that stands outside of the encoder."""
+    parts = {"patches": nn.Linear(3, 3, bias=False), "head": nn.Linear(3, 3)}
+    blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3, bias=False)])
+    return nn.ModuleDict({**parts, "blocks": blocks})
+
+
+@pytest.mark.parametrize("muon", [None, 1e-3])
+def test_layer_decay_scales_the_updates_at_every_step_of_the_schedule(muon: float | None) -> None:
+    """With gradients that never change, an update of Adam is the learning rate in size; LAVIS's rates forget
+    the decay as soon as its schedule sets them."""
+    torch.manual_seed(0)
+    module = encoder()
+    settings = config(
+        steps=10, warmup_steps=2, layer_decay=0.5, weight_decay=0.0, min_learning_rate=1e-4,
+        muon_learning_rate=muon,
+    )  # fmt: skip
+    optimizers = make_optimizers(module, settings, DEPTHS)
+    gradient = {name: torch.randn_like(parameter) for name, parameter in module.named_parameters()}
+    for step in range(10):
+        before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        rate = learning_rate_at(step, settings)
+        optimizers.set_learning_rate(rate / settings.learning_rate)
+        for name, parameter in module.named_parameters():
+            parameter.grad = gradient[name].clone()
+        optimizers.step()
+        for name, parameter in module.named_parameters():
+            size = (before[name] - parameter.detach()).norm() / parameter.numel() ** 0.5
+            scale = 0.5 ** DEPTHS.get(name, 0)
+            by_muon = muon is not None and name.endswith("weight")
+            usual = 0.2 if by_muon else 1.0  # Muon's updates are 0.2 in size, up to its few iterations
+            assert size.item() == pytest.approx(rate * scale * usual, rel=0.25 if by_muon else 1e-3), name
+
+
+def test_layer_decay_keeps_biases_from_weight_decay() -> None:
+    module = encoder()
+    optimizers = make_optimizers(module, config(layer_decay=0.5, weight_decay=0.1), DEPTHS)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizers.members[0].param_groups
+        for parameter in group["params"]
+    }
+    assert found == {
+        "patches.weight": (1.25e-4, 0.1),
+        "blocks.0.weight": (2.5e-4, 0.1),
+        "blocks.0.bias": (2.5e-4, 0.0),
+        "blocks.1.weight": (5e-4, 0.1),
+        "head.weight": (1e-3, 0.1),
+        "head.bias": (1e-3, 0.0),
+    }
+
+
+def test_a_layer_decay_without_a_trained_encoder_is_refused() -> None:
+    """Instead of having no effect."""
+    module = encoder()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.startswith("head"))
+    with pytest.raises(ConfigError, match=r"training\.layer_decay is 0\.9, but this task trains no image"):
+        make_optimizers(module, config(layer_decay=0.9), DEPTHS)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
+def test_a_layer_decay_must_be_a_share(decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"training\.layer_decay"):
+        config(layer_decay=decay)

@@ -1,0 +1,186 @@
+"""Two processes train as one: stage 1 with DDP, stage 2 around a language model that FSDP2 divides."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import two_trainers
+from tiny_frozen import loader_of, stage1, stage2, texts_at, trained
+from torch import Tensor
+
+from openblip.errors import CheckpointError, ConfigError
+from openblip.training.distributed import Process
+from openblip.training.frozen import FrozenParts
+from openblip.training.run_folder import RunFolder
+from openblip.training.trainer import Trainer
+
+ALONE = Process(0, 1, torch.device("cpu"))
+SCRIPT = Path(two_trainers.__file__)
+
+
+def launch(out: Path, what: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(SCRIPT.parent), str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, str(SCRIPT), str(out), what],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote; their last run was killed on the way, and resumed."""
+    out = tmp_path_factory.mktemp("two_trainers")
+    whole = launch(out, "whole")
+    assert (out / "uninterrupted-1.pt").exists(), whole.stderr[-3000:]
+    assert whole.returncode != 0
+    assert not (out / "killed-0.pt").exists()
+    resumed = launch(out, "resumed")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    return out
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Every step's but its speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+
+
+def without_key_bias(name: str, value: Tensor) -> Tensor:
+    """A bias of keys changes no attention: its gradient is rounding, of which Adam makes full steps."""
+    if name.endswith("qkv.bias"):
+        query, _, value_bias = value.chunk(3)
+        return torch.cat([query, value_bias])
+    return value.chunk(2)[1] if name.endswith("key_value.bias") else value
+
+
+@pytest.mark.parametrize("name", [name for name in two_trainers.RUNS if "bf16" not in name])
+def test_two_processes_train_as_one_on_the_joint_batch(results: Path, tmp_path: Path, name: str) -> None:
+    """Losses, joint gradient norms before clipping, and weights."""
+    changes, of_task = two_trainers.RUNS[name]
+    alone = two_trainers.train(tmp_path, name, ALONE, changes, of_task)
+    for ours, theirs in zip(metrics(results / name), metrics(tmp_path / name), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    start = trained(two_trainers.make(name, **of_task))
+    for rank in range(2):
+        weights = torch.load(results / f"{name}-{rank}.pt")["weights"]
+        assert weights.keys() == alone["weights"].keys() == start.keys()
+        for key, value in alone["weights"].items():
+            assert not torch.equal(value, start[key]), f"{key} was not trained"
+            pair = (without_key_bias(key, weights[key]), without_key_bias(key, value))
+            torch.testing.assert_close(*pair, rtol=0, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("whole", "sharded"), ("whole", "sharded-recomputed"), ("bf16", "sharded-bf16")]
+)
+def test_dividing_and_recomputing_change_no_bit(results: Path, one: str, other: str) -> None:
+    """In bfloat16, too, where one process and two differ by the order of their sums."""
+    assert metrics(results / one) == metrics(results / other)
+    weights, others = (torch.load(results / f"{name}-0.pt")["weights"] for name in (one, other))
+    for key, value in weights.items():
+        assert torch.equal(others[key], value), key
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded-lora", "sharded-bf16"])
+def test_each_process_keeps_half_of_the_frozen_blocks(results: Path, name: str) -> None:
+    """Adapters are whole everywhere, and at the end the main process has everything as it was."""
+    task = two_trainers.make(name, **two_trainers.RUNS[name][1])
+    language = task.get_submodule("model.language")
+    frozen = {n: p for n, p in language.named_parameters() if ".layers." in n and not p.requires_grad}
+    assert len(frozen) == 2 * 16
+    half = sum(parameter.numel() for parameter in frozen.values()) / 2
+    main, other = (torch.load(results / f"{name}-{rank}.pt") for rank in range(2))
+    assert main["kept"] == other["kept"] == half
+    assert main["left"] == []
+    assert sorted(other["left"]) == sorted(f"model.language.{key}" for key in frozen)
+    for key, value in task.state_dict().items():
+        if key.startswith("model.language.") and "lora_" not in key:
+            assert torch.equal(main["state"][key], value), key
+
+
+def test_a_killed_run_of_two_processes_resumes_exactly(results: Path) -> None:
+    """Divided language model, adapters and dropout; killed within the accumulation of its fifth step."""
+    whole, killed = metrics(results / "uninterrupted"), metrics(results / "killed")
+    assert [record["step"] for record in whole] == [1, 2, 3, 4, 5]
+    assert killed == whole
+    for rank in range(2):
+        expected, found = (torch.load(results / f"{n}-{rank}.pt") for n in ("uninterrupted", "killed"))
+        for key, value in expected["weights"].items():
+            assert torch.equal(found["weights"][key], value), key
+
+
+def test_a_checkpoint_holds_what_changes_and_nothing_frozen(results: Path) -> None:
+    """Also of a divided model: adapters are in it, and every number of them."""
+    folder = results / "sharded-lora" / "checkpoints" / "step_00000005"
+    saved = torch.load(folder / "task.pt", weights_only=True)
+    weights = torch.load(results / "sharded-lora-0.pt")["weights"]
+    assert saved.keys() == weights.keys()
+    assert sum("lora_" in key for key in saved) == 8
+    for key, value in weights.items():
+        assert torch.equal(saved[key], value), key
+    fingerprint = json.loads((folder / "frozen.json").read_text())
+    state = stage2(lora=True).state_dict()
+    assert fingerprint.keys() == state.keys() - saved.keys()
+
+
+def trainer(path: Path, task: Any, **changes: Any) -> Trainer:
+    path.mkdir(exist_ok=True)
+    loader = loader_of(texts_at, slice(0, 2))
+    return Trainer(task, loader, two_trainers.settings(2, **changes), RunFolder(path), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 1}, r"belongs to other frozen weights: \d+ differ, first model\.language"),
+        ({"dtype": torch.bfloat16}, r"was float32 15x16 \w+, now bfloat16 15x16"),
+        ({"lora": True}, r"was not frozen, now float32"),
+    ],
+)
+def test_another_frozen_model_is_refused_at_a_resume(
+    tmp_path: Path, other: dict[str, Any], said: str
+) -> None:
+    trainer(tmp_path, stage2(), steps=1).run()
+    trainer(tmp_path, stage2(), steps=1)
+    with pytest.raises(CheckpointError, match=said):
+        trainer(tmp_path, stage2(**other), steps=1)
+
+
+def test_a_run_whose_encoder_was_frozen_does_not_go_on_with_a_trained_one(tmp_path: Path) -> None:
+    trainer(tmp_path, stage2(), steps=1).run()
+    task = stage2()
+    task.model.freeze("language")
+    with pytest.raises(CheckpointError, match=r"model\.vision\.\S+ was float32 \S+ \w+, now not frozen"):
+        trainer(tmp_path, task, steps=1)
+
+
+def test_one_changed_weight_shows_in_the_fingerprint() -> None:
+    """Small tensors are read whole."""
+    before, after = stage2(), stage2()
+    with torch.no_grad():
+        after.model.language.model.get_input_embeddings().weight[5, 3] += 1e-3
+    ours, theirs = FrozenParts(before).fingerprint, FrozenParts(after).fingerprint
+    assert [key for key in ours if ours[key] != theirs[key]] == [
+        "model.language.model.model.decoder.embed_tokens.weight",
+        "model.language.model.lm_head.weight",
+    ]
+
+
+def test_without_a_frozen_model_of_transformers_there_is_nothing_to_divide(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.shard_frozen divides frozen models of transformers"):
+        trainer(tmp_path, stage1(), shard_frozen=True)
