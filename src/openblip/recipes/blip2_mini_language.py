@@ -10,7 +10,7 @@ def blip2_mini_opt() -> LanguageRun:
     """Train a tiny OPT on documents of emoji scenes: captions, questions and answers, no pictures.
 
     Source: OPT made smaller; its lines end with a line break, as OPT's texts do in BLIP-2 (say so with
-    --language.end-of-text). Cost: ten minutes on one CPU core. Expected: docs/results.md.
+    --language.end-of-text). Cost: twenty minutes on one CPU core. Expected: docs/results.md.
     """
     return _language("blip2-mini-opt", LanguageShape(architecture="opt"))
 
@@ -18,7 +18,7 @@ def blip2_mini_opt() -> LanguageRun:
 def blip2_mini_t5() -> LanguageRun:
     """Train a tiny T5 on documents of emoji scenes, to go on from a prefix: prefix language modelling.
 
-    Source: BLIP-2 section 3.3, with T5 1.1 made smaller. Cost: ten minutes on one CPU core.
+    Source: BLIP-2 section 3.3, with T5 1.1 made smaller. Cost: twenty minutes on one CPU core.
     Expected: docs/results.md.
     """
     return _language("blip2-mini-t5", LanguageShape(architecture="t5", num_layers=3))
@@ -32,7 +32,7 @@ def _language(name: str, shape: LanguageShape) -> LanguageRun:
         data=DataConfig(source=""),
         task=LanguagePretrainingConfig(),
         training=TrainingConfig(
-            steps=1500,
+            steps=3000,
             batch_size=64,
             learning_rate=1e-3,
             muon_learning_rate=4e-3,
