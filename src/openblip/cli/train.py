@@ -1,7 +1,8 @@
 """`openblip train RECIPE`: trains a recipe, with any of its settings changed."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
@@ -15,8 +16,8 @@ def run(argv: Sequence[str]) -> int:
     resume = "--resume" in words
     recipe = RECIPES[name]
     default = recipe()
-    chosen: AnyRun = parse(
-        type(default),
+    chosen = parse(
+        cast(Callable[..., AnyRun], type(default)),
         [word for word in words if word != "--resume"],
         prog=f"openblip train {name}",
         default=default,
