@@ -8,6 +8,7 @@ B images, Q queries, T text tokens, S = Q + T, N image tokens, D width, H heads.
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ EVA_DIM, CLIP_DIM = 176, 128
 WIDTH, HEADS, LAYERS, QUERIES, POSITIONS, EMBED_DIM = 128, 2, 4, 5, 30, 10
 LANGUAGE_DIM = 16
 TEMPERATURE = 0.05
+STAGE2 = [("opt", False), ("t5", False), ("t5", True), ("llm", True)]  # and whether it reads instructions
+PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -322,3 +325,34 @@ def language_model(kind: str, width: int = LANGUAGE_DIM) -> Any:
         return transformers.OPTForCausalLM(config).eval()
     config = transformers.LlamaConfig(**common, intermediate_size=24)
     return transformers.LlamaForCausalLM(config).eval()
+
+
+def write(path: Path, state: dict[str, Tensor]) -> Path:
+    """A .pth as LAVIS' runner writes it, with its vocabulary beside it."""
+    TOKENIZER.save(path.parent)
+    torch.save({"model": state, "optimizer": {"state": {}}, "config": {"run": {}}, "epoch": 3}, path)
+    return path
+
+
+def write_parts(folder: Path) -> Path:
+    """The frozen parts, each by itself: Eva.pth, Clip.pth, and folders opt, t5 and llm."""
+    for kind in (Eva, Clip):
+        torch.save(encoder_state(kind), folder / f"{kind.__name__}.pth")
+    for name in ("opt", "t5", "llm"):
+        write_language_model(folder / name, language_model(name))
+    return folder
+
+
+def write_language_model(folder: Path, model: Any) -> None:
+    model.save_pretrained(folder)
+    language_words().save_pretrained(folder)
+
+
+def stage1(kind: type[Eva] | type[Clip] = Eva) -> Released:
+    """Around the encoder of `encoder_state`, as with every stage."""
+    return Released(encoder_of(encoder_state(kind), kind)).eval()
+
+
+def stage2(name: str, instructed: bool = False, kind: type[Eva] | type[Clip] = Eva) -> Released:
+    encoder = encoder_of(encoder_state(kind), kind)
+    return Released(encoder, language_model(name), name, instructed).eval()
