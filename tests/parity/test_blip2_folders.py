@@ -1,5 +1,10 @@
-"""Every class of transformers' BLIP-2, read and written: what it says stays the same. Tiny, random, float32."""
+"""Every class of transformers' BLIP-2, read and written: what it says stays the same.
 
+Tiny, random, float32. Where transformers itself is wrong, a test says so and compares with what is right.
+"""
+
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +12,17 @@ import pytest
 import torch
 import transformers
 from blip2_cases import (
+    NUM_QUERIES,
+    PIXELS,
     RETRIEVER,
+    TEXTS,
+    TOKENIZER,
     WRITERS,
     Language,
+    Outputs,
     assert_same,
+    image_token,
+    language_words,
     our_outputs,
     their_model,
     their_outputs,
@@ -18,10 +30,19 @@ from blip2_cases import (
 )
 from safetensors.torch import load_file
 
+from openblip.checkpoints.blip2_native import Blip2Checkpoint
 from openblip.checkpoints.loading import load_any, save_as
+from openblip.data.transforms import Preprocessing
 
+WRITER, INSTRUCTED = WRITERS
 LANGUAGES: list[Language] = ["opt", "llama", "t5"]
 CASES = [(name, language) for name in WRITERS for language in LANGUAGES] + [(RETRIEVER, None)]
+
+
+def loaded(folder: Path) -> Blip2Checkpoint:
+    checkpoint = load_any(folder)
+    assert isinstance(checkpoint, Blip2Checkpoint)
+    return checkpoint
 
 
 def loaded_by_them(class_name: str, folder: Path) -> Any:
@@ -38,7 +59,7 @@ def test_a_folder_of_theirs_there_and_back(
 ) -> None:
     theirs = their_model(class_name, language)
     write_theirs(tmp_path / "theirs", theirs, language)
-    checkpoint = load_any(tmp_path / "theirs")
+    checkpoint = loaded(tmp_path / "theirs")
     expected = their_outputs(theirs, language)
     assert_same(our_outputs(checkpoint), expected)
 
@@ -51,4 +72,126 @@ def test_a_folder_of_theirs_there_and_back(
         assert torch.equal(tensor, after[name]), name
 
     save_as(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(load_any(tmp_path / "ours")), expected)
+    assert_same(our_outputs(loaded(tmp_path / "ours")), expected)
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:
+    theirs = their_model("Blip2Model", "opt")
+    write_theirs(tmp_path, theirs, "opt")
+    found = our_outputs(loaded(tmp_path), texts=False)
+    with torch.no_grad():
+        vision = theirs.get_image_features(PIXELS)
+        expected = {"features": vision.last_hidden_state, "queries": theirs.get_qformer_features(PIXELS)}
+    assert_same(found, Outputs(expected))
+    # transformers' pooled feature went through the last norm a second time: not the class token's feature.
+    assert (vision.pooler_output - expected["features"][:, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("class_name", "language"), [CASES[0], CASES[3], CASES[-1]])
+@pytest.mark.parametrize("architectures", [None, ["Blip2ForSomethingOfMine"], ["Blip2PreTrainedModel"]])
+def test_a_class_is_told_by_its_weights(
+    tmp_path: Path, class_name: str, language: Language | None, architectures: list[str] | None
+) -> None:
+    write_theirs(tmp_path, their_model(class_name, language), language)
+    expected = loaded(tmp_path).model
+    change_config(tmp_path, lambda config: config.update(architectures=architectures))
+    found = loaded(tmp_path).model
+    assert found.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_folder_from_before_image_tokens(tmp_path: Path, language: Language) -> None:
+    """Its config and words know none, and transformers runs it no more; with one it says the same."""
+    theirs = their_model(WRITER, language)
+    expected = their_outputs(theirs, language)
+    theirs.config.image_token_index = None
+    write_theirs(tmp_path, theirs, language)
+    with pytest.raises(AttributeError, match="unsqueeze"):
+        their_outputs(theirs, language, texts=False)
+    assert_same(our_outputs(loaded(tmp_path)), expected)
+
+
+def test_a_folder_whose_words_have_the_image_token(tmp_path: Path) -> None:
+    theirs = their_model(WRITER, "opt")
+    write_theirs(tmp_path, theirs, "opt")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    words.add_tokens(["<image>"], special_tokens=True)
+    assert words.convert_tokens_to_ids("<image>") == image_token("opt")
+    words.save_pretrained(tmp_path)
+    assert_same(our_outputs(loaded(tmp_path)), their_outputs(theirs, "opt"))
+
+
+def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
+    """With them transformers cuts as many tokens off a text as there are queries, whatever they are.
+
+    Of a text that its processor has prepared together with a picture those are image tokens; of a text alone
+    they are the text, so its score is that of what is left.
+    """
+    theirs = their_model(RETRIEVER, image_token_index=TOKENIZER.vocab_size - 1)
+    write_theirs(tmp_path, theirs, None)
+    found = our_outputs(loaded(tmp_path))
+    images = torch.full((3, NUM_QUERIES), theirs.config.image_token_index)
+    ids, mask = torch.cat([images, TEXTS.ids], dim=1), TEXTS.mask.long()
+    whole = torch.cat([torch.ones_like(images), mask], dim=1)
+    with torch.no_grad():
+        itm, cut = (
+            theirs(PIXELS, given, attention_mask=whole, use_image_text_matching_head=True).logits_per_image
+            for given in (ids, torch.cat([TEXTS.ids, TEXTS.ids[:, :NUM_QUERIES]], dim=1))
+        )
+        itc = theirs(PIXELS, ids, attention_mask=whole).logits_per_image
+    assert_same(found, Outputs({"itc": itc, "itm": itm}))
+    assert (cut - itm).abs().max() > 1e-3
+
+
+def test_weights_in_half_precision_in_shards_and_pickled_read_alike(tmp_path: Path) -> None:
+    theirs = their_model(INSTRUCTED, "t5")
+    write_theirs(tmp_path / "pickled", theirs, "t5")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    state = {name: tensor.half() for name, tensor in theirs.state_dict().items()}  # tied weights twice
+    state["qformer.embeddings.position_ids"] = torch.arange(30)[None]  # in older files
+    torch.save(state, tmp_path / "pickled" / "pytorch_model.bin")
+    write_theirs(tmp_path / "shards", theirs, "t5")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    theirs.half().save_pretrained(tmp_path / "shards", max_shard_size="80KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    pickled, shards = (loaded(tmp_path / name) for name in ("pickled", "shards"))
+    assert_same(our_outputs(pickled), their_outputs(theirs.float(), "t5"))
+    for name, tensor in pickled.model.state_dict().items():
+        assert tensor.dtype == torch.float32, name
+        assert torch.equal(shards.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_pictures_are_prepared_as_the_folder_says(tmp_path: Path, file: str) -> None:
+    write_theirs(tmp_path, their_model(RETRIEVER), None)
+    assert loaded(tmp_path).preprocessing == Preprocessing(image_size=40)
+    settings: dict[str, Any] = {"size": {"height": 56, "width": 56}, "image_mean": [0.1, 0.2, 0.3]}
+    settings = settings if file.startswith("pre") else {"image_processor": settings, "num_query_tokens": 5}
+    (tmp_path / file).write_text(json.dumps(settings))
+    assert loaded(tmp_path).preprocessing == Preprocessing(image_size=56, mean=(0.1, 0.2, 0.3))
+
+
+NEW_LINE = language_words("llama")("\n", add_special_tokens=False).input_ids[0]
+
+
+@pytest.mark.parametrize(
+    ("eos", "end"),
+    [(None, None), (1, None), ([7, 1], None), (NEW_LINE, "\n"), ([NEW_LINE, 7], "\n")],
+)
+def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
+    """text_config says it, as to transformers' `generate`; None is the tokenizer's own end."""
+    write_theirs(tmp_path, their_model(WRITER, "llama"), "llama")
+    change_config(tmp_path, lambda config: config["text_config"].update(eos_token_id=eos))
+    checkpoint = loaded(tmp_path)
+    language = checkpoint.model.config.language
+    assert language is not None
+    assert language.end_of_text == end
+    assert checkpoint.model.require_language().end_id == (1 if end is None else NEW_LINE)
