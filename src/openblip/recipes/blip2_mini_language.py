@@ -32,7 +32,7 @@ def _language(name: str, shape: LanguageShape) -> LanguageRun:
         data=DataConfig(source=""),
         task=LanguagePretrainingConfig(),
         training=TrainingConfig(
-            steps=3000,
+            steps=2000,
             batch_size=64,
             learning_rate=1e-3,
             muon_learning_rate=4e-3,

@@ -24,6 +24,9 @@ NOT_AFTER_THE_PROMPT = ("there ", "on ", "a picture of ", "a drawing of ")
 COMPLETE_PROBABILITY = 0.8  # of a first line that says all there is to know
 QUESTION_PROBABILITY = 0.6  # of a later line that asks; the others are captions
 PROMPTED_PROBABILITY = 0.4  # of a caption in a later line that begins as BLIP-2's do
+# Of a question about a pair that asks who stands where: language models learn that last of all.
+RELATIONAL_PROBABILITY = 0.5
+RELATIONAL = frozenset({"place", "whether relation"})
 
 
 class DocumentSamples:
@@ -59,12 +62,12 @@ class DocumentSamples:
 
 
 def draw_document(scene: Scene, split: Split, rng: Random) -> str:
-    """A caption and one to three lines more: questions that the captions so far answer, or other captions."""
+    """A caption and two to five lines more: questions that the captions so far answer, or other captions."""
     truths = references(scene)
     complete = [caption for caption in truths if is_complete(scene, caption)]
     said = [rng.choice(complete if rng.random() < COMPLETE_PROBABILITY else truths)]
     lines = list(said)
-    for _ in range(rng.choice((1, 2, 3))):
+    for _ in range(rng.choice((2, 3, 4, 5))):
         if rng.random() < QUESTION_PROBABILITY:
             question = _answered_question(scene, split, said, rng)
             lines.append(rng.choice(QUESTION_FORMS).format(question.text, question.answers[0]))
@@ -95,8 +98,11 @@ def _answered_question(scene: Scene, split: Split, said: list[str], rng: Random)
     unsaid: set[str] = set()
     if not any(says_background(scene, caption) for caption in said):
         unsaid.add("background")
-    if not any(says_relation(scene, caption) for caption in said):
-        unsaid |= {"neighbor", "place", "whether relation"}
-    while (question := draw_question(scene, split, "picture", rng)).kind in unsaid:
-        pass  # most kinds never are, so this ends soon
-    return question
+    knows_relation = any(says_relation(scene, caption) for caption in said)
+    if not knows_relation:
+        unsaid |= RELATIONAL | {"neighbor"}
+    relational = knows_relation and scene.relation is not None and rng.random() < RELATIONAL_PROBABILITY
+    while True:  # no scene has so few kinds of questions that this takes long
+        question = draw_question(scene, split, "picture", rng)
+        if question.kind in RELATIONAL if relational else question.kind not in unsaid:
+            return question
