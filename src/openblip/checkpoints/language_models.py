@@ -26,25 +26,34 @@ def load_language_model(
     source: a folder, or a name on the Hugging Face hub. quantization: its linear layers in 8 or 4 bits.
     changes: settings of its config that are to be others than its own.
 
-    Raises CheckpointError when there is no such model, or it is neither causal nor sequence-to-sequence;
-    MissingExtraError without bitsandbytes where it is quantised.
+    Raises CheckpointError when there is no such model, it lacks weights or words, or it is neither causal nor
+    sequence-to-sequence; MissingExtraError without bitsandbytes where it is quantised.
     """
-    import transformers
+    import transformers  # takes seconds
+
+    from openblip.checkpoints.from_transformers import (
+        LOADING_ERRORS,
+        check_is_a_name,
+        not_loaded,
+        quietly,
+        read_model,
+    )
 
     name = os.fspath(source)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **(changes or {}))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        auto = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        extra = _quantized(quantization, dtype)
-        model = auto.from_pretrained(name, config=config, dtype=dtype, **extra)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{name} cannot be loaded as language model: {error}") from error
-    return wrap_language_model(model.eval(), tokenizer, end_of_text)
+    check_is_a_name(name)
+    with quietly():
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, **(changes or {}))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        except LOADING_ERRORS as error:
+            raise not_loaded(name, error) from error
+    auto: Any = transformers.AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    loaded = read_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
+    if loaded.missing:
+        raise CheckpointError(f"{name} lacks weights of its model: {'; '.join(sorted(loaded.missing))}.")
+    return wrap_language_model(loaded.model.eval(), tokenizer, end_of_text)
 
 
 def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
