@@ -1,8 +1,8 @@
 """`openblip train RECIPE`: trains a recipe, with any of its settings changed."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any
 
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
@@ -16,8 +16,8 @@ def run(argv: Sequence[str]) -> int:
     resume = "--resume" in words
     recipe = RECIPES[name]
     default = recipe()
-    chosen = parse(
-        cast(Callable[..., AnyRun], type(default)),
+    chosen: Any = parse(
+        type(default),
         [word for word in words if word != "--resume"],
         prog=f"openblip train {name}",
         default=default,
