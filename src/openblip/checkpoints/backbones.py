@@ -1,4 +1,5 @@
-"""Where the paper's pre-training starts (BLIP section 4.1): a ViT for the image side, BERT for the text side.
+"""Where pre-training starts: a ViT for the image side of BLIP (section 4.1), BERT for its text side and for
+the Q-Former of BLIP-2 (BLIP-2 section 3.1).
 
 Both are read from Hugging Face checkpoints, by folder or hub name, through transformers, which fetches them
 and knows every file layout. The tables below name what each of our parameters comes from; what a table and
@@ -19,6 +20,8 @@ from openblip.checkpoints.from_transformers import read_config, read_model
 from openblip.checkpoints.huggingface_keys import VISION as BLIP_VISION
 from openblip.checkpoints.key_table import Table, refuse, translate
 from openblip.errors import CheckpointError
+from openblip.nn.attention import SelfAttention
+from openblip.nn.qformer import QFormer, QFormerLayer
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
 
@@ -58,6 +61,15 @@ BERT: Table = {  # BertForMaskedLM; ours without the mode, since every reading s
     "lm_head.bias": "cls.predictions.bias",
 }
 
+_FEED_FORWARD = "layers.{i}.feed_forward."
+# A Q-Former has two feed-forwards, of queries and of text, which both start as BERT's.
+QFORMER: Table = {name: row for name, row in BERT.items() if not name.startswith(_FEED_FORWARD)} | {
+    name.replace("feed_forward", f"{kind}_feed_forward"): row
+    for name, row in BERT.items()
+    if name.startswith(_FEED_FORWARD)
+    for kind in ("query", "text")
+}
+
 # Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in `VIT`.
 VIT_FILE_NAMES = {
     "encoder.layer.": "layers.",
@@ -88,7 +100,7 @@ UNUSED_TEXT = (
     "cls.predictions.decoder.",  # tied to the word embeddings and to cls.predictions.bias
 )
 # Ours that BERT does not have: the released code starts cross-attention from random weights too.
-FRESH_TEXT = ".cross_attention."
+FRESH_TEXT = (".cross_attention.", "embeddings.queries")
 NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
 
 
@@ -141,21 +153,50 @@ def init_text(text: TextTransformer, source: str) -> None:
     Raises:
         CheckpointError: as in `init_vision`, or `text` has another vocabulary.
     """
+    first = cast(Any, text.layers[0])
+    readings = first.self_attention.variants.values()
+    unused = () if text.lm_head is not None else ("cls.predictions.",)
+    _start_from_bert(text, BERT, source, next(iter(readings)).branch.num_heads, unused)
+
+
+def init_qformer(qformer: QFormer, source: str) -> None:
+    """Start a Q-Former from a Hugging Face BERT, in place.
+
+    Self-attention and the feed-forwards of queries and of text start as BERT's, and so do embeddings and
+    ITG's head where the Q-Former has them. Queries, cross-attention and the rows of new words ([DEC]) keep
+    their random start, as in the released code.
+
+    Args:
+        qformer: on any device, in any dtype.
+        source: folder or hub name, e.g. "bert-base-uncased".
+
+    Raises:
+        CheckpointError: as in `init_text`.
+    """
+    first = cast(QFormerLayer, qformer.layers[0])
+    num_heads = cast(SelfAttention, first.self_attention.branch).num_heads
+    unused = [] if qformer.lm_head is not None else ["cls.predictions."]
+    if qformer.embeddings.word is None:
+        unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
+    _start_from_bert(qformer, QFORMER, source, num_heads, tuple(unused))
+
+
+def _start_from_bert(
+    model: nn.Module, table: Table, source: str, num_heads: int, not_ours: tuple[str, ...]
+) -> None:
+    """Put a BERT's weights in their places; `not_ours`: what of it the model has no place for."""
     config = read_config(source)
     if config.model_type != "bert":
         raise CheckpointError(f"{source} is a {config.model_type}; the text side starts from a bert.")
-    first = cast(Any, text.layers[0])
-    readings = first.self_attention.variants.values()
-    _check_kind(source, config, next(iter(readings)).branch.num_heads)
+    _check_kind(source, config, num_heads)
     theirs = _read_weights("BertForMaskedLM", source, UNUSED_TEXT)
     has_head = any(n.startswith("cls.predictions.") and not n.startswith(UNUSED_TEXT) for n in theirs)
     ours = {
         name: parameter
-        for name, parameter in text.named_parameters()
-        if FRESH_TEXT not in name and (has_head or not name.startswith("lm_head."))
+        for name, parameter in model.named_parameters()
+        if not any(part in name for part in FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
     }
-    unused = UNUSED_TEXT if text.lm_head is not None else (*UNUSED_TEXT, "cls.predictions.")
-    found = translate(BERT, theirs, set(ours), unused, source)
+    found = translate(table, theirs, set(ours), (*UNUSED_TEXT, *not_ours), source)
     _copy(_fit_tables(found, ours, source), ours, source)
 
 

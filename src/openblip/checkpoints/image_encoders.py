@@ -97,7 +97,7 @@ def load_image_encoder(
         parts = _clip(name, -2 if layer is None else layer)
     else:
         parts = _tower(name, -2 if layer is None else layer, image_size, dtype)
-    encoder = parts if image_size is None else _at_image_size(parts, image_size)
+    encoder = parts if image_size is None else at_image_size(parts, image_size)
     encoder.model.to(dtype).eval()
     return encoder
 
@@ -181,7 +181,7 @@ def _converted(
     }
     preprocessing = read_preprocessing(name, Preprocessing(image_size=ours.image_size))
     parts = ImageEncoder(_vit(ours, shaped, name), ours, preprocessing)
-    return _at_image_size(parts, preprocessing.image_size)
+    return at_image_size(parts, preprocessing.image_size)
 
 
 def _tower(name: str, layer: int, image_size: int | None, dtype: torch.dtype) -> ImageEncoder:
@@ -196,12 +196,12 @@ def _tower(name: str, layer: int, image_size: int | None, dtype: torch.dtype) ->
         raise CheckpointError(
             f"{name} cannot encode pictures of {size}x{size}: {reason} Choose its own image size."
         ) from error
-    if features.dim() != 3:
+    if features.dim() != 3 or features.shape[2] != tower.hidden_dim:
         raise CheckpointError(
             f"{name} turns a picture into features of shape {tuple(features.shape[1:])}; the Q-Former reads "
-            "a sequence of tokens, as vision transformers give it."
+            "a sequence of tokens as wide as the model, as vision transformers give it."
         )
-    config = TowerConfig(name=name, hidden_dim=features.shape[2], layer=layer)
+    config = TowerConfig(name=name, hidden_dim=tower.hidden_dim, layer=layer)
     return ImageEncoder(tower, config, preprocessing)
 
 
@@ -227,7 +227,7 @@ def _vit(config: VisionConfig, weights: Mapping[str, Tensor], origin: str) -> Vi
     return model
 
 
-def _at_image_size(parts: ImageEncoder, image_size: int) -> ImageEncoder:
+def at_image_size(parts: ImageEncoder, image_size: int) -> ImageEncoder:
     """The same encoder for pictures of `image_size`; position embeddings of our ViT interpolated for good."""
     preprocessing = replace(parts.preprocessing, image_size=image_size)
     config = parts.config

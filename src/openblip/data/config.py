@@ -20,7 +20,7 @@ class DataConfig:
     num_workers: int = 1
     """Processes that decode images; 0 decodes in the training process."""
     max_text_length: int = 30
-    """Tokens per caption, statement or dialog, [CLS] and [SEP] included."""
+    """Tokens per caption, statement, dialog or instruction, [CLS] and [SEP] included."""
     num_frames: int | None = None
     """Uniform frames of each clip; None: the source has pictures."""
     shuffle_window_shards: int = 4

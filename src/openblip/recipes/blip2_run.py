@@ -17,8 +17,9 @@ class ImageEncoderSource:
 
     source: str
     """An OpenBLIP checkpoint, whose ViT is taken; a Hugging Face vision model by folder or hub name."""
-    layer: int = -2
-    """Whose output is taken: -2 is the second-last layer's, as in the paper, -1 the last's."""
+    layer: int | None = None
+    """Whose output is taken: -2 is the second-last layer's, -1 the last's. None is the paper's choice: the
+    second-last, of an encoder that was cut there already the last."""
     dtype: Precision = "float32"
 
 
@@ -63,8 +64,15 @@ class Blip2Run:
     """Width of the space in which ITC compares queries and texts."""
     text_init: str | None = None
     """BERT to start a new Q-Former from: a Hugging Face folder or hub name; needs that BERT's `tokenizer`."""
+    text_branch: str | None = None
+    """BLIP-2 checkpoint from whose Q-Former the weights are taken that read text, for a model that is to read
+    instructions: stage 2 has dropped them. That of stage 1; None where `init` still has its own."""
     train_vision: bool = False
-    """Also train the image encoder, as the paper does in fine-tuning."""
+    """Also train the image encoder, as the paper does in fine-tuning; its weights become float32."""
+    frozen_dtype: Precision | None = None
+    """Of those of the checkpoint's image encoder and language model that stay frozen; None keeps float32."""
+    max_text_tokens: int | None = None
+    """Budget of a text and its prompt; None keeps that of the checkpoint or of `language`."""
     image_size: int | None = None
     """Resolution of the pictures; None keeps the image encoder's own."""
     prompt: str = "a photo of"

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from openblip.recipes.any_run import AnyRun
+from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_mini import blip2_mini_stage1, blip2_mini_stage2_opt, blip2_mini_stage2_t5
 from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
+from openblip.recipes.blip2_stage1 import blip2_stage1, blip2_stage1_vit_l
+from openblip.recipes.blip2_stage2 import blip2_stage2_opt, blip2_stage2_t5
 from openblip.recipes.blip_base import blip_base
 from openblip.recipes.blip_large import blip_large
 from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
@@ -47,6 +50,14 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "video-qa": video_qa,
     "blip2-mini-opt": blip2_mini_opt,
     "blip2-mini-t5": blip2_mini_t5,
+    "blip2-stage1": blip2_stage1,
+    "blip2-stage1-vit-l": blip2_stage1_vit_l,
+    "blip2-stage2-opt": blip2_stage2_opt,
+    "blip2-stage2-t5": blip2_stage2_t5,
+    "blip2-caption": blip2_caption,
+    "blip2-vqa": blip2_vqa,
+    "blip2-retrieval": blip2_retrieval,
+    "blip2-instruct": blip2_instruct,
     "blip2-mini-stage1": blip2_mini_stage1,
     "blip2-mini-stage2-opt": blip2_mini_stage2_opt,
     "blip2-mini-stage2-t5": blip2_mini_stage2_t5,

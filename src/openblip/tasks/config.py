@@ -63,7 +63,7 @@ class VisdialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """Stage 1 of BLIP-2, ITC + ITM + ITG, unweighted (BLIP-2 section 3.2); also its retrieval (section 4.4)."""
+    """Stage 1 of BLIP-2, ITC + ITM + ITG, unweighted (BLIP-2 section 3.2), and retrieval (section 4.4)."""
 
     itg: bool = True
     """Off: ITC + ITM alone, the comparison of the paper's Table 6."""
@@ -77,6 +77,26 @@ class GenerativeConfig:
 
     A decoder writes the whole caption; of an encoder-decoder the encoder reads its beginning.
     """
+
+    prompt: str = ""
+    """Put before every caption and not predicted, as in fine-tuning (section 4.2); an encoder reads it in
+    place of the caption's beginning. Empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedAnsweringConfig:
+    """Questions that BLIP-2's language model answers (BLIP-2 section 4.3)."""
+
+    instructed: bool = True
+    """Whether the Q-Former reads the question too, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionConfig:
+    """Instructions and conversations that BLIP-2's language model answers (InstructBLIP)."""
+
+    instructed: bool = True
+    """Whether the Q-Former reads the instruction too, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +115,4 @@ BlipTaskConfig = (
     | NlvrConfig
     | VisdialConfig
 )
-Blip2TaskConfig = RepresentationConfig | GenerativeConfig
+Blip2TaskConfig = RepresentationConfig | GenerativeConfig | PromptedAnsweringConfig | InstructionConfig
