@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openblip.errors import CheckpointError
 
-CHUNK = 32
+GROUP = 32
 """Pictures that a frozen encoder takes at a time on an accelerator."""
 
 
@@ -28,6 +28,11 @@ class VisionTower(nn.Module):
         self.model = getattr(model, "vision_model", model)
         self.layer = layer
         check_layer(layer, int(self.model.config.num_hidden_layers))
+
+    @property
+    def hidden_dim(self) -> int:
+        """Dv."""
+        return int(self.model.config.hidden_size)
 
     @property
     def image_size(self) -> int:
@@ -82,9 +87,9 @@ def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
     A picture's features do not depend on the others of its batch, nor on its place among them, to the last
     bit: the encoder sees pictures in groups of one fixed size, filled up with black ones. On a CPU that is
     one picture, since its kernels share out the rows of a larger group among threads, and round differently
-    by place; on accelerators CHUNK.
+    by place; on accelerators GROUP.
     """
-    size = 1 if pixels.device.type == "cpu" else CHUNK
+    size = _group_size(pixels.device)
     features = []
     for group in pixels.split(size):
         missing = size - len(group)
@@ -103,3 +108,7 @@ def run_without_graph(encoder: nn.Module, pixels: Tensor) -> Tensor:
 
 def _takes_interpolation(model: nn.Module) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+
+
+def _group_size(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else GROUP
