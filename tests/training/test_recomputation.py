@@ -23,11 +23,11 @@ ALL = slice(0, 4)
 
 @contextmanager
 def passes(*modules: nn.Module) -> Iterator[list[int]]:
-    """How often each module's first linear layer is computed, by forward passes and recomputations."""
+    """How often each module's last linear layer is computed, by forward passes and recomputations."""
     counts = [0] * len(modules)
     handles = []
     for i, module in enumerate(modules):
-        linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
+        linear = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
 
         def count(*_: Any, i: int = i) -> None:
             counts[i] += 1
@@ -98,8 +98,8 @@ def test_without_gradients_nothing_is_computed_twice_and_texts_are_written_alike
     assert written[0] == written[1]
 
 
-def test_the_qformer_is_computed_twice_where_no_cache_is_read() -> None:
-    """ITM and ITC's text; the pass whose keys and values ITG reads on keeps them anyway."""
+def test_the_qformer_is_computed_twice_also_where_it_reads_a_cache() -> None:
+    """ITC's and ITM's texts, and ITG, which goes on from the queries' keys and values."""
     usual, recomputed = stage1().train(), stage1().train()
     recompute_activations(recomputed)
     layers = [recomputed.get_submodule(f"model.qformer.layers.{i}") for i in range(2)]
@@ -108,7 +108,7 @@ def test_the_qformer_is_computed_twice_where_no_cache_is_read() -> None:
         loss = loss_of(recomputed, batch)
         forwards = list(counts)
         loss.backward()
-    assert all(forward < total < 2 * forward for forward, total in zip(forwards, counts, strict=True))
+    assert counts == [2 * forward for forward in forwards]
     expected = loss_of(usual, batch)
     expected.backward()
     assert torch.equal(loss, expected)
