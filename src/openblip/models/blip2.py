@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, TowerConfig
+from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig
 from openblip.models.config import VisionConfig
 from openblip.models.initial_weights import initialise
 from openblip.models.language_model import LanguageModel, Predicted
@@ -49,8 +49,9 @@ class Blip2(nn.Module):
     """A Q-Former with the heads named in `config.heads`, between models that it did not train.
 
     vision: the image encoder, by default our ViT as `config.vision` describes it. language: the model of head
-    llm, None without. Texts of the Q-Former begin with [CLS], of `decode` with [DEC]. Raises ConfigError when
-    a given model is none that the config describes.
+    llm, None without. Texts of the Q-Former begin with [CLS], of `decode` with [DEC].
+
+    Raises ConfigError for a language model of another width than the config says.
     """
 
     def __init__(
@@ -63,10 +64,9 @@ class Blip2(nn.Module):
         self.config = config
         if vision is None:
             if not isinstance(config.vision, VisionConfig):
-                raise ValueError(f"The image encoder {config.vision.name} must be given: it is not ours.")
+                raise ConfigError(f"The image encoder {config.vision.name} must be given: it is not ours.")
             vision = VisionTransformer(**asdict(config.vision))
-        _check_width("image encoder", vision, config.vision)
-        _check_width("language model", language, config.language)
+        _check_width(language, config.language)
         heads, width = set(config.heads), config.qformer.hidden_dim
         self.vision_norm = nn.LayerNorm(config.vision.hidden_dim, eps=config.vision_norm_eps)
         self.qformer = QFormer(
@@ -233,15 +233,11 @@ class Blip2(nn.Module):
             )
 
 
-def _check_width(
-    kind: str,
-    part: VisionTransformer | VisionTower | LanguageModel | None,
-    config: VisionConfig | TowerConfig | LanguageConfig | None,
-) -> None:
-    """ConfigError when a model of others is not of the width that the config says."""
+def _check_width(language: LanguageModel | None, config: LanguageConfig | None) -> None:
+    """ConfigError when a given language model is not of the width that the config says."""
     described = None if config is None else config.hidden_dim
-    if isinstance(part, VisionTower | LanguageModel) and part.hidden_dim != described:
+    if language is not None and language.hidden_dim != described:
         raise ConfigError(
-            f"The {kind} is {part.hidden_dim} wide; the config says "
+            f"The language model is {language.hidden_dim} wide; the config says "
             + ("that there is none." if described is None else f"{described}.")
         )
