@@ -69,6 +69,7 @@ HEAVY_MODULES = (
     "recipes.blip2_starting_point",
     "recipes.blip2_assembly",
     "recipes.language_assembly",
+    "recipes.feature_cache",
 )
 
 
