@@ -30,7 +30,7 @@ from openblip.checkpoints.native import (
 from openblip.checkpoints.vision_towers import load_vision_tower
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-from openblip.errors import CheckpointError, OpenBlipError
+from openblip.errors import CheckpointError, ConfigError, OpenBlipError
 from openblip.models.blip2 import Blip2
 from openblip.models.blip2_config import Blip2Config, TowerConfig
 from openblip.models.language_model import LanguageModel
@@ -155,9 +155,15 @@ def empty_blip2(
     vision: VisionTransformer | VisionTower | None = None,
     language: LanguageModel | None = None,
 ) -> Blip2:
-    """A model around parts that have their weights; the others are on no device until `fill` brings them."""
-    with torch.device("meta"):
-        return Blip2(config, vision, language)
+    """A model around parts that have their weights; the others are on no device until `fill` brings them.
+
+    Raises CheckpointError when a part is not of the width that the config says.
+    """
+    try:
+        with torch.device("meta"):
+            return Blip2(config, vision, language)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,8 @@ def load_language_model(
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except LOADING_ERRORS as error:
             raise not_loaded(name, error) from error
+    if Path(name).is_dir() and not _has_words(Path(name), tokenizer):
+        raise CheckpointError(f"{name} has no vocabulary; transformers would go on with an empty one.")
     auto: Any = transformers.AutoModelForCausalLM
     if config.is_encoder_decoder:
         auto = transformers.AutoModelForSeq2SeqLM
@@ -54,6 +57,13 @@ def load_language_model(
     if loaded.missing:
         raise CheckpointError(f"{name} lacks weights of its model: {'; '.join(sorted(loaded.missing))}.")
     return wrap_language_model(loaded.model.eval(), tokenizer, end_of_text)
+
+
+def _has_words(folder: Path, tokenizer: Any) -> bool:
+    """Whether one of the files is there that this kind of tokenizer is read from."""
+    return any(
+        (folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values())
+    )
 
 
 def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
