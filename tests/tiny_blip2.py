@@ -90,7 +90,7 @@ def tiny_tower() -> VisionTower:
 
 
 def tiny_language_model(kind: Language) -> LanguageModel:
-    """With words of its own, learned from `SENTENCES`; everything else is spelled in bytes."""
+    """With words of its own, learned from `SENTENCES`; other ASCII is spelled in characters."""
     tokenizer = language_tokenizer(kind)
     vocab_size = len(tokenizer)
     model: Any
@@ -141,9 +141,9 @@ def language_tokenizer(kind: Language) -> Any:
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340,
+        vocab_size=180,
         special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=[*map(chr, range(33, 127)), "Ġ"],
         show_progress=False,
     )
     words.train_from_iterator(SENTENCES, trainer)

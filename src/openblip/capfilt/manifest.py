@@ -1,6 +1,5 @@
 """What a run was made with, and whether a later command is the same run."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -15,26 +14,21 @@ import torch
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, write_json
 from openblip.errors import ConfigError
-from openblip.predictor import Predictor
+from openblip.predictor import Calls
 
 
-def describe_model(checkpoint: str, predictor: Predictor) -> dict[str, Any]:
+def describe_model(checkpoint: str, predictor: Calls) -> dict[str, Any]:
     """A checkpoint's name, size, and a hash of all that decides its answers: weights, shapes, tokenizer,
     pictures.
 
     The hash is taken of the loaded model, so it is the same wherever a checkpoint is read from.
     """
     digest = hashlib.sha256()
-    described = {
-        "model": predictor.model.config.to_dict(),
-        "preprocessing": dataclasses.asdict(predictor.preprocessing),
-        "prompt": predictor.prompt,
-        "encoder_token": predictor.encoder_token,
-    }
-    digest.update(json.dumps(described, sort_keys=True).encode())
+    digest.update(json.dumps(predictor.settings, sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:
-        predictor.tokenizer.save(Path(folder))
-        digest.update((Path(folder) / "tokenizer.json").read_bytes())
+        predictor.save_vocabularies(Path(folder))
+        for vocabulary in sorted(Path(folder).rglob("tokenizer.json")):
+            digest.update(vocabulary.read_bytes())
     for name, tensor in sorted(predictor.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -26,7 +26,7 @@ from openblip.capfilt.scoring import score_texts
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import Reject
 from openblip.data.sources import Source
-from openblip.predictor import Predictor
+from openblip.predictor import Calls
 
 BATCHES_AHEAD = 2
 
@@ -35,8 +35,8 @@ BATCHES_AHEAD = 2
 class Models:
     """The two checkpoints of a run, on their device."""
 
-    captioner: Predictor
-    filter: Predictor
+    captioner: Calls
+    filter: Calls
 
 
 @dataclass

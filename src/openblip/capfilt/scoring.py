@@ -1,6 +1,6 @@
 """The filter at work: every text of an image scored against one encoding of the image (BLIP section 3.3).
 
-B images, R texts, N image tokens, E embedding width, S side of a picture.
+B images, R texts, N image tokens, Q queries, E embedding width, S side of a picture.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import CheckpointError
-from openblip.predictor import Predictor
+from openblip.predictor import Calls, similarity_of_pairs
 
 MAX_TEXTS_PER_CALL = 512
 MAX_TEXTS_PER_IMAGE = 64
@@ -41,7 +41,7 @@ class _Piece:
 
 
 @torch.inference_mode()
-def score_texts(filter_: Predictor, pixels: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+def score_texts(filter_: Calls, pixels: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Score]]:
     """Scores each image against its own texts; the image is encoded once, its keys and values projected once.
 
     Args:
@@ -61,7 +61,7 @@ def score_texts(filter_: Predictor, pixels: Tensor, texts: Sequence[Sequence[str
     scored = [row for row, text in enumerate(flat) if text.strip()]
     if not scored:
         return [[EMPTY] * len(own) for own in texts]
-    image_kv = filter_.model.image_kv(encoded.tokens, "encode")
+    image_kv = filter_.image_kv(encoded.tokens, "encode")
     itm, itc = np.zeros(len(flat), np.float32), np.zeros(len(flat), np.float32)
     for pieces in _calls(scored, owner):
         rows = [row for piece in pieces for row in piece.rows]
@@ -71,9 +71,9 @@ def score_texts(filter_: Predictor, pixels: Tensor, texts: Sequence[Sequence[str
         own_kv = image_kv if everyone else image_kv.select(torch.tensor(images, device=filter_.device))
         logits = filter_.model.match_logits(tokens.ids, tokens.mask, own_kv)  # (R, 2)
         itm[rows] = logits.float().softmax(dim=1)[:, 1].cpu().numpy()
-    image_vectors = filter_.embed_images(encoded)[[owner[row] for row in scored]]  # (R, E)
+    image_vectors = filter_.embed_images(encoded)[[owner[row] for row in scored]]  # (R, E) or (R, Q, E)
     text_vectors = filter_.embed_texts([flat[row] for row in scored], MAX_TEXTS_PER_CALL)
-    itc[scored] = (image_vectors * text_vectors).sum(dim=1).numpy()
+    itc[scored] = similarity_of_pairs(image_vectors, text_vectors).numpy()
     if not (np.isfinite(itm).all() and np.isfinite(itc).all()):
         raise CheckpointError("the filter's scores are not numbers (NaN or infinite); its weights are broken")
     scores = iter(zip(itm.tolist(), itc.tolist(), strict=True))

@@ -1,19 +1,18 @@
 """`openblip answer`: questions about images or clips, of the command line or of a data source."""
 
 import itertools
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from openblip.cli.inputs import ImageInput, find_inputs, is_clip_file, names_one_file
+from openblip.cli.inputs import ImageInput, is_clip_file
 from openblip.cli.jsonl_file import LineFormat, Row
-from openblip.cli.jsonl_job import JsonlJob, lines_to
+from openblip.cli.jsonl_job import JsonlJob
 from openblip.cli.listed_texts import read_texts
+from openblip.cli.texts_job import inputs_for_texts, print_rows, run_job
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam, Decoding
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from openblip.data.sample import Sample
-    from openblip.predictor import EncodedImages, Predictor
+    from openblip.predictor import Calls, EncodedImages
 
     Frames = npt.NDArray[np.uint8]  # (F, 3, S, S)
 
@@ -38,7 +37,7 @@ def command(
     out: Path | None = None,
     images: str | None = None,
     candidates: Path | None = None,
-    num_beams: int = 3,
+    num_beams: int | None = None,
     max_new_tokens: int = 10,
     num_frames: int = 16,
     encoder_token: Literal["[ENC]", "[CLS]"] | None = None,
@@ -61,7 +60,7 @@ def command(
         out: write the lines to this file; to standard output when not given.
         images: the folder of the pictures that an annotation file or table names.
         candidates: a JSON list of answers to choose from; answers are written when not given.
-        num_beams: texts kept while an answer is written.
+        num_beams: texts kept while an answer is written; 3, of BLIP-2 5 when not given.
         max_new_tokens: the longest answer that is written, in tokens.
         num_frames: frames of a clip.
         encoder_token: the first token of the questions; what the checkpoint says when not given.
@@ -76,30 +75,24 @@ def command(
         raise ConfigError("--num-frames must be at least 1")
     if not all(question.strip() for question in questions):
         raise ConfigError("a question is empty; write it in quotes after the image")
-    decoding = Beam(num_beams=num_beams, max_new_tokens=max_new_tokens, min_new_tokens=1)
+    chosen = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
+    Beam(min_new_tokens=1, **chosen)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_texts(candidates, "candidates")
-    alone = out is None and names_one_file(source)
-    inputs = None if alone else find_inputs([source], images=images, clips=True)
-    if not questions and (inputs is None or not inputs.may_have_texts):
-        raise ConfigError("there is no question; write at least one in quotes after the image")
+    missing = "question; write at least one in quotes after the image"
+    inputs = inputs_for_texts(source, questions, out=out, images=images, clips=True, missing=missing)
+    predictor = openblip.load(model, device=device, encoder_token=encoder_token, tokenizer=tokenizer)
     answerer = _Answerer(
-        predictor=openblip.load(model, device=device, encoder_token=encoder_token, tokenizer=tokenizer),
+        predictor=predictor,
         questions=questions,
         candidates=choices,
-        decoding=decoding,
+        decoding=replace(predictor.answer_decoding, **chosen),
         num_frames=num_frames,
         batch_size=batch_size,
     )
     answerer.check()
     if inputs is None:
-        for row in answerer.rows(answerer.encode_file(source), [questions])[0]:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    job = answerer.job(num_workers)
-    with lines_to(out, job.layout) as (stream, present):
-        outcome = job.run(inputs, stream, present)
-    print(f"answered about {outcome.done} images, skipped {outcome.skipped}", file=sys.stderr)
-    return outcome.exit_code
+        return print_rows(answerer.rows(answerer.encode_file(source), [questions])[0])
+    return run_job(answerer.job(num_workers), inputs, out, done="answered about")
 
 
 class _Asked(NamedTuple):
@@ -113,7 +106,7 @@ class _Asked(NamedTuple):
 class _Answerer:
     """The model, how it answers, and what every image is asked; nothing: its own question."""
 
-    predictor: "Predictor"
+    predictor: "Calls"
     questions: tuple[str, ...]
     candidates: list[str] | None
     decoding: Decoding

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from openblip.predictor import Predictor, ScoredText
+    from openblip.predictor import Calls, ScoredText
 
     Pixels = npt.NDArray[np.uint8]  # (3, S, S)
 
@@ -107,7 +107,7 @@ def _run(job: JsonlJob["Pixels"], inputs: Inputs, out: Path | None, sidecars: Si
 class _Captioner:
     """The model and how it is to write."""
 
-    predictor: "Predictor"
+    predictor: "Calls"
     decoding: Decoding
     prompt: str | None
     num_captions: int

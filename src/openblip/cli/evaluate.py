@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from openblip.generation.decoding import Beam
 
 if TYPE_CHECKING:
     from openblip.data.sources import Source
-    from openblip.predictor import Predictor
+    from openblip.predictor import Calls
 
 Task = Literal[
     "caption",
@@ -47,8 +47,8 @@ class TaskOptions:
     num_frames: int | None = None
     """Video: frames of a clip; 8 for retrieval and 16 for questions when not given (paper)."""
 
-    num_beams: int = 3
-    """Captions and answers: texts kept while writing."""
+    num_beams: int | None = None
+    """Captions and answers: texts kept while writing; 3, for answers of BLIP-2 5 when not given."""
     max_new_tokens: int | None = None
     """Captions and answers: the most tokens; 20 and 10 when not given (released code)."""
     min_new_tokens: int | None = None
@@ -58,11 +58,11 @@ class TaskOptions:
         if self.rerank < 1 or (self.num_frames is not None and self.num_frames < 1):
             raise ConfigError("--rerank and --num-frames must be at least 1")
 
-    def beam(self, max_new_tokens: int, min_new_tokens: int) -> Beam:
-        """How texts are written, with a task's own lengths where none were given."""
-        longest = max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        shortest = min_new_tokens if self.min_new_tokens is None else self.min_new_tokens
-        return Beam(num_beams=self.num_beams, max_new_tokens=longest, min_new_tokens=shortest)
+    def beam(self, usual: Beam) -> Beam:
+        """How texts are written, as usual where nothing was given."""
+        lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": self.min_new_tokens}
+        given = {"num_beams": self.num_beams, **lengths}
+        return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
     def listed_answers(self) -> list[str] | None:
         """The answers to rank; None to write them."""
@@ -136,7 +136,7 @@ def command(
 
 def _measure(
     task: Task,
-    model: "Predictor",
+    model: "Calls",
     source: "Source",
     options: TaskOptions,
     limit: int | None,
@@ -147,7 +147,7 @@ def _measure(
         case "caption":
             from openblip.tasks.captioning import evaluate_captioning
 
-            return evaluate_captioning(model, source, decoding=options.beam(20, 0), **common)
+            return evaluate_captioning(model, source, decoding=options.beam(Beam()), **common)
         case "retrieval" | "video-retrieval":
             from openblip.tasks.retrieval import evaluate_retrieval
 
@@ -165,7 +165,7 @@ def _measure(
                 source,
                 candidates=options.listed_answers(),
                 num_frames=None if task == "vqa" else options.num_frames or 16,
-                decoding=options.beam(10, 1),
+                decoding=options.beam(model.answer_decoding),
                 **common,
             )
         case "nlvr":

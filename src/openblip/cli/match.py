@@ -1,7 +1,5 @@
 """`openblip match`: how well do these texts, or the captions that they come with, describe images?"""
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from openblip.cli.inputs import ImageInput, find_inputs, names_one_file
+from openblip.cli.inputs import ImageInput
 from openblip.cli.jsonl_file import LineFormat, Row
-from openblip.cli.jsonl_job import JsonlJob, lines_to
-from openblip.errors import ConfigError, SourceError
+from openblip.cli.jsonl_job import JsonlJob
+from openblip.cli.texts_job import inputs_for_texts, print_rows, run_job
+from openblip.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from openblip.predictor import EncodedImages, Predictor
+    from openblip.predictor import Calls, EncodedImages
 
     Pixels = npt.NDArray[np.uint8]  # (3, S, S)
 
@@ -63,22 +62,14 @@ def command(
     """
     import openblip
 
-    alone = out is None and names_one_file(source)
-    inputs = None if alone else find_inputs([source], images=images)
-    if not texts and (inputs is None or not inputs.may_have_texts):
-        raise ConfigError("there is no text to score; write at least one after the image")
+    missing = "text to score; write at least one after the image"
+    inputs = inputs_for_texts(source, texts, out=out, images=images, clips=False, missing=missing)
     predictor = openblip.load(model, device=device, encoder_token=encoder_token, tokenizer=tokenizer)
     scorer = _Scorer(predictor=predictor, texts=texts, batch_size=batch_size)
     scorer.check()
     if inputs is None:
-        for row in scorer.rows_of_texts(predictor.encode([source]))[0]:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    job = scorer.job(num_workers)
-    with lines_to(out, job.layout) as (stream, present):
-        outcome = job.run(inputs, stream, present)
-    print(f"scored {outcome.done} images, skipped {outcome.skipped}", file=sys.stderr)
-    return outcome.exit_code
+        return print_rows(scorer.rows_of_texts(predictor.encode([source]))[0])
+    return run_job(scorer.job(num_workers), inputs, out, done="scored")
 
 
 class _Captioned(NamedTuple):
@@ -92,7 +83,7 @@ class _Captioned(NamedTuple):
 class _Scorer:
     """The model, and the texts to score every image with; none: its own captions."""
 
-    predictor: "Predictor"
+    predictor: "Calls"
     texts: tuple[str, ...]
     batch_size: int
 
@@ -133,6 +124,8 @@ class _Scorer:
         """Each image with its own captions."""
         import torch
 
+        from openblip.predictor import similarity_of_pairs
+
         texts = [caption for own in captions for caption in own]
         owners = torch.tensor([number for number, own in enumerate(captions) for _ in own])
         match: list[float | None] = [None] * len(texts)
@@ -140,8 +133,9 @@ class _Scorer:
         if self._can("match"):
             match = self.predictor.match(images.select(owners), texts, self.batch_size).tolist()
         if self._can("similarity"):
-            embedded = self.predictor.embed_images(images, self.batch_size)[owners]  # (R, E)
-            similarity = (embedded * self.predictor.embed_texts(texts, self.batch_size)).sum(dim=1).tolist()
+            vectors = self.predictor.embed_images(images, self.batch_size)[owners]  # (R, E) or (R, Q, E)
+            embedded = self.predictor.embed_texts(texts, self.batch_size)
+            similarity = similarity_of_pairs(vectors, embedded).tolist()
         rows = iter(_rows("caption", texts, match, similarity))
         return [[next(rows) for _ in own] for own in captions]
 

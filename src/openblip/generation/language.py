@@ -9,15 +9,17 @@ B images, K texts for each, R = B * K rows, Q visual prompts, T text tokens, Dl 
 V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Nucleus
 from openblip.generation.generate import check_request, derive_seeds
 from openblip.generation.generated import Generated, to_generated
+from openblip.generation.ranking import Ranked
 from openblip.generation.sampling import ChooseToken, nucleus_chooser
 from openblip.generation.scores import adjust_scores
 from openblip.models.language_model import IGNORE, LanguageModel, Predicted
@@ -67,11 +69,84 @@ def write_texts(
         **settings,
     )
     rows = [ids if len(ids) == decoding.max_new_tokens else [*ids, language.end_id] for ids in written]
-    texts = read_out(language.predict_ids(own_visual, own_prompts, rows), language.end_id)
+    texts = _read_out(language.predict_ids(own_visual, own_prompts, rows), language.end_id)
     return [texts[start : start + num_captions] for start in range(0, len(texts), num_captions)]
 
 
-def read_out(predicted: Predicted, end_id: int) -> list[Generated]:
+@torch.inference_mode()
+def best_texts(
+    language: LanguageModel,
+    visual: Tensor,
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    *,
+    num_candidates: int = 128,
+    max_rows: int = 512,
+) -> list[Ranked]:
+    """The candidate of highest log-probability, its end included, after each of R visual prompts (R, Q, Dl).
+
+    candidates: those of each row; of equal ones the first counts. As in `best_candidates`, the
+    `num_candidates` whose first token is the likeliest are compared, and all of them where the limit falls
+    between some that begin alike. `max_rows` bounds memory: the texts read at once.
+
+    Raises:
+        ConfigError: a row without candidates, or `num_candidates` below 1.
+        CheckpointError: the model's logits are not numbers.
+    """
+    if num_candidates < 1 or not all(candidates):
+        raise ConfigError(f"ranking: num_candidates is {num_candidates}, or there are no candidates")
+    places: list[dict[tuple[int, ...], int]] = []
+    for prompt, own in zip(prompts, candidates, strict=True):
+        places.append({})
+        for place, text in enumerate(own):
+            places[-1].setdefault((*language.text_ids(prompt, text), language.end_id), place)
+    pairs = [
+        (row, ids)
+        for row, texts in enumerate(_likely_to_begin(language, visual, prompts, places, num_candidates))
+        for ids in texts
+    ]
+    pairs.sort(key=lambda pair: len(pair[1]))  # so that the texts of a pass have about the same length
+    best: dict[int, Ranked] = {}
+    for start in range(0, len(pairs), max_rows):
+        rows, texts = zip(*pairs[start : start + max_rows], strict=True)
+        own_visual = visual[torch.tensor(rows, device=visual.device)]
+        read = _read_out(
+            language.predict_ids(own_visual, [prompts[row] for row in rows], texts), language.end_id
+        )
+        for row, ids, found in zip(rows, texts, read, strict=True):
+            ranked = Ranked(places[row][ids], found)
+            if row not in best or _rank(ranked) > _rank(best[row]):
+                best[row] = ranked
+    return [best[row] for row in range(len(places))]
+
+
+def _rank(ranked: Ranked) -> tuple[float, int]:
+    return ranked.generated.logprob, -ranked.place
+
+
+def _likely_to_begin(
+    language: LanguageModel,
+    visual: Tensor,
+    prompts: Sequence[str],
+    texts: Sequence[Iterable[tuple[int, ...]]],
+    num_candidates: int,
+) -> Iterator[list[tuple[int, ...]]]:
+    """Of each row those whose first token is at least as likely as that of the text at place
+    `num_candidates`.
+    """
+    listed = [list(own) for own in texts]
+    if all(len(own) <= num_candidates for own in listed):
+        yield from listed
+        return
+    begin = language.predict_ids(visual, prompts, [[language.end_id]] * len(listed)).logits[:, 0]  # (R, V)
+    for own, logits in zip(listed, begin.float().cpu(), strict=True):
+        firsts = logits[[ids[0] for ids in own]]
+        limit = firsts.topk(min(num_candidates, len(own))).values[-1]
+        # what is no number stays in, and is reported when it is scored
+        yield [ids for ids, first in zip(own, firsts, strict=True) if not first < limit]
+
+
+def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
     """The texts that a language model was made to read, with the log-probability of every token."""
     logprobs = predicted.logits.float().log_softmax(dim=-1)  # (R, T, V)
     targets = predicted.labels.clamp(min=0)

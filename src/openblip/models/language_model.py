@@ -77,6 +77,10 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def text_ids(self, prompt: str, text: str) -> list[int]:
+        """The token ids of a text that goes on from a prompt, without an end."""
+
+    @abstractmethod
     def predict_ids(
         self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
     ) -> Predicted:
@@ -97,8 +101,10 @@ class LanguageModel(nn.Module, ABC):
         """
         if "max_new_tokens" not in settings:
             raise ConfigError("Say how much may be written: max_new_tokens.")
+        inputs = self.generation_inputs(visual, prompts)
+        self._check_length(inputs["inputs_embeds"].shape[1], settings["max_new_tokens"])
         output = _without_own_settings(self.model).generate(
-            **self.generation_inputs(visual, prompts),
+            **inputs,
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
             **settings,
@@ -115,6 +121,18 @@ class LanguageModel(nn.Module, ABC):
         """The text of token ids, without special tokens and outer blanks."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+    def _check_length(self, length: int, max_new_tokens: int) -> None:
+        """ConfigError when the model has fewer positions than it would need after `length` of them."""
+        positions = getattr(
+            self.model.config, "max_position_embeddings", None
+        )  # none in T5, which has no end
+        longest = length if self.is_encoder_decoder else length + max_new_tokens - 1  # the last is not read
+        if positions is not None and longest > positions:
+            raise ConfigError(
+                f"Visual prompts and prompt take {length} tokens and max_new_tokens is {max_new_tokens}: the "
+                f"language model reads at most {positions}."
+            )
 
     def _written(self, row: list[int]) -> list[int]:
         end = row.index(self.end_id) if self.end_id in row else len(row)
@@ -178,6 +196,9 @@ class CausalLanguageModel(LanguageModel):
         """The tokenizer's first token and the prompt, whose last blank is the text's."""
         return [*self.first_ids, *self._words(prompt.rstrip(" "))]
 
+    def text_ids(self, prompt: str, text: str) -> list[int]:
+        return self._joined(prompt, text)[1]
+
     def _joined(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt, the very ones that generation reads, and of the text that goes on from it.
 
@@ -202,10 +223,13 @@ class Seq2SeqLanguageModel(LanguageModel):
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        starts = [[*self.first_ids, *self._words(text)] for text in texts]
+        starts = [self.text_ids(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         room = None if max_text_tokens is None else max_text_tokens - 1
         targets = [[*start[:room], self.end_id] for start in starts]
         return self._predict(self._read(visual, prompts, max_text_tokens), targets, visual.device)
+
+    def text_ids(self, prompt: str, text: str) -> list[int]:
+        return [*self.first_ids, *self._words(text)]
 
     def predict_ids(
         self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]

@@ -3,13 +3,17 @@
 I images, T texts, R pairs, Q queries, E embedding width.
 """
 
+import torch
 from torch import Tensor
+
+IMAGES_AT_ONCE = 64
 
 
 def similarity_matrix(images: Tensor, texts: Tensor) -> Tensor:
     """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T)."""
-    cosines = images @ texts.T
-    return cosines if images.dim() == 2 else cosines.amax(dim=1)
+    if images.dim() == 2:
+        return images @ texts.T
+    return torch.cat([(part @ texts.T).amax(dim=1) for part in images.split(IMAGES_AT_ONCE)])
 
 
 def similarity_of_pairs(images: Tensor, texts: Tensor) -> Tensor:

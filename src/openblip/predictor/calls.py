@@ -1,6 +1,6 @@
 """The calls that BLIP and BLIP-2 have in common: one or many, batches, scores, and what a checkpoint can do.
 
-B pairs, I images, T texts, Q queries, E embedding width.
+B pairs, I images, T texts, C candidates, Q queries, E embedding width.
 """
 
 import os
@@ -20,12 +20,14 @@ from openblip.predictor import matching
 from openblip.predictor.batching import as_list
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
+from openblip.predictor.conversations import Conversation, Dialog
 from openblip.predictor.explanation import Explanation
 from openblip.predictor.features import Features
 from openblip.predictor.images import Images, is_single
+from openblip.predictor.judging import ImagePair
 from openblip.predictor.runtime import Runtime
 from openblip.predictor.scored_text import ScoredText
-from openblip.predictor.writing import CAPTION_DECODING
+from openblip.predictor.writing import CAPTION_DECODING, CHAT_DECODING
 
 
 class Calls(Runtime):
@@ -102,6 +104,57 @@ class Calls(Runtime):
             )
         results = _as_asked(found, return_scores)
         return results[0] if isinstance(questions, str) and is_single(images) else results
+
+    def chat(
+        self,
+        images: Images,
+        turns: Conversation | Sequence[Conversation],
+        decoding: Decoding = CHAT_DECODING,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+    ) -> Any:
+        """What the model replies, a string for each image.
+
+        turns: the conversation about the image: (question, answer) pairs, and last the open question; a
+        question alone begins one. For a list of images a list of conversations. The language model reads all
+        of it: "Question: ... Answer: .... Question: ... Answer:", in the words of the checkpoint's
+        `question_prompt`. return_scores: `ScoredText` objects instead of strings.
+        """
+        self._require("chat")
+        one = is_single(images)
+        conversations: list[Any] = [turns] if one else list(turns)
+        with torch.inference_mode():
+            found = self._write_replies(images, conversations, decoding, batch_size)
+        replies = _as_asked(found, return_scores)
+        return replies[0] if one else replies
+
+    def judge(
+        self,
+        images: ImagePair | Sequence[ImagePair],
+        statements: str | Sequence[str],
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """P(true) of each statement about its pair of images, float32 (B,) on the CPU.
+
+        images: one (left, right) pair or a list of them.
+        """
+        raise self._unable("judge")
+
+    def rank_answers(
+        self,
+        images: Images,
+        captions: str | Sequence[str],
+        dialogs: Dialog | Sequence[Dialog],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> Any:
+        """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
+
+        Each image has a caption, a dialog and a list of candidates of its own; with one image they are not
+        in lists. A dialog is a list of the earlier rounds, each as (question, answer) or in one string, and
+        last the open question.
+        """
+        raise self._unable("rank_answers")
 
     def match(self, images: Images, texts: str | Sequence[str], batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU."""
@@ -192,11 +245,24 @@ class Calls(Runtime):
     ) -> list[ScoredText]:
         """The most likely candidate for each question."""
 
+    def _write_replies(
+        self,
+        images: Images,
+        conversations: Sequence[Conversation],
+        decoding: Decoding,
+        batch_size: int | None,
+    ) -> list[ScoredText]:
+        """One per conversation."""
+        raise self._unable("chat")
+
     def _require(self, call: str) -> None:
         if call not in self.tasks:
-            raise UnsupportedTaskError(
-                f"This checkpoint has no weights to {call}; it can do {', '.join(sorted(self.tasks))}."
-            )
+            raise self._unable(call)
+
+    def _unable(self, call: str) -> UnsupportedTaskError:
+        return UnsupportedTaskError(
+            f"This checkpoint has no weights to {call}; it can do {', '.join(sorted(self.tasks))}."
+        )
 
 
 def _as_asked(texts: Sequence[ScoredText], return_scores: bool) -> list[Any]:

@@ -14,10 +14,8 @@ from openblip.errors import ConfigError
 from openblip.models.blip import CrossKV
 from openblip.predictor.batching import MAX_ROWS, chunks
 from openblip.predictor.blip_runtime import BlipRuntime
+from openblip.predictor.conversations import Dialog
 from openblip.predictor.images import Images, listed
-
-Dialog = Sequence[str | tuple[str, str]]
-"""Earlier rounds, each as (question, answer) or in one string, and last the open question."""
 
 
 @torch.inference_mode()

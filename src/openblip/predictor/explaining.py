@@ -23,6 +23,7 @@ from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.captioning import write_captions
 from openblip.predictor.explanation import Explanation, join_pieces
 from openblip.predictor.images import EncodedImages, Images
+from openblip.predictor.runtime import Runtime
 from openblip.predictor.writing import ANSWER_DECODING, CAPTION_DECODING
 
 MAX_TOKENS = 1024
@@ -38,9 +39,7 @@ def explain_image(runtime: BlipRuntime, image: Images, text: str | None, layer: 
             if text is None
             else f"Explanations need an itm, vqa or lm head; this checkpoint has {', '.join(heads)}."
         )
-    encoded = runtime.encode(image)
-    if len(encoded) != 1 or encoded.num_frames != 1:
-        raise ConfigError("explain takes one image at a time, and no clip.")
+    encoded = one_image(runtime, image)
     if layer is None:
         layer = _middle(runtime.model.config.text.num_layers)
     with torch.inference_mode(False), torch.enable_grad():
@@ -61,11 +60,11 @@ def explain_image(runtime: BlipRuntime, image: Images, text: str | None, layer: 
 def _explain_match(runtime: BlipRuntime, image: Tensor, text: str, layer: int) -> Explanation:
     """image: (1, N, Dv). What is differentiated is the logit of "match"."""
     tokens = runtime.tokenize([text], runtime.encoder_id)
-    words, places = _words(runtime, tokens.ids[0, 1:-1].tolist())
+    words, places = words_of(runtime, tokens.ids[0, 1:-1].tolist())
     with cross_attention_weights(runtime.model, "encode", layer) as weights:
         image_kv = runtime.model.image_kv(image, "encode")
         logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
-    maps = _maps(logits[0, 1], weights[0])
+    maps = patch_maps(logits[0, 1], weights[0])
     return Explanation(
         text=text,
         score=float(logits.detach().float().softmax(dim=1)[0, 1]),
@@ -83,13 +82,13 @@ def _explain_answer(
     start = runtime.tokenizer.prompt("")
     ids = torch.cat([start, torch.tensor(answer.ids)]).to(runtime.device)
     tokens = runtime.tokenize_questions([question])
-    words, places = _words(runtime, tokens.ids[0, 1:-1].tolist())
+    words, places = words_of(runtime, tokens.ids[0, 1:-1].tolist())
     with cross_attention_weights(runtime.model, "encode", layer) as weights:
         image_kv = runtime.model.image_kv(image, "encode")
         question_kv = runtime.model.question_kv(tokens.ids, tokens.mask, image_kv)
         logits = runtime.model.decode(ids[None, :-1], question_kv)
-    score = _logprobs(logits, ids[len(start) :]).sum()
-    maps = _maps(score, weights[0])  # the first reading: a shared layer also read the question
+    score = logprobs_of(logits, ids[len(start) :]).sum()
+    maps = patch_maps(score, weights[0])  # the first reading: a shared layer also read the question
     return Explanation(
         text=answer.text,
         score=float(score.detach()),
@@ -108,25 +107,37 @@ def _explain_caption(
     """
     prompt_ids = runtime.tokenizer.prompt(runtime.prompt)  # (P,)
     ids = torch.cat([prompt_ids, torch.tensor(text_ids)]).to(runtime.device)  # (P + L,)
-    words, places = _words(runtime, [i for i in text_ids if i != runtime.tokenizer.sep_id])
-    positions = runtime.model.config.text.max_positions
-    if len(ids) - 1 > positions:
-        raise ConfigError(
-            f"A text of {len(text_ids)} tokens with its end, after a prompt of {len(prompt_ids)}: the model "
-            f"reads at most {positions}; give a shorter one."
-        )
+    words, places = words_of(runtime, [i for i in text_ids if i != runtime.tokenizer.sep_id])
+    check_text_length(len(text_ids), len(prompt_ids), runtime.max_positions)
     image_kv = runtime.model.image_kv(image, "decode")
     maps, score = [], 0.0
     for own in chunks(places, max(1, MAX_TOKENS // len(ids))):
         with cross_attention_weights(runtime.model, "decode", layer) as weights:
             logits = runtime.model.decode(ids[None, :-1].expand(len(own), -1), image_kv)
-        logprobs = _logprobs(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
+        logprobs = logprobs_of(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
         each = torch.stack([logprobs[row, pieces].sum() for row, pieces in enumerate(own)])
-        looks = _maps(each.sum(), weights[0])  # (K * Q, G, G)
+        looks = patch_maps(each.sum(), weights[0])  # (K * Q, G, G)
         maps.append(looks.unflatten(0, (len(own), -1)).sum(dim=1))
         score = float(logprobs[0].detach().sum())
     heat = torch.cat(maps)
     return Explanation(text=text, score=score, words=words, heat=heat, overall=heat.mean(dim=0))
+
+
+def one_image(runtime: Runtime, image: Images) -> EncodedImages:
+    """The image encoded; ConfigError for several, or a clip."""
+    encoded = runtime.encode(image)
+    if len(encoded) != 1 or encoded.num_frames != 1:
+        raise ConfigError("explain takes one image at a time, and no clip.")
+    return encoded
+
+
+def check_text_length(length: int, prompt_length: int, positions: int) -> None:
+    """ConfigError for a caption of more tokens, its end included, than the model reads."""
+    if prompt_length + length - 1 > positions:
+        raise ConfigError(
+            f"A text of {length} tokens with its end, after a prompt of {prompt_length}: the model reads at "
+            f"most {positions}; give a shorter one."
+        )
 
 
 def _middle(num_layers: int) -> int:
@@ -134,24 +145,31 @@ def _middle(num_layers: int) -> int:
     return max(0, min(num_layers // 2, num_layers - 2))
 
 
-def _maps(score: Tensor, weights: Tensor) -> Tensor:
+def patch_maps(score: Tensor, weights: Tensor, retain_graph: bool = False) -> Tensor:
     """weights (1, H, Q, N), of which score is made -> (Q, G, G), float32 on the CPU."""
-    (gradient,) = torch.autograd.grad(score, weights)
+    (gradient,) = torch.autograd.grad(score, weights, retain_graph=retain_graph)
     cams = (weights.detach() * gradient.clamp(min=0.0)).mean(dim=1)[0]  # (Q, N)
-    side = isqrt(cams.shape[1] - 1)
-    patches: Tensor = cams[:, 1:].unflatten(1, (side, side))
+    side = isqrt(cams.shape[1])
+    if side**2 + 1 == cams.shape[1]:
+        cams = cams[:, 1:]  # without the class token
+    elif side**2 != cams.shape[1]:
+        raise UnsupportedTaskError(
+            "Explanations need an image encoder whose tokens are a square of patches, with a class token "
+            f"before it or none; this one has {cams.shape[1]} tokens."
+        )
+    patches: Tensor = cams.unflatten(1, (side, side))
     return patches.float().cpu()
 
 
-def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits (K, L, V) and targets (L,) -> (K, L)."""
+def logprobs_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits (K, L, V) and what they should say, (L,) -> (K, L)."""
     wanted = targets.expand(len(logits), -1)[..., None]
     return logits.gather(2, wanted).squeeze(2) - logits.logsumexp(dim=-1)
 
 
-def _words(runtime: BlipRuntime, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+def words_of(runtime: Runtime, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
     """The words of a text and the places of their pieces; ConfigError when there are none."""
-    words, places = join_pieces(runtime.tokenizer.pieces(ids))
+    words, places = join_pieces(runtime.require_tokenizer().pieces(ids))
     if not words:
         raise ConfigError("explain shows where words look: the text has none.")
     return tuple(words), places

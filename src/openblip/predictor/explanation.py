@@ -3,7 +3,9 @@
 W words, G patches a side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,8 @@ class Explanation:
     score: float
     """What was explained: P(match), or the log-probability of the caption or the answer with its end."""
     words: tuple[str, ...]
-    """Those of the text or caption, or of the question that was answered; word pieces joined."""
+    """Those of the text or caption, or of the question that was answered (of BLIP-2: of the answer); word
+    pieces joined."""
     heat: Tensor
     """(W, G, G) float32 on the CPU, not negative, row by row as the picture is; no unit."""
     overall: Tensor
@@ -61,3 +64,26 @@ def join_pieces(pieces: list[str]) -> tuple[list[str], list[list[int]]]:
             words.append(piece)
             places.append([place])
     return words, places
+
+
+def join_language_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The same of a tokenizer of transformers, where a mark ("Ġ", "▁") begins a word; without special
+    tokens.
+
+    Raises ConfigError when there are no words.
+    """
+    pieces: list[list[str]] = []
+    places: list[list[int]] = []
+    for place, piece in enumerate(tokenizer.convert_ids_to_tokens(list(ids))):
+        if ids[place] in tokenizer.all_special_ids:
+            continue
+        if piece.startswith(("Ġ", "▁")) or not pieces:
+            pieces.append([])
+            places.append([])
+        pieces[-1].append(piece)
+        places[-1].append(place)
+    words = [tokenizer.convert_tokens_to_string(own).strip() for own in pieces]
+    if not any(words):
+        raise ConfigError("explain shows where words look: nothing was written.")
+    kept = [i for i, word in enumerate(words) if word]
+    return tuple(words[i] for i in kept), [places[i] for i in kept]

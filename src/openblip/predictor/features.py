@@ -1,10 +1,12 @@
 """What a model makes of images and texts before any head: for search, probes, and models behind it.
 
-I images, T texts, B pairs, F frames, N image tokens, L text tokens, Dv and D their widths, E embedding width.
+I images, T texts, B pairs, F frames, N image tokens, L text tokens, Q queries, Dv and D their widths,
+E embedding width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +30,11 @@ class Features:
 
     image: Tensor | None = None
     """(I, N, Dv), of clips (I, F * N, Dv): the class token, then the patches row by row."""
+    queries: Tensor | None = None
+    """BLIP-2: (I, Q, D), what the queries read of the image, and the language model after a projection."""
     image_projected: Tensor | None = None
-    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` gives."""
+    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` gives. Of BLIP-2 the
+    queries', (I, Q, E), all of what `embed_images` gives."""
     text: Tensor | None = None
     """(T, L, D), read alone."""
     text_projected: Tensor | None = None
@@ -37,7 +42,7 @@ class Features:
     text_mask: Tensor | None = None
     """bool (T, L), True at real tokens."""
     multimodal: Tensor | None = None
-    """(B, L, D), each text read together with its image."""
+    """(B, L, D), each text read together with its image; of BLIP-2 the queries that read it, (B, Q, D)."""
 
 
 @torch.inference_mode()
@@ -46,27 +51,26 @@ def extract_features(
 ) -> Features:
     """Of images, of texts, or of pairs of them."""
     images = None if images is None else listed(images)
-    reads_alone = _check(
-        runtime, None if images is None else len(images), None if texts is None else len(texts)
-    )
+    heads = runtime.model.config.heads
+    reads_alone = reads_texts_alone(images, texts, heads, alone=("itc", "visdial"), together=("itm", "vqa"))
     projects = "itc" in runtime.model.config.heads
     image = image_projected = text = text_projected = text_mask = multimodal = None
     encoded = None if images is None else runtime.encode(images, batch_size)
     if encoded is not None:
         image = encoded.tokens.float().cpu()
         if projects:
-            image_projected = _unit(runtime.model.project_image(encoded.tokens))
+            image_projected = unit_vectors(runtime.model.project_image(encoded.tokens))
     if texts is not None:
         tokens = _tokens(runtime, texts)
         text_mask = tokens.mask.cpu()
         if reads_alone:
             states = _states(runtime, tokens, runtime.tokenizer.cls_id, None, batch_size)
-            text = _without_padding(states.float().cpu(), text_mask)
+            text = without_padding(states.float().cpu(), text_mask)
             if projects:
-                text_projected = _without_padding(_unit(runtime.model.project_text(states)), text_mask)
+                text_projected = without_padding(unit_vectors(runtime.model.project_text(states)), text_mask)
         if encoded is not None:
             states = _states(runtime, tokens, runtime.encoder_id, encoded, batch_size)
-            multimodal = _without_padding(states.float().cpu(), text_mask)
+            multimodal = without_padding(states.float().cpu(), text_mask)
     return Features(
         image=image,
         image_projected=image_projected,
@@ -77,28 +81,38 @@ def extract_features(
     )
 
 
-def _check(runtime: BlipRuntime, num_images: int | None, num_texts: int | None) -> bool:
-    """Whether the model reads texts alone; raises when it has no weights for what is wanted of it."""
-    heads = runtime.model.config.heads
-    reads_alone = bool({"itc", "visdial"} & set(heads))
-    if num_images is None and num_texts is None:
+def reads_texts_alone(
+    images: Sequence[Any] | Tensor | EncodedImages | None,
+    texts: Sequence[str] | None,
+    heads: Sequence[str],
+    *,
+    alone: Sequence[str],
+    together: Sequence[str],
+) -> bool:
+    """Whether a model of these heads reads texts without images.
+
+    alone, together: the heads that have taught it to read texts without images and with them. Raises when it
+    has none for what is wanted, or images and texts are no pairs.
+    """
+    reads_alone = bool(set(alone) & set(heads))
+    if images is None and texts is None:
         raise ConfigError("features are those of images, of texts or of both: neither was given.")
-    if num_images is None and not reads_alone:
+    if images is None and not reads_alone:
         raise UnsupportedTaskError(
-            "Features of texts alone need the text encoder of an itc or visdial head; this checkpoint "
+            f"Features of texts alone need the text encoder of an {' or '.join(alone)} head; this checkpoint "
             f"has {', '.join(heads)}."
         )
-    if num_images is None or num_texts is None:
+    if images is None or texts is None:
         return reads_alone
-    if not {"itm", "vqa"} & set(heads):
+    if not set(together) & set(heads):
         raise UnsupportedTaskError(
-            "Features of texts with images need the text encoder of an itm or vqa head; this checkpoint "
-            f"has {', '.join(heads)}. Ask for images and texts apart."
+            f"Features of texts with images need the text encoder of an {' or '.join(together)} head; this "
+            f"checkpoint has {', '.join(heads)}. Ask for images and texts apart."
         )
-    if num_images != num_texts:
+    if len(images) != len(texts):
         raise ConfigError(
-            f"features takes pairs, one text for each image: {num_images} images and {num_texts} texts were "
-            "given; ask for images and texts apart."
+            f"features takes pairs, one text for each image: {len(images)} images and {len(texts)} texts "
+            "were given; ask for images and texts apart."
         )
     return reads_alone
 
@@ -125,10 +139,11 @@ def _states(
     return torch.cat([states.to(runtime.dtype) for states in found])
 
 
-def _unit(projected: Tensor) -> Tensor:
+def unit_vectors(projected: Tensor) -> Tensor:
+    """float32 on the CPU."""
     return F.normalize(projected.float(), dim=-1).cpu()
 
 
-def _without_padding(states: Tensor, mask: Tensor) -> Tensor:
+def without_padding(states: Tensor, mask: Tensor) -> Tensor:
     """Zeros where there is no token, so that nothing depends on what else was in the list."""
     return states * mask[..., None]

@@ -1,7 +1,4 @@
-"""The calls of a loaded BLIP: caption, answer, match, search, judge, rank answers.
-
-B pairs, C candidates.
-"""
+"""The calls of a loaded BLIP: caption, answer, match, search, judge, rank answers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +17,7 @@ from openblip.predictor.blip_runtime import BlipRuntime
 from openblip.predictor.calls import Calls
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
-from openblip.predictor.dialogs import Dialog
+from openblip.predictor.conversations import Dialog
 from openblip.predictor.explaining import explain_image
 from openblip.predictor.explanation import Explanation
 from openblip.predictor.features import Features, extract_features
@@ -58,10 +55,6 @@ class Predictor(BlipRuntime, Calls):
         statements: str | Sequence[str],
         batch_size: int | None = None,
     ) -> Tensor:
-        """P(true) of each statement about its pair of images, float32 (B,) on the CPU.
-
-        images: one (left, right) pair or a list of them.
-        """
         self._require("judge")
         return judging.judge_statements(self, images, statements, batch_size)
 
@@ -73,12 +66,6 @@ class Predictor(BlipRuntime, Calls):
         candidates: Sequence[str] | Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> Any:
-        """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
-
-        Each image has a caption, a dialog and a list of candidates of its own; with one image they are not
-        in lists. A dialog is a list of the earlier rounds, each as (question, answer) or in one string, and
-        last the open question.
-        """
         self._require("rank_answers")
         one = is_single(images)
         own: list[Any] = [[each] if one else each for each in (captions, dialogs, candidates)]

@@ -9,6 +9,9 @@ from openblip.generation.decoding import Beam, Decoding, Nucleus
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 ANSWER_DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
+LANGUAGE_ANSWER_DECODING = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+"""BLIP-2 section 4.1."""
+CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
 
 
 def check_length(prompt_length: int, decoding: Decoding, positions: int) -> None:

@@ -15,6 +15,7 @@ from openblip.data.readings import text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import ConfigError
 from openblip.metrics.classification import classification_accuracy
+from openblip.models.similarity import similarity_matrix
 from openblip.tasks.walk import walk
 
 # Seven that the authors of CLIP found to do as well as all their eighty for ImageNet.
@@ -77,8 +78,9 @@ def evaluate_classification(
     unknown = sorted({image.label for image in found} - phrases.keys())
     if unknown:
         raise ConfigError(f"{source.name} has the label {unknown[0]}, none of the {len(names)} classes.")
-    images = torch.stack([image.vector for image in found])  # (I, E)
-    scores = images @ embed_classes(model, list(phrases.values()), templates, batch_size).T  # (I, C)
+    images = torch.stack([image.vector for image in found])
+    class_vectors = embed_classes(model, list(phrases.values()), templates, batch_size)
+    scores = similarity_matrix(images, class_vectors)  # (I, C)
     labels = [names.index(image.label) for image in found]
     predicted = [names[i] for i in scores.argmax(dim=1).tolist()]
     return {

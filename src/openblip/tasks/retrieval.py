@@ -19,6 +19,7 @@ from openblip.data.transforms import Preprocessing
 from openblip.errors import SourceError
 from openblip.metrics.retrieval import retrieval_recall
 from openblip.models.blip import Blip
+from openblip.models.similarity import similarity_matrix
 from openblip.tasks.config import RetrievalConfig
 from openblip.tasks.contrastive_matching import ContrastiveMatching
 from openblip.tasks.media import encode_media
@@ -107,7 +108,8 @@ def evaluate_retrieval(
     image_ids = np.array([names[image.image_id] for image in found])
     texts = [caption for image in found for caption in image.captions]
     text_ids = np.array([names[image.image_id] for image in found for _ in image.captions])
-    similarity = torch.stack([i.vector for i in found]) @ model.embed_texts(texts, batch_size).T  # (I, T)
+    vectors = torch.stack([image.vector for image in found])
+    similarity = similarity_matrix(vectors, model.embed_texts(texts, batch_size))  # (I, T)
     by_image, by_text = best(similarity, rerank), best(similarity.T, rerank).T  # (I, T) bool
     rows = {image.place: i for i, image in enumerate(found)}
 
