@@ -24,7 +24,7 @@ Damage = Callable[[Path], object]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folders")
     for name, language in ((WRITER, "opt"), (INSTRUCTED, "t5"), (RETRIEVER, None)):
-        write_theirs(root / name, their_model(name, language), language)  # type: ignore[arg-type]
+        write_theirs(root / name, their_model(name, language), language)
     return root
 
 
@@ -147,7 +147,7 @@ def test_words_of_the_language_model_by_name(tmp_path: Path, folders: Path) -> N
     without_words(folder)
     language_words("opt").save_pretrained(tmp_path / "words")
     checkpoint = load_any(folder, tokenizer=tmp_path / "words")
-    assert checkpoint.model.config.language is not None  # type: ignore[union-attr]
+    assert checkpoint.model.config.language is not None
     with pytest.raises(CheckpointError, match="no tokenizer of the language model"):
         load_any(folder, tokenizer=folder)
 

@@ -216,6 +216,7 @@ def test_a_language_model_without_a_spare_row_gets_one(
     after_words = after.model.require_language().model.get_input_embeddings().weight
     assert len(after_words) == len(before_words) + 1
     assert torch.equal(after_words[:-1], before_words)
+    torch.testing.assert_close(after_words[-1], before_words.mean(dim=0))
     for decoding in DECODINGS.values():
         assert texts_of(after, pictures, decoding) == texts_of(checkpoint, pictures, decoding)
     save_as(after, tmp_path / "twice", "huggingface")
@@ -229,6 +230,10 @@ def with_adapters(checkpoint: Blip2Checkpoint) -> None:
     peft = pytest.importorskip("peft")
     language = checkpoint.model.require_language()
     language.model = peft.get_peft_model(language.model, peft.LoraConfig(target_modules=["q_proj"]))
+
+
+def with_quantised_weights(checkpoint: Blip2Checkpoint) -> None:
+    checkpoint.model.require_language().model.is_quantized = True  # as transformers marks it
 
 
 def with_bart(checkpoint: Blip2Checkpoint) -> None:
@@ -256,6 +261,7 @@ def with_output_norm(checkpoint: Blip2Checkpoint) -> None:
     ("change", "message"),
     [
         (with_adapters, "LoRA adapters: merge"),
+        (with_quantised_weights, "is quantised"),
         (with_bart, "bart"),
         (with_narrow_words, "8 wide"),
         (with_output_norm, "image encoder"),

@@ -30,8 +30,8 @@ def load_any(
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
-        source: a folder of OpenBLIP or of transformers' BLIP, an original .pth file, the name of a shipped
-            model, or owner/model on the Hugging Face hub.
+        source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a
+            shipped model, or owner/model on the Hugging Face hub.
         tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
         vision: the image encoder of an original BLIP-2 file that leaves it out: a .pth file, a folder, or a
             name on the hub.
@@ -67,8 +67,9 @@ def load_any(
         return load_huggingface(folder, tokenizer)
     shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
     raise CheckpointError(
-        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP, an original .pth "
-        f"file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
+        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
+        "original .pth file, a model on the hub (owner/model), or a shipped one "
+        f"({shipped or 'none is installed'})."
     )
 
 
