@@ -34,9 +34,9 @@ from openblip.checkpoints.blip2_native import Blip2Checkpoint
 from openblip.checkpoints.blip2_original import load_blip2_original
 from openblip.checkpoints.blip2_original_config import infer_blip2, infer_encoder
 from openblip.checkpoints.blip2_original_keys import CLIP, EVA
-from openblip.checkpoints.encoder_files import read_encoder_file
+from openblip.checkpoints.encoder_files import read_encoder
 from openblip.checkpoints.loading import load_any, save_as
-from openblip.checkpoints.pickled import OriginalFile
+from openblip.checkpoints.pickled import OriginalFile, read_original
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
@@ -196,16 +196,16 @@ def test_a_fine_tuned_file_holds_its_encoder(tmp_path: Path, parts: Path, kind: 
     captioner.visual_encoder.requires_grad_(True)
     written = load_any(write(tmp_path / "caption.pth", saved(captioner)), language_model=parts / "opt")
     assert written.prompt == "a photo of"
-    encoder = read_encoder_file(path)  # from one BLIP-2 to another
+    encoder = read_encoder(read_original(path))  # from one BLIP-2 to another
     close(encoder.model(pixels), theirs.visual_encoder(pixels))
 
 
 def test_an_encoder_is_cut_before_its_last_block(tmp_path: Path, parts: Path) -> None:
     whole = encoder_state(Eva)
-    assert read_encoder_file(parts / "Eva.pth").config.num_layers == 2
+    assert read_encoder(read_original(parts / "Eva.pth")).config.num_layers == 2
     cut = {n: t for n, t in whole.items() if not n.startswith(("blocks.2.", "norm.", "head."))}
     torch.save(cut, tmp_path / "cut.pth")
-    assert read_encoder_file(tmp_path / "cut.pth").config.num_layers == 2  # it was cut already
+    assert read_encoder(read_original(tmp_path / "cut.pth")).config.num_layers == 2  # it was cut already
     forty = {n: t for n, t in cut.items() if not n.startswith("blocks.")}
     forty |= {
         n.replace("blocks.0.", f"blocks.{i}."): t
@@ -214,9 +214,11 @@ def test_an_encoder_is_cut_before_its_last_block(tmp_path: Path, parts: Path) ->
         for i in range(40)
     }
     torch.save(forty, tmp_path / "forty.pth")
-    assert read_encoder_file(tmp_path / "forty.pth").config.num_layers == 39  # the released depth, whole
+    assert (
+        read_encoder(read_original(tmp_path / "forty.pth")).config.num_layers == 39
+    )  # the released depth, whole
     torch.save({n: t.half() for n, t in whole.items()}, tmp_path / "half.pth")
-    halved = read_encoder_file(tmp_path / "half.pth").model.state_dict()
+    halved = read_encoder(read_original(tmp_path / "half.pth")).model.state_dict()
     assert {tensor.dtype for tensor in halved.values()} == {torch.float32}
 
 
@@ -350,7 +352,7 @@ def test_a_damaged_encoder_is_named(
     damage(state)
     torch.save(state, tmp_path / "encoder.pth")
     with pytest.raises(CheckpointError, match=message):
-        read_encoder_file(tmp_path / "encoder.pth")
+        read_encoder(read_original(tmp_path / "encoder.pth"))
 
 
 class Exploit:

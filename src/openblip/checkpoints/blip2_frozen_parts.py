@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip2_original_keys import ENCODER, ENCODERS, LanguageLayout
-from openblip.checkpoints.encoder_files import FrozenEncoder, read_encoder_file
+from openblip.checkpoints.encoder_files import ImageEncoder
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.original_config import shape_of
 from openblip.errors import CheckpointError, ConfigError
@@ -32,7 +31,7 @@ class FrozenSources(NamedTuple):
 class FrozenParts(NamedTuple):
     """Those parts."""
 
-    encoder: FrozenEncoder | None
+    encoder: ImageEncoder | None
     language: LanguageModel | None
 
 
@@ -77,7 +76,9 @@ def load_frozen_parts(
     """
     encoder = language = None
     if sources.vision is not None:
-        encoder = _encoder(sources.vision)
+        from openblip.checkpoints.image_encoders import load_image_encoder  # which reads whole checkpoints
+
+        encoder = load_image_encoder(sources.vision)
         (width,) = shape_of(weights, "ln_vision.weight", 1, path)
         _check_width(sources.vision, "an image encoder", encoder.config.hidden_dim, width, path)
     if kind is not None and sources.language_model is not None:
@@ -96,14 +97,6 @@ def load_frozen_parts(
         _check_width(sources.language_model, "a language model", language.hidden_dim, width, path)
         _check_copies(weights, kind, language, path)
     return FrozenParts(encoder, language)
-
-
-def _encoder(source: Source) -> FrozenEncoder:
-    if Path(source).is_file():
-        return read_encoder_file(Path(source))
-    from openblip.checkpoints.image_encoders import load_image_encoder  # which reads whole checkpoints too
-
-    return FrozenEncoder(*load_image_encoder(source))
 
 
 def _check_width(source: Source, what: str, found: int, expected: int, path: str) -> None:

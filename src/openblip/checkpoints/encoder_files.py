@@ -5,7 +5,6 @@ N image tokens, D width.
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from openblip.checkpoints.blip2_native import fill
 from openblip.checkpoints.blip2_original_config import encoder_layout, infer_encoder, is_qformer
-from openblip.checkpoints.blip2_original_keys import ENCODER, EncoderLayout
+from openblip.checkpoints.blip2_original_keys import ENCODER, ENCODERS, EncoderLayout
 from openblip.checkpoints.key_table import translate
 from openblip.checkpoints.native import as_float32, check_weights
 from openblip.checkpoints.original_config import num_layers_of
-from openblip.checkpoints.pickled import read_original
+from openblip.checkpoints.pickled import OriginalFile
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip2_config import TowerConfig
@@ -26,23 +25,28 @@ from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 
 
-class FrozenEncoder(NamedTuple):
-    """An image encoder with its weights, and what it expects of pixels."""
+class ImageEncoder(NamedTuple):
+    """An image encoder, its part of a `Blip2Config`, and what it expects of pixels."""
 
     model: VisionTransformer | VisionTower
     config: VisionConfig | TowerConfig
     preprocessing: Preprocessing
 
 
-def read_encoder_file(path: Path) -> FrozenEncoder:
+def holds_encoder(file: OriginalFile) -> bool:
+    """Whether a .pth file is one of `read_encoder`."""
+    return is_qformer(file.weights) or any(layout.patches in file.weights for layout in ENCODERS)
+
+
+def read_encoder(file: OriginalFile) -> ImageEncoder:
     """The image encoder of a .pth file, in float32 on the CPU, in eval mode.
 
-    path: of an encoder alone, which as a whole one gives all blocks but the last one, and not what follows it
+    file: of an encoder alone, which as a whole one gives all blocks but the last one, and not what follows it
     (BLIP-2 section 3.1); or of a BLIP-2 that holds the encoder that it was trained with.
 
     Raises CheckpointError when the file is of neither kind or is not whole.
     """
-    weights, source = read_original(path).weights, str(path)
+    path, weights, source = file.path, file.weights, str(file.path)
     if is_qformer(weights):
         theirs = {n.removeprefix(ENCODER): t for n, t in weights.items() if n.startswith(ENCODER)}
         if not theirs:
@@ -62,7 +66,7 @@ def read_encoder_file(path: Path) -> FrozenEncoder:
     found = translate(layout.table, theirs, set(expected), (), source)
     check_weights(expected, found, source)
     fill(model, found)
-    return FrozenEncoder(model.eval(), config, Preprocessing(image_size=config.image_size))
+    return ImageEncoder(model.eval(), config, Preprocessing(image_size=config.image_size))
 
 
 def _without_last_block(theirs: Mapping[str, Tensor], layout: EncoderLayout) -> dict[str, Tensor]:

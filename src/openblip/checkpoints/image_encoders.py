@@ -11,12 +11,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from openblip.checkpoints.encoder_files import ImageEncoder as ImageEncoder
+from openblip.checkpoints.encoder_files import holds_encoder, read_encoder
 from openblip.checkpoints.from_transformers import (
     LOADING_ERRORS,
     check_is_a_name,
@@ -30,6 +32,7 @@ from openblip.checkpoints.huggingface_keys import VISION_SETTINGS
 from openblip.checkpoints.key_table import Table, translate
 from openblip.checkpoints.loading import PRETRAINED, load_any
 from openblip.checkpoints.native import FORMAT, check_weights
+from openblip.checkpoints.pickled import read_original
 from openblip.checkpoints.vision_towers import load_vision_tower
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
@@ -53,14 +56,6 @@ CLIP: Table = {  # CLIPVisionModel
 _FINAL_NORM = "post_layernorm."
 
 
-class ImageEncoder(NamedTuple):
-    """An image encoder, its part of a `Blip2Config`, and what it expects of pixels."""
-
-    model: VisionTransformer | VisionTower
-    config: VisionConfig | TowerConfig
-    preprocessing: Preprocessing
-
-
 def load_image_encoder(
     source: str | os.PathLike[str],
     *,
@@ -74,11 +69,13 @@ def load_image_encoder(
     nothing at the sides is lost; size, mean and standard deviation are its own.
 
     Args:
-        source: any checkpoint that `openblip.load` takes, or a folder or hub name of a vision model of
-            transformers, or of a model of images and texts, whose image side is taken.
+        source: any checkpoint that `openblip.load` takes; a .pth file of LAVIS (eva_vit_g.pth,
+            clip_vit_L.pth, or of a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder
+            or hub name of a vision model of transformers, or of a model of images and texts, whose image side
+            is taken.
         layer: whose output is taken: an index into the hidden states, 0 the embeddings, -1 the last layer.
-            None is the second last, BLIP-2's choice; of a BLIP-2 checkpoint, whose encoder was cut already,
-            the one it uses.
+            None is the second last, BLIP-2's choice; of a BLIP-2 checkpoint or a file of LAVIS, whose encoder
+            is cut already, the one it uses.
         image_size: S, where it is not to be the checkpoint's own; position embeddings are interpolated.
         dtype: of the weights, in which the encoder computes.
 
@@ -124,19 +121,25 @@ def _is_ours(config: Any) -> bool:
 
 
 def _of_checkpoint(name: str, layer: int | None) -> ImageEncoder:
-    """The image encoder of a checkpoint of BLIP or BLIP-2."""
-    checkpoint = load_any(name)
-    model, config = checkpoint.model.vision, checkpoint.model.config.vision
+    """The image encoder of a checkpoint of BLIP or BLIP-2, or of a .pth file of its own."""
+    model, config, preprocessing = _whole(name)
     if isinstance(config, TowerConfig):
         assert isinstance(model, VisionTower)  # the model was built by this config
         layer = config.layer if layer is None else layer
-        return ImageEncoder(
-            VisionTower(model.model, layer), replace(config, layer=layer), checkpoint.preprocessing
-        )
+        return ImageEncoder(VisionTower(model.model, layer), replace(config, layer=layer), preprocessing)
     if layer is None:
         layer = -2 if config.output_norm else -1
     cut = _cut(config, layer)
-    return ImageEncoder(_vit(cut, model.state_dict(), name), cut, checkpoint.preprocessing)
+    return ImageEncoder(_vit(cut, model.state_dict(), name), cut, preprocessing)
+
+
+def _whole(name: str) -> ImageEncoder:
+    if Path(name).is_file():
+        file = read_original(Path(name))
+        if holds_encoder(file):
+            return read_encoder(file)
+    checkpoint = load_any(name)
+    return ImageEncoder(checkpoint.model.vision, checkpoint.model.config.vision, checkpoint.preprocessing)
 
 
 def _eva(name: str, layer: int) -> ImageEncoder:
