@@ -138,7 +138,8 @@ def _likely_to_begin(
     if all(len(own) <= num_candidates for own in listed):
         yield from listed
         return
-    begin = language.predict_ids(visual, prompts, [[language.end_id]] * len(listed)).logits[:, 0]  # (R, V)
+    predicted = language.predict_ids(visual, prompts, [[language.end_id]] * len(listed))
+    begin = predicted.logits[predicted.labels != IGNORE]  # (R, V): one token of each row is predicted
     for own, logits in zip(listed, begin.float().cpu(), strict=True):
         firsts = logits[[ids[0] for ids in own]]
         limit = firsts.topk(min(num_candidates, len(own))).values[-1]
