@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.language_models import load_language_model, save_language_model
 from openblip.checkpoints.native import (
     CONFIG,
     FORMAT,
@@ -27,7 +27,7 @@ from openblip.checkpoints.native import (
     read_preprocessing,
     read_weights,
 )
-from openblip.checkpoints.vision_towers import load_vision_tower
+from openblip.checkpoints.vision_towers import load_vision_tower, save_vision_tower
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
@@ -74,10 +74,9 @@ def save_blip2(folder: str | Path, checkpoint: Blip2Checkpoint) -> None:
     folder, model = Path(folder), checkpoint.model
     folder.mkdir(parents=True, exist_ok=True)
     if model.language is not None:
-        model.language.model.save_pretrained(folder / LANGUAGE)
-        model.language.tokenizer.save_pretrained(folder / LANGUAGE)
+        save_language_model(folder / LANGUAGE, model.language)
     if isinstance(model.vision, VisionTower):
-        model.vision.model.save_pretrained(folder / VISION)
+        save_vision_tower(folder / VISION, model.vision)
     weights = {
         name: tensor.detach().to("cpu").contiguous()
         for name, tensor in model.state_dict().items()

@@ -1,17 +1,26 @@
-"""Language models by name: loaded with transformers, quantised by it, with LoRA through peft."""
+"""Language models by name: loaded with transformers, quantised by it, with LoRA through peft.
 
+A folder is one of transformers; adapters, where a model has them, are in its folder `adapter`, apart from the
+weights that they change.
+"""
+
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 
+from openblip.checkpoints.native import check_weights
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.language_model import LanguageModel, wrap_language_model
+from openblip.models.lora import has_lora
 
 Quantization = Literal["8bit", "4bit"]
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = "adapter"
 
 
 def load_language_model(
@@ -24,11 +33,13 @@ def load_language_model(
 ) -> LanguageModel:
     """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
 
-    source: a folder, or a name on the Hugging Face hub. quantization: its linear layers in 8 or 4 bits.
-    changes: settings of its config that are to be others than its own.
+    source: a folder, or a name on the Hugging Face hub. quantization: its linear layers in 8 bits, or in the
+    normal floats of 4 bits of QLoRA; dtype is then of the rest, and of what is computed. changes: settings of
+    its config that are to be others than its own.
 
     Raises CheckpointError when there is no such model, it lacks weights or words, or it is neither causal nor
-    sequence-to-sequence; MissingExtraError without bitsandbytes where it is quantised.
+    sequence-to-sequence; MissingExtraError without bitsandbytes where it is quantised, without peft where it
+    has adapters.
     """
     import transformers  # takes seconds
 
@@ -53,10 +64,50 @@ def load_language_model(
     auto: Any = transformers.AutoModelForCausalLM
     if config.is_encoder_decoder:
         auto = transformers.AutoModelForSeq2SeqLM
+    if getattr(config, "quantization_config", None) is not None:  # it was saved so
+        _require_bitsandbytes()
     loaded = read_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
     if loaded.missing:
         raise CheckpointError(f"{name} lacks weights of its model: {'; '.join(sorted(loaded.missing))}.")
-    return wrap_language_model(loaded.model.eval(), tokenizer, end_of_text)
+    model = loaded.model
+    if (Path(name) / ADAPTER).is_dir():
+        model = _with_adapters(model, Path(name) / ADAPTER)
+    return wrap_language_model(model.eval(), tokenizer, end_of_text)
+
+
+def save_language_model(folder: Path, language: LanguageModel) -> None:
+    """Write a folder that `load_language_model` reads, in the model's own precision."""
+    from openblip.checkpoints.from_transformers import quietly
+
+    if (folder / ADAPTER).is_dir():
+        shutil.rmtree(folder / ADAPTER)  # of an earlier model
+    with quietly():
+        model = language.model
+        if has_lora(language):
+            base = model.get_base_model()
+            own = {
+                name.replace(".base_layer.", "."): weight
+                for name, weight in base.state_dict().items()
+                if ".lora_" not in name
+            }
+            base.save_pretrained(folder, state_dict=own)
+            model.save_pretrained(folder / ADAPTER)
+        else:
+            model.save_pretrained(folder)
+        language.tokenizer.save_pretrained(folder)
+
+
+def _with_adapters(model: Any, folder: Path) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{folder} holds LoRA adapters, which need peft: pip install "openblip[language]"'
+        ) from error
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
 
 
 def _has_words(folder: Path, tokenizer: Any) -> bool:
@@ -71,18 +122,24 @@ def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping
         return {}
     import transformers
 
+    _require_bitsandbytes()
+    make: Any = transformers.BitsAndBytesConfig
+    match quantization:
+        case "8bit":
+            config: Any = make(load_in_8bit=True)
+        case "4bit":
+            config = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        case _:
+            raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
+    return {"quantization_config": config}
+
+
+def _require_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
             'A language model in 8 or 4 bits needs bitsandbytes: pip install "openblip[quantized]"'
         ) from error
-    make: Any = transformers.BitsAndBytesConfig
-    match quantization:
-        case "8bit":
-            config: Any = make(load_in_8bit=True)
-        case "4bit":
-            config = make(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-        case _:
-            raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
-    return {"quantization_config": config}
+    # At every layer of every step it says that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

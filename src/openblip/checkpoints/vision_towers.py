@@ -1,6 +1,7 @@
 """Vision models of transformers by name, to be frozen as they are."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -34,3 +35,11 @@ def load_vision_tower(
     if missing:
         raise CheckpointError(f"{name} lacks weights of its image encoder: {'; '.join(missing)}.")
     return VisionTower(loaded.model.eval(), layer)
+
+
+def save_vision_tower(folder: Path, tower: VisionTower) -> None:
+    """Write a folder that `load_vision_tower` reads, in the model's own precision."""
+    from openblip.checkpoints.from_transformers import quietly
+
+    with quietly():
+        tower.model.save_pretrained(folder)

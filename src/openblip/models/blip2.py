@@ -18,6 +18,7 @@ from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig
 from openblip.models.config import VisionConfig
 from openblip.models.initial_weights import initialise
 from openblip.models.language_model import LanguageModel, Predicted
+from openblip.models.lora import train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import KeyValue
 from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
@@ -112,10 +113,11 @@ class Blip2(nn.Module):
         return [part for part in map(self._modules.get, self.frozen) if part is not None]
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but frozen parts stay in eval mode."""
+        """As usual, but frozen parts stay in eval mode; dropout of their adapters follows the model."""
         super().train(mode)
         for part in self.frozen_parts():
             part.eval()
+            train_adapters(part, mode)
         return self
 
     @property

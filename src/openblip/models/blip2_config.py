@@ -73,6 +73,25 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Small trained matrices beside the linear layers of a frozen language model (arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: int = 16
+    """What they add is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Of what they read, in training."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers, q_proj, v_proj, ...; None: those that peft chooses for the architecture."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"lora: rank {self.rank} and alpha {self.alpha} must be above 0.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"lora.dropout is {self.dropout}; it must be from 0 to below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blip2Config:
     """A frozen image encoder, a Q-Former, and the heads that the model has weights for."""
 
