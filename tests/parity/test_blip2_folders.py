@@ -195,3 +195,19 @@ def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
     assert language is not None
     assert language.end_of_text == end
     assert checkpoint.model.require_language().end_id == (1 if end is None else NEW_LINE)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "language", "prompt"),
+    [
+        (WRITER, "opt", "Question: {} Answer:"),
+        (WRITER, "t5", "Question: {} Short answer:"),
+        (INSTRUCTED, "llama", "Question: {} Short answer:"),
+    ],
+)
+def test_questions_are_put_as_the_papers_do(
+    tmp_path: Path, class_name: str, language: Language, prompt: str
+) -> None:
+    write_theirs(tmp_path, their_model(class_name, language), language)
+    checkpoint = loaded(tmp_path)
+    assert (checkpoint.prompt, checkpoint.question_prompt) == ("", prompt)

@@ -93,7 +93,11 @@ def load_blip2_huggingface(
         words = find_tokenizer(folder, folder / QFORMER_TOKENIZER if layout.instructed else folder, tokenizer)
     preprocessing = read_preprocessing(folder, config.vision_config.image_size)
     checkpoint = Blip2Checkpoint(
-        model.eval(), words, preprocessing, extra.prompt, question_prompt_of(extra, language)
+        model.eval(),
+        words,
+        preprocessing,
+        extra.prompt,
+        question_prompt_of(extra, language, layout.instructed),
     )
     _check_parts_fit(folder, checkpoint)
     return checkpoint

@@ -66,12 +66,12 @@ def read_extra(folder: Path, config: Any) -> Extra:
         raise CheckpointError(f"{folder / CONFIG}: its openblip entry is damaged: {error}.") from error
 
 
-def question_prompt_of(extra: Extra, language: LanguageModel | None) -> str:
-    """How a question is put to the language model: as the folder says, or as the paper does."""
+def question_prompt_of(extra: Extra, language: LanguageModel | None, instructed: bool) -> str:
+    """How a question is put to the language model: as the folder says, or as the papers do."""
     if extra.question_prompt is not None:
         return extra.question_prompt
-    is_t5 = language is not None and language.is_encoder_decoder
-    return "Question: {} Short answer:" if is_t5 else "Question: {} Answer:"
+    is_short = instructed or (language is not None and language.is_encoder_decoder)
+    return "Question: {} Short answer:" if is_short else "Question: {} Answer:"
 
 
 def blip2_config(
