@@ -1,0 +1,253 @@
+"""What BLIP-2 writes: captions, answers and replies, in any batch, from the paper's prompts.
+
+R rows, Q queries, Dl width of the language model.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_blip2_predictor import PROMPTS, QUESTIONS, blip2_predictor
+from tiny_predictor import ORDER, PICTURES
+from torch import Tensor
+
+import openblip
+from openblip.errors import ConfigError, UnsupportedTaskError
+from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
+from openblip.generation.generate import generate
+from openblip.generation.language import write_texts
+from openblip.predictor import Blip2Predictor
+
+DECODINGS: dict[str, Decoding] = {
+    "greedy": Greedy(max_new_tokens=6),
+    "beam": Beam(num_beams=3, max_new_tokens=6, min_new_tokens=2, repetition_penalty=1.5),
+    "nucleus": Nucleus(top_p=0.95, max_new_tokens=6, seed=5),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "itg": {},
+    "opt": {"heads": (), "language": "opt"},
+    "t5": {"language": "t5", "tower": True},
+    "instructed": {"heads": (), "language": "opt", "instructed": True},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_kind(request: pytest.FixtureRequest) -> Blip2Predictor:
+    return blip2_predictor(**KINDS[request.param])
+
+
+@pytest.fixture(scope="module", params=["opt", "t5", "instructed"])
+def answerer(request: pytest.FixtureRequest) -> Blip2Predictor:
+    return blip2_predictor(**KINDS[request.param])
+
+
+def visual_prompts(predictor: Blip2Predictor, place: int, instruction: str) -> Tensor:
+    """(1, Q, Dl) of a picture, by the model alone."""
+    pixels = torch.from_numpy(predictor.preprocessing(PICTURES[place]))[None]
+    model = predictor.model
+    with torch.no_grad():
+        image_kv = model.image_kv(model.encode_image(predictor.preprocessing.normalize(pixels)))
+        queries = model.read_images(image_kv).queries
+        if model.config.instructed:
+            assert predictor.tokenizer is not None
+            read = predictor.tokenizer.encode([instruction])
+            queries = model.read_with_text(read.ids, read.mask, image_kv)
+        return model.visual_prompts(queries)
+
+
+def written(predictor: Blip2Predictor, place: int, prompt: str, instruction: str, decoding: Decoding) -> str:
+    """After one prompt, by the model alone."""
+    language = predictor.model.require_language()
+    ((text,),) = write_texts(language, visual_prompts(predictor, place, instruction), [prompt], decoding)
+    return language.decode(text.ids)
+
+
+@pytest.mark.parametrize("name", DECODINGS)
+def test_captions_do_not_depend_on_batches_order_or_prompts_of_others(
+    any_kind: Blip2Predictor, name: str
+) -> None:
+    def captions(places: list[int], batch_size: int | None) -> list[Any]:
+        images, prompts = [PICTURES[i] for i in places], [PROMPTS[i] for i in places]
+        found: list[Any] = any_kind.caption(
+            images, prompts, DECODINGS[name], batch_size=batch_size, return_scores=True
+        )
+        return found
+
+    expected = captions(list(range(5)), None)
+    assert len({caption.text for caption in expected}) > 2
+    for places, batch_size in ((list(range(5)), 2), (ORDER, 3), (ORDER, 1)):
+        found = captions(places, batch_size)
+        assert [c.text for c in found] == [expected[i].text for i in places]
+        assert [c.logprob for c in found] == pytest.approx([expected[i].logprob for i in places], abs=1e-4)
+
+
+def test_a_caption_goes_on_from_the_prompt_of_the_checkpoint(answerer: Blip2Predictor) -> None:
+    for prompt, given in (("a photo of", None), ("", ""), ("two cars", "two cars")):
+        found = answerer.caption(PICTURES[1], given, Greedy(max_new_tokens=5))
+        assert found == written(answerer, 1, prompt, prompt, Greedy(max_new_tokens=5))
+
+
+def test_the_queries_caption_by_themselves_without_a_language_model() -> None:
+    predictor = blip2_predictor()
+    found = predictor.caption(PICTURES[:2], "a red", Greedy(max_new_tokens=5), return_scores=True)
+    assert predictor.tokenizer is not None
+    with torch.inference_mode():
+        expected = generate(
+            predictor.model,
+            predictor.model.image_kv(predictor.encode(PICTURES[:2]).tokens),
+            predictor.tokenizer.prompt("a red"),
+            2,
+            Greedy(max_new_tokens=5),
+            eos_id=predictor.tokenizer.sep_id,
+            pad_id=predictor.tokenizer.pad_id,
+        )
+    assert [caption.ids[:5] for caption in found] == [(*own[0].ids,) for own in expected]
+
+
+@pytest.mark.parametrize("decoding", [DECODINGS["beam"], DECODINGS["nucleus"]], ids=["beam", "nucleus"])
+def test_several_captions_are_lists_of_as_many(any_kind: Blip2Predictor, decoding: Decoding) -> None:
+    found = any_kind.caption(PICTURES[:2], decoding=decoding, num_captions=3, return_scores=True)
+    assert [len(captions) for captions in found] == [3, 3]
+    assert len({caption.ids for caption in found[0]}) == 3
+    first = any_kind.caption(PICTURES[1], decoding=decoding, return_scores=True)
+    assert found[1][0].ids == first.ids
+
+
+def test_seeds_of_the_caller_go_before_the_pictures(any_kind: Blip2Predictor) -> None:
+    same = [PICTURES[0]] * 3
+    first, again, other = any_kind.caption(
+        same, decoding=Nucleus(top_p=1.0, temperature=2.0, max_new_tokens=8), seeds=[3, 3, 4]
+    )
+    assert first == again != other
+
+
+def test_a_score_is_that_of_the_text_in_one_reading(answerer: Blip2Predictor) -> None:
+    caption = answerer.caption(PICTURES[2], decoding=DECODINGS["beam"], return_scores=True)
+    language = answerer.model.require_language()
+    visual = visual_prompts(answerer, 2, "a photo of")
+    with torch.no_grad():
+        predicted = language.predict_ids(visual, ["a photo of"], [caption.ids])
+    logprobs = predicted.logits[0, -len(caption.ids) :].log_softmax(dim=-1)
+    expected = logprobs.gather(1, torch.tensor(caption.ids)[:, None]).squeeze(1)
+    assert caption.token_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+    assert caption.logprob == pytest.approx(expected.sum().item(), abs=1e-4)
+    assert len(caption.tokens) == len(caption.ids)
+    ended = caption.ids[-1] == language.end_id
+    assert ended or len(caption.ids) == 6
+
+
+def test_questions_are_put_as_the_checkpoint_puts_them(answerer: Blip2Predictor) -> None:
+    found = answerer.answer(PICTURES[:2], ["What is it?", "Why?"])
+    decoding = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+    short = "Short answer" if answerer.model.require_language().is_encoder_decoder else "Answer"
+    for place, question in enumerate(["what is it?", "why?"]):
+        prompt = f"Question: {question} {short}:"
+        assert found[place] == written(answerer, place, prompt, question, decoding)
+
+
+def test_answers_do_not_depend_on_batches_or_order(answerer: Blip2Predictor) -> None:
+    expected = answerer.answer(PICTURES, QUESTIONS)
+    assert len(set(expected)) > 2
+    assert answerer.answer(PICTURES, QUESTIONS, batch_size=2) == expected
+    shuffled = answerer.answer([PICTURES[i] for i in ORDER], [QUESTIONS[i] for i in ORDER], batch_size=3)
+    assert shuffled == [expected[i] for i in ORDER]
+    encoded = answerer.encode(PICTURES)
+    assert answerer.answer(encoded, QUESTIONS) == expected
+
+
+def test_several_questions_about_one_image(answerer: Blip2Predictor) -> None:
+    found = answerer.answer(PICTURES[3], QUESTIONS, batch_size=2)
+    assert found == answerer.answer([PICTURES[3]] * 5, QUESTIONS)
+    assert answerer.answer(PICTURES[3], QUESTIONS[0]) == found[0]
+
+
+CANDIDATES = ["yes", "two", "a big green tree", "dog"]
+
+
+def test_the_likeliest_candidate_answers(answerer: Blip2Predictor) -> None:
+    found = answerer.answer(PICTURES, QUESTIONS, candidates=CANDIDATES, return_scores=True)
+    language = answerer.model.require_language()
+    short = "Short answer" if language.is_encoder_decoder else "Answer"
+    for place, question in enumerate(QUESTIONS):
+        scores = []
+        for text in CANDIDATES:
+            visual = visual_prompts(answerer, place, question)
+            with torch.no_grad():
+                predicted = language.predict(visual, [f"Question: {question} {short}:"], [text], None)
+            keep = predicted.labels[0] >= 0
+            logprobs = predicted.logits[0, keep].log_softmax(dim=-1)
+            scores.append(logprobs.gather(1, predicted.labels[0, keep][:, None]).sum().item())
+        assert found[place].text == CANDIDATES[scores.index(max(scores))]
+        assert found[place].logprob == pytest.approx(max(scores), abs=1e-4)
+    own = [CANDIDATES[i % 3 : i % 3 + 2] for i in range(5)]
+    chosen = answerer.answer(PICTURES, QUESTIONS, candidates=own, batch_size=2)
+    alone = [answerer.answer(PICTURES[i], QUESTIONS[i], candidates=own[i]) for i in range(5)]
+    assert chosen == alone
+    assert all(text in own[i] for i, text in enumerate(chosen))
+
+
+def test_a_conversation_is_read_with_all_its_turns(answerer: Blip2Predictor) -> None:
+    turns = [("Which city is this?", "singapore"), ("why?", "it has a statue."), "Where is it?"]
+    decoding = Greedy(max_new_tokens=6)
+    short = "Short answer" if answerer.model.require_language().is_encoder_decoder else "Answer"
+    prompt = (
+        f"Question: Which city is this? {short}: singapore. Question: why? {short}: it has a statue. "
+        f"Question: Where is it? {short}:"
+    )
+    reply = answerer.chat(PICTURES[0], turns, decoding)
+    assert reply == written(answerer, 0, prompt, "Where is it?", decoding)
+    both = answerer.chat([PICTURES[1], PICTURES[0]], ["why?", turns], decoding, batch_size=1)
+    assert both[1] == reply
+    assert both[0] == answerer.chat(PICTURES[1], "why?", decoding)
+    assert answerer.chat(PICTURES[0], turns, decoding, return_scores=True).text == reply
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.caption(PICTURES[:2], ["a", "b", "c"]), "3 prompts for 2 images"),
+        (lambda p: p.caption(PICTURES[:2], seeds=[1]), "1 seeds for 2 images"),
+        (lambda p: p.caption(PICTURES[0], decoding=Greedy(), num_captions=2), "Greedy writes one"),
+        (lambda p: p.answer(PICTURES[:2], ["a", "b", "c"]), "2 images and 3 texts"),
+        (lambda p: p.answer(PICTURES[0], "a", candidates=[]), "candidates is empty"),
+        (lambda p: p.answer(PICTURES[0], "a", candidates=["b"], num_candidates=0), "num_candidates"),
+        (lambda p: p.chat(PICTURES[:2], ["why?"]), "2 images and 1 conversations"),
+        (lambda p: p.chat(PICTURES[0], [("a", "b")]), "conversation 0"),
+        (lambda p: p.chat(PICTURES[0], ["a", "b"]), "conversation 0"),
+        (lambda p: p.chat(PICTURES[0], " "), "conversation 0"),
+        (lambda p: p.caption(PICTURES[0], decoding=Greedy(max_new_tokens=200)), "reads at most 128"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(blip2_predictor((), "opt"))
+
+
+def test_nothing_in_nothing_out(answerer: Blip2Predictor) -> None:
+    assert answerer.caption([]) == answerer.answer([], []) == answerer.chat([], []) == []
+
+
+def test_stage_1_cannot_answer() -> None:
+    predictor = blip2_predictor()
+    for call in (predictor.answer, predictor.chat):
+        with pytest.raises(UnsupportedTaskError, match="it can do caption, embed_images"):
+            call(PICTURES[0], "why?")
+
+
+def test_the_prompt_is_not_penalised() -> None:
+    """A prompt of the words that the model would write changes nothing about their penalty."""
+    predictor = blip2_predictor((), "opt")
+    strong = Greedy(max_new_tokens=4, repetition_penalty=1e6)
+    language = predictor.model.require_language()
+    prompt = "a photo of a small red dog"
+    visual = visual_prompts(predictor, 0, prompt)
+    with torch.no_grad():
+        first = language.predict_ids(visual, [prompt], [[language.end_id]])
+    likeliest = int(first.logits[0, -1].argmax())
+    found = predictor.caption(PICTURES[0], prompt, strong, return_scores=True)
+    assert found.ids[0] == likeliest
+    assert len(set(found.ids)) == len(found.ids)
+
+
+def test_the_offer_of_the_package() -> None:
+    assert openblip.Blip2Predictor is Blip2Predictor
