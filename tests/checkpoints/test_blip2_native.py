@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from openblip.checkpoints.blip2_native import Blip2Checkpoint, is_blip2, load_blip2, save_blip2
 from openblip.checkpoints.loading import load_any
 from openblip.errors import CheckpointError
+from openblip.models.language_model import wrap_language_model
 from tiny_blip import random_pixels, tiny_tokenizer
 from tiny_blip2 import tiny_blip2
 
@@ -61,6 +62,55 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
     if before.tokenizer is not None and after.tokenizer is not None:
         assert after.tokenizer.to_json() == before.tokenizer.to_json()
     assert written_by(after) == written_by(before)
+
+
+def adapted() -> Blip2Checkpoint:
+    """With LoRA adapters that change what the language model says."""
+    import peft
+
+    checkpoint = KINDS["stage 2, OPT"]()
+    assert checkpoint.model.language is not None
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(checkpoint.model.language.model, settings).eval()
+    checkpoint.model.language = wrap_language_model(model, checkpoint.model.language.tokenizer)
+    return checkpoint
+
+
+@torch.no_grad()
+def test_adapters_come_back_beside_the_model_that_they_adapt(tmp_path: Path) -> None:
+    plain, before = KINDS["stage 2, OPT"](), adapted()
+    state = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
+    save_blip2(tmp_path, before)
+    after = load_blip2(tmp_path)
+    assert after.model.state_dict().keys() == state.keys()
+    for name, tensor in after.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+        assert torch.equal(before.model.state_dict()[name], tensor), name  # saving left it alone
+    visual = torch.randn(1, 4, 16)
+    logits = [
+        c.model.language.predict(visual, ["a"], ["dog"], 8).logits
+        for c in (before, after, plain)
+        if c.model.language is not None
+    ]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+    shutil.rmtree(tmp_path / "language_model" / "adapter")  # what is left is the model as it was
+    own = load_blip2(tmp_path).model.state_dict()
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(own[name], tensor), name
+
+
+def test_damaged_adapters_are_named(tmp_path: Path) -> None:
+    save_blip2(tmp_path, adapted())
+    weights = tmp_path / "language_model" / "adapter" / "adapter_model.safetensors"
+    edit_weights(weights, lambda w: w.pop(sorted(w)[0]))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors .*missing base_model.*lora_A"):
+        load_blip2(tmp_path)
+    truncate(weights)
+    with pytest.raises(CheckpointError, match="adapter does not hold adapters"):
+        load_blip2(tmp_path)
 
 
 def written_by(checkpoint: Blip2Checkpoint) -> tuple[list[float], list[list[int]]]:

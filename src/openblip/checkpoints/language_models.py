@@ -7,11 +7,14 @@ weights that they change.
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from openblip.checkpoints.native import check_weights
@@ -20,7 +23,7 @@ from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.models.lora import has_lora
 
 Quantization = Literal["8bit", "4bit"]
-ADAPTER = "adapter"
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 
 
 def load_language_model(
@@ -84,17 +87,17 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
     with quietly():
         model = language.model
         if has_lora(language):
-            base = model.get_base_model()
-            own = {
-                name.replace(".base_layer.", "."): weight
-                for name, weight in base.state_dict().items()
-                if ".lora_" not in name
-            }
-            base.save_pretrained(folder, state_dict=own)
+            _without_adapters(model).save_pretrained(folder)
             model.save_pretrained(folder / ADAPTER)
         else:
             model.save_pretrained(folder)
         language.tokenizer.save_pretrained(folder)
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model that adapters were added to, as it was before; its weights are shared, the given one stays."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return deepcopy(model, shared).unload()
 
 
 def _with_adapters(model: Any, folder: Path) -> Any:
@@ -104,10 +107,16 @@ def _with_adapters(model: Any, folder: Path) -> Any:
         raise MissingExtraError(
             f'{folder} holds LoRA adapters, which need peft: pip install "openblip[language]"'
         ) from error
+    path = folder / ADAPTER_WEIGHTS
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing weights, which are checked here
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        written = load_file(path)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
+    check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
+    return adapted
 
 
 def _has_words(folder: Path, tokenizer: Any) -> bool:
