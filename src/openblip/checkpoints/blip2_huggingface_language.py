@@ -24,6 +24,7 @@ from openblip.checkpoints.from_transformers import LOADING_ERRORS, quietly
 from openblip.checkpoints.key_table import refuse
 from openblip.errors import CheckpointError
 from openblip.models.language_model import LanguageModel, wrap_language_model
+from openblip.models.lora import has_lora
 
 PREFIX = "language_model."
 IMAGE_TOKEN = "<image>"
@@ -157,7 +158,7 @@ def writable(language: LanguageModel) -> Any:
     Raises CheckpointError when it cannot, LoRA adapters that are not merged included.
     """
     model = language.model
-    if hasattr(model, "peft_config"):
+    if has_lora(language):
         raise CheckpointError(
             "transformers' BLIP-2 has no place for the language model's LoRA adapters: merge them into it "
             "(model.language.model.merge_and_unload()), or save as openblip."
