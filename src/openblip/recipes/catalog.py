@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 from openblip.recipes.any_run import AnyRun
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
-from openblip.recipes.blip2_mini import blip2_mini_stage1, blip2_mini_stage2_opt, blip2_mini_stage2_t5
+from openblip.recipes.blip2_mini import (
+    blip2_mini_scratch_opt,
+    blip2_mini_scratch_t5,
+    blip2_mini_stage1,
+    blip2_mini_stage2_opt,
+    blip2_mini_stage2_t5,
+)
 from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
 from openblip.recipes.blip2_stage1 import blip2_stage1, blip2_stage1_vit_l
 from openblip.recipes.blip2_stage2 import blip2_stage2_opt, blip2_stage2_t5
@@ -61,6 +67,8 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "blip2-mini-stage1": blip2_mini_stage1,
     "blip2-mini-stage2-opt": blip2_mini_stage2_opt,
     "blip2-mini-stage2-t5": blip2_mini_stage2_t5,
+    "blip2-mini-scratch-opt": blip2_mini_scratch_opt,
+    "blip2-mini-scratch-t5": blip2_mini_scratch_t5,
 }
 
 
