@@ -121,6 +121,8 @@ def test_a_question_among_instructions_has_one_of_its_answers() -> None:
     assert drawn.count("yes") == pytest.approx(150, abs=25)
     with pytest.raises(SourceError, match="no answer"):
         read(reading, sample(question="Is it?", answers=[" "]))
+    told = sample(question="Is it?", answers=["yes"], turns=[{"question": "Why?", "answer": "so"}])
+    assert [row.text for row in read(reading, told).content] == ["so"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def decoder_losses(model: Blip2, visual: Tensor, prompt: str, text: str) -> list
     language = model.require_language()
     opt, tokenizer = language.model, language.tokenizer
     before = tokenizer(prompt).input_ids
-    ids = tokenizer(f"{prompt} {text}".strip()).input_ids + [language.end_id]
+    ids = [*tokenizer(f"{prompt} {text}".strip()).input_ids, language.end_id]
     words = opt.get_input_embeddings()(torch.tensor([ids]))
     logits = opt(inputs_embeds=torch.cat([visual, words], dim=1)).logits[0]
     first = visual.shape[1]

@@ -20,7 +20,7 @@ from openblip.tasks.representation_learning import RepresentationLearning
 from tiny_blip import SIZE, random_tokens
 from tiny_blip2 import tiny_blip2
 
-WORDS = "a photo of a small red dog beside two blue cars how many cats are there what is it".split()
+WORDS = ("a", "photo", "of", "small", "red", "dog", "beside", "two", "blue", "cars", "many", "cats", "it")
 
 
 def make_blip2(name: str, *, train_vision: bool = False) -> tuple[Blip2Task, Blip2Checkpoint]:

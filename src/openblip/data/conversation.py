@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from openblip.data.sample import clean_text
 from openblip.errors import SourceError
 
+FORMS = frozenset({"turns", "dialog", "conversations", "instruction"})
+"""Fields of which any makes a sample a conversation."""
 PLACEHOLDER = "<image>"  # where LLaVA's texts say that the picture stands
 _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant", "model")
 _ENDS = (".", "!", "?")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from openblip.data.batch import PromptedBatch, TextBatch
-from openblip.data.conversation import Turn, conversation_prompt, turns_of
+from openblip.data.conversation import FORMS, Turn, conversation_prompt, turns_of
 from openblip.data.media import Media, Picture, View
 from openblip.data.readings import Example, Gathered, answers_of, asked, drawn_caption
 from openblip.data.sample import Sample, clean_text
@@ -99,7 +99,7 @@ class InstructionReading:
 def drawn_turns(sample: Sample, rng: np.random.Generator) -> list[Turn]:
     """The turns of a sample, or its question with one of its answers; `SourceError` without either."""
     question = sample.info.get("question")
-    if not isinstance(question, str):
+    if not isinstance(question, str) or sample.info.keys() & FORMS:
         return turns_of(sample.info)
     answers = [text for answer in answers_of(sample) if (text := clean_text(answer))]
     if not answers:
