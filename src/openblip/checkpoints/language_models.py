@@ -95,7 +95,7 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
 
 
 def _without_adapters(model: Any) -> Any:
-    """The model that adapters were added to, as it was before; its weights are shared, the given one stays."""
+    """The model that adapters were added to, as it was before, sharing its weights; the given one stays."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return deepcopy(model, shared).unload()
 

@@ -1,0 +1,303 @@
+"""Language models by name: every architecture, in fewer bits, with adapters; saved and read again.
+
+R rows, Q visual prompts, Dl width.
+"""
+
+import builtins
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from openblip.checkpoints import language_models
+from openblip.checkpoints.blip2_native import load_blip2, save_blip2
+from openblip.checkpoints.language_models import load_language_model, save_language_model
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError
+from openblip.models.blip2_config import LoraSettings
+from openblip.models.language_model import (
+    IGNORE,
+    CausalLanguageModel,
+    Seq2SeqLanguageModel,
+    wrap_language_model,
+)
+from openblip.models.lora import with_lora
+from tiny_blip import SIZE, randomise
+from tiny_blip2 import tiny_blip2, tiny_language_model
+
+DIM = 64  # bitsandbytes' kernels take no less
+LORA = LoraSettings(rank=2, alpha=4, dropout=0.5)
+PROMPTS, TEXTS = ["a photo of", ""], ["a small red dog", "two cats"]
+
+
+def architectures(num_words):
+    t = transformers
+    shape = {"vocab_size": num_words, "hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "opt": t.OPTConfig(**shape, word_embed_proj_dim=DIM, ffn_dim=DIM),
+        "gpt2": t.GPT2Config(vocab_size=num_words, n_embd=DIM, n_layer=1, n_head=2),
+        "llama": t.LlamaConfig(**shape, intermediate_size=DIM),
+        "qwen2": t.Qwen2Config(**shape, intermediate_size=DIM, num_key_value_heads=2),
+        "t5": t.T5Config(
+            vocab_size=num_words, d_model=DIM, d_kv=DIM // 2, d_ff=DIM, num_layers=1, num_heads=2,
+            feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+        ),
+        "bart": t.BartConfig(
+            vocab_size=num_words, d_model=DIM, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=DIM,
+            encoder_attention_heads=2, decoder_attention_heads=2, decoder_ffn_dim=DIM,
+        ),
+    }  # fmt: skip
+
+
+ARCHITECTURES = ("opt", "gpt2", "llama", "qwen2", "t5", "bart")
+
+
+def tiny(architecture):
+    tokenizer = tiny_language_model("t5" if architecture in ("t5", "bart") else "opt").tokenizer
+    config = architectures(len(tokenizer))[architecture]
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config.bos_token_id = tokenizer.eos_token_id
+    auto = transformers.AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    model = auto.from_config(config)
+    randomise(model, seed=2, scale=0.1)
+    return wrap_language_model(model.eval(), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("languages")
+    for name in ARCHITECTURES:
+        save_language_model(root / name, tiny(name))
+    return root
+
+
+def visual(language, count=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, language.hidden_dim, generator=generator)
+
+
+def logits(language):
+    with torch.no_grad():
+        return language.predict(visual(language), PROMPTS, TEXTS, 16).logits.float()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_by_folder(folders, name, capfd):
+    language, before = load_language_model(folders / name), tiny(name)
+    assert capfd.readouterr() == ("", "")
+    kind = Seq2SeqLanguageModel if name in ("t5", "bart") else CausalLanguageModel
+    assert type(language) is kind
+    assert language.hidden_dim == DIM
+    assert not language.model.training
+    assert torch.equal(logits(language), logits(before))
+    written = language.generate(visual(language), PROMPTS, max_new_tokens=5, do_sample=False)
+    assert written == before.generate(visual(before), PROMPTS, max_new_tokens=5, do_sample=False)
+    alone = language.generate(visual(language)[1:], PROMPTS[1:], max_new_tokens=5, do_sample=False)
+    assert alone == written[1:]
+
+
+def test_precision(folders):
+    language = load_language_model(folders / "opt", dtype=torch.bfloat16)
+    assert language.dtype == torch.bfloat16
+
+
+def test_what_is_no_language_model(folders, tmp_path):
+    with pytest.raises(CheckpointError, match="no folder"):
+        load_language_model(str(tmp_path / "nothing"))
+    transformers.ViTModel(
+        transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path)
+    tiny_language_model("opt").tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_language_model(tmp_path)
+
+
+def test_flan_t5_with_the_activation_of_lavis(folders, tmp_path):
+    """It replaces the tanh approximation by the exact gelu; a saved model keeps it."""
+    own = load_language_model(folders / "t5")
+    assert own.model.config.dense_act_fn == "gelu_new"
+    exact = load_language_model(folders / "t5", changes={"dense_act_fn": "gelu"})
+    difference = (logits(exact) - logits(own)).abs().max()
+    assert 0 < difference < 1e-2
+    save_language_model(tmp_path, exact)
+    assert torch.equal(logits(load_language_model(tmp_path)), logits(exact))
+
+
+# Fewer bits
+
+
+@pytest.fixture
+def without_bitsandbytes(monkeypatch):
+    plain = builtins.__import__
+
+    def blocked(name, *args, **settings):
+        if name == "bitsandbytes":
+            raise ImportError(name)
+        return plain(name, *args, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+
+
+@pytest.mark.usefixtures("without_bitsandbytes")
+def test_fewer_bits_need_bitsandbytes(folders, tmp_path):
+    with pytest.raises(MissingExtraError, match=r"openblip\[quantized\]"):
+        load_language_model(folders / "opt", quantization="8bit")
+    save_language_model(tmp_path, load_language_model(folders / "opt"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MissingExtraError, match=r"openblip\[quantized\]"):
+        load_language_model(tmp_path)
+
+
+def test_what_transformers_is_asked_for(monkeypatch):
+    monkeypatch.setattr(language_models, "_require_bitsandbytes", lambda: None)
+    eight = language_models._quantized("8bit", torch.bfloat16)["quantization_config"]
+    assert (eight.load_in_8bit, eight.load_in_4bit) == (True, False)
+    four = language_models._quantized("4bit", torch.bfloat16)["quantization_config"]
+    assert (four.load_in_8bit, four.load_in_4bit) == (False, True)
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    with pytest.raises(ConfigError, match="choose 8bit or 4bit"):
+        language_models._quantized("2bit", torch.bfloat16)
+
+
+BITS = [(name, bits) for name in ("opt", "t5") for bits in ("8bit", "4bit")]
+LINEAR = {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}
+
+
+def kinds(language):
+    return {type(module).__name__ for module in language.model.modules()}
+
+
+@pytest.mark.parametrize(("name", "bits"), BITS)
+def test_fewer_bits_say_nearly_the_same(folders, name, bits, capfd):
+    pytest.importorskip("bitsandbytes")
+    exact = logits(load_language_model(folders / name))
+    language = load_language_model(folders / name, quantization=bits)
+    assert LINEAR[bits] in kinds(language)
+    relative = (logits(language) - exact).norm() / exact.norm()
+    assert 0 < relative < {"8bit": 0.05, "4bit": 0.3}[bits]
+    assert "MatMul" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("name", "bits"), BITS)
+def test_fewer_bits_are_trained_through_and_saved(folders, tmp_path, name, bits, lora):
+    """Training comes first: bitsandbytes' CPU kernels repack weights for inference, and have no way back."""
+    pytest.importorskip("bitsandbytes")
+    language = load_language_model(folders / name, quantization=bits).requires_grad_(False)
+    if lora:
+        with_lora(language, LORA)
+        randomise_adapters(language)
+    prompts = visual(language).requires_grad_()
+    language.predict(prompts, PROMPTS, TEXTS, 16).logits.sum().backward()
+    assert prompts.grad is not None
+    assert prompts.grad.abs().sum() > 0
+    language.eval()
+    save_language_model(tmp_path, language)
+    again = load_language_model(tmp_path)
+    assert LINEAR[bits] in kinds(again)
+    assert torch.equal(logits(again), logits(language))
+
+
+# Adapters
+
+
+def randomise_adapters(language):
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in language.model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_adapters_begin_with_no_change_and_are_saved_apart(folders, tmp_path, name):
+    language = load_language_model(folders / name)
+    before = logits(language)
+    assert with_lora(language, LORA) is language
+    language.eval()
+    torch.testing.assert_close(logits(language), before, rtol=1e-6, atol=1e-6)
+    randomise_adapters(language)
+    changed = logits(language)
+    assert not torch.allclose(changed, before, atol=1e-3)
+    save_language_model(tmp_path, language)
+    again = load_language_model(tmp_path)
+    assert torch.equal(logits(again), changed)
+    prompts = visual(language)
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    assert again.generate(prompts, PROMPTS, **settings) == language.generate(prompts, PROMPTS, **settings)
+    (tmp_path / "adapter").rename(tmp_path / "elsewhere")
+    assert torch.equal(logits(load_language_model(tmp_path)), before)
+
+
+def test_a_folder_forgets_an_earlier_models_adapters(folders, tmp_path):
+    save_language_model(tmp_path, with_lora(load_language_model(folders / "opt"), LORA))
+    plain = load_language_model(folders / "opt")
+    save_language_model(tmp_path, plain)
+    assert not (tmp_path / "adapter").exists()
+    assert torch.equal(logits(load_language_model(tmp_path)), logits(plain))
+
+
+def test_chosen_layers(folders):
+    settings = replace(LORA, targets=("fc1",))
+    language = with_lora(load_language_model(folders / "opt"), settings)
+    adapted = {n.split(".lora_")[0] for n, _ in language.model.named_parameters() if "lora_" in n}
+    assert {name.rpartition(".")[2] for name in adapted} == {"fc1"}
+    with pytest.raises(ConfigError, match="adapters already"):
+        with_lora(language, settings)
+    with pytest.raises(ConfigError, match="no_such_layer"):
+        with_lora(load_language_model(folders / "opt"), replace(LORA, targets=("no_such_layer",)))
+
+
+@pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
+def test_settings_are_checked(settings):
+    with pytest.raises(ConfigError, match="lora"):
+        LoraSettings(**settings)
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path):
+    checkpoint = tiny_blip2((), language)
+    model = checkpoint.model
+    with_lora(model.language, LORA)
+    randomise_adapters(model.language)
+    model.freeze("vision", "language").train()
+    trained = {
+        name for name, p in model.named_parameters() if p.requires_grad and name.startswith("language.")
+    }
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+    def loss():
+        features = model.encode_image(torch.ones(2, 3, SIZE, SIZE))
+        queries = model.read_images(model.image_kv(features)).queries
+        predicted = model.predict_text(model.visual_prompts(queries), PROMPTS, TEXTS)
+        return torch.nn.functional.cross_entropy(
+            predicted.logits.flatten(0, 1), predicted.labels.flatten(), ignore_index=IGNORE
+        )
+
+    loss().backward()
+    named = dict(model.named_parameters())
+    assert all(named[name].grad is not None for name in trained)
+    assert all(
+        p.grad is None for name, p in named.items() if name.startswith("language.") and name not in trained
+    )
+    # The adapters' dropout is on in training, and nothing else of the frozen model is.
+    assert not torch.equal(loss(), loss())
+    assert {n for n, m in model.language.named_modules() if m.training} == {
+        n for n, _ in model.language.named_modules() if ".lora_dropout" in n
+    }
+    model.eval()
+    assert torch.equal(loss(), loss())
+    assert not any(module.training for module in model.modules())
+    save_blip2(tmp_path, checkpoint)
+    before, model = loss(), load_blip2(tmp_path).model
+    assert torch.equal(loss(), before)
+    model.freeze("vision", "language")
+    assert {
+        n for n, p in model.named_parameters() if p.requires_grad and n.startswith("language.")
+    } == trained
