@@ -1,5 +1,6 @@
-"""Every kind of BLIP, by those who made its format and by OpenBLIP, on the same weights: a table in Markdown.
+"""Every kind of BLIP and BLIP-2, by those who made its format and by OpenBLIP, on the same weights.
 
+Prints a table in Markdown:
     python benchmarks/parity_table.py
 
 The models are those of tests/parity: tiny, random, float32 on the CPU, of unusual sizes (three heads, an odd
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("parity", "")]
+import blip2_cases  # noqa: E402
 from parity_cases import (  # noqa: E402
     CLASSES,
     TOKENIZER,
@@ -39,6 +41,12 @@ def main() -> None:
     for class_name in CLASSES:
         for form, found, expected in folder_rows(class_name):
             print(row(f"`{class_name}`", form, found, expected), flush=True)
+    languages: tuple[blip2_cases.Language, ...] = ("opt", "llama", "t5")
+    writers = [(name, language) for name in blip2_cases.WRITERS for language in languages]
+    for class_name, language in [*writers, (blip2_cases.RETRIEVER, None)]:
+        for form, found, expected in blip2_rows(class_name, language):
+            name = f"`{class_name}`" if language is None else f"`{class_name}`, {language}"
+            print(row(name, form, found, expected), flush=True)
     wide = [(kind, 192, "") for kind in KINDS]
     for kind, image_dim, note in [*wide, ("VQA", TEXT_DIM, ", one width")]:
         for form, found, expected in file_rows(kind, image_dim):
@@ -62,6 +70,24 @@ def folder_rows(class_name: str) -> Iterator[tuple[str, Outputs, Outputs]]:
         yield "openblip, written", our_outputs(load_any(folder / "ours")), expected
 
 
+def blip2_rows(
+    class_name: str, language: blip2_cases.Language | None
+) -> Iterator[tuple[str, blip2_cases.Outputs, blip2_cases.Outputs]]:
+    """One of transformers' classes of BLIP-2, around one kind of language model."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs = blip2_cases.their_model(class_name, language)
+        blip2_cases.write_theirs(folder / "theirs", theirs, language)
+        expected = blip2_cases.their_outputs(theirs, language)
+        checkpoint = load_any(folder / "theirs")
+        yield "huggingface, read", blip2_cases.our_outputs(checkpoint), expected
+        save_as(checkpoint, folder / "written", "huggingface")
+        written = getattr(transformers, class_name).from_pretrained(folder / "written").eval()
+        yield "huggingface, written", blip2_cases.their_outputs(written, language), expected
+        save_as(checkpoint, folder / "ours", "openblip")
+        yield "openblip, written", blip2_cases.our_outputs(load_any(folder / "ours")), expected
+
+
 def file_rows(kind: str, image_dim: int) -> Iterator[tuple[str, Outputs, Outputs]]:
     """One of the released kinds of .pth."""
     with tempfile.TemporaryDirectory() as name:
@@ -79,7 +105,12 @@ def file_rows(kind: str, image_dim: int) -> Iterator[tuple[str, Outputs, Outputs
         yield "openblip, written", our_outputs(load_any(folder / "ours")), expected
 
 
-def row(model: str, form: str, found: Outputs, expected: Outputs) -> str:
+def row(
+    model: str,
+    form: str,
+    found: Outputs | blip2_cases.Outputs,
+    expected: Outputs | blip2_cases.Outputs,
+) -> str:
     """One line of the table: the largest difference of any score, and whether all texts are the same."""
     difference = max(
         (found.scores[name] - scores).abs().max().item() for name, scores in expected.scores.items()

@@ -1,4 +1,4 @@
-"""Losses of a run on one process against two that divide its frozen language model (FSDP2): a table in Markdown.
+"""Losses of a run on one process against two that divide its language model (FSDP2): a table in Markdown.
 
     python benchmarks/sharded_losses.py RECIPE [the options of `openblip train`]
 

@@ -2,8 +2,8 @@
 
     python benchmarks/stage2_curve.py RUN... --questions SOURCE --captions SOURCE [--limit N] [--out FILE]
 
-RUN is the folder of `openblip train blip2-mini-stage2-... --training.model-every N`. Every model in its models/
-is measured as `openblip evaluate vqa` and `openblip evaluate caption` do, over the first N samples of a source.
+RUN is the folder of `openblip train blip2-mini-stage2-... --training.model-every N`. Every model in its
+models/ is measured as `openblip evaluate vqa` and `evaluate caption` do, over the first N samples of each.
 """
 
 import argparse
