@@ -30,6 +30,7 @@ from released_blip2 import (
 )
 from torch import Tensor
 
+import openblip
 from openblip.checkpoints.blip2_native import Blip2Checkpoint
 from openblip.checkpoints.blip2_original import load_blip2_original
 from openblip.checkpoints.blip2_original_config import infer_blip2, infer_encoder
@@ -114,6 +115,12 @@ def test_stage_2_computes_what_the_released_code_does(
     assert ours.config.language == LanguageConfig(name=str(language), hidden_dim=16, end_of_text=end)
     assert checkpoint.question_prompt == f"Question: {{}} {'Answer' if name == 'opt' else 'Short answer'}:"
     assert checkpoint.prompt == ""
+
+
+def test_openblip_load_takes_the_parts(tmp_path: Path, parts: Path) -> None:
+    path = write(tmp_path / "x.pth", saved(stage2("opt")))
+    model = openblip.load(path, "cpu", vision=parts / "Eva.pth", language_model=parts / "opt")
+    assert isinstance(model, openblip.Blip2Predictor)
 
 
 def test_t5_computes_with_the_activation_that_lavis_gives_it(tmp_path: Path, parts: Path) -> None:

@@ -19,6 +19,8 @@ def load(
     *,
     encoder_token: EncoderToken | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    vision: str | os.PathLike[str] | None = None,
+    language_model: str | os.PathLike[str] | None = None,
 ) -> Predictor | Blip2Predictor:
     """A predictor from a checkpoint: a folder, a file, a name on the Hugging Face hub or of a shipped model.
 
@@ -31,10 +33,12 @@ def load(
             default what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS], and
             BLIP-2 knows no other.
         tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
+        vision, language_model: where the frozen parts are that LAVIS' .pth files of BLIP-2 leave out, see
+            docs/checkpoints.md.
 
     Raises CheckpointError when there is no such checkpoint or it is not whole.
     """
-    checkpoint = load_any(source, tokenizer=tokenizer)
+    checkpoint = load_any(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     if isinstance(checkpoint, Blip2Checkpoint):
         if encoder_token not in (None, "[CLS]"):
             raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
