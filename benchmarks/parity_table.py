@@ -1,6 +1,7 @@
 """Every kind of BLIP and BLIP-2, by those who made its format and by OpenBLIP, on the same weights.
 
 Prints a table in Markdown:
+
     python benchmarks/parity_table.py
 
 The models are those of tests/parity: tiny, random, float32 on the CPU, of unusual sizes (three heads, an odd
