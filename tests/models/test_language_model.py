@@ -72,6 +72,8 @@ def test_the_blank_between_prompt_and_text_belongs_to_the_text(name: str) -> Non
     found = language.predict(visual_prompts(5), prompts, ["big dog"] * 5, 30)
     alone = tokens_of(language, language.tokenizer("big dog", add_special_tokens=False).input_ids)
     assert predicted_tokens(language, found) == [["Ġbig", "Ġdog", "</s>"]] * 3 + [[*alone, "</s>"]] * 2
+    silent = language.predict(visual_prompts(5), prompts, [""] * 5, 30)
+    assert predicted_tokens(language, silent) == [["</s>"]] * 5
 
 
 def test_a_prompt_keeps_its_tokens_though_the_text_would_change_them() -> None:
