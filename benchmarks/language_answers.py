@@ -2,7 +2,7 @@
 
     python benchmarks/language_answers.py FOLDER SOURCE [--limit N]
 
-FOLDER is the model/ of `openblip train blip2-mini-opt` or `blip2-mini-t5`; SOURCE: emoji scenes, kind documents.
+FOLDER is the model/ of `openblip train blip2-mini-opt` or `blip2-mini-t5`; SOURCE: scenes of kind documents.
 """
 
 import argparse
