@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from openblip.data.config import DataConfig
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.blip2_config import LoraSettings, QFormerConfig
 from openblip.tasks.config import Blip2TaskConfig
 from openblip.training.config import TrainingConfig
 
@@ -35,6 +35,8 @@ class LanguageModelSource:
     quantization: Literal["8bit", "4bit"] | None = None
     max_text_tokens: int = 32
     """Budget of a text and its prompt, the end included."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained in a language model which else stays frozen; None trains nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

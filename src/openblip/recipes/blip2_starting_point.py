@@ -14,6 +14,7 @@ from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
 from openblip.models.language_model import LanguageModel
+from openblip.models.lora import with_lora
 from openblip.models.vision_tower import VisionTower
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
 from openblip.recipes.starting_point import make_tokenizer
@@ -188,6 +189,8 @@ def _named_language_model(named: LanguageModelSource) -> _Language:
         dtype=getattr(torch, named.dtype),
         quantization=named.quantization,
     )
+    if named.lora is not None:
+        with_lora(model, named.lora)
     config = LanguageConfig(
         name=named.source,
         hidden_dim=model.hidden_dim,
