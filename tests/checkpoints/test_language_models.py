@@ -174,7 +174,6 @@ def kinds(language):
 
 @pytest.mark.parametrize(("name", "bits"), BITS)
 def test_fewer_bits_say_nearly_the_same(folders, name, bits, capfd):
-    pytest.importorskip("bitsandbytes")
     exact = logits(load_language_model(folders / name))
     language = load_language_model(folders / name, quantization=bits)
     assert LINEAR[bits] in kinds(language)
@@ -187,7 +186,6 @@ def test_fewer_bits_say_nearly_the_same(folders, name, bits, capfd):
 @pytest.mark.parametrize(("name", "bits"), BITS)
 def test_fewer_bits_are_trained_through_and_saved(folders, tmp_path, name, bits, lora):
     """Training comes first: bitsandbytes' CPU kernels repack weights for inference, and have no way back."""
-    pytest.importorskip("bitsandbytes")
     language = load_language_model(folders / name, quantization=bits).requires_grad_(False)
     if lora:
         with_lora(language, LORA)
