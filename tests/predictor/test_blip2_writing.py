@@ -139,6 +139,7 @@ def test_a_score_is_that_of_the_text_in_one_reading(answerer: Blip2Predictor) ->
 def test_questions_are_put_as_the_checkpoint_puts_them(answerer: Blip2Predictor) -> None:
     found = answerer.answer(PICTURES[:2], ["What is it?", "Why?"])
     decoding = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+    assert answerer.answer_decoding == decoding  # tiny models may write the same by others
     short = "Short answer" if answerer.model.require_language().is_encoder_decoder else "Answer"
     for place, question in enumerate(["what is it?", "why?"]):
         prompt = f"Question: {question} {short}:"
