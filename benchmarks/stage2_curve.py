@@ -40,7 +40,8 @@ def main() -> None:
 
 def measured(run: Path, folder: Path, questions: str, captions: str, limit: int | None) -> dict[str, Any]:
     model = openblip.load(folder, device="cpu")
-    vqa = evaluate_question_answering(model, open_source(questions), limit=limit)
+    decoding = model.answer_decoding
+    vqa = evaluate_question_answering(model, open_source(questions), decoding=decoding, limit=limit)
     written = evaluate_captioning(model, open_source(captions), limit=limit)
     return {
         "run": run.name,
