@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openblip.objectives.contrastive import best_query_similarity, in_batch_itc_loss
+from openblip.models.similarity import similarity_matrix
+from openblip.objectives.contrastive import in_batch_itc_loss
 
 
 def unit(*degrees: float) -> torch.Tensor:
@@ -23,14 +24,14 @@ def test_the_query_that_fits_best_counts() -> None:
         [math.cos(math.pi / 6), 1.0, 0.0],  # 0 and 90 degrees: the nearest of both
         [math.cos(math.pi * 150 / 180), 0.0, 1.0],
     ]
-    found = best_query_similarity(images, texts)
+    found = similarity_matrix(images, texts)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
-    assert float(best_query_similarity(images, unit(270))[1, 0]) == pytest.approx(half)
+    assert float(similarity_matrix(images, unit(270))[1, 0]) == pytest.approx(half)
 
 
 def test_only_the_best_query_learns() -> None:
     images = torch.stack([unit(0, 90)]).requires_grad_()
-    best_query_similarity(images, unit(30)).sum().backward()
+    similarity_matrix(images, unit(30)).sum().backward()
     assert images.grad is not None
     assert images.grad[0, 0].abs().sum() > 0
     assert images.grad[0, 1].abs().sum() == 0
@@ -40,7 +41,7 @@ def test_a_loss_by_hand() -> None:
     """Two pairs, temperature 0.5, no smoothing: -log softmax of 1/0.5 against 0."""
     images = torch.stack([unit(0, 180), unit(90, 90)])
     texts = unit(0, 90)
-    scores = best_query_similarity(images, texts) / 0.5
+    scores = similarity_matrix(images, texts) / 0.5
     torch.testing.assert_close(scores, torch.tensor([[2.0, 0.0], [0.0, 2.0]]), atol=1e-6, rtol=0)
     ids = torch.tensor([5, 6])
     loss = in_batch_itc_loss(scores, scores.T, ids, ids, label_smoothing=0.0)

@@ -10,7 +10,10 @@ IMAGES_AT_ONCE = 64
 
 
 def similarity_matrix(images: Tensor, texts: Tensor) -> Tensor:
-    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T)."""
+    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T).
+
+    BLIP-2 section 3.2: of an image's queries the one that fits best counts.
+    """
     if images.dim() == 2:
         return images @ texts.T
     return torch.cat([(part @ texts.T).amax(dim=1) for part in images.split(IMAGES_AT_ONCE)])

@@ -81,11 +81,6 @@ def itc_loss(
     return (image_to_text + text_to_image) / 2
 
 
-def best_query_similarity(queries: Tensor, texts: Tensor) -> Tensor:
-    """Unit vectors (I, Q, E), (T, E) -> (I, T): the cosine of the query that fits best (BLIP-2 section 3.2)."""
-    return torch.einsum("iqe,te->itq", queries, texts).amax(dim=-1)
-
-
 def in_batch_itc_loss(
     image_to_text: Tensor, text_to_image: Tensor, ids: Tensor, joint_ids: Tensor, label_smoothing: float
 ) -> Tensor:

@@ -12,7 +12,8 @@ from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2, ImageKV, ReadImages
-from openblip.objectives.contrastive import best_query_similarity, in_batch_itc_loss
+from openblip.models.similarity import similarity_matrix
+from openblip.objectives.contrastive import in_batch_itc_loss
 from openblip.objectives.gather import gather, gather_with_gradient, world_size
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.blip2_task import Blip2Task
@@ -59,8 +60,8 @@ class RepresentationLearning(Blip2Task):
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
         with torch.autocast(image.device.type, enabled=False):  # bf16 similarities over 0.07 are too coarse
             temperature = self.model.temperature
-            image_to_text = best_query_similarity(image, gather_with_gradient(text)) / temperature  # (B, G)
-            text_to_image = best_query_similarity(gather_with_gradient(image), text).T / temperature  # (B, G)
+            image_to_text = similarity_matrix(image, gather_with_gradient(text)) / temperature  # (B, G)
+            text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
             loss = in_batch_itc_loss(
                 image_to_text, text_to_image, ids, gather(ids), self.config.label_smoothing
             )
