@@ -26,8 +26,8 @@ def hard_negatives_loss(
 ) -> Tensor:
     """Every pair as positive, with one hard negative text per image and one hard negative image per text.
 
-    match_logits: ids (R, T) and mask over B images -> (R, 2). texts (B, T), as it reads them; image_kv of their
-    images; negative_kv: that of the images which (B,) names in the joint batch. ids: (B,) image ids.
+    match_logits: ids (R, T) and mask over B images -> (R, 2). texts (B, T), as it reads them; image_kv of
+    their images; negative_kv: that of the images which (B,) names in the joint batch. ids: (B,) image ids.
     similarities: over temperature, of images to texts and of texts to images of the joint batch, (B, G).
     """
     image_to_text, text_to_image = similarities
