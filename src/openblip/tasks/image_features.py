@@ -10,7 +10,7 @@ from openblip.models.blip2 import Blip2
 
 
 def image_features(model: Blip2, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, S, S), clips (B, F, 3, S, S), or a cache's features (B, N, Dv) -> (B, F*N, Dv)."""
+    """uint8 pictures (B, 3, S, S), clips (B, F, 3, S, S), a cache's features (B, N, Dv) -> (B, F*N, Dv)."""
     if pixels.is_floating_point():
         return pixels
     normalized = preprocessing.normalize(pixels)
