@@ -132,7 +132,7 @@ def blip2_instruct() -> Blip2Run:
     them as instructions by hand-written templates. Neither is part of this recipe: weights of the mixture and
     texts are what --data.source says.
 
-    Cost (InstructBLIP): a day and a half on 16 A100 of 40 GB.
+    Cost: of InstructBLIP a day and a half on 16 A100 of 40 GB.
     Expected (InstructBLIP, Table 1, zero-shot, FlanT5-XL): NoCaps CIDEr 119.9, Flickr30K CIDEr 84.5, GQA
     accuracy 48.4.
 

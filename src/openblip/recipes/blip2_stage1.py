@@ -28,7 +28,7 @@ def blip2_stage1() -> Blip2Run:
     the two that CLIP-L finds most similar are kept; one is drawn at each step. docs/tasks.md says how
     `openblip capfilt` makes such captions.
 
-    Cost (paper): under six days on 16 A100 of 40 GB, both stages with the largest models under nine.
+    Cost: in the paper under six days on 16 A100 of 40 GB, both stages with the largest models under nine.
     Expected (paper, Tables 1 and 5): Flickr30K zero-shot TR@1/IR@1 97.6/89.7, after fine-tuning on COCO
     (`blip2-retrieval`) 85.4/68.3 there.
 

@@ -15,7 +15,7 @@ def blip2_stage2_opt() -> Blip2Run:
 
     Data: that of `blip2-stage1`. For OPT-6.7B: --language.source facebook/opt-6.7b.
 
-    Cost (paper): under three days on 16 A100 of 40 GB with the largest models.
+    Cost: in the paper under three days on 16 A100 of 40 GB with the largest models.
     Expected (paper, Tables 2 and 3, zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr):
     52.3; 119.7 and 145.8. With OPT-6.7B 52.6; 121.0 and 145.2. On ViT-L with OPT-2.7B VQAv2 49.7.
 
@@ -44,7 +44,7 @@ def blip2_stage2_t5() -> Blip2Run:
 
     Data: that of `blip2-stage1`. For FlanT5-XXL: --language.source google/flan-t5-xxl.
 
-    Cost (paper): under three days on 16 A100 of 40 GB with FlanT5-XXL.
+    Cost: in the paper under three days on 16 A100 of 40 GB with FlanT5-XXL.
     Expected (paper, Tables 2 and 3, zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr):
     63.0; 121.6 and 144.5. With FlanT5-XXL VQAv2 65.0. On ViT-L with FlanT5-XL 62.3.
 
