@@ -1,6 +1,6 @@
 """Zero-shot VQA and captioning along stage 2 of BLIP-2 (the paper's Figure 5): a table in Markdown.
 
-    python benchmarks/stage2_curve.py RUN... --questions SOURCE --captions SOURCE [--limit N] [--out FILE]
+    python benchmarks/stage2_curve.py RUN... --questions SOURCE --captions SOURCE [--limit N]
 
 RUN is the folder of `openblip train blip2-mini-stage2-... --training.model-every N`. Every model in its
 models/ is measured as `openblip evaluate vqa` and `evaluate caption` do, over the first N samples of each.
@@ -25,24 +25,27 @@ def main() -> None:
     parser.add_argument("--questions", required=True)
     parser.add_argument("--captions", required=True)
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--prompt", default=None)  # of captions; the checkpoint's own when not given
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     rows = []
     print("| run | step | VQA accuracy | true captions | CIDEr |\n|---|---|---|---|---|")
     for run in options.runs:
         for folder in sorted((run / "models").glob("step_*")):
-            row = measured(run, folder, options.questions, options.captions, options.limit)
+            row = measured(run, folder, options)
             rows.append(row)
             print("| {run} | {step} | {vqa:.3f} | {true:.3f} | {cider:.3f} |".format(**row), flush=True)
             if options.out is not None:
                 options.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measured(run: Path, folder: Path, questions: str, captions: str, limit: int | None) -> dict[str, Any]:
+def measured(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     model = openblip.load(folder, device="cpu")
+    model.prompt = model.prompt if options.prompt is None else options.prompt
+    limit = options.limit
     decoding = model.answer_decoding
-    vqa = evaluate_question_answering(model, open_source(questions), decoding=decoding, limit=limit)
-    written = evaluate_captioning(model, open_source(captions), limit=limit)
+    vqa = evaluate_question_answering(model, open_source(options.questions), decoding=decoding, limit=limit)
+    written = evaluate_captioning(model, open_source(options.captions), limit=limit)
     return {
         "run": run.name,
         "step": int(folder.name.removeprefix("step_")),

@@ -84,11 +84,13 @@ def blip2_mini_scratch_t5() -> Blip2Run:
 
 class _Language(NamedTuple):
     end_of_text: str | None
+    prompt: str
     question_prompt: str
 
 
-OPT = _Language("\n", "Question: {} Answer:")
-T5 = _Language(None, "Question: {} Short answer:")
+OPT = _Language("\n", "a photo of", "Question: {} Answer:")
+# Its decoder has learned to go on from a prefix, or to write a whole line after none.
+T5 = _Language(None, "", "Question: {} Short answer:")
 
 
 def _stage2(name: str, language: _Language, *, init: str | None) -> Blip2Run:
@@ -105,6 +107,7 @@ def _stage2(name: str, language: _Language, *, init: str | None) -> Blip2Run:
         data=DataConfig(source=""),
         task=GenerativeConfig(),
         training=mini_training(steps=SCRATCH_STEPS if is_new else STAGE2_STEPS),
+        prompt=language.prompt,
         question_prompt=language.question_prompt,
         out=f"runs/{name}",
     )
