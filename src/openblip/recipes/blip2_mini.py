@@ -27,7 +27,7 @@ QFORMER = QFormerConfig(
 def blip2_mini_stage1() -> Blip2Run:
     """Stage 1 of BLIP-2 at the size of a laptop: ITC + ITM + ITG, a new Q-Former on a frozen ViT.
 
-    Source: BLIP-2 section 3.2 with everything made smaller, and Muon beside AdamW. Cost: ten minutes on one
+    Source: BLIP-2 section 3.2 with everything made smaller, and Muon beside AdamW. Cost: six minutes on one
     CPU core. Expected: docs/results.md.
     """
     return Blip2Run(
@@ -49,7 +49,7 @@ def blip2_mini_stage1() -> Blip2Run:
 def blip2_mini_stage2_opt() -> Blip2Run:
     """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen OPT (`blip2-mini-opt`).
 
-    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: five minutes on one
+    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
     CPU core. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-stage2-opt", OPT, init="")
@@ -58,7 +58,7 @@ def blip2_mini_stage2_opt() -> Blip2Run:
 def blip2_mini_stage2_t5() -> Blip2Run:
     """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen T5 (`blip2-mini-t5`).
 
-    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: five minutes on one
+    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
     CPU core. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-stage2-t5", T5, init="")
