@@ -1,9 +1,6 @@
 """Two processes under torchrun train as one process on the joint batch, and measure what one does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from tiny_tasks import joined, make_task
 
 from openblip.data.batch import Batch
 from openblip.training.distributed import Process
+from two_processes_of import assert_as_one, launch
 
 SCRIPT = Path(two_processes.__file__)
 
@@ -23,21 +21,7 @@ SCRIPT = Path(two_processes.__file__)
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two processes wrote."""
     out = tmp_path_factory.mktemp("two_processes")
-    paths = [str(SCRIPT.parent), str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finished = subprocess.run(
-        [*command, str(SCRIPT), str(out)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    finished = launch(SCRIPT, str(out))
     assert finished.returncode == 0, finished.stderr[-3000:]
     return out
 
@@ -57,21 +41,9 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str)
     alone = two_processes.follow(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):
-        first, second = (rank[step] for rank in ranks)
-        for loss_name, loss in expected["losses"].items():
-            mean = (first["losses"][loss_name] + second["losses"][loss_name]) / 2
-            torch.testing.assert_close(mean, loss, atol=1e-5, rtol=1e-5, msg=f"step {step} {loss_name}")
-        for found in (first, second):
-            assert found["gradients"].keys() == expected["gradients"].keys()
-            for parameter, gradient in expected["gradients"].items():
-                torch.testing.assert_close(
-                    found["gradients"][parameter],
-                    gradient,
-                    atol=1e-5,
-                    rtol=1e-3,
-                    msg=f"step {step} {parameter}",
-                )
-            torch.testing.assert_close(found["queue"], expected["queue"], atol=1e-5, rtol=1e-5)
+        assert_as_one(step, expected, [rank[step] for rank in ranks])
+        for rank in ranks:
+            torch.testing.assert_close(rank[step]["queue"], expected["queue"], atol=1e-5, rtol=1e-5)
 
 
 def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """Two processes train as one: stage 1 with DDP, stage 2 around a language model that FSDP2 divides."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +15,21 @@ from openblip.training.distributed import Process
 from openblip.training.frozen import FrozenParts
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
+from two_processes_of import launch
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SCRIPT = Path(two_trainers.__file__)
-
-
-def launch(out: Path, what: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(SCRIPT.parent), str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*command, str(SCRIPT), str(out), what],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote; their last run was killed on the way, and resumed."""
     out = tmp_path_factory.mktemp("two_trainers")
-    whole = launch(out, "whole")
+    whole = launch(SCRIPT, str(out), "whole")
     assert (out / "uninterrupted-1.pt").exists(), whole.stderr[-3000:]
     assert whole.returncode != 0
     assert not (out / "killed-0.pt").exists()
-    resumed = launch(out, "resumed")
+    resumed = launch(SCRIPT, str(out), "resumed")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     return out
 

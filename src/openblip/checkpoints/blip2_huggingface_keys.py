@@ -6,19 +6,12 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from openblip.checkpoints.huggingface_keys import VISION
+from openblip.checkpoints.huggingface_keys import TEXT_SETTINGS, VISION
 from openblip.checkpoints.key_table import Table, within
 from openblip.models.blip2_config import Blip2Head
 
 QFORMER_SETTINGS = {  # QFormerConfig, Blip2QFormerConfig
-    "vocab_size": "vocab_size",
-    "hidden_dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "dropout": "hidden_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
+    **TEXT_SETTINGS,
     "cross_attention_every": "cross_attention_frequency",
 }
 

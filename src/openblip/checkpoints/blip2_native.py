@@ -6,7 +6,6 @@ config.json, model.safetensors (Q-Former, heads, and our own ViT where that is t
 Key table: the keys of model.safetensors are the names of `Blip2`'s parameters, unchanged.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from openblip.checkpoints.language_models import load_language_model, save_language_model
@@ -26,6 +24,8 @@ from openblip.checkpoints.native import (
     read_json,
     read_preprocessing,
     read_weights,
+    write_config,
+    write_weights,
 )
 from openblip.checkpoints.vision_towers import load_vision_tower, save_vision_tower
 from openblip.data.tokenizer import Tokenizer
@@ -82,14 +82,10 @@ def save_blip2(folder: str | Path, checkpoint: Blip2Checkpoint) -> None:
         for name, tensor in model.state_dict().items()
         if not name.startswith(_elsewhere(model.config))
     }
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS)
+    write_weights(folder, weights)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(write_blip2_settings(checkpoint), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CONFIG)
+    write_config(folder, write_blip2_settings(checkpoint))
 
 
 def load_blip2(folder: str | Path, tokenizer: str | os.PathLike[str] | None = None) -> Blip2Checkpoint:

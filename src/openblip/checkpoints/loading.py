@@ -14,10 +14,8 @@ from openblip.checkpoints.pickled import read_original
 from openblip.errors import CheckpointError, ConfigError
 
 Format = Literal["openblip", "huggingface", "original"]
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
-
-
 AnyCheckpoint = Checkpoint | Blip2Checkpoint
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def load_any(
@@ -89,33 +87,35 @@ def save_as(checkpoint: AnyCheckpoint, path: str | os.PathLike[str], format: For
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no
     such format.
     """
+    if format not in get_args(Format):
+        raise ConfigError(
+            f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
+        )
     if isinstance(checkpoint, Blip2Checkpoint):
-        _save_blip2_as(checkpoint, path, format)
-        return
+        _save_blip2_as(checkpoint, Path(path), format)
+    else:
+        _save_blip_as(checkpoint, Path(path), format)
+
+
+def _save_blip_as(checkpoint: Checkpoint, path: Path, format: Format) -> None:
     match format:
         case "openblip":
-            save_checkpoint(Path(path), checkpoint)
+            save_checkpoint(path, checkpoint)
         case "huggingface":
             from openblip.checkpoints.huggingface import save_huggingface  # transformers takes seconds
 
-            save_huggingface(Path(path), checkpoint)
+            save_huggingface(path, checkpoint)
         case "original":
-            save_original(Path(path), checkpoint)
-        case _:
-            raise ConfigError(
-                f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
-            )
+            save_original(path, checkpoint)
 
 
-def _save_blip2_as(checkpoint: Blip2Checkpoint, path: str | os.PathLike[str], format: Format) -> None:
+def _save_blip2_as(checkpoint: Blip2Checkpoint, path: Path, format: Format) -> None:
     match format:
         case "openblip":
-            save_blip2(Path(path), checkpoint)
+            save_blip2(path, checkpoint)
         case "huggingface":
             from openblip.checkpoints.blip2_huggingface import save_blip2_huggingface
 
-            save_blip2_huggingface(Path(path), checkpoint)
+            save_blip2_huggingface(path, checkpoint)
         case "original":
-            save_blip2_original(Path(path), checkpoint)
-        case _:
-            raise ConfigError(f'BLIP-2 cannot be written in the format "{format}".')
+            save_blip2_original(path, checkpoint)

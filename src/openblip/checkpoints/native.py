@@ -58,12 +58,22 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dty
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    write_weights(folder, weights)
+    checkpoint.tokenizer.save(folder)
+    write_config(folder, write_settings(checkpoint))
+
+
+def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Put model.safetensors into a folder, whole or not at all."""
     partial = folder / f"{WEIGHTS}.partial"
     save_file(weights, partial, metadata={"format": "pt"})
     os.replace(partial, folder / WEIGHTS)
-    checkpoint.tokenizer.save(folder)
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Put config.json into a folder, whole or not at all; what stands there last says that all is there."""
     partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(write_settings(checkpoint), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / CONFIG)
 
 

@@ -82,10 +82,10 @@ def _told(messages: Any) -> list[Turn]:
                 f"message {place} of the conversation is from {speaker!r:.40}, not {expected[0]}"
             )
     texts = [_text(message.get("value"), "value of a message") for message in messages]
-    pairs = list(zip(texts[0::2], texts[1::2], strict=False))
-    if not pairs:
+    turns = [Turn(texts[i], texts[i + 1]) for i in range(0, len(texts) - 1, 2)]
+    if not turns:
         raise SourceError("no answer in conversations")
-    return [Turn(question, answer) for question, answer in pairs]
+    return turns
 
 
 def _text(value: Any, name: str) -> str:

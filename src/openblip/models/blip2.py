@@ -220,11 +220,8 @@ class Blip2(nn.Module):
     def require_language(self) -> LanguageModel:
         """The language model; UnsupportedTaskError without one."""
         if self.language is None:
-            raise UnsupportedTaskError(
-                "This checkpoint has no language model; it has the heads "
-                + ", ".join(self.config.heads)
-                + "."
-            )
+            heads = ", ".join(self.config.heads)
+            raise UnsupportedTaskError(f"This checkpoint has no language model; it has the heads {heads}.")
         return self.language
 
     def _require(self, head: Blip2Head) -> None:

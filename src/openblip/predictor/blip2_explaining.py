@@ -26,6 +26,7 @@ from openblip.predictor.captioning import write_captions
 from openblip.predictor.explaining import (
     check_text_length,
     logprobs_of,
+    match_explanation,
     one_image,
     patch_maps,
     words_of,
@@ -72,13 +73,7 @@ def _explain_match(
     attention = weights.tokens[0].detach().float().mean(dim=1)[0].cpu()  # (Q + T, Q + T)
     looks = attention[len(queries) :, : len(queries)]  # (T, Q)
     maps = torch.einsum("tq,qgh->tgh", looks, queries)
-    return Explanation(
-        text=text,
-        score=float(logits.detach().float().softmax(dim=1)[0, 1]),
-        words=words,
-        heat=torch.stack([maps[1:-1][pieces].mean(dim=0) for pieces in places]),
-        overall=maps.mean(dim=0),
-    )
+    return match_explanation(text, logits, words, places, maps)
 
 
 def _explain_language(

@@ -65,13 +65,7 @@ def _explain_match(runtime: BlipRuntime, image: Tensor, text: str, layer: int) -
         image_kv = runtime.model.image_kv(image, "encode")
         logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
     maps = patch_maps(logits[0, 1], weights[0])
-    return Explanation(
-        text=text,
-        score=float(logits.detach().float().softmax(dim=1)[0, 1]),
-        words=words,
-        heat=torch.stack([maps[1:-1][pieces].mean(dim=0) for pieces in places]),
-        overall=maps.mean(dim=0),
-    )
+    return match_explanation(text, logits, words, places, maps)
 
 
 def _explain_answer(
@@ -165,6 +159,19 @@ def logprobs_of(logits: Tensor, targets: Tensor) -> Tensor:
     """logits (K, L, V) and what they should say, (L,) -> (K, L)."""
     wanted = targets.expand(len(logits), -1)[..., None]
     return logits.gather(2, wanted).squeeze(2) - logits.logsumexp(dim=-1)
+
+
+def match_explanation(
+    text: str, logits: Tensor, words: tuple[str, ...], places: Sequence[Sequence[int]], maps: Tensor
+) -> Explanation:
+    """Of a match: logits (1, 2), maps (T, G, G) of all tokens, of which `places` are each word's pieces."""
+    return Explanation(
+        text=text,
+        score=float(logits.detach().float().softmax(dim=1)[0, 1]),
+        words=words,
+        heat=torch.stack([maps[1:-1][pieces].mean(dim=0) for pieces in places]),
+        overall=maps.mean(dim=0),
+    )
 
 
 def words_of(runtime: Runtime, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:

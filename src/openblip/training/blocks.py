@@ -36,7 +36,7 @@ def recompute_activations(task: nn.Module) -> None:
     """
     for module in task.modules():
         if isinstance(getattr(module, "activation_checkpointing", None), bool):
-            module.activation_checkpointing = True  # type: ignore[assignment]
+            module.activation_checkpointing = True  # type: ignore[assignment]  # torch types all as modules
     for stack in find_stacks(task):
         for block in stack.blocks:
             block.forward = _recomputed(block.forward)
