@@ -172,7 +172,7 @@ def test_a_folder_whose_writing_was_killed_is_no_checkpoint(
         raise KeyboardInterrupt
 
     checkpoint = KINDS["stage 2, OPT"]()
-    monkeypatch.setattr(f"openblip.checkpoints.blip2_native.{step}", die)
+    monkeypatch.setattr(f"openblip.checkpoints.native.{step}", die)
     with pytest.raises(KeyboardInterrupt):
         save_blip2(tmp_path / "new", checkpoint)
     monkeypatch.undo()
