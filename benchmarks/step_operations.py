@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from openblip.cli.parsing import parse
 from openblip.cli.recipe_choice import choose_recipe
 from openblip.data.sources import open_mixture
+from openblip.distributed import Process
 from openblip.recipes.catalog import RECIPES
 from openblip.recipes.start import LoaderFactory, assemble
-from openblip.training.distributed import Process
 
 
 def main() -> None:

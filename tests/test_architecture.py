@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, how long things may get, and what stays light to import."""
+"""The shape of the code: who imports whom, and what stays light to import."""
 
 import ast
 import subprocess
@@ -11,43 +11,37 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 60
 
 # What a part may import besides itself. `errors` and `progress` are leaves that everyone may import.
 # A dotted entry allows that module alone; `__init__` is the package's own offer (load and the decodings);
 # `cli` may import anything.
-EVERYONE = {"errors", "progress"}
+EVERYONE = {"errors", "progress", "files", "distributed"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "files": set(),
+    "distributed": set(),
     "nn": set(),
     "objectives": set(),
     "metrics": set(),
     "data": set(),
+    "emoji_scenes": set(),
     "models": {"nn"},
     "generation": {"models", "nn"},
-    "checkpoints": {"models", "nn", "data.tokenizer", "data.transforms"},
-    "tasks": {"models", "objectives", "generation", "metrics", "data"},
+    "checkpoints": {"models", "nn", "data"},
     "predictor": {"models", "generation", "checkpoints", "data"},
-    "training": {"data", "tasks.protocol"},
-    "capfilt": {"__init__", "predictor", "data"},
-    "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "recipes", "training"},
+    "tasks": {"models", "nn", "objectives", "generation", "metrics", "data"},
+    "evaluation": {"predictor", "metrics", "data", "generation", "models"},
+    "training": {"data", "tasks.protocol", "tasks.base"},
+    "capfilt": {"__init__", "predictor", "data", "generation", "metrics", "evaluation"},
+    "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "evaluation", "recipes", "training"},
     "capfilt.bootstrap_config": {"recipes.catalog"},
     "recipes": {
-        "nn",
-        "models",
-        "objectives",
-        "generation",
-        "metrics",
-        "data",
-        "checkpoints",
-        "tasks",
-        "predictor",
-        "training",
+        "__init__", "nn", "models", "objectives", "generation", "metrics", "data", "checkpoints", "tasks",
+        "predictor", "evaluation", "training", "capfilt",
     },
     "__init__": {"predictor", "generation"},
-}
+}  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
 LIGHT_MODULES = (
     "models.config",
@@ -134,7 +128,7 @@ def test_imports_follow_the_table(file: Path) -> None:
         ("data.loader", "import openblip.nn.vit"),
         ("objectives.matching", "def late():\n    from openblip.metrics import retrieval"),
         ("metrics.retrieval", "from ..data import sample"),
-        ("checkpoints.native", "from openblip.data.loader import Loader"),
+        ("checkpoints.native", "from openblip.tasks.captioning import Captioning"),
         ("capfilt.engine", "from openblip.training.trainer import train"),
         ("models.blip", "from openblip import load"),
         ("training.trainer", "from openblip.models.blip import Blip"),
@@ -159,27 +153,6 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
 )
 def test_an_allowed_import_is_not_reported(module: str, line: str) -> None:
     assert forbidden_imports(line, module) == []
-
-
-def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring."""
-    first = function.body[0]
-    total = (function.end_lineno or function.lineno) - function.lineno + 1
-    if ast.get_docstring(function) is None:
-        return total
-    return total - ((first.end_lineno or first.lineno) - first.lineno + 1)
-
-
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_files_and_functions_stay_short(file: Path) -> None:
-    source = file.read_text()
-    assert len(source.splitlines()) <= MAX_FILE_LINES
-    functions = (
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    assert [f.name for f in functions if code_lines(f) > MAX_FUNCTION_LINES] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)

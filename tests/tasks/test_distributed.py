@@ -11,7 +11,7 @@ from every_evaluation import evaluate_everything
 from tiny_tasks import joined, make_task
 
 from openblip.data.batch import Batch
-from openblip.training.distributed import Process
+from openblip.distributed import Process
 from two_processes_of import assert_as_one, launch
 
 SCRIPT = Path(two_processes.__file__)

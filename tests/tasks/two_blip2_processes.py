@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import STEPS, part
 
 from openblip.data.batch import Examples
+from openblip.distributed import process_group
 from openblip.tasks.blip2_task import Blip2Task
-from openblip.training.distributed import process_group
 from tiny_blip import gradients
 
 # By name of a run: its task, and whether the image encoder is trained too.

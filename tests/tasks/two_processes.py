@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from openblip.data.batch import Batch, Examples
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
+from openblip.distributed import Process, process_group
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process, process_group
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
 from tiny_blip import gradients, random_batch

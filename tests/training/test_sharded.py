@@ -10,8 +10,8 @@ import two_trainers
 from tiny_frozen import loader_of, stage1, stage2, texts_at, trained
 from torch import Tensor
 
+from openblip.distributed import Process
 from openblip.errors import CheckpointError, ConfigError
-from openblip.training.distributed import Process
 from openblip.training.frozen import FrozenParts
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
 from openblip.data.transforms import Preprocessing
+from openblip.distributed import Process
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state
 from openblip.training.trainer import NonFiniteError, Trainer

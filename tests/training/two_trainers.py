@@ -14,9 +14,9 @@ import torch
 from tiny_frozen import loader_of, pairs_at, stage1, stage2, texts_at, trained
 from torch.distributed.tensor import DTensor
 
+from openblip.distributed import Process, process_group
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process, process_group
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
 

@@ -117,7 +117,7 @@ def command(
     """
     import openblip
     from openblip.data.sources import open_source
-    from openblip.training.distributed import process_group
+    from openblip.distributed import process_group
 
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1")

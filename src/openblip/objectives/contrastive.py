@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.gather import global_mean
+from openblip.distributed import global_mean
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # released code; the paper names no bounds
 

@@ -6,7 +6,7 @@ R rows, T tokens, A answers, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.gather import global_mean
+from openblip.distributed import global_mean
 
 IGNORE = -100
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.gather import global_mean, local_rows
+from openblip.distributed import global_mean, local_rows
 
 EPSILON = 1e-4  # released pre-training code: keeps every negative possible
 

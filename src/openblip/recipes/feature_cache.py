@@ -12,9 +12,9 @@ from openblip.data.config import DataConfig
 from openblip.data.feature_filling import blocks, fill
 from openblip.data.features import CachedFeatures, FeatureStore, claim, is_written
 from openblip.data.sources import Mixture
+from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ConfigError
 from openblip.models.vision_tower import VisionTower
-from openblip.objectives.gather import gather_objects, rank, world_size
 from openblip.tasks.image_features import image_features
 
 # Settings of ours that only matter while an encoder is trained.

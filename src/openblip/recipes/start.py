@@ -10,6 +10,7 @@ import torch
 from openblip.checkpoints.native import CONFIG
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, open_mixture
+from openblip.distributed import Process, barrier, process_group
 from openblip.errors import ConfigError
 from openblip.recipes.any_run import AnyRun
 from openblip.recipes.assembled import Assembled
@@ -21,7 +22,6 @@ from openblip.recipes.language_assembly import assemble_language_model
 from openblip.recipes.language_run import LanguageRun
 from openblip.recipes.run import Run
 from openblip.recipes.starting_point import check_start
-from openblip.training.distributed import Process, process_group, wait_for_all
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
 
@@ -38,7 +38,7 @@ def start(run: AnyRun, resume: bool = False) -> bool:
     with process_group() as process, cpu_threads(run.training.num_threads):
         if process.is_main:
             folder.start(run.to_dict(), resume)
-        wait_for_all(process)
+        barrier()
         if resume and (folder.model / CONFIG).is_file():
             return True
         mixture = open_mixture(run.data.source, images=run.data.images)
@@ -49,7 +49,7 @@ def start(run: AnyRun, resume: bool = False) -> bool:
         finished = trainer.run()
         if finished and process.is_main:
             assembled.save(folder.model)
-        wait_for_all(process)
+        barrier()
         return finished
 
 

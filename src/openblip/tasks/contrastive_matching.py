@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
+from openblip.distributed import gather, gather_with_gradient, world_size
 from openblip.models.blip import Blip, CrossKV
 from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
-from openblip.objectives.gather import gather, gather_with_gradient, world_size
 from openblip.objectives.momentum import EmbeddingQueue, update_average
 from openblip.tasks.config import ContrastiveConfig
 from openblip.tasks.hard_negatives import hard_negatives_loss

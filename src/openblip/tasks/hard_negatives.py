@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.data.tokenizer import Tokens
-from openblip.objectives.gather import gather, gather_padded
+from openblip.distributed import gather, gather_padded
 from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
 from openblip.tasks.tokens import interleave
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from openblip.objectives.gather import local_rows, world_size
+from openblip.distributed import local_rows, world_size
 
 
 def split_prefixes(texts: Sequence[str], generator: torch.Generator) -> tuple[list[str], list[str]]:

@@ -11,10 +11,10 @@ from torch import Tensor
 from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
+from openblip.distributed import gather, gather_with_gradient, world_size
 from openblip.models.blip2 import Blip2, ImageKV, ReadImages
 from openblip.models.similarity import similarity_matrix
 from openblip.objectives.contrastive import in_batch_itc_loss
-from openblip.objectives.gather import gather, gather_with_gradient, world_size
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.blip2_task import Blip2Task
 from openblip.tasks.config import RepresentationConfig

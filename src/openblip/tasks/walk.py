@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from openblip.data.sample import Record, Reject, Sample, Source
+from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ImageError, SourceError
-from openblip.objectives.gather import gather_objects, rank, world_size
 from openblip.progress import Progress
 
 READ_AT_ONCE = 64

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from openblip.distributed import Process, gather_objects
 from openblip.errors import CheckpointError
 from openblip.tasks.protocol import TrainingTask
-from openblip.training.distributed import Process, gather_texts
 
 SAMPLED = 4096
 
@@ -42,7 +42,7 @@ class FrozenParts:
     def check_equal_everywhere(self, process: Process) -> None:
         """CheckpointError where processes have loaded different frozen parts."""
         digest = hashlib.blake2b(repr(sorted(self.fingerprint.items())).encode()).hexdigest()
-        others = gather_texts(digest, process)
+        others = gather_objects([digest])
         different = [rank for rank, other in enumerate(others) if other != others[0]]
         if different:
             raise CheckpointError(

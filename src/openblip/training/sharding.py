@@ -16,10 +16,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from openblip.distributed import Process
 from openblip.errors import ConfigError
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.blocks import find_stacks
-from openblip.training.distributed import Process
 from openblip.training.frozen import FrozenParts
 
 

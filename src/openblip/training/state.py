@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openblip.distributed import Process, barrier
 from openblip.errors import CheckpointError
 from openblip.tasks.protocol import TrainingTask
-from openblip.training.distributed import Process, wait_for_all
 from openblip.training.frozen import FrozenParts
 from openblip.training.optimizer import Optimizers
 
@@ -35,17 +35,17 @@ def save_state(
     partial = folder.with_name(folder.name + ".partial")
     if process.is_main:
         partial.mkdir(parents=True, exist_ok=True)
-    wait_for_all(process)
+    barrier()
     torch.save(cursor, partial / _cursor_name(process))
     if process.is_main:
         if frozen.names:
             (partial / FROZEN).write_text(json.dumps(frozen.fingerprint, indent=1) + "\n", encoding="utf-8")
         torch.save(frozen.changing_state(task), partial / TASK)
         torch.save(optimizers.state_dict(), partial / OPTIMIZER)
-    wait_for_all(process)
+    barrier()
     if process.is_main:
         os.replace(partial, folder)
-    wait_for_all(process)
+    barrier()
 
 
 def load_state(

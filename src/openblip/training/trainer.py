@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
 from openblip.data.sample import Reject
+from openblip.distributed import Process, all_reduce_sum, all_true, barrier
 from openblip.errors import OpenBlipError
 from openblip.progress import Progress
 from openblip.tasks.protocol import TrainingTask
 from openblip.training.blocks import recompute_activations
 from openblip.training.config import TrainingConfig
-from openblip.training.distributed import Process, everywhere, sum_everywhere, wait_for_all
 from openblip.training.frozen import FrozenParts
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder
@@ -105,7 +105,7 @@ class Trainer:
                     if trackers is not None:
                         self.folder.log(record)
                         trackers.log(record)
-                stopped = not everywhere(not stop.is_set(), self.process)
+                stopped = not all_true(not stop.is_set(), self.process.device)
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
                 if config.model_every is not None and self.step % config.model_every == 0:
@@ -145,7 +145,7 @@ class Trainer:
         self.task.after_step()
         self.step += 1
         self.folder.log_rejects(self.step, rejects)
-        num_rejects, *totals = sum_everywhere([len(rejects), *sums.values()], self.process)
+        num_rejects, *totals = all_reduce_sum([len(rejects), *sums.values()], self.process.device)
         self.num_rejects += int(num_rejects)
         means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
         return {
@@ -162,7 +162,7 @@ class Trainer:
         gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         loss_is_finite = bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
-        if not everywhere(loss_is_finite and bool(torch.isfinite(norm)), self.process):
+        if not all_true(loss_is_finite and bool(torch.isfinite(norm)), self.process.device):
             raise NonFiniteError(
                 f"Step {self.step + 1}: losses {losses}, gradient norm {float(norm)}. The weights are those "
                 f"of step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
@@ -186,7 +186,7 @@ class Trainer:
     def _write_model(self) -> None:
         if self.process.is_main and self.save_model is not None:
             self.save_model(self.folder.model_at(self.step))
-        wait_for_all(self.process)
+        barrier()
 
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)

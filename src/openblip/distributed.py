@@ -1,0 +1,143 @@
+"""The processes of one run, as torchrun starts them, and sums and rows across them.
+
+Without a process group every function works on one process, so that objectives and evaluations are written
+once.
+
+B local batch, W processes, G = W * B joint batch.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+Item = TypeVar("Item")
+
+
+class Process(NamedTuple):
+    """This process among the run's."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(timeout_minutes: int = 10) -> Iterator[Process]:
+    """Join torchrun's group: NCCL with GPUs, gloo without. A lost process ends the run by the timeout."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    number = int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if num_processes == 1:
+        yield Process(number, num_processes, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield Process(number, num_processes, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes in the group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 without a group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_true(condition: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the condition holds on every process. device: where the backend communicates."""
+    if world_size() == 1:
+        return condition
+    flag = torch.tensor(int(condition), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+def all_reduce_sum(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+    """The sum over processes of each value; every process gives equally many."""
+    if world_size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return [float(total) for total in sums]
+
+
+def gather_objects(items: Sequence[Item]) -> list[Item]:
+    """The lists of all processes one after the other, of anything that pickles."""
+    if world_size() == 1:
+        return list(items)
+    parts: list[list[Item]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(B, ...) of every process, the same shape everywhere -> (G, ...) in rank order. No gradient."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """Like `gather`, but what other processes do with a row flows back to the process that made it."""
+    if world_size() == 1:
+        return x
+    joint = torch.cat(list(all_gather_with_gradient(x.contiguous())))
+    if joint.requires_grad:  # torch exchanges gradients as if they were contiguous, without looking
+        joint.register_hook(lambda gradient: gradient.contiguous())
+    return joint
+
+
+def gather_padded(x: Tensor, fill: int | bool) -> Tensor:
+    """(B, T) with T different by process -> (G, max T), padded on the right with `fill`. No gradient."""
+    if world_size() == 1:
+        return x.detach()
+    longest = torch.tensor(x.shape[1], device=x.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    padded = x.new_full((x.shape[0], int(longest)), fill)
+    padded[:, : x.shape[1]] = x
+    return gather(padded)
+
+
+def global_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean over all processes of local values and weights of one shape, as a local scalar.
+
+    Scaled so that the average which DDP takes over processes has the gradient of the mean over the joint
+    batch, also when processes hold different numbers of counted tokens. Zero when nothing counts.
+    """
+    total = weights.sum().to(values.dtype)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return world_size() * (values * weights).sum() / total.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def local_rows(x: Tensor, local_size: int) -> Tensor:
+    """This process's rows of something (G, ...) that every process holds."""
+    start = rank() * local_size
+    return x[start : start + local_size]

@@ -1,0 +1,157 @@
+"""Files that are there whole or not at all, JSON, JSON lines that resume, and hashes.
+
+A writer works on a file or folder beside the real one whose name ends in `.partial`. It is flushed to disk and
+renamed when it is whole, so a reader, or a process that resumes after a kill, never sees a part of it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openblip.errors import ConfigError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path to write to; on success the file appears at `path`, on an error nothing does.
+
+    The temporary name holds host and process, so that two processes may write the same file at once. The
+    parent folder is made when it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it replaces `folder`, on an error nothing changes."""
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        commit_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def commit_folder(partial: Path, folder: Path) -> None:
+    """Flush every file of a folder that several processes filled, and rename it into its place."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Remove what killed writers left in a folder, not in the folders below it."""
+    for path in Path(folder).glob(f"*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file in UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON value, indented, with a line break at its end, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value per line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises `ConfigError`, which names the file, when it is missing, damaged or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds {type(value).__name__} where a JSON object was expected")
+    return value
+
+
+class JsonLine(NamedTuple):
+    """One line of a JSON lines file."""
+
+    number: int
+    """Counted from 1."""
+    value: Any
+    end: int
+    """The byte offset after its line break."""
+
+
+def read_jsonl(path: str | Path) -> Iterator[JsonLine]:
+    """Yield the whole lines of a file that a process appends to; an absent file has none.
+
+    A last line without a line break was being written when its process was killed: it is left out, and a
+    writer that goes on truncates the file to the `end` of the last line it keeps. Raises `ConfigError`, which
+    names file and line, for a whole line that is not JSON.
+    """
+    if not Path(path).exists():
+        return
+    end = 0
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{path}, line {number}: not JSON: {error}") from error
+            yield JsonLine(number, value, end)
+
+
+def hash_bytes(data: str | bytes, num_bytes: int = 16) -> bytes:
+    """A hash of `num_bytes` bytes that is the same on every machine; text is hashed in UTF-8.
+
+    Lone surrogates, which file names may hold, are hashed as they are.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=num_bytes).digest()
+
+
+def hash_int(data: str | bytes, num_bits: int = 63) -> int:
+    """A hash as a non-negative integer below 2 ** num_bits, the same on every machine.
+
+    The default fits an int64; two of a billion different inputs collide with a chance of 5 %.
+    """
+    num_bytes = -(-num_bits // 8)
+    return int.from_bytes(hash_bytes(data, num_bytes), "big") >> (8 * num_bytes - num_bits)
