@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, JSON, JSON lines that resume, and hashes.
 
-A writer works on a file or folder beside the real one whose name ends in `.partial`. It is flushed to disk and
+A writer works on a file or folder beside the real one whose name ends in `.partial`. It is flushed and
 renamed when it is whole, so a reader, or a process that resumes after a kill, never sees a part of it.
 """
 
