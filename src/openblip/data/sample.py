@@ -1,13 +1,17 @@
-"""What a data source hands out: samples, the records that read them, and rejects that say what could not be
-read.
+"""Samples, rejects, and `Source`: what every data format answers.
+
+A source is a list of shards. A shard is read front to back, once, by `Source.read`; nothing is indexed
+before.
 """
 
+import errno
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 from openblip.errors import SourceError
 
@@ -17,87 +21,136 @@ TEXT_SUFFIXES = ("json", "txt")
 
 _NO_INFO: Mapping[str, Any] = MappingProxyType({})
 
+# Errors of the machine or the network, not of one file.
+_TRANSIENT = {
+    errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with its texts, as the source has it.
-
-    `key` is unique within `shard`, not across shards. `image` is the encoded file: a picture, or the clip of
-    a source of clips. `captions` may be empty: CapFilt accepts images without web text, a training loader
-    rejects them. `image_id` is equal exactly for pairs of the same image. `info` is the sample's json: other
-    true captions live in `info["references"]` and are never trained on, and questions, statements, dialogs
-    and labels under the names of docs/data.md. `second_image` is the right one of two pictures (NLVR2).
-    """
+    """One image or video with its texts, as the source has it."""
 
     key: str
+    """Unique within `shard`, not across shards."""
     shard: str
     image: bytes
+    """The encoded file: an image, or the video of a source of videos. Empty when only texts were asked for."""
     captions: tuple[str, ...]
+    """May be empty: CapFilt accepts images without web text, a training loader rejects them."""
     image_id: str
+    """Equal exactly for samples of the same image."""
     info: Mapping[str, Any] = field(default_factory=lambda: _NO_INFO)
+    """The sample's json. Its reference captions lie in `info["references"]` and are never trained on;
+    questions, statements, dialogs and labels have the names of docs/data.md.
+    """
     second_image: bytes | None = None
+    """The right one of two images (NLVR2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A sample (or the unreadable rest of a shard: empty `key`) that was skipped, and why."""
+    """A sample that was skipped, and why; an empty `key` stands for the unreadable rest of a shard."""
 
     shard: str
     key: str
     reason: str
 
 
-class Record(Protocol):
-    """Where one sample lies: small and picklable, so that a worker process reads the payload itself."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def shard(self) -> str: ...
-
-    def read(self) -> Sample:
-        """The sample; raises `SourceError` or `OSError` when it cannot be read."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class ShardIndex:
-    """The records of one shard in file order, and what the shard holds that is no sample."""
+class MissingFile(Reject):
+    """A sample whose image file does not exist."""
 
-    records: list[Record]
-    rejects: list[Reject]
+    path: str
 
 
-class Source(Protocol):
-    """A set of shards in a stable order."""
+class Located(NamedTuple):
+    """A sample or reject, and the number in its shard of the sample that it belongs to."""
+
+    number: int
+    item: Sample | Reject
+
+
+class Source(ABC):
+    """A set of shards in a stable order.
+
+    A source is pickled to worker processes, so it holds no open files. Listings of folders and annotation
+    files are read once, when it is opened.
+    """
+
+    name: str
+    """The spec it was opened with; two sources of a mixture have different names."""
+
+    @abstractmethod
+    def shards(self) -> Sequence[str]:
+        """The shard names: stable, unique and in order."""
+
+    @abstractmethod
+    def read(
+        self,
+        shard: str,
+        *,
+        start: int = 0,
+        pieces: tuple[int, int] = (0, 1),
+        skip: Callable[[str], bool] | None = None,
+        images: bool = True,
+    ) -> Iterator[Located]:
+        """Read a shard front to back, yielding samples, and rejects where they are met.
+
+        The numbers of a shard's samples begin at 0 and never decrease. They depend on the shard alone, not on
+        the arguments. Several items may have one number: the reject of a repeated file beside its sample, or
+        the kept texts of one image. They come together.
+
+        Args:
+            shard: one of `shards()`.
+            start: the number of the first sample wanted. What is given from there is what a read from 0 gives
+                from there, so a number is all that is needed to resume. The payload of earlier samples is
+                not read.
+            pieces: (j, m) reads piece j of m. The pieces of a shard do not overlap and together are the
+                shard; the payload of the other pieces is not read where the format allows it.
+            skip: told a sample's key; where it holds, the sample is passed over and its payload is not read.
+            images: False gives samples with their texts and an empty `image`; no payload of an image is read.
+
+        Raises:
+            SourceError: the shard cannot be opened, or nothing of it can be read.
+            OSError: the machine or the network failed (`is_transient`). What only concerns one sample is a
+                `Reject`.
+        """
+
+    def file_name(self, shard: str) -> str:
+        """The name of the shard's file without its folder; the same wherever a copy of it lies."""
+        return shard
 
     @property
-    def name(self) -> str:
-        """The spec it was opened with; two sources of a mixture have different names."""
-        ...
+    def image_id_prefix(self) -> str:
+        """What the `image_id`s of this source begin with, before `#` and the data set's own id, or before `/`,
+        shard and key.
+        """
+        return self.name
 
-    def shards(self) -> Sequence[str]:
-        """Stable, unique shard names in order."""
-        ...
-
-    def index(self, shard: str) -> ShardIndex:
-        """What the shard holds, without reading image payloads of local files; raises `SourceError`."""
-        ...
-
-
-@runtime_checkable
-class Described(Protocol):
-    """A source that can say more of itself than its shards show."""
+    def num_samples(self, shard: str) -> int | None:
+        """The number of samples, rejects included, where it is known without reading the shard."""
+        return None
 
     def describe(self) -> Mapping[str, object]:
-        """What is worth printing, by name: `format`, files that it found beside its own, `missing` ones."""
-        ...
+        """What is worth printing of the source, by name: its `format`, companion files, `missing` ones."""
+        return {}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is the machine's or the network's.
+
+    It is raised then: a sample is not written off during an outage.
+    """
+    return isinstance(error, OSError) and (
+        isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _TRANSIENT
+    )
 
 
 def clean_text(text: str) -> str:
-    """Without outer blanks, and with lone surrogates (json escapes can make them) replaced: they encode to
-    nothing.
+    """Strip outer spaces, and replace lone surrogates (json escapes can make them), which no
+    encoding can hold.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
 
