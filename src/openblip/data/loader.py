@@ -1,148 +1,83 @@
-"""Endless training batches: shuffled, decoded in worker processes, exactly resumable.
+"""Endless training batches: streamed, shuffled, decoded in worker processes, exactly resumable.
 
-The main process walks the order (`order.py`), sends chunks of records to the workers and re-batches what
-comes back in order; a worker reads, decodes and augments. Nothing random depends on which worker does it.
+Every worker process owns some of the job's streams (`order.py`): it reads their shards front to back, one
+block ahead, decodes and augments. The training process puts the rows of a batch together, in the order of
+their draws, and makes tokens. Nothing is read or counted before the first batch but the shards' names, and
+nothing random depends on the number of workers or processes.
 
 Shapes: B batch, S image size.
 """
 
-import hashlib
-import math
 import signal
-from collections import deque
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from openblip.data.features import to_tensor
-from openblip.data.order import Draw, DrawOrder
-from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
-from openblip.data.sample import Record, Reject
-from openblip.data.sources.opening import Mixture
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Augmentation, Preprocessing
-from openblip.errors import ConfigError, ImageError, SourceError
-
-_CHUNK = (
-    32  # records per message to a worker: the message's own cost vanishes, a batch still spreads over workers
+from openblip.data.order import (
+    MAX_BLOCK_BYTES,
+    Order,
+    Piece,
+    Pool,
+    Position,
+    block_size,
 )
+from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
+from openblip.data.sample import Located, Reject, Sample, Source
+from openblip.data.sources.opening import Mixture
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.transforms import Augmentation, Preprocessing
+from openblip.errors import ConfigError, ImageError, OpenBlipError, SourceError
+from openblip.files import hash_int
 
-Chunk = list[tuple[Record, int]]  # record, epoch
+_READ_THREADS = 8  # per worker: a remote read mostly waits
+_RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a failing disk or network
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedBatch:
-    """A batch, the cursor after it (JSON-able; give it to a new `Loader` to go on from here), and what was
-    skipped while it was filled.
-    """
+    """A batch, and what goes with it."""
 
     batch: AnyBatch
     cursor: dict[str, Any]
+    """JSON-able: a new `Loader` goes on from here."""
     rejects: list[Reject]
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """A chunk after decoding. `reasons[i]` is None for a good record; the other fields hold the good ones
-    only.
-    """
-
-    reasons: list[str | None]
-    pixels: np.ndarray  # uint8 (good, 3, S, S), with F frames (good, F, 3, S, S); features (good, N, Dv)
-    contents: list[Any]
-
-
-@dataclass(frozen=True)
-class _Decoder(Dataset[_Decoded]):
-    """Runs in the workers: a chunk of records in, one stacked array of pixels out."""
-
-    reading: Reading
-    preprocessing: Preprocessing
-    augmentation: Augmentation | None
-    seed: int
-
-    def __getitem__(self, chunk: Chunk) -> _Decoded:
-        reasons: list[str | None] = []
-        examples: list[Example] = []
-        for record, epoch in chunk:
-            try:
-                examples.append(self._decode(record, epoch))
-            except (SourceError, ImageError, OSError) as error:
-                reasons.append(str(error))
-                continue
-            reasons.append(None)
-        pixels = np.stack([example.pixels for example in examples]) if examples else np.empty(0, np.uint8)
-        return _Decoded(reasons, pixels, [example.content for example in examples])
-
-    def _decode(self, record: Record, epoch: int) -> Example:
-        sample = record.read()
-        name = f"{self.seed}/{epoch}/{sample.shard}/{sample.key}"
-        rng = np.random.default_rng(
-            int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-        )
-        return self.reading.read(sample, self._view, rng)
-
-    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        if self.augmentation is None:
-            return self.preprocessing(image)
-        return self.augmentation(image, rng, self.preprocessing.image_size)
-
-
-@dataclass(eq=False)
-class _Chunks(Sampler[Chunk]):
-    """Groups draws into chunks, and remembers the draws that are under way."""
-
-    order: DrawOrder
-    chunk_size: int
-    under_way: deque[Draw] = field(default_factory=deque)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        while True:
-            draws = [next(self.order) for _ in range(self.chunk_size)]
-            self.under_way += draws
-            yield [(draw.record, draw.epoch) for draw in draws]
-
-
-class _Filling:
-    """The batch being filled."""
-
-    def __init__(self) -> None:
-        self.pixels: list[np.ndarray] = []
-        self.contents: list[Any] = []
-        self.keys: list[str] = []
-        self.shards: list[str] = []
-        self.rejects: list[Reject] = []
-
-    def add(self, draw: Draw, decoded: _Decoded, i: int) -> None:
-        self.pixels.append(decoded.pixels[i])
-        self.contents.append(decoded.contents[i])
-        self.keys.append(draw.record.key)
-        self.shards.append(draw.record.shard)
-
-    def batch(self, reading: Reading, tokenizer: Tokenizer | None) -> AnyBatch:
-        pixels = to_tensor(np.stack(self.pixels))  # (B, 3, S, S)
-        return reading.collate(
-            Gathered(pixels, self.contents, self.keys, self.shards),
-            cast(Tokenizer, tokenizer),  # a reading that makes no tokens does not look at it
-        )
+    """The samples that were skipped while the batch was filled."""
 
 
 class Loader:
     """Iterating gives `LoadedBatch`es for ever, always of `batch_size` samples.
 
-    The order is a function of `seed`; `rank` takes every `world_size`-th draw, so W ranks of batch B together
-    see what one rank of batch W*B sees (as long as nothing is rejected). A sample that cannot be read is
-    skipped, named in `rejects`, and the next one takes its place. `reading` says what is taken of a sample;
-    what it draws (which caption, which view) depends on (seed, epoch, shard, key) alone.
-    `tokenizer` may be None for a reading that makes no tokens.
-    With `cursor` the iteration goes on exactly where the batch that carried it ended; each rank keeps its
-    own. Raises `SourceError` for a source without usable samples and `ConfigError` for a cursor of other
-    data.
+    The order of samples is a function of `seed` (see `order.py`). W processes with batches of B samples
+    together see, step by step, the samples of one process with a batch of W * B, wherever W divides the
+    number of streams. A sample that cannot be used is skipped, named in `rejects`, and replaced by the next
+    one of its stream. What is random about a sample (its caption, its view) depends on the seed, on how often
+    its shard was read before, on shard and key, and on nothing else.
+
+    Args:
+        mixture: the sources, and the weights with which they are drawn.
+        tokenizer: may be None for a `reading` that makes no tokens.
+        preprocessing: gives the size of the images, and their view without an augmentation.
+        augmentation: random views.
+        batch_size: samples per batch of this process.
+        seed: decides the order and everything random.
+        reading: what is taken of a sample, and how examples become a batch.
+        rank: this process, of `world_size`.
+        num_workers: processes that read and decode, rounded down to a divisor of the number of this process's
+            streams; with 0 the calling process does it.
+        cursor: goes on exactly where the batch that carried it ended. Each process has its own; with another
+            number of processes, those of all are joined (`order.join_cursors`).
+
+    Raises:
+        SourceError: when iterated, if a source holds no usable sample or cannot be read.
+        ConfigError: impossible settings, or a cursor of other data.
     """
 
     def __init__(
@@ -158,92 +93,366 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        shuffle_window_shards: int = 4,
         cursor: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
                 f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0"
             )
-        self.mixture, self.tokenizer, self.reading = mixture, tokenizer, reading
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.rank, self.world_size, self.window_shards, self.cursor = (
-            rank,
-            world_size,
-            shuffle_window_shards,
-            cursor,
-        )
+        self.tokenizer, self.reading, self.batch_size, self.seed = tokenizer, reading, batch_size, seed
+        self.order = Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
+        num_streams = len(self.order.streams)
+        self.num_workers = max(n for n in range(num_workers + 1) if n == 0 or num_streams % n == 0)
         self.decoder = _Decoder(reading, preprocessing, augmentation, seed)
 
     def __iter__(self) -> Iterator[LoadedBatch]:
-        order = DrawOrder(
-            self.mixture,
-            seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-            window_shards=self.window_shards,
-            cursor=self.cursor,
-        )
-        chunks = _Chunks(order, min(_CHUNK, self.batch_size))
-        hopeless = _Hopeless(self.mixture, self.world_size)
-        filling = _Filling()
-        for decoded in self._decoded(chunks):
-            good = 0
-            for reason in decoded.reasons:
-                draw = chunks.under_way.popleft()
-                filling.rejects += draw.rejects
-                if reason is None:
-                    filling.add(draw, decoded, good)
-                    good += 1
-                else:
-                    filling.rejects.append(Reject(draw.record.shard, draw.record.key, reason))
-                hopeless.check(draw, reason)
-                if len(filling.keys) == self.batch_size:
-                    batch = filling.batch(self.reading, self.tokenizer)
-                    yield LoadedBatch(batch, order.cursor(draw.next_draw, draw.positions), filling.rejects)
-                    filling = _Filling()
+        messages = iter(self._workers())  # they take turns: one message of each makes a batch
+        positions = {stream: tuple(pools) for stream, pools in self.order.positions.items()}
+        next_draw = self.order.first_draw
+        try:
+            while True:
+                parts: list[_Part] = []
+                for _ in range(max(1, self.num_workers)):
+                    message = next(messages)
+                    if isinstance(message, OpenBlipError):
+                        raise message
+                    parts.append(message)
+                    positions |= message.positions
+                next_draw += self.batch_size * self.order.world_size
+                cursor = self.order.cursor(next_draw, positions)
+                yield LoadedBatch(self._joined(parts), cursor, _rejects(parts))
+        finally:
+            del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
-    def _decoded(self, chunks: _Chunks) -> Iterator[_Decoded]:
-        """Chunks decoded in order, at most about two batches ahead."""
-        ahead = math.ceil(2 * self.batch_size / (chunks.chunk_size * max(1, self.num_workers)))
-        loader = DataLoader(
-            self.decoder,
+    def _workers(self) -> "DataLoader[_Part | OpenBlipError]":
+        return DataLoader(
+            _Worker(self.order, self.decoder, self.batch_size),
             batch_size=None,
-            sampler=chunks,
             num_workers=self.num_workers,
-            prefetch_factor=max(2, ahead) if self.num_workers else None,
+            prefetch_factor=2 if self.num_workers else None,
             collate_fn=unchanged,
             worker_init_fn=start_worker,
             # Its own generator: the default would advance torch's global one and break exact resume.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return iter(loader)
+
+    def _joined(self, parts: "list[_Part]") -> AnyBatch:
+        rows = {row: (part, i) for part in parts for i, row in enumerate(part.rows)}
+        in_order = [rows[row] for row in range(self.batch_size)]
+        example = in_order[0][0].pixels
+        pin = torch.cuda.is_available()  # pinned memory is copied to the device while the host goes on
+        pixels = torch.empty((self.batch_size, *example.shape[1:]), dtype=example.dtype, pin_memory=pin)
+        for part in parts:
+            if part.rows:
+                pixels[part.rows.start :: part.rows.step] = part.pixels
+        batch = self.reading.collate(
+            Gathered(
+                pixels,  # (B, 3, S, S); (B, F, 3, S, S) of videos; (B, N, Dv) of cached features
+                [part.contents[i] for part, i in in_order],
+                [part.keys[i] for part, i in in_order],
+                [part.shards[i] for part, i in in_order],
+            ),
+            cast(Tokenizer, self.tokenizer),  # a reading that makes no tokens does not look at it
+        )
+        return _pinned(batch) if pin else batch
 
 
-class _Hopeless:
-    """Notices a source in which nothing can be read, which would otherwise be skipped through for ever."""
+def _rejects(parts: "list[_Part]") -> list[Reject]:
+    """In the order of the rows that replaced them, whichever worker met them."""
+    rejects = sorted((pair for part in parts for pair in part.rejects), key=lambda pair: pair[0])
+    return [reject for _, reject in rejects]
 
-    def __init__(self, mixture: Mixture, world_size: int) -> None:
-        self.mixture, self.world_size = mixture, world_size
-        self.readable: set[int] = set()
-        self.first_epoch: dict[int, int] = {}
 
-    def check(self, draw: Draw, reason: str | None) -> None:
-        if draw.source in self.readable:
+def _pinned(batch: AnyBatch) -> AnyBatch:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(
+        batch,
+        **{name: v.pin_memory() for name, v in values.items() if isinstance(v, (torch.Tensor, Tokens))},
+    )
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Makes an example of a sample."""
+
+    reading: Reading
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    seed: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Example:
+        """Raises `SourceError` or `ImageError` for a sample that cannot be used."""
+        rng = np.random.default_rng(hash_int(f"{self.seed}/{epoch}/{sample.shard}/{sample.key}", 128))
+        return self.reading.read(sample, self._view, rng)
+
+    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        if self.augmentation is None:
+            return self.preprocessing(image)
+        return self.augmentation(image, rng, self.preprocessing.image_size)
+
+
+class _Part(NamedTuple):
+    """A worker's rows of a batch."""
+
+    rows: range
+    pixels: torch.Tensor
+    """uint8 (rows, 3, S, S) or what else the reading gives."""
+    contents: list[Any]
+    keys: list[str]
+    shards: list[str]
+    rejects: list[tuple[int, Reject]]
+    """With the row that the next sample of the stream took."""
+    positions: dict[int, tuple[Position, ...]]
+    """Of the streams that were drawn from, after their last draw."""
+
+
+@dataclass(frozen=True)
+class _Worker(IterableDataset[_Part | OpenBlipError]):
+    """What one worker process gives to every batch; without workers, the whole batch."""
+
+    order: Order
+    decoder: _Decoder
+    batch_size: int
+
+    def __iter__(self) -> Iterator[_Part | OpenBlipError]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="openblip-read")
+        closing = threading.Event()
+        try:
+            yield from self._parts(worker, num_workers, threads, closing)
+        except OpenBlipError as error:
+            yield error  # the training process raises it again, without the DataLoader's traceback in its text
+        finally:
+            closing.set()
+            threads.shutdown(cancel_futures=True)
+
+    def _parts(
+        self, worker: int, num_workers: int, threads: ThreadPoolExecutor, closing: threading.Event
+    ) -> Iterator[_Part]:
+        order = self.order
+        streams: dict[tuple[int, int], _Stream] = {}  # by stream and pool
+        unusable = _UnusableSources(order.pools, self.decoder)
+
+        def stream_of(stream: int, row: int) -> _Stream:
+            pool = order.choose_pool(stream, row)
+            if (stream, pool) not in streams:
+                position = order.positions[stream][pool]
+                reader = _BlockReader(order.pools[pool], len(order.pools), stream, position, closing)
+                streams[stream, pool] = _Stream(reader, position, threads, unusable)
+            return streams[stream, pool]
+
+        # The process's k-th draw is draw k * W + rank of the job.
+        k = -(-(order.first_draw - order.rank) // order.world_size)
+        # All streams begin to read at once, in the order in which they are needed.
+        own = [i for i in range(k, k + len(order.streams)) if i % num_workers == worker]
+        for i in own:
+            draw = i * order.world_size + order.rank
+            stream_of(draw % order.num_streams, draw // order.num_streams)
+        while True:
+            rows = range((worker - k) % num_workers, self.batch_size, num_workers)
+            examples: list[Example] = []
+            part = _Part(rows, torch.empty(0), [], [], [], [], {})
+            for row in rows:
+                draw = (k + row) * order.world_size + order.rank
+                number = draw % order.num_streams
+                stream = stream_of(number, draw // order.num_streams)
+                rejects: list[Reject] = []
+                sample, example = stream.draw(self.decoder, rejects)
+                examples.append(example)
+                part.contents.append(example.content)
+                part.keys.append(sample.key)
+                part.shards.append(sample.shard)
+                part.rejects.extend((row, reject) for reject in rejects)
+                part.positions[number] = tuple(
+                    streams[number, pool].position if (number, pool) in streams else position
+                    for pool, position in enumerate(order.positions[number])
+                )
+            k += self.batch_size
+            if examples:
+                part = part._replace(pixels=to_tensor(np.stack([example.pixels for example in examples])))
+            yield part
+
+
+class _Stream:
+    """The endless samples of one stream in one pool."""
+
+    def __init__(
+        self,
+        reader: "_BlockReader",
+        position: Position,
+        threads: ThreadPoolExecutor,
+        unusable: "_UnusableSources",
+    ) -> None:
+        self.reader, self.threads, self.unusable = reader, threads, unusable
+        self._next_block: Future[_Block] = threads.submit(reader.read)
+        self._block: _Block | None = None
+        self._taken = position.taken
+
+    @property
+    def position(self) -> Position:
+        """After the last draw."""
+        assert self._block is not None  # asked for only after a draw
+        if self._taken == len(self._block.samples):
+            return self._block.end
+        return self._block.start._replace(taken=self._taken)
+
+    def draw(self, decoder: _Decoder, rejects: list[Reject]) -> tuple[Sample, Example]:
+        """The next sample that can be used; those before it are added to `rejects`."""
+        while True:
+            while self._block is None or self._taken >= len(self._block.samples):
+                self._open_block(rejects)
+            sample = cast(Sample, self._block.samples[self._taken])
+            self._block.samples[self._taken] = None  # its memory is free
+            self._taken += 1
+            piece = self._block.piece
+            try:
+                example = decoder(sample, piece.epoch)
+            except (SourceError, ImageError) as error:
+                rejects.append(Reject(sample.shard, sample.key, str(error)))
+                continue
+            self.unusable.note_good(piece.source)
+            return sample, example
+
+    def _open_block(self, rejects: list[Reject]) -> None:
+        last = self._block
+        if last is not None:
+            if last.end.slot != last.start.slot:
+                self.unusable.note_slot(last.piece.source)
+            self._taken = 0
+        self._block = self._next_block.result()
+        self._next_block = self.threads.submit(self.reader.read)
+        if self._taken == 0:  # a run that stopped inside the block has named its rejects
+            rejects += self._block.rejects
+
+
+class _Block(NamedTuple):
+    """Samples of a slot that are drawn in an order of their own."""
+
+    piece: Piece
+    start: Position
+    end: Position
+    samples: list[Sample | None]
+    """In the order of their drawing; None once drawn."""
+    rejects: list[Reject]
+    """What the source could not read among them."""
+
+
+class _BlockReader:
+    """Reads one stream's slots in one pool, block by block. Threads call it, never two at once."""
+
+    def __init__(
+        self, pool: Pool, num_pools: int, stream: int, position: Position, closing: threading.Event
+    ) -> None:
+        self.pool, self.num_pools, self.stream, self.closing = pool, num_pools, stream, closing
+        self._start = position._replace(taken=0)
+        self._items: Iterator[Located] | None = None
+        self._ahead: Located | None = None  # the first item after the last block
+
+    def read(self) -> _Block:
+        """The next block, without a sample where a slot ends. Raises `SourceError` when the disk or the
+        network goes on failing.
+        """
+        for pause in _RETRY_PAUSES:
+            try:
+                return self._read_block()
+            except OSError:
+                self._items = self._ahead = None
+                self.closing.wait(pause)
+        try:
+            return self._read_block()
+        except OSError as error:
+            piece = self.pool.piece(self._start.slot)
+            raise SourceError(f"{piece.source.name}: shard {piece.shard} cannot be read: {error}") from error
+
+    def _read_block(self) -> _Block:
+        start = self._start
+        piece = self.pool.piece(start.slot)
+        most = block_size(self.stream, start, piece.pieces[1], self.num_pools)
+        end = Position(start.slot + self.pool.num_streams, 0, 0)
+        samples: list[Sample | None] = []
+        rejects: list[Reject] = []
+        num_bytes, last_number = 0, -1
+        try:
+            if self._items is None:
+                self._items = piece.source.read(piece.shard, start=start.number, pieces=piece.pieces)
+                self._ahead = next(self._items, None)
+            while self._ahead is not None and not self.closing.is_set():
+                number, item = self._ahead
+                is_full = (
+                    len(samples) + len(rejects) >= most or num_bytes >= MAX_BLOCK_BYTES // self.num_pools
+                )
+                if is_full and number != last_number:  # what has one number stays together
+                    end = Position(start.slot, number, 0)
+                    break
+                if isinstance(item, Sample):
+                    samples.append(item)
+                    num_bytes += len(item.image) + len(item.second_image or b"")
+                else:
+                    rejects.append(item)
+                last_number = number
+                self._ahead = next(self._items, None)
+        except SourceError as error:  # of the whole shard: the others may be fine
+            rejects.append(Reject(piece.shard, "", str(error)))
+            self._ahead = None
+        if self._ahead is None:
+            self._items = None
+        self._start = end
+        shuffled = [samples[i] for i in self.pool.sample_order(start.slot, start.number, len(samples))]
+        return _Block(piece, start, end, shuffled, rejects)
+
+
+class _UnusableSources:
+    """Notices a source of which no sample can be used; the streams would skip through it for ever."""
+
+    def __init__(self, pools: list[Pool], decoder: _Decoder) -> None:
+        self.decoder = decoder
+        self._slots_left: dict[str, int] = {}  # by source, until one of its samples could be used
+        for pool in pools:
+            for source, _ in pool.shards:
+                rounds = self._slots_left.get(source.name, 0) + 2 * pool.pieces_per_shard
+                self._slots_left[source.name] = rounds
+
+    def note_good(self, source: Source) -> None:
+        """A sample of the source could be used."""
+        self._slots_left.pop(source.name, None)
+
+    def note_slot(self, source: Source) -> None:
+        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is
+        looked through. Raises `SourceError` when it has none.
+        """
+        if source.name not in self._slots_left:
             return
-        if reason is None:
-            self.readable.add(draw.source)
+        self._slots_left[source.name] -= 1
+        if self._slots_left[source.name] > 0:
             return
-        # A rank sees a part of each epoch: after world_size whole ones it has seen enough.
-        if draw.epoch > self.first_epoch.setdefault(draw.source, draw.epoch) + self.world_size:
-            name = self.mixture.sources[draw.source].name
-            raise SourceError(
-                f"{name}: no sample can be used; the last, {draw.record.shard}/{draw.record.key}: {reason}"
-            )
+        last = ""
+        for shard in source.shards():
+            try:
+                for _, item in source.read(shard):
+                    reject = self._reject(item)
+                    if reject is None:
+                        self.note_good(source)
+                        return
+                    last = f"; the last, {reject.shard}/{reject.key}: {reject.reason}"
+            except SourceError as error:
+                last = f"; the last, {shard}: {error}"
+        raise SourceError(f"{source.name}: no sample can be used{last}")
+
+    def _reject(self, item: Sample | Reject) -> Reject | None:
+        """None for a sample that can be used."""
+        if isinstance(item, Reject):
+            return item
+        try:
+            self.decoder(item, 0)
+        except (SourceError, ImageError) as error:
+            return Reject(item.shard, item.key, str(error))
+        return None
 
 
-def unchanged(decoded: Any) -> Any:
-    return decoded
+def unchanged(message: Any) -> Any:
+    """A message of a worker as it is: the DataLoader's own function would make tensors of numbers."""
+    return message
 
 
 def start_worker(worker: int) -> None:

@@ -1,184 +1,205 @@
-"""In which order samples are drawn: a pure function of the seed and of how far it has been walked.
+"""In which order samples are drawn: a pure function of the seed and of a position of three numbers.
 
-Each epoch of a source permutes its shards; `window_shards` shards at a time form a window whose records are
-permuted together. A mixture picks the source of draw n from (seed, n) alone. The position is a handful of
-numbers, so resuming neither replays nor decodes anything: only the shards of the open windows are indexed
-again.
+A job has S streams. Draw d of the job is of stream d % S and row d // S. Process r of W owns the streams
+s % W == r, so the processes together draw what one process would, wherever W divides S.
+
+A pool is a set of shards that are drawn from together: all of a mixture without weights, one source of a
+mixture with weights. Of n shards each is read in m = max(1, ceil(S / n)) pieces, so that every stream has a
+piece of its own. Slots are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s reads
+slots s, s + S, s + 2 S, ... There is no end of an epoch, and nothing to wait for or to equalise.
+
+A slot is read in blocks, and the samples of a block are drawn in the order of a permutation of their own.
 """
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from openblip.data.sample import Record, Reject, Source
+from openblip.data.sample import Source
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ConfigError, SourceError
+from openblip.files import hash_bytes, hash_int
 
-_SHARDS, _RECORDS, _CHOICES = 1, 2, 3  # streams of random numbers that never meet
-_CHOICE_BLOCK = 4096
+MAX_BLOCK_SAMPLES = 256
+MAX_BLOCK_BYTES = 16 << 20  # 64 streams, each with a block in use and one read ahead: at most 2 GiB
+_SLOTS, _SAMPLES = 1, 2  # kinds of permutations, so that no two have the same seed
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One record to read, with the position after it and what indexing its window rejected."""
+class Position(NamedTuple):
+    """Where a stream stands in a pool."""
 
-    record: Record
-    source: int
+    slot: int
+    number: int
+    """The number in its shard of the first sample of the block in use."""
+    taken: int
+    """How many samples of the block were drawn already."""
+
+
+class Piece(NamedTuple):
+    """What a slot holds: piece j of m of a shard."""
+
+    source: Source
+    shard: str
+    pieces: tuple[int, int]
     epoch: int
-    next_draw: int
-    positions: tuple[tuple[int, int, int], ...]
-    rejects: tuple[Reject, ...]
+    """How often every piece was read before this one."""
 
 
-class _SourceOrder:
-    """The endless order of one source. Its position is (epoch, window, offset into the window)."""
+@dataclass(frozen=True)
+class Pool:
+    """Shards that are drawn from together."""
 
-    def __init__(self, source: Source, number: int, seed: int, window_shards: int) -> None:
-        self.source, self.number, self.seed, self.window_shards = source, number, seed, window_shards
-        self.shards = list(source.shards())
-        self.num_windows = -(-len(self.shards) // window_shards)
-        self.epoch, self.window, self.offset = 0, 0, 0
-        self.new_rejects: list[Reject] = []
-        self._records: list[Record] | None = None
-        self._empty_windows = 0
+    number: int
+    shards: list[tuple[Source, str]]
+    num_streams: int
+    seed: int
 
     @property
-    def position(self) -> tuple[int, int, int]:
-        return self.epoch, self.window, self.offset
+    def pieces_per_shard(self) -> int:
+        """m: as many that every stream can read another piece."""
+        return -(-self.num_streams // len(self.shards))
 
-    def seek(self, position: tuple[int, int, int]) -> None:
-        self.epoch, self.window, self.offset = position
-        self._records = None
+    def piece(self, slot: int) -> Piece:
+        """What a slot holds."""
+        m = self.pieces_per_shard
+        epoch, place = divmod(slot, len(self.shards) * m)
+        order = _permutation((self.seed, _SLOTS, self.number, epoch), len(self.shards) * m)
+        shard, j = divmod(int(order[place]), m)
+        return Piece(*self.shards[shard], (j, m), epoch)
 
-    def __next__(self) -> tuple[Record, int]:
-        while True:
-            if self._records is None:
-                self._records = self._open_window()
-            if self.offset < len(self._records):
-                record = self._records[self.offset]
-                self.offset += 1
-                self._empty_windows = 0
-                return record, self.epoch
-            self._empty_windows += self.offset == 0
-            if self._empty_windows >= self.num_windows:
-                raise SourceError(f"{self.source.name}: no usable sample{_first_reasons(self.new_rejects)}")
-            self._next_window()
-
-    def _next_window(self) -> None:
-        self._records, self.offset = None, 0
-        self.window += 1
-        if self.window >= self.num_windows:
-            self.epoch, self.window = self.epoch + 1, 0
-
-    def _open_window(self) -> list[Record]:
-        order = np.random.default_rng([self.seed, _SHARDS, self.number, self.epoch]).permutation(
-            len(self.shards)
-        )
-        chosen = order[self.window * self.window_shards : (self.window + 1) * self.window_shards]
-        indexes = [self.source.index(self.shards[i]) for i in chosen]
-        records = [record for index in indexes for record in index.records]
-        if self.offset == 0:  # resumed inside a window, its rejects are known already
-            self.new_rejects += [reject for index in indexes for reject in index.rejects]
-        rng = np.random.default_rng([self.seed, _RECORDS, self.number, self.epoch, self.window])
-        return [records[i] for i in rng.permutation(len(records))]
+    def sample_order(self, slot: int, number: int, num_samples: int) -> list[int]:
+        """The order in which the samples of a block are drawn."""
+        rng = np.random.default_rng([self.seed, _SAMPLES, self.number, slot, number])
+        order: list[int] = rng.permutation(num_samples).tolist()
+        return order
 
 
-class DrawOrder:
-    """Draws rank, rank + W, rank + 2W, ... of the global order of a mixture, for world size W.
+@lru_cache(maxsize=8)  # streams are not all in the same epoch; a permutation of 100,000 pieces is 0.8 MB
+def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(size)
 
-    Every rank walks the whole order (which costs no payload), so the ranks together see what one rank would.
-    Raises `SourceError` for a source without any sample, `ConfigError` for a cursor of other data or another
-    seed.
+
+def block_size(stream: int, position: Position, pieces_per_shard: int, num_pools: int) -> int:
+    """How many samples the block that begins at a position holds at most.
+
+    The first blocks of a stream are small, so that the first batch comes at once. They grow from a size that
+    differs between streams, so that later not all streams need their next block in the same row.
+    """
+    most = max(1, MAX_BLOCK_SAMPLES // num_pools)
+    if position.slot != stream:  # not the stream's first slot
+        return most
+    return min(most, position.number // pieces_per_shard + 4 * (stream % 8 + 1))
+
+
+class Order:
+    """The draws of one process of a job, from the beginning or from a cursor.
+
+    Args:
+        mixture: what is drawn from.
+        seed: decides the order; not negative.
+        rank: this process, of `world_size`.
+        cursor: where an earlier job stopped, of any number of processes that divides its streams.
+
+    Raises:
+        SourceError: a source has no shards.
+        ConfigError: impossible settings, or a cursor of other data or of another seed.
     """
 
     def __init__(
-        self,
-        mixture: Mixture,
-        *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        window_shards: int,
-        cursor: Mapping[str, Any] | None,
+        self, mixture: Mixture, *, seed: int, rank: int, world_size: int, cursor: Mapping[str, Any] | None
     ) -> None:
-        if seed < 0 or window_shards < 1 or not 0 <= rank < world_size:
+        if seed < 0 or not 0 <= rank < world_size:
             raise ConfigError(
-                f"seed {seed} must not be negative, shuffle_window_shards {window_shards} at least 1, "
-                f"and rank {rank} within world_size {world_size}"
+                f"seed {seed} must not be negative, and rank {rank} must be within world_size {world_size}"
             )
-        self.mixture, self.seed, self.rank, self.world_size = mixture, seed, rank, world_size
-        self.window_shards = window_shards
-        self.sources = [_SourceOrder(s, i, seed, window_shards) for i, s in enumerate(mixture.sources)]
-        for order in self.sources:
-            if not order.shards:
-                raise SourceError(f"{order.source.name}: no shards")
-        self.next_draw = 0
-        self._block = -1
-        self._choices = np.zeros(_CHOICE_BLOCK, dtype=np.int64)
+        self.seed, self.rank, self.world_size, self.weights = seed, rank, world_size, mixture.weights
+        self.num_streams = _num_streams(world_size) if cursor is None else int(cursor.get("streams", 0))
+        if self.num_streams < 1 or self.num_streams % world_size:
+            raise ConfigError(
+                f"a run with {self.num_streams} streams of samples cannot go on with {world_size} processes; "
+                "their number must divide that of the streams"
+            )
+        self.streams = range(rank, self.num_streams, world_size)
+        shards = [[(source, shard) for shard in source.shards()] for source in mixture.sources]
+        for source, names in zip(mixture.sources, shards, strict=True):
+            if not names:
+                raise SourceError(f"{source.name}: no shards")
+        if mixture.weights is None:
+            shards = [[pair for names in shards for pair in names]]
+        self.pools = [Pool(i, pairs, self.num_streams, seed) for i, pairs in enumerate(shards)]
+        self._cumulative_weights = list(accumulate(mixture.weights or (1.0,)))
+        self._identity = {
+            "seed": seed,
+            "shards": [_describe(source) for source in mixture.sources],
+            "weights": None if mixture.weights is None else [round(weight, 9) for weight in mixture.weights],
+        }
+        self.first_draw = 0
+        self.positions = {
+            stream: [Position(stream, 0, 0) for _ in self.pools] for stream in self.streams
+        }
         if cursor is not None:
             self._resume(cursor)
 
-    def cursor(self, next_draw: int, positions: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
-        """The JSON-able state before global draw `next_draw`."""
-        return {
-            **self._identity(),
-            "draw": next_draw,
-            "positions": [list(position) for position in positions],
-        }
+    def choose_pool(self, stream: int, row: int) -> int:
+        """Which pool a draw is from: a function of the seed, stream and row, with the mixture's weights."""
+        if len(self.pools) == 1:
+            return 0
+        chance = hash_int(f"{self.seed}/{stream}/{row}", 53) / 2**53 * self._cumulative_weights[-1]
+        return min(bisect(self._cumulative_weights, chance), len(self.pools) - 1)
 
-    def _identity(self) -> dict[str, Any]:
-        """What a cursor is only valid for."""
+    def cursor(self, next_draw: int, positions: Mapping[int, Sequence[Position]]) -> dict[str, Any]:
+        """The JSON-able state of this process before a draw of the job."""
         return {
-            "seed": self.seed,
-            "shuffle_window_shards": self.window_shards,
-            "num_shards": [len(order.shards) for order in self.sources],
-            "weights": [round(weight, 9) for weight in self.mixture.weights],
+            **self._identity,
+            "streams": self.num_streams,
+            "draw": next_draw,
+            "positions": {
+                str(stream): [list(position) for position in pools] for stream, pools in positions.items()
+            },
         }
 
     def _resume(self, cursor: Mapping[str, Any]) -> None:
-        for name, value in self._identity().items():
-            if cursor.get(name) != value:
+        _check_same(cursor, self._identity)
+        self.first_draw = int(cursor["draw"])
+        for stream in self.streams:
+            if str(stream) not in cursor["positions"]:
                 raise ConfigError(
-                    f"the data changed since the run was stopped: {name} was {cursor.get(name)}, is {value}; "
-                    "resume with the same data and seed, or start a new run"
+                    "the cursor is that of one process of several; join those of all processes to go on with "
+                    "another number of them"
                 )
-        self.next_draw = int(cursor["draw"])
-        for order, position in zip(self.sources, cursor["positions"], strict=True):
-            epoch, window, offset = position
-            order.seek((int(epoch), int(window), int(offset)))
-
-    def __iter__(self) -> Iterator[Draw]:
-        return self
-
-    def __next__(self) -> Draw:
-        # The W draws of one step, of which one is ours: positions are only ever taken at a multiple of W.
-        taken: tuple[Record, int, int] | None = None
-        for rank in range(self.world_size):
-            source = self._choose(self.next_draw + rank)
-            record, epoch = next(self.sources[source])
-            if rank == self.rank:
-                taken = record, source, epoch
-        assert taken is not None
-        self.next_draw += self.world_size
-        rejects = [reject for order in self.sources for reject in order.new_rejects]
-        for order in self.sources:
-            order.new_rejects.clear()
-        positions = tuple(order.position for order in self.sources)
-        # Every rank indexes every shard; one of them reports.
-        return Draw(*taken, self.next_draw, positions, tuple(rejects) if self.rank == 0 else ())
-
-    def _choose(self, draw: int) -> int:
-        if len(self.sources) == 1:
-            return 0
-        block, offset = divmod(draw, _CHOICE_BLOCK)
-        if block != self._block:
-            rng = np.random.default_rng([self.seed, _CHOICES, block])
-            self._choices = rng.choice(len(self.sources), size=_CHOICE_BLOCK, p=self.mixture.weights)
-            self._block = block
-        return int(self._choices[offset])
+            self.positions[stream] = [Position(*position) for position in cursor["positions"][str(stream)]]
 
 
-def _first_reasons(rejects: list[Reject]) -> str:
-    return "".join(f"; {reject.shard}/{reject.key}: {reject.reason}" for reject in rejects[:3])
+def join_cursors(cursors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One cursor of those of all processes of a job after the same step; it serves any process of a new one.
+
+    Raises `ConfigError` when they are not of one job and step.
+    """
+    first = {name: value for name, value in cursors[0].items() if name != "positions"}
+    for cursor in cursors:
+        _check_same(cursor, first)
+    return {**first, "positions": {s: p for cursor in cursors for s, p in cursor["positions"].items()}}
+
+
+def _num_streams(world_size: int) -> int:
+    return 64 if world_size <= 8 and 64 % world_size == 0 else 8 * world_size
+
+
+def _describe(source: Source) -> str:
+    """The number of a source's shards and a hash of their names."""
+    shards = source.shards()
+    return f"{len(shards)} ({hash_bytes(chr(0).join(shards), 6).hex()})"
+
+
+def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name, value in expected.items():
+        if cursor.get(name) != value:
+            raise ConfigError(
+                f"the data changed since the run was stopped: {name} was {cursor.get(name)}, is {value}; "
+                "resume with the same data and seed, or start a new run"
+            )
