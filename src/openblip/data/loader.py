@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from openblip.data.features import to_tensor
+from openblip.data.feature_cache import to_tensor
 from openblip.data.order import (
     MAX_BLOCK_BYTES,
     Order,

@@ -1,32 +1,30 @@
 """One ordered pass over a source with read-ahead, for everything that is not training.
 
 Captioning, evaluation, CapFilt and the feature cache read through here: samples come in the source's order,
-decoded by threads ahead of the model, and what cannot be read comes as a `Reject`.
+read by one thread and decoded by others ahead of the model, and what cannot be read comes as a `Reject`.
 """
 
-import errno
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TypeVar
 
-from openblip.data.sample import Record, Reject, Sample, Source
+from openblip.data.sample import Reject, Sample, Source, is_transient
+from openblip.data.sources.opening import Mixture
 from openblip.errors import ImageError, SourceError
 
 Prepared = TypeVar("Prepared")
-
-# Errors of the machine, not of the sample: they are raised, so that thousands of good samples are not written
-# off during a network outage.
-_TRANSIENT = {
-    errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH,
-}  # fmt: skip
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Share:
-    """The samples of one process of several: of every `count` samples the one at `index`."""
+    """The samples of one process of several: of every `count` samples and rejects the one at `index`.
+
+    So the k-th item that process `index` reads is item k * count + index of the whole source.
+    """
 
     index: int = 0
     count: int = 1
@@ -43,65 +41,134 @@ def read_source(
     num_workers: int = 2,
     ahead: int = 64,
 ) -> Generator[tuple[Sample, Prepared] | Reject]:
-    """Yield each sample with what `prepare` made of it in a thread, in the source's order, or a `Reject`.
+    """Yield each sample with what `prepare` made of it, in the source's order, or a `Reject`.
 
     Args:
         source: what is read; each shard once, front to back.
         prepare: runs in threads, usually decodes the image. `SourceError`, `ImageError` and `OSError` make
             the sample a reject; an error of the machine (connection lost, disk error) is raised.
         shards: the shards to read; all when None.
-        skip: told shard and key; samples for which it holds are passed over without being read.
+        skip: told shard and key, in the reading thread; samples for which it holds are passed over, and their
+            images are not read.
         share: the samples of this process, counted over the whole source.
         limit: read only this many samples of the source, before it is shared.
-        num_workers: number of threads.
-        ahead: at most this many samples wait decoded.
+        num_workers: number of threads that prepare.
+        ahead: at most this many samples wait prepared.
 
     Raises:
         SourceError: a whole shard cannot be opened.
     """
 
-    def load(record: Record) -> tuple[Sample, Prepared] | Reject:
+    def load(item: Sample | Reject) -> tuple[Sample, Prepared] | Reject:
+        if isinstance(item, Reject):
+            return item
         try:
-            sample = record.read()
-            return sample, prepare(sample)
+            return item, prepare(item)
         except OSError as error:
-            if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _TRANSIENT:
+            if is_transient(error):
                 raise
-            return Reject(record.shard, record.key, f"cannot be read: {error}")
+            return Reject(item.shard, item.key, f"cannot be read: {error}")
         except (SourceError, ImageError) as error:
-            return Reject(record.shard, record.key, str(error))
+            return Reject(item.shard, item.key, str(error))
 
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="openblip-read")
-    waiting: deque[Future[tuple[Sample, Prepared] | Reject] | Reject] = deque()
+    items = _share(source, source.shards() if shards is None else shards, skip, share, limit)
+    yield from read_ahead(items, load, num_workers=num_workers, ahead=ahead)
 
-    def results(most: int) -> Iterator[tuple[Sample, Prepared] | Reject]:
-        while len(waiting) > most:
-            first = waiting.popleft()
-            yield first if isinstance(first, Reject) else first.result()
+
+def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit: int) -> Iterator[str]:
+    """Yield at most `limit` texts, an equal share of every source, without reading images.
+
+    texts: the texts of a sample; `SourceError` for a sample without any. Samples that cannot be read are passed
+    over, because the loader names them.
+    """
+    for source in mixture.sources:
+        left = limit // len(mixture.sources)
+        for item in (item for shard in source.shards() for _, item in source.read(shard, images=False)):
+            if left <= 0:
+                break
+            if isinstance(item, Reject):
+                continue
+            try:
+                for text in texts(item):
+                    yield text
+                    left -= 1
+            except SourceError:
+                continue
+
+
+def read_ahead(
+    items: Iterator[Item], work: Callable[[Item], Prepared], *, num_workers: int, ahead: int
+) -> Generator[Prepared]:
+    """Yield what `work` makes of each item, in order.
+
+    One thread takes the items and `num_workers` threads work on them, at most `ahead` before they are wanted.
+    What any of them raises is raised here, at the item's place.
+    """
+    threads = ThreadPoolExecutor(num_workers + 1, thread_name_prefix="openblip-read")
+    free = threading.Semaphore(ahead)
+    closing = threading.Event()
+    results: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
+
+    def take_items() -> None:
+        try:
+            for item in items:
+                free.acquire()
+                if closing.is_set():
+                    return
+                results.put(threads.submit(work, item))
+            results.put(None)
+        except BaseException as error:
+            failed: Future[Prepared] = Future()
+            failed.set_exception(error)
+            results.put(failed)
 
     try:
-        for entry in _entries(source, shards, share, limit):
-            if isinstance(entry, Reject):
-                waiting.append(entry)
-            elif not skip(entry.shard, entry.key):
-                waiting.append(pool.submit(load, entry))
-            yield from results(ahead - 1)
-        yield from results(0)
+        threads.submit(take_items)
+        while (result := results.get()) is not None:
+            yield result.result()
+            free.release()
     finally:
-        pool.shutdown(cancel_futures=True)
+        closing.set()
+        free.release()
+        threads.shutdown(cancel_futures=True)
 
 
-def _entries(
-    source: Source, shards: Sequence[str] | None, share: Share, limit: int | None
-) -> Iterator[Record | Reject]:
-    number = 0
-    for shard in source.shards() if shards is None else shards:
-        index = source.index(shard)
-        for record in index.records:
-            if limit is not None and number >= limit:
-                return
-            if number % share.count == share.index:
-                yield record
-            number += 1
-        if share.index == 0:
-            yield from index.rejects
+class _LimitReached(Exception):
+    """Ends the reading of a shard from within `skip`."""
+
+
+def _share(
+    source: Source,
+    shards: Sequence[str],
+    skip: Callable[[str, str], bool],
+    share: Share,
+    limit: int | None,
+) -> Iterator[Sample | Reject]:
+    """The samples and rejects of one process; counted before any image is read, so that all count alike."""
+    num_items = num_samples = 0
+    accepted: str | None = None  # the key of the sample that is being read
+
+    def is_skipped(sample: Sample) -> bool:
+        nonlocal num_items, num_samples, accepted
+        if limit is not None and num_samples >= limit:
+            raise _LimitReached
+        is_shared = num_items % share.count == share.index
+        num_items += 1
+        num_samples += 1
+        if not is_shared or skip(sample.shard, sample.key):
+            return True
+        accepted = sample.key
+        return False
+
+    try:
+        for shard in shards:
+            for _, item in source.read(shard, skip=is_skipped):
+                if item.key == accepted:  # the sample, or why its image cannot be read
+                    accepted = None
+                    yield item
+                    continue
+                if num_items % share.count == share.index:
+                    yield item
+                num_items += 1
+    except _LimitReached:
+        return
