@@ -1,17 +1,15 @@
 """Run under torchrun by test_distributed.py: every task over this process's part of the joint batches.
 
-Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; OUT/run, a
-run of the trainer; and OUT/scores-<rank>.json, what every evaluation gives.
+Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; and
+OUT/run, a run of the trainer.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from every_evaluation import evaluate_everything
 from tiny_tasks import clips, dialogs, make_task, questions, statements
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -112,7 +110,6 @@ def main(out: Path) -> None:
             batches = [part_of(name, step, process.rank) for step in range(STEPS)]
             records = follow(task, DistributedDataParallel(task), batches)
             torch.save(records, out / f"{name}-{process.rank}.pt")
-        (out / f"scores-{process.rank}.json").write_text(json.dumps(evaluate_everything()))
 
 
 if __name__ == "__main__":

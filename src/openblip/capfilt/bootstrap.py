@@ -21,11 +21,11 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.engine import run_capfilt
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
+from openblip.evaluation.capfilt import knows_truth, measure_capfilt
+from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
-from openblip.tasks.captioning import evaluate_captioning
-from openblip.tasks.retrieval import evaluate_retrieval
-from openblip.tasks.truth import knows_truth, measure_capfilt
 from openblip.training.run_folder import RunFolder, write_atomically
 
 TEST_LIMIT = 1000

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from listed_source import ListSource, numbers, sample
 from torch import Tensor
 
+from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.tasks.filtering import evaluate_filter, filter_report
+from openblip.evaluation.filtering import evaluate_filter, filter_report
 
 
 @dataclass

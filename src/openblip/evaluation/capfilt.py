@@ -9,9 +9,9 @@ from openblip.data.captions import read_captions
 from openblip.data.sources.capfilt import CapFiltSource
 from openblip.data.tokenizer import normalize_caption
 from openblip.errors import SourceError
+from openblip.evaluation.captioning import references
+from openblip.evaluation.filtering import filter_report, none_if_undefined
 from openblip.metrics.filtering import auc, filter_quality
-from openblip.tasks.captioning import references
-from openblip.tasks.filtering import filter_report, none_if_undefined
 
 
 def knows_truth(directory: str | Path) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from listed_source import ListSource, Numbered, NumberEncoder, sample
 from torch import Tensor
 
+from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.tasks.retrieval import best, evaluate_retrieval, put_first
+from openblip.evaluation.retrieval import best, evaluate_retrieval, put_first
 
 
 @dataclass

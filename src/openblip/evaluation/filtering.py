@@ -10,8 +10,8 @@ from torch import Tensor
 
 from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
+from openblip.evaluation.run import walk
 from openblip.metrics.filtering import auc, filter_quality
-from openblip.tasks.walk import walk
 
 
 class Filter(Protocol):

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from listed_source import ListSource, numbers, sample
 from torch import Tensor
 
+from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.tasks.nlvr import evaluate_nlvr
+from openblip.evaluation.nlvr import evaluate_nlvr
 
 
 @dataclass

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from listed_source import ListSource, Numbered, NumberEncoder, sample
 from torch import Tensor
 
+from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
-from openblip.tasks.visdial import evaluate_visdial
+from openblip.evaluation.visdial import evaluate_visdial
 
 
 @dataclass

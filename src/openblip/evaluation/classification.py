@@ -14,9 +14,9 @@ from torch import Tensor
 from openblip.data.readings import text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import ConfigError
+from openblip.evaluation.run import walk
 from openblip.metrics.classification import classification_accuracy
 from openblip.models.similarity import similarity_matrix
-from openblip.tasks.walk import walk
 
 # Seven that the authors of CLIP found to do as well as all their eighty for ImageNet.
 TEMPLATES = (

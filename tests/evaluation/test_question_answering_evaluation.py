@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from listed_source import ListSource, Numbered, NumberEncoder, sample
 
+from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
+from openblip.evaluation.question_answering import DECODING, evaluate_question_answering
 from openblip.generation.decoding import Beam
-from openblip.tasks.question_answering import DECODING, evaluate_question_answering
 
 
 @dataclass

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from listed_source import ListSource, numbers, sample
 from torch import Tensor
 
+from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
-from openblip.tasks.classification import TEMPLATES, embed_classes, evaluate_classification
+from openblip.evaluation.classification import TEMPLATES, embed_classes, evaluate_classification
 
 
 @dataclass

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from listed_source import ListSource, numbers, sample
 
+from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Reject, Sample
 from openblip.errors import ConfigError, SourceError
-from openblip.tasks.walk import READ_AT_ONCE, Walked, walk
+from openblip.evaluation.run import READ_AT_ONCE, Walked, walk
 
 BROKEN = Sample("bad", "s0", b"no number", (), "list/bad")
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from listed_source import ListSource, numbers, sample
 
+from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
+from openblip.evaluation.captioning import DECODING, evaluate_captioning, references
 from openblip.generation.decoding import Beam
 from openblip.metrics import java_scorers
-from openblip.tasks.captioning import DECODING, evaluate_captioning, references
 
 pytest.importorskip("pycocoevalcap")
 

@@ -9,7 +9,7 @@ import pytest
 
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.errors import SourceError
-from openblip.tasks.truth import knows_truth, measure_capfilt
+from openblip.evaluation.capfilt import knows_truth, measure_capfilt
 
 
 def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, object]]) -> Path:
