@@ -30,7 +30,7 @@ from openblip.generation.decoding import Beam
 from openblip.metrics import java_scorers
 from openblip.models.blip import Blip
 from openblip.models.config import Head
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -65,14 +65,14 @@ def source(second: bool = False, **fields: list[Any]) -> ListSource:
     return ListSource(samples, per_shard=3)
 
 
-def predictor(*heads: Head) -> Predictor:
+def predictor(*heads: Head) -> BlipPredictor:
     # TINY's text is wider than its images, so that answers and questions cannot share cross-attention.
     text = replace(
         TINY.text, vocab_size=TOKENIZER.vocab_size, sharing="none" if heads == ("vqa",) else "all_but_sa"
     )
     model = Blip(replace(TINY, text=text, heads=heads))
     randomise(model, seed=0)
-    return Predictor(Checkpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
+    return BlipPredictor(Checkpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
 
 
 def dialog(number: int) -> list[dict[str, Any]]:

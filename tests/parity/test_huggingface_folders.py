@@ -19,7 +19,7 @@ from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from tiny_blip import randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -127,7 +127,7 @@ def test_sharded_and_pickled_weights_read_alike(tmp_path: Path, pictures: list[I
             assert torch.equal(other.state_dict()[name], tensor), name
 
 
-def ours(heads: tuple[Any, ...]) -> Predictor:
+def ours(heads: tuple[Any, ...]) -> BlipPredictor:
     config = BlipConfig(
         vision=VisionConfig(
             image_size=SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52,
@@ -142,7 +142,7 @@ def ours(heads: tuple[Any, ...]) -> Predictor:
     )  # fmt: skip
     model = Blip(config)
     randomise(model, seed=6)
-    return Predictor(
+    return BlipPredictor(
         Checkpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)), "a red")
     )
 

@@ -22,7 +22,7 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
 
@@ -85,7 +85,7 @@ class Learned:
     """What came of a training: the sum of the losses by step, and the model."""
 
     losses: list[float]
-    model: Predictor
+    model: BlipPredictor
 
 
 def small(run: Run, source: Source, init: Path, out: Path, *, steps: int, batch_size: int) -> Run:

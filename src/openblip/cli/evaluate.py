@@ -14,7 +14,7 @@ from openblip.generation.decoding import Beam
 
 if TYPE_CHECKING:
     from openblip.data.sources import Source
-    from openblip.predictor import Calls
+    from openblip.predictor import BasePredictor
 
 Task = Literal[
     "caption",
@@ -136,7 +136,7 @@ def command(
 
 def _measure(
     task: Task,
-    model: "Calls",
+    model: "BasePredictor",
     source: "Source",
     options: TaskOptions,
     limit: int | None,

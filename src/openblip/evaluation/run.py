@@ -1,6 +1,6 @@
 """A source walked through for evaluation: every process its share, in batches, with rejects.
 
-The model is anything with the calls of `openblip.Predictor` that the task needs.
+The model is anything with the calls of `openblip.BlipPredictor` that the task needs.
 """
 
 from collections.abc import Callable, Sequence

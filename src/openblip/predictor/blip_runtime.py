@@ -1,4 +1,4 @@
-"""A BLIP checkpoint on its device, for the calls of `Predictor`.
+"""A BLIP checkpoint on its device, for the calls of `BlipPredictor`.
 
 B images, N image tokens, Dv their width, R texts, T text tokens, E embedding width.
 """
@@ -19,7 +19,7 @@ from openblip.predictor.runtime import DeviceName, Runtime, chosen_device
 
 
 class BlipRuntime(Runtime):
-    """What the calls of a `Predictor` work with."""
+    """What the calls of a `BlipPredictor` work with."""
 
     model: Blip
     tokenizer: Tokenizer

@@ -14,7 +14,7 @@ from openblip.predictor import answering, captioning, judging
 from openblip.predictor import dialogs as dialog_ranking
 from openblip.predictor.batching import as_list
 from openblip.predictor.blip_runtime import BlipRuntime
-from openblip.predictor.calls import Calls
+from openblip.predictor.calls import BasePredictor
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
 from openblip.predictor.conversations import Dialog
@@ -36,7 +36,7 @@ _CALLS: dict[Head, tuple[str, ...]] = {
 }
 
 
-class Predictor(BlipRuntime, Calls):
+class BlipPredictor(BlipRuntime, BasePredictor):
     """A BLIP ready for use."""
 
     answer_decoding: ClassVar[Beam] = ANSWER_DECODING
