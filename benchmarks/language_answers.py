@@ -16,7 +16,7 @@ from openblip.data.readings import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.evaluation.captioning import references
-from openblip.evaluation.run import walk
+from openblip.evaluation.run import run_evaluation
 from openblip.metrics.captioning import exact_match
 from openblip.metrics.vqa import mean_vqa_accuracy, vqa_accuracy_by_type
 from openblip.models.language_model import LanguageModel
@@ -49,7 +49,7 @@ def evaluate_language(
     Raises SourceError for a source without such samples.
     """
 
-    def accept(sample: Sample) -> None:
+    def check_sample(sample: Sample) -> None:
         text_field(sample, "context")
         text_field(sample, "question")
 
@@ -59,7 +59,7 @@ def evaluate_language(
         rows = language.generate(visual, prompts, max_new_tokens=MAX_WRITTEN_TOKENS, do_sample=False)
         return [language.decode(row) for row in rows]
 
-    def work(samples: list[Sample]) -> list[_Examined]:
+    def predict(samples: list[Sample]) -> list[_Examined]:
         written = zip(samples, write(samples, question_prompt), write(samples, caption_prompt), strict=True)
         return [
             _Examined(answer, answers_of(s), str(s.info["question_kind"]), caption, references(s))
@@ -68,7 +68,9 @@ def evaluate_language(
 
     was_training = language.training
     language.eval()
-    results, rejects = walk(source, work, label="language", accept=accept, limit=limit)
+    results, rejects = run_evaluation(
+        source, predict, label="language", check_sample=check_sample, limit=limit
+    )
     language.train(was_training)
     answers, truths = [r.answer for r in results], [r.answers for r in results]
     return {

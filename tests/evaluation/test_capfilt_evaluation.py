@@ -9,7 +9,7 @@ import pytest
 
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.errors import SourceError
-from openblip.evaluation.capfilt import knows_truth, measure_capfilt
+from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
 
 
 def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, object]]) -> Path:
@@ -46,7 +46,7 @@ def test_noise_is_counted_over_both_sources(tmp_path: Path) -> None:
         row("c", "web", "a cow", 0.6), row("c", "synthetic", "a cow", 0.7),
     ]  # fmt: skip
     run = write_run(tmp_path, rows, infos)
-    assert knows_truth(run)
+    assert has_ground_truth(run)
     measured = measure_capfilt(run)
     assert measured["noise_before"] == pytest.approx(2 / 3)
     assert measured["num_kept"] == 4
@@ -58,6 +58,6 @@ def test_noise_is_counted_over_both_sources(tmp_path: Path) -> None:
 
 def test_samples_that_do_not_know_are_said_so(tmp_path: Path) -> None:
     run = write_run(tmp_path, [row("a", "web", "a dog", 0.9)], {"a": {"caption": "a dog"}})
-    assert not knows_truth(run)
+    assert not has_ground_truth(run)
     with pytest.raises(SourceError, match="does not say what is true"):
         measure_capfilt(run)

@@ -8,7 +8,7 @@ import pytest
 from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.evaluation.captioning import DECODING, evaluate_captioning, references
+from openblip.evaluation.captioning import CAPTION_DECODING, evaluate_captioning, references
 from openblip.generation.decoding import Beam
 from openblip.metrics import java_scorers
 
@@ -106,7 +106,7 @@ def test_a_limit_and_a_decoding_are_passed_on() -> None:
     writer = Writer(["a dog"] * 5)
     source = ListSource([sample(i, "a dog") for i in range(5)])
     assert evaluate_captioning(writer, source, limit=2)["num_images"] == 2
-    assert writer.decoding == DECODING == Beam(num_beams=3, max_new_tokens=20)
+    assert writer.decoding == CAPTION_DECODING == Beam(num_beams=3, max_new_tokens=20)
     evaluate_captioning(writer, source, decoding=Beam(num_beams=2, max_new_tokens=5))
     assert writer.decoding.num_beams == 2
 

@@ -69,10 +69,10 @@ def test_what_cannot_be_used_is_skipped_and_named() -> None:
     assert (scores["num_statements"], scores["accuracy"]) == (1, 1.0)
     assert {reject["key"]: reject["reason"] for reject in scores["rejects"]} == {
         "bad": "b'x' is no number",
-        "001": "no second picture",
+        "001": "no second image",
         "002": "no statement",
         "003": "the label must be true or false, not 'True'",
         "004": "the label must be true or false, not 1",
     }
-    with pytest.raises(SourceError, match="no sample that can be used; s0/000: no second picture"):
+    with pytest.raises(SourceError, match="no sample that can be used; s0/000: no second image"):
         evaluate_nlvr(Judge([]), ListSource([sample(0, statement="a")]))

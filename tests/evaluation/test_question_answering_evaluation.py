@@ -7,7 +7,7 @@ import pytest
 
 from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
-from openblip.evaluation.question_answering import DECODING, evaluate_question_answering
+from openblip.evaluation.question_answering import ANSWER_DECODING, evaluate_question_answering
 from openblip.generation.decoding import Beam
 
 
@@ -94,8 +94,8 @@ def test_offered_choices_are_scored_as_a_okvqas() -> None:
     assert scores["multiple_choice_accuracy"] == pytest.approx(1 / 2)
     assert scores["vqa_accuracy"] == 1.0  # of the one without choices
     written, chosen = model.calls
-    assert written == ([0, 1, 2, 3], None, DECODING)
-    assert chosen == ([0, 1, 2], [choices, choices[::-1], choices], DECODING)
+    assert written == ([0, 1, 2, 3], None, ANSWER_DECODING)
+    assert chosen == ([0, 1, 2], [choices, choices[::-1], choices], ANSWER_DECODING)
 
 
 def test_results_are_what_vqas_server_takes() -> None:
@@ -125,7 +125,7 @@ def test_candidates_and_decoding_are_passed_on() -> None:
     decoding = Beam(num_beams=2, max_new_tokens=4)
     evaluate_question_answering(model, source, candidates=["yes", "no"], decoding=decoding, limit=2)
     assert model.calls == [([0, 1], ["yes", "no"], decoding)]
-    assert Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1) == DECODING
+    assert Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1) == ANSWER_DECODING
 
 
 def test_questions_about_clips_read_their_frames_also_with_choices() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.evaluation.retrieval import best, evaluate_retrieval, put_first
+from openblip.evaluation.retrieval import evaluate_retrieval, rerank_scores, topk_mask
 
 
 @dataclass
@@ -67,11 +67,11 @@ def test_reranking_changes_the_order_of_the_best_only() -> None:
 
 def test_what_is_not_among_the_best_stays_behind_in_its_order() -> None:
     similarities = torch.tensor([[0.9, 0.8, 0.1, 0.3]])
-    chosen = best(similarities, 2)
+    chosen = topk_mask(similarities, 2)
     assert chosen.tolist() == [[True, True, False, False]]
-    ranked = put_first(similarities, torch.tensor([[0.0, 0.5, 0.0, 0.0]]), chosen)
+    ranked = rerank_scores(similarities, torch.tensor([[0.0, 0.5, 0.0, 0.0]]), chosen)
     assert ranked.argsort(descending=True).tolist() == [[1, 0, 3, 2]]
-    lowest = put_first(
+    lowest = rerank_scores(
         torch.tensor([[-0.9, 0.9, 0.8]]), torch.zeros(1, 3), torch.tensor([[True, False, False]])
     )
     assert lowest.argmax().item() == 0  # however unlike, it was chosen

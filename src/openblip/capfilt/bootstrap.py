@@ -21,8 +21,8 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.engine import run_capfilt
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
-from openblip.evaluation.capfilt import knows_truth, measure_capfilt
 from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
@@ -56,7 +56,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     results = {
         "test": config.pairs_for_test,
         "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
-        "capfilt": [measure_capfilt(folder) for folder in cleaned if knows_truth(folder)],
+        "capfilt": [measure_capfilt(folder) for folder in cleaned if has_ground_truth(folder)],
     }
     write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
     return results

@@ -26,7 +26,11 @@ _TRANSIENT = {
 
 @dataclass(frozen=True)
 class Share:
-    """The samples of one process of several: of every `count` samples the one at `index`."""
+    """The part of one process of several: of every `count` entries the one at `index`.
+
+    Samples and rejects are counted alike, so the entries of all shares, taken in turns, are the source in
+    order.
+    """
 
     index: int = 0
     count: int = 1
@@ -51,7 +55,7 @@ def read_source(
             the sample a reject; an error of the machine (connection lost, disk error) is raised.
         shards: the shards to read; all when None.
         skip: told shard and key; samples for which it holds are passed over without being read.
-        share: the samples of this process, counted over the whole source.
+        share: the entries of this process, counted over the whole source.
         limit: read only this many samples of the source, before it is shared.
         num_workers: number of threads.
         ahead: at most this many samples wait decoded.
@@ -94,14 +98,15 @@ def read_source(
 def _entries(
     source: Source, shards: Sequence[str] | None, share: Share, limit: int | None
 ) -> Iterator[Record | Reject]:
-    number = 0
+    number = num_samples = 0
     for shard in source.shards() if shards is None else shards:
         index = source.index(shard)
-        for record in index.records:
-            if limit is not None and number >= limit:
-                return
+        entries: list[Record | Reject] = [*index.records, *index.rejects]
+        for entry in entries:
+            if not isinstance(entry, Reject):
+                if limit is not None and num_samples >= limit:
+                    return
+                num_samples += 1
             if number % share.count == share.index:
-                yield record
+                yield entry
             number += 1
-        if share.index == 0:
-            yield from index.rejects

@@ -1,87 +1,85 @@
-"""How captions are measured (BLIP section 5.2)."""
+"""Captioning, as COCO and NoCaps measure it (BLIP section 5.2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from openblip.data.sample import Sample, Source, caption_texts
 from openblip.data.tokenizer import normalize_caption
-from openblip.evaluation.run import walk
+from openblip.evaluation.run import run_evaluation
 from openblip.generation.decoding import Beam, Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
+from openblip.predictor import BasePredictor
 
-DECODING = Beam(num_beams=3, max_new_tokens=20)
-
-
-class Captioner(Protocol):
-    """What captioning needs of a model."""
-
-    def caption(self, images: Any, *, decoding: Decoding, batch_size: int | None) -> Any: ...
+CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 
 
-class _Captioned(NamedTuple):
+class _CaptionResult(NamedTuple):
     sample: dict[str, Any]
+    """Names the sample."""
     caption: str
     references: list[str]
     domain: str | None
 
 
 def evaluate_captioning(
-    model: Captioner,
+    predictor: BasePredictor,
     source: Source,
     *,
-    decoding: Decoding = DECODING,
+    decoding: Decoding = CAPTION_DECODING,
     limit: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """The scores of COCO evaluation and exact match of one caption per image, with the predictions.
+    """Return the scores of COCO evaluation and exact match of one caption per image, with the predictions.
 
-    Images without captions are captioned and not scored. Where samples have a `domain` (NoCaps), also the
-    scores of each. `results` are what COCO's server takes.
+    Images without captions are captioned and not scored. Where all samples have a `domain` (NoCaps), each
+    domain has scores of its own too. `results` is the list that COCO's evaluation server takes; its
+    `image_id` is the data set's where the sample has one, else the key.
 
-    Raises SourceError for a source without pictures and MissingExtraError without pycocoevalcap.
+    Raises:
+        SourceError: no image can be captioned.
+        MissingExtraError: pycocoevalcap is not installed.
     """
 
-    def work(samples: list[Sample]) -> list[_Captioned]:
+    def predict(samples: list[Sample]) -> list[_CaptionResult]:
         images = [sample.image for sample in samples]
-        written = model.caption(images, decoding=decoding, batch_size=batch_size)
+        captions = predictor.caption(images, decoding=decoding, batch_size=batch_size)
         return [
-            _Captioned(_named(sample), text, references(sample), sample.info.get("domain"))
-            for sample, text in zip(samples, written, strict=True)
+            _CaptionResult(
+                {"shard": s.shard, "key": s.key, "image_id": s.info.get("image_id", s.key)},
+                caption,
+                references(s),
+                s.info.get("domain"),
+            )
+            for s, caption in zip(samples, captions, strict=True)
         ]
 
-    results, rejects = walk(source, work, label="captioning", accept=references, limit=limit)
-    scored = [result for result in results if result.references]
-    return {
-        "num_images": len(results),
-        "num_scored": len(scored),
-        "num_rejects": len(rejects),
-        **(_scores(scored) if scored else {}),
-        "predictions": [{**result.sample, "caption": result.caption} for result in results],
-        "results": [{"image_id": result.sample["image_id"], "caption": result.caption} for result in results],
-        "rejects": [asdict(reject) for reject in rejects],
-    }
+    run = run_evaluation(source, predict, label="captioning", check_sample=references, limit=limit)
+    scored = [result for result in run.results if result.references]
+    return run.report(
+        {"num_images": len(run.results), "num_scored": len(scored)},
+        _scores(scored) if scored else {},
+        predictions=[{**result.sample, "caption": result.caption} for result in run.results],
+        results=[
+            {"image_id": result.sample["image_id"], "caption": result.caption} for result in run.results
+        ],
+    )
 
 
 def references(sample: Sample) -> list[str]:
-    """All captions known to be true of a sample, as a model is trained to write them.
+    """Return all captions known to be true of a sample, normalised as in training.
 
-    Raises `SourceError` for references that are no texts.
+    These are its `references` field, or its captions where it has none. Raises `SourceError` when the field
+    is neither a string nor a list of strings.
     """
     stated = caption_texts(sample.info.get("references"), f"{sample.shard}/{sample.key}: references")
     return [normalize_caption(text) for text in stated or sample.captions]
 
 
-def _scores(scored: Sequence[_Captioned]) -> dict[str, Any]:
-    predictions, true = [result.caption for result in scored], [result.references for result in scored]
-    scores: dict[str, Any] = {"exact_match": exact_match(predictions, true, normalize_caption)}
+def _scores(scored: Sequence[_CaptionResult]) -> dict[str, Any]:
+    predictions, truths = [result.caption for result in scored], [result.references for result in scored]
+    scores: dict[str, Any] = {"exact_match": exact_match(predictions, truths, normalize_caption)}
     domains = [result.domain for result in scored if result.domain is not None]
     if len(domains) == len(scored):
-        by_domain = scores_by_domain(predictions, true, domains)
+        by_domain = scores_by_domain(predictions, truths, domains)
         return {**scores, **by_domain["entire"], "by_domain": by_domain}
-    return {**scores, **caption_scores(predictions, true)}
-
-
-def _named(sample: Sample) -> dict[str, Any]:
-    """How a result names its sample; `image_id` is what the data set's server knows it by."""
-    return {"shard": sample.shard, "key": sample.key, "image_id": sample.info.get("image_id", sample.key)}
+    return {**scores, **caption_scores(predictions, truths)}

@@ -1,15 +1,15 @@
-"""Visual question answering, of images and of videos, measured (BLIP sections 5.3 and 5.6)."""
+"""Visual question answering, of images and of videos (BLIP sections 5.3 and 5.6)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
 from openblip.data.readings import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
-from openblip.evaluation.run import pictures, walk
+from openblip.evaluation.run import run_evaluation, sample_images
 from openblip.generation.decoding import Beam, Decoding
 from openblip.metrics.vqa import (
     direct_answer_accuracy,
@@ -18,96 +18,80 @@ from openblip.metrics.vqa import (
     single_answer_accuracy,
     vqa_accuracy_by_type,
 )
+from openblip.predictor import BasePredictor
 
-DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
-
-
-class Answerer(Protocol):
-    """What questions need of a model; clips also need `encode_videos`."""
-
-    def encode(self, images: Any, batch_size: int | None) -> Any: ...
-    def answer(
-        self,
-        images: Any,
-        questions: Any,
-        candidates: Any = None,
-        *,
-        decoding: Decoding,
-        batch_size: int | None,
-    ) -> Any: ...
+ANSWER_DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
 
 
-class _Answered(NamedTuple):
+class _AnsweredQuestion(NamedTuple):
     sample: Sample
+    """Without its image."""
     answer: str
     choice: str | None
+    """The best of the sample's choices, where it offers some."""
 
 
 def evaluate_question_answering(
-    model: Answerer,
+    predictor: BasePredictor,
     source: Source,
     *,
     candidates: Sequence[str] | None = None,
     num_frames: int | None = None,
-    decoding: Decoding = DECODING,
+    decoding: Decoding = ANSWER_DECODING,
     limit: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of one answer per question, written, or the best of `candidates`; with the predictions.
+    """Return the accuracy of one answer per question, with the predictions.
 
-    Questions with several annotators' answers are scored by VQA's official accuracy, those with a single one
-    by whether it was given. Where samples have `choices` (A-OKVQA), their direct answers are scored as there,
-    and the best choice as multiple choice. Questions without answers are answered and not scored.
-    `results` are what VQA's server takes. With `num_frames` the questions are about clips.
+    An answer is written freely, or with `candidates` it is the likeliest of them. Questions with several
+    annotators' answers are scored by VQA's official accuracy, those with a single answer by whether it was
+    given. Where samples have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the
+    likeliest choice as multiple choice. Questions without answers are answered and not scored. `results` is
+    the list that VQA's evaluation server takes. With `num_frames` the questions are about videos.
+
+    Raises `SourceError` when no sample can be used.
     """
 
-    def work(samples: list[Sample]) -> list[_Answered]:
-        images = model.encode(pictures(model, samples, num_frames, batch_size), batch_size)
+    def predict(samples: list[Sample]) -> list[_AnsweredQuestion]:
+        images = predictor.encode(sample_images(predictor, samples, num_frames, batch_size), batch_size)
         questions = [sample.info["question"] for sample in samples]
-        answers = model.answer(images, questions, candidates, decoding=decoding, batch_size=batch_size)
-        offered = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
+        answers = predictor.answer(images, questions, candidates, decoding=decoding, batch_size=batch_size)
+        with_choices = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
         choices: dict[int, str] = {}
-        if offered:
-            best = model.answer(
-                images.select(torch.tensor(offered)),
-                [questions[i] for i in offered],
-                [samples[i].info["choices"] for i in offered],
+        if with_choices:
+            likeliest = predictor.answer(
+                images.select(torch.tensor(with_choices)),
+                [questions[i] for i in with_choices],
+                [samples[i].info["choices"] for i in with_choices],
                 decoding=decoding,
                 batch_size=batch_size,
             )
-            choices = dict(zip(offered, best, strict=True))
+            choices = dict(zip(with_choices, likeliest, strict=True))
         return [
-            _Answered(replace(sample, image=b""), answer, choices.get(i))
+            _AnsweredQuestion(replace(sample, image=b""), answer, choices.get(i))
             for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))
         ]
 
-    def accept(sample: Sample) -> None:
-        text_field(sample, "question")
-        answers_of(sample)
-        _check_choices(sample)
-
-    found, rejects = walk(source, work, label="answering", accept=accept, limit=limit)
-    results = [{"question_id": question_id(row.sample), "answer": row.answer} for row in found]
-    return {
-        "num_questions": len(found),
-        "num_rejects": len(rejects),
-        **_accuracies(found),
-        "predictions": [
+    run = run_evaluation(source, predict, label="answering", check_sample=_check_question, limit=limit)
+    answers = [
+        {"question_id": row.sample.info.get("question_id", row.sample.key), "answer": row.answer}
+        for row in run.results
+    ]
+    return run.report(
+        {"num_questions": len(run.results)},
+        _accuracies(run.results),
+        predictions=[
             {"shard": row.sample.shard, "key": row.sample.key, "question": row.sample.info["question"]}
-            | result
-            for row, result in zip(found, results, strict=True)
+            | answer
+            for row, answer in zip(run.results, answers, strict=True)
         ],
-        "results": results,
-        "rejects": [asdict(reject) for reject in rejects],
-    }
+        results=answers,
+    )
 
 
-def question_id(sample: Sample) -> Any:
-    """What the data set knows a question by."""
-    return sample.info.get("question_id", sample.key)
-
-
-def _check_choices(sample: Sample) -> None:
+def _check_question(sample: Sample) -> None:
+    text_field(sample, "question")
+    answers_of(sample)
     choices, correct = sample.info.get("choices"), sample.info.get("correct_choice")
     if not choices:
         return
@@ -117,41 +101,39 @@ def _check_choices(sample: Sample) -> None:
         raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
 
 
-def _accuracies(found: Sequence[_Answered]) -> dict[str, Any]:
-    """The accuracies that the samples' annotations admit, each over the questions that it applies to."""
+def _accuracies(rows: Sequence[_AnsweredQuestion]) -> dict[str, Any]:
+    """Each accuracy that the annotations allow, over the questions that it applies to."""
     scores: dict[str, Any] = {}
-    plain = [row for row in found if row.choice is None]
-    several = [row for row in plain if len(answers_of(row.sample)) > 1]
-    single = [row for row in plain if len(answers_of(row.sample)) == 1]
-    offered = [row for row in found if row.choice is not None]
-    chosen = [row for row in offered if row.sample.info.get("correct_choice") is not None]
-    easy = [
+    without_choices = [row for row in rows if row.choice is None]
+    several = [row for row in without_choices if len(answers_of(row.sample)) > 1]
+    single = [row for row in without_choices if len(answers_of(row.sample)) == 1]
+    with_choices = [row for row in rows if row.choice is not None]
+    direct = [
         row
-        for row in offered
+        for row in with_choices
         if answers_of(row.sample) and not row.sample.info.get("difficult_direct_answer")
     ]
+    with_correct = [row for row in with_choices if row.sample.info.get("correct_choice") is not None]
     if several:
-        answers, true = [row.answer for row in several], [answers_of(row.sample) for row in several]
-        scores["vqa_accuracy"] = mean_vqa_accuracy(answers, true)
-        types = [_type(row.sample) for row in several]
+        answers, truths = [row.answer for row in several], [answers_of(row.sample) for row in several]
+        scores["vqa_accuracy"] = mean_vqa_accuracy(answers, truths)
+        # VQAv2's type of the answer, or the emoji scenes' kind of question.
+        infos = [row.sample.info for row in several]
+        types = [str(info.get("answer_type") or info.get("question_kind") or "other") for info in infos]
         if len(set(types)) > 1:
-            scores["by_type"] = vqa_accuracy_by_type(answers, true, types)
+            scores["by_type"] = vqa_accuracy_by_type(answers, truths, types)
     if single:
-        true_single = [answers_of(row.sample)[0] for row in single]
-        scores["accuracy"] = single_answer_accuracy([row.answer for row in single], true_single)
-    if easy:
-        scores["direct_answer_accuracy"] = direct_answer_accuracy(
-            [row.answer for row in easy], [answers_of(row.sample) for row in easy]
+        scores["accuracy"] = single_answer_accuracy(
+            [row.answer for row in single], [answers_of(row.sample)[0] for row in single]
         )
-    if chosen:
+    if direct:
+        scores["direct_answer_accuracy"] = direct_answer_accuracy(
+            [row.answer for row in direct], [answers_of(row.sample) for row in direct]
+        )
+    if with_correct:
         scores["multiple_choice_accuracy"] = multiple_choice_accuracy(
-            [str(row.choice) for row in chosen],
-            [row.sample.info["choices"] for row in chosen],
-            [row.sample.info["correct_choice"] for row in chosen],
+            [str(row.choice) for row in with_correct],
+            [row.sample.info["choices"] for row in with_correct],
+            [row.sample.info["correct_choice"] for row in with_correct],
         )
     return scores
-
-
-def _type(sample: Sample) -> str:
-    """VQAv2's type of answer, or the emoji world's kind of question."""
-    return str(sample.info.get("answer_type") or sample.info.get("question_kind") or "other")

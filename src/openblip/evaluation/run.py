@@ -1,108 +1,123 @@
-"""A source walked through for evaluation: every process its share, in batches, with rejects.
+"""One pass of a model over a source, shared by all benchmarks.
 
-The model is anything with the calls of `openblip.BlipPredictor` that the task needs.
+Under torchrun every process reads and predicts its share; afterwards all of them hold all results, in the
+source's order. A sample that cannot be used is named and skipped. No image stays in memory.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from openblip.data.sample import Record, Reject, Sample, Source
+from openblip.data.reader import Share, read_source
+from openblip.data.sample import Reject, Sample, Source
 from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ImageError, SourceError
+from openblip.predictor import BasePredictor, Images
 from openblip.progress import Progress
 
-READ_AT_ONCE = 64
+SAMPLES_PER_BATCH = 64
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-Work = Callable[[list[Sample]], Sequence[Result]]
 
 
-class Walked(NamedTuple):
-    """What the work gave for every sample that could be used, in the source's order, and what could not."""
+class EvaluationResults(NamedTuple, Generic[Result]):
+    """A result for every sample that could be used, and a reject for every other one."""
 
-    results: list[Any]
+    results: list[Result]
     rejects: list[Reject]
 
+    def report(self, counts: Mapping[str, int], scores: Mapping[str, Any], **lists: Any) -> dict[str, Any]:
+        """What an evaluation returns: counts, scores, the `lists` (predictions, ...), and the rejects."""
+        return {
+            **counts,
+            "num_rejects": len(self.rejects),
+            **scores,
+            **lists,
+            "rejects": [asdict(reject) for reject in self.rejects],
+        }
 
-def walk(
+
+def run_evaluation(
     source: Source,
-    work: Work[Result],
+    predict: Callable[[list[Sample]], Sequence[Result]],
     *,
     label: str,
-    accept: Callable[[Sample], object],
+    check_sample: Callable[[Sample], object],
     limit: int | None = None,
-    at_once: int = READ_AT_ONCE,
-) -> Walked:
-    """What `work` makes of the samples, one result for each; on every process the same, whoever did the work.
+    samples_per_batch: int = SAMPLES_PER_BATCH,
+) -> EvaluationResults[Result]:
+    """Predict all samples of a source and return the results, the same on every process.
 
-    accept: raises `SourceError` for a sample that lacks what the task needs. limit: only the first so many
-    samples of the source. A sample that is not accepted, or whose picture or clip cannot be decoded, becomes
-    a reject. Raises `SourceError` when no sample is left.
+    Args:
+        source: what is read.
+        predict: returns one result for each sample of a batch. When it raises `ImageError`, the samples of
+            the batch are predicted one by one, and those for which it raises again become rejects.
+        label: what the progress display calls the work.
+        check_sample: raises `SourceError` for a sample without what the benchmark needs.
+        limit: use only this many samples of the source.
+        samples_per_batch: number of samples given to `predict` at once.
+
+    Raises:
+        SourceError: no sample of the source can be used, or a whole shard cannot be opened.
     """
-    results: list[tuple[int, Result]] = []
-    rejects: list[tuple[int, Reject]] = []
-    records, found = _records(source, limit)
-    share = range(rank(), len(records), world_size())
-    with Progress(label, total=len(share), unit="samples", visible=rank() == 0) as bar:
-        for start in range(0, len(share), at_once):
-            numbers = list(share[start : start + at_once])
+    share = Share(rank(), world_size())
+    entries = read_source(source, check_sample, share=share, limit=limit)
+    outcomes: list[tuple[int, Result | Reject]] = []
+    num_shards = len(source.shards())
+    shards_seen: set[str] = set()
+    with Progress(label, unit="samples", visible=share.index == 0) as bar:
+        for batch in _batches(enumerate(entries), samples_per_batch):
             samples: list[tuple[int, Sample]] = []
-            for number in numbers:
-                try:
-                    sample = records[number].read()
-                    accept(sample)
-                    samples.append((number, sample))
-                except (SourceError, OSError) as error:
-                    rejects.append((number, _reject(records[number], error)))
-            done, failed = _worked(samples, work)
-            results += done
-            rejects += failed
-            bar.advance(len(numbers))
-    in_order = sorted(gather_objects(results), key=lambda pair: pair[0])
-    rejected = [reject for _, reject in sorted(gather_objects(rejects), key=lambda pair: pair[0])]
-    if not in_order:
-        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in rejected[:3])
-        raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
-    return Walked([result for _, result in in_order], rejected + found)
-
-
-def pictures(model: Any, samples: Sequence[Sample], num_frames: int | None, batch_size: int | None) -> Any:
-    """What a model's calls take as images: the pictures, or its encoding of `num_frames` of each clip."""
-    encoded = [sample.image for sample in samples]
-    return encoded if num_frames is None else model.encode_videos(encoded, num_frames, batch_size)
-
-
-def _records(source: Source, limit: int | None) -> tuple[list[Record], list[Reject]]:
-    records: list[Record] = []
+            for place, entry in batch:
+                number = place * share.count + share.index
+                shards_seen.add((entry if isinstance(entry, Reject) else entry[0]).shard)
+                if isinstance(entry, Reject):
+                    outcomes.append((number, entry))
+                else:
+                    samples.append((number, entry[0]))
+            outcomes += _predict(samples, predict)
+            bar.advance(len(batch))
+            bar.estimate_total(len(shards_seen) - 1, num_shards)
+    results: list[Result] = []
     rejects: list[Reject] = []
-    for shard in source.shards():
-        index = source.index(shard)
-        records += index.records
-        rejects += index.rejects
-        if limit is not None and len(records) >= limit:
-            break
-    return records[:limit], rejects
+    for _, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
+        if isinstance(outcome, Reject):
+            rejects.append(outcome)
+        else:
+            results.append(outcome)
+    if not results:
+        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in rejects[:3])
+        raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
+    return EvaluationResults(results, rejects)
 
 
-def _worked(
-    samples: Sequence[tuple[int, Sample]], work: Work[Result]
-) -> tuple[list[tuple[int, Result]], list[tuple[int, Reject]]]:
-    """The work on a batch; one by one where a picture in it cannot be decoded."""
+def sample_images(
+    predictor: BasePredictor, samples: Sequence[Sample], num_frames: int | None, batch_size: int | None
+) -> Images:
+    """The samples' images for a call of the predictor; with `num_frames` their videos, encoded."""
+    encoded = [sample.image for sample in samples]
+    return encoded if num_frames is None else predictor.encode_videos(encoded, num_frames, batch_size)
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _predict(
+    samples: Sequence[tuple[int, Sample]], predict: Callable[[list[Sample]], Sequence[Result]]
+) -> list[tuple[int, Result | Reject]]:
+    """The outcome of each numbered sample."""
+    if not samples:
+        return []
     try:
-        done = work([sample for _, sample in samples]) if samples else []
-        return list(zip((number for number, _ in samples), done, strict=True)), []
+        results = predict([sample for _, sample in samples])
     except ImageError as error:
-        if len(samples) == 1:
-            number, sample = samples[0]
-            return [], [(number, Reject(sample.shard, sample.key, str(error)))]
-    results: list[tuple[int, Result]] = []
-    rejects: list[tuple[int, Reject]] = []
-    for one in samples:
-        done_one, failed = _worked([one], work)
-        results += done_one
-        rejects += failed
-    return results, rejects
-
-
-def _reject(record: Record, error: Exception) -> Reject:
-    return Reject(record.shard, record.key, str(error))
+        if len(samples) > 1:
+            return [outcome for one in samples for outcome in _predict([one], predict)]
+        ((number, sample),) = samples
+        return [(number, Reject(sample.shard, sample.key, str(error)))]
+    return [(number, result) for (number, _), result in zip(samples, results, strict=True)]

@@ -1,118 +1,107 @@
-"""Visual dialog, VisDial, measured: which of the candidates answers the question? (BLIP section 5.5)."""
+"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5).
+
+R rounds, C candidates.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from openblip.data.dialogs import open_rounds
+from openblip.data.dialogs import Round, open_rounds
 from openblip.data.readings import text_field
 from openblip.data.sample import Sample, Source
-from openblip.evaluation.run import walk
+from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import answer_ranking, ndcg
+from openblip.predictor import BasePredictor
+
+DIALOGS_PER_BATCH = 8  # of ten rounds each
 
 
-class DialogRanker(Protocol):
-    """What dialogs need of a model."""
-
-    def encode(self, images: Any, batch_size: int | None) -> Any: ...
-    def rank_answers(
-        self, images: Any, captions: Any, dialogs: Any, candidates: Any, *, batch_size: int | None
-    ) -> list[Tensor]: ...
-
-
-class _Ranked(NamedTuple):
+class _RankedRound(NamedTuple):
     image_id: Any
-    round_id: int
-    """From 1, as the challenge counts."""
+    round: Round
     scores: list[float]
-    answer_index: int | None
-    relevance: list[float] | None
+    """P(right) of each candidate."""
 
 
 def evaluate_visdial(
-    model: DialogRanker, source: Source, *, limit: int | None = None, batch_size: int | None = None
+    predictor: BasePredictor, source: Source, *, limit: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:
-    """MRR, R@1/5/10 and mean rank of the right answers, NDCG where relevance is annotated, and all ranks.
+    """Return MRR, R@k and mean rank of the right answers, NDCG where relevance is annotated, and all ranks.
 
-    Every round that has candidates is ranked, behind the true answers of the rounds before it. `results` are
-    what VisDial's server takes.
+    Every round that has candidates is ranked, after the true answers of the rounds before it. `results` is
+    the list that VisDial's evaluation server takes: rounds and ranks count from 1.
+
+    Raises `SourceError` when no sample can be used.
     """
 
-    def work(samples: list[Sample]) -> list[list[_Ranked]]:
+    def predict(samples: list[Sample]) -> list[list[_RankedRound]]:
         rounds = [open_rounds(sample) for sample in samples]
-        owners = [i for i, own in enumerate(rounds) for _ in own]
-        encoded = model.encode([sample.image for sample in samples], batch_size)
-        scores = iter(
-            model.rank_answers(
-                encoded.select(torch.tensor(owners)),
-                [samples[i].info["caption"] for i in owners],
-                [[*turn.history, turn.question] for own in rounds for turn in own],
-                [turn.options for own in rounds for turn in own],
-                batch_size=batch_size,
-            )
+        flat = [(i, each) for i, rounds_of_image in enumerate(rounds) for each in rounds_of_image]
+        images = predictor.encode([sample.image for sample in samples], batch_size)
+        scores = predictor.rank_answers(
+            images.select(torch.tensor([i for i, _ in flat])),
+            [samples[i].info["caption"] for i, _ in flat],
+            [[*each.history, each.question] for _, each in flat],
+            [each.options for _, each in flat],
+            batch_size=batch_size,
         )
-        return [
-            [
-                _Ranked(
-                    sample.info.get("image_id", sample.key),
-                    turn.number + 1,
-                    next(scores).tolist(),
-                    turn.answer_index,
-                    turn.relevance,
-                )
-                for turn in own
-            ]
-            for sample, own in zip(samples, rounds, strict=True)
-        ]
+        ranked: list[list[_RankedRound]] = [[] for _ in samples]
+        for (i, each), of_round in zip(flat, scores, strict=True):
+            image_id = samples[i].info.get("image_id", samples[i].key)
+            ranked[i].append(_RankedRound(image_id, each, of_round.tolist()))
+        return ranked
 
-    def accept(sample: Sample) -> None:
+    def check_sample(sample: Sample) -> None:
         text_field(sample, "caption")
         open_rounds(sample)
 
-    found, rejects = walk(source, work, label="ranking", accept=accept, limit=limit, at_once=8)
-    ranked = [turn for dialog in found for turn in dialog]
-    results = [
-        {"image_id": turn.image_id, "round_id": turn.round_id, "ranks": _ranks(turn.scores)}
-        for turn in ranked
+    run = run_evaluation(
+        source,
+        predict,
+        label="ranking",
+        check_sample=check_sample,
+        limit=limit,
+        samples_per_batch=DIALOGS_PER_BATCH,
+    )
+    ranked = [each for dialog in run.results for each in dialog]
+    ranks = [
+        {"image_id": each.image_id, "round_id": each.round.number + 1, "ranks": _ranks(each.scores)}
+        for each in ranked
     ]
-    return {
-        "num_dialogs": len(found),
-        "num_rounds": len(ranked),
-        "num_rejects": len(rejects),
-        **_scores(ranked),
-        "predictions": results,
-        "results": results,
-        "rejects": [asdict(reject) for reject in rejects],
-    }
+    return run.report(
+        {"num_dialogs": len(run.results), "num_rounds": len(ranked)},
+        _scores(ranked),
+        predictions=ranks,
+        results=ranks,
+    )
 
 
-def _scores(ranked: Sequence[_Ranked]) -> dict[str, float]:
-    answered = [turn for turn in ranked if turn.answer_index is not None]
-    judged = [turn for turn in ranked if turn.relevance is not None and any(turn.relevance)]
+def _scores(ranked: Sequence[_RankedRound]) -> dict[str, float]:
+    answered = [each for each in ranked if each.round.answer_index is not None]
+    judged = [each for each in ranked if any(each.round.relevance or ())]
     scores: dict[str, float] = {}
     if answered:
-        index = np.array([turn.answer_index for turn in answered])
-        scores |= answer_ranking(_filled([turn.scores for turn in answered], -np.inf), index)
+        index = np.array([each.round.answer_index for each in answered])
+        scores |= answer_ranking(_matrix([each.scores for each in answered], -np.inf), index)
     if judged:
-        relevance = _filled([turn.relevance or [] for turn in judged], 0.0)
-        scores["ndcg"] = ndcg(_filled([turn.scores for turn in judged], -np.inf), relevance)
+        relevance = _matrix([each.round.relevance or [] for each in judged], 0.0)
+        scores["ndcg"] = ndcg(_matrix([each.scores for each in judged], -np.inf), relevance)
     return scores
 
 
-def _filled(rows: Sequence[Sequence[float]], fill: float) -> "np.ndarray[Any, Any]":
-    """(R, C) of rows of unequal length."""
+def _matrix(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]:
+    """(R, C) from rows of unequal length, the shorter ones filled up."""
     longest = max(map(len, rows))
     return np.array([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
 def _ranks(scores: Sequence[float]) -> list[int]:
-    """The place of every candidate, from 1."""
+    """The rank of every candidate, from 1; of equal scores the first comes first."""
     order = np.argsort(-np.array(scores), kind="stable")
-    places = np.empty(len(scores), dtype=int)
-    places[order] = np.arange(1, len(scores) + 1)
-    found: list[int] = places.tolist()
-    return found
+    ranks = np.empty(len(scores), dtype=int)
+    ranks[order] = np.arange(1, len(scores) + 1)
+    return [int(rank) for rank in ranks]
