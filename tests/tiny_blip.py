@@ -102,3 +102,9 @@ def tiny_tokenizer() -> Tokenizer:
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
     """Of every parameter by name."""
     return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def contrastive_mask(num_queries: int, num_tokens: int) -> Tensor:
+    """The uni-modal mask of the Q-Former's ITC, bool (S, S): ours runs queries and text one at a time."""
+    is_text = torch.arange(num_queries + num_tokens) >= num_queries
+    return is_text[:, None] == is_text[None, :]

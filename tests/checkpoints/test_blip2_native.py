@@ -116,7 +116,7 @@ def test_damaged_adapters_are_named(tmp_path: Path) -> None:
 def written_by(checkpoint: Blip2Checkpoint) -> tuple[list[float], list[list[int]]]:
     """What a model's queries are for two pictures, and what its language model goes on with."""
     model = checkpoint.model
-    queries = model.read_images(model.image_kv(model.encode_image(random_pixels(2)))).queries
+    queries = model.encode_queries(model.image_kv(model.encode_image(random_pixels(2)))).queries
     if model.language is None:
         return queries.flatten().tolist(), []
     visual, prompts = model.visual_prompts(queries), ["a photo", "Question: why?"]

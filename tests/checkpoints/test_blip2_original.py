@@ -41,8 +41,7 @@ from openblip.checkpoints.pickled import OriginalFile, read_original
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from tiny_blip import randomise
 
 State = dict[str, Tensor]
@@ -71,7 +70,7 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
     features = ours.encode_image(PIXELS)
     close(features, theirs.visual_encoder(PIXELS))
     kv = ours.image_kv(features)
-    queries = ours.read_images(kv).queries
+    queries = ours.encode_queries(kv).queries
     close(queries, theirs.read(PIXELS))
     close(ours.embed_image(queries), torch.nn.functional.normalize(theirs.vision_proj(queries), dim=-1))
     everywhere = torch.ones_like(IDS, dtype=torch.bool)
@@ -104,10 +103,10 @@ def test_stage_2_computes_what_the_released_code_does(
     ours = checkpoint.model
     kv = ours.image_kv(ours.encode_image(PIXELS))
     if instructed:
-        queries = ours.read_with_text(IDS, torch.ones_like(IDS, dtype=torch.bool), kv)
+        queries = ours.encode_multimodal(IDS, torch.ones_like(IDS, dtype=torch.bool), kv)
         close(ours.visual_prompts(queries), theirs.visual_prompts(PIXELS, IDS))
     else:
-        close(ours.visual_prompts(ours.read_images(kv).queries), theirs.visual_prompts(PIXELS))
+        close(ours.visual_prompts(ours.encode_queries(kv).queries), theirs.visual_prompts(PIXELS))
     assert ours.config.heads == ("llm",)
     assert ours.config.instructed == instructed
     assert (checkpoint.tokenizer is None) != instructed

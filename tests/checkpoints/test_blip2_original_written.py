@@ -31,8 +31,7 @@ from openblip.cli.main import main
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_model import wrap_language_model
 from openblip.models.vision_tower import VisionTower
 from tiny_blip import randomise

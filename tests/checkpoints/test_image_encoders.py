@@ -12,8 +12,7 @@ from tiny_towers import DEPTH, SIZE, WIDTH
 from openblip.checkpoints.image_encoders import load_image_encoder
 from openblip.checkpoints.loading import load_any
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.blip2_config import TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 

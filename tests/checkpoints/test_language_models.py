@@ -15,14 +15,14 @@ from openblip.checkpoints import language_models
 from openblip.checkpoints.blip2_native import load_blip2, save_blip2
 from openblip.checkpoints.language_models import load_language_model, save_language_model
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
-from openblip.models.blip2_config import LoraSettings
+from openblip.models.config import LoraSettings
 from openblip.models.language_model import (
     IGNORE,
     CausalLanguageModel,
     Seq2SeqLanguageModel,
+    with_lora,
     wrap_language_model,
 )
-from openblip.models.lora import with_lora
 from tiny_blip import SIZE, randomise
 from tiny_blip2 import tiny_blip2, tiny_language_model
 
@@ -272,7 +272,7 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
 
     def loss():
         features = model.encode_image(torch.ones(2, 3, SIZE, SIZE))
-        queries = model.read_images(model.image_kv(features)).queries
+        queries = model.encode_queries(model.image_kv(features)).queries
         predicted = model.predict_text(model.visual_prompts(queries), PROMPTS, TEXTS)
         return torch.nn.functional.cross_entropy(
             predicted.logits.flatten(0, 1), predicted.labels.flatten(), ignore_index=IGNORE

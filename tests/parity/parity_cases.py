@@ -16,7 +16,7 @@ import openblip
 import released_files
 from openblip.checkpoints.native import Checkpoint
 from openblip.data.tokenizer import Tokens
-from openblip.generation.generate import generate
+from openblip.generation.search import generate
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

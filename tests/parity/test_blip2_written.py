@@ -27,8 +27,7 @@ from openblip.checkpoints.loading import load_any, save_as
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from tiny_blip import randomise
 
@@ -84,7 +83,7 @@ def ours(
     model.language = language
     return Blip2Checkpoint(
         model.eval(),
-        TOKENIZER if config.reads_text else None,
+        TOKENIZER if config.has_text_branch else None,
         Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)),
         "a photo of",
         "Q: {} A:",
@@ -137,9 +136,9 @@ def texts_of(
     image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
     if model.config.instructed:
         tokens = TOKENIZER.encode(PROMPTS, max_length=60)
-        queries = model.read_with_text(tokens.ids, tokens.mask, image_kv)
+        queries = model.encode_multimodal(tokens.ids, tokens.mask, image_kv)
     else:
-        queries = model.read_images(image_kv).queries
+        queries = model.encode_queries(image_kv).queries
     return language.generate(
         model.visual_prompts(queries), PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding
     )
@@ -196,7 +195,7 @@ def test_their_processor_and_model_match_the_same(
         arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
         image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
         tokens = TOKENIZER.encode(QUESTIONS)
-        queries = model.embed_image(model.read_images(image_kv).queries)
+        queries = model.embed_image(model.encode_queries(image_kv).queries)
         similarity = (queries @ model.embed_text(tokens.ids, tokens.mask).T).amax(dim=1)
         match = model.match_logits(tokens.ids, tokens.mask, image_kv)
     torch.testing.assert_close(itc, similarity, atol=1e-5, rtol=0)

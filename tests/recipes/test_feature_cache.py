@@ -14,7 +14,7 @@ from openblip.data.features import FeatureStore
 from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.recipes.feature_cache import describe_encoder
 from openblip.recipes.start import start

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from openblip.models.blip import Blip
 from openblip.tasks.protocol import TrainingTask
-from openblip.training.blocks import find_stacks, recompute_activations
+from openblip.training.sharding import find_stacks, recompute_activations
 from tiny_blip import TINY, gradients, random_pixels, random_tokens, randomise
 
 ALL = slice(0, 4)

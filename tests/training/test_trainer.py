@@ -24,7 +24,7 @@ from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state
-from openblip.training.trainer import NonFiniteError, Trainer
+from openblip.training.trainer import NonFiniteError, Trainer, Validation
 from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
 PROCESS = Process(0, 1, torch.device("cpu"))
@@ -262,3 +262,44 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) ->
     folder = tmp_path / "checkpoints" / "step_00000001"
     with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
         load_state(folder, task, run.frozen, run.optimizers, Process(0, 2, torch.device("cpu")))
+
+
+def validated(folder: RunFolder, scores: list[float], steps: int, saved: list[int]) -> Counting:
+    """Train with a score given for each validation, every second step; `saved` receives the best steps."""
+    task, settings = Counting(), config(steps=steps, checkpoint_every=2, validate_every=2)
+    folder.path.mkdir(exist_ok=True)
+
+    def evaluate(step: int) -> dict[str, float]:
+        assert not task.training
+        torch.rand(3)  # must not change what is drawn afterwards
+        return {"good": scores[step // 2 - 1], "bad": float(step)}
+
+    def save(to: Path) -> None:
+        saved.append(current.step)
+        to.mkdir(exist_ok=True)
+
+    validation = Validation(evaluate, best_by="good")
+    current = Trainer(task, loader_of(settings.batch_size), settings, folder, PROCESS, save, validation)
+    current.run()
+    return task
+
+
+def test_the_best_model_is_kept_also_over_a_resume(tmp_path: Path) -> None:
+    folder, saved = RunFolder(tmp_path), list[int]()
+    validated(folder, [0.2, 0.5, 0.4, 0.6], 4, saved)
+    assert saved == [2, 4]
+    assert folder.best.is_dir()
+    task = validated(folder, [0.2, 0.5, 0.4, 0.6], 8, saved)  # 0.4 is no best, though the run began anew
+    assert saved == [2, 4, 8]
+    assert task.training
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = [(line["step"], line["validation/good"]) for line in lines if "validation/good" in line]
+    assert scores == [(2, 0.2), (4, 0.5), (6, 0.4), (8, 0.6)]
+
+
+def test_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    with_it = validated(RunFolder(tmp_path / "a"), [0.1, 0.2], 4, [])
+    without, settings = Counting(), config(steps=4, checkpoint_every=2)
+    trainer(tmp_path / "b", without, settings).run()
+    for name, value in weights(without).items():
+        assert torch.equal(value, weights(with_it)[name]), name

@@ -16,8 +16,7 @@ from openblip.data.batch import Batch, TextBatch
 from openblip.data.loader import LoadedBatch
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.tasks.config import RepresentationConfig
 from openblip.tasks.generative_learning import GenerativeLearning

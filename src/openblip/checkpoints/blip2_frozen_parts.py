@@ -12,7 +12,7 @@ from openblip.checkpoints.encoder_files import ImageEncoder
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.original_config import shape_of
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.blip2_config import LanguageConfig
+from openblip.models.config import LanguageConfig
 from openblip.models.language_model import LanguageModel
 
 Source = str | os.PathLike[str]

@@ -42,8 +42,7 @@ from openblip.checkpoints.vocabulary import find_tokenizer
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, VisionConfig
 
 QFORMER_TOKENIZER = "qformer_tokenizer"  # the folder that InstructBlipProcessor keeps it in
 _INSTRUCTED = "InstructBlipForConditionalGeneration"
@@ -89,7 +88,7 @@ def load_blip2_huggingface(
     check_weights(expected, weights, str(folder))
     fill(model, weights)
     words = None
-    if model.config.reads_text:
+    if model.config.has_text_branch:
         words = find_tokenizer(folder, folder / QFORMER_TOKENIZER if layout.instructed else folder, tokenizer)
     preprocessing = read_preprocessing(folder, config.vision_config.image_size)
     checkpoint = Blip2Checkpoint(
@@ -185,7 +184,7 @@ def _write_processor(folder: Path, checkpoint: Blip2Checkpoint, image_token: int
     """
     config = checkpoint.model.config
     processor = "InstructBlipProcessor" if config.instructed else "Blip2Processor"
-    if checkpoint.tokenizer is not None and config.reads_text:
+    if checkpoint.tokenizer is not None and config.has_text_branch:
         words = folder / QFORMER_TOKENIZER if config.instructed else folder
         _write_words(words, checkpoint.tokenizer)
     write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint.preprocessing, processor))

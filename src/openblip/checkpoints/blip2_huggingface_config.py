@@ -13,8 +13,7 @@ from openblip.checkpoints.huggingface_keys import VISION_SETTINGS
 from openblip.checkpoints.native import CONFIG
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel
 
 CONFIG_CLASSES: Mapping[str, Any] = {
@@ -167,5 +166,5 @@ def huggingface_config(
         settings["text_config"] = dict(text_config)
     if model_type == "blip-2":
         settings["image_text_hidden_size"] = config.embed_dim
-        settings["qformer_config"]["use_qformer_text_input"] = config.reads_text
+        settings["qformer_config"]["use_qformer_text_input"] = config.has_text_branch
     return CONFIG_CLASSES[model_type](**settings)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from openblip.checkpoints.huggingface_keys import TEXT_SETTINGS, VISION
 from openblip.checkpoints.key_table import Table, within
-from openblip.models.blip2_config import Blip2Head
+from openblip.models.config import Blip2Head
 
 QFORMER_SETTINGS = {  # QFormerConfig, Blip2QFormerConfig
     **TEXT_SETTINGS,

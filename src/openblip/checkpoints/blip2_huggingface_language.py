@@ -23,8 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from openblip.checkpoints.from_transformers import LOADING_ERRORS, quietly
 from openblip.checkpoints.key_table import refuse
 from openblip.errors import CheckpointError
-from openblip.models.language_model import LanguageModel, wrap_language_model
-from openblip.models.lora import has_lora
+from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 
 PREFIX = "language_model."
 IMAGE_TOKEN = "<image>"

@@ -32,7 +32,7 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, TowerConfig
+from openblip.models.config import Blip2Config, TowerConfig
 from openblip.models.language_model import LanguageModel
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
@@ -103,7 +103,7 @@ def load_blip2(folder: str | Path, tokenizer: str | os.PathLike[str] | None = No
     check_weights(own, weights, origin=str(folder / WEIGHTS))
     fill(model, weights)
     words = None
-    if tokenizer is not None or config.reads_text:
+    if tokenizer is not None or config.has_text_branch:
         words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
     return Blip2Checkpoint(
         model.eval(), words, settings.preprocessing, settings.prompt, settings.question_prompt

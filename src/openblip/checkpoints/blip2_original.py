@@ -55,8 +55,7 @@ from openblip.checkpoints.vocabulary import tokenizer_of_file
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
-from openblip.models.blip2_config import STAGE1_HEADS, Blip2Config, LanguageConfig, TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import STAGE1_HEADS, Blip2Config, LanguageConfig, TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower
 
 CAPTION_PROMPT = "a photo of"  # of the released captioners
@@ -216,7 +215,7 @@ def _with_parts(config: Blip2Config, parts: FrozenParts, sources: FrozenSources)
 
 def _words(file: OriginalFile, config: Blip2Config, named: Source | None) -> Tokenizer | None:
     """The Q-Former's, None where it reads no text."""
-    if not config.reads_text and named is None:
+    if not config.has_text_branch and named is None:
         return None
     words = tokenizer_of_file(file.path, file.entry, named)
     if words.vocab_size > config.qformer.vocab_size + 1:  # [ENC], the last one, does not exist in BLIP-2

@@ -29,14 +29,14 @@ from openblip.checkpoints.original_config import (
     shape_of,
 )
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.blip2_config import (
+from openblip.models.config import (
     STAGE1_HEADS,
     Blip2Config,
     LanguageConfig,
     QFormerConfig,
     TowerConfig,
+    VisionConfig,
 )
-from openblip.models.config import VisionConfig
 
 VISION_NORM_EPS = 1e-5
 

@@ -19,8 +19,7 @@ from openblip.checkpoints.original_config import num_layers_of
 from openblip.checkpoints.pickled import OriginalFile
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
-from openblip.models.blip2_config import TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 

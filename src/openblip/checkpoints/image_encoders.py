@@ -36,8 +36,7 @@ from openblip.checkpoints.pickled import read_original
 from openblip.checkpoints.vision_towers import load_vision_tower
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
-from openblip.models.blip2_config import TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
 from openblip.nn.vit import VisionTransformer, interpolate_positions
 

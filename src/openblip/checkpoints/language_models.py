@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from openblip.checkpoints.native import check_weights
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
-from openblip.models.language_model import LanguageModel, wrap_language_model
-from openblip.models.lora import has_lora
+from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 
 Quantization = Literal["8bit", "4bit"]
 ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"

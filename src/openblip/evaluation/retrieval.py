@@ -13,7 +13,7 @@ from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation, sample_images
 from openblip.metrics.retrieval import retrieval_recall
-from openblip.models.similarity import similarity_matrix
+from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 
 NUM_RERANKED = 16

@@ -4,7 +4,7 @@
 calls that both have.
 """
 
-from openblip.models.similarity import similarity_of_pairs
+from openblip.models.blip import similarity_of_pairs
 from openblip.predictor.blip2_predictor import Blip2Predictor
 from openblip.predictor.calls import BasePredictor
 from openblip.predictor.explanation import Explanation

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from openblip.checkpoints.blip2_native import Blip2Checkpoint
 from openblip.generation.decoding import Beam, Decoding
-from openblip.models.blip2_config import Blip2Head
+from openblip.models.config import Blip2Head
 from openblip.predictor import captioning, prompting
 from openblip.predictor.batching import as_list
 from openblip.predictor.blip2_explaining import explain_image

@@ -16,7 +16,7 @@ from torch import Tensor
 from openblip.checkpoints.loading import AnyCheckpoint, Format, save_as
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding
-from openblip.models.similarity import similarity_matrix, similarity_of_pairs
+from openblip.models.blip import similarity_matrix, similarity_of_pairs
 from openblip.predictor import matching
 from openblip.predictor.batching import MAX_ROWS, as_list, chunks
 from openblip.predictor.candidates import Candidates

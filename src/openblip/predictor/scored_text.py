@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from openblip.data.tokenizer import Tokenizer
-from openblip.generation.generated import Generated
+from openblip.generation.search import Generated
 from openblip.models.language_model import LanguageModel
 
 

@@ -10,7 +10,7 @@ from openblip.data.prompted_readings import (
 from openblip.data.readings import CaptionReading, Reading
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
-from openblip.models.blip2_config import Blip2Head
+from openblip.models.config import Blip2Head
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.blip2_starting_point import blip2_starting_point
@@ -95,7 +95,7 @@ def check_text_fits(run: Blip2Run, checkpoint: Blip2Checkpoint) -> None:
     """ConfigError when the longest text that the Q-Former is to read has more tokens than positions."""
     config = checkpoint.model.config
     longest, positions = run.data.max_text_length, config.qformer.max_positions
-    if config.reads_text and longest > positions:
+    if config.has_text_branch and longest > positions:
         raise ConfigError(
             f"Texts of up to {longest} tokens: the Q-Former has {positions} positions; lower "
             "--data.max-text-length."

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from openblip.data.config import DataConfig
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
 from openblip.tasks.config import GenerativeConfig, RepresentationConfig
 from openblip.training.config import TrainingConfig

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.tasks.config import RepresentationConfig
 from openblip.training.config import TrainingConfig

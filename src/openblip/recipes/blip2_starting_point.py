@@ -12,9 +12,8 @@ from openblip.checkpoints.loading import load_any
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
-from openblip.models.language_model import LanguageModel
-from openblip.models.lora import with_lora
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
+from openblip.models.language_model import LanguageModel, with_lora
 from openblip.models.vision_tower import VisionTower
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
 from openblip.recipes.starting_point import make_tokenizer
@@ -49,8 +48,8 @@ def blip2_starting_point(run: Blip2Run, heads: tuple[Blip2Head, ...], mixture: M
         vision_norm_eps=Blip2Config.vision_norm_eps if start is None else start.model.config.vision_norm_eps,
     )
     tokenizer = None
-    if config.reads_text:
-        if reader is not None and not reader.model.config.reads_text:
+    if config.has_text_branch:
+        if reader is not None and not reader.model.config.has_text_branch:
             raise _reads_no_text(run)
         named = None if reader is None else reader.tokenizer
         tokenizer = named or make_tokenizer(run.tokenizer, run.vocab_size, mixture)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.encoder_depths import encoder_depths
+from openblip.models.vision_tower import encoder_depths
 from openblip.tasks.image_features import image_features
 from openblip.tasks.protocol import TrainingTask
 

@@ -25,7 +25,7 @@ class GenerativeLearning(Blip2Task):
         prompts, texts = batch.prompts, batch.texts
         if self.model.require_language().is_encoder_decoder and not any(prompts):
             prompts, texts = split_prefixes(texts, generator)
-        queries = self.model.read_images(
+        queries = self.model.encode_queries(
             self.model.image_kv(self.features(batch.pixels))
         ).queries  # (B, Q, D)
         predicted = self.model.predict_text(self.model.visual_prompts(queries), prompts, texts)

@@ -10,7 +10,7 @@ from openblip.models.blip import Blip
 
 def encode_media(model: Blip, pixels: Tensor) -> Tensor:
     """Normalised pictures (B, 3, S, S) or clips (B, F, 3, S, S) -> tokens (B, F*N, D)."""
-    return model.encode_clip(pixels) if pixels.dim() == 5 else model.encode_image(pixels)
+    return model.encode_video(pixels) if pixels.dim() == 5 else model.encode_image(pixels)
 
 
 def num_frames(pixels: Tensor) -> int:

@@ -31,10 +31,10 @@ class PromptedWriting(Blip2Task):
         """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
         image_kv = self.model.image_kv(self.features(batch.pixels))
         if batch.instructions is None:
-            read = self.model.visual_prompts(self.model.read_images(image_kv).queries)  # (B, Q, Dl)
+            read = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)  # (B, Q, Dl)
             return self.model.predict_text(read[batch.owners], batch.prompts, batch.texts)
         ids, mask = batch.instructions.ids, batch.instructions.mask
-        queries = self.model.read_with_text(ids, mask, image_kv.select(batch.owners))  # (R, Q, D)
+        queries = self.model.encode_multimodal(ids, mask, image_kv.select(batch.owners))  # (R, Q, D)
         return self.model.predict_text(self.model.visual_prompts(queries), batch.prompts, batch.texts)
 
 

@@ -12,8 +12,8 @@ from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.distributed import gather, gather_with_gradient, world_size
-from openblip.models.blip2 import Blip2, ImageKV, ReadImages
-from openblip.models.similarity import similarity_matrix
+from openblip.models.blip import similarity_matrix
+from openblip.models.blip2 import Blip2, ImageKV, QueryOutput
 from openblip.objectives.contrastive import in_batch_itc_loss
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.blip2_task import Blip2Task
@@ -36,7 +36,7 @@ class RepresentationLearning(Blip2Task):
         """The losses itc, itm and, with its head, itg of a batch, scalars."""
         features = self.features(batch.pixels)  # once for all three
         image_kv = self.model.image_kv(features)
-        read = self.model.read_images(image_kv)
+        read = self.model.encode_queries(image_kv)
         itc, similarities = self._itc(read.queries, batch.tokens, batch.image_ids)
         itm = hard_negatives_loss(
             self.model.match_logits,
@@ -74,7 +74,7 @@ class RepresentationLearning(Blip2Task):
         joint = gather_with_gradient(features) if features.requires_grad else gather(features)
         return self.model.image_kv(joint[index])
 
-    def _itg(self, read: ReadImages, tokens: Tokens) -> Tensor:
+    def _itg(self, read: QueryOutput, tokens: Tokens) -> Tensor:
         captions = replace_first(tokens, self.dec_id)
         logits = self.model.caption_logits(captions.ids[:, :-1], read)
         return lm_loss(logits, next_token_labels(captions.ids, captions.mask), self.config.label_smoothing)
