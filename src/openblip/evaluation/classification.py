@@ -13,16 +13,10 @@ from torch import Tensor
 from openblip.data.readings import text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import ConfigError
-<<<<<<< HEAD
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import classification_accuracy
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
-=======
-from openblip.evaluation.run import walk
-from openblip.metrics.classification import classification_accuracy
-from openblip.models.blip import similarity_matrix
->>>>>>> 84e6c9f (nn, models, generation and training: one file per subject)
 
 # The seven templates that the authors of CLIP found to do as well as all their eighty on ImageNet.
 TEMPLATES = (
