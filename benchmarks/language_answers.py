@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.backbones import load_language_model
 from openblip.data.readings import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source

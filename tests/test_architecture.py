@@ -128,7 +128,7 @@ def test_imports_follow_the_table(file: Path) -> None:
         ("data.loader", "import openblip.nn.vit"),
         ("objectives.matching", "def late():\n    from openblip.metrics import retrieval"),
         ("metrics.retrieval", "from ..data import sample"),
-        ("checkpoints.native", "from openblip.tasks.captioning import Captioning"),
+        ("checkpoints.loading", "from openblip.tasks.captioning import Captioning"),
         ("capfilt.engine", "from openblip.training.trainer import train"),
         ("models.blip", "from openblip import load"),
         ("training.trainer", "from openblip.models.blip import Blip"),
@@ -144,7 +144,7 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
     [
         ("models.blip", "from openblip.nn.vit import VisionTransformer"),
         ("models.blip", "from .config import BlipConfig"),
-        ("checkpoints.native", "from openblip.data.tokenizer import Tokenizer"),
+        ("checkpoints.loading", "from openblip.data.tokenizer import Tokenizer"),
         ("capfilt.bootstrap", "from openblip.training.trainer import train"),
         ("capfilt.engine", "import openblip"),
         ("data.loader", "from openblip.errors import SourceError"),

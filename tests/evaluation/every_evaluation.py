@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from listed_source import ListSource
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.sample import Sample
 from openblip.data.transforms import Preprocessing
 from openblip.distributed import process_group
@@ -72,7 +72,9 @@ def predictor(*heads: Head) -> BlipPredictor:
     )
     model = Blip(replace(TINY, text=text, heads=heads))
     randomise(model, seed=0)
-    return BlipPredictor(Checkpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
+    return BlipPredictor(
+        BlipCheckpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu"
+    )
 
 
 def dialog(number: int) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as Words
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from openblip.checkpoints.blip2_huggingface import QFORMER_TOKENIZER
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.huggingface.blip2 import QFORMER_TOKENIZER
 from openblip.models.language_model import IGNORE
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.blip import image_processing_pil_blip
 
 import openblip
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
@@ -143,7 +143,7 @@ def ours(heads: tuple[Any, ...]) -> BlipPredictor:
     model = Blip(config)
     randomise(model, seed=6)
     return BlipPredictor(
-        Checkpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)), "a red")
+        BlipCheckpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)), "a red")
     )
 
 
@@ -232,7 +232,7 @@ WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
         ),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "cannot be read"),
-        (lambda f: (f / "config.json").write_text("{"), "not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, message: str) -> None:

@@ -71,9 +71,9 @@ def maps_by_hand(predictor: BlipPredictor, mode: str, layer: int, score: Any) ->
 
 
 def in_double(predictor: BlipPredictor) -> BlipPredictor:
-    from openblip.checkpoints.native import Checkpoint
+    from openblip.checkpoints.checkpoint import BlipCheckpoint
 
-    checkpoint = Checkpoint(
+    checkpoint = BlipCheckpoint(
         predictor.model, TOKENIZER, predictor.preprocessing, predictor.prompt, predictor.encoder_token
     )
     return BlipPredictor(checkpoint, device="cpu", dtype=torch.float64)

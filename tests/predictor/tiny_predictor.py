@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openblip.checkpoints.native import Checkpoint, EncoderToken
+from openblip.checkpoints.checkpoint import BlipCheckpoint, EncoderToken
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import Head
@@ -29,7 +29,7 @@ def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision
     model = Blip(config)
     randomise(model, seed=0, scale=0.3)
     preprocessing = Preprocessing(image_size=config.vision.image_size)
-    checkpoint = Checkpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
+    checkpoint = BlipCheckpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
     return BlipPredictor(checkpoint, device="cpu")
 
 

@@ -19,7 +19,7 @@ from small_blip2 import (
 )
 
 import openblip
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_source
 from openblip.data.transforms import Augmentation
 from openblip.evaluation.retrieval import evaluate_retrieval

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from small_training import write_scenes
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.config import DataConfig
 from openblip.data.features import FeatureStore
 from openblip.data.transforms import Augmentation, Preprocessing
@@ -36,7 +37,7 @@ def inputs(tmp_path_factory):
     words = tiny_tokenizer()
     model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=words.vocab_size)))
     randomise(model, seed=0)
-    save_checkpoint(root / "blip", Checkpoint(model, words, Preprocessing(image_size=SIZE)))
+    save_blip(root / "blip", BlipCheckpoint(model, words, Preprocessing(image_size=SIZE)))
     return root
 
 

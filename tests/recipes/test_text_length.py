@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Preprocessing
@@ -23,9 +23,9 @@ PROMPT = "a b"
 PROMPT_TOKENS = len(TOKENIZER.prompt(PROMPT))
 
 
-def checkpoint() -> Checkpoint:
+def checkpoint() -> BlipCheckpoint:
     text = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
-    return Checkpoint(Blip(replace(TINY, text=text)), TOKENIZER, Preprocessing(image_size=SIZE))
+    return BlipCheckpoint(Blip(replace(TINY, text=text)), TOKENIZER, Preprocessing(image_size=SIZE))
 
 
 def captioner(max_text_length: int) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tiny_tasks import names, random_bytes
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.batch import PromptedBatch, TextBatch
 from openblip.data.tokenizer import Tokens
 from openblip.tasks.blip2_task import Blip2Task

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.generation.decoding import Beam, Decoding
 from openblip.models.config import Blip2Head
 from openblip.predictor import captioning, prompting

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.models.blip2 import Blip2, ImageKV
 from openblip.models.config import Mode, VisionConfig
 from openblip.predictor.images import EncodedImages

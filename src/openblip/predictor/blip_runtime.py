@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.readings import MAX_QUESTION_TOKENS
 from openblip.data.tokenizer import Tokenizer, Tokens, normalize_question
 from openblip.models.blip import Blip, CrossKV
@@ -26,7 +26,7 @@ class BlipRuntime(Runtime):
     max_match_tokens: ClassVar[int] = 35  # released code: retrieval and matching
 
     def __init__(
-        self, checkpoint: Checkpoint, device: DeviceName = None, dtype: torch.dtype | None = None
+        self, checkpoint: BlipCheckpoint, device: DeviceName = None, dtype: torch.dtype | None = None
     ) -> None:
         self.device = chosen_device(device)
         self.dtype = dtype or torch.float32

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.loading import AnyCheckpoint, Format, save_as
+from openblip.checkpoints.checkpoint import Checkpoint
+from openblip.checkpoints.loading import Format, save_checkpoint
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.models.blip import similarity_matrix, similarity_of_pairs
@@ -55,7 +56,7 @@ class BasePredictor(Runtime):
 
     @property
     @abstractmethod
-    def checkpoint(self) -> AnyCheckpoint:
+    def checkpoint(self) -> Checkpoint:
         """What `save` writes."""
 
     def caption(
@@ -253,7 +254,7 @@ class BasePredictor(Runtime):
 
         Raises CheckpointError when the format has no place for these heads.
         """
-        save_as(self.checkpoint, folder, format)
+        save_checkpoint(self.checkpoint, folder, format)
 
     @property
     @abstractmethod

@@ -4,9 +4,8 @@ import os
 
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.loading import load_any
-from openblip.checkpoints.native import EncoderToken, checked_encoder_token
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
+from openblip.checkpoints.loading import load_checkpoint
 from openblip.errors import ConfigError
 from openblip.predictor.blip2_predictor import Blip2Predictor
 from openblip.predictor.predictor import BlipPredictor
@@ -42,7 +41,7 @@ def load(
 
     Raises CheckpointError when there is no such checkpoint or it is not whole.
     """
-    checkpoint = load_any(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
+    checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     device = chosen_device(device)
     dtype = chosen_dtype(dtype, device)
     if isinstance(checkpoint, Blip2Checkpoint):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.generation.decoding import Beam, Decoding
 from openblip.models.config import Head
 from openblip.predictor import answering, captioning, judging
@@ -46,8 +46,8 @@ class BlipPredictor(BlipRuntime, BasePredictor):
         return frozenset(call for head in self.model.config.heads for call in _CALLS[head])
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.model, self.tokenizer, self.preprocessing, self.prompt, self.encoder_token)
+    def checkpoint(self) -> BlipCheckpoint:
+        return BlipCheckpoint(self.model, self.tokenizer, self.preprocessing, self.prompt, self.encoder_token)
 
     def judge(
         self,

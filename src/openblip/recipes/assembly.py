@@ -1,6 +1,7 @@
 """A run of BLIP, from its settings to what is trained: its heads, what it reads of a sample, its module."""
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.config import DataConfig
 from openblip.data.media import media
 from openblip.data.readings import (
@@ -56,11 +57,11 @@ def assemble_blip(run: Run, mixture: Mixture) -> Assembled:
         make_reading(run.task, run.data),
         checkpoint.tokenizer,
         checkpoint.preprocessing,
-        lambda folder: save_checkpoint(folder, trained),
+        lambda folder: save_blip(folder, trained),
     )
 
 
-def make_task(config: BlipTaskConfig, checkpoint: Checkpoint) -> TrainingTask:
+def make_task(config: BlipTaskConfig, checkpoint: BlipCheckpoint) -> TrainingTask:
     """The training task that a config describes."""
     model, tokenizer, preprocessing = checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing
     match config:
@@ -91,7 +92,7 @@ def make_reading(task: BlipTaskConfig, data: DataConfig) -> Reading:
             return CaptionReading(media=media(data.num_frames), max_text_length=data.max_text_length)
 
 
-def check_text_fits(run: Run, checkpoint: Checkpoint) -> None:
+def check_text_fits(run: Run, checkpoint: BlipCheckpoint) -> None:
     """ConfigError when the longest text of the run has more tokens than the model has positions."""
     longest = run.data.max_text_length
     if isinstance(run.task, CaptioningConfig):  # the prompt stands in for [CLS], and [SEP] is never fed

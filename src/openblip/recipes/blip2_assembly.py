@@ -1,6 +1,7 @@
 """A run of BLIP-2, from its settings to what is trained: its heads, what it reads of a sample, its module."""
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint, save_blip2
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.native.blip2 import save_blip2
 from openblip.data.media import Media, media
 from openblip.data.prompted_readings import (
     InstructionReading,

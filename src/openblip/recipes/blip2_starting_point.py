@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.image_encoders import ImageEncoder, at_image_size, load_image_encoder
-from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.backbones import load_language_model, resize_encoder
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, ImageEncoder
+from openblip.checkpoints.loading import load_checkpoint, load_image_encoder
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
@@ -142,7 +141,7 @@ def check_blip2_start(run: Blip2Run) -> None:
 
 
 def _load_blip2(source: str) -> Blip2Checkpoint:
-    checkpoint = load_any(source)
+    checkpoint = load_checkpoint(source)
     if not isinstance(checkpoint, Blip2Checkpoint):
         raise ConfigError(f"{source} is no checkpoint of BLIP-2; name one with --init.")
     return checkpoint
@@ -157,7 +156,7 @@ def _image_encoder(run: Blip2Run, start: Blip2Checkpoint | None) -> ImageEncoder
     assert start is not None  # `check_blip2_start` has seen to it
     encoder = ImageEncoder(start.model.vision, start.model.config.vision, start.preprocessing)
     if run.image_size is not None:
-        encoder = at_image_size(encoder, run.image_size)
+        encoder = resize_encoder(encoder, run.image_size)
     # Trained in half precision it would soon be NaN (LAVIS issue 409).
     encoder.model.to(torch.float32 if run.train_vision else _frozen_dtype(run))
     return encoder

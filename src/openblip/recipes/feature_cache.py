@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.feature_filling import blocks, fill
 from openblip.data.features import CachedFeatures, FeatureStore, claim, is_written

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.native import CONFIG
+from openblip.checkpoints.checkpoint import CONFIG
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, open_mixture
 from openblip.distributed import Process, barrier, process_group
