@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from openblip.checkpoints.backbones import load_language_model
-from openblip.data.readings import answers_of, text_field
+from openblip.data.fields import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.evaluation.captioning import references

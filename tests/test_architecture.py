@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictor": {"models", "generation", "checkpoints", "data"},
     "tasks": {"models", "nn", "objectives", "generation", "metrics", "data"},
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
-    "training": {"data", "tasks.protocol", "tasks.base"},
+    "training": {"data", "tasks.base"},
     "capfilt": {"__init__", "predictor", "data", "generation", "metrics", "evaluation"},
     "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "evaluation", "recipes", "training"},
     "capfilt.bootstrap_config": {"recipes.catalog"},

@@ -19,7 +19,7 @@ from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.recipes.feature_cache import describe_encoder
 from openblip.recipes.start import start
-from openblip.tasks.config import RepresentationConfig
+from openblip.tasks.config import Blip2Stage1Config
 from openblip.training.config import TrainingConfig
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 from tiny_blip2 import tiny_blip2
@@ -52,7 +52,7 @@ def make_run(inputs, out, dtype="float32", **changes):
         vocab_size=200,
         tokenizer=None,
         data=DataConfig(source=str(inputs / "scenes"), num_workers=0),
-        task=RepresentationConfig(),
+        task=Blip2Stage1Config(),
         training=TrainingConfig(steps=4, batch_size=5, log_every=1, checkpoint_every=2, precision="fp32"),
         out=str(out),
     )

@@ -1,13 +1,13 @@
-"""The losses of BLIP-2's trainings, against what the model says of one picture and one text at a time."""
+"""The losses of BLIP-2's trainings, against what the model says of one image and one text at a time."""
 
 import torch
 import torch.nn.functional as F
 from tiny_blip2_tasks import make_blip2, prompted, texts
 from torch import Tensor
 
-from openblip.data.batch import PromptedBatch
 from openblip.models.blip2 import Blip2
-from openblip.tasks.blip2_task import Blip2Task
+from openblip.tasks.base import Blip2Task
+from openblip.tasks.blip2_answering import PromptedBatch
 from openblip.tasks.prefix_split import split_prefixes
 from tiny_blip import gradients, random_batch
 
@@ -18,7 +18,7 @@ def run(task: Blip2Task, batch: object, seed: int = 0) -> dict[str, Tensor]:
 
 
 def visual_of(task: Blip2Task, pixels: Tensor) -> Tensor:
-    """The visual prompts (1, Q, Dl) of one picture, uninstructed."""
+    """The visual prompts (1, Q, Dl) of one image, uninstructed."""
     features = task.model.encode_image(task.preprocessing.normalize(pixels[None]))
     return task.model.visual_prompts(task.model.encode_queries(task.model.image_kv(features)).queries)
 

@@ -9,7 +9,7 @@ import torch
 import two_processes
 from tiny_tasks import joined, make_task
 
-from openblip.data.batch import Batch
+from openblip.data.batch import ImageTextBatch
 from openblip.distributed import Process
 from two_processes_of import assert_as_one, launch
 
@@ -25,7 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def joint_part(step: int) -> Batch:
+def joint_part(step: int) -> ImageTextBatch:
     """What both processes read at a step."""
     return joined(two_processes.part(step, 0), two_processes.part(step, 1))
 

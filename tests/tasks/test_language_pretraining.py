@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openblip.data.batch import TextBatch
 from openblip.recipes.language_assembly import new_language_model, train_tokenizer
 from openblip.recipes.language_run import LanguageShape
+from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig
 from openblip.tasks.language_pretraining import LanguagePretraining
 from openblip.tasks.prefix_split import split_documents
@@ -40,7 +40,7 @@ def batch_of(texts):
 
 
 def loss_of(language, texts, max_text_tokens=64):
-    task = LanguagePretraining(language, LanguagePretrainingConfig(max_text_tokens=max_text_tokens))
+    task = LanguagePretraining(LanguagePretrainingConfig(max_text_tokens=max_text_tokens), language)
     (loss,) = task(batch_of(texts), 0, torch.Generator().manual_seed(3)).values()
     return loss
 

@@ -20,7 +20,6 @@ from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state
@@ -31,22 +30,21 @@ PROCESS = Process(0, 1, torch.device("cpu"))
 TOKENIZER = tiny_tokenizer()
 
 
-class Counting(TrainingTask):
+class Counting(Captioning):
     """Captioning that counts its steps, and can be made to fail or be stopped at one."""
 
     def __init__(self, at: int = -1, then: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__()
         config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
         model = Blip(replace(TINY, text=config, heads=("lm",)))
         randomise(model, seed=0)
-        self.task = Captioning(model, TOKENIZER, Preprocessing(image_size=SIZE), CaptioningConfig(prompt=""))
+        super().__init__(CaptioningConfig(prompt=""), model, TOKENIZER, Preprocessing(image_size=SIZE))
         self.at, self.then = at, then
         self.forwards: list[int] = []
         self.steps_followed = 0
 
     def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         self.forwards.append(step)
-        loss = self.task(batch, step, generator)["lm"]
+        loss = super().forward(batch, step, generator)["lm"]
         return {"lm": self.then(loss) if self.then is not None and step == self.at else loss}
 
     def after_step(self) -> None:
@@ -244,7 +242,7 @@ def test_a_damaged_state_is_named_and_runs_no_code(tmp_path: Path, file: str, da
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, Counting(), config(steps=1)).run()
     other = Counting()
-    other.task.model.itm_head = nn.Linear(3, 2)
+    other.model.itm_head = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match=r"(?s)step_00000001 does not fit this run.*itm_head"):
         trainer(tmp_path, other, config())
 

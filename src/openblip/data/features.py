@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
-from openblip.data.media import View
+from openblip.data.batch import View
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, ImageError
 
@@ -44,15 +44,9 @@ def picture_key(image: bytes) -> bytes:
 
 
 def to_array(features: torch.Tensor) -> np.ndarray:
-    """A tensor of any device as an array, bfloat16 by its bits."""
+    """A tensor of any device as an array, bfloat16 by its bits; `batch.to_tensor` is the inverse."""
     features = features.detach().cpu().contiguous()
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
-
-
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `to_array`; pixels as they are."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def claim(folder: Path, encoder: Mapping[str, Any]) -> None:
@@ -199,7 +193,7 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """The features of a sample's picture, (N, Dv), in place of its pixels: a `Media`, without views."""
+    """The features of a sample's picture, (N, Dv), in place of its pixels: a `PixelReader` without views."""
 
     store: FeatureStore
 

@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from openblip.data.features import to_tensor
+from openblip.data.batch import Batch, Example, SampleProcessor
 from openblip.data.order import Draw, DrawOrder
-from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
 from openblip.data.sample import Record, Reject
 from openblip.data.sources.opening import Mixture
 from openblip.data.tokenizer import Tokenizer
@@ -41,7 +40,7 @@ class LoadedBatch:
     skipped while it was filled.
     """
 
-    batch: AnyBatch
+    batch: Batch
     cursor: dict[str, Any]
     rejects: list[Reject]
 
@@ -61,7 +60,7 @@ class _Decoded:
 class _Decoder(Dataset[_Decoded]):
     """Runs in the workers: a chunk of records in, one stacked array of pixels out."""
 
-    reading: Reading
+    processor: SampleProcessor
     preprocessing: Preprocessing
     augmentation: Augmentation | None
     seed: int
@@ -85,7 +84,7 @@ class _Decoder(Dataset[_Decoded]):
         rng = np.random.default_rng(
             int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
         )
-        return self.reading.read(sample, self._view, rng)
+        return self.processor(sample, self._view, rng)
 
     def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         if self.augmentation is None:
@@ -112,24 +111,16 @@ class _Filling:
     """The batch being filled."""
 
     def __init__(self) -> None:
-        self.pixels: list[np.ndarray] = []
-        self.contents: list[Any] = []
-        self.keys: list[str] = []
-        self.shards: list[str] = []
+        self.examples: list[Example] = []
         self.rejects: list[Reject] = []
 
     def add(self, draw: Draw, decoded: _Decoded, i: int) -> None:
-        self.pixels.append(decoded.pixels[i])
-        self.contents.append(decoded.contents[i])
-        self.keys.append(draw.record.key)
-        self.shards.append(draw.record.shard)
+        record = draw.record
+        self.examples.append(Example(record.key, record.shard, decoded.pixels[i], decoded.contents[i]))
 
-    def batch(self, reading: Reading, tokenizer: Tokenizer | None) -> AnyBatch:
-        pixels = to_tensor(np.stack(self.pixels))  # (B, 3, S, S)
-        return reading.collate(
-            Gathered(pixels, self.contents, self.keys, self.shards),
-            cast(Tokenizer, tokenizer),  # a reading that makes no tokens does not look at it
-        )
+    def batch(self, processor: SampleProcessor, tokenizer: Tokenizer | None) -> Batch:
+        # A processor that makes no tokens does not look at the tokenizer.
+        return processor.collate(self.examples, cast(Tokenizer, tokenizer))
 
 
 class Loader:
@@ -137,9 +128,9 @@ class Loader:
 
     The order is a function of `seed`; `rank` takes every `world_size`-th draw, so W ranks of batch B together
     see what one rank of batch W*B sees (as long as nothing is rejected). A sample that cannot be read is
-    skipped, named in `rejects`, and the next one takes its place. `reading` says what is taken of a sample;
+    skipped, named in `rejects`, and the next one takes its place. `processor` says what is taken of a sample;
     what it draws (which caption, which view) depends on (seed, epoch, shard, key) alone.
-    `tokenizer` may be None for a reading that makes no tokens.
+    `tokenizer` may be None for a processor that makes no tokens.
     With `cursor` the iteration goes on exactly where the batch that carried it ended; each rank keeps its
     own. Raises `SourceError` for a source without usable samples and `ConfigError` for a cursor of other
     data.
@@ -154,7 +145,7 @@ class Loader:
         augmentation: Augmentation | None = None,
         batch_size: int,
         seed: int,
-        reading: Reading = CaptionReading(),  # noqa: B008 (frozen)
+        processor: SampleProcessor,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -165,7 +156,7 @@ class Loader:
             raise ConfigError(
                 f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0"
             )
-        self.mixture, self.tokenizer, self.reading = mixture, tokenizer, reading
+        self.mixture, self.tokenizer, self.processor = mixture, tokenizer, processor
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.rank, self.world_size, self.window_shards, self.cursor = (
             rank,
@@ -173,7 +164,7 @@ class Loader:
             shuffle_window_shards,
             cursor,
         )
-        self.decoder = _Decoder(reading, preprocessing, augmentation, seed)
+        self.decoder = _Decoder(processor, preprocessing, augmentation, seed)
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         order = DrawOrder(
@@ -198,8 +189,8 @@ class Loader:
                 else:
                     filling.rejects.append(Reject(draw.record.shard, draw.record.key, reason))
                 hopeless.check(draw, reason)
-                if len(filling.keys) == self.batch_size:
-                    batch = filling.batch(self.reading, self.tokenizer)
+                if len(filling.examples) == self.batch_size:
+                    batch = filling.batch(self.processor, self.tokenizer)
                     yield LoadedBatch(batch, order.cursor(draw.next_draw, draw.positions), filling.rejects)
                     filling = _Filling()
 

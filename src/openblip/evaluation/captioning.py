@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source, caption_texts
-from openblip.data.tokenizer import normalize_caption
 from openblip.evaluation.run import run_evaluation
 from openblip.generation.decoding import Beam, Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain

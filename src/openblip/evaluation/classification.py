@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.readings import text_field
+from openblip.data.fields import text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import ConfigError
 from openblip.evaluation.run import run_evaluation

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from openblip.data.readings import label_of, text_field
+from openblip.data.fields import label_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation

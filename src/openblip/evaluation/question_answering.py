@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from openblip.data.readings import answers_of, text_field
+from openblip.data.fields import answers_of, text_field
 from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation, sample_images

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openblip.data.dialogs import Round, open_rounds
-from openblip.data.readings import text_field
+from openblip.data.fields import Round, open_rounds, text_field
 from openblip.data.sample import Sample, Source
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import answer_ranking, ndcg

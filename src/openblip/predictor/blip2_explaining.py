@@ -15,8 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from openblip.data.conversation import conversation_prompt
-from openblip.data.tokenizer import normalize_question
+from openblip.data.prompts import conversation_prompt, normalize_question
 from openblip.errors import UnsupportedTaskError
 from openblip.models.blip2 import QueryAttention
 from openblip.models.language_model import IGNORE

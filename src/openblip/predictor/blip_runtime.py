@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.data.readings import MAX_QUESTION_TOKENS
-from openblip.data.tokenizer import Tokenizer, Tokens, normalize_question
+from openblip.data.prompts import MAX_QUESTION_TOKENS, normalize_question
+from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor.images import EncodedImages

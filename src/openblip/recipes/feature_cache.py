@@ -15,7 +15,7 @@ from openblip.data.sources import Mixture
 from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ConfigError
 from openblip.models.vision_tower import VisionTower
-from openblip.tasks.image_features import image_features
+from openblip.tasks.base import image_features
 
 # Settings of ours that only matter while an encoder is trained.
 _OF_TRAINING = ("drop_path", "activation_checkpointing")

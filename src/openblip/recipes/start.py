@@ -102,7 +102,7 @@ class LoaderFactory:
             augmentation=data.augmentation,
             batch_size=training.batch_size,
             seed=training.seed,
-            reading=self.assembled.reading,
+            processor=self.assembled.processor,
             rank=self.process.rank,
             world_size=self.process.world_size,
             num_workers=data.num_workers,

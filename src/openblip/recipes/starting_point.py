@@ -9,8 +9,9 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint
+from openblip.data.prompts import normalize_caption
 from openblip.data.sources import Mixture
-from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, OpenBlipError
 from openblip.models.blip import Blip

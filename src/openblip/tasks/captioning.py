@@ -1,42 +1,51 @@
-"""Captioning: LM fine-tuned on clean pairs, after a prompt, and how captions are measured (BLIP section 5.2).
+"""Captioning: fine-tuning with LM on clean pairs, after a prompt (BLIP section 5.2).
 
-So fine-tuned, a model is the captioner of CapFilt (section 3.3).
+Fine-tuned this way, a model is the captioner of CapFilt (section 3.3).
+
+B examples, P tokens of the prompt, T text tokens.
 """
 
 import torch
 from torch import Tensor
 
-from openblip.data.batch import Batch
+from openblip.data.batch import ImageTextBatch
+from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
+from openblip.models.config import Head
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
+from openblip.tasks.base import BlipTask
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.media import encode_media
-from openblip.tasks.protocol import TrainingTask
 
 
-class Captioning(TrainingTask):
+class Captioning(BlipTask):
     """A model with the head lm, and the loss that trains it."""
 
+    config: CaptioningConfig
     prompt_ids: Tensor
 
+    @classmethod
+    def heads(cls, config: CaptioningConfig) -> tuple[Head, ...]:
+        return ("lm",)
+
+    @classmethod
+    def longest_text(cls, config: CaptioningConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
+        # The prompt takes the place of [CLS], and [SEP] is only predicted.
+        return data.max_text_length + len(tokenizer.prompt(config.prompt)) - 2
+
     def __init__(
-        self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing, config: CaptioningConfig
+        self, config: CaptioningConfig, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.label_smoothing = config.label_smoothing
+        super().__init__(config, model, tokenizer, preprocessing)
         self.register_buffer("prompt_ids", tokenizer.prompt(config.prompt), persistent=False)
 
-    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss lm of a batch, a scalar; [DEC] and the prompt are not predicted."""
-        image_tokens = encode_media(self.model, self.preprocessing.normalize(batch.pixels))
-        image_kv = self.model.image_kv(image_tokens, "decode")
-        prompt = self.prompt_ids.expand(len(batch.captions), -1)  # (B, P), from [DEC]
-        ids = torch.cat([prompt, batch.tokens.ids[:, 1:]], dim=1)
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss lm; [DEC] and the prompt are not predicted."""
+        image_kv = self.model.image_kv(self.encode(batch.pixels), "decode")
+        prompt = self.prompt_ids.expand(len(batch), -1)  # (B, P), from [DEC]
+        ids = torch.cat([prompt, batch.tokens.ids[:, 1:]], dim=1)  # (B, P + T - 1)
         mask = torch.cat([torch.ones_like(prompt, dtype=torch.bool), batch.tokens.mask[:, 1:]], dim=1)
         labels = next_token_labels(ids, mask, prompt_length=prompt.shape[1])
-        lm = lm_loss(self.model.decode(ids[:, :-1], image_kv), labels, self.label_smoothing)
-        return {"lm": lm}
+        logits = self.model.decode(ids[:, :-1], image_kv)
+        return {"lm": lm_loss(logits, labels, self.config.label_smoothing)}

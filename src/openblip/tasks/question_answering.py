@@ -1,44 +1,89 @@
-"""Visual question answering, of images and of clips: training and evaluation (BLIP sections 5.3 and 5.6)."""
+"""Visual question answering, on images and videos: a decoder writes the answers (BLIP 5.3 and 5.6).
 
+B examples, A answers, T text tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.batch import QuestionBatch
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.models.blip import Blip
+from openblip.data.batch import Batch, Example, SampleProcessor, pixel_reader, shared_fields
+from openblip.data.config import DataConfig
+from openblip.data.fields import question_with_answers
+from openblip.data.prompts import MAX_QUESTION_TOKENS
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.models.config import Head
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
+from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import QuestionAnsweringConfig
-from openblip.tasks.media import encode_media
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.tokens import replace_first
 
 
-class QuestionAnswering(TrainingTask):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionBatch(Batch):
+    """B questions with all their answers, A together."""
+
+    questions: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    answers: Tokens
+    """(A, T): [CLS] ... [SEP]."""
+    owners: torch.Tensor
+    """int64 (A,), ascending: the question that each answer belongs to."""
+    weights: torch.Tensor
+    """float32 (A,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionProcessor(SampleProcessor):
+    """A question with its distinct answers, each weighted by the share of annotators who gave it."""
+
+    max_answer_tokens: int = 20
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[tuple[str, float]]]:
+        return question_with_answers(sample)
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> QuestionBatch:
+        questions = [example.content[0] for example in examples]
+        rows = [(i, *answer) for i, example in enumerate(examples) for answer in example.content[1]]
+        owners, answers, weights = zip(*rows, strict=True)
+        return QuestionBatch(
+            **shared_fields(examples),
+            questions=tokenizer.encode(questions, MAX_QUESTION_TOKENS),
+            answers=tokenizer.encode(answers, self.max_answer_tokens),
+            owners=torch.tensor(owners),
+            weights=torch.tensor(weights),
+        )
+
+
+class QuestionAnswering(BlipTask):
     """A model with the head vqa, and the loss that trains it."""
 
-    def __init__(
-        self,
-        model: Blip,
-        tokenizer: Tokenizer,
-        preprocessing: Preprocessing,
-        config: QuestionAnsweringConfig,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.label_smoothing = config.label_smoothing
-        self.enc_id, self.dec_id = tokenizer.enc_id, tokenizer.dec_id
+    config: QuestionAnsweringConfig
+
+    @classmethod
+    def heads(cls, config: QuestionAnsweringConfig) -> tuple[Head, ...]:
+        return ("vqa",)
+
+    @classmethod
+    def sample_processor(
+        cls, config: QuestionAnsweringConfig, data: DataConfig, question_prompt: str
+    ) -> QuestionProcessor:
+        return QuestionProcessor(read_pixels=pixel_reader(data.num_frames))
+
+    @classmethod
+    def longest_text(cls, config: QuestionAnsweringConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
+        return MAX_QUESTION_TOKENS
 
     def forward(self, batch: QuestionBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss vqa of a batch, a scalar: every answer of a question counts by its weight."""
-        image_tokens = encode_media(self.model, self.preprocessing.normalize(batch.pixels))
+        """The loss vqa: every answer of a question counts by its weight."""
+        image_kv = self.model.image_kv(self.encode(batch.pixels), "encode")
         questions = replace_first(batch.questions, self.enc_id)
-        question_kv = self.model.question_kv(
-            questions.ids, questions.mask, self.model.image_kv(image_tokens, "encode")
-        )
+        question_kv = self.model.question_kv(questions.ids, questions.mask, image_kv)
         answers = replace_first(batch.answers, self.dec_id)
-        logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T, V)
+        logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T - 1, V)
         labels = next_token_labels(answers.ids, answers.mask)
-        vqa = answer_loss(logits, labels, batch.weights, len(batch), self.label_smoothing)
+        vqa = answer_loss(logits, labels, batch.weights, len(batch), self.config.label_smoothing)
         return {"vqa": vqa}

@@ -1,28 +1,93 @@
-"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5)."""
+"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5).
 
+B examples, K answers of a dialog, T text tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.batch import DialogBatch
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.models.blip import Blip
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.tokens import replace_first
+from openblip.data.batch import Batch, Example, SampleProcessor, shared_fields
+from openblip.data.config import DataConfig
+from openblip.data.fields import open_rounds, text_field
+from openblip.data.prompts import (
+    MAX_DIALOG_CAPTION_TOKENS,
+    dialog_turns,
+    normalize_caption,
+    normalize_question,
+)
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.errors import SourceError
+from openblip.models.config import Head
+from openblip.tasks.base import BlipTask, replace_first
+from openblip.tasks.config import VisdialConfig
 
 
-class Visdial(TrainingTask):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogBatch(Batch):
+    """One round of each of B dialogs with K candidate answers."""
+
+    captions: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    dialogs: Tokens
+    """(B * K, T), each with another answer at its end; those of one dialog stand together."""
+    labels: torch.Tensor
+    """int64 (B * K,), 1 is the right answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialogProcessor(SampleProcessor):
+    """One round of a dialog, drawn at random, with its right answer and wrong ones out of its candidates."""
+
+    num_negatives: int
+    max_text_length: int
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[list[str]]]:
+        """The caption, and the turns of the dialog with each answer."""
+        rounds = [(turn, turn.answer) for turn in open_rounds(sample) if turn.answer is not None]
+        if not rounds:
+            raise SourceError("no round with options and their right one")
+        turn, right = rounds[int(rng.integers(len(rounds)))]
+        same = normalize_question(right)  # candidates of VisDial may differ by a period alone
+        wrong = [text for text in turn.options if normalize_question(text) != same]
+        if not wrong:
+            raise SourceError(f"round {turn.number} has no wrong answer among its options")
+        drawn = rng.choice(len(wrong), self.num_negatives, replace=len(wrong) < self.num_negatives)
+        answers = [right, *(wrong[i] for i in drawn)]
+        dialogs = [dialog_turns(turn.history, turn.question, answer) for answer in answers]
+        return normalize_caption(text_field(sample, "caption")), dialogs
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> DialogBatch:
+        captions = [example.content[0] for example in examples]
+        dialogs = [turns for example in examples for turns in example.content[1]]
+        return DialogBatch(
+            **shared_fields(examples),
+            captions=tokenizer.encode(captions, MAX_DIALOG_CAPTION_TOKENS),
+            dialogs=tokenizer.encode_turns(dialogs, self.max_text_length),
+            labels=torch.tensor([1] + [0] * self.num_negatives).repeat(len(examples)),
+        )
+
+
+class Visdial(BlipTask):
     """A model with the head visdial, and the loss that trains it."""
 
-    def __init__(self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.enc_id = tokenizer.enc_id
+    @classmethod
+    def heads(cls, config: VisdialConfig) -> tuple[Head, ...]:
+        return ("visdial",)
+
+    @classmethod
+    def sample_processor(
+        cls, config: VisdialConfig, data: DataConfig, question_prompt: str
+    ) -> DialogProcessor:
+        return DialogProcessor(num_negatives=config.num_negatives, max_text_length=data.max_text_length)
 
     def forward(self, batch: DialogBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss itm of a batch, a scalar: right against wrong answers, the dialog before them the same."""
+        """The loss itm: cross-entropy of right and wrong answers behind the same dialog."""
         image_tokens = self.model.encode_image(self.preprocessing.normalize(batch.pixels))
         context_kv = self.model.dialog_kv(image_tokens, batch.captions.ids, batch.captions.mask)
         dialogs = replace_first(batch.dialogs, self.enc_id)

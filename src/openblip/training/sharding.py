@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.distributed import Process
 from openblip.errors import ConfigError
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.base import Task
 from openblip.training.state import FrozenParts
 
 
@@ -104,7 +104,7 @@ def gather_frozen(parts: Sequence[nn.Module], process: Process) -> None:
                         setattr(module, name, nn.Parameter(whole.cpu(), requires_grad=False))
 
 
-def replicate(task: TrainingTask, frozen: FrozenParts, process: Process) -> nn.Module:
+def replicate(task: Task, frozen: FrozenParts, process: Process) -> nn.Module:
     """The task with its gradients averaged over all processes, which begin with the main one's weights.
 
     Frozen parts are not broadcast: every process has loaded them from their source.

@@ -16,7 +16,7 @@ from torch import Tensor
 from openblip.distributed import Process, barrier, gather_objects
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import PARTIAL, commit_folder, hash_bytes, read_json, write_json
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.base import Task
 from openblip.training.optimizer import Optimizers
 
 NUM_SAMPLED = 4096
@@ -27,12 +27,12 @@ TASK, OPTIMIZER, FROZEN = "task.pt", "optimizer.pt", "frozen.json"
 class FrozenParts:
     """Names and fingerprints of the weights that never change during a run.
 
-    names: keys of the task's state within `TrainingTask.frozen_parts`, without those that require gradients.
+    names: keys of the task's state within `Task.frozen_parts`, without those that require gradients.
     fingerprint: precision, shape and a hash of evenly spaced values, by name. It is taken at construction,
     because later the weights may be divided among processes.
     """
 
-    def __init__(self, task: TrainingTask) -> None:
+    def __init__(self, task: Task) -> None:
         parts = {id(part) for part in task.frozen_parts()}
         modules = task.named_modules(remove_duplicate=False)
         prefixes = tuple(f"{name}." for name, module in modules if id(module) in parts)
@@ -46,7 +46,7 @@ class FrozenParts:
         self.names = frozenset(state)
         self.fingerprint = {name: fingerprint(value) for name, value in state.items()}
 
-    def changing_state(self, task: TrainingTask) -> dict[str, Tensor]:
+    def changing_state(self, task: Task) -> dict[str, Tensor]:
         """The task's state without frozen weights, sharing its memory: weights, momentum model, queue."""
         return {name: value for name, value in task.state_dict().items() if name not in self.names}
 
@@ -86,7 +86,7 @@ def fingerprint(tensor: Tensor) -> str:
 
 def save_state(
     folder: Path,
-    task: TrainingTask,
+    task: Task,
     frozen: FrozenParts,
     optimizers: Optimizers,
     cursor: dict[str, Any],
@@ -110,7 +110,7 @@ def save_state(
 
 
 def load_state(
-    folder: Path, task: TrainingTask, frozen: FrozenParts, optimizers: Optimizers, process: Process
+    folder: Path, task: Task, frozen: FrozenParts, optimizers: Optimizers, process: Process
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote and return this process's data cursor.
 

@@ -20,7 +20,7 @@ from openblip.distributed import Process, all_reduce_sum, all_true, barrier
 from openblip.errors import OpenBlipError
 from openblip.files import hash_int
 from openblip.progress import Progress
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.base import Task
 from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder, Trackers
@@ -56,7 +56,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: TrainingTask,
+        task: Task,
         loader_at: Callable[[dict[str, Any] | None], Loader],
         config: TrainingConfig,
         folder: RunFolder,

@@ -1,8 +1,11 @@
-"""What each task reads of a sample, by hand; and fields of any other type than they should have."""
+"""What each task takes of a sample, by hand; and fields of any other type than they should have."""
 
 import io
 import itertools
 import math
+import pickle
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -12,21 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.readings import (
-    CaptionReading,
-    DialogReading,
-    Example,
-    Gathered,
-    QuestionReading,
-    Reading,
-    StatementReading,
-    open_rounds,
-    swap_sides,
-)
+from openblip.data.batch import Example, ImageTextProcessor, SampleProcessor
+from openblip.data.config import DataConfig
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.errors import SourceError
+from openblip.data.transforms import Augmentation, Preprocessing
+from openblip.errors import ImageError, SourceError
+from openblip.tasks.catalog import TASKS
+from openblip.tasks.language_pretraining import TextProcessor
+from openblip.tasks.nlvr import StatementProcessor, pair_pixels, swap_sides
+from openblip.tasks.question_answering import QuestionProcessor
+from openblip.tasks.visdial import DialogProcessor
 
 WORDS = "what color is the dog yes no red blue how many left right one two three cats a picture of there are"
 TOKENIZER = Tokenizer.train([WORDS, WORDS], 300)
@@ -50,20 +49,17 @@ def view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return Preprocessing(image_size=SIZE)(image)
 
 
-def read(reading: Reading, given: Sample, seed: int = 0) -> Example:
-    return reading.read(given, view, np.random.default_rng(seed))
+def process(processor: SampleProcessor, given: Sample, seed: int = 0) -> Example:
+    return processor(given, view, np.random.default_rng(seed))
 
 
-def collate(reading: Reading, examples: list[Example]) -> Any:
-    pixels = torch.from_numpy(np.stack([example.pixels for example in examples]))
-    names = [f"k{i}" for i in range(len(examples))]
-    contents = [example.content for example in examples]
-    return reading.collate(Gathered(pixels, contents, names, ["s"] * len(names)), TOKENIZER)
+def collate(processor: SampleProcessor, examples: list[Example]) -> Any:
+    return processor.collate(examples, TOKENIZER)
 
 
 def levels(pixels: np.ndarray | torch.Tensor) -> list[int]:
-    """Of the pictures in (P, 3, S, S), which are of one grey."""
-    return [int(picture[0, 0, 0]) for picture in pixels]
+    """Of the images in (P, 3, S, S), which are of one grey."""
+    return [int(image[0, 0, 0]) for image in pixels]
 
 
 def texts(tokens: Any) -> list[str]:
@@ -72,10 +68,10 @@ def texts(tokens: Any) -> list[str]:
 
 def test_a_caption_is_drawn_among_those_that_say_something() -> None:
     given = sample(("A red dog!", "...", "Two cats."))
-    drawn = Counter(read(CaptionReading(), given, seed).content[0] for seed in range(200))
+    drawn = Counter(process(ImageTextProcessor(), given, seed).content[0] for seed in range(200))
     assert set(drawn) == {"a red dog", "two cats"}
     assert min(drawn.values()) > 70
-    batch = collate(CaptionReading(max_text_length=4), [read(CaptionReading(), given)] * 2)
+    batch = collate(ImageTextProcessor(max_text_length=4), [process(ImageTextProcessor(), given)] * 2)
     assert batch.tokens.ids.shape == (2, 4)
     assert batch.pixels.shape == (2, 3, SIZE, SIZE)
     assert len(set(batch.image_ids.tolist())) == 1
@@ -83,7 +79,9 @@ def test_a_caption_is_drawn_among_those_that_say_something() -> None:
 
 def test_an_answers_weight_is_the_share_of_annotators_who_gave_it() -> None:
     answers = ["yes"] * 5 + ["Yes."] + ["no"] * 3 + ["red"]
-    question, weighted = read(QuestionReading(), sample(question="Is the dog  red?", answers=answers)).content
+    question, weighted = process(
+        QuestionProcessor(), sample(question="Is the dog  red?", answers=answers)
+    ).content
     assert question == "is the dog red?"
     assert dict(weighted) == {
         "yes": pytest.approx(0.6),
@@ -95,21 +93,21 @@ def test_an_answers_weight_is_the_share_of_annotators_who_gave_it() -> None:
 def test_the_weight_of_a_question_is_shared_by_its_answers() -> None:
     """Visual Genome's questions have one answer, and count 0.2."""
     genome = sample(question="what color?", answers=["red"], weight=0.2)
-    assert read(QuestionReading(), genome).content[1] == [("red", pytest.approx(0.2))]
+    assert process(QuestionProcessor(), genome).content[1] == [("red", pytest.approx(0.2))]
     several = sample(question="what color?", answers=["red", "red", "blue", "!!!"], weight=3)
-    assert dict(read(QuestionReading(), several).content[1]) == {
+    assert dict(process(QuestionProcessor(), several).content[1]) == {
         "red": pytest.approx(2.0),
         "blue": pytest.approx(1.0),
     }
 
 
 def test_a_batch_of_questions_says_whose_answer_each_is() -> None:
-    reading = QuestionReading(max_answer_tokens=4)
+    processor = QuestionProcessor(max_answer_tokens=4)
     questions = [
         sample(question="is the dog red?", answers=["yes", "no", "yes"]),
         sample(question="how many cats", answers=["one two three cats"], weight=0.2),
     ]
-    batch = collate(reading, [read(reading, given) for given in questions])
+    batch = collate(processor, [process(processor, given) for given in questions])
     assert len(batch) == 2
     assert texts(batch.questions) == ["is the dog red?", "how many cats"]
     assert texts(batch.answers) == ["yes", "no", "one two"]  # the third is cut: four tokens, [CLS] and [SEP]
@@ -119,11 +117,11 @@ def test_a_batch_of_questions_says_whose_answer_each_is() -> None:
     assert batch.weights.dtype == torch.float32
 
 
-def test_two_pictures_change_sides_in_half_of_the_draws_and_so_do_the_words() -> None:
+def test_two_images_change_sides_in_half_of_the_draws_and_so_do_the_words() -> None:
     given = sample(statement="The LEFT picture, right of one dog.", label=True)
     plain = ([10, 200], "the left picture, right of one dog")
     swapped = ([200, 10], "the right picture, left of one dog")
-    drawn = [read(StatementReading(), given, seed) for seed in range(400)]
+    drawn = [process(StatementProcessor(), given, seed) for seed in range(400)]
     found = [(levels(example.pixels), example.content[0]) for example in drawn]
     assert all(each in (plain, swapped) for each in found)
     assert 160 < found.count(swapped) < 240
@@ -131,15 +129,15 @@ def test_two_pictures_change_sides_in_half_of_the_draws_and_so_do_the_words() ->
 
 
 def test_a_batch_of_statements() -> None:
-    reading = StatementReading(max_text_length=5)
+    processor = StatementProcessor(max_text_length=5)
     statements = [sample(statement="there are two", label=True), sample(statement="a dog", label=False)]
-    batch = collate(reading, [read(reading, given) for given in statements])
+    batch = collate(processor, [process(processor, given) for given in statements])
     assert batch.pixels.shape == (2, 2, 3, SIZE, SIZE)
     assert texts(batch.statements) == ["there are two", "a dog"]
     assert batch.labels.tolist() == [1, 0]
     assert batch.labels.dtype == torch.int64
     long = sample(statement=" ".join(["two"] * 60), label=True)
-    assert len(read(reading, long).content[0].split()) == 40
+    assert len(process(processor, long).content[0].split()) == 40
 
 
 @pytest.mark.parametrize(
@@ -171,8 +169,8 @@ def dialog(*rounds: dict[str, Any]) -> Sample:
 
 
 def test_a_round_is_drawn_with_the_rounds_before_it() -> None:
-    reading = DialogReading(num_negatives=2, max_text_length=60)
-    drawn = [read(reading, dialog(turn(0), turn(1), turn(2)), seed).content for seed in range(90)]
+    processor = DialogProcessor(num_negatives=2, max_text_length=60)
+    drawn = [process(processor, dialog(turn(0), turn(1), turn(2)), seed).content for seed in range(90)]
     assert {caption for caption, _ in drawn} == {"a picture"}
     counts: Counter[int] = Counter()
     for _, answers in drawn:
@@ -189,29 +187,29 @@ def test_a_round_is_drawn_with_the_rounds_before_it() -> None:
 
 
 def test_a_wrong_answer_is_never_the_right_one_in_other_letters() -> None:
-    reading = DialogReading(num_negatives=5, max_text_length=60)
+    processor = DialogProcessor(num_negatives=5, max_text_length=60)
     options = ["Yes.", "yes", "YES!", "yes ", "no"]
     given = dialog(turn(0, options=options, answer="yes", answer_index=1))
     for seed in range(20):
-        right, *wrong = read(reading, given, seed).content[1]
+        right, *wrong = process(processor, given, seed).content[1]
         assert right == ["question 0? yes"]
         assert wrong == [["question 0? no"]] * 5  # there is but one
 
 
 def test_rounds_without_a_known_answer_are_not_trained_on() -> None:
-    reading = DialogReading(num_negatives=1, max_text_length=60)
+    processor = DialogProcessor(num_negatives=1, max_text_length=60)
     given = dialog(turn(0, options=[]), turn(1), turn(2, answer_index=None), turn(3, answer=None))
-    lengths = {len(read(reading, given, seed).content[1][0]) for seed in range(60)}
+    lengths = {len(process(processor, given, seed).content[1][0]) for seed in range(60)}
     assert lengths == {2, 4}  # rounds 1 and 3: the last has no text of its answer, but its number
     with pytest.raises(SourceError, match="no round with options and their right one"):
-        read(reading, dialog(turn(0, answer_index=None)))
+        process(processor, dialog(turn(0, answer_index=None)))
     with pytest.raises(SourceError, match="round 0 has no wrong answer"):
-        read(reading, dialog(turn(0, options=["yes", "Yes."], answer="yes")))
+        process(processor, dialog(turn(0, options=["yes", "Yes."], answer="yes")))
 
 
 def test_a_batch_of_dialogs() -> None:
-    reading = DialogReading(num_negatives=2, max_text_length=12)
-    batch = collate(reading, [read(reading, dialog(turn(i)), i) for i in range(3)])
+    processor = DialogProcessor(num_negatives=2, max_text_length=12)
+    batch = collate(processor, [process(processor, dialog(turn(i)), i) for i in range(3)])
     assert len(batch) == 3
     assert texts(batch.captions) == ["a picture"] * 3
     assert batch.dialogs.ids.shape[0] == 9
@@ -224,25 +222,17 @@ def test_a_batch_of_dialogs() -> None:
         assert not any(text.endswith(f"answer {i}") for text in wrong)
 
 
-def test_open_rounds_are_those_with_candidates_behind_answered_ones() -> None:
-    found = open_rounds(dialog(turn(0), turn(1, options=None), turn(2, answer=None), turn(3)))
-    assert [each.number for each in found] == [0, 2]  # nothing can follow round 2
-    assert found[1].history == [("Question 0?", "answer 0"), ("Question 1?", "answer 1")]
-    assert found[1].relevance is None
-    assert open_rounds(dialog(turn(0, relevance=[0.5, 0, 1, 0, 0, 0])))[0].relevance == [0.5, 0, 1, 0, 0, 0]
-
-
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 7, 2.5, math.nan, math.inf, -math.inf, 10**400, "", "  ", "!!!", "nan",
     "\ud800", "text", b"bytes", [], ["a"], ["a", "b"], [None], [1, 2], [[]], [math.nan] * 6, ["0.5"] * 6,
     [-1.0] * 6, [10**400] * 6, {}, {"a": 1}, {"question": "q"}, [{}], [{"question": None}],
     [{"question": "q", "options": 3}], (), object(),
 ]  # fmt: skip
-READINGS: dict[str, tuple[Reading, Mapping[str, Any]]] = {
-    "question": (QuestionReading(), {"question": "what", "answers": ["red", "blue"], "weight": 1.0}),
-    "statement": (StatementReading(), {"statement": "a dog", "label": True}),
+PROCESSORS: dict[str, tuple[SampleProcessor, Mapping[str, Any]]] = {
+    "question": (QuestionProcessor(), {"question": "what", "answers": ["red", "blue"], "weight": 1.0}),
+    "statement": (StatementProcessor(), {"statement": "a dog", "label": True}),
     "dialog": (
-        DialogReading(num_negatives=2, max_text_length=40),
+        DialogProcessor(num_negatives=2, max_text_length=40),
         {"caption": "a picture", "dialog": [turn(0, relevance=[0.0] * 6), turn(1)]},
     ),
 }
@@ -266,29 +256,29 @@ PLACES = [
 
 @pytest.mark.parametrize(("kind", "place"), PLACES)
 def test_a_field_of_a_wrong_type_is_a_source_error_or_does_no_harm(kind: str, place: str) -> None:
-    reading, info = READINGS[kind]
+    processor, info = PROCESSORS[kind]
     refused = 0
     for value, seed in itertools.product(HOSTILE, range(2)):
         try:
-            example = read(reading, sample(**changed(info, place, value)), seed)
+            example = process(processor, sample(**changed(info, place, value)), seed)
         except SourceError:
             refused += 1
             continue
-        batch = collate(reading, [example, read(reading, sample(**info))])
+        batch = collate(processor, [example, process(processor, sample(**info))])
         if kind == "question":
             assert torch.isfinite(batch.weights).all()
     assert refused >= 20
 
 
-@pytest.mark.parametrize("kind", READINGS)
+@pytest.mark.parametrize("kind", PROCESSORS)
 def test_a_missing_field_is_named(kind: str) -> None:
-    reading, info = READINGS[kind]
+    processor, info = PROCESSORS[kind]
     for name in info:
         if name == "weight":
             continue
         left = {key: value for key, value in info.items() if key != name}
         with pytest.raises(SourceError, match=f"no {name.removesuffix('s')}"):
-            read(reading, sample(**left))
+            process(processor, sample(**left))
 
 
 @pytest.mark.parametrize(
@@ -307,12 +297,88 @@ def test_a_missing_field_is_named(kind: str) -> None:
 )
 def test_a_wrong_field_is_named_with_its_value(place: str, value: Any, message: str) -> None:
     kind = next(kind for kind, name in PLACES if name == place)
-    reading, info = READINGS[kind]
+    processor, info = PROCESSORS[kind]
     with pytest.raises(SourceError, match=message):
-        read(reading, sample(**changed(info, place, value)))
+        process(processor, sample(**changed(info, place, value)))
 
 
-def test_a_statement_needs_two_pictures() -> None:
+def test_a_statement_needs_two_images() -> None:
     lonely = Sample("k", "s", LEFT, (), "source#1", {"statement": "a dog", "label": True})
-    with pytest.raises(SourceError, match="no second picture"):
-        read(StatementReading(), lonely)
+    with pytest.raises(SourceError, match="no second image"):
+        process(StatementProcessor(), lonely)
+
+
+def pair(left: bytes, right: bytes | None = None) -> Sample:
+    return Sample("k", "s", left, (), "source#1", {}, right)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def random_view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    return Augmentation(num_ops=0)(image, rng, 16)
+
+
+def test_a_pair_is_the_left_and_the_right_image() -> None:
+    pixels = pair_pixels(pair(png(3), png(7)), view, rng())
+    assert pixels.shape == (2, 3, SIZE, SIZE)
+    assert pixels[:, 0, 0, 0].tolist() == [3, 7]
+
+
+def test_each_image_of_a_pair_has_a_view_of_its_own() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(rng().integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+    twice = pair(buffer.getvalue(), buffer.getvalue())
+    pixels = pair_pixels(twice, random_view, rng())
+    assert not np.array_equal(pixels[0], pixels[1])
+    assert np.array_equal(pixels, pair_pixels(twice, random_view, rng()))
+
+
+@pytest.mark.parametrize(("side", "images"), [("left", (b"x", png(1))), ("right", (png(1), b"x"))])
+def test_the_damaged_image_of_a_pair_is_named(side: str, images: tuple[bytes, bytes]) -> None:
+    with pytest.raises(ImageError, match=rf"s/k \({side}\)"):
+        pair_pixels(pair(*images), view, rng())
+    with pytest.raises(SourceError, match="no second image"):
+        pair_pixels(pair(png(1)), view, rng())
+
+
+TEXT = "A small Dog.\nQuestion: what is it?  Answer: dog"
+
+
+def no_view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    raise AssertionError("an image was decoded")
+
+
+def test_a_text_is_given_as_it_is_and_no_image_is_decoded() -> None:
+    examples = [TextProcessor()(sample(text=text), no_view, rng()) for text in (TEXT, "b")]
+    batch = TextProcessor().collate(examples, None)
+    assert batch.pixels.shape == (2, 0)
+    assert batch.texts == [TEXT, "b"]
+    assert batch.prompts == ["", ""]
+    assert (batch.keys, batch.shards) == (["k", "k"], ["s", "s"])
+
+
+@pytest.mark.parametrize("info", [{}, {"text": ""}, {"text": 7}])
+def test_a_sample_without_text_is_a_reject(info: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="no text"):
+        TextProcessor()(sample(**info), no_view, rng())
+
+
+def test_processors_unpickle_in_spawned_workers_without_transformers() -> None:
+    """A worker that is spawned imports no more than it needs: transformers alone takes seconds."""
+    data = DataConfig(source="", num_frames=2)
+    processors = [
+        task.sample_processor(config(), data, question_prompt="{}") for config, task in TASKS.items()
+    ]
+    code = (
+        "import pickle, sys\n"
+        "processors = pickle.load(sys.stdin.buffer)\n"
+        "assert 'transformers' not in sys.modules\n"
+        "print(pickle.dumps(processors).hex())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(processors), capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert pickle.loads(bytes.fromhex(result.stdout.decode())) == processors

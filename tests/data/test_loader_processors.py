@@ -8,20 +8,22 @@ import torch
 from clip_files import clip
 from test_loader import load, take
 
-from openblip.data.batch import DialogBatch, QuestionBatch, StatementBatch, TextBatch
-from openblip.data.media import Clip
-from openblip.data.readings import CaptionReading, DialogReading, QuestionReading, StatementReading
-from openblip.data.text_reading import TextReading
+from openblip.data.batch import ImageTextProcessor, VideoPixels
 from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Augmentation
+from openblip.tasks.base import TextBatch
+from openblip.tasks.language_pretraining import TextProcessor
+from openblip.tasks.nlvr import StatementBatch, StatementProcessor
+from openblip.tasks.question_answering import QuestionBatch, QuestionProcessor
+from openblip.tasks.visdial import DialogBatch, DialogProcessor
 
-READINGS = {
-    "questions": QuestionReading(),
-    "statements": StatementReading(),
-    "dialogs": DialogReading(num_negatives=3, max_text_length=30),
-    "clips": CaptionReading(media=Clip(3)),
-    "clip-questions": QuestionReading(media=Clip(2)),
-    "texts": TextReading(),
+PROCESSORS = {
+    "questions": QuestionProcessor(),
+    "statements": StatementProcessor(),
+    "dialogs": DialogProcessor(num_negatives=3, max_text_length=30),
+    "clips": ImageTextProcessor(read_pixels=VideoPixels(3)),
+    "clip-questions": QuestionProcessor(read_pixels=VideoPixels(2)),
+    "texts": TextProcessor(),
 }
 
 
@@ -31,13 +33,13 @@ def write_kind(folder, write_tar, make_image, kind):
         members = []
         for number in range(6):
             key, bad = f"{shard}{number}", number == 1
-            members += pictures_of(kind, key, make_image, 20 * (6 * shard + number), bad)
+            members += images_of(kind, key, make_image, 20 * (6 * shard + number), bad)
             members.append((f"{key}.json", json.dumps(info_of(kind, number, bad)).encode()))
         write_tar(folder / f"{shard}.tar", members)
     return folder
 
 
-def pictures_of(kind, key, make_image, level, bad):
+def images_of(kind, key, make_image, level, bad):
     if kind == "statements":
         return [(f"{key}.left.jpg", make_image(level)), (f"{key}.right.jpg", make_image(level + 9))]
     if kind.startswith("clip"):
@@ -79,10 +81,10 @@ def content(batch):
     return found
 
 
-@pytest.mark.parametrize("kind", READINGS)
-def test_any_reading_is_exactly_resumable_with_any_number_of_workers(tmp_path, write_tar, make_image, kind):
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_any_task_is_exactly_resumable_with_any_number_of_workers(tmp_path, write_tar, make_image, kind):
     folder = write_kind(tmp_path, write_tar, make_image, kind)
-    options = {"reading": READINGS[kind], "augmentation": Augmentation(), "batch_size": 4}
+    options = {"processor": PROCESSORS[kind], "augmentation": Augmentation(), "batch_size": 4}
     whole = take(load(folder, **options), 6)  # more than two epochs of ten
     rejects = [reject for loaded in whole for reject in loaded.rejects]
     assert {reject.key for reject in rejects} == {"01", "11"}
@@ -96,11 +98,11 @@ def test_any_reading_is_exactly_resumable_with_any_number_of_workers(tmp_path, w
     assert [loaded.rejects for loaded in resumed] == [loaded.rejects for loaded in whole[2:]]
 
 
-@pytest.mark.parametrize("kind", READINGS)
-def test_what_a_reading_draws_depends_on_the_sample_alone(tmp_path, write_tar, make_image, kind):
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_what_a_processor_draws_depends_on_the_sample_alone(tmp_path, write_tar, make_image, kind):
     """Not on the process: sides, rounds, wrong answers and views are those of a single one."""
     folder = write_kind(tmp_path, write_tar, make_image, kind)
-    options = {"reading": READINGS[kind], "augmentation": Augmentation()}
+    options = {"processor": PROCESSORS[kind], "augmentation": Augmentation()}
     drawn = {}
     # Small enough batches to stay within the first epoch.
     for settings in ({"batch_size": 10}, *({"batch_size": 4, "rank": r, "world_size": 2} for r in (0, 1))):
@@ -125,7 +127,7 @@ def test_what_a_reading_draws_depends_on_the_sample_alone(tmp_path, write_tar, m
 )
 def test_batches_of_every_kind_move_whole(tmp_path, write_tar, make_image, kind, batch_type, shape):
     folder = write_kind(tmp_path, write_tar, make_image, kind)
-    batch = take(load(folder, reading=READINGS[kind]), 1)[0].batch
+    batch = take(load(folder, processor=PROCESSORS[kind]), 1)[0].batch
     assert type(batch) is batch_type
     assert len(batch) == 4
     assert batch.pixels.shape == shape

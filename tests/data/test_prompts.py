@@ -1,9 +1,9 @@
-"""How a dialog becomes a text and its tokens."""
+"""How dialogs and conversations become texts, and dialogs tokens."""
 
 import pytest
 import torch
 
-from openblip.data.dialogs import dialog_turns
+from openblip.data.prompts import conversation_prompt, dialog_turns
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import ConfigError
 
@@ -52,3 +52,8 @@ def test_a_length_without_room_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_length 1"):
         TOKENIZER.encode_turns([["red"]], 1)
     assert TOKENIZER.encode_turns([[]], 5).ids.tolist() == [[TOKENIZER.cls_id]]
+
+
+def test_prompts_of_other_models() -> None:
+    assert conversation_prompt("Question: {} Short answer:", [], "why?") == "Question: why? Short answer:"
+    assert conversation_prompt("{}", [("Who?", "He!"), ("Me?", "no")], "Why?") == "Who? He! Me? no. Why?"
