@@ -7,10 +7,80 @@ FOLDER is the model/ of `openblip train blip2-mini-opt` or `blip2-mini-t5`; SOUR
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.backbones import load_language_model
+from openblip.data.fields import answers_of, text_field
+from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
-from openblip.tasks.language_pretraining import evaluate_language
+from openblip.evaluation.captioning import references
+from openblip.evaluation.run import run_evaluation
+from openblip.metrics.captioning import exact_match
+from openblip.metrics.vqa import mean_vqa_accuracy, vqa_accuracy_by_type
+from openblip.models.language_model import LanguageModel
+from openblip.tasks.language_pretraining import no_visual
+
+MAX_WRITTEN_TOKENS = 30
+
+
+class _Examined(NamedTuple):
+    answer: str
+    answers: list[str]
+    kind: str
+    caption: str
+    references: list[str]
+
+
+def evaluate_language(
+    language: LanguageModel,
+    source: Source,
+    *,
+    question_prompt: str = "Question: {} Answer:",
+    caption_prompt: str = "a photo of",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """How a language model answers and captions after a line that says all, which visual prompts can at best.
+
+    `source` has documents of emoji scenes: samples with `context`, `question`, `answers`, `question_kind` and
+    `references`. `answers` is VQA's accuracy, `captions` the share of true ones; both written greedily.
+
+    Raises SourceError for a source without such samples.
+    """
+
+    def check_sample(sample: Sample) -> None:
+        text_field(sample, "context")
+        text_field(sample, "question")
+
+    def write(samples: Sequence[Sample], prompt: str) -> list[str]:
+        prompts = [f"{s.info['context']}\n{prompt.format(s.info['question'])}" for s in samples]
+        visual = no_visual(language, len(prompts))
+        rows = language.generate(visual, prompts, max_new_tokens=MAX_WRITTEN_TOKENS, do_sample=False)
+        return [language.decode(row) for row in rows]
+
+    def predict(samples: list[Sample]) -> list[_Examined]:
+        written = zip(samples, write(samples, question_prompt), write(samples, caption_prompt), strict=True)
+        return [
+            _Examined(answer, answers_of(s), str(s.info["question_kind"]), caption, references(s))
+            for s, answer, caption in written
+        ]
+
+    was_training = language.training
+    language.eval()
+    results, rejects = run_evaluation(
+        source, predict, label="language", check_sample=check_sample, limit=limit
+    )
+    language.train(was_training)
+    answers, truths = [r.answer for r in results], [r.answers for r in results]
+    return {
+        "num_texts": len(results),
+        "answers": mean_vqa_accuracy(answers, truths),
+        "answers_by_kind": vqa_accuracy_by_type(answers, truths, [r.kind for r in results]),
+        "captions": exact_match([r.caption for r in results], [r.references for r in results]),
+        "predictions": [r._asdict() for r in results],
+        "rejects": [asdict(reject) for reject in rejects],
+    }
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from parity_cases import (  # noqa: E402
     their_outputs,
 )
 
-from openblip.checkpoints.loading import load_any, save_as  # noqa: E402
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint  # noqa: E402
 from released_files import KINDS, TEXT_DIM, released_file  # noqa: E402
 
 
@@ -62,13 +62,13 @@ def folder_rows(class_name: str) -> Iterator[tuple[str, Outputs, Outputs]]:
         theirs.save_pretrained(folder / "theirs")
         TOKENIZER.save(folder / "theirs")
         expected = their_outputs(theirs)
-        checkpoint = load_any(folder / "theirs")
+        checkpoint = load_checkpoint(folder / "theirs")
         yield "huggingface, read", our_outputs(checkpoint), expected
-        save_as(checkpoint, folder / "written", "huggingface")
+        save_checkpoint(checkpoint, folder / "written", "huggingface")
         written = getattr(transformers, class_name).from_pretrained(folder / "written").eval()
         yield "huggingface, written", their_outputs(written), expected
-        save_as(checkpoint, folder / "ours", "openblip")
-        yield "openblip, written", our_outputs(load_any(folder / "ours")), expected
+        save_checkpoint(checkpoint, folder / "ours", "openblip")
+        yield "openblip, written", our_outputs(load_checkpoint(folder / "ours")), expected
 
 
 def blip2_rows(
@@ -80,13 +80,13 @@ def blip2_rows(
         theirs = blip2_cases.their_model(class_name, language)
         blip2_cases.write_theirs(folder / "theirs", theirs, language)
         expected = blip2_cases.their_outputs(theirs, language)
-        checkpoint = load_any(folder / "theirs")
+        checkpoint = load_checkpoint(folder / "theirs")
         yield "huggingface, read", blip2_cases.our_outputs(checkpoint), expected
-        save_as(checkpoint, folder / "written", "huggingface")
+        save_checkpoint(checkpoint, folder / "written", "huggingface")
         written = getattr(transformers, class_name).from_pretrained(folder / "written").eval()
         yield "huggingface, written", blip2_cases.their_outputs(written, language), expected
-        save_as(checkpoint, folder / "ours", "openblip")
-        yield "openblip, written", blip2_cases.our_outputs(load_any(folder / "ours")), expected
+        save_checkpoint(checkpoint, folder / "ours", "openblip")
+        yield "openblip, written", blip2_cases.our_outputs(load_checkpoint(folder / "ours")), expected
 
 
 def file_rows(kind: str, image_dim: int) -> Iterator[tuple[str, Outputs, Outputs]]:
@@ -97,13 +97,13 @@ def file_rows(kind: str, image_dim: int) -> Iterator[tuple[str, Outputs, Outputs
         torch.save({"model": state}, folder / "released.pth")
         TOKENIZER.save(folder)
         expected = released_outputs(kind, state)
-        checkpoint = load_any(folder / "released.pth")
+        checkpoint = load_checkpoint(folder / "released.pth")
         yield "original, read", our_outputs(checkpoint), expected
-        save_as(checkpoint, folder / "written.pth", "original")
+        save_checkpoint(checkpoint, folder / "written.pth", "original")
         written = torch.load(folder / "written.pth", weights_only=True)["model"]
         yield "original, written", released_outputs(kind, written), expected
-        save_as(checkpoint, folder / "ours", "openblip")
-        yield "openblip, written", our_outputs(load_any(folder / "ours")), expected
+        save_checkpoint(checkpoint, folder / "ours", "openblip")
+        yield "openblip, written", our_outputs(load_checkpoint(folder / "ours")), expected
 
 
 def row(

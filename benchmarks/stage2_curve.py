@@ -13,8 +13,8 @@ from typing import Any
 
 import openblip
 from openblip.data.sources import open_source
-from openblip.tasks.captioning import evaluate_captioning
-from openblip.tasks.question_answering import evaluate_question_answering
+from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.question_answering import evaluate_question_answering
 
 
 def main() -> None:

@@ -63,3 +63,17 @@ def test_an_invisible_one_prints_only_notes() -> None:
         bar.advance(1)
         bar.note("skipped a.jpg")
     assert stream.getvalue() == "skipped a.jpg\n"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_an_unknown_total_is_estimated_from_the_parts_that_are_done(stream: io.StringIO) -> None:
+    with Progress("reading", unit="samples", stream=stream, interval=0.0) as bar:
+        bar.advance(30)
+        bar.estimate_total(0, 4)
+        assert bar.total is None
+        bar.advance(20)
+        bar.estimate_total(2, 4)
+        assert bar.total == 100
+        bar.advance(1)
+    if not stream.isatty():
+        assert "51/100 samples (51%)" in stream.getvalue()

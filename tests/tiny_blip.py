@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from openblip.data.batch import Batch
+from openblip.data.batch import ImageTextBatch
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
@@ -54,7 +54,7 @@ def tiny_blip(
 
 
 def random_pixels(count: int, seed: int = 0, size: int = SIZE) -> Tensor:
-    """Normalised pictures, float (B, 3, S, S)."""
+    """Normalised images, float (B, 3, S, S)."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -70,17 +70,17 @@ def random_tokens(lengths: Sequence[int], seed: int = 0, first: int = CLS) -> To
     return Tokens(ids, mask)
 
 
-def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0) -> Batch:
-    """Pairs as the loader gives them; equal ids are given equal pictures."""
-    pictures = {
+def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0) -> ImageTextBatch:
+    """Pairs as the loader gives them; equal ids are given equal images."""
+    images = {
         i: torch.randint(
             0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
         )
         for i in image_ids
     }
     names = [f"{seed}-{row}" for row in range(len(lengths))]
-    return Batch(
-        pixels=torch.stack([pictures[i] for i in image_ids]),
+    return ImageTextBatch(
+        pixels=torch.stack([images[i] for i in image_ids]),
         tokens=random_tokens(lengths, seed),
         captions=names,
         image_ids=torch.tensor(image_ids),
@@ -102,3 +102,9 @@ def tiny_tokenizer() -> Tokenizer:
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
     """Of every parameter by name."""
     return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def contrastive_mask(num_queries: int, num_tokens: int) -> Tensor:
+    """The uni-modal mask of the Q-Former's ITC, bool (S, S): ours runs queries and text one at a time."""
+    is_text = torch.arange(num_queries + num_tokens) >= num_queries
+    return is_text[:, None] == is_text[None, :]

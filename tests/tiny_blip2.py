@@ -14,10 +14,10 @@ import transformers
 from tokenizers import Tokenizer as Words
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, TowerConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, TowerConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.models.vision_tower import VisionTower
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
@@ -67,7 +67,7 @@ def tiny_blip2(
     model.language = None if language is None else tiny_language_model(language)
     return Blip2Checkpoint(
         model.eval(),
-        tiny_tokenizer() if config.reads_text else None,
+        tiny_tokenizer() if config.has_text_branch else None,
         Preprocessing(image_size=SIZE),
         PROMPT if language else "",
         QUESTION_PROMPT.replace("Answer", "Short answer") if language == "t5" else QUESTION_PROMPT,

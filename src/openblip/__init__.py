@@ -1,7 +1,7 @@
 """OpenBLIP: Bootstrapping Language-Image Pre-training, open.
 
-`openblip.load(source)` gives a `Predictor`, or of BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and `Nucleus`
-say how it writes.
+`openblip.load(source)` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and
+`Nucleus` say how it writes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from openblip.errors import (
 
 if TYPE_CHECKING:
     from openblip.generation.decoding import Beam, Greedy, Nucleus
-    from openblip.predictor import Blip2Predictor, Predictor, load
+    from openblip.predictor import Blip2Predictor, BlipPredictor, load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Beam",
     "Blip2Predictor",
+    "BlipPredictor",
     "CheckpointError",
     "ConfigError",
     "Greedy",
@@ -33,7 +34,6 @@ __all__ = [
     "MissingExtraError",
     "Nucleus",
     "OpenBlipError",
-    "Predictor",
     "SourceError",
     "UnsupportedTaskError",
     "VideoError",
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
         from openblip.generation import decoding
 
         return getattr(decoding, name)
-    if name in ("Blip2Predictor", "Predictor", "load"):
+    if name in ("Blip2Predictor", "BlipPredictor", "load"):
         from openblip import predictor
 
         return getattr(predictor, name)

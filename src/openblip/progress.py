@@ -77,6 +77,13 @@ class Progress:
         elif self._visible and time.monotonic() - self._last_line >= self._interval:
             self._print_line()
 
+    def estimate_total(self, parts_done: int, num_parts: int) -> None:
+        """Estimate the total, which nobody knows, from how many of `num_parts` like parts are done."""
+        if 0 < parts_done < num_parts:
+            self.total = max(self.done * num_parts // parts_done, self.done + 1)
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, total=self.total)
+
     def note(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
         if self._bar is not None:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
@@ -45,7 +46,7 @@ def write_checkpoint(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    save_checkpoint(folder, Checkpoint(model, tokenizer, Preprocessing(image_size=image_size), "a photo of"))
+    save_blip(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=image_size), "a photo of"))
     return str(folder)
 
 

@@ -1,4 +1,4 @@
-"""The filter's scoring, the decoding ahead, the files of a run."""
+"""The decoding ahead, the files of a run."""
 
 import io
 import threading
@@ -8,59 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from capfilt_world import TEXT, WORDS, picture
+from capfilt_world import picture
 from PIL import Image
 
-import openblip
 from openblip.capfilt.decode import DecodedSample, decode_samples
 from openblip.capfilt.folder import write_atomically, write_text
-from openblip.capfilt.scoring import MAX_TEXTS_PER_IMAGE, score_texts
 from openblip.data.sample import Reject, Sample
 from openblip.data.transforms import Preprocessing
-from openblip.errors import CheckpointError
-
-
-def test_ragged_texts_score_as_pairs_do(filter_model: str) -> None:
-    """From no text to more than one call's worth; blank ones among them."""
-    judge = openblip.load(filter_model)
-    rng = np.random.default_rng(0)
-    counts = [2, 0, 1, 70, 2, 3]
-    texts = [[" ".join(rng.choice(WORDS, 1 + n % 7)) for n in range(count)] for count in counts]
-    texts[4][1] = "  "
-    pictures = [picture(n) for n in range(len(counts))]
-    scores = score_texts(judge, judge.prepare(pictures), texts)
-    assert [len(own) for own in scores] == counts
-    for image, own, found in zip(pictures, texts, scores, strict=True):
-        for text, score in zip(own, found, strict=True):
-            if text.strip():
-                assert score.itm == pytest.approx(judge.match(image, text).item(), abs=1e-5)
-                assert score.itc == pytest.approx(judge.similarity(image, text).item(), abs=1e-5)
-            else:
-                assert score == (0.0, 0.0)
-
-
-def test_many_texts_of_one_image_beside_one_without(filter_model: str) -> None:
-    """As many pieces as images, but not one of each: the second piece is of the first image again."""
-    judge = openblip.load(filter_model)
-    texts = [" ".join(WORDS[n % 5 : n % 5 + 1 + n % 3]) for n in range(2 * MAX_TEXTS_PER_IMAGE)]
-    scores, none = score_texts(judge, judge.prepare([picture(0), picture(1)]), [texts, []])
-    alone = {text: judge.match(picture(0), text).item() for text in set(texts)}
-    assert [score.itm for score in scores] == pytest.approx([alone[text] for text in texts], abs=1e-5)
-    assert none == []
-
-
-def test_only_blank_texts(filter_model: str) -> None:
-    judge = openblip.load(filter_model)
-    assert score_texts(judge, judge.prepare([picture(0), picture(1)]), [[""], []]) == [[(0.0, 0.0)], []]
-
-
-def test_broken_weights_are_an_error(filter_model: str) -> None:
-    judge = openblip.load(filter_model)
-    with torch.no_grad():
-        judge.model.itm_head.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="not numbers"):
-        score_texts(judge, judge.prepare([picture(0)]), [[TEXT]])
 
 
 @dataclass

@@ -31,18 +31,15 @@ from released_blip2 import (
 from torch import Tensor
 
 import openblip
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.blip2_original import load_blip2_original
-from openblip.checkpoints.blip2_original_config import infer_blip2, infer_encoder
-from openblip.checkpoints.blip2_original_keys import CLIP, EVA
-from openblip.checkpoints.encoder_files import read_encoder
-from openblip.checkpoints.loading import load_any, save_as
-from openblip.checkpoints.pickled import OriginalFile, read_original
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
+from openblip.checkpoints.original.blip import PthFile, read_pth
+from openblip.checkpoints.original.blip2 import frozen_sources, infer_blip2_config
+from openblip.checkpoints.original.image_encoder import EVA_CLIP, OPENAI_CLIP, infer_encoder, read_encoder
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from tiny_blip import randomise
 
 State = dict[str, Tensor]
@@ -65,13 +62,13 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
     theirs = stage1(kind)
     state = saved(theirs)
     assert not any(name.startswith("visual_encoder.") for name in state)  # as blip2_pretrained.pth
-    checkpoint = load_any(write(tmp_path / "x.pth", state), vision=parts / f"{kind.__name__}.pth")
+    checkpoint = load_checkpoint(write(tmp_path / "x.pth", state), vision=parts / f"{kind.__name__}.pth")
     assert isinstance(checkpoint, Blip2Checkpoint)
     ours = checkpoint.model
     features = ours.encode_image(PIXELS)
     close(features, theirs.visual_encoder(PIXELS))
     kv = ours.image_kv(features)
-    queries = ours.read_images(kv).queries
+    queries = ours.encode_queries(kv).queries
     close(queries, theirs.read(PIXELS))
     close(ours.embed_image(queries), torch.nn.functional.normalize(theirs.vision_proj(queries), dim=-1))
     everywhere = torch.ones_like(IDS, dtype=torch.bool)
@@ -99,15 +96,15 @@ def test_stage_2_computes_what_the_released_code_does(
     assert len(slipped_through) == {"opt": 1, "t5": 3, "llm": 0}[name]  # lm_head; embed_tokens twice, lm_head
     path = write(tmp_path / "x.pth", state)
     encoder, language = parts / f"{kind.__name__}.pth", parts / name
-    checkpoint = load_any(path, vision=encoder, language_model=language)
+    checkpoint = load_checkpoint(path, vision=encoder, language_model=language)
     assert isinstance(checkpoint, Blip2Checkpoint)
     ours = checkpoint.model
     kv = ours.image_kv(ours.encode_image(PIXELS))
     if instructed:
-        queries = ours.read_with_text(IDS, torch.ones_like(IDS, dtype=torch.bool), kv)
+        queries = ours.encode_multimodal(IDS, torch.ones_like(IDS, dtype=torch.bool), kv)
         close(ours.visual_prompts(queries), theirs.visual_prompts(PIXELS, IDS))
     else:
-        close(ours.visual_prompts(ours.read_images(kv).queries), theirs.visual_prompts(PIXELS))
+        close(ours.visual_prompts(ours.encode_queries(kv).queries), theirs.visual_prompts(PIXELS))
     assert ours.config.heads == ("llm",)
     assert ours.config.instructed == instructed
     assert (checkpoint.tokenizer is None) != instructed
@@ -125,9 +122,9 @@ def test_openblip_load_takes_the_parts(tmp_path: Path, parts: Path) -> None:
 
 def test_t5_computes_with_the_activation_that_lavis_gives_it(tmp_path: Path, parts: Path) -> None:
     path = write(tmp_path / "x.pth", saved(stage2("t5")))
-    checkpoint = load_any(path, vision=parts / "Eva.pth", language_model=parts / "t5")
-    save_as(checkpoint, tmp_path / "native", "openblip")
-    for after in (checkpoint, load_any(tmp_path / "native")):
+    checkpoint = load_checkpoint(path, vision=parts / "Eva.pth", language_model=parts / "t5")
+    save_checkpoint(checkpoint, tmp_path / "native", "openblip")
+    for after in (checkpoint, load_checkpoint(tmp_path / "native")):
         feed_forward = after.model.language.model.encoder.block[0].layer[1].DenseReluDense
         x = torch.linspace(-3, 3, 50)
         assert torch.equal(feed_forward.act(x), torch.nn.functional.gelu(x))
@@ -135,7 +132,7 @@ def test_t5_computes_with_the_activation_that_lavis_gives_it(tmp_path: Path, par
 
 def test_what_the_shapes_tell(tmp_path: Path, parts: Path) -> None:
     path = write(tmp_path / "x.pth", saved(stage1(Clip)))
-    config = load_any(path, vision=parts / "Clip.pth").model.config
+    config = load_checkpoint(path, vision=parts / "Clip.pth").model.config
     assert config.vision == VisionConfig(
         image_size=SIZE, patch_size=8, hidden_dim=CLIP_DIM, num_layers=2, num_heads=2, mlp_dim=4 * CLIP_DIM,
         layer_norm_eps=1e-5, activation="quick_gelu", input_norm=True, output_norm=False,
@@ -155,7 +152,7 @@ CLIP_L = VisionConfig(
 
 
 @pytest.mark.parametrize(
-    ("width", "layout", "vision"), [(1408, EVA, Blip2Config().vision), (1024, CLIP, CLIP_L)]
+    ("width", "layout", "vision"), [(1408, EVA_CLIP, Blip2Config().vision), (1024, OPENAI_CLIP, CLIP_L)]
 )
 def test_the_released_sizes(width: int, layout: Any, vision: VisionConfig) -> None:
     """From the shapes of the released files, without their memory."""
@@ -180,7 +177,7 @@ def test_the_released_sizes(width: int, layout: Any, vision: VisionConfig) -> No
         )
         if i % 2 == 0:
             qformer[f"Qformer.bert.encoder.layer.{i}.crossattention.x"] = torch.empty(1, device="meta")
-    assert infer_blip2(qformer, vision, None, "x") == Blip2Config(vision=vision)
+    assert infer_blip2_config(qformer, vision, None, "x") == Blip2Config(vision=vision)
 
 
 @pytest.mark.parametrize("kind", [Eva, Clip])
@@ -191,28 +188,28 @@ def test_a_fine_tuned_file_holds_its_encoder(tmp_path: Path, parts: Path, kind: 
     randomise(theirs.visual_encoder, seed=8, scale=0.1)
     theirs.visual_encoder.requires_grad_(True)
     path = write(tmp_path / "coco.pth", saved(theirs))
-    checkpoint = load_any(path)
+    checkpoint = load_checkpoint(path)
     size = 48 if kind is Eva else SIZE
     pixels = torch.randn(2, 3, size, size)
     close(checkpoint.model.encode_image(pixels), theirs.visual_encoder(pixels))
     assert checkpoint.preprocessing.image_size == checkpoint.model.config.vision.image_size == size
     with pytest.raises(ConfigError, match=r"coco\.pth holds its image encoder: leave vision"):
-        load_any(path, vision=parts / "Eva.pth")
+        load_checkpoint(path, vision=parts / "Eva.pth")
 
     captioner = stage2("opt", kind=kind)
     captioner.visual_encoder.requires_grad_(True)
-    written = load_any(write(tmp_path / "caption.pth", saved(captioner)), language_model=parts / "opt")
+    written = load_checkpoint(write(tmp_path / "caption.pth", saved(captioner)), language_model=parts / "opt")
     assert written.prompt == "a photo of"
-    encoder = read_encoder(read_original(path))  # from one BLIP-2 to another
+    encoder = read_encoder(read_pth(path))  # from one BLIP-2 to another
     close(encoder.model(pixels), theirs.visual_encoder(pixels))
 
 
 def test_an_encoder_is_cut_before_its_last_block(tmp_path: Path, parts: Path) -> None:
     whole = encoder_state(Eva)
-    assert read_encoder(read_original(parts / "Eva.pth")).config.num_layers == 2
+    assert read_encoder(read_pth(parts / "Eva.pth")).config.num_layers == 2
     cut = {n: t for n, t in whole.items() if not n.startswith(("blocks.2.", "norm.", "head."))}
     torch.save(cut, tmp_path / "cut.pth")
-    assert read_encoder(read_original(tmp_path / "cut.pth")).config.num_layers == 2  # it was cut already
+    assert read_encoder(read_pth(tmp_path / "cut.pth")).config.num_layers == 2  # it was cut already
     forty = {n: t for n, t in cut.items() if not n.startswith("blocks.")}
     forty |= {
         n.replace("blocks.0.", f"blocks.{i}."): t
@@ -221,11 +218,9 @@ def test_an_encoder_is_cut_before_its_last_block(tmp_path: Path, parts: Path) ->
         for i in range(40)
     }
     torch.save(forty, tmp_path / "forty.pth")
-    assert (
-        read_encoder(read_original(tmp_path / "forty.pth")).config.num_layers == 39
-    )  # the released depth, whole
+    assert read_encoder(read_pth(tmp_path / "forty.pth")).config.num_layers == 39  # the released depth, whole
     torch.save({n: t.half() for n, t in whole.items()}, tmp_path / "half.pth")
-    halved = read_encoder(read_original(tmp_path / "half.pth")).model.state_dict()
+    halved = read_encoder(read_pth(tmp_path / "half.pth")).model.state_dict()
     assert {tensor.dtype for tensor in halved.values()} == {torch.float32}
 
 
@@ -240,7 +235,7 @@ def test_an_encoder_of_transformers(tmp_path: Path) -> None:
     clip = transformers.CLIPVisionModel(config).eval()
     clip.save_pretrained(tmp_path / "clip")
     path = write(tmp_path / "x.pth", saved(stage1(Clip)))
-    model = load_any(path, vision=tmp_path / "clip").model
+    model = load_checkpoint(path, vision=tmp_path / "clip").model
     hidden = clip(pixel_values=PIXELS, output_hidden_states=True).hidden_states
     close(model.encode_image(PIXELS), hidden[-2])
 
@@ -248,19 +243,19 @@ def test_an_encoder_of_transformers(tmp_path: Path) -> None:
 def test_what_is_left_out_must_be_named(tmp_path: Path, parts: Path) -> None:
     path = write(tmp_path / "x.pth", saved(stage2("opt")))
     with pytest.raises(CheckpointError) as both:
-        load_any(path)
+        load_checkpoint(path)
     for part in ("--vision (176 wide)", "language_model= or --language-model (16 wide)", "vision="):
         assert part in str(both.value)
     with pytest.raises(CheckpointError, match="image encoder") as one:
-        load_any(path, language_model=parts / "opt")
+        load_checkpoint(path, language_model=parts / "opt")
     assert "language model" not in str(one.value)
     stage_1 = write(tmp_path / "y.pth", saved(stage1()))
     with pytest.raises(CheckpointError, match="Name its image encoder"):
-        load_any(stage_1)
+        load_checkpoint(stage_1)
     with pytest.raises(ConfigError, match="stage 1 and has no language model"):
-        load_any(stage_1, vision=parts / "Eva.pth", language_model=parts / "opt")
+        load_checkpoint(stage_1, vision=parts / "Eva.pth", language_model=parts / "opt")
     with pytest.raises(ConfigError, match=r"whole model: leave .*Eva\.pth out"):
-        load_any("openblip-mini", vision=parts / "Eva.pth")
+        load_checkpoint("openblip-mini", vision=parts / "Eva.pth")
 
 
 def test_the_papers_parts_are_named() -> None:
@@ -270,7 +265,7 @@ def test_the_papers_parts_are_named() -> None:
         "t5_proj.weight": torch.empty(4096, 768),
     }
     with pytest.raises(CheckpointError, match=r"eva_vit_g\.pth.*google/flan-t5-xxl"):
-        load_blip2_original(OriginalFile(Path("blip2_pretrained_flant5xxl.pth"), released, None))
+        frozen_sources(PthFile(Path("blip2_pretrained_flant5xxl.pth"), released, None))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +291,7 @@ def test_another_part_than_it_was_trained_with(
     write_language_model(tmp_path / "wide", wide)
     write_language_model(tmp_path / "other", other)
     with pytest.raises(CheckpointError, match=message):
-        load_any(path, vision=tmp_path / vision, language_model=tmp_path / language)
+        load_checkpoint(path, vision=tmp_path / vision, language_model=tmp_path / language)
 
 
 LAYER = "Qformer.bert.encoder.layer"
@@ -334,7 +329,7 @@ def test_damage_is_named(
     state = saved(stage1())
     damage(state)
     with pytest.raises(CheckpointError, match=message):
-        load_any(write(tmp_path / "x.pth", state), vision=parts / "Eva.pth")
+        load_checkpoint(write(tmp_path / "x.pth", state), vision=parts / "Eva.pth")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +354,7 @@ def test_a_damaged_encoder_is_named(
     damage(state)
     torch.save(state, tmp_path / "encoder.pth")
     with pytest.raises(CheckpointError, match=message):
-        read_encoder(read_original(tmp_path / "encoder.pth"))
+        read_encoder(read_pth(tmp_path / "encoder.pth"))
 
 
 class Exploit:
@@ -379,9 +374,9 @@ def test_hostile_files(tmp_path: Path, parts: Path) -> None:
     (tmp_path / "torn.pth").write_bytes(whole.read_bytes()[:-2000])
     for bad in (tmp_path / "evil.pth", tmp_path / "torn.pth"):
         with pytest.raises(CheckpointError, match=rf"{bad.name} cannot be read as weights"):
-            load_any(bad, vision=parts / "Eva.pth")
+            load_checkpoint(bad, vision=parts / "Eva.pth")
         with pytest.raises(CheckpointError, match=rf"{bad.name} cannot be read as weights"):
-            load_any(whole, vision=bad)
+            load_checkpoint(whole, vision=bad)
     assert not (tmp_path / "ran").exists()
 
 
@@ -393,4 +388,4 @@ def test_words_of_another_model(tmp_path: Path, parts: Path) -> None:
     with pytest.raises(
         CheckpointError, match=f"entries, .* the Q-Former {VOCAB_SIZE}; it is another model's"
     ):
-        load_any(path, tokenizer=tmp_path / "large", vision=parts / "Eva.pth")
+        load_checkpoint(path, tokenizer=tmp_path / "large", vision=parts / "Eva.pth")

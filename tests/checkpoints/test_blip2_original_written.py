@@ -25,14 +25,13 @@ from released_blip2 import (
     write_parts,
 )
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.loading import load_any, save_as
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.cli.main import main
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_model import wrap_language_model
 from openblip.models.vision_tower import VisionTower
 from tiny_blip import randomise
@@ -54,8 +53,8 @@ def test_stage_1_is_written_as_it_was_read(tmp_path: Path, parts: Path, kind: Ki
     """Names and bits, tied copies included; with the encoder, unless the model has it frozen."""
     theirs = stage1(kind)
     path = write(tmp_path / "x.pth", saved(theirs))
-    checkpoint = load_any(path, vision=parts / f"{kind.__name__}.pth")
-    save_as(checkpoint, tmp_path / "whole.pth", "original")
+    checkpoint = load_checkpoint(path, vision=parts / f"{kind.__name__}.pth")
+    save_checkpoint(checkpoint, tmp_path / "whole.pth", "original")
     written = torch.load(tmp_path / "whole.pth", weights_only=True)["model"]
     expected = theirs.state_dict()
     assert written.keys() == expected.keys()
@@ -66,7 +65,7 @@ def test_stage_1_is_written_as_it_was_read(tmp_path: Path, parts: Path, kind: Ki
     theirs.load_state_dict(written)
 
     checkpoint.model.freeze("vision")
-    save_as(checkpoint, tmp_path / "trained.pth", "original")
+    save_checkpoint(checkpoint, tmp_path / "trained.pth", "original")
     trained = torch.load(tmp_path / "trained.pth", weights_only=True)["model"]
     assert trained.keys() == saved(theirs).keys()
 
@@ -75,15 +74,15 @@ def test_stage_1_is_written_as_it_was_read(tmp_path: Path, parts: Path, kind: Ki
 def test_stage_2_is_written_as_it_was_read(tmp_path: Path, parts: Path, name: str, instructed: bool) -> None:
     theirs = stage2(name, instructed)
     path = write(tmp_path / "x.pth", saved(theirs))
-    checkpoint = load_any(path, vision=parts / "Eva.pth", language_model=parts / name)
-    save_as(checkpoint, tmp_path / "whole.pth", "original")
+    checkpoint = load_checkpoint(path, vision=parts / "Eva.pth", language_model=parts / name)
+    save_checkpoint(checkpoint, tmp_path / "whole.pth", "original")
     written = torch.load(tmp_path / "whole.pth", weights_only=True)["model"]
     expected = {n: t for n, t in theirs.state_dict().items() if not n.startswith(f"{name}_model.")}
     assert written.keys() == expected.keys()
     for weight, tensor in expected.items():
         if not weight.endswith("position_ids"):  # of a text branch that stage 2 does not have
             assert torch.equal(written[weight], tensor), weight
-    load_any(tmp_path / "whole.pth")  # knows where its language model is
+    load_checkpoint(tmp_path / "whole.pth")  # knows where its language model is
 
 
 def own(**changes: Any) -> Blip2Checkpoint:
@@ -106,15 +105,15 @@ def own(**changes: Any) -> Blip2Checkpoint:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_ours_comes_back_whole(tmp_path: Path, frozen: bool) -> None:
     before = own()
-    save_as(before, tmp_path / "whole.pth", "original")
+    save_checkpoint(before, tmp_path / "whole.pth", "original")
     vision = None
     if frozen:
         before.model.freeze("vision")
         vision = tmp_path / "native"
-        save_as(before, vision, "openblip")
-    save_as(before, tmp_path / "new" / "ours.pth", "original")
+        save_checkpoint(before, vision, "openblip")
+    save_checkpoint(before, tmp_path / "new" / "ours.pth", "original")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ours.pth"]
-    after = load_any(tmp_path / "new" / "ours.pth", vision=vision)
+    after = load_checkpoint(tmp_path / "new" / "ours.pth", vision=vision)
     assert isinstance(after, Blip2Checkpoint)
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]
@@ -129,12 +128,12 @@ def test_ours_comes_back_whole(tmp_path: Path, frozen: bool) -> None:
 def test_a_bias_of_keys_changes_nothing_for_the_released_code(tmp_path: Path) -> None:
     """Its encoder has none; so what it reads of our file computes the same without."""
     before = own()
-    save_as(before, tmp_path / "x.pth", "original")
+    save_checkpoint(before, tmp_path / "x.pth", "original")
     content = torch.load(tmp_path / "x.pth", weights_only=True)
     assert not any(name.endswith(".k_bias") for name in content["model"])
     content["openblip"].pop("weights")
     torch.save(content, tmp_path / "x.pth")
-    after = load_any(tmp_path / "x.pth")
+    after = load_checkpoint(tmp_path / "x.pth")
     qkv = "vision.blocks.0.attention.qkv.bias"
     assert not torch.equal(after.model.state_dict()[qkv], before.model.state_dict()[qkv])
     ours, theirs = before.model.encode_image(PIXELS), after.model.encode_image(PIXELS)
@@ -156,15 +155,15 @@ def test_a_bias_of_keys_changes_nothing_for_the_released_code(tmp_path: Path) ->
 def test_a_damaged_entry_is_named(
     tmp_path: Path, damage: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    save_as(own(), tmp_path / "ours.pth", "original")
+    save_checkpoint(own(), tmp_path / "ours.pth", "original")
     content = torch.load(tmp_path / "ours.pth", weights_only=True)
     damage(content["openblip"])
     torch.save(content, tmp_path / "ours.pth")
     with pytest.raises(CheckpointError, match=rf"ours\.pth.*{message}"):
-        load_any(tmp_path / "ours.pth")
+        load_checkpoint(tmp_path / "ours.pth")
     torch.save({**content, "openblip": "x"}, tmp_path / "ours.pth")
-    with pytest.raises(CheckpointError, match="openblip entry: damaged"):
-        load_any(tmp_path / "ours.pth")
+    with pytest.raises(CheckpointError, match="openblip entry is damaged"):
+        load_checkpoint(tmp_path / "ours.pth")
 
 
 def test_a_tower_is_left_out_and_found_again(tmp_path: Path) -> None:
@@ -180,10 +179,10 @@ def test_a_tower_is_left_out_and_found_again(tmp_path: Path) -> None:
     before = own()
     vision = TowerConfig(name=str(tmp_path / "tower"), hidden_dim=24)
     model = Blip2(replace(before.model.config, vision=vision), VisionTower(tower, -2)).eval()
-    save_as(before._replace(model=model), tmp_path / "x.pth", "original")
+    save_checkpoint(before._replace(model=model), tmp_path / "x.pth", "original")
     written = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
     assert not any(name.startswith("visual_encoder.") for name in written)
-    after = load_any(tmp_path / "x.pth")
+    after = load_checkpoint(tmp_path / "x.pth")
     assert after.model.config == model.config
     assert torch.equal(after.model.encode_image(PIXELS), model.encode_image(PIXELS))
 
@@ -217,14 +216,14 @@ def test_what_the_released_code_has_no_model_for(tmp_path: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"released code has no BLIP-2 .*{message}.*Save as openblip"
         ):
-            save_as(checkpoint, tmp_path / "out.pth", "original")
+            save_checkpoint(checkpoint, tmp_path / "out.pth", "original")
     with pytest.raises(ConfigError, match=r"end with \.pth"):
-        save_as(own(), tmp_path / "out", "original")
+        save_checkpoint(own(), tmp_path / "out", "original")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_as(own(), tmp_path / "x.pth", "original")
+    save_checkpoint(own(), tmp_path / "x.pth", "original")
     before = (tmp_path / "x.pth").read_bytes()
 
     def half(content: Any, path: Path) -> None:
@@ -233,7 +232,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("torch.save", half)
     with pytest.raises(OSError, match="No space"):
-        save_as(own(), tmp_path / "x.pth", "original")
+        save_checkpoint(own(), tmp_path / "x.pth", "original")
     assert (tmp_path / "x.pth").read_bytes() == before
 
 

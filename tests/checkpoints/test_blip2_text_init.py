@@ -13,7 +13,9 @@ from openblip.nn.qformer import QFormer
 NUM_WORDS = 60
 
 
-def make_qformer(seed: int = 0, reads_text: bool = True, writes_text: bool = True, **changes: int) -> QFormer:
+def make_qformer(
+    seed: int = 0, has_text_branch: bool = True, has_lm_head: bool = True, **changes: int
+) -> QFormer:
     torch.manual_seed(seed)
     shape = {
         "num_queries": 3,
@@ -31,8 +33,8 @@ def make_qformer(seed: int = 0, reads_text: bool = True, writes_text: bool = Tru
         **shape,
         dropout=0.0,
         layer_norm_eps=1e-12,
-        reads_text=reads_text,
-        writes_text=writes_text,
+        has_text_branch=has_text_branch,
+        has_lm_head=has_lm_head,
         activation_checkpointing=False,
     ).eval()
 
@@ -91,7 +93,7 @@ def test_queries_start_with_berts_feed_forward_too(bert: Path) -> None:
 
 
 def test_a_qformer_without_text_takes_what_queries_need(bert: Path) -> None:
-    whole, queries = make_qformer(), make_qformer(reads_text=False, writes_text=False)
+    whole, queries = make_qformer(), make_qformer(has_text_branch=False, has_lm_head=False)
     init_qformer(whole, str(bert))
     init_qformer(queries, str(bert))
     for name, weight in queries.state_dict().items():

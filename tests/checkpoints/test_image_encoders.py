@@ -9,11 +9,9 @@ import torch
 import transformers
 from tiny_towers import DEPTH, SIZE, WIDTH
 
-from openblip.checkpoints.image_encoders import load_image_encoder
-from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.loading import load_checkpoint, load_image_encoder
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.blip2_config import TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 
@@ -116,7 +114,7 @@ def test_a_cut_encoder_has_no_weights_beyond_its_layer(saved):
 @torch.no_grad()
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_the_vit_of_a_blip(layer):
-    whole = load_any("openblip-mini")
+    whole = load_checkpoint("openblip-mini")
     encoder = load_image_encoder("openblip-mini", layer=layer)
     x = pictures(whole.preprocessing.image_size)
     states = []
@@ -170,7 +168,7 @@ def test_a_model_without_processor(tmp_path):
 def test_an_unknown_preparation_is_refused(tmp_path, settings):
     tiny_towers.save("vit", tmp_path, processor=False)
     write_processor(tmp_path, **{"size": {"height": 32, "width": 32}, **settings})
-    with pytest.raises(CheckpointError, match="prepares pictures"):
+    with pytest.raises(CheckpointError, match="prepares images"):
         load_image_encoder(tmp_path)
 
 
@@ -209,7 +207,7 @@ def test_an_unknown_layer(saved, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("bert", "sees no pictures"), ("convnext", "sequence of tokens")]
+    ("kind", "message"), [("bert", "takes no images"), ("convnext", "sequence of tokens")]
 )
 def test_what_is_no_transformer_of_pictures(saved, kind, message):
     with pytest.raises(CheckpointError, match=message):

@@ -11,18 +11,18 @@ import pytest
 import torch
 import transformers
 
-from openblip.checkpoints import language_models
-from openblip.checkpoints.blip2_native import load_blip2, save_blip2
-from openblip.checkpoints.language_models import load_language_model, save_language_model
+from openblip.checkpoints import backbones
+from openblip.checkpoints.backbones import load_language_model, save_language_model
+from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
-from openblip.models.blip2_config import LoraSettings
+from openblip.models.config import LoraSettings
 from openblip.models.language_model import (
     IGNORE,
     CausalLanguageModel,
     Seq2SeqLanguageModel,
+    with_lora,
     wrap_language_model,
 )
-from openblip.models.lora import with_lora
 from tiny_blip import SIZE, randomise
 from tiny_blip2 import tiny_blip2, tiny_language_model
 
@@ -154,14 +154,14 @@ def test_fewer_bits_need_bitsandbytes(folders, tmp_path):
 
 
 def test_what_transformers_is_asked_for(monkeypatch):
-    monkeypatch.setattr(language_models, "_require_bitsandbytes", lambda: None)
-    eight = language_models._quantized("8bit", torch.bfloat16)["quantization_config"]
+    monkeypatch.setattr(backbones, "_require_bitsandbytes", lambda: None)
+    eight = backbones._quantized("8bit", torch.bfloat16)["quantization_config"]
     assert (eight.load_in_8bit, eight.load_in_4bit) == (True, False)
-    four = language_models._quantized("4bit", torch.bfloat16)["quantization_config"]
+    four = backbones._quantized("4bit", torch.bfloat16)["quantization_config"]
     assert (four.load_in_8bit, four.load_in_4bit) == (False, True)
     assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
     with pytest.raises(ConfigError, match="choose 8bit or 4bit"):
-        language_models._quantized("2bit", torch.bfloat16)
+        backbones._quantized("2bit", torch.bfloat16)
 
 
 BITS = [(name, bits) for name in ("opt", "t5") for bits in ("8bit", "4bit")]
@@ -272,7 +272,7 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
 
     def loss():
         features = model.encode_image(torch.ones(2, 3, SIZE, SIZE))
-        queries = model.read_images(model.image_kv(features)).queries
+        queries = model.encode_queries(model.image_kv(features)).queries
         predicted = model.predict_text(model.visual_prompts(queries), PROMPTS, TEXTS)
         return torch.nn.functional.cross_entropy(
             predicted.logits.flatten(0, 1), predicted.labels.flatten(), ignore_index=IGNORE

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import openblip
-from openblip.checkpoints.loading import load_any
-from openblip.checkpoints.native import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.loading import load_checkpoint
+from openblip.checkpoints.native.blip import load_blip, save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
@@ -23,18 +24,18 @@ from tiny_blip import SIZE, TINY, tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 
 
-def make(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Any = "all_but_sa") -> Checkpoint:
+def make(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Any = "all_but_sa") -> BlipCheckpoint:
     text = {**TINY.to_dict()["text"], "vocab_size": TOKENIZER.vocab_size, "sharing": sharing}
     config = BlipConfig.from_dict({**TINY.to_dict(), "text": text, "heads": heads})
     torch.manual_seed(0)
-    return Checkpoint(
+    return BlipCheckpoint(
         Blip(config), TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3)), "a picture of "
     )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path, make())
+    save_blip(tmp_path, make())
     return tmp_path
 
 
@@ -42,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("sharing", ["all", "all_but_sa", "none"])
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, heads: tuple[Head, ...], sharing: str) -> None:
     saved = make(heads, sharing)
-    save_checkpoint(tmp_path, saved)
-    loaded = load_checkpoint(tmp_path)
+    save_blip(tmp_path, saved)
+    loaded = load_blip(tmp_path)
     assert loaded.model.config == saved.model.config
     assert loaded.preprocessing == saved.preprocessing
     assert loaded.prompt == "a picture of "
@@ -59,24 +60,25 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, heads: tuple[Head, ..
 def test_the_caller_may_name_other_words(folder: Path, tmp_path: Path) -> None:
     other = Tokenizer.train(["a green cat", "a green cat"], vocab_size=112)
     other.save(tmp_path / "other")
-    assert load_any(folder).tokenizer.to_json() == TOKENIZER.to_json()
-    assert load_any(folder, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
+    assert load_blip(folder).tokenizer.to_json() == TOKENIZER.to_json()
+    assert load_blip(folder, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
 
 
-def test_weights_can_be_saved_smaller_and_come_back_as_float32(tmp_path: Path) -> None:
+def test_weights_keep_their_precision_on_disk_and_come_back_as_float32(tmp_path: Path) -> None:
     saved = make()
-    save_checkpoint(tmp_path, saved, dtype=torch.bfloat16)
+    saved.model.bfloat16()
+    save_blip(tmp_path, saved)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    loaded = load_checkpoint(tmp_path).model
+    loaded = load_blip(tmp_path).model
     for name, value in saved.model.state_dict().items():
         assert loaded.state_dict()[name].dtype == torch.float32
-        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-2)
+        assert torch.equal(loaded.state_dict()[name], value.float())
 
 
 def test_a_checkpoint_can_be_saved_over_itself(folder: Path) -> None:
-    loaded = load_checkpoint(folder)
-    save_checkpoint(folder, loaded)
-    for name, value in load_checkpoint(folder).model.state_dict().items():
+    loaded = load_blip(folder)
+    save_blip(folder, loaded)
+    for name, value in load_blip(folder).model.state_dict().items():
         assert torch.equal(value, loaded.model.state_dict()[name])
 
 
@@ -86,18 +88,19 @@ def test_a_folder_whose_writing_was_killed_is_no_checkpoint(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("save_file", "os.replace", "json.dumps"):
-        monkeypatch.setattr(f"openblip.checkpoints.native.{step}", die)
+    for step in ("checkpoints.state_dict.save_file", "files.os.replace", "files.json.dumps"):
+        monkeypatch.setattr(f"openblip.{step}", die)
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(tmp_path / step, make())
+            save_blip(tmp_path / step, make())
         monkeypatch.undo()
-        assert not is_checkpoint(tmp_path / step)
+        with pytest.raises(CheckpointError, match="is no checkpoint"):
+            load_checkpoint(tmp_path / step)
 
 
 def test_saving_leaves_the_model_alone(tmp_path: Path) -> None:
     checkpoint = make()
     before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
-    save_checkpoint(tmp_path, checkpoint, dtype=torch.float16)
+    save_blip(tmp_path, checkpoint)
     for name, value in checkpoint.model.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, before[name])
@@ -142,9 +145,9 @@ def large_tokenizer() -> Tokenizer:
         (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors cannot be read"),
         (lambda f: (f / "model.safetensors").unlink(), r"no .*model\.safetensors"),
         (lambda f: (f / "config.json").unlink(), r"no .*config\.json"),
-        (lambda f: truncate(f / "config.json"), r"config\.json is not readable JSON"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), r"config\.json is not readable JSON"),
-        (lambda f: (f / "config.json").write_text("[1]"), r"config\.json is not a JSON object"),
+        (lambda f: truncate(f / "config.json"), r"config\.json cannot be read"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), r"config\.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("[1]"), r"config\.json holds list where a JSON object"),
         (lambda f: edit_config(f, lambda c: c.pop("format")), "not an OpenBLIP checkpoint"),
         (lambda f: edit_config(f, lambda c: c.pop("model")), r"config\.json.*model.*another version"),
         (lambda f: edit_config(f, lambda c: c.update(model=None)), r"config\.json.*another version"),
@@ -163,7 +166,7 @@ def large_tokenizer() -> Tokenizer:
 def test_damage_is_named(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(folder)
+        load_blip(folder)
 
 
 class Exploit:
@@ -180,7 +183,7 @@ class Exploit:
 def test_a_pickle_is_refused_and_runs_no_code(folder: Path, name: str) -> None:
     (folder / name).write_bytes(pickle.dumps(Exploit(folder / "exploited")))
     with pytest.raises(CheckpointError, match=name):
-        load_checkpoint(folder)
+        load_blip(folder)
     assert not (folder / "exploited").exists()
 
 
@@ -192,13 +195,6 @@ def test_no_source_file_loads_pickles_carelessly() -> None:
         assert source.count("torch.load(") == source.count("weights_only=True"), path
         assert "weights_only=False" not in source, path
         assert "pickle.load" not in source, path
-
-
-def test_folders_of_others_are_not_ours(folder: Path, tmp_path: Path) -> None:
-    assert is_checkpoint(folder)
-    assert not is_checkpoint(tmp_path / "absent")
-    edit_config(folder, lambda c: c.update(format="other"))
-    assert not is_checkpoint(folder)
 
 
 @pytest.mark.parametrize("source", ["./absent/folder", "openblip-giant"])

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.loading import load_any, save_as
-from openblip.checkpoints.native import Checkpoint
-from openblip.checkpoints.original_config import find_layout, infer_config
-from openblip.checkpoints.original_keys import TRAINING_ONLY
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
+from openblip.checkpoints.original.blip import TRAINING_ONLY, infer_blip_settings
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
@@ -40,7 +39,7 @@ def pretrained() -> State:
 
 
 def test_what_the_tensors_tell(tmp_path: Path, pretrained: State) -> None:
-    checkpoint = load_any(write(tmp_path, {"model": pretrained}))
+    checkpoint = load_checkpoint(write(tmp_path, {"model": pretrained}))
     config = checkpoint.model.config
     assert config.vision == VisionConfig(
         image_size=SIZE, patch_size=8, hidden_dim=192, num_layers=3, num_heads=3, mlp_dim=100,
@@ -58,7 +57,7 @@ def test_what_the_tensors_tell(tmp_path: Path, pretrained: State) -> None:
 
 
 def test_a_captioner_is_prompted_as_it_was_fine_tuned(tmp_path: Path) -> None:
-    assert load_any(write(tmp_path, {"model": released_file("captions")})).prompt == "a picture of "
+    assert load_checkpoint(write(tmp_path, {"model": released_file("captions")})).prompt == "a picture of "
 
 
 def meta_shapes(image_dim: int, num_layers: int, image_mlp: int, num_tokens: int) -> State:
@@ -89,7 +88,7 @@ def meta_shapes(image_dim: int, num_layers: int, image_mlp: int, num_tokens: int
     ids=["base", "large"],
 )
 def test_the_released_sizes(theirs: State, vision: VisionConfig) -> None:
-    config = infer_config(theirs, find_layout(theirs, "x"), "all_but_sa", "x")
+    config = infer_blip_settings(theirs, "x").model
     assert config.vision == vision
     assert config.text == TextConfig()
     assert config.embed_dim == 256
@@ -98,8 +97,8 @@ def test_the_released_sizes(theirs: State, vision: VisionConfig) -> None:
 
 def test_a_bare_state_dict_reads_alike(tmp_path: Path, pretrained: State) -> None:
     (tmp_path / "bare").mkdir()
-    bare = load_any(write(tmp_path / "bare", pretrained)).model
-    whole = load_any(write(tmp_path, {"model": pretrained, "epoch": 19})).model
+    bare = load_checkpoint(write(tmp_path / "bare", pretrained)).model
+    whole = load_checkpoint(write(tmp_path, {"model": pretrained, "epoch": 19})).model
     assert bare.config == whole.config
     for name, tensor in whole.state_dict().items():
         assert torch.equal(bare.state_dict()[name], tensor), name
@@ -107,7 +106,7 @@ def test_a_bare_state_dict_reads_alike(tmp_path: Path, pretrained: State) -> Non
 
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     halves = {n: t.half() if t.is_floating_point() else t for n, t in released_file("captions").items()}
-    model = load_any(write(tmp_path, {"model": halves})).model
+    model = load_checkpoint(write(tmp_path, {"model": halves})).model
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
@@ -118,15 +117,15 @@ def test_training_state_is_left_out_and_nothing_else(tmp_path: Path, pretrained:
         "image_queue", "text_queue", "queue_ptr",
     }  # fmt: skip
     state = {name: tensor for name, tensor in pretrained.items() if name not in training}
-    load_any(write(tmp_path, {"model": state}))  # they are not asked for either
+    load_checkpoint(write(tmp_path, {"model": state}))  # they are not asked for either
     for strange in ("visual_encoder_ema.cls_token", "queue", "text_decoder_m.bert.pooler.bias"):
         with pytest.raises(CheckpointError, match=f"left over {strange}"):
-            load_any(write(tmp_path, {"model": {**state, strange: torch.zeros(1)}}))
+            load_checkpoint(write(tmp_path, {"model": {**state, strange: torch.zeros(1)}}))
 
 
 def test_sharing_is_read_off_the_tensors(tmp_path: Path, pretrained: State) -> None:
     apart = {**pretrained, UNSHARED: pretrained[UNSHARED] + 1}
-    model = load_any(write(tmp_path, {"model": apart})).model
+    model = load_checkpoint(write(tmp_path, {"model": apart})).model
     assert model.config.text.sharing == "none"
     layer = model.text.layers[1].feed_forward  # type: ignore[union-attr]
     difference = layer["decode"].branch[2].weight - layer["encode"].branch[2].weight  # type: ignore
@@ -183,7 +182,7 @@ def test_what_does_not_fit_is_named(
     state = released_file(kind)
     damage(state)
     with pytest.raises(CheckpointError, match=message):
-        load_any(write(tmp_path, {"model": state}))
+        load_checkpoint(write(tmp_path, {"model": state}))
 
 
 class Exploit:
@@ -203,7 +202,7 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path, place: str, legacy: bool)
     path = tmp_path / "x.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"cannot be read as weights.*Unsupported"):
-        load_any(path)
+        load_checkpoint(path)
     assert not (tmp_path / "exploited").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "exploited").exists()  # the payload was real
@@ -212,7 +211,7 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path, place: str, legacy: bool)
 @pytest.mark.parametrize("content", [[1, 2], {}, {"model": {}}, {1: torch.zeros(1)}, torch.zeros(3), None])
 def test_what_holds_no_weights_is_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(CheckpointError, match=r"released\.pth holds"):
-        load_any(write(tmp_path, content))
+        load_checkpoint(write(tmp_path, content))
 
 
 @pytest.mark.parametrize("size", [0, 1, 10, 300, -100])
@@ -222,7 +221,7 @@ def test_a_torn_file_is_named(tmp_path: Path, size: int) -> None:
     for damaged in (whole[:size], bytes(reversed(whole))[:5000], whole[:200] + whole[500:]):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"released\.pth"):
-            load_any(path)
+            load_checkpoint(path)
 
 
 def other_tokenizer() -> Tokenizer:
@@ -232,28 +231,30 @@ def other_tokenizer() -> Tokenizer:
 def test_whose_words_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller's, else the file's own, else those beside it, else BERT's, else an error that says so."""
     path = write(tmp_path, {"model": released_file("captions")})
-    assert load_any(path).tokenizer.to_json() == TOKENIZER.to_json()
+    assert load_checkpoint(path).tokenizer.to_json() == TOKENIZER.to_json()
 
     other = other_tokenizer()
     other.save(tmp_path / "other")
-    assert load_any(path, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
+    assert load_checkpoint(path, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
 
-    save_as(load_any(path)._replace(tokenizer=other), tmp_path / "own.pth", "original")
-    assert load_any(tmp_path / "own.pth").tokenizer.to_json() == other.to_json()
-    assert load_any(tmp_path / "own.pth", tokenizer=tmp_path).tokenizer.to_json() == TOKENIZER.to_json()
+    save_checkpoint(load_checkpoint(path)._replace(tokenizer=other), tmp_path / "own.pth", "original")
+    assert load_checkpoint(tmp_path / "own.pth").tokenizer.to_json() == other.to_json()
+    assert (
+        load_checkpoint(tmp_path / "own.pth", tokenizer=tmp_path).tokenizer.to_json() == TOKENIZER.to_json()
+    )
 
     (tmp_path / "tokenizer.json").unlink()  # vocab.txt is left
-    words = load_any(path).tokenizer
+    words = load_checkpoint(path).tokenizer
     assert torch.equal(words.encode(["a red dog"]).ids, TOKENIZER.encode(["a red dog"]).ids)
 
     (tmp_path / "vocab.txt").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"no vocabulary.*vocab\.txt of bert-base-uncased.*offline"):
-        load_any(path)
+        load_checkpoint(path)
     large = Tokenizer.train([f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2, vocab_size=400)
     large.save(tmp_path / "large")
     with pytest.raises(CheckpointError, match="another model's"):
-        load_any(path, tokenizer=tmp_path / "large")
+        load_checkpoint(path, tokenizer=tmp_path / "large")
 
 
 @pytest.mark.parametrize("heads", [("itc", "itm", "lm"), ("lm",), ("itc", "itm"), ("vqa",), ("nlvr",)])
@@ -263,9 +264,9 @@ def test_ours_comes_back_whole(tmp_path: Path, heads: tuple[Any, ...], sharing: 
     if heads == ("vqa",) and sharing in ("all", "all_but_sa"):
         sharing = "none"  # its texts are wider than its images
     before = checkpoint(heads, sharing)
-    save_as(before, tmp_path / "new" / "ours.pth", "original")
+    save_checkpoint(before, tmp_path / "new" / "ours.pth", "original")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ours.pth"]
-    after = load_any(tmp_path / "new" / "ours.pth")
+    after = load_checkpoint(tmp_path / "new" / "ours.pth")
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]
     assert after.tokenizer.to_json() == before.tokenizer.to_json()
@@ -273,21 +274,23 @@ def test_ours_comes_back_whole(tmp_path: Path, heads: tuple[Any, ...], sharing: 
         torch.testing.assert_close(after.model.state_dict()[name], tensor, atol=0, rtol=1e-6, msg=name)
 
 
-def checkpoint(heads: tuple[Any, ...], sharing: Any = "all_but_sa", pooled: bool = False) -> Checkpoint:
+def checkpoint(heads: tuple[Any, ...], sharing: Any = "all_but_sa", pooled: bool = False) -> BlipCheckpoint:
     model = tiny_blip(("itc",) if "vqa" in heads else heads, sharing)
     config = model.config
     text = {**config.to_dict()["text"], "vocab_size": TOKENIZER.vocab_size}
     model = Blip(type(config).from_dict({**config.to_dict(), "text": text, "heads": heads, "pooled": pooled}))
-    return Checkpoint(model, TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
+    return BlipCheckpoint(
+        model, TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]"
+    )
 
 
 def test_what_its_sharing_says_must_hold(tmp_path: Path) -> None:
-    save_as(checkpoint(("itc", "itm", "lm")), tmp_path / "ours.pth", "original")
+    save_checkpoint(checkpoint(("itc", "itm", "lm")), tmp_path / "ours.pth", "original")
     content = torch.load(tmp_path / "ours.pth", weights_only=True)
     content["model"][UNSHARED] = content["model"][UNSHARED] + 1
     torch.save(content, tmp_path / "ours.pth")
     with pytest.raises(CheckpointError, match=r"share what differs: text_encoder.encoder.layer.1.output"):
-        load_any(tmp_path / "ours.pth")
+        load_checkpoint(tmp_path / "ours.pth")
 
 
 @pytest.mark.parametrize(
@@ -302,21 +305,21 @@ def test_what_its_sharing_says_must_hold(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], object]) -> None:
-    save_as(checkpoint(("lm",)), tmp_path / "ours.pth", "original")
+    save_checkpoint(checkpoint(("lm",)), tmp_path / "ours.pth", "original")
     content = torch.load(tmp_path / "ours.pth", weights_only=True)
     damage(content["openblip"])
     torch.save(content, tmp_path / "ours.pth")
     with pytest.raises(CheckpointError, match=r"ours\.pth, its openblip entry"):
-        load_any(tmp_path / "ours.pth")
+        load_checkpoint(tmp_path / "ours.pth")
     torch.save({**content, "openblip": "x"}, tmp_path / "ours.pth")
     with pytest.raises(CheckpointError, match="openblip entry is damaged"):
-        load_any(tmp_path / "ours.pth")
+        load_checkpoint(tmp_path / "ours.pth")
 
 
 def test_what_the_released_code_has_no_model_for(tmp_path: Path) -> None:
     for heads, pooled in ((("itc",), True), (("itm",), False), (("itm", "visdial"), False)):
         with pytest.raises(CheckpointError, match="no model with the heads"):
-            save_as(checkpoint(heads, pooled=pooled), tmp_path / "out.pth", "original")
+            save_checkpoint(checkpoint(heads, pooled=pooled), tmp_path / "out.pth", "original")
     with pytest.raises(ConfigError, match=r"end with \.pth"):
-        save_as(checkpoint(("lm",)), tmp_path / "out", "original")
+        save_checkpoint(checkpoint(("lm",)), tmp_path / "out", "original")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
@@ -35,7 +36,7 @@ def save_tiny(folder: Path, heads: tuple[Head, ...]) -> Path:
         embed_dim=8,
         heads=heads,
     )
-    save_checkpoint(folder, Checkpoint(Blip(config), tokenizer, Preprocessing(image_size=16)))
+    save_blip(folder, BlipCheckpoint(Blip(config), tokenizer, Preprocessing(image_size=16)))
     return folder
 
 

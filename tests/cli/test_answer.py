@@ -124,13 +124,15 @@ def test_a_killed_run_is_continued_to_the_same_file(
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
     asked: list[int] = []
-    answer = openblip.Predictor.answer
+    answer = openblip.BlipPredictor.answer
 
-    def counting(self: openblip.Predictor, images: Any, questions: Any, *rest: Any, **options: Any) -> Any:
+    def counting(
+        self: openblip.BlipPredictor, images: Any, questions: Any, *rest: Any, **options: Any
+    ) -> Any:
         asked.append(len(questions))
         return answer(self, images, questions, *rest, **options)
 
-    monkeypatch.setattr(openblip.Predictor, "answer", counting)
+    monkeypatch.setattr(openblip.BlipPredictor, "answer", counting)
     assert main(words) == 0
     assert out.read_bytes() == whole
     assert (
@@ -144,17 +146,17 @@ def test_an_interrupt_leaves_what_is_done(
     out = tmp_path / "answers.jsonl"
     words = ["answer", str(pictures), QUESTIONS[0], "--model", str(answerer), "--out", str(out)]
     words += ["--batch-size", "1"]
-    answer = openblip.Predictor.answer
+    answer = openblip.BlipPredictor.answer
     written: list[int] = []
 
-    def stopping(self: openblip.Predictor, *rest: Any, **options: Any) -> Any:
+    def stopping(self: openblip.BlipPredictor, *rest: Any, **options: Any) -> Any:
         written.append(len(read_lines(out)) if out.exists() else -1)
         if len(written) == 4:
             raise KeyboardInterrupt
         return answer(self, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(openblip.Predictor, "answer", stopping)
+        patch.setattr(openblip.BlipPredictor, "answer", stopping)
         assert main(words) == 130
     # The first call has no picture and lets the model look at the options. A kill would leave as many lines.
     assert written == [-1, 0, 1, 2]

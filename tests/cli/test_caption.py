@@ -179,13 +179,13 @@ def test_a_killed_run_is_continued_to_the_same_file(
     out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
 
     prepared: list[int] = []
-    caption = openblip.Predictor.caption
+    caption = openblip.BlipPredictor.caption
 
-    def counting(self: openblip.Predictor, images: torch.Tensor, **options: Any) -> Any:
+    def counting(self: openblip.BlipPredictor, images: torch.Tensor, **options: Any) -> Any:
         prepared.append(len(images))
         return caption(self, images, **options)
 
-    monkeypatch.setattr(openblip.Predictor, "caption", counting)
+    monkeypatch.setattr(openblip.BlipPredictor, "caption", counting)
     assert main(words) == 0
     assert out.read_bytes() == whole
     assert sum(prepared) == 2  # the first image was not captioned again

@@ -33,13 +33,13 @@ def expected(captioner: Path, pictures: Path) -> dict[str, str]:
 def count_captioned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that reach the model from now on."""
     sizes: list[int] = []
-    caption = openblip.Predictor.caption
+    caption = openblip.BlipPredictor.caption
 
-    def counting(self: openblip.Predictor, images: Any, **options: Any) -> Any:
+    def counting(self: openblip.BlipPredictor, images: Any, **options: Any) -> Any:
         sizes.append(len(images))
         return caption(self, images, **options)
 
-    monkeypatch.setattr(openblip.Predictor, "caption", counting)
+    monkeypatch.setattr(openblip.BlipPredictor, "caption", counting)
     return sizes
 
 

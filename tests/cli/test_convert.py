@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.loading import load_checkpoint
 from openblip.cli.main import main
 
 CAPTIONER, FILTER = "openblip-mini-captioner", "openblip-mini-filter"
@@ -20,7 +20,7 @@ def test_a_checkpoint_goes_there_and_back(
     assert main(["convert", source, str(theirs), "--format", format]) == 0
     assert capsys.readouterr().out == f"wrote {theirs}\n"
     assert main(["convert", str(theirs), str(ours), "--format", "openblip"]) == 0
-    before, after = load_any(source), load_any(ours)
+    before, after = load_checkpoint(source), load_checkpoint(ours)
     assert after[2:] == before[2:]  # preprocessing, prompt, token
     assert after.model.config == before.model.config
     assert after.tokenizer.to_json() == before.tokenizer.to_json()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from openblip.data import feature_filling
+from openblip.data.batch import ImageTextProcessor, to_tensor
 from openblip.data.feature_filling import blocks, fill
 from openblip.data.features import (
     CachedFeatures,
@@ -21,10 +22,8 @@ from openblip.data.features import (
     is_written,
     picture_key,
     to_array,
-    to_tensor,
 )
 from openblip.data.loader import Loader
-from openblip.data.readings import CaptionReading
 from openblip.data.sources import open_mixture
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
@@ -67,14 +66,14 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def loaded(mixture, reading, batch_size=4, num_batches=6, num_workers=0):
+def loaded(mixture, processor, batch_size=4, num_batches=6, num_workers=0):
     loader = Loader(
         mixture,
         tokenizer=TOKENIZER,
         preprocessing=PREPROCESSING,
         batch_size=batch_size,
         seed=3,
-        reading=reading,
+        processor=processor,
         num_workers=num_workers,
     )
     return [next(batches) for batches in [iter(loader)] for _ in range(num_batches)]
@@ -84,9 +83,9 @@ def loaded(mixture, reading, batch_size=4, num_batches=6, num_workers=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_training_reads_what_it_would_compute(source, folder, dtype, num_workers):
     fill(folder, source, PREPROCESSING, lambda p: one_by_one(p, dtype), num_workers=num_workers)
-    cached = CaptionReading(media=CachedFeatures(FeatureStore.open(folder)))
+    cached = ImageTextProcessor(read_pixels=CachedFeatures(FeatureStore.open(folder)))
     for plain, features in zip(
-        loaded(source, CaptionReading()), loaded(source, cached, num_workers=num_workers), strict=True
+        loaded(source, ImageTextProcessor()), loaded(source, cached, num_workers=num_workers), strict=True
     ):
         assert features.batch.pixels.dtype == dtype
         assert torch.equal(features.batch.pixels, one_by_one(plain.batch.pixels, dtype))
@@ -123,8 +122,8 @@ def test_a_picture_is_encoded_once(source, folder, tmp_path, write_tar, make_ima
 def test_unreadable_pictures_are_rejected_as_without_cache(folder, different_shards):
     mixture = open_mixture(different_shards([6], **{"00002": b"no picture"}))
     fill(folder, mixture, PREPROCESSING, one_by_one)
-    cached = CaptionReading(media=CachedFeatures(FeatureStore.open(folder)))
-    plain = [batch.rejects for batch in loaded(mixture, CaptionReading())]
+    cached = ImageTextProcessor(read_pixels=CachedFeatures(FeatureStore.open(folder)))
+    plain = [batch.rejects for batch in loaded(mixture, ImageTextProcessor())]
     assert [batch.rejects for batch in loaded(mixture, cached)] == plain
     assert any(plain)
 
@@ -132,7 +131,7 @@ def test_unreadable_pictures_are_rejected_as_without_cache(folder, different_sha
 def test_a_picture_that_has_changed(source, folder, different_shards, make_image):
     fill(folder, source, PREPROCESSING, one_by_one)
     other = different_shards([5, 3], **{"00001": make_image(99)})
-    cached = CaptionReading(media=CachedFeatures(FeatureStore.open(folder)))
+    cached = ImageTextProcessor(read_pixels=CachedFeatures(FeatureStore.open(folder)))
     with pytest.raises(ConfigError, match="0000/00001: its picture was another one"):
         loaded(open_mixture(other), cached)
 

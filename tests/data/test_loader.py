@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openblip.data.batch import ImageTextProcessor
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, ShardIndex, open_mixture
 from openblip.data.tokenizer import Tokenizer
@@ -21,7 +22,12 @@ TOKENIZER = Tokenizer.train(["sample text 0123456789"], 150)
 
 
 def load(spec, **options):
-    settings = {"batch_size": 4, "seed": 3, "shuffle_window_shards": 2} | options
+    settings = {
+        "processor": ImageTextProcessor(),
+        "batch_size": 4,
+        "seed": 3,
+        "shuffle_window_shards": 2,
+    } | options
     return Loader(
         open_mixture(str(spec)), tokenizer=TOKENIZER, preprocessing=Preprocessing(image_size=8), **settings
     )
@@ -274,11 +280,13 @@ def test_closing_ends_the_workers(tmp_path, write_shards):
 
 SCRIPT = """
 import sys, time
+from openblip.data.batch import ImageTextProcessor
 from openblip.data.loader import Loader
 from openblip.data.sources import open_mixture
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-loader = Loader(open_mixture(sys.argv[1]), tokenizer=Tokenizer.train(["sample text"], 150),
+loader = Loader(open_mixture(sys.argv[1]), processor=ImageTextProcessor(),
+                tokenizer=Tokenizer.train(["sample text"], 150),
                 preprocessing=Preprocessing(image_size=8), batch_size=4, seed=0, num_workers=2)
 for n, loaded in enumerate(loader):
     if n == 3:

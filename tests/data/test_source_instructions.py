@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from annotation_files import describe, read_all, write
 
-from openblip.data.conversation import Turn, turns_of
+from openblip.data.fields import Turn, turns_of
 from openblip.data.inspection import inspect_source
 from openblip.data.sources import open_source
 

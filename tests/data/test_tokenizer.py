@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer as WordPiece
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.prompts import normalize_caption
+from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 
 CAPTIONS = [f"A red dog{s} next to {n} cats, on the left" for n in range(60) for s in ("", "s", "gy")] + [

@@ -8,7 +8,7 @@ from tiny_decoders import DEC, EOS, PAD, PROMPT, HuggingFaceDecoder, Images
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from openblip.generation.decoding import Beam, Greedy
-from openblip.generation.generate import generate
+from openblip.generation.search import generate
 
 LIMITS = [(1, 0), (8, 0), (8, 3), (12, 12)]  # most, fewest new tokens
 FOUR_IMAGES = Images(torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)) * 2)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.generate import derive_seeds, generate
-from openblip.generation.generated import Generated
+from openblip.generation.search import Generated, derive_seeds, generate
 
 STRATEGIES = [Greedy(), Beam(), Beam(length_penalty=0.0), Nucleus(top_p=0.95)]
 

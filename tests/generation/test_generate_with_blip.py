@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.generate import generate
-from openblip.generation.generated import Generated
 from openblip.generation.ranking import best_candidates
+from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 

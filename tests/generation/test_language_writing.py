@@ -12,9 +12,8 @@ from torch import Tensor
 
 from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.generate import generate
-from openblip.generation.generated import Generated
 from openblip.generation.language import best_texts, write_texts
+from openblip.generation.search import Generated, generate
 from openblip.models.language_model import LanguageModel
 from tiny_blip2 import LANGUAGE_DIM, Language, tiny_language_model
 
@@ -156,7 +155,7 @@ def test_the_likeliest_candidate_is_found(language: LanguageModel) -> None:
         found = best_texts(language, visual, PROMPTS, lists, max_rows=max_rows)
         for row, (best, texts) in enumerate(zip(found, lists, strict=True)):
             expected = [logprob(language, visual[row : row + 1], PROMPTS[row], text) for text in texts]
-            assert best.place == expected.index(max(expected))
+            assert best.position == expected.index(max(expected))
             assert best.generated.logprob == pytest.approx(max(expected), abs=1e-4)
 
 
@@ -166,7 +165,7 @@ def test_only_likely_beginnings_are_compared(language: LanguageModel) -> None:
     for row, best in enumerate(found):
         own, prompt = visual[row : row + 1], PROMPTS[row]
         begin = [logprob(language, own, prompt, text, first_only=True) for text in CANDIDATES]
-        assert begin[best.place] == pytest.approx(max(begin), abs=1e-5)
+        assert begin[best.position] == pytest.approx(max(begin), abs=1e-5)
 
 
 def logprob(

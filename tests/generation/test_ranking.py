@@ -8,8 +8,8 @@ import torch
 from tiny_decoders import EOS, PROMPT, VOCAB, HuggingFaceDecoder, Images, TableDecoder, numbered_images
 
 from openblip.errors import CheckpointError, ConfigError
-from openblip.generation.interface import TextDecoder
 from openblip.generation.ranking import Ranked, best_candidates
+from openblip.generation.search import TextDecoder
 
 CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11], [6, 7], [5, 5], [9]]
 
@@ -34,8 +34,8 @@ def test_the_best_has_the_highest_sum_over_its_tokens_and_the_end(seed: int) -> 
     model = TableDecoder(seed)
     found = best_candidates(model, numbered_images(3, 8, 1), PROMPT, CANDIDATES, 3, eos_id=EOS)
     for image, ranked in zip([3, 8, 1], found, strict=True):
-        assert ranked.place == best_by_hand(model, numbered_images(image), CANDIDATES)
-        ids = CANDIDATES[ranked.place]
+        assert ranked.position == best_by_hand(model, numbered_images(image), CANDIDATES)
+        ids = CANDIDATES[ranked.position]
         assert ranked.generated.ids == ids
         assert ranked.generated.token_logprobs == pytest.approx(
             logprobs(model, numbered_images(image), ids, PROMPT), abs=1e-4
@@ -55,8 +55,8 @@ def test_only_those_with_likely_first_tokens_are_compared(num_candidates: int) -
         (found,) = best_candidates(
             model, numbered_images(image), PROMPT, candidates, 1, eos_id=EOS, num_candidates=num_candidates
         )
-        assert found.place == allowed[best]
-        differed |= found.place != best_by_hand(model, numbered_images(image), candidates)
+        assert found.position == allowed[best]
+        differed |= found.position != best_by_hand(model, numbered_images(image), candidates)
     assert differed == (num_candidates < 3)
 
 
@@ -71,13 +71,13 @@ def test_the_order_of_the_list_decides_nothing(order: Sequence[int]) -> None:
         (found,) = best_candidates(
             model, numbered_images(1), PROMPT, shuffled, 1, eos_id=EOS, num_candidates=1
         )
-        assert shuffled[found.place] == candidates[expected]
+        assert shuffled[found.position] == candidates[expected]
 
 
 def test_of_equal_candidates_the_first_counts_and_is_scored_once() -> None:
     model = TableDecoder(0)
     (found,) = best_candidates(model, numbered_images(1), PROMPT, [[5], [5], [5], [5]], 1, eos_id=EOS)
-    assert found.place == 0
+    assert found.position == 0
     assert model.rows_read == [1, 1]  # the beginnings, then the one text
 
 
@@ -90,8 +90,8 @@ def test_a_context_is_read_with_the_candidates_that_it_chose() -> None:
         return best_candidates(model, kv, PROMPT, CANDIDATES, len(numbers), eos_id=EOS, num_candidates=2)
 
     together, apart = chosen(*images), [chosen(image)[0] for image in images]
-    assert [ranked.place for ranked in together] == [ranked.place for ranked in apart]
-    assert len({ranked.place for ranked in apart}) > 1
+    assert [ranked.position for ranked in together] == [ranked.position for ranked in apart]
+    assert len({ranked.position for ranked in apart}) > 1
 
 
 @pytest.mark.parametrize("max_rows", [1, 4, 9, 512])
@@ -103,7 +103,7 @@ def test_the_choice_does_not_depend_on_the_passes(max_rows: int) -> None:
     for image, ranked in enumerate(found):
         one = Images(tokens[image : image + 1])
         totals = [sum(logprobs(model, one, ids, prompt)) for ids in candidates]
-        assert ranked.place == totals.index(max(totals))
+        assert ranked.position == totals.index(max(totals))
         assert ranked.generated.logprob == pytest.approx(max(totals), abs=1e-4)
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openblip.generation.sampling import sample_nucleus, uniforms
+from openblip.generation.search import sample_nucleus, uniforms
 
 
 def nucleus_by_hand(logits: list[float], top_p: float) -> list[int]:

@@ -1,7 +1,7 @@
 import torch
 
 from openblip.generation.decoding import Greedy
-from openblip.generation.scores import adjust_scores
+from openblip.generation.search import adjust_scores
 
 SCORES = torch.tensor([[0.5, -2.0, 1.5, -3.0], [1.0, 2.0, 3.0, 4.0]])
 

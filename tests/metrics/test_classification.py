@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.metrics.classification import classification_accuracy
+from openblip.metrics.ranking import classification_accuracy
 
 
 def test_accuracies_by_hand() -> None:

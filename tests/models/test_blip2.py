@@ -13,13 +13,11 @@ from torch import Tensor
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.generate import generate
-from openblip.generation.generated import Generated
+from openblip.generation.search import Generated, generate
 from openblip.models.blip2 import Blip2, ImageKV
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig
-from openblip.models.config import VisionConfig
-from openblip.nn.masks import contrastive_mask, generation_mask, matching_mask, without_padding
-from tiny_blip import SIZE, TINY, gradients, random_pixels, random_tokens, randomise
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.nn.qformer import generation_mask, matching_mask, without_padding
+from tiny_blip import SIZE, TINY, contrastive_mask, gradients, random_pixels, random_tokens, randomise
 
 QUERIES, CLS, DEC, EOS, PAD = 4, 2, 58, 3, 0
 CONFIG = Blip2Config(
@@ -53,7 +51,7 @@ def test_embeddings_are_projected_queries_and_the_projected_first_token() -> Non
     kv = image_kv(model, 3)
     mask = without_padding(contrastive_mask(QUERIES, 8), tokens.mask)
     joint = model.qformer(tokens.ids, kv.layers, mask=mask)
-    images = model.embed_image(model.read_images(kv).queries)
+    images = model.embed_image(model.encode_queries(kv).queries)
     close(images, F.normalize(model.vision_proj(joint[:, :QUERIES]), dim=-1))
     texts = model.embed_text(tokens.ids, tokens.mask)
     close(texts, F.normalize(model.text_proj(joint[:, QUERIES]), dim=-1))
@@ -69,7 +67,7 @@ def test_a_match_is_the_mean_of_what_every_query_says() -> None:
     queries = model.qformer(tokens.ids, kv.layers, mask=mask)[:, :QUERIES]
     by_query = torch.stack([model.itm_head(queries[:, i]) for i in range(QUERIES)])
     close(model.match_logits(tokens.ids, tokens.mask, kv), by_query.mean(dim=0))
-    close(model.read_with_text(tokens.ids, tokens.mask, kv), queries)
+    close(model.encode_multimodal(tokens.ids, tokens.mask, kv), queries)
 
 
 @torch.no_grad()
@@ -94,7 +92,7 @@ def test_captions_in_training_are_the_masked_pass(joint: bool) -> None:
         model, ids = blip2().train().double(), random_tokens([6, 6], first=DEC).ids
         kv = image_kv(model, 2)
         if fast:
-            read = model.read_images(kv)
+            read = model.encode_queries(kv)
             logits, again = model.caption_logits(ids, read), model.caption_logits(ids, read)
             assert torch.equal(logits, again)
             queries = read.queries
@@ -189,9 +187,9 @@ def test_an_instructed_model_reads_the_question_and_projects_its_queries() -> No
     language = LanguageConfig(name="x", hidden_dim=20)
     model, tokens = blip2(heads=("llm",), language=language, instructed=True), random_tokens([5, 4])
     kv = image_kv(model, 2)
-    queries = model.read_with_text(tokens.ids, tokens.mask, kv)
+    queries = model.encode_multimodal(tokens.ids, tokens.mask, kv)
     close(model.visual_prompts(queries), model.language_proj(queries))
-    assert not torch.allclose(queries, model.read_images(kv).queries, atol=1e-2)
+    assert not torch.allclose(queries, model.encode_queries(kv).queries, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 
 OPT = LanguageConfig(name="facebook/opt-2.7b", hidden_dim=2560, end_of_text="\n")
 CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)
@@ -47,7 +46,7 @@ def test_a_config_survives_json(config: Blip2Config) -> None:
         (lambda: Blip2Config(heads=("itc", "lm")), "at least one of itc, itm, itg, llm"),
         (lambda: Blip2Config(heads=("llm",)), "llm and a language model belong together"),
         (lambda: Blip2Config(language=OPT), "llm and a language model belong together"),
-        (lambda: Blip2Config(instructed=True), "instructed is for the head llm"),
+        (lambda: Blip2Config(instructed=True), "instructed needs the head llm"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(make: Any, message: str) -> None:
@@ -95,7 +94,7 @@ def test_a_config_of_another_version_is_refused(values: dict[str, Any]) -> None:
 
 
 def test_the_text_branch_stands_and_falls_with_what_is_read() -> None:
-    assert all(Blip2Config(heads=(head,)).reads_text for head in ("itc", "itm", "itg"))
-    assert not Blip2Config(heads=("llm",), language=OPT).reads_text
-    assert Blip2Config(heads=("llm",), language=OPT, instructed=True).reads_text
-    assert Blip2Config(heads=("itc", "llm"), language=OPT).reads_text
+    assert all(Blip2Config(heads=(head,)).has_text_branch for head in ("itc", "itm", "itg"))
+    assert not Blip2Config(heads=("llm",), language=OPT).has_text_branch
+    assert Blip2Config(heads=("llm",), language=OPT, instructed=True).has_text_branch
+    assert Blip2Config(heads=("itc", "llm"), language=OPT).has_text_branch

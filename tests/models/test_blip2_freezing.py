@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from tiny_blip import TINY, random_pixels
 
@@ -41,7 +41,7 @@ def adapted_language() -> LanguageModel:
 
 
 def loss(model: Blip2) -> Tensor:
-    queries = model.read_images(model.image_kv(model.encode_image(random_pixels(2)))).queries
+    queries = model.encode_queries(model.image_kv(model.encode_image(random_pixels(2)))).queries
     predicted = model.require_language().predict(model.visual_prompts(queries), ["a", ""], ["dog", "cats"], 9)
     return predicted.logits.sin().sum()
 
@@ -112,12 +112,12 @@ def test_a_frozen_encoder_computes_in_its_own_precision() -> None:
         features = model.encode_image(random_pixels(2))
     assert features.dtype == torch.float64
     torch.testing.assert_close(features, model.vision(random_pixels(2).double()), atol=1e-12, rtol=0)
-    assert model.read_images(model.image_kv(features)).queries.dtype == torch.float32
+    assert model.encode_queries(model.image_kv(features)).queries.dtype == torch.float32
 
 
 def test_only_parts_that_there_are_can_be_frozen() -> None:
     model = Blip2(CONFIG, language=noisy_language())
-    with pytest.raises(ValueError, match="qformer is no part to freeze: vision and language are"):
+    with pytest.raises(ValueError, match="qformer cannot be frozen"):
         model.freeze("vision", "qformer")
     assert model.frozen == ()
     assert Blip2(CONFIG).freeze("language").train().training  # one that comes later

@@ -153,7 +153,7 @@ def test_every_layers_mask_is_selected_with_its_context(head: Head) -> None:
 @torch.no_grad()
 def test_a_clip_is_its_frames_one_after_the_other() -> None:
     model, pixels = tiny_blip(), random_pixels(6).unflatten(0, (2, 3))
-    tokens = model.encode_clip(pixels)
+    tokens = model.encode_video(pixels)
     for clip in range(2):
         frames = [model.encode_image(pixels[clip, frame][None])[0] for frame in range(3)]
         torch.testing.assert_close(tokens[clip], torch.cat(frames), atol=1e-5, rtol=1e-5)
@@ -181,11 +181,11 @@ def test_a_clips_embedding_is_the_mean_of_its_frames_then_made_a_unit_vector(poo
             class_tokens = [model.vision.norm(token) for token in class_tokens]
         projected.append(sum(map(model.vision_proj, class_tokens)) / 3)
     expected = torch.stack([vector / vector.norm() for vector in projected])
-    found = model.embed_image(model.encode_clip(pixels), num_frames=3)
+    found = model.embed_image(model.encode_video(pixels), num_frames=3)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     single = model.embed_image(model.encode_image(pixels[:, 0]))
     torch.testing.assert_close(
-        single, model.embed_image(model.encode_clip(pixels[:, :1]), num_frames=1), atol=1e-5, rtol=1e-5
+        single, model.embed_image(model.encode_video(pixels[:, :1]), num_frames=1), atol=1e-5, rtol=1e-5
     )
     assert not torch.allclose(single, found, atol=1e-2)
 

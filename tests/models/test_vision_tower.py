@@ -97,7 +97,7 @@ def test_a_frozen_encoder_has_no_gradients(tower):
     pixels = torch.randn(2, 3, SIZE, SIZE)
     features = model.encode_image(pixels)
     assert not features.requires_grad
-    model.read_images(model.image_kv(features)).queries.sum().backward()
+    model.encode_queries(model.image_kv(features)).queries.sum().backward()
     assert all(not p.requires_grad and p.grad is None for p in model.vision.parameters())
     assert all(p.requires_grad for p in model.qformer.parameters())
     assert model.vision_norm.weight.grad is not None  # trained in both stages

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.attention import CrossAttention, attend
-from openblip.nn.attention_weights import recorded_weights
+from openblip.nn.attention import CrossAttention, attend, capture_attention
 from tiny_blip import randomise
 
 
@@ -29,7 +28,7 @@ def test_written_out_equals_fused_gradients_included(mask: Tensor | None) -> Non
     wanted, coefficients = [context, text, *layer.parameters()], random(6, 4, 24, seed=2)
     fused = layer(text, layer.project(context, mask))
     expected = torch.autograd.grad((fused * coefficients).sum(), wanted)
-    with recorded_weights(layer) as weights:
+    with capture_attention(layer) as weights:
         written_out = layer(text, layer.project(context, mask))
     torch.testing.assert_close(written_out, fused, atol=1e-6, rtol=1e-5)
     found = torch.autograd.grad((written_out * coefficients).sum(), wanted)
@@ -54,7 +53,7 @@ def test_the_gradient_is_what_a_change_of_a_weight_does() -> None:
         mixing = (query @ kv.key.transpose(-2, -1) / 8**0.5).softmax(dim=-1) + change
         return layer.out((mixing @ kv.value).transpose(1, 2).flatten(2)).square().sum()
 
-    with recorded_weights(layer) as weights:
+    with capture_attention(layer) as weights:
         output = layer(text, kv)
     (gradient,) = torch.autograd.grad(output.square().sum(), weights[0])
     for place in range(gradient.numel()):
@@ -67,7 +66,7 @@ def test_the_gradient_is_what_a_change_of_a_weight_does() -> None:
 
 def test_frozen_weights_are_explained_as_well() -> None:
     layer = cross_attention().requires_grad_(False)
-    with recorded_weights(layer) as weights:
+    with capture_attention(layer) as weights:
         output = layer(random(1, 2, 24), layer.project(random(1, 4, 16)))
     (gradient,) = torch.autograd.grad(output.sum(), weights[0])
     assert gradient.any()
@@ -77,7 +76,7 @@ def test_frozen_weights_are_explained_as_well() -> None:
 def test_narrow_types_keep_wide_weights(dtype: torch.dtype) -> None:
     layer = cross_attention(dtype)
     text, context = random(1, 2, 24, dtype=dtype), random(1, 4, 16, dtype=dtype)
-    with recorded_weights(layer) as weights:
+    with capture_attention(layer) as weights:
         found = layer(text, layer.project(context))
     assert found.dtype == dtype
     assert weights[0].dtype == torch.float32
@@ -86,7 +85,7 @@ def test_narrow_types_keep_wide_weights(dtype: torch.dtype) -> None:
 
 def test_afterwards_everything_is_as_before() -> None:
     layer = cross_attention()
-    with pytest.raises(RuntimeError, match="stop"), recorded_weights(layer) as weights:
+    with pytest.raises(RuntimeError, match="stop"), capture_attention(layer) as weights:
         raise RuntimeError("stop")
     assert layer.attend is attend
     layer(random(1, 2, 24), layer.project(random(1, 4, 16)))
@@ -95,5 +94,5 @@ def test_afterwards_everything_is_as_before() -> None:
 
 def test_cross_attention_is_never_causal() -> None:
     layer = cross_attention()
-    with recorded_weights(layer), pytest.raises(ValueError, match="never causal"):
+    with capture_attention(layer), pytest.raises(ValueError, match="never causal"):
         layer.attend(random(1, 3, 2, 8), random(1, 3, 2, 8), random(1, 3, 2, 8), causal=True)

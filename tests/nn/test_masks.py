@@ -1,18 +1,19 @@
-"""The Q-Former's masks: exactly the drawing that stands in their file, and padding."""
+"""The Q-Former's masks: exactly the drawing in the docstring of their file, and padding."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn import masks
-from openblip.nn.masks import contrastive_mask, generation_mask, matching_mask, without_padding
+from openblip.nn import qformer
+from openblip.nn.qformer import generation_mask, matching_mask, without_padding
+from tiny_blip import contrastive_mask
 
 KINDS = (contrastive_mask, matching_mask, generation_mask)
 
 
 def drawing() -> Tensor:
     """The three masks of the docstring, bool (3, 6, 6): three queries, then three tokens."""
-    lines = [line.split() for line in (masks.__doc__ or "").splitlines()]
+    lines = [line.split() for line in (qformer.__doc__ or "").splitlines()]
     rows = [line for line in lines if len(line) == 9 and set("".join(line)) <= set("QT#.")]
     assert [line[0::3] for line in rows] == [["Q"] * 3] * 3 + [["T"] * 3] * 3
     cells = [[list(line[3 * kind + 1] + line[3 * kind + 2]) for line in rows] for kind in range(3)]
@@ -33,11 +34,11 @@ def test_other_sizes_follow_the_same_rule(kind: object, num_queries: int, num_to
     size = num_queries + num_tokens
     for row in range(size):
         for column in range(size):
-            reads_text, is_text = row >= num_queries, column >= num_queries
+            row_is_text, column_is_text = row >= num_queries, column >= num_queries
             expected = {
-                contrastive_mask: reads_text == is_text,
+                contrastive_mask: row_is_text == column_is_text,
                 matching_mask: True,
-                generation_mask: not is_text or (reads_text and column <= row),
+                generation_mask: not column_is_text or (row_is_text and column <= row),
             }[kind]
             assert found[row, column].item() is expected
     assert found.shape == (size, size)

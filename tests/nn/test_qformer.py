@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
-from openblip.nn.masks import contrastive_mask, generation_mask, matching_mask, without_padding
-from openblip.nn.qformer import QFormer
-from tiny_blip import gradients, randomise
+from openblip.nn.qformer import QFormer, generation_mask, matching_mask, without_padding
+from tiny_blip import contrastive_mask, gradients, randomise
 
 QUERIES, IMAGE_DIM, TOKENS = 3, 10, 6
 TINY = QFormerConfig(
@@ -27,12 +26,12 @@ TINY = QFormerConfig(
 KINDS = [contrastive_mask, matching_mask, generation_mask]
 
 
-def qformer(*, reads_text: bool = True, writes_text: bool = True, **changes: Any) -> QFormer:
+def qformer(*, has_text_branch: bool = True, has_lm_head: bool = True, **changes: Any) -> QFormer:
     model = QFormer(
         **asdict(replace(TINY, **changes)),
         context_dim=IMAGE_DIM,
-        reads_text=reads_text,
-        writes_text=writes_text and reads_text,
+        has_text_branch=has_text_branch,
+        has_lm_head=has_lm_head and has_text_branch,
     )
     randomise(model, seed=0, scale=0.15)
     return model.eval()
@@ -65,11 +64,11 @@ def test_every_mask_gives_what_a_plain_rewrite_gives(kind: Any, every: int) -> N
         torch.testing.assert_close(found[row].double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def hugging_face(reads_text: bool) -> Blip2QFormerModel:
+def hugging_face(has_text_branch: bool) -> Blip2QFormerModel:
     config = Blip2QFormerConfig(
         vocab_size=TINY.vocab_size, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
         intermediate_size=24, encoder_hidden_size=IMAGE_DIM, max_position_embeddings=12,
-        use_qformer_text_input=reads_text, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        use_qformer_text_input=has_text_branch, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
     return Blip2QFormerModel(config).eval()
@@ -113,7 +112,7 @@ def copy_weights(ours: QFormer, theirs: Blip2QFormerModel) -> None:
 
 @torch.no_grad()
 def test_queries_alone_are_those_of_transformers() -> None:
-    ours, theirs = qformer(reads_text=False), hugging_face(reads_text=False)
+    ours, theirs = qformer(has_text_branch=False), hugging_face(has_text_branch=False)
     copy_weights(ours, theirs)
     tokens = images(3)
     found = ours(image_kv=ours.image_kv(tokens))
@@ -124,7 +123,7 @@ def test_queries_alone_are_those_of_transformers() -> None:
 
 @torch.no_grad()
 def test_queries_with_text_are_those_of_transformers() -> None:
-    ours, theirs = qformer(), hugging_face(reads_text=True)
+    ours, theirs = qformer(), hugging_face(has_text_branch=True)
     copy_weights(ours, theirs)
     embeddings = Blip2TextEmbeddings(theirs.config)
     embeddings.word_embeddings.weight.copy_(ours.embeddings.word.weight)
@@ -283,9 +282,9 @@ def test_a_text_longer_than_the_positions_is_refused() -> None:
 
 
 def test_a_model_without_text_says_so() -> None:
-    model = qformer(reads_text=False)
-    with pytest.raises(KeyError, match="reads no text"):
+    model = qformer(has_text_branch=False)
+    with pytest.raises(KeyError, match="has no text branch"):
         model(texts(1), model.image_kv(images(1)))
-    with pytest.raises(KeyError, match="writes no text"):
+    with pytest.raises(KeyError, match="has no ITG head"):
         model.predict_words(torch.zeros(1, 2, 16))
     assert not any("text" in name or "word" in name for name, _ in model.named_parameters())

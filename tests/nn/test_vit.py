@@ -78,7 +78,7 @@ def test_a_patch_and_its_position_belong_together() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(24, 16), (20, 20)])
 def test_pictures_that_patches_do_not_tile_are_refused(height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"{height}x{width} picture: patches of 8"):
+    with pytest.raises(ValueError, match=f"An image of {height}x{width}: patches of 8"):
         vit()(torch.zeros(1, 3, height, width))
 
 

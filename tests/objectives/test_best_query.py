@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openblip.models.similarity import similarity_matrix
+from openblip.models.blip import similarity_matrix
 from openblip.objectives.contrastive import in_batch_itc_loss
 
 

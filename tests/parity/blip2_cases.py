@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as Words
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from openblip.checkpoints.blip2_huggingface import QFORMER_TOKENIZER
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.huggingface.blip2 import QFORMER_TOKENIZER
 from openblip.models.language_model import IGNORE
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 
@@ -154,9 +154,9 @@ def our_outputs(checkpoint: Blip2Checkpoint, texts: bool = True) -> Outputs:
     norm = model.vision_norm
     out.scores["features"] = F.layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     image_kv = model.image_kv(features)
-    queries = model.read_images(image_kv).queries
+    queries = model.encode_queries(image_kv).queries
     if model.config.instructed:
-        queries = model.read_with_text(TEXTS.ids, TEXTS.mask, image_kv)
+        queries = model.encode_multimodal(TEXTS.ids, TEXTS.mask, image_kv)
     out.scores["queries"] = queries
     if "itc" in model.config.heads:
         cosines = model.embed_image(queries) @ model.embed_text(TEXTS.ids, TEXTS.mask).T  # (B, Q, R)

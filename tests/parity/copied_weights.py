@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from openblip.checkpoints.key_table import Table, translate
+from openblip.checkpoints.state_dict import Table, translate
 
 DERIVED = ("embeddings.position_ids", "cls.predictions.decoder.")  # tied to another weight, or computed
 

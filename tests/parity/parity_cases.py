@@ -14,9 +14,9 @@ from torch import Tensor
 
 import openblip
 import released_files
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.tokenizer import Tokens
-from openblip.generation.generate import generate
+from openblip.generation.search import generate
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -51,7 +51,7 @@ QUESTION_IDS = from_token(QUESTIONS, TOKENIZER.enc_id)
 
 
 @torch.no_grad()
-def our_outputs(checkpoint: Checkpoint, encoder_id: int = TOKENIZER.enc_id) -> Outputs:
+def our_outputs(checkpoint: BlipCheckpoint, encoder_id: int = TOKENIZER.enc_id) -> Outputs:
     """All that the model's heads can say."""
     model, out = checkpoint.model, Outputs()
     heads = set(model.config.heads)

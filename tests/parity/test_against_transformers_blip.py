@@ -8,7 +8,7 @@ from copied_weights import copy_weights
 from torch import Tensor
 from transformers.models.blip import configuration_blip, modeling_blip, modeling_blip_text
 
-from openblip.checkpoints.huggingface_keys import LM_HEAD, TEXT, VISION
+from openblip.checkpoints.huggingface.blip import BERT_LM_HEAD_KEYS, BERT_TEXT_KEYS, HF_VISION_KEYS
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.nn.text_transformer import TextTransformer
@@ -64,7 +64,7 @@ def test_vision_model(size: int, eps: float) -> None:
     theirs = modeling_blip.BlipVisionModel(vision_config(config)).eval()
     randomise(theirs, seed=0)
     ours = VisionTransformer(**asdict(config)).eval()
-    copy_weights(theirs, ours, VISION)
+    copy_weights(theirs, ours, HF_VISION_KEYS)
     pixels = random_pixels(2, size=size)
     expected = theirs(pixel_values=pixels, interpolate_pos_encoding=size != 40).last_hidden_state
     assert_equal(ours(pixels), expected)
@@ -85,7 +85,7 @@ def test_text_encoder(with_image: bool) -> None:
     theirs = modeling_blip_text.BlipTextModel(text_config(), add_pooling_layer=False).eval()
     randomise(theirs, seed=1)
     ours = text_transformer("encode")
-    copy_weights(theirs, ours, TEXT)
+    copy_weights(theirs, ours, BERT_TEXT_KEYS)
     texts, images = random_tokens([9, 4, 6]), image_tokens(3) if with_image else None
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images
@@ -100,7 +100,7 @@ def test_text_decoder_logits() -> None:
     theirs = modeling_blip_text.BlipTextLMHeadModel(text_config()).eval()
     randomise(theirs, seed=2)
     ours = text_transformer("decode")
-    copy_weights(theirs, ours, {**TEXT, **LM_HEAD}, prefix="bert.")
+    copy_weights(theirs, ours, {**BERT_TEXT_KEYS, **BERT_LM_HEAD_KEYS}, prefix="bert.")
     texts, images = random_tokens([8, 5]), image_tokens(2)
     expected = theirs(
         input_ids=texts.ids, attention_mask=texts.mask.long(), encoder_hidden_states=images, is_decoder=True
@@ -120,8 +120,8 @@ def retrieval_models() -> tuple[Blip, modeling_blip.BlipForImageTextRetrieval]:
     theirs = modeling_blip.BlipForImageTextRetrieval(config).eval()
     randomise(theirs, seed=3)
     ours = Blip(BlipConfig(vision=VISION_CONFIG, text=TEXT_CONFIG, embed_dim=10, heads=("itc", "itm"))).eval()
-    copy_weights(theirs.vision_model, ours.vision, VISION)
-    copy_weights(theirs.text_encoder, ours.text, TEXT)
+    copy_weights(theirs.vision_model, ours.vision, HF_VISION_KEYS)
+    copy_weights(theirs.text_encoder, ours.text, BERT_TEXT_KEYS)
     for name in ("vision_proj", "text_proj", "itm_head"):
         getattr(ours, name).load_state_dict(getattr(theirs, name).state_dict())
     return ours, theirs

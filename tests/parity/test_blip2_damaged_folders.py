@@ -12,7 +12,7 @@ from blip2_cases import RETRIEVER, TOKENIZER, WRITERS, language_words, text_conf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 
@@ -117,13 +117,13 @@ def test_what_does_not_fit_is_named(
     shutil.copytree(folders / name, folder)
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_any(folder)
+        load_checkpoint(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_undamaged_they_are_read(folders: Path) -> None:
     for name in (WRITER, INSTRUCTED, RETRIEVER):
-        load_any(folders / name)
+        load_checkpoint(folders / name)
 
 
 @pytest.mark.parametrize("name", [RETRIEVER, INSTRUCTED])
@@ -136,9 +136,9 @@ def test_without_the_q_formers_words_berts_are_asked_for(
     without_words(words)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="bert-base-uncased"):
-        load_any(folder)
+        load_checkpoint(folder)
     TOKENIZER.save(tmp_path / "words")
-    load_any(folder, tokenizer=tmp_path / "words")
+    load_checkpoint(folder, tokenizer=tmp_path / "words")
 
 
 def test_words_of_the_language_model_by_name(tmp_path: Path, folders: Path) -> None:
@@ -146,10 +146,10 @@ def test_words_of_the_language_model_by_name(tmp_path: Path, folders: Path) -> N
     shutil.copytree(folders / WRITER, folder)
     without_words(folder)
     language_words("opt").save_pretrained(tmp_path / "words")
-    checkpoint = load_any(folder, tokenizer=tmp_path / "words")
+    checkpoint = load_checkpoint(folder, tokenizer=tmp_path / "words")
     assert checkpoint.model.config.language is not None
     with pytest.raises(CheckpointError, match="no tokenizer of the language model"):
-        load_any(folder, tokenizer=folder)
+        load_checkpoint(folder, tokenizer=folder)
 
 
 def test_words_of_a_larger_language_model(tmp_path: Path, folders: Path) -> None:
@@ -160,4 +160,4 @@ def test_words_of_a_larger_language_model(tmp_path: Path, folders: Path) -> None
     larger.add_tokens([f"word{i}" for i in range(text_config("opt").vocab_size - len(words) + 1)])
     larger.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="another model's"):
-        load_any(folder)
+        load_checkpoint(folder)

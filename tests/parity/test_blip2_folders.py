@@ -30,8 +30,8 @@ from blip2_cases import (
 )
 from safetensors.torch import load_file
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.loading import load_any, save_as
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.transforms import Preprocessing
 
 WRITER, INSTRUCTED = WRITERS
@@ -40,7 +40,7 @@ CASES = [(name, language) for name in WRITERS for language in LANGUAGES] + [(RET
 
 
 def loaded(folder: Path) -> Blip2Checkpoint:
-    checkpoint = load_any(folder)
+    checkpoint = load_checkpoint(folder)
     assert isinstance(checkpoint, Blip2Checkpoint)
     return checkpoint
 
@@ -63,7 +63,7 @@ def test_a_folder_of_theirs_there_and_back(
     expected = their_outputs(theirs, language)
     assert_same(our_outputs(checkpoint), expected)
 
-    save_as(checkpoint, tmp_path / "written", "huggingface")
+    save_checkpoint(checkpoint, tmp_path / "written", "huggingface")
     again = loaded_by_them(class_name, tmp_path / "written")
     assert_same(their_outputs(again, language), expected)
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("theirs", "written"))
@@ -71,7 +71,7 @@ def test_a_folder_of_theirs_there_and_back(
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
 
-    save_as(checkpoint, tmp_path / "ours", "openblip")
+    save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
     assert_same(our_outputs(loaded(tmp_path / "ours")), expected)
 
 

@@ -22,13 +22,12 @@ from blip2_cases import (
 )
 from PIL import Image
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.loading import load_any, save_as
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from tiny_blip import randomise
 
@@ -84,7 +83,7 @@ def ours(
     model.language = language
     return Blip2Checkpoint(
         model.eval(),
-        TOKENIZER if config.reads_text else None,
+        TOKENIZER if config.has_text_branch else None,
         Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)),
         "a photo of",
         "Q: {} A:",
@@ -114,8 +113,8 @@ def pictures() -> list[Image.Image]:
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_nothing_is_lost_on_the_way_there_and_back(tmp_path: Path, kind: dict[str, Any]) -> None:
     before = ours(**kind)
-    save_as(before, tmp_path, "huggingface")
-    after = load_any(tmp_path)
+    save_checkpoint(before, tmp_path, "huggingface")
+    after = load_checkpoint(tmp_path)
     assert isinstance(after, Blip2Checkpoint)
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]  # preprocessing and prompts
@@ -137,9 +136,9 @@ def texts_of(
     image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
     if model.config.instructed:
         tokens = TOKENIZER.encode(PROMPTS, max_length=60)
-        queries = model.read_with_text(tokens.ids, tokens.mask, image_kv)
+        queries = model.encode_multimodal(tokens.ids, tokens.mask, image_kv)
     else:
-        queries = model.read_images(image_kv).queries
+        queries = model.encode_queries(image_kv).queries
     return language.generate(
         model.visual_prompts(queries), PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding
     )
@@ -151,7 +150,7 @@ def test_their_processor_and_model_write_the_same(
 ) -> None:
     checkpoint = ours(**kind)
     checkpoint.model.vision_norm.eps = VISION.layer_norm_eps  # theirs has one epsilon for both
-    save_as(checkpoint, tmp_path, "huggingface")
+    save_checkpoint(checkpoint, tmp_path, "huggingface")
     name = "InstructBlip" if kind.get("instructed") else "Blip2"
     processor = getattr(transformers, f"{name}Processor").from_pretrained(tmp_path)
     theirs = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(tmp_path).eval()
@@ -180,7 +179,7 @@ def test_their_processor_and_model_match_the_same(
     checkpoint = ours(("itc", "itm"), None)
     model = checkpoint.model
     model.vision_norm.eps = VISION.layer_norm_eps
-    save_as(checkpoint, tmp_path, "huggingface")
+    save_checkpoint(checkpoint, tmp_path, "huggingface")
     processor = transformers.Blip2Processor.from_pretrained(tmp_path)
     theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path).eval()
     if together:
@@ -196,7 +195,7 @@ def test_their_processor_and_model_match_the_same(
         arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
         image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
         tokens = TOKENIZER.encode(QUESTIONS)
-        queries = model.embed_image(model.read_images(image_kv).queries)
+        queries = model.embed_image(model.encode_queries(image_kv).queries)
         similarity = (queries @ model.embed_text(tokens.ids, tokens.mask).T).amax(dim=1)
         match = model.match_logits(tokens.ids, tokens.mask, image_kv)
     torch.testing.assert_close(itc, similarity, atol=1e-5, rtol=0)
@@ -209,8 +208,8 @@ def test_a_language_model_without_a_spare_row_gets_one(
 ) -> None:
     """The word "<image>" needs an embedding. It is never written, and nothing else changes."""
     checkpoint = ours(kind=kind, spare_rows=0, end_of_text=None if kind == "t5" else "\n")
-    save_as(checkpoint, tmp_path / "once", "huggingface")
-    after = load_any(tmp_path / "once")
+    save_checkpoint(checkpoint, tmp_path / "once", "huggingface")
+    after = load_checkpoint(tmp_path / "once")
     assert isinstance(after, Blip2Checkpoint)
     before_words = checkpoint.model.require_language().model.get_input_embeddings().weight
     after_words = after.model.require_language().model.get_input_embeddings().weight
@@ -219,7 +218,7 @@ def test_a_language_model_without_a_spare_row_gets_one(
     torch.testing.assert_close(after_words[-1], before_words.mean(dim=0))
     for decoding in DECODINGS.values():
         assert texts_of(after, pictures, decoding) == texts_of(checkpoint, pictures, decoding)
-    save_as(after, tmp_path / "twice", "huggingface")
+    save_checkpoint(after, tmp_path / "twice", "huggingface")
     assert (tmp_path / "once" / "model.safetensors").read_bytes() == (
         tmp_path / "twice" / "model.safetensors"
     ).read_bytes()
@@ -271,7 +270,7 @@ def test_what_their_classes_cannot_hold_is_not_written(tmp_path: Path, change: A
     checkpoint = ours()
     change(checkpoint)
     with pytest.raises(CheckpointError, match=message):
-        save_as(checkpoint, tmp_path / "out", "huggingface")
+        save_checkpoint(checkpoint, tmp_path / "out", "huggingface")
     assert not (tmp_path / "out").exists()
 
 
@@ -280,5 +279,5 @@ def test_heads_that_they_have_no_class_for_are_not_written(
     tmp_path: Path, heads: tuple[Blip2Head, ...]
 ) -> None:
     with pytest.raises(CheckpointError, match=f"heads {', '.join(heads)}"):
-        save_as(ours(heads, None), tmp_path / "out", "huggingface")
+        save_checkpoint(ours(heads, None), tmp_path / "out", "huggingface")
     assert not (tmp_path / "out").exists()

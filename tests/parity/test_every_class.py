@@ -17,8 +17,8 @@ from parity_cases import (
 )
 from safetensors.torch import load_file
 
-from openblip.checkpoints.loading import load_any, save_as
-from openblip.checkpoints.original_keys import TRAINING_ONLY
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
+from openblip.checkpoints.original.blip import TRAINING_ONLY
 from released_files import KINDS, TEXT_DIM, released_file
 
 
@@ -49,11 +49,11 @@ def loaded_by_them(class_name: str, folder: Path) -> Any:
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str) -> None:
     theirs = write_theirs(tmp_path / "theirs", class_name)
-    checkpoint = load_any(tmp_path / "theirs")
+    checkpoint = load_checkpoint(tmp_path / "theirs")
     expected = their_outputs(theirs)
     assert_same(our_outputs(checkpoint), expected)
 
-    save_as(checkpoint, tmp_path / "written", "huggingface")
+    save_checkpoint(checkpoint, tmp_path / "written", "huggingface")
     again = loaded_by_them(class_name, tmp_path / "written")
     assert_same(their_outputs(again, texts=False), Outputs(expected.scores))
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("theirs", "written"))
@@ -61,14 +61,14 @@ def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str) -> N
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
 
-    save_as(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(load_any(tmp_path / "ours")), expected)
+    save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
+    assert_same(our_outputs(load_checkpoint(tmp_path / "ours")), expected)
 
 
 @pytest.mark.parametrize("class_name", ["BlipForImageTextRetrieval", "BlipForQuestionAnswering"])
 def test_reading_from_cls_is_what_transformers_does(tmp_path: Path, class_name: str) -> None:
     theirs = write_theirs(tmp_path, class_name)
-    checkpoint = load_any(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.encoder_token == "[ENC]"
     from_cls = our_outputs(checkpoint, TOKENIZER.cls_id)
     assert_same(from_cls, their_outputs(theirs, TOKENIZER.cls_id, texts=False))
@@ -85,19 +85,19 @@ def test_a_released_file_there_and_back(tmp_path: Path, kind: str, image_dim: in
     path = tmp_path / "released.pth"
     torch.save({"model": state, "optimizer": {"lr": 1e-4}, "config": {"a": [1]}, "epoch": 3}, path)
     TOKENIZER.save(tmp_path)
-    checkpoint = load_any(path)
+    checkpoint = load_checkpoint(path)
     expected = released_outputs(kind, state)
     assert_same(our_outputs(checkpoint), expected)
     shared = checkpoint.model.config.text.sharing == "all_but_sa"
     assert shared == (kind != "VQA")
 
-    save_as(checkpoint, tmp_path / "written.pth", "original")
+    save_checkpoint(checkpoint, tmp_path / "written.pth", "original")
     written = torch.load(tmp_path / "written.pth", weights_only=True)["model"]
     assert written.keys() == {name for name in state if not name.startswith(TRAINING_ONLY)}
     for name, tensor in written.items():
         torch.testing.assert_close(tensor, state[name], atol=0, rtol=1e-6 if name == "temp" else 0, msg=name)
     assert_same(released_outputs(kind, written, texts=False), Outputs(expected.scores))
-    assert_same(our_outputs(load_any(tmp_path / "written.pth")), expected)
+    assert_same(our_outputs(load_checkpoint(tmp_path / "written.pth")), expected)
 
-    save_as(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(load_any(tmp_path / "ours")), expected)
+    save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
+    assert_same(our_outputs(load_checkpoint(tmp_path / "ours")), expected)

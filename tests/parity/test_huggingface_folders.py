@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers.models.blip import image_processing_pil_blip
 
 import openblip
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from tiny_blip import randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -127,7 +127,7 @@ def test_sharded_and_pickled_weights_read_alike(tmp_path: Path, pictures: list[I
             assert torch.equal(other.state_dict()[name], tensor), name
 
 
-def ours(heads: tuple[Any, ...]) -> Predictor:
+def ours(heads: tuple[Any, ...]) -> BlipPredictor:
     config = BlipConfig(
         vision=VisionConfig(
             image_size=SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52,
@@ -142,8 +142,8 @@ def ours(heads: tuple[Any, ...]) -> Predictor:
     )  # fmt: skip
     model = Blip(config)
     randomise(model, seed=6)
-    return Predictor(
-        Checkpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)), "a red")
+    return BlipPredictor(
+        BlipCheckpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)), "a red")
     )
 
 
@@ -232,7 +232,7 @@ WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
         ),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "cannot be read"),
-        (lambda f: (f / "config.json").write_text("{"), "not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, message: str) -> None:

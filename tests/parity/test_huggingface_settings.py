@@ -19,8 +19,8 @@ from parity_cases import (
 )
 from torch import Tensor
 
-from openblip.checkpoints.loading import load_any, save_as
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
@@ -55,9 +55,9 @@ def test_a_class_is_told_by_its_weights(
     tmp_path: Path, class_name: str, architectures: list[str] | None
 ) -> None:
     write_theirs(tmp_path, class_name)
-    expected = load_any(tmp_path).model
+    expected = load_checkpoint(tmp_path).model
     change_config(tmp_path, lambda config: config.update(architectures=architectures))
-    assert_same_weights(load_any(tmp_path).model, expected)
+    assert_same_weights(load_checkpoint(tmp_path).model, expected)
 
 
 def test_a_class_that_its_weights_do_not_tell(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_class_that_its_weights_do_not_tell(tmp_path: Path) -> None:
     vision.save_pretrained(tmp_path)
     unusual_config().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"a model of no named class.*BlipForQuestionAnswering"):
-        load_any(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def split_bin(folder: Path, state: dict[str, Tensor]) -> dict[str, str]:
@@ -84,12 +84,12 @@ def write_index(folder: Path, places: Any) -> None:
 
 def test_sharded_pickles(tmp_path: Path) -> None:
     theirs = write_theirs(tmp_path, CAPTIONER)
-    expected = load_any(tmp_path).model
+    expected = load_checkpoint(tmp_path).model
     places = split_bin(tmp_path, theirs.state_dict())
-    assert_same_weights(load_any(tmp_path).model, expected)
+    assert_same_weights(load_checkpoint(tmp_path).model, expected)
     (tmp_path / next(iter(places.values()))).unlink()
     with pytest.raises(CheckpointError, match=r"no .*pytorch_model-00001-of-00002\.bin"):
-        load_any(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("places", [None, {}, [1], {"a": "../x.bin"}, {"a": "/x.bin"}, {"a": "sub/x.bin"}])
@@ -99,7 +99,7 @@ def test_an_index_names_files_beside_it(tmp_path: Path, places: Any) -> None:
     split_bin(tmp_path / "folder", theirs.state_dict())
     write_index(tmp_path / "folder", places)
     with pytest.raises(CheckpointError, match=r"index\.json names"):
-        load_any(tmp_path / "folder")
+        load_checkpoint(tmp_path / "folder")
 
 
 def test_head_counts_are_those_of_the_config(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_head_counts_are_those_of_the_config(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     TOKENIZER.save(tmp_path)
     change_config(tmp_path, lambda config: config["text_config"].pop("num_attention_heads", None))
-    checkpoint = load_any(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.model.config.text.num_heads == 8
     found, expected = our_outputs(checkpoint).scores["itm"], their_outputs(theirs).scores["itm"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -141,7 +141,7 @@ def test_impossible_settings_are_named(
     write_theirs(tmp_path, QUESTIONS)
     change_config(tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
-        load_any(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ def test_preprocessing_is_theirs_or_refused(tmp_path: Path, settings: dict[str, 
     write_theirs(tmp_path, CAPTIONER)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     if expected is None:
-        with pytest.raises(CheckpointError, match=r"prepares pictures unlike|no multiple"):
-            load_any(tmp_path)
+        with pytest.raises(CheckpointError, match=r"prepares images unlike|no multiple"):
+            load_checkpoint(tmp_path)
     else:
-        found = load_any(tmp_path).preprocessing
+        found = load_checkpoint(tmp_path).preprocessing
         assert (found.image_size, found.mean) == expected
 
 
@@ -176,14 +176,14 @@ def test_questions_need_one_width(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     TOKENIZER.save(tmp_path / "theirs")
     with pytest.raises(CheckpointError, match=r"questions of width 24.*of width 36"):
-        load_any(tmp_path / "theirs")
+        load_checkpoint(tmp_path / "theirs")
     model = tiny_blip(("vqa",), "none")  # texts of 32, images of 24
     with pytest.raises(CheckpointError, match="32 and 24"):
-        save_as(Checkpoint(model, TOKENIZER, Preprocessing()), tmp_path / "ours", "huggingface")
+        save_checkpoint(BlipCheckpoint(model, TOKENIZER, Preprocessing()), tmp_path / "ours", "huggingface")
     assert not (tmp_path / "ours").exists()
 
 
-def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) -> Checkpoint:
+def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) -> BlipCheckpoint:
     text = {
         **TINY.to_dict()["text"], "hidden_dim": 24, "vocab_size": TOKENIZER.vocab_size, "sharing": sharing
     }  # fmt: skip
@@ -194,7 +194,9 @@ def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) ->
         )
     ).eval()
     randomise(model, seed=2)
-    return Checkpoint(model, TOKENIZER, Preprocessing(image_size=40, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
+    return BlipCheckpoint(
+        model, TOKENIZER, Preprocessing(image_size=40, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,9 +208,9 @@ def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) ->
         *(ours(("vqa",), sharing) for sharing in ("all", "all_but_ca", "all_but_sa", "none")),
     ],
 )
-def test_ours_comes_back_whole(tmp_path: Path, before: Checkpoint) -> None:
-    save_as(before, tmp_path, "huggingface")
-    after = load_any(tmp_path)
+def test_ours_comes_back_whole(tmp_path: Path, before: BlipCheckpoint) -> None:
+    save_checkpoint(before, tmp_path, "huggingface")
+    after = load_checkpoint(tmp_path)
     assert set(after.model.config.heads) == set(before.model.config.heads)
     assert after.model.config.text == before.model.config.text
     assert after.model.config.vision == before.model.config.vision
@@ -221,8 +223,8 @@ def test_ours_comes_back_whole(tmp_path: Path, before: Checkpoint) -> None:
     ("before", "class_name"),
     [(ours(("vqa",), "all_but_sa"), QUESTIONS), (ours(("itc",), pooled=True), "BlipModel")],
 )
-def test_they_compute_the_same_with_ours(tmp_path: Path, before: Checkpoint, class_name: str) -> None:
-    save_as(before, tmp_path, "huggingface")
+def test_they_compute_the_same_with_ours(tmp_path: Path, before: BlipCheckpoint, class_name: str) -> None:
+    save_checkpoint(before, tmp_path, "huggingface")
     theirs, report = getattr(transformers, class_name).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -235,7 +237,7 @@ def test_they_compute_the_same_with_ours(tmp_path: Path, before: Checkpoint, cla
 
 def test_the_temperature_of_blip_model(tmp_path: Path) -> None:
     theirs = write_theirs(tmp_path, "BlipModel")
-    checkpoint = load_any(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.encoder_token == "[CLS]"  # what trained it read no [ENC]
     assert checkpoint.model.config.embed_dim == 14
     assert checkpoint.model.temperature.item() == pytest.approx(math.exp(-theirs.logit_scale.item()))
@@ -246,7 +248,7 @@ def test_what_transformers_has_no_class_for(tmp_path: Path) -> None:
         (("nlvr",), False), (("itm", "visdial"), False), (("itc",), False), (("itc", "itm"), True),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match="No model of transformers has the heads"):
-            save_as(ours(heads, pooled=pooled), tmp_path / "out", "huggingface")
+            save_checkpoint(ours(heads, pooled=pooled), tmp_path / "out", "huggingface")
     with pytest.raises(ConfigError, match="choose one of openblip, huggingface, original"):
-        save_as(ours(("lm",)), tmp_path / "out", "onnx")  # type: ignore[arg-type]
+        save_checkpoint(ours(("lm",)), tmp_path / "out", "onnx")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

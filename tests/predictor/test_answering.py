@@ -9,7 +9,7 @@ from tiny_predictor import ORDER, PICTURES, TOKENIZER, image_tokens, make_predic
 import openblip
 from openblip.errors import ConfigError, ImageError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.predictor import Predictor, ScoredText
+from openblip.predictor import BlipPredictor, ScoredText
 from tiny_blip import TINY
 
 QUESTIONS = [
@@ -34,11 +34,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("vqa")
 
 
-def question_logits(predictor: Predictor, picture: int, question: str, written: list[int]) -> torch.Tensor:
+def question_logits(
+    predictor: BlipPredictor, picture: int, question: str, written: list[int]
+) -> torch.Tensor:
     """Logits (V,) of the next token of an answer, by the parts of the model: one question, no padding."""
     model = predictor.model
     tokens = TOKENIZER.encode([question])
@@ -53,7 +55,7 @@ def question_logits(predictor: Predictor, picture: int, question: str, written: 
     return logits
 
 
-def test_an_answer_goes_on_from_the_states_of_its_question(predictor: Predictor) -> None:
+def test_an_answer_goes_on_from_the_states_of_its_question(predictor: BlipPredictor) -> None:
     found = predictor.answer(PICTURES, QUESTIONS, decoding=DECODINGS["greedy"], return_scores=True)
     assert len({answer.text for answer in found}) > 1
     for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
@@ -67,7 +69,7 @@ def test_an_answer_goes_on_from_the_states_of_its_question(predictor: Predictor)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_do_not_depend_on_batches_order_or_padding(predictor: Predictor, way: str) -> None:
+def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor, way: str) -> None:
     """Trap of the released code: its mask lets answers see the padding of their question."""
     settings = WAYS[way]
 
@@ -93,7 +95,7 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: Predictor,
 
 @pytest.mark.parametrize("way", WAYS)
 def test_many_questions_about_one_image_encode_it_once(
-    predictor: Predictor, way: str, monkeypatch: pytest.MonkeyPatch
+    predictor: BlipPredictor, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = predictor.answer([PICTURES[2]] * 5, QUESTIONS, **WAYS[way])
     encode, calls = predictor.model.encode_image, []
@@ -106,7 +108,7 @@ def test_many_questions_about_one_image_encode_it_once(
     assert predictor.answer(encoded, QUESTIONS, **WAYS[way]) == expected
 
 
-def test_one_in_one_out(predictor: Predictor) -> None:
+def test_one_in_one_out(predictor: BlipPredictor) -> None:
     answer = predictor.answer(PICTURES[0], QUESTIONS[0])
     assert isinstance(answer, str)
     assert predictor.answer([PICTURES[0]], QUESTIONS[0]) == [answer]
@@ -117,7 +119,7 @@ def test_one_in_one_out(predictor: Predictor) -> None:
     assert predictor.answer([], []) == predictor.answer([], [], candidates=ANSWERS) == []
 
 
-def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: Predictor) -> None:
+def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: BlipPredictor) -> None:
     found = predictor.answer(PICTURES, QUESTIONS, candidates=["Two", *ANSWERS], return_scores=True)
     for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
         scores = {}
@@ -131,7 +133,7 @@ def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: 
         assert answer.logprob == pytest.approx(max(scores.values()), abs=1e-4)
 
 
-def test_own_lists_are_the_lists_of_their_questions(predictor: Predictor) -> None:
+def test_own_lists_are_the_lists_of_their_questions(predictor: BlipPredictor) -> None:
     lists = [["red"], ["blue", "green"], ["yes"], ["no", "yes"], ["a dog"]]
     found = predictor.answer(PICTURES, QUESTIONS, candidates=lists)
     assert all(answer in own for answer, own in zip(found, lists, strict=True))
@@ -139,7 +141,7 @@ def test_own_lists_are_the_lists_of_their_questions(predictor: Predictor) -> Non
         assert predictor.answer(PICTURES[i], QUESTIONS[i], candidates=lists[i]) == found[i]
 
 
-def test_questions_are_read_as_training_reads_them(predictor: Predictor) -> None:
+def test_questions_are_read_as_training_reads_them(predictor: BlipPredictor) -> None:
     def logprob(question: str) -> float:
         found: ScoredText = predictor.answer(PICTURES[0], question, candidates="yes", return_scores=True)
         return found.logprob
@@ -148,17 +150,17 @@ def test_questions_are_read_as_training_reads_them(predictor: Predictor) -> None
     assert logprob("a dog " * 200) == pytest.approx(logprob("a dog " * 25), abs=1e-6)
 
 
-def test_the_first_token_is_the_checkpoints(predictor: Predictor) -> None:
+def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("vqa", encoder_token="[CLS]")
 
-    def logprob(model: Predictor) -> float:
+    def logprob(model: BlipPredictor) -> float:
         found: ScoredText = model.answer(PICTURES[0], "a dog?", candidates="yes", return_scores=True)
         return found.logprob
 
     assert logprob(plain) != pytest.approx(logprob(predictor), abs=1e-3)
 
 
-def test_samples_follow_their_seed_and_question(predictor: Predictor) -> None:
+def test_samples_follow_their_seed_and_question(predictor: BlipPredictor) -> None:
     settings = Nucleus(max_new_tokens=8, seed=1)
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]]
     found = predictor.answer(PICTURES[0], asked, decoding=settings, return_scores=True)
@@ -169,7 +171,7 @@ def test_samples_follow_their_seed_and_question(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize(("images", "questions"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
 def test_questions_that_do_not_pair_with_the_images_are_refused(
-    predictor: Predictor, images: int, questions: int
+    predictor: BlipPredictor, images: int, questions: int
 ) -> None:
     for settings in ({}, {"candidates": ANSWERS}):
         with pytest.raises(ConfigError, match="answer takes pairs"):
@@ -187,25 +189,25 @@ def test_questions_that_do_not_pair_with_the_images_are_refused(
     ],
 )
 def test_candidates_that_cannot_be_compared_are_refused(
-    predictor: Predictor, candidates: Any, message: str
+    predictor: BlipPredictor, candidates: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         predictor.answer(PICTURES, QUESTIONS, candidates=candidates)
 
 
-def test_longer_answers_than_the_model_has_positions_are_refused(predictor: Predictor) -> None:
+def test_longer_answers_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
     longest = TINY.text.max_positions
     predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
         predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest + 1))
 
 
-def test_an_unreadable_image_is_named(predictor: Predictor) -> None:
+def test_an_unreadable_image_is_named(predictor: BlipPredictor) -> None:
     with pytest.raises(ImageError, match="image 3"):
         predictor.answer([*PICTURES[:3], b"no picture"], QUESTIONS[:4], batch_size=2)
 
 
-def test_answers_in_half_precision(predictor: Predictor, tmp_path: Any) -> None:
+def test_answers_in_half_precision(predictor: BlipPredictor, tmp_path: Any) -> None:
     predictor.save(tmp_path)
     for dtype in (torch.bfloat16, torch.float16):
         half = openblip.load(tmp_path, device="cpu", dtype=dtype)

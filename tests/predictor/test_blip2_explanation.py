@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam
-from openblip.models.attention_maps import query_weights
 from openblip.predictor import Blip2Predictor
 from openblip.predictor.explanation import join_language_pieces
 from tiny_blip import tiny_tokenizer
@@ -43,7 +42,7 @@ def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
     assert found.words == ("a", "red", "dog")
     assert found.score == pytest.approx(predictor.match(PICTURES[0], "a red dog").item(), abs=1e-5)
     read = tiny_tokenizer().encode(["a red dog"])
-    with query_weights(predictor.model, DEFAULT_LAYER) as weights:
+    with predictor.model.capture_query_attention(DEFAULT_LAYER) as weights:
         logits = predictor.model.match_logits(
             read.ids, read.mask, predictor.model.image_kv(image_tokens(predictor))
         )
@@ -64,9 +63,9 @@ def test_a_word_that_is_written_looks_through_all_queries(language: Any) -> None
     assert found.text == caption.text
     assert found.score == pytest.approx(caption.logprob, abs=1e-4)
     model = predictor.model
-    with query_weights(model, DEFAULT_LAYER) as weights:
+    with model.capture_query_attention(DEFAULT_LAYER) as weights:
         image_kv = model.image_kv(image_tokens(predictor))
-        visual = model.visual_prompts(model.read_images(image_kv).queries)
+        visual = model.visual_prompts(model.encode_queries(image_kv).queries)
         predicted = model.require_language().predict_ids(visual, ["a photo of"], [caption.ids])
     logprobs = predicted.logits[0, -len(caption.ids) :].log_softmax(dim=-1)
     words, places = join_language_pieces(model.require_language().tokenizer, caption.ids)

@@ -86,8 +86,8 @@ def test_scores_are_those_of_the_heads(predictor: Blip2Predictor) -> None:
     model = predictor.model
     with torch.no_grad():
         image_kv = model.image_kv(model.encode_image(pixels))
-        logits = model.itm_head(model.read_with_text(tokens.ids, tokens.mask, image_kv))  # (1, Q, 2)
-        queries = model.read_images(image_kv).queries
+        logits = model.itm_head(model.encode_multimodal(tokens.ids, tokens.mask, image_kv))  # (1, Q, 2)
+        queries = model.encode_queries(image_kv).queries
         image = torch.nn.functional.normalize(model.vision_proj(queries), dim=-1)[0]  # (Q, E)
         text = model.embed_text(tokens.ids, tokens.mask)[0]  # (E,)
     expected = logits.mean(dim=1).softmax(dim=1)[:, 1]

@@ -14,8 +14,8 @@ from torch import Tensor
 import openblip
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.generate import generate
 from openblip.generation.language import write_texts
+from openblip.generation.search import generate
 from openblip.predictor import Blip2Predictor
 
 DECODINGS: dict[str, Decoding] = {
@@ -47,11 +47,11 @@ def visual_prompts(predictor: Blip2Predictor, place: int, instruction: str) -> T
     model = predictor.model
     with torch.no_grad():
         image_kv = model.image_kv(model.encode_image(predictor.preprocessing.normalize(pixels)))
-        queries = model.read_images(image_kv).queries
+        queries = model.encode_queries(image_kv).queries
         if model.config.instructed:
             assert predictor.tokenizer is not None
             read = predictor.tokenizer.encode([instruction])
-            queries = model.read_with_text(read.ids, read.mask, image_kv)
+            queries = model.encode_multimodal(read.ids, read.mask, image_kv)
         return model.visual_prompts(queries)
 
 

@@ -14,10 +14,10 @@ from tiny_predictor import ORDER, TEXTS, clip, make_predictor
 from openblip.data.video import read_frames
 from openblip.errors import ConfigError, VideoError
 from openblip.generation.decoding import Greedy, Nucleus
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 
 CLIPS = [clip(seed) for seed in range(5)]
-CALLS: dict[str, Callable[[Predictor, Any, list[str], int | None], Any]] = {
+CALLS: dict[str, Callable[[BlipPredictor, Any, list[str], int | None], Any]] = {
     "caption": lambda p, clips, _, size: p.caption(clips, decoding=Greedy(max_new_tokens=5), batch_size=size),
     "sample": lambda p, clips, _, size: p.caption(
         clips, decoding=Nucleus(max_new_tokens=5, seed=1), batch_size=size
@@ -28,11 +28,11 @@ CALLS: dict[str, Callable[[Predictor, Any, list[str], int | None], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("itc", "itm", "lm")
 
 
-def test_a_clip_is_its_frames_one_after_the_other(predictor: Predictor) -> None:
+def test_a_clip_is_its_frames_one_after_the_other(predictor: BlipPredictor) -> None:
     encoded = predictor.encode_videos(CLIPS[:2], num_frames=3)
     assert len(encoded) == 2
     assert encoded.num_frames == 3
@@ -41,7 +41,7 @@ def test_a_clip_is_its_frames_one_after_the_other(predictor: Predictor) -> None:
         torch.testing.assert_close(tokens, frames.tokens.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
-def test_the_embedding_of_a_clip_is_that_of_all_its_frames(predictor: Predictor) -> None:
+def test_the_embedding_of_a_clip_is_that_of_all_its_frames(predictor: BlipPredictor) -> None:
     frames = predictor.encode(read_frames(CLIPS[0], 4))
     with torch.no_grad():
         projected = predictor.model.vision_proj(frames.tokens[:, 0]).mean(dim=0)
@@ -51,7 +51,7 @@ def test_the_embedding_of_a_clip_is_that_of_all_its_frames(predictor: Predictor)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_results_do_not_depend_on_batches_or_order(predictor: Predictor, call: str) -> None:
+def test_results_do_not_depend_on_batches_or_order(predictor: BlipPredictor, call: str) -> None:
     expected = CALLS[call](predictor, predictor.encode_videos(CLIPS, num_frames=2), TEXTS, None)
     assert len({str(result) for result in expected}) > 1
     for size in (1, 4, 5):
@@ -76,7 +76,7 @@ def test_questions_about_clips() -> None:
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(8, [2, 2, 1]), (3, [1] * 5), (None, [5])])
 def test_a_batch_counts_frames(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, expected: list[int]
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, expected: list[int]
 ) -> None:
     encode, calls = predictor.model.encode_image, []
     monkeypatch.setattr(
@@ -87,7 +87,7 @@ def test_a_batch_counts_frames(
     assert [len(part) for _, part in predictor.encoded_batches(encoded, batch_size)] == expected
 
 
-def test_selected_clips_stay_clips(predictor: Predictor) -> None:
+def test_selected_clips_stay_clips(predictor: BlipPredictor) -> None:
     encoded = predictor.encode_videos(CLIPS[:3], num_frames=2)
     chosen = encoded.select(torch.tensor([2, 0]))
     torch.testing.assert_close(
@@ -95,14 +95,14 @@ def test_selected_clips_stay_clips(predictor: Predictor) -> None:
     )
 
 
-def test_no_clips(predictor: Predictor) -> None:
+def test_no_clips(predictor: BlipPredictor) -> None:
     encoded = predictor.encode_videos([], num_frames=3)
     assert encoded.tokens.shape[:2] == (0, 15)
     assert predictor.caption(encoded) == []
     assert predictor.embed_images(encoded).shape == (0, 12)
 
 
-def test_a_clip_that_cannot_be_decoded_is_named(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_clip_that_cannot_be_decoded_is_named(predictor: BlipPredictor, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="clip 2"):
         predictor.encode_videos([*CLIPS[:2], b"no clip"], num_frames=2, batch_size=2)
     path = tmp_path / "broken.mp4"
@@ -113,6 +113,6 @@ def test_a_clip_that_cannot_be_decoded_is_named(predictor: Predictor, tmp_path: 
         predictor.encode_videos(str(tmp_path / "absent.mp4"))
 
 
-def test_a_clip_needs_a_frame(predictor: Predictor) -> None:
+def test_a_clip_needs_a_frame(predictor: BlipPredictor) -> None:
     with pytest.raises(ConfigError, match="num_frames is 0"):
         predictor.encode_videos(CLIPS, num_frames=0)

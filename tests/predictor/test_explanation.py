@@ -13,18 +13,18 @@ import openblip
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.models.config import Head
 from openblip.nn.attention import CrossAttention
-from openblip.predictor import Explanation, Predictor
+from openblip.predictor import BlipPredictor, Explanation
 from openblip.predictor.explanation import join_pieces
 
 TEXT = "a small bird beside the tree"
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("itc", "itm", "lm")
 
 
-def attention_of(predictor: Predictor, mode: str, layer: int) -> CrossAttention:
+def attention_of(predictor: BlipPredictor, mode: str, layer: int) -> CrossAttention:
     branch = predictor.model.text.layers[layer].cross_attention[mode].branch
     assert isinstance(branch, CrossAttention)
     return branch
@@ -48,7 +48,7 @@ class Changed:
         return weights @ value
 
 
-def maps_by_hand(predictor: Predictor, mode: str, layer: int, score: Any) -> Tensor:
+def maps_by_hand(predictor: BlipPredictor, mode: str, layer: int, score: Any) -> Tensor:
     """Attention * relu(d score / d attention), heads averaged: (Q, N), by changing every weight in turn."""
     attention = attention_of(predictor, mode, layer)
     usual = attention.attend
@@ -70,13 +70,13 @@ def maps_by_hand(predictor: Predictor, mode: str, layer: int, score: Any) -> Ten
     return (weights * gradient.view(weights.shape).clamp(min=0)).mean(dim=1)[0]
 
 
-def in_double(predictor: Predictor) -> Predictor:
-    from openblip.checkpoints.native import Checkpoint
+def in_double(predictor: BlipPredictor) -> BlipPredictor:
+    from openblip.checkpoints.checkpoint import BlipCheckpoint
 
-    checkpoint = Checkpoint(
+    checkpoint = BlipCheckpoint(
         predictor.model, TOKENIZER, predictor.preprocessing, predictor.prompt, predictor.encoder_token
     )
-    return Predictor(checkpoint, device="cpu", dtype=torch.float64)
+    return BlipPredictor(checkpoint, device="cpu", dtype=torch.float64)
 
 
 def words_of(maps: Tensor, text: str) -> Tensor:
@@ -157,7 +157,7 @@ def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) ->
     assert found.score == pytest.approx(answer.logprob, abs=1e-4)
 
 
-def test_without_a_text_the_caption_is_explained(predictor: Predictor) -> None:
+def test_without_a_text_the_caption_is_explained(predictor: BlipPredictor) -> None:
     caption = predictor.caption(PICTURES[0], return_scores=True)
     found = predictor.explain(PICTURES[0])
     assert found.text == caption.text
@@ -192,7 +192,7 @@ def test_any_resolution(size: int, patch: int, grid: int) -> None:
     assert found.overlay(PICTURES[0]).size == PICTURES[0].size
 
 
-def test_explaining_leaves_nothing_behind(predictor: Predictor) -> None:
+def test_explaining_leaves_nothing_behind(predictor: BlipPredictor) -> None:
     """No gradients, no change of later results; also where the caller has switched gradients off."""
     before = predictor.match(PICTURES, [TEXT] * 5)
     expected = predictor.explain(PICTURES[1], TEXT)
@@ -207,7 +207,7 @@ def test_explaining_leaves_nothing_behind(predictor: Predictor) -> None:
     assert not expected.heat.requires_grad
 
 
-def test_half_precision(predictor: Predictor, tmp_path: Any) -> None:
+def test_half_precision(predictor: BlipPredictor, tmp_path: Any) -> None:
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=torch.bfloat16)
     found = half.explain(PICTURES[0], TEXT)
@@ -215,7 +215,7 @@ def test_half_precision(predictor: Predictor, tmp_path: Any) -> None:
     assert found.heat.isfinite().all()
 
 
-def test_the_first_token_is_the_checkpoints(predictor: Predictor) -> None:
+def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
     found = plain.explain(PICTURES[0], TEXT)
     assert found.score == pytest.approx(float(plain.match(PICTURES[0], TEXT)), abs=1e-5)
@@ -232,7 +232,7 @@ def test_the_first_token_is_the_checkpoints(predictor: Predictor) -> None:
     ],
 )
 def test_what_cannot_be_explained_is_refused(
-    predictor: Predictor, arguments: dict[str, Any], message: str
+    predictor: BlipPredictor, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         predictor.explain(**arguments)

@@ -8,13 +8,13 @@ from tiny_predictor import ORDER, PICTURES, TEXTS, TOKENIZER, image_tokens, make
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import Head
-from openblip.predictor import Features, Predictor
+from openblip.predictor import BlipPredictor, Features
 
 NAMES = ("image", "image_projected", "text", "text_projected", "text_mask", "multimodal")
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("itc", "itm", "lm")
 
 
@@ -23,7 +23,7 @@ def given(features: Features) -> dict[str, torch.Tensor]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def test_features_are_the_states_of_the_model(predictor: Predictor) -> None:
+def test_features_are_the_states_of_the_model(predictor: BlipPredictor) -> None:
     found = given(predictor.features(PICTURES, TEXTS))
     model = predictor.model
     for i, (picture, text) in enumerate(zip(PICTURES, TEXTS, strict=True)):
@@ -42,14 +42,14 @@ def test_features_are_the_states_of_the_model(predictor: Predictor) -> None:
             assert not found[name][i, length:].any()
 
 
-def test_the_first_projected_tokens_are_the_embeddings(predictor: Predictor) -> None:
+def test_the_first_projected_tokens_are_the_embeddings(predictor: BlipPredictor) -> None:
     found = given(predictor.features(PICTURES, TEXTS))
     torch.testing.assert_close(found["image_projected"][:, 0], predictor.embed_images(PICTURES))
     torch.testing.assert_close(found["text_projected"][:, 0], predictor.embed_texts(TEXTS))
     torch.testing.assert_close(found["image_projected"].norm(dim=-1), torch.ones(5, 5))
 
 
-def test_features_do_not_depend_on_batches_order_or_padding(predictor: Predictor) -> None:
+def test_features_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor) -> None:
     expected = given(predictor.features(PICTURES, TEXTS))
     assert list(expected) == list(NAMES)
     for batch_size in (1, 2, 5):
@@ -62,7 +62,7 @@ def test_features_do_not_depend_on_batches_order_or_padding(predictor: Predictor
     torch.testing.assert_close(alone["multimodal"], expected["multimodal"][:1, :length], atol=1e-5, rtol=1e-5)
 
 
-def test_only_what_was_given_is_looked_at(predictor: Predictor) -> None:
+def test_only_what_was_given_is_looked_at(predictor: BlipPredictor) -> None:
     assert set(given(predictor.features(PICTURES))) == {"image", "image_projected"}
     assert set(given(predictor.features(texts=TEXTS))) == {"text", "text_projected", "text_mask"}
     assert predictor.features(predictor.encode(PICTURES[:2])).image.shape == (2, 5, 24)
@@ -104,7 +104,7 @@ def test_what_the_model_does_not_have_is_none_or_refused(
     [({}, "neither was given"), ({"images": PICTURES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
 )
 def test_what_has_no_features_is_refused(
-    predictor: Predictor, arguments: dict[str, Any], message: str
+    predictor: BlipPredictor, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         predictor.features(**arguments)

@@ -8,17 +8,17 @@ from PIL import Image
 from tiny_predictor import ORDER, PICTURES, TEXTS, TOKENIZER, image_tokens, make_predictor
 
 from openblip.errors import ConfigError, ImageError
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 
 PAIRS = [(PICTURES[i], PICTURES[(2 * i + 1) % 5]) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("nlvr")
 
 
-def test_a_judgement_is_the_softmax_of_the_logits_after_enc(predictor: Predictor) -> None:
+def test_a_judgement_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredictor) -> None:
     found = predictor.judge(PAIRS, TEXTS)
     assert found.shape == (5,)
     assert found.dtype == torch.float32
@@ -33,7 +33,7 @@ def test_a_judgement_is_the_softmax_of_the_logits_after_enc(predictor: Predictor
         torch.testing.assert_close(probability, logits.softmax(dim=1)[0, 1], atol=1e-5, rtol=1e-5)
 
 
-def test_judgements_do_not_depend_on_batches_order_or_padding(predictor: Predictor) -> None:
+def test_judgements_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor) -> None:
     expected = predictor.judge(PAIRS, TEXTS)
     assert expected.std() > 1e-3
     for batch_size in (1, 2, 3, 4):
@@ -44,7 +44,7 @@ def test_judgements_do_not_depend_on_batches_order_or_padding(predictor: Predict
     assert not torch.allclose(swapped, expected, atol=1e-3)
 
 
-def test_one_pair_or_lists_as_pairs(predictor: Predictor) -> None:
+def test_one_pair_or_lists_as_pairs(predictor: BlipPredictor) -> None:
     one = predictor.judge(PAIRS[0], TEXTS[0])
     assert one.shape == (1,)
     assert torch.equal(predictor.judge(list(PAIRS[0]), [TEXTS[0]]), one)
@@ -52,7 +52,7 @@ def test_one_pair_or_lists_as_pairs(predictor: Predictor) -> None:
     assert predictor.judge([], []).shape == (0,)
 
 
-def test_a_long_statement_is_cut_not_refused(predictor: Predictor) -> None:
+def test_a_long_statement_is_cut_not_refused(predictor: BlipPredictor) -> None:
     assert predictor.judge(PAIRS[0], "a dog beside " * 100).shape == (1,)
 
 
@@ -61,20 +61,20 @@ def test_a_long_statement_is_cut_not_refused(predictor: Predictor) -> None:
     [PICTURES[:3], [(PICTURES[0],)], [PICTURES[:3]], [PAIRS[0], PICTURES[0]], PICTURES[0]],
     ids=["pictures", "one side", "three sides", "a pair and a picture", "one picture"],
 )
-def test_what_is_no_pair_is_refused(predictor: Predictor, images: object) -> None:
+def test_what_is_no_pair_is_refused(predictor: BlipPredictor, images: object) -> None:
     with pytest.raises(ConfigError, match="judge takes pairs"):
         predictor.judge(images, TEXTS[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("pairs", "texts"), [(1, 2), (2, 1), (0, 1), (1, 0)])
 def test_statements_that_do_not_pair_with_the_images_are_refused(
-    predictor: Predictor, pairs: int, texts: int
+    predictor: BlipPredictor, pairs: int, texts: int
 ) -> None:
     with pytest.raises(ConfigError, match="one statement for each pair"):
         predictor.judge(PAIRS[:pairs], TEXTS[:texts])
 
 
-def test_an_unreadable_image_is_named_with_its_side(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named_with_its_side(predictor: BlipPredictor, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"pair 2 \(right\)"):
         predictor.judge([*PAIRS[:2], (PICTURES[0], b"no picture")], TEXTS[:3], batch_size=2)
     broken = tmp_path / "broken.png"

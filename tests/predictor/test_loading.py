@@ -7,16 +7,16 @@ import torch
 from tiny_predictor import PICTURES, TEXTS, TOKENIZER, make_predictor
 
 import openblip
-from openblip.errors import CheckpointError
-from openblip.predictor import Predictor
+from openblip.errors import CheckpointError, ConfigError
+from openblip.predictor import BlipPredictor
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("itc", "itm", "lm")
 
 
-def test_the_first_token_can_be_chosen_and_is_kept(predictor: Predictor, tmp_path: Path) -> None:
+def test_the_first_token_can_be_chosen_and_is_kept(predictor: BlipPredictor, tmp_path: Path) -> None:
     predictor.save(tmp_path / "enc")
     plain = openblip.load(tmp_path / "enc", device="cpu", encoder_token="[CLS]")
     tokens = TOKENIZER.encode(["a dog"])  # from [CLS]
@@ -36,12 +36,12 @@ def test_the_first_token_can_be_chosen_and_is_kept(predictor: Predictor, tmp_pat
     assert torch.equal(back.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS))
 
 
-def test_embeddings_of_texts_begin_with_cls_always(predictor: Predictor) -> None:
+def test_embeddings_of_texts_begin_with_cls_always(predictor: BlipPredictor) -> None:
     plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
     assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS))
 
 
-def test_another_first_token_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_another_first_token_is_refused(predictor: BlipPredictor, tmp_path: Path) -> None:
     predictor.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"\[ENC\] or \[CLS\], not with \[DEC\]"):
         openblip.load(tmp_path, device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def test_another_first_token_is_refused(predictor: Predictor, tmp_path: Path) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_float32_results(
-    predictor: Predictor, tmp_path: Path, dtype: torch.dtype
+    predictor: BlipPredictor, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=dtype)
@@ -64,3 +64,12 @@ def test_half_precision_gives_float32_results(
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         openblip.load(tmp_path / "nowhere")
+
+
+def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    for name in ("float32", "bfloat16", "float16"):
+        assert openblip.load(tmp_path, device="cpu", dtype=name).dtype == getattr(torch, name)
+    assert openblip.load(tmp_path, device="cpu", dtype="auto").dtype == torch.float32
+    with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
+        openblip.load(tmp_path, device="cpu", dtype="int4")

@@ -17,12 +17,12 @@ import openblip
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.config import Head
-from openblip.predictor import Predictor, ScoredText
+from openblip.predictor import BlipPredictor, ScoredText
 from tiny_blip import SIZE, TINY
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     return make_predictor("itc", "itm", "lm")
 
 
@@ -34,7 +34,7 @@ DECODINGS = {
 
 
 @pytest.mark.parametrize("name", DECODINGS)
-def test_captions_do_not_depend_on_batches_or_order(predictor: Predictor, name: str) -> None:
+def test_captions_do_not_depend_on_batches_or_order(predictor: BlipPredictor, name: str) -> None:
     def captions(images: Any, batch_size: int | None) -> list[ScoredText]:
         return predictor.caption(images, decoding=DECODINGS[name], batch_size=batch_size, return_scores=True)
 
@@ -49,7 +49,7 @@ def test_captions_do_not_depend_on_batches_or_order(predictor: Predictor, name: 
 
 
 @pytest.mark.parametrize("call", ["match", "similarity", "match_matrix"])
-def test_scores_do_not_depend_on_batches_order_or_padding(predictor: Predictor, call: str) -> None:
+def test_scores_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor, call: str) -> None:
     score: Callable[..., torch.Tensor] = getattr(predictor, call)
     expected = score(PICTURES, TEXTS)
     assert expected.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_scores_do_not_depend_on_batches_order_or_padding(predictor: Predictor, 
     torch.testing.assert_close(shuffled, reordered, atol=1e-5, rtol=1e-5)
 
 
-def test_the_matrix_holds_the_pairs(predictor: Predictor) -> None:
+def test_the_matrix_holds_the_pairs(predictor: BlipPredictor) -> None:
     matrix = predictor.match_matrix(PICTURES[:3], TEXTS)
     assert matrix.shape == (3, 5)
     assert ((matrix > 0) & (matrix < 1)).all()
@@ -72,7 +72,7 @@ def test_the_matrix_holds_the_pairs(predictor: Predictor) -> None:
         torch.testing.assert_close(matrix[i], row, atol=1e-5, rtol=1e-5)
 
 
-def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: Predictor) -> None:
+def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredictor) -> None:
     tokens = TOKENIZER.encode(["a dog"])
     tokens.ids[0, 0] = TOKENIZER.enc_id
     pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
@@ -82,14 +82,14 @@ def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: Predictor) ->
     torch.testing.assert_close(predictor.match(PICTURES[0], "a dog"), logits.softmax(dim=1)[:, 1])
 
 
-def test_similarity_is_the_product_of_unit_embeddings(predictor: Predictor) -> None:
+def test_similarity_is_the_product_of_unit_embeddings(predictor: BlipPredictor) -> None:
     images, texts = predictor.embed_images(PICTURES), predictor.embed_texts(TEXTS)
     torch.testing.assert_close(images.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(predictor.similarity(PICTURES, TEXTS), images @ texts.T)
 
 
-def test_one_in_one_out(predictor: Predictor, tmp_path: Path) -> None:
+def test_one_in_one_out(predictor: BlipPredictor, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     PICTURES[0].save(path)
     encoded = io.BytesIO()
@@ -108,7 +108,7 @@ def test_one_in_one_out(predictor: Predictor, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "decoding", [Beam(num_beams=4, max_new_tokens=6), DECODINGS["nucleus"]], ids=["beam", "nucleus"]
 )
-def test_several_captions_are_lists_of_as_many(predictor: Predictor, decoding: Any) -> None:
+def test_several_captions_are_lists_of_as_many(predictor: BlipPredictor, decoding: Any) -> None:
     several = predictor.caption(PICTURES[:2], decoding=decoding, num_captions=3, return_scores=True)
     assert [len(captions) for captions in several] == [3, 3]
     assert len({caption.text for caption in several[0]}) > 1
@@ -117,7 +117,7 @@ def test_several_captions_are_lists_of_as_many(predictor: Predictor, decoding: A
     assert predictor.caption(PICTURES[0], decoding=decoding, num_captions=3) == first[0]
 
 
-def test_nucleus_follows_its_seeds(predictor: Predictor) -> None:
+def test_nucleus_follows_its_seeds(predictor: BlipPredictor) -> None:
     def captions(seed: int | None = None, seeds: list[int] | None = None) -> list[str]:
         return predictor.caption(PICTURES, decoding=Nucleus(seed=seed, max_new_tokens=8), seeds=seeds)
 
@@ -129,12 +129,14 @@ def test_nucleus_follows_its_seeds(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 2], [1, 2, 3, 4, 5, 6]])
-def test_seeds_that_do_not_pair_with_the_images_are_refused(predictor: Predictor, seeds: list[int]) -> None:
+def test_seeds_that_do_not_pair_with_the_images_are_refused(
+    predictor: BlipPredictor, seeds: list[int]
+) -> None:
     with pytest.raises(ConfigError, match="seeds for"):
         predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=2), seeds=seeds, batch_size=2)
 
 
-def test_the_prompt_is_read_but_not_returned(predictor: Predictor) -> None:
+def test_the_prompt_is_read_but_not_returned(predictor: BlipPredictor) -> None:
     """A caption after a prompt is what the model says after those words, and nothing else."""
     found = predictor.caption(PICTURES[0], prompt="a red dog", decoding=Greedy(max_new_tokens=5))
     ids = TOKENIZER.prompt("a red dog").tolist()
@@ -149,14 +151,16 @@ def test_the_prompt_is_read_but_not_returned(predictor: Predictor) -> None:
     assert not found.startswith("a red dog")
 
 
-def test_the_checkpoints_own_prompt_is_the_default(predictor: Predictor) -> None:
+def test_the_checkpoints_own_prompt_is_the_default(predictor: BlipPredictor) -> None:
     def captions(prompt: str | None) -> list[str]:
         return predictor.caption(PICTURES, prompt=prompt, decoding=DECODINGS["greedy"])
 
     assert captions(None) == captions(PROMPT) != captions("")
 
 
-def test_encoded_images_give_the_same_results(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoded_images_give_the_same_results(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: dict[str, Callable[[Any], Any]] = {
         "greedy": lambda images: predictor.caption(images, decoding=DECODINGS["greedy"], batch_size=2),
         "nucleus": lambda images: predictor.caption(images, decoding=DECODINGS["nucleus"]),
@@ -190,12 +194,12 @@ def test_encoded_images_give_the_same_results(predictor: Predictor, monkeypatch:
     ],
     ids=["float", "one picture", "another size"],
 )
-def test_tensors_that_are_not_prepared_are_refused(predictor: Predictor, tensor: torch.Tensor) -> None:
+def test_tensors_that_are_not_prepared_are_refused(predictor: BlipPredictor, tensor: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="no batch of prepared images"):
         predictor.caption(tensor)
 
 
-def test_nothing_in_nothing_out(predictor: Predictor) -> None:
+def test_nothing_in_nothing_out(predictor: BlipPredictor) -> None:
     assert predictor.caption([]) == []
     assert predictor.prepare([]).shape == (0, 3, SIZE, SIZE)
     assert predictor.match([], []).shape == (0,)
@@ -210,13 +214,13 @@ def test_nothing_in_nothing_out(predictor: Predictor) -> None:
 @pytest.mark.parametrize(("images", "texts"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_pairs_that_do_not_pair_are_refused(
-    predictor: Predictor, images: int, texts: int, batch_size: int | None
+    predictor: BlipPredictor, images: int, texts: int, batch_size: int | None
 ) -> None:
     with pytest.raises(ConfigError, match="match takes pairs"):
         predictor.match(PICTURES[:images], TEXTS[:texts], batch_size=batch_size)
 
 
-CALLS: dict[str, Callable[[Predictor], object]] = {
+CALLS: dict[str, Callable[[BlipPredictor], object]] = {
     "caption": lambda p: p.caption(PICTURES),
     "match": lambda p: p.match(PICTURES, TEXTS),
     "match_matrix": lambda p: p.match_matrix(PICTURES, TEXTS),
@@ -255,7 +259,7 @@ def test_a_call_without_weights_names_what_works(heads: tuple[Head, ...], tasks:
                 call(limited)
 
 
-def test_an_unreadable_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(predictor: BlipPredictor, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
@@ -266,12 +270,12 @@ def test_an_unreadable_image_is_named(predictor: Predictor, tmp_path: Path) -> N
         predictor.match(tmp_path / "absent.png", "a dog")
 
 
-def test_an_unreadable_image_keeps_its_place_in_later_batches(predictor: Predictor) -> None:
+def test_an_unreadable_image_keeps_its_place_in_later_batches(predictor: BlipPredictor) -> None:
     with pytest.raises(ImageError, match="image 3"):
         predictor.embed_images([*PICTURES[:3], b"no picture"], batch_size=2)
 
 
-def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Predictor) -> None:
+def test_longer_captions_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
     prompt_length = len(TOKENIZER.prompt(PROMPT))
     longest = TINY.text.max_positions - prompt_length + 1
     for strategy in (Greedy, Beam):
@@ -281,19 +285,19 @@ def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Pre
         predictor.caption(PICTURES[0], decoding=Greedy(max_new_tokens=longest + 1))
 
 
-def test_long_texts_are_cut_not_refused(predictor: Predictor) -> None:
+def test_long_texts_are_cut_not_refused(predictor: BlipPredictor) -> None:
     assert predictor.match(PICTURES[0], "a dog beside " * 100).shape == (1,)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_size_below_one_is_refused(predictor: Predictor, batch_size: int) -> None:
+def test_a_batch_size_below_one_is_refused(predictor: BlipPredictor, batch_size: int) -> None:
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
         predictor.caption(PICTURES, batch_size=batch_size)
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
         predictor.embed_texts(TEXTS, batch_size=batch_size)
 
 
-def test_a_saved_predictor_loads_and_says_the_same(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp_path: Path) -> None:
     predictor.save(tmp_path / "model")
     loaded = openblip.load(tmp_path / "model", device="cpu")
     assert loaded.tasks == predictor.tasks
@@ -305,7 +309,7 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: Predictor, tmp_pat
     )
 
 
-def test_predicting_leaves_global_random_state_alone(predictor: Predictor) -> None:
+def test_predicting_leaves_global_random_state_alone(predictor: BlipPredictor) -> None:
     before = torch.get_rng_state()
     predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=4))
     assert torch.equal(torch.get_rng_state(), before)

@@ -7,7 +7,7 @@ import torch
 from tiny_predictor import ORDER, PICTURES, TOKENIZER, image_tokens, make_predictor
 
 from openblip.errors import ConfigError
-from openblip.predictor import Predictor, dialogs
+from openblip.predictor import BlipPredictor, dialogs
 
 CAPTIONS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird", "tree"]
 DIALOGS: list[list[Any]] = [
@@ -21,11 +21,11 @@ CANDIDATES = [["a dog", "a cat", "tree"], ["two"], ["yes", "no, it is a small ca
 
 
 @pytest.fixture(scope="module", params=[("visdial",), ("itc", "itm", "visdial")], ids="+".join)
-def predictor(request: pytest.FixtureRequest) -> Predictor:
+def predictor(request: pytest.FixtureRequest) -> BlipPredictor:
     return make_predictor(*request.param)
 
 
-def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(predictor: Predictor) -> None:
+def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(predictor: BlipPredictor) -> None:
     found = predictor.rank_answers(PICTURES, CAPTIONS, DIALOGS, CANDIDATES)
     assert [len(scores) for scores in found] == [3, 1, 2, 0, 2]
     turns = ["is it blue? yes", "how many cars? two"]
@@ -41,7 +41,7 @@ def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(predictor: P
 
 
 def test_scores_do_not_depend_on_batches_order_or_padding(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = predictor.rank_answers(PICTURES, CAPTIONS, DIALOGS, CANDIDATES)
     assert torch.cat(expected).std() > 1e-3
@@ -57,14 +57,14 @@ def test_scores_do_not_depend_on_batches_order_or_padding(
         torch.testing.assert_close(scores, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_candidates_are_scored_apart(predictor: Predictor) -> None:
+def test_candidates_are_scored_apart(predictor: BlipPredictor) -> None:
     together = predictor.rank_answers(PICTURES[0], CAPTIONS[0], DIALOGS[2], ["yes", "no", "a small cat"])
     assert isinstance(together, torch.Tensor)
     alone = predictor.rank_answers(PICTURES[0], CAPTIONS[0], DIALOGS[2], ["a small cat"])
     torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_long_dialog_loses_its_oldest_rounds(predictor: Predictor) -> None:
+def test_a_long_dialog_loses_its_oldest_rounds(predictor: BlipPredictor) -> None:
     def score(start: str) -> torch.Tensor:
         long = [(start, "yes"), *[("is it a big red tree?", "no")] * 20, "where?"]
         found: torch.Tensor = predictor.rank_answers(PICTURES[0], "a dog", long, ["beside", "below"])
@@ -74,12 +74,12 @@ def test_a_long_dialog_loses_its_oldest_rounds(predictor: Predictor) -> None:
     assert score("what is it?").diff().abs() > 1e-5
 
 
-def test_nothing_in_nothing_out(predictor: Predictor) -> None:
+def test_nothing_in_nothing_out(predictor: BlipPredictor) -> None:
     assert predictor.rank_answers([], [], [], []) == []
 
 
 @pytest.mark.parametrize("left_out", range(4))
-def test_lists_of_different_lengths_are_refused(predictor: Predictor, left_out: int) -> None:
+def test_lists_of_different_lengths_are_refused(predictor: BlipPredictor, left_out: int) -> None:
     given: list[list[Any]] = [PICTURES, CAPTIONS, DIALOGS, CANDIDATES]
     given = [each[:4] if i == left_out else each for i, each in enumerate(given)]
     with pytest.raises(ConfigError, match="for each image"):
@@ -87,6 +87,6 @@ def test_lists_of_different_lengths_are_refused(predictor: Predictor, left_out: 
 
 
 @pytest.mark.parametrize("dialog", [[], "what is it?", [("what is it?", "a dog")]], ids=str)
-def test_a_dialog_without_an_open_question_is_refused(predictor: Predictor, dialog: Any) -> None:
+def test_a_dialog_without_an_open_question_is_refused(predictor: BlipPredictor, dialog: Any) -> None:
     with pytest.raises(ConfigError, match="dialog 1 is no list that ends with the open question"):
         predictor.rank_answers(PICTURES[:2], CAPTIONS[:2], [DIALOGS[0], dialog], CANDIDATES[:2])

@@ -5,11 +5,11 @@ import torch
 from tiny_predictor import PICTURES, TOKENIZER, image_tokens, make_predictor
 
 from openblip.generation.decoding import Greedy
-from openblip.predictor import Predictor, ScoredText
+from openblip.predictor import BlipPredictor, ScoredText
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> BlipPredictor:
     """Its captions end."""
     predictor = make_predictor("lm")
     assert predictor.model.text.lm_head is not None
@@ -18,7 +18,7 @@ def predictor() -> Predictor:
     return predictor
 
 
-def test_every_token_comes_with_its_own_log_probability(predictor: Predictor) -> None:
+def test_every_token_comes_with_its_own_log_probability(predictor: BlipPredictor) -> None:
     found: list[ScoredText] = predictor.caption(
         PICTURES, decoding=Greedy(max_new_tokens=20), return_scores=True
     )
@@ -35,14 +35,14 @@ def test_every_token_comes_with_its_own_log_probability(predictor: Predictor) ->
         assert caption.token_logprobs[0] == pytest.approx(float(logprob), abs=1e-4)
 
 
-def test_a_text_that_is_cut_off_has_no_end(predictor: Predictor) -> None:
+def test_a_text_that_is_cut_off_has_no_end(predictor: BlipPredictor) -> None:
     settings = Greedy(max_new_tokens=2, min_new_tokens=2)
     found: ScoredText = predictor.caption(PICTURES[0], decoding=settings, return_scores=True)
     assert len(found.tokens) == 2
     assert "[SEP]" not in found.tokens
 
 
-def test_the_pieces_make_the_text(predictor: Predictor) -> None:
+def test_the_pieces_make_the_text(predictor: BlipPredictor) -> None:
     for caption in predictor.caption(PICTURES, return_scores=True):
         joined = " ".join(token for token in caption.tokens if token != "[SEP]").replace(" ##", "")
         assert joined.replace(" ", "") == caption.text.replace(" ", "")

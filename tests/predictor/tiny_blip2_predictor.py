@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from openblip.models.blip2_config import Blip2Head
+from openblip.models.config import Blip2Head
 from openblip.predictor import Blip2Predictor
 from tiny_blip2 import Language, tiny_blip2
 

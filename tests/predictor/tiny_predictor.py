@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openblip.checkpoints.native import Checkpoint, EncoderToken
+from openblip.checkpoints.checkpoint import BlipCheckpoint, EncoderToken
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import Head
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from tiny_blip import TINY, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -20,7 +20,7 @@ PROMPT = "a picture of "
 ORDER = [3, 0, 4, 2, 1]
 
 
-def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision: int) -> Predictor:
+def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision: int) -> BlipPredictor:
     """`vision` overrides the image encoder's sizes."""
     config = replace(TINY, text=replace(TINY.text, vocab_size=TOKENIZER.vocab_size))
     if "vqa" in heads:  # its shared cross-attention reads images and questions alike
@@ -29,8 +29,8 @@ def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision
     model = Blip(config)
     randomise(model, seed=0, scale=0.3)
     preprocessing = Preprocessing(image_size=config.vision.image_size)
-    checkpoint = Checkpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
-    return Predictor(checkpoint, device="cpu")
+    checkpoint = BlipCheckpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
+    return BlipPredictor(checkpoint, device="cpu")
 
 
 def picture(seed: int) -> Image.Image:
@@ -57,7 +57,7 @@ def clip(seed: int, num_frames: int = 6) -> bytes:
     return file.getvalue()
 
 
-def image_tokens(predictor: Predictor, image: Image.Image) -> torch.Tensor:
+def image_tokens(predictor: BlipPredictor, image: Image.Image) -> torch.Tensor:
     """(1, N, Dv) without anything of the predictor but its preprocessing."""
     pixels = torch.from_numpy(predictor.preprocessing(image))[None]
     with torch.no_grad():

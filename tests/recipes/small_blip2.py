@@ -12,12 +12,12 @@ from PIL import Image
 from small_training import SIZE, untrained
 
 from openblip.data.sources import open_source
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_mini import blip2_mini_stage1, blip2_mini_stage2_opt, blip2_mini_stage2_t5
 from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
 from openblip.recipes.language_run import LanguageRun, LanguageShape
-from openblip.tasks.config import RepresentationConfig
+from openblip.tasks.config import Blip2Stage1Config
 
 replace = dataclasses.replace
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 160, 20), "grey": (120, 120, 120)}
@@ -95,7 +95,7 @@ def language_run(root: Path, kind: str, steps: int = 120) -> LanguageRun:
 
 def stage1_run(root: Path, steps: int = 80) -> Blip2Run:
     run: Blip2Run = small(
-        replace(blip2_mini_stage1(), task=RepresentationConfig(label_smoothing=0.0)),
+        replace(blip2_mini_stage1(), task=Blip2Stage1Config(label_smoothing=0.0)),
         root,
         "pairs.jsonl",
         steps,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 import openblip
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.emoji_scenes.request import Kind
 from openblip.data.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sample import Sample, Source
@@ -22,7 +23,7 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.predictor import Predictor
+from openblip.predictor import BlipPredictor
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
 
@@ -76,7 +77,7 @@ def untrained(folder: Path, source: Source, vision_width: int = 64) -> Path:
     text = TextConfig(vocab_size=tokenizer.vocab_size, hidden_dim=64, max_positions=64, dropout=0.0, **shape)
     torch.manual_seed(0)
     model = Blip(BlipConfig(vision=vision, text=text, embed_dim=32))
-    save_checkpoint(folder, Checkpoint(model, tokenizer, Preprocessing(image_size=SIZE)))
+    save_blip(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=SIZE)))
     return folder
 
 
@@ -85,7 +86,7 @@ class Learned:
     """What came of a training: the sum of the losses by step, and the model."""
 
     losses: list[float]
-    model: Predictor
+    model: BlipPredictor
 
 
 def small(run: Run, source: Source, init: Path, out: Path, *, steps: int, batch_size: int) -> Run:

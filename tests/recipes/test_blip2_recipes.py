@@ -7,8 +7,7 @@ import torch
 
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, VisionConfig
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_run import ImageEncoderSource
 from openblip.recipes.blip2_stage1 import blip2_stage1, blip2_stage1_vit_l

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint, load_blip2, save_blip2
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.recipes.blip2_assembly import assemble_blip2, heads_of
+from openblip.recipes.blip2_assembly import assemble_blip2
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
 from openblip.recipes.blip2_stage2 import blip2_stage2_opt
 from openblip.recipes.blip2_starting_point import blip2_starting_point
+from openblip.tasks.catalog import TASKS
 from tiny_blip import SIZE
 from tiny_blip2 import tiny_blip2, weights_of
 
@@ -46,7 +48,7 @@ def load(folders: Path, name: str) -> Blip2Checkpoint:
 
 
 def begin(run: Blip2Run) -> Blip2Checkpoint:
-    return blip2_starting_point(run, heads_of(run), NO_DATA)
+    return blip2_starting_point(run, TASKS[type(run.task)].heads(run.task), NO_DATA)
 
 
 def test_a_reader_of_questions_has_its_text_side_from_stage_1(folders: Path) -> None:

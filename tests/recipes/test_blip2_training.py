@@ -19,14 +19,14 @@ from small_blip2 import (
 )
 
 import openblip
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_source
 from openblip.data.transforms import Augmentation
+from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.language_run import LanguageRun
 from openblip.recipes.start import start
-from openblip.tasks.retrieval import evaluate_retrieval
 from openblip.training.run_folder import RunFolder
 
 

@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import load_file
 from small_training import write_scenes
 
-from openblip.checkpoints.native import Checkpoint, save_checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.native.blip import save_blip
 from openblip.data.config import DataConfig
 from openblip.data.features import FeatureStore
 from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.recipes.feature_cache import describe_encoder
 from openblip.recipes.start import start
-from openblip.tasks.config import RepresentationConfig
+from openblip.tasks.config import Blip2Stage1Config
 from openblip.training.config import TrainingConfig
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 from tiny_blip2 import tiny_blip2
@@ -36,7 +37,7 @@ def inputs(tmp_path_factory):
     words = tiny_tokenizer()
     model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=words.vocab_size)))
     randomise(model, seed=0)
-    save_checkpoint(root / "blip", Checkpoint(model, words, Preprocessing(image_size=SIZE)))
+    save_blip(root / "blip", BlipCheckpoint(model, words, Preprocessing(image_size=SIZE)))
     return root
 
 
@@ -51,7 +52,7 @@ def make_run(inputs, out, dtype="float32", **changes):
         vocab_size=200,
         tokenizer=None,
         data=DataConfig(source=str(inputs / "scenes"), num_workers=0),
-        task=RepresentationConfig(),
+        task=Blip2Stage1Config(),
         training=TrainingConfig(steps=4, batch_size=5, log_every=1, checkpoint_every=2, precision="fp32"),
         out=str(out),
     )

@@ -11,7 +11,7 @@ import tarfile
 import pytest
 import torch
 
-from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_mixture
 from openblip.errors import CheckpointError, ConfigError
 from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 from small_training import write_scenes
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint, load_blip2, save_blip2
-from openblip.checkpoints.language_models import save_language_model
+from openblip.checkpoints.backbones import save_language_model
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
 from openblip.data.config import DataConfig
-from openblip.models.blip2_config import LoraSettings
+from openblip.models.config import LoraSettings
 from openblip.recipes.blip2_mini import blip2_mini_stage2_opt
 from openblip.recipes.blip2_run import LanguageModelSource
 from openblip.recipes.start import start

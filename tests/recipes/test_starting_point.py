@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import PRETRAINING_HEADS, BlipConfig, Head, Sharing
-from openblip.recipes.assembly import HEADS
 from openblip.recipes.starting_point import with_heads
+from openblip.tasks.catalog import TASKS
+from openblip.tasks.config import BlipTaskConfig
 from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, randomise, tiny_blip
 
 SHARINGS: list[Sharing] = ["all", "all_but_sa", "all_but_ca", "none"]
@@ -151,7 +153,11 @@ def test_a_dialogs_caption_is_projected_afresh_only_where_widths_differ() -> Non
     assert fresh == {"itm_head.weight", "itm_head.bias"}
 
 
-@pytest.mark.parametrize("heads", [*HEADS.values()], ids=lambda heads: "+".join(heads))
+@pytest.mark.parametrize(
+    "heads",
+    [TASKS[config].heads(config()) for config in get_args(BlipTaskConfig)],
+    ids=lambda heads: "+".join(heads),
+)
 def test_any_task_goes_on_from_its_own_model(heads: tuple[Head, ...]) -> None:
     for start in (
         blip(heads, "none"),

@@ -7,6 +7,12 @@ import pytest
 from small_training import Learned, learn, small, untrained, usable, write_samples, write_scenes
 
 from openblip.data.sample import Source
+from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.classification import evaluate_classification
+from openblip.evaluation.nlvr import evaluate_nlvr
+from openblip.evaluation.question_answering import evaluate_question_answering
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.evaluation.visdial import evaluate_visdial
 from openblip.metrics import java_scorers
 from openblip.recipes.blip_mini import blip_mini_captioner, blip_mini_filter
 from openblip.recipes.blip_mini_tasks import (
@@ -18,13 +24,7 @@ from openblip.recipes.blip_mini_tasks import (
     blip_mini_vqa,
 )
 from openblip.recipes.run import Run
-from openblip.tasks.captioning import evaluate_captioning
-from openblip.tasks.classification import evaluate_classification
 from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
-from openblip.tasks.nlvr import evaluate_nlvr
-from openblip.tasks.question_answering import evaluate_question_answering
-from openblip.tasks.retrieval import evaluate_retrieval
-from openblip.tasks.visdial import evaluate_visdial
 
 
 def trained(

@@ -1,13 +1,13 @@
-"""The losses of BLIP-2's trainings, against what the model says of one picture and one text at a time."""
+"""The losses of BLIP-2's trainings, against what the model says of one image and one text at a time."""
 
 import torch
 import torch.nn.functional as F
 from tiny_blip2_tasks import make_blip2, prompted, texts
 from torch import Tensor
 
-from openblip.data.batch import PromptedBatch
 from openblip.models.blip2 import Blip2
-from openblip.tasks.blip2_task import Blip2Task
+from openblip.tasks.base import Blip2Task
+from openblip.tasks.blip2_answering import PromptedBatch
 from openblip.tasks.prefix_split import split_prefixes
 from tiny_blip import gradients, random_batch
 
@@ -18,9 +18,9 @@ def run(task: Blip2Task, batch: object, seed: int = 0) -> dict[str, Tensor]:
 
 
 def visual_of(task: Blip2Task, pixels: Tensor) -> Tensor:
-    """The visual prompts (1, Q, Dl) of one picture, uninstructed."""
+    """The visual prompts (1, Q, Dl) of one image, uninstructed."""
     features = task.model.encode_image(task.preprocessing.normalize(pixels[None]))
-    return task.model.visual_prompts(task.model.read_images(task.model.image_kv(features)).queries)
+    return task.model.visual_prompts(task.model.encode_queries(task.model.image_kv(features)).queries)
 
 
 def decoder_losses(model: Blip2, visual: Tensor, prompt: str, text: str) -> list[Tensor]:
@@ -97,7 +97,7 @@ def instructed_visual(task: Blip2Task, batch: PromptedBatch, row: int) -> Tensor
     ids = batch.instructions.ids[row : row + 1, :length]
     pixels = batch.pixels[batch.owners[row]][None]
     image_kv = task.model.image_kv(task.model.encode_image(task.preprocessing.normalize(pixels)))
-    return task.model.visual_prompts(task.model.read_with_text(ids, torch.ones_like(ids).bool(), image_kv))
+    return task.model.visual_prompts(task.model.encode_multimodal(ids, torch.ones_like(ids).bool(), image_kv))
 
 
 def row_losses(task: Blip2Task, batch: PromptedBatch) -> list[list[Tensor]]:

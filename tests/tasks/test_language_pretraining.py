@@ -1,4 +1,4 @@
-"""Language models trained on text alone: the loss is that of transformers, and knowledge is measured.
+"""Language models trained on text alone: the loss is that of transformers.
 
 R texts, T tokens, V vocabulary.
 """
@@ -8,15 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from listed_source import ListSource
 
-from openblip.data.batch import TextBatch
-from openblip.data.sample import Sample
-from openblip.errors import SourceError
 from openblip.recipes.language_assembly import new_language_model, train_tokenizer
 from openblip.recipes.language_run import LanguageShape
+from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig
-from openblip.tasks.language_pretraining import LanguagePretraining, evaluate_language
+from openblip.tasks.language_pretraining import LanguagePretraining
 from openblip.tasks.prefix_split import split_documents
 
 TEXTS = ["a photo of a tree", "a red dog\nQuestion: how many dogs are there? Answer: two\na small dog"]
@@ -43,7 +40,7 @@ def batch_of(texts):
 
 
 def loss_of(language, texts, max_text_tokens=64):
-    task = LanguagePretraining(language, LanguagePretrainingConfig(max_text_tokens=max_text_tokens))
+    task = LanguagePretraining(LanguagePretrainingConfig(max_text_tokens=max_text_tokens), language)
     (loss,) = task(batch_of(texts), 0, torch.Generator().manual_seed(3)).values()
     return loss
 
@@ -92,66 +89,3 @@ def test_every_weight_is_trained(architecture):
     assert math.isfinite(loss.item())
     without = [name for name, p in language.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
-
-
-class Knowing:
-    """A language model that has a reply to every prompt, and notes what it was asked."""
-
-    hidden_dim, dtype, device = 4, torch.float32, torch.device("cpu")
-    training = True
-
-    def __init__(self, replies):
-        self.replies, self.prompts, self.modes = replies, [], []
-
-    def generate(self, visual, prompts, **settings):
-        assert visual.shape == (len(prompts), 0, 4)
-        assert settings["do_sample"] is False
-        self.prompts += prompts
-        self.modes.append(self.training)
-        return [[self.replies.index(next(r for r in self.replies if r[0] == prompt))] for prompt in prompts]
-
-    def decode(self, ids):
-        return self.replies[ids[0]][1]
-
-    def train(self, mode=True):
-        self.training = mode
-
-    def eval(self):
-        self.train(False)
-
-
-def sample(key, **info):
-    defaults = {
-        "context": f"a {key}", "question": "is it?", "answers": ["yes"] * 10, "question_kind": "existence",
-        "references": [f"a {key}", f"one {key}"],
-    }  # fmt: skip
-    return Sample(key=key, shard="s0", image=b"", captions=(), image_id=key, info={**defaults, **info})
-
-
-def test_answers_and_captions_after_a_complete_line_are_counted():
-    samples = [sample("dog"), sample("cat", question_kind="size", answers=["big"] * 7 + ["large"] * 3)]
-    replies = [
-        ("a dog\nQuestion: is it? Short answer:", "no"),
-        ("a dog\na photo of", "one dog"),
-        ("a cat\nQuestion: is it? Short answer:", "big"),
-        ("a cat\na photo of", "one dog"),
-    ]
-    language = Knowing(replies)
-    scores = evaluate_language(language, ListSource(samples), question_prompt="Question: {} Short answer:")
-    assert sorted(language.prompts) == sorted(prompt for prompt, _ in replies)
-    assert language.modes == [False, False]
-    assert language.training
-    assert scores["num_texts"] == 2
-    assert scores["answers"] == 0.5
-    assert scores["answers_by_kind"] == {"existence": 0.0, "size": 1.0}
-    assert scores["captions"] == 0.5
-    assert scores["predictions"][0]["caption"] == "one dog"
-
-
-def test_samples_without_a_context_are_named():
-    replies = [("a dog\nQuestion: is it? Answer:", "yes"), ("a dog\na photo of", "a dog")]
-    source = ListSource([sample("dog"), sample("cat", context="")])
-    scores = evaluate_language(Knowing(replies), source)
-    assert [reject["key"] for reject in scores["rejects"]] == ["cat"]
-    with pytest.raises(SourceError, match="no context"):
-        evaluate_language(Knowing([]), ListSource([sample("cat", context=None)]))

@@ -1,6 +1,7 @@
 """Questions, statements and dialogs: their losses against one example at a time, gradients included."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ import torch.nn.functional as F
 from tiny_tasks import SMOOTHING, TOKENIZER, dialogs, make_task, questions, statements, train_step
 from torch import Tensor, nn
 
-from openblip.data.batch import DialogBatch, Examples, QuestionBatch, StatementBatch
+from openblip.data.batch import Batch
 from openblip.data.tokenizer import Tokens
 from openblip.models.config import Sharing
+from openblip.tasks.nlvr import StatementBatch
+from openblip.tasks.question_answering import QuestionBatch
+from openblip.tasks.visdial import DialogBatch
 from tiny_blip import gradients
 
 VQA = questions([5, 9, 3], [[4], [3, 6, 5], [7, 3]])
-CLIP_VQA = questions([5, 3], [[4, 6], [3]], frames=3)
+VIDEO_VQA = questions([5, 3], [[4, 6], [3]], frames=3)
 NLVR = statements([5, 9, 3], [1, 0, 0])
 VISDIAL = dialogs([4, 8], [9, 7, 12, 5, 5, 6])
 
@@ -76,18 +80,18 @@ def visdial_by_dialogs(task: nn.Module, batch: DialogBatch) -> Tensor:
     [
         ("vqa", "none", "vqa", VQA, vqa_by_answers),
         ("vqa", "all_but_ca", "vqa", VQA, vqa_by_answers),
-        ("vqa", "none", "vqa", CLIP_VQA, vqa_by_answers),
+        ("vqa", "none", "vqa", VIDEO_VQA, vqa_by_answers),
         ("nlvr", "all_but_sa", "nlvr", NLVR, nlvr_by_statements),
         ("visdial", "all_but_sa", "itm", VISDIAL, visdial_by_dialogs),
     ],
-    ids=["vqa", "vqa shared", "clips", "nlvr", "visdial"],
+    ids=["vqa", "vqa shared", "videos", "nlvr", "visdial"],
 )
 def test_a_loss_is_that_of_single_examples_with_its_gradients(
     name: str,
     sharing: Sharing,
     loss_name: str,
-    batch: Examples,
-    plain: Callable[[nn.Module, Examples], Tensor],
+    batch: Batch,
+    plain: Callable[[nn.Module, Batch], Tensor],
 ) -> None:
     task = make_task(name, sharing)
     expected = plain(task, batch)
@@ -108,7 +112,7 @@ def test_a_loss_is_that_of_single_examples_with_its_gradients(
     ("name", "batch"),
     [
         ("vqa", VQA),
-        ("vqa", CLIP_VQA),
+        ("vqa", VIDEO_VQA),
         ("vqa", questions([4], [[3]])),
         ("nlvr", NLVR),
         ("nlvr", statements([4], [0])),
@@ -116,7 +120,7 @@ def test_a_loss_is_that_of_single_examples_with_its_gradients(
         ("visdial", dialogs([3], [5, 5])),
     ],
 )
-def test_any_batch_trains_every_weight(name: str, batch: Examples) -> None:
+def test_any_batch_trains_every_weight(name: str, batch: Batch) -> None:
     """Finite, and with a gradient for each weight: DDP waits for all of them."""
     task = make_task(name).train()
     for step in range(2):
@@ -137,8 +141,8 @@ def test_a_question_without_weight_trains_nothing() -> None:
 
 
 @pytest.mark.parametrize(("name", "batch"), [("vqa", VQA), ("nlvr", NLVR), ("visdial", VISDIAL)])
-def test_the_batchs_own_tokens_are_left_alone(name: str, batch: Examples) -> None:
-    texts = [value for field in batch.__slots__ if isinstance(value := getattr(batch, field), Tokens)]
+def test_the_batchs_own_tokens_are_left_alone(name: str, batch: Batch) -> None:
+    texts = [value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tokens)]
     before = [tokens.ids.clone() for tokens in texts]
     make_task(name)(batch, 0, torch.Generator())
     assert texts

@@ -8,36 +8,37 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_tasks import TOKENIZER, clips, make_task, train_step
+from tiny_tasks import TOKENIZER, make_task, train_step, videos
 from torch import Tensor, nn
 
-from openblip.data.batch import Batch
+from openblip.data.batch import ImageTextBatch
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
 from openblip.objectives.contrastive import ContrastiveKeys, itc_loss
 from openblip.objectives.language_modeling import lm_loss
 from openblip.objectives.matching import draw_negatives, negative_weights
+from openblip.tasks.base import replace_first
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.tokens import interleave, replace_first
+from openblip.tasks.contrastive_matching import interleave
 from tiny_blip import DEC, ENC, gradients, random_batch
 
 
 def tokens_of(model: Blip, pixels: Tensor) -> Tensor:
-    """Image tokens (B, N, D); those of a clip's frames one after the other."""
+    """Image tokens (B, N, D); those of a video's frames one after the other."""
     if pixels.dim() == 4:
         return model.encode_image(pixels)
     return torch.cat([model.encode_image(pixels[:, frame]) for frame in range(pixels.shape[1])], dim=1)
 
 
 def embedded(model: Blip, pixels: Tensor) -> Tensor:
-    """Unit vectors (B, E); of a clip, from the mean of its frames."""
+    """Unit vectors (B, E); of a video, from the mean of its frames."""
     frames = pixels.unsqueeze(1) if pixels.dim() == 4 else pixels
     projected = [model.vision_proj(model.encode_image(frame)[:, 0]) for frame in frames.unbind(1)]
     return F.normalize(torch.stack(projected).mean(dim=0), dim=-1)
 
 
-def itm_by_pairs(task: nn.Module, batch: Batch, drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
+def itm_by_pairs(task: nn.Module, batch: ImageTextBatch, drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean over own pairs, each image with its negative text and each text with its negative image."""
     model = task.model
     pixels = task.preprocessing.normalize(batch.pixels)
@@ -55,7 +56,7 @@ def itm_by_pairs(task: nn.Module, batch: Batch, drawn: list[tuple[Tensor, Tensor
     return torch.stack(losses).mean()
 
 
-def lm_by_captions(task: nn.Module, batch: Batch, prompt: list[int], smoothing: float) -> Tensor:
+def lm_by_captions(task: nn.Module, batch: ImageTextBatch, prompt: list[int], smoothing: float) -> Tensor:
     """Mean over the tokens that follow the prompt, one caption at a time and without padding."""
     model, total, count = task.model, torch.zeros(()), 0
     for b in range(len(batch)):
@@ -68,8 +69,10 @@ def lm_by_captions(task: nn.Module, batch: Batch, prompt: list[int], smoothing: 
     return total / count
 
 
-def itc_by_definition(task: nn.Module, batch: Batch, queued: tuple[Tensor, ...], alpha: float) -> Tensor:
-    """The loss of test_contrastive.py, fed with what the model and the twin make of each sample."""
+def itc_by_definition(
+    task: nn.Module, batch: ImageTextBatch, queued: tuple[Tensor, ...], alpha: float
+) -> Tensor:
+    """The loss of test_contrastive.py, fed with what the model and the momentum model make of each sample."""
     pixels = task.preprocessing.normalize(batch.pixels)
 
     def embed(model: Blip) -> tuple[Tensor, Tensor]:
@@ -78,7 +81,7 @@ def itc_by_definition(task: nn.Module, batch: Batch, queued: tuple[Tensor, ...],
 
     image, text = embed(task.model)
     with torch.no_grad():
-        momentum = embed(task.contrastive_matching.twin)
+        momentum = embed(task.contrastive_matching.momentum_model)
     keys = ContrastiveKeys(
         torch.cat([momentum[0], queued[0]]),
         torch.cat([momentum[1], queued[1]]),
@@ -87,15 +90,15 @@ def itc_by_definition(task: nn.Module, batch: Batch, queued: tuple[Tensor, ...],
     return itc_loss(image, text, *momentum, batch.image_ids, keys, task.model.temperature, alpha)
 
 
-def drawn_negatives(task: nn.Module, batch: Batch, step: int) -> list[tuple[Tensor, Tensor]]:
-    """The draws of a step, from the similarities to the twin's embeddings: texts, then images."""
+def drawn_negatives(task: nn.Module, batch: ImageTextBatch, step: int) -> list[tuple[Tensor, Tensor]]:
+    """The draws of a step, from the similarities to the momentum model's embeddings: texts, then images."""
     pixels, tokens, ids = task.preprocessing.normalize(batch.pixels), batch.tokens, batch.image_ids
-    model, twin = task.model, task.contrastive_matching.twin
+    model, average = task.model, task.contrastive_matching.momentum_model
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         similarities = (
-            embedded(model, pixels) @ twin.embed_text(tokens.ids, tokens.mask).T,
-            model.embed_text(tokens.ids, tokens.mask) @ embedded(twin, pixels).T,
+            embedded(model, pixels) @ average.embed_text(tokens.ids, tokens.mask).T,
+            model.embed_text(tokens.ids, tokens.mask) @ embedded(average, pixels).T,
         )
     return [
         draw_negatives(negative_weights(similarity / model.temperature, ids, ids), generator)
@@ -104,7 +107,7 @@ def drawn_negatives(task: nn.Module, batch: Batch, step: int) -> list[tuple[Tens
 
 
 BATCH = random_batch([5, 8, 4, 6], image_ids=[1, 2, 1, 3])
-CLIPS = clips([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
+VIDEOS = videos([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,13 @@ CLIPS = clips([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
         ("all_but_sa", BATCH),
         ("all_but_ca", BATCH),
         ("none", BATCH),
-        ("all_but_sa", CLIPS),
+        ("all_but_sa", VIDEOS),
     ],
-    ids=["all", "all_but_sa", "all_but_ca", "none", "clips"],
+    ids=["all", "all_but_sa", "all_but_ca", "none", "videos"],
 )
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
 def test_losses_are_those_of_single_pairs_with_their_gradients(
-    name: str, sharing: Sharing, batch: Batch
+    name: str, sharing: Sharing, batch: ImageTextBatch
 ) -> None:
     """In the third step, when the queue is full and alpha has half risen."""
     task = make_task(name, sharing)
@@ -167,15 +170,15 @@ def test_any_batch_trains_every_weight(name: str, ids: list[int], sharing: Shari
             assert parameter.grad is None or torch.isfinite(parameter.grad).all(), parameter_name
 
 
-def test_the_queue_gets_the_twins_embeddings_once_per_step() -> None:
+def test_the_queue_gets_the_momentum_models_embeddings_once_per_step() -> None:
     task = make_task("filtering")
     other = random_batch([4, 5], [8, 9], seed=3)
-    twin, queue = task.contrastive_matching.twin, task.contrastive_matching.queue
+    average, queue = task.contrastive_matching.momentum_model, task.contrastive_matching.queue
     with torch.no_grad():
         pixels = [task.preprocessing.normalize(b.pixels) for b in (BATCH, other)]
         expected = [
-            torch.cat([twin.embed_image(twin.encode_image(p)) for p in pixels]),
-            torch.cat([twin.embed_text(b.tokens.ids, b.tokens.mask) for b in (BATCH, other)]),
+            torch.cat([average.embed_image(average.encode_image(p)) for p in pixels]),
+            torch.cat([average.embed_text(b.tokens.ids, b.tokens.mask) for b in (BATCH, other)]),
         ]
     for micro_batch in (BATCH, other):  # gradient accumulation: two forwards, one step
         task(micro_batch, 0, torch.Generator().manual_seed(0))
@@ -188,13 +191,13 @@ def test_the_queue_gets_the_twins_embeddings_once_per_step() -> None:
     assert len(queue.content()[2]) == 6  # nothing new, nothing again
 
 
-def test_the_twin_follows_by_the_formula() -> None:
+def test_the_momentum_model_follows_by_the_formula() -> None:
     task = make_task("pretraining")
-    twin = task.contrastive_matching.twin
-    before = {name: parameter.clone() for name, parameter in twin.named_parameters()}
+    average = task.contrastive_matching.momentum_model
+    before = {name: parameter.clone() for name, parameter in average.named_parameters()}
     train_step(task, BATCH)
     own = dict(task.model.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in average.named_parameters():
         assert (
             not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
         )
@@ -203,23 +206,25 @@ def test_the_twin_follows_by_the_formula() -> None:
 
 
 @pytest.mark.parametrize("name", ["pretraining", "filtering"])
-def test_the_twin_has_no_dropout_while_the_task_trains(name: str) -> None:
+def test_the_momentum_model_has_no_dropout_while_the_task_trains(name: str) -> None:
     task = make_task(name, dropout=0.5).train()
-    twin, tokens = task.contrastive_matching.twin, BATCH.tokens
-    first, second = (twin.embed_text(tokens.ids, tokens.mask) for _ in range(2))
+    average, tokens = task.contrastive_matching.momentum_model, BATCH.tokens
+    first, second = (average.embed_text(tokens.ids, tokens.mask) for _ in range(2))
     assert torch.equal(first, second)
     task.eval()
-    assert torch.equal(first, twin.embed_text(tokens.ids, tokens.mask))
+    assert torch.equal(first, average.embed_text(tokens.ids, tokens.mask))
 
 
-def test_the_twin_starts_as_the_model_and_is_not_trained() -> None:
+def test_the_momentum_model_starts_as_the_model_and_is_not_trained() -> None:
     task = make_task("pretraining")
-    own, twin = task.model.state_dict(), task.contrastive_matching.twin
-    for name, value in twin.state_dict().items():
+    own, average = task.model.state_dict(), task.contrastive_matching.momentum_model
+    for name, value in average.state_dict().items():
         assert torch.equal(value, own[name])
         assert value.data_ptr() != own[name].data_ptr()
-    assert not any(parameter.requires_grad for parameter in twin.parameters())
-    assert not [name for name in twin.state_dict() if "lm_head" in name or "itm" in name or "decode" in name]
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert not [
+        name for name in average.state_dict() if "lm_head" in name or "itm" in name or "decode" in name
+    ]
 
 
 @pytest.mark.parametrize(("before", "after"), [(5.0, 0.5), (1e-5, 0.001)])
@@ -250,9 +255,8 @@ def test_pairs_without_a_negative_are_not_counted(ids: list[int]) -> None:
 
 def test_without_a_prompt_every_token_is_predicted_and_with_one_the_words_are_read() -> None:
     task = make_task("captioning")
-    plain = Captioning(
-        task.model, TOKENIZER, task.preprocessing, CaptioningConfig(prompt="", label_smoothing=0.0)
-    )
+    config = CaptioningConfig(prompt="", label_smoothing=0.0)
+    plain = Captioning(config, task.model, TOKENIZER, task.preprocessing)
     torch.testing.assert_close(
         plain(BATCH, 0, torch.Generator())["lm"], lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0)
     )

@@ -1,4 +1,4 @@
-"""Every training task of BLIP-2 over a tiny random model, and batches of what each of them reads.
+"""Every training task of BLIP-2 over a tiny random model, and batches for each of them.
 
 B images, R rows of text.
 """
@@ -9,18 +9,33 @@ from typing import Any
 import torch
 from tiny_tasks import names, random_bytes
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.data.batch import PromptedBatch, TextBatch
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokens
-from openblip.tasks.blip2_task import Blip2Task
-from openblip.tasks.config import RepresentationConfig
-from openblip.tasks.generative_learning import GenerativeLearning
-from openblip.tasks.prompted_writing import InstructionFollowing, PromptedAnswering
-from openblip.tasks.representation_learning import RepresentationLearning
+from openblip.tasks.base import Blip2Task, TextBatch
+from openblip.tasks.blip2_answering import PromptedBatch
+from openblip.tasks.catalog import TASKS
+from openblip.tasks.config import (
+    Blip2Stage1Config,
+    Blip2Stage2Config,
+    Blip2TaskConfig,
+    InstructionConfig,
+    PromptedAnsweringConfig,
+)
 from tiny_blip import SIZE, random_tokens
 from tiny_blip2 import tiny_blip2
 
 WORDS = ("a", "photo", "of", "small", "red", "dog", "beside", "two", "blue", "cars", "many", "cats", "it")
+
+
+CONFIGS: dict[str, Blip2TaskConfig] = {
+    "stage1": Blip2Stage1Config(),
+    "stage2-opt": Blip2Stage2Config(),
+    "stage2-t5": Blip2Stage2Config(),
+    "vqa": PromptedAnsweringConfig(),
+    "vqa-uninstructed": PromptedAnsweringConfig(instructed=False),
+    "instruct": InstructionConfig(),
+}
 
 
 def make_blip2(name: str, *, train_vision: bool = False) -> tuple[Blip2Task, Blip2Checkpoint]:
@@ -32,18 +47,10 @@ def make_blip2(name: str, *, train_vision: bool = False) -> tuple[Blip2Task, Bli
         checkpoint = tiny_blip2((), language, instructed=name in ("vqa", "instruct"))
     model, preprocessing = checkpoint.model, checkpoint.preprocessing
     model.freeze(*(["language"] if train_vision else ["vision", "language"]))
-    match name:
-        case "stage1":
-            assert checkpoint.tokenizer is not None
-            task: Blip2Task = RepresentationLearning(
-                model, checkpoint.tokenizer, preprocessing, RepresentationConfig()
-            )
-        case "stage2-opt" | "stage2-t5":
-            task = GenerativeLearning(model, preprocessing)
-        case "instruct":
-            task = InstructionFollowing(model, preprocessing)
-        case _:
-            task = PromptedAnswering(model, preprocessing)
+    config = CONFIGS[name]
+    data = DataConfig(source="")
+    task = TASKS[type(config)].build(config, data, model, checkpoint.tokenizer, preprocessing)
+    assert isinstance(task, Blip2Task)
     return task, checkpoint
 
 
@@ -53,7 +60,7 @@ def sentence(length: int, seed: int) -> str:
 
 
 def texts(lengths: Sequence[int], seed: int = 0, prompt: str = "") -> TextBatch:
-    """One text of so many words for each picture, after a prompt that all have in common."""
+    """One text of so many words for each image, after a prompt that all have in common."""
     return TextBatch(
         pixels=random_bytes(len(lengths), 3, SIZE, SIZE, seed=seed),
         prompts=[prompt] * len(lengths),
@@ -63,7 +70,7 @@ def texts(lengths: Sequence[int], seed: int = 0, prompt: str = "") -> TextBatch:
 
 
 def prompted(lengths: Sequence[Sequence[int]], seed: int = 0, instructed: bool = True) -> PromptedBatch:
-    """Of each picture's texts the lengths in words; weights are 1, 1/2, ..."""
+    """The lengths in words of each image's texts; weights are 1, 1/2, ..."""
     flat = [length for own in lengths for length in own]
     count = len(lengths)
     fields: dict[str, Any] = {

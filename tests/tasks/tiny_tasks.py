@@ -1,6 +1,6 @@
-"""Every training task over a tiny random model, and batches of what each of them reads.
+"""Every training task over a tiny random model, and batches for each of them.
 
-B batch, F frames, S side of the picture, A answers, K answers of a dialog.
+B batch, F frames, S image size, A answers, K answers of a dialog.
 """
 
 from collections.abc import Sequence
@@ -11,68 +11,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.data.batch import Batch, DialogBatch, Examples, QuestionBatch, StatementBatch
+from openblip.data.batch import Batch, ImageTextBatch
+from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
-from openblip.models.config import Head, Sharing
-from openblip.tasks.captioning import Captioning
+from openblip.models.config import Sharing
+from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import (
+    BlipTaskConfig,
     CaptioningConfig,
     ContrastiveConfig,
+    NlvrConfig,
     PretrainingConfig,
     QuestionAnsweringConfig,
     RetrievalConfig,
+    VisdialConfig,
 )
-from openblip.tasks.nlvr import Nlvr
-from openblip.tasks.pretraining import Pretraining
-from openblip.tasks.question_answering import QuestionAnswering
-from openblip.tasks.retrieval import Retrieval
-from openblip.tasks.visdial import Visdial
+from openblip.tasks.nlvr import StatementBatch
+from openblip.tasks.question_answering import QuestionBatch
+from openblip.tasks.visdial import DialogBatch
 from tiny_blip import SIZE, TINY, random_batch, random_tokens, randomise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CONTRASTIVE = ContrastiveConfig(queue_size=7, momentum=0.9, alpha=0.4, alpha_ramp_steps=4)
-HEADS: dict[str, tuple[Head, ...]] = {
-    "pretraining": ("itc", "itm", "lm"),
-    "filtering": ("itc", "itm"),
-    "captioning": ("lm",),
-    "vqa": ("vqa",),
-    "nlvr": ("nlvr",),
-    "visdial": ("visdial",),
-}
 SMOOTHING = 0.1
-AnyExamples = TypeVar("AnyExamples", bound=Examples)
+CONFIGS: dict[str, BlipTaskConfig] = {
+    "pretraining": PretrainingConfig(contrastive=CONTRASTIVE),
+    "filtering": RetrievalConfig(contrastive=CONTRASTIVE),
+    "captioning": CaptioningConfig(prompt="a picture of "),
+    "vqa": QuestionAnsweringConfig(label_smoothing=SMOOTHING),
+    "nlvr": NlvrConfig(),
+    "visdial": VisdialConfig(),
+}
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def make_task(name: str, sharing: Sharing | None = None, **text: float) -> nn.Module:
     """A task over a random model whose vocabulary is the tokenizer's."""
     # TINY's text is wider than its images, so that answers and questions cannot share cross-attention.
     own = sharing or ("none" if name == "vqa" else "all_but_sa")
-    config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing=own, **text)
-    model = Blip(replace(TINY, text=config, heads=HEADS[name]))
+    config = CONFIGS[name]
+    task_class = TASKS[type(config)]
+    text_config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing=own, **text)
+    model = Blip(replace(TINY, text=text_config, heads=task_class.heads(config)))
     randomise(model, seed=0)
     preprocessing = Preprocessing(image_size=SIZE)
     torch.manual_seed(0)
-    match name:
-        case "pretraining":
-            return Pretraining(model, TOKENIZER, preprocessing, PretrainingConfig(contrastive=CONTRASTIVE))
-        case "filtering":
-            return Retrieval(model, TOKENIZER, preprocessing, RetrievalConfig(contrastive=CONTRASTIVE))
-        case "captioning":
-            config_of_task = CaptioningConfig(prompt="a picture of ")
-            return Captioning(model, TOKENIZER, preprocessing, config_of_task)
-        case "vqa":
-            return QuestionAnswering(
-                model, TOKENIZER, preprocessing, QuestionAnsweringConfig(label_smoothing=SMOOTHING)
-            )
-        case "nlvr":
-            return Nlvr(model, TOKENIZER, preprocessing)
-        case _:
-            return Visdial(model, TOKENIZER, preprocessing)
+    return task_class.build(config, DataConfig(source=""), model, TOKENIZER, preprocessing)
 
 
-def train_step(task: nn.Module, batch: Examples, step: int = 0) -> dict[str, Tensor]:
+def train_step(task: nn.Module, batch: Batch, step: int = 0) -> dict[str, Tensor]:
     """Losses and gradients of a batch, one plain update, and what follows it."""
     task.zero_grad()
     losses: dict[str, Tensor] = task(batch, step, torch.Generator().manual_seed(step))
@@ -136,13 +125,13 @@ def dialogs(captions: Sequence[int], lengths: Sequence[int], seed: int = 0) -> D
     )
 
 
-def clips(lengths: Sequence[int], image_ids: Sequence[int], frames: int, seed: int = 0) -> Batch:
-    """Pairs of a clip and its text."""
+def videos(lengths: Sequence[int], image_ids: Sequence[int], frames: int, seed: int = 0) -> ImageTextBatch:
+    """Pairs of a video and its text."""
     pairs = random_batch(lengths, image_ids, seed)
     return replace(pairs, pixels=random_bytes(len(lengths), frames, 3, SIZE, SIZE, seed=seed))
 
 
-def joined(first: AnyExamples, second: AnyExamples) -> AnyExamples:
+def joined(first: AnyBatch, second: AnyBatch) -> AnyBatch:
     """The joint batch of two processes, in rank order."""
     found: dict[str, Any] = {}
     for field in fields(first):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import STEPS, part
 
-from openblip.data.batch import Examples
+from openblip.data.batch import Batch
 from openblip.distributed import process_group
-from openblip.tasks.blip2_task import Blip2Task
+from openblip.tasks.base import Blip2Task
 from tiny_blip import gradients
 
 # By name of a run: its task, and whether the image encoder is trained too.
@@ -37,7 +37,7 @@ def make(name: str) -> Blip2Task:
     return make_blip2(task_name, train_vision=train_vision)[0].train()
 
 
-def part_of(name: str, step: int, rank: int) -> Examples:
+def part_of(name: str, step: int, rank: int) -> Batch:
     """What one process of a run reads at a step."""
     seed = 10 * step + rank
     match RUNS[name][0]:
@@ -49,7 +49,7 @@ def part_of(name: str, step: int, rank: int) -> Examples:
             return texts(WORDS[step][rank], seed)
 
 
-def measure(task: nn.Module, forward: nn.Module, batches: list[Examples]) -> list[dict[str, Any]]:
+def measure(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[dict[str, Any]]:
     """Losses and gradients of each batch at the same weights: updates would multiply the rounding."""
     records = []
     for step, batch in enumerate(batches):

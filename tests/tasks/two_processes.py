@@ -1,22 +1,20 @@
 """Run under torchrun by test_distributed.py: every task over this process's part of the joint batches.
 
-Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; OUT/run, a
-run of the trainer; and OUT/scores-<rank>.json, what every evaluation gives.
+Writes OUT/<task>-<rank>.pt: losses, gradients after DDP's averaging, and the queue, by step; and
+OUT/run, a run of the trainer.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from every_evaluation import evaluate_everything
-from tiny_tasks import clips, dialogs, make_task, questions, statements
+from tiny_tasks import dialogs, make_task, questions, statements, videos
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openblip.data.batch import Batch, Examples
+from openblip.data.batch import Batch, ImageTextBatch
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
 from openblip.distributed import Process, process_group
@@ -33,7 +31,7 @@ LENGTHS = [([4, 7, 5], [12, 9, 3]), ([6, 5, 4], [3, 3, 3]), ([4, 4, 10], [5, 9, 
 IDS = [([1, 2, 3], [2, 4, 1]), ([5, 1, 6], [7, 7, 7]), ([7, 7, 7], [7, 7, 7])]
 
 
-# By name of a run: what trains, and whether its pairs have clips for pictures.
+# By name of a run: what trains, and whether its pairs have videos in place of images.
 RUNS = {
     "pretraining": "pretraining",
     "filtering": "filtering",
@@ -45,17 +43,17 @@ RUNS = {
 }
 
 
-def part(step: int, rank: int) -> Batch:
+def part(step: int, rank: int) -> ImageTextBatch:
     """The pairs that one process reads at a step."""
     return random_batch(LENGTHS[step][rank], IDS[step][rank], seed=10 * step + rank)
 
 
-def part_of(name: str, step: int, rank: int) -> Examples:
+def part_of(name: str, step: int, rank: int) -> Batch:
     """What one process of a run reads at a step; of answers, one may read many more than the other."""
     lengths, seed = LENGTHS[step][rank], 10 * step + rank
     match name:
         case "video-retrieval":
-            return clips(lengths, IDS[step][rank], 2, seed)
+            return videos(lengths, IDS[step][rank], 2, seed)
         case "vqa":
             return questions(lengths, [[3], [4, 6, 3][: 1 + 2 * rank], [5]], seed)
         case "nlvr":
@@ -66,7 +64,7 @@ def part_of(name: str, step: int, rank: int) -> Examples:
             return part(step, rank)
 
 
-def follow(task: nn.Module, forward: nn.Module, batches: list[Examples]) -> list[dict[str, object]]:
+def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[dict[str, object]]:
     """Train over the batches with plain SGD, and record each step."""
     records = []
     for step, batch in enumerate(batches):
@@ -87,7 +85,7 @@ def follow(task: nn.Module, forward: nn.Module, batches: list[Examples]) -> list
     return records
 
 
-def train(out: Path, process: Process, batch_at: Callable[[int], Batch], rejecting: bool) -> None:
+def train(out: Path, process: Process, batch_at: Callable[[int], ImageTextBatch], rejecting: bool) -> None:
     """A run of the trainer with two micro-batches per step; the third skips a sample where `rejecting`."""
 
     def loader(cursor: dict[str, Any] | None) -> Iterator[LoadedBatch]:
@@ -112,7 +110,6 @@ def main(out: Path) -> None:
             batches = [part_of(name, step, process.rank) for step in range(STEPS)]
             records = follow(task, DistributedDataParallel(task), batches)
             torch.save(records, out / f"{name}-{process.rank}.pt")
-        (out / f"scores-{process.rank}.json").write_text(json.dumps(evaluate_everything()))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from openblip.models.blip import Blip
-from openblip.tasks.protocol import TrainingTask
-from openblip.training.blocks import find_stacks, recompute_activations
+from openblip.tasks.base import Task
+from openblip.training.sharding import find_stacks, recompute_activations
 from tiny_blip import TINY, gradients, random_pixels, random_tokens, randomise
 
 ALL = slice(0, 4)
@@ -41,12 +41,12 @@ def passes(*modules: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def loss_of(task: TrainingTask, batch: Any) -> Tensor:
+def loss_of(task: Task, batch: Any) -> Tensor:
     torch.manual_seed(0)
     return torch.stack(list(task(batch, 0, torch.Generator().manual_seed(0)).values())).sum()
 
 
-def bytes_kept(task: TrainingTask, batch: Any) -> int:
+def bytes_kept(task: Task, batch: Any) -> int:
     """What the forward pass leaves for the backward pass, weights not counted."""
     weights = {p.untyped_storage().data_ptr() for p in task.parameters()}
     kept: dict[int, int] = {}

@@ -14,7 +14,7 @@ CONFIG = {"training": {"steps": 10, "betas": (0.9, 0.98)}, "out": "x", "init": N
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.start(CONFIG, resume=False)
-    with pytest.raises(ConfigError, match=r"holds a run already; add --resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run; add --resume"):
         folder.start(CONFIG, resume=False)
     folder.start(CONFIG, resume=True)  # tuples come back from JSON as lists
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 10

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from openblip.distributed import Process
 from openblip.errors import CheckpointError, ConfigError
-from openblip.training.frozen import FrozenParts
 from openblip.training.run_folder import RunFolder
+from openblip.training.state import FrozenParts
 from openblip.training.trainer import Trainer
 from two_processes_of import launch
 

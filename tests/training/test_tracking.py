@@ -9,7 +9,7 @@ import pytest
 
 from openblip.errors import MissingExtraError
 from openblip.training.config import TrainingConfig
-from openblip.training.tracking import Trackers
+from openblip.training.run_folder import Trackers
 
 RECORD = {"step": 7, "lm": 1.5, "rejects": 2, "note": "no number"}
 

@@ -20,33 +20,31 @@ from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.protocol import TrainingTask
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
 from openblip.training.state import load_state
-from openblip.training.trainer import NonFiniteError, Trainer
+from openblip.training.trainer import NonFiniteError, Trainer, Validation
 from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
 PROCESS = Process(0, 1, torch.device("cpu"))
 TOKENIZER = tiny_tokenizer()
 
 
-class Counting(TrainingTask):
+class Counting(Captioning):
     """Captioning that counts its steps, and can be made to fail or be stopped at one."""
 
     def __init__(self, at: int = -1, then: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__()
         config = replace(TINY.text, vocab_size=TOKENIZER.vocab_size)
         model = Blip(replace(TINY, text=config, heads=("lm",)))
         randomise(model, seed=0)
-        self.task = Captioning(model, TOKENIZER, Preprocessing(image_size=SIZE), CaptioningConfig(prompt=""))
+        super().__init__(CaptioningConfig(prompt=""), model, TOKENIZER, Preprocessing(image_size=SIZE))
         self.at, self.then = at, then
         self.forwards: list[int] = []
         self.steps_followed = 0
 
     def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         self.forwards.append(step)
-        loss = self.task(batch, step, generator)["lm"]
+        loss = super().forward(batch, step, generator)["lm"]
         return {"lm": self.then(loss) if self.then is not None and step == self.at else loss}
 
     def after_step(self) -> None:
@@ -244,7 +242,7 @@ def test_a_damaged_state_is_named_and_runs_no_code(tmp_path: Path, file: str, da
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, Counting(), config(steps=1)).run()
     other = Counting()
-    other.task.model.itm_head = nn.Linear(3, 2)
+    other.model.itm_head = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match=r"(?s)step_00000001 does not fit this run.*itm_head"):
         trainer(tmp_path, other, config())
 
@@ -262,3 +260,44 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) ->
     folder = tmp_path / "checkpoints" / "step_00000001"
     with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
         load_state(folder, task, run.frozen, run.optimizers, Process(0, 2, torch.device("cpu")))
+
+
+def validated(folder: RunFolder, scores: list[float], steps: int, saved: list[int]) -> Counting:
+    """Train with a score given for each validation, every second step; `saved` receives the best steps."""
+    task, settings = Counting(), config(steps=steps, checkpoint_every=2, validate_every=2)
+    folder.path.mkdir(exist_ok=True)
+
+    def evaluate(step: int) -> dict[str, float]:
+        assert not task.training
+        torch.rand(3)  # must not change what is drawn afterwards
+        return {"good": scores[step // 2 - 1], "bad": float(step)}
+
+    def save(to: Path) -> None:
+        saved.append(current.step)
+        to.mkdir(exist_ok=True)
+
+    validation = Validation(evaluate, best_by="good")
+    current = Trainer(task, loader_of(settings.batch_size), settings, folder, PROCESS, save, validation)
+    current.run()
+    return task
+
+
+def test_the_best_model_is_kept_also_over_a_resume(tmp_path: Path) -> None:
+    folder, saved = RunFolder(tmp_path), list[int]()
+    validated(folder, [0.2, 0.5, 0.4, 0.6], 4, saved)
+    assert saved == [2, 4]
+    assert folder.best.is_dir()
+    task = validated(folder, [0.2, 0.5, 0.4, 0.6], 8, saved)  # 0.4 is no best, though the run began anew
+    assert saved == [2, 4, 8]
+    assert task.training
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = [(line["step"], line["validation/good"]) for line in lines if "validation/good" in line]
+    assert scores == [(2, 0.2), (4, 0.5), (6, 0.4), (8, 0.6)]
+
+
+def test_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    with_it = validated(RunFolder(tmp_path / "a"), [0.1, 0.2], 4, [])
+    without, settings = Counting(), config(steps=4, checkpoint_every=2)
+    trainer(tmp_path / "b", without, settings).run()
+    for name, value in weights(without).items():
+        assert torch.equal(value, weights(with_it)[name]), name

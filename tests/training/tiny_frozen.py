@@ -12,17 +12,16 @@ from tokenizers import Tokenizer as Words
 from tokenizers import models, pre_tokenizers
 from torch import nn
 
-from openblip.data.batch import Batch, TextBatch
+from openblip.data.batch import ImageTextBatch
 from openblip.data.loader import LoadedBatch
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, LanguageConfig, QFormerConfig
-from openblip.models.config import VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
-from openblip.tasks.config import RepresentationConfig
-from openblip.tasks.generative_learning import GenerativeLearning
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.representation_learning import RepresentationLearning
+from openblip.tasks.base import Task, TextBatch
+from openblip.tasks.blip2_stage1 import Blip2Stage1
+from openblip.tasks.blip2_stage2 import Blip2Stage2
+from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
 from tiny_blip import SIZE, random_batch, randomise, tiny_tokenizer
 
 TEXTS = [
@@ -95,15 +94,15 @@ def tiny_blip2(language: LanguageModel | None, dropout: float = 0.0, **qformer: 
     return model.freeze("vision", "language")
 
 
-def stage2(*, dropout: float = 0.0, **language: Any) -> TrainingTask:
-    """Generative learning with a frozen OPT; language: as `tiny_opt` takes it."""
-    return GenerativeLearning(tiny_blip2(tiny_opt(**language), dropout), Preprocessing(image_size=SIZE))
+def stage2(*, dropout: float = 0.0, **language: Any) -> Task:
+    """Stage 2 with a frozen OPT; language: as `tiny_opt` takes it."""
+    model = tiny_blip2(tiny_opt(**language), dropout)
+    return Blip2Stage2(Blip2Stage2Config(), model, None, Preprocessing(image_size=SIZE))
 
 
-def stage1() -> TrainingTask:
-    """Representation learning without a language model."""
-    settings = RepresentationConfig()
-    return RepresentationLearning(tiny_blip2(None), TOKENIZER, Preprocessing(image_size=SIZE), settings)
+def stage1() -> Task:
+    """Stage 1, without a language model."""
+    return Blip2Stage1(Blip2Stage1Config(), tiny_blip2(None), TOKENIZER, Preprocessing(image_size=SIZE))
 
 
 def texts_at(number: int, rows: slice) -> TextBatch:
@@ -117,10 +116,10 @@ def texts_at(number: int, rows: slice) -> TextBatch:
     )
 
 
-def pairs_at(number: int, rows: slice) -> Batch:
+def pairs_at(number: int, rows: slice) -> ImageTextBatch:
     """The same of pairs with the Q-Former's tokens."""
     whole = random_batch([4, 6, 5, 7], [10 * number + row for row in range(4)], seed=number)
-    return Batch(
+    return ImageTextBatch(
         pixels=whole.pixels[rows],
         tokens=type(whole.tokens)(whole.tokens.ids[rows], whole.tokens.mask[rows]),
         captions=whole.captions[rows],

@@ -15,7 +15,7 @@ from tiny_frozen import loader_of, pairs_at, stage1, stage2, texts_at, trained
 from torch.distributed.tensor import DTensor
 
 from openblip.distributed import Process, process_group
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.base import Task
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import Trainer
@@ -51,7 +51,7 @@ def settings(batch_size: int, **changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**values, **changes})
 
 
-def make(name: str, **of_task: Any) -> TrainingTask:
+def make(name: str, **of_task: Any) -> Task:
     torch.manual_seed(0)
     return stage1() if name == "stage1" else stage2(**of_task)
 

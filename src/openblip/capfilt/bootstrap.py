@@ -21,12 +21,13 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.engine import run_capfilt
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
+from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.files import write_json
 from openblip.recipes.run import Run
 from openblip.recipes.start import start
-from openblip.tasks.captioning import evaluate_captioning
-from openblip.tasks.retrieval import evaluate_retrieval
-from openblip.tasks.truth import knows_truth, measure_capfilt
-from openblip.training.run_folder import RunFolder, write_atomically
+from openblip.training.run_folder import RunFolder
 
 TEST_LIMIT = 1000
 
@@ -56,9 +57,9 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     results = {
         "test": config.pairs_for_test,
         "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
-        "capfilt": [measure_capfilt(folder) for folder in cleaned if knows_truth(folder)],
+        "capfilt": [measure_capfilt(folder) for folder in cleaned if has_ground_truth(folder)],
     }
-    write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(root / "results.json", results)
     return results
 
 
@@ -111,5 +112,5 @@ def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
         "captioning": captioning,
         "retrieval": evaluate_retrieval(predictor, source, limit=TEST_LIMIT),
     }
-    write_atomically(file, json.dumps(result, indent=2) + "\n")
+    write_json(file, result)
     return result

@@ -14,10 +14,10 @@ import torch
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, write_json
 from openblip.errors import ConfigError
-from openblip.predictor import Calls
+from openblip.predictor import BasePredictor
 
 
-def describe_model(checkpoint: str, predictor: Calls) -> dict[str, Any]:
+def describe_model(checkpoint: str, predictor: BasePredictor) -> dict[str, Any]:
     """A checkpoint's name, size, and a hash of all that decides its answers: weights, shapes, tokenizer,
     pictures.
 

@@ -22,11 +22,10 @@ from openblip.capfilt.decode import DecodedSample, decode_samples
 from openblip.capfilt.folder import CapFiltFolder, write_json, write_json_lines
 from openblip.capfilt.manifest import config_hash
 from openblip.capfilt.scores import read_scores
-from openblip.capfilt.scoring import score_texts
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import Reject
 from openblip.data.sources import Source
-from openblip.predictor import Calls
+from openblip.predictor import BasePredictor
 
 BATCHES_AHEAD = 2
 
@@ -35,8 +34,8 @@ BATCHES_AHEAD = 2
 class Models:
     """The two checkpoints of a run, on their device."""
 
-    captioner: Calls
-    filter: Calls
+    captioner: BasePredictor
+    filter: BasePredictor
 
 
 @dataclass
@@ -148,13 +147,13 @@ def _caption_and_filter(
         )
     synthetic = [[captions] if config.num_captions == 1 else captions for captions in written]
     with watch.stage("filter"):
-        scores = score_texts(
-            models.filter,
+        scores = models.filter.score_texts(
             _stack([sample.filter_pixels for sample in samples]),
             [
                 [*sample.web, *(caption.text for caption in captions)]
                 for sample, captions in zip(samples, synthetic, strict=True)
             ],
+            batch_size=len(samples),
         )
     rows = []
     for sample, captions, scored in zip(samples, synthetic, scores, strict=True):

@@ -1,77 +1,81 @@
-"""Where pre-training starts: a ViT for the image side of BLIP (section 4.1), BERT for its text side and for
-the Q-Former of BLIP-2 (BLIP-2 section 3.1).
+"""Models of transformers that BLIP and BLIP-2 begin with or freeze, by folder or hub name.
 
-Both are read from Hugging Face checkpoints, by folder or hub name, through transformers, which fetches them
-and knows every file layout. The tables below name what each of our parameters comes from; what a table and
-the named exceptions do not account for is an error.
+- Weights to start a training from: a ViT for BLIP's image encoder (section 4.1), BERT for its text
+  transformer and for the Q-Former of BLIP-2 (BLIP-2 section 3.1).
+- Image encoders to freeze. CLIP and the EVA-CLIP of a Hugging Face BLIP-2 become our own ViT, cut after the
+  layer that is read; every other vision model stays as it is, behind `VisionTower`.
+- Language models to freeze, quantised by transformers, with LoRA through peft.
 
-R rows of the word embeddings, D width, N image tokens.
+transformers fetches them and knows every layout of files. The key tables say which of its tensors each of our
+parameters is; what a table and the named exceptions do not account for is an error.
+
+R rows of the word embeddings, D width, N image tokens, S side of an image in pixels.
 """
 
+import copy
+import logging
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
-import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.from_transformers import read_config, read_model
-from openblip.checkpoints.huggingface_keys import VISION as BLIP_VISION
-from openblip.checkpoints.key_table import Table, refuse, translate
-from openblip.errors import CheckpointError
+from openblip.checkpoints.checkpoint import ImageEncoder
+from openblip.checkpoints.hub import (
+    LOADING_ERRORS,
+    check_is_a_name,
+    first_line,
+    quietly,
+    read_hub_config,
+    read_hub_model,
+    read_hub_tokenizer,
+)
+from openblip.checkpoints.huggingface.blip import (
+    BERT_LM_HEAD_KEYS,
+    BERT_TEXT_KEYS,
+    HF_EVA_KEYS,
+    HF_VISION_KEYS,
+    HF_VISION_SETTINGS,
+    rgb,
+)
+from openblip.checkpoints.state_dict import Table, check_weights, raise_on_mismatch, translate
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError
+from openblip.models.config import TowerConfig, VisionConfig
+from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
+from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
 from openblip.nn.attention import SelfAttention
 from openblip.nn.qformer import QFormer, QFormerLayer
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
 
-VIT: Table = {  # ViTModel, DeiTModel
+Quantization = Literal["8bit", "4bit"]
+
+# ---- names
+
+_VIT_KEYS: Table = {  # ViTModel, DeiTModel
     "class_token": "embeddings.cls_token",
     "position_embedding": "embeddings.position_embeddings",
     "patch_embedding": "embeddings.patch_embeddings.projection",
     "blocks.{i}.attention_norm": "layers.{i}.layernorm_before",
-    "blocks.{i}.attention.qkv": (
-        "layers.{i}.attention.q_proj",
-        "layers.{i}.attention.k_proj",
-        "layers.{i}.attention.v_proj",
-    ),
+    "blocks.{i}.attention.qkv": "layers.{i}.attention.q_proj+k_proj+v_proj",
     "blocks.{i}.attention.out": "layers.{i}.attention.o_proj",
     "blocks.{i}.mlp_norm": "layers.{i}.layernorm_after",
     "blocks.{i}.mlp.0": "layers.{i}.mlp.fc1",
     "blocks.{i}.mlp.2": "layers.{i}.mlp.fc2",
     "norm": "layernorm",
 }
-
-BERT: Table = {  # BertForMaskedLM; ours without the mode, since every reading starts from the same BERT
-    "embeddings.word.weight": "bert.embeddings.word_embeddings.weight",
-    "embeddings.position.weight": "bert.embeddings.position_embeddings.weight",
-    "embeddings.norm": "bert.embeddings.LayerNorm",
-    "layers.{i}.self_attention.branch.qkv": (
-        "bert.encoder.layer.{i}.attention.self.query",
-        "bert.encoder.layer.{i}.attention.self.key",
-        "bert.encoder.layer.{i}.attention.self.value",
-    ),
-    "layers.{i}.self_attention.branch.out": "bert.encoder.layer.{i}.attention.output.dense",
-    "layers.{i}.self_attention.norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
-    "layers.{i}.feed_forward.branch.0": "bert.encoder.layer.{i}.intermediate.dense",
-    "layers.{i}.feed_forward.branch.2": "bert.encoder.layer.{i}.output.dense",
-    "layers.{i}.feed_forward.norm": "bert.encoder.layer.{i}.output.LayerNorm",
-    "lm_head.transform": "cls.predictions.transform.dense",
-    "lm_head.norm": "cls.predictions.transform.LayerNorm",
-    "lm_head.bias": "cls.predictions.bias",
-}
-
-_FEED_FORWARD = "layers.{i}.feed_forward."
-# A Q-Former has two feed-forwards, of queries and of text, which both start as BERT's.
-QFORMER: Table = {name: row for name, row in BERT.items() if not name.startswith(_FEED_FORWARD)} | {
-    name.replace("feed_forward", f"{kind}_feed_forward"): row
-    for name, row in BERT.items()
-    if name.startswith(_FEED_FORWARD)
-    for kind in ("query", "text")
-}
-
-# Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in `VIT`.
-VIT_FILE_NAMES = {
+# Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in the
+# table.
+_OLD_VIT_NAMES = {
     "encoder.layer.": "layers.",
     "attention.attention.query.": "attention.q_proj.",
     "attention.attention.key.": "attention.k_proj.",
@@ -80,9 +84,26 @@ VIT_FILE_NAMES = {
     "intermediate.dense.": "mlp.fc1.",
     "output.dense.": "mlp.fc2.",
 }
+_CLIP_KEYS: Table = {  # CLIPVisionModel
+    **HF_EVA_KEYS,
+    "position_embedding": "embeddings.position_embedding.weight",
+    "input_norm": "pre_layrnorm",
+    "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.q_proj+k_proj+v_proj",
+    "blocks.{i}.attention.out": "encoder.layers.{i}.self_attn.out_proj",
+}
+# BertForMaskedLM. Ours have no mode, since both modes start from the same BERT, which has no cross-attention.
+_BERT_KEYS: Table = {
+    ours: f"bert.{theirs}" for ours, theirs in BERT_TEXT_KEYS.items() if "cross_attention" not in ours
+} | dict(BERT_LM_HEAD_KEYS)
+# A Q-Former has a feed-forward for queries and one for text, which both start as BERT's.
+_BERT_QFORMER_KEYS: Table = {
+    ours.replace(".feed_forward", f".{kind}_feed_forward"): theirs
+    for ours, theirs in _BERT_KEYS.items()
+    for kind in ("query", "text")
+}
 
 # What a checkpoint may have that we have no use for.
-UNUSED_VISION = (
+_UNUSED_VISION = (
     "pooler.",  # a layer over the class token that only classification trains; BLIP projects the token itself
     "classifier.",  # ImageNet's classes
     "cls_classifier.",
@@ -90,7 +111,7 @@ UNUSED_VISION = (
     "embeddings.distillation_token",  # DeiT's second class token; the paper's DeiT-B was trained without it
     "embeddings.mask_token",  # of masked-image training
 )
-UNUSED_TEXT = (
+_UNUSED_TEXT = (
     "bert.pooler.",  # for next-sentence prediction
     "cls.seq_relationship.",  # next-sentence prediction
     "bert.embeddings.position_ids",  # 0, 1, 2, ..., in older files
@@ -100,8 +121,13 @@ UNUSED_TEXT = (
     "cls.predictions.decoder.",  # tied to the word embeddings and to cls.predictions.bias
 )
 # Ours that BERT does not have: the released code starts cross-attention from random weights too.
-FRESH_TEXT = (".cross_attention.", "embeddings.queries")
-NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
+_FRESH_TEXT = (".cross_attention.", "embeddings.queries")
+_NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
+# Weights that say nothing about hidden states: files of classifiers and of training lack them.
+_NEVER_READ = ("pooler.", "embeddings.mask_token")
+_FINAL_NORM = "post_layernorm."
+
+# ---- weights to start a training from
 
 
 def init_vision(vision: VisionTransformer, source: str) -> None:
@@ -118,32 +144,34 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
         CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or
             keys are missing or left over; they are listed.
     """
-    config = read_config(source)
-    kinds = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
-    if config.model_type not in kinds:
+    config = read_hub_config(source)
+    classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
+    if config.model_type not in classes:
         raise CheckpointError(
-            f"{source} is a {config.model_type}; the image side starts from one of {', '.join(kinds)}."
+            f"{source} is a {config.model_type}; the image side starts from one of {', '.join(classes)}."
         )
     block = cast(VitBlock, vision.blocks[0])
-    _check_kind(source, config, block.attention.num_heads)
-    theirs = _read_weights(kinds[config.model_type], source, UNUSED_VISION)
+    _check_backbone(source, config, block.attention.num_heads)
+    state = _backbone_state(classes[config.model_type], source, _UNUSED_VISION)
+    table = HF_VISION_KEYS
     if config.model_type != "blip_vision_model":
-        theirs = {_newest_vit_name(name): tensor for name, tensor in theirs.items()}
-    ours = dict(vision.named_parameters())
-    table = BLIP_VISION if config.model_type == "blip_vision_model" else VIT
-    found = translate(table, theirs, set(ours), UNUSED_VISION, source)
-    positions = found["position_embedding"]  # (1, N, D)
+        table = _VIT_KEYS
+        state = {_new_vit_name(name): tensor for name, tensor in state.items()}
+    parameters = dict(vision.named_parameters())
+    weights = translate(table, state, parameters, _UNUSED_VISION, source)
+    positions = weights["position_embedding"]  # (1, N, D)
     if config.model_type == "deit":
         positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)  # without the distillation token's
-    found["position_embedding"] = interpolate_positions(positions, _grid(vision))
-    _copy(found, ours, source)
+    grid = math.isqrt(vision.position_embedding.shape[1] - 1)
+    weights["position_embedding"] = interpolate_positions(positions, grid)
+    _copy_into(parameters, weights, source)
 
 
 def init_text(text: TextTransformer, source: str) -> None:
-    """Start a text transformer from a Hugging Face BERT, in place, whatever its readings share.
+    """Start a text transformer from a Hugging Face BERT, in place, whatever its modes share.
 
-    Both readings start from BERT's self-attention, feed-forward and embeddings, the decoder's head from
-    BERT's where the checkpoint has one. Cross-attention, and the rows of the words BERT does not know ([DEC]
+    Both modes start from BERT's self-attention, feed-forward and embeddings, the decoder's head from BERT's
+    where the checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC]
     and [ENC], the last ones), keep their random start.
 
     Args:
@@ -153,10 +181,9 @@ def init_text(text: TextTransformer, source: str) -> None:
     Raises:
         CheckpointError: as in `init_vision`, or `text` has another vocabulary.
     """
-    first = cast(Any, text.layers[0])
-    readings = first.self_attention.variants.values()
+    modes = cast(Any, text.layers[0]).self_attention.variants.values()
     unused = () if text.lm_head is not None else ("cls.predictions.",)
-    _start_from_bert(text, BERT, source, next(iter(readings)).branch.num_heads, unused)
+    _init_from_bert(text, _BERT_KEYS, source, next(iter(modes)).branch.num_heads, unused)
 
 
 def init_qformer(qformer: QFormer, source: str) -> None:
@@ -178,72 +205,69 @@ def init_qformer(qformer: QFormer, source: str) -> None:
     unused = [] if qformer.lm_head is not None else ["cls.predictions."]
     if qformer.embeddings.word is None:
         unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
-    _start_from_bert(qformer, QFORMER, source, num_heads, tuple(unused))
+    _init_from_bert(qformer, _BERT_QFORMER_KEYS, source, num_heads, tuple(unused))
 
 
-def _start_from_bert(
-    model: nn.Module, table: Table, source: str, num_heads: int, not_ours: tuple[str, ...]
+def _init_from_bert(
+    model: nn.Module, table: Table, source: str, num_heads: int, unused: tuple[str, ...]
 ) -> None:
-    """Put a BERT's weights in their places; `not_ours`: what of it the model has no place for."""
-    config = read_config(source)
+    """Copy a BERT's weights into a model. unused: prefixes of those for which the model has no place."""
+    config = read_hub_config(source)
     if config.model_type != "bert":
         raise CheckpointError(f"{source} is a {config.model_type}; the text side starts from a bert.")
-    _check_kind(source, config, num_heads)
-    theirs = _read_weights("BertForMaskedLM", source, UNUSED_TEXT)
-    has_head = any(n.startswith("cls.predictions.") and not n.startswith(UNUSED_TEXT) for n in theirs)
-    ours = {
+    _check_backbone(source, config, num_heads)
+    state = _backbone_state("BertForMaskedLM", source, _UNUSED_TEXT)
+    has_head = any(n.startswith("cls.predictions.") and not n.startswith(_UNUSED_TEXT) for n in state)
+    parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not any(part in name for part in FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
+        if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
     }
-    found = translate(table, theirs, set(ours), (*UNUSED_TEXT, *not_ours), source)
-    _copy(_fit_tables(found, ours, source), ours, source)
-
-
-def _fit_tables(found: dict[str, Tensor], ours: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Word tables with our new rows put after BERT's, position tables cut to our length."""
-    fitted = dict(found)
-    for name, tensor in found.items():
-        rows = len(ours[name])
+    weights = translate(table, state, parameters, (*_UNUSED_TEXT, *unused), source)
+    for name, tensor in weights.items():
+        rows = len(parameters[name])
         if name.endswith((".word.weight", "lm_head.bias")):
-            if not 0 <= rows - len(tensor) <= NUM_NEW_WORDS:
+            if not 0 <= rows - len(tensor) <= _NUM_NEW_WORDS:
                 raise CheckpointError(
                     f"{source} has {len(tensor)} words, the run's tokenizer {rows}: use BERT's own."
                 )
-            new_rows = ours[name].detach()[len(tensor) :].to(tensor)
-            fitted[name] = torch.cat([tensor, new_rows])  # (R, D) or (R,)
+            new_rows = parameters[name].detach()[len(tensor) :].to(tensor)
+            weights[name] = torch.cat([tensor, new_rows])  # (R, D) or (R,)
         elif name.endswith(".position.weight"):
-            fitted[name] = tensor[:rows]  # positions are absolute: a shorter text uses the first ones
-    return fitted
+            weights[name] = tensor[:rows]  # positions are absolute: a shorter text uses the first ones
+    _copy_into(parameters, weights, source)
 
 
-def _read_weights(class_name: str, source: str, unused: tuple[str, ...]) -> dict[str, Tensor]:
-    """The float32 weights of `source` as `class_name` names them, without those it has made up itself.
+def _backbone_state(class_name: str, source: str, unused: tuple[str, ...]) -> dict[str, Tensor]:
+    """The float32 weights of `source` under the names of a class, without those that the class made up.
 
-    Raises CheckpointError when the file has keys, besides `unused`, that the class does not know.
+    Raises CheckpointError when the file has names, besides `unused`, that the class does not know.
     """
-    loaded = read_model(getattr(transformers, class_name), source, dtype=torch.float32)
-    prefix = f"{loaded.model.base_model_prefix}."
-    refuse(source, set(), {n for n in loaded.left_over if not _is_unused(n, prefix, unused)})
+    import transformers
+
+    loaded = read_hub_model(getattr(transformers, class_name), source, dtype=torch.float32)
+    prefix = f"{loaded.model.base_model_prefix}."  # which names in the file of the bare model are without
+    left_over = {n for n in loaded.left_over if not n.startswith(unused)}
+    raise_on_mismatch(source, (), {n for n in left_over if not f"{prefix}{n}".startswith(unused)})
     return {n: tensor for n, tensor in loaded.model.state_dict().items() if n not in loaded.missing}
 
 
-def _copy(found: Mapping[str, Tensor], ours: Mapping[str, nn.Parameter], source: str) -> None:
-    """Put `found` into `ours`, whose names they have; CheckpointError when shapes differ."""
+def _copy_into(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy `weights` into `parameters` of the same names; CheckpointError when shapes differ."""
     wrong = [
-        f"{name} is {tuple(found[name].shape)}, the run's model has {tuple(ours[name].shape)}"
-        for name in ours
-        if found[name].shape != ours[name].shape
+        f"{name} is {tuple(weights[name].shape)}, the run's model has {tuple(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if weights[name].shape != parameter.shape
     ]
     if wrong:
         raise CheckpointError(f"{source} has another shape than the run's model: {'; '.join(wrong)}.")
     with torch.no_grad():
-        for name, parameter in ours.items():
-            parameter.copy_(found[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
-def _check_kind(source: str, config: Any, num_heads: int) -> None:
-    """What the shapes of weights do not show."""
+def _check_backbone(source: str, config: Any, num_heads: int) -> None:
+    """Raise a CheckpointError for differences that the shapes of weights do not show."""
     if config.num_attention_heads != num_heads:
         raise CheckpointError(
             f"{source} has {config.num_attention_heads} attention heads, the run's model {num_heads}."
@@ -252,17 +276,318 @@ def _check_kind(source: str, config: Any, num_heads: int) -> None:
         raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
 
 
-def _grid(vision: VisionTransformer) -> int:
-    """Patches a side."""
-    return math.isqrt(vision.position_embedding.shape[1] - 1)
-
-
-def _newest_vit_name(name: str) -> str:
-    for old, new in VIT_FILE_NAMES.items():
+def _new_vit_name(name: str) -> str:
+    for old, new in _OLD_VIT_NAMES.items():
         name = name.replace(old, new)
     return name
 
 
-def _is_unused(name: str, prefix: str, unused: tuple[str, ...]) -> bool:
-    """Whether a key of a file is among the exceptions; the bare model's file has its keys without prefix."""
-    return name.startswith(unused) or f"{prefix}{name}".startswith(unused)
+# ---- image encoders
+
+
+def read_transformers_encoder(
+    name: str, model_type: str, *, layer: int | None, image_size: int | None, dtype: torch.dtype
+) -> ImageEncoder:
+    """The image encoder of a model of transformers; see `loading.load_image_encoder`.
+
+    `image_size` and `dtype` are for a `VisionTower`; our own ViT comes in float32, at the size of its file.
+    """
+    if model_type in ("blip-2", "instructblip"):
+        return _read_eva_clip(name, -1 if layer is None else layer)
+    layer = -2 if layer is None else layer
+    if model_type in ("clip", "clip_vision_model"):
+        config = read_hub_config(name)
+        config = getattr(config, "vision_config", config)  # of the whole CLIP, or of its image side alone
+        if config.hidden_act in ("gelu", "quick_gelu"):  # with which our ViT can compute
+            return _read_clip(name, config, layer)
+    return _read_tower(name, layer, image_size, dtype)
+
+
+def _read_eva_clip(name: str, layer: int) -> ImageEncoder:
+    """EVA-CLIP out of a BLIP-2 of transformers, whose other parts are not loaded."""
+    import transformers
+
+    config = read_hub_config(name).vision_config
+    model_class: Any = transformers.Blip2VisionModel
+    if config.model_type == "instructblip_vision_model":
+        model_class = transformers.InstructBlipVisionModel
+    vit = VisionConfig(**_sizes(config), activation=config.hidden_act, output_norm=False)
+    settings = {"key_mapping": {r"^vision_model\.": ""}}
+    return _as_our_vit(name, model_class, config, cut_vit(vit, layer), HF_EVA_KEYS, **settings)
+
+
+def _read_clip(name: str, config: Any, layer: int) -> ImageEncoder:
+    import transformers
+
+    vit = VisionConfig(**_sizes(config), activation=config.hidden_act, input_norm=True, output_norm=False)
+    return _as_our_vit(name, transformers.CLIPVisionModel, config, cut_vit(vit, layer), _CLIP_KEYS)
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {ours: getattr(config, theirs) for ours, theirs in HF_VISION_SETTINGS.items()}
+
+
+def _as_our_vit(
+    name: str, model_class: Any, config: Any, vit: VisionConfig, table: Table, **settings: Any
+) -> ImageEncoder:
+    """A vision model of transformers as our ViT."""
+    loaded = read_hub_model(model_class, name, config=config, dtype=torch.float32, **settings)
+    state = {
+        key.removeprefix("vision_model."): tensor  # which older releases of transformers put before CLIP's
+        for key, tensor in loaded.model.state_dict().items()
+        if key not in loaded.missing
+    }
+    cut_off = tuple(f"encoder.layers.{i}." for i in range(vit.num_layers, config.num_hidden_layers))
+    expected = _empty_vit(vit).state_dict()
+    weights = translate(table, state, expected, (_FINAL_NORM, *cut_off), name)
+    for key, tensor in weights.items():
+        if tensor.numel() == expected[key].numel():  # it may lack the axis of images
+            weights[key] = tensor.view_as(expected[key])
+    preprocessing = read_hub_preprocessing(name, Preprocessing(image_size=vit.image_size))
+    encoder = ImageEncoder(build_vit(vit, weights, name), vit, preprocessing)
+    return resize_encoder(encoder, preprocessing.image_size)
+
+
+def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtype) -> ImageEncoder:
+    """A vision model as it is. Whether it works is not known beforehand, so it encodes one image."""
+    tower = load_vision_tower(name, layer=layer, dtype=dtype)
+    preprocessing = read_hub_preprocessing(name)
+    size = preprocessing.image_size if image_size is None else image_size
+    try:
+        features = run_without_graph(tower, torch.zeros(1, 3, size, size, dtype=dtype))
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name} cannot encode images of {size}x{size}: {first_line(error)} Choose its own image size."
+        ) from error
+    if features.dim() != 3 or features.shape[2] != tower.hidden_dim:
+        raise CheckpointError(
+            f"{name} turns an image into features of shape {tuple(features.shape[1:])}; the Q-Former "
+            "attends to a sequence of tokens as wide as the model, as vision transformers give it."
+        )
+    config = TowerConfig(name=name, hidden_dim=tower.hidden_dim, layer=layer)
+    return ImageEncoder(tower, config, preprocessing)
+
+
+def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
+    """Our ViT up to a layer, without a last norm. A frozen one has no stochastic depth.
+
+    Raises CheckpointError when it has no such layer.
+    """
+    check_layer(layer, config.num_layers)
+    num_layers = layer if layer >= 0 else config.num_layers + 1 + layer
+    return replace(config, num_layers=num_layers, output_norm=False, drop_path=0.0)
+
+
+def _empty_vit(config: VisionConfig) -> VisionTransformer:
+    with torch.device("meta"):
+        return VisionTransformer(**asdict(config))
+
+
+def build_vit(config: VisionConfig, weights: Mapping[str, Tensor], origin: str) -> VisionTransformer:
+    """Our ViT with those of `weights` that it needs; CheckpointError when they do not fit."""
+    model = _empty_vit(config)
+    expected = model.state_dict()
+    needed = {name: tensor for name, tensor in weights.items() if name in expected}
+    check_weights(expected, needed, origin)
+    model.load_state_dict(needed, assign=True)
+    return model
+
+
+def resize_encoder(encoder: ImageEncoder, image_size: int) -> ImageEncoder:
+    """The same encoder for images of `image_size`, with position embeddings of our ViT interpolated."""
+    preprocessing = replace(encoder.preprocessing, image_size=image_size)
+    config = encoder.config
+    if isinstance(config, TowerConfig) or config.image_size == image_size:
+        return encoder._replace(preprocessing=preprocessing)
+    config = replace(config, image_size=image_size)
+    weights = encoder.model.state_dict()
+    weights["position_embedding"] = interpolate_positions(weights["position_embedding"], config.grid)
+    return ImageEncoder(build_vit(config, weights, "The image encoder"), config, preprocessing)
+
+
+def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> Preprocessing:
+    """Size, mean and standard deviation of a model's image processor; `default` when it has none.
+
+    Its cropping is not taken over, nor its way of resizing. Raises CheckpointError for a processor that says
+    no square size or scales pixels otherwise than to 0...1, or when there is none and no default.
+    """
+    import transformers
+
+    with quietly():
+        try:
+            mixin: Any = transformers.image_processing_base.ImageProcessingMixin
+            settings: dict[str, Any] = mixin.get_image_processor_dict(name)[0]
+        except LOADING_ERRORS as error:
+            if default is not None:
+                return default
+            raise CheckpointError(
+                f"{name} has no preprocessor_config.json, which says how it wants its pixels."
+            ) from error
+    try:
+        if not settings.get("do_rescale", True) or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
+            raise ValueError("pixels are not scaled to 0...1")
+        size = _square_size(settings)
+        if not settings.get("do_normalize", True):
+            return Preprocessing(image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return Preprocessing(
+            image_size=size, mean=rgb(settings["image_mean"]), std=rgb(settings["image_std"])
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} prepares images in a way that is not known here: {settings}."
+        ) from error
+
+
+def _square_size(settings: dict[str, Any]) -> int:
+    """S of the square that reaches the model, after a crop where there is one."""
+    if "max_num_patches" in settings:  # SigLIP 2 of flexible shapes: the square within its budget
+        return math.isqrt(int(settings["max_num_patches"])) * int(settings["patch_size"])
+    cropped = settings.get("do_center_crop", False) and "crop_size" in settings
+    size = settings["crop_size" if cropped else "size"]
+    if isinstance(size, int):
+        return size
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    if size["height"] != size["width"]:
+        raise ValueError("no square")
+    return int(size["height"])
+
+
+def load_vision_tower(
+    source: str | os.PathLike[str], *, layer: int = -2, dtype: torch.dtype = torch.float32
+) -> VisionTower:
+    """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
+
+    source: a folder, or a name on the Hugging Face hub. layer: whose output is taken, see `VisionTower`.
+
+    Raises CheckpointError when there is no such model, or when it lacks weights, the layer or an image side.
+    """
+    import transformers
+
+    name = os.fspath(source)
+    config = read_hub_config(name)
+    config = getattr(config, "vision_config", config)  # what else the file holds is not read
+    loaded = read_hub_model(transformers.AutoModel, name, config=config, dtype=dtype)
+    if loaded.model.main_input_name != "pixel_values":
+        raise CheckpointError(f"{name} is a {config.model_type}, which takes no images.")
+    missing = sorted(weight for weight in loaded.missing if not weight.startswith(_NEVER_READ))
+    if missing:
+        raise CheckpointError(f"{name} lacks weights of its image encoder: {'; '.join(missing)}.")
+    return VisionTower(loaded.model.eval(), layer)
+
+
+def save_vision_tower(folder: Path, tower: VisionTower) -> None:
+    """Write a folder that `load_vision_tower` reads, in the model's own precision."""
+    with quietly():
+        tower.model.save_pretrained(folder)
+
+
+# ---- language models
+
+# A folder is one of transformers. Adapters are in a folder of it, apart from the weights that they change.
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
+
+
+def load_language_model(
+    source: str | os.PathLike[str],
+    *,
+    end_of_text: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
+
+    source: a folder, or a name on the Hugging Face hub. quantization: the linear layers in 8 bits, or in the
+    4-bit normal floats of QLoRA; `dtype` is then that of the rest, and that in which it computes. changes:
+    settings that its config is to have in place of its own.
+
+    Raises CheckpointError when there is no such model, when it lacks weights or vocabulary, or when it is
+    neither causal nor sequence-to-sequence; MissingExtraError without bitsandbytes when it is quantised, and
+    without peft when it has adapters.
+    """
+    import transformers
+
+    name = os.fspath(source)
+    check_is_a_name(name)
+    config = read_hub_config(name, changes)
+    tokenizer = read_hub_tokenizer(name)
+    vocabulary_files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in vocabulary_files):
+        raise CheckpointError(f"{name} has no vocabulary; transformers would go on with an empty one.")
+    auto: Any = transformers.AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    if getattr(config, "quantization_config", None) is not None:  # it was saved so
+        _require_bitsandbytes()
+    loaded = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
+    if loaded.missing:
+        raise CheckpointError(f"{name} lacks weights of its model: {'; '.join(sorted(loaded.missing))}.")
+    model = loaded.model
+    if (Path(name) / _ADAPTER).is_dir():
+        model = _with_adapters(model, Path(name) / _ADAPTER)
+    return wrap_language_model(model.eval(), tokenizer, end_of_text)
+
+
+def save_language_model(folder: Path, language: LanguageModel) -> None:
+    """Write a folder that `load_language_model` reads, in the model's own precision."""
+    if (folder / _ADAPTER).is_dir():
+        shutil.rmtree(folder / _ADAPTER)  # of an earlier model
+    model = language.model
+    with quietly():
+        if has_lora(language):
+            # A copy that shares its weights loses its adapters; the given one keeps them.
+            shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            copy.deepcopy(model, shared).unload().save_pretrained(folder)
+            model.save_pretrained(folder / _ADAPTER)
+        else:
+            model.save_pretrained(folder)
+        language.tokenizer.save_pretrained(folder)
+
+
+def _with_adapters(model: Any, folder: Path) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{folder} holds LoRA adapters, which need peft: pip install "openblip[language]"'
+        ) from error
+    path = folder / _ADAPTER_WEIGHTS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing weights, which are checked here
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        written = load_file(path)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
+    check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
+    return adapted
+
+
+def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
+    """Settings with which transformers quantises a model as it loads it."""
+    if quantization is None:
+        return {}
+    import transformers
+
+    _require_bitsandbytes()
+    make: Any = transformers.BitsAndBytesConfig
+    match quantization:
+        case "8bit":
+            config: Any = make(load_in_8bit=True)
+        case "4bit":
+            config = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        case _:
+            raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
+    return {"quantization_config": config}
+
+
+def _require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            'A language model in 8 or 4 bits needs bitsandbytes: pip install "openblip[quantized]"'
+        ) from error
+    # At every layer of every step it says that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

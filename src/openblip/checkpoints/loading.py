@@ -1,121 +1,206 @@
-"""One entry for every checkpoint: what a source is, and which format's reader and writer takes it."""
+"""One entry for every checkpoint: recognises what a source is, and calls the reader or writer of its format.
+
+Parts that a checkpoint leaves out are checkpoints themselves. They are loaded here, and readers receive them
+loaded.
+"""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint, is_blip2, load_blip2, save_blip2
-from openblip.checkpoints.blip2_original import load_blip2_original, save_blip2_original
-from openblip.checkpoints.blip2_original_config import is_qformer
-from openblip.checkpoints.hub import hub_folder, is_hub_name
-from openblip.checkpoints.native import CONFIG, Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
-from openblip.checkpoints.original import load_original, save_original
-from openblip.checkpoints.pickled import read_original
+import torch
+
+from openblip.checkpoints.backbones import (
+    build_vit,
+    cut_vit,
+    load_language_model,
+    read_transformers_encoder,
+    resize_encoder,
+)
+from openblip.checkpoints.checkpoint import CONFIG, BlipCheckpoint, Checkpoint, FrozenParts, ImageEncoder
+from openblip.checkpoints.hub import hub_folder, is_hub_name, read_hub_settings
+from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
+from openblip.checkpoints.huggingface.blip2 import (
+    HF_BLIP2_TYPES,
+    load_huggingface_blip2,
+    save_huggingface_blip2,
+)
+from openblip.checkpoints.native.blip import OPENBLIP_FORMAT, load_blip, save_blip
+from openblip.checkpoints.native.blip2 import BLIP2_TYPE, load_blip2, save_blip2
+from openblip.checkpoints.original.blip import PthFile, load_original_blip, read_pth, save_original_blip
+from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
+from openblip.checkpoints.original.image_encoder import holds_encoder, is_blip2_file, read_encoder
+from openblip.checkpoints.state_dict import read_json_object
 from openblip.errors import CheckpointError, ConfigError
+from openblip.models.config import TowerConfig
+from openblip.models.vision_tower import VisionTower
 
 Format = Literal["openblip", "huggingface", "original"]
-AnyCheckpoint = Checkpoint | Blip2Checkpoint
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
-def load_any(
+def load_checkpoint(
     source: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     vision: str | os.PathLike[str] | None = None,
     language_model: str | os.PathLike[str] | None = None,
-) -> AnyCheckpoint:
+) -> Checkpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
         source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a
             shipped model, or owner/model on the Hugging Face hub.
-        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
-        vision: the image encoder of an original BLIP-2 file that leaves it out: a .pth file, a folder, or a
-            name on the hub.
+        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own. vision: the
+        image encoder of an original BLIP-2 file that leaves it out: whatever `load_image_encoder` takes.
         language_model: the language model of an original BLIP-2 file: a folder, or a name on the hub.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
         ConfigError: a part is named that the checkpoint does not leave out.
     """
-    folder = Path(source)
-    if not folder.is_dir() and (PRETRAINED / str(source)).is_dir():
-        folder = PRETRAINED / str(source)
-    if not folder.exists() and is_hub_name(str(source)):
-        folder = hub_folder(str(source))
-    if folder.is_file():
-        file = read_original(folder)
-        if is_qformer(file.weights):
-            return load_blip2_original(file, tokenizer, vision, language_model)
-        _refuse_parts(source, vision, language_model)
-        return load_original(file, tokenizer)
-    _refuse_parts(source, vision, language_model)
-    if is_blip2(folder):
-        return load_blip2(folder, tokenizer)
-    if is_checkpoint(folder):
-        return load_checkpoint(folder, tokenizer)
-    if (folder / CONFIG).is_file():
-        # transformers takes seconds to import
-        from openblip.checkpoints.blip2_huggingface import is_blip2_huggingface, load_blip2_huggingface
-        from openblip.checkpoints.huggingface import load_huggingface
-
-        if is_blip2_huggingface(folder):
-            return load_blip2_huggingface(folder, tokenizer)
-        return load_huggingface(folder, tokenizer)
-    shipped = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
-    raise CheckpointError(
-        f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
-        "original .pth file, a model on the hub (owner/model), or a shipped one "
-        f"({shipped or 'none is installed'})."
-    )
-
-
-def _refuse_parts(source: str | os.PathLike[str], *parts: str | os.PathLike[str] | None) -> None:
-    for part in parts:
+    path = Path(source)
+    if not path.is_dir() and (PRETRAINED / str(source)).is_dir():
+        path = PRETRAINED / str(source)
+    if not path.exists() and is_hub_name(str(source)):
+        path = hub_folder(str(source))
+    if path.is_file():
+        file = read_pth(path)
+        if is_blip2_file(file):
+            return _load_original_blip2(file, tokenizer, vision, language_model)
+    for part in (vision, language_model):
         if part is not None:
             raise ConfigError(
                 f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts."
             )
+    if path.is_file():
+        return load_original_blip(file, tokenizer)
+    if not (path / CONFIG).is_file():
+        shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
+        raise CheckpointError(
+            f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
+            "original .pth file, a model on the hub (owner/model), or a shipped one "
+            f"({shipped or 'none is installed'})."
+        )
+    config = read_json_object(path / CONFIG)
+    if config.get("model_type") == BLIP2_TYPE:
+        return load_blip2(path, tokenizer)
+    if config.get("format") == OPENBLIP_FORMAT:
+        return load_blip(path, tokenizer)
+    if config.get("model_type") in HF_BLIP2_TYPES:
+        return load_huggingface_blip2(path, tokenizer)
+    return load_huggingface_blip(path, tokenizer)
 
 
-def save_as(checkpoint: AnyCheckpoint, path: str | os.PathLike[str], format: Format) -> None:
-    """Write a checkpoint that `load_any` reads.
+def _load_original_blip2(
+    file: PthFile,
+    tokenizer: str | os.PathLike[str] | None,
+    vision: str | os.PathLike[str] | None,
+    language_model: str | os.PathLike[str] | None,
+) -> Checkpoint:
+    """A file of BLIP-2 with the frozen parts that it leaves out."""
+    sources = frozen_sources(file, vision, language_model)
+    parts = FrozenParts(
+        encoder=None if sources.vision is None else load_image_encoder(sources.vision),
+        language=None
+        if sources.language_model is None
+        else load_language_model(
+            sources.language_model, end_of_text=sources.end_of_text, changes=sources.changes
+        ),
+    )
+    return load_original_blip2(file, sources, parts, tokenizer)
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format = "openblip"
+) -> None:
+    """Write a checkpoint that `load_checkpoint` reads.
 
     path: a folder; for "original" a file whose name ends with .pth.
 
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no
     such format.
     """
-    if format not in get_args(Format):
+    writers: dict[str, tuple[Callable[[Path, Any], None], Callable[[Path, Any], None]]] = {
+        "openblip": (save_blip, save_blip2),
+        "huggingface": (save_huggingface_blip, save_huggingface_blip2),
+        "original": (save_original_blip, save_original_blip2),
+    }
+    if format not in writers:
         raise ConfigError(
             f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
         )
-    if isinstance(checkpoint, Blip2Checkpoint):
-        _save_blip2_as(checkpoint, Path(path), format)
+    save_as_blip, save_as_blip2 = writers[format]
+    save = save_as_blip if isinstance(checkpoint, BlipCheckpoint) else save_as_blip2
+    save(Path(path), checkpoint)
+
+
+def load_image_encoder(
+    source: str | os.PathLike[str],
+    *,
+    layer: int | None = None,
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ImageEncoder:
+    """An image encoder for BLIP-2 to freeze, on the CPU, in eval mode: read at one of its layers, without
+    last norm.
+
+    Images are squashed to a square, bicubic, whatever the encoder's own processor does (most crop), so that
+    nothing at the sides is lost; size, mean and standard deviation are its own.
+
+    Args:
+        source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth,
+            clip_vit_L.pth, or of a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder
+            or hub name of a vision model of transformers, or of a model of images and texts, whose image side
+            is taken.
+        layer: whose output is taken: an index into the hidden states, 0 the embeddings, -1 the last layer.
+            None is the second last, BLIP-2's choice; of a BLIP-2 checkpoint or a file of LAVIS, whose encoder
+            is cut already, the one it uses.
+        image_size: side in pixels, where it is not to be the checkpoint's own; position embeddings are
+            interpolated.
+        dtype: of the weights, in which the encoder computes.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is not whole, does not have the layer, gives no
+            tokens of an image, or does not take images of this size.
+    """
+    name = os.fspath(source)
+    # Shipped models and .pth files have no settings that transformers could read.
+    is_ours = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
+    settings = {"format": OPENBLIP_FORMAT} if is_ours else read_hub_settings(name)
+    model_type = settings.get("model_type")
+    if settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
+        encoder = _cut_encoder(_encoder_of_checkpoint(name), layer, name)
     else:
-        _save_blip_as(checkpoint, Path(path), format)
+        encoder = read_transformers_encoder(
+            name, str(model_type), layer=layer, image_size=image_size, dtype=dtype
+        )
+    if image_size is not None:
+        encoder = resize_encoder(encoder, image_size)
+    encoder.model.to(dtype).eval()
+    return encoder
 
 
-def _save_blip_as(checkpoint: Checkpoint, path: Path, format: Format) -> None:
-    match format:
-        case "openblip":
-            save_checkpoint(path, checkpoint)
-        case "huggingface":
-            from openblip.checkpoints.huggingface import save_huggingface  # transformers takes seconds
-
-            save_huggingface(path, checkpoint)
-        case "original":
-            save_original(path, checkpoint)
+def _encoder_of_checkpoint(name: str) -> ImageEncoder:
+    """The whole image encoder of a checkpoint of BLIP or BLIP-2, or of a .pth file of its own."""
+    if Path(name).is_file():
+        file = read_pth(Path(name))
+        if holds_encoder(file):
+            return read_encoder(file)
+    checkpoint = load_checkpoint(name)
+    return ImageEncoder(checkpoint.model.vision, checkpoint.model.config.vision, checkpoint.preprocessing)
 
 
-def _save_blip2_as(checkpoint: Blip2Checkpoint, path: Path, format: Format) -> None:
-    match format:
-        case "openblip":
-            save_blip2(path, checkpoint)
-        case "huggingface":
-            from openblip.checkpoints.blip2_huggingface import save_blip2_huggingface
-
-            save_blip2_huggingface(path, checkpoint)
-        case "original":
-            save_blip2_original(path, checkpoint)
+def _cut_encoder(encoder: ImageEncoder, layer: int | None, origin: str) -> ImageEncoder:
+    """The encoder up to a layer; None is the one that BLIP-2 uses, the second last of a whole one."""
+    model, config, preprocessing = encoder
+    if isinstance(config, TowerConfig):
+        assert isinstance(model, VisionTower)  # the model was built by this config
+        layer = config.layer if layer is None else layer
+        return ImageEncoder(VisionTower(model.model, layer), replace(config, layer=layer), preprocessing)
+    if layer is None:
+        layer = -2 if config.output_norm else -1
+    cut = cut_vit(config, layer)
+    return ImageEncoder(build_vit(cut, model.state_dict(), origin), cut, preprocessing)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from openblip.data.sample import Sample
-    from openblip.predictor import Calls, EncodedImages
+    from openblip.predictor import BasePredictor, EncodedImages
 
     Frames = npt.NDArray[np.uint8]  # (F, 3, S, S)
 
@@ -106,7 +106,7 @@ class _Asked(NamedTuple):
 class _Answerer:
     """The model, how it answers, and what every image is asked; nothing: its own question."""
 
-    predictor: "Calls"
+    predictor: "BasePredictor"
     questions: tuple[str, ...]
     candidates: list[str] | None
     decoding: Decoding

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from openblip.predictor import Calls, ScoredText
+    from openblip.predictor import BasePredictor, ScoredText
 
     Pixels = npt.NDArray[np.uint8]  # (3, S, S)
 
@@ -107,7 +107,7 @@ def _run(job: JsonlJob["Pixels"], inputs: Inputs, out: Path | None, sidecars: Si
 class _Captioner:
     """The model and how it is to write."""
 
-    predictor: "Calls"
+    predictor: "BasePredictor"
     decoding: Decoding
     prompt: str | None
     num_captions: int

@@ -33,13 +33,13 @@ def command(
         language_model: language model of a LAVIS file of stage 2: a folder, or a name on the hub
             (facebook/opt-2.7b).
     """
-    from openblip.checkpoints.loading import load_any, save_as
+    from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not empty; name a new one")
     if format == "original" and out.is_dir():
         raise ConfigError(f"{out} is a folder; name the new .pth file, in it or elsewhere")
-    checkpoint = load_any(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
-    save_as(checkpoint, out, format)
+    checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
+    save_checkpoint(checkpoint, out, format)
     print(f"wrote {out}")
     return 0

@@ -32,7 +32,7 @@ def command(*, out: Path = Path("runs/demo"), num_samples: int = 1000, num_worke
     from openblip.capfilt.engine import run_capfilt
     from openblip.capfilt.report import write_report
     from openblip.data.emoji_scenes.writer import write_emoji_scenes
-    from openblip.tasks.truth import measure_capfilt
+    from openblip.evaluation.filtering import measure_capfilt
 
     started = time.monotonic()
     web = out / "web"

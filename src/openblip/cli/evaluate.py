@@ -14,7 +14,7 @@ from openblip.generation.decoding import Beam
 
 if TYPE_CHECKING:
     from openblip.data.sources import Source
-    from openblip.predictor import Calls
+    from openblip.predictor import BasePredictor
 
 Task = Literal[
     "caption",
@@ -136,7 +136,7 @@ def command(
 
 def _measure(
     task: Task,
-    model: "Calls",
+    model: "BasePredictor",
     source: "Source",
     options: TaskOptions,
     limit: int | None,
@@ -145,20 +145,20 @@ def _measure(
     common: dict[str, Any] = {"limit": limit, "batch_size": batch_size}
     match task:
         case "caption":
-            from openblip.tasks.captioning import evaluate_captioning
+            from openblip.evaluation.captioning import evaluate_captioning
 
             return evaluate_captioning(model, source, decoding=options.beam(Beam()), **common)
         case "retrieval" | "video-retrieval":
-            from openblip.tasks.retrieval import evaluate_retrieval
+            from openblip.evaluation.retrieval import evaluate_retrieval
 
             frames = None if task == "retrieval" else options.num_frames or 8
             return evaluate_retrieval(model, source, rerank=options.rerank, num_frames=frames, **common)
         case "filter":
-            from openblip.tasks.filtering import evaluate_filter
+            from openblip.evaluation.filtering import evaluate_filter
 
             return evaluate_filter(model, source, threshold=options.threshold, **common)
         case "vqa" | "video-qa":
-            from openblip.tasks.question_answering import evaluate_question_answering
+            from openblip.evaluation.question_answering import evaluate_question_answering
 
             return evaluate_question_answering(
                 model,
@@ -169,15 +169,15 @@ def _measure(
                 **common,
             )
         case "nlvr":
-            from openblip.tasks.nlvr import evaluate_nlvr
+            from openblip.evaluation.nlvr import evaluate_nlvr
 
             return evaluate_nlvr(model, source, **common)
         case "visdial":
-            from openblip.tasks.visdial import evaluate_visdial
+            from openblip.evaluation.visdial import evaluate_visdial
 
             return evaluate_visdial(model, source, **common)
         case "classification":
-            from openblip.tasks.classification import evaluate_classification
+            from openblip.evaluation.classification import evaluate_classification
 
             return evaluate_classification(model, source, **options.class_texts(), **common)
 

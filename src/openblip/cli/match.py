@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from openblip.predictor import Calls, EncodedImages
+    from openblip.predictor import BasePredictor, EncodedImages
 
     Pixels = npt.NDArray[np.uint8]  # (3, S, S)
 
@@ -83,7 +83,7 @@ class _Captioned(NamedTuple):
 class _Scorer:
     """The model, and the texts to score every image with; none: its own captions."""
 
-    predictor: "Calls"
+    predictor: "BasePredictor"
     texts: tuple[str, ...]
     batch_size: int
 

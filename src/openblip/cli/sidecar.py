@@ -57,9 +57,9 @@ class SidecarOptions:
 
     def write(self, image: ImageInput, rows: Sequence[Row]) -> None:
         """The text file of a picture, whole or not at all, from the rows of its captions."""
-        from openblip.training.run_folder import write_atomically
+        from openblip.files import write_text
 
-        write_atomically(self.file_of(image), "".join(f"{self.line(row['caption'])}\n" for row in rows))
+        write_text(self.file_of(image), "".join(f"{self.line(row['caption'])}\n" for row in rows))
 
     def choose(self, inputs: Inputs) -> tuple[Inputs, int]:
         """The pictures to write for, and how many are left alone since they have a text file.

@@ -1,27 +1,77 @@
-"""What a training step receives, one kind of batch for each kind of example.
+"""From samples to a training batch: the base of all sample processors and batches, and image-text pairs.
 
-Shapes: B examples, F frames of a clip, S image size, T text tokens, A answers, K answers of a dialog, R rows
-of text.
+A sample processor turns a sample into an example, in a worker process, and examples into a batch, in the
+training process, where the tokenizer is. What it draws comes from the sample's own generator, so examples do
+not depend on which worker makes them. Tasks define processors and batches of their own in `openblip.tasks`.
+
+B examples, F frames, S image size, T text tokens, N image tokens, Dv their width.
 """
 
-import hashlib
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from PIL import Image
 
-from openblip.data.tokenizer import Tokens
+from openblip.data.fields import draw_caption
+from openblip.data.images import read_image
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.files import hash_int
+
+View = Callable[[Image.Image, np.random.Generator], np.ndarray]
+"""RGB image -> uint8 (3, S, S): the plain preprocessing or a random view."""
+PixelReader = Callable[[Sample, View, np.random.Generator], np.ndarray]
+"""What the image encoder sees of a sample: uint8 (3, S, S) or (F, 3, S, S), or cached features (N, Dv).
+
+Raises `ImageError`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """B examples by the names of their samples.
+def image_pixels(sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
+    """A view of the sample's image, uint8 (3, S, S)."""
+    return view(read_image(sample.image, name=f"{sample.shard}/{sample.key}"), rng)
 
-    `pixels`: uint8 (B, 3, S, S), of clips (B, F, 3, S, S), of two pictures (B, 2, 3, S, S); float (B, N, Dv)
-    where features of a cache take their place.
-    """
+
+@dataclass(frozen=True)
+class VideoPixels:
+    """Evenly spaced frames of the sample's video (BLIP section 5.6), uint8 (F, 3, S, S), in the same view."""
+
+    num_frames: int
+
+    def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
+        from openblip.data.video import read_frames
+
+        frames = read_frames(sample.image, self.num_frames, name=f"{sample.shard}/{sample.key}")
+        return np.stack([view(frame, copy.deepcopy(rng)) for frame in frames])
+
+
+def pixel_reader(num_frames: int | None) -> PixelReader:
+    """Reads `num_frames` frames of videos, or images when None."""
+    return image_pixels if num_frames is None else VideoPixels(num_frames)
+
+
+class Example(NamedTuple):
+    """What a task takes of one sample."""
+
+    key: str
+    shard: str
+    pixels: np.ndarray
+    """As a `PixelReader` gives them; bfloat16 features as uint16 with the same bits, since numpy has none."""
+    content: Any
+    """What else the task's `SampleProcessor.collate` needs; small, because it crosses processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B examples. Every task has a subclass with the fields that it needs beside these."""
 
     pixels: torch.Tensor
+    """uint8 (B, 3, S, S), of videos (B, F, 3, S, S), of two images (B, 2, 3, S, S); float (B, N, Dv) where
+    cached features take the place of images; (B, 0) of texts alone."""
     keys: list[str]
     shards: list[str]
 
@@ -33,82 +83,79 @@ class Examples:
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
 
-@dataclass(frozen=True, slots=True)
-class Batch(Examples):
-    """Image-text pairs. `tokens` [CLS]...[SEP]; `image_ids` int64 (B), equal for pairs of the same image."""
-
-    tokens: Tokens
-    captions: list[str]
-    image_ids: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionBatch(Examples):
-    """Questions with all their answers. `questions` (B, T) and `answers` (A, T) [CLS]...[SEP]; `owners` int64
-    (A,) says whose answer each is, ascending; `weights` float (A,).
-    """
-
-    questions: Tokens
-    answers: Tokens
-    owners: torch.Tensor
-    weights: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class StatementBatch(Examples):
-    """Statements about two pictures. `statements` (B, T) [CLS]...[SEP]; `labels` int64 (B,), 1 is true."""
-
-    statements: Tokens
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class DialogBatch(Examples):
-    """One round of each dialog with K answers. `captions` (B, T); `dialogs` (B * K, T), the K of a dialog one
-    after the other; `labels` int64 (B * K,), 1 is the right answer.
-    """
-
-    captions: Tokens
-    dialogs: Tokens
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TextBatch(Examples):
-    """Texts as they are written, for a language model with a tokenizer of its own.
-
-    `prompts` stand before the texts and are not predicted, "" for none. Of texts alone `pixels` is (B, 0).
-    """
-
-    prompts: list[str]
-    texts: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptedBatch(Examples):
-    """R texts after prompts, several about one picture, for a language model with a tokenizer of its own.
-
-    `prompts` are read and not predicted. `instructions`: what the Q-Former reads beside its queries, (R, T)
-    [CLS]...[SEP]; None where it reads nothing. `owners` int64 (R,) says whose picture each is about,
-    ascending; `weights` float (R,).
-    """
-
-    prompts: list[str]
-    texts: list[str]
-    instructions: Tokens | None
-    owners: torch.Tensor
-    weights: torch.Tensor
-
-
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     return value.to(device) if isinstance(value, Tokens) else value
 
 
-def hash_image_id(image_id: str) -> int:
-    """A stable non-negative 63-bit number for a `Sample.image_id`; two of a billion images collide with
-    chance 5%.
+def shared_fields(examples: Sequence[Example]) -> dict[str, Any]:
+    """The fields that every `Batch` has, of B examples with pixels of one shape."""
+    return {
+        "pixels": to_tensor(np.stack([example.pixels for example in examples])),
+        "keys": [example.key for example in examples],
+        "shards": [example.shard for example in examples],
+    }
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Pixels as they are, and uint16 as the bfloat16 with these bits."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleProcessor(ABC):
+    """Makes examples of samples and a batch of examples.
+
+    Pickled into worker processes, so modules that define one do not import transformers.
     """
-    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+
+    read_pixels: PixelReader = image_pixels
+
+    def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
+        """The example of a sample; everything random is drawn from `rng`.
+
+        Raises `SourceError` for a sample without what the task needs, and `ImageError` for a damaged image.
+        """
+        content = self.content(sample, rng)
+        return Example(sample.key, sample.shard, self.read_pixels(sample, view, rng), content)
+
+    @abstractmethod
+    def content(self, sample: Sample, rng: np.random.Generator) -> Any:
+        """What the task takes of a sample beside its pixels. Raises `SourceError`."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Batch:
+        """The batch of B examples. Texts are padded by the tokenizer, to the longest of the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTextBatch(Batch):
+    """B images or videos, each with a text."""
+
+    tokens: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    captions: list[str]
+    image_ids: torch.Tensor
+    """int64 (B,), equal for pairs of the same image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextProcessor(SampleProcessor):
+    """An image or video with one of its captions, drawn at random."""
+
+    max_text_length: int = 30
+    """Tokens of a caption, [CLS] and [SEP] included; more are cut."""
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, int]:
+        return draw_caption(sample, rng), hash_int(sample.image_id)
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> ImageTextBatch:
+        captions = [example.content[0] for example in examples]
+        return ImageTextBatch(
+            **shared_fields(examples),
+            tokens=tokenizer.encode(captions, self.max_text_length),
+            captions=captions,
+            image_ids=torch.tensor([example.content[1] for example in examples], dtype=torch.long),
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from openblip.data.conversation import turns_of
+from openblip.data.fields import turns_of
 from openblip.errors import SourceError
 
 _MOST_FREQUENT = 10

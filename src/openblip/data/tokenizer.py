@@ -27,19 +27,6 @@ if TYPE_CHECKING:  # torch takes longer to import than everything here together
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
-_STRIPPED = re.compile(r"[.!\"()*#:;~]")
-
-
-def normalize_caption(text: str, max_words: int = 30) -> str:
-    """BLIP's `pre_caption`: lower-case, `.!"()*#:;~` to blanks, blanks collapsed, at most `max_words`
-    words.
-    """
-    return " ".join(_STRIPPED.sub(" ", text.lower()).split()[:max_words])
-
-
-def normalize_question(text: str, max_words: int = 50) -> str:
-    """BLIP's `pre_question`: lower-case, `.!"()*#:;~` removed, at most `max_words` words; "?" stays."""
-    return " ".join(_STRIPPED.sub("", text.lower()).split()[:max_words])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Decoding by a language model of transformers: visual prompts and prompts in words in, token ids out.
+"""Decoding by a language model of transformers: visual prompts and text prompts in, token ids out.
 
-transformers searches; what a strategy does to the scores is done here, so that it is what it is for our own
-decoders: the repetition penalty and the minimum length look at written tokens alone, and a sampled token
-depends on nothing but its scores and its seed. (transformers 5.23 spares the first written tokens of a row
-its penalty, as many as there is padding before the row's prompt.)
+transformers runs the search. What a strategy does to the scores is done here, so that it is the same as for
+our own decoders: the repetition penalty and the minimum length look at generated tokens only, and a sampled
+token depends on nothing but its scores and its seed. (transformers 5.23 does not penalise the first generated
+tokens of a row, as many as there are padding tokens before the row's prompt.)
 
 B images, K texts for each, R = B * K rows, Q visual prompts, T text tokens, Dl width of the language model,
 V vocabulary.
@@ -17,11 +17,16 @@ from torch import Tensor
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Nucleus
-from openblip.generation.generate import check_request, derive_seeds
-from openblip.generation.generated import Generated, to_generated
 from openblip.generation.ranking import Ranked
-from openblip.generation.sampling import ChooseToken, nucleus_chooser
-from openblip.generation.scores import adjust_scores
+from openblip.generation.search import (
+    ChooseToken,
+    Generated,
+    adjust_scores,
+    check_request,
+    derive_seeds,
+    nucleus_chooser,
+    to_generated,
+)
 from openblip.models.language_model import IGNORE, LanguageModel, Predicted
 
 
@@ -35,10 +40,10 @@ def write_texts(
     num_captions: int = 1,
     seeds: Sequence[int] | None = None,
 ) -> list[list[Generated]]:
-    """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and prompts in words.
+    """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and text prompts.
 
-    Several captions and seeds are as in `generate`. Log-probabilities are those of one more reading of what
-    was written.
+    Several captions and seeds are as in `generate`. Log-probabilities come from one more forward pass over
+    the generated texts.
 
     Raises:
         ConfigError: `num_captions` that the strategy cannot give, or another number of seeds than images.
@@ -55,11 +60,11 @@ def write_texts(
             "length_penalty": decoding.length_penalty,
             "num_return_sequences": num_captions,
         }
-    own_visual, own_prompts = _repeated(visual, prompts, num_captions)
+    repeated_visual, repeated_prompts = _repeat_rows(visual, prompts, num_captions)
     if isinstance(decoding, Nucleus):
         seeds = derive_seeds(decoding.seed, len(visual)) if seeds is None else seeds
         choose = nucleus_chooser(decoding, seeds, num_captions, visual.device)
-        visual, prompts = own_visual, own_prompts
+        visual, prompts = repeated_visual, repeated_prompts
     written = language.generate(
         visual,
         prompts,
@@ -69,7 +74,7 @@ def write_texts(
         **settings,
     )
     rows = [ids if len(ids) == decoding.max_new_tokens else [*ids, language.end_id] for ids in written]
-    texts = _read_out(language.predict_ids(own_visual, own_prompts, rows), language.end_id)
+    texts = _read_out(language.predict_ids(repeated_visual, repeated_prompts, rows), language.end_id)
     return [texts[start : start + num_captions] for start in range(0, len(texts), num_captions)]
 
 
@@ -83,11 +88,11 @@ def best_texts(
     num_candidates: int = 128,
     max_rows: int = 512,
 ) -> list[Ranked]:
-    """The candidate of highest log-probability, its end included, after each of R visual prompts (R, Q, Dl).
+    """The candidate of highest log-probability, its end token included, after each visual prompt (R, Q, Dl).
 
-    candidates: those of each row; of equal ones the first counts. As in `best_candidates`, the
-    `num_candidates` whose first token is the likeliest are compared, and all of them where the limit falls
-    between some that begin alike. `max_rows` bounds memory: the texts read at once.
+    candidates: a list for each row; of equal candidates the first counts. As in `best_candidates`, the
+    `num_candidates` whose first token is the most likely are compared, and all of them where the limit falls
+    between candidates with the same first token. `max_rows` bounds memory: the texts in one forward pass.
 
     Raises:
         ConfigError: a row without candidates, or `num_candidates` below 1.
@@ -95,33 +100,31 @@ def best_texts(
     """
     if num_candidates < 1 or not all(candidates):
         raise ConfigError(f"ranking: num_candidates is {num_candidates}, or there are no candidates")
-    places: list[dict[tuple[int, ...], int]] = []
-    for prompt, own in zip(prompts, candidates, strict=True):
-        places.append({})
-        for place, text in enumerate(own):
-            places[-1].setdefault((*language.text_ids(prompt, text), language.end_id), place)
+    indices: list[dict[tuple[int, ...], int]] = []
+    for prompt, texts_of_row in zip(prompts, candidates, strict=True):
+        indices.append({})
+        for index, text in enumerate(texts_of_row):
+            indices[-1].setdefault((*language.text_ids(prompt, text), language.end_id), index)
     pairs = [
         (row, ids)
-        for row, texts in enumerate(_likely_to_begin(language, visual, prompts, places, num_candidates))
+        for row, texts in enumerate(_likely_to_begin(language, visual, prompts, indices, num_candidates))
         for ids in texts
     ]
     pairs.sort(key=lambda pair: len(pair[1]))  # so that the texts of a pass have about the same length
     best: dict[int, Ranked] = {}
     for start in range(0, len(pairs), max_rows):
         rows, texts = zip(*pairs[start : start + max_rows], strict=True)
-        own_visual = visual[torch.tensor(rows, device=visual.device)]
-        read = _read_out(
-            language.predict_ids(own_visual, [prompts[row] for row in rows], texts), language.end_id
-        )
-        for row, ids, found in zip(rows, texts, read, strict=True):
-            ranked = Ranked(places[row][ids], found)
+        visual_of_rows = visual[torch.tensor(rows, device=visual.device)]
+        predicted = language.predict_ids(visual_of_rows, [prompts[row] for row in rows], texts)
+        for row, ids, generated in zip(rows, texts, _read_out(predicted, language.end_id), strict=True):
+            ranked = Ranked(indices[row][ids], generated)
             if row not in best or _rank(ranked) > _rank(best[row]):
                 best[row] = ranked
-    return [best[row] for row in range(len(places))]
+    return [best[row] for row in range(len(indices))]
 
 
 def _rank(ranked: Ranked) -> tuple[float, int]:
-    return ranked.generated.logprob, -ranked.place
+    return ranked.generated.logprob, -ranked.position
 
 
 def _likely_to_begin(
@@ -131,37 +134,39 @@ def _likely_to_begin(
     texts: Sequence[Iterable[tuple[int, ...]]],
     num_candidates: int,
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Of each row those whose first token is at least as likely as that of the text at place
+    """Yield for each row the texts whose first token is at least as likely as that of the text at rank
     `num_candidates`.
     """
-    listed = [list(own) for own in texts]
-    if all(len(own) <= num_candidates for own in listed):
-        yield from listed
+    lists = [list(texts_of_row) for texts_of_row in texts]
+    if all(len(texts_of_row) <= num_candidates for texts_of_row in lists):
+        yield from lists
         return
-    predicted = language.predict_ids(visual, prompts, [[language.end_id]] * len(listed))
+    predicted = language.predict_ids(visual, prompts, [[language.end_id]] * len(lists))
     begin = predicted.logits[predicted.labels != IGNORE]  # (R, V): one token of each row is predicted
-    for own, logits in zip(listed, begin.float().cpu(), strict=True):
-        firsts = logits[[ids[0] for ids in own]]
-        limit = firsts.topk(min(num_candidates, len(own))).values[-1]
-        # what is no number stays in, and is reported when it is scored
-        yield [ids for ids, first in zip(own, firsts, strict=True) if not first < limit]
+    for texts_of_row, logits in zip(lists, begin.float().cpu(), strict=True):
+        firsts = logits[[ids[0] for ids in texts_of_row]]
+        limit = firsts.topk(min(num_candidates, len(texts_of_row))).values[-1]
+        # NaN stays in, and is reported when it is scored
+        yield [ids for ids, first in zip(texts_of_row, firsts, strict=True) if not first < limit]
 
 
 def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
-    """The texts that a language model was made to read, with the log-probability of every token."""
+    """The texts of a forward pass, with the log-probability of every token."""
     logprobs = predicted.logits.float().log_softmax(dim=-1)  # (R, T, V)
     targets = predicted.labels.clamp(min=0)
-    found = logprobs.gather(2, targets[..., None]).squeeze(2).cpu()
+    token_logprobs = logprobs.gather(2, targets[..., None]).squeeze(2).cpu()
     labels = predicted.labels.cpu()
     texts = []
-    for ids, own in zip(labels, found, strict=True):
-        place = ids != IGNORE
-        texts.append(to_generated(ids[place], own[place], int(place.sum()), end_id))
+    for ids, row in zip(labels, token_logprobs, strict=True):
+        predicted_tokens = ids != IGNORE
+        texts.append(
+            to_generated(ids[predicted_tokens], row[predicted_tokens], int(predicted_tokens.sum()), end_id)
+        )
     return texts
 
 
 class _Strategy:
-    """A logits processor of transformers: `decoding` applied to scores; where it samples, one token stays."""
+    """A logits processor of transformers that applies `decoding`; where it samples, one token is left."""
 
     def __init__(self, decoding: Decoding, choose: ChooseToken | None, end_id: int, num_first: int) -> None:
         self.decoding = decoding
@@ -187,6 +192,6 @@ def _processors(decoding: Decoding, choose: ChooseToken | None, language: Langua
     return LogitsProcessorList([_Strategy(decoding, choose, language.end_id, num_first)])
 
 
-def _repeated(visual: Tensor, prompts: Sequence[str], count: int) -> tuple[Tensor, list[str]]:
-    """Each row `count` times in a row."""
+def _repeat_rows(visual: Tensor, prompts: Sequence[str], count: int) -> tuple[Tensor, list[str]]:
+    """Repeat each row `count` times, its copies next to each other."""
     return visual.repeat_interleave(count, dim=0), [prompt for prompt in prompts for _ in range(count)]

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openblip.errors import ConfigError
-from openblip.generation.generated import Generated, to_generated
-from openblip.generation.interface import DecoderContext, TextDecoder
+from openblip.generation.search import DecoderContext, Generated, TextDecoder, check_prompt, to_generated
 
 
 class Ranked(NamedTuple):
-    """The best candidate by its place in the list, and its tokens with their log-probabilities."""
+    """The best candidate by its position in the list, and its tokens with their log-probabilities."""
 
-    place: int
+    position: int
     generated: Generated
 
 
@@ -51,13 +50,17 @@ def best_candidates(
         ConfigError: no candidates, an empty prompt, or `num_candidates` below 1.
         CheckpointError: the model's logits are not numbers.
     """
-    _check(prompt_ids, candidate_ids, num_candidates)
+    check_prompt("ranking", prompt_ids)
+    if not candidate_ids:
+        raise ConfigError("ranking: no candidates were given")
+    if num_candidates < 1:
+        raise ConfigError(f"ranking: num_candidates is {num_candidates}; it must be at least 1")
     if num_contexts == 0:
         return []
-    places: dict[tuple[int, ...], int] = {}
-    for place, ids in enumerate(candidate_ids):
-        places.setdefault((*ids, eos_id), place)
-    texts = sorted(places, key=len)  # so that the texts of a pass have about the same length
+    indices: dict[tuple[int, ...], int] = {}
+    for index, ids in enumerate(candidate_ids):
+        indices.setdefault((*ids, eos_id), index)
+    texts = sorted(indices, key=len)  # so that the texts of a pass have about the same length
     device = prompt_ids.device
     rows = [torch.tensor(text, device=device) for text in texts]
     table = pad_sequence(rows, batch_first=True, padding_value=eos_id)  # (C, T)
@@ -76,7 +79,7 @@ def best_candidates(
     spare = torch.arange(chosen.shape[1], device=device) >= counts[:, None]
     best = token_logprobs.sum(dim=-1).masked_fill(spare, -torch.inf).argmax(dim=1)  # (B,)
     return [
-        Ranked(places[texts[c]], to_generated(torch.tensor(texts[c]), logprobs, len(texts[c]), eos_id))
+        Ranked(indices[texts[c]], to_generated(torch.tensor(texts[c]), logprobs, len(texts[c]), eos_id))
         for c, logprobs in zip(
             chosen.gather(1, best[:, None]).squeeze(1).tolist(),
             token_logprobs[torch.arange(num_contexts, device=device), best].cpu(),
@@ -92,14 +95,16 @@ def _likely_to_begin(
     first_tokens: Tensor,
     num_candidates: int,
 ) -> tuple[Tensor, Tensor]:
-    """Candidates (B, M) by their rows of the table, and how many of each row's count (B,).
+    """Choose for each context the candidates whose first token is most likely.
 
-    Those whose first token is at least as likely as that of the candidate at place `num_candidates`.
+    A candidate is chosen when its first token is at least as likely as that of the candidate at rank
+    `num_candidates`. Returns their rows of the table (B, M), padded with others, and how many of each context
+    were chosen (B,).
     """
     logits = model.decode(prompts, context_kv)[:, -1].float()  # (B, V)
     begin = logits[:, first_tokens]  # (B, C)
     limit = begin.topk(min(num_candidates, len(first_tokens)), dim=1).values[:, -1:]
-    likely = ~(begin < limit)  # what is no number stays in, and is reported when it is scored
+    likely = ~(begin < limit)  # NaN stays in, and is reported when it is scored
     counts = likely.sum(dim=1)
     order = likely.int().sort(dim=1, descending=True, stable=True).indices
     return order[:, : int(counts.max())], counts
@@ -113,17 +118,5 @@ def _logprobs(model: TextDecoder, context_kv: DecoderContext, prompt_ids: Tensor
     flat = targets.flatten(0, 1)  # (B * K, T)
     inputs = torch.cat([prompt_ids.expand(len(flat), -1), flat[:, :-1]], dim=1)  # (B * K, P + T - 1)
     logits = model.decode(inputs, context_kv)[:, len(prompt_ids) - 1 :].float()  # (B * K, T, V)
-    found = logits.gather(2, flat[..., None]).squeeze(2) - logits.logsumexp(dim=-1)
-    return found.view(targets.shape)
-
-
-def _check(prompt_ids: Tensor, candidate_ids: Sequence[Sequence[int]], num_candidates: int) -> None:
-    if not candidate_ids:
-        raise ConfigError("ranking: no candidates were given")
-    if num_candidates < 1:
-        raise ConfigError(f"ranking: num_candidates is {num_candidates}; it must be at least 1")
-    if prompt_ids.dim() != 1 or len(prompt_ids) == 0:
-        raise ConfigError(
-            f"ranking: prompt_ids has the shape {tuple(prompt_ids.shape)}; "
-            "give one row with at least the first token"
-        )
+    logprobs = logits.gather(2, flat[..., None]).squeeze(2) - logits.logsumexp(dim=-1)
+    return logprobs.view(targets.shape)

@@ -1,8 +1,9 @@
-"""Where one right answer stands among candidates, and how good their whole order is: VisDial's metrics.
+"""Where one right answer stands among candidates: metrics of dialogs (VisDial) and of classification.
 
-R rounds, C candidates. Scores (R, C), the higher the better. Equal scores count by their expected value under
-a random order, so that constant scores rank as guessing does; the challenge's code takes whatever order its
-sort leaves. Lists of candidates of unequal length are filled up with scores of minus infinity.
+R rounds, I images, C candidates or classes. Scores (R, C) or (I, C), the higher the better. Equal scores
+count by their expected value under a random order, so that constant scores rank as guessing does. VisDial's
+code and scikit-learn take whatever order their sort leaves, which is why these metrics are written here.
+Lists of candidates of unequal length are filled up with scores of minus infinity.
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,27 @@ def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
     best = -np.sort(-gains, axis=1)
     found = np.stack([_expected_order(*round_) for round_ in zip(values, gains, strict=True)])
     return float(((found * discounts).sum(axis=1) / (best * discounts).sum(axis=1)).mean())
+
+
+def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """`top1`, `top5` and `mean_per_class`, in [0, 1].
+
+    `scores` (I, C), the higher the better; `labels` (I,) int, the right class of every image.
+    `mean_per_class` is the mean over classes of their images' top-1 accuracy; a class without images does not
+    count. With five classes or fewer `top5` is 1.
+
+    Raises:
+        ConfigError: no images, shapes that do not fit, a score that is not a number, or a label that is not a
+            class.
+    """
+    above, tied = places("classification_accuracy", scores, labels)
+    first = hit_probability(above, tied, 1)
+    _, group, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return {
+        "top1": float(first.mean()),
+        "top5": float(hit_probability(above, tied, 5).mean()),
+        "mean_per_class": float((np.bincount(group, weights=first) / sizes).mean()),
+    }
 
 
 def places(

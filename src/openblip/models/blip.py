@@ -1,42 +1,44 @@
 """BLIP: a ViT and a text transformer as multimodal mixture of encoder-decoder (MED, BLIP section 3.1).
 
-B images, R = B * K rows of text, F frames of a clip, N image tokens, T text tokens, Dv image width, D text
-width, E embedding width, V vocabulary, S side of the picture.
+B images, R = B * K rows of text (K for each image), F frames of a video, N image tokens, T text tokens, Dv
+image width, D text width, E embedding width, H heads, V vocabulary, S image size, I images and T texts in a
+similarity matrix, Q queries of BLIP-2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.errors import UnsupportedTaskError
+from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import BlipConfig, Head, Mode
-from openblip.models.initial_weights import initialise
+from openblip.nn.attention import CrossAttention, PairCrossAttention, capture_attention
 from openblip.nn.kv_cache import SelfAttentionCache
-from openblip.nn.text_transformer import ContextKeyValue, TextTransformer
+from openblip.nn.text_transformer import ContextKeyValue, MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 
 INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
 
 
 class CrossKV(NamedTuple):
-    """Cross-attention keys and values of B contexts (images, clips, questions ...), one entry per layer."""
+    """Cross-attention keys and values of B contexts (images, videos, questions, ...), one entry per layer."""
 
     layers: Sequence[ContextKeyValue]
 
     def select(self, index: Tensor) -> "CrossKV":
-        """Those of the contexts `index` names, (B') of int64, repeats allowed."""
+        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
         return CrossKV([layer.select(index) for layer in self.layers])
 
 
 class Blip(nn.Module):
     """Image encoder, text encoder and decoder, with the heads named in `config.heads`.
 
-    The first token of a text says how it is read, and the caller sets it: [CLS] for `embed_text` and captions
-    of dialogs, [ENC] for what is read together with an image, [DEC] for `decode`.
+    The first token of a text says how it is encoded, and the caller sets it: [CLS] for `embed_text` and
+    captions of dialogs, [ENC] for texts that attend to an image, [DEC] for `decode`.
     """
 
     def __init__(self, config: BlipConfig) -> None:
@@ -68,10 +70,10 @@ class Blip(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """What ITC divides similarities by, a scalar.
+        """The temperature that ITC divides similarities by, a scalar.
 
-        Learned as its logarithm, so that a step changes it by a share of itself. The released code learns the
-        value: at small scale it then runs to its bounds within a hundred steps and takes the losses along.
+        Its logarithm is learned, so that a step changes it by a share of itself. The released code learns the
+        value itself: at small scale it then reaches its bounds within a hundred steps and spoils the losses.
         """
         self._require("itc")
         return self.log_temperature.exp()
@@ -81,7 +83,7 @@ class Blip(nn.Module):
         tokens: Tensor = self.vision(pixels)
         return tokens
 
-    def encode_clip(self, pixels: Tensor) -> Tensor:
+    def encode_video(self, pixels: Tensor) -> Tensor:
         """Frames (B, F, 3, S, S) -> their tokens one after the other (B, F*N, Dv) (BLIP section 5.6)."""
         frames = self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, F, N, Dv)
         tokens: Tensor = frames.flatten(1, 2)
@@ -93,23 +95,24 @@ class Blip(nn.Module):
         return tokens
 
     def image_kv(self, image_tokens: Tensor, mode: Mode) -> CrossKV:
-        """What a reading attends to, computed once per image, clip or pair (which `judge_logits` reads).
+        """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`).
 
-        Where both readings share their cross-attention (the paper's choice), one result serves both.
+        Where both modes share their cross-attention (the paper's choice), one result serves both.
         """
         return CrossKV(self.text.context_kv(image_tokens, mode))
 
     def question_kv(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> CrossKV:
-        """What `decode` writes an answer from: R questions (R, T) from [ENC], read with their images."""
+        """Keys and values that `decode` writes answers from: questions (R, T) from [ENC], encoded with images."""
         self._require("vqa")
         states = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)  # (R, T, D)
         return CrossKV(self.text.context_kv(states, "decode", mask))
 
     def dialog_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
-        """What `match_logits` reads a dialog with: B images (B, N, Dv) and behind each the states of its
+        """Keys and values for `match_logits` of a dialog: B images (B, N, Dv), each followed by the states of its
         caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c).
 
-        Text of another width than the image's is projected to it; the paper's ViT-B and BERT have one width.
+        Caption states of another width than the image's are projected to it; the paper's ViT-B and BERT have
+        the same width.
         """
         self._require("visdial")
         states = self.text(ids, "encode", mask=mask)  # (B, T, D)
@@ -125,7 +128,7 @@ class Blip(nn.Module):
         return self.text.shares_cross_attention
 
     def embed_image(self, image_tokens: Tensor, num_frames: int = 1) -> Tensor:
-        """(B, F*N, Dv) -> unit vectors (B, E) from the class token, the mean over the frames of a clip."""
+        """(B, F*N, Dv) -> unit vectors (B, E) from the class token; for a video, their mean over the frames."""
         class_tokens = image_tokens.unflatten(1, (num_frames, -1))[:, :, 0]  # (B, F, Dv)
         return F.normalize(self.project_image(class_tokens).mean(dim=1).float(), dim=-1)
 
@@ -136,23 +139,23 @@ class Blip(nn.Module):
         return F.normalize(self.project_text(first).float(), dim=-1)
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
-        """(..., Dv) -> (..., E), the space in which ITC compares the class token; of no unit length."""
+        """(..., Dv) -> (..., E), the space in which ITC compares the class token; not of unit length."""
         self._require("itc")
         normed = self.vision.norm(image_tokens) if self.config.pooled else image_tokens
         projected: Tensor = self.vision_proj(normed)
         return projected
 
     def project_text(self, states: Tensor) -> Tensor:
-        """(..., D) of the text read alone -> (..., E), the space in which ITC compares [CLS]."""
+        """States (..., D) of a text alone -> (..., E), the space in which ITC compares [CLS]."""
         self._require("itc")
         pooled = states if self.text_pooler is None else self.text_pooler(states).tanh()
         projected: Tensor = self.text_proj(pooled)
         return projected
 
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
-        """ids (R, T) from [ENC] over B images -> (R, 2), index 1 says match: the image-grounded encoder.
+        """ids (R, T) from [ENC] over B images -> (R, 2); index 1 means match. The image-grounded encoder.
 
-        With `dialog_kv` the text is a dialog that ends with an answer, and index 1 says that it is right.
+        With `dialog_kv` the text is a dialog that ends with an answer, and index 1 means that it is right.
         """
         self._require("itm", "visdial")
         hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
@@ -160,7 +163,7 @@ class Blip(nn.Module):
         return logits
 
     def judge_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
-        """Statements (R, T) from [ENC] over B pairs of images -> (R, 2), index 1 says true (NLVR2)."""
+        """Statements (R, T) from [ENC] over B pairs of images -> (R, 2); index 1 means true (NLVR2)."""
         self._require("nlvr")
         hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
         logits: Tensor = self.nlvr_head(hidden[:, 0])
@@ -173,21 +176,74 @@ class Blip(nn.Module):
         cache: SelfAttentionCache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V): the grounded decoder.
+        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder.
 
-        With a cache, ids are only the tokens it has not read. mask: bool (R, T), True at real tokens;
+        With a cache, ids are only the tokens that it does not hold yet. mask: bool (R, T), True at real tokens;
         needed only where padding stands before real tokens, since the decoder is causal.
         """
         self._require("lm", "vqa")
         return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers, cache))
 
     def new_cache(self, max_length: int) -> SelfAttentionCache:
-        """An empty cache for rows of at most `max_length` tokens; the first step says how many rows."""
+        """An empty cache for rows of at most `max_length` tokens; the first step sets the number of rows."""
         return SelfAttentionCache(self.config.text.num_layers, max_length)
 
+    @contextmanager
+    def capture_cross_attention(self, mode: Mode, layer: int) -> Iterator[list[Tensor]]:
+        """Record where texts look: within, every forward pass appends weights (B, H, K * T, N) of one layer.
+
+        Passes in the other mode are recorded too where both modes share their cross-attention. Raises
+        ConfigError when there is no such layer.
+        """
+        layers = self.text.layers
+        if not 0 <= layer < len(layers):
+            raise ConfigError(f"layer {layer}: this model has the layers 0 to {len(layers) - 1}.")
+        attention = cast(MedLayer, layers[layer]).cross_attention[mode].branch
+        with capture_attention(cast(CrossAttention, attention)) as weights:
+            yield weights
+
     def _require(self, *heads: Head) -> None:
-        """UnsupportedTaskError unless the model has one of `heads`."""
+        """Raise UnsupportedTaskError unless the model has one of `heads`."""
         if not set(heads) & set(self.config.heads):
             raise UnsupportedTaskError(
                 f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(self.config.heads)}."
             )
+
+
+def initialise(module: nn.Module) -> None:
+    """Set truncated normal weights and zero biases, as ViT and BERT start.
+
+    Their standard deviation of 0.02 suits a width of 768; it is scaled for other widths.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        fan_in = module.weight[0].numel()
+        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / fan_in) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, PairCrossAttention) and module.merge is not None:
+        # The mean that the lower layers take; the released code starts this layer from random weights.
+        half = 0.5 * torch.eye(module.merge.out_features)
+        with torch.no_grad():
+            module.merge.weight.copy_(torch.cat([half, half], dim=1))
+
+
+SIMILARITY_CHUNK = 64
+
+
+def similarity_matrix(images: Tensor, texts: Tensor) -> Tensor:
+    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T).
+
+    With queries, the highest cosine over an image's queries counts (BLIP-2 section 3.2).
+    """
+    if images.dim() == 2:
+        return images @ texts.T
+    return torch.cat([(part @ texts.T).amax(dim=1) for part in images.split(SIMILARITY_CHUNK)])
+
+
+def similarity_of_pairs(images: Tensor, texts: Tensor) -> Tensor:
+    """Unit vectors (R, E) or (R, Q, E), and (R, E) -> the cosine of each pair, (R,), as above."""
+    if images.dim() == 2:
+        return (images * texts).sum(dim=1)
+    return (images * texts[:, None]).sum(dim=2).amax(dim=1)

@@ -1,44 +1,41 @@
 """BLIP-2: a Q-Former between a frozen image encoder and a frozen language model (arXiv 2301.12597).
 
-B images, R = B * K rows of text, N image tokens, Q queries, T text tokens, Dv image width, D width of the
-Q-Former, Dl width of the language model, E embedding width, V vocabulary.
+B images, R = B * K rows of text (K for each image), N image tokens, Q queries, T text tokens, Dv image width,
+D width of the Q-Former, Dl width of the language model, E embedding width, H heads, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig
-from openblip.models.config import VisionConfig
-from openblip.models.initial_weights import initialise
-from openblip.models.language_model import LanguageModel, Predicted
-from openblip.models.lora import train_adapters
+from openblip.models.blip import INITIAL_TEMPERATURE, initialise
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, VisionConfig
+from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
-from openblip.nn.attention import KeyValue
+from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention, capture_attention
 from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
-from openblip.nn.masks import generation_mask, matching_mask, without_padding
-from openblip.nn.qformer import QFormer
+from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
 
 
 class ImageKV(NamedTuple):
-    """Cross-attention keys and values of B images, by layer; None where a layer has no cross-attention."""
+    """Cross-attention keys and values of B images, by layer; None for layers without cross-attention."""
 
     layers: Sequence[KeyValue | None]
 
     def select(self, index: Tensor) -> "ImageKV":
-        """Those of the images `index` names, (B') of int64, repeats allowed."""
+        """Keys and values of the images in `index`, int64 (B'), repeats allowed."""
         return ImageKV([None if kv is None else kv.select(index) for kv in self.layers])
 
 
-class ReadImages(NamedTuple):
-    """Images as the queries have read them, which text may follow."""
+class QueryOutput(NamedTuple):
+    """The queries after attending to B images; text may follow them."""
 
     queries: Tensor
     """(B, Q, D)"""
@@ -46,11 +43,21 @@ class ReadImages(NamedTuple):
     """Keys and values of the queries, by layer."""
 
 
-class Blip2(nn.Module):
-    """A Q-Former with the heads named in `config.heads`, between models that it did not train.
+class QueryAttention(NamedTuple):
+    """Attention weights of a layer of the Q-Former, a tensor for every forward pass."""
 
-    vision: the image encoder, by default our ViT as `config.vision` describes it. language: the model of head
-    llm, None without. Texts of the Q-Former begin with [CLS], of `decode` with [DEC].
+    image: list[Tensor]
+    """(B, H, K * Q, N): where the queries look."""
+    tokens: list[Tensor]
+    """(R, H, Q + T, Q + T): how queries and text attend to each other in the next layer (in the last layer:
+    before the queries look)."""
+
+
+class Blip2(nn.Module):
+    """A Q-Former with the heads named in `config.heads`, between a frozen image encoder and language model.
+
+    vision: the image encoder; None makes our ViT as `config.vision` describes it. language: the language model
+    of head llm; None without this head. Texts of the Q-Former begin with [CLS], those of `decode` with [DEC].
 
     Raises ConfigError for a language model of another width than the config says.
     """
@@ -65,7 +72,9 @@ class Blip2(nn.Module):
         self.config = config
         if vision is None:
             if not isinstance(config.vision, VisionConfig):
-                raise ConfigError(f"The image encoder {config.vision.name} must be given: it is not ours.")
+                raise ConfigError(
+                    f"The image encoder {config.vision.name} must be given: it is a model of transformers."
+                )
             vision = VisionTransformer(**asdict(config.vision))
         _check_width(language, config.language)
         heads, width = set(config.heads), config.qformer.hidden_dim
@@ -73,8 +82,8 @@ class Blip2(nn.Module):
         self.qformer = QFormer(
             **asdict(config.qformer),
             context_dim=config.vision.hidden_dim,
-            reads_text=config.reads_text,
-            writes_text="itg" in heads,
+            has_text_branch=config.has_text_branch,
+            has_lm_head="itg" in heads,
         )
         if "itc" in heads:
             self.vision_proj = nn.Linear(width, config.embed_dim)
@@ -84,20 +93,20 @@ class Blip2(nn.Module):
             self.itm_head = nn.Linear(width, 2)
         if config.language is not None:
             self.language_proj = nn.Linear(width, config.language.hidden_dim)
-        self.apply(initialise)  # before the frozen parts join, which bring their own weights
+        self.apply(initialise)  # before the frozen parts are added, which have their own weights
         nn.init.normal_(self.qformer.embeddings.queries, std=0.02)
         self.vision = vision
         self.language = language
         self.frozen: tuple[str, ...] = ()
 
     def freeze(self, *parts: str) -> Self:
-        """Freeze `parts` of "vision" and "language", and no other: no gradients, and eval mode for good.
+        """Freeze the named parts, of "vision" and "language", and unfreeze the other: no gradients, always eval mode.
 
-        Of a language model with LoRA, the adapters stay trained.
+        LoRA adapters of a language model stay trainable.
         """
         for name in parts:
             if name not in ("vision", "language"):
-                raise ValueError(f"{name} is no part to freeze: vision and language are.")
+                raise ValueError(f"{name} cannot be frozen: choose of vision and language.")
         for name in ("vision", "language"):
             part = getattr(self, name)
             if part is not None:
@@ -113,7 +122,7 @@ class Blip2(nn.Module):
         return [part for part in map(self._modules.get, self.frozen) if part is not None]
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but frozen parts stay in eval mode; dropout of their adapters follows the model."""
+        """Set training mode; frozen parts stay in eval mode, except for the dropout of their adapters."""
         super().train(mode)
         for part in self.frozen_parts():
             part.eval()
@@ -122,14 +131,14 @@ class Blip2(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """What ITC divides similarities by, a scalar; learned as its logarithm, as in `Blip`."""
+        """The temperature that ITC divides similarities by, a scalar; its logarithm is learned, as in `Blip`."""
         self._require("itc")
         return self.log_temperature.exp()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm.
 
-        A frozen encoder keeps no graph and computes in its own precision; so its features can be stored.
+        A frozen encoder keeps no graph and computes in its own precision, so that its features can be stored.
         """
         if "vision" in self.frozen:
             return run_frozen(self.vision, pixels)
@@ -139,7 +148,7 @@ class Blip2(nn.Module):
         return features
 
     def image_kv(self, features: Tensor) -> ImageKV:
-        """What the queries attend to, (B, N, Dv) projected once per image; the norm before it is trained."""
+        """Features (B, N, Dv) -> the keys and values that the queries attend to, after the trained norm."""
         normed = F.layer_norm(  # in float32, as the released code
             features.float(),
             self.vision_norm.normalized_shape,
@@ -149,14 +158,14 @@ class Blip2(nn.Module):
         )
         return ImageKV(self.qformer.image_kv(normed.to(self.vision_norm.weight.dtype)))
 
-    def read_images(self, image_kv: ImageKV) -> ReadImages:
-        """The queries over B images, once for ITC, for ITG and for the language model."""
+    def encode_queries(self, image_kv: ImageKV) -> QueryOutput:
+        """Run the queries over B images, once for ITC, ITG and the language model."""
         cache = GrowingCache(self.config.qformer.num_layers)
         queries = self.qformer(image_kv=image_kv.layers, cache=cache)
-        return ReadImages(queries, cache)
+        return QueryOutput(queries, cache)
 
-    def read_with_text(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
-        """The queries (R, Q, D) that read texts (R, T) from [CLS] with the image: ITM, instructions."""
+    def encode_multimodal(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+        """Queries (R, Q, D) that attend to texts (R, T) from [CLS] and to the image: ITM, instructions."""
         num_queries = self.qformer.num_queries
         both = without_padding(matching_mask(num_queries, ids.shape[1]), mask)
         states: Tensor = self.qformer(ids, image_kv.layers, mask=both)
@@ -174,20 +183,20 @@ class Blip2(nn.Module):
         return F.normalize(self.text_proj(first).float(), dim=-1)
 
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
-        """ids (R, T) from [CLS] over B images -> (R, 2), index 1 says match: the mean over the queries."""
+        """ids (R, T) from [CLS] over B images -> (R, 2), the mean over the queries; index 1 means match."""
         self._require("itm")
-        logits: Tensor = self.itm_head(self.read_with_text(ids, mask, image_kv)).mean(dim=1)
+        logits: Tensor = self.itm_head(self.encode_multimodal(ids, mask, image_kv)).mean(dim=1)
         return logits
 
-    def caption_logits(self, ids: Tensor, read: ReadImages) -> Tensor:
-        """ids (B, T) from [DEC] after images that were read -> logits (B, T, V), for training by ITG."""
+    def caption_logits(self, ids: Tensor, output: QueryOutput) -> Tensor:
+        """ids (B, T) from [DEC] after the queries of B images -> logits (B, T, V), for training by ITG."""
         self._require("itg")
-        return self.qformer.predict_words(self.qformer(ids, causal=True, cache=read.cache.copy()))
+        return self.qformer.predict_words(self.qformer(ids, causal=True, cache=output.cache.copy()))
 
     def decode(self, ids: Tensor, context_kv: ImageKV, cache: SelfAttentionCache | None = None) -> Tensor:
-        """ids (R, T) from [DEC] over B images -> logits (R, T, V): what ITG has taught the Q-Former to write.
+        """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains.
 
-        With a cache, ids are only the tokens it has not read; an empty one reads the queries first.
+        With a cache, ids are only the tokens that it does not hold yet; into an empty one go the queries first.
         """
         self._require("itg")
         num_queries = self.qformer.num_queries
@@ -201,31 +210,49 @@ class Blip2(nn.Module):
         return self.qformer.predict_words(states)
 
     def new_cache(self, max_length: int) -> SelfAttentionCache:
-        """An empty cache for `decode`, of rows of at most `max_length` tokens and their queries."""
+        """An empty cache for `decode`, for rows of at most `max_length` tokens after the queries."""
         config = self.config.qformer
         return SelfAttentionCache(config.num_layers, config.num_queries + max_length)
 
     def visual_prompts(self, queries: Tensor) -> Tensor:
-        """(R, Q, D) -> what stands before the language model's text, (R, Q, Dl)."""
+        """Queries (R, Q, D) -> visual prompts of the language model (R, Q, Dl)."""
         self._require("llm")
         prompts: Tensor = self.language_proj(queries)
         return prompts
 
     def predict_text(self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Predicted:
-        """What the language model says of texts after visual prompts (R, Q, Dl) and prompts in words."""
+        """Predict texts by the language model, after visual prompts (R, Q, Dl) and text prompts."""
         language = self.require_language()
-        assert self.config.language is not None  # the config has seen to it
+        assert self.config.language is not None  # guaranteed by the config
         return language.predict(visual, prompts, texts, self.config.language.max_text_tokens)
 
     def require_language(self) -> LanguageModel:
-        """The language model; UnsupportedTaskError without one."""
+        """The language model. Raises UnsupportedTaskError when there is none."""
         if self.language is None:
             heads = ", ".join(self.config.heads)
             raise UnsupportedTaskError(f"This checkpoint has no language model; it has the heads {heads}.")
         return self.language
 
+    @contextmanager
+    def capture_query_attention(self, layer: int | None) -> Iterator["QueryAttention"]:
+        """Record the attention of every forward pass within, of a layer whose queries attend to the image.
+
+        layer: None takes the middle one of these layers. Raises ConfigError for a layer without
+        cross-attention.
+        """
+        layers = [cast(QFormerLayer, module) for module in self.qformer.layers]
+        attending = {i: m.cross_attention for i, m in enumerate(layers) if m.cross_attention is not None}
+        layer = list(attending)[len(attending) // 2] if layer is None else layer
+        if layer not in attending:
+            possible = ", ".join(map(str, attending))
+            raise ConfigError(f"layer {layer}: the queries attend to the image in layers {possible}.")
+        cross = cast(CrossAttention, attending[layer].branch)
+        following = cast(SelfAttention, layers[min(layer + 1, len(layers) - 1)].self_attention.branch)
+        with capture_attention(cross) as image, capture_attention(following) as tokens:
+            yield QueryAttention(image, tokens)
+
     def _require(self, head: Blip2Head) -> None:
-        """UnsupportedTaskError unless the model has the head."""
+        """Raise UnsupportedTaskError unless the model has the head."""
         if head not in self.config.heads:
             raise UnsupportedTaskError(
                 f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}."
@@ -233,7 +260,7 @@ class Blip2(nn.Module):
 
 
 def _check_width(language: LanguageModel | None, config: LanguageConfig | None) -> None:
-    """ConfigError when a given language model is not of the width that the config says."""
+    """Raise ConfigError when the language model does not have the width that the config names."""
     described = None if config is None else config.hidden_dim
     if language is not None and language.hidden_dim != described:
         raise ConfigError(

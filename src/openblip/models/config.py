@@ -1,6 +1,6 @@
-"""The shapes of a BLIP model, as frozen dataclasses. No torch here: `--help` reads them."""
+"""The shapes of BLIP and BLIP-2 models, as frozen dataclasses. No torch here: `--help` reads them."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
@@ -12,7 +12,7 @@ Activation = Literal["gelu", "quick_gelu"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
-# Heads that read their texts with something else than one image, so that no other head can share the reading.
+# Heads whose texts attend to something else than one image, so that other heads cannot share their encoder.
 _ALONE: dict[Head, tuple[Head, ...]] = {"vqa": ("lm", "nlvr"), "nlvr": ("itm", "visdial", "vqa")}
 
 
@@ -21,7 +21,7 @@ class VisionConfig:
     """A ViT. The defaults are the paper's ViT-B/16 at pre-training resolution (BLIP section 4.1)."""
 
     image_size: int = 224
-    """Height and width of the input picture, in pixels."""
+    """Height and width of the input image, in pixels."""
     patch_size: int = 16
     hidden_dim: int = 768
     num_layers: int = 12
@@ -32,9 +32,10 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
     activation: Activation = "gelu"
     input_norm: bool = False
-    """CLIP's: one more norm before the blocks, and patches without bias."""
+    """Whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP."""
     output_norm: bool = True
-    """The norm after the blocks; BLIP-2's frozen encoders end at their second-last block, without."""
+    """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block and have
+    none."""
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -93,10 +94,10 @@ class BlipConfig:
     """Width of the space in which ITC compares images and texts."""
     heads: tuple[Head, ...] = PRETRAINING_HEADS
     """itc: unimodal embeddings. itm: image-text matching. lm: caption decoder. vqa: question encoder and
-    answer decoder. nlvr: statements about two images. visdial: answers of a dialog."""
+    answer decoder. nlvr: statements about two images. visdial: ranked answers in a dialog."""
     pooled: bool = False
-    """ITC as transformers' BlipModel has it: the class token normalised once more, a tanh pooler on [CLS]
-    and projections without bias."""
+    """Whether ITC is that of transformers' BlipModel: the class token is normalised once more, [CLS] passes a
+    tanh pooler, and the projections have no bias."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.heads) - set(HEADS))
@@ -111,13 +112,13 @@ class BlipConfig:
         dims = set(self.context_dims.values())
         if "vqa" in self.heads and len(dims) > 1 and self.text.sharing in ("all", "all_but_sa"):
             raise ConfigError(
-                f"text.sharing {self.text.sharing}: questions and answers read contexts of the widths "
+                f"text.sharing {self.text.sharing}: questions and answers attend to contexts of the widths "
                 f"{sorted(dims)}, so their cross-attention cannot be shared; choose none or all_but_ca."
             )
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The readings of the text transformer that these heads need."""
+        """The modes of the text transformer that these heads need."""
         modes: list[Mode] = []
         if set(self.heads) - {"lm"}:
             modes.append("encode")
@@ -127,7 +128,7 @@ class BlipConfig:
 
     @property
     def context_dims(self) -> dict[Mode, int]:
-        """Widths of what the readings attend to: the image, but for answers the question."""
+        """Width of what each mode attends to: image tokens, or for answers the question's states."""
         answers = self.text.hidden_dim if "vqa" in self.heads else self.vision.hidden_dim
         return {"encode": self.vision.hidden_dim, "decode": answers}
 
@@ -150,6 +151,158 @@ class BlipConfig:
 
 
 def check_heads_divide(part: str, hidden_dim: int, num_heads: int) -> None:
-    """ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
+    """Raise ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
     if num_heads < 1 or hidden_dim % num_heads:
         raise ConfigError(f"{part}.hidden_dim {hidden_dim} does not divide into {num_heads} heads.")
+
+
+Blip2Head = Literal["itc", "itm", "itg", "llm"]
+
+BLIP2_HEADS: tuple[Blip2Head, ...] = get_args(Blip2Head)
+STAGE1_HEADS: tuple[Blip2Head, ...] = ("itc", "itm", "itg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerConfig:
+    """The Q-Former. The defaults are the paper's: 32 queries in BERT-base (BLIP-2 section 3.1)."""
+
+    num_queries: int = 32
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    cross_attention_every: int = 2
+    """Queries attend to the image in layers 0, 2, 4, ..."""
+    vocab_size: int = 30523
+    """bert-base-uncased's 30,522 words, then [DEC]."""
+    max_positions: int = 512
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_heads_divide("qformer", self.hidden_dim, self.num_heads)
+        for name, value in asdict(self).items():
+            if name not in ("dropout", "layer_norm_eps", "activation_checkpointing"):
+                _check_positive(f"qformer.{name}", value)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"qformer.dropout is {self.dropout}; it must be from 0 to below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """A vision model of transformers as frozen image encoder."""
+
+    name: str
+    """Where it was loaded from: a folder, or a name on the hub."""
+    hidden_dim: int
+    layer: int = -2
+    """Index of the hidden states that are taken, without the final norm; -1 is the last layer."""
+
+    def __post_init__(self) -> None:
+        _check_positive("vision.hidden_dim", self.hidden_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """How a frozen language model is fed. Its weights, shape and tokenizer are those of transformers."""
+
+    name: str
+    """Where it was loaded from: a folder, or a name on the hub."""
+    hidden_dim: int
+    """Width of its word embeddings, to which the queries are projected."""
+    end_of_text: str | None = None
+    """The text that ends an answer: "\\n" for OPT in BLIP-2; None is the tokenizer's end token."""
+    max_text_tokens: int = 32
+    """Most tokens of a text and its prompt in training, the end token included; the queries come on top."""
+
+    def __post_init__(self) -> None:
+        _check_positive("language.hidden_dim", self.hidden_dim)
+        if self.max_text_tokens < 2:
+            raise ConfigError(f"language.max_text_tokens is {self.max_text_tokens}; it must be at least 2.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """LoRA: small trained matrices beside the linear layers of a frozen language model (arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: int = 16
+    """Their output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout of their input, in training."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers, such as q_proj; None takes those that peft chooses for the architecture."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"lora: rank {self.rank} and alpha {self.alpha} must be above 0.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"lora.dropout is {self.dropout}; it must be from 0 to below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2Config:
+    """A frozen image encoder, a Q-Former, and the heads that the model has weights for."""
+
+    vision: VisionConfig | TowerConfig = field(
+        # EVA-CLIP ViT-g/14 without its last block and norm (released code).
+        default_factory=lambda: VisionConfig(
+            patch_size=14, hidden_dim=1408, num_layers=39, num_heads=16, mlp_dim=6144, output_norm=False
+        )
+    )
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    language: LanguageConfig | None = None
+    """The language model of the head llm."""
+    embed_dim: int = 256
+    """Width of the space in which ITC compares queries and texts."""
+    heads: tuple[Blip2Head, ...] = STAGE1_HEADS
+    """itc, itm, itg: stage 1. llm: a projection of the queries to a frozen language model, stage 2."""
+    instructed: bool = False
+    """Whether the Q-Former reads the question or instruction beside its queries, for the language model
+    (VQA fine-tuning, BLIP-2 section 4.3; InstructBLIP)."""
+    vision_norm_eps: float = 1e-5
+    """Epsilon of the trained norm over the image features; transformers' conversions say 1e-6."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.heads) - set(BLIP2_HEADS))
+        if unknown or not self.heads:
+            raise ConfigError(f"heads {self.heads}: choose at least one of {', '.join(BLIP2_HEADS)}.")
+        if ("llm" in self.heads) != (self.language is not None):
+            raise ConfigError("The head llm and a language model belong together: name both or neither.")
+        if self.instructed and "llm" not in self.heads:
+            raise ConfigError(
+                "instructed needs the head llm: the Q-Former reads questions for the language model."
+            )
+        _check_positive("embed_dim", self.embed_dim)
+
+    @property
+    def has_text_branch(self) -> bool:
+        """Whether the Q-Former has word embeddings and text feed-forwards; stage 2 alone drops them."""
+        return self.instructed or bool(set(self.heads) & set(STAGE1_HEADS))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Blip2Config":
+        """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
+        unlike = sorted(set(values) ^ {field.name for field in fields(cls)})
+        if unlike:
+            raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")
+        vision, language = values["vision"], values["language"]
+        try:
+            parts = {
+                "vision": TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision),
+                "qformer": QFormerConfig(**values["qformer"]),
+                "language": None if language is None else LanguageConfig(**language),
+                "heads": tuple(values["heads"]),
+            }
+            return cls(**{**values, **parts})
+        except TypeError as error:
+            raise ConfigError(f"The model config cannot be read: {error}.") from error
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1.")

@@ -1,8 +1,8 @@
-"""A frozen language model of Hugging Face that reads soft visual prompts (BLIP-2 section 3.3, Figure 3).
+"""A frozen language model of transformers that reads soft visual prompts (BLIP-2 section 3.3, Figure 3).
 
-Visual prompts stand before the text: of a decoder (OPT, GPT-2, Llama, ...) before its own first token, of an
+Visual prompts stand before the text: in a decoder (OPT, GPT-2, Llama, ...) before its first token, in an
 encoder-decoder (T5, BART, ...) before the encoder's. Padding is placed by this file and never by the
-tokenizer's mutable side: at the right in training, at the very left in generation.
+tokenizer's mutable `padding_side`: at the right in training, at the very left in generation.
 
 R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language model, V vocabulary.
 """
@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from openblip.errors import CheckpointError, ConfigError
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError
+from openblip.models.config import LoraSettings
 
 IGNORE = -100
 
 
 class Predicted(NamedTuple):
-    """What a language model says of texts: logits (R, T, V) and the labels (R, T) that they should give.
+    """Logits (R, T, V) of a language model over texts, and the labels (R, T) that they are compared with.
 
-    IGNORE marks what is not predicted: visual prompts, the prompt's words and padding.
+    IGNORE marks what is not predicted: visual prompts, the text prompt and padding.
     """
 
     logits: Tensor
@@ -31,12 +32,12 @@ class Predicted(NamedTuple):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A language model with its words.
+    """A language model with its tokenizer.
 
     Args:
         model: of transformers (`AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`), or of peft around one.
         tokenizer: its tokenizer of transformers.
-        end_of_text: a text whose one token ends what is written; None is the tokenizer's end.
+        end_of_text: a text of one token that ends generated texts; None is the tokenizer's end token.
 
     Raises CheckpointError when the end is not one token of this tokenizer.
     """
@@ -56,13 +57,13 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the word embeddings, in which the model computes."""
+        """The dtype of the word embeddings, in which the model computes."""
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the word embeddings are."""
+        """The device of the word embeddings."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -70,63 +71,62 @@ class LanguageModel(nn.Module, ABC):
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        """What the model says of each text after its visual prompts (R, Q, Dl) and its prompt in words.
+        """Predict each text after its visual prompts (R, Q, Dl) and its text prompt.
 
-        Only the text and its end are predicted. A text that is too long for `max_text_tokens`, prompt
+        Only the text and its end token are predicted. A text that is too long for `max_text_tokens`, prompt
         included, is cut before its end token, which always stays; None cuts nothing.
         """
 
     @abstractmethod
     def text_ids(self, prompt: str, text: str) -> list[int]:
-        """The token ids of a text that goes on from a prompt, without an end."""
+        """The token ids of a text that continues a prompt, without an end token."""
 
     @abstractmethod
     def predict_ids(
         self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
     ) -> Predicted:
-        """The same of token ids as `generate` writes them after the prompts, each row with its end if it has
+        """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has
         one.
         """
 
     @abstractmethod
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What transformers' `generate` takes: inputs_embeds (R, S, Dl) and attention_mask (R, S)."""
+        """The inputs of transformers' `generate`: inputs_embeds (R, S, Dl) and attention_mask (R, S)."""
 
     @torch.inference_mode()
     def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
-        """Token ids written after each prompt, without end and padding; `num_return_sequences` rows of each.
+        """Token ids written after each prompt, without end token and padding; `num_return_sequences` rows each.
 
-        settings: of transformers' `generate`, `max_new_tokens` among them; the rest are its defaults,
-        whatever the model's own generation_config says.
+        settings: arguments of transformers' `generate`, `max_new_tokens` among them; the rest are its
+        defaults, whatever the model's own generation_config says.
         """
         if "max_new_tokens" not in settings:
-            raise ConfigError("Say how much may be written: max_new_tokens.")
+            raise ConfigError("max_new_tokens is missing: say how many tokens may be generated.")
         inputs = self.generation_inputs(visual, prompts)
         self._check_length(inputs["inputs_embeds"].shape[1], settings["max_new_tokens"])
-        output = _without_own_settings(self.model).generate(
+        output = _with_default_generation(self.model).generate(
             **inputs,
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
             **settings,
         )
         first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
-        return [self._written(row) for row in output[:, first:].tolist()]
+        rows: list[list[int]] = output[:, first:].tolist()
+        return [row[: row.index(self.end_id)] if self.end_id in row else row for row in rows]
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether prompts are read by an encoder of their own."""
+        """Whether an encoder reads the prompts."""
         return bool(self.model.config.is_encoder_decoder)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens and outer blanks."""
+        """The text of token ids, without special tokens and outer spaces."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
     def _check_length(self, length: int, max_new_tokens: int) -> None:
-        """ConfigError when the model has fewer positions than it would need after `length` of them."""
-        positions = getattr(
-            self.model.config, "max_position_embeddings", None
-        )  # none in T5, which has no end
+        """Raise ConfigError when the model has too few positions for `max_new_tokens` after `length` of them."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)  # T5 has none and no limit
         longest = length if self.is_encoder_decoder else length + max_new_tokens - 1  # the last is not read
         if positions is not None and longest > positions:
             raise ConfigError(
@@ -134,12 +134,8 @@ class LanguageModel(nn.Module, ABC):
                 f"language model reads at most {positions}."
             )
 
-    def _written(self, row: list[int]) -> list[int]:
-        end = row.index(self.end_id) if self.end_id in row else len(row)
-        return row[:end]
-
-    def _words(self, text: str) -> list[int]:
-        """Token ids of a text, without what the tokenizer puts before and after it."""
+    def _token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, without the special tokens that the tokenizer adds before and after it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
@@ -150,12 +146,12 @@ class LanguageModel(nn.Module, ABC):
 
 
 class CausalLanguageModel(LanguageModel):
-    """A decoder: visual prompts, then its first token, the prompt and the text (full text loss for OPT)."""
+    """A decoder: visual prompts, its first token, the prompt and the text (BLIP-2 Figure 3, top)."""
 
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        pairs = [self._joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        pairs = [self._split_ids(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         room = None if max_text_tokens is None else max_text_tokens - 1
         rows = [[*[*prompt, *text][:room], self.end_id] for prompt, text in pairs]
         starts = [len(prompt[:room]) for prompt, _ in pairs]
@@ -169,9 +165,9 @@ class CausalLanguageModel(LanguageModel):
         return self._predict(visual, rows, [len(prompt) for prompt in before])
 
     def _predict(self, visual: Tensor, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Predicted:
-        """Of rows of token ids what comes from the place `starts` on."""
-        ids, mask, words = self._embed(rows, visual.device)
-        inputs = torch.cat([visual.to(words.dtype), words], dim=1)  # (R, Q+T, Dl)
+        """Predict the tokens of each row from its position in `starts` on."""
+        ids, mask, embedded = self._embed(rows, visual.device)
+        inputs = torch.cat([visual.to(embedded.dtype), embedded], dim=1)  # (R, Q+T, Dl)
         whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
         logits = self.model(inputs_embeds=inputs, attention_mask=whole.long(), use_cache=False).logits
         positions = torch.arange(ids.shape[1], device=ids.device)
@@ -183,8 +179,8 @@ class CausalLanguageModel(LanguageModel):
         return Predicted(logits[:, :-1], labels[:, 1:])
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _, mask, words = self._embed([self._prompt_ids(prompt) for prompt in prompts], visual.device)
-        inputs = torch.cat([visual.to(words.dtype), words], dim=1)
+        _, mask, embedded = self._embed([self._prompt_ids(prompt) for prompt in prompts], visual.device)
+        inputs = torch.cat([visual.to(embedded.dtype), embedded], dim=1)
         whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long()
         order = whole.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
         return {
@@ -193,28 +189,28 @@ class CausalLanguageModel(LanguageModel):
         }
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """The tokenizer's first token and the prompt, whose last blank is the text's."""
-        return [*self.first_ids, *self._words(prompt.rstrip(" "))]
+        """The tokenizer's first token and the prompt, whose last space belongs to the text."""
+        return [*self.first_ids, *self._token_ids(prompt.rstrip(" "))]
 
     def text_ids(self, prompt: str, text: str) -> list[int]:
-        return self._joined(prompt, text)[1]
+        return self._split_ids(prompt, text)[1]
 
-    def _joined(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of a prompt, the very ones that generation reads, and of the text that goes on from it.
+    def _split_ids(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, exactly those that generation reads, and of the text that continues it.
 
-        Prompt and text are read in one, for in many tokenizers the blank between them is part of the text's
-        first word. Where that would change the prompt (two line ends are one token, unless a word
-        follows), the text is read alone.
+        Prompt and text are tokenised together, because in many tokenizers the space between them is part of
+        the text's first token. Where that would change the prompt's tokens (two line breaks are one token,
+        unless a word follows), the text is tokenised alone.
         """
         before = self._prompt_ids(prompt)
         if not text:
             return before, []
         prompt = prompt.rstrip(" ")
-        blank = " " if prompt and not prompt[-1].isspace() else ""
-        whole = [*self.first_ids, *self._words(f"{prompt}{blank}{text}")]
+        space = " " if prompt and not prompt[-1].isspace() else ""
+        whole = [*self.first_ids, *self._token_ids(f"{prompt}{space}{text}")]
         if whole[: len(before)] == before:
             return before, whole[len(before) :]
-        return before, self._words(text)
+        return before, self._token_ids(text)
 
 
 class Seq2SeqLanguageModel(LanguageModel):
@@ -226,15 +222,15 @@ class Seq2SeqLanguageModel(LanguageModel):
         starts = [self.text_ids(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         room = None if max_text_tokens is None else max_text_tokens - 1
         targets = [[*start[:room], self.end_id] for start in starts]
-        return self._predict(self._read(visual, prompts, max_text_tokens), targets, visual.device)
+        return self._predict(self._encoder_inputs(visual, prompts, max_text_tokens), targets, visual.device)
 
     def text_ids(self, prompt: str, text: str) -> list[int]:
-        return [*self.first_ids, *self._words(text)]
+        return [*self.first_ids, *self._token_ids(text)]
 
     def predict_ids(
         self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
     ) -> Predicted:
-        return self._predict(self._read(visual, prompts, None), written, visual.device)
+        return self._predict(self._encoder_inputs(visual, prompts, None), written, visual.device)
 
     def _predict(
         self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device
@@ -245,23 +241,25 @@ class Seq2SeqLanguageModel(LanguageModel):
         return Predicted(logits, labels)
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return self._read(visual, prompts, None)
+        return self._encoder_inputs(visual, prompts, None)
 
-    def _read(self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None) -> dict[str, Tensor]:
-        starts = [[*self.first_ids, *self._words(prompt)] for prompt in prompts]
+    def _encoder_inputs(
+        self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None
+    ) -> dict[str, Tensor]:
+        starts = [[*self.first_ids, *self._token_ids(prompt)] for prompt in prompts]
         room = None if max_tokens is None else max_tokens - len(self.last_ids)
         rows = [[*start[:room], *self.last_ids] for start in starts]
-        _, mask, words = self._embed(rows, visual.device)
+        _, mask, embedded = self._embed(rows, visual.device)
         return {
-            "inputs_embeds": torch.cat([visual.to(words.dtype), words], dim=1),
+            "inputs_embeds": torch.cat([visual.to(embedded.dtype), embedded], dim=1),
             "attention_mask": torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long(),
         }
 
 
 def wrap_language_model(model: Any, tokenizer: Any, end_of_text: str | None = None) -> LanguageModel:
-    """The kind of language model that a model of transformers is."""
-    kind = Seq2SeqLanguageModel if model.config.is_encoder_decoder else CausalLanguageModel
-    return kind(model, tokenizer, end_of_text)
+    """Wrap a model of transformers as a decoder or an encoder-decoder, whichever it is."""
+    wrapper = Seq2SeqLanguageModel if model.config.is_encoder_decoder else CausalLanguageModel
+    return wrapper(model, tokenizer, end_of_text)
 
 
 def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -274,22 +272,22 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
     return ids, torch.arange(longest, device=device) < lengths[:, None]
 
 
-def _without_own_settings(model: Any) -> Any:
-    """A model that shares all with `model`, except that its generation_config holds nothing but first tokens.
+def _with_default_generation(model: Any) -> Any:
+    """A model that shares everything with `model` except that its generation_config names only first tokens.
 
-    What the model's own one says (sampling, lengths, forced or suppressed tokens) would apply wherever a
-    caller is silent.
+    What the model's own generation_config says (sampling, lengths, forced or suppressed tokens) would apply
+    wherever a caller passes no setting.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's adapters are inside
-    own, writer = base.generation_config, copy(base)
-    writer.generation_config = type(own)(
-        bos_token_id=own.bos_token_id, decoder_start_token_id=own.decoder_start_token_id
+    settings, shared = base.generation_config, copy(base)
+    shared.generation_config = type(settings)(
+        bos_token_id=settings.bos_token_id, decoder_start_token_id=settings.decoder_start_token_id
     )
-    return writer
+    return shared
 
 
 def _added_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids that a tokenizer puts before and after every text."""
+    """The special tokens that a tokenizer adds before and after every text."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     whole = tokenizer("a").input_ids
     first = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
@@ -307,3 +305,42 @@ def _end_id(tokenizer: Any, end_of_text: str | None) -> int:
             f"end_of_text {end_of_text!r} is {len(ids)} tokens of the language model; it must be one."
         )
     return int(ids[0])
+
+
+def with_lora(language: LanguageModel, settings: LoraSettings) -> LanguageModel:
+    """Add LoRA adapters, through peft; they start at zero, so outputs do not change yet.
+
+    `Blip2.freeze("language")` leaves the adapters trainable, and nothing else of the language model.
+
+    Raises ConfigError when the model has adapters already, or no layers of the given names;
+    MissingExtraError without peft.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError('LoRA needs peft: pip install "openblip[language]"') from error
+    if has_lora(language):
+        raise ConfigError("The language model has LoRA adapters already: leave out the new ones.")
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets) if settings.targets else None,
+    )
+    try:
+        language.model = peft.get_peft_model(language.model, config)
+    except ValueError as error:
+        raise ConfigError(f"LoRA cannot be added to this language model: {error}") from error
+    return language
+
+
+def has_lora(language: LanguageModel) -> bool:
+    """Whether a language model has LoRA adapters."""
+    return hasattr(language.model, "peft_config")
+
+
+def train_adapters(module: nn.Module, mode: bool) -> None:
+    """Turn the dropout of adapters on or off, whatever the mode of the frozen model around them."""
+    for name, part in module.named_modules():
+        if name.endswith(".lora_dropout"):
+            part.train(mode)

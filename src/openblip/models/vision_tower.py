@@ -1,6 +1,6 @@
-"""Frozen image encoders of BLIP-2: our own ViT, or a vision model of Hugging Face (BLIP-2 section 3.1).
+"""Frozen image encoders of BLIP-2: our own ViT, or a vision model of transformers (BLIP-2 section 3.1).
 
-B images, S side of the picture, P patch size, G = S/P patches a side, N image tokens, Dv their width.
+B images, S image size, P patch size, G = S/P patches a side, N image tokens, Dv their width.
 """
 
 import inspect
@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import CheckpointError
+from openblip.nn.vit import VisionTransformer
 
-GROUP = 32
-"""Pictures that a frozen encoder takes at a time on an accelerator."""
+GROUP_SIZE = 32
+"""Number of images that a frozen encoder takes at a time on an accelerator."""
 
 
 class VisionTower(nn.Module):
-    """A vision model of transformers (SigLIP, DINOv2, ViT, ...), read at one of its layers.
+    """A vision model of transformers (SigLIP, DINOv2, ViT, ...) whose output is that of one of its layers.
 
-    model: a vision model, or one of image and text whose image side is taken. layer: an index into its hidden
-    states, 0 the embeddings, -1 the last layer, -2 the one before (BLIP-2's choice).
+    model: a vision model, or an image-text model, of which the image side is taken. layer: an index into its
+    hidden states: 0 is the embeddings, -1 the last layer, -2 the layer before it (BLIP-2's choice).
     """
 
     def __init__(self, model: Any, layer: int) -> None:
@@ -31,12 +32,12 @@ class VisionTower(nn.Module):
 
     @property
     def hidden_dim(self) -> int:
-        """Dv."""
+        """Dv, the width of its features."""
         return int(self.model.config.hidden_size)
 
     @property
     def image_size(self) -> int:
-        """S of the model's own position embeddings."""
+        """S, the image size that the model's position embeddings are for."""
         config = self.model.config
         if config.model_type == "siglip2_vision_model":
             return int(round(config.num_patches**0.5) * config.patch_size)
@@ -46,14 +47,14 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """float (B, 3, S, S), normalised -> features (B, N, Dv), without the model's final norm.
 
-        Another S than the model's own interpolates its position embeddings, where it can.
+        For another S than `image_size` the position embeddings are interpolated, where the model can do so.
         """
         output = self.model(**self._inputs(pixels), output_hidden_states=True)
         features: Tensor = output.hidden_states[self.layer]
         return features
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
-        if self.model.config.model_type == "siglip2_vision_model":  # takes pictures of any shape, as patches
+        if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches
             return flat_patches(pixels, int(self.model.config.patch_size))
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if pixels.shape[-1] != self.image_size and _takes_interpolation(self.model):
@@ -62,7 +63,7 @@ class VisionTower(nn.Module):
 
 
 def check_layer(layer: int, num_layers: int) -> None:
-    """CheckpointError unless `layer` is an index into hidden states: embeddings first, then each layer's."""
+    """Raise CheckpointError unless `layer` is an index into hidden states: embeddings, then each layer's."""
     if not -num_layers - 1 <= layer <= num_layers:
         raise CheckpointError(
             f"The image encoder has {num_layers + 1} hidden states, embeddings first, and no layer {layer}."
@@ -70,9 +71,9 @@ def check_layer(layer: int, num_layers: int) -> None:
 
 
 def flat_patches(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
-    """What SigLIP 2 of flexible shapes takes of whole pictures: patches (B, G*G, P*P*3), all of them real."""
+    """The inputs of SigLIP 2 with flexible shapes, for square images: patches (B, G*G, P*P*3), none padding."""
     patches = F.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)  # (B, G*G, 3*P*P)
-    patches = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # colours last
+    patches = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # channels last
     grid = pixels.shape[-1] // patch_size
     return {
         "pixel_values": patches,
@@ -82,12 +83,12 @@ def flat_patches(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
 
 
 def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """Features of an encoder that is not trained, in its own precision: no graph is kept.
+    """Features of a frozen encoder, computed in its own precision and without a graph.
 
-    A picture's features do not depend on the others of its batch, nor on its place among them, to the last
-    bit: the encoder sees pictures in groups of one fixed size, filled up with black ones. On a CPU that is
-    one picture, since its kernels share out the rows of a larger group among threads, and round differently
-    by place; on accelerators GROUP.
+    An image's features do not depend on the other images of its batch nor on its position among them, to the
+    last bit: the encoder sees images in groups of a fixed size, filled up with zeros. On a CPU a group is one
+    image, because CPU kernels share the rows of a larger group among threads and round differently by
+    position; on accelerators it is GROUP_SIZE.
     """
     size = _group_size(pixels.device)
     features = []
@@ -99,16 +100,41 @@ def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def run_without_graph(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """Features in the encoder's own precision, all pictures at once."""
+    """Features of all images at once, in the encoder's own precision and without a graph."""
     weights = next(encoder.parameters())
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         features: Tensor = encoder(pixels.to(weights.dtype))
     return features
 
 
+def _group_size(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else GROUP_SIZE
+
+
 def _takes_interpolation(model: nn.Module) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
 
-def _group_size(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else GROUP
+def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
+    """How deep each parameter of an image encoder stands, by name, for a layer-wise learning rate decay.
+
+    Parameters of the last block that is computed are at 1, of the first of L blocks at L, before the blocks at
+    L + 1, after them at 0.
+    """
+    if isinstance(encoder, VisionTower):
+        num_blocks = int(encoder.model.config.num_hidden_layers)
+        used = encoder.layer if encoder.layer >= 0 else num_blocks + 1 + encoder.layer
+    else:
+        num_blocks = used = len(encoder.blocks)
+    blocks = next(
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+    )
+    return {name: _depth(name, f"{blocks}.", used) for name, _ in encoder.named_parameters()}
+
+
+def _depth(name: str, blocks: str, used: int) -> int:
+    if name.startswith(blocks):
+        return max(0, used - int(name.removeprefix(blocks).split(".")[0]))
+    return 0 if name.startswith("norm.") else used + 1

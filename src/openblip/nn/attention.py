@@ -1,9 +1,11 @@
-"""Multi-head attention through scaled_dot_product_attention, in three forms.
+"""Multi-head attention through scaled_dot_product_attention: self, cross, and cross over two images.
 
-B batch, R rows of text, T text tokens, N context tokens (an image's), S key tokens, D width, H heads,
-E head width.
+B batch or contexts, R = B * K rows of text (K for each context), T text tokens, N context tokens (of an image,
+or of a self-attention the same tokens), S key tokens, D width, H heads, E head width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -22,7 +24,7 @@ class KeyValue(NamedTuple):
     """bool (B, 1, 1, S), True at real tokens; None when none is padding."""
 
     def select(self, index: Tensor) -> "KeyValue":
-        """The same for the contexts `index` names, (B') of int64, repeats allowed."""
+        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
         mask = None if self.mask is None else self.mask[index]
         return KeyValue(self.key[index], self.value[index], mask)
 
@@ -48,8 +50,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention of (B, H, T, E) over (B, H, S, E) -> (B, H, T, E).
 
-    On CPUs it trains in float32: the backward pass of torch's fused bfloat16 kernel takes about five times
-    as long there.
+    On CPUs training computes it in float32, because the backward pass of torch's fused bfloat16 kernel takes
+    about five times as long there.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         with torch.autocast("cpu", enabled=False):
@@ -63,7 +65,7 @@ def attend(
 class SelfAttention(nn.Module):
     """Attention of a sequence over itself, optionally causal and with a cache of earlier tokens.
 
-    `attend` is how values are mixed, in a place of its own so that it can be watched.
+    `attend` is an attribute so that `capture_attention` can replace it.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -83,7 +85,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(R, T, D) -> (R, T, D).
 
-        mask: bool, True where a key may be attended, broadcastable to (R, H, T, S); None: everywhere.
+        mask: bool, True where a key may be attended, broadcastable to (R, H, T, S); None means everywhere.
         causal: token t attends to tokens up to t. With a cache, keys and values of earlier tokens come
         from it, and those of x are added to it.
         """
@@ -101,10 +103,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of text over what it is about: the tokens of its image, or of another text.
+    """Attention of text over a context: the tokens of its image, or of another text.
 
-    `project` makes a context's keys and values once; `forward` may then be called for any number of texts.
-    `attend` is how they are mixed, in a place of its own so that it can be watched.
+    `project` computes a context's keys and values once; `forward` may then be called for any number of texts.
+    `attend` is an attribute so that `capture_attention` can replace it.
     """
 
     def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -123,9 +125,9 @@ class CrossAttention(nn.Module):
         return KeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads), key_mask)
 
     def forward(self, x: Tensor, context_kv: KeyValue) -> Tensor:
-        """(R, T, D) over B contexts -> (R, T, D); R = B * K, K consecutive rows belong to one context.
+        """(R, T, D) over B contexts -> (R, T, D); K consecutive rows belong to one context.
 
-        The K rows fold into the query axis, so a context's keys and values are never copied.
+        The K rows are folded into the query axis, so a context's keys and values are never copied.
         """
         num_rows, num_tokens, _ = x.shape
         num_contexts = context_kv.key.shape[0]
@@ -146,14 +148,14 @@ class PairKeyValue(NamedTuple):
     second: KeyValue
 
     def select(self, index: Tensor) -> "PairKeyValue":
-        """The same for the pairs `index` names, (B') of int64, repeats allowed."""
+        """Keys and values of the pairs in `index`, int64 (B'), repeats allowed."""
         return PairKeyValue(self.first.select(index), self.second.select(index))
 
 
 class PairCrossAttention(nn.Module):
-    """Attention of text over two images, by a branch for each (BLIP section 5.4, Figure 5b).
+    """Attention of text over two images, with a branch for each (BLIP section 5.4, Figure 5b).
 
-    The branches are merged by their mean, or where `learned_merge` by a linear layer over both.
+    The branches are merged by their mean, or with `learned_merge` by a linear layer over both.
     """
 
     def __init__(
@@ -183,3 +185,41 @@ def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tenso
     """(T, S): the queries are the last T of the S tokens."""
     mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return mask.tril(num_keys - num_queries)
+
+
+@contextmanager
+def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[list[Tensor]]:
+    """Record the attention weights of every call within, for explanations.
+
+    Within, `attention` computes its softmax explicitly, with the same result, and the yielded list receives the
+    weights of each call, float32 or wider (B, H, K * T, N). They are part of the graph, so that outputs can be
+    differentiated with respect to them.
+    """
+    weights: list[Tensor] = []
+    original = attention.attend
+
+    def attend_and_record(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        dropout: float = 0.0,
+        causal: bool = False,
+    ) -> Tensor:
+        """As `nn.attention.attend`; (B, H, K * T, E) over (B, H, N, E)."""
+        if causal:
+            raise ValueError("Captured attention is never causal; give its mask.")
+        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, H, K * T, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        probs = scores.softmax(dim=-1) if scores.itemsize > 4 else scores.float().softmax(dim=-1)
+        if not probs.requires_grad:  # frozen weights and no gradient from before
+            probs.requires_grad_()
+        weights.append(probs)
+        return F.dropout(probs, dropout).to(value.dtype) @ value
+
+    attention.attend = attend_and_record
+    try:
+        yield weights
+    finally:
+        attention.attend = original

@@ -1,4 +1,4 @@
-"""The self-attention cache of a decoder. Cross-attention has none: an image's K/V are projected once.
+"""The self-attention caches of a decoder. Cross-attention has none: an image's K/V are projected once.
 
 R rows, H heads, T text tokens, E head width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of the tokens one layer has read so far, in buffers of a fixed length."""
+    """Keys and values of one layer for the tokens so far, in buffers of a fixed length."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -19,7 +19,7 @@ class LayerCache:
         self._value: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (R, H, T, E) and return everything read so far, (R, H, length, E)."""
+        """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
         if self._key is None or self._value is None:
             rows, heads, _, width = key.shape
             self._key = key.new_empty(rows, heads, self.max_length, width)
@@ -33,61 +33,64 @@ class LayerCache:
         return self._key[:, :, :end], self._value[:, :, :end]
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace both buffers by what `change` makes of them along the row axis."""
+        """Apply `change`, which works along the row axis, to both buffers."""
         if self._key is not None and self._value is not None:
             self._key, self._value = change(self._key), change(self._value)
 
 
 class GrowingLayerCache:
-    """The same by concatenation, which gradients flow through: for training, where a prefix is read once."""
+    """Keys and values of one layer, concatenated so that gradients flow: for training after a shared prefix."""
 
-    def __init__(self, read: tuple[Tensor, Tensor] | None = None) -> None:
-        self._read = read
+    def __init__(self, key_value: tuple[Tensor, Tensor] | None = None) -> None:
+        self._key_value = key_value
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
-        return 0 if self._read is None else self._read[0].shape[2]
+        """Number of tokens so far."""
+        return 0 if self._key_value is None else self._key_value[0].shape[2]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (R, H, T, E) and return everything read so far, (R, H, length, E)."""
-        if self._read is not None:
-            key, value = torch.cat([self._read[0], key], dim=2), torch.cat([self._read[1], value], dim=2)
-        self._read = key, value
-        return self._read
+        """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
+        if self._key_value is not None:
+            key, value = (
+                torch.cat([self._key_value[0], key], dim=2),
+                torch.cat([self._key_value[1], value], dim=2),
+            )
+        self._key_value = key, value
+        return self._key_value
 
     def copy(self) -> "GrowingLayerCache":
-        """One that goes on from here and leaves this one as it is."""
-        return GrowingLayerCache(self._read)
+        """A cache that continues from here; this one does not change."""
+        return GrowingLayerCache(self._key_value)
 
 
 class GrowingCache:
-    """One `GrowingLayerCache` per layer."""
+    """One `GrowingLayerCache` per layer, for training."""
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [GrowingLayerCache() for _ in range(num_layers)]
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens so far."""
         return self.layers[0].length
 
     def copy(self) -> "GrowingCache":
-        """One that goes on from here and leaves this one as it is."""
+        """A cache that continues from here; this one does not change."""
         other = GrowingCache(0)
         other.layers = [layer.copy() for layer in self.layers]
         return other
 
 
 class SelfAttentionCache:
-    """One `LayerCache` per layer, moved together."""
+    """One `LayerCache` per layer, for cached decoding."""
 
     def __init__(self, num_layers: int, max_length: int) -> None:
         self.layers = [LayerCache(max_length) for _ in range(num_layers)]
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens so far."""
         return self.layers[0].length
 
     def reorder(self, index: Tensor) -> None:

@@ -1,10 +1,25 @@
-"""The Q-Former: queries that learn to draw from a frozen image encoder what text needs (BLIP-2 section 3.1).
+"""The Q-Former: queries that learn to extract from a frozen image encoder what a text needs (BLIP-2 section 3.1).
 
 One transformer with two kinds of tokens. Queries and text share the self-attention; in every second layer the
-queries, and they alone, attend to the image; each kind has a feed-forward of its own. Which token may see
-which is up to the mask (`nn/masks.py`), so one forward serves ITC, ITM and ITG.
+queries, and only they, attend to the image; each kind has its own feed-forward. The mask decides which token
+may attend to which, so one forward serves ITC, ITM and ITG (BLIP-2 section 3.2, Figure 2). A row may attend to
+the columns marked #; Q queries come first, then T text tokens:
 
-B images, R = B * K rows, Q queries, T text tokens, N image tokens, S tokens in all, D width, V vocabulary.
+      contrastive (ITC)       matching (ITM)         generation (ITG)
+          Q   T                   Q   T                  Q   T
+      Q  ###  ...             Q  ###  ###            Q  ###  ...
+      Q  ###  ...             Q  ###  ###            Q  ###  ...
+      Q  ###  ...             Q  ###  ###            Q  ###  ...
+      T  ...  ###             T  ###  ###            T  ###  #..
+      T  ...  ###             T  ###  ###            T  ###  ##.
+      T  ...  ###             T  ###  ###            T  ###  ###
+
+ITC keeps image and text apart, so neither can copy from the other: queries and text are run one at a time, and
+no mask is needed. In ITM every token attends to every token. In ITG the text attends to the queries and to its
+own past, and the queries never attend to the text that they help to generate.
+
+B images, R = B * K rows, Q queries, T text tokens, N image tokens, S = Q + T tokens in all, D width, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,8 +34,27 @@ from openblip.nn.kv_cache import GrowingCache, GrowingLayerCache, LayerCache, Se
 from openblip.nn.text_transformer import LanguageModelHead, Residual
 
 
+def matching_mask(num_queries: int, num_tokens: int) -> Tensor:
+    """The bi-directional mask of ITM: bool (S, S), True where a row may attend to a column."""
+    return torch.ones(num_queries + num_tokens, num_queries + num_tokens, dtype=torch.bool)
+
+
+def generation_mask(num_queries: int, num_tokens: int) -> Tensor:
+    """The multimodal causal mask of ITG: bool (S, S), True where a row may attend to a column."""
+    mask = torch.ones(num_queries + num_tokens, num_queries + num_tokens, dtype=torch.bool).tril()
+    mask[:num_queries, :num_queries] = True
+    return mask
+
+
+def without_padding(mask: Tensor, text_mask: Tensor) -> Tensor:
+    """A mask (S, S) and text masks bool (R, T), True at real tokens -> (R, 1, S, S), which hides padding too."""
+    num_queries = mask.shape[-1] - text_mask.shape[1]
+    real = torch.cat([text_mask.new_ones(len(text_mask), num_queries), text_mask], dim=1)  # (R, S)
+    return mask.to(text_mask.device)[None, None] & real[:, None, None, :]
+
+
 class QFormerEmbeddings(nn.Module):
-    """Queries as they are, words plus positions, all through one norm. Queries have no positions."""
+    """Queries, then words plus positions, through one norm. Queries have no positions."""
 
     def __init__(
         self,
@@ -30,12 +64,12 @@ class QFormerEmbeddings(nn.Module):
         max_positions: int,
         dropout: float,
         eps: float,
-        reads_text: bool,
+        has_text_branch: bool,
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(1, num_queries, hidden_dim))
-        self.word = nn.Embedding(vocab_size, hidden_dim) if reads_text else None
-        self.position = nn.Embedding(max_positions, hidden_dim) if reads_text else None
+        self.word = nn.Embedding(vocab_size, hidden_dim) if has_text_branch else None
+        self.position = nn.Embedding(max_positions, hidden_dim) if has_text_branch else None
         self.norm = nn.LayerNorm(hidden_dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -49,7 +83,7 @@ class QFormerEmbeddings(nn.Module):
 
     def _words(self, ids: Tensor, start: int) -> Tensor:
         if self.word is None or self.position is None:
-            raise KeyError("This Q-Former reads no text: it has no word embeddings.")
+            raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
         end = start + ids.shape[1]
         if end > self.position.num_embeddings:
             raise ValueError(
@@ -60,7 +94,7 @@ class QFormerEmbeddings(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """Shared self-attention, cross-attention of the queries where the layer has one, two feed-forwards."""
+    """Shared self-attention, cross-attention of the queries in layers that have one, two feed-forwards."""
 
     def __init__(
         self,
@@ -71,7 +105,7 @@ class QFormerLayer(nn.Module):
         context_dim: int | None,
         dropout: float,
         eps: float,
-        reads_text: bool,
+        has_text_branch: bool,
     ) -> None:
         super().__init__()
 
@@ -90,7 +124,7 @@ class QFormerLayer(nn.Module):
             else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
         )
         self.query_feed_forward = feed_forward()
-        self.text_feed_forward = feed_forward() if reads_text else None
+        self.text_feed_forward = feed_forward() if has_text_branch else None
 
     def image_kv(self, image_tokens: Tensor) -> KeyValue | None:
         """(B, N, Dv) -> keys and values for this layer's cross-attention; None where it has none."""
@@ -123,8 +157,8 @@ class QFormerLayer(nn.Module):
 class QFormer(nn.Module):
     """Queries and text through layers that share their self-attention.
 
-    context_dim: width of the image tokens. reads_text: has word embeddings and text feed-forwards, which
-    stage 2 drops. writes_text: has the prediction head of ITG.
+    context_dim: width of the image tokens. has_text_branch: whether there are word embeddings and text
+    feed-forwards, which stage 2 drops. has_lm_head: whether there is the prediction head of ITG.
     """
 
     def __init__(
@@ -141,15 +175,15 @@ class QFormer(nn.Module):
         max_positions: int,
         dropout: float,
         layer_norm_eps: float,
-        reads_text: bool,
-        writes_text: bool,
+        has_text_branch: bool,
+        has_lm_head: bool,
         activation_checkpointing: bool,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.activation_checkpointing = activation_checkpointing
         self.embeddings = QFormerEmbeddings(
-            num_queries, hidden_dim, vocab_size, max_positions, dropout, layer_norm_eps, reads_text
+            num_queries, hidden_dim, vocab_size, max_positions, dropout, layer_norm_eps, has_text_branch
         )
         self.layers = nn.ModuleList(
             QFormerLayer(
@@ -159,11 +193,11 @@ class QFormer(nn.Module):
                 context_dim=context_dim if i % cross_attention_every == 0 else None,
                 dropout=dropout,
                 eps=layer_norm_eps,
-                reads_text=reads_text,
+                has_text_branch=has_text_branch,
             )
             for i in range(num_layers)
         )
-        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if writes_text else None
+        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if has_lm_head else None
 
     def image_kv(self, image_tokens: Tensor) -> list[KeyValue | None]:
         """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
@@ -178,11 +212,11 @@ class QFormer(nn.Module):
         causal: bool = False,
         cache: SelfAttentionCache | GrowingCache | None = None,
     ) -> Tensor:
-        """States (R, S, D) of the queries, read where `image_kv` of B images is given, then of ids (R, T).
+        """States (R, S, D) of the queries, which are run when `image_kv` of B images is given, then of ids (R, T).
 
-        mask: bool, True where a token may attend, broadcastable to (R, H, S, S); None: everywhere. causal:
-        text reads only what precedes it; for text whose queries are in the cache, or without queries.
-        cache: keeps what is read; text that follows cached queries counts its positions from 0.
+        mask: bool, True where a token may attend, broadcastable to (R, H, S, S); None means everywhere.
+        causal: text attends only to what precedes it; for text without queries, or after cached ones. cache:
+        receives keys and values; text after cached queries counts its positions from 0.
         """
         with_queries = image_kv is not None
         num_rows = len(ids) if ids is not None else next(kv.key.shape[0] for kv in image_kv or () if kv)
@@ -193,11 +227,19 @@ class QFormer(nn.Module):
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
-            if not checkpointing or isinstance(layer_cache, LayerCache):  # whose buffers are written once
+            if not checkpointing or isinstance(layer_cache, LayerCache):  # its buffers are written once
                 x = layer(x, num_queries, mask, causal, kv, layer_cache)
                 continue
             x, grown = checkpoint(
-                _anew, layer, x, num_queries, mask, causal, kv, layer_cache, use_reentrant=False
+                _run_layer_on_copied_cache,
+                layer,
+                x,
+                num_queries,
+                mask,
+                causal,
+                kv,
+                layer_cache,
+                use_reentrant=False,
             )
             if isinstance(cache, GrowingCache):
                 cache.layers[i] = grown
@@ -206,12 +248,12 @@ class QFormer(nn.Module):
     def predict_words(self, states: Tensor) -> Tensor:
         """Text states (R, T, D) -> logits (R, T, V). KeyError for a model without ITG's head."""
         if self.lm_head is None or self.embeddings.word is None:
-            raise KeyError("This Q-Former writes no text: it has no ITG head.")
+            raise KeyError("This Q-Former has no ITG head, so it cannot write text.")
         logits: Tensor = self.lm_head(states, self.embeddings.word.weight)
         return logits
 
 
-def _anew(
+def _run_layer_on_copied_cache(
     layer: nn.Module,
     x: Tensor,
     num_queries: int,
@@ -220,6 +262,9 @@ def _anew(
     image_kv: KeyValue | None,
     cache: GrowingLayerCache | None,
 ) -> tuple[Tensor, GrowingLayerCache | None]:
-    """What a layer gives, and its grown cache; the cache before it stays as it is, to be read again."""
+    """Run a layer on a copy of its cache and return its output and the grown copy.
+
+    The given cache is not changed, because activation checkpointing runs the layer again in the backward pass.
+    """
     grown = None if cache is None else cache.copy()
     return layer(x, num_queries, mask, causal, image_kv, grown), grown

@@ -1,7 +1,7 @@
-"""One text transformer with two readings: `encode` attends both ways, `decode` causally (BLIP section 3.1).
+"""One text transformer with two modes: `encode` attends both ways, `decode` causally (BLIP section 3.1).
 
 Encoder and decoder are the same layers except for what the paper's Table 3 separates: `ByMode` holds one
-module for both readings or one for each, so sharing is structure and no weights are tied afterwards.
+module for both modes or one for each, so sharing is structure and no weights are tied afterwards.
 
 B images, R = B * K rows of text, T text tokens, N image tokens, D width, V vocabulary.
 """
@@ -33,7 +33,7 @@ class ByMode(nn.Module, Generic[M]):
         self.shared = shared
 
     def __getitem__(self, mode: Mode) -> M:
-        """The module that reads in `mode`; KeyError if the model has no such reading."""
+        """The module of `mode`. Raises KeyError when the model does not have this mode."""
         if mode not in self.modes:
             raise KeyError(f"This model cannot {mode}; it has {', '.join(self.modes)}.")
         return cast(M, self.variants["shared" if self.shared else mode])
@@ -82,10 +82,9 @@ class Residual(nn.Module):
 
 
 class MedLayer(nn.Module):
-    """Self-attention by mode, then cross-attention to the image and a feed-forward, shared as configured.
+    """Self-attention, cross-attention to the image and a feed-forward, each shared by the modes as configured.
 
-    `cross_attention` makes the attention of a reading: a CrossAttention, or over two images a
-    PairCrossAttention.
+    `cross_attention` makes the attention of a mode: a CrossAttention, or over two images a PairCrossAttention.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class MedLayer(nn.Module):
         context_kv: ContextKeyValue | None,
         cache: LayerCache | None,
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; no context_kv: text alone."""
+        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; without context_kv, text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)
@@ -215,7 +214,7 @@ class TextTransformer(nn.Module):
         )
 
     def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
-        """Cross-attention keys and values of every layer, for what texts are read with.
+        """Cross-attention keys and values of every layer, for the context that texts attend to.
 
         context: image tokens (B, N, Dv), those of two images (B, 2, N, Dv), or the states of another text
         (B, T, D), whose mask is bool (B, T), True at real tokens.
@@ -233,7 +232,7 @@ class TextTransformer(nn.Module):
         """Hidden states (R, T, D) of ids (R, T).
 
         mask: bool (R, T), True at real tokens; None when none is padding. Not with a cache, whose rows
-        have no padding. context_kv: per layer, of B contexts, R = B * K; None reads the text alone.
+        have no padding. context_kv: per layer, of B contexts, R = B * K; None for text alone.
         """
         if cache is not None and mask is not None:
             raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")

@@ -1,6 +1,6 @@
 """The vision transformer (BLIP section 3.1): pre-norm blocks, a class token, learned positions.
 
-B batch, S side of the picture in pixels, P patch size, G = S/P patches a side, N = G*G + 1 tokens, D width.
+B batch, S image size in pixels, P patch size, G = S/P patches a side, N = G*G + 1 tokens, D width.
 """
 
 import torch
@@ -60,11 +60,11 @@ class VitBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to token features. Any square picture the patches tile; other sizes than `image_size`
-    interpolate the position embeddings.
+    """Images to token features. Images are square and tiled by the patches; for other sizes than `image_size`
+    the position embeddings are interpolated.
 
-    input_norm: one more norm before the blocks, and no bias of the patches, as CLIP has it. output_norm: the
-    norm after the blocks; the features that BLIP-2 takes from a second-last block have none.
+    input_norm: whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP.
+    output_norm: whether there is a norm after the blocks; BLIP-2's features of a second-last block have none.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first.
 
-        Raises ValueError when the picture is not square or the patches do not tile it.
+        Raises ValueError when the images are not square or the patches do not tile them.
         """
         patches = self.patch_embedding(self._checked(pixels))  # (B, D, G, G)
         positions = interpolate_positions(self.position_embedding, patches.shape[-1])
@@ -118,7 +118,9 @@ class VisionTransformer(nn.Module):
         patch = self.patch_embedding.stride[0]
         height, width = pixels.shape[-2:]
         if height != width or height % patch:
-            raise ValueError(f"A {height}x{width} picture: patches of {patch} need a square they tile.")
+            raise ValueError(
+                f"An image of {height}x{width}: patches of {patch} need a square that they tile."
+            )
         return pixels
 
 
@@ -138,11 +140,11 @@ def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
 
 
 def sine_positions(grid: int, dim: int) -> Tensor:
-    """Position embeddings (1, grid*grid + 1, dim) to start from: sines of row and column, zero for the class.
+    """Initial position embeddings (1, grid*grid + 1, dim): sines of row and column, zero for the class token.
 
-    One half of `dim` holds the row and the other the column, at wave lengths from 2 pi to 200 pi patches;
-    what a division by four leaves over is zero. They are as large as patch embeddings become within the first
-    thousand steps from random weights: beside those, small random positions drown (docs/results.md).
+    One half of `dim` holds the row and the other the column, at wave lengths from 2 pi to 200 pi patches; up
+    to three remaining dimensions are zero. They are as large as patch embeddings become within the first
+    thousand steps from random weights; small random positions have no effect beside those (docs/results.md).
     """
     num_waves = dim // 4
     rates = 100.0 ** (-torch.arange(num_waves) / max(num_waves, 1))

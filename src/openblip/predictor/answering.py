@@ -10,8 +10,8 @@ from torch import Tensor
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Decoding
-from openblip.generation.generate import generate
 from openblip.generation.ranking import best_candidates
+from openblip.generation.search import generate
 from openblip.models.blip import CrossKV
 from openblip.predictor.batching import MAX_ROWS
 from openblip.predictor.blip_runtime import BlipRuntime

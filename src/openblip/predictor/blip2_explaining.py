@@ -15,10 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from openblip.data.conversation import conversation_prompt
-from openblip.data.tokenizer import normalize_question
+from openblip.data.prompts import conversation_prompt, normalize_question
 from openblip.errors import UnsupportedTaskError
-from openblip.models.attention_maps import QueryWeights, query_weights
+from openblip.models.blip2 import QueryAttention
 from openblip.models.language_model import IGNORE
 from openblip.predictor import prompting
 from openblip.predictor.blip2_runtime import Blip2Runtime
@@ -55,9 +54,13 @@ def explain_image(runtime: Blip2Runtime, image: Images, text: str | None, layer:
 @contextmanager
 def _in_sight(
     runtime: Blip2Runtime, encoded: EncodedImages, layer: int | None
-) -> Iterator[tuple[Tensor, QueryWeights]]:
+) -> Iterator[tuple[Tensor, QueryAttention]]:
     """Inside, gradients are kept; gives the image's tokens (1, N, Dv) and where attention will be seen."""
-    with torch.inference_mode(False), torch.enable_grad(), query_weights(runtime.model, layer) as weights:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        runtime.model.capture_query_attention(layer) as weights,
+    ):
         yield encoded.tokens.clone(), weights  # what was made in inference mode cannot be part of a graph
 
 
@@ -123,7 +126,7 @@ def _explain_caption(
 
 
 def _explain_words(
-    weights: QueryWeights,
+    weights: QueryAttention,
     logits: Tensor,
     text: str,
     ids: Sequence[int],

@@ -61,8 +61,8 @@ def _queries(
         where = slice(start, start + size)
         image_kv = runtime.model.image_kv(encoded.tokens[where])
         if texts is None:
-            found.append(runtime.model.read_images(image_kv).queries)
+            found.append(runtime.model.encode_queries(image_kv).queries)
         else:
             tokens = runtime.tokenize(texts[where], runtime.encoder_id)
-            found.append(runtime.model.read_with_text(tokens.ids, tokens.mask, image_kv))
+            found.append(runtime.model.encode_multimodal(tokens.ids, tokens.mask, image_kv))
     return torch.cat(found)

@@ -5,15 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.generation.decoding import Beam, Decoding
-from openblip.models.blip2_config import Blip2Head
+from openblip.models.config import Blip2Head
 from openblip.predictor import captioning, prompting
 from openblip.predictor.batching import as_list
 from openblip.predictor.blip2_explaining import explain_image
 from openblip.predictor.blip2_features import extract_features
 from openblip.predictor.blip2_runtime import Blip2Runtime
-from openblip.predictor.calls import Calls
+from openblip.predictor.calls import BasePredictor
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
 from openblip.predictor.conversations import Conversation
@@ -31,7 +31,7 @@ _CALLS: dict[Blip2Head, tuple[str, ...]] = {
 }
 
 
-class Blip2Predictor(Blip2Runtime, Calls):
+class Blip2Predictor(Blip2Runtime, BasePredictor):
     """A BLIP-2 ready for use. Captions are the language model's, where there is one, else the Q-Former's.
 
     dtype is that of the image encoder and the language model; the Q-Former computes in float32.

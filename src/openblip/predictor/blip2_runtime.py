@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.models.blip2 import Blip2, ImageKV
 from openblip.models.config import Mode, VisionConfig
 from openblip.predictor.images import EncodedImages
@@ -64,7 +64,7 @@ class Blip2Runtime(Runtime):
         return self.model.image_kv(tokens)
 
     def embed(self, encoded: EncodedImages) -> Tensor:
-        return self.model.embed_image(self.model.read_images(self.model.image_kv(encoded.tokens)).queries)
+        return self.model.embed_image(self.model.encode_queries(self.model.image_kv(encoded.tokens)).queries)
 
     def visual_prompts(self, tokens: Tensor, instructions: Sequence[str]) -> Tensor:
         """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl).
@@ -74,6 +74,6 @@ class Blip2Runtime(Runtime):
         image_kv = self.model.image_kv(tokens)
         if self.model.config.instructed:
             read = self.tokens(instructions, MAX_INSTRUCTION_TOKENS, self.encoder_id)
-            return self.model.visual_prompts(self.model.read_with_text(read.ids, read.mask, image_kv))
-        prompts = self.model.visual_prompts(self.model.read_images(image_kv).queries)
+            return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
+        prompts = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
         return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)

@@ -1,4 +1,4 @@
-"""A BLIP checkpoint on its device, for the calls of `Predictor`.
+"""A BLIP checkpoint on its device, for the calls of `BlipPredictor`.
 
 B images, N image tokens, Dv their width, R texts, T text tokens, E embedding width.
 """
@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.native import Checkpoint
-from openblip.data.readings import MAX_QUESTION_TOKENS
-from openblip.data.tokenizer import Tokenizer, Tokens, normalize_question
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.data.prompts import MAX_QUESTION_TOKENS, normalize_question
+from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor.images import EncodedImages
@@ -19,14 +19,14 @@ from openblip.predictor.runtime import DeviceName, Runtime, chosen_device
 
 
 class BlipRuntime(Runtime):
-    """What the calls of a `Predictor` work with."""
+    """What the calls of a `BlipPredictor` work with."""
 
     model: Blip
     tokenizer: Tokenizer
     max_match_tokens: ClassVar[int] = 35  # released code: retrieval and matching
 
     def __init__(
-        self, checkpoint: Checkpoint, device: DeviceName = None, dtype: torch.dtype | None = None
+        self, checkpoint: BlipCheckpoint, device: DeviceName = None, dtype: torch.dtype | None = None
     ) -> None:
         self.device = chosen_device(device)
         self.dtype = dtype or torch.float32

@@ -5,6 +5,7 @@ B pairs, I images, T texts, C candidates, Q queries, E embedding width.
 
 import os
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,25 +13,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.loading import AnyCheckpoint, Format, save_as
-from openblip.errors import UnsupportedTaskError
+from openblip.checkpoints.checkpoint import Checkpoint
+from openblip.checkpoints.loading import Format, save_checkpoint
+from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding
-from openblip.models.similarity import similarity_matrix
+from openblip.models.blip import similarity_matrix, similarity_of_pairs
 from openblip.predictor import matching
-from openblip.predictor.batching import as_list
+from openblip.predictor.batching import MAX_ROWS, as_list, chunks
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
 from openblip.predictor.conversations import Conversation, Dialog
 from openblip.predictor.explanation import Explanation
 from openblip.predictor.features import Features
-from openblip.predictor.images import Images, is_single
+from openblip.predictor.images import EncodedImages, Images, is_single, listed
 from openblip.predictor.judging import ImagePair
 from openblip.predictor.runtime import Runtime
-from openblip.predictor.scored_text import ScoredText
+from openblip.predictor.scored_text import ScoredText, TextScore
 from openblip.predictor.writing import CAPTION_DECODING, CHAT_DECODING
 
+MAX_TEXTS_PER_IMAGE = 64
+"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
 
-class Calls(Runtime):
+
+class BasePredictor(Runtime):
     """A checkpoint ready for use. Results do not depend on batch size, order or padding.
 
     `images` is one or a list of path, PIL.Image, encoded bytes or uint8 HxWx3 array; or what `prepare`,
@@ -51,7 +56,7 @@ class Calls(Runtime):
 
     @property
     @abstractmethod
-    def checkpoint(self) -> AnyCheckpoint:
+    def checkpoint(self) -> Checkpoint:
         """What `save` writes."""
 
     def caption(
@@ -168,6 +173,50 @@ class Calls(Runtime):
         self._require("match_matrix")
         return matching.match_matrix(self, images, texts, batch_size)
 
+    @torch.inference_mode()
+    def score_texts(
+        self, images: Images, texts: Sequence[Sequence[str]], batch_size: int | None = None
+    ) -> list[list[TextScore]]:
+        """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
+
+        texts: a list for each image, of any and different lengths. An empty text describes nothing: it is not
+        shown to the model and scores 0. Raises CheckpointError when a score is not a number.
+        """
+        self._require("match")
+        self._require("similarity")
+        images = listed(images)
+        if len(images) != len(texts):
+            raise ConfigError(
+                f"score_texts takes a list of texts for each image: {len(images)} images and {len(texts)} "
+                "lists were given."
+            )
+        scores: list[list[TextScore]] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            scores += self._score_batch(encoded, texts[rows])
+        return scores
+
+    def _score_batch(self, images: EncodedImages, texts: Sequence[Sequence[str]]) -> list[list[TextScore]]:
+        flat = [text for own in texts for text in own]  # R
+        owners = [image for image, own in enumerate(texts) for _ in own]
+        scored = [row for row, text in enumerate(flat) if text.strip()]
+        itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
+        if scored:
+            image_kv = self.image_kv(images.tokens, "encode")
+            for group in _equal_counts(scored, owners):
+                rows = [row for _, own in group for row in own]
+                tokens = self.tokenize([flat[row] for row in rows], self.encoder_id)
+                places = [image for image, _ in group]
+                alone = places != list(range(len(texts)))  # the usual case is all: no copy of keys and values
+                kv = image_kv.select(torch.tensor(places, device=self.device)) if alone else image_kv
+                itm[rows] = matching.match_probability(self, tokens, kv)
+            image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
+            text_vectors = self.embed_texts([flat[row] for row in scored], MAX_ROWS)
+            itc[scored] = similarity_of_pairs(image_vectors, text_vectors)
+        if not (itm.isfinite().all() and itc.isfinite().all()):
+            raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
+        pairs = iter(zip(itm.tolist(), itc.tolist(), strict=True))
+        return [[TextScore(*next(pairs)) for _ in own] for own in texts]
+
     def similarity(self, images: Images, texts: str | Sequence[str], batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
         self._require("similarity")
@@ -205,7 +254,7 @@ class Calls(Runtime):
 
         Raises CheckpointError when the format has no place for these heads.
         """
-        save_as(self.checkpoint, folder, format)
+        save_checkpoint(self.checkpoint, folder, format)
 
     @property
     @abstractmethod
@@ -268,3 +317,23 @@ class Calls(Runtime):
 def _as_asked(texts: Sequence[ScoredText], return_scores: bool) -> list[Any]:
     """With their scores, or the strings alone."""
     return list(texts) if return_scores else [text.text for text in texts]
+
+
+def _equal_counts(rows: Sequence[int], owners: Sequence[int]) -> list[list[tuple[int, list[int]]]]:
+    """Groups texts for the model, which reads equally many of each image in one pass.
+
+    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images
+    have the same number of texts, and this is one group.
+    """
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        rows_of[owners[row]].append(row)
+    by_count: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+    for image, own in rows_of.items():
+        for part in chunks(own, MAX_TEXTS_PER_IMAGE):
+            by_count[len(part)].append((image, list(part)))
+    return [
+        list(part)
+        for count, images in sorted(by_count.items())
+        for part in chunks(images, max(1, MAX_ROWS // count))
+    ]

@@ -6,7 +6,7 @@ import torch
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Decoding
-from openblip.generation.generate import generate
+from openblip.generation.search import generate
 from openblip.predictor.images import EncodedImages, Images, listed
 from openblip.predictor.runtime import Runtime
 from openblip.predictor.scored_text import ScoredText, scored_text

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openblip.data.dialogs import MAX_CAPTION_TOKENS, MAX_DIALOG_TOKENS, dialog_turns
-from openblip.data.tokenizer import normalize_caption
+from openblip.data.prompts import (
+    MAX_DIALOG_CAPTION_TOKENS,
+    MAX_DIALOG_TOKENS,
+    dialog_turns,
+    normalize_caption,
+)
 from openblip.errors import ConfigError
 from openblip.models.blip import CrossKV
 from openblip.predictor.batching import MAX_ROWS, chunks
@@ -40,7 +44,7 @@ def rank_answers(
     found: list[Tensor] = []
     for where, encoded in runtime.encoded_batches(images, batch_size):
         normalized = [normalize_caption(caption) for caption in captions[where]]
-        tokens = runtime.tokens(normalized, MAX_CAPTION_TOKENS, runtime.tokenizer.cls_id)
+        tokens = runtime.tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, runtime.tokenizer.cls_id)
         dialog_kv = runtime.model.dialog_kv(encoded.tokens, tokens.ids, tokens.mask)
         for row in range(len(encoded)):
             own_kv = dialog_kv.select(torch.tensor([row], device=runtime.device))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.attention_maps import cross_attention_weights
 from openblip.predictor.answering import write_answers
 from openblip.predictor.batching import chunks
 from openblip.predictor.blip_runtime import BlipRuntime
@@ -61,7 +60,7 @@ def _explain_match(runtime: BlipRuntime, image: Tensor, text: str, layer: int) -
     """image: (1, N, Dv). What is differentiated is the logit of "match"."""
     tokens = runtime.tokenize([text], runtime.encoder_id)
     words, places = words_of(runtime, tokens.ids[0, 1:-1].tolist())
-    with cross_attention_weights(runtime.model, "encode", layer) as weights:
+    with runtime.model.capture_cross_attention("encode", layer) as weights:
         image_kv = runtime.model.image_kv(image, "encode")
         logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
     maps = patch_maps(logits[0, 1], weights[0])
@@ -77,7 +76,7 @@ def _explain_answer(
     ids = torch.cat([start, torch.tensor(answer.ids)]).to(runtime.device)
     tokens = runtime.tokenize_questions([question])
     words, places = words_of(runtime, tokens.ids[0, 1:-1].tolist())
-    with cross_attention_weights(runtime.model, "encode", layer) as weights:
+    with runtime.model.capture_cross_attention("encode", layer) as weights:
         image_kv = runtime.model.image_kv(image, "encode")
         question_kv = runtime.model.question_kv(tokens.ids, tokens.mask, image_kv)
         logits = runtime.model.decode(ids[None, :-1], question_kv)
@@ -106,7 +105,7 @@ def _explain_caption(
     image_kv = runtime.model.image_kv(image, "decode")
     maps, score = [], 0.0
     for own in chunks(places, max(1, MAX_TOKENS // len(ids))):
-        with cross_attention_weights(runtime.model, "decode", layer) as weights:
+        with runtime.model.capture_cross_attention("decode", layer) as weights:
             logits = runtime.model.decode(ids[None, :-1].expand(len(own), -1), image_kv)
         logprobs = logprobs_of(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
         each = torch.stack([logprobs[row, pieces].sum() for row, pieces in enumerate(own)])

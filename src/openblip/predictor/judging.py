@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from openblip.data.images import ImageInput
-from openblip.data.readings import MAX_STATEMENT_WORDS
-from openblip.data.tokenizer import normalize_caption
+from openblip.data.prompts import MAX_STATEMENT_WORDS, normalize_caption
 from openblip.errors import ConfigError
 from openblip.predictor.batching import as_list, chunks, is_one
 from openblip.predictor.blip_runtime import BlipRuntime

@@ -24,7 +24,7 @@ def match_pairs(
     for own, encoded in runtime.paired_batches(images, as_list(texts), "match", batch_size):
         tokens = runtime.tokenize(own, runtime.encoder_id)
         image_kv = runtime.image_kv(encoded.tokens, "encode")
-        scores.append(_match_probability(runtime, tokens, image_kv))
+        scores.append(match_probability(runtime, tokens, image_kv))
     return torch.cat(scores)
 
 
@@ -42,12 +42,12 @@ def match_matrix(
         for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
             tokens = runtime.tokenize(chunk, runtime.encoder_id)
             repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
-            columns.append(_match_probability(runtime, repeated, image_kv).view(count, -1))
+            columns.append(match_probability(runtime, repeated, image_kv).view(count, -1))
         rows.append(torch.cat(columns, dim=1) if columns else torch.zeros(count, 0))
     return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
 
-def _match_probability(runtime: Runtime, tokens: Tokens, image_kv: Any) -> Tensor:
+def match_probability(runtime: Runtime, tokens: Tokens, image_kv: Any) -> Tensor:
     logits = runtime.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
     return logits.float().softmax(dim=1)[:, 1].cpu()
 

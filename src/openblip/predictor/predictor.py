@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.generation.decoding import Beam, Decoding
 from openblip.models.config import Head
 from openblip.predictor import answering, captioning, judging
 from openblip.predictor import dialogs as dialog_ranking
 from openblip.predictor.batching import as_list
 from openblip.predictor.blip_runtime import BlipRuntime
-from openblip.predictor.calls import Calls
+from openblip.predictor.calls import BasePredictor
 from openblip.predictor.candidates import Candidates
 from openblip.predictor.captioning import Prompts
 from openblip.predictor.conversations import Dialog
@@ -36,7 +36,7 @@ _CALLS: dict[Head, tuple[str, ...]] = {
 }
 
 
-class Predictor(BlipRuntime, Calls):
+class BlipPredictor(BlipRuntime, BasePredictor):
     """A BLIP ready for use."""
 
     answer_decoding: ClassVar[Beam] = ANSWER_DECODING
@@ -46,8 +46,8 @@ class Predictor(BlipRuntime, Calls):
         return frozenset(call for head in self.model.config.heads for call in _CALLS[head])
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.model, self.tokenizer, self.preprocessing, self.prompt, self.encoder_token)
+    def checkpoint(self) -> BlipCheckpoint:
+        return BlipCheckpoint(self.model, self.tokenizer, self.preprocessing, self.prompt, self.encoder_token)
 
     def judge(
         self,

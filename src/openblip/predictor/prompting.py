@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from openblip.data.conversation import conversation_prompt
-from openblip.data.tokenizer import normalize_question
+from openblip.data.prompts import conversation_prompt, normalize_question
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Decoding
 from openblip.generation.language import best_texts, write_texts

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from openblip.data.images import ImageInput, read_image
-from openblip.data.tokenizer import Tokenizer, Tokens, normalize_caption
+from openblip.data.prompts import normalize_caption
+from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.data.video import read_frames
 from openblip.errors import ConfigError, UnsupportedTaskError

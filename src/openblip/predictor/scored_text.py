@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from openblip.data.tokenizer import Tokenizer
-from openblip.generation.generated import Generated
+from openblip.generation.search import Generated
 from openblip.models.language_model import LanguageModel
 
 
@@ -22,6 +23,15 @@ class ScoredText:
     """Of each of `tokens` after those before it; `math.exp` makes a probability of one."""
     ids: tuple[int, ...]
     """The places of `tokens` in the vocabulary."""
+
+
+class TextScore(NamedTuple):
+    """How well a text describes its image."""
+
+    itm: float
+    """P(match) of the ITM head."""
+    itc: float
+    """Cosine of the ITC embeddings."""
 
 
 def scored_text(generated: Generated, tokenizer: Tokenizer, text: str | None = None) -> ScoredText:

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from openblip.data.readings import Reading
+from openblip.data.batch import SampleProcessor
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-from openblip.tasks.protocol import TrainingTask
+from openblip.tasks.base import Task
 
 
 class Assembled(NamedTuple):
     """What the trainer trains, what it reads, and how its result is written."""
 
-    task: TrainingTask
-    reading: Reading
+    task: Task
+    processor: SampleProcessor
     tokenizer: Tokenizer | None
     """None where the task makes its own tokens."""
     preprocessing: Preprocessing

@@ -5,11 +5,11 @@ from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.blip2_stage1 import VIEWS
 from openblip.recipes.vqa import QUESTIONS
 from openblip.tasks.config import (
+    Blip2Stage1Config,
+    Blip2Stage2Config,
     Blip2TaskConfig,
-    GenerativeConfig,
     InstructionConfig,
     PromptedAnsweringConfig,
-    RepresentationConfig,
 )
 from openblip.training.config import TrainingConfig
 
@@ -45,7 +45,7 @@ def blip2_caption() -> Blip2Run:
     """
     return _fine_tuning(
         "blip2-caption",
-        GenerativeConfig(prompt=PROMPT),
+        Blip2Stage2Config(prompt=PROMPT),
         image_size=364,
         steps=EPOCHS * (CAPTIONS // 256),
         batch_size=16,
@@ -111,7 +111,7 @@ def blip2_retrieval() -> Blip2Run:
     """
     return _fine_tuning(
         "blip2-retrieval",
-        RepresentationConfig(),
+        Blip2Stage1Config(),
         image_size=364,
         steps=EPOCHS * (CAPTIONS // 224),
         batch_size=14,

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from openblip.data.config import DataConfig
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
-from openblip.tasks.config import GenerativeConfig, RepresentationConfig
+from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
 from openblip.training.config import TrainingConfig
 
 STAGE1_STEPS, STAGE2_STEPS = 600, 600
@@ -40,7 +40,7 @@ def blip2_mini_stage1() -> Blip2Run:
         vocab_size=1000,
         tokenizer=None,
         data=DataConfig(source=""),
-        task=RepresentationConfig(),
+        task=Blip2Stage1Config(),
         training=mini_training(steps=STAGE1_STEPS),
         out="runs/blip2-mini-stage1",
     )
@@ -105,7 +105,7 @@ def _stage2(name: str, language: _Language, *, init: str | None) -> Blip2Run:
         vocab_size=1000,
         tokenizer=None,
         data=DataConfig(source=""),
-        task=GenerativeConfig(),
+        task=Blip2Stage2Config(),
         training=mini_training(steps=SCRATCH_STEPS if is_new else STAGE2_STEPS),
         prompt=language.prompt,
         question_prompt=language.question_prompt,

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from openblip.data.config import DataConfig
-from openblip.models.blip2_config import LoraSettings, QFormerConfig
+from openblip.models.config import LoraSettings, QFormerConfig
 from openblip.tasks.config import Blip2TaskConfig
 from openblip.training.config import TrainingConfig
 

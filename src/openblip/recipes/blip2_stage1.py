@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
-from openblip.models.blip2_config import QFormerConfig
+from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
-from openblip.tasks.config import RepresentationConfig
+from openblip.tasks.config import Blip2Stage1Config
 from openblip.training.config import TrainingConfig
 
 # Pre-training's crops are the released code's: the paper names no scale, and no RandAugment.
@@ -54,7 +54,7 @@ def blip2_stage1() -> Blip2Run:
         tokenizer="bert-base-uncased",
         text_init="bert-base-uncased",
         data=DataConfig(source="", augmentation=VIEWS, num_workers=4, max_text_length=32),
-        task=RepresentationConfig(),
+        task=Blip2Stage1Config(),
         training=paper_training(steps=250_000, batch_size=105, min_learning_rate=1e-5),
         out="runs/blip2-stage1",
     )

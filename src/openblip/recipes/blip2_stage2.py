@@ -3,7 +3,7 @@
 from openblip.data.config import DataConfig
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
 from openblip.recipes.blip2_stage1 import VIEWS, paper_training
-from openblip.tasks.config import GenerativeConfig
+from openblip.tasks.config import Blip2Stage2Config
 
 
 def blip2_stage2_opt() -> Blip2Run:
@@ -74,7 +74,7 @@ def _stage2(name: str, language: LanguageModelSource, *, batch_size: int, questi
         vocab_size=30524,
         tokenizer=None,
         data=DataConfig(source="", augmentation=VIEWS, num_workers=4),
-        task=GenerativeConfig(),
+        task=Blip2Stage2Config(),
         training=paper_training(steps=80_000, batch_size=batch_size, min_learning_rate=5e-5),
         question_prompt=question_prompt,
         out=f"runs/{name}",

@@ -5,16 +5,14 @@ from typing import NamedTuple
 
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
-from openblip.checkpoints.image_encoders import ImageEncoder, at_image_size, load_image_encoder
-from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.loading import load_any
+from openblip.checkpoints.backbones import load_language_model, resize_encoder
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, ImageEncoder
+from openblip.checkpoints.loading import load_checkpoint, load_image_encoder
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.blip2_config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
-from openblip.models.language_model import LanguageModel
-from openblip.models.lora import with_lora
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig
+from openblip.models.language_model import LanguageModel, with_lora
 from openblip.models.vision_tower import VisionTower
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
 from openblip.recipes.starting_point import make_tokenizer
@@ -49,8 +47,8 @@ def blip2_starting_point(run: Blip2Run, heads: tuple[Blip2Head, ...], mixture: M
         vision_norm_eps=Blip2Config.vision_norm_eps if start is None else start.model.config.vision_norm_eps,
     )
     tokenizer = None
-    if config.reads_text:
-        if reader is not None and not reader.model.config.reads_text:
+    if config.has_text_branch:
+        if reader is not None and not reader.model.config.has_text_branch:
             raise _reads_no_text(run)
         named = None if reader is None else reader.tokenizer
         tokenizer = named or make_tokenizer(run.tokenizer, run.vocab_size, mixture)
@@ -143,7 +141,7 @@ def check_blip2_start(run: Blip2Run) -> None:
 
 
 def _load_blip2(source: str) -> Blip2Checkpoint:
-    checkpoint = load_any(source)
+    checkpoint = load_checkpoint(source)
     if not isinstance(checkpoint, Blip2Checkpoint):
         raise ConfigError(f"{source} is no checkpoint of BLIP-2; name one with --init.")
     return checkpoint
@@ -158,7 +156,7 @@ def _image_encoder(run: Blip2Run, start: Blip2Checkpoint | None) -> ImageEncoder
     assert start is not None  # `check_blip2_start` has seen to it
     encoder = ImageEncoder(start.model.vision, start.model.config.vision, start.preprocessing)
     if run.image_size is not None:
-        encoder = at_image_size(encoder, run.image_size)
+        encoder = resize_encoder(encoder, run.image_size)
     # Trained in half precision it would soon be NaN (LAVIS issue 409).
     encoder.model.to(torch.float32 if run.train_vision else _frozen_dtype(run))
     return encoder

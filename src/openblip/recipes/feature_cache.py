@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.blip2_native import Blip2Checkpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.feature_filling import blocks, fill
 from openblip.data.features import CachedFeatures, FeatureStore, claim, is_written
@@ -15,7 +15,7 @@ from openblip.data.sources import Mixture
 from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ConfigError
 from openblip.models.vision_tower import VisionTower
-from openblip.tasks.image_features import image_features
+from openblip.tasks.base import image_features
 
 # Settings of ours that only matter while an encoder is trained.
 _OF_TRAINING = ("drop_path", "activation_checkpointing")

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openblip.data.readings import text_field
+from openblip.data.fields import text_field
 from openblip.data.sources import Mixture
-from openblip.data.text_reading import TextReading
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, OpenBlipError
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.language_run import LanguageRun, LanguageShape
-from openblip.tasks.language_pretraining import LanguagePretraining
+from openblip.tasks.language_pretraining import LanguagePretraining, TextProcessor
 
 MAX_VOCABULARY_TEXTS = 10_000
 END_OF_LINE = "\n"
@@ -32,8 +31,8 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
     tokenizer = train_tokenizer(_some_texts(mixture), run.vocab_size, ends=shape.architecture == "t5")
     language = new_language_model(shape, tokenizer)
     return Assembled(
-        task=LanguagePretraining(language, run.task),
-        reading=TextReading(),
+        task=LanguagePretraining(run.task, language),
+        processor=TextProcessor(),
         tokenizer=None,
         preprocessing=Preprocessing(image_size=1),  # no picture is decoded
         save=lambda folder: save_language_model(folder, language),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.native import CONFIG
+from openblip.checkpoints.checkpoint import CONFIG
 from openblip.data.loader import Loader
 from openblip.data.sources import Mixture, open_mixture
 from openblip.distributed import Process, barrier, process_group
@@ -102,7 +102,7 @@ class LoaderFactory:
             augmentation=data.augmentation,
             batch_size=training.batch_size,
             seed=training.seed,
-            reading=self.assembled.reading,
+            processor=self.assembled.processor,
             rank=self.process.rank,
             world_size=self.process.world_size,
             num_workers=data.num_workers,

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from openblip.checkpoints.loading import load_any
-from openblip.checkpoints.native import Checkpoint
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.loading import load_checkpoint
+from openblip.data.prompts import normalize_caption
 from openblip.data.sources import Mixture
-from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, OpenBlipError
 from openblip.models.blip import Blip
@@ -44,11 +45,11 @@ def check_start(run: Run) -> None:
         )
 
 
-def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Checkpoint:
+def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> BlipCheckpoint:
     """The checkpoint `run.init` names, with the heads its task trains; or a random model with them."""
     if run.init is not None:
-        loaded = load_any(run.init)
-        if not isinstance(loaded, Checkpoint):
+        loaded = load_checkpoint(run.init)
+        if not isinstance(loaded, BlipCheckpoint):
             raise ConfigError(f"{run.init} is a checkpoint of BLIP-2; the recipe {run.recipe} trains BLIP.")
         checkpoint = loaded._replace(model=with_heads(loaded.model, heads, run.drop_path))
         return checkpoint if run.image_size is None else at_image_size(checkpoint, run.image_size)
@@ -57,7 +58,7 @@ def starting_point(run: Run, heads: tuple[Head, ...], mixture: Mixture) -> Check
     config = replace(run.model, text=replace(run.model.text, vocab_size=tokenizer.vocab_size), heads=heads)
     model = Blip(config)
     start_from_backbones(model, run.vision_init, run.text_init)
-    return Checkpoint(model, tokenizer, Preprocessing(image_size=config.vision.image_size))
+    return BlipCheckpoint(model, tokenizer, Preprocessing(image_size=config.vision.image_size))
 
 
 def with_heads(model: Blip, heads: tuple[Head, ...], drop_path: float | None = None) -> Blip:
@@ -112,7 +113,7 @@ def start_from_backbones(model: Blip, vision_init: str | None, text_init: str | 
         init_text(model.text, text_init)
 
 
-def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+def at_image_size(checkpoint: BlipCheckpoint, image_size: int) -> BlipCheckpoint:
     """The same model for pictures of another size, its position embeddings interpolated once and for all."""
     config = checkpoint.model.config
     vision = replace(config.vision, image_size=image_size)

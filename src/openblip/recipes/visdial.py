@@ -1,6 +1,6 @@
 """visdial: the paper's fine-tuning for visual dialog, on VisDial v1.0."""
 
-from openblip.data.dialogs import MAX_DIALOG_TOKENS
+from openblip.data.prompts import MAX_DIALOG_TOKENS
 from openblip.recipes.fine_tuning import fine_tuning
 from openblip.recipes.run import Run
 from openblip.tasks.config import VisdialConfig
@@ -14,7 +14,7 @@ def visdial() -> Run:
 
     Source: BLIP (arXiv 2201.12086) section 5.5, Figure 5c, Table 14. 20 epochs at a joint batch of 240;
     cosine from 2e-5 to 0, no warm-up. The authors released no code for this task: how a dialog becomes a text
-    (`openblip.data.dialogs`), how many wrong answers stand beside the right one (3), and that an epoch is one
+    (`openblip.data.prompts`), how many wrong answers stand beside the right one (3), and that an epoch is one
     round of each dialog are choices of this recipe.
 
     Cost: not in the paper; hours on 8 GPUs.

@@ -1,126 +1,51 @@
-"""Captioning: LM fine-tuned on clean pairs, after a prompt, and how captions are measured (BLIP section 5.2).
+"""Captioning: fine-tuning with LM on clean pairs, after a prompt (BLIP section 5.2).
 
-So fine-tuned, a model is the captioner of CapFilt (section 3.3).
+Fine-tuned this way, a model is the captioner of CapFilt (section 3.3).
+
+B examples, P tokens of the prompt, T text tokens.
 """
-
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from openblip.data.batch import Batch
-from openblip.data.sample import Sample, Source, caption_texts
-from openblip.data.tokenizer import Tokenizer, normalize_caption
+from openblip.data.batch import ImageTextBatch
+from openblip.data.config import DataConfig
+from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-from openblip.generation.decoding import Beam, Decoding
-from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
 from openblip.models.blip import Blip
+from openblip.models.config import Head
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
+from openblip.tasks.base import BlipTask
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.media import encode_media
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.walk import walk
-
-DECODING = Beam(num_beams=3, max_new_tokens=20)
 
 
-class Captioning(TrainingTask):
+class Captioning(BlipTask):
     """A model with the head lm, and the loss that trains it."""
 
+    config: CaptioningConfig
     prompt_ids: Tensor
 
+    @classmethod
+    def heads(cls, config: CaptioningConfig) -> tuple[Head, ...]:
+        return ("lm",)
+
+    @classmethod
+    def longest_text(cls, config: CaptioningConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
+        # The prompt takes the place of [CLS], and [SEP] is only predicted.
+        return data.max_text_length + len(tokenizer.prompt(config.prompt)) - 2
+
     def __init__(
-        self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing, config: CaptioningConfig
+        self, config: CaptioningConfig, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.label_smoothing = config.label_smoothing
+        super().__init__(config, model, tokenizer, preprocessing)
         self.register_buffer("prompt_ids", tokenizer.prompt(config.prompt), persistent=False)
 
-    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss lm of a batch, a scalar; [DEC] and the prompt are not predicted."""
-        image_tokens = encode_media(self.model, self.preprocessing.normalize(batch.pixels))
-        image_kv = self.model.image_kv(image_tokens, "decode")
-        prompt = self.prompt_ids.expand(len(batch.captions), -1)  # (B, P), from [DEC]
-        ids = torch.cat([prompt, batch.tokens.ids[:, 1:]], dim=1)
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss lm; [DEC] and the prompt are not predicted."""
+        image_kv = self.model.image_kv(self.encode(batch.pixels), "decode")
+        prompt = self.prompt_ids.expand(len(batch), -1)  # (B, P), from [DEC]
+        ids = torch.cat([prompt, batch.tokens.ids[:, 1:]], dim=1)  # (B, P + T - 1)
         mask = torch.cat([torch.ones_like(prompt, dtype=torch.bool), batch.tokens.mask[:, 1:]], dim=1)
         labels = next_token_labels(ids, mask, prompt_length=prompt.shape[1])
-        lm = lm_loss(self.model.decode(ids[:, :-1], image_kv), labels, self.label_smoothing)
-        return {"lm": lm}
-
-
-class Captioner(Protocol):
-    """What captioning needs of a model."""
-
-    def caption(self, images: Any, *, decoding: Decoding, batch_size: int | None) -> Any: ...
-
-
-class _Captioned(NamedTuple):
-    sample: dict[str, Any]
-    caption: str
-    references: list[str]
-    domain: str | None
-
-
-def evaluate_captioning(
-    model: Captioner,
-    source: Source,
-    *,
-    decoding: Decoding = DECODING,
-    limit: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Any]:
-    """The scores of COCO evaluation and exact match of one caption per image, with the predictions.
-
-    Images without captions are captioned and not scored. Where samples have a `domain` (NoCaps), also the
-    scores of each. `results` are what COCO's server takes.
-
-    Raises SourceError for a source without pictures and MissingExtraError without pycocoevalcap.
-    """
-
-    def work(samples: list[Sample]) -> list[_Captioned]:
-        images = [sample.image for sample in samples]
-        written = model.caption(images, decoding=decoding, batch_size=batch_size)
-        return [
-            _Captioned(_named(sample), text, references(sample), sample.info.get("domain"))
-            for sample, text in zip(samples, written, strict=True)
-        ]
-
-    results, rejects = walk(source, work, label="captioning", accept=references, limit=limit)
-    scored = [result for result in results if result.references]
-    return {
-        "num_images": len(results),
-        "num_scored": len(scored),
-        "num_rejects": len(rejects),
-        **(_scores(scored) if scored else {}),
-        "predictions": [{**result.sample, "caption": result.caption} for result in results],
-        "results": [{"image_id": result.sample["image_id"], "caption": result.caption} for result in results],
-        "rejects": [asdict(reject) for reject in rejects],
-    }
-
-
-def references(sample: Sample) -> list[str]:
-    """All captions known to be true of a sample, as a model is trained to write them.
-
-    Raises `SourceError` for references that are no texts.
-    """
-    stated = caption_texts(sample.info.get("references"), f"{sample.shard}/{sample.key}: references")
-    return [normalize_caption(text) for text in stated or sample.captions]
-
-
-def _scores(scored: Sequence[_Captioned]) -> dict[str, Any]:
-    predictions, true = [result.caption for result in scored], [result.references for result in scored]
-    scores: dict[str, Any] = {"exact_match": exact_match(predictions, true, normalize_caption)}
-    domains = [result.domain for result in scored if result.domain is not None]
-    if len(domains) == len(scored):
-        by_domain = scores_by_domain(predictions, true, domains)
-        return {**scores, **by_domain["entire"], "by_domain": by_domain}
-    return {**scores, **caption_scores(predictions, true)}
-
-
-def _named(sample: Sample) -> dict[str, Any]:
-    """How a result names its sample; `image_id` is what the data set's server knows it by."""
-    return {"shard": sample.shard, "key": sample.key, "image_id": sample.info.get("image_id", sample.key)}
+        logits = self.model.decode(ids[:, :-1], image_kv)
+        return {"lm": lm_loss(logits, labels, self.config.label_smoothing)}

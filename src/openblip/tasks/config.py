@@ -1,4 +1,4 @@
-"""What each training task can be told. No torch here: `--help` reads them."""
+"""The settings of each training task. No torch here: `--help` reads them."""
 
 from dataclasses import dataclass, field
 
@@ -8,13 +8,13 @@ class ContrastiveConfig:
     """The momentum side of ITC (BLIP section 3.2 and appendix; ALBEF)."""
 
     queue_size: int = 57600
-    """Image and text embeddings kept as further keys."""
+    """Number of image and text embeddings of earlier steps that serve as further keys."""
     momentum: float = 0.995
-    """How slowly the momentum encoders follow."""
+    """Share of the momentum model's weights that stays at a step; the rest comes from the trained model."""
     alpha: float = 0.4
     """Weight of the momentum model's soft targets."""
     alpha_ramp_steps: int = 0
-    """Steps over which alpha rises from 0."""
+    """Number of steps over which alpha rises from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,60 +27,61 @@ class PretrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    """ITC + ITM (BLIP section 5.1), also of clips; and how the filter of CapFilt is made (section 3.3)."""
+    """ITC + ITM, of images or videos (BLIP section 5.1); also makes the filter of CapFilt (section 3.3)."""
 
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningConfig:
-    """LM alone: the captioner of CapFilt (BLIP section 3.3), as in caption fine-tuning."""
+    """LM alone: caption fine-tuning, which also makes the captioner of CapFilt (BLIP section 3.3)."""
 
     prompt: str = "a picture of "
-    """Put before every caption and not predicted; empty for none."""
+    """Stands before every caption and is not predicted; empty for none."""
     label_smoothing: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringConfig:
-    """Answers written by a decoder that reads the question with its image or clip (BLIP section 5.3)."""
+    """A decoder writes answers to questions about images or videos (BLIP section 5.3)."""
 
     label_smoothing: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class NlvrConfig:
-    """True or false of statements about two images (BLIP section 5.4)."""
+    """Whether statements about two images are true (BLIP section 5.4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisdialConfig:
-    """The right answer of a dialog's question, told from wrong ones by ITM (BLIP section 5.5)."""
+    """ITM tells the right answer to a dialog's question from wrong ones (BLIP section 5.5)."""
 
     num_negatives: int = 3
-    """Wrong answers beside the right one, drawn from the candidates. The paper does not say how many."""
+    """Number of wrong answers, drawn from the candidates. The paper does not give it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepresentationConfig:
+class Blip2Stage1Config:
     """Stage 1 of BLIP-2, ITC + ITM + ITG, unweighted (BLIP-2 section 3.2), and retrieval (section 4.4)."""
 
     itg: bool = True
-    """Off: ITC + ITM alone, the comparison of the paper's Table 6."""
+    """Whether ITG is trained too; without it, the comparison of the paper's Table 6."""
     label_smoothing: float = 0.1
-    """Of ITC's targets and of ITG's words, as in the released code."""
+    """Of ITC's targets and of ITG's tokens, as in the released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerativeConfig:
-    """Stage 2 of BLIP-2: captions after soft visual prompts, by a frozen language model (BLIP-2 section 3.3).
+class Blip2Stage2Config:
+    """Stage 2 of BLIP-2: a frozen language model writes captions after visual prompts (BLIP-2 section 3.3).
 
-    A decoder writes the whole caption; of an encoder-decoder the encoder reads its beginning.
+    A decoder writes the whole caption. Of an encoder-decoder, the encoder reads the caption's beginning and
+    the decoder writes the rest.
     """
 
     prompt: str = ""
-    """Put before every caption and not predicted, as in fine-tuning (section 4.2); an encoder reads it in
-    place of the caption's beginning. Empty for none."""
+    """Stands before every caption and is not predicted, as in fine-tuning (section 4.2); an encoder reads it
+    in place of the caption's beginning. Empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +102,10 @@ class InstructionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePretrainingConfig:
-    """Language modelling on text alone, of models that BLIP-2 then freezes."""
+    """Language modelling on text alone, for a model that BLIP-2 then freezes."""
 
     max_text_tokens: int = 128
-    """Tokens of a text, its end included; more is cut."""
+    """Number of tokens of a text, its end included; more are cut."""
 
 
 BlipTaskConfig = (
@@ -115,4 +116,4 @@ BlipTaskConfig = (
     | NlvrConfig
     | VisdialConfig
 )
-Blip2TaskConfig = RepresentationConfig | GenerativeConfig | PromptedAnsweringConfig | InstructionConfig
+Blip2TaskConfig = Blip2Stage1Config | Blip2Stage2Config | PromptedAnsweringConfig | InstructionConfig

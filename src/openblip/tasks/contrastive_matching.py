@@ -1,46 +1,93 @@
-"""ITC and ITM over one batch, with their momentum twin and queue: what pre-training and retrieval share.
+"""ITC and ITM over one batch, with momentum model and queue: what pre-training and retrieval share.
 
-B local batch, G joint batch of all processes, N image tokens, T text tokens, D width, E embedding width.
+The part of ITM that draws hard negatives serves BLIP-2 as well.
+
+B local batch, G joint batch of all processes, R texts, N image tokens, T text tokens, D width, E embedding
+width, S image size.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
-from openblip.distributed import gather, gather_with_gradient, world_size
+from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
 from openblip.models.blip import Blip, CrossKV
 from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
+from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
 from openblip.objectives.momentum import EmbeddingQueue, update_average
+from openblip.tasks.base import encode_media, replace_first
 from openblip.tasks.config import ContrastiveConfig
-from openblip.tasks.hard_negatives import hard_negatives_loss
-from openblip.tasks.media import encode_media, num_frames
-from openblip.tasks.tokens import replace_first
 
 
 class ContrastiveMatching(nn.Module):
-    """The objectives ITC and ITM around a model; inference never sees the twin and the queue."""
+    """The objectives ITC and ITM around a BLIP. Inference never sees the momentum model and the queue."""
 
     def __init__(self, model: Blip, config: ContrastiveConfig, enc_id: int) -> None:
         super().__init__()
         self.config = config
         self.enc_id = enc_id
-        self.twin = make_twin(model)
+        self.momentum_model = make_momentum_model(model)
         self.queue = EmbeddingQueue(config.queue_size, model.config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def itc(
+    def losses(
+        self,
+        model: Blip,
+        pixels: Tensor,
+        image_tokens: Tensor,
+        tokens: Tokens,
+        ids: Tensor,
+        step: int,
+        generator: torch.Generator,
+        image_kv: CrossKV | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses itc and itm of B pairs, scalars.
+
+        ITM is over every pair and hard negatives from the joint batch of all processes. The released
+        pre-training code draws negatives from the process's own batch; with one process that is the same.
+
+        Args:
+            model: the trained model, with the heads itc and itm.
+            pixels: normalised images (B, 3, S, S) or videos (B, F, 3, S, S).
+            image_tokens: (B, F*N, D), what the model's image encoder makes of them.
+            tokens: the texts (B, T), from [CLS].
+            ids: (B,) image ids.
+            step: number of finished steps, on which alpha depends.
+            generator: draws the negatives.
+            image_kv: `model.image_kv` of the image tokens for "encode", where the caller has it already.
+        """
+        itc, similarities = self._itc(model, pixels, image_tokens, tokens, ids, step)
+        local_kv = model.image_kv(image_tokens, "encode") if image_kv is None else image_kv
+
+        def negative_kv(index: Tensor) -> CrossKV:
+            if world_size() == 1:
+                return local_kv.select(index)
+            return model.image_kv(gather_with_gradient(image_tokens)[index], "encode")
+
+        texts = replace_first(tokens, self.enc_id)
+        itm = hard_negatives_loss(
+            model.match_logits, texts, local_kv, negative_kv, ids, similarities, generator
+        )
+        return {"itc": itc, "itm": itm}
+
+    def _itc(
         self, model: Blip, pixels: Tensor, image_tokens: Tensor, tokens: Tokens, ids: Tensor, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The ITC loss, and the similarities over temperature of images to texts and of texts to images of
-        the joint batch, both (B, G), by which ITM mines its negatives."""
-        frames = num_frames(pixels)
-        image = model.embed_image(image_tokens, frames)
-        text = model.embed_text(tokens.ids, tokens.mask)
+        the joint batch, both (B, G), by which ITM chooses its negatives."""
+        frames = pixels.shape[1] if pixels.dim() == 5 else 1
+        image = model.embed_image(image_tokens, frames)  # (B, E)
+        text = model.embed_text(tokens.ids, tokens.mask)  # (B, E)
         with torch.no_grad():
-            momentum_image = self.twin.embed_image(encode_media(self.twin, pixels), frames)
-            momentum_text = self.twin.embed_text(tokens.ids, tokens.mask)
+            momentum_image = self.momentum_model.embed_image(
+                encode_media(self.momentum_model, pixels), frames
+            )
+            momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
         batch = (gather(momentum_image), gather(momentum_text), gather(ids))
         self._pending.append(batch)
         keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(batch, self.queue.content(), strict=True)))
@@ -49,45 +96,20 @@ class ContrastiveMatching(nn.Module):
         with torch.no_grad():
             image_to_text = image @ batch[1].T / model.temperature
             text_to_image = text @ batch[0].T / model.temperature
-        return loss, image_to_text, text_to_image
-
-    def itm(
-        self,
-        model: Blip,
-        image_tokens: Tensor,
-        image_kv: CrossKV,
-        tokens: Tokens,
-        ids: Tensor,
-        similarities: tuple[Tensor, Tensor],
-        generator: torch.Generator,
-    ) -> Tensor:
-        """The ITM loss, over every pair and hard negatives from the joint batch of all processes.
-
-        The released pre-training code draws negatives from the process's own batch; with one process that
-        is the same.
-        """
-        return hard_negatives_loss(
-            model.match_logits,
-            replace_first(tokens, self.enc_id),
-            image_kv,
-            lambda index: negative_images(model, image_tokens, image_kv, index),
-            ids,
-            similarities,
-            generator,
-        )
+        return loss, (image_to_text, text_to_image)
 
     def after_step(self, model: Blip) -> None:
-        """Clamp the temperature, let the twin follow, and queue what this step's batches embedded."""
+        """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
         clamp_temperature(model.log_temperature)
-        own = dict(model.named_parameters())
-        twin = dict(self.twin.named_parameters())
-        update_average(twin.values(), (own[name] for name in twin), self.config.momentum)
+        trained = dict(model.named_parameters())
+        average = dict(self.momentum_model.named_parameters())
+        update_average(average.values(), (trained[name] for name in average), self.config.momentum)
         for images, texts, ids in self._pending:
             self.queue.put(images, texts, ids)
         self._pending.clear()
 
 
-def make_twin(model: Blip) -> Blip:
+def make_momentum_model(model: Blip) -> Blip:
     """A frozen copy of what ITC needs: vision, text encoder and the two projections.
 
     It has no dropout, also while the task trains: the released code leaves it on, which only adds noise to
@@ -95,14 +117,56 @@ def make_twin(model: Blip) -> Blip:
     """
     vision = replace(model.config.vision, drop_path=0.0)
     text = replace(model.config.text, dropout=0.0)
-    twin = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
-    own = model.state_dict()
-    twin.load_state_dict({name: own[name] for name in twin.state_dict()})
-    return twin.requires_grad_(False).eval()
+    momentum_model = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
+    weights = model.state_dict()
+    momentum_model.load_state_dict({name: weights[name] for name in momentum_model.state_dict()})
+    return momentum_model.requires_grad_(False).eval()
 
 
-def negative_images(model: Blip, image_tokens: Tensor, image_kv: CrossKV, index: Tensor) -> CrossKV:
-    """Cross-attention K/V of the images `index` (B,) names in the joint batch, gradients to their makers."""
-    if world_size() == 1:
-        return image_kv.select(index)
-    return model.image_kv(gather_with_gradient(image_tokens)[index], "encode")
+def hard_negatives_loss(
+    match_logits: Callable[[Tensor, Tensor, Any], Tensor],
+    texts: Tokens,
+    image_kv: Any,
+    negative_kv: Callable[[Tensor], Any],
+    ids: Tensor,
+    similarities: tuple[Tensor, Tensor],
+    generator: torch.Generator,
+) -> Tensor:
+    """ITM over every pair as positive, one hard negative text per image and one hard negative image per text.
+
+    Args:
+        match_logits: ids (R, T), mask (R, T) and cross-attention K/V of B images -> (R, 2).
+        texts: (B, T), beginning as `match_logits` needs them.
+        image_kv: cross-attention K/V of the B images.
+        negative_kv: the same of the images that an index (B,) names in the joint batch, with gradients to
+            the processes that hold them.
+        ids: (B,) image ids.
+        similarities: over temperature, of images to texts and of texts to images of the joint batch, (B, G).
+        generator: in the same state on every process.
+    """
+    image_to_text, text_to_image = similarities
+    joint_ids = gather(ids)
+    text_index, has_text = draw_negatives(negative_weights(image_to_text, ids, joint_ids), generator)
+    image_index, has_image = draw_negatives(negative_weights(text_to_image, ids, joint_ids), generator)
+
+    joint_texts = Tokens(gather_padded(texts.ids, 0), gather_padded(texts.mask, False))
+    negative_texts = Tokens(joint_texts.ids[text_index], joint_texts.mask[text_index])
+    of_image = interleave(texts, negative_texts)
+    text_logits = match_logits(of_image.ids, of_image.mask, image_kv)  # (2B, 2)
+    image_logits = match_logits(texts.ids, texts.mask, negative_kv(image_index))  # (B, 2)
+
+    labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
+    counted = torch.stack([torch.ones_like(has_text), has_text], dim=1).flatten()
+    return itm_loss(
+        torch.cat([text_logits, image_logits]),
+        torch.cat([labels, torch.zeros_like(ids)]),
+        torch.cat([counted, has_image]),
+    )
+
+
+def interleave(first: Tokens, second: Tokens) -> Tokens:
+    """Two sets of B texts -> (2B, T): first[0], second[0], first[1], ..., padded to the longer."""
+    length = max(first.ids.shape[1], second.ids.shape[1])
+    ids = [F.pad(t.ids, (0, length - t.ids.shape[1])) for t in (first, second)]
+    mask = [F.pad(t.mask, (0, length - t.mask.shape[1])) for t in (first, second)]
+    return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))

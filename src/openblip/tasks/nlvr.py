@@ -1,86 +1,112 @@
-"""Natural language visual reasoning, NLVR2: is a statement about two images true? (BLIP section 5.4)."""
+"""Natural language visual reasoning, NLVR2: is a statement about two images true? (BLIP section 5.4).
 
-from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+B examples, S image size, N image tokens, T text tokens, D image width.
+"""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.batch import StatementBatch
-from openblip.data.readings import label_of, text_field
-from openblip.data.sample import Sample, Source
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
+from openblip.data.batch import Batch, Example, PixelReader, SampleProcessor, View, shared_fields
+from openblip.data.config import DataConfig
+from openblip.data.fields import label_of, text_field
+from openblip.data.images import read_image
+from openblip.data.prompts import MAX_STATEMENT_WORDS, normalize_caption
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import SourceError
-from openblip.models.blip import Blip
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.tokens import replace_first
-from openblip.tasks.walk import walk
+from openblip.models.config import Head
+from openblip.tasks.base import BlipTask, replace_first
+from openblip.tasks.config import NlvrConfig
+
+_SIDE = re.compile(r"\b(?:left|right)(?=(?:most|hand)?\b)")
 
 
-class Nlvr(TrainingTask):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementBatch(Batch):
+    """B statements, each about two images: `pixels` is (B, 2, 3, S, S)."""
+
+    statements: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    labels: torch.Tensor
+    """int64 (B,), 1 is true."""
+
+
+def pair_pixels(sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
+    """The left and the right image, uint8 (2, 3, S, S), each with a view of its own."""
+    if sample.second_image is None:
+        raise SourceError("no second image")
+    name = f"{sample.shard}/{sample.key}"
+    left = view(read_image(sample.image, name=f"{name} (left)"), rng)
+    return np.stack([left, view(read_image(sample.second_image, name=f"{name} (right)"), rng)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementProcessor(SampleProcessor):
+    """A statement about two images; every other time they change sides, and so do the words left and right.
+
+    This is the released code's augmentation for NLVR2.
+    """
+
+    read_pixels: PixelReader = pair_pixels
+    max_text_length: int = 40
+
+    def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
+        example = super().__call__(sample, view, rng)
+        statement, label, swapped = example.content
+        if not swapped:
+            return example._replace(content=(statement, label))
+        return example._replace(pixels=example.pixels[::-1].copy(), content=(swap_sides(statement), label))
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, int, bool]:
+        """The statement, its label, and whether the sides are exchanged."""
+        statement = normalize_caption(text_field(sample, "statement"), MAX_STATEMENT_WORDS)
+        label = label_of(sample)
+        if label is None:
+            raise SourceError("no label that is true or false")
+        return statement, int(label), bool(rng.random() < 0.5)
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> StatementBatch:
+        statements = [example.content[0] for example in examples]
+        return StatementBatch(
+            **shared_fields(examples),
+            statements=tokenizer.encode(statements, self.max_text_length),
+            labels=torch.tensor([example.content[1] for example in examples]),
+        )
+
+
+def swap_sides(statement: str) -> str:
+    """The same text with left and right exchanged, also in rightmost, left-hand and before a comma.
+
+    The released code passes over these, and so trains on a statement about the other image.
+    """
+    other = {"left": "right", "right": "left"}
+    return _SIDE.sub(lambda side: other[side[0]], statement)
+
+
+class Nlvr(BlipTask):
     """A model with the head nlvr, and the loss that trains it."""
 
-    def __init__(self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.enc_id = tokenizer.enc_id
+    @classmethod
+    def heads(cls, config: NlvrConfig) -> tuple[Head, ...]:
+        return ("nlvr",)
+
+    @classmethod
+    def sample_processor(
+        cls, config: NlvrConfig, data: DataConfig, question_prompt: str
+    ) -> StatementProcessor:
+        return StatementProcessor(max_text_length=data.max_text_length)
 
     def forward(self, batch: StatementBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss nlvr of a batch, a scalar: cross-entropy of true and false."""
+        """The loss nlvr: cross-entropy of true and false."""
         image_tokens = self.model.encode_pair(self.preprocessing.normalize(batch.pixels))  # (B, 2, N, D)
         statements = replace_first(batch.statements, self.enc_id)
         logits = self.model.judge_logits(
             statements.ids, statements.mask, self.model.image_kv(image_tokens, "encode")
-        )
+        )  # (B, 2)
         return {"nlvr": F.cross_entropy(logits.float(), batch.labels)}
-
-
-class Judge(Protocol):
-    """What statements need of a model."""
-
-    def judge(self, images: Any, statements: Any, *, batch_size: int | None) -> Tensor: ...
-
-
-class _Judged(NamedTuple):
-    name: dict[str, Any]
-    probability: float
-    label: bool | None
-
-
-def evaluate_nlvr(
-    model: Judge, source: Source, *, limit: int | None = None, batch_size: int | None = None
-) -> dict[str, Any]:
-    """Accuracy of P(true) > 0.5 over statements about two pictures, with the predictions.
-
-    Statements without a label are judged and not scored.
-    """
-
-    def work(samples: list[Sample]) -> list[_Judged]:
-        pairs = [(sample.image, sample.second_image) for sample in samples]
-        statements = [sample.info["statement"] for sample in samples]
-        true: list[float] = model.judge(pairs, statements, batch_size=batch_size).tolist()
-        return [_Judged(_named(s), p, s.info.get("label")) for s, p in zip(samples, true, strict=True)]
-
-    found, rejects = walk(source, work, label="judging", accept=_check, limit=limit)
-    right = [(row.probability > 0.5) == row.label for row in found if row.label is not None]
-    return {
-        "num_statements": len(found),
-        "num_rejects": len(rejects),
-        **({"accuracy": sum(right) / len(right)} if right else {}),
-        "predictions": [{**row.name, "probability": row.probability, "label": row.label} for row in found],
-        "rejects": [asdict(reject) for reject in rejects],
-    }
-
-
-def _named(sample: Sample) -> dict[str, Any]:
-    return {"shard": sample.shard, "key": sample.key, "statement": sample.info["statement"]}
-
-
-def _check(sample: Sample) -> None:
-    text_field(sample, "statement")
-    label_of(sample)
-    if sample.second_image is None:
-        raise SourceError("no second picture")

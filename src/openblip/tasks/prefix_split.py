@@ -1,6 +1,7 @@
-"""Texts cut in two for prefix language modelling: an encoder reads the prefix, a decoder writes the rest.
+"""Cutting texts in two for prefix language modelling: an encoder reads the prefix, a decoder writes the rest.
 
-BLIP-2 section 3.3; the place of the cut is its author's word (LAVIS issue 139).
+BLIP-2 section 3.3. The paper does not say where a text is cut; here it is cut as its author describes in
+LAVIS issue 139.
 
 G joint batch of all processes.
 """
@@ -13,59 +14,61 @@ from openblip.distributed import local_rows, world_size
 
 
 def split_prefixes(texts: Sequence[str], generator: torch.Generator) -> tuple[list[str], list[str]]:
-    """The prefixes and the rest of this process's texts, each cut by `split_at_random`."""
-    drawn = _shares(len(texts), 1, generator)
-    cut = [split_at_random(text, share) for text, (share,) in zip(texts, drawn, strict=True)]
-    return [prefix for prefix, _ in cut], [rest for _, rest in cut]
+    """The prefix and the rest of each of this process's texts, cut by `split_at_random`."""
+    draws = _draws(len(texts), 1, generator)
+    pairs = [split_at_random(text, share) for text, (share,) in zip(texts, draws, strict=True)]
+    return [prefix for prefix, _ in pairs], [rest for _, rest in pairs]
 
 
 def split_documents(texts: Sequence[str], generator: torch.Generator) -> list[tuple[str, str]]:
     """The prefix and the rest of each of this process's texts, cut by `split_document`."""
-    drawn = _shares(len(texts), 3, generator)
-    return [split_document(text, *shares) for text, shares in zip(texts, drawn, strict=True)]
+    draws = _draws(len(texts), 3, generator)
+    return [split_document(text, *shares) for text, shares in zip(texts, draws, strict=True)]
 
 
 def split_at_random(text: str, share: float) -> tuple[str, str]:
-    """The first words and the rest; for `share` uniform from 0 to 1 their number is, from 1 to half of them.
+    """The first words of a text, and the rest, without the space between them.
 
-    A single word is all rest. Blanks around the cut are left out.
+    With `share` uniform from 0 to 1, the number of first words is uniform from 1 to half of all. A text of
+    one word has an empty prefix.
     """
     words = text.split(" ")
     if len(words) < 2:
         return "", text
-    cut = _between(1, len(words) // 2, share)
+    cut = _integer_between(1, len(words) // 2, share)
     return " ".join(words[:cut]), " ".join(words[cut:])
 
 
-def split_document(text: str, line_share: float, way: float, word_share: float) -> tuple[str, str]:
-    """A text of several lines: one after the first is cut, those before it are read, those after it left out.
+def split_document(text: str, line_share: float, cut_share: float, word_share: float) -> tuple[str, str]:
+    """A text of several lines: one line after the first is cut, and the lines behind it are left out.
 
-    Every other time it is cut where an answer begins, behind its last colon, or else the line is all rest;
-    otherwise as `split_at_random`. A text of one line is cut at random. All shares: uniform from 0 to 1.
+    The prefix holds all lines before the cut. Every other time the line is cut at a natural place, after its
+    last colon, where an answer begins, and without a colon before the line; otherwise at random. A text of
+    one line is cut at random. All shares are uniform from 0 to 1.
     """
     lines = text.split("\n")
     if len(lines) == 1:
         return split_at_random(text, word_share)
-    place = _between(1, len(lines) - 1, line_share)
-    line = lines[place]
-    if way < 0.5:
+    number = _integer_between(1, len(lines) - 1, line_share)
+    line = lines[number]
+    if cut_share < 0.5:
         question, colon, answer = line.rpartition(": ")
         prefix, rest = question + colon.strip(), answer
     else:
         prefix, rest = split_at_random(line, word_share)
-    return "\n".join([*lines[:place], prefix]), rest
+    return "\n".join([*lines[:number], prefix]), rest
 
 
-def _shares(num_texts: int, num_draws: int, generator: torch.Generator) -> list[list[float]]:
-    """Draws for this process's texts, out of those for all G, which every process draws alike.
+def _draws(num_texts: int, num_shares: int, generator: torch.Generator) -> list[list[float]]:
+    """Shares for this process's texts, out of those for all G, which every process draws alike.
 
-    So several processes cut as one process would, whatever the length of each one's texts.
+    So several processes cut as one process would, whatever the lengths of their texts.
     """
-    joint = torch.rand(num_texts * world_size(), num_draws, generator=generator, dtype=torch.float64)
-    shares: list[list[float]] = local_rows(joint, num_texts).tolist()
-    return shares
+    joint = torch.rand(num_texts * world_size(), num_shares, generator=generator, dtype=torch.float64)
+    draws: list[list[float]] = local_rows(joint, num_texts).tolist()
+    return draws
 
 
-def _between(low: int, high: int, share: float) -> int:
-    """A number from `low` to `high`, both included."""
+def _integer_between(low: int, high: int, share: float) -> int:
+    """A number from `low` to `high`, both included, uniform for `share` uniform from 0 to 1."""
     return low + int(share * (high - low + 1))

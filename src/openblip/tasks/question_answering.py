@@ -1,197 +1,89 @@
-"""Visual question answering, of images and of clips: training and evaluation (BLIP sections 5.3 and 5.6)."""
+"""Visual question answering, on images and videos: a decoder writes the answers (BLIP 5.3 and 5.6).
+
+B examples, A answers, T text tokens, V vocabulary.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.batch import QuestionBatch
-from openblip.data.readings import answers_of, text_field
-from openblip.data.sample import Sample, Source
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.errors import SourceError
-from openblip.generation.decoding import Beam, Decoding
-from openblip.metrics.vqa import (
-    direct_answer_accuracy,
-    mean_vqa_accuracy,
-    multiple_choice_accuracy,
-    single_answer_accuracy,
-    vqa_accuracy_by_type,
-)
-from openblip.models.blip import Blip
+from openblip.data.batch import Batch, Example, SampleProcessor, pixel_reader, shared_fields
+from openblip.data.config import DataConfig
+from openblip.data.fields import question_with_answers
+from openblip.data.prompts import MAX_QUESTION_TOKENS
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.models.config import Head
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
+from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import QuestionAnsweringConfig
-from openblip.tasks.media import encode_media
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.tokens import replace_first
-from openblip.tasks.walk import pictures, walk
-
-DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
 
 
-class QuestionAnswering(TrainingTask):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionBatch(Batch):
+    """B questions with all their answers, A together."""
+
+    questions: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    answers: Tokens
+    """(A, T): [CLS] ... [SEP]."""
+    owners: torch.Tensor
+    """int64 (A,), ascending: the question that each answer belongs to."""
+    weights: torch.Tensor
+    """float32 (A,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionProcessor(SampleProcessor):
+    """A question with its distinct answers, each weighted by the share of annotators who gave it."""
+
+    max_answer_tokens: int = 20
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[tuple[str, float]]]:
+        return question_with_answers(sample)
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> QuestionBatch:
+        questions = [example.content[0] for example in examples]
+        rows = [(i, *answer) for i, example in enumerate(examples) for answer in example.content[1]]
+        owners, answers, weights = zip(*rows, strict=True)
+        return QuestionBatch(
+            **shared_fields(examples),
+            questions=tokenizer.encode(questions, MAX_QUESTION_TOKENS),
+            answers=tokenizer.encode(answers, self.max_answer_tokens),
+            owners=torch.tensor(owners),
+            weights=torch.tensor(weights),
+        )
+
+
+class QuestionAnswering(BlipTask):
     """A model with the head vqa, and the loss that trains it."""
 
-    def __init__(
-        self,
-        model: Blip,
-        tokenizer: Tokenizer,
-        preprocessing: Preprocessing,
-        config: QuestionAnsweringConfig,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.label_smoothing = config.label_smoothing
-        self.enc_id, self.dec_id = tokenizer.enc_id, tokenizer.dec_id
+    config: QuestionAnsweringConfig
+
+    @classmethod
+    def heads(cls, config: QuestionAnsweringConfig) -> tuple[Head, ...]:
+        return ("vqa",)
+
+    @classmethod
+    def sample_processor(
+        cls, config: QuestionAnsweringConfig, data: DataConfig, question_prompt: str
+    ) -> QuestionProcessor:
+        return QuestionProcessor(read_pixels=pixel_reader(data.num_frames))
+
+    @classmethod
+    def longest_text(cls, config: QuestionAnsweringConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
+        return MAX_QUESTION_TOKENS
 
     def forward(self, batch: QuestionBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss vqa of a batch, a scalar: every answer of a question counts by its weight."""
-        image_tokens = encode_media(self.model, self.preprocessing.normalize(batch.pixels))
+        """The loss vqa: every answer of a question counts by its weight."""
+        image_kv = self.model.image_kv(self.encode(batch.pixels), "encode")
         questions = replace_first(batch.questions, self.enc_id)
-        question_kv = self.model.question_kv(
-            questions.ids, questions.mask, self.model.image_kv(image_tokens, "encode")
-        )
+        question_kv = self.model.question_kv(questions.ids, questions.mask, image_kv)
         answers = replace_first(batch.answers, self.dec_id)
-        logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T, V)
+        logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T - 1, V)
         labels = next_token_labels(answers.ids, answers.mask)
-        vqa = answer_loss(logits, labels, batch.weights, len(batch), self.label_smoothing)
+        vqa = answer_loss(logits, labels, batch.weights, len(batch), self.config.label_smoothing)
         return {"vqa": vqa}
-
-
-class Answerer(Protocol):
-    """What questions need of a model; clips also need `encode_videos`."""
-
-    def encode(self, images: Any, batch_size: int | None) -> Any: ...
-    def answer(
-        self,
-        images: Any,
-        questions: Any,
-        candidates: Any = None,
-        *,
-        decoding: Decoding,
-        batch_size: int | None,
-    ) -> Any: ...
-
-
-class _Answered(NamedTuple):
-    sample: Sample
-    answer: str
-    choice: str | None
-
-
-def evaluate_question_answering(
-    model: Answerer,
-    source: Source,
-    *,
-    candidates: Sequence[str] | None = None,
-    num_frames: int | None = None,
-    decoding: Decoding = DECODING,
-    limit: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Any]:
-    """Accuracy of one answer per question, written, or the best of `candidates`; with the predictions.
-
-    Questions with several annotators' answers are scored by VQA's official accuracy, those with a single one
-    by whether it was given. Where samples have `choices` (A-OKVQA), their direct answers are scored as there,
-    and the best choice as multiple choice. Questions without answers are answered and not scored.
-    `results` are what VQA's server takes. With `num_frames` the questions are about clips.
-    """
-
-    def work(samples: list[Sample]) -> list[_Answered]:
-        images = model.encode(pictures(model, samples, num_frames, batch_size), batch_size)
-        questions = [sample.info["question"] for sample in samples]
-        answers = model.answer(images, questions, candidates, decoding=decoding, batch_size=batch_size)
-        offered = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
-        choices: dict[int, str] = {}
-        if offered:
-            best = model.answer(
-                images.select(torch.tensor(offered)),
-                [questions[i] for i in offered],
-                [samples[i].info["choices"] for i in offered],
-                decoding=decoding,
-                batch_size=batch_size,
-            )
-            choices = dict(zip(offered, best, strict=True))
-        return [
-            _Answered(replace(sample, image=b""), answer, choices.get(i))
-            for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))
-        ]
-
-    def accept(sample: Sample) -> None:
-        text_field(sample, "question")
-        answers_of(sample)
-        _check_choices(sample)
-
-    found, rejects = walk(source, work, label="answering", accept=accept, limit=limit)
-    results = [{"question_id": question_id(row.sample), "answer": row.answer} for row in found]
-    return {
-        "num_questions": len(found),
-        "num_rejects": len(rejects),
-        **_accuracies(found),
-        "predictions": [
-            {"shard": row.sample.shard, "key": row.sample.key, "question": row.sample.info["question"]}
-            | result
-            for row, result in zip(found, results, strict=True)
-        ],
-        "results": results,
-        "rejects": [asdict(reject) for reject in rejects],
-    }
-
-
-def question_id(sample: Sample) -> Any:
-    """What the data set knows a question by."""
-    return sample.info.get("question_id", sample.key)
-
-
-def _check_choices(sample: Sample) -> None:
-    choices, correct = sample.info.get("choices"), sample.info.get("correct_choice")
-    if not choices:
-        return
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise SourceError(f"the choices must be a list of strings, not {choices!r:.80}")
-    if correct is not None and (type(correct) is not int or not 0 <= correct < len(choices)):
-        raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
-
-
-def _accuracies(found: Sequence[_Answered]) -> dict[str, Any]:
-    """The accuracies that the samples' annotations admit, each over the questions that it applies to."""
-    scores: dict[str, Any] = {}
-    plain = [row for row in found if row.choice is None]
-    several = [row for row in plain if len(answers_of(row.sample)) > 1]
-    single = [row for row in plain if len(answers_of(row.sample)) == 1]
-    offered = [row for row in found if row.choice is not None]
-    chosen = [row for row in offered if row.sample.info.get("correct_choice") is not None]
-    easy = [
-        row
-        for row in offered
-        if answers_of(row.sample) and not row.sample.info.get("difficult_direct_answer")
-    ]
-    if several:
-        answers, true = [row.answer for row in several], [answers_of(row.sample) for row in several]
-        scores["vqa_accuracy"] = mean_vqa_accuracy(answers, true)
-        types = [_type(row.sample) for row in several]
-        if len(set(types)) > 1:
-            scores["by_type"] = vqa_accuracy_by_type(answers, true, types)
-    if single:
-        true_single = [answers_of(row.sample)[0] for row in single]
-        scores["accuracy"] = single_answer_accuracy([row.answer for row in single], true_single)
-    if easy:
-        scores["direct_answer_accuracy"] = direct_answer_accuracy(
-            [row.answer for row in easy], [answers_of(row.sample) for row in easy]
-        )
-    if chosen:
-        scores["multiple_choice_accuracy"] = multiple_choice_accuracy(
-            [str(row.choice) for row in chosen],
-            [row.sample.info["choices"] for row in chosen],
-            [row.sample.info["correct_choice"] for row in chosen],
-        )
-    return scores
-
-
-def _type(sample: Sample) -> str:
-    """VQAv2's type of answer, or the emoji world's kind of question."""
-    return str(sample.info.get("answer_type") or sample.info.get("question_kind") or "other")

@@ -1,143 +1,95 @@
-"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5)."""
+"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5).
+
+B examples, K answers of a dialog, T text tokens.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.batch import DialogBatch
-from openblip.data.dialogs import open_rounds
-from openblip.data.readings import text_field
-from openblip.data.sample import Sample, Source
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.metrics.ranking import answer_ranking, ndcg
-from openblip.models.blip import Blip
-from openblip.tasks.protocol import TrainingTask
-from openblip.tasks.tokens import replace_first
-from openblip.tasks.walk import walk
+from openblip.data.batch import Batch, Example, SampleProcessor, shared_fields
+from openblip.data.config import DataConfig
+from openblip.data.fields import open_rounds, text_field
+from openblip.data.prompts import (
+    MAX_DIALOG_CAPTION_TOKENS,
+    dialog_turns,
+    normalize_caption,
+    normalize_question,
+)
+from openblip.data.sample import Sample
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.errors import SourceError
+from openblip.models.config import Head
+from openblip.tasks.base import BlipTask, replace_first
+from openblip.tasks.config import VisdialConfig
 
 
-class Visdial(TrainingTask):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogBatch(Batch):
+    """One round of each of B dialogs with K candidate answers."""
+
+    captions: Tokens
+    """(B, T): [CLS] ... [SEP]."""
+    dialogs: Tokens
+    """(B * K, T), each with another answer at its end; those of one dialog stand together."""
+    labels: torch.Tensor
+    """int64 (B * K,), 1 is the right answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialogProcessor(SampleProcessor):
+    """One round of a dialog, drawn at random, with its right answer and wrong ones out of its candidates."""
+
+    num_negatives: int
+    max_text_length: int
+
+    def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[list[str]]]:
+        """The caption, and the turns of the dialog with each answer."""
+        rounds = [(turn, turn.answer) for turn in open_rounds(sample) if turn.answer is not None]
+        if not rounds:
+            raise SourceError("no round with options and their right one")
+        turn, right = rounds[int(rng.integers(len(rounds)))]
+        same = normalize_question(right)  # candidates of VisDial may differ by a period alone
+        wrong = [text for text in turn.options if normalize_question(text) != same]
+        if not wrong:
+            raise SourceError(f"round {turn.number} has no wrong answer among its options")
+        drawn = rng.choice(len(wrong), self.num_negatives, replace=len(wrong) < self.num_negatives)
+        answers = [right, *(wrong[i] for i in drawn)]
+        dialogs = [dialog_turns(turn.history, turn.question, answer) for answer in answers]
+        return normalize_caption(text_field(sample, "caption")), dialogs
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> DialogBatch:
+        captions = [example.content[0] for example in examples]
+        dialogs = [turns for example in examples for turns in example.content[1]]
+        return DialogBatch(
+            **shared_fields(examples),
+            captions=tokenizer.encode(captions, MAX_DIALOG_CAPTION_TOKENS),
+            dialogs=tokenizer.encode_turns(dialogs, self.max_text_length),
+            labels=torch.tensor([1] + [0] * self.num_negatives).repeat(len(examples)),
+        )
+
+
+class Visdial(BlipTask):
     """A model with the head visdial, and the loss that trains it."""
 
-    def __init__(self, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocessing = preprocessing
-        self.enc_id = tokenizer.enc_id
+    @classmethod
+    def heads(cls, config: VisdialConfig) -> tuple[Head, ...]:
+        return ("visdial",)
+
+    @classmethod
+    def sample_processor(
+        cls, config: VisdialConfig, data: DataConfig, question_prompt: str
+    ) -> DialogProcessor:
+        return DialogProcessor(num_negatives=config.num_negatives, max_text_length=data.max_text_length)
 
     def forward(self, batch: DialogBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss itm of a batch, a scalar: right against wrong answers, the dialog before them the same."""
+        """The loss itm: cross-entropy of right and wrong answers behind the same dialog."""
         image_tokens = self.model.encode_image(self.preprocessing.normalize(batch.pixels))
         context_kv = self.model.dialog_kv(image_tokens, batch.captions.ids, batch.captions.mask)
         dialogs = replace_first(batch.dialogs, self.enc_id)
         logits = self.model.match_logits(dialogs.ids, dialogs.mask, context_kv)  # (B * K, 2)
         return {"itm": F.cross_entropy(logits.float(), batch.labels)}
-
-
-class DialogRanker(Protocol):
-    """What dialogs need of a model."""
-
-    def encode(self, images: Any, batch_size: int | None) -> Any: ...
-    def rank_answers(
-        self, images: Any, captions: Any, dialogs: Any, candidates: Any, *, batch_size: int | None
-    ) -> list[Tensor]: ...
-
-
-class _Ranked(NamedTuple):
-    image_id: Any
-    round_id: int
-    """From 1, as the challenge counts."""
-    scores: list[float]
-    answer_index: int | None
-    relevance: list[float] | None
-
-
-def evaluate_visdial(
-    model: DialogRanker, source: Source, *, limit: int | None = None, batch_size: int | None = None
-) -> dict[str, Any]:
-    """MRR, R@1/5/10 and mean rank of the right answers, NDCG where relevance is annotated, and all ranks.
-
-    Every round that has candidates is ranked, behind the true answers of the rounds before it. `results` are
-    what VisDial's server takes.
-    """
-
-    def work(samples: list[Sample]) -> list[list[_Ranked]]:
-        rounds = [open_rounds(sample) for sample in samples]
-        owners = [i for i, own in enumerate(rounds) for _ in own]
-        encoded = model.encode([sample.image for sample in samples], batch_size)
-        scores = iter(
-            model.rank_answers(
-                encoded.select(torch.tensor(owners)),
-                [samples[i].info["caption"] for i in owners],
-                [[*turn.history, turn.question] for own in rounds for turn in own],
-                [turn.options for own in rounds for turn in own],
-                batch_size=batch_size,
-            )
-        )
-        return [
-            [
-                _Ranked(
-                    sample.info.get("image_id", sample.key),
-                    turn.number + 1,
-                    next(scores).tolist(),
-                    turn.answer_index,
-                    turn.relevance,
-                )
-                for turn in own
-            ]
-            for sample, own in zip(samples, rounds, strict=True)
-        ]
-
-    def accept(sample: Sample) -> None:
-        text_field(sample, "caption")
-        open_rounds(sample)
-
-    found, rejects = walk(source, work, label="ranking", accept=accept, limit=limit, at_once=8)
-    ranked = [turn for dialog in found for turn in dialog]
-    results = [
-        {"image_id": turn.image_id, "round_id": turn.round_id, "ranks": _ranks(turn.scores)}
-        for turn in ranked
-    ]
-    return {
-        "num_dialogs": len(found),
-        "num_rounds": len(ranked),
-        "num_rejects": len(rejects),
-        **_scores(ranked),
-        "predictions": results,
-        "results": results,
-        "rejects": [asdict(reject) for reject in rejects],
-    }
-
-
-def _scores(ranked: Sequence[_Ranked]) -> dict[str, float]:
-    answered = [turn for turn in ranked if turn.answer_index is not None]
-    judged = [turn for turn in ranked if turn.relevance is not None and any(turn.relevance)]
-    scores: dict[str, float] = {}
-    if answered:
-        index = np.array([turn.answer_index for turn in answered])
-        scores |= answer_ranking(_filled([turn.scores for turn in answered], -np.inf), index)
-    if judged:
-        relevance = _filled([turn.relevance or [] for turn in judged], 0.0)
-        scores["ndcg"] = ndcg(_filled([turn.scores for turn in judged], -np.inf), relevance)
-    return scores
-
-
-def _filled(rows: Sequence[Sequence[float]], fill: float) -> "np.ndarray[Any, Any]":
-    """(R, C) of rows of unequal length."""
-    longest = max(map(len, rows))
-    return np.array([[*row, *[fill] * (longest - len(row))] for row in rows])
-
-
-def _ranks(scores: Sequence[float]) -> list[int]:
-    """The place of every candidate, from 1."""
-    order = np.argsort(-np.array(scores), kind="stable")
-    places = np.empty(len(scores), dtype=int)
-    places[order] = np.arange(1, len(scores) + 1)
-    found: list[int] = places.tolist()
-    return found

@@ -51,6 +51,9 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     model_every: int | None = None
     """Also write the model itself every so many steps, to models/step_*/, for curves over the training."""
+    validate_every: int | None = None
+    """Measure the model on --data.validation every so many steps and at the end. The scores go to
+    metrics.jsonl, and the best model to best/. None does not validate."""
     num_threads: int | None = None
     """CPU threads of the process; None leaves torch's choice."""
     tensorboard: bool = False
@@ -60,12 +63,15 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.model_every is not None and self.model_every < 1:
-            raise ConfigError(f"training.model_every is {self.model_every}; it must be at least 1.")
-        if self.model_every is not None and self.shard_frozen:
-            raise ConfigError(
-                "training.model_every: divided by shard_frozen, a model is whole at the end only."
-            )
+        for name in ("model_every", "validate_every"):
+            every = getattr(self, name)
+            if every is not None and every < 1:
+                raise ConfigError(f"training.{name} is {every}; it must be at least 1.")
+            if every is not None and self.shard_frozen:
+                raise ConfigError(
+                    f"training.{name}: a model that shard_frozen divides is whole at the end only; leave out "
+                    "one of the two."
+                )
         for name in ("learning_rate", "muon_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and rate <= 0:

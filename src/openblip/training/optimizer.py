@@ -65,7 +65,7 @@ def make_optimizers(
 ) -> Optimizers:
     """AdamW over what requires gradients; with `muon_learning_rate`, Muon over the weights of linear layers.
 
-    layers_above: as `TrainingTask.layers_above` gives it, for `layer_decay`. The released code decays every
+    layers_above: as `Task.layers_above` gives it, for `layer_decay`. The released code decays every
     parameter; biases, norms and the temperature are left out here, as usual.
 
     Raises ConfigError for a layer-wise decay that would change nothing, because no encoder is trained.

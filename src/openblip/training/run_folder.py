@@ -1,7 +1,9 @@
-"""The folder of a run: config.json, metrics.jsonl, checkpoints/step_*/ and model/."""
+"""The folder of a run: config.json, metrics.jsonl, rejects.jsonl, checkpoints/step_*/, model/ and best/.
+
+Also the trackers, TensorBoard and Weights & Biases, which receive the same records.
+"""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from openblip.data.sample import Reject
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, MissingExtraError
+from openblip.files import read_json, read_jsonl, remove_partials, write_json, write_text
+from openblip.training.config import TrainingConfig
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
 REJECTS = "rejects.jsonl"
 
 
 class RunFolder:
-    """Paths and files of one run. Everything that must not be seen half-written is renamed into place.
+    """Paths and files of one run.
 
-    rejects.jsonl names every sample that was skipped: the step that would have used it, shard, key, reason.
+    metrics.jsonl has a line per logged step. rejects.jsonl names every sample that was skipped: the step that
+    would have used it, shard, key, reason.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -26,31 +31,36 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The final weights; there when the run is finished."""
+        """The folder of the final weights, which exists when the run is finished."""
         return self.path / MODEL
 
-    def start(self, config: dict[str, Any], resume: bool) -> None:
-        """Write config.json, or with `resume` check that it says the same.
+    @property
+    def best(self) -> Path:
+        """The folder of the weights with the best validation score, when the run validates."""
+        return self.path / "best"
 
-        Raises ConfigError when a new run would overwrite one, or when a resumed one differs; it lists how.
+    def start(self, config: dict[str, Any], resume: bool) -> None:
+        """Write config.json, or with `resume` check that it is the same.
+
+        Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the
+        differences.
         """
         file = self.path / CONFIG
         if file.exists():
             if not resume:
-                raise ConfigError(f"{self.path} holds a run already; add --resume or choose another --out.")
-            differences = _differences(json.loads(file.read_text(encoding="utf-8")), config)
+                raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
+            differences = _differences(read_json(file), config)
             if differences:
-                raise ConfigError(f"{file} says otherwise than this command: {'; '.join(differences)}.")
+                raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(config, indent=2) + "\n")
+        write_json(file, config)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         self._append(METRICS, [record])
 
     def log_rejects(self, step: int, rejects: Sequence[Reject]) -> None:
-        """Append a line to rejects.jsonl for each; every process may call this."""
+        """Append a line to rejects.jsonl for each reject; every process may call this."""
         self._append(REJECTS, [{"step": step, **asdict(reject)} for reject in rejects])
 
     def _append(self, name: str, records: Sequence[dict[str, Any]]) -> None:
@@ -59,7 +69,7 @@ class RunFolder:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def forget_after(self, step: int) -> int:
-        """Drop metrics and rejects of steps after `step`, which a resumed run makes again, and torn lines.
+        """Remove metrics and rejects of steps after `step`, which a resumed run writes again, and torn lines.
 
         Returns the number of rejects up to `step`.
         """
@@ -67,7 +77,7 @@ class RunFolder:
         return self._keep_until(step, REJECTS)
 
     def _keep_until(self, step: int, name: str) -> int:
-        """Drop the lines of later steps from a file; returns how many stay."""
+        """Remove the lines of later steps from a file and return how many stay."""
         file = self.path / name
         if not file.exists():
             return 0
@@ -79,43 +89,86 @@ class RunFolder:
                 continue
             if record["step"] <= step:
                 kept.append(line + "\n")
-        write_atomically(file, "".join(kept))
+        write_text(file, "".join(kept))
         return len(kept)
 
+    def best_score(self, name: str) -> float | None:
+        """The highest value of a validation score in metrics.jsonl; None when there is none."""
+        lines = (line.value for line in read_jsonl(self.path / METRICS))
+        return max(
+            (line[f"validation/{name}"] for line in lines if f"validation/{name}" in line), default=None
+        )
+
     def model_at(self, step: int) -> Path:
-        """Where the model of an earlier step is written, if it is."""
+        """The folder of the model at an earlier step, for `training.model_every`."""
         return self.path / "models" / f"step_{step:08d}"
 
     def checkpoint(self, step: int) -> Path:
+        """The folder of the exact state after `step` steps."""
         return self.path / CHECKPOINTS / f"step_{step:08d}"
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
-        """The step and folder of the newest whole checkpoint."""
+        """Step and folder of the newest checkpoint; None when there is none."""
         folders = sorted((self.path / CHECKPOINTS).glob("step_????????"))
         return (int(folders[-1].name.removeprefix("step_")), folders[-1]) if folders else None
 
     def keep_last(self, count: int) -> None:
-        """Remove all but the newest `count` checkpoints, and what killed writes left."""
+        """Remove all but the newest `count` checkpoints, and what killed writers left."""
         folder = self.path / CHECKPOINTS
         for old in sorted(folder.glob("step_????????"))[:-count]:
             shutil.rmtree(old)
-        for partial in folder.glob("*.partial"):
-            shutil.rmtree(partial)
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+        remove_partials(folder)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Human-readable differences of two JSON values, by field."""
+    """The differences of two JSON values in words, by field."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in [*old, *(key for key in new if key not in old)]:
-            found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        return found
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+        ]
     plain = json.loads(json.dumps(new))
     return [] if old == plain else [f"{path} was {json.dumps(old)}, now {json.dumps(plain)}"]
+
+
+class Trackers:
+    """Sends scalars to the trackers that the config names; without any it does nothing."""
+
+    def __init__(self, config: TrainingConfig, folder: Path) -> None:
+        self._tensorboard = _tensorboard(folder) if config.tensorboard else None
+        self._wandb = _wandb(config.wandb_project, folder) if config.wandb_project else None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log a record of metrics.jsonl."""
+        scalars = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        step = int(scalars.pop("step"))
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
+
+    def close(self) -> None:
+        """Flush and close the trackers."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError('TensorBoard is not installed: pip install "openblip[track]"') from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _wandb(project: str, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtraError('wandb is not installed: pip install "openblip[track]"') from error
+    return wandb.init(project=project, dir=str(folder), id=folder.name, resume="allow")

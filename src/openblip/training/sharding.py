@@ -1,33 +1,78 @@
-"""Several processes in one run: what is trained is on each of them, what is frozen can be divided.
+"""Several processes in one run, and memory: what is trained is on each process, what is frozen can be divided.
 
 DDP replicates the trained weights and averages their gradients. FSDP2 divides the blocks of frozen models of
 transformers: each process keeps its share and gathers a block when it computes it. FSDP is given frozen
 weights only. Adapters within the blocks belong to DDP like everything that is trained, so optimizer, clipping
 and checkpoints meet plain tensors. Embeddings and output layer of a divided model stay whole on every
-process: they are used outside of its forward pass, and often are one tensor. docs/architecture.md has their
-share.
+process: they are used outside of its forward pass, and often are one tensor. docs/architecture.md says how
+much of a model they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from openblip.distributed import Process
 from openblip.errors import ConfigError
-from openblip.tasks.protocol import TrainingTask
-from openblip.training.blocks import find_stacks
-from openblip.training.frozen import FrozenParts
+from openblip.tasks.base import Task
+from openblip.training.state import FrozenParts
+
+
+class Stack(NamedTuple):
+    """A model of transformers, or of peft around one, with its transformer blocks."""
+
+    model: nn.Module
+    blocks: list[nn.Module]
+
+
+def find_stacks(module: nn.Module) -> list[Stack]:
+    """The outermost models of transformers in a module, with their blocks.
+
+    transformers names the classes of blocks in `_no_split_modules`. The list also names embeddings; blocks are
+    those modules that stand in a ModuleList.
+    """
+    kinds = getattr(module, "_no_split_modules", None)
+    if not kinds:
+        return [stack for child in module.children() for stack in find_stacks(child)]
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return [Stack(module, [block for part in lists for block in part if type(block).__name__ in kinds])]
+
+
+def recompute_activations(task: nn.Module) -> None:
+    """Keep only the inputs of every transformer block for the backward pass, which computes the block again.
+
+    Our own transformers have a switch for it. That of transformers' models does nothing in eval mode, in which
+    frozen language models stay, so their blocks are wrapped here. Only `forward` is wrapped, so that the hooks
+    around a block, such as FSDP's, run once.
+    """
+    for module in task.modules():
+        if isinstance(getattr(module, "activation_checkpointing", None), bool):
+            module.activation_checkpointing = True  # type: ignore[assignment]  # torch types all as modules
+    for stack in find_stacks(task):
+        for block in stack.blocks:
+            block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*args: Any, **settings: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **settings)
+
+    return run
 
 
 def shard_frozen(parts: Sequence[nn.Module], process: Process) -> None:
-    """Divide the frozen weights of the blocks within `parts` among the processes; one process keeps them.
+    """Divide the frozen weights of the blocks in `parts` among the processes; with one process, keep them.
 
-    Blocks move to the process's device one by one, so the whole need not fit there. ConfigError where there
-    is nothing to divide.
+    Blocks move to the process's device one by one, so the whole model need not fit there. Raises ConfigError
+    when there is nothing to divide.
     """
     stacks = [stack for part in parts for stack in find_stacks(part)]
     if not any(stack.blocks for stack in stacks):
@@ -44,12 +89,12 @@ def shard_frozen(parts: Sequence[nn.Module], process: Process) -> None:
             trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
             fully_shard(block, mesh=mesh, ignored_params=trained)
             divided.update(set(block.parameters()) - trained)
-        # The model itself divides nothing more; it lets the next block be gathered while one is computed.
+        # The model itself divides nothing more; it has the next block gathered while one is computed.
         fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()) - divided)
 
 
 def gather_frozen(parts: Sequence[nn.Module], process: Process) -> None:
-    """Give the main process the whole of what `shard_frozen` divided, on the CPU: for writing the model."""
+    """Gather on the main process, on its CPU, what `shard_frozen` divided: for writing the model."""
     for part in parts:
         for module in part.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -59,14 +104,14 @@ def gather_frozen(parts: Sequence[nn.Module], process: Process) -> None:
                         setattr(module, name, nn.Parameter(whole.cpu(), requires_grad=False))
 
 
-def replicate(task: TrainingTask, frozen: FrozenParts, process: Process) -> nn.Module:
+def replicate(task: Task, frozen: FrozenParts, process: Process) -> nn.Module:
     """The task with its gradients averaged over all processes, which begin with the main one's weights.
 
-    Frozen parts are not sent around: every process has them from their source.
+    Frozen parts are not broadcast: every process has loaded them from their source.
     """
     if process.world_size == 1:
         return task
     if frozen.names:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, sorted(frozen.names))
-    # The buffers are the queue, which every process fills alike: sending it at each step would be waste.
+    # The buffers are the queue, which every process fills with the same values: no need to broadcast them.
     return DistributedDataParallel(task, broadcast_buffers=False)

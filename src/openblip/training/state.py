@@ -1,11 +1,10 @@
-"""Exact resume: everything a run needs to go on as if it had not been stopped.
+"""Exact resume: everything that a run needs to continue as if it had not been stopped.
 
-That is everything that changes. Frozen models come from their source again; their fingerprint is kept.
-The random state needs no file: each step seeds its generators from the run's seed and the step.
+That is everything that changes: weights, momentum model, queue, optimizer and data cursor. Frozen models are
+loaded from their source again, and their fingerprint is compared. The random state needs no file: each step
+seeds its generators from the run's seed and the step.
 """
 
-import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,42 +13,104 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.distributed import Process, barrier
-from openblip.errors import CheckpointError
-from openblip.tasks.protocol import TrainingTask
-from openblip.training.frozen import FrozenParts
+from openblip.distributed import Process, barrier, gather_objects
+from openblip.errors import CheckpointError, ConfigError
+from openblip.files import PARTIAL, commit_folder, hash_bytes, read_json, write_json
+from openblip.tasks.base import Task
 from openblip.training.optimizer import Optimizers
 
+NUM_SAMPLED = 4096
+"""Values of a frozen tensor that go into its fingerprint."""
 TASK, OPTIMIZER, FROZEN = "task.pt", "optimizer.pt", "frozen.json"
+
+
+class FrozenParts:
+    """Names and fingerprints of the weights that never change during a run.
+
+    names: keys of the task's state within `Task.frozen_parts`, without those that require gradients.
+    fingerprint: precision, shape and a hash of evenly spaced values, by name. It is taken at construction,
+    because later the weights may be divided among processes.
+    """
+
+    def __init__(self, task: Task) -> None:
+        parts = {id(part) for part in task.frozen_parts()}
+        modules = task.named_modules(remove_duplicate=False)
+        prefixes = tuple(f"{name}." for name, module in modules if id(module) in parts)
+        parameters = task.named_parameters(remove_duplicate=False)
+        trained = {name for name, parameter in parameters if parameter.requires_grad}
+        state = {
+            name: value
+            for name, value in task.state_dict().items()
+            if name.startswith(prefixes) and name not in trained
+        }
+        self.names = frozenset(state)
+        self.fingerprint = {name: fingerprint(value) for name, value in state.items()}
+
+    def changing_state(self, task: Task) -> dict[str, Tensor]:
+        """The task's state without frozen weights, sharing its memory: weights, momentum model, queue."""
+        return {name: value for name, value in task.state_dict().items() if name not in self.names}
+
+    def check_equal_on_all_processes(self) -> None:
+        """Raise CheckpointError when processes have loaded different frozen weights."""
+        digest = hash_bytes(repr(sorted(self.fingerprint.items())))
+        others = gather_objects([digest])
+        different = [rank for rank, other in enumerate(others) if other != others[0]]
+        if different:
+            raise CheckpointError(
+                f"Processes {', '.join(map(str, different))} hold other frozen weights than process 0: make sure "
+                "that all machines load the same files."
+            )
+
+    def check_as_saved(self, saved: Mapping[str, str], origin: str) -> None:
+        """Raise CheckpointError unless the fingerprint is the one that `origin` was saved with."""
+        changes = [
+            f"{name} was {saved.get(name, 'not frozen')}, now {self.fingerprint.get(name, 'not frozen')}"
+            for name in sorted({*saved, *self.fingerprint})
+            if saved.get(name) != self.fingerprint.get(name)
+        ]
+        if changes:
+            raise CheckpointError(
+                f"{origin} belongs to other frozen weights: {len(changes)} differ, first {changes[0]}. "
+                "Resume with the frozen models that the run began with."
+            )
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """Precision, shape and a hash of up to 2 * NUM_SAMPLED evenly spaced values."""
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, len(flat) // NUM_SAMPLED)].contiguous().cpu()
+    digest = hash_bytes(sample.view(torch.uint8).numpy().tobytes(), 8).hex()
+    precision = str(tensor.dtype).removeprefix("torch.")
+    return f"{precision} {'x'.join(map(str, tensor.shape))} {digest}"
 
 
 def save_state(
     folder: Path,
-    task: TrainingTask,
+    task: Task,
     frozen: FrozenParts,
     optimizers: Optimizers,
     cursor: dict[str, Any],
     process: Process,
 ) -> None:
-    """Write weights, momentum twin, queue, optimizer and every process's data cursor; rename when whole."""
-    partial = folder.with_name(folder.name + ".partial")
+    """Write weights, momentum model, queue, optimizer and every process's data cursor, atomically."""
+    partial = folder.with_name(folder.name + PARTIAL)
     if process.is_main:
         partial.mkdir(parents=True, exist_ok=True)
     barrier()
     torch.save(cursor, partial / _cursor_name(process))
     if process.is_main:
         if frozen.names:
-            (partial / FROZEN).write_text(json.dumps(frozen.fingerprint, indent=1) + "\n", encoding="utf-8")
+            write_json(partial / FROZEN, frozen.fingerprint)
         torch.save(frozen.changing_state(task), partial / TASK)
         torch.save(optimizers.state_dict(), partial / OPTIMIZER)
     barrier()
     if process.is_main:
-        os.replace(partial, folder)
+        commit_folder(partial, folder)
     barrier()
 
 
 def load_state(
-    folder: Path, task: TrainingTask, frozen: FrozenParts, optimizers: Optimizers, process: Process
+    folder: Path, task: Task, frozen: FrozenParts, optimizers: Optimizers, process: Process
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote and return this process's data cursor.
 
@@ -63,7 +124,7 @@ def load_state(
             "resume with the same number."
         )
     if frozen.names:
-        frozen.check_as_saved(_read_json(folder / FROZEN), str(folder))
+        frozen.check_as_saved(_read_frozen(folder / FROZEN), str(folder))
     try:
         _restore(frozen.changing_state(task), _read(folder / TASK, process))
         optimizers.load_state_dict(_read(folder / OPTIMIZER, process))
@@ -74,9 +135,9 @@ def load_state(
 
 
 @torch.no_grad()
-def _restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy saved values over a task's own. ValueError, before the first, unless names and shapes agree."""
-    shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (own, saved))
+def _restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved values into a task's state. Raises ValueError before the first unless names and shapes agree."""
+    shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
     different = [
         f"{name} was {saved_shapes.get(name, 'missing')}, now {shapes.get(name, 'missing')}"
         for name in sorted({*shapes, *saved_shapes})
@@ -84,7 +145,7 @@ def _restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     ]
     if different:
         raise ValueError("; ".join(different))
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         tensor.copy_(saved[name])
 
 
@@ -100,12 +161,11 @@ def _read(file: Path, process: Process) -> dict[str, Any]:
     return content
 
 
-def _read_json(file: Path) -> dict[str, str]:
+def _read_frozen(file: Path) -> dict[str, str]:
     try:
-        content: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(file)
+    except ConfigError as error:
         raise _unreadable(file, error) from error
-    return content
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:

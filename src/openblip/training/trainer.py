@@ -1,6 +1,6 @@
 """The training loop. It knows a task, a loader and a run folder, and no concrete model."""
 
-import hashlib
+import math
 import signal
 import threading
 import time
@@ -8,33 +8,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
 from openblip.data.sample import Reject
 from openblip.distributed import Process, all_reduce_sum, all_true, barrier
 from openblip.errors import OpenBlipError
+from openblip.files import hash_int
 from openblip.progress import Progress
-from openblip.tasks.protocol import TrainingTask
-from openblip.training.blocks import recompute_activations
+from openblip.tasks.base import Task
 from openblip.training.config import TrainingConfig
-from openblip.training.frozen import FrozenParts
 from openblip.training.optimizer import learning_rate_at, make_optimizers
-from openblip.training.run_folder import RunFolder
-from openblip.training.sharding import gather_frozen, replicate, shard_frozen
-from openblip.training.state import load_state, save_state
-from openblip.training.tracking import Trackers
+from openblip.training.run_folder import RunFolder, Trackers
+from openblip.training.sharding import gather_frozen, recompute_activations, replicate, shard_frozen
+from openblip.training.state import FrozenParts, load_state, save_state
 
 
 class NonFiniteError(OpenBlipError):
-    """A loss or gradient that is no number; the weights were not touched by that step."""
+    """A loss or gradient that is not a number; that step did not change the weights."""
+
+
+class Validation(NamedTuple):
+    """How a model is measured while it is trained."""
+
+    evaluate: Callable[[int], dict[str, float]]
+    """Scores of the model after a number of steps. Every process calls it, with the task in eval mode."""
+    best_by: str
+    """The score that decides which model is the best; higher is better."""
 
 
 class Trainer:
-    """Runs a task to its last step, from wherever the run folder's newest checkpoint stands.
+    """Trains a task to its last step, from the newest checkpoint in the run folder if there is one.
 
     Args:
         task: what is trained; it is moved to the process's device.
@@ -42,25 +50,28 @@ class Trainer:
         config: how to optimise.
         folder: where the run writes.
         process: this process of the run.
-        save_model: writes the model to a folder, for `config.model_every`.
+        save_model: writes the model to a folder, for `config.model_every` and the best model.
+        validation: how the model is measured, for `config.validate_every`.
     """
 
     def __init__(
         self,
-        task: TrainingTask,
+        task: Task,
         loader_at: Callable[[dict[str, Any] | None], Loader],
         config: TrainingConfig,
         folder: RunFolder,
         process: Process,
         save_model: Callable[[Path], None] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.save_model = save_model
+        self.validation = validation
         self.task = task
         self.config = config
         self.folder = folder
         self.process = process
         self.frozen = FrozenParts(task)
-        self.frozen.check_equal_everywhere(process)
+        self.frozen.check_equal_on_all_processes()
         if config.activation_checkpointing:
             recompute_activations(task)
         if config.shard_frozen:
@@ -77,6 +88,7 @@ class Trainer:
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
+        self.best_score = None if validation is None else folder.best_score(validation.best_by)
         self.forward = replicate(task, self.frozen, process)
 
     def run(self) -> bool:
@@ -84,7 +96,7 @@ class Trainer:
 
         Afterwards the main process has all weights of the task, also those that were divided.
 
-        Raises NonFiniteError before an update with a loss or gradient that is no number.
+        Raises NonFiniteError before an update with a loss or gradient that is not a number.
         """
         config = self.config
         trackers = Trackers(config, self.folder.path) if self.process.is_main else None
@@ -102,14 +114,18 @@ class Trainer:
                     record["samples_per_second"] = round(samples / (time.perf_counter() - started), 2)
                     started, since = time.perf_counter(), self.step
                     bar.note(describe(record))
-                    if trackers is not None:
-                        self.folder.log(record)
-                        trackers.log(record)
+                    self._log(record, trackers)
+                # Before the checkpoint of the same step: a run resumed there does not validate it again.
+                if self._validates_now():
+                    scores = self._validate()
+                    bar.note(" ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+                    self._log({"step": self.step, **scores}, trackers)
+                    started, since = time.perf_counter(), self.step
                 stopped = not all_true(not stop.is_set(), self.process.device)
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
                 if config.model_every is not None and self.step % config.model_every == 0:
-                    self._write_model()
+                    self._write_model(self.folder.model_at(self.step))
                 if stopped:
                     break
         if trackers is not None:
@@ -125,7 +141,7 @@ class Trainer:
         rate = learning_rate_at(self.step, config)
         self.optimizers.set_learning_rate(rate / config.learning_rate)
         self.optimizers.zero_grad()
-        sums: dict[str, float] = {}
+        losses: list[dict[str, Tensor]] = []  # of each micro-batch, on the device
         rejects: list[Reject] = []
         for micro in range(config.accumulation):
             loaded = next(batches)
@@ -135,12 +151,11 @@ class Trainer:
             generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
             with self._sync_only_if(micro == config.accumulation - 1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    losses = self.forward(loaded.batch.to(device), self.step, generator)
-                total = torch.stack(list(losses.values())).sum() / config.accumulation
+                    named = self.forward(loaded.batch.to(device), self.step, generator)
+                total = torch.stack(list(named.values())).sum() / config.accumulation
                 total.backward()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss.detach()) / config.accumulation
-        norm = self._clip_gradients(sums)
+            losses.append({name: loss.detach().float() for name, loss in named.items()})
+        sums, norm = self._clip_gradients(losses)
         self.optimizers.step()
         self.task.after_step()
         self.step += 1
@@ -157,19 +172,52 @@ class Trainer:
             "rejects": self.num_rejects,
         }
 
-    def _clip_gradients(self, losses: dict[str, float]) -> float:
-        """Clip as configured and return the norm before it; NonFiniteError stops every process alike."""
+    def _clip_gradients(self, losses: list[dict[str, Tensor]]) -> tuple[dict[str, float], float]:
+        """Clip as configured; returns the step's losses and the gradient norm before clipping.
+
+        Both are fetched from the device at once. NonFiniteError is raised on every process.
+        """
         gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss_is_finite = bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
-        if not all_true(loss_is_finite and bool(torch.isfinite(norm)), self.process.device):
+        fetched = torch.stack([*(loss for micro in losses for loss in micro.values()), norm]).tolist()
+        sums: dict[str, float] = {}
+        for name, value in zip((name for micro in losses for name in micro), fetched[:-1], strict=True):
+            sums[name] = sums.get(name, 0.0) + value / self.config.accumulation
+        if not all_true(all(map(math.isfinite, fetched)), self.process.device):
             raise NonFiniteError(
-                f"Step {self.step + 1}: losses {losses}, gradient norm {float(norm)}. The weights are those "
+                f"Step {self.step + 1}: losses {sums}, gradient norm {fetched[-1]}. The weights are those "
                 f"of step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
             )
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)
-        return float(norm)
+        return sums, fetched[-1]
+
+    def _validates_now(self) -> bool:
+        every = self.config.validate_every
+        if self.validation is None or every is None:
+            return False
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _validate(self) -> dict[str, float]:
+        """Measure the model, and keep it in best/ when no earlier one was better.
+
+        Every process takes part. Training mode and random state are afterwards what they were.
+        """
+        assert self.validation is not None
+        self.task.eval()
+        with torch.random.fork_rng():
+            scores = self.validation.evaluate(self.step)
+        self.task.train()
+        score = scores[self.validation.best_by]
+        if self.best_score is None or score > self.best_score:
+            self.best_score = score
+            self._write_model(self.folder.best)
+        return {f"validation/{name}": value for name, value in scores.items()}
+
+    def _log(self, record: dict[str, float], trackers: Trackers | None) -> None:
+        if trackers is not None:  # the main process
+            self.folder.log(record)
+            trackers.log(record)
 
     @contextmanager
     def _sync_only_if(self, last: bool) -> Iterator[None]:
@@ -183,9 +231,9 @@ class Trainer:
     def _samples_per_step(self) -> int:
         return self.config.batch_size * self.config.accumulation * self.process.world_size
 
-    def _write_model(self) -> None:
+    def _write_model(self, folder: Path) -> None:
         if self.process.is_main and self.save_model is not None:
-            self.save_model(self.folder.model_at(self.step))
+            self.save_model(folder)
         barrier()
 
     def _save(self) -> None:
@@ -198,8 +246,7 @@ class Trainer:
 
 def derive_seed(*parts: int) -> int:
     """A 63-bit seed from integers, the same on every machine."""
-    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return hash_int(",".join(map(str, parts)))
 
 
 def describe(record: dict[str, float]) -> str:
@@ -211,7 +258,7 @@ def describe(record: dict[str, float]) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a run stops between steps. A second Ctrl-C interrupts."""
+    """An event that Ctrl-C and SIGTERM set, so that a run stops between steps; a second signal interrupts."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

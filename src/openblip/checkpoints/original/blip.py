@@ -1,0 +1,381 @@
+"""The original .pth files, of the released code and of LAVIS: one file with {"model": state dict, ...}.
+
+A file of ours has what the format has no place for (settings, prompt, tokenizer) beside "model", under
+"openblip". Of others' files, the shapes of the tensors tell the settings.
+
+The image encoder has timm's names, the text transformer those that transformers took over.
+
+P patch size, N image tokens, D width, V vocabulary.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.checkpoint import BlipCheckpoint, BlipSettings, check_parts_fit, find_tokenizer
+from openblip.checkpoints.huggingface.blip import (
+    BERT_LM_HEAD_KEYS,
+    BERT_TEXT_KEYS,
+    DECODER,
+    ENCODER,
+    LOG_TEMPERATURE,
+    MATCHING_KEYS,
+    TIED_KEYS,
+    position_ids,
+)
+from openblip.checkpoints.native.blip import (
+    blip_settings_to_dict,
+    empty_blip,
+    load_weights,
+    read_blip_settings,
+)
+from openblip.checkpoints.state_dict import (
+    Layout,
+    Table,
+    add_prefix,
+    as_float32,
+    as_state_dict,
+    check_tied,
+    find_layout,
+    infer_sharing,
+    raise_on_mismatch,
+    read_pickle,
+    tied_copies,
+    translate,
+    translate_back,
+)
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+from openblip.errors import CheckpointError, ConfigError
+from openblip.files import atomic_file
+from openblip.models.blip import INITIAL_TEMPERATURE
+from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
+
+CAPTION_PROMPT = "a picture of "  # of every released captioner
+HEAD_WIDTH = 64  # of every released model: ViT-B has 12 heads, ViT-L 16, BERT 12
+VISION_EPS, TEXT_EPS = 1e-6, 1e-12  # vit.py, med_config.json
+_TEMPERATURE = "temp"
+_ENTRY = "openblip"
+_SUFFIX = ".pth"
+
+# ---- names
+
+# State of a training that no model has: momentum copies and queues of features. It is left out, and no error.
+TRAINING_ONLY = (
+    "visual_encoder_m.",
+    "text_encoder_m.",
+    "vision_proj_m.",
+    "text_proj_m.",
+    "image_queue",
+    "text_queue",
+    "idx_queue",  # image ids of the queues' entries, retrieval
+    "queue_ptr",  # pre-training; in LAVIS retrieval too
+    "ptr_queue",  # retrieval
+)
+TIMM_VISION_KEYS: Table = {  # timm's VisionTransformer
+    "class_token": "cls_token",
+    "position_embedding": "pos_embed",
+    "patch_embedding": "patch_embed.proj",
+    "blocks.{i}.attention_norm": "blocks.{i}.norm1",
+    "blocks.{i}.attention.qkv": "blocks.{i}.attn.qkv",
+    "blocks.{i}.attention.out": "blocks.{i}.attn.proj",
+    "blocks.{i}.mlp_norm": "blocks.{i}.norm2",
+    "blocks.{i}.mlp.0": "blocks.{i}.mlp.fc1",
+    "blocks.{i}.mlp.2": "blocks.{i}.mlp.fc2",
+    "norm": "norm",
+}
+_CROSS = "encoder.layer.{i}.crossattention"
+_PAIR_KEYS: Table = {  # nlvr_encoder: cross-attention over two images
+    "layers.{i}.cross_attention.branch.first.query": f"{_CROSS}.self0.query",
+    "layers.{i}.cross_attention.branch.first.key_value": f"{_CROSS}.self0.key+value",
+    "layers.{i}.cross_attention.branch.first.out": f"{_CROSS}.output.dense0",
+    "layers.{i}.cross_attention.branch.second.query": f"{_CROSS}.self1.query",
+    "layers.{i}.cross_attention.branch.second.key_value": f"{_CROSS}.self1.key+value",
+    "layers.{i}.cross_attention.branch.second.out": f"{_CROSS}.output.dense1",
+    "layers.{i}.cross_attention.branch.merge": f"{_CROSS}.output.merge_layer",  # from the middle layer on
+}
+_BODY = {
+    **add_prefix(TIMM_VISION_KEYS, "vision.", "visual_encoder."),
+    **add_prefix(BERT_TEXT_KEYS, "text.", "{text}."),
+}
+_LM_HEAD = add_prefix(BERT_LM_HEAD_KEYS, "text.", "text_decoder.")
+_MATCHING = {LOG_TEMPERATURE: _TEMPERATURE, **MATCHING_KEYS}  # the file has no logarithm
+_BOTH = ENCODER | DECODER
+
+_LAYOUTS: Mapping[str, Layout[Head]] = {
+    "pre-trained": Layout(  # BLIP_Pretrain
+        heads=("itc", "itm", "lm"),
+        table={**_BODY, **_LM_HEAD, **_MATCHING},
+        text_prefixes=_BOTH,
+        derived=(TIED_KEYS, *position_ids(_BOTH)),
+    ),
+    "captions": Layout(  # BLIP_Decoder
+        heads=("lm",),
+        table={**_BODY, **_LM_HEAD},
+        text_prefixes=DECODER,
+        derived=(TIED_KEYS, *position_ids(DECODER)),
+    ),
+    "retrieval": Layout(  # BLIP_Retrieval, BLIP_ITM
+        heads=("itc", "itm"),
+        table={**_BODY, **_MATCHING},
+        text_prefixes=ENCODER,
+        derived=position_ids(ENCODER),
+    ),
+    "VQA": Layout(  # BLIP_VQA
+        heads=("vqa",),
+        table={**_BODY, **_LM_HEAD},
+        text_prefixes=_BOTH,
+        derived=(TIED_KEYS, *position_ids(_BOTH)),
+    ),
+    "NLVR2": Layout(  # BLIP_NLVR
+        heads=("nlvr",),
+        table={**_BODY, **add_prefix(_PAIR_KEYS, "text.", "{text}."), "nlvr_head.{i}": "cls_head.{i}"},
+        text_prefixes=ENCODER,
+        derived=position_ids(ENCODER),
+    ),
+}
+
+# ---- files
+
+
+class PthFile(NamedTuple):
+    """The part of a .pth file that belongs to a model; the state of a training is left out."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    entry: Any
+    """What OpenBLIP wrote beside "model"; None in a file of others."""
+
+
+def read_pth(path: Path) -> PthFile:
+    """A .pth file of {"model": state dict, ...}, or of the state dict alone.
+
+    Raises CheckpointError when it is no such file or wants to run code.
+    """
+    content = read_pickle(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        return PthFile(path, as_state_dict(content["model"], path), content.get(_ENTRY))
+    return PthFile(path, as_state_dict(content, path), None)
+
+
+def write_pth(path: Path, weights: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
+    """Write such a file, whole or not at all. Raises ConfigError unless its name ends with .pth."""
+    if path.suffix != _SUFFIX:
+        raise ConfigError(f"{path}: an original checkpoint is one file; let its name end with {_SUFFIX}.")
+    with atomic_file(path) as partial:
+        torch.save({"model": dict(weights), _ENTRY: dict(entry)}, partial)
+
+
+def pth_tokenizer(file: PthFile, named: str | os.PathLike[str] | None) -> Tokenizer:
+    """The tokenizer that `named` names, else the one that OpenBLIP wrote into the file, else one beside it.
+
+    Without any, it is BERT's from the hub, see `find_tokenizer`.
+    """
+    if named is None and file.entry is not None and "tokenizer" in file.entry:
+        try:
+            return Tokenizer.from_json(str(file.entry["tokenizer"]))
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}, its openblip entry: {error}") from error
+    return find_tokenizer(file.path, file.path.parent, named)
+
+
+def check_entry(file: PthFile) -> str:
+    """How errors name the "openblip" entry of a file; CheckpointError when it is damaged."""
+    if not isinstance(file.entry, dict):
+        raise CheckpointError(f"{file.path}: its openblip entry is damaged, a {type(file.entry).__name__}.")
+    return f"{file.path}, its openblip entry"
+
+
+def log_temperature(temperature: Tensor, path: Path) -> Tensor:
+    """The logarithm of a file's temperature, a scalar; CheckpointError when it has none."""
+    if temperature.numel() != 1 or not 0 < temperature.item() < math.inf:
+        raise CheckpointError(f"{path}: temp is {temperature.tolist()}; ITC divides by one number above 0.")
+    return temperature.log()
+
+
+# ---- reading and writing
+
+
+def load_original_blip(file: PthFile, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
+    """The model of a .pth file, in float32 on the CPU, in eval mode.
+
+    Besides weights the file may hold the state of a training, which is left out: see `TRAINING_ONLY`. The
+    tokenizer is that of `pth_tokenizer`.
+
+    Raises CheckpointError when the file is no BLIP or not whole (missing and left-over weights are listed),
+    or when there is no vocabulary.
+    """
+    path, source = file.path, str(file.path)
+    state = as_float32({n: t for n, t in file.weights.items() if not n.startswith(TRAINING_ONLY)})
+    if file.entry is None:
+        settings = infer_blip_settings(state, source)
+    else:
+        settings = read_blip_settings(file.entry, check_entry(file))
+    layout = _layout_for(settings.model)
+    check_tied(state, source)
+    model = empty_blip(settings.model)
+    names = set(model.state_dict())
+    if LOG_TEMPERATURE in names and _TEMPERATURE not in state:  # the model was saved without its losses
+        state[_TEMPERATURE] = torch.tensor(INITIAL_TEMPERATURE)
+    weights = translate(layout.table, state, names, layout.derived, source, layout.text_prefixes)
+    if LOG_TEMPERATURE in weights:
+        weights[LOG_TEMPERATURE] = log_temperature(weights[LOG_TEMPERATURE], path)
+    load_weights(model, weights, origin=source)
+    checkpoint = BlipCheckpoint(model.eval(), pth_tokenizer(file, tokenizer), *settings[1:])
+    check_parts_fit(path, checkpoint)
+    return checkpoint
+
+
+def save_original_blip(path: str | Path, checkpoint: BlipCheckpoint) -> None:
+    """Write one .pth file that the released code and `load_original_blip` read.
+
+    It has no momentum copies and queues.
+
+    Raises CheckpointError when the released code has no model with these heads, ConfigError for another file
+    name.
+    """
+    config = checkpoint.model.config
+    layout = _layout_for(config)
+    weights = {name: tensor.detach().cpu() for name, tensor in checkpoint.model.state_dict().items()}
+    if LOG_TEMPERATURE in weights:
+        weights[LOG_TEMPERATURE] = weights[LOG_TEMPERATURE].exp()
+    state = translate_back(layout.table, weights, layout.text_prefixes)
+    state |= tied_copies(state)
+    for name in position_ids(layout.text_prefixes):  # a buffer that the released code asks for
+        state[name] = torch.arange(config.text.max_positions)[None]
+    entry = {**blip_settings_to_dict(checkpoint), "tokenizer": checkpoint.tokenizer.to_json()}
+    write_pth(Path(path), state, entry)
+
+
+def _layout_for(config: BlipConfig) -> Layout[Head]:
+    name = find_layout(_LAYOUTS, config.heads, pooled=config.pooled)
+    if name is None:
+        kinds = ", ".join(f"{name} ({', '.join(layout.heads)})" for name, layout in _LAYOUTS.items())
+        pooled = " and a pooler" if config.pooled else ""
+        raise CheckpointError(
+            f"The released code has no model with the heads {', '.join(config.heads)}{pooled}; it has "
+            f"{kinds}. Save as openblip."
+        )
+    return _LAYOUTS[name]
+
+
+# ---- settings from the shapes of tensors
+
+
+def infer_blip_settings(state: Mapping[str, Tensor], source: str) -> BlipSettings:
+    """The settings of a released file: what shapes show, and what is the same in all released models.
+
+    Raises CheckpointError when the tensors are of no BLIP, when one that would show something is missing or
+    of a strange shape, or when the number of heads cannot be told from the width.
+    """
+    layout = _layout_of(state, source)
+    sharing = infer_sharing(state, layout.text_prefixes)
+    config = _infer_config(state, layout, sharing, source)
+    prompt = CAPTION_PROMPT if layout.heads == ("lm",) else ""
+    return BlipSettings(config, Preprocessing(image_size=config.vision.image_size), prompt, "[ENC]")
+
+
+def _layout_of(state: Mapping[str, Tensor], source: str) -> Layout[Head]:
+    """The kind of model that the tensors are; CheckpointError when they are of none."""
+    has_encoder = any(name.startswith("text_encoder.") for name in state)
+    has_decoder = any(name.startswith("text_decoder.") for name in state)
+    matches = any(name.startswith(("itm_head.", "vision_proj.")) for name in state)
+    if has_encoder and any(".crossattention.self0." in name for name in state):
+        return _LAYOUTS["NLVR2"]
+    if has_encoder and has_decoder:
+        return _LAYOUTS["pre-trained" if matches else "VQA"]
+    if has_decoder:
+        return _LAYOUTS["captions"]
+    if has_encoder and matches:
+        return _LAYOUTS["retrieval"]
+    raise CheckpointError(
+        f"{source} is no BLIP for {', '.join(_LAYOUTS)}: its weights begin with "
+        f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}."
+    )
+
+
+def _infer_config(
+    state: Mapping[str, Tensor], layout: Layout[Head], sharing: Sharing, source: str
+) -> BlipConfig:
+    text = next(iter(layout.text_prefixes.values()))
+    image_dim, _, patch_size, _ = shape_of(state, "visual_encoder.patch_embed.proj.weight", 4, source)
+    _, num_tokens, _ = shape_of(state, "visual_encoder.pos_embed", 3, source)
+    image_mlp_dim, _ = shape_of(state, "visual_encoder.blocks.0.mlp.fc1.weight", 2, source)
+    vocab_size, text_dim = shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
+    max_positions, _ = shape_of(state, f"{text}.embeddings.position_embeddings.weight", 2, source)
+    text_mlp_dim, _ = shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
+    grid = grid_of(num_tokens, source)
+    embed_dim = BlipConfig.embed_dim
+    if "itc" in layout.heads:
+        embed_dim, _ = shape_of(state, "vision_proj.weight", 2, source)
+    try:
+        return BlipConfig(
+            vision=VisionConfig(
+                image_size=grid * patch_size,
+                patch_size=patch_size,
+                hidden_dim=image_dim,
+                num_layers=num_layers_of(state, "visual_encoder.blocks"),
+                num_heads=num_heads_of(image_dim, "images", source),
+                mlp_dim=image_mlp_dim,
+                layer_norm_eps=VISION_EPS,
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                hidden_dim=text_dim,
+                num_layers=num_layers_of(state, f"{text}.encoder.layer"),
+                num_heads=num_heads_of(text_dim, "texts", source),
+                mlp_dim=text_mlp_dim,
+                max_positions=max_positions,
+                layer_norm_eps=TEXT_EPS,
+                sharing=sharing,
+            ),
+            embed_dim=embed_dim,
+            heads=layout.heads,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def grid_of(num_tokens: int, source: str) -> int:
+    """Patches along a side of images with `num_tokens` positions; CheckpointError if they make no square."""
+    grid = math.isqrt(max(num_tokens - 1, 0))
+    if grid < 1 or grid**2 != num_tokens - 1:
+        raise CheckpointError(f"{source}: positions of {num_tokens} image tokens are those of no square.")
+    return grid
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, num_axes: int, source: str) -> tuple[int, ...]:
+    """A tensor's shape; CheckpointError when it is missing or has another number of axes."""
+    if name not in state:
+        raise_on_mismatch(source, {name}, ())
+    shape = tuple(state[name].shape)
+    if len(shape) != num_axes or min(shape) < 1:
+        raise CheckpointError(f"{source}: {name} is {shape}; it has {num_axes} axes in every BLIP.")
+    return shape
+
+
+def layer_numbers(state: Mapping[str, Tensor], prefix: str, suffix: str = "") -> list[int]:
+    """The numbers that stand between `prefix` and `suffix` in names of tensors, sorted."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.{re.escape(suffix)}")
+    return sorted({int(match[1]) for name in state if (match := pattern.match(name))})
+
+
+def num_layers_of(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many layers the tensors below `prefix` are of."""
+    return len(layer_numbers(state, prefix))
+
+
+def num_heads_of(width: int, what: str, source: str, head_width: int = HEAD_WIDTH) -> int:
+    """Number of heads of a released model; CheckpointError when they do not divide the width."""
+    if width % head_width:
+        raise CheckpointError(
+            f"{source}: {width} wide for {what}, which heads of {head_width} do not divide. Released models "
+            "have such heads; how many this one has cannot be told from its weights."
+        )
+    return width // head_width

@@ -1,0 +1,102 @@
+"""Zero-shot classification: the class whose texts an image is most similar to, by ITC (as CLIP, section 3.1).
+
+I images, C classes, P templates, E embedding width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.data.fields import text_field
+from openblip.data.sample import Sample, Source
+from openblip.errors import ConfigError
+from openblip.evaluation.run import run_evaluation
+from openblip.metrics.ranking import classification_accuracy
+from openblip.models.blip import similarity_matrix
+from openblip.predictor import BasePredictor
+
+# The seven templates that the authors of CLIP found to do as well as all their eighty on ImageNet.
+TEMPLATES = (
+    "itap of a {}",
+    "a bad photo of the {}",
+    "a origami {}",
+    "a photo of the large {}",
+    "a {} in a video game",
+    "art of the {}",
+    "a photo of the small {}",
+)
+
+
+class _EmbeddedImage(NamedTuple):
+    sample: dict[str, Any]
+    """Names the sample, with its label."""
+    vector: Tensor
+
+
+def evaluate_classification(
+    predictor: BasePredictor,
+    source: Source,
+    *,
+    classes: Mapping[str, str] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    limit: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Return top-1 accuracy, top-5 accuracy and the mean over classes, in [0, 1], with the predictions.
+
+    Args:
+        predictor: embeds images and texts.
+        source: samples with a `label`.
+        classes: for each label the words for it in a text; None: the labels that occur, as they are.
+        templates: texts with {} for the class. The embedding of a class is their mean, of unit length.
+        limit: use only this many samples.
+        batch_size: images in one step of the model.
+
+    Raises:
+        ConfigError: a template has no {}, or a sample's label is none of the classes.
+        SourceError: no sample can be used.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f'The template "{template}" has no {{}} for the class.')
+
+    def predict(samples: list[Sample]) -> list[_EmbeddedImage]:
+        vectors = predictor.embed_images([sample.image for sample in samples], batch_size)
+        return [
+            _EmbeddedImage({"shard": s.shard, "key": s.key, "label": s.info["label"]}, vector)
+            for s, vector in zip(samples, vectors, strict=True)
+        ]
+
+    def check_sample(sample: Sample) -> None:
+        text_field(sample, "label")
+
+    run = run_evaluation(source, predict, label="classifying", check_sample=check_sample, limit=limit)
+    labels = [image.sample["label"] for image in run.results]
+    phrases = classes or {label: label for label in sorted(set(labels))}
+    names = list(phrases)
+    unknown = sorted(set(labels) - phrases.keys())
+    if unknown:
+        raise ConfigError(f"{source.name} has the label {unknown[0]}, none of the {len(names)} classes.")
+    images = torch.stack([image.vector for image in run.results])
+    class_vectors = embed_classes(predictor, list(phrases.values()), templates, batch_size)
+    scores = similarity_matrix(images, class_vectors)  # (I, C)
+    predicted = [names[i] for i in scores.argmax(dim=1).tolist()]
+    return run.report(
+        {"num_images": len(labels), "num_classes": len(names), "num_templates": len(templates)},
+        classification_accuracy(scores.numpy(), [names.index(label) for label in labels]),
+        predictions=[
+            {**image.sample, "predicted": name} for image, name in zip(run.results, predicted, strict=True)
+        ],
+    )
+
+
+def embed_classes(
+    predictor: BasePredictor, phrases: Sequence[str], templates: Sequence[str], batch_size: int | None
+) -> Tensor:
+    """Return unit vectors (C, E): for each class the mean over the templates of its texts."""
+    texts = [template.format(phrase) for phrase in phrases for template in templates]
+    vectors = predictor.embed_texts(texts, batch_size).view(len(phrases), len(templates), -1)  # (C, P, E)
+    return F.normalize(vectors.mean(dim=1), dim=-1)

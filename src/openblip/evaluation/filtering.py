@@ -1,0 +1,157 @@
+"""How well a filter tells true captions from noise, where the truth is known (BLIP section 3.3).
+
+N texts.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.data.captions import read_captions
+from openblip.data.prompts import normalize_caption
+from openblip.data.reader import read_source
+from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sources.capfilt import CapFiltSource
+from openblip.errors import SourceError
+from openblip.evaluation.captioning import references
+from openblip.evaluation.run import run_evaluation
+from openblip.metrics.filtering import auc, filter_quality
+from openblip.predictor import BasePredictor
+
+
+def evaluate_filter(
+    predictor: BasePredictor,
+    source: Source,
+    *,
+    threshold: float = 0.5,
+    limit: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Return how well P(match) of each image with its first caption tells true captions from noise.
+
+    A sample says in its `noise` field whether the caption is true (null) or which kind of noise it is. Raises
+    `SourceError` when no sample does.
+    """
+
+    def predict(samples: list[Sample]) -> list[tuple[float, str | None]]:
+        images, texts = [sample.image for sample in samples], [sample.captions[0] for sample in samples]
+        scores: list[float] = predictor.match(images, texts, batch_size).tolist()
+        return [(score, sample.info["noise"]) for score, sample in zip(scores, samples, strict=True)]
+
+    run = run_evaluation(source, predict, label="matching", check_sample=_check_noise, limit=limit)
+    scores, kinds = np.array([score for score, _ in run.results]), [kind for _, kind in run.results]
+    return run.report({"num_pairs": len(kinds)}, filter_report(scores, kinds, threshold))
+
+
+def filter_report(
+    scores: NDArray[np.float64], kinds: Sequence[str | None], threshold: float
+) -> dict[str, Any]:
+    """Return AUC, precision, recall and noise before and after filtering, and the AUC on each kind of noise.
+
+    scores: (N,) P(match); kinds: for each text its kind of noise, None for a true one. A value that is not
+    defined (the precision of a filter that keeps nothing) is None.
+    """
+    clean = np.array([kind is None for kind in kinds])
+    quality = filter_quality(scores, clean, threshold)
+    by_kind = {}
+    for kind in sorted({kind for kind in kinds if kind is not None}):
+        rows = clean | np.array([other == kind for other in kinds])
+        by_kind[kind] = auc(scores[rows], clean[rows])
+    return {
+        "threshold": threshold,
+        "auc": _none_if_nan(auc(scores, clean)),
+        "precision": _none_if_nan(quality.precision),
+        "recall": _none_if_nan(quality.recall),
+        "noise_before": quality.noise_before,
+        "noise_after": _none_if_nan(quality.noise_after),
+        "auc_by_kind": by_kind,
+    }
+
+
+def has_ground_truth(directory: str | Path) -> bool:
+    """Whether the samples of a CapFilt run's source say what is true of them, as emoji scenes do."""
+    run = CapFiltSource.open(f"capfilt:{directory}", str(directory))
+    for entry in read_source(run.original, lambda sample: None, shards=run.shards()[:1]):
+        if not isinstance(entry, Reject):
+            return entry[0].info.keys() >= {"noise", "references"}
+    return False
+
+
+def measure_capfilt(directory: str | Path) -> dict[str, Any]:
+    """Return the noise before and after a CapFilt run, and how well its filter told true texts from others.
+
+    A web text is true when its sample says `noise: null`; a synthetic one when it is among the sample's
+    `references`. The bootstrapped set is every kept text of both sources.
+
+    Raises:
+        SourceError: a sample cannot be read, or does not say what is true of it.
+    """
+    run = CapFiltSource.open(f"capfilt:{directory}", str(directory))
+    scores, is_web, is_true, kinds = [], [], [], []
+    for shard in run.shards():
+        rows_by_key: dict[str, list[dict[str, Any]]] = {}
+        for row in read_captions(directory, shard).to_pylist():
+            rows_by_key.setdefault(row["key"], []).append(row)
+        for entry in read_source(run.original, references, shards=[shard]):
+            if isinstance(entry, Reject):
+                if entry.key in rows_by_key:
+                    raise SourceError(f"{run.original.name}: {shard}/{entry.key}: {entry.reason}")
+                continue
+            sample, true_captions = entry
+            for row in rows_by_key.pop(sample.key, []):
+                if not sample.info.keys() >= {"noise", "references"}:
+                    raise SourceError(
+                        f"{run.original.name}: {shard}/{sample.key} does not say what is true of it."
+                    )
+                web = row["source"] == "web"
+                kind = sample.info["noise"] if web else None
+                scores.append(row["itm"])
+                is_web.append(web)
+                is_true.append(kind is None if web else normalize_caption(row["caption"]) in true_captions)
+                kinds.append(kind)
+        if rows_by_key:
+            raise SourceError(f"{run.original.name}: {shard}/{next(iter(rows_by_key))} is no longer there.")
+    itm, clean, web_rows = np.array(scores), np.array(is_true), np.array(is_web)
+    kept = itm > run.threshold
+    web_kinds = [kind for kind, web in zip(kinds, is_web, strict=True) if web]
+    return {
+        "num_images": int(web_rows.sum()),
+        "web": filter_report(itm[web_rows], web_kinds, run.threshold),
+        "synthetic": _synthetic_report(itm[~web_rows], clean[~web_rows], run.threshold),
+        "noise_before": float(1 - clean[web_rows].mean()),
+        "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,
+        "num_kept": int(kept.sum()),
+        "num_texts": len(scores),
+    }
+
+
+def _synthetic_report(itm: NDArray[np.float64], clean: NDArray[np.bool_], threshold: float) -> dict[str, Any]:
+    if not len(itm):
+        return {"num_texts": 0}
+    quality = filter_quality(itm, clean, threshold)
+    return {
+        "num_texts": len(itm),
+        "correct": float(clean.mean()),
+        "correct_kept": _none_if_nan(quality.precision),
+        "recall": _none_if_nan(quality.recall),
+        "auc": _none_if_nan(auc(itm, clean)),
+    }
+
+
+def _check_noise(sample: Sample) -> None:
+    if not sample.captions:
+        raise SourceError("no caption")
+    if "noise" not in sample.info:
+        raise SourceError("no `noise` field, so the truth is not known")
+    kind = sample.info["noise"]
+    if kind is not None and not isinstance(kind, str):
+        raise SourceError(f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}")
+
+
+def _none_if_nan(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,48 @@
+"""NLVR2: is a statement about two images true? (BLIP section 5.4)."""
+
+from typing import Any
+
+from openblip.data.fields import label_of, text_field
+from openblip.data.sample import Sample, Source
+from openblip.errors import SourceError
+from openblip.evaluation.run import run_evaluation
+from openblip.predictor import BasePredictor
+
+
+def evaluate_nlvr(
+    predictor: BasePredictor, source: Source, *, limit: int | None = None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Return the accuracy of P(true) > 0.5 over statements about two images, with the predictions.
+
+    Statements without a label are judged and not scored. Raises `SourceError` when no sample can be used.
+    """
+
+    def predict(samples: list[Sample]) -> list[dict[str, Any]]:
+        pairs: list[Any] = [(sample.image, sample.second_image) for sample in samples]
+        statements = [sample.info["statement"] for sample in samples]
+        probabilities = predictor.judge(pairs, statements, batch_size=batch_size).tolist()
+        return [
+            {
+                "shard": sample.shard,
+                "key": sample.key,
+                "statement": sample.info["statement"],
+                "probability": probability,
+                "label": sample.info.get("label"),
+            }
+            for sample, probability in zip(samples, probabilities, strict=True)
+        ]
+
+    run = run_evaluation(source, predict, label="judging", check_sample=_check_statement, limit=limit)
+    correct = [(row["probability"] > 0.5) == row["label"] for row in run.results if row["label"] is not None]
+    return run.report(
+        {"num_statements": len(run.results)},
+        {"accuracy": sum(correct) / len(correct)} if correct else {},
+        predictions=run.results,
+    )
+
+
+def _check_statement(sample: Sample) -> None:
+    text_field(sample, "statement")
+    label_of(sample)
+    if sample.second_image is None:
+        raise SourceError("no second image")

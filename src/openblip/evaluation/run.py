@@ -1,0 +1,123 @@
+"""One pass of a model over a source, shared by all benchmarks.
+
+Under torchrun every process reads and predicts its share; afterwards all of them hold all results, in the
+source's order. A sample that cannot be used is named and skipped. No image stays in memory.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from openblip.data.reader import Share, read_source
+from openblip.data.sample import Reject, Sample, Source
+from openblip.distributed import gather_objects, rank, world_size
+from openblip.errors import ImageError, SourceError
+from openblip.predictor import BasePredictor, Images
+from openblip.progress import Progress
+
+SAMPLES_PER_BATCH = 64
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class EvaluationResults(NamedTuple, Generic[Result]):
+    """A result for every sample that could be used, and a reject for every other one."""
+
+    results: list[Result]
+    rejects: list[Reject]
+
+    def report(self, counts: Mapping[str, int], scores: Mapping[str, Any], **lists: Any) -> dict[str, Any]:
+        """What an evaluation returns: counts, scores, the `lists` (predictions, ...), and the rejects."""
+        return {
+            **counts,
+            "num_rejects": len(self.rejects),
+            **scores,
+            **lists,
+            "rejects": [asdict(reject) for reject in self.rejects],
+        }
+
+
+def run_evaluation(
+    source: Source,
+    predict: Callable[[list[Sample]], Sequence[Result]],
+    *,
+    label: str,
+    check_sample: Callable[[Sample], object],
+    limit: int | None = None,
+    samples_per_batch: int = SAMPLES_PER_BATCH,
+) -> EvaluationResults[Result]:
+    """Predict all samples of a source and return the results, the same on every process.
+
+    Args:
+        source: what is read.
+        predict: returns one result for each sample of a batch. When it raises `ImageError`, the samples of
+            the batch are predicted one by one, and those for which it raises again become rejects.
+        label: what the progress display calls the work.
+        check_sample: raises `SourceError` for a sample without what the benchmark needs.
+        limit: use only this many samples of the source.
+        samples_per_batch: number of samples given to `predict` at once.
+
+    Raises:
+        SourceError: no sample of the source can be used, or a whole shard cannot be opened.
+    """
+    share = Share(rank(), world_size())
+    entries = read_source(source, check_sample, share=share, limit=limit)
+    outcomes: list[tuple[int, Result | Reject]] = []
+    num_shards = len(source.shards())
+    shards_seen: set[str] = set()
+    with Progress(label, unit="samples", visible=share.index == 0) as bar:
+        for batch in _batches(enumerate(entries), samples_per_batch):
+            samples: list[tuple[int, Sample]] = []
+            for place, entry in batch:
+                number = place * share.count + share.index
+                shards_seen.add((entry if isinstance(entry, Reject) else entry[0]).shard)
+                if isinstance(entry, Reject):
+                    outcomes.append((number, entry))
+                else:
+                    samples.append((number, entry[0]))
+            outcomes += _predict(samples, predict)
+            bar.advance(len(batch))
+            bar.estimate_total(len(shards_seen) - 1, num_shards)
+    results: list[Result] = []
+    rejects: list[Reject] = []
+    for _, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
+        if isinstance(outcome, Reject):
+            rejects.append(outcome)
+        else:
+            results.append(outcome)
+    if not results:
+        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in rejects[:3])
+        raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
+    return EvaluationResults(results, rejects)
+
+
+def sample_images(
+    predictor: BasePredictor, samples: Sequence[Sample], num_frames: int | None, batch_size: int | None
+) -> Images:
+    """The samples' images for a call of the predictor; with `num_frames` their videos, encoded."""
+    encoded = [sample.image for sample in samples]
+    return encoded if num_frames is None else predictor.encode_videos(encoded, num_frames, batch_size)
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _predict(
+    samples: Sequence[tuple[int, Sample]], predict: Callable[[list[Sample]], Sequence[Result]]
+) -> list[tuple[int, Result | Reject]]:
+    """The outcome of each numbered sample."""
+    if not samples:
+        return []
+    try:
+        results = predict([sample for _, sample in samples])
+    except ImageError as error:
+        if len(samples) > 1:
+            return [outcome for one in samples for outcome in _predict([one], predict)]
+        ((number, sample),) = samples
+        return [(number, Reject(sample.shard, sample.key, str(error)))]
+    return [(number, result) for (number, _), result in zip(samples, results, strict=True)]

@@ -1,0 +1,457 @@
+"""The search loops: images in, token ids and their log-probabilities out, by greedy, nucleus or beam search.
+
+The prompt is read once per image, then the rows fan out; an image's cross-attention keys and values are never
+copied per row.
+
+B images, A images still open, K texts or beams per image, R rows (B * K: K consecutive rows per image), P
+prompt tokens, T tokens written so far, S most new tokens, N hypotheses, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.errors import CheckpointError, ConfigError
+from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
+
+
+class DecoderContext(Protocol):
+    """The images as the decoder reads them (cross-attention K and V): one entry per image, not per row."""
+
+    def select(self, index: Tensor, /) -> Any:
+        """The context of the images `index` (int64, any length)."""
+
+
+class TextDecoder(Protocol):
+    """A causal text decoder that attends to images, as `Blip` and `Blip2` are."""
+
+    def new_cache(self, max_length: int) -> Any:
+        """An empty `SelfAttentionCache` for rows of at most `max_length` tokens."""
+
+    def decode(self, ids: Tensor, context_kv: Any, cache: Any = None) -> Tensor:
+        """Logits (R, T, V) for what follows each of ids (R, T); with a cache, ids are only the new tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generated:
+    """One generated text.
+
+    `ids`: the tokens without prompt and end token. `token_logprobs`: natural log-probability of every
+    generated token under the model's own distribution (temperature 1, no nucleus, no penalty, no minimum
+    length), in order; one longer than `ids` when the end token was generated, which counts. `logprob`: their
+    sum.
+    """
+
+    ids: list[int]
+    token_logprobs: tuple[float, ...]
+
+    @property
+    def logprob(self) -> float:
+        return sum(self.token_logprobs)
+
+
+def to_generated(tokens: Tensor, token_logprobs: Tensor, length: int, eos_id: int) -> Generated:
+    """The text in the first `length` of tokens (S,) and token_logprobs (S,), both on the CPU.
+
+    Raises:
+        CheckpointError: a log-probability is not a number.
+    """
+    ids: list[int] = tokens[:length].tolist()
+    logprobs: list[float] = token_logprobs[:length].tolist()
+    if any(math.isnan(logprob) for logprob in logprobs):
+        raise CheckpointError(
+            "The model gave probabilities that are not numbers while writing; "
+            "its weights are damaged, or the dtype is too narrow: try float32"
+        )
+    if ids and ids[-1] == eos_id:
+        ids.pop()
+    return Generated(ids=ids, token_logprobs=tuple(logprobs))
+
+
+@torch.inference_mode()
+def generate(
+    model: TextDecoder,
+    context_kv: DecoderContext,
+    prompt_ids: Tensor,
+    num_images: int,
+    decoding: Decoding,
+    *,
+    num_captions: int = 1,
+    eos_id: int,
+    pad_id: int,
+    seeds: Sequence[int] | None = None,
+) -> list[list[Generated]]:
+    """Write `num_captions` texts for each of `num_images` images.
+
+    `context_kv` holds the images once; beams and samples share it. `prompt_ids` int64 (P,) starts with the
+    decoder's first token ([DEC]) and is the same for all images; it lies on the model's device. A text ends
+    with `eos_id` or after `decoding.max_new_tokens` tokens.
+
+    Several captions are the best beams (`Beam`, best first) or independent samples (`Nucleus`). A `Nucleus`
+    token depends only on the logits and on (seed of the image, number of the caption, step): not on the other
+    images, their order or their number. `seeds` gives the B seeds (any integers, taken modulo 2**64);
+    without, they come from `decoding.seed` and the image's position, or from fresh entropy when that is None
+    too. No global random state is read or changed.
+
+    Returns: per image, `num_captions` of `Generated`.
+
+    Raises:
+        ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not
+            one-dimensional, or a number of seeds other than `num_images`.
+        CheckpointError: the model's logits are not numbers.
+    """
+    check_prompt("generate", prompt_ids)
+    check_request(num_images, decoding, num_captions, seeds)
+    if num_images == 0:
+        return []
+    if isinstance(decoding, Beam) and decoding.num_beams > 1:
+        return _beam_search(
+            model, context_kv, prompt_ids, num_images, decoding,
+            num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
+        )  # fmt: skip
+    choose: ChooseToken = choose_most_likely
+    if isinstance(decoding, Nucleus):
+        image_seeds = derive_seeds(decoding.seed, num_images) if seeds is None else seeds
+        choose = nucleus_chooser(decoding, image_seeds, num_captions, prompt_ids.device)
+    return _decode_rows(
+        model, context_kv, prompt_ids, num_images, decoding, choose,
+        num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
+    )  # fmt: skip
+
+
+def derive_seeds(seed: int | None, num_images: int) -> list[int]:
+    """One seed per image position, from `seed` (the first n are the same for every number of images >= n)."""
+    root = np.random.SeedSequence(seed)
+    return [int(child.generate_state(1, np.uint64)[0]) for child in root.spawn(num_images)]
+
+
+def check_prompt(caller: str, prompt_ids: Tensor) -> None:
+    """Raise ConfigError unless the prompt is one row that holds at least the decoder's first token."""
+    if prompt_ids.dim() != 1 or len(prompt_ids) == 0:
+        raise ConfigError(
+            f"{caller}: prompt_ids has the shape {tuple(prompt_ids.shape)}; "
+            "give one row with at least the first token"
+        )
+
+
+def check_request(
+    num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None
+) -> None:
+    """Raise ConfigError unless the strategy gives that many texts, and there is a seed for each image."""
+    if num_captions < 1:
+        raise ConfigError(f"generate: num_captions is {num_captions}; it must be at least 1")
+    if isinstance(decoding, Greedy) and num_captions > 1:
+        raise ConfigError(
+            f"generate: {num_captions} captions per image were asked for, but Greedy writes one; "
+            "use Nucleus or Beam"
+        )
+    if isinstance(decoding, Beam) and num_captions > decoding.num_beams:
+        raise ConfigError(
+            f"generate: {num_captions} captions per image were asked for, but Beam has num_beams "
+            f"{decoding.num_beams}; raise num_beams"
+        )
+    if seeds is not None and len(seeds) != num_images:
+        raise ConfigError(f"generate: {len(seeds)} seeds for {num_images} images; give one per image")
+
+
+def adjust_scores(scores: Tensor, generated: Tensor, decoding: Decoding, eos_id: int) -> Tensor:
+    """Apply the repetition penalty and the minimum length of `decoding` to scores (R, V).
+
+    `scores` are logits (greedy, nucleus) or log-probabilities (beam), float32; `generated` (R, T) are the
+    tokens written so far, without the prompt. The order, and what the penalty is applied to, are those of
+    transformers, except that transformers also penalises the tokens of the prompt.
+    """
+    penalty = decoding.repetition_penalty
+    if penalty != 1.0 and generated.shape[1] > 0:
+        seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, generated, True)
+        # Dividing a negative score would make it more likely: arXiv 1909.05858 leaves the sign open.
+        scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+    if generated.shape[1] < decoding.min_new_tokens:
+        end = torch.arange(scores.shape[1], device=scores.device) == eos_id
+        scores = scores.masked_fill(end, -torch.inf)
+    return scores
+
+
+def _prefill(
+    model: TextDecoder,
+    context_kv: DecoderContext,
+    prompt_ids: Tensor,
+    num_images: int,
+    rows_per_image: int,
+    max_new_tokens: int,
+) -> tuple[Tensor, Any]:
+    """Logits for the first new token, float32 (B * K, V), and the cache with the prompt for B * K rows."""
+    cache = model.new_cache(len(prompt_ids) + max_new_tokens)
+    ids = prompt_ids.expand(num_images, -1)  # (B, P)
+    logits = model.decode(ids, context_kv, cache)[:, -1].float()  # (B, V)
+    if rows_per_image > 1:
+        cache.repeat(rows_per_image)
+        logits = logits.repeat_interleave(rows_per_image, dim=0)
+    return logits, cache
+
+
+def _worth_compacting(num_open: int, num_images: int) -> bool:
+    """Whether dropping finished images pays.
+
+    Selecting images copies their cross-attention K and V, which costs about what one decoding step reads
+    anyway; it pays once a quarter of the images is finished, and happens only a few times then.
+    """
+    return num_open <= 0.75 * num_images
+
+
+# --- Row by row: greedy and nucleus
+
+
+ChooseToken = Callable[[Tensor, Tensor, int], Tensor]
+"""(adjusted scores (R', V), the rows they belong to (R',), step) -> chosen tokens (R',)."""
+
+
+def choose_most_likely(scores: Tensor, rows: Tensor, step: int) -> Tensor:
+    """The token of highest score in every row."""
+    return scores.argmax(dim=-1)
+
+
+def nucleus_chooser(decoding: Nucleus, seeds: Sequence[int], num_captions: int, device: Any) -> ChooseToken:
+    """A function that samples from the nucleus with one uniform number per (seed, caption, step)."""
+    table = torch.from_numpy(uniforms(seeds, num_captions, decoding.max_new_tokens)).to(device)
+
+    def choose(scores: Tensor, rows: Tensor, step: int) -> Tensor:
+        return sample_nucleus(scores / decoding.temperature, table[rows, step], decoding.top_p)
+
+    return choose
+
+
+def uniforms(seeds: Sequence[int], num_captions: int, steps: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float32 (B * num_captions, steps), from (seed, caption, step) alone.
+
+    Philox is counter-based: the key is (seed modulo 2**64, caption), the counter is the step. 24 bits are
+    kept, which float32 holds exactly, so 1.0 cannot come out of rounding.
+    """
+    raw = [
+        np.random.Philox(key=np.array([seed % 2**64, caption], dtype=np.uint64)).random_raw(steps)
+        for seed in seeds
+        for caption in range(num_captions)
+    ]
+    return ((np.stack(raw) >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+
+
+def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """One token per row of logits (R, V) by inverse CDF at uniform (R,) in [0, 1); int64 (R,).
+
+    The nucleus is the smallest set of most likely tokens with probability >= top_p, at least one token
+    (arXiv 1904.09751, section 3.1). Equal probabilities are ordered by token id.
+    """
+    sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
+    probs = sorted_logits.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # mass of the more likely tokens
+    inside = before < top_p
+    inside[:, 0] = True
+    mass = probs.masked_fill(~inside, 0.0).cumsum(dim=-1)
+    position = (mass <= uniform[:, None] * mass[:, -1:]).sum(dim=-1)
+    # At most the last position with mass, whatever a parallel cumsum rounds; at least 0, also when the logits
+    # are not numbers, which `to_generated` reports.
+    position = torch.minimum(position, (inside & (probs > 0)).sum(dim=-1) - 1).clamp(min=0)
+    return order.gather(1, position[:, None]).squeeze(1)
+
+
+def _decode_rows(
+    model: TextDecoder,
+    context_kv: DecoderContext,
+    prompt_ids: Tensor,
+    num_images: int,
+    decoding: Decoding,
+    choose: ChooseToken,
+    *,
+    num_captions: int,
+    eos_id: int,
+    pad_id: int,
+) -> list[list[Generated]]:
+    """`num_captions` texts per image, each row decoded on its own with `choose`."""
+    device, steps = prompt_ids.device, decoding.max_new_tokens
+    logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_captions, steps)
+
+    num_rows = num_images * num_captions
+    tokens = torch.full((num_rows, steps), pad_id, device=device)
+    token_logprobs = torch.zeros((num_rows, steps), device=device)
+    lengths = torch.full((num_rows,), steps, device=device)
+    rows = torch.arange(num_rows, device=device)  # (A * K,) where the rows still open are kept
+    finished = torch.zeros(num_rows, dtype=torch.bool, device=device)  # (A * K,)
+
+    for step in range(steps):
+        chosen = choose(adjust_scores(logits, tokens[rows, :step], decoding, eos_id), rows, step)
+        logprob = logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
+        tokens[rows, step] = chosen.masked_fill(finished, pad_id)
+        token_logprobs[rows, step] = logprob
+        ended = (chosen == eos_id) & ~finished
+        lengths[rows[ended]] = step + 1
+        finished = finished | ended
+
+        open_images = (~finished.view(-1, num_captions)).any(dim=1).nonzero().squeeze(1)
+        if step + 1 == steps or len(open_images) == 0:
+            break
+        if _worth_compacting(len(open_images), len(finished) // num_captions):
+            keep = torch.arange(len(rows), device=device).view(-1, num_captions)[open_images].flatten()
+            context_kv = context_kv.select(open_images)
+            cache.reorder(keep)
+            rows, finished, chosen = rows[keep], finished[keep], chosen[keep]
+        logits = model.decode(chosen[:, None], context_kv, cache)[:, -1].float()
+
+    tokens, token_logprobs, ends = tokens.cpu(), token_logprobs.cpu(), lengths.tolist()
+    texts = [to_generated(tokens[r], token_logprobs[r], ends[r], eos_id) for r in range(num_rows)]
+    return [texts[i * num_captions : (i + 1) * num_captions] for i in range(num_images)]
+
+
+# --- Beam search, with the scoring and stopping of transformers 5.23 (`early_stopping=False`)
+
+
+NEVER = -1e9
+"""Below every real score, and finite, so that sums with it still order."""
+
+
+class Hypotheses(NamedTuple):
+    """N texts for each of A images.
+
+    scores (A, N) float32: summed adjusted log-probabilities while a text runs, divided by length **
+    length_penalty once it is finished. tokens (A, N, S) int64. token_logprobs (A, N, S) float32: the model's
+    own. lengths (A, N) int64: generated tokens, the end token included. finished (A, N) bool.
+    """
+
+    scores: Tensor
+    tokens: Tensor
+    token_logprobs: Tensor
+    lengths: Tensor
+    finished: Tensor
+
+    @classmethod
+    def empty(
+        cls, num_images: int, num_beams: int, steps: int, pad_id: int, device: torch.device
+    ) -> Hypotheses:
+        """Hypotheses that have not begun, below every real score."""
+        shape = (num_images, num_beams)
+        return cls(
+            scores=torch.full(shape, NEVER, device=device),
+            tokens=torch.full((*shape, steps), pad_id, device=device),
+            token_logprobs=torch.zeros((*shape, steps), device=device),
+            lengths=torch.zeros(shape, dtype=torch.long, device=device),
+            finished=torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+
+    def gather(self, index: Tensor) -> Hypotheses:
+        """The hypotheses index (A, M) of every image, in that order."""
+        return Hypotheses(
+            *(torch.take_along_dim(t, index if t.dim() == 2 else index[..., None], dim=1) for t in self)
+        )
+
+    def of_images(self, index: Tensor) -> Hypotheses:
+        """All hypotheses of the images `index`."""
+        return Hypotheses(*(t[index] for t in self))
+
+
+def _beam_search(
+    model: TextDecoder,
+    context_kv: DecoderContext,
+    prompt_ids: Tensor,
+    num_images: int,
+    decoding: Beam,
+    *,
+    num_captions: int,
+    eos_id: int,
+    pad_id: int,
+) -> list[list[Generated]]:
+    """The `num_captions` best texts of every image, best first."""
+    device, steps, num_beams = prompt_ids.device, decoding.max_new_tokens, decoding.num_beams
+    logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_beams, steps)
+    running = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
+    running.scores[:, 0] = 0.0  # the beams of an image start equal: all but one wait
+    finished = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
+    images = torch.arange(num_images, device=device)  # (A,) the images still open
+    improvable = torch.ones(num_images, dtype=torch.bool, device=device)  # (A,)
+    results: list[list[Generated]] = [[] for _ in range(num_images)]
+
+    for step in range(steps):
+        candidates, parents = _extend(running, logits, step, decoding, eos_id)
+        ended = (candidates.tokens[..., step] == eos_id) | (step + 1 == steps)  # (A, 2K)
+        finished = _keep_finished(finished, candidates, ended & improvable[:, None], decoding.length_penalty)
+        running = candidates._replace(scores=candidates.scores + ended * NEVER)
+        chosen = running.scores.topk(num_beams, dim=1).indices  # (A, K)
+        running, parents = running.gather(chosen), parents.gather(1, chosen)
+
+        improvable = improvable & _can_improve(running, finished, step + 1, decoding.length_penalty)
+        still_open = improvable.nonzero().squeeze(1)
+        if step + 1 == steps or len(still_open) == 0:
+            break
+        rows = parents + num_beams * torch.arange(len(images), device=device)[:, None]  # (A, K)
+        if _worth_compacting(len(still_open), len(images)):
+            _collect(results, images[~improvable], finished.of_images(~improvable), num_captions, eos_id)
+            context_kv, images, rows = context_kv.select(still_open), images[still_open], rows[still_open]
+            running, finished = running.of_images(still_open), finished.of_images(still_open)
+            improvable = improvable[still_open]
+        cache.reorder(rows.flatten())
+        logits = model.decode(running.tokens[..., step].reshape(-1, 1), context_kv, cache)[:, -1].float()
+
+    _collect(results, images, finished, num_captions, eos_id)
+    return results
+
+
+def _extend(
+    running: Hypotheses, logits: Tensor, step: int, decoding: Beam, eos_id: int
+) -> tuple[Hypotheses, Tensor]:
+    """The 2K best one-token extensions of every image's K beams, and the beam (A, 2K) each extends.
+
+    2K, because up to K of them may end their text and K must remain to go on with.
+    """
+    num_images, num_beams = running.scores.shape
+    vocab_size = logits.shape[-1]
+    logprobs = logits.log_softmax(dim=-1)  # (A * K, V)
+    adjusted = adjust_scores(logprobs, running.tokens[..., :step].flatten(0, 1), decoding, eos_id)
+    totals = running.scores[..., None] + adjusted.view(num_images, num_beams, vocab_size)
+    scores, flat = totals.flatten(1).topk(2 * num_beams, dim=1)  # (A, 2K)
+    parents = flat // vocab_size
+    candidates = running.gather(parents)
+    candidates.tokens[..., step] = flat % vocab_size
+    candidates.token_logprobs[..., step] = logprobs.view(num_images, -1).gather(1, flat)
+    return candidates._replace(scores=scores, lengths=torch.full_like(parents, step + 1)), parents
+
+
+def _keep_finished(
+    finished: Hypotheses, candidates: Hypotheses, ended: Tensor, length_penalty: float
+) -> Hypotheses:
+    """The K best finished texts, after the `ended` (A, 2K) ones among the K best candidates have joined."""
+    num_beams = finished.scores.shape[1]
+    ended = ended.clone()
+    ended[:, num_beams:] = False
+    scores = candidates.scores / candidates.lengths.float() ** length_penalty
+    new = candidates._replace(scores=scores.masked_fill(~ended, NEVER), finished=ended)
+    joined = Hypotheses(*(torch.cat(pair, dim=1) for pair in zip(finished, new, strict=True)))
+    return joined.gather(joined.scores.topk(num_beams, dim=1).indices)
+
+
+def _can_improve(running: Hypotheses, finished: Hypotheses, length: int, length_penalty: float) -> Tensor:
+    """(A,) whether the best running text, ended now, would still enter the K best finished ones.
+
+    A guess where the penalty favours long texts: a longer text could score higher yet (transformers'
+    `early_stopping=False` makes the same guess).
+    """
+    divisor: float = float(length) ** length_penalty
+    all_taken: Tensor = finished.finished.all(dim=1)
+    return ~all_taken | (running.scores[:, 0] / divisor > finished.scores.amin(dim=1))
+
+
+def _collect(
+    results: list[list[Generated]], images: Tensor, finished: Hypotheses, num_captions: int, eos_id: int
+) -> None:
+    """Write the best texts of `images` (A,) to their positions in `results`."""
+    tokens, logprobs = finished.tokens.cpu(), finished.token_logprobs.cpu()
+    lengths = finished.lengths.tolist()
+    for row, image in enumerate(images.tolist()):
+        results[image] = [
+            to_generated(tokens[row, n], logprobs[row, n], lengths[row][n], eos_id)
+            for n in range(num_captions)
+        ]

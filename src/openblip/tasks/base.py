@@ -1,0 +1,196 @@
+"""What all training tasks have in common, and what those of BLIP and of BLIP-2 share.
+
+A task wraps a model and the losses that train it. Its file says which heads of the model it trains, what it
+takes of a sample (a `SampleProcessor`), what its batch holds, and how its losses are computed.
+
+B examples, R texts, F frames, S image size, N image tokens, T text tokens, D image width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from openblip.data.batch import Batch, ImageTextProcessor, SampleProcessor, pixel_reader
+from openblip.data.config import DataConfig
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.transforms import Preprocessing
+from openblip.errors import ConfigError
+from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
+from openblip.models.vision_tower import encoder_depths
+
+
+class Task(nn.Module, ABC):
+    """A module that holds a model and its losses. Every task has one line in `tasks.catalog`.
+
+    The class methods make the parts of a run from the task's settings, a class of `tasks.config`.
+    """
+
+    @classmethod
+    @abstractmethod
+    def heads(cls, config: Any) -> tuple[Any, ...]:
+        """The heads that the model must have, and that the task trains."""
+
+    @classmethod
+    def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
+        """What the task takes of samples; here an image or video with one of its captions.
+
+        question_prompt: how a question is put to a language model, with `{}` in its place.
+        """
+        return ImageTextProcessor(
+            read_pixels=pixel_reader(data.num_frames), max_text_length=data.max_text_length
+        )
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing
+    ) -> Self:
+        """The task over a model with its heads.
+
+        Raises ConfigError when texts as long as `data` admits do not fit the model.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named losses of a batch, scalars with gradients, whose sum is minimised.
+
+        Args:
+            batch: as the task's sample processor collates it.
+            step: number of finished steps.
+            generator: on the CPU and in the same state on every process.
+        """
+
+    def after_step(self) -> None:
+        """Called once after every optimizer step, also under gradient accumulation."""
+
+    def frozen_parts(self) -> Sequence[nn.Module]:
+        """Modules of this task that the run loads from elsewhere and never changes.
+
+        Checkpoints of the run leave out their weights, except those that require gradients (adapters), and
+        processes do not send them to each other. So weights that change in another way than by gradients, as
+        those of a momentum model, must not be here.
+        """
+        return ()
+
+    def layers_above(self) -> Mapping[str, int]:
+        """For parameters of an image encoder, by name: how many layers the encoder has from there to its end.
+
+        With layer-wise decay d a learning rate is multiplied by d to this power: for an encoder of L blocks 1
+        for the last, L for the first, L + 1 for the embeddings. Parameters that are not named have 0.
+        """
+        return {}
+
+
+class BlipTask(Task):
+    """A task over a BLIP."""
+
+    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.preprocessing = preprocessing
+        self.enc_id, self.dec_id = tokenizer.enc_id, tokenizer.dec_id
+
+    @classmethod
+    def build(
+        cls, config: Any, data: DataConfig, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing
+    ) -> Self:
+        longest, positions = cls.longest_text(config, data, tokenizer), model.config.text.max_positions
+        if longest > positions:
+            raise ConfigError(
+                f"Texts of up to {longest} tokens, prompt included: the model has {positions} positions; "
+                "lower --data.max-text-length."
+            )
+        return cls(config, model, tokenizer, preprocessing)
+
+    @classmethod
+    def longest_text(cls, config: Any, data: DataConfig, tokenizer: Tokenizer) -> int:
+        """Number of tokens of the longest text that the model is given."""
+        return data.max_text_length
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 images (B, 3, S, S) or videos (B, F, 3, S, S) -> image tokens (B, F*N, D)."""
+        return encode_media(self.model, self.preprocessing.normalize(pixels))
+
+
+class Blip2Task(Task):
+    """A task over a BLIP-2, parts of which are usually frozen."""
+
+    def __init__(
+        self, config: Any, model: Blip2, tokenizer: Tokenizer | None, preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        data: DataConfig,
+        model: Blip2,
+        tokenizer: Tokenizer | None,
+        preprocessing: Preprocessing,
+    ) -> Self:
+        longest, positions = data.max_text_length, model.config.qformer.max_positions
+        if model.config.has_text_branch and longest > positions:
+            raise ConfigError(
+                f"Texts of up to {longest} tokens: the Q-Former has {positions} positions; lower "
+                "--data.max-text-length."
+            )
+        return cls(config, model, tokenizer, preprocessing)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`image_features` of the task's own model and preprocessing."""
+        return image_features(self.model, self.preprocessing, pixels)
+
+    def frozen_parts(self) -> Sequence[nn.Module]:
+        """The image encoder and the language model, where they are frozen."""
+        return self.model.frozen_parts()
+
+    def layers_above(self) -> Mapping[str, int]:
+        """Those of the image encoder; Q-Former, heads and adapters learn at the full rate."""
+        return {f"model.vision.{name}": depth for name, depth in encoder_depths(self.model.vision).items()}
+
+
+def encode_media(model: Blip, pixels: Tensor) -> Tensor:
+    """Normalised images (B, 3, S, S) or videos (B, F, 3, S, S) -> image tokens (B, F*N, D)."""
+    return model.encode_video(pixels) if pixels.dim() == 5 else model.encode_image(pixels)
+
+
+def image_features(model: Blip2, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+    """Features of BLIP-2's image encoder, (B, F*N, D).
+
+    pixels: uint8 images (B, 3, S, S) or videos (B, F, 3, S, S); float features of a cache, (B, N, D), are
+    returned as they are.
+    """
+    if pixels.is_floating_point():
+        return pixels
+    normalized = preprocessing.normalize(pixels)
+    if pixels.dim() == 4:
+        return model.encode_image(normalized)
+    frames = model.encode_image(normalized.flatten(0, 1))  # (B*F, N, D)
+    features: Tensor = frames.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+    return features
+
+
+def replace_first(tokens: Tokens, token_id: int) -> Tokens:
+    """The same texts (R, T), beginning with `token_id`."""
+    ids = tokens.ids.clone()
+    ids[:, 0] = token_id
+    return Tokens(ids, tokens.mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBatch(Batch):
+    """Texts as they are written, for a language model, which has a tokenizer of its own."""
+
+    prompts: list[str]
+    """Stand before the texts and are not predicted; "" for none."""
+    texts: list[str]

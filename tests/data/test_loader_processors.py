@@ -1,0 +1,140 @@
+"""The loader over every kind of sample: exactly resumable, whoever reads, and moved whole to a device."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from clip_files import clip
+from test_loader import load, take
+
+from openblip.data.batch import ImageTextProcessor, VideoPixels
+from openblip.data.tokenizer import Tokens
+from openblip.data.transforms import Augmentation
+from openblip.tasks.base import TextBatch
+from openblip.tasks.language_pretraining import TextProcessor
+from openblip.tasks.nlvr import StatementBatch, StatementProcessor
+from openblip.tasks.question_answering import QuestionBatch, QuestionProcessor
+from openblip.tasks.visdial import DialogBatch, DialogProcessor
+
+PROCESSORS = {
+    "questions": QuestionProcessor(),
+    "statements": StatementProcessor(),
+    "dialogs": DialogProcessor(num_negatives=3, max_text_length=30),
+    "clips": ImageTextProcessor(read_pixels=VideoPixels(3)),
+    "clip-questions": QuestionProcessor(read_pixels=VideoPixels(2)),
+    "texts": TextProcessor(),
+}
+
+
+def write_kind(folder, write_tar, make_image, kind):
+    """Two shards of six samples of a kind; the second of each cannot be used."""
+    for shard in range(2):
+        members = []
+        for number in range(6):
+            key, bad = f"{shard}{number}", number == 1
+            members += images_of(kind, key, make_image, 20 * (6 * shard + number), bad)
+            members.append((f"{key}.json", json.dumps(info_of(kind, number, bad)).encode()))
+        write_tar(folder / f"{shard}.tar", members)
+    return folder
+
+
+def images_of(kind, key, make_image, level, bad):
+    if kind == "statements":
+        return [(f"{key}.left.jpg", make_image(level)), (f"{key}.right.jpg", make_image(level + 9))]
+    if kind.startswith("clip"):
+        return [(f"{key}.mp4", b"no clip" if bad else clip(4 + level % 3, size=(16, 16)))]
+    return [(f"{key}.jpg", make_image(level))]
+
+
+def info_of(kind, number, bad):
+    if kind == "statements":
+        return {"statement": f"text {number} left", "label": "yes" if bad else number % 2 == 0}
+    if kind == "dialogs":
+        options = [f"sample {i}" for i in range(8)]
+        turns = [
+            {
+                "question": f"text {i}",
+                "answer": "sample 1",
+                "options": options,
+                "answer_index": 99 if bad else 1,
+            }
+            for i in range(3)
+        ]
+        return {"caption": "sample text", "dialog": turns}
+    if kind == "texts":
+        return {} if bad else {"text": f"text {number}\nsample text"}
+    if kind == "clips":
+        return {"captions": [f"sample {i}" for i in range(3)]}
+    answers = [f"sample {i % 3}" for i in range(number + 1)]
+    return {"question": f"text {number}", "answers": 7 if bad and kind == "questions" else answers}
+
+
+def content(batch):
+    """Every field of a batch of any kind, tensors as lists."""
+    found = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tokens):
+            value = (value.ids.tolist(), value.mask.tolist())
+        found[field.name] = value.tolist() if isinstance(value, torch.Tensor) else value
+    return found
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_any_task_is_exactly_resumable_with_any_number_of_workers(tmp_path, write_tar, make_image, kind):
+    folder = write_kind(tmp_path, write_tar, make_image, kind)
+    options = {"processor": PROCESSORS[kind], "augmentation": Augmentation(), "batch_size": 4}
+    whole = take(load(folder, **options), 6)  # more than two epochs of ten
+    rejects = [reject for loaded in whole for reject in loaded.rejects]
+    assert {reject.key for reject in rejects} == {"01", "11"}
+    assert all(reject.reason for reject in rejects)
+    assert {key for loaded in whole for key in loaded.batch.keys} == {
+        f"{shard}{number}" for shard in range(2) for number in (0, 2, 3, 4, 5)
+    }
+    cursor = json.loads(json.dumps(whole[1].cursor))
+    resumed = take(load(folder, cursor=cursor, num_workers=1, **options), 4)
+    assert [content(loaded.batch) for loaded in resumed] == [content(loaded.batch) for loaded in whole[2:]]
+    assert [loaded.rejects for loaded in resumed] == [loaded.rejects for loaded in whole[2:]]
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_what_a_processor_draws_depends_on_the_sample_alone(tmp_path, write_tar, make_image, kind):
+    """Not on the process: sides, rounds, wrong answers and views are those of a single one."""
+    folder = write_kind(tmp_path, write_tar, make_image, kind)
+    options = {"processor": PROCESSORS[kind], "augmentation": Augmentation()}
+    drawn = {}
+    # Small enough batches to stay within the first epoch.
+    for settings in ({"batch_size": 10}, *({"batch_size": 4, "rank": r, "world_size": 2} for r in (0, 1))):
+        batch = take(load(folder, **options, **settings), 1)[0].batch
+        for i, key in enumerate(batch.keys):
+            drawn.setdefault(key, []).append(batch.pixels[i])
+    assert len(drawn) == 10
+    for views in drawn.values():
+        assert all(torch.equal(view, views[0]) for view in views[1:])
+    assert sum(map(len, drawn.values())) == 18
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_type", "shape"),
+    [
+        ("questions", QuestionBatch, (4, 3, 8, 8)),
+        ("statements", StatementBatch, (4, 2, 3, 8, 8)),
+        ("dialogs", DialogBatch, (4, 3, 8, 8)),
+        ("clip-questions", QuestionBatch, (4, 2, 3, 8, 8)),
+        ("texts", TextBatch, (4, 0)),
+    ],
+)
+def test_batches_of_every_kind_move_whole(tmp_path, write_tar, make_image, kind, batch_type, shape):
+    folder = write_kind(tmp_path, write_tar, make_image, kind)
+    batch = take(load(folder, processor=PROCESSORS[kind]), 1)[0].batch
+    assert type(batch) is batch_type
+    assert len(batch) == 4
+    assert batch.pixels.shape == shape
+    moved = batch.to("meta")
+    assert type(moved) is batch_type
+    for field in fields(moved):
+        value = getattr(moved, field.name)
+        for tensor in (value.ids, value.mask) if isinstance(value, Tokens) else (value,):
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", field.name
+    assert moved.keys == batch.keys
