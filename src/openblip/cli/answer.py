@@ -163,12 +163,12 @@ class _Answerer:
         import numpy as np
 
         from openblip.data.images import read_image
-        from openblip.data.inspection import is_clip
+        from openblip.data.video import is_video
         from openblip.data.video import read_frames
 
         sample = image.read_sample()
         questions = self.questions or (_own_question(sample),)
-        if is_clip(sample.image):
+        if is_video(sample.image):
             frames = read_frames(sample.image, self.num_frames, name=image.name)
         else:
             frames = [read_image(sample.image, name=image.name)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from openblip.data.inspection import Inspection
+    from openblip.data.inspect import Inspection
     from openblip.data.sample import Reject, Sample
 
 _LINES_SHOWN = 10
@@ -28,12 +28,13 @@ def command(
     Args:
         source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a
             mixture of them.
-        images: Folder of the pictures that an annotation file (or a table) names.
-        samples: Samples to read and decode, spread over the source; 0 reads all and so checks every image.
+        images: Folder of the images that an annotation file (or a table) names.
+        samples: Samples whose images are decoded, spread over the source; 0 decodes all and so checks every
+            image.
         examples: Samples to show.
         as_json: Print one json object per source instead of tables.
     """
-    from openblip.data.inspection import inspect_source
+    from openblip.data.inspect import inspect_source
     from openblip.data.sources import open_mixture
     from openblip.errors import ConfigError
     from openblip.progress import Progress
@@ -41,41 +42,42 @@ def command(
     if samples < 0 or examples < 0:
         raise ConfigError("--samples and --examples count samples: 0 or more")
     mixture = open_mixture(source, images=images)
-    for member, weight in zip(mixture.sources, mixture.weights, strict=True):
-        with Progress(f"indexing {member.name}", total=len(member.shards()), unit="shards") as bar:
-            found = inspect_source(
-                member,
-                num_read=samples or None,
-                num_examples=examples,
-                on_shard=bar.advance,
+    for number, member in enumerate(mixture.sources):
+        with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
+            inspection = inspect_source(
+                member, num_read=samples or None, num_examples=examples, on_shard=bar.advance
             )
-        facts = _facts(found) | ({"weight": round(weight, 4)} if len(mixture.sources) > 1 else {})
+        facts = _facts(inspection)
+        if mixture.weights is not None and len(mixture.sources) > 1:
+            facts["weight"] = round(mixture.weights[number], 4)
         if as_json:
-            print(json.dumps({"source": member.name, **facts, "reasons": _reasons(found.rejects)}))
+            print(json.dumps({"source": member.name, **facts, "reasons": _reasons(inspection.rejects)}))
         else:
-            _print_tables(member.name, facts, found)
+            _print_tables(member.name, facts, inspection)
     return 0
 
 
-def _facts(found: "Inspection") -> dict[str, Any]:
-    sizes = [f"{width}x{height}" for (width, height), _ in found.image_sizes.most_common(_LINES_SHOWN)]
-    per_image = sorted(found.captions_per_image.items())
-    words = sorted(found.caption_words)
+def _facts(inspection: "Inspection") -> dict[str, Any]:
+    """What is printed, by name."""
+    sizes = [f"{width}x{height}" for (width, height), _ in inspection.image_sizes.most_common(_LINES_SHOWN)]
+    per_image = sorted(inspection.captions_per_image.items())
+    words = sorted(inspection.caption_words)
+    tasks = inspection.tasks.facts()
     facts: dict[str, Any] = {
-        **found.described,
-        "shards": found.num_shards,
-        "samples": found.num_samples,
-        **({"task fields counted in": found.num_counted} if (tasks := found.tasks.facts()) else {}),
+        **inspection.description,
+        "shards": inspection.num_shards,
+        "samples": inspection.num_samples,
+        **({"task fields counted in": inspection.num_samples} if tasks else {}),
         **tasks,
-        "samples read": found.num_read,
+        "samples read": inspection.num_read,
     }
-    for name, count in (("pairs of images", found.num_pairs), ("clips", found.num_clips)):
+    for name, count in (("pairs of images", inspection.num_pairs), ("clips", inspection.num_videos)):
         facts |= {name: count} if count else {}
-    if found.missing_files:
-        facts["missing pictures"] = f"{len(found.missing_files)} of {found.num_read}"
-        facts["first missing"] = found.missing_files[:_MISSING_SHOWN]
+    if inspection.missing_files:
+        facts["missing pictures"] = f"{len(inspection.missing_files)} of {inspection.num_read}"
+        facts["first missing"] = inspection.missing_files[:_MISSING_SHOWN]
     return facts | {
-        "rejects": len(found.rejects),
+        "rejects": len(inspection.rejects),
         "captions per image": {str(captions): images for captions, images in per_image},
         "words per caption": {"least": words[0], "median": statistics.median(words), "most": words[-1]}
         if words
@@ -93,7 +95,7 @@ def _reasons(rejects: "list[Reject]") -> dict[str, int]:
     return dict(Counter(reasons).most_common())
 
 
-def _print_tables(name: str, facts: dict[str, Any], found: "Inspection") -> None:
+def _print_tables(name: str, facts: dict[str, Any], inspection: "Inspection") -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
@@ -106,35 +108,35 @@ def _print_tables(name: str, facts: dict[str, Any], found: "Inspection") -> None
         shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(fact, Text(", ".join(shown) if isinstance(shown, list) else str(shown)))
     console.print(table)
-    if found.examples:
+    if inspection.examples:
         console.print("Examples")
-        for sample in found.examples:
-            console.print(Text(f"  {sample.shard}/{sample.key}  {_shown(sample)}"))
-    if found.rejects:
-        console.print(f"Rejects ({len(found.rejects)})")
-        for reason, count in list(_reasons(found.rejects).items())[:_LINES_SHOWN]:
+        for sample in inspection.examples:
+            console.print(Text(f"  {sample.shard}/{sample.key}  {_describe(sample)}"))
+    if inspection.rejects:
+        console.print(f"Rejects ({len(inspection.rejects)})")
+        for reason, count in list(_reasons(inspection.rejects).items())[:_LINES_SHOWN]:
             console.print(Text(f"  {count} x {reason}"))
-        named = ", ".join(f"{r.shard}/{r.key}" for r in found.rejects[:_LINES_SHOWN])
-        more = ", ..." if len(found.rejects) > _LINES_SHOWN else ""
-        console.print(Text(f"  named: {named}{more}"))
+        names = ", ".join(f"{r.shard}/{r.key}" for r in inspection.rejects[:_LINES_SHOWN])
+        more = ", ..." if len(inspection.rejects) > _LINES_SHOWN else ""
+        console.print(Text(f"  named: {names}{more}"))
 
 
-def _shown(sample: "Sample") -> str:
-    """What is said about a picture, in a line."""
-    info, said = sample.info, list(sample.captions)
+def _describe(sample: "Sample") -> str:
+    """The texts of a sample, in a line."""
+    info, texts = sample.info, list(sample.captions)
     if "question" in info:
-        said.append(f"{info['question']} {_answers(info.get('answers'))}")
+        texts.append(f"{info['question']} {_answers(info.get('answers'))}")
     if "statement" in info:
-        said.append(f"{info['statement']} ({str(info.get('label', 'no label')).lower()})")
+        texts.append(f"{info['statement']} ({str(info.get('label', 'no label')).lower()})")
     elif "label" in info:
-        said.append(f"class {info['label']}")
+        texts.append(f"class {info['label']}")
     rounds = info.get("dialog")
     for turn in rounds if isinstance(rounds, list) else []:
         if isinstance(turn, dict):
-            said.append(f"{turn.get('question')} {_answers(turn.get('answer'))}")
-    return " | ".join(said) or "(no caption)"
+            texts.append(f"{turn.get('question')} {_answers(turn.get('answer'))}")
+    return " | ".join(texts) or "(no caption)"
 
 
-def _answers(found: Any) -> str:
-    answers = found if isinstance(found, list) else [found] if found else []
+def _answers(value: Any) -> str:
+    answers = value if isinstance(value, list) else [value] if value else []
     return " / ".join(dict.fromkeys(map(str, answers))) or "(no answer)"

@@ -20,7 +20,7 @@ from PIL import Image
 from openblip.data.fields import draw_caption
 from openblip.data.images import read_image
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.files import hash_int
 
 View = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -82,6 +82,12 @@ class Batch:
         """The same with every tensor on a device."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
+    def pin_memory(self) -> Self:
+        """The same with every tensor in page-locked memory, from which a copy to a GPU runs on its own."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {n: v.pin_memory() for n, v in values.items() if isinstance(v, torch.Tensor | Tokens)}
+        return replace(self, **tensors)
+
 
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, torch.Tensor):
@@ -92,16 +98,19 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 def shared_fields(examples: Sequence[Example]) -> dict[str, Any]:
     """The fields that every `Batch` has, of B examples with pixels of one shape."""
     return {
-        "pixels": to_tensor(np.stack([example.pixels for example in examples])),
+        "pixels": stack_pixels(examples),
         "keys": [example.key for example in examples],
         "shards": [example.shard for example in examples],
     }
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Pixels as they are, and uint16 as the bfloat16 with these bits."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+def stack_pixels(examples: Sequence[Example]) -> torch.Tensor:
+    """The pixels of B examples, uint16 as the bfloat16 with these bits; page-locked where there is a GPU."""
+    first = torch.from_numpy(examples[0].pixels)
+    shape = (len(examples), *first.shape)
+    pixels = torch.empty(shape, dtype=first.dtype, pin_memory=torch.cuda.is_available())
+    np.stack([example.pixels for example in examples], out=pixels.numpy())
+    return pixels.view(torch.bfloat16) if first.dtype == torch.uint16 else pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +164,7 @@ class ImageTextProcessor(SampleProcessor):
         captions = [example.content[0] for example in examples]
         return ImageTextBatch(
             **shared_fields(examples),
-            tokens=tokenizer.encode(captions, self.max_text_length),
+            tokens=tokenizer.encode(captions, self.max_text_length, BATCH_LENGTH_STEP),
             captions=captions,
             image_ids=torch.tensor([example.content[1] for example in examples], dtype=torch.long),
         )

@@ -10,18 +10,16 @@ class DataConfig:
     """Which pairs a training reads, and how."""
 
     source: str
-    """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or a mixture
-    a.tar@0.7,b.tar@0.3.
-    """
+    """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or several with the probabilities
+    with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often."""
     images: str | None = None
-    """Folder of the images that a COCO captions json names."""
+    """Folder of the images that an annotation file or a table names."""
     augmentation: Augmentation | None = None
-    """Random views; None: the plain squash resize."""
+    """Random views of images; None: every image is squashed to a square."""
     num_workers: int = 1
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that read and decode, for each training process; 0: the training process does. Rounded down to a
+    divisor of its streams, which are 64 in all (8 for each process where there are not 1, 2, 4 or 8)."""
     max_text_length: int = 30
     """Tokens per caption, statement, dialog or instruction, [CLS] and [SEP] included."""
     num_frames: int | None = None
-    """Uniform frames of each clip; None: the source has pictures."""
-    shuffle_window_shards: int = 4
-    """Shards whose samples are shuffled together."""
+    """Frames of each video, evenly spaced; None: the source has images."""

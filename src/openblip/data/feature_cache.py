@@ -338,12 +338,6 @@ def to_array(features: torch.Tensor) -> np.ndarray:
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `to_array`; pixels as they are."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
-
-
 def _read_part(path: Path) -> _Part:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Reading a picture as a person sees it: upright, over white, eight bits per channel, its first frame."""
+"""Reading an image as a person sees it: upright, over white, eight bits per channel, its first frame."""
 
 import io
 from functools import cache
@@ -28,12 +28,17 @@ _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
 def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970) -> Image.Image:
-    """The image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK and
-    palettes converted, the first frame of an animation. Plain RGB comes through unchanged.
+    """Return the image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK
+    and palettes converted, the first frame of an animation. Plain RGB comes through unchanged.
 
-    `image`: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array (H, W,
-    3). `name` stands for it in errors. The size is checked from the header, before anything is decoded.
-    Truncated files are errors, never half a picture. Raises `ImageError`.
+    Args:
+        image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array
+            (H, W, 3).
+        name: stands for the image in errors.
+        max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
+
+    Raises:
+        ImageError: the image cannot be read. A truncated file is an error, never half an image.
     """
     name = name or _name_of(image)
     if isinstance(image, np.ndarray):
@@ -100,7 +105,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; damaged EXIF is no orientation, the picture itself may be fine."""
+    """The EXIF orientation; damaged EXIF counts as none, because the image itself may be fine."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # the EXIF parser, too, raises anything

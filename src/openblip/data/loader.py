@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,24 +20,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from openblip.data.feature_cache import to_tensor
-from openblip.data.order import (
-    MAX_BLOCK_BYTES,
-    Order,
-    Piece,
-    Pool,
-    Position,
-    block_size,
-)
-from openblip.data.readings import AnyBatch, CaptionReading, Example, Gathered, Reading
+from openblip.data.batch import Batch, Example, SampleProcessor
+from openblip.data.order import MAX_BLOCK_BYTES, Order, Piece, Pool, Position, block_size
 from openblip.data.sample import Located, Reject, Sample, Source
 from openblip.data.sources.opening import Mixture
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError, ImageError, OpenBlipError, SourceError
 from openblip.files import hash_int
 
 _READ_THREADS = 8  # per worker: a remote read mostly waits
+_NO_PIXELS = np.empty(0, np.uint8)
 _RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a failing disk or network
 
 
@@ -45,7 +38,7 @@ _RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a
 class LoadedBatch:
     """A batch, and what goes with it."""
 
-    batch: AnyBatch
+    batch: Batch
     cursor: dict[str, Any]
     """JSON-able: a new `Loader` goes on from here."""
     rejects: list[Reject]
@@ -63,12 +56,12 @@ class Loader:
 
     Args:
         mixture: the sources, and the weights with which they are drawn.
-        tokenizer: may be None for a `reading` that makes no tokens.
+        processor: what is taken of a sample, and how examples become a batch.
+        tokenizer: may be None for a processor that makes no tokens.
         preprocessing: gives the size of the images, and their view without an augmentation.
         augmentation: random views.
         batch_size: samples per batch of this process.
         seed: decides the order and everything random.
-        reading: what is taken of a sample, and how examples become a batch.
         rank: this process, of `world_size`.
         num_workers: processes that read and decode, rounded down to a divisor of the number of this process's
             streams; with 0 the calling process does it.
@@ -84,12 +77,12 @@ class Loader:
         self,
         mixture: Mixture,
         *,
+        processor: SampleProcessor,
         tokenizer: Tokenizer | None,
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         batch_size: int,
         seed: int,
-        reading: Reading = CaptionReading(),  # noqa: B008 (frozen)
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -99,11 +92,11 @@ class Loader:
             raise ConfigError(
                 f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0"
             )
-        self.tokenizer, self.reading, self.batch_size, self.seed = tokenizer, reading, batch_size, seed
+        self.tokenizer, self.processor, self.batch_size, self.seed = tokenizer, processor, batch_size, seed
         self.order = Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
         num_streams = len(self.order.streams)
         self.num_workers = max(n for n in range(num_workers + 1) if n == 0 or num_streams % n == 0)
-        self.decoder = _Decoder(reading, preprocessing, augmentation, seed)
+        self.decoder = _Decoder(processor, preprocessing, augmentation, seed)
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         messages = iter(self._workers())  # they take turns: one message of each makes a batch
@@ -120,7 +113,7 @@ class Loader:
                     positions |= message.positions
                 next_draw += self.batch_size * self.order.world_size
                 cursor = self.order.cursor(next_draw, positions)
-                yield LoadedBatch(self._joined(parts), cursor, _rejects(parts))
+                yield LoadedBatch(self._collate(parts), cursor, _rejects(parts))
         finally:
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
@@ -136,25 +129,16 @@ class Loader:
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def _joined(self, parts: "list[_Part]") -> AnyBatch:
-        rows = {row: (part, i) for part in parts for i, row in enumerate(part.rows)}
-        in_order = [rows[row] for row in range(self.batch_size)]
-        example = in_order[0][0].pixels
-        pin = torch.cuda.is_available()  # pinned memory is copied to the device while the host goes on
-        pixels = torch.empty((self.batch_size, *example.shape[1:]), dtype=example.dtype, pin_memory=pin)
+    def _collate(self, parts: "list[_Part]") -> Batch:
+        examples: dict[int, Example] = {}
         for part in parts:
-            if part.rows:
-                pixels[part.rows.start :: part.rows.step] = part.pixels
-        batch = self.reading.collate(
-            Gathered(
-                pixels,  # (B, 3, S, S); (B, F, 3, S, S) of videos; (B, N, Dv) of cached features
-                [part.contents[i] for part, i in in_order],
-                [part.keys[i] for part, i in in_order],
-                [part.shards[i] for part, i in in_order],
-            ),
-            cast(Tokenizer, self.tokenizer),  # a reading that makes no tokens does not look at it
-        )
-        return _pinned(batch) if pin else batch
+            for i, row in enumerate(part.rows):
+                examples[row] = part.examples[i]._replace(pixels=part.pixels[i].numpy())
+        in_order = [examples[row] for row in range(self.batch_size)]
+        # A processor that makes no tokens does not look at the tokenizer.
+        batch = self.processor.collate(in_order, cast(Tokenizer, self.tokenizer))
+        # Copying pinned memory to the device does not make the host wait.
+        return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
 def _rejects(parts: "list[_Part]") -> list[Reject]:
@@ -163,19 +147,11 @@ def _rejects(parts: "list[_Part]") -> list[Reject]:
     return [reject for _, reject in rejects]
 
 
-def _pinned(batch: AnyBatch) -> AnyBatch:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(
-        batch,
-        **{name: v.pin_memory() for name, v in values.items() if isinstance(v, (torch.Tensor, Tokens))},
-    )
-
-
 @dataclass(frozen=True)
 class _Decoder:
     """Makes an example of a sample."""
 
-    reading: Reading
+    processor: SampleProcessor
     preprocessing: Preprocessing
     augmentation: Augmentation | None
     seed: int
@@ -183,7 +159,7 @@ class _Decoder:
     def __call__(self, sample: Sample, epoch: int) -> Example:
         """Raises `SourceError` or `ImageError` for a sample that cannot be used."""
         rng = np.random.default_rng(hash_int(f"{self.seed}/{epoch}/{sample.shard}/{sample.key}", 128))
-        return self.reading.read(sample, self._view, rng)
+        return self.processor(sample, self._view, rng)
 
     def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         if self.augmentation is None:
@@ -196,10 +172,9 @@ class _Part(NamedTuple):
 
     rows: range
     pixels: torch.Tensor
-    """uint8 (rows, 3, S, S) or what else the reading gives."""
-    contents: list[Any]
-    keys: list[str]
-    shards: list[str]
+    """(rows, ...): the pixels of all examples, which cross processes in shared memory."""
+    examples: list[Example]
+    """Without their pixels."""
     rejects: list[tuple[int, Reject]]
     """With the row that the next sample of the stream took."""
     positions: dict[int, tuple[Position, ...]]
@@ -251,27 +226,23 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
             stream_of(draw % order.num_streams, draw // order.num_streams)
         while True:
             rows = range((worker - k) % num_workers, self.batch_size, num_workers)
-            examples: list[Example] = []
-            part = _Part(rows, torch.empty(0), [], [], [], [], {})
+            pixels: list[np.ndarray] = []
+            part = _Part(rows, torch.empty(0), [], [], {})
             for row in rows:
                 draw = (k + row) * order.world_size + order.rank
                 number = draw % order.num_streams
                 stream = stream_of(number, draw // order.num_streams)
                 rejects: list[Reject] = []
-                sample, example = stream.draw(self.decoder, rejects)
-                examples.append(example)
-                part.contents.append(example.content)
-                part.keys.append(sample.key)
-                part.shards.append(sample.shard)
+                example = stream.draw(self.decoder, rejects)
+                pixels.append(example.pixels)
+                part.examples.append(example._replace(pixels=_NO_PIXELS))
                 part.rejects.extend((row, reject) for reject in rejects)
                 part.positions[number] = tuple(
                     streams[number, pool].position if (number, pool) in streams else position
                     for pool, position in enumerate(order.positions[number])
                 )
             k += self.batch_size
-            if examples:
-                part = part._replace(pixels=to_tensor(np.stack([example.pixels for example in examples])))
-            yield part
+            yield part._replace(pixels=torch.from_numpy(np.stack(pixels))) if pixels else part
 
 
 class _Stream:
@@ -297,8 +268,8 @@ class _Stream:
             return self._block.end
         return self._block.start._replace(taken=self._taken)
 
-    def draw(self, decoder: _Decoder, rejects: list[Reject]) -> tuple[Sample, Example]:
-        """The next sample that can be used; those before it are added to `rejects`."""
+    def draw(self, decoder: _Decoder, rejects: list[Reject]) -> Example:
+        """The next sample that can be used, decoded; the samples before it are added to `rejects`."""
         while True:
             while self._block is None or self._taken >= len(self._block.samples):
                 self._open_block(rejects)
@@ -312,7 +283,7 @@ class _Stream:
                 rejects.append(Reject(sample.shard, sample.key, str(error)))
                 continue
             self.unusable.note_good(piece.source)
-            return sample, example
+            return example
 
     def _open_block(self, rejects: list[Reject]) -> None:
         last = self._block

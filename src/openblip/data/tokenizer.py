@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch takes longer to import than everything here together
 
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
+BATCH_LENGTH_STEP = 8
+"""Texts of a training batch are padded to a multiple of this length, so that a GPU meets few shapes."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
 
 
@@ -37,7 +39,12 @@ class Tokens:
     mask: "torch.Tensor"
 
     def to(self, device: "torch.device | str") -> "Tokens":
+        """The same on a device."""
         return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Tokens":
+        """The same in page-locked memory, from which a copy to a GPU runs on its own."""
+        return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
 
 class Tokenizer:
@@ -118,8 +125,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
-        """From a folder's tokenizer.json, or else its vocab.txt; or from the Hugging Face hub, by a name such
-        as "bert-base-uncased". Raises `CheckpointError`.
+        """Read a folder's tokenizer.json, or else its vocab.txt; or the tokenizer of a model on the Hugging Face
+        hub, such as "bert-base-uncased". Raises `CheckpointError`.
         """
         folder = Path(source)
         if not folder.is_dir() and _HUB_NAME.fullmatch(str(source)):
@@ -160,37 +167,43 @@ class Tokenizer:
         lines = sorted(vocab, key=vocab.__getitem__)
         (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def encode(self, texts: Sequence[str], max_length: int = 30) -> Tokens:
-        """[CLS] words [SEP], padded to the longest of the batch; truncation keeps [SEP].
+    def encode(self, texts: Sequence[str], max_length: int = 30, pad_to_multiple_of: int = 1) -> Tokens:
+        """[CLS] words [SEP] of B texts; truncation to `max_length` tokens keeps [SEP].
 
-        The released code pads to `max_length` always; with the mask the result is the same and the work less.
+        They are padded to the longest text, rounded up to a multiple of `pad_to_multiple_of` within `max_length`.
+        The released code always pads to `max_length`; with the mask the result is the same and the work less.
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
         if max_length < 2:
             raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
-        return self._padded(
-            [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
-        )
+        rows = [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
+        return self._padded(rows, max_length, pad_to_multiple_of)
 
-    def encode_turns(self, dialogs: Sequence[Sequence[str]], max_length: int) -> Tokens:
-        """[CLS] turn [SEP] turn [SEP] ... of every dialog; one that is too long loses its oldest tokens."""
+    def encode_turns(
+        self, dialogs: Sequence[Sequence[str]], max_length: int, pad_to_multiple_of: int = 1
+    ) -> Tokens:
+        """[CLS] turn [SEP] turn [SEP] ... of B dialogs, padded as by `encode`.
+
+        A dialog of more than `max_length` tokens loses its oldest ones.
+        """
         if max_length < 2:
             raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
         rows = []
         for turns in dialogs:
             ids = [word for turn in turns for word in (*self._words(turn), self.sep_id)]
             rows.append([self.cls_id, *ids[-(max_length - 1) :]])
-        return self._padded(rows)
+        return self._padded(rows, max_length, pad_to_multiple_of)
 
     def _words(self, text: str) -> list[int]:
         # The library refuses lone surrogates, which json escapes can make.
         return list(self._wordpiece.encode(clean_text(text), add_special_tokens=False).ids)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tokens:
+    def _padded(self, rows: Sequence[Sequence[int]], max_length: int, multiple: int) -> Tokens:
         import torch
 
-        width = max((len(row) for row in rows), default=0)
+        longest = max((len(row) for row in rows), default=0)
+        width = max(longest, min(-(-longest // multiple) * multiple, max_length))
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # (B, T)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
         for i, row in enumerate(rows):
@@ -199,7 +212,7 @@ class Tokenizer:
         return Tokens(ids, mask)
 
     def prompt(self, text: str) -> "torch.Tensor":
-        """[DEC] and the words of `text`, int64 (P,): what a caption goes on from; no [SEP]."""
+        """[DEC] and the words of `text` without [SEP], int64 (P,): the beginning of a caption."""
         import torch
 
         return torch.tensor([self.dec_id, *self._words(text)])
@@ -209,7 +222,7 @@ class Tokenizer:
         return [self._wordpiece.id_to_token(index) or "[UNK]" for index in ids]
 
     def decode(self, ids: "Sequence[int] | torch.Tensor") -> str:
-        """The text of one row of ids, without special tokens, blanks as written: "a dog, a cat"."""
+        """The text of one row of ids without special tokens, spaced as people write: "a dog, a cat"."""
         row = list(ids) if isinstance(ids, Sequence) else ids.tolist()
         return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
 
@@ -240,10 +253,9 @@ def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:
 
 
 def _alphabet(counts: Counter[str], vocab_size: int) -> tuple[list[str], list[str]]:
-    """The characters that begin words and those that continue them: all of ASCII, and the most frequent
-    others.
+    """The characters that begin words, and those that continue them: all of ASCII and the most frequent others.
 
-    Others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
+    The others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
     """
     alphanumeric = set(string.ascii_lowercase + string.digits)
     others: Counter[str] = Counter()

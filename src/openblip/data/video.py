@@ -1,4 +1,4 @@
-"""Frames of a clip as a person sees them: spread evenly over it, upright, in RGB. PyAV (FFmpeg) decodes."""
+"""Frames of a video as a person sees them: spread evenly over it, upright, in RGB. PyAV (FFmpeg) decodes."""
 
 import io
 import itertools
@@ -15,14 +15,13 @@ from openblip.data.images import read_image
 from openblip.data.sources import storage
 from openblip.errors import ConfigError, MissingExtraError, OpenBlipError, VideoError
 
-# What the suffixes of clips stand for, which all say how long they are. FFmpeg would also take a playlist,
-# and open what it names, here or on the net.
+# The containers that a source's suffixes stand for; all of them state their length. FFmpeg would also take a
+# playlist, and open the files that it names, here or on the net.
 _FORMATS = "mov,mp4,matroska,webm,avi"
-_MISSING_SHARE = (
-    0.1  # of the stated length that may lack at the end: sound of a variable rate makes it a guess
-)
+# The share of the stated length that may lack at the end: sound of a variable rate makes the length a guess.
+_MISSING_SHARE = 0.1
 
-# By (swaps the axes, x runs backwards, y runs backwards), x and y those of the picture as it is shown.
+# By (swaps the axes, x runs backwards, y runs backwards), where x and y are those of the image as it is shown.
 _UPRIGHT = {
     (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
     (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,57 +34,73 @@ _UPRIGHT = {
 
 
 def read_frames(
-    clip: bytes | str | Path,
+    video: bytes | str | Path,
     num_frames: int,
     *,
     name: str | None = None,
     max_pixels: int = 7680 * 4320,
     max_frames: int = 108_000,
 ) -> list[Image.Image]:
-    """`num_frames` RGB frames spread evenly over the clip: those of index floor(i * n / num_frames) of its n
-    frames in the order they are shown, for i = 0 .. num_frames - 1. A clip of fewer frames repeats some.
+    """Return RGB frames spread evenly over a video.
+
+    Of its n frames, in the order they are shown, these have the indexes floor(i * n / num_frames) for
+    i = 0 .. num_frames - 1. A video of fewer frames repeats some. Rotation and mirroring that the container
+    states are applied; pixels that are not square stay as stored. Frames are counted, whatever the header
+    says, and only the wanted ones are kept in memory.
 
     The paper (section 5.6) samples frames uniformly. The released code asks `numpy.arange` for integers in
-    steps of n / num_frames, which steps by floor(n / num_frames) instead, so that a short clip's end is never
-    seen, and may give a frame more than asked for.
+    steps of n / num_frames, which steps by floor(n / num_frames) instead, so that the end of a short video is
+    never seen, and it may give one frame more than asked for.
 
-    `clip`: encoded bytes, or a path (or fsspec URL). `name` stands for it in errors. Rotation and mirroring
-    that the container states are applied; pixels that are not square stay as stored. Frames are counted,
-    whatever the header says, and only the wanted ones are kept. `max_pixels` limits a frame, `max_frames` (an
-    hour at 30 per second) the clip. Raises `VideoError` for anything that is not a whole clip: damaged,
-    without a picture, too large, cut off (where only times tell, as in webm, a lost tenth passes);
-    `MissingExtraError` without PyAV; `ConfigError` for fewer than one frame.
+    Args:
+        video: encoded bytes, or a path (or fsspec URL).
+        num_frames: how many frames to return.
+        name: stands for the video in errors.
+        max_pixels: a larger frame is refused.
+        max_frames: a longer video is refused; the default is an hour at 30 frames per second.
+
+    Raises:
+        VideoError: the video is damaged, without frames, too large, or cut off (where only times tell, as in
+            webm, a missing tenth goes unnoticed).
+        MissingExtraError: PyAV is not installed.
+        ConfigError: `num_frames` is less than 1.
     """
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, not {num_frames}")
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError('clips need PyAV: pip install "openblip[video]"') from error
-    name = name or ("clip" if isinstance(clip, bytes) else str(clip))
-    with _open(clip, name) as file:
-        source = _Clip(file, storage.file_size(file), name, max_pixels, max_frames)
+        raise MissingExtraError('videos need PyAV: pip install "openblip[video]"') from error
+    name = name or ("video" if isinstance(video, bytes) else str(video))
+    with _open(video, name) as file:
         try:
-            return source.frames(num_frames)
+            return _Video(file, storage.file_size(file), name, max_pixels, max_frames).frames(num_frames)
         except VideoError:
             raise
         except Exception as error:  # FFmpeg's errors are of many kinds, and so are those of what wraps it
             why = getattr(error, "strerror", None) or error
-            raise VideoError(f"{name}: not a clip that can be decoded: {why}") from error
+            raise VideoError(f"{name}: not a video that can be decoded: {why}") from error
 
 
-def _open(clip: bytes | str | Path, name: str) -> BinaryIO:
-    if isinstance(clip, bytes):
-        return io.BytesIO(clip)
+def is_video(payload: bytes) -> bool:
+    """Whether the first bytes are those of mp4 and its kin, Matroska or AVI; AVIF and HEIC are images."""
+    if payload[4:8] == b"ftyp":
+        return payload[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1")
+    return payload.startswith(b"\x1aE\xdf\xa3") or (payload.startswith(b"RIFF") and payload[8:11] == b"AVI")
+
+
+def _open(video: bytes | str | Path, name: str) -> BinaryIO:
+    if isinstance(video, bytes):
+        return io.BytesIO(video)
     try:
-        return storage.open_binary(str(clip))
+        return storage.open_binary(str(video))
     except (OSError, OpenBlipError) as error:
         raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class _Clip:
-    """A clip in an open file of `size` bytes, read from its start as often as needed."""
+class _Video:
+    """A video in an open file of `size` bytes, which is read from its start as often as needed."""
 
     file: BinaryIO
     size: int
@@ -94,8 +109,10 @@ class _Clip:
     max_frames: int
 
     def frames(self, num_frames: int) -> list[Image.Image]:
-        """The evenly spread frames. A packet holds one frame, mostly: where that was wrong, the frames
-        counted in decoding say which ones are wanted, and it is decoded again.
+        """The evenly spread frames.
+
+        A packet mostly holds one frame. Where it does not, the frames that decoding has counted tell which ones
+        are wanted, and the video is decoded again.
         """
         count = self._count_packets()
         kept, total = self._decode(set(_uniform(count, num_frames)))
@@ -111,7 +128,7 @@ class _Clip:
         import av
 
         self.file.seek(0)
-        # FFmpeg decodes a frame to look at it: its own limit holds then, and counts a picture's padding, too.
+        # FFmpeg decodes a frame to examine it: its own limit holds then, and counts the frame's padding, too.
         decoding = {"max_pixels": str(2 * self.max_pixels + (1 << 20))}
         try:
             container = av.open(
@@ -122,7 +139,7 @@ class _Clip:
             raise VideoError(f"{self.name}: {what if self.size else 'the file is empty'}") from error
         with container:
             stream = container.streams.best("video")
-            # An audio file's cover is a video stream of one picture.
+            # An audio file's cover is a video stream of one image.
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise VideoError(f"{self.name}: no video in it")
             decoder: Any = stream.codec_context
@@ -148,9 +165,7 @@ class _Clip:
             raise VideoError(f"{self.name}: more than the limit of {self.max_frames} frames")
 
     def _count_packets(self) -> int:
-        """The number of the video's packets, none of them decoded; raises `VideoError` for a clip that is cut
-        off.
-        """
+        """The number of the video's packets, without decoding any. Raises `VideoError` when it is cut off."""
         times: list[float] = []
         count, last = 0, 0.0
         with self._opened() as (container, stream):
@@ -174,7 +189,7 @@ class _Clip:
         return count
 
     def _cut_off(self, why: str) -> VideoError:
-        return VideoError(f"{self.name}: the clip is cut off or damaged: {why}")
+        return VideoError(f"{self.name}: the video is cut off or damaged: {why}")
 
     def _decode(self, wanted: set[int]) -> tuple[dict[int, Image.Image], int]:
         """The wanted frames by their index, and how many frames there are."""
@@ -185,18 +200,18 @@ class _Clip:
                 if frame.is_corrupt:
                     raise self._cut_off(f"frame {total} cannot be decoded whole")
                 if total in wanted:
-                    kept[total] = self._picture(frame)
+                    kept[total] = self._image(frame)
                 total += 1
                 self._check_count(total)
         return kept, total
 
-    def _picture(self, frame: Any) -> Image.Image:
+    def _image(self, frame: Any) -> Image.Image:
         self._check_size(frame.width, frame.height)
         layout = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
         values = frame.reformat(format=layout, threads=1).to_ndarray()  # (H, W, 3 or 4)
-        picture = read_image(Image.fromarray(values), name=self.name, max_pixels=self.max_pixels)
+        image = read_image(Image.fromarray(values), name=self.name, max_pixels=self.max_pixels)
         turn = _UPRIGHT.get(_orientation(frame))
-        return picture if turn is None else picture.transpose(turn)
+        return image if turn is None else image.transpose(turn)
 
 
 def _uniform(total: int, num_frames: int) -> list[int]:
@@ -204,15 +219,13 @@ def _uniform(total: int, num_frames: int) -> list[int]:
 
 
 def _longest_step(times: list[float]) -> float:
-    """The longest time between two frames that follow each other: the last one may stay as long."""
+    """The longest time between two frames that follow each other; the last frame may be shown as long."""
     times = sorted(times)
     return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """What the display matrix does to the axes, as `_UPRIGHT` names it; angles between are the nearest right
-    one.
-    """
+    """What the display matrix does to the axes, as in `_UPRIGHT`; any angle counts as the nearest right one."""
     from av.sidedata.sidedata import Type
 
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)

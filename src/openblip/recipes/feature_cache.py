@@ -9,8 +9,7 @@ import torch
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
-from openblip.data.feature_filling import blocks, fill
-from openblip.data.features import CachedFeatures, FeatureStore, claim, is_written
+from openblip.data.feature_cache import FeatureCache, build_cache, open_cache
 from openblip.data.sources import Mixture
 from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ConfigError
@@ -25,7 +24,7 @@ _OF_FILES = ("_name_or_path", "architectures", "transformers_version", "dtype")
 
 def cached_features(
     folder: str, checkpoint: Blip2Checkpoint, data: DataConfig, mixture: Mixture
-) -> CachedFeatures:
+) -> FeatureCache:
     """The features of a mixture's pictures, those that are not there yet encoded by all processes together.
 
     They are to the last bit what the run would compute from its pictures at every step, on this kind of
@@ -46,10 +45,10 @@ def cached_features(
             "--feature-cache."
         )
     root = Path(folder)
-    claim(root, describe_encoder(checkpoint))
+    open_cache(root, describe_encoder(checkpoint))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     model.vision.to(device)
-    fill(
+    build_cache(
         root,
         mixture,
         preprocessing,
@@ -59,10 +58,7 @@ def cached_features(
         num_workers=data.num_workers,
     )
     gather_objects([rank()])  # every process has filled its share
-    missing = [block.name for block in blocks(mixture) if not is_written(root, block.name)]
-    if missing:
-        raise ConfigError(f"{len(missing)} parts of {root} have vanished; is something else removing them?")
-    return CachedFeatures(FeatureStore.open(root))
+    return FeatureCache.open(root)
 
 
 def describe_encoder(checkpoint: Blip2Checkpoint) -> dict[str, Any]:

@@ -106,6 +106,5 @@ class LoaderFactory:
             rank=self.process.rank,
             world_size=self.process.world_size,
             num_workers=data.num_workers,
-            shuffle_window_shards=data.shuffle_window_shards,
             cursor=cursor,
         )

@@ -20,7 +20,7 @@ from openblip.data.config import DataConfig
 from openblip.data.fields import draw_turns, question_with_answers
 from openblip.data.prompts import conversation_prompt
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Head
@@ -69,7 +69,7 @@ class PromptedProcessor(SampleProcessor):
         instructions = None
         if self.instruction_tokens is not None:
             assert tokenizer is not None  # a Q-Former that reads instructions has one
-            instructions = tokenizer.encode([row.instruction for row in rows], self.instruction_tokens)
+            instructions = tokenizer.encode([row.instruction for row in rows], self.instruction_tokens, BATCH_LENGTH_STEP)
         return PromptedBatch(
             **shared_fields(examples),
             prompts=[row.prompt for row in rows],

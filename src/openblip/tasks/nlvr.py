@@ -18,7 +18,7 @@ from openblip.data.fields import label_of, text_field
 from openblip.data.images import read_image
 from openblip.data.prompts import MAX_STATEMENT_WORDS, normalize_caption
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.models.config import Head
 from openblip.tasks.base import BlipTask, replace_first
@@ -75,7 +75,7 @@ class StatementProcessor(SampleProcessor):
         statements = [example.content[0] for example in examples]
         return StatementBatch(
             **shared_fields(examples),
-            statements=tokenizer.encode(statements, self.max_text_length),
+            statements=tokenizer.encode(statements, self.max_text_length, BATCH_LENGTH_STEP),
             labels=torch.tensor([example.content[1] for example in examples]),
         )
 

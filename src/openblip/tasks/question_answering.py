@@ -15,7 +15,7 @@ from openblip.data.config import DataConfig
 from openblip.data.fields import question_with_answers
 from openblip.data.prompts import MAX_QUESTION_TOKENS
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.models.config import Head
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
 from openblip.tasks.base import BlipTask, replace_first
@@ -51,8 +51,8 @@ class QuestionProcessor(SampleProcessor):
         owners, answers, weights = zip(*rows, strict=True)
         return QuestionBatch(
             **shared_fields(examples),
-            questions=tokenizer.encode(questions, MAX_QUESTION_TOKENS),
-            answers=tokenizer.encode(answers, self.max_answer_tokens),
+            questions=tokenizer.encode(questions, MAX_QUESTION_TOKENS, BATCH_LENGTH_STEP),
+            answers=tokenizer.encode(answers, self.max_answer_tokens, BATCH_LENGTH_STEP),
             owners=torch.tensor(owners),
             weights=torch.tensor(weights),
         )

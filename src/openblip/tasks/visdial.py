@@ -21,7 +21,7 @@ from openblip.data.prompts import (
     normalize_question,
 )
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.models.config import Head
 from openblip.tasks.base import BlipTask, replace_first
@@ -67,8 +67,8 @@ class DialogProcessor(SampleProcessor):
         dialogs = [turns for example in examples for turns in example.content[1]]
         return DialogBatch(
             **shared_fields(examples),
-            captions=tokenizer.encode(captions, MAX_DIALOG_CAPTION_TOKENS),
-            dialogs=tokenizer.encode_turns(dialogs, self.max_text_length),
+            captions=tokenizer.encode(captions, MAX_DIALOG_CAPTION_TOKENS, BATCH_LENGTH_STEP),
+            dialogs=tokenizer.encode_turns(dialogs, self.max_text_length, BATCH_LENGTH_STEP),
             labels=torch.tensor([1] + [0] * self.num_negatives).repeat(len(examples)),
         )
 
