@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from openblip.errors import SourceError
 
@@ -36,7 +36,7 @@ class Sample:
     """Unique within `shard`, not across shards."""
     shard: str
     image: bytes
-    """The encoded file: an image, or the video of a source of videos. Empty when only texts were asked for."""
+    """The encoded file: an image, or the video of a source of videos. Empty where only texts were wanted."""
     captions: tuple[str, ...]
     """May be empty: CapFilt accepts images without web text, a training loader rejects them."""
     image_id: str
@@ -72,6 +72,22 @@ class Located(NamedTuple):
     item: Sample | Reject
 
 
+class Selection(NamedTuple):
+    """What `Source.read` is asked for: its arguments."""
+
+    start: int = 0
+    pieces: tuple[int, int] = (0, 1)
+    skip: Callable[[Sample], bool] | None = None
+    images: bool = True
+
+    def has(self, number: int) -> bool:
+        """Whether a sample of this number is wanted, where piece j has every m-th one."""
+        return number >= self.start and number % self.pieces[1] == self.pieces[0]
+
+    def skips(self, sample: Sample) -> bool:
+        return self.skip is not None and self.skip(sample)
+
+
 class Source(ABC):
     """A set of shards in a stable order.
 
@@ -86,14 +102,13 @@ class Source(ABC):
     def shards(self) -> Sequence[str]:
         """The shard names: stable, unique and in order."""
 
-    @abstractmethod
     def read(
         self,
         shard: str,
         *,
         start: int = 0,
         pieces: tuple[int, int] = (0, 1),
-        skip: Callable[[str], bool] | None = None,
+        skip: Callable[[Sample], bool] | None = None,
         images: bool = True,
     ) -> Iterator[Located]:
         """Read a shard front to back, yielding samples, and rejects where they are met.
@@ -105,28 +120,36 @@ class Source(ABC):
         Args:
             shard: one of `shards()`.
             start: the number of the first sample wanted. What is given from there is what a read from 0 gives
-                from there, so a number is all that is needed to resume. The payload of earlier samples is
-                not read.
+                from there, so a number is all that is needed to resume. The images of earlier samples are not
+                read.
             pieces: (j, m) reads piece j of m. The pieces of a shard do not overlap and together are the
-                shard; the payload of the other pieces is not read where the format allows it.
-            skip: told a sample's key; where it holds, the sample is passed over and its payload is not read.
-            images: False gives samples with their texts and an empty `image`; no payload of an image is read.
+                shard; the images of the other pieces are not read where the format allows it.
+            skip: told a sample with its texts and an empty `image`; where it holds, the sample is passed over
+                and its image is not read.
+            images: False gives samples with their texts and an empty `image`; no image is read.
 
         Raises:
             SourceError: the shard cannot be opened, or nothing of it can be read.
             OSError: the machine or the network failed (`is_transient`). What only concerns one sample is a
                 `Reject`.
         """
+        return self.read_selected(shard, Selection(start, pieces, skip, images))
+
+    @abstractmethod
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        """`read`, as each format implements it."""
+
+    def has_shard(self, shard: str) -> bool:
+        """Whether `read` takes this name: one of `shards()`, or one that they had in an earlier version."""
+        return shard in self.shards()
 
     def file_name(self, shard: str) -> str:
-        """The name of the shard's file without its folder; the same wherever a copy of it lies."""
+        """The name of the shard's file without its folder: the same wherever a copy of it lies."""
         return shard
 
     @property
     def image_id_prefix(self) -> str:
-        """What the `image_id`s of this source begin with, before `#` and the data set's own id, or before `/`,
-        shard and key.
-        """
+        """What the `image_id` of every sample begins with: the name of the source that has the images."""
         return self.name
 
     def num_samples(self, shard: str) -> int | None:
@@ -173,27 +196,23 @@ def caption_texts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(cleaned for text in texts if (cleaned := clean_text(text)))
 
 
-def sample_image_id(source: str, shard: str, key: str, info: Mapping[str, Any]) -> str:
-    """The json's own `image_id` where it has one, else the sample's place; never equal between two
-    sources.
+def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
+    """The json object in `payload`.
+
+    Raises `SourceError`, which begins with `where`, for broken json, bad UTF-8 or another json type.
     """
-    own = info.get("image_id")
-    return f"{source}/{shard}/{key}" if own is None else f"{source}#{own}"
-
-
-def parse_json_object(payload: bytes | str, where: str) -> dict[str, Any]:
-    """The json object in `payload`; raises `SourceError` for broken json, bad UTF-8 or another json type."""
+    prefix = where and f"{where}: "
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise SourceError(f"{where}: broken json: {error}") from error
+        raise SourceError(f"{prefix}broken json: {error}") from error
     if not isinstance(value, dict):
-        raise SourceError(f"{where}: expected a json object, found {type(value).__name__}")
+        raise SourceError(f"{prefix}expected a json object, found {type(value).__name__}")
     return value
 
 
 def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The info and captions of a sample's `json` and `txt` files, by suffix.
+    """The info and captions in a sample's `json` and `txt` files, which are given by suffix.
 
     Captions are what the json states in `caption` or `captions`; where it states none, the txt. Raises
     `SourceError`.
@@ -207,6 +226,20 @@ def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, An
         except UnicodeDecodeError as error:
             raise SourceError(f"{where}.txt: not UTF-8 text: {error}") from error
     return info, captions
+
+
+def sample_of_texts(source: str, shard: str, key: str, payloads: Mapping[str, bytes]) -> Sample:
+    """A sample without its image, of its `json` and `txt` files; raises `SourceError`."""
+    info, captions = parse_texts(payloads, f"{shard}/{key}")
+    return Sample(key, shard, b"", captions, image_id_of(source, shard, key, info), info)
+
+
+def image_id_of(source: str, shard: str, key: str, info: Mapping[str, Any]) -> str:
+    """The data set's own `image_id` where the info states one, else shard and key; no two sources share
+    one.
+    """
+    stated = info.get("image_id")
+    return f"{source}/{shard}/{key}" if stated is None else f"{source}#{stated}"
 
 
 def is_weight(value: Any) -> bool:

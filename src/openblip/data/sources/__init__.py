@@ -1,6 +1,6 @@
-"""Where samples come from: one file per format, all answering the `Source` protocol."""
+"""Where samples come from: one file per format, all of them a `Source`."""
 
-from openblip.data.sample import Record, ShardIndex, Source
-from openblip.data.sources.opening import Mixture, count_samples, open_mixture, open_source
+from openblip.data.sample import Source
+from openblip.data.sources.opening import Mixture, open_mixture, open_source
 
-__all__ = ["Mixture", "Record", "ShardIndex", "Source", "count_samples", "open_mixture", "open_source"]
+__all__ = ["Mixture", "Source", "open_mixture", "open_source"]

@@ -2,42 +2,26 @@
 shards.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.data.captions import finished_shards, is_kept, read_captions
-from openblip.data.sample import Record, Reject, Sample, ShardIndex, Source, parse_json_object
+from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
 from openblip.errors import SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True, slots=True)
-class CapFiltRecord:
-    """One kept text; the image is read through the original record."""
+@dataclass
+class CapFiltSource(Source):
+    """The finished shards of a CapFilt run, selected by the manifest's threshold at reading.
 
-    original: Record
-    key: str
-    caption: str
-
-    @property
-    def shard(self) -> str:
-        return self.original.shard
-
-    def read(self) -> Sample:
-        """The pair. Pairs of one image have the original sample's `image_id`, so they are each other's
-        positives.
-        """
-        sample = self.original.read()
-        return Sample(self.key, sample.shard, sample.image, (self.caption,), sample.image_id, sample.info)
-
-
-@dataclass(slots=True)
-class CapFiltSource:
-    """The finished shards of a CapFilt run, selected by the manifest's threshold at reading."""
+    A kept text is a sample of its own, whose key is the original's with the text's source and index. Pairs of
+    one image have the original sample's `image_id`, so they are each other's positives.
+    """
 
     name: str
     directory: Path
@@ -45,9 +29,10 @@ class CapFiltSource:
     threshold: float
 
     @classmethod
-    def open(cls, spec: str, directory: str) -> "CapFiltSource":
-        from openblip.data.sources.opening import open_source
-
+    def open(
+        cls, spec: str, directory: str, open_original: Callable[[str, str | None], Source]
+    ) -> "CapFiltSource":
+        """Read the manifest; `open_original` opens the source that it names, with its folder of images."""
         path = Path(directory).expanduser() / "manifest.json"
         try:
             manifest = parse_json_object(path.read_bytes(), str(path))
@@ -60,31 +45,69 @@ class CapFiltSource:
             raise SourceError(
                 f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt"
             )
-        original = open_source(manifest["source"], images=manifest.get("images"))
+        original = open_original(manifest["source"], manifest.get("images"))
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
     def shards(self) -> Sequence[str]:
-        """The shards that have a report; a run that was stopped has fewer than its source."""
-        done = set(finished_shards(self.directory))
-        names = [shard for shard in self.original.shards() if shard in done]
-        if not names:
+        """The shards that have a report; a run that was stopped has fewer than its source.
+
+        Of a parquet file whose own shard is not finished they are the row groups that are: earlier versions
+        took each for a shard.
+        """
+        done = finished_shards(self.directory)
+        whole = set(self.original.shards()).intersection(done)
+        files = {self.file_name(shard) for shard in whole}
+        shards = [shard for shard in self.original.shards() if shard in whole]
+        shards += [
+            shard
+            for shard in done
+            if shard not in whole and self.original.has_shard(shard) and self.file_name(shard) not in files
+        ]
+        if not shards:
             raise SourceError(
                 f"{self.name}: no shard is finished; run the same openblip capfilt command again"
             )
-        return names
+        return shards
 
-    def index(self, shard: str) -> ShardIndex:
-        originals = {record.key: record for record in self.original.index(shard).records}
-        records: list[Record] = []
-        rejects: list[Reject] = []
+    def file_name(self, shard: str) -> str:
+        return self.original.file_name(shard)
+
+    @property
+    def image_id_prefix(self) -> str:
+        return self.original.image_id_prefix
+
+    def num_samples(self, shard: str) -> int:
+        return len(self._kept(shard))
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        """As every source does; the numbers are those of the original samples."""
+        kept: dict[str, list[tuple[str, str]]] = {}  # of each original sample the keys and texts
         for row in self._kept(shard).to_pylist():
             key = f"{row['key']}-{row['source']}-{row['index']}"
-            original = originals.get(row["key"])
-            if original is None:
-                rejects.append(Reject(shard, key, f"the original shard has no sample {row['key']} any more"))
-            else:
-                records.append(CapFiltRecord(original, key, row["caption"]))
-        return ShardIndex(records, rejects)
+            kept.setdefault(row["key"], []).append((key, row["caption"]))
+        met: set[str] = set()
+
+        def pairs(sample: Sample) -> list[Sample]:
+            texts = kept.get(sample.key, ())
+            wanted = (replace(sample, key=key, captions=(caption,)) for key, caption in texts)
+            return [pair for pair in wanted if not selection.skips(pair)]
+
+        def has_no_pair(sample: Sample) -> bool:
+            met.add(sample.key)
+            return not pairs(sample)
+
+        number = selection.start
+        for number, item in self.original.read_selected(shard, selection._replace(skip=has_no_pair)):
+            if isinstance(item, Sample):
+                yield from (Located(number, pair) for pair in pairs(item))
+            elif item.key in kept or not item.key:
+                met.add(item.key)
+                yield Located(number, item)
+        if selection.start == 0 and selection.pieces == (0, 1):
+            for original in [key for key in kept if key not in met]:
+                for key, _ in kept[original]:
+                    reason = f"the original shard has no sample {original} any more"
+                    yield Located(number, Reject(shard, key, reason))
 
     def _kept(self, shard: str) -> "pa.Table":
         table = read_captions(self.directory, shard)

@@ -1,132 +1,260 @@
 """Parquet files with the encoded image and its texts in each row, as Hugging Face datasets writes them.
 
-The image is a picture or, in the column `video`, a clip; the right one of two pictures is in `second_image`.
-Captions and the fields of tasks are in columns of their names; a null is a field that the row does not have.
-
-A row group is the smallest piece that can be read, so a file of several row groups is a shard per group, and
-a worker keeps the groups it last read. Files with one huge row group work, but hold all of it in memory.
+The image is in `image` (or `jpg`, `bytes`, ...) or is a video in `video`; the right one of two images is in
+`second_image`. Captions and the fields of tasks are in columns of their names; a null is a field that the row
+does not have. A file is a shard; a row group is read as texts first, then its images a few at a time.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openblip.data.sample import Record, Reject, Sample, ShardIndex, sample_image_id
+from openblip.data.sample import Located, Reject, Sample, Selection, Source, image_id_of, is_transient
 from openblip.data.sources import storage
-from openblip.data.sources.tables import CAPTION_COLUMNS, KEY_COLUMNS, find_column, row_captions, row_key
-from openblip.data.sources.task_fields import TASK_COLUMNS, task_fields
+from openblip.data.sources.fields import TASK_COLUMNS, task_fields
+from openblip.data.sources.rows import (
+    CAPTION_COLUMNS,
+    KEY_COLUMNS,
+    find_column,
+    reject_of,
+    row_captions,
+    row_key,
+)
 from openblip.errors import SourceError
 
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4")
-SECOND_IMAGE_COLUMN = "second_image"
-_GROUPS_KEPT = 8
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4")
+_SECOND_IMAGE = "second_image"
+_ROWS_AT_ONCE = 32  # images that are in memory together
+_BUFFER_BYTES = 4 << 20  # a column is read in requests of this size
+_ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetRecord:
-    """One row of a row group."""
+@dataclass
+class ParquetSource(Source):
+    """Parquet files, one shard each.
 
-    source: str
-    shard: str
-    key: str
-    path: str
-    group: int
-    row: int
-    image_column: str
+    A row group of a file can be read as a shard of its own, `NAME-00003`: earlier versions named shards so,
+    and their CapFilt outputs do.
+    """
 
-    def read(self) -> Sample:
-        where = f"{self.shard}/{self.key}"
+    name: str
+    paths: dict[str, str] = field(repr=False)
+
+    @classmethod
+    def open(cls, spec: str, paths: list[str]) -> "ParquetSource":
+        """Look at the first file's columns; raises `SourceError`. Each other file is looked at in its turn."""
+        source = cls(spec, storage.shard_names(paths))
+        with source._opened(source.shards()[0]) as (file, _):
+            if len(paths) == 1 and not file.metadata.num_rows:
+                raise SourceError(f"{spec}: no rows")
+        return source
+
+    def shards(self) -> Sequence[str]:
+        return list(self.paths)
+
+    def has_shard(self, shard: str) -> bool:
+        return self.file_of(shard)[0] in self.paths
+
+    def file_name(self, shard: str) -> str:
+        return os.path.basename(self.paths[self.file_of(shard)[0]])
+
+    def num_samples(self, shard: str) -> int:
+        with self._opened(shard) as (file, groups):
+            return sum(file.metadata.row_group(group).num_rows for group in groups)
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        with self._opened(shard, is_shared=selection.pieces[1] > 1) as (file, groups):
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            first = sum(sizes[: groups[0]]) if groups else 0  # row of the file that is the shard's sample 0
+            reader = _GroupReader(self, shard, file, selection)
+            for index, group in enumerate(groups):
+                begin = sum(sizes[:group])
+                rows = _rows_of_piece(selection.pieces, index, len(groups), sizes[group])
+                wanted = [row for row in rows if begin + row >= first + selection.start]
+                for row, item in reader.items(group, begin, wanted):
+                    yield Located(begin + row - first, item)
+            if reader.damage and not reader.is_readable:
+                raise SourceError(f"{shard}: nothing can be read: {reader.damage}")
+
+    def file_of(self, shard: str) -> tuple[str, int | None]:
+        """The shard name of a file, and the number of the row group where `shard` is one."""
+        match = None if shard in self.paths else _ROW_GROUP.fullmatch(shard)
+        return (shard, None) if match is None else (match["shard"], int(match["group"]))
+
+    @contextmanager
+    def _opened(self, shard: str, *, is_shared: bool = False) -> Iterator[tuple[pq.ParquetFile, list[int]]]:
+        """The open file of a shard and the row groups that belong to the shard."""
+        stem, group = self.file_of(shard)
+        path = self.paths[stem]
         try:
-            row = _read_group(self.path, self.group).slice(self.row, 1).to_pylist()[0]
-        except (pa.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8
-            raise SourceError(f"{where}: cannot be read from {self.path}: {error}") from error
-        image = self._image(row.pop(self.image_column), self.image_column, where)
-        second = row.pop(SECOND_IMAGE_COLUMN, None)
-        if second is not None:
-            second = self._image(second, SECOND_IMAGE_COLUMN, where)
-        captions = row_captions(row, where)
+            binary = storage.open_copied(path) if is_shared else storage.open_binary(path)
+        except OSError as error:
+            if is_transient(error):
+                raise
+            raise SourceError(f"{path}: cannot be read: {error}") from error
+        with binary:
+            try:
+                file = pq.ParquetFile(binary, buffer_size=_BUFFER_BYTES)
+            except (OSError, pa.ArrowException) as error:
+                if is_transient(error):
+                    raise
+                raise SourceError(f"{path}: not a readable parquet file: {error}") from error
+            find_column(file.schema_arrow.names, _IMAGE_COLUMNS, "image", f"{path}: ")
+            find_column(file.schema_arrow.names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+            groups = list(range(file.num_row_groups)) if group is None else [group]
+            if groups and groups[-1] >= file.num_row_groups:
+                raise SourceError(f"{path}: has no row group {group}")
+            yield file, groups
+
+
+def _rows_of_piece(pieces: tuple[int, int], group: int, num_groups: int, num_rows: int) -> range:
+    """The rows of a row group that belong to a piece.
+
+    Pieces are whole groups where there are enough; else several pieces share a group, which each reads.
+    """
+    piece, num_pieces = pieces
+    if num_pieces <= num_groups:
+        return range(num_rows if group % num_pieces == piece else 0)
+    if piece % num_groups != group:
+        return range(0)
+    num_sharing = num_pieces // num_groups + (group < num_pieces % num_groups)
+    return range(piece // num_groups, num_rows, num_sharing)
+
+
+class _GroupReader:
+    """Reads the row groups of one open shard, one after the other."""
+
+    def __init__(self, source: ParquetSource, shard: str, file: pq.ParquetFile, selection: Selection) -> None:
+        self.source, self.shard, self.file, self.selection = source, shard, file, selection
+        schema = file.schema_arrow
+        image = find_column(schema.names, _IMAGE_COLUMNS, "image")
+        self.image_columns = [image, *({_SECOND_IMAGE} & {*schema.names})]
+        self.text_columns = [
+            column.name
+            for column in schema
+            if column.name not in self.image_columns
+            and not pa.types.is_binary(column.type)
+            and not pa.types.is_large_binary(column.type)
+        ]
+        has_conversations = "conversations" in schema.names  # whose ids are no keys
+        self.key_columns = [] if has_conversations else [c for c in self.text_columns if c in KEY_COLUMNS]
+        self.keys: set[str] = set()
+        self.is_readable, self.damage = False, ""
+
+    def items(self, group: int, first: int, wanted: Sequence[int]) -> Iterator[tuple[int, Sample | Reject]]:
+        """The wanted rows of a group, whose first row is row `first` of the file, each with its place."""
+        columns = self.text_columns if wanted else self.key_columns
+        if not columns:
+            return
         try:
-            info = task_fields(_stated(row))
+            texts = self.file.read_row_group(group, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            if wanted:
+                yield wanted[0], self._damaged(first + wanted[0], error)
+            return
+        self.is_readable = True
+        rows, items = set(wanted), dict[int, Sample | Reject]()
+        for row in range(texts.num_rows):
+            key = self._key(texts, row, first + row)
+            is_repeat = key in self.keys
+            self.keys.add(key)
+            if row not in rows:
+                continue
+            if is_repeat:
+                reason = f"row {first + row}: duplicate key, the first one stays"
+                items[row] = Reject(self.shard, key, reason)
+            elif (item := self._texts(texts, row, key)) is not None:
+                items[row] = item
+        if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
+            yield from self._with_images(group, first, items)
+        else:
+            yield from items.items()
+
+    def _key(self, texts: pa.Table, row: int, number: int) -> str:
+        if not self.key_columns:
+            return f"{number:09d}"
+        try:
+            return row_key(texts.select(self.key_columns).slice(row, 1).to_pylist()[0], number)
+        except ValueError:  # a text that is not UTF-8
+            return f"{number:09d}"
+
+    def _texts(self, texts: pa.Table, row: int, key: str) -> Sample | Reject | None:
+        """The sample without its image, None where it is skipped."""
+        place = f"{self.shard}/{key}"
+        try:
+            values = texts.slice(row, 1).to_pylist()[0]
+        except (pa.ArrowException, ValueError) as error:
+            return Reject(self.shard, key, f"{place}: cannot be read: {error}")
+        try:
+            captions, info = row_captions(values), task_fields(_stated(values))
         except SourceError as error:
-            raise SourceError(f"{where}: {error}") from error
-        image_id = sample_image_id(self.source, self.shard, self.key, info)
-        return Sample(self.key, self.shard, image, captions, image_id, info, second)
+            return Reject(self.shard, key, f"{place}: {error}")
+        image_id = image_id_of(self.source.name, self.shard, key, info)
+        sample = Sample(key, self.shard, b"", captions, image_id, info)
+        return None if self.selection.skips(sample) else sample
 
-    def _image(self, value: Any, column: str, where: str) -> bytes:
+    def _with_images(
+        self, group: int, first: int, items: dict[int, Sample | Reject]
+    ) -> Iterator[tuple[int, Sample | Reject]]:
+        row, last = 0, max(items)
+        try:
+            for batch in self.file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[group], columns=self.image_columns, use_threads=False
+            ):
+                for place in range(batch.num_rows):
+                    if (item := items.get(row)) is not None:
+                        if isinstance(item, Sample):
+                            item = self._with_image(item, batch.slice(place, 1))
+                        yield row, item
+                    row += 1
+                if row > last:
+                    return
+        except (OSError, pa.ArrowException) as error:
+            yield row, self._damaged(first + row, error)
+
+    def _with_image(self, sample: Sample, batch: pa.RecordBatch) -> Sample | Reject:
+        try:
+            values = batch.to_pylist()[0]
+            image, *second = (
+                self._image(values[column], column)
+                for column in self.image_columns
+                if column != _SECOND_IMAGE or values[column] is not None
+            )
+        except (SourceError, OSError) as error:
+            return reject_of(self.shard, sample.key, error)
+        except (pa.ArrowException, ValueError) as error:
+            return Reject(self.shard, sample.key, f"{sample.shard}/{sample.key}: cannot be read: {error}")
+        return replace(sample, image=image, second_image=next(iter(second), None))
+
+    def _image(self, value: Any, column: str) -> bytes:
         """The bytes themselves, or {bytes, path} with either of them."""
         if isinstance(value, Mapping):
             if value.get("bytes") is None and isinstance(value.get("path"), str):
-                return storage.read_bytes(storage.join(storage.parent(self.path), value["path"]))
+                folder = storage.parent(self.source.paths[self.source.file_of(self.shard)[0]])
+                return storage.read_bytes(storage.join(folder, value["path"]))
             value = value.get("bytes")
         if not isinstance(value, bytes):
-            raise SourceError(f"{where}: no image in column {column}")
+            raise SourceError(f"no image in column {column}")
         return value
+
+    def _damaged(self, row: int, error: OSError | pa.ArrowException) -> Reject:
+        """The reject of the rest of a row group that cannot be decoded."""
+        if is_transient(error):
+            raise error
+        self.damage = self.damage or str(error)
+        return Reject(self.shard, "", f"row {row} and the rest of its row group cannot be read: {error}")
 
 
 def _stated(value: Any) -> Any:
-    """Without what a struct has for every row, although this one does not say it: nulls. Other encoded files
-    are not kept either.
+    """The value without nulls, which a struct has for what this row does not say, and without other encoded
+    files.
     """
     if isinstance(value, Mapping):
         return {k: _stated(v) for k, v in value.items() if v is not None and not isinstance(v, bytes)}
     return [_stated(item) for item in value] if isinstance(value, list) else value
-
-
-@lru_cache(maxsize=_GROUPS_KEPT)
-def _read_group(path: str, group: int) -> pa.Table:
-    with storage.open_binary(path) as file:
-        return pq.ParquetFile(file).read_row_group(group, use_threads=False)
-
-
-@dataclass(slots=True)
-class ParquetSource:
-    """Parquet files, a shard per row group."""
-
-    name: str
-    groups: dict[str, tuple[str, int, str]] = field(repr=False)
-
-    @classmethod
-    def open(cls, spec: str, paths: list[str]) -> "ParquetSource":
-        groups: dict[str, tuple[str, int, str]] = {}
-        for stem, path in storage.shard_names(paths).items():
-            try:
-                with storage.open_binary(path) as file:
-                    parquet = pq.ParquetFile(file)
-                    names, num_groups = parquet.schema_arrow.names, parquet.num_row_groups
-            except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{path}: not a readable parquet file: {error}") from error
-            image = find_column(names, IMAGE_COLUMNS, "image", path)
-            find_column(names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", path)
-            for group in range(num_groups):
-                groups[stem if num_groups == 1 else f"{stem}-{group:05d}"] = (path, group, image)
-        if not groups:
-            raise SourceError(f"{spec}: no rows")
-        return cls(spec, groups)
-
-    def shards(self) -> Sequence[str]:
-        return list(self.groups)
-
-    def index(self, shard: str) -> ShardIndex:
-        path, group, image = self.groups[shard]
-        try:
-            with storage.open_binary(path) as file:
-                parquet = pq.ParquetFile(file)
-                names = [name for name in KEY_COLUMNS if name in parquet.schema_arrow.names]
-                num_rows = parquet.metadata.row_group(group).num_rows
-                first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
-                columns = parquet.read_row_group(group, columns=names, use_threads=False).to_pydict()
-        except (OSError, pa.ArrowException) as error:
-            raise SourceError(f"{path}: cannot be read: {error}") from error
-        records: dict[str, Record] = {}
-        rejects: list[Reject] = []
-        for row in range(num_rows):
-            key = row_key({name: values[row] for name, values in columns.items()}, first + row)
-            if key in records:
-                rejects.append(Reject(shard, key, f"row {first + row}: duplicate key, the first one stays"))
-            else:
-                records[key] = ParquetRecord(self.name, shard, key, path, group, row, image)
-        return ShardIndex(list(records.values()), rejects)

@@ -1,112 +1,199 @@
-"""The two text formats of tables, as byte ranges first and values later: jsonl and csv."""
+"""Rows: samples whose texts are in a table or list and whose images are files of their own.
 
-import csv
-import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+Tables, annotation files and folders are read through here, in shards of a bounded number of rows.
+"""
 
-from openblip.data.sample import parse_json_object
+import errno
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from openblip.data.sample import (
+    Located,
+    MissingFile,
+    Reject,
+    Sample,
+    Selection,
+    Source,
+    caption_texts,
+    is_transient,
+    safe_name,
+)
+from openblip.data.sources import storage
 from openblip.errors import SourceError
 
-_BOM = b"\xef\xbb\xbf"
-_LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
+ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
+_REMOTE_THREADS = 8
+_REMOTE_AHEAD = 32
+
+IMAGE_COLUMNS = (
+    "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video",
+)  # fmt: skip
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
+KEY_COLUMNS = ("key", "__key__", "id")
+
+
+class ImageRow(NamedTuple):
+    """What a table or annotation file says of one sample."""
+
+    key: str
+    image: Sequence[str]
+    """Where the image may lie: the first path that exists counts."""
+    image_id: Any
+    """The data set's own name of the image: rows with the same one show the same image."""
+    captions: tuple[str, ...] = ()
+    info: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = MappingProxyType({})
+    """The sample's `info`, or a function that makes it when the row is read."""
+    second_image: str | None = None
+
+    def sample(self, source: str, shard: str) -> Sample:
+        """The sample without its image."""
+        info = self.info() if callable(self.info) else self.info
+        return Sample(self.key, shard, b"", self.captions, f"{source}#{self.image_id}", info)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The bytes of one row; `line` counts from 1 and is where the row starts."""
+class UnreadSample:
+    """A sample of files that are still to be read."""
 
-    line: int
-    offset: int
-    data: bytes
+    shard: str
+    key: str
+    sample: Callable[[], Sample]
+    """Makes the sample with its texts and without its image; raises `SourceError` or `OSError`."""
+    image: Sequence[str]
+    second_image: str | None = None
 
-
-class Dialect(Protocol):
-    """How a file is cut into rows, and a row into named values."""
-
-    def rows(self, file: BinaryIO, line: int) -> Iterator[Row]:
-        """The rows from the file's position, which is the start of line number `line`; blank ones are left
-        out.
-        """
-        ...
-
-    def parse(self, row: Row, where: str) -> Mapping[str, Any]:
-        """Raises `SourceError` that begins with `where`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class JsonLines:
-    """One json object per line."""
-
-    def rows(self, file: BinaryIO, line: int) -> Iterator[Row]:
-        offset = file.tell()
-        for number, data in enumerate(iter(file.readline, b""), line):
-            if data.removeprefix(_BOM).strip():
-                yield Row(number, offset, data)
-            offset += len(data)
-
-    def parse(self, row: Row, where: str) -> Mapping[str, Any]:
-        return parse_json_object(row.data.removeprefix(_BOM), where)
-
-
-@dataclass(frozen=True, slots=True)
-class Csv:
-    """Comma-separated values with a header, or values separated by semicolon or tab."""
-
-    columns: tuple[str, ...]
-    delimiter: str
-
-    @classmethod
-    def of(cls, file: BinaryIO, path: str) -> "Csv":
-        """Reads the header; the file is left at the start of the second row."""
-        header = file.readline()
+    def read(self, selection: Selection) -> Sample | Reject | None:
+        """The sample, None where it is skipped, or the reject of what cannot be read."""
         try:
-            text = header.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: the header is not UTF-8 text: {error}") from error
-        delimiter = max(",;\t", key=text.count)
-        columns = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
-        return cls(columns, delimiter)
+            sample = self.sample()
+            if selection.skips(sample):
+                return None
+            if not selection.images:
+                return sample
+            second = None if self.second_image is None else storage.read_bytes(self.second_image)
+            return replace(sample, image=_read_first(self.image), second_image=second)
+        except (SourceError, OSError) as error:
+            return reject_of(self.shard, self.key, error)
 
-    def rows(self, file: BinaryIO, line: int) -> Iterator[Row]:
-        """A line break within quotes does not end a row. A quote that is never closed makes its own line a
-        broken row, and the next line is a row again.
-        """
-        offset = file.tell()
-        while first := file.readline():
-            data = first
-            error = self._error(data)
-            while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
-                data += more
-                error = self._error(data)
-            if error:
-                data = first
-                file.seek(offset + len(first))
-            if data.strip():
-                yield Row(line, offset, data)
-            line += data.count(b"\n")
-            offset += len(data)
 
-    def _error(self, data: bytes) -> str:
-        """What the csv parser has against the row; "unexpected end of data" where it ends inside quotes."""
-        if b'"' in data:
-            try:
-                self._values(data, errors="replace")
-            except csv.Error as error:
-                return str(error)
-        return ""
+def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
+    """The reject of a sample that cannot be read; an error of the machine or network is raised again."""
+    if is_transient(error):
+        raise error
+    if isinstance(error, FileNotFoundError):
+        return MissingFile(shard, key, f"cannot be read: {error}", str(error.filename or error))
+    return Reject(shard, key, f"cannot be read: {error}" if isinstance(error, OSError) else str(error))
 
-    def _values(self, data: bytes, errors: str = "strict") -> list[str]:
-        lines = io.StringIO(data.decode("utf-8", errors), newline="")
-        return next(csv.reader(lines, delimiter=self.delimiter, strict=True))
 
-    def parse(self, row: Row, where: str) -> Mapping[str, Any]:
+class RowSource(Source):
+    """A source whose shards are lists of rows."""
+
+    @abstractmethod
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        """The rows of a shard, each with the place in its file that errors name."""
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        return read_unread(self._unread(shard, selection), selection)
+
+    def _unread(self, shard: str, selection: Selection) -> Iterator[tuple[int, UnreadSample | Reject]]:
+        keys: set[str] = set()
+        for number, (place, row) in enumerate(self.rows(shard)):
+            entry: UnreadSample | Reject
+            if isinstance(row, Reject):
+                entry = row
+            elif row.key in keys:
+                entry = Reject(shard, row.key, f"{place}: duplicate key, the first one stays")
+            else:
+                keys.add(row.key)
+                sample = partial(row.sample, self.name, shard)
+                entry = UnreadSample(shard, row.key, sample, row.image, row.second_image)
+            if selection.has(number):
+                yield number, entry
+
+
+def read_unread(
+    entries: Iterable[tuple[int, UnreadSample | Reject]], selection: Selection
+) -> Iterator[Located]:
+    """Read numbered samples in their order; those of remote files by several threads ahead."""
+    pool = ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files")
+    waiting: deque[tuple[int, Future[Sample | Reject | None]]] = deque()
+
+    def finished(most: int) -> Iterator[Located]:
+        while len(waiting) > most:
+            number, future = waiting.popleft()
+            if (item := future.result()) is not None:
+                yield Located(number, item)
+
+    try:
+        for number, entry in entries:
+            if isinstance(entry, UnreadSample) and storage.is_remote(entry.image[0]):
+                waiting.append((number, pool.submit(entry.read, selection)))
+                yield from finished(_REMOTE_AHEAD)
+                continue
+            yield from finished(0)
+            item = entry if isinstance(entry, Reject) else entry.read(selection)
+            if item is not None:
+                yield Located(number, item)
+        yield from finished(0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_first(paths: Sequence[str]) -> bytes:
+    """Read the first of the files that exists; raises `FileNotFoundError` that names all of them."""
+    for path in paths[:-1]:
         try:
-            values = self._values(row.data)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"{where}: broken row: {error}") from error
-        if len(values) != len(self.columns):
-            raise SourceError(f"{where}: {len(values)} values for {len(self.columns)} columns")
-        return dict(zip(self.columns, values, strict=True))
+            return storage.read_bytes(path)
+        except FileNotFoundError:
+            continue
+    try:
+        return storage.read_bytes(paths[-1])
+    except FileNotFoundError as error:
+        if len(paths) == 1:
+            raise
+        others = ", nor ".join(paths[1:])
+        raise FileNotFoundError(errno.ENOENT, f"No such file, nor {others}", paths[0]) from error
+
+
+def chunk_names(stem: str, num_rows: int) -> dict[str, range]:
+    """Shard names and the rows they hold: `stem` alone, or `stem-00000`, `stem-00001`, ... of a longer
+    list.
+    """
+    starts = range(0, num_rows, ROWS_PER_SHARD)
+    chunks = [range(start, min(start + ROWS_PER_SHARD, num_rows)) for start in starts]
+    return {stem if len(chunks) == 1 else f"{stem}-{number:05d}": rows for number, rows in enumerate(chunks)}
+
+
+def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: str = "") -> str:
+    """The first of the `wanted` columns that exists.
+
+    Raises `SourceError`, whose message begins with `place` and names the columns that do exist.
+    """
+    names = list(names)
+    for name in wanted:
+        if name in names:
+            return name
+    raise SourceError(f"{place}no {what} column ({', '.join(wanted)}); found: {', '.join(names) or 'none'}")
+
+
+def row_key(row: Mapping[str, Any], number: int) -> str:
+    """The row's own key where it has one, else its number.
+
+    The ids of LLaVA's conversations name the image, about which there are several: they are no keys.
+    """
+    for name in () if "conversations" in row else KEY_COLUMNS:
+        if isinstance(row.get(name), (str, int)) and str(row[name]):
+            return safe_name(str(row[name]))
+    return f"{number:09d}"
+
+
+def row_captions(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The captions of the first column that has any; raises `SourceError`."""
+    stated = (caption_texts(row.get(name), name) for name in CAPTION_COLUMNS)
+    return next(filter(None, stated), ())

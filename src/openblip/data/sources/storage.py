@@ -1,10 +1,13 @@
-"""Files of a source: local paths by the operating system, anything with `scheme://` by fsspec."""
+"""Files of a source: local paths through the operating system, anything with `scheme://` through fsspec."""
 
+import fcntl
 import glob
 import io
 import itertools
 import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +15,31 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from openblip.data.sample import safe_name
 from openblip.errors import MissingExtraError, SourceError
+from openblip.files import atomic_file, hash_bytes
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+# A remote file is read in blocks of this size, a request each. Of the last ones read some are kept, because a
+# sample's texts may lie behind its image and are read before it.
+_BLOCK_BYTES = 4 << 20
+_BLOCKS_KEPT = 3
+
+_FEW_PATHS = 16  # as many remote paths are looked for one by one
+
+_COPIES_BYTES = 64 << 30  # of remote shards in the folder for temporary files
 
 
 def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _remote(path: str, call: Callable[[Any, str], T]) -> T:
-    """`call(filesystem, path within it)`. Whatever a client library raises becomes an `OSError`, as of a
-    local file.
+def _remote(path: str, call: Callable[[Any, str], Result]) -> Result:
+    """Return `call(file system, path within it)`.
+
+    Whatever a client library raises becomes an `OSError`, as for a local file.
     """
     import fsspec
 
@@ -35,50 +49,118 @@ def _remote(path: str, call: Callable[[Any, str], T]) -> T:
         raise MissingExtraError(f"{path}: {error}") from error
     except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
+    return _translated(path, lambda: call(filesystem, inner))
+
+
+def _translated(path: str, call: Callable[[], Result]) -> Result:
     try:
-        return call(filesystem, inner)
+        return call()
     except OSError:
         raise
     except Exception as error:
         raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
 
+class _RemoteFile(io.RawIOBase):
+    """An open file of fsspec, whose errors are `OSError`s."""
+
+    def __init__(self, path: str, file: Any) -> None:
+        self.path, self.file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self.file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return _translated(self.path, lambda: int(self.file.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return int(self.file.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        return _translated(self.path, lambda: bytes(self.file.read(-1 if size is None else size)))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
 def open_binary(path: str) -> BinaryIO:
-    """A seekable binary file; raises `OSError` when it is not there."""
+    """Open a file for reading, seekable; raises `OSError` when it is not there.
+
+    A remote file is read in large blocks, so that reading it front to back takes few requests.
+    """
     if not is_remote(path):
         try:
             return open(path, "rb")
         except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
             raise OSError(f"{path!a}: {error}") from error
-    return _remote(path, lambda filesystem, inner: cast(BinaryIO, filesystem.open(inner, "rb")))
+    return cast(BinaryIO, _RemoteFile(path, _remote(path, _open_blocks)))
+
+
+def _open_blocks(filesystem: Any, inner: str) -> Any:
+    options = {"cache_type": "blockcache", "cache_options": {"maxblocks": _BLOCKS_KEPT}}
+    try:
+        file = filesystem.open(inner, "rb", block_size=_BLOCK_BYTES, **options)
+    except TypeError:  # a file system without these options
+        file = filesystem.open(inner, "rb")
+    # fsspec's memory file system hands out one file object to everyone who opens the file.
+    return io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
 
 
 def read_bytes(path: str) -> bytes:
+    """Read a whole file; raises `OSError`."""
     if not is_remote(path):
         with open_binary(path) as file:
             return file.read()
     return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
 
 
-def read_range(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; raises `OSError` when the file ends before."""
-    if is_remote(path):
-        data = _remote(
-            path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner, offset, offset + size))
-        )
-    else:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(size)
-    if len(data) != size:
-        raise OSError(f"{path} ends early: wanted {size} bytes at {offset}, found {len(data)}")
-    return data
-
-
 def file_size(file: BinaryIO) -> int:
+    """The size of an open file, which is left at its start."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     return size
+
+
+def open_copied(path: str) -> BinaryIO:
+    """Open a file that several streams read at once, each a piece of it: a remote one as a local copy.
+
+    The copy is made once for all processes of the machine, in the folder for temporary files. The copies are
+    bounded: those that were not opened for longest are removed, and a file beyond the bound is read where it
+    is. What the file system says of a file (size, time, ETag) is part of a copy's name. Raises `OSError`.
+    """
+    if not is_remote(path):
+        return open_binary(path)
+    info = _remote(path, lambda filesystem, inner: cast(dict[str, Any], filesystem.info(inner)))
+    folder = Path(tempfile.gettempdir()) / f"openblip-shards-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    copies = {file: file.stat() for file in folder.iterdir() if file.suffix == ".shard"}
+    used = sum(state.st_size for state in copies.values())
+    bound = min(_COPIES_BYTES, (shutil.disk_usage(folder).free + used) // 2)
+    size = info.get("size")
+    if size is None or size > bound or folder.stat().st_uid != os.getuid():
+        return open_binary(path)
+    name = hash_bytes(f"{path} {sorted((key, str(value)) for key, value in info.items())}").hex()
+    copy = folder / f"{name}.shard"
+    with open(folder / f"{name[:2]}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            for file, state in sorted(copies.items(), key=lambda item: item[1].st_mtime):
+                if used + size <= bound:
+                    break
+                file.unlink(missing_ok=True)
+                used -= state.st_size
+            with atomic_file(copy) as partial:
+                _remote(path, lambda filesystem, inner: filesystem.get_file(inner, str(partial)))
+        os.utime(copy)
+        return open(copy, "rb")
 
 
 def is_directory(path: str) -> bool:
@@ -101,7 +183,7 @@ def exists(path: str) -> bool:
 
 
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:
-    """Every file in a directory, sorted; links to directories are not followed."""
+    """List every file in a directory, sorted; links to directories are not followed."""
     if is_remote(directory):
         return _remote(
             directory,
@@ -112,12 +194,12 @@ def list_files(directory: str, *, recursive: bool = False) -> list[str]:
         )
     if not recursive:
         return sorted(entry.path for entry in os.scandir(directory) if entry.is_file())
-    walk = os.walk(directory)
-    return sorted(os.path.join(parent, name) for parent, _, names in walk for name in names)
+    tree = os.walk(directory)
+    return sorted(os.path.join(folder, name) for folder, _, names in tree for name in names)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{0..2}.tar` and `a{x,y}.tar` as a shell expands them; leading zeros set the width."""
+    """Expand `a{0..2}.tar` and `a{x,y}.tar` as a shell does; leading zeros set the width."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -151,12 +233,19 @@ def _expand_glob(path: str) -> list[str]:
 def expand_paths(spec: str) -> list[str]:
     """The existing files that a path with braces or wildcards names.
 
-    Raises `SourceError` when a named file is missing or nothing matches.
+    Of many remote files in one folder only the first and the last are looked for. Raises `SourceError` when a
+    named file is missing or nothing matches.
     """
     paths = [path for pattern in expand_braces(spec) for path in _expand_glob(os.path.expanduser(pattern))]
     if not paths:
         raise SourceError(f"{spec}: no file matches")
-    missing = [path for path in paths if not exists(path)]
+    looked_for = paths
+    if is_remote(spec) and len(paths) > _FEW_PATHS:
+        by_folder: dict[str, list[str]] = {}
+        for path in paths:
+            by_folder.setdefault(parent(path), []).append(path)
+        looked_for = [path for files in by_folder.values() for path in {files[0]: 0, files[-1]: 0}]
+    missing = [path for path in looked_for if not exists(path)]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SourceError(f"{missing[0]}{more}: no such file or folder")
@@ -175,8 +264,9 @@ def parent(path: str) -> str:
 
 
 def shard_names(paths: list[str]) -> dict[str, str]:
-    """Shard name -> path: the file's stem; where files share it, with as many parent folders as tell all
-    apart.
+    """Map shard names to paths.
+
+    A name is the file's stem; where files share it, it has as many parent folders as tell all apart.
     """
     parts = {path: (*Path(path).parts[:-1], Path(path).stem) for path in paths}
     depth = dict.fromkeys(paths, 1)

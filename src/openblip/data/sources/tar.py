@@ -1,29 +1,34 @@
-"""Tar shards as webdataset and img2dataset write them: members that share a key are one sample.
+"""Tar shards as webdataset and img2dataset write them: members that follow each other and share a key are one
+sample.
 
-A sample is a picture (`KEY.jpg`), two pictures (`KEY.left.jpg` and `KEY.right.jpg`) or a clip (`KEY.mp4`),
-with its texts in `KEY.json` or `KEY.txt`.
+A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with
+its texts in `KEY.json` or `KEY.txt`.
 
-Shards are indexed by walking headers and skipping payloads; nothing is ever extracted, so a member's name is
-only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header, which would lose
-samples unnoticed: here only its header parser is used, and whatever ends a shard early becomes a reject.
+A shard is read front to back, and payloads that are not wanted are skipped. Nothing is ever extracted, so a
+member's name is only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header,
+which would lose samples unnoticed: here only its header parser is used, and whatever ends a shard early
+becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie apart.
 """
 
+import os
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, NamedTuple
 
 from openblip.data.sample import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
     VIDEO_SUFFIXES,
-    Record,
+    Located,
     Reject,
     Sample,
-    ShardIndex,
-    parse_texts,
-    sample_image_id,
+    Selection,
+    Source,
+    is_transient,
+    parse_json_object,
+    sample_of_texts,
 )
 from openblip.data.sources import storage
 from openblip.errors import SourceError
@@ -34,16 +39,17 @@ _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked o
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
 
 
-class _EndsEarly(Exception):
+class _EndsEarlyError(Exception):
     """The archive is damaged or cut here; the message is the reject's reason."""
 
+    def __init__(self, reason: str, *, goes_on: bool = False) -> None:
+        super().__init__(reason)
+        self.goes_on = (
+            goes_on  # there is more after the archive's end mark, so the samples before it are whole
+        )
 
-class _GoesOn(_EndsEarly):
-    """There is more after the archive's end mark, so the samples before it are whole."""
 
-
-@dataclass(frozen=True, slots=True)
-class Member:
+class _Member(NamedTuple):
     """One file in a tar: where its payload lies."""
 
     name: str
@@ -52,38 +58,44 @@ class Member:
     is_file: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TarRecord:
-    """A sample's payload ranges; `texts` maps `json` and `txt` to theirs. `second_image` is the right one of
-    two pictures.
-    """
+class _Group:
+    """The members of one sample, by their role: "image", "left", "right", "video", "json" or "txt"."""
 
-    source: str
-    path: str
-    shard: str
-    key: str
-    image: tuple[int, int]
-    texts: tuple[tuple[str, int, int], ...]
-    second_image: tuple[int, int] | None = None
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.members: dict[str, _Member] = {}
+        self.repeats: Counter[str] = Counter()
+        self.links: list[str] = []
 
-    def read(self) -> Sample:
-        where = f"{self.shard}/{self.key}"
-        second = None if self.second_image is None else storage.read_range(self.path, *self.second_image)
-        payloads = {kind: storage.read_range(self.path, offset, size) for kind, offset, size in self.texts}
-        info, captions = parse_texts(payloads, where)
-        return Sample(
-            key=self.key,
-            shard=self.shard,
-            image=storage.read_range(self.path, *self.image),
-            captions=captions,
-            image_id=sample_image_id(self.source, self.shard, self.key, info),
-            info=info,
-            second_image=second,
+    def add(self, role: str, member: _Member) -> None:
+        if not member.is_file:
+            self.links.append(member.name)
+        elif self.members.setdefault(role, member) is not member:
+            self.repeats[role] += 1
+
+    def choose_images(self) -> tuple[list[_Member], str]:
+        """The sample's image, or its left and right one, or none; and what is wrong with the group."""
+        members = self.members
+        if "image" in members:
+            others = members.keys() & {"left", "right", "video"}
+            reason = "several images with this key: the plain image stays" if others else ""
+            return [members["image"]], reason
+        if "left" in members and "right" in members:
+            reason = "two images and a video with this key: the images stay" if "video" in members else ""
+            return [members["left"], members["right"]], reason
+        if "left" in members or "right" in members:
+            present, lacking = ("left", "right") if "left" in members else ("right", "left")
+            return [], f"of two images the {lacking} one is missing, there is only the {present} one"
+        if "video" in members:
+            return [members["video"]], ""
+        return (
+            [],
+            "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key",
         )
 
 
-@dataclass(slots=True)
-class TarSource:
+@dataclass
+class TarSource(Source):
     """A list of tar files, one shard each."""
 
     name: str
@@ -91,109 +103,145 @@ class TarSource:
 
     @classmethod
     def open(cls, spec: str, paths: list[str]) -> "TarSource":
-        return cls(name=spec, paths=storage.shard_names(paths))
+        return cls(spec, storage.shard_names(paths))
 
     def shards(self) -> Sequence[str]:
         return list(self.paths)
 
-    def index(self, shard: str) -> ShardIndex:
+    def file_name(self, shard: str) -> str:
+        return os.path.basename(self.paths[shard])
+
+    def num_samples(self, shard: str) -> int | None:
+        """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
+        path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
         try:
-            with storage.open_binary(self.paths[shard]) as file:
-                return _index(file, self.name, self.paths[shard], shard)
+            count = parse_json_object(storage.read_bytes(path)).get("successes")
+        except (SourceError, OSError):
+            return None
+        return count if isinstance(count, int) else None
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        path = self.paths[shard]
+        keys: set[str] = set()
+        number = -1
+        try:
+            with (
+                storage.open_binary(path) if selection.pieces == (0, 1) else storage.open_copied(path) as file
+            ):
+                for number, group in enumerate(_groups(file, path)):
+                    is_repeat = group.key in keys
+                    keys.add(group.key)
+                    if selection.has(number):
+                        for item in self._items(file, shard, group, is_repeat, selection):
+                            yield Located(number, item)
+        except _EndsEarlyError as stop:
+            if number < 0:
+                raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
+            if selection.has(number + 1):
+                reason = f"the shard ends early, the rest is lost: {stop}"
+                yield Located(number + 1, Reject(shard, "", reason))
         except OSError as error:
-            raise SourceError(f"{self.paths[shard]}: cannot be read: {error}") from error
+            if is_transient(error):
+                raise
+            raise SourceError(f"{path}: cannot be read: {error}") from error
 
-
-def _index(file: BinaryIO, source: str, path: str, shard: str) -> ShardIndex:
-    samples: dict[str, dict[str, Member]] = {}
-    repeats: dict[str, Counter[str]] = defaultdict(Counter)
-    rejects: list[Reject] = []
-    ends_early: Reject | None = None
-    last_key = ""
-    try:
-        for member in _walk(file, path):
-            key, slot = _split_name(member.name)
-            if not slot:
-                continue
-            if not member.is_file:
-                rejects.append(
-                    Reject(shard, key, f"{member.name} is a link or special file, not a plain one")
-                )
-                continue
-            last_key = key
-            if samples.setdefault(key, {}).setdefault(slot, member) is not member:
-                repeats[key][slot] += 1
-    except _EndsEarly as stop:
-        ends_early = Reject(shard, "", f"the shard ends early, the rest is lost: {stop}")
-        if samples and not isinstance(stop, _GoesOn) and _is_partial(samples, last_key):
-            del samples[last_key]
-    records: list[Record] = []
-    for key, members in samples.items():
-        # One reject per repeated sample, however many files it repeats.
-        rejects += [Reject(shard, key, "duplicate key: the first one stays")] * max(
-            repeats[key].values(), default=0
-        )
-        image, reason = _choose_image(members)
+    def _items(
+        self, file: BinaryIO, shard: str, group: _Group, is_repeat: bool, selection: Selection
+    ) -> Iterator[Sample | Reject]:
+        """What a group of members is: a sample, rejects, or both."""
+        key = group.key
+        for name in group.links:
+            yield Reject(shard, key, f"{name} is a link or special file, not a plain one")
+        if not group.members:
+            return
+        if is_repeat:
+            yield Reject(
+                shard, key, "duplicate key: the first one stays; files of a sample must not lie apart"
+            )
+            return
+        for _ in range(max(group.repeats.values(), default=0)):
+            yield Reject(shard, key, "duplicate key: the first one stays")
+        members, reason = group.choose_images()
         if reason:
-            rejects.append(Reject(shard, key, reason))
-        if image is None:
-            continue
-        texts = tuple((kind, m.offset, m.size) for kind, m in members.items() if kind in TEXT_SUFFIXES)
-        second = (members["right"].offset, members["right"].size) if image is members.get("left") else None
-        records.append(TarRecord(source, path, shard, key, (image.offset, image.size), texts, second))
-    if ends_early:
-        rejects.append(ends_early)
-    return ShardIndex(records, rejects)
+            yield Reject(shard, key, reason)
+        if not members:
+            return
+        try:
+            texts = {
+                kind: _payload(file, group.members[kind]) for kind in TEXT_SUFFIXES if kind in group.members
+            }
+            sample = sample_of_texts(self.name, shard, key, texts)
+            if selection.skips(sample):
+                return
+            if selection.images:
+                image, *second = (_payload(file, member) for member in members)
+                sample = replace(sample, image=image, second_image=next(iter(second), None))
+            yield sample
+        except SourceError as error:
+            yield Reject(shard, key, str(error))
 
 
-def _choose_image(members: dict[str, Member]) -> tuple[Member | None, str]:
-    """Which member is the sample's image (`left` of two), None where there is none, and what there is to say
-    against it.
-    """
-    if "image" in members:
-        others = members.keys() & {"left", "right", "clip"}
-        return members["image"], "several images with this key: the plain picture stays" if others else ""
-    if "left" in members and "right" in members:
-        others = members.keys() & {"clip"}
-        return members["left"], "two pictures and a clip with this key: the pictures stay" if others else ""
-    if "left" in members or "right" in members:
-        found, lacking = ("left", "right") if "left" in members else ("right", "left")
-        return None, f"of two pictures the {lacking} one is missing, there is only the {found} one"
-    if "clip" in members:
-        return members["clip"], ""
-    return None, "no image (jpg, jpeg, png or webp) or clip (mp4, webm, mkv, avi, mov or m4v) with this key"
+def _payload(file: BinaryIO, member: _Member) -> bytes:
+    file.seek(member.offset)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise SourceError(f"{member.name} ends early: {member.size} bytes wanted, {len(data)} read")
+    return data
 
 
-def _is_partial(samples: dict[str, dict[str, Member]], last_key: str) -> bool:
-    """Whether the sample being written where a shard was cut lacks a file that the shard's first sample
-    has.
-    """
-    first_key = next(iter(samples))
-    if last_key == first_key:
-        return len(samples[last_key]) < 2
-    return not samples[last_key].keys() >= samples[first_key].keys()
+def _groups(file: BinaryIO, path: str) -> Iterator[_Group]:
+    """The samples of a shard in order. Raises `_EndsEarlyError` after the last whole one of a damaged shard."""
+    first: _Group | None = None
+    group: _Group | None = None
+    try:
+        for member in _members(file, path):
+            key, role = _split_name(member.name)
+            if not role:
+                continue
+            if group is None or group.key != key:
+                if group is not None:
+                    yield group
+                    first = first or (group if group.members else None)
+                group = _Group(key)
+            group.add(role, member)
+    except _EndsEarlyError as stop:
+        if group is not None and (stop.goes_on or not _is_partial(group, first)):
+            yield group
+        raise
+    if group is not None:
+        yield group
+
+
+def _is_partial(last: _Group, first: _Group | None) -> bool:
+    """Whether the sample that was being written where a shard was cut lacks a file that the first one has."""
+    if first is None:
+        return len(last.members) < 2
+    return not last.members.keys() >= first.members.keys()
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """(key, slot) by webdataset's rule: the key ends at the first dot of the base name. No slot: not ours."""
+    """(key, role) by webdataset's rule: the key ends at the first dot of the base name.
+
+    The role is empty for files that are no part of a sample.
+    """
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
-    return folder + slash + stem, _slot(suffix.lower()) if stem else ""  # no stem: .DS_Store, ._0001.jpg
+    return folder + slash + stem, _role(suffix.lower()) if stem else ""  # no stem: .DS_Store, ._0001.jpg
 
 
-def _slot(suffix: str) -> str:
+def _role(suffix: str) -> str:
     if suffix in IMAGE_SUFFIXES:
         return "image"
     if suffix in VIDEO_SUFFIXES:
-        return "clip"
+        return "video"
     side, _, kind = suffix.partition(".")
     if side in ("left", "right") and kind in IMAGE_SUFFIXES:
         return side
     return suffix if suffix in TEXT_SUFFIXES else ""
 
 
-def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
-    """Every member in order. Raises `_EndsEarly` where the archive stops being one."""
+def _members(file: BinaryIO, path: str) -> Iterator[_Member]:
+    """Every member in order. Raises `_EndsEarlyError` where the archive stops being one."""
     end = storage.file_size(file)
     offset = 0
     long_name: str | None = None
@@ -202,25 +250,24 @@ def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
         header = _read_header(file, offset, path)
         if header is None:
             if end - offset > _LONGEST_PADDING:  # archives joined by cat, or a download with a hole
-                raise _GoesOn(f"end mark at byte {offset}, yet {end - offset} bytes follow")
+                reason = f"end mark at byte {offset}, yet {end - offset} bytes follow"
+                raise _EndsEarlyError(reason, goes_on=True)
             return
         payload = offset + _BLOCK
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             pax = _parse_pax(_read_extension(file, payload, header.size, end))
         elif header.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = (
-                _read_extension(file, payload, header.size, end)
-                .rstrip(b"\0")
-                .decode("utf-8", "backslashreplace")
-            )
+            name = _read_extension(file, payload, header.size, end)
+            long_name = name.rstrip(b"\0").decode("utf-8", "backslashreplace")
         elif header.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             header.size = int(pax.get("size", header.size)) if header.isreg() else 0
             if not 0 <= header.size <= end - payload:
-                raise _EndsEarly(f"{header.name} needs {header.size} bytes, {max(0, end - payload)} are left")
+                left = max(0, end - payload)
+                raise _EndsEarlyError(f"{header.name} needs {header.size} bytes, {left} are left")
             is_sparse = header.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse.major" in pax
             if not header.isdir():
-                name = pax.get("path") or long_name or header.name
-                yield Member(name, payload, header.size, is_file=header.isreg() and not is_sparse)
+                full_name = pax.get("path") or long_name or header.name
+                yield _Member(full_name, payload, header.size, is_file=header.isreg() and not is_sparse)
             long_name, pax = None, {}
         offset = payload + -(-header.size // _BLOCK) * _BLOCK
 
@@ -230,7 +277,7 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
     file.seek(offset)
     block = file.read(_BLOCK)
     if not block and offset == 0:
-        raise _EndsEarly("the file is empty")
+        raise _EndsEarlyError("the file is empty")
     if len(block) == _BLOCK and not any(block):
         return None
     try:
@@ -241,27 +288,27 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
                 if block.startswith(magic):
                     what = f"compressed with {compression}; decompress it first, shards must be plain tar"
                     raise SourceError(f"{path}: {what}") from error
-            raise _EndsEarly(f"not a tar archive ({error})") from error
-        raise _EndsEarly(f"no archive end mark, {error} at byte {offset}") from error
+            raise _EndsEarlyError(f"not a tar archive ({error})") from error
+        raise _EndsEarlyError(f"no archive end mark, {error} at byte {offset}") from error
 
 
 def _read_extension(file: BinaryIO, offset: int, size: int, end: int) -> bytes:
     if not 0 <= size <= _LONG_NAMES_LIMIT or offset + size > end:
-        raise _EndsEarly(f"extended header of {size} bytes at byte {offset}")
+        raise _EndsEarlyError(f"extended header of {size} bytes at byte {offset}")
     file.seek(offset)
     return file.read(size)
 
 
 def _parse_pax(data: bytes) -> dict[str, Any]:
     """The `length key=value` lines of a POSIX extended header that matter here."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     while data and data[:1] != b"\0":
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not 0 < int(length) <= len(data):
-            raise _EndsEarly("a damaged extended header")
+            raise _EndsEarlyError("a damaged extended header")
         keyword, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
+        fields[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
-    if "size" in found and not found["size"].isdigit():
-        raise _EndsEarly("a damaged extended header")
-    return found
+    if "size" in fields and not fields["size"].isdigit():
+        raise _EndsEarlyError("a damaged extended header")
+    return fields

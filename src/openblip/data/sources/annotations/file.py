@@ -1,0 +1,213 @@
+"""What the readers of annotation files share: the file, the source of its rows, and checked fields."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from openblip.data.sample import Reject, Source, clean_text
+from openblip.data.sources import storage
+from openblip.data.sources.rows import ImageRow, RowSource
+from openblip.errors import SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationFile:
+    """A parsed file and where its images are."""
+
+    source: str
+    """The spec that named it."""
+    path: str
+    text: str = field(repr=False)
+    content: Any = field(repr=False)
+    """The json value that the text begins with."""
+    images: str
+    """The folder of its images or videos."""
+    split: str | None = None
+    """What stood after a `#`."""
+
+    @property
+    def stem(self) -> str:
+        return os.path.basename(self.path).rpartition(".")[0]
+
+    def beside(self, name: str) -> str:
+        """The path of a file in the same folder."""
+        return storage.join(storage.parent(self.path), name)
+
+    def image_folders(self, *names: str) -> list[str]:
+        """Where images of a data set lie: those of the named folders that exist, then the folder of images
+        itself.
+        """
+        folders = (storage.join(self.images, name) for name in names)
+        return [*(folder for folder in folders if storage.is_directory(folder)), self.images]
+
+    def choose_split(self, splits: Sequence[str | None], unit: str) -> tuple[list[int], dict[str, int]]:
+        """The numbers of the rows of the chosen split, and the size of each split.
+
+        `splits` has None for a broken row, which becomes a reject of every split. Raises `SourceError` that
+        lists the splits when none is chosen, or one that the file does not have.
+        """
+        sizes = Counter(split for split in splits if split is not None)
+        if self.split not in sizes:
+            listed = ", ".join(f"#{split} ({size} {unit})" for split, size in sizes.items())
+            wanted = "say which split after a #" if self.split is None else f"there is no split {self.split}"
+            raise SourceError(f"{self.source}: {wanted}; the file has {listed or 'none'}")
+        return [n for n, split in enumerate(splits) if split in (self.split, None)], dict(sizes)
+
+
+class AnnotationRows(NamedTuple):
+    """The rows that a file lists, made when they are read."""
+
+    num_rows: int
+    row: Callable[[int], ImageRow]
+    """Makes a row, counted from 0; raises `SourceError` for a broken one."""
+    place: Callable[[int], str]
+    """Where in the file a row stands: `images[7]`."""
+    description: Mapping[str, object]
+    """The format's name under `format`, and what of the file's companions is there or is `missing`."""
+
+
+@dataclass
+class AnnotationSource(RowSource):
+    """An annotation file in shards of a bounded number of rows, in its order."""
+
+    name: str
+    listed: AnnotationRows = field(repr=False)
+    chunks: dict[str, range] = field(repr=False)
+    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
+    """A process that is not forked opens the file anew: rows are not pickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return self.reopen
+
+    def shards(self) -> Sequence[str]:
+        return list(self.chunks)
+
+    def num_samples(self, shard: str) -> int:
+        return len(self.chunks[shard])
+
+    def describe(self) -> Mapping[str, object]:
+        return self.listed.description
+
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        for number in self.chunks[shard]:
+            place = self.listed.place(number)
+            try:
+                yield place, self.listed.row(number)
+            except SourceError as error:
+                yield place, Reject(shard, place, f"{place}: {error}")
+
+
+def read_text(path: str) -> str:
+    """Raises `SourceError` when the file cannot be read or is not UTF-8."""
+    try:
+        return storage.read_bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: broken json: {error}") from error
+
+
+def read_document(path: str) -> Any:
+    """The parsed json of a file; raises `SourceError`."""
+    content, is_whole = parse_document(read_text(path), path)
+    if not is_whole:
+        raise SourceError(f"{path}: broken json: there is more after its end")
+    return content
+
+
+def parse_document(text: str, path: str) -> tuple[Any, bool]:
+    """The first json value of a text, and whether nothing follows it; raises `SourceError`."""
+    try:
+        content, end = _DECODER.raw_decode(text, _end_of_space(text, 0))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: broken json: {error}") from error
+    return content, _end_of_space(text, end) == len(text)
+
+
+def _without_unread(parsed: dict[str, Any]) -> Any:
+    """What is read of an object of a known kind, so that a file of hundreds of megabytes fits into memory.
+
+    VQA has ten answers to each of 440,000 questions, of which a few thousand are different; Karpathy the
+    tokens of 600,000 sentences; Visual Genome the objects that 1.7 million questions are about; VisDial a
+    hundred numbers for each of 1.2 million rounds.
+    """
+    if "answer_confidence" in parsed:
+        answer = parsed.get("answer")
+        return sys.intern(answer) if type(answer) is str else parsed
+    if "raw" in parsed:
+        return parsed["raw"]
+    if "answer_options" in parsed:
+        with contextlib.suppress(TypeError, OverflowError):  # no list of numbers: its reader says so
+            parsed["answer_options"] = array("i", parsed["answer_options"])
+    elif "qa_id" in parsed:
+        parsed.pop("a_objects", None)
+        parsed.pop("q_objects", None)
+    return parsed
+
+
+_DECODER = json.JSONDecoder(object_hook=_without_unread)
+_SPACE = re.compile(r"\s*")
+
+
+def _end_of_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return start if match is None else match.end()
+
+
+def first_objects(items: Any, count: int = 100) -> list[Mapping[str, Any]]:
+    """The objects among the first of a list, which tell its format even where some are broken.
+
+    There are none in anything else than a list.
+    """
+    return [item for item in items[:count] if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def as_object(item: Any) -> Mapping[str, Any]:
+    """The item; raises `SourceError` when it is no json object."""
+    if not isinstance(item, dict):
+        raise SourceError(f"expected an object, found {item!r:.80}")
+    return item
+
+
+def text_of(item: Mapping[str, Any], name: str) -> str:
+    """A text that is not empty, cleaned; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if not isinstance(value, str) or not (text := clean_text(value)):
+        raise _wrong(item, name, "a text")
+    return text
+
+
+def id_of(item: Mapping[str, Any], name: str) -> int | str:
+    """A number or a text that names something; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise _wrong(item, name, "a number or a name")
+    return value
+
+
+def number_of(item: Mapping[str, Any], name: str) -> int:
+    """An id that is part of a file name, as of COCO; a text of digits counts. Raises `SourceError`."""
+    value = id_of(item, name)
+    try:
+        return int(value)
+    except ValueError as error:
+        raise _wrong(item, name, "a number") from error
+
+
+def file_name_of(item: Mapping[str, Any], name: str) -> str:
+    """The name of a file; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _wrong(item, name, "the name of a file")
+    return value
+
+
+def _wrong(item: Mapping[str, Any], name: str, wanted: str) -> SourceError:
+    return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")

@@ -1,0 +1,94 @@
+"""A .json that is a list of objects, one sample each: how the authors of BLIP distribute annotations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from openblip.data.sample import safe_name
+from openblip.data.sources import storage
+from openblip.data.sources.annotations.file import (
+    AnnotationFile,
+    AnnotationRows,
+    as_object,
+    file_name_of,
+    first_objects,
+)
+from openblip.data.sources.annotations.questions import VISUAL_GENOME_WEIGHT
+from openblip.data.sources.fields import task_fields
+from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow, row_captions, row_key
+from openblip.errors import SourceError
+
+_ID_FIELDS = ("question_id", "identifier", "img_id")
+
+
+def is_list_of_rows(content: Any) -> bool:
+    return any(_is_pair(item) or _image_field(item) for item in first_objects(content))
+
+
+def listed_rows(file: AnnotationFile) -> AnnotationRows:
+    """Captions (`coco_karpathy_train.json`, `flickr30k_test.json`, `nocaps_val.json`): `image` with
+    `caption`, one or a list. Questions (`vqa_train.json`, `vg_qa.json`): `image`, `question` and `answer`,
+    one or a list. Pairs (`nlvr_train.json`): two `images`, `sentence` and `label`. Instructions of LLaVA
+    (`llava_instruct_150k.json`): `image` and `conversations`.
+
+    Paths are relative to the folder of images. The key is a question's id, an identifier or else the row's
+    number. Rows that state the same image id, or else the same image, share it.
+    """
+    items, folder = file.content, file.images
+
+    def row(number: int) -> ImageRow:
+        item = as_object(items[number])
+        if _is_pair(item):
+            names = [file_name_of({"images": name}, "images") for name in item["images"]]
+        elif (name := _image_field(item)) is not None:
+            names = [file_name_of(item, name)]
+        else:
+            raise SourceError(f"no image; found: {', '.join(item) or 'nothing'}")
+        stated = item.get("image_id", item.get("img_id"))
+        image, *second = (storage.join(folder, name) for name in names)
+        return ImageRow(
+            key=_key(item, number),
+            image=(image,),
+            image_id=" ".join(names) if stated is None else stated,
+            captions=row_captions(item),
+            info=_info(item, number),
+            second_image=second[0] if second else None,
+        )
+
+    return AnnotationRows(len(items), row, "[{}]".format, {"format": _format_name(first_objects(items)[0])})
+
+
+def _is_pair(item: Mapping[str, Any]) -> bool:
+    images = item.get("images")
+    return isinstance(images, list) and len(images) == 2
+
+
+def _image_field(item: Mapping[str, Any]) -> str | None:
+    return next((name for name in IMAGE_COLUMNS if name in item), None)
+
+
+def _key(item: Mapping[str, Any], number: int) -> str:
+    stated = (item.get(name) for name in _ID_FIELDS)
+    key = next((value for value in stated if isinstance(value, (int, str)) and value != ""), None)
+    return row_key(item, number) if key is None else safe_name(str(key))
+
+
+def _info(item: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The row under the names of docs/data.md."""
+    fields = dict(item)
+    if _is_pair(item) and "sentence" in item:
+        fields["statement"] = fields.pop("sentence")
+    fields = task_fields(fields)
+    if "question" in fields:
+        fields.pop("answer", None)
+        fields.setdefault("question_id", number)
+        if item.get("dataset") == "vg":
+            fields.setdefault("weight", VISUAL_GENOME_WEIGHT)
+    return fields
+
+
+def _format_name(item: Mapping[str, Any]) -> str:
+    if _is_pair(item):
+        return "list of statements about two images"
+    if item.keys() & {"conversations", "instruction", "turns"}:
+        return "list of instructions about images"
+    return "list of questions" if "question" in item else "list of captioned images"

@@ -1,0 +1,239 @@
+"""Captions of and questions about the videos of MSRVTT and MSVD, which their files name without a path."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from openblip.data.sample import VIDEO_SUFFIXES, caption_texts, safe_name
+from openblip.data.sources import storage
+from openblip.data.sources.annotations.file import (
+    AnnotationFile,
+    AnnotationRows,
+    as_object,
+    first_objects,
+    id_of,
+    text_of,
+)
+from openblip.data.sources.fields import text_list
+from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow
+from openblip.data.sources.table import Csv, open_dialect
+from openblip.errors import SourceError
+
+_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
+_NAME_COLUMNS = ("clip_name", "video_id")
+_CAPTION_COLUMNS = ("sentence", "caption", "captions")
+_MAPPING = "youtube_mapping.txt"
+
+
+class VideoFolder:
+    """The videos in a folder and its sub-folders, by name without suffix.
+
+    Of videos of one name the one in the fewest sub-folders counts.
+    """
+
+    def __init__(self, path: str) -> None:
+        """List the folder, once; raises `SourceError` when it holds no video."""
+        self.path = path
+        self.videos: dict[str, str] = {}
+        files = storage.list_files(path, recursive=True)
+        for file in sorted(files, key=lambda file: (file.count("/"), file)):
+            name, _, suffix = os.path.basename(file).rpartition(".")
+            if suffix.lower() in VIDEO_SUFFIXES:
+                self.videos.setdefault(name, file)
+        if not self.videos:
+            raise SourceError(f"{path}: no video ({_SUFFIXES}) in this folder or below")
+
+    def find(self, *names: str) -> tuple[str]:
+        """The path of the first video that exists; raises `SourceError` that says what was looked for."""
+        for name in names:
+            if name in self.videos:
+                return (self.videos[name],)
+        raise SourceError(f"no video {' or '.join(names)} ({_SUFFIXES}) in {self.path} or below")
+
+    def describe_missing(self, names: Iterable[str]) -> dict[str, str]:
+        """How many of the videos do not exist, and one of them; empty when all do."""
+        wanted = dict.fromkeys(names)
+        missing = [name for name in wanted if name not in self.videos]
+        return {"missing": f"{len(missing)} of {len(wanted)} videos, as {missing[0]}"} if missing else {}
+
+
+def is_msrvtt(content: Any) -> bool:
+    return isinstance(content, dict) and any(
+        "video_id" in video for video in first_objects(content.get("videos"))
+    )
+
+
+def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
+    """MSRVTT captions: `MSRVTT_data.json`, or `train_val_videodatainfo.json` and `test_videodatainfo.json`.
+
+    A file with several splits takes the one after a `#`: `MSRVTT_data.json#test`. The videos are
+    `video7010.mp4`; each is a sample with all its captions, and its name is the key.
+    """
+    videos, sentences = file.content["videos"], file.content.get("sentences")
+    names = (video.get("split") if isinstance(video, dict) else None for video in videos)
+    splits = [name if isinstance(name, str) and name else None for name in names]
+    if file.split is None and len({*splits} - {None}) == 1:
+        file = replace(file, split=next(filter(None, splits)))
+    numbers, sizes = file.choose_split(splits, "videos")
+    captions: dict[str, list[Any]] = defaultdict(list)
+    for sentence in sentences if isinstance(sentences, list) else []:
+        if isinstance(sentence, dict) and isinstance(sentence.get("video_id"), str):
+            captions[sentence["video_id"]].append(sentence.get("caption"))
+    folder = VideoFolder(file.images)
+    ids = (video["video_id"] for video in (videos[n] for n in numbers) if isinstance(video, dict))
+    description = {"format": "MSRVTT captions", "splits in the file": sizes}
+
+    def row(number: int) -> ImageRow:
+        video = as_object(videos[numbers[number]])
+        text_of(video, "split")
+        name = text_of(video, "video_id")
+        its_captions = caption_texts(captions.get(name), f"sentences of {name}")
+        return ImageRow(
+            safe_name(name), folder.find(name), name, its_captions, info={**video, "image_id": name}
+        )
+
+    description |= folder.describe_missing(name for name in ids if isinstance(name, str))
+    return AnnotationRows(len(numbers), row, lambda n: f"videos[{numbers[n]}]", description)
+
+
+def is_video_list(content: Any) -> bool:
+    return any(_names_videos(item) for item in first_objects(content))
+
+
+def is_video_table(path: str) -> bool:
+    """Whether the header of a .csv or the first line of a .jsonl names videos without a path."""
+    try:
+        with storage.open_binary(path) as file:
+            dialect, number = open_dialect(file, path)
+            if isinstance(dialect, Csv):
+                return _names_videos(dict.fromkeys(dialect.columns))
+            first = next(dialect.lines(file, number), None)
+            return first is not None and _names_videos(dialect.parse(first.data))
+    except (SourceError, OSError):
+        return False  # what is broken about a table is said where it is opened
+
+
+def video_list_rows(file: AnnotationFile) -> AnnotationRows:
+    """Lists of videos with captions: the test list of MSRVTT that retrieval is reported on,
+    `MSRVTT_JSFUSION_test.csv` (`video_id`, `sentence`), and the same as the authors of BLIP distribute it,
+    `msrvtt_test.jsonl` (`clip_name`, `caption`).
+
+    Each video is a sample with the captions of all its rows, and its name is the key. The broken rows come
+    after all videos.
+    """
+    captions: dict[str, tuple[str, ...]] = {}
+    broken: list[tuple[str, SourceError]] = []
+    for place, read in _list_items(file):
+        try:
+            item = as_object(read())
+            name = text_of(item, next((name for name in _NAME_COLUMNS if name in item), _NAME_COLUMNS[0]))
+            stated = (caption_texts(item.get(column), column) for column in _CAPTION_COLUMNS)
+            captions[name] = captions.get(name, ()) + next(filter(None, stated), ())
+        except SourceError as error:
+            broken.append((place, error))
+    names = list(captions)
+    folder = VideoFolder(file.images)
+
+    def row(number: int) -> ImageRow:
+        if number >= len(names):
+            raise broken[number - len(names)][1]
+        name = names[number]
+        return ImageRow(safe_name(name), folder.find(name), name, captions[name], {"image_id": name})
+
+    def place_of(number: int) -> str:
+        return names[number] if number < len(names) else broken[number - len(names)][0]
+
+    description = {"format": "list of captioned videos", **folder.describe_missing(names)}
+    return AnnotationRows(len(names) + len(broken), row, place_of, description)
+
+
+def _list_items(file: AnnotationFile) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Where in the file each row stands, and a function that gives it, or raises `SourceError`."""
+    if isinstance(file.content, list):
+        for number, item in enumerate(file.content):
+            yield f"[{number}]", partial(as_object, item)
+        return
+    with storage.open_binary(file.path) as table:
+        dialect, number = open_dialect(table, file.path)
+        for line in dialect.lines(table, number):
+            yield f"line {line.number}", partial(dialect.parse, line.data)
+
+
+def _names_videos(item: Mapping[str, Any]) -> bool:
+    return (
+        any(name in item for name in _NAME_COLUMNS)
+        and any(name in item for name in _CAPTION_COLUMNS)
+        and not any(name in item for name in IMAGE_COLUMNS)
+    )
+
+
+def is_video_questions(content: Any) -> bool:
+    return any("question" in item and "video_id" in item for item in first_objects(content))
+
+
+def video_question_rows(file: AnnotationFile) -> AnnotationRows:
+    """MSRVTT-QA and MSVD-QA: `train_qa.json`, `val_qa.json`, `test_qa.json`, questions about numbered videos.
+
+    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt`
+    beside the questions calls it: a line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`. The
+    questions of MSRVTT are told by the category of their videos. The key is a question's id; questions about
+    one video share its image id.
+    """
+    questions = file.content
+    youtube: dict[str, str] = {}
+    if any("category_id" in item for item in first_objects(questions)):
+        description = {"format": "MSRVTT-QA questions"}
+    else:
+        description = {"format": "MSVD-QA questions"}
+        mapping = file.beside(_MAPPING)
+        if storage.exists(mapping):
+            youtube, description[_MAPPING] = _read_mapping(mapping), mapping
+        else:
+            description["missing"] = f"{mapping}, without which videos are looked for as vid5"
+    folder = VideoFolder(file.images)
+
+    def row(number: int) -> ImageRow:
+        question = as_object(questions[number])
+        question_id = id_of(question, "id") if "id" in question else number
+        names = _video_names(question, youtube)
+        info = {
+            **{name: value for name, value in question.items() if name not in ("id", "answer")},
+            "question": text_of(question, "question"),
+            "answers": text_list(question.get("answer"), "answer"),
+            "question_id": question_id,
+            "image_id": names[-1],
+        }
+        return ImageRow(safe_name(str(question_id)), folder.find(*names), names[-1], info=info)
+
+    return AnnotationRows(len(questions), row, "[{}]".format, description)
+
+
+def _video_names(question: Mapping[str, Any], youtube: Mapping[str, str]) -> tuple[str, ...]:
+    """What the video of a question may be called, last the name that the data set gives it."""
+    video = id_of(question, "video_id")
+    if isinstance(video, str) and not video.isdecimal():
+        return (video,)
+    if "category_id" in question:
+        return (f"video{video}",)
+    name = f"vid{video}"
+    return (youtube[name], name) if name in youtube else (name,)
+
+
+def _read_mapping(path: str) -> dict[str, str]:
+    """The data set's name -> YouTube's; raises `SourceError` that names a broken line."""
+    try:
+        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        youtube, _, name = line.strip().rpartition(" ")
+        if not youtube or not name.startswith("vid"):
+            raise SourceError(f"{path} line {number}: expected a name and vid with a number, not {line:.80}")
+        names[name] = youtube.strip()
+    return names

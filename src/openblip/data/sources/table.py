@@ -1,0 +1,222 @@
+"""Tables of image paths and texts: .jsonl, .csv and .tsv.
+
+The image's path is in `image` (or `image_path`, `file_name`, ...), relative to the table's folder or to
+`--images`; one caption or a list in `caption` (or `captions`, `text`, `txt`); the right one of two images in
+`second_image`, a video in `video`, and the fields of tasks under their own names. Rows of the same image, as
+Flickr30k's tables have them, share its image id. A broken row is a reject that names the line.
+
+pyarrow.csv is not used: it refuses a file for one broken row, and does not say in which line a row begins.
+"""
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from openblip.data.sample import Reject, parse_json_object
+from openblip.data.sources import rows, storage
+from openblip.data.sources.fields import TASK_COLUMNS, task_fields
+from openblip.data.sources.rows import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    ImageRow,
+    RowSource,
+    find_column,
+    row_captions,
+    row_key,
+)
+from openblip.errors import SourceError
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
+
+
+class Line(NamedTuple):
+    """The bytes of one row, where they begin, and the number of the line that they begin in, from 1."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """One json object per line."""
+
+    def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
+        """The rows from the file's position, the start of line `number`; empty lines are left out."""
+        offset = file.tell()
+        for line, data in enumerate(iter(file.readline, b""), number):
+            if data.removeprefix(_BOM).strip():
+                yield Line(line, offset, data)
+            offset += len(data)
+
+    def parse(self, data: bytes) -> Mapping[str, Any]:
+        """The named values of a row; raises `SourceError`."""
+        return parse_json_object(data.removeprefix(_BOM))
+
+
+@dataclass(frozen=True, slots=True)
+class Csv:
+    """Values separated by comma, semicolon or tab, under a header."""
+
+    columns: tuple[str, ...]
+    delimiter: str
+
+    @classmethod
+    def of(cls, file: BinaryIO, path: str) -> "Csv":
+        """Read the header; the file is left at the start of the second line."""
+        try:
+            text = file.readline().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path}: the header is not UTF-8 text: {error}") from error
+        delimiter = max(",;\t", key=text.count)
+        columns = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+        return cls(columns, delimiter)
+
+    def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
+        """The rows, as of `JsonLines`. A line break within quotes does not end a row.
+
+        A quote that is never closed makes its own line a broken row, and the next line is a row again.
+        """
+        offset = file.tell()
+        while first := file.readline():
+            data = first
+            error = self._error(data)
+            while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
+                data += more
+                error = self._error(data)
+            if error:
+                data = first
+                file.seek(offset + len(first))
+            if data.strip():
+                yield Line(number, offset, data)
+            number += data.count(b"\n")
+            offset += len(data)
+
+    def _error(self, data: bytes) -> str:
+        """What the csv parser has against a row; "unexpected end of data" where it ends inside quotes."""
+        if b'"' in data:
+            try:
+                self._values(data, errors="replace")
+            except csv.Error as error:
+                return str(error)
+        return ""
+
+    def _values(self, data: bytes, errors: str = "strict") -> list[str]:
+        text = io.StringIO(data.decode("utf-8", errors), newline="")
+        return next(csv.reader(text, delimiter=self.delimiter, strict=True))
+
+    def parse(self, data: bytes) -> Mapping[str, Any]:
+        """The named values of a row; raises `SourceError`."""
+        try:
+            values = self._values(data)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise SourceError(f"broken row: {error}") from error
+        if len(values) != len(self.columns):
+            raise SourceError(f"{len(values)} values for {len(self.columns)} columns")
+        return dict(zip(self.columns, values, strict=True))
+
+
+def open_dialect(file: BinaryIO, path: str) -> tuple[JsonLines | Csv, int]:
+    """How a table is read, told by its name, and the line at which its rows begin."""
+    return (Csv.of(file, path), 2) if path.lower().endswith((".csv", ".tsv")) else (JsonLines(), 1)
+
+
+class _Chunk(NamedTuple):
+    """A shard: `num_rows` rows of a file from byte `offset`, where line `line` begins."""
+
+    path: str
+    dialect: JsonLines | Csv
+    offset: int
+    line: int
+    num_rows: int
+
+
+@dataclass
+class TableSource(RowSource):
+    """Files of rows, each in shards of a bounded number of rows."""
+
+    name: str
+    images: str | None
+    chunks: dict[str, _Chunk] = field(repr=False)
+
+    @classmethod
+    def open(cls, spec: str, paths: list[str], images: str | None) -> "TableSource":
+        """Pass once over each file to cut it into shards; raises `SourceError`."""
+        shards: dict[str, _Chunk] = {}
+        for stem, path in storage.shard_names(paths).items():
+            chunks = _cut(path)
+            for number, chunk in enumerate(chunks):
+                shards[stem if len(chunks) == 1 else f"{stem}-{number:05d}"] = chunk
+        if not shards:
+            raise SourceError(f"{spec}: no rows")
+        return cls(spec, images, shards)
+
+    def shards(self) -> Sequence[str]:
+        return list(self.chunks)
+
+    def num_samples(self, shard: str) -> int:
+        return self.chunks[shard].num_rows
+
+    def file_name(self, shard: str) -> str:
+        return os.path.basename(self.chunks[shard].path)
+
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        chunk = self.chunks[shard]
+        folder = self.images or storage.parent(chunk.path)
+        try:
+            file = storage.open_binary(chunk.path)
+        except OSError as error:
+            raise SourceError(f"{chunk.path}: cannot be read: {error}") from error
+        with file:
+            file.seek(chunk.offset)
+            for line in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
+                place = f"{self.file_name(shard)} line {line.number}"
+                try:
+                    yield place, _row(chunk.dialect.parse(line.data), line.number, folder)
+                except SourceError as error:
+                    yield place, Reject(shard, f"{line.number:09d}", f"{place}: {error}")
+
+
+def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
+    image = _path(values, find_column(values, IMAGE_COLUMNS, "image"))
+    second = None if values.get("second_image") in (None, "") else _path(values, "second_image")
+    image_id = values.get("image_id")
+    if image_id in (None, ""):
+        image_id = image if second is None else f"{image} {second}"
+    return ImageRow(
+        key=row_key(values, number),
+        image=(storage.join(folder, image),),
+        image_id=image_id,
+        captions=row_captions(values),
+        info=task_fields(values),
+        second_image=None if second is None else storage.join(folder, second),
+    )
+
+
+def _path(values: Mapping[str, Any], column: str) -> str:
+    image = values[column]
+    if not isinstance(image, str) or not image or "\0" in image:
+        raise SourceError(f"the image must be a path, not {image!r:.80}")
+    return image
+
+
+def _cut(path: str) -> list[_Chunk]:
+    """Cut a file into shards with one pass over its lines."""
+    chunks = []
+    try:
+        with storage.open_binary(path) as file:
+            dialect, number = open_dialect(file, path)
+            if isinstance(dialect, Csv):
+                find_column(dialect.columns, IMAGE_COLUMNS, "image", f"{path}: ")
+                find_column(dialect.columns, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+            lines = dialect.lines(file, number)
+            while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
+                chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    return chunks
