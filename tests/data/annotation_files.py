@@ -1,9 +1,8 @@
-"""Annotation files in miniature: written, and read back."""
+"""Annotation files in miniature: written, and read back; and what any source holds."""
 
 import json
 
 from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 
 
@@ -12,9 +11,14 @@ def write(path, content):
     return path
 
 
-def read_all(spec, images):
+def items_of(source, **arguments):
+    """Every sample and reject of every shard, in order."""
+    return [item for shard in source.shards() for _, item in source.read(shard, **arguments)]
+
+
+def read_all(spec, images=None):
     """Samples and rejects of a source."""
-    items = list(read_samples(open_source(str(spec), images=images and str(images))))
+    items = items_of(open_source(str(spec), images=images and str(images)))
     return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
 
 

@@ -1,16 +1,10 @@
 import json
 
 import pytest
+from annotation_files import read_all
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
-
-
-def read_all(spec):
-    items = list(read_samples(open_source(str(spec))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
 
 
 @pytest.fixture
@@ -124,5 +118,5 @@ def test_classes_from_a_url(put, tmp_path):
 
 def test_neither_images_nor_clips(tmp_path, put):
     put("a.txt")
-    with pytest.raises(SourceError, match=r"no image .* clip .*mp4"):
+    with pytest.raises(SourceError, match=r"no image .* video .*mp4"):
         open_source(str(tmp_path))

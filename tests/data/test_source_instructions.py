@@ -9,7 +9,7 @@ import pytest
 from annotation_files import describe, read_all, write
 
 from openblip.data.fields import Turn, turns_of
-from openblip.data.inspection import inspect_source
+from openblip.data.inspect import inspect_source
 from openblip.data.sources import open_source
 
 TURNS = [Turn("What is it?", "A dog."), Turn("What color?", "Brown.")]

@@ -1,17 +1,14 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from annotation_files import read_all as read_source
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
-from openblip.data.sources import open_source
 from openblip.errors import SourceError
 
 
 def read_all(table, path):
     pq.write_table(table, path)
-    items = list(read_samples(open_source(str(path))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
+    return read_source(path)
 
 
 @pytest.mark.parametrize("style", ["bytes", "struct", "path"])

@@ -4,20 +4,14 @@ import json
 import tarfile
 
 import pytest
+from annotation_files import items_of, read_all
 
-from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
 
 
 def text(**fields):
     return json.dumps(fields).encode()
-
-
-def read_all(spec):
-    items = list(read_samples(open_source(str(spec))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
 
 
 def test_webdataset_members_become_samples(tmp_path, write_tar, make_image):
@@ -108,21 +102,6 @@ def test_the_plainest_image_of_a_key_stays_and_the_others_are_named(
     assert "stay" in rejects[0].reason
 
 
-def test_indexing_pairs_and_clips_reads_no_payload(tmp_path, write_tar):
-    members = [("a.left.jpg", b"x" * 9000), ("a.right.jpg", b"y" * 9000), ("b.mp4", b"z"), ("b.txt", b"t")]
-    path = write_tar(tmp_path / "a.tar", members)
-    records = open_source(str(path)).index("a").records
-    assert [[kind for kind, _, _ in record.texts] for record in records] == [
-        [],
-        ["txt"],
-    ]  # not the clip twice
-    with open(path, "r+b") as file:
-        file.truncate(10_000)  # within the right picture
-    for record in records:
-        with pytest.raises(OSError, match="ends early"):
-            record.read()
-
-
 def test_json_caption_goes_before_txt_and_txt_fills_in(tmp_path, write_tar, make_image):
     members = [("a.jpg", make_image()), ("a.txt", b"from txt"), ("a.json", text(caption="from json"))]
     members += [("b.jpg", make_image()), ("b.txt", b"from txt"), ("b.json", text(caption=None))]
@@ -130,11 +109,11 @@ def test_json_caption_goes_before_txt_and_txt_fills_in(tmp_path, write_tar, make
     assert [s.captions for s in samples] == [("from json",), ("from txt",)]
 
 
-def test_interleaved_members_are_not_split(tmp_path, write_tar, make_image):
+def test_members_of_one_key_that_lie_apart_are_named(tmp_path, write_tar, make_image):
     members = [("a.jpg", make_image(1)), ("b.jpg", make_image(2)), ("b.txt", b"b"), ("a.txt", b"a")]
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
-    assert [(s.key, s.captions) for s in samples] == [("a", ("a",)), ("b", ("b",))]
-    assert not rejects
+    assert [(s.key, s.captions) for s in samples] == [("a", ()), ("b", ("b",))]
+    assert [(r.key, "must not lie apart" in r.reason) for r in rejects] == [("a", True)]
 
 
 def test_a_repeated_key_is_one_reject_and_the_first_stays(tmp_path, write_tar, make_image):
@@ -216,11 +195,10 @@ def test_what_follows_the_end_mark_is_not_silent(tmp_path, write_tar):
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no archive" * 100, b"\0" * 20])
-def test_what_is_no_tar_is_one_reject(tmp_path, content):
+def test_a_shard_of_which_nothing_can_be_read(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
-    samples, rejects = read_all(tmp_path / "a.tar")
-    assert not samples
-    assert len(rejects) == 1
+    with pytest.raises(SourceError, match=r"a\.tar: nothing of this shard can be read"):
+        read_all(tmp_path / "a.tar")
 
 
 def test_a_compressed_tar_is_a_clear_error(tmp_path):
@@ -269,15 +247,6 @@ def test_links_are_rejects(tmp_path, make_image):
     assert len(rejects) == 3
 
 
-def test_indexing_reads_no_payload(tmp_path, write_tar):
-    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 500_000), ("a.txt", b"t")])
-    index = open_source(str(path)).index("a")
-    with open(path, "r+b") as file:
-        file.truncate(1024)
-    with pytest.raises(OSError, match="ends early"):
-        index.records[0].read()
-
-
 def test_braces_globs_and_folders_name_the_same_shards(tmp_path, write_shards):
     write_shards(tmp_path, [1, 1, 1])
     expected = ["0000", "0001", "0002"]
@@ -290,7 +259,7 @@ def test_shards_with_the_same_stem_get_names_of_their_own(tmp_path, write_shards
     write_shards(tmp_path / "b", [1, 1])
     source = open_source(str(tmp_path / "*" / "*.tar"))
     assert list(source.shards()) == ["a-0000", "b-0000", "0001"]
-    assert len({s.shard for s in read_samples(source)}) == 3
+    assert len({s.shard for s in items_of(source)}) == 3
 
 
 def test_the_current_folder_and_a_single_file(tmp_path, write_shards, monkeypatch):

@@ -1,16 +1,10 @@
 import json
 
 import pytest
+from annotation_files import items_of, read_all
 
-from openblip.data.sample import Described, Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
-
-
-def read_all(spec, images):
-    items = list(read_samples(open_source(str(spec), images=str(images))))
-    return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
 
 
 @pytest.fixture
@@ -24,15 +18,15 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def clips(tmp_path):
-    def clips(*names):
+def video_files(tmp_path):
+    def put(*names):
         for name in names:
-            path = tmp_path / "clips" / name
+            path = tmp_path / "videos" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(name.encode())
-        return tmp_path / "clips"
+        return tmp_path / "videos"
 
-    return clips
+    return put
 
 
 def video(number, split, **more):
@@ -51,14 +45,14 @@ MSRVTT = {
         sentence(0, "a train"),
         sentence(7010, "someone is on stage"),
         sentence(7011, " "),
-        sentence(99, "of no clip"),
+        sentence(99, "of no video"),
     ],
 }
 
 
-def test_msrvtt(write, clips):
+def test_msrvtt(write, video_files):
     path = write("MSRVTT_data.json", MSRVTT)
-    folder = clips("TestVideo/video7010.mp4", "TestVideo/video7011.webm", "TrainValVideo/video0.mp4")
+    folder = video_files("TestVideo/video7010.mp4", "TestVideo/video7011.webm", "TrainValVideo/video0.mp4")
     samples, rejects = read_all(f"{path}#test", folder)
     assert not rejects
     assert [(s.key, s.shard) for s in samples] == [
@@ -73,21 +67,21 @@ def test_msrvtt(write, clips):
     assert [s.captions for s in read_all(f"{path}#train", folder)[0]] == [("a train",)]
 
 
-def test_msrvtt_of_one_split_needs_no_fragment(write, clips):
+def test_msrvtt_of_one_split_needs_no_fragment(write, video_files):
     content = {"videos": [video(7010, "test")], "sentences": MSRVTT["sentences"]}
     path = write("test_videodatainfo.json", content)
-    assert len(read_all(path, clips("video7010.mp4"))[0]) == 1
-    assert len(read_all(f"{path}#test", clips("video7010.mp4"))[0]) == 1
+    assert len(read_all(path, video_files("video7010.mp4"))[0]) == 1
+    assert len(read_all(f"{path}#test", video_files("video7010.mp4"))[0]) == 1
 
 
 @pytest.mark.parametrize(("fragment", "said"), [("", "say which split"), ("#val", "no split val")])
-def test_msrvtt_lists_the_splits_that_it_has(write, clips, fragment, said):
+def test_msrvtt_lists_the_splits_that_it_has(write, video_files, fragment, said):
     path = write("MSRVTT_data.json", MSRVTT)
-    with pytest.raises(SourceError, match=rf"{said}.*#train \(1 clips\), #test \(2 clips\), #validate"):
-        open_source(f"{path}{fragment}", images=str(clips("video0.mp4")))
+    with pytest.raises(SourceError, match=rf"{said}.*#train \(1 videos\), #test \(2 videos\), #validate"):
+        open_source(f"{path}{fragment}", images=str(video_files("video0.mp4")))
 
 
-def test_msrvtt_with_clips_missing_and_rows_broken(write, clips):
+def test_msrvtt_with_videos_missing_and_rows_broken(write, video_files):
     videos = [
         video(1, "train"),
         video(2, "train"),
@@ -98,30 +92,29 @@ def test_msrvtt_with_clips_missing_and_rows_broken(write, clips):
     ]
     videos[4]["video_id"] = 4
     path = write("a.json", {"videos": videos, "sentences": ["broken", {"video_id": [3]}, sentence(1, "one")]})
-    folder = clips("video1.mp4", "video2.txt", "video3.mp4")
+    folder = video_files("video1.mp4", "video2.txt", "video3.mp4")
     samples, rejects = read_all(f"{path}#train", folder)
     assert [(s.key, s.captions) for s in samples] == [("video1", ("one",))]
     reasons = {r.key: r.reason for r in rejects}
     assert list(reasons) == ["videos[1]", "videos[2]", "videos[3]", "videos[4]", "video1"]
-    assert f"no clip video2 (avi, m4v, mkv, mov, mp4, webm) in {folder} or below" in reasons["videos[1]"]
+    assert f"no video video2 (avi, m4v, mkv, mov, mp4, webm) in {folder} or below" in reasons["videos[1]"]
     assert "expected an object" in reasons["videos[2]"]
     assert "split" in reasons["videos[3]"]
     source = open_source(f"{path}#train", images=str(folder))
-    assert isinstance(source, Described)
     assert source.describe() == {
         "format": "MSRVTT captions",
         "splits in the file": {"train": 4},
-        "missing": "1 of 3 clips, as video2",
+        "missing": "1 of 3 videos, as video2",
     }
 
 
-def test_msrvtt_without_sentences_gives_clips_without_captions(write, clips):
-    samples, rejects = read_all(write("a.json", {"videos": [video(1, "test")]}), clips("video1.mp4"))
+def test_msrvtt_without_sentences_gives_videos_without_captions(write, video_files):
+    samples, rejects = read_all(write("a.json", {"videos": [video(1, "test")]}), video_files("video1.mp4"))
     assert not rejects
     assert [s.captions for s in samples] == [()]
 
 
-def test_the_test_list_of_msrvtt(write, clips):
+def test_the_test_list_of_msrvtt(write, video_files):
     rows = [
         "key,vid_key,video_id,sentence",
         "ret0,msr9770,video9770,a person is connecting something to system",
@@ -132,7 +125,7 @@ def test_the_test_list_of_msrvtt(write, clips):
         "ret5,msr1,,x",
     ]
     path = write("MSRVTT_JSFUSION_test.csv", "\n".join(rows))
-    samples, rejects = read_all(path, clips("all/video9770.mp4", "all/video9771.mp4"))
+    samples, rejects = read_all(path, video_files("all/video9770.mp4", "all/video9771.mp4"))
     assert [(s.key, s.image_id) for s in samples] == [
         ("video9770", f"{path}#video9770"),
         ("video9771", f"{path}#video9771"),
@@ -142,39 +135,43 @@ def test_the_test_list_of_msrvtt(write, clips):
     assert samples[1].image == b"all/video9771.mp4"
     reasons = [(r.key, r.reason) for r in rejects]
     assert [key for key, _ in reasons] == ["video9772", "line 4", "line 7"]
-    assert "no clip video9772" in reasons[0][1]
-    assert reasons[1][1] == "line 4: the row: 2 values for 4 columns"
+    assert "no video video9772" in reasons[0][1]
+    assert reasons[1][1] == "line 4: 2 values for 4 columns"
     assert "video_id" in reasons[2][1]
-    described = open_source(str(path), images=str(clips())).describe()
-    assert described == {"format": "list of captioned clips", "missing": "1 of 3 clips, as video9772"}
+    described = open_source(str(path), images=str(video_files())).describe()
+    assert described == {"format": "list of captioned videos", "missing": "1 of 3 videos, as video9772"}
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_the_test_list_as_blips_authors_distribute_it(write, clips, suffix):
+def test_the_test_list_as_blips_authors_distribute_it(write, video_files, suffix):
     rows = [{"clip_name": "video9770", "caption": "a person"}, {"clip_name": "video1", "caption": "a girl"}]
     text = "\n".join(map(json.dumps, rows)) + "\n{broken" if suffix == "jsonl" else rows
-    samples, rejects = read_all(write(f"msrvtt_test.{suffix}", text), clips("video9770.mp4", "video1.avi"))
+    samples, rejects = read_all(
+        write(f"msrvtt_test.{suffix}", text), video_files("video9770.mp4", "video1.avi")
+    )
     assert [(s.key, s.captions) for s in samples] == [("video9770", ("a person",)), ("video1", ("a girl",))]
     assert [r.key for r in rejects] == (["line 3"] if suffix == "jsonl" else [])
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_a_table_that_names_files_stays_a_table(write, clips, name):
-    clips("a.mp4")
-    row = {"video": "clips/a.mp4", "video_id": "7", "caption": "x"}
+def test_a_table_that_names_files_stays_a_table(write, video_files, name):
+    video_files("a.mp4")
+    row = {"video": "videos/a.mp4", "video_id": "7", "caption": "x"}
     text = json.dumps(row) if name == "t.jsonl" else f"{','.join(row)}\n{','.join(row.values())}"
     source = open_source(str(write(name, text)))
-    assert [s.image for s in read_samples(source)] == [b"a.mp4"]
+    assert [s.image for s in items_of(source)] == [b"a.mp4"]
 
 
-def test_a_table_whose_first_line_is_broken_stays_a_table(write, clips):
-    clips("a.mp4")
-    samples, rejects = read_all(write("t.jsonl", '{broken\n{"video": "a.mp4", "caption": "x"}'), clips())
+def test_a_table_whose_first_line_is_broken_stays_a_table(write, video_files):
+    video_files("a.mp4")
+    samples, rejects = read_all(
+        write("t.jsonl", '{broken\n{"video": "a.mp4", "caption": "x"}'), video_files()
+    )
     assert [s.image for s in samples] == [b"a.mp4"]
     assert [r.key for r in rejects] == ["000000001"]
 
 
-def test_msrvtt_questions(write, clips):
+def test_msrvtt_questions(write, video_files):
     rows = [
         {"answer": "couch", "category_id": 14, "id": 158581, "question": "what is it?", "video_id": 6513},
         {"answer": "three", "category_id": 14, "id": 158582, "question": "how many?", "video_id": 6513},
@@ -185,8 +182,8 @@ def test_msrvtt_questions(write, clips):
         ["broken"],
     ]
     path = write("test_qa.json", rows)
-    # What another data set calls its clips is no clip of this one.
-    samples, rejects = read_all(path, clips("video6513.mp4", "vid99.mp4"))
+    # What another data set calls its videos is no video of this one.
+    samples, rejects = read_all(path, video_files("video6513.mp4", "vid99.mp4"))
     assert [s.key for s in samples] == ["158581", "158582", "158586"]
     assert [s.info["answers"] for s in samples] == [["couch"], ["three"], []]
     assert samples[0].captions == ()
@@ -201,20 +198,20 @@ def test_msrvtt_questions(write, clips):
     }
     reasons = [r.reason for r in rejects]
     assert [reason.split(":")[0] for reason in reasons] == ["[2]", "[3]", "[4]", "[6]"]
-    assert "no clip video99 (" in reasons[0]
+    assert "no video video99 (" in reasons[0]
     assert "question" in reasons[1]
     assert "answer" in reasons[2]
-    assert open_source(str(path), images=str(clips())).describe() == {"format": "MSRVTT-QA questions"}
+    assert open_source(str(path), images=str(video_files())).describe() == {"format": "MSRVTT-QA questions"}
 
 
 MSVD = [{"answer": "animal", "id": i, "question": "what chews?", "video_id": i + 1} for i in range(3)]
 
 
-def test_msvd_questions(write, clips):
+def test_msvd_questions(write, video_files):
     write("youtube_mapping.txt", "\ufeffmv89psg6zh4_33_46 vid1\n\n-4wsuPCjDBc_5_15  vid2 \r\n")
     path = write("val_qa.json", MSVD)
     names = ["YouTubeClips/mv89psg6zh4_33_46.avi", "-4wsuPCjDBc_5_15.avi", "vid3.mp4"]
-    folder = clips(*names, "vid1.mp4", "video1.mp4")
+    folder = video_files(*names, "vid1.mp4", "video1.mp4")
     samples, rejects = read_all(path, folder)
     assert not rejects
     assert [s.image.decode() for s in samples] == names
@@ -224,47 +221,47 @@ def test_msvd_questions(write, clips):
     assert source.describe()["youtube_mapping.txt"] == str(path.parent / "youtube_mapping.txt")
 
 
-def test_msvd_questions_without_the_names_of_youtube(write, clips):
+def test_msvd_questions_without_the_names_of_youtube(write, video_files):
     path = write("val_qa.json", MSVD)
-    samples, rejects = read_all(path, clips("vid1.avi", "video2.mp4"))
+    samples, rejects = read_all(path, video_files("vid1.avi", "video2.mp4"))
     assert [s.image for s in samples] == [b"vid1.avi"]
-    assert "no clip vid2 (" in rejects[0].reason
-    described = open_source(str(path), images=str(clips())).describe()
+    assert "no video vid2 (" in rejects[0].reason
+    described = open_source(str(path), images=str(video_files())).describe()
     assert "youtube_mapping.txt, without which" in described["missing"]
 
 
-def test_msvd_says_both_names_of_a_missing_clip(write, clips):
+def test_msvd_says_both_names_of_a_missing_video(write, video_files):
     write("youtube_mapping.txt", "abc_1_2 vid1")
-    _, rejects = read_all(write("val_qa.json", MSVD[:1]), clips("other.mp4"))
-    assert "no clip abc_1_2 or vid1 (" in rejects[0].reason
+    _, rejects = read_all(write("val_qa.json", MSVD[:1]), video_files("other.mp4"))
+    assert "no video abc_1_2 or vid1 (" in rejects[0].reason
 
 
 @pytest.mark.parametrize("line", ["vid1", "abc 1", "abc"])
-def test_a_broken_mapping_names_its_line(write, clips, line):
+def test_a_broken_mapping_names_its_line(write, video_files, line):
     write("youtube_mapping.txt", f"abc vid1\n{line}\n")
     with pytest.raises(SourceError, match=r"youtube_mapping\.txt line 2"):
-        open_source(str(write("val_qa.json", MSVD)), images=str(clips("vid1.mp4")))
+        open_source(str(write("val_qa.json", MSVD)), images=str(video_files("vid1.mp4")))
 
 
-def test_questions_about_clips_by_name(write, clips):
+def test_questions_about_videos_by_name(write, video_files):
     rows = [{"answer": "x", "question": "who?", "video_id": name} for name in ("video7", "7")]
-    samples, _ = read_all(write("val_qa.json", rows), clips("video7.mkv", "vid7.mp4"))
+    samples, _ = read_all(write("val_qa.json", rows), video_files("video7.mkv", "vid7.mp4"))
     found = [(s.key, s.info["question_id"], s.image) for s in samples]
     assert found == [("0", 0, b"video7.mkv"), ("1", 1, b"vid7.mp4")]
 
 
-def test_of_two_clips_of_one_name_the_outer_one_counts(write, clips):
-    folder = clips("a/b/video1.mp4", "b/video1.mp4", "c/video1.mp4")
+def test_of_two_videos_of_one_name_the_outer_one_counts(write, video_files):
+    folder = video_files("a/b/video1.mp4", "b/video1.mp4", "c/video1.mp4")
     samples, _ = read_all(write("a.json", {"videos": [video(1, "test")]}), folder)
     assert samples[0].image == b"b/video1.mp4"
 
 
-def test_clips_from_a_url(write, clips):
+def test_videos_from_a_url(write, video_files):
     memory = pytest.importorskip("fsspec").filesystem("memory")
-    memory.pipe_file("/msrvtt/all/video1.mp4", b"clip")
+    memory.pipe_file("/msrvtt/all/video1.mp4", b"video")
     path = write("a.json", {"videos": [video(1, "test")], "sentences": [sentence(1, "x")]})
     samples, _ = read_all(path, "memory://msrvtt")
-    assert [s.image for s in samples] == [b"clip"]
+    assert [s.image for s in samples] == [b"video"]
 
 
 @pytest.mark.parametrize(
@@ -276,11 +273,11 @@ def test_clips_from_a_url(write, clips):
         ("a.jsonl", '{"clip_name": "video1", "caption": "x"}'),
     ],
 )
-def test_a_folder_is_needed_and_must_hold_clips(tmp_path, write, name, content):
+def test_a_folder_is_needed_and_must_hold_videos(tmp_path, write, name, content):
     path = str(write(name, content))
     with pytest.raises(SourceError, match="--images DIR"):
         open_source(path)
     with pytest.raises(SourceError, match="no such folder"):
         open_source(path, images=str(tmp_path / "none"))
-    with pytest.raises(SourceError, match=r"no clip .*mp4.* in this folder or below"):
+    with pytest.raises(SourceError, match=r"no video .*mp4.* in this folder or below"):
         open_source(path, images=str(tmp_path))

@@ -81,31 +81,31 @@ class CapFiltSource(Source):
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         """As every source does; the numbers are those of the original samples."""
-        kept: dict[str, list[tuple[str, str]]] = {}  # of each original sample the keys and texts
+        kept: dict[str, list[tuple[str, str]]] = {}  # of each original sample the keys and texts of its pairs
         for row in self._kept(shard).to_pylist():
             key = f"{row['key']}-{row['source']}-{row['index']}"
             kept.setdefault(row["key"], []).append((key, row["caption"]))
-        met: set[str] = set()
+        wanted: dict[str, list[tuple[str, str]]] = {}  # of the original samples that were met
 
-        def pairs(sample: Sample) -> list[Sample]:
-            texts = kept.get(sample.key, ())
-            wanted = (replace(sample, key=key, captions=(caption,)) for key, caption in texts)
-            return [pair for pair in wanted if not selection.skips(pair)]
-
-        def has_no_pair(sample: Sample) -> bool:
-            met.add(sample.key)
-            return not pairs(sample)
+        def has_no_pair(original: Sample) -> bool:
+            wanted[original.key] = [
+                (key, caption)
+                for key, caption in kept.get(original.key, ())
+                if not selection.skips(replace(original, key=key, captions=(caption,)))
+            ]
+            return not wanted[original.key]
 
         number = selection.start
         for number, item in self.original.read_selected(shard, selection._replace(skip=has_no_pair)):
             if isinstance(item, Sample):
-                yield from (Located(number, pair) for pair in pairs(item))
+                for key, caption in wanted[item.key]:
+                    yield Located(number, replace(item, key=key, captions=(caption,)))
             elif item.key in kept or not item.key:
-                met.add(item.key)
+                wanted.setdefault(item.key, [])
                 yield Located(number, item)
         if selection.start == 0 and selection.pieces == (0, 1):
-            for original in [key for key in kept if key not in met]:
-                for key, _ in kept[original]:
+            for original, texts in kept.items():
+                for key, _ in texts if original not in wanted else ():
                     reason = f"the original shard has no sample {original} any more"
                     yield Located(number, Reject(shard, key, reason))
 

@@ -1,0 +1,144 @@
+"""What is fetched of remote shards."""
+
+import json
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from annotation_files import items_of, read_all
+from counting_files import CountingFileSystem
+
+from openblip.data.sources import open_source, storage
+from openblip.errors import SourceError
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "_BLOCK_BYTES", MIB)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    CountingFileSystem.reset()
+
+
+@pytest.fixture
+def tar(tmp_path, write_tar):
+    """200 samples, 10 MB."""
+    members = []
+    for number in range(200):
+        members.append((f"{number:03d}.jpg", bytes([number]) * 50_000))
+        members.append((f"{number:03d}.json", json.dumps({"caption": f"text {number}"}).encode()))
+    return write_tar(tmp_path / "shards" / "0000.tar", members)
+
+
+def test_a_tar_is_fetched_once_in_few_requests(tar):
+    local = read_all(tar)
+    assert [s.image for s in read_all(f"counting://{tar}")[0]] == [s.image for s in local[0]]
+    assert CountingFileSystem.num_bytes <= tar.stat().st_size
+    assert CountingFileSystem.num_requests <= tar.stat().st_size // MIB + 1
+
+
+def test_a_parquet_file_is_fetched_once_in_few_requests(tmp_path):
+    rows = {"image": [bytes([n]) * 50_000 for n in range(200)], "caption": [f"text {n}" for n in range(200)]}
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(rows), path, row_group_size=100, compression="none", use_dictionary=False)
+    source = open_source(f"counting://{path}")
+    CountingFileSystem.reset()
+    assert len(items_of(source)) == 200
+    assert CountingFileSystem.num_bytes <= 1.4 * path.stat().st_size  # at most two blocks a row group twice
+    assert CountingFileSystem.num_requests <= path.stat().st_size // MIB + 6
+
+
+def test_large_payloads_that_are_not_wanted_are_not_fetched(tmp_path, write_tar):
+    members = [
+        (f"{n}.{kind}", bytes(8 * MIB) if kind == "mp4" else b"{}")
+        for n in range(5)
+        for kind in ("mp4", "json")
+    ]
+    source = open_source(f"counting://{write_tar(tmp_path / 'videos.tar', members)}")
+    assert len(items_of(source, images=False)) == 5
+    assert CountingFileSystem.num_bytes <= 12 * MIB
+
+
+def test_pieces_are_read_of_one_local_copy(tar, tmp_path):
+    source = open_source(f"counting://{tar}")
+    numbers = [n for j in range(8) for n, _ in source.read("0000", pieces=(j, 8))]
+    assert sorted(numbers) == list(range(200))
+    assert CountingFileSystem.num_bytes <= tar.stat().st_size
+    (copy,) = tmp_path.glob("openblip-shards-*/*.shard")
+    assert copy.read_bytes() == tar.read_bytes()
+
+
+def test_several_readers_make_one_copy(tar):
+    path = f"counting://{tar}"
+    read = []
+    threads = [
+        threading.Thread(target=lambda: read.append(storage.open_copied(path).read())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {*read} == {tar.read_bytes()}
+    assert CountingFileSystem.num_bytes <= tar.stat().st_size
+
+
+def test_a_changed_file_is_copied_anew(tar):
+    path = f"counting://{tar}"
+    assert storage.open_copied(path).read() == tar.read_bytes()
+    tar.write_bytes(b"x" * tar.stat().st_size)
+    assert storage.open_copied(path).read() == tar.read_bytes()
+
+
+def test_copies_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_COPIES_BYTES", 2500)
+    for number in range(4):
+        (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 1000)
+        assert storage.open_copied(f"counting://{tmp_path}/{number}.tar").read() == bytes([number]) * 1000
+    copies = [path.read_bytes()[:1] for path in tmp_path.glob("openblip-shards-*/*.shard")]
+    assert sorted(copies) == [b"\2", b"\3"]
+    (tmp_path / "large.tar").write_bytes(b"x" * 3000)
+    assert storage.open_copied(f"counting://{tmp_path}/large.tar").read() == b"x" * 3000
+    assert len([*tmp_path.glob("openblip-shards-*/*.shard")]) == 2
+
+
+def test_many_names_are_not_looked_for_one_by_one(tar, tmp_path, monkeypatch):
+    for number in range(40):
+        (tmp_path / f"{number:02d}.tar").touch()
+    asked = []
+    monkeypatch.setattr(
+        CountingFileSystem, "exists", lambda self, path: asked.append(path) or path.endswith("0.tar")
+    )
+    source = open_source(f"counting://{tmp_path}/{{00..30}}.tar")
+    assert len(source.shards()) == 31
+    assert len(asked) == 2
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(f"counting://{tmp_path}/{{00..31}}.tar")
+
+
+def test_images_of_a_remote_table_come_in_order(tmp_path, make_image):
+    names = [f"{number}.jpg" for number in range(100)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(make_image(number))
+    (tmp_path / "7.jpg").unlink()
+    rows = [{"image": name, "caption": name} for name in names]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken")
+    (shard,) = (source := open_source(f"counting://{tmp_path}/t.jsonl")).shards()
+    read = list(source.read(shard))
+    assert [located.number for located in read] == list(range(101))
+    assert [located.item.image for located in read if located.number not in (7, 100)] == [
+        make_image(number) for number in range(100) if number != 7
+    ]
+    assert "7.jpg" in read[7].item.reason
+
+
+def test_what_a_client_library_raises_is_an_error_of_the_shard(tar, monkeypatch):
+    source = open_source(f"counting://{tar}")
+
+    def fail(self, start, end):
+        raise RuntimeError("denied")
+
+    monkeypatch.setattr("counting_files.CountingFile._fetch_range", fail)
+    with pytest.raises(SourceError, match=r"cannot be read.*denied"):
+        items_of(source)
