@@ -174,6 +174,27 @@ def test_a_shard_that_ends_early_gives_its_whole_samples(tmp_path, write_tar, ma
     assert "ends early" in rejects[0].reason
 
 
+@pytest.mark.parametrize("size", [*range(600, 6000, 300), 20_000])
+def test_a_damaged_shard_in_pieces(tmp_path, write_tar, make_image, size):
+    whole = three_samples(write_tar, make_image, tmp_path / "whole.tar")
+    (tmp_path / "cut.tar").write_bytes(whole[:size])
+    source = open_source(str(tmp_path / "cut.tar"))
+
+    def read(**arguments):
+        try:
+            return list(source.read("cut", **arguments))
+        except SourceError as error:
+            return [(0, str(error))]
+
+    everything = read()
+    for start in range(5):
+        pieces = [item for j in range(2) for item in read(start=start, pieces=(j, 2))]
+        if isinstance(everything[0][1], str):
+            assert pieces == [*everything, *everything]
+        else:
+            assert sorted(pieces, key=lambda p: p.number) == [p for p in everything if p.number >= start]
+
+
 def test_a_damaged_header_in_the_middle_is_not_silent(tmp_path, write_tar, make_image):
     whole = bytearray(three_samples(write_tar, make_image, tmp_path / "whole.tar"))
     with tarfile.open(tmp_path / "whole.tar") as tar:
