@@ -37,7 +37,7 @@ def test_json(shard, capsys):
     assert facts["image sizes"] == ["20x10"]
     assert facts["reasons"] == {
         "not an image in a known format": 1,
-        "no image (jpg, jpeg, png or webp) or clip (mp4, webm, mkv, avi, mov or m4v) with this key": 1,
+        "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key": 1,
     }
 
 
@@ -104,7 +104,7 @@ def test_missing_pictures_are_counted_and_named(vqa, tmp_path, capsys):
     facts = inspect(capsys, vqa, "--images", tmp_path / "coco")
     assert facts["missing pictures"] == "1 of 3"
     assert [path.rpartition("/")[2] for path in facts["first missing"]] == ["COCO_val2014_000000000002.jpg"]
-    assert facts["reasons"] == {"no such file as its picture": 1}
+    assert facts["reasons"] == {"no such file as its image": 1}
     assert main(["data", "inspect", str(vqa), "--images", str(tmp_path / "coco")]) == 0
     shown = "".join(character for character in capsys.readouterr().out if character not in " \n│")
     assert "COCO_val2014_000000000002.jpg" in shown

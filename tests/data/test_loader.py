@@ -1,48 +1,31 @@
-import itertools
+"""The loader: full batches for ever, the same whoever reads, exactly resumable, rejects named."""
+
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from memory_source import TOKENIZER, MemorySource, load, names, numbered, take
 
-from openblip.data.batch import ImageTextProcessor
-from openblip.data.loader import Loader
-from openblip.data.sources import Mixture, ShardIndex, open_mixture
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Augmentation, Preprocessing
+from openblip.data import loader as loader_module
+from openblip.data import order as order_module
+from openblip.data.order import join_cursors
+from openblip.data.sample import Reject, Sample
+from openblip.data.sources import Mixture
+from openblip.data.transforms import Augmentation
 from openblip.errors import ConfigError, SourceError
-
-TOKENIZER = Tokenizer.train(["sample text 0123456789"], 150)
-
-
-def load(spec, **options):
-    settings = {
-        "processor": ImageTextProcessor(),
-        "batch_size": 4,
-        "seed": 3,
-        "shuffle_window_shards": 2,
-    } | options
-    return Loader(
-        open_mixture(str(spec)), tokenizer=TOKENIZER, preprocessing=Preprocessing(image_size=8), **settings
-    )
-
-
-def take(loader, num_batches):
-    return list(itertools.islice(loader, num_batches))
-
-
-def keys(batches):
-    return [key for loaded in batches for key in loaded.batch.keys]
 
 
 def assert_same(left, right):
-    assert [b.batch.keys for b in left] == [b.batch.keys for b in right]
+    assert names(left) == names(right)
     assert [b.batch.captions for b in left] == [b.batch.captions for b in right]
     assert [b.cursor for b in left] == [b.cursor for b in right]
     assert [b.rejects for b in left] == [b.rejects for b in right]
@@ -52,6 +35,19 @@ def assert_same(left, right):
         assert torch.equal(a.batch.image_ids, b.batch.image_ids)
 
 
+@pytest.fixture
+def odd_mixture(tmp_path, write_shards, write_tar, make_image):
+    """Two weighted sources, with damaged images, a sample without image, and a shard that is none."""
+    write_shards(tmp_path / "a", [50, 30, 40], corrupt={"00002": b"no image", "00090": b""}, num_captions=3)
+    write_shards(tmp_path / "b", [70], num_captions=3)
+    odd = [("x.txt", b"no image")]
+    for i in range(60):
+        odd += [(f"{i}.jpg", make_image(i)), (f"{i}.txt", b"odd")]
+    write_tar(tmp_path / "a" / "odd.tar", odd)
+    (tmp_path / "a" / "zero.tar").write_bytes(b"")
+    return f"{tmp_path / 'a'}@0.7,{tmp_path / 'b'}@0.3"
+
+
 def test_batch_shapes(tmp_path, write_shards):
     batch = take(load(write_shards(tmp_path, [6])), 1)[0].batch
     assert len(batch) == 4
@@ -59,171 +55,229 @@ def test_batch_shapes(tmp_path, write_shards):
     assert batch.pixels.dtype == torch.uint8
     assert batch.image_ids.dtype == torch.int64
     assert (batch.image_ids >= 0).all()
-    assert len(set(batch.image_ids.tolist())) == 4
     assert batch.shards == ["0000"] * 4
-    assert torch.equal(batch.tokens.ids, TOKENIZER.encode(batch.captions).ids)
+    width = TOKENIZER.encode(batch.captions).ids.shape[1]
+    assert batch.tokens.ids.shape[1] == 8 * -(-width // 8)
+    assert torch.equal(batch.tokens.ids[:, :width], TOKENIZER.encode(batch.captions).ids)
     assert batch.to("cpu").keys == batch.keys
 
 
-def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [3, 4, 1, 2, 2])
-    drawn = keys(take(load(folder), 9))
-    everything = [f"{i:05d}" for i in range(12)]
-    epochs = [drawn[i : i + 12] for i in (0, 12, 24)]
-    assert all(sorted(epoch) == everything for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != everything
-    assert keys(take(load(folder), 9)) == drawn
-    assert keys(take(load(folder, seed=4), 9)) != drawn
+def test_every_sample_is_drawn_about_equally_often(make_image):
+    source = numbered("a", [30, 50, 20, 10, 40], make_image())
+    drawn = names(take(load(source, batch_size=150), 20))
+    counts = Counter(drawn)
+    assert len(counts) == 150
+    assert min(counts.values()) >= 10
+    assert max(counts.values()) <= 30
+    assert drawn[:150] != sorted(drawn[:150])
+    assert names(take(load(source, batch_size=150), 20)) == drawn
+    assert names(take(load(source, batch_size=150, seed=4), 20)) != drawn
 
 
-def test_small_sources_fill_large_batches(tmp_path, write_shards):
-    batches = take(load(write_shards(tmp_path, [10]), batch_size=64), 2)
-    counts = Counter(keys(batches[:1]))
-    assert sum(counts.values()) == 64
-    assert set(counts.values()) == {6, 7}
-    assert len(batches[1].batch) == 64
+def test_a_shard_per_stream_is_read_through_before_it_comes_again(make_image):
+    source = numbered("a", [20] * 64, make_image())
+    counts = Counter(names(take(load(source, batch_size=64), 20)))
+    assert set(counts.values()) == {1}
+    assert len(counts) == 64 * 20
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_small_sources_fill_large_batches(make_image, size):
+    batches = take(load(numbered("a", [size], make_image()), batch_size=128), 2)
+    counts = Counter(names(batches))
+    assert len(counts) == size
+    assert min(counts.values()) >= 128 / size
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_gives_exactly_the_remaining_batches(
-    tmp_path, write_shards, write_tar, make_image, num_workers
-):
-    write_shards(tmp_path / "a", [5, 3, 4], corrupt={"00002": b"no picture", "00009": b""}, num_captions=3)
-    write_shards(tmp_path / "b", [7], num_captions=3)
-    odd = [("x.txt", b"no image")]  # rejected by the index, once per epoch
-    for i in range(6):
-        odd += [(f"{i}.jpg", make_image(i)), (f"{i}.txt", b"odd")]
-    write_tar(tmp_path / "a" / "odd.tar", odd)
-    spec = f"{tmp_path / 'a'}@0.7,{tmp_path / 'b'}@0.3"
-    options = {"augmentation": Augmentation(), "batch_size": 5}
-    whole = take(load(spec, **options), 12)  # about three epochs
-    for done in (1, 5, 11):
+def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
+    options = {"augmentation": Augmentation(), "batch_size": 24}
+    whole = take(load(odd_mixture, **options), 16)
+    assert any(batch.rejects for batch in whole)
+    for done in (1, 2, 13):
         cursor = json.loads(json.dumps(whole[done - 1].cursor))
-        resumed = take(load(spec, cursor=cursor, num_workers=num_workers, **options), 12 - done)
+        resumed = take(load(odd_mixture, cursor=cursor, num_workers=num_workers, **options), 16 - done)
         assert_same(resumed, whole[done:])
+    assert len(json.dumps(cursor)) < 8000
 
 
-def test_workers_change_nothing(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [20, 30], corrupt={"00007": b"x"}, num_captions=2)
-    plain = take(load(folder, augmentation=Augmentation()), 15)
-    assert_same(take(load(folder, augmentation=Augmentation(), num_workers=2), 15), plain)
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 8])
+def test_workers_change_nothing(odd_mixture, num_workers):
+    plain = take(load(odd_mixture, augmentation=Augmentation()), 24)
+    assert_same(take(load(odd_mixture, augmentation=Augmentation(), num_workers=num_workers), 24), plain)
 
 
-def test_resuming_reads_nothing_that_was_consumed(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [40])
-    whole = take(load(folder), 10)
-    read = []
-
-    class Spy:
-        def __init__(self, record):
-            self.record, self.key, self.shard = record, record.key, record.shard
-
-        def read(self):
-            read.append(self.key)
-            return self.record.read()
-
-    class SpySource:
-        def __init__(self, source):
-            self.name, self.shards, self.source = source.name, source.shards, source
-
-        def index(self, shard):
-            found = self.source.index(shard)
-            return ShardIndex([Spy(record) for record in found.records], found.rejects)
-
-    loader = load(folder, cursor=whole[6].cursor)
-    loader.mixture = Mixture((SpySource(loader.mixture.sources[0]),), (1.0,))
-    take(loader, 3)
-    assert read == keys(whole[7:10])
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_are_one_rank_with_a_larger_batch(tmp_path, write_shards, world_size):
-    write_shards(tmp_path / "a", [5, 6, 7])
-    write_shards(tmp_path / "b", [4])
-    spec = f"{tmp_path / 'a'},{tmp_path / 'b'}"
-    one = take(load(spec, batch_size=4 * world_size), 5)
-    ranks = [take(load(spec, rank=rank, world_size=world_size), 5) for rank in range(world_size)]
-    for step, joint in enumerate(one):
-        together = [list(zip(*(r[step].batch.shards, r[step].batch.keys), strict=True)) for r in ranks]
-        interleaved = [pair for pairs in zip(*together, strict=True) for pair in pairs]
-        assert interleaved == list(zip(joint.batch.shards, joint.batch.keys, strict=True))
-        assert all(r[step].cursor == joint.cursor for r in ranks)
-
-
-def test_views_and_captions_depend_on_the_sample_alone(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [6, 6], num_captions=5)
-    one = take(load(folder, augmentation=Augmentation(), batch_size=12), 1)[0].batch
-    two = [
-        take(load(folder, augmentation=Augmentation(), batch_size=3, rank=rank, world_size=2), 2)
-        for rank in (0, 1)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_together_see_what_one_sees(odd_mixture, world_size):
+    one = take(load(odd_mixture, batch_size=24), 10)
+    ranks = [
+        take(load(odd_mixture, batch_size=24 // world_size, rank=rank, world_size=world_size), 10)
+        for rank in range(world_size)
     ]
-    where = {key: i for i, key in enumerate(one.keys)}
+    for step, joint in enumerate(one):
+        parts = [names([rank[step]]) for rank in ranks]
+        assert [pair for row in zip(*parts, strict=True) for pair in row] == names([joint])
+        assert sum(len(rank[step].rejects) for rank in ranks) == len(joint.rejects)
+        assert join_cursors([rank[step].cursor for rank in ranks]) == joint.cursor
+    # One process goes on where several have stopped, and the other way round.
+    joined = join_cursors([rank[4].cursor for rank in ranks])
+    assert names(take(load(odd_mixture, batch_size=24, cursor=joined), 5)) == names(one[5:])
+    rest = take(load(odd_mixture, batch_size=12, rank=1, world_size=2, cursor=one[4].cursor), 5)
+    assert names(rest) == names(one[5:])[1::2]
+
+
+def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
+    whole = names(take(load(odd_mixture, batch_size=6), 20))
+    cursor = take(load(odd_mixture, batch_size=6), 5)[-1].cursor
+    assert names(take(load(odd_mixture, batch_size=15, cursor=cursor), 6)) == whole[30:]
+    parts = [
+        names(take(load(odd_mixture, batch_size=5, rank=r, world_size=4, cursor=cursor), 4)) for r in range(4)
+    ]
+    for step in range(4):
+        rows = [pair for part in parts for pair in part[5 * step : 5 * step + 5]]
+        assert sorted(rows) == sorted(whole[30 + 20 * step : 50 + 20 * step])
+
+
+def test_resuming_reads_the_open_blocks_alone(make_image):
+    source = numbered("a", [400] * 64, make_image())
+    whole = take(load(source, batch_size=64), 300)
+    source.reads.clear()
+    take(load(source, batch_size=64, cursor=whole[299].cursor), 1)
+    for position in whole[299].cursor["positions"].values():
+        assert position[0][1] > 100
+    assert min(number for _, number in source.reads) > 100
+
+
+def test_nothing_is_read_before_the_first_batch_and_little_for_it(make_image):
+    source = numbered("a", [1000] * 64, make_image())
+    loader = load(source, batch_size=64)
+    assert not source.reads
+    iterator = iter(loader)
+    next(iterator)
+    assert len(source.reads) < 64 * 110  # of every stream the first block, one ahead, and a sample
+    iterator.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
+
+
+def test_blocks_hold_few_samples_and_bytes(make_image, monkeypatch):
+    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 5)
+    source = numbered("a", [60], make_image())
+    whole = take(load(source), 60)
+    assert {p[0][1] // 64 for batch in whole for p in batch.cursor["positions"].values()} == {0}
+    monkeypatch.setattr(loader_module, "MAX_BLOCK_BYTES", 2 * len(make_image()))
+    source = numbered("a", [30] * 64, make_image())
+    for batch in take(load(source, batch_size=64), 20):
+        for ((_, number, taken),) in batch.cursor["positions"].values():
+            assert number % 2 == 0
+            assert taken < 2
+
+
+def test_samples_with_one_number_stay_together(make_image, monkeypatch):
+    """As the kept texts of one image do, in a CapFilt run."""
+
+    class Twofold(MemorySource):
+        def read_selected(self, shard, selection):
+            for number, item in super().read_selected(shard, selection):
+                for text in "ab":
+                    yield number, Sample(f"{item.key}-{text}", shard, item.image, (text,), item.image_id)
+
+    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 3)
+    source = Twofold("a", numbered("a", [20] * 64, make_image()).content)
+    whole = take(load(source, batch_size=64), 40)
+    assert set(Counter(names(whole)).values()) == {1}
+    assert names(take(load(source, batch_size=64, cursor=whole[6].cursor), 33)) == names(whole[7:])
+
+
+def test_views_and_captions_depend_on_the_sample_alone(odd_mixture):
+    options = {"augmentation": Augmentation()}
+    one = take(load(odd_mixture, batch_size=48, **options), 1)[0].batch
+    two = [take(load(odd_mixture, batch_size=8, rank=r, world_size=2, **options), 3) for r in (0, 1)]
+    rows = {name: row for row, name in enumerate(zip(one.shards, one.keys, one.captions, strict=True))}
     for loaded in two[0] + two[1]:
-        for i, key in enumerate(loaded.batch.keys):
-            assert loaded.batch.captions[i] == one.captions[where[key]]
-            assert torch.equal(loaded.batch.pixels[i], one.pixels[where[key]])
+        batch = loaded.batch
+        for i, name in enumerate(zip(batch.shards, batch.keys, batch.captions, strict=True)):
+            assert torch.equal(batch.pixels[i], one.pixels[rows[name]])
 
 
-def test_every_caption_of_a_sample_is_used_over_the_epochs(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [2], num_captions=3)
-    captions = {
-        caption for loaded in take(load(folder, batch_size=2), 30) for caption in loaded.batch.captions
-    }
-    assert captions == {f"sample {n} text {i}" for n in (0, 1) for i in range(3)}
+def test_every_caption_of_a_sample_is_used_over_the_epochs(make_image):
+    batches = take(load(numbered("a", [2], make_image(), captions=3), batch_size=64), 10)
+    captions = {caption for loaded in batches for caption in loaded.batch.captions}
+    assert captions == {f"sample {n:05d} text {i}" for n in (0, 1) for i in range(3)}
 
 
-def test_rejects_are_skipped_counted_and_named(tmp_path, write_tar, write_shards, make_image):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rejects_are_replaced_and_named(tmp_path, write_tar, write_shards, make_image, num_workers):
     corrupt = {"00001": b"", "00003": b"text", "00004": make_image(size=(300, 300))[:-100]}
     write_shards(tmp_path, [8], corrupt=corrupt)
-    write_tar(
-        tmp_path / "odd.tar",
-        [
-            ("a.jpg", make_image()),
-            ("b.jpg", make_image()),
-            ("b.txt", b"!!!"),
-            ("c.txt", b"no image"),
-            ("d.jpg", b"x"),
-        ],
-    )
-    batches = take(load(tmp_path, batch_size=5, shuffle_window_shards=5), 1)
-    assert len(batches[0].batch) == 5
-    assert sorted(batches[0].batch.keys) == ["00000", "00002", "00005", "00006", "00007"]
-    rejects = {(r.shard, r.key): r.reason for r in batches[0].rejects}
-    later = take(load(tmp_path, batch_size=5, cursor=batches[0].cursor, shuffle_window_shards=5), 1)[
-        0
-    ].rejects
-    rejects |= {(r.shard, r.key): r.reason for r in later}
-    assert set(rejects) == {("0000", k) for k in corrupt} | {("odd", k) for k in "abcd"}
+    odd = [("a.jpg", make_image()), ("b.jpg", make_image()), ("b.txt", b"!!!"), ("c.txt", b"no image")]
+    write_tar(tmp_path / "odd.tar", [*odd, ("d.jpg", b"x")])
+    (tmp_path / "page.tar").write_bytes(b"<html>not found</html>" * 100)
+    batches = take(load(tmp_path, batch_size=64, num_workers=num_workers), 4)
+    assert {key for _, key in names(batches)} == {"00000", "00002", "00005", "00006", "00007"}
+    rejects = {(r.shard, r.key): r.reason for batch in batches for r in batch.rejects}
+    assert set(rejects) == {("0000", k) for k in corrupt} | {("odd", k) for k in "abcd"} | {("page", "")}
     assert rejects["odd", "a"] == rejects["odd", "b"] == "no caption"
     assert "empty" in rejects["0000", "00001"]
     assert "no image" in rejects["odd", "c"]
+    assert "not a tar archive" in rejects["page", ""]
 
 
-def test_shard_rejects_come_once_per_epoch_and_from_rank_0(tmp_path, write_tar, make_image):
-    members = [("a.jpg", make_image()), ("a.txt", b"a"), ("a.jpg", make_image())]
-    write_tar(tmp_path / "s.tar", members)
-    ranks = [take(load(tmp_path, batch_size=2, rank=rank, world_size=2), 2) for rank in (0, 1)]
-    assert sum(len(loaded.rejects) for loaded in ranks[0]) == 8  # eight epochs of one sample
-    assert sum(len(loaded.rejects) for loaded in ranks[1]) == 0
+def test_rejects_come_once_per_epoch(make_image):
+    shards = {}
+    for shard in map(str, range(64)):
+        good = [Sample(str(i), shard, make_image(), ("a",), f"{shard}/{i}") for i in range(3)]
+        shards[shard] = [good[0], Reject(shard, "x", "broken"), good[1], good[2]]
+    batches = take(load(MemorySource("a", shards), batch_size=64), 9)
+    assert Counter(r.shard for batch in batches for r in batch.rejects) == dict.fromkeys(shards, 3)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_source_without_usable_samples_raises(tmp_path, write_shards, write_tar, num_workers):
     folder = write_shards(tmp_path / "all", [3, 3], corrupt={f"{i:05d}": b"bad" for i in range(6)})
-    with pytest.raises(SourceError, match=r"no sample can be used.*0000"):
+    with pytest.raises(
+        SourceError, match=r"^\S+all: no sample can be used; the last, 0001/00005: .*known format$"
+    ):
         take(load(folder, num_workers=num_workers), 1)
     write_tar(tmp_path / "none" / "a.tar", [("a.txt", b"x")])
-    with pytest.raises(SourceError, match=r"no usable sample; a/a: no image"):
+    with pytest.raises(SourceError, match=r"no sample can be used; the last, a/a: no image"):
         take(load(tmp_path / "none", num_workers=num_workers), 1)
+    write_shards(tmp_path / "good", [5])
+    with pytest.raises(SourceError, match=r"all: no sample can be used"):
+        take(load(f"{folder},{tmp_path / 'good'}", num_workers=num_workers), 50)
 
 
-def test_mixture_weights_are_draw_probabilities(tmp_path, write_shards):
-    write_shards(tmp_path / "a", [2])
-    write_shards(tmp_path / "b", [50])
-    loader = load(f"{tmp_path / 'a'}@0.8,{tmp_path / 'b'}@0.2", batch_size=200)
-    counts = Counter(key in ("00000", "00001") for key in keys(take(loader, 4)))
-    assert 0.72 < counts[True] / 800 < 0.9
+class Flaky(MemorySource):
+    """The connection is lost at sample 7, as often as `failures` says."""
+
+    failures = 1
+
+    def read_selected(self, shard, selection):
+        for number, item in super().read_selected(shard, selection):
+            if number == 7 and self.failures:
+                self.failures -= 1
+                raise ConnectionError("connection lost")
+            yield number, item
+
+
+def test_a_lost_connection_is_tried_again(make_image, monkeypatch):
+    monkeypatch.setattr(loader_module, "_RETRY_PAUSES", (0.0, 0.0, 0.0))
+    plain = numbered("a", [12] * 64, make_image())
+    flaky = Flaky("a", plain.content)
+    assert_same(take(load(flaky, batch_size=64), 14), take(load(plain, batch_size=64), 14))
+    flaky.failures = 10**9
+    with pytest.raises(SourceError, match=r"a: shard 00.. cannot be read: connection lost"):
+        take(load(flaky, batch_size=64), 14)
+
+
+def test_mixture_weights_are_probabilities_of_draws(make_image):
+    sources = (numbered("a", [2], make_image()), numbered("b", [50], make_image()))
+    batches = take(load(Mixture(sources, (0.8, 0.2)), batch_size=200), 4)
+    ids = Counter(image_id for batch in batches for image_id in batch.batch.image_ids.tolist())
+    assert 0.75 < sum(count for _, count in ids.most_common(2)) / 800 < 0.85
+    batches = take(load(Mixture(sources), batch_size=200), 10)
+    counts = Counter(image_id for batch in batches for image_id in batch.batch.image_ids.tolist())
+    assert len(counts) == 52
+    assert max(counts.values()) < 90  # 38.5 expected of each
 
 
 def test_equal_samples_of_two_sources_are_different_images(tmp_path, write_shards):
@@ -231,16 +285,6 @@ def test_equal_samples_of_two_sources_are_different_images(tmp_path, write_shard
     write_shards(tmp_path / "b", [1])
     batch = take(load(f"{tmp_path / 'a'},{tmp_path / 'b'}", batch_size=16), 1)[0].batch
     assert len(set(batch.image_ids.tolist())) == 2
-
-
-def test_a_cursor_of_other_data_is_refused(tmp_path, write_shards):
-    folder = write_shards(tmp_path, [3, 3, 3])
-    cursor = take(load(folder), 1)[0].cursor
-    with pytest.raises(ConfigError, match="seed was 3, is 4"):
-        take(load(folder, seed=4, cursor=cursor), 1)
-    (folder / "0002.tar").unlink()
-    with pytest.raises(ConfigError, match="num_shards"):
-        take(load(folder, cursor=cursor), 1)
 
 
 def test_the_global_generator_is_left_alone(tmp_path, write_shards):
@@ -255,14 +299,14 @@ def test_the_global_generator_is_left_alone(tmp_path, write_shards):
 @pytest.mark.parametrize(
     "options", [{"batch_size": 0}, {"num_workers": -1}, {"rank": 2, "world_size": 2}, {"seed": -1}]
 )
-def test_impossible_settings(tmp_path, write_shards, options):
+def test_impossible_settings(make_image, options):
     with pytest.raises(ConfigError):
-        take(load(write_shards(tmp_path, [2]), **options), 1)
+        load(numbered("a", [2], make_image()), **options)
 
 
 def children():
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    return {int(pid) for pid in found.stdout.split()}
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return {int(pid) for pid in listing.stdout.split()}
 
 
 def test_closing_ends_the_workers(tmp_path, write_shards):
@@ -279,38 +323,66 @@ def test_closing_ends_the_workers(tmp_path, write_shards):
 
 
 SCRIPT = """
-import sys, time
-from openblip.data.batch import ImageTextProcessor
-from openblip.data.loader import Loader
-from openblip.data.sources import open_mixture
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-loader = Loader(open_mixture(sys.argv[1]), processor=ImageTextProcessor(),
-                tokenizer=Tokenizer.train(["sample text"], 150),
-                preprocessing=Preprocessing(image_size=8), batch_size=4, seed=0, num_workers=2)
-for n, loaded in enumerate(loader):
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from memory_source import load, names
+ending, source, log = sys.argv[2:]
+cursor = None
+if ending == "kill":
+    try:
+        lines = [line for line in open(log).read().splitlines(True) if line.endswith("\\n")]
+    except FileNotFoundError:
+        lines = []
+    open(log, "w").write("".join(lines))
+    cursor = json.loads(lines[-1])["cursor"] if lines else None
+print("running", flush=True)
+for n, loaded in enumerate(load(source, num_workers=2, batch_size=8, cursor=cursor)):
+    if ending == "kill":
+        with open(log, "a") as file:
+            file.write(json.dumps({"names": names([loaded]), "cursor": loaded.cursor}) + "\\n")
     if n == 3:
-        print("running", flush=True)
-        if sys.argv[2] == "exit":
+        print("in the middle", flush=True)
+        if ending == "exit":
             sys.exit(0)
     time.sleep(0.01)
 """
 
 
-@pytest.mark.parametrize("ending", ["exit", "interrupt"])
-def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path: Path, write_shards, ending):
-    folder = write_shards(tmp_path, [30])
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), ending],
+def run_script(ending, source, log=""):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), ending, str(source), str(log)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("ending", ["exit", "interrupt"])
+def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_shards, ending):
+    process = run_script(ending, write_shards(tmp_path, [30]))
     assert process.stdout.readline() == "running\n"
+    assert process.stdout.readline() == "in the middle\n"
     if ending == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers, too
     _, errors = process.communicate(timeout=60)
     assert errors.count("Traceback") == (ending == "interrupt")
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of the group is left
+        os.killpg(process.pid, 0)  # no process of the group is left
+
+
+def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(tmp_path, write_shards):
+    folder = write_shards(tmp_path / "data", [40, 25, 60], corrupt={"00012": b"bad"})
+    log = tmp_path / "log.jsonl"
+    moments = random.Random(0)
+    for _ in range(3):
+        process = run_script("kill", folder, log)
+        assert process.stdout.readline() == "running\n"
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    lines = [json.loads(line) for line in log.read_text().splitlines(True) if line.endswith("\n")]
+    assert len(lines) > 12
+    whole = take(load(folder, batch_size=8), len(lines))
+    assert [[tuple(name) for name in line["names"]] for line in lines] == [names([batch]) for batch in whole]

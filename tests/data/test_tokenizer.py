@@ -39,6 +39,16 @@ def test_encode_pads_to_the_longest_and_truncates_before_sep(tokenizer):
     assert tokenizer.encode(["a dog"], max_length=30).ids.shape == (1, 4)
 
 
+def test_lengths_are_rounded_up_within_the_limit(tokenizer):
+    plain, padded = (tokenizer.encode(["a dog", "a"], 30, multiple) for multiple in (1, 8))
+    assert padded.ids.shape == (2, 8)
+    assert torch.equal(padded.ids[:, : plain.ids.shape[1]], plain.ids)
+    assert (padded.ids[:, plain.ids.shape[1] :] == tokenizer.pad_id).all()
+    assert torch.equal(padded.mask.sum(1), plain.mask.sum(1))
+    assert tokenizer.encode(["a dog " * 9], 13, 8).ids.shape == (1, 13)
+    assert tokenizer.encode_turns([["a dog", "a cat"]], 30, 8).ids.shape == (1, 8)
+
+
 @pytest.mark.parametrize("text", ["a dog, a cat", "two red dogs next to a cat on the left, 7 cats", "t"])
 def test_decode_gives_the_text_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode([text]).ids[0]) == text

@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.rand_augment import OPERATIONS, rand_augment
-from openblip.data.transforms import Augmentation, Preprocessing
+from openblip.data.transforms import OPERATIONS, Augmentation, Preprocessing, rand_augment
 
 
 @pytest.mark.parametrize("size", [16, 96])

@@ -17,7 +17,6 @@ from openblip.checkpoints.native.blip import save_blip
 from openblip.data.emoji_scenes.request import Kind
 from openblip.data.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sample import Sample, Source
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
@@ -57,7 +56,8 @@ def write_samples(folder: Path, samples: Iterable[Sample], suffix: str = "jpg") 
 
 
 def usable(source: Source) -> list[Sample]:
-    return [sample for sample in read_samples(source) if isinstance(sample, Sample)]
+    items = (item for shard in source.shards() for _, item in source.read(shard))
+    return [item for item in items if isinstance(item, Sample)]
 
 
 def words(value: Any) -> list[str]:

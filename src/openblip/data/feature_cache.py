@@ -14,7 +14,7 @@ n images of a part, S their side in pixels, N image tokens, Dv their width.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -342,7 +342,9 @@ def _read_part(path: Path) -> _Part:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         shape = tuple(written["shape"])
-        part = _Part(path.with_suffix(".bin"), written["pictures"], shape, written["dtype"], written["rejects"])
+        part = _Part(
+            path.with_suffix(".bin"), written["pictures"], shape, written["dtype"], written["rejects"]
+        )
         expected = part.num_images * int(np.prod(shape)) * _DTYPES[part.dtype].itemsize
         size = part.path.stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:

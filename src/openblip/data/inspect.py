@@ -91,9 +91,7 @@ def inspect_source(
     return result
 
 
-def _read_some(
-    source: Source, shard: str, chosen: set[int], result: Inspection, num_examples: int
-) -> None:
+def _read_some(source: Source, shard: str, chosen: set[int], result: Inspection, num_examples: int) -> None:
     """Read and decode the chosen samples of a shard, by their places among its samples."""
     if not chosen:
         return
@@ -104,14 +102,15 @@ def _read_some(
         place += 1
         return place not in chosen
 
-    known = set(result.rejects)  # the texts told them already
+    known = set(result.rejects)  # reading the texts has given some of them already
     for entry in read_source(source, _image_sizes, shards=[shard], skip=is_skipped):
         if not isinstance(entry, Reject):
             result.add(*entry, num_examples)
+        elif isinstance(entry, MissingFile):
+            result.missing_files.append(entry.path)
+            result.rejects.append(Reject(entry.shard, entry.key, "no such file as its image"))
         elif entry not in known:
             result.rejects.append(entry)
-            if isinstance(entry, MissingFile):
-                result.missing_files.append(entry.path)
     result.num_read += len(chosen)
 
 

@@ -139,9 +139,7 @@ class Order:
             "weights": None if mixture.weights is None else [round(weight, 9) for weight in mixture.weights],
         }
         self.first_draw = 0
-        self.positions = {
-            stream: [Position(stream, 0, 0) for _ in self.pools] for stream in self.streams
-        }
+        self.positions = {stream: [Position(stream, 0, 0) for _ in self.pools] for stream in self.streams}
         if cursor is not None:
             self._resume(cursor)
 

@@ -176,9 +176,7 @@ def _rotate(image: "Image.Image", level: float, rng: "np.random.Generator") -> "
     return image.rotate(degrees, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)
 
 
-def _affine(
-    image: "Image.Image", matrix: tuple[float, float, float, float, float, float]
-) -> "Image.Image":
+def _affine(image: "Image.Image", matrix: tuple[float, float, float, float, float, float]) -> "Image.Image":
     from PIL import Image
 
     return image.transform(

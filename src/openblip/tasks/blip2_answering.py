@@ -69,7 +69,9 @@ class PromptedProcessor(SampleProcessor):
         instructions = None
         if self.instruction_tokens is not None:
             assert tokenizer is not None  # a Q-Former that reads instructions has one
-            instructions = tokenizer.encode([row.instruction for row in rows], self.instruction_tokens, BATCH_LENGTH_STEP)
+            instructions = tokenizer.encode(
+                [row.instruction for row in rows], self.instruction_tokens, BATCH_LENGTH_STEP
+            )
         return PromptedBatch(
             **shared_fields(examples),
             prompts=[row.prompt for row in rows],

@@ -1,0 +1,148 @@
+"""The ordered pass: everything once and in order, read ahead, shared, limited, with rejects in their places."""
+
+import itertools
+import threading
+import time
+
+import pytest
+from annotation_files import items_of
+from memory_source import MemorySource, numbered
+
+from openblip.data.reader import Share, read_source, read_texts
+from openblip.data.sample import Located, Reject, Sample
+from openblip.data.sources import Mixture
+from openblip.errors import ImageError, SourceError
+
+
+def sample(key, shard="s", texts=("a",)):
+    return Sample(key, shard, b"image", texts, f"{shard}/{key}")
+
+
+@pytest.fixture
+def source():
+    """Samples 0 to 4, a reject of the structure between them, and two more in another shard."""
+    first = [sample("0"), Reject("s", "x", "broken"), *(sample(str(i)) for i in (1, 2, 3, 4))]
+    return MemorySource("memory", {"s": first, "t": [sample("5", "t"), sample("6", "t")]})
+
+
+class Unreadable(MemorySource):
+    """The image of sample 2 is missing; the text of a sample says so before."""
+
+    def read_selected(self, shard, selection):
+        for number, item in super().read_selected(shard, selection):
+            is_missing = isinstance(item, Sample) and item.key == "2" and selection.images
+            yield Located(number, Reject(shard, "2", "no such file") if is_missing else item)
+
+
+def key_of(entry):
+    return entry.key if isinstance(entry, Reject) else entry[0].key
+
+
+def keys(entries):
+    return [key_of(entry) for entry in entries]
+
+
+def test_all_samples_in_order_with_what_was_prepared(source):
+    entries = list(read_source(source, lambda s: s.key * 2))
+    assert keys(entries) == ["0", "x", "1", "2", "3", "4", "5", "6"]
+    assert entries[1] == Reject("s", "x", "broken")
+    assert entries[2] == (sample("1"), "11")
+    assert keys(read_source(source, len_of, shards=["t"])) == ["5", "6"]
+
+
+def len_of(item):
+    return len(item.image)
+
+
+@pytest.mark.parametrize("error", [SourceError("bad"), ImageError("bad"), FileNotFoundError(2, "bad")])
+def test_what_cannot_be_prepared_is_a_reject(source, error):
+    def prepare(item):
+        if item.key == "3":
+            raise error
+
+    (reject,) = [e for e in read_source(source, prepare) if isinstance(e, Reject) and e.key == "3"]
+    assert "bad" in reject.reason
+
+
+@pytest.mark.parametrize("error", [ConnectionError(), OSError(5, "disk"), RuntimeError("a bug")])
+def test_errors_of_the_machine_are_raised_at_their_place(source, error):
+    def prepare(item):
+        if item.key == "3":
+            raise error
+
+    entries = read_source(source, prepare)
+    assert keys(itertools.islice(entries, 4)) == ["0", "x", "1", "2"]
+    with pytest.raises(type(error)):
+        next(entries)
+
+
+def test_errors_of_a_shard_are_raised_at_their_place(source):
+    source.content["t"] = [sample("5", "t"), SourceError("t: cannot be read")]
+    entries = read_source(source, len_of)
+    assert keys(itertools.islice(entries, 7)) == ["0", "x", "1", "2", "3", "4", "5"]
+    with pytest.raises(SourceError, match="cannot be read"):
+        next(entries)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("limit", [None, 4])
+def test_shares_interleave_to_the_whole(source, count, limit):
+    source = Unreadable("memory", source.content)
+    whole = keys(read_source(source, len_of, limit=limit))
+    assert whole == ["0", "x", "1", "2", "3", "4", "5", "6"][: 8 if limit is None else 5]
+    for index in range(count):
+        share = Share(index, count)
+        assert keys(read_source(source, len_of, share=share, limit=limit)) == whole[index::count]
+
+
+def test_images_of_other_shares_and_of_skipped_samples_are_not_read(source):
+    assert keys(read_source(source, len_of, share=Share(0, 4))) == ["0", "3"]
+    assert source.reads == [("s", 0), ("s", 1), ("s", 4)]  # the reject is counted by every process
+    source.reads.clear()
+    entries = read_source(source, len_of, skip=lambda shard, key: (shard, key) != ("t", "6"))
+    assert keys(entries) == ["x", "6"]
+    assert source.reads == [("s", 1), ("t", 1)]
+
+
+def test_the_limit_ends_the_reading(source):
+    source.content["t"] = [SourceError("never opened")]
+    assert keys(read_source(source, len_of, limit=4)) == ["0", "x", "1", "2", "3"]
+
+
+def test_it_reads_ahead_and_not_further():
+    source = numbered("a", [100], b"")
+    entries = read_source(source, len_of, ahead=10)
+    next(entries)
+    deadline = time.monotonic() + 10
+    while len(source.reads) < 11 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(source.reads) == 11  # ten wait prepared, and one waits for its place
+    entries.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
+
+
+def test_texts_are_read_without_images(source):
+    other = MemorySource("other", {"u": [sample("7", "u", ("b", "c")), sample("8", "u", ("d",))]})
+    mixture = Mixture((source, other))
+    assert list(read_texts(mixture, lambda s: s.captions, 100)) == ["a"] * 7 + ["b", "c", "d"]
+    assert list(read_texts(mixture, lambda s: s.captions, 6)) == ["a"] * 3 + ["b", "c", "d"]
+
+    def without_text(item):
+        raise SourceError("no text")
+
+    assert list(read_texts(mixture, without_text, 6)) == []
+
+
+def test_a_real_source_counts_as_the_one_in_memory(tmp_path, write_tar, make_image):
+    """Rejects of the structure come whoever reads, and duplicates stand after their sample."""
+    members = [("a.jpg", make_image()), ("a.jpg", make_image()), ("a.txt", b"a"), ("b.txt", b"b")]
+    members += [(f"{i}.{kind}", make_image(i)) for i in range(5) for kind in ("jpg", "txt")]
+    write_tar(tmp_path / "s.tar", members)
+    from openblip.data.sources import open_source
+
+    tar = open_source(str(tmp_path))
+    whole = [(item.key, isinstance(item, Reject)) for item in items_of(tar)]
+    shares = [list(read_source(tar, len_of, share=Share(index, 3))) for index in range(3)]
+    for index in range(3):
+        assert [(key_of(e), isinstance(e, Reject)) for e in shares[index]] == whole[index::3]
