@@ -11,7 +11,7 @@ from small_training import write_scenes
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native.blip import save_blip
 from openblip.data.config import DataConfig
-from openblip.data.features import FeatureStore
+from openblip.data.feature_cache import FeatureCache
 from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
@@ -77,7 +77,7 @@ def test_training_is_the_same_to_the_last_bit(inputs, tmp_path, dtype):
         assert [n for n in plain if not torch.equal(plain[n], weights[n])] == []
         assert losses(tmp_path / name) == losses(tmp_path / "plain")
     assert len(losses(tmp_path / "plain")) == 4
-    assert FeatureStore.open(cache).parts[0].dtype == dtype
+    assert FeatureCache.open(cache).parts[0].dtype == dtype
 
 
 def test_the_cache_is_really_read(inputs, tmp_path):
