@@ -21,7 +21,7 @@ class Progress:
 
     Args:
         label: what is being done, e.g. "captioning".
-        total: how many units there are; None when nobody knows.
+        total: how many units there are; None when nobody knows. May be set later, as `bar.total`.
         unit: the name of a unit, plural.
         done: units an earlier run has done already; they count as done, not towards the rate.
         visible: False shows no progress, e.g. on ranks other than 0; notes are printed all the same.
@@ -73,7 +73,13 @@ class Progress:
         if status is not None:
             self._status = status
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=self._rate_text(), status=self._status)
+            self._bar.update(
+                self._task,
+                total=self.total,
+                completed=self.done,
+                rate=self._rate_text(),
+                status=self._status,
+            )
         elif self._visible and time.monotonic() - self._last_line >= self._interval:
             self._print_line()
 

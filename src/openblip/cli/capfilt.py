@@ -72,7 +72,7 @@ def command(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    from openblip.capfilt.engine import run_capfilt
+    from openblip.capfilt.local import run_capfilt
 
     summary = run_capfilt(config, out, device=device)
     for name, found in summary.scores.sources.items():

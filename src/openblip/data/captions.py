@@ -1,7 +1,6 @@
 """The caption files of a CapFilt run: one row per text, nothing dropped; selection happens at reading."""
 
 import itertools
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openblip.errors import SourceError
+from openblip.files import atomic_file
 
 ROWS_PER_GROUP = 8192
 
@@ -56,19 +56,13 @@ def is_kept(itm: Any, threshold: float) -> Any:
 def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
     """Writes one shard's rows as parquet, as they come: memory does not grow with it. The file is there
     whole, and on the disk, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remaining = iter(rows)
-    try:
-        with pq.ParquetWriter(unfinished, CAPTION_SCHEMA, compression="zstd") as writer:
-            while group := [asdict(row) for row in itertools.islice(remaining, ROWS_PER_GROUP)]:
-                writer.write_table(pa.Table.from_pylist(group, schema=CAPTION_SCHEMA))
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        atomic_file(path) as partial,
+        pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer,
+    ):
+        while group := [asdict(row) for row in itertools.islice(remaining, ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=CAPTION_SCHEMA))
 
 
 def read_captions(directory: str | Path, shard: str) -> pa.Table:
