@@ -236,7 +236,8 @@ def main() -> int:
     if arguments.command == "record":
         record(arguments.out.resolve(), arguments.inputs and arguments.inputs.resolve())
         return 0
-    old, new = (json.loads((p / "golden.json").read_text()) for p in (arguments.old, arguments.new))
+    folders = (arguments.old.resolve(), arguments.new.resolve())
+    old, new = (json.loads((p / "golden.json").read_text().replace(str(p), "OUT")) for p in folders)
     failed = 0
     for name in [*old, *(name for name in new if name not in old)]:
         lines = differences(old.get(name), new.get(name), name, arguments.tolerance)

@@ -2,7 +2,7 @@
 
 
 class OpenBlipError(Exception):
-    """Something the caller can fix: the message says what happened, where, and what to do."""
+    """An error that the caller can fix: the message says what happened, where, and what to do."""
 
 
 class UnsupportedTaskError(OpenBlipError):
@@ -14,7 +14,7 @@ class ImageError(OpenBlipError):
 
 
 class VideoError(ImageError):
-    """A clip that cannot be decoded; what skips bad images skips bad clips."""
+    """A video that cannot be decoded; code that skips unreadable images skips unreadable videos."""
 
 
 class SourceError(OpenBlipError):

@@ -78,8 +78,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8, atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a file in UTF-8, atomically. Lone surrogates (of file names that are no UTF-8) become `\\udcxx`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -21,7 +21,7 @@ class Progress:
 
     Args:
         label: what is being done, e.g. "captioning".
-        total: how many units there are; None when nobody knows.
+        total: how many units there are; None when nobody knows. May be set later, as `bar.total`.
         unit: the name of a unit, plural.
         done: units an earlier run has done already; they count as done, not towards the rate.
         visible: False shows no progress, e.g. on ranks other than 0; notes are printed all the same.
@@ -43,6 +43,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = done
         self._first = done
+        self._total_is_estimate = False
         self._visible = visible
         self._stream = stream if stream is not None else sys.stderr
         self._interval = interval
@@ -61,10 +62,14 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._total_is_estimate and kind is None:
+            self.total = self.done
         if self._bar is not None:
+            if self._task is not None:
+                self._bar.update(self._task, total=self.total)
             self._bar.stop()
             self._bar = None
-        elif self._visible and self.done != self._printed:
+        elif self._visible and (self.done != self._printed or self._total_is_estimate):
             self._print_line()
 
     def advance(self, count: int = 1, status: str | None = None) -> None:
@@ -73,13 +78,20 @@ class Progress:
         if status is not None:
             self._status = status
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=self._rate_text(), status=self._status)
+            self._bar.update(
+                self._task,
+                total=self.total,
+                completed=self.done,
+                rate=self._rate_text(),
+                status=self._status,
+            )
         elif self._visible and time.monotonic() - self._last_line >= self._interval:
             self._print_line()
 
     def estimate_total(self, parts_done: int, num_parts: int) -> None:
         """Estimate the total, which nobody knows, from how many of `num_parts` like parts are done."""
         if 0 < parts_done < num_parts:
+            self._total_is_estimate = True
             self.total = max(self.done * num_parts // parts_done, self.done + 1)
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, total=self.total)

@@ -8,7 +8,7 @@ import pytest
 from capfilt_world import WORDS, sample_members, write_checkpoint, write_tar
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
+from openblip.capfilt.local import run_capfilt
 
 
 @pytest.fixture(scope="session")

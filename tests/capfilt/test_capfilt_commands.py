@@ -36,7 +36,6 @@ def test_the_three_commands(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--engine", "ray"], "ray is not built yet"),
         (["--threshold", "2"], "threshold"),
         (["--decoding", "greedy", "--num-captions", "2"], "Greedy"),
     ],

@@ -16,7 +16,7 @@ from capfilt_world import all_rows, picture, sample_members, write_checkpoint, w
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
+from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.process import image_seed
 from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
@@ -116,14 +116,14 @@ def test_killed_and_resumed_is_the_same_row_for_row(
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("captions/*.report.json")}
     assert len(finished) < 30
-    (killed / "captions" / "000.parquet.123.tmp").write_bytes(b"half a file")
+    (killed / "captions" / "000.parquet.123.partial").write_bytes(b"half a file")
     config = CapFiltConfig(source=str(web), captioner=captioner, filter=filter_model, batch_size=3)
     summary = run_capfilt(config, killed)
     run_capfilt(config, whole)
     assert len(summary.skipped) == len(finished)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished shards were redone"
     assert all_rows(killed) == all_rows(whole)
-    assert not list(killed.rglob("*.tmp"))
+    assert not list(killed.rglob("*.partial"))
     assert summary.exit_code == 0
 
 

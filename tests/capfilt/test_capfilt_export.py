@@ -9,9 +9,8 @@ import pytest
 from capfilt_world import TEXT, all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
-from openblip.capfilt.export import export, tar_key
-from openblip.capfilt.selection import select
+from openblip.capfilt.local import run_capfilt
+from openblip.capfilt.selection import export, select, tar_key
 from openblip.data.images import read_image
 from openblip.data.sample import Reject, Sample
 from openblip.data.sequential import read_samples

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 from capfilt_world import all_rows, sample_members, write_tar
 
-from openblip.capfilt import page
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
 from openblip.capfilt.folder import CapFiltFolder
-from openblip.capfilt.gallery import build_gallery
-from openblip.capfilt.report import write_report
+from openblip.capfilt.local import run_capfilt
+from openblip.capfilt.report import Section, choose_images, table, write_report
 from openblip.capfilt.selection import select
 
 HOSTILE = [
@@ -82,21 +80,21 @@ def test_the_gallery_shows_each_fate_with_its_verdicts(run_copy: Path) -> None:
     threshold = 0.45
     scores = select(run_copy, threshold)
     folder = CapFiltFolder(run_copy)
-    gallery = build_gallery(folder, folder.read_manifest())
+    gallery = choose_images(folder, folder.read_manifest())
     assert sum(map(len, gallery.values())) > 4
     rows = {(r["shard"], r["key"], r["source"], r["index"]): r for r in all_rows(run_copy)}
     for (web, synthetic), images in gallery.items():
         assert len(images) == min(scores.combinations[web, synthetic], 8)
         for image in images:
-            assert image.picture is not None
-            assert len(image.texts) == sum(key[:2] == (image.shard, image.key) for key in rows)
-            first = {text.source: text.kept for text in reversed(image.texts)}
+            assert image.thumbnail is not None
+            assert len(image.rows) == sum(key[:2] == (image.shard, image.key) for key in rows)
+            first = {row["source"]: row["kept"] for row in reversed(image.rows)}
             assert first == {"web": web, "synthetic": synthetic}
             for source in ("web", "synthetic"):
-                shown = [text for text in image.texts if text.source == source]
-                for index, text in enumerate(shown):
-                    row = rows[image.shard, image.key, source, index]
-                    assert (text.caption, text.itm, text.itc) == (row["caption"], row["itm"], row["itc"])
+                shown = [row for row in image.rows if row["source"] == source]
+                for index, row in enumerate(shown):
+                    kept = {"kept": row["itm"] > threshold}
+                    assert row == rows[image.shard, image.key, source, index] | kept
 
 
 def test_headline_numbers(finished_run: Path) -> None:
@@ -117,8 +115,8 @@ def test_the_same_run_gives_the_same_page(run_copy: Path) -> None:
 
 
 def test_extra_sections(run_copy: Path) -> None:
-    body = page.table(("Measure", "Value"), [("AUC <filter>", 0.98)], numbers=(1,))
-    write_report(run_copy, extra_sections=[page.Section("Against the truth", body)])
+    body = table(("Measure", "Value"), [("AUC <filter>", 0.98)], numbers=(1,))
+    write_report(run_copy, extra_sections=[Section("Against the truth", body)])
     text = (run_copy / "report.html").read_text("utf-8")
     assert "Against the truth" in text
     assert "AUC &lt;filter&gt;" in text

@@ -9,7 +9,7 @@ import pytest
 from capfilt_world import all_rows
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
+from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, read_scores
 from openblip.capfilt.selection import select
 from openblip.data.sequential import read_samples
@@ -52,7 +52,7 @@ def test_select_needs_no_model_and_no_original(
     assert all_rows(out) == rows
     page = (out / "report.html").read_text()
     assert "threshold 0.6" in page
-    assert "picture not found at its source" in page
+    assert "image not found at its source" in page
 
 
 def test_selected_runs_resume_with_their_threshold(config: CapFiltConfig, run_copy: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_foreign_file_is_not_touched(
     out.write_text("my notes\n")
     assert main(["caption", str(pictures), "--model", str(checkpoint), "--out", str(out)]) == 2
     assert out.read_text() == "my notes\n"
-    assert "notes.txt:1" in capsys.readouterr().err
+    assert "notes.txt, line 1: not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

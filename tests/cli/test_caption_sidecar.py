@@ -221,7 +221,7 @@ def test_a_data_source_has_no_place_beside_its_pictures(
     table.write_text(json.dumps({"image": str(pictures / "a.png"), "caption": "x"}) + "\n")
     assert main(["caption", str(table), "--model", str(captioner), "--sidecar"]) == 2
     captured = capsys.readouterr().err
-    assert "rows/" in captured
+    assert "rows.jsonl is no image file" in captured
     assert "--sidecar" in captured
     assert captured.count("\n") == 1
     url = "memory://folder/a.png"

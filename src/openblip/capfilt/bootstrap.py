@@ -18,7 +18,7 @@ from typing import Any
 import openblip
 from openblip.capfilt.bootstrap_config import BootstrapConfig
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.engine import run_capfilt
+from openblip.capfilt.local import run_capfilt
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
 from openblip.evaluation.captioning import evaluate_captioning

@@ -1,58 +1,32 @@
-"""The folder of a CapFilt run: where its files are, and how they get there without ever being half written.
+"""The folder of a CapFilt run: its files, what the run was made with, and whether a command continues it.
 
 ```
 DIR/manifest.json                  what was run; written first
 DIR/captions/<shard>.parquet       one row per text
 DIR/captions/<shard>.rejects.jsonl samples that could not be read
 DIR/captions/<shard>.report.json   written last: the shard is done
-DIR/captions/<shard>.failure.json  why the shard could not be finished; gone once it is
+DIR/captions/<shard>.failure.json  why the shard could not be finished; removed once it is
 DIR/report.html
 ```
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from openblip.capfilt.config import CapFiltConfig
 from openblip.data.captions import finished_shards
 from openblip.errors import ConfigError
-
-TEMPORARY = ".tmp"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and renames it: readers see
-    the old file or the whole new one, also after a crash or a kill at any moment."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8, atomically. A lone surrogate (a file name that is no UTF-8) is kept as `\\udcxx`."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-
-    write_atomically(path, write)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """One JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+from openblip.files import read_json, remove_partials, write_json
+from openblip.predictor import BasePredictor
 
 
 @dataclass(frozen=True)
@@ -74,22 +48,19 @@ class CapFiltFolder:
         return self.root / "report.html"
 
     def captions(self, shard: str) -> Path:
-        return self._of(shard, ".parquet")
+        return self.captions_dir / f"{shard}.parquet"
 
     def rejects(self, shard: str) -> Path:
-        return self._of(shard, ".rejects.jsonl")
+        return self.captions_dir / f"{shard}.rejects.jsonl"
 
     def report(self, shard: str) -> Path:
-        return self._of(shard, ".report.json")
+        return self.captions_dir / f"{shard}.report.json"
 
     def failure(self, shard: str) -> Path:
-        return self._of(shard, ".failure.json")
-
-    def _of(self, shard: str, suffix: str) -> Path:
-        return self.captions_dir / f"{shard}{suffix}"
+        return self.captions_dir / f"{shard}.failure.json"
 
     def is_done(self, shard: str) -> bool:
-        """The report is written last, so it means done; a caption file removed by hand is made again."""
+        """Whether a shard is done: its report is written last. A caption file removed by hand is made again."""
         return self.report(shard).is_file() and self.captions(shard).is_file()
 
     def done_shards(self) -> list[str]:
@@ -100,14 +71,8 @@ class CapFiltFolder:
         """The records of shards that could not be finished, by shard."""
         return [read_json(path) for path in sorted(self.captions_dir.glob("*.failure.json"))]
 
-    def remove_leftovers(self) -> None:
-        """Removes the temporary files of a run that was killed."""
-        for folder in (self.root, self.captions_dir):
-            for path in folder.glob(f"*{TEMPORARY}"):
-                path.unlink(missing_ok=True)
-
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest. Raises `ConfigError` when the folder is no CapFilt run."""
+        """The manifest. Raises `ConfigError` when the folder is not the output of a CapFilt run."""
         if not self.manifest.is_file():
             raise ConfigError(
                 f"{self.root} has no manifest.json, so it is not the output of a CapFilt run; "
@@ -115,13 +80,100 @@ class CapFiltFolder:
             )
         return read_json(self.manifest)
 
+    def start_or_resume(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest of a new run, or check that the folder holds the same run; remove leftovers.
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `ConfigError` that names the file when it is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove it and run the command again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object; remove it and run the command again")
-    return value
+        Raises `ConfigError` with the difference, field by field, when the folder holds another run.
+        """
+        remove_partials(self.root)
+        remove_partials(self.captions_dir)
+        if not self.manifest.exists():
+            if any(self.captions_dir.glob("*.report.json")):
+                raise ConfigError(
+                    f"{self.root} holds caption files but no manifest.json that says how they were made; "
+                    "restore it or choose another --out"
+                )
+            self.captions_dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.manifest, manifest)
+            return
+        earlier = self.read_manifest()
+        before = _identity(earlier) | {"threshold": earlier.get("threshold")}
+        now = _identity(manifest) | {"threshold": manifest["threshold"]}
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            lines = "; ".join(
+                f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed
+            )
+            advice = (
+                f"To change the threshold run `openblip capfilt-select {self.root} --threshold "
+                f"{manifest['threshold']}`, which needs no model"
+                if changed == ["threshold"]
+                else "Repeat the earlier settings to resume it, or choose another --out"
+            )
+            raise ConfigError(f"{self.root} holds a CapFilt run with other settings: {lines}. {advice}.")
+        if earlier.get("num_shards") != manifest["num_shards"]:  # the source has grown by new shards
+            write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
+
+
+def build_manifest(
+    config: CapFiltConfig, captioner: Mapping[str, Any], filter_: Mapping[str, Any], num_shards: int
+) -> dict[str, Any]:
+    """The content of manifest.json, from the settings and the two results of `describe_model`.
+
+    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory.
+    """
+    return {
+        "openblip": version("openblip"),
+        "source": _absolute(config.source),
+        "images": _absolute(config.images),
+        "num_shards": num_shards,
+        "threshold": config.threshold,
+        "captioner": dict(captioner),
+        "filter": dict(filter_),
+        "config": config.row_settings(),
+    }
+
+
+def describe_model(checkpoint: str, predictor: BasePredictor) -> dict[str, Any]:
+    """Name and size of a checkpoint, and a hash of everything that decides its output: weights, shapes,
+    tokenizer, preprocessing.
+
+    The hash is that of the loaded model, so it does not depend on where the checkpoint was read from.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps(predictor.settings, sort_keys=True).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save_vocabularies(Path(folder))
+        for vocabulary in sorted(Path(folder).rglob("tokenizer.json")):
+            digest.update(vocabulary.read_bytes())
+    for name, tensor in sorted(predictor.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
+    return {"checkpoint": checkpoint, "parameters": parameters, "sha256": digest.hexdigest()}
+
+
+def config_hash(manifest: Mapping[str, Any]) -> str:
+    """A short hash of everything that decides the rows."""
+    return hashlib.sha256(json.dumps(_identity(manifest), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the rows, as one flat mapping; a model counts by its hash, not by its path."""
+    return {
+        "source": manifest.get("source"),
+        "images": manifest.get("images"),
+        "captioner": manifest.get("captioner", {}).get("sha256"),
+        "filter": manifest.get("filter", {}).get("sha256"),
+        **manifest.get("config", {}),
+    }
+
+
+def _absolute(path: str | None) -> str | None:
+    """A local path made independent of the working directory; URLs and None do not change."""
+    if path is None or "://" in path:
+        return path
+    scheme, colon, rest = path.partition(":")
+    if colon and scheme == "capfilt":
+        return f"capfilt:{os.path.abspath(os.path.expanduser(rest))}"
+    return os.path.abspath(os.path.expanduser(path))

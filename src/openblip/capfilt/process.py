@@ -1,14 +1,14 @@
 """One shard in, one caption file out: the whole of CapFilt for a shard (BLIP section 3.3).
 
 Idempotent and deterministic per sample: a row depends on its image, its texts, the two checkpoints and the
-settings, not on batches, order, workers or earlier attempts. B images and R texts of a batch, S side of a
-picture.
+settings, not on batches, order, workers or earlier attempts.
+
+B images of a batch, S image size.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.decode import DecodedSample, decode_samples
-from openblip.capfilt.folder import CapFiltFolder, write_json, write_json_lines
-from openblip.capfilt.manifest import config_hash
+from openblip.capfilt.folder import CapFiltFolder, config_hash
 from openblip.capfilt.scores import read_scores
 from openblip.data.captions import CaptionRow, write_captions
-from openblip.data.sample import Reject
-from openblip.data.sources import Source
-from openblip.predictor import BasePredictor
+from openblip.data.images import read_image
+from openblip.data.reader import read_source
+from openblip.data.sample import Reject, Sample, Source
+from openblip.files import hash_int, write_json, write_jsonl
+from openblip.predictor import BasePredictor, ScoredText, TextScore
 
 BATCHES_AHEAD = 2
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+DecodedSample = tuple[Sample, tuple[Pixels, Pixels]]
+"""A sample with its image as captioner and filter take it, each uint8 (3, S, S) with its own S."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the time that is spent within to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -53,48 +57,60 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+def decode_shard(
+    shard: str, source: Source, models: Models, config: CapFiltConfig
+) -> Generator[DecodedSample | Reject]:
+    """Read a shard and decode its images ahead of the models, in order and in constant memory."""
+    captioner, filter_ = models.captioner.preprocessing, models.filter.preprocessing
+
+    def prepare(sample: Sample) -> tuple[Pixels, Pixels]:
+        with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
+            pixels = captioner(image)
+            return pixels, pixels if captioner == filter_ else filter_(image)
+
+    return read_source(
+        source,
+        prepare,
+        shards=[shard],
+        num_workers=config.num_workers,
+        ahead=BATCHES_AHEAD * config.batch_size,
+    )
+
+
 def process(
     shard: str,
+    entries: Generator[DecodedSample | Reject],
     *,
-    source: Source,
     folder: CapFiltFolder,
     models: Models,
     config: CapFiltConfig,
     manifest: Mapping[str, Any],
     on_images: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Captions and scores one shard, writes its files and returns its report.
+    """Caption and score one shard, write its files and return its report.
 
-    The report is written last: it means done. Every text has a row, web texts first, then synthetic ones. A
-    sample that cannot be read becomes a reject; any other error is raised and leaves nothing that looks
-    finished.
+    The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
+    synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing
+    that looks finished.
 
     Args:
+        shard: the name of the shard.
+        entries: its samples, from `decode_shard`; they are closed in any case.
         on_images: called with the number of samples just done, rejects included.
     """
     watch = Stopwatch()
-    with watch.stage("total"):
-        with watch.stage("index"):
-            index = source.index(shard)
-        rejects = list(index.rejects)
+    rejects: list[Reject] = []
 
-        def rows() -> Iterator[CaptionRow]:
-            entries = decode_samples(
-                index.records,
-                models.captioner.preprocessing,
-                models.filter.preprocessing,
-                num_workers=config.num_workers,
-                ahead=BATCHES_AHEAD * config.batch_size,
-            )
-            with closing(entries):
-                for batch, unreadable in _batches(entries, config.batch_size, watch):
-                    rejects.extend(unreadable)
-                    if batch:
-                        yield from _caption_and_filter(batch, shard, models, config, watch)
-                    on_images(len(batch) + len(unreadable))
+    def rows() -> Iterator[CaptionRow]:
+        for batch, unreadable in _batches(entries, config.batch_size, watch):
+            rejects.extend(unreadable)
+            if batch:
+                yield from _caption_and_filter(batch, shard, models, config, watch)
+            on_images(len(batch) + len(unreadable))
 
+    with closing(entries), watch.stage("total"):
         write_captions(folder.captions(shard), rows())
-        write_json_lines(
+        write_jsonl(
             folder.rejects(shard),
             ({"shard": shard, "key": reject.key, "reason": reject.reason} for reject in rejects),
         )
@@ -106,18 +122,17 @@ def process(
 
 def image_seed(seed: int, shard: str, key: str) -> int:
     """The sampling seed of an image, a stable hash: the same in any batch, order, process or resumed run."""
-    name = json.dumps([seed, shard, key]).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1  # 63 bits: fits an int64
+    return hash_int(json.dumps([seed, shard, key]))
 
 
 def _batches(
     entries: Iterator[DecodedSample | Reject], batch_size: int, watch: Stopwatch
 ) -> Iterator[tuple[list[DecodedSample], list[Reject]]]:
-    """Batches of readable samples, with the rejects met on the way."""
+    """Batches of readable samples, with the rejects between them."""
     while True:
         samples: list[DecodedSample] = []
         rejects: list[Reject] = []
-        with watch.stage("read"):  # what the models wait for, not what the threads spend
+        with watch.stage("read"):  # the time that the models wait, not the time that the threads work
             for entry in entries:
                 if isinstance(entry, Reject):
                     rejects.append(entry)
@@ -132,12 +147,13 @@ def _batches(
 
 
 def _caption_and_filter(
-    samples: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, watch: Stopwatch
+    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, watch: Stopwatch
 ) -> list[CaptionRow]:
     """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
+    samples = [sample for sample, _ in batch]
     with watch.stage("caption"):
-        written = models.captioner.caption(
-            _stack([sample.captioner_pixels for sample in samples]),
+        captions = models.captioner.caption(
+            _stack([pixels for _, (pixels, _) in batch]),
             prompt=config.prompt,
             decoding=config.decoding,
             num_captions=config.num_captions,
@@ -145,42 +161,46 @@ def _caption_and_filter(
             return_scores=True,
             seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
         )
-    synthetic = [[captions] if config.num_captions == 1 else captions for captions in written]
+    synthetic: list[list[ScoredText]] = (
+        [[caption] for caption in captions] if config.num_captions == 1 else captions
+    )
     with watch.stage("filter"):
         scores = models.filter.score_texts(
-            _stack([sample.filter_pixels for sample in samples]),
+            _stack([pixels for _, (_, pixels) in batch]),
             [
-                [*sample.web, *(caption.text for caption in captions)]
-                for sample, captions in zip(samples, synthetic, strict=True)
+                [*sample.captions, *(caption.text for caption in written)]
+                for sample, written in zip(samples, synthetic, strict=True)
             ],
-            batch_size=len(samples),
+            batch_size=len(batch),
         )
-    rows = []
-    for sample, captions, scored in zip(samples, synthetic, scores, strict=True):
-        score = iter(scored)
-        rows += [
-            CaptionRow(
-                key=sample.key, shard=shard, source="web", index=index, caption=text, **next(score)._asdict()
-            )
-            for index, text in enumerate(sample.web)
-        ]
-        rows += [
-            CaptionRow(
-                key=sample.key,
-                shard=shard,
-                source="synthetic",
-                index=index,
-                caption=caption.text,
-                logprob=caption.logprob,
-                **next(score)._asdict(),
-            )
-            for index, caption in enumerate(captions)
-        ]
-    return rows
+    return [
+        row
+        for sample, written, scored in zip(samples, synthetic, scores, strict=True)
+        for row in _rows(sample, written, scored)
+    ]
 
 
-def _stack(pictures: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures))  # uint8 (B, 3, S, S)
+def _rows(sample: Sample, written: Sequence[ScoredText], scores: Sequence[TextScore]) -> Iterator[CaptionRow]:
+    """One row per text: web texts, then synthetic ones; `scores` are in this order."""
+    num_web = len(sample.captions)
+    for index, (text, score) in enumerate(zip(sample.captions, scores[:num_web], strict=True)):
+        yield CaptionRow(
+            key=sample.key, shard=sample.shard, source="web", index=index, caption=text, **score._asdict()
+        )
+    for index, (caption, score) in enumerate(zip(written, scores[num_web:], strict=True)):
+        yield CaptionRow(
+            key=sample.key,
+            shard=sample.shard,
+            source="synthetic",
+            index=index,
+            caption=caption.text,
+            logprob=caption.logprob,
+            **score._asdict(),
+        )
+
+
+def _stack(images: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(images))  # uint8 (B, 3, S, S)
 
 
 def _report(
@@ -191,7 +211,7 @@ def _report(
     manifest: Mapping[str, Any],
     models: Models,
 ) -> dict[str, Any]:
-    """What report.json says. `kept` is at the manifest's threshold of this moment; the rows outlive it."""
+    """The content of report.json. `kept` is at the manifest's threshold of this moment."""
     scores = read_scores(folder.captions(shard), manifest["threshold"])
     return {
         "shard": shard,
@@ -199,7 +219,7 @@ def _report(
         "web_texts": scores.sources["web"].texts,
         "synthetic_texts": scores.sources["synthetic"].texts,
         "threshold": manifest["threshold"],
-        "kept": {name: found.kept for name, found in scores.sources.items()},
+        "kept": {name: source.kept for name, source in scores.sources.items()},
         "rejects": [{"key": reject.key, "reason": reject.reason} for reject in rejects],
         "seconds": {name: round(spent, 3) for name, spent in watch.seconds.items()},
         "captioner": manifest["captioner"]["sha256"],

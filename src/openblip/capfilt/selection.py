@@ -1,21 +1,156 @@
-"""A new threshold for a finished run: a decision about stored scores, never a model run."""
+"""What a CapFilt run keeps: a new threshold without a model run, and the kept pairs as tar shards."""
 
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from openblip.capfilt.config import check_threshold
-from openblip.capfilt.folder import CapFiltFolder, write_json
+from openblip.capfilt.folder import CapFiltFolder, config_hash
 from openblip.capfilt.report import write_report
 from openblip.capfilt.scores import RunScores
+from openblip.data.captions import read_captions
+from openblip.data.images import read_image
+from openblip.data.reader import read_source
+from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sources import open_source
+from openblip.errors import ConfigError, ImageError
+from openblip.files import atomic_file, read_json, write_json
+from openblip.progress import Progress
+
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+MARKER = "export.json"
+# A dot ends the key of a member's name, and no name may leave the folder that it is unpacked in.
+_UNSAFE = re.compile(r"[%.\\\x00-\x1f\x7f]|^/")
 
 
 def select(directory: str | Path, threshold: float) -> RunScores:
-    """Gives the run in `directory` another threshold and a new report page, and returns what is kept now.
+    """Give the run in `directory` another threshold and a new report, and return what is kept now.
 
     `capfilt:DIR` and `capfilt-export` read the manifest's threshold, so they follow at once. Raises
-    `ConfigError` when the threshold is no probability or the folder no CapFilt run.
+    `ConfigError` when the threshold is not a probability or the folder is not a CapFilt run.
     """
     check_threshold(threshold)
     folder = CapFiltFolder(Path(directory))
     manifest = folder.read_manifest()
     write_json(folder.manifest, {**manifest, "threshold": threshold})
     return write_report(folder.root)
+
+
+@dataclass(kw_only=True)
+class ExportSummary:
+    """What was written, and the kept pairs that were not because their original can no longer be read."""
+
+    pairs: int = 0
+    shards: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def export(directory: str | Path, out: str | Path) -> ExportSummary:
+    """Write what `capfilt:DIR` keeps to `out/<shard>.tar`.
+
+    A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats become png) and
+    `<key>.json`: the sample's own json with `caption`, `source`, `itm`, `itc`, `logprob`, `image_id` and the
+    origin's shard and key. Keys are those of `capfilt:DIR`, with dots and other characters that a tar key
+    cannot hold percent-encoded. The same input gives the same bytes. A shard of which nothing is kept is not
+    written.
+
+    Raises:
+        ConfigError: `directory` is not a CapFilt run, or `out` holds something other than an export of it.
+        SourceError: the original data is gone, or no shard of the run is finished.
+    """
+    folder, target = CapFiltFolder(Path(directory)), Path(out)
+    manifest = folder.read_manifest()
+    source = open_source(f"capfilt:{directory}")
+    shards = source.shards()
+    marker = {
+        "run": config_hash(manifest),
+        "threshold": manifest["threshold"],
+        "openblip": manifest["openblip"],
+    }
+    _mark(target, marker)
+    summary = ExportSummary()
+    pairs: dict[str, int] = {}
+    with Progress("exporting", total=len(shards), unit="shards") as bar:
+        for shard in shards:
+            num_pairs, rejects = _write_tar(target / f"{shard}.tar", source, shard, folder)
+            summary.rejects += rejects
+            if num_pairs:
+                pairs[shard] = num_pairs
+            bar.advance()
+    for tar in target.glob("*.tar"):
+        if tar.stem not in pairs:  # nothing of it is kept now
+            tar.unlink()
+    write_json(target / MARKER, {**marker, "complete": True, "pairs": pairs})
+    summary.pairs, summary.shards = sum(pairs.values()), len(pairs)
+    return summary
+
+
+def _mark(target: Path, marker: Mapping[str, Any]) -> None:
+    """Mark the folder as this run's export. Raises ConfigError when it holds something else."""
+    path = target / MARKER
+    if path.is_file():
+        if read_json(path).get("run") != marker["run"]:
+            raise ConfigError(f"{target} holds the export of another CapFilt run; choose another --out")
+    elif target.is_dir() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty and no export of a CapFilt run; choose another --out")
+    write_json(path, {**marker, "complete": False})
+
+
+def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder) -> tuple[int, list[Reject]]:
+    """Write the kept pairs of a shard; returns their number and the rejects."""
+    rows = read_captions(folder.root, shard).to_pylist()
+    by_key = {f"{row['key']}-{row['source']}-{row['index']}": row for row in rows}  # keys of `capfilt:DIR`
+    num_pairs, rejects = 0, []
+    with atomic_file(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
+        for entry in read_source(source, _image_file, shards=[shard]):
+            if isinstance(entry, Reject):
+                rejects.append(entry)
+                continue
+            sample, (suffix, image) = entry
+            key = tar_key(sample.key)
+            info = json.dumps(_info(sample, by_key[sample.key])).encode()
+            for name, payload in ((f"{key}.{suffix}", image), (f"{key}.json", info)):
+                member = tarfile.TarInfo(name)  # time, owner and mode stay the constants of TarInfo
+                member.size = len(payload)
+                archive.addfile(member, io.BytesIO(payload))
+            num_pairs += 1
+    return num_pairs, rejects
+
+
+def _info(sample: Sample, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The json of an exported pair."""
+    kept = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
+    return {
+        **kept,
+        **{name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")},
+        "image_id": sample.image_id,
+        "origin_shard": row["shard"],
+        "origin_key": row["key"],
+    }
+
+
+def tar_key(key: str) -> str:
+    """`key` as the name of a tar member: unsafe characters percent-encoded, different keys stay different."""
+    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key)
+
+
+def _image_file(sample: Sample) -> tuple[str, bytes]:
+    """Suffix and bytes of the image: unchanged where a tar shard may hold the format, else as png."""
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:
+            suffix = SUFFIXES.get(image.format or "")
+    except OSError as error:
+        raise ImageError(f"{sample.shard}/{sample.key}: the image can no longer be read: {error}") from error
+    if suffix:
+        return suffix, sample.image
+    png = io.BytesIO()
+    with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
+        image.save(png, "PNG")
+    return "png", png.getvalue()

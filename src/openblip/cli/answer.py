@@ -1,29 +1,36 @@
-"""`openblip answer`: questions about images or clips, of the command line or of a data source."""
+"""`openblip answer`: questions about images or videos, of the command line or of a data source.
+
+B images or videos, F frames of each, S image size, N image tokens, Dv their width.
+"""
 
 import itertools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from openblip.cli.inputs import ImageInput, is_clip_file
-from openblip.cli.jsonl_file import LineFormat, Row
-from openblip.cli.jsonl_job import JsonlJob
-from openblip.cli.listed_texts import read_texts
-from openblip.cli.texts_job import inputs_for_texts, print_rows, run_job
+from openblip.cli.batches import Batches, JsonLines, decode_image, sample_name
+from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, ImageFile, find_sources, has_texts, is_one_file
+from openblip.cli.options import ModelOptions, read_texts
+from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
-from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.decoding import Beam
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from torch import Tensor
 
-    from openblip.data.sample import Sample
     from openblip.predictor import BasePredictor, EncodedImages
 
-    Frames = npt.NDArray[np.uint8]  # (F, 3, S, S)
+
+class Asked(NamedTuple):
+    """An image (one frame) or a video, and the questions about it."""
+
+    frames: "Tensor"
+    """(F, 3, S, S) uint8"""
+    questions: tuple[str, ...]
 
 
 def command(
@@ -43,10 +50,9 @@ def command(
     encoder_token: Literal["[ENC]", "[CLS]"] | None = None,
     batch_size: int = 32,
     num_workers: int = 2,
-    device: str | None = None,
-    tokenizer: str | None = None,
+    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008
 ) -> int:
-    """Answers questions about an image or a clip: one JSON line {"question", "answer", "logprob"} for each.
+    """Answers questions about an image or a video: one JSON line {"question", "answer", "logprob"} for each.
 
     For a folder or a data source, each line begins with the "key" of its image. Without questions each sample
     of a data source is asked its own: {"image": "a.jpg", "question": "..."} in the lines of a .jsonl, say.
@@ -54,151 +60,116 @@ def command(
     the same command again continues where it was stopped.
 
     Args:
-        source: an image or clip file, a folder of them (searched recursively), or a data source.
+        source: an image or video file, a folder of them (searched recursively), or a data source.
         questions: the questions, each in quotes.
         model: a checkpoint folder, file or hub name, or the name of a shipped model.
         out: write the lines to this file; to standard output when not given.
-        images: the folder of the pictures that an annotation file or table names.
+        images: the folder of the images that an annotation file or table names.
         candidates: a JSON list of answers to choose from; answers are written when not given.
         num_beams: texts kept while an answer is written; 3, of BLIP-2 5 when not given.
         max_new_tokens: the longest answer that is written, in tokens.
-        num_frames: frames of a clip.
+        num_frames: frames of a video.
         encoder_token: the first token of the questions; what the checkpoint says when not given.
-        batch_size: images, or frames of clips, in one step of the model.
+        batch_size: images, or frames of videos, in one step of the model.
         num_workers: threads that read and decode images.
-        device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
-        tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
+        options: where and how the model runs.
     """
-    import openblip
-
-    if num_frames < 1:
-        raise ConfigError("--num-frames must be at least 1")
+    if min(num_frames, batch_size, num_workers) < 1:
+        raise ConfigError("--num-frames, --batch-size and --num-workers must be at least 1")
     if not all(question.strip() for question in questions):
         raise ConfigError("a question is empty; write it in quotes after the image")
     chosen = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
     Beam(min_new_tokens=1, **chosen)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_texts(candidates, "candidates")
-    missing = "question; write at least one in quotes after the image"
-    inputs = inputs_for_texts(source, questions, out=out, images=images, clips=True, missing=missing)
-    predictor = openblip.load(model, device=device, encoder_token=encoder_token, tokenizer=tokenizer)
-    answerer = _Answerer(
-        predictor=predictor,
-        questions=questions,
-        candidates=choices,
-        decoding=replace(predictor.answer_decoding, **chosen),
-        num_frames=num_frames,
+    is_alone = out is None and is_one_file(source)
+    sources = [] if is_alone else find_sources([source], images=images, videos=True, with_texts=not questions)
+    if not questions and not has_texts(sources):
+        raise ConfigError("there is no question; write at least one in quotes after the image")
+    predictor = options.load(model, encoder_token=encoder_token)
+    decoding = replace(predictor.answer_decoding, **chosen)
+    predictor.answer([], [], choices, decoding)  # refuses what it cannot do, before a file is made
+
+    def prepare(sample: Sample) -> Asked:
+        own = questions or (_own_question(sample),)
+        return Asked(_read_frames(predictor, sample, num_frames), own)
+
+    def answer(batch: Sequence[Asked]) -> list[list[dict[str, Any]]]:
+        """The rows of each image; those of as many frames are encoded together."""
+        rows: list[list[dict[str, Any]]] = []
+        for frames, alike in itertools.groupby(batch, key=lambda asked: len(asked.frames)):
+            group, at_once = list(alike), max(1, batch_size // frames)
+            for start in range(0, len(group), at_once):
+                rows += _answer(predictor, group[start : start + at_once], choices, decoding, batch_size)
+        return rows
+
+    if is_alone:
+        for row in answer([prepare(ImageFile(source, with_texts=False).read())])[0]:
+            print(json.dumps(row, ensure_ascii=False))
+        return 0
+    fields = ("question", "answer", "logprob")
+    with JsonLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
+        batches = Batches(
+            sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers
+        )
+        for batch in batches:
+            lines.write([sample for sample, _ in batch], answer([asked for _, asked in batch]))
+    return batches.finish("answered about")
+
+
+def _answer(
+    predictor: "BasePredictor",
+    batch: Sequence[Asked],
+    candidates: list[str] | None,
+    decoding: Beam,
+    batch_size: int,
+) -> list[list[dict[str, Any]]]:
+    """The rows of images or videos of equally many frames."""
+    import torch
+
+    images = _encode(predictor, torch.stack([asked.frames for asked in batch]), batch_size)
+    texts = [question for asked in batch for question in asked.questions]
+    answers = predictor.answer(
+        images.select(torch.tensor([i for i, asked in enumerate(batch) for _ in asked.questions])),
+        texts,
+        candidates,
+        decoding,
         batch_size=batch_size,
+        return_scores=True,
     )
-    answerer.check()
-    if inputs is None:
-        return print_rows(answerer.rows(answerer.encode_file(source), [questions])[0])
-    return run_job(answerer.job(num_workers), inputs, out, done="answered about")
+    rows = iter(
+        {"question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
+        for question, answer in zip(texts, answers, strict=True)
+    )
+    return [[next(rows) for _ in asked.questions] for asked in batch]
 
 
-class _Asked(NamedTuple):
-    """A picture (one frame) or a clip, and the questions about it."""
+def _encode(predictor: "BasePredictor", pixels: "Tensor", batch_size: int) -> "EncodedImages":
+    """Encode images or videos, uint8 (B, F, 3, S, S)."""
+    from openblip.predictor import EncodedImages
 
-    frames: "Frames"
-    questions: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answerer:
-    """The model, how it answers, and what every image is asked; nothing: its own question."""
-
-    predictor: "BasePredictor"
-    questions: tuple[str, ...]
-    candidates: list[str] | None
-    decoding: Decoding
-    num_frames: int
-    batch_size: int
-
-    def check(self) -> None:
-        """Lets the model refuse what it cannot do before anything is written."""
-        self.predictor.answer([], [], self.candidates, self.decoding)
-
-    def job(self, num_workers: int) -> JsonlJob[_Asked]:
-        given = self.questions or None
-        layout = LineFormat(
-            fields=("question", "answer", "logprob"), num_lines=len(self.questions) or 1, given=given
-        )
-        return JsonlJob(
-            label="answering",
-            layout=layout,
-            load=self._load,
-            process=self._process,
-            batch_size=self.batch_size,
-            num_workers=num_workers,
-        )
-
-    def encode_file(self, path: str) -> "EncodedImages":
-        """One picture or clip."""
-        if is_clip_file(path):
-            return self.predictor.encode_videos([path], self.num_frames, self.batch_size)
-        return self.predictor.encode([path])
-
-    def rows(self, images: "EncodedImages", questions: Sequence[tuple[str, ...]]) -> list[list[Row]]:
-        """What each image is answered to its questions."""
-        import torch
-
-        owners = torch.tensor([number for number, own in enumerate(questions) for _ in own])
-        asked = [question for own in questions for question in own]
-        answers = self.predictor.answer(
-            images.select(owners),
-            asked,
-            self.candidates,
-            self.decoding,
-            batch_size=self.batch_size,
-            return_scores=True,
-        )
-        rows = iter(
-            [
-                {"question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
-                for question, answer in zip(asked, answers, strict=True)
-            ]
-        )
-        return [[next(rows) for _ in own] for own in questions]
-
-    def _load(self, image: ImageInput) -> _Asked:
-        import numpy as np
-
-        from openblip.data.images import read_image
-        from openblip.data.video import is_video
-        from openblip.data.video import read_frames
-
-        sample = image.read_sample()
-        questions = self.questions or (_own_question(sample),)
-        if is_video(sample.image):
-            frames = read_frames(sample.image, self.num_frames, name=image.name)
-        else:
-            frames = [read_image(sample.image, name=image.name)]
-        return _Asked(np.stack([self.predictor.preprocessing(frame) for frame in frames]), questions)
-
-    def _process(self, batch: Sequence[_Asked]) -> list[list[Row]]:
-        """Pictures together, and clips by as many as have the frames of a batch of pictures."""
-        from openblip.predictor.batching import chunks
-
-        found: list[list[Row]] = []
-        for num_frames, alike in itertools.groupby(batch, key=lambda asked: len(asked.frames)):
-            for part in chunks(list(alike), max(1, self.batch_size // num_frames)):
-                found += self.rows(self._encode(part), [asked.questions for asked in part])
-        return found
-
-    def _encode(self, batch: Sequence[_Asked]) -> "EncodedImages":
-        """Pictures or clips of as many frames."""
-        import numpy as np
-        import torch
-
-        from openblip.predictor import EncodedImages
-
-        pixels = torch.from_numpy(np.stack([asked.frames for asked in batch]))  # (B, F, 3, S, S) uint8
-        frames = self.predictor.encode(pixels.flatten(0, 1), self.batch_size)  # tokens (B * F, N, Dv)
-        num_frames = pixels.shape[1]
-        tokens = frames.tokens.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F * N, Dv)
-        return EncodedImages(tokens, frames.seeds[::num_frames], num_frames)
+    num_frames = pixels.shape[1]
+    frames = predictor.encode(pixels.flatten(0, 1), batch_size)  # tokens (B * F, N, Dv)
+    tokens = frames.tokens.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F * N, Dv)
+    return EncodedImages(tokens, frames.seeds[::num_frames], num_frames)
 
 
-def _own_question(sample: "Sample") -> str:
+def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "Tensor":
+    """Decode an image, or evenly spread frames of a video: (F, 3, S, S) uint8."""
+    import torch
+
+    from openblip.data.video import is_video
+    from openblip.data.video import read_frames
+
+    is_video = is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES
+    frames = (
+        read_frames(sample.image, num_frames, name=sample_name(sample.shard, sample.key))
+        if is_video
+        else [decode_image(sample)]
+    )
+    return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
+
+
+def _own_question(sample: Sample) -> str:
     question = sample.info.get("question")
     if not isinstance(question, str) or not question.strip():
         raise SourceError("it has no question")

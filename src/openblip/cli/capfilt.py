@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from openblip.cli.decoding_options import DecodingOptions
-from openblip.errors import ConfigError
+from openblip.cli.options import DecodingOptions
 
 
 def command(
@@ -26,8 +25,6 @@ def command(
     batch_size: int = 64,
     num_workers: int = 4,
     device: str | None = None,
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
 ) -> int:
     """Writes a caption for every image, scores it and the web text, and keeps what matches.
 
@@ -48,15 +45,7 @@ def command(
         batch_size: images in one step of the models.
         num_workers: threads that read and decode images.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
-        engine: local runs on this machine; ray is not built yet.
-        address: the address of a Ray cluster; only for --engine ray.
     """
-    if engine == "ray":
-        raise ConfigError(
-            "--engine ray is not built yet; use --engine local, one command per machine and part"
-        )
-    if address is not None:
-        raise ConfigError("--address names a Ray cluster and goes with --engine ray; leave it out")
     from openblip.capfilt.config import CapFiltConfig
 
     config = CapFiltConfig(
@@ -72,7 +61,7 @@ def command(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    from openblip.capfilt.engine import run_capfilt
+    from openblip.capfilt.local import run_capfilt
 
     summary = run_capfilt(config, out, device=device)
     for name, found in summary.scores.sources.items():

@@ -22,7 +22,7 @@ def command(
         directory: the output folder of `openblip capfilt`.
         out: the folder for the shards; empty, or an earlier export of the same run.
     """
-    from openblip.capfilt.export import export
+    from openblip.capfilt.selection import export
 
     summary = export(directory, out)
     print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from openblip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from openblip.capfilt.page import Section
+    from openblip.capfilt.report import Section
 
 SEED = 777_001  # trainings use small seeds; no training ever sees these scenes
 NOISE = 0.4
@@ -29,7 +29,7 @@ def command(*, out: Path = Path("runs/demo"), num_samples: int = 1000, num_worke
     if num_samples < 10:
         raise ConfigError("--num-samples must be at least 10")
     from openblip.capfilt.config import CapFiltConfig
-    from openblip.capfilt.engine import run_capfilt
+    from openblip.capfilt.local import run_capfilt
     from openblip.capfilt.report import write_report
     from openblip.data.emoji_scenes.writer import write_emoji_scenes
     from openblip.evaluation.filtering import measure_capfilt
@@ -80,7 +80,7 @@ def truth_rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
 
 def truth_section(measured: dict[str, Any]) -> "Section":
     """The truth as a section of the report page."""
-    from openblip.capfilt.page import Section, table
+    from openblip.capfilt.report import Section, table
 
     kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in measured["web"]["auc_by_kind"].items()]
     body = table(("", ""), truth_rows(measured), numbers=(1,)) + table(

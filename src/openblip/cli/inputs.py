@@ -1,142 +1,127 @@
-"""What SOURCE names in `openblip caption`, `answer` and `match`: files, folders or data sources."""
+"""What SOURCE names in `openblip caption`, `answer` and `match`: files, folders of files or data sources."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from openblip.data.sample import TEXT_SUFFIXES, VIDEO_SUFFIXES, Sample, parse_texts, safe_name
-from openblip.errors import SourceError
+from openblip.data.sample import (
+    TEXT_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Record,
+    Sample,
+    ShardIndex,
+    Source,
+    parse_texts,
+    safe_name,
+)
+from openblip.errors import ImageError, SourceError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from openblip.data.sample import Record, Reject
-
-Identity = tuple[str | None, str]
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
-CLIP_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
+IMAGE_FILE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
+VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
 SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
 
 
 @dataclass(frozen=True, slots=True)
-class ImageInput:
-    """One image or clip to work on: `key` is its path or URL, or its key in the data source's `shard`."""
+class ImageFile:
+    """One image or video file; its key is its path or URL."""
 
-    key: str
-    shard: str | None
-    origin: "str | Record"
-
-    @property
-    def identity(self) -> Identity:
-        """What tells it apart from every other image of the command."""
-        return self.shard, self.key
+    path: str
+    with_texts: bool
+    """Whether the sample has the texts of the .txt or .json beside the file."""
+    shard: str = ""
 
     @property
-    def name(self) -> str:
-        """How messages call it."""
-        return self.key if self.shard is None else f"{self.shard}/{self.key}"
+    def key(self) -> str:
+        return safe_name(self.path)
 
-    def read(self) -> "Image":
-        """The decoded RGB image; raises `ImageError`, `SourceError` or `OSError`."""
-        from openblip.data.images import read_image
-
-        if isinstance(self.origin, str):
-            return read_image(self.origin, name=self.name)
-        return read_image(self.origin.read().image, name=self.name)
-
-    def read_sample(self) -> Sample:
-        """The encoded image or clip with its texts: the source's, or those in the .txt or .json beside it.
-
-        Raises `ImageError`, `SourceError` or `OSError`.
-        """
-        if not isinstance(self.origin, str):
-            return self.origin.read()
+    def read(self) -> Sample:
+        """Read the file; raises `ImageError` or `SourceError`."""
         from openblip.data.sources import storage
-        from openblip.errors import ImageError
 
         try:
-            payload = storage.read_bytes(self.origin)
+            payload = storage.read_bytes(self.path)
         except OSError as error:
-            raise ImageError(f"{self.name}: cannot be read: {error.strerror or error}") from error
-        texts = {file.suffix[1:]: file.read_bytes() for file in self.files_of_texts()}
-        info, captions = parse_texts(texts, self.name)
-        return Sample(self.key, "", payload, captions, self.key, info)
+            raise ImageError(f"{self.key}: cannot be read: {error.strerror or error}") from error
+        texts = {file.suffix[1:]: file.read_bytes() for file in self.text_files()} if self.with_texts else {}
+        info, captions = parse_texts(texts, self.key)
+        return Sample(self.key, self.shard, payload, captions, self.key, info)
 
-    def files_of_texts(self) -> list[Path]:
-        """The .txt and .json beside an image file."""
-        if not isinstance(self.origin, str) or "://" in self.origin:
+    def text_files(self) -> list[Path]:
+        """The .txt and .json beside the file."""
+        if "://" in self.path:
             return []
-        beside = (Path(self.origin).with_suffix(f".{suffix}") for suffix in TEXT_SUFFIXES)
+        beside = (Path(self.path).with_suffix(f".{suffix}") for suffix in TEXT_SUFFIXES)
         return [file for file in beside if file.is_file()]
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """All images that were named, each once and in order, and what could not be found."""
+class FileSource:
+    """Image and video files as a source. It has one shard, whose name is empty."""
 
-    images: list[ImageInput]
-    rejects: list["Reject"]
+    name: str
+    files: list[ImageFile]
 
-    @property
-    def may_have_texts(self) -> bool:
-        """Whether any of them can bring texts of its own: image files without some beside them do not."""
-        return bool(self.rejects) or any(
-            not isinstance(image.origin, str) or image.files_of_texts() for image in self.images
-        )
+    def shards(self) -> Sequence[str]:
+        return [""]
+
+    def index(self, shard: str) -> ShardIndex:
+        records: list[Record] = [*self.files]
+        return ShardIndex(records, [])
 
 
-def names_one_file(spec: str) -> bool:
-    """Whether this is a picture or a clip itself, and no folder or data source of them."""
+def is_one_file(spec: str) -> bool:
+    """Whether this names one image or video, and neither a folder nor a data source."""
     path = Path(spec)
     suffix = path.suffix.lower()
     if path.is_dir():
         return False
-    return suffix in IMAGE_SUFFIXES | CLIP_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
+    is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
+    return is_image or (suffix not in SOURCE_SUFFIXES and path.is_file())
 
 
-def is_clip_file(spec: str) -> bool:
-    """Whether the file, which `names_one_file`, is called as a clip is."""
-    return Path(spec).suffix.lower() in CLIP_SUFFIXES
-
-
-def find_inputs(specs: Iterable[str], *, images: str | None = None, clips: bool = False) -> Inputs:
-    """Finds the images that `specs` name.
+def find_sources(
+    specs: Iterable[str], *, images: str | None = None, videos: bool = False, with_texts: bool = False
+) -> list[Source]:
+    """Open what `specs` name, each image file once.
 
     Args:
         specs: image files, folders (searched recursively), or data source specs.
-        images: the folder of the pictures that an annotation file or table names.
-        clips: clips are wanted as images are.
+        images: the folder of the images that an annotation file or table names.
+        videos: whether files and folders may hold videos too.
+        with_texts: whether image files come with the texts beside them.
 
     Raises:
-        SourceError: nothing was named, a name is not a source, or two sources have a shard of the same name.
+        SourceError: nothing is named, a name is no source, or two sources have a shard of the same name.
     """
-    wanted = IMAGE_SUFFIXES | CLIP_SUFFIXES if clips else IMAGE_SUFFIXES
-    found: dict[Identity, ImageInput] = {}
-    rejects: list[Reject] = []
-    origin_of_shard: dict[str, str] = {}
-    for spec in specs:
-        files = [ImageInput(safe_name(path), None, path) for path in _files(spec, wanted)]
-        if files:
-            found.update((file.identity, file) for file in files)
+    wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES if videos else IMAGE_FILE_SUFFIXES
+    sources: list[Source] = []
+    seen: set[str] = set()
+    spec_of_shard: dict[str, str] = {}
+    for spec in dict.fromkeys(specs):
+        if paths := _image_paths(spec, wanted):
+            sources.append(
+                FileSource(spec, [ImageFile(path, with_texts) for path in paths if path not in seen])
+            )
+            seen.update(paths)
             continue
-        for shard, records, shard_rejects in _source_records(spec, images):
-            if origin_of_shard.setdefault(shard, spec) != spec:
+        from openblip.data.sources import open_source
+
+        source = open_source(spec, images=images)
+        for shard in source.shards():
+            if (other := spec_of_shard.setdefault(shard, spec)) != spec:
                 raise SourceError(
-                    f"{origin_of_shard[shard]} and {spec} both have a shard {shard}, so their keys cannot be "
-                    "told apart; name them in two commands"
+                    f"{other} and {spec} both have a shard {shard}, so their keys cannot be told apart; name "
+                    "them in two commands"
                 )
-            found.update(((shard, record.key), ImageInput(record.key, shard, record)) for record in records)
-            rejects.extend(shard_rejects)
-    if not found and not rejects:
+        sources.append(source)
+    if not sources:
         raise SourceError(
             "there is no image to work on; name image files, folders of images or a data source"
         )
-    return Inputs(list(found.values()), rejects)
+    return sources
 
 
-def _files(spec: str, wanted: frozenset[str]) -> list[str]:
+def _image_paths(spec: str, wanted: frozenset[str]) -> list[str]:
     """The image file itself, or the images below a folder, hidden ones left out; empty for anything else."""
     path = Path(spec)
     if path.is_dir():
@@ -150,10 +135,9 @@ def _files(spec: str, wanted: frozenset[str]) -> list[str]:
     return [spec if "://" in spec else str(path)]  # a Path would take a slash from a URL
 
 
-def _source_records(spec: str, images: str | None) -> Iterator[tuple[str, list["Record"], list["Reject"]]]:
-    from openblip.data.sources import open_source
-
-    source = open_source(spec, images=images)
-    for shard in source.shards():
-        index = source.index(shard)
-        yield shard, index.records, index.rejects
+def has_texts(sources: Iterable[Source]) -> bool:
+    """Whether samples may have texts of their own; image files have none unless some lie beside them."""
+    return any(
+        not isinstance(source, FileSource) or any(file.text_files() for file in source.files)
+        for source in sources
+    )

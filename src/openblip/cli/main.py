@@ -1,4 +1,4 @@
-"""The `openblip` command: finds the command that was asked for, runs it, and turns errors into exit codes.
+"""The `openblip` command: find the command that was asked for, run it, and turn errors into exit codes.
 
 Nothing heavy is imported here: a command's module is imported when the command is chosen, and torch when it
 runs. Exit codes: 0 done; 1 done, with failures that were listed; 2 bad input or nothing could start; 130
@@ -6,17 +6,18 @@ interrupted.
 """
 
 import difflib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from openblip.errors import OpenBlipError
+from openblip.errors import ConfigError, OpenBlipError
 
 
 class Command(NamedTuple):
-    """Where a command lives, and what the list of commands says about it.
+    """The module of a command, and what the list of commands says about it.
 
     The module has `command(...)`, whose annotated parameters and docstring are its options (read by tyro). A
     command whose options depend on an earlier argument has `run(argv) -> int` instead, and parses for itself.
@@ -29,7 +30,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("openblip.cli.demo", "clean a small noisy set with the shipped models, offline"),
     "caption": Command("openblip.cli.caption", "caption images, folders of images or a data source"),
-    "answer": Command("openblip.cli.answer", "answer questions about images or clips"),
+    "answer": Command("openblip.cli.answer", "answer questions about images or videos"),
     "match": Command("openblip.cli.match", "score how well texts describe images"),
     "capfilt": Command("openblip.cli.capfilt", "caption and filter noisy image-text pairs"),
     "capfilt-select": Command("openblip.cli.capfilt_select", "change the threshold of a CapFilt run"),
@@ -48,14 +49,18 @@ BROKEN_PIPE = 141  # the same for SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code.
+    """Run one command line and return its exit code.
 
     Args:
         argv: the words after `openblip`; those of the process when None.
     """
-    debug, words = _take_debug(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]  # it may stand anywhere before a --
+    words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        code = _dispatch(words)
+        call = _find_call(words)
+        code = call()
         sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
     except BrokenPipeError:
@@ -72,45 +77,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OpenBlipError, OSError) as error:
         if debug:
             raise
-        print(f"openblip: {_one_line(error)}", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"openblip: {message}", file=sys.stderr)
         return 2
 
 
-def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
-    """Removes `--debug`, which may stand anywhere before a `--`."""
-    end = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[:end] if word != "--debug"] + words[end:]
-    return len(kept) < len(words), kept
-
-
-def _dispatch(words: list[str]) -> int:
+def _find_call(words: list[str]) -> Callable[[], int]:
+    """The call that the words ask for, with its options; raises `ConfigError` when there is none."""
     if not words or words[0] in ("-h", "--help"):
-        print(_overview(COMMANDS))
-        return 0
+        return functools.partial(_print, _overview(COMMANDS))
     if words[0] == "--version":
         from importlib.metadata import version
 
-        print(f"openblip {version('openblip')}")
-        return 0
+        return functools.partial(_print, f"openblip {version('openblip')}")
     if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(_overview({name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}))
-        return 0
+        group = {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}
+        return functools.partial(_print, _overview(group))
     for length in (2, 1):
-        name = " ".join(words[:length])
+        name, arguments = " ".join(words[:length]), words[length:]
         if name in COMMANDS:
-            return _run(name, words[length:])
-    _report_unknown(words)
-    return 2
+            module = importlib.import_module(COMMANDS[name].module)
+            if hasattr(module, "run"):
+                return functools.partial(module.run, arguments)
+            from openblip.cli.parsing import parse_call
+
+            return parse_call(module.command, arguments, prog=f"openblip {name}")
+    asked = " ".join(words[:2]) if words[0] in GROUPS else words[0]
+    close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
+    hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
+    raise ConfigError(f"there is no command `{asked}`; {hint}")
 
 
-def _run(name: str, arguments: list[str]) -> int:
-    """Imports the module of the command and runs it."""
-    module = importlib.import_module(COMMANDS[name].module)
-    if hasattr(module, "run"):
-        return int(module.run(arguments))
-    from openblip.cli.parsing import parse_call
-
-    return parse_call(module.command, arguments, prog=f"openblip {name}")()
+def _print(text: str) -> int:
+    print(text)
+    return 0
 
 
 def _overview(commands: dict[str, Command]) -> str:
@@ -129,16 +129,3 @@ def _overview(commands: dict[str, Command]) -> str:
             "`openblip --version` the version.",
         ]
     )
-
-
-def _report_unknown(words: Sequence[str]) -> None:
-    asked = " ".join(words[:2]) if words[0] in GROUPS else words[0]
-    close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
-    hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
-    print(f"openblip: there is no command `{asked}`; {hint}", file=sys.stderr)
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error on one line: what happened and where."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

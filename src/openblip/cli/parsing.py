@@ -1,6 +1,7 @@
 """Reads a command's options from its signature, and reports a wrong one as one line."""
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -9,18 +10,17 @@ from typing import Any, TypeVar
 
 import tyro
 
+# tyro has no public way to word its errors; this hook hands them over as data. An error that a later version
+# of tyro adds is reported by a general message, see `parse`.
+from tyro import _errors
+
 from openblip.errors import ConfigError
 
 Parsed = TypeVar("Parsed")
 
-# tyro reports a wrong option in a box, and ends it with parts of the help that the message points to anyway.
-_BOX_TITLE = re.compile(r"^╭─+ .*? ─+╮$", re.MULTILINE)
-_BOX_LINE = re.compile(r"[╭╮╰╯│─]+")
-_HELP_PART = re.compile(r"(For full helptext|Argument helptext|Got errors).*", re.DOTALL)
-
 
 def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
-    """Binds `arguments` to the parameters of `command`, without calling it.
+    """Bind `arguments` to the parameters of `command`, without calling it.
 
     Args:
         command: a function with annotated parameters and a docstring with an `Args:` section.
@@ -50,7 +50,7 @@ def parse(
     default: Parsed | None = None,
     description: str | None = None,
 ) -> Parsed:
-    """Builds `target`, a dataclass or a function, from command-line words; raises as `parse_call` does.
+    """Build `target`, a dataclass or a function, from command-line words; raises as `parse_call` does.
 
     Args:
         target: its fields or parameters are the options.
@@ -59,28 +59,71 @@ def parse(
         default: for a dataclass, an instance whose values are the defaults.
         description: what the help says first; the docstring of `target` when None.
     """
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    report = io.StringIO()
+    options: dict[str, Any] = {"prog": prog, "description": description}
+    # A recipe has chosen among alternatives: the fields of its choice are options.
+    options["config"] = (tyro.conf.AvoidSubcommands,)
+    if default is not None:
+        options["default"] = default
+
+    def report(event: _errors.ParseErrorEvent) -> None:
+        raise ConfigError(f"{_message(event, lambda: _option_names(target, options))}; see `{prog} --help`")
+
     try:
-        with contextlib.redirect_stderr(report):
-            built: Parsed = tyro.cli(
-                target,
-                args=list(arguments),
-                prog=prog,
-                description=description,
-                config=(
-                    tyro.conf.AvoidSubcommands,
-                ),  # a recipe has chosen: the fields of its choice are options
-                **options,
-            )
+        with _errors.on_parse_error(report), contextlib.redirect_stderr(io.StringIO()):
+            built: Parsed = tyro.cli(target, args=list(arguments), **options)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_one_line(report.getvalue())}; see `{prog} --help`") from None
+        raise ConfigError(f"the options cannot be understood; see `{prog} --help`") from None
     return built
 
 
-def _one_line(box: str) -> str:
-    """The sentence inside tyro's box."""
-    text = _BOX_LINE.sub(" ", _BOX_TITLE.sub("", box))
-    return " ".join(_HELP_PART.sub("", text).split()).rstrip(".:") or "wrong options"
+def _message(event: _errors.ParseErrorEvent, option_names: Callable[[], list[str]]) -> str:
+    """What is wrong with the words, in one sentence."""
+    match event:
+        case _errors.MissingArgs():
+            arguments = [argument.arg for argument in event.missing_arguments]
+            names = [str(a.lowered.metavar) if a.is_positional() else a.display_name() for a in arguments]
+            unknown = (
+                [_unknown(event.unrecognized_tokens, option_names())] if event.unrecognized_tokens else []
+            )
+            return "; ".join([*unknown, f"{_listed(names, 'and')} must be given"])
+        case _errors.UnrecognizedArgs():
+            return _unknown(event.tokens, option_names())
+        case _errors.InvalidChoice():
+            choices = _listed([choice for choice in event.choices if choice != "None"], "or")
+            return f"{event.argument.display_name()} cannot be {event.value}; choose {choices}"
+        case _errors.BadValue(reason="too_few_values"):
+            return f"{event.argument.display_name()} needs a value after it"
+        case _errors.InstantiationFailure():
+            name = "" if event.argument is None else f"{event.argument.display_name()}: "
+            return f"{name}{event.message}"
+        case _:
+            return "the options cannot be understood"
+
+
+def _unknown(words: Sequence[str], names: Sequence[str]) -> str:
+    """Say which options there are not, with the closest that there are."""
+    options = [word.split("=")[0] for word in words if word.startswith("-")]
+    if not options:
+        return f"{_listed(list(words), 'and')} cannot be understood here"
+    close: list[str] = []
+    for option in options:
+        parts = [name for name in names if name.endswith(option.lstrip("-")) or option.lstrip("-") in name]
+        close += [*difflib.get_close_matches(option, names, n=2, cutoff=0.7), *parts][:3]
+    hint = f"; did you mean {_listed(list(dict.fromkeys(close)), 'or')}?" if close else ""
+    return f"there is no option {_listed(options, 'or')}{hint}"
+
+
+def _option_names(target: Callable[..., Any], options: dict[str, Any]) -> list[str]:
+    """The options that the help shows."""
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        tyro.cli(target, args=["--help"], **options)
+    return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", text.getvalue())))
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    """ "a, b and c"."""
+    *first, end = names
+    return f"{', '.join(first)} {last} {end}" if first else end

@@ -88,6 +88,7 @@ class Trainer:
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
+        barrier()  # metrics.jsonl ends at this step now
         self.best_score = None if validation is None else folder.best_score(validation.best_by)
         self.forward = replicate(task, self.frozen, process)
 
@@ -201,7 +202,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Measure the model, and keep it in best/ when no earlier one was better.
 
-        Every process takes part. Training mode and random state are afterwards what they were.
+        Every process takes part and gets the same scores. Training mode and random state are restored.
         """
         assert self.validation is not None
         self.task.eval()

@@ -1,29 +1,35 @@
-"""Runs CapFilt over all shards of a source on this machine, one after another."""
+"""The local engine: CapFilt over all shards of a source on this machine, one after another.
+
+While the models work on a shard, the next one is already read and decoded.
+"""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, write_json
-from openblip.capfilt.manifest import build_manifest, describe_model, start_or_resume
-from openblip.capfilt.process import Models, process
+from openblip.capfilt.folder import CapFiltFolder, build_manifest, describe_model
+from openblip.capfilt.process import DecodedSample, Models, decode_shard, process
 from openblip.capfilt.report import write_report
 from openblip.capfilt.scores import RunScores
-from openblip.data.sources import Source, open_source
+from openblip.data.sample import Reject
+from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
+from openblip.files import write_json
 from openblip.progress import Progress
 
-SHARDS_INDEXED_AHEAD = 8
+Entries = Generator[DecodedSample | Reject]
 
 
 @dataclass(kw_only=True)
 class RunSummary:
-    """What a call of `run_capfilt` did.
+    """The result of `run_capfilt`.
 
     done and skipped: shards finished now and before. failed: (shard, error). scores: of all finished shards,
     at the run's threshold. report: the page.
@@ -42,10 +48,10 @@ class RunSummary:
 
 
 def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = None) -> RunSummary:
-    """Captions and filters every shard of `config.source` into `out`; the same call again resumes.
+    """Caption and filter every shard of `config.source` into `out`; the same call again resumes.
 
     Finished shards are skipped. A shard that fails is recorded in its `failure.json` and the others go on;
-    the next call tries it again. Killed at any moment, the folder holds only whole files.
+    the next call tries it again. After a kill at any moment the folder holds only whole files.
 
     Args:
         device: where the models run; None takes what `openblip.load` takes.
@@ -67,20 +73,27 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
         num_shards=len(shards),
     )
     folder = CapFiltFolder(Path(out))
-    start_or_resume(folder, manifest)
-    folder.remove_leftovers()
+    folder.start_or_resume(manifest)
     skipped = [shard for shard in shards if folder.is_done(shard)]
-    finished = set(skipped)
-    waiting = [shard for shard in shards if shard not in finished]
+    done_before = set(skipped)
+    waiting = [shard for shard in shards if shard not in done_before]
     summary = RunSummary(skipped=skipped, report=folder.report_page)
-    with Progress("capfilt", total=_estimate_images(source, waiting), unit="images") as bar:
+
+    def read_ahead(shard: str) -> Entries:
+        """Begin to read a shard: its threads decode as soon as the first sample has been asked for."""
+        return _started(decode_shard(shard, source, models, config))
+
+    with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading:
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
-        for shard in waiting:
+        upcoming: list[Future[Entries]] = [reading.submit(read_ahead, shard) for shard in waiting[:1]]
+        for position, shard in enumerate(waiting):
+            entries = upcoming.pop()
+            upcoming += [reading.submit(read_ahead, name) for name in waiting[position + 1 : position + 2]]
             try:
                 process(
                     shard,
-                    source=source,
+                    entries.result(),
                     folder=folder,
                     models=models,
                     config=config,
@@ -88,6 +101,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                     on_images=bar.advance,
                 )
                 summary.done.append(shard)
+                bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
             except Exception as error:  # whatever it was, the other shards go on and this one is named
                 message = _record_failure(folder, shard, error)
                 summary.failed.append((shard, message))
@@ -96,20 +110,21 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     return summary
 
 
-def _estimate_images(source: Source, shards: Sequence[str]) -> int | None:
-    """The number of images, from the first shards when there are many: indexing thousands only for a bar's
-    total would keep the models waiting. None when no shard can be indexed."""
-    counts = []
-    for shard in shards[:SHARDS_INDEXED_AHEAD]:
+def _started(entries: Entries) -> Entries:
+    """The same entries, of which the first has been read."""
+    first = next(entries, None)
+
+    def all_entries() -> Entries:
         try:
-            counts.append(len(source.index(shard).records))
-        except (OpenBlipError, OSError):
-            continue  # its turn comes, and then the failure is recorded
-    return round(sum(counts) / len(counts) * len(shards)) if counts else None
+            yield from entries if first is None else chain([first], entries)
+        finally:
+            entries.close()
+
+    return all_entries()
 
 
 def _record_failure(folder: CapFiltFolder, shard: str, error: Exception) -> str:
-    """Writes the shard's failure.json and returns the error as one line."""
+    """Write the shard's failure.json and return the error as one line."""
     message = f"{type(error).__name__}: {error}" if not isinstance(error, OpenBlipError) else str(error)
     if isinstance(error, torch.OutOfMemoryError):
         message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
