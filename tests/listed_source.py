@@ -1,32 +1,18 @@
 """Sources of samples that are there already, and what a model makes of pictures that are numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openblip.data.sample import Record, Reject, Sample, ShardIndex
-from openblip.errors import ImageError, SourceError
-
-
-@dataclass(frozen=True)
-class Written:
-    """A record that is there already; without a sample, one that cannot be read."""
-
-    key: str
-    shard: str
-    sample: Sample | None
-
-    def read(self) -> Sample:
-        if self.sample is None:
-            raise SourceError("damaged")
-        return self.sample
+from openblip.data.sample import Located, Reject, Sample, Selection, Source
+from openblip.errors import ImageError
 
 
 @dataclass
-class ListSource:
+class ListSource(Source):
     """Samples in shards of `per_shard`; a string in the place of a sample is the key of a damaged one."""
 
     samples: Sequence[Sample | str]
@@ -39,13 +25,15 @@ class ListSource:
             f"s{start // self.per_shard}" for start in range(0, max(len(self.samples), 1), self.per_shard)
         ]
 
-    def index(self, shard: str) -> ShardIndex:
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         start = int(shard[1:]) * self.per_shard
-        records: list[Record] = [
-            Written(each, shard, None) if isinstance(each, str) else Written(each.key, shard, each)
-            for each in self.samples[start : start + self.per_shard]
+        items = [
+            Reject(shard, item, "damaged") if isinstance(item, str) else item
+            for item in self.samples[start : start + self.per_shard]
         ]
-        return ShardIndex(records, self.rejects.get(shard, []))
+        for number, item in enumerate([*items, *self.rejects.get(shard, [])]):
+            if selection.has(number) and (isinstance(item, Reject) or not selection.skips(item)):
+                yield Located(number, item)
 
 
 def sample(

@@ -6,7 +6,8 @@ import pytest
 from capfilt_world import all_rows
 
 from openblip.cli.main import main
-from openblip.data.sources import count_samples, open_source
+from openblip.data.sources import open_source
+from source_items import items_of
 
 
 def test_the_three_commands(
@@ -30,7 +31,7 @@ def test_the_three_commands(
     kept = sum(row["itm"] > 0.3 for row in all_rows(out))
     assert main(["capfilt-export", str(out), "--out", str(tmp_path / "tars")]) == 0
     assert f"wrote {kept} pairs" in capsys.readouterr().out
-    assert count_samples(open_source(str(tmp_path / "tars"))) == kept
+    assert len(items_of(open_source(str(tmp_path / "tars")))) == kept
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ pytest.importorskip("av")
 from openblip.cli.main import main
 from openblip.data.emoji_scenes.request import KIND_NAMES
 from openblip.data.sources.opening import open_source
+from source_items import items_of
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
@@ -18,7 +19,7 @@ def test_every_kind_is_written_and_read(tmp_path, capsys, kind):
     assert main(["data", "emoji-scenes", str(tmp_path / "out"), *options]) == 0
     assert f"wrote 2 human scenes ({kind})" in capsys.readouterr().out
     source = open_source(str(tmp_path / "out"))
-    samples = [record.read() for record in source.index(source.shards()[0]).records]
+    samples = items_of(source)
     assert len(samples) == 2
     needed = {
         "captions": {"references"},

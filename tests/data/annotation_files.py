@@ -1,19 +1,15 @@
-"""Annotation files in miniature: written, and read back; and what any source holds."""
+"""Annotation files in miniature: written, and read back."""
 
 import json
 
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
+from source_items import items_of
 
 
 def write(path, content):
     path.write_text(json.dumps(content))
     return path
-
-
-def items_of(source, **arguments):
-    """Every sample and reject of every shard, in order."""
-    return [item for shard in source.shards() for _, item in source.read(shard, **arguments)]
 
 
 def read_all(spec, images=None):

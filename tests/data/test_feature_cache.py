@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from annotation_files import items_of
 from memory_source import MemorySource, load, take
 
 from openblip.data import feature_cache
@@ -27,6 +26,7 @@ from openblip.data.sample import Sample
 from openblip.data.sources import Mixture, open_mixture
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, ImageError
+from source_items import items_of
 
 PREPROCESSING = Preprocessing(image_size=8)
 PROJECTION = torch.randn(3 * 64, 12, generator=torch.Generator().manual_seed(0))

@@ -5,13 +5,13 @@ import threading
 import time
 
 import pytest
-from annotation_files import items_of
 from memory_source import MemorySource, numbered
 
 from openblip.data.reader import Share, read_source, read_texts
 from openblip.data.sample import Located, Reject, Sample
 from openblip.data.sources import Mixture
 from openblip.errors import ImageError, SourceError
+from source_items import items_of
 
 
 def sample(key, shard="s", texts=("a",)):

@@ -1,10 +1,11 @@
 """COCO, NoCaps, Karpathy's splits and lists of captions, in miniature as they are distributed."""
 
 import pytest
-from annotation_files import items_of, read_all, write
+from annotation_files import read_all, write
 
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
+from source_items import items_of
 
 NOCAPS = {
     "info": {"description": "nocaps validation"},

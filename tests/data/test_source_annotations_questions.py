@@ -5,10 +5,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from annotation_files import describe, items_of, read_all, write
+from annotation_files import describe, read_all, write
 
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
+from source_items import items_of
 
 INFO = {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017}
 ANSWERS = ["net", "net", "net", "netting", "net", "net", "mesh", "net", "net", "net"]

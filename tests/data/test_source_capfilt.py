@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import items_of
 
 from openblip.data.captions import (
     CAPTION_SCHEMA,
@@ -17,6 +16,7 @@ from openblip.data.captions import (
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
+from source_items import items_of
 
 
 def row(key, shard, source="web", index=0, itm=0.9, caption="text", logprob=None):

@@ -6,12 +6,13 @@ import pickle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import items_of, read_all, write
+from annotation_files import read_all, write
 
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import MissingFile, Reject, Sample, is_transient
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
+from source_items import items_of
 
 NUM_SAMPLES = 23
 

@@ -6,11 +6,12 @@ import threading
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import items_of, read_all
+from annotation_files import read_all
 from counting_files import CountingFileSystem
 
 from openblip.data.sources import open_source, storage
 from openblip.errors import SourceError
+from source_items import items_of
 
 MIB = 1 << 20
 

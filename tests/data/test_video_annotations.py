@@ -1,10 +1,11 @@
 import json
 
 import pytest
-from annotation_files import items_of, read_all
+from annotation_files import read_all
 
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
+from source_items import items_of
 
 
 @pytest.fixture

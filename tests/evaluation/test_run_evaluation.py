@@ -1,12 +1,13 @@
 """An evaluation over a source: order, batches, what is skipped and where it stops."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from listed_source import ListSource, numbers, sample
 from openblip.data.reader import Share, read_source
-from openblip.data.sample import Reject, Sample
+from openblip.data.sample import Located, Reject, Sample, Selection
 from openblip.errors import ConfigError, SourceError
 from openblip.evaluation.run import SAMPLES_PER_BATCH, EvaluationResults, run_evaluation
 
@@ -62,9 +63,9 @@ def test_a_limit_takes_the_first_samples_and_opens_no_further_shard() -> None:
     opened: list[str] = []
 
     class Noting(ListSource):
-        def index(self, shard: str) -> Any:
+        def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
             opened.append(shard)
-            return super().index(shard)
+            return super().read_selected(shard, selection)
 
     found, _ = evaluated(Noting([sample(i) for i in range(9)], per_shard=3), limit=4)
     assert found.results == [0, 1, 2, 3]
