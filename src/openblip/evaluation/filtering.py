@@ -15,6 +15,7 @@ from openblip.data.captions import read_captions
 from openblip.data.prompts import normalize_caption
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sources import open_source
 from openblip.data.sources.capfilt import CapFiltSource
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import references
@@ -72,9 +73,15 @@ def filter_report(
     }
 
 
+def _open_run(directory: str | Path) -> CapFiltSource:
+    run = open_source(f"capfilt:{directory}")
+    assert isinstance(run, CapFiltSource)
+    return run
+
+
 def has_ground_truth(directory: str | Path) -> bool:
     """Whether the samples of a CapFilt run's source say what is true of them, as emoji scenes do."""
-    run = CapFiltSource.open(f"capfilt:{directory}", str(directory))
+    run = _open_run(directory)
     for entry in read_source(run.original, lambda sample: None, shards=run.shards()[:1]):
         if not isinstance(entry, Reject):
             return entry[0].info.keys() >= {"noise", "references"}
@@ -90,7 +97,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     Raises:
         SourceError: a sample cannot be read, or does not say what is true of it.
     """
-    run = CapFiltSource.open(f"capfilt:{directory}", str(directory))
+    run = _open_run(directory)
     scores, is_web, is_true, kinds = [], [], [], []
     for shard in run.shards():
         rows_by_key: dict[str, list[dict[str, Any]]] = {}
