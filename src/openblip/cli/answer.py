@@ -157,13 +157,11 @@ def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) ->
     """Decode an image, or evenly spread frames of a video: (F, 3, S, S) uint8."""
     import torch
 
-    from openblip.data.video import is_video
-    from openblip.data.video import read_frames
+    from openblip.data.video import is_video, read_frames
 
-    is_video = is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES
     frames = (
         read_frames(sample.image, num_frames, name=sample_name(sample.shard, sample.key))
-        if is_video
+        if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES
         else [decode_image(sample)]
     )
     return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])

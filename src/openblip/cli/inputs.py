@@ -1,15 +1,16 @@
 """What SOURCE names in `openblip caption`, `answer` and `match`: files, folders of files or data sources."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openblip.data.sample import (
     TEXT_SUFFIXES,
     VIDEO_SUFFIXES,
-    Record,
+    Located,
+    Reject,
     Sample,
-    ShardIndex,
+    Selection,
     Source,
     parse_texts,
     safe_name,
@@ -42,9 +43,13 @@ class ImageFile:
             payload = storage.read_bytes(self.path)
         except OSError as error:
             raise ImageError(f"{self.key}: cannot be read: {error.strerror or error}") from error
+        return replace(self.read_texts(), image=payload)
+
+    def read_texts(self) -> Sample:
+        """The sample without its image; raises `SourceError`."""
         texts = {file.suffix[1:]: file.read_bytes() for file in self.text_files()} if self.with_texts else {}
         info, captions = parse_texts(texts, self.key)
-        return Sample(self.key, self.shard, payload, captions, self.key, info)
+        return Sample(self.key, self.shard, b"", captions, self.key, info)
 
     def text_files(self) -> list[Path]:
         """The .txt and .json beside the file."""
@@ -54,8 +59,8 @@ class ImageFile:
         return [file for file in beside if file.is_file()]
 
 
-@dataclass(frozen=True, slots=True)
-class FileSource:
+@dataclass
+class FileSource(Source):
     """Image and video files as a source. It has one shard, whose name is empty."""
 
     name: str
@@ -64,9 +69,16 @@ class FileSource:
     def shards(self) -> Sequence[str]:
         return [""]
 
-    def index(self, shard: str) -> ShardIndex:
-        records: list[Record] = [*self.files]
-        return ShardIndex(records, [])
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        for number, file in enumerate(self.files):
+            if not selection.has(number):
+                continue
+            try:
+                sample = file.read_texts()
+                if not selection.skips(sample):
+                    yield Located(number, file.read() if selection.images else sample)
+            except (SourceError, ImageError) as error:
+                yield Located(number, Reject(file.shard, file.key, str(error)))
 
 
 def is_one_file(spec: str) -> bool:

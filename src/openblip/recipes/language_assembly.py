@@ -2,14 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from openblip.data.fields import text_field
+from openblip.data.reader import read_texts
 from openblip.data.sources import Mixture
 from openblip.data.transforms import Preprocessing
-from openblip.errors import ConfigError, OpenBlipError
+from openblip.errors import ConfigError
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.language_run import LanguageRun, LanguageShape
@@ -28,7 +29,11 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
             f"Texts of up to {run.task.max_text_tokens} tokens: the model has {shape.max_positions} "
             "positions; lower --task.max-text-tokens."
         )
-    tokenizer = train_tokenizer(_some_texts(mixture), run.vocab_size, ends=shape.architecture == "t5")
+    tokenizer = train_tokenizer(
+        read_texts(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS),
+        run.vocab_size,
+        ends=shape.architecture == "t5",
+    )
     language = new_language_model(shape, tokenizer)
     preprocessing = Preprocessing(image_size=1)  # no image is decoded
     return Assembled(
@@ -126,16 +131,3 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
     language.model.save_pretrained(partial)
     language.tokenizer.save_pretrained(partial)
     os.replace(partial, folder)
-
-
-def _some_texts(mixture: Mixture) -> Iterator[str]:
-    """Texts of all sources, an equal share of each, at most MAX_VOCABULARY_TEXTS."""
-    for source in mixture.sources:
-        left = MAX_VOCABULARY_TEXTS // len(mixture.sources)
-        for shard in source.shards():
-            for record in source.index(shard).records[: max(left, 0)]:
-                try:
-                    yield text_field(record.read(), "text")
-                except (OpenBlipError, OSError):  # the loader names and counts it
-                    continue
-                left -= 1

@@ -1,7 +1,6 @@
 """What a run trains: a checkpoint made ready for its task, or a model from random weights."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,11 @@ from torch import Tensor
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.prompts import normalize_caption
+from openblip.data.reader import read_texts
 from openblip.data.sources import Mixture
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-from openblip.errors import ConfigError, OpenBlipError
+from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import Head
 from openblip.nn.vit import interpolate_positions
@@ -130,21 +130,5 @@ def make_tokenizer(named: str | None, vocab_size: int, mixture: Mixture) -> Toke
     """The tokenizer `named`, or a WordPiece vocabulary of the run's own captions."""
     if named is not None:
         return Tokenizer.load(named)
-    return Tokenizer.train(_some_captions(mixture), vocab_size)
-
-
-def _some_captions(mixture: Mixture) -> Iterator[str]:
-    """Captions of all sources, an equal share of each, at most MAX_VOCABULARY_CAPTIONS."""
-    share = MAX_VOCABULARY_CAPTIONS // len(mixture.sources)
-    for source in mixture.sources:
-        left = share
-        for shard in source.shards():
-            if left <= 0:
-                break
-            for record in source.index(shard).records:
-                try:
-                    captions = record.read().captions
-                except (OpenBlipError, OSError):  # the loader names and counts it
-                    continue
-                yield from (normalize_caption(caption) for caption in captions)
-                left -= len(captions)
+    texts = read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS)
+    return Tokenizer.train(map(normalize_caption, texts), vocab_size)
