@@ -10,32 +10,46 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from openblip.data.sample import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
     VIDEO_SUFFIXES,
-    Located,
-    Reject,
     Sample,
-    Selection,
-    Source,
     clean_text,
     parse_json_object,
     safe_name,
     sample_of_texts,
 )
-from openblip.data.sources import rows, storage
-from openblip.data.sources.rows import UnreadSample
+from openblip.data.sources import storage
+from openblip.data.sources.rows import ImageRow, RowSource, chunk_names
 from openblip.errors import SourceError
 
 _CLASSES = "classes"  # of a .json; beside an image of the same stem it holds its captions
 
 
+@dataclass(frozen=True, slots=True)
+class FolderRow(ImageRow):
+    """An image file with the text files beside it, and what its class is called."""
+
+    text_paths: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+    def texts(self, source: str, shard: str) -> Sample:
+        """The sample without its image; a label in its json goes before its folder's."""
+        payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
+        sample = sample_of_texts(source, shard, self.key, payloads)
+        info = dict(sample.info)
+        if self.class_names:
+            info.setdefault("label", self.class_names[0])
+        if len(self.class_names) > 1:
+            info.setdefault("label_names", list(self.class_names))
+        return replace(sample, info=info)
+
+
 @dataclass
-class FolderSource(Source):
+class FolderSource(RowSource):
     """The images under a folder, or its videos where it has no image, in the order of their paths.
 
     A key is the path in the folder without suffix; of several images with one key the first one stays.
@@ -68,42 +82,26 @@ class FolderSource(Source):
         if names and _CLASSES not in files and (paths := listed.get(_CLASSES, {}).get("json")):
             names = _read_class_names(paths[0], names)
         stem = safe_name(os.path.basename(root)) or "images"
-        return cls(spec, kind, files, names, rows.chunk_names(stem, len(files)))
+        return cls(spec, kind, files, names, chunk_names(stem, len(files)))
 
     def shards(self) -> Sequence[str]:
         return list(self.chunks)
 
     def num_samples(self, shard: str) -> int:
-        return len(self.chunks[shard])
+        return sum(1 for _ in self.rows(shard))
 
     def file_name(self, shard: str) -> str:
         return ""  # keys are unique in the whole folder, and its name is a part of the source's path
 
-    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        return rows.read_unread(self._unread(shard, selection), selection)
-
-    def _unread(self, shard: str, selection: Selection) -> Iterator[tuple[int, UnreadSample | Reject]]:
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow]]:
         chunk = self.chunks[shard]
-        for number, key in enumerate(itertools.islice(self.files, chunk.start, chunk.stop)):
-            if not selection.has(number):
-                continue
-            image, *repeated = self.files[key][self.kind]
-            yield number, UnreadSample(shard, key, partial(self._texts, shard, key), (image,))
-            for path in repeated:
-                reason = f"{safe_name(os.path.basename(path))}: duplicate key, the first one stays"
-                yield number, Reject(shard, key, reason)
-
-    def _texts(self, shard: str, key: str) -> Sample:
-        """The sample without its image."""
-        files = self.files[key]
-        texts = {kind: storage.read_bytes(files[kind][0]) for kind in TEXT_SUFFIXES if kind in files}
-        sample = sample_of_texts(self.name, shard, key, texts)
-        info = dict(sample.info)
-        if names := self.class_names.get(_sub_folder(key), ()):
-            info.setdefault("label", names[0])
-        if len(names) > 1:
-            info.setdefault("label_names", list(names))
-        return replace(sample, info=info)
+        for key in itertools.islice(self.files, chunk.start, chunk.stop):
+            kinds = self.files[key]
+            texts = {kind: kinds[kind][0] for kind in TEXT_SUFFIXES if kind in kinds}
+            names = self.class_names.get(_sub_folder(key), ())
+            for path in kinds[self.kind]:
+                row = FolderRow(key, (path,), text_paths=texts, class_names=names)
+                yield safe_name(os.path.basename(path)), row
 
 
 def _kind(suffix: str) -> str:

@@ -8,10 +8,8 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from openblip.data.sample import (
     Located,
@@ -38,40 +36,29 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
 
 
-class ImageRow(NamedTuple):
-    """What a table or annotation file says of one sample."""
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """What a table or annotation file says of one sample, whose files are still to be read."""
 
     key: str
     image: Sequence[str]
     """Where the image may lie: the first path that exists counts."""
-    image_id: Any
+    image_id: Any = None
     """The data set's own name of the image: rows with the same one show the same image."""
     captions: tuple[str, ...] = ()
-    info: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = MappingProxyType({})
+    info: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
     """The sample's `info`, or a function that makes it when the row is read."""
     second_image: str | None = None
 
-    def sample(self, source: str, shard: str) -> Sample:
-        """The sample without its image."""
+    def texts(self, source: str, shard: str) -> Sample:
+        """The sample without its image; raises `SourceError` or `OSError`."""
         info = self.info() if callable(self.info) else self.info
         return Sample(self.key, shard, b"", self.captions, f"{source}#{self.image_id}", info)
 
-
-@dataclass(frozen=True, slots=True)
-class UnreadSample:
-    """A sample of files that are still to be read."""
-
-    shard: str
-    key: str
-    sample: Callable[[], Sample]
-    """Makes the sample with its texts and without its image; raises `SourceError` or `OSError`."""
-    image: Sequence[str]
-    second_image: str | None = None
-
-    def read(self, selection: Selection) -> Sample | Reject | None:
+    def read(self, source: str, shard: str, selection: Selection) -> Sample | Reject | None:
         """The sample, None where it is skipped, or the reject of what cannot be read."""
         try:
-            sample = self.sample()
+            sample = self.texts(source, shard)
             if selection.skips(sample):
                 return None
             if not selection.images:
@@ -79,7 +66,7 @@ class UnreadSample:
             second = None if self.second_image is None else storage.read_bytes(self.second_image)
             return replace(sample, image=_read_first(self.image), second_image=second)
         except (SourceError, OSError) as error:
-            return reject_of(self.shard, self.key, error)
+            return reject_of(shard, self.key, error)
 
 
 def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
@@ -99,50 +86,36 @@ class RowSource(Source):
         """The rows of a shard, each with the place in its file that errors name."""
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        return read_unread(self._unread(shard, selection), selection)
+        """As every source does; several threads read remote images ahead."""
+        pool = ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files")
+        waiting: deque[tuple[int, Future[Sample | Reject | None]]] = deque()
 
-    def _unread(self, shard: str, selection: Selection) -> Iterator[tuple[int, UnreadSample | Reject]]:
+        def finished(most: int) -> Iterator[Located]:
+            while len(waiting) > most:
+                number, future = waiting.popleft()
+                if (item := future.result()) is not None:
+                    yield Located(number, item)
+
         keys: set[str] = set()
-        for number, (place, row) in enumerate(self.rows(shard)):
-            entry: UnreadSample | Reject
-            if isinstance(row, Reject):
-                entry = row
-            elif row.key in keys:
-                entry = Reject(shard, row.key, f"{place}: duplicate key, the first one stays")
-            else:
-                keys.add(row.key)
-                sample = partial(row.sample, self.name, shard)
-                entry = UnreadSample(shard, row.key, sample, row.image, row.second_image)
-            if selection.has(number):
-                yield number, entry
-
-
-def read_unread(
-    entries: Iterable[tuple[int, UnreadSample | Reject]], selection: Selection
-) -> Iterator[Located]:
-    """Read numbered samples in their order; those of remote files by several threads ahead."""
-    pool = ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files")
-    waiting: deque[tuple[int, Future[Sample | Reject | None]]] = deque()
-
-    def finished(most: int) -> Iterator[Located]:
-        while len(waiting) > most:
-            number, future = waiting.popleft()
-            if (item := future.result()) is not None:
-                yield Located(number, item)
-
-    try:
-        for number, entry in entries:
-            if isinstance(entry, UnreadSample) and storage.is_remote(entry.image[0]):
-                waiting.append((number, pool.submit(entry.read, selection)))
-                yield from finished(_REMOTE_AHEAD)
-                continue
+        try:
+            for number, (place, row) in enumerate(self.rows(shard)):
+                if isinstance(row, ImageRow):
+                    if row.key in keys:
+                        row = Reject(shard, row.key, f"{place}: duplicate key, the first one stays")
+                    keys.add(row.key)
+                if not selection.has(number):
+                    continue
+                if isinstance(row, ImageRow) and storage.is_remote(row.image[0]):
+                    waiting.append((number, pool.submit(row.read, self.name, shard, selection)))
+                    yield from finished(_REMOTE_AHEAD)
+                    continue
+                yield from finished(0)
+                item = row if isinstance(row, Reject) else row.read(self.name, shard, selection)
+                if item is not None:
+                    yield Located(number, item)
             yield from finished(0)
-            item = entry if isinstance(entry, Reject) else entry.read(selection)
-            if item is not None:
-                yield Located(number, item)
-        yield from finished(0)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _read_first(paths: Sequence[str]) -> bytes:

@@ -21,12 +21,6 @@ _DOMAINS = ("in", "near", "out")
 _FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images")
 
 
-def is_coco(content: Any) -> bool:
-    return isinstance(content, dict) and any(
-        "file_name" in image for image in first_objects(content.get("images"))
-    )
-
-
 def coco_rows(file: AnnotationFile) -> AnnotationRows:
     """COCO captions and NoCaps: the lists `images` and `annotations`; the key is the image's id.
 
@@ -69,12 +63,6 @@ def _domain(spelled: str) -> str:
     """`in-domain`, `near-domain` or `out-domain`, however the file spells it."""
     first = spelled.lower().replace("_", "-").split("-")[0].removesuffix("domain").strip()
     return f"{first}-domain" if first in _DOMAINS else spelled
-
-
-def is_karpathy(content: Any) -> bool:
-    return isinstance(content, dict) and any(
-        "sentences" in image and "split" in image for image in first_objects(content.get("images"))
-    )
 
 
 def karpathy_rows(file: AnnotationFile) -> AnnotationRows:

@@ -81,11 +81,6 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(len(lines), row, lambda n: f"line {lines[n][0]}", {"format": "NLVR2 statements"})
 
 
-def is_visdial(content: Any) -> bool:
-    data = content.get("data") if isinstance(content, dict) else None
-    return isinstance(data, dict) and isinstance(data.get("dialogs"), list)
-
-
 def visdial_rows(file: AnnotationFile) -> AnnotationRows:
     """VisDial v1.0: dialogs of ten rounds about an image, their texts as indices into lists of the file.
 

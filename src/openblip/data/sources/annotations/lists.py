@@ -20,8 +20,9 @@ from openblip.errors import SourceError
 _ID_FIELDS = ("question_id", "identifier", "img_id")
 
 
-def is_list_of_rows(content: Any) -> bool:
-    return any(_is_pair(item) or _image_field(item) for item in first_objects(content))
+def names_images(item: Mapping[str, Any]) -> bool:
+    """Whether a row has an image or a pair of them."""
+    return _is_pair(item) or _image_field(item) is not None
 
 
 def listed_rows(file: AnnotationFile) -> AnnotationRows:

@@ -25,12 +25,6 @@ VISUAL_GENOME_WEIGHT = 0.2
 """The weight of a Visual Genome question beside VQAv2's, in the released training code."""
 
 
-def is_vqa(content: Any) -> bool:
-    return isinstance(content, dict) and any(
-        "question_id" in item and "question" in item for item in first_objects(content.get("questions"))
-    )
-
-
 def vqa_rows(file: AnnotationFile) -> AnnotationRows:
     """VQA, VQAv2 and OK-VQA: a questions file, with the annotators' answers in an annotations file beside it.
 
@@ -112,10 +106,6 @@ def _dataset_name(content: Any, otherwise: str = "VQA") -> str:
     return f"{name}v{version}" if name == "VQA" and version != "1" else name
 
 
-def is_visual_genome(content: Any) -> bool:
-    return any("qas" in image for image in first_objects(content))
-
-
 def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
     """Visual Genome's question_answers.json: one answer to each question, weighted as BLIP weights it for VQA.
 
@@ -147,10 +137,6 @@ def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
         return f"[{index}].qas[{question}]"
 
     return AnnotationRows(len(questions), row, place, {"format": "Visual Genome questions"})
-
-
-def is_aokvqa(content: Any) -> bool:
-    return any("choices" in item and "question" in item for item in first_objects(content))
 
 
 def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:

@@ -1,13 +1,13 @@
 """Which annotation file a .json, .jsonl or .csv is: told by its structure, whatever its name."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from openblip.data.sample import Source
 from openblip.data.sources import rows, storage
-from openblip.data.sources.annotations.captions import coco_rows, is_coco, is_karpathy, karpathy_rows
-from openblip.data.sources.annotations.dialogs import is_nlvr, is_visdial, nlvr_rows, visdial_rows
+from openblip.data.sources.annotations.captions import coco_rows, karpathy_rows
+from openblip.data.sources.annotations.dialogs import is_nlvr, nlvr_rows, visdial_rows
 from openblip.data.sources.annotations.file import (
     AnnotationFile,
     AnnotationRows,
@@ -16,21 +16,16 @@ from openblip.data.sources.annotations.file import (
     parse_document,
     read_text,
 )
-from openblip.data.sources.annotations.lists import is_list_of_rows, listed_rows
+from openblip.data.sources.annotations.lists import listed_rows, names_images
 from openblip.data.sources.annotations.questions import (
     aokvqa_rows,
-    is_aokvqa,
-    is_visual_genome,
-    is_vqa,
     visual_genome_rows,
     vqa_rows,
 )
 from openblip.data.sources.annotations.videos import (
-    is_msrvtt,
-    is_video_list,
-    is_video_questions,
     is_video_table,
     msrvtt_rows,
+    names_videos,
     video_list_rows,
     video_question_rows,
 )
@@ -40,58 +35,87 @@ from openblip.errors import SourceError
 
 
 class AnnotationFormat(NamedTuple):
-    """A format of annotation files."""
+    """A format of annotation files, and how it is told."""
 
     known_as: str
     """Its name and what tells it, for the list of what can be read."""
-    recognises: Callable[[Any], bool]
-    """Whether a parsed json has this format's structure."""
     rows: Callable[[AnnotationFile], AnnotationRows]
     """Raises `SourceError` when a file that belongs to it is missing or nothing of it can be read."""
+    list_path: tuple[str, ...] = ()
+    """The names that lead to its list of objects; none: the file itself is the list."""
+    fields: tuple[str, ...] = ()
+    """What one of the first objects of the list has."""
+    recognises: Callable[[Mapping[str, Any]], bool] = lambda item: True
+    """What else must be true of that object."""
     has_splits: bool = False
     """Whether a file holds several splits, of which one is chosen after a `#`."""
 
+    def is_of(self, content: Any) -> bool:
+        """Whether a parsed json has this format's structure."""
+        for name in self.list_path:
+            content = content.get(name) if isinstance(content, dict) else None
+        return any(
+            all(name in item for name in self.fields) and self.recognises(item)
+            for item in first_objects(content)
+        )
+
 
 ANNOTATION_FORMATS = (
-    AnnotationFormat("COCO or NoCaps captions (the lists images and annotations)", is_coco, coco_rows),
     AnnotationFormat(
-        "Karpathy's dataset_*.json#SPLIT (images with split and sentences)", is_karpathy, karpathy_rows, True
+        "COCO or NoCaps captions (the lists images and annotations)", coco_rows, ("images",), ("file_name",)
+    ),
+    AnnotationFormat(
+        "Karpathy's dataset_*.json#SPLIT (images with split and sentences)",
+        karpathy_rows,
+        ("images",),
+        ("sentences", "split"),
+        has_splits=True,
     ),
     AnnotationFormat(
         "VQA, VQAv2 or OK-VQA questions (the list questions; its annotations are found beside it)",
-        is_vqa,
         vqa_rows,
+        ("questions",),
+        ("question_id", "question"),
     ),
     AnnotationFormat(
         "Visual Genome question_answers.json (a list of images with qas)",
-        is_visual_genome,
         visual_genome_rows,
+        fields=("qas",),
     ),
-    AnnotationFormat("A-OKVQA (a list of questions with choices)", is_aokvqa, aokvqa_rows),
-    AnnotationFormat("VisDial v1.0 (data with dialogs, questions and answers)", is_visdial, visdial_rows),
     AnnotationFormat(
-        "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)", is_msrvtt, msrvtt_rows, True
+        "A-OKVQA (a list of questions with choices)", aokvqa_rows, fields=("choices", "question")
+    ),
+    AnnotationFormat(
+        "VisDial v1.0 (data with dialogs, questions and answers)", visdial_rows, ("data", "dialogs")
+    ),
+    AnnotationFormat(
+        "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)",
+        msrvtt_rows,
+        ("videos",),
+        ("video_id",),
+        has_splits=True,
     ),
     AnnotationFormat(
         "a list of objects with image (or two images) and caption, question, sentence or conversations",
-        is_list_of_rows,
         listed_rows,
+        recognises=names_images,
     ),
     AnnotationFormat(
         "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)",
-        is_video_questions,
         video_question_rows,
+        fields=("question", "video_id"),
     ),
     AnnotationFormat(
-        "a list of videos (clip_name or video_id) with sentence or caption", is_video_list, video_list_rows
+        "a list of videos (clip_name or video_id) with sentence or caption",
+        video_list_rows,
+        recognises=names_videos,
     ),
 )
 """Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that
 names the files of its videos needs no data set's rule for them.
 """
 
-_NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", is_nlvr, nlvr_rows)
-_VIDEO_TABLE = AnnotationFormat("a table of videos", is_video_list, video_list_rows)
+_NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", nlvr_rows)
 
 
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
@@ -103,7 +127,7 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     suffix = path.rsplit(".", 1)[-1].lower()
     if suffix != "json":
         if is_video_table(path):
-            return _annotation_source(_VIDEO_TABLE, spec, path, "", None, images, None)
+            return _annotation_source(ANNOTATION_FORMATS[-1], spec, path, "", None, images, None)
         if suffix != "jsonl" or not _is_annotation(path):
             return TableSource.open(spec, [path], images)
     text = read_text(path)
@@ -113,7 +137,7 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     if is_nlvr(content):
         known = _NLVR
     elif is_whole:
-        known = next((known for known in ANNOTATION_FORMATS if known.recognises(content)), None)
+        known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
     elif not is_table:
         raise SourceError(f"{path}: broken json: there is more after its end")
     if known is None and not is_table:

@@ -60,12 +60,6 @@ class VideoFolder:
         return {"missing": f"{len(missing)} of {len(wanted)} videos, as {missing[0]}"} if missing else {}
 
 
-def is_msrvtt(content: Any) -> bool:
-    return isinstance(content, dict) and any(
-        "video_id" in video for video in first_objects(content.get("videos"))
-    )
-
-
 def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
     """MSRVTT captions: `MSRVTT_data.json`, or `train_val_videodatainfo.json` and `test_videodatainfo.json`.
 
@@ -99,19 +93,15 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(len(numbers), row, lambda n: f"videos[{numbers[n]}]", description)
 
 
-def is_video_list(content: Any) -> bool:
-    return any(_names_videos(item) for item in first_objects(content))
-
-
 def is_video_table(path: str) -> bool:
     """Whether the header of a .csv or the first line of a .jsonl names videos without a path."""
     try:
         with storage.open_binary(path) as file:
             dialect, number = open_dialect(file, path)
             if isinstance(dialect, Csv):
-                return _names_videos(dict.fromkeys(dialect.columns))
+                return names_videos(dict.fromkeys(dialect.columns))
             first = next(dialect.lines(file, number), None)
-            return first is not None and _names_videos(dialect.parse(first.data))
+            return first is not None and names_videos(dialect.parse(first.data))
     except (SourceError, OSError):
         return False  # what is broken about a table is said where it is opened
 
@@ -162,16 +152,13 @@ def _list_items(file: AnnotationFile) -> Iterator[tuple[str, Callable[[], Any]]]
             yield f"line {line.number}", partial(dialect.parse, line.data)
 
 
-def _names_videos(item: Mapping[str, Any]) -> bool:
+def names_videos(item: Mapping[str, Any]) -> bool:
+    """Whether a row has captions of a video that it names without a path."""
     return (
         any(name in item for name in _NAME_COLUMNS)
         and any(name in item for name in _CAPTION_COLUMNS)
         and not any(name in item for name in IMAGE_COLUMNS)
     )
-
-
-def is_video_questions(content: Any) -> bool:
-    return any("question" in item and "video_id" in item for item in first_objects(content))
 
 
 def video_question_rows(file: AnnotationFile) -> AnnotationRows:
