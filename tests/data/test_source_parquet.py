@@ -73,3 +73,44 @@ def test_a_picture_goes_before_a_clip_which_is_not_kept_in_the_info(tmp_path):
     samples, _ = read_all(table, tmp_path / "t.parquet")
     assert samples[0].image == b"picture"
     assert dict(samples[0].info) == {"video": {"path": "a.mp4"}, "caption": "x"}
+
+
+def damaged(path, *columns):
+    """Overwrite the pages of some columns of the second of three row groups of two rows."""
+    table = pa.table(
+        {"image": [bytes([n]) * 5000 for n in range(6)], "caption": [f"text {n}" for n in range(6)]}
+    )
+    pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    for group in range(3) if columns == ("all",) else [1]:
+        chunks = pq.ParquetFile(path).metadata.row_group(group)
+        for chunk in (chunks.column(c) for c in range(2)):
+            if columns == ("all",) or chunk.path_in_schema in columns:
+                start = chunk.data_page_offset
+                content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("column", ["image", "caption"])
+def test_a_damaged_row_group_is_a_reject(tmp_path, column):
+    damaged(tmp_path / "t.parquet", column)
+    samples, rejects = read_source(tmp_path / "t.parquet")
+    assert [s.captions for s in samples] == [(f"text {n}",) for n in (0, 1, 4, 5)]
+    assert [r.key for r in rejects] == [""]
+    assert "row 2 and the rest of its row group cannot be read" in rejects[0].reason
+
+
+def test_a_file_of_which_nothing_can_be_read(tmp_path):
+    damaged(tmp_path / "t.parquet", "all")
+    with pytest.raises(SourceError, match="nothing can be read"):
+        read_source(tmp_path / "t.parquet")
+
+
+def test_a_text_that_is_not_utf8_is_a_reject(tmp_path):
+    offsets, content = pa.py_buffer(b"\0\0\0\0\4\0\0\0\6\0\0\0"), pa.py_buffer(b"fine\xff\xfe")
+    captions = pa.StringArray.from_buffers(2, offsets, content)
+    samples, rejects = read_all(
+        pa.table({"image": [b"x", b"y"], "caption": captions}), tmp_path / "t.parquet"
+    )
+    assert [s.captions for s in samples] == [("fine",)]
+    assert [r.key for r in rejects] == ["000000001"]

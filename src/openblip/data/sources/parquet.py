@@ -158,7 +158,6 @@ class _GroupReader:
             if wanted:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
-        self.is_readable = True
         rows, items = set(wanted), dict[int, Sample | Reject]()
         for row in range(texts.num_rows):
             key = self._key(texts, row, first + row)
@@ -174,6 +173,7 @@ class _GroupReader:
         if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
             yield from self._with_images(group, first, items)
         else:
+            self.is_readable = True
             yield from items.items()
 
     def _key(self, texts: pa.Table, row: int, number: int) -> str:
@@ -207,6 +207,7 @@ class _GroupReader:
             for batch in self.file.iter_batches(
                 _ROWS_AT_ONCE, row_groups=[group], columns=self.image_columns, use_threads=False
             ):
+                self.is_readable = True
                 for place in range(batch.num_rows):
                     if (item := items.get(row)) is not None:
                         if isinstance(item, Sample):
