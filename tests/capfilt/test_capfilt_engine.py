@@ -18,16 +18,16 @@ import openblip
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.process import image_seed
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
+from source_items import items_of
 
 
 def test_every_text_has_a_row(web: Path, config: CapFiltConfig, tmp_path: Path) -> None:
     run_capfilt(dataclasses.replace(config, num_captions=2), tmp_path)
     rows = all_rows(tmp_path)
     expected = []
-    for sample in read_samples(open_source(str(web))):
+    for sample in items_of(open_source(str(web))):
         expected += [(sample.shard, sample.key, "web", i, text) for i, text in enumerate(sample.captions)]
         expected += [(sample.shard, sample.key, "synthetic", i, None) for i in range(2)]
     found = [
@@ -52,7 +52,7 @@ def test_rows_are_what_the_models_say(
 ) -> None:
     """Captions are the captioner's with the image's own seed; scores are P(match) and cosine of each pair."""
     writer, judge = openblip.load(captioner), openblip.load(filter_model)
-    samples = {(s.shard, s.key): s for s in read_samples(open_source(str(web)))}
+    samples = {(s.shard, s.key): s for s in items_of(open_source(str(web)))}
     for row in all_rows(finished_run)[:20]:
         image = samples[row["shard"], row["key"]].image
         assert row["itm"] == pytest.approx(judge.match(image, row["caption"]).item(), abs=1e-5)

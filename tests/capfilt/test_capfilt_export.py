@@ -13,13 +13,13 @@ from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.selection import export, select, tar_key
 from openblip.data.images import read_image
 from openblip.data.sample import Reject, Sample
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
+from source_items import items_of
 
 
 def samples_of(spec: str) -> list[Sample]:
-    found = list(read_samples(open_source(spec)))
+    found = list(items_of(open_source(spec)))
     assert not any(isinstance(sample, Reject) for sample in found)
     return [sample for sample in found if isinstance(sample, Sample)]
 

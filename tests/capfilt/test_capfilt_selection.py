@@ -12,21 +12,21 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, read_scores
 from openblip.capfilt.selection import select
-from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
+from source_items import items_of
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.62])
 def test_the_source_reads_exactly_the_kept_rows(run_copy: Path, web: Path, threshold: float) -> None:
     select(run_copy, threshold)
-    originals = {(s.shard, s.key): s for s in read_samples(open_source(str(web)))}
+    originals = {(s.shard, s.key): s for s in items_of(open_source(str(web)))}
     expected = [
         (row["shard"], f"{row['key']}-{row['source']}-{row['index']}", row["caption"])
         for row in all_rows(run_copy)
         if row["itm"] > threshold
     ]
-    samples = list(read_samples(open_source(f"capfilt:{run_copy}")))
+    samples = list(items_of(open_source(f"capfilt:{run_copy}")))
     assert [(sample.shard, sample.key, sample.captions[0]) for sample in samples] == expected
     assert all(
         sample.image == originals[sample.shard, sample.key.rsplit("-", 2)[0]].image for sample in samples
