@@ -28,7 +28,7 @@ SHAPE = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    for split, count in (("web", 12), ("human", 40)):
+    for split, count in (("web", 12), ("human", 80)):
         write_emoji_scenes(
             folder / split, split=split, num_samples=count, seed=5, num_workers=1, progress=False
         )
@@ -48,7 +48,7 @@ def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path) -> Non
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test"].endswith("human[95%:]")
     assert [Path(model["model"]).parts[-3] for model in results["models"]] == ["round_0", "round_1"]
-    assert results["models"][0]["captioning"]["num_images"] == 2  # 5% of 40, held out
+    assert results["models"][0]["captioning"]["num_images"] == 3  # about 5% of 80, held out
     assert results["capfilt"][0]["num_texts"] == 24  # a web and a synthetic text of each of 12 images
     config = json.loads((tmp_path / "round_1" / "pretrain" / "config.json").read_text())
     assert config["data"]["source"] == f"{world / 'human'}[:95%],capfilt:{tmp_path / 'round_1' / 'capfilt'}"
