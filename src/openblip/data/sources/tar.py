@@ -38,7 +38,7 @@ from openblip.errors import SourceError
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
-_OUTLINES_KEPT = 64
+_OUTLINES_KEPT = 64  # shards whose samples a process remembers the places of
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
 
 
