@@ -117,7 +117,7 @@ def _score_captions(
     """Score every image with its own captions."""
     import torch
 
-    from openblip.predictor import similarity_of_pairs
+    from openblip.models.blip import similarity_of_pairs
 
     texts = [caption for captions_of_image in captions for caption in captions_of_image]
     owners = torch.tensor([i for i, captions_of_image in enumerate(captions) for _ in captions_of_image])

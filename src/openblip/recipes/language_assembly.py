@@ -30,12 +30,11 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
         )
     tokenizer = train_tokenizer(_some_texts(mixture), run.vocab_size, ends=shape.architecture == "t5")
     language = new_language_model(shape, tokenizer)
-    preprocessing = Preprocessing(image_size=1)  # no image is decoded
     return Assembled(
-        task=LanguagePretraining(run.task, language, tokenizer=None, preprocessing=preprocessing),
+        task=LanguagePretraining(run.task, language),
         processor=TextProcessor(),
         tokenizer=None,
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing(image_size=1),  # no picture is decoded
         save=lambda folder: save_language_model(folder, language),
     )
 
