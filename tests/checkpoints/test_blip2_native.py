@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint
-from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
+from openblip.checkpoints.native import load_blip2, save_blip2
 from openblip.errors import CheckpointError
 from openblip.models.language_model import wrap_language_model
 from tiny_blip import random_pixels, tiny_tokenizer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint
-from openblip.checkpoints.native.blip import load_blip, save_blip
+from openblip.checkpoints.native import load_blip, save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError

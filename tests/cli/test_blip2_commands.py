@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import openblip
-from openblip.checkpoints.native.blip2 import save_blip2
+from openblip.checkpoints.native import save_blip2
 from openblip.cli.main import main
 from tiny_blip2 import tiny_blip2
 

@@ -13,7 +13,7 @@ import torch
 
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.emoji_scenes.request import Kind
 from openblip.data.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sample import Sample, Source

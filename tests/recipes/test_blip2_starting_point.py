@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
+from openblip.checkpoints.native import load_blip2, save_blip2
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_training import write_scenes
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.config import DataConfig
 from openblip.data.features import FeatureStore
 from openblip.data.transforms import Augmentation, Preprocessing

@@ -7,7 +7,7 @@ from small_training import write_scenes
 
 from openblip.checkpoints.backbones import save_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
+from openblip.checkpoints.native import load_blip2, save_blip2
 from openblip.data.config import DataConfig
 from openblip.models.config import LoraSettings
 from openblip.recipes.blip2_mini import blip2_mini_stage2_opt

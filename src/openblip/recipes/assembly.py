@@ -1,6 +1,6 @@
 """A run of BLIP, from its settings to what is trained: its heads, what it takes of a sample, its module."""
 
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.sources import Mixture
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.run import Run

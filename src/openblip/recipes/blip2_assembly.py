@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from openblip.checkpoints.native.blip2 import save_blip2
+from openblip.checkpoints.native import save_blip2
 from openblip.data.sources import Mixture
 from openblip.recipes.assembled import Assembled
 from openblip.recipes.blip2_run import Blip2Run
