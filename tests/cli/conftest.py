@@ -1,4 +1,4 @@
-"""A tiny checkpoint with random weights, and pictures."""
+"""A tiny checkpoint with random weights, and images."""
 
 from pathlib import Path
 
@@ -71,9 +71,9 @@ def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """A folder with a.png, b.jpg and, one level down, c.webp."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     random = np.random.default_rng(0)
     for name in ("a.png", "b.jpg", "deeper/c.webp"):

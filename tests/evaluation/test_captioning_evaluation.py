@@ -77,7 +77,7 @@ def test_domains_are_scored_apart_and_together() -> None:
     assert scores["exact_match"] == pytest.approx(3 / 4)
 
 
-def test_pictures_without_captions_are_captioned_and_not_scored() -> None:
+def test_images_without_captions_are_captioned_and_not_scored() -> None:
     scores = evaluate_captioning(Writer(["a dog", "a cow"]), ListSource([sample(0, "a dog"), sample(1)]))
     assert (scores["num_images"], scores["num_scored"]) == (2, 1)
     assert scores["exact_match"] == 1.0
