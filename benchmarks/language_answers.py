@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from openblip.checkpoints.backbones import load_language_model
 from openblip.data.fields import answers_of, text_field
+from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.evaluation.captioning import references
@@ -66,18 +67,18 @@ def evaluate_language(
             for s, answer, caption in written
         ]
 
-    was_training = language.training
     language.eval()
     results, rejects = run_evaluation(
         source, predict, label="language", check_sample=check_sample, limit=limit
     )
-    language.train(was_training)
     answers, truths = [r.answer for r in results], [r.answers for r in results]
     return {
         "num_texts": len(results),
         "answers": mean_vqa_accuracy(answers, truths),
         "answers_by_kind": vqa_accuracy_by_type(answers, truths, [r.kind for r in results]),
-        "captions": exact_match([r.caption for r in results], [r.references for r in results]),
+        "captions": exact_match(
+            [r.caption for r in results], [r.references for r in results], normalize_caption
+        ),
         "predictions": [r._asdict() for r in results],
         "rejects": [asdict(reject) for reject in rejects],
     }

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"models", "nn"},
     "checkpoints": {"models", "nn", "data"},
     "predictor": {"models", "generation", "checkpoints", "data"},
-    "tasks": {"models", "nn", "objectives", "generation", "metrics", "data"},
+    "tasks": {"models", "nn", "objectives", "data"},
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
     "training": {"data", "tasks.base"},
     "capfilt": {"__init__", "predictor", "data", "generation", "metrics", "evaluation"},

@@ -10,7 +10,7 @@ from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import CAPTION_DECODING, evaluate_captioning, references
 from openblip.generation.decoding import Beam
-from openblip.metrics import java_scorers
+from openblip.metrics import java_programs
 
 pytest.importorskip("pycocoevalcap")
 
@@ -18,7 +18,7 @@ pytest.importorskip("pycocoevalcap")
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """METEOR and SPICE are tested with the metrics; here they would only take time."""
-    monkeypatch.setattr(java_scorers, "java_runs", lambda: False)
+    monkeypatch.setattr(java_programs, "java_runs", lambda: False)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openblip.errors import ConfigError
-from openblip.metrics.filtering import auc, filter_quality, noise_rate, threshold_curve
+from openblip.metrics.filtering import auc, filter_quality
 
 SCORES = [0.9, 0.8, 0.5, 0.4, 0.1]
 CLEAN = [True, False, True, True, False]
@@ -31,29 +31,23 @@ def test_shares_of_nothing_are_nan() -> None:
     assert math.isnan(none_kept.noise_after)
     assert none_kept.recall == 0.0
     assert math.isnan(filter_quality([0.9], [False], 0.5).recall)
-    assert math.isnan(noise_rate([]))
-
-
-def test_noise_rate() -> None:
-    assert noise_rate([True, False, True, True]) == 0.25
+    assert math.isnan(filter_quality([], [], 0.5).noise_before)
 
 
 SCORED = st.lists(st.tuples(st.integers(0, 6).map(lambda n: n / 4), st.booleans()), max_size=30)
 
 
 @settings(deadline=None)
-@given(texts=SCORED, thresholds=st.lists(st.sampled_from([-1.0, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0]), max_size=5))
-def test_a_curve_is_its_points(texts: list[tuple[float, bool]], thresholds: list[float]) -> None:
-    scores, clean = [s for s, _ in texts], [c for _, c in texts]
-    curve = threshold_curve(scores, clean, thresholds)
-    assert [point.threshold for point in curve] == thresholds
-    for point in curve:
-        kept = [c for s, c in texts if s > point.threshold]
-        assert point.num_kept == len(kept)
-        assert point.precision == pytest.approx(sum(kept) / len(kept) if kept else math.nan, nan_ok=True)
-        assert point.recall == pytest.approx(sum(kept) / sum(clean) if any(clean) else math.nan, nan_ok=True)
-        assert point.noise_after == pytest.approx(1 - point.precision, nan_ok=True)
-        assert point.noise_before == pytest.approx(noise_rate(clean), nan_ok=True)
+@given(texts=SCORED, threshold=st.sampled_from([-1.0, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0]))
+def test_shares_are_counted(texts: list[tuple[float, bool]], threshold: float) -> None:
+    quality = filter_quality([s for s, _ in texts], [c for _, c in texts], threshold)
+    kept, clean = [c for s, c in texts if s > threshold], [c for _, c in texts]
+    assert (quality.threshold, quality.num_kept) == (threshold, len(kept))
+    assert quality.precision == pytest.approx(sum(kept) / len(kept) if kept else math.nan, nan_ok=True)
+    assert quality.recall == pytest.approx(sum(kept) / sum(clean) if any(clean) else math.nan, nan_ok=True)
+    assert quality.noise_after == pytest.approx(1 - quality.precision, nan_ok=True)
+    noise = 1 - sum(clean) / len(clean) if clean else math.nan
+    assert quality.noise_before == pytest.approx(noise, nan_ok=True)
 
 
 @settings(deadline=None)

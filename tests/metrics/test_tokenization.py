@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from openblip.errors import MissingExtraError
-from openblip.metrics import tokenization
-from openblip.metrics.tokenization import java_runs, tokenize_captions, tokenize_in_python, tokenize_with_java
+from openblip.metrics import java_programs
+from openblip.metrics.java_programs import java_runs, tokenize_with_java
+from openblip.metrics.tokenization import tokenize_captions, tokenize_in_python
 
 # (caption, its tokens in COCO evaluation)
 CAPTIONS = [
@@ -61,7 +62,7 @@ def test_python_is_taken_where_no_java_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_java_that_fails_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     java_runs.cache_clear()
-    monkeypatch.setattr(tokenization.shutil, "which", lambda name: sys.executable)  # refuses -version
+    monkeypatch.setattr(java_programs.shutil, "which", lambda name: sys.executable)  # refuses -version
     try:
         assert not java_runs()
     finally:
@@ -69,7 +70,7 @@ def test_a_java_that_fails_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization, "find_spec", lambda name: None)
+    monkeypatch.setattr(java_programs, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"openblip\[metrics\]"):
         tokenize_with_java(["a dog"])
 

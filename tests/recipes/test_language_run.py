@@ -119,7 +119,7 @@ def test_equal_texts_give_equal_vocabularies_in_every_process():
 @pytest.mark.parametrize("recipe", [blip2_mini_opt, blip2_mini_t5])
 def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
     run = small(recipe, source, tmp_path, hidden_dim=24, num_layers=3, num_heads=4, mlp_dim=40)
-    language = assemble_language_model(run, open_mixture(source)).task.language
+    language = assemble_language_model(run, open_mixture(source)).task.model
     assert language.hidden_dim == 24
     stacks = [m for m in language.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
     assert len(stacks) == (2 if language.is_encoder_decoder else 1) + (

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from openblip.data.transforms import Preprocessing
 from openblip.recipes.language_assembly import new_language_model, train_tokenizer
 from openblip.recipes.language_run import LanguageShape
 from openblip.tasks.base import TextBatch
@@ -40,7 +41,8 @@ def batch_of(texts):
 
 
 def loss_of(language, texts, max_text_tokens=64):
-    task = LanguagePretraining(LanguagePretrainingConfig(max_text_tokens=max_text_tokens), language)
+    config = LanguagePretrainingConfig(max_text_tokens=max_text_tokens)
+    task = LanguagePretraining(config, language, tokenizer=None, preprocessing=Preprocessing(image_size=1))
     (loss,) = task(batch_of(texts), 0, torch.Generator().manual_seed(3)).values()
     return loss
 

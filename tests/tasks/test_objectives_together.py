@@ -81,7 +81,7 @@ def itc_by_definition(
 
     image, text = embed(task.model)
     with torch.no_grad():
-        momentum = embed(task.contrastive_matching.momentum_model)
+        momentum = embed(task.momentum_model)
     keys = ContrastiveKeys(
         torch.cat([momentum[0], queued[0]]),
         torch.cat([momentum[1], queued[1]]),
@@ -93,7 +93,7 @@ def itc_by_definition(
 def drawn_negatives(task: nn.Module, batch: ImageTextBatch, step: int) -> list[tuple[Tensor, Tensor]]:
     """The draws of a step, from the similarities to the momentum model's embeddings: texts, then images."""
     pixels, tokens, ids = task.preprocessing.normalize(batch.pixels), batch.tokens, batch.image_ids
-    model, average = task.model, task.contrastive_matching.momentum_model
+    model, average = task.model, task.momentum_model
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         similarities = (
@@ -131,7 +131,7 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(
         train_step(task, random_batch([6, 3, 5, 7], image_ids=[4, 1, 5, 3 + step], seed=1 + step), step)
     expected: dict[str, Tensor] = {}
     if name != "captioning":
-        queued = tuple(x.clone() for x in task.contrastive_matching.queue.content())
+        queued = tuple(x.clone() for x in task.queue.content())
         assert len(queued[2]) == 7
         expected["itc"] = itc_by_definition(task, batch, queued, alpha=0.2)
         expected["itm"] = itm_by_pairs(task, batch, drawn_negatives(task, batch, step=2))
@@ -173,7 +173,7 @@ def test_any_batch_trains_every_weight(name: str, ids: list[int], sharing: Shari
 def test_the_queue_gets_the_momentum_models_embeddings_once_per_step() -> None:
     task = make_task("filtering")
     other = random_batch([4, 5], [8, 9], seed=3)
-    average, queue = task.contrastive_matching.momentum_model, task.contrastive_matching.queue
+    average, queue = task.momentum_model, task.queue
     with torch.no_grad():
         pixels = [task.preprocessing.normalize(b.pixels) for b in (BATCH, other)]
         expected = [
@@ -193,7 +193,7 @@ def test_the_queue_gets_the_momentum_models_embeddings_once_per_step() -> None:
 
 def test_the_momentum_model_follows_by_the_formula() -> None:
     task = make_task("pretraining")
-    average = task.contrastive_matching.momentum_model
+    average = task.momentum_model
     before = {name: parameter.clone() for name, parameter in average.named_parameters()}
     train_step(task, BATCH)
     own = dict(task.model.named_parameters())
@@ -208,7 +208,7 @@ def test_the_momentum_model_follows_by_the_formula() -> None:
 @pytest.mark.parametrize("name", ["pretraining", "filtering"])
 def test_the_momentum_model_has_no_dropout_while_the_task_trains(name: str) -> None:
     task = make_task(name, dropout=0.5).train()
-    average, tokens = task.contrastive_matching.momentum_model, BATCH.tokens
+    average, tokens = task.momentum_model, BATCH.tokens
     first, second = (average.embed_text(tokens.ids, tokens.mask) for _ in range(2))
     assert torch.equal(first, second)
     task.eval()
@@ -217,7 +217,7 @@ def test_the_momentum_model_has_no_dropout_while_the_task_trains(name: str) -> N
 
 def test_the_momentum_model_starts_as_the_model_and_is_not_trained() -> None:
     task = make_task("pretraining")
-    own, average = task.model.state_dict(), task.contrastive_matching.momentum_model
+    own, average = task.model.state_dict(), task.momentum_model
     for name, value in average.state_dict().items():
         assert torch.equal(value, own[name])
         assert value.data_ptr() != own[name].data_ptr()

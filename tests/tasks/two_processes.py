@@ -78,8 +78,8 @@ def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[di
                     parameter -= 0.02 * parameter.grad
         task.after_step()
         queue = []
-        if hasattr(task, "contrastive_matching"):
-            queue = [x.clone() for x in task.contrastive_matching.queue.content()]
+        if hasattr(task, "queue"):
+            queue = [x.clone() for x in task.queue.content()]
         values = {name: loss.detach() for name, loss in losses.items()}
         records.append({"losses": values, "gradients": found, "queue": queue})
     return records

@@ -1,42 +1,53 @@
 """Caption metrics: those of COCO evaluation by pycocoevalcap's scorers, and exact match.
 
-CIDEr, BLEU and ROUGE-L are always there; METEOR needs Java, and SPICE Java and Stanford's models.
+CIDEr, BLEU and ROUGE-L are always there; METEOR needs Java, and SPICE Java and Stanford's models. The scorers
+are called one by one because pycocoevalcap's own frame needs Java for its tokenizer and downloads models.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from openblip.errors import ConfigError, MissingExtraError
-from openblip.metrics.java_scorers import meteor_scores, spice_scores
+from openblip.metrics.java_programs import meteor_scores, spice_scores
 from openblip.metrics.tokenization import tokenize_captions
 
-_PUNCTUATION = re.compile(r"[^\w\s'-]")
 ENTIRE = "entire"
 
 
 class CaptionScores(TypedDict):
-    """The scores of COCO evaluation: CIDEr on the scale of `cider`, the others in [0, 1]."""
+    """The scores of COCO evaluation of one prediction per image.
+
+    All are in [0, 1] but CIDEr, which is on pycocoevalcap's scale, where 1.333 is what papers print as 133.3.
+    """
 
     cider: float
+    """CIDEr-D (arXiv 1411.5726). The weights of n-grams come from the references given, so scores of
+    different sets do not compare, and a set of one image scores 0."""
     bleu_1: float
+    """BLEU over the whole set, with the closest reference length."""
     bleu_2: float
     bleu_3: float
     bleu_4: float
     rouge_l: float
+    """The F score (beta 1.2) of the longest common subsequence, a mean over images; precision and recall are
+    each the best over the references, as pycocoevalcap computes them."""
     meteor: NotRequired[float]
+    """METEOR 1.5 (English, normalised) over the whole set."""
     spice: NotRequired[float]
+    """SPICE (arXiv 1607.08822), the mean F score over images."""
     absent: dict[str, str]
     """The metrics that could not be computed here, each with the reason."""
 
 
 def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """All scores of COCO evaluation, of one prediction per image against that image's references.
+    """Score one prediction per image against that image's references.
 
     Raises:
-        ConfigError, MissingExtraError: as `cider`. Where METEOR or SPICE cannot run, it is among `absent`.
+        ConfigError: no predictions, lists of unequal length, or an image without a reference that has words.
+        MissingExtraError: pycocoevalcap is not installed. Where METEOR or SPICE cannot run, it is among
+            `absent`.
     """
     everything = {ENTIRE: range(len(predictions))}
     return _scores_of_groups("caption_scores", predictions, references, everything)[ENTIRE]
@@ -45,7 +56,7 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
 def scores_by_domain(
     predictions: Sequence[str], references: Sequence[Sequence[str]], domains: Sequence[str]
 ) -> dict[str, CaptionScores]:
-    """`caption_scores` of the images of each domain, by name, and of all of them as "entire" (NoCaps).
+    """Score the images of each domain, by its name, and all of them as "entire" (NoCaps).
 
     CIDEr weights n-grams by all references together, so that "entire" is the mean of the domains weighted by
     their numbers of images. NoCaps' server is not public, but its published scores are such means: 78.1, 57.7
@@ -53,8 +64,8 @@ def scores_by_domain(
     a file per domain weight by the domain's own references, as `caption_scores` of its images does.
 
     Raises:
-        ConfigError: as `cider`, not one domain per prediction, or a domain called "entire".
-        MissingExtraError: as `cider`.
+        ConfigError: as `caption_scores`, not one domain per prediction, or a domain called "entire".
+        MissingExtraError: as `caption_scores`.
     """
     if isinstance(domains, str) or len(domains) != len(predictions):
         raise ConfigError(
@@ -66,94 +77,24 @@ def scores_by_domain(
     groups: dict[str, Sequence[int]] = {
         name: [image for image, domain in enumerate(domains) if domain == name] for name in names
     }
-    everything = {ENTIRE: range(len(predictions))}
-    return _scores_of_groups("scores_by_domain", predictions, references, groups | everything)
-
-
-def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D (arXiv 1411.5726) of one prediction per image against that image's references.
-
-    On pycocoevalcap's scale, where 1.333 is what papers print as 133.3. The weights of n-grams come from the
-    references given, so scores of different sets do not compare, and a set of one image scores 0.
-
-    Raises:
-        ConfigError: no predictions, lists of unequal length, or an image without a reference that has words.
-        MissingExtraError: pycocoevalcap is not installed.
-    """
-    truth, written = _tokenized("cider", predictions, references)
-    score, _ = _scorers()[0]().compute_score(truth, written)
-    return float(score)
-
-
-def bleu(
-    predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, float, float, float]:
-    """BLEU-1 to BLEU-4 over the whole set, in [0, 1], with the closest reference length.
-
-    Raises:
-        ConfigError, MissingExtraError: as `cider`.
-    """
-    truth, written = _tokenized("bleu", predictions, references)
-    (one, two, three, four), _ = _scorers()[1](4).compute_score(truth, written, verbose=0)
-    return float(one), float(two), float(three), float(four)
-
-
-def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L in [0, 1]: the F score (beta 1.2) of the longest common subsequence, a mean over images.
-
-    As pycocoevalcap computes it: precision and recall are each the best over the references.
-
-    Raises:
-        ConfigError, MissingExtraError: as `cider`.
-    """
-    truth, written = _tokenized("rouge_l", predictions, references)
-    score, _ = _scorers()[2]().compute_score(truth, written)
-    return float(score)
-
-
-def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR 1.5 (English, normalised) in [0, 1], over the whole set.
-
-    Raises:
-        ConfigError: as `cider`.
-        MissingExtraError: pycocoevalcap is not installed, or no Java runs its program.
-    """
-    truth, written = _tokenized("meteor", predictions, references)
-    return meteor_scores(written, truth, [range(len(written))])[0]
-
-
-def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """SPICE (arXiv 1607.08822) in [0, 1], the mean F score over images.
-
-    Raises:
-        ConfigError: as `cider`.
-        MissingExtraError: as `meteor`, or Stanford's models are not there; the message says how to get them.
-    """
-    truth, written = _tokenized("spice", predictions, references)
-    return float(np.mean(spice_scores(written, truth)))
-
-
-def normalise_caption(text: str) -> str:
-    """Lower-case, without punctuation other than ' and -, with single blanks."""
-    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
+    groups[ENTIRE] = range(len(predictions))
+    return _scores_of_groups("scores_by_domain", predictions, references, groups)
 
 
 def exact_match(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    normalise: Callable[[str], str] = normalise_caption,
+    predictions: Sequence[str], references: Sequence[Sequence[str]], normalise: Callable[[str], str]
 ) -> float:
-    """Share of predictions that are, both sides normalised, one of their references.
+    """Return the share of predictions that are, both sides normalised, one of their references.
 
     Raises:
         ConfigError: no predictions, lists of unequal length, or an image without references.
     """
     _check("exact_match", predictions, references)
-    right = [
+    matches = [
         normalise(prediction) in {normalise(reference) for reference in allowed}
         for prediction, allowed in zip(predictions, references, strict=True)
     ]
-    return sum(right) / len(right)
+    return sum(matches) / len(matches)
 
 
 def _scores_of_groups(
@@ -182,18 +123,15 @@ def _scores_of_groups(
         absent["spice"] = str(error)
     scores = {}
     for name, images in groups.items():
-        true, said = {i: truth[i] for i in images}, {i: written[i] for i in images}
-        one, two, three, four = map(float, bleu_scorer(4).compute_score(true, said, verbose=0)[0])
+        bleus = bleu_scorer(4).compute_score(
+            {i: truth[i] for i in images}, {i: written[i] for i in images}, verbose=0
+        )[0]
         means = {key: float(np.mean(values[list(images)])) for key, values in of_images.items()}
+        one, two, three, four = map(float, bleus)
         scores[name] = CaptionScores(
-            cider=means["cider"],
-            bleu_1=one,
-            bleu_2=two,
-            bleu_3=three,
-            bleu_4=four,
-            rouge_l=means["rouge_l"],
+            cider=means["cider"], bleu_1=one, bleu_2=two, bleu_3=three, bleu_4=four, rouge_l=means["rouge_l"],
             absent=dict(absent),
-        )
+        )  # fmt: skip
         if name in meteors:
             scores[name]["meteor"] = meteors[name]
         if "spice" in means:
@@ -204,7 +142,7 @@ def _scores_of_groups(
 def _tokenized(
     metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and predictions by image position, as the scorers want them; tokenized in one call."""
+    """References and predictions by image, as the scorers take them; tokenized in one call."""
     _check(metric, predictions, references)
     tokens = iter(tokenize_captions([*predictions, *(text for texts in references for text in texts)]))
     written = {image: [next(tokens)] for image in range(len(predictions))}

@@ -2,6 +2,7 @@
 
 N texts. `clean` (N,) bool is the truth; a text is kept where its score is above the threshold (BLIP section
 3.3). Shares of nothing are nan: the precision of a filter that keeps no text, the recall where none is clean.
+Written here because it is a few lines, and scikit-learn is no dependency.
 """
 
 from dataclasses import dataclass
@@ -30,54 +31,30 @@ class FilterQuality:
 
 
 def filter_quality(scores: ArrayLike, clean: ArrayLike, threshold: float) -> FilterQuality:
-    """Precision, recall and noise before and after keeping the texts with scores (N,) above `threshold`.
+    """Return precision, recall and noise before and after keeping the texts with scores (N,) above `threshold`.
 
     Raises:
         ConfigError: `scores` and `clean` differ in length, or a score is not a number.
     """
-    return threshold_curve(scores, clean, [threshold])[0]
-
-
-def threshold_curve(scores: ArrayLike, clean: ArrayLike, thresholds: ArrayLike) -> list[FilterQuality]:
-    """`filter_quality` at every one of `thresholds`, in their order.
-
-    Raises:
-        ConfigError: as `filter_quality`.
-    """
     values, truth = _checked(scores, clean)
-    order = np.argsort(values, kind="stable")
-    ascending = values[order]
-    # clean_from[i]: clean texts among those from position i of the ascending order on.
-    clean_from = np.concatenate([np.cumsum(truth[order][::-1])[::-1], [0]])
-    num_clean = int(truth.sum())
-    curve = []
-    for threshold in np.atleast_1d(np.asarray(thresholds, dtype=np.float64)):
-        first = int(np.searchsorted(ascending, threshold, side="right"))
-        num_kept, kept_clean = len(values) - first, int(clean_from[first])
-        curve.append(
-            FilterQuality(
-                threshold=float(threshold),
-                num_texts=len(values),
-                num_kept=num_kept,
-                precision=_share(kept_clean, num_kept),
-                recall=_share(kept_clean, num_clean),
-                noise_before=_share(len(values) - num_clean, len(values)),
-                noise_after=_share(num_kept - kept_clean, num_kept),
-            )
-        )
-    return curve
-
-
-def noise_rate(clean: ArrayLike) -> float:
-    """Share of noisy texts, given which are clean (N,); nan for no texts."""
-    truth = np.asarray(clean, dtype=bool)
-    return _share(int((~truth).sum()), truth.size)
+    kept = values > threshold
+    num_kept, num_clean, num_kept_clean = int(kept.sum()), int(truth.sum()), int((kept & truth).sum())
+    return FilterQuality(
+        threshold=float(threshold),
+        num_texts=len(values),
+        num_kept=num_kept,
+        precision=_share(num_kept_clean, num_kept),
+        recall=_share(num_kept_clean, num_clean),
+        noise_before=_share(len(values) - num_clean, len(values)),
+        noise_after=_share(num_kept - num_kept_clean, num_kept),
+    )
 
 
 def auc(scores: ArrayLike, clean: ArrayLike) -> float:
-    """Area under the ROC curve: how probably a clean text scores above a noisy one, a tie counting half.
+    """Return the area under the ROC curve: how probably a clean text scores above a noisy one.
 
-    Computed from ranks (Mann-Whitney), O(N log N). nan unless there are both clean and noisy texts.
+    A tie counts half. Computed from ranks (Mann-Whitney), in O(N log N).
+    nan unless there are both clean and noisy texts.
 
     Raises:
         ConfigError: as `filter_quality`.

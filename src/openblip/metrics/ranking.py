@@ -17,7 +17,7 @@ from openblip.errors import ConfigError
 def answer_ranking(
     scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """The answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
+    """Return the answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
 
     `answer_index` (R,) int: the right candidate of every round. A k above C means all of C.
 
@@ -27,7 +27,7 @@ def answer_ranking(
     """
     if min(ks, default=0) < 1:
         raise ConfigError(f"answer_ranking: ks is {list(ks)}; give numbers from 1 on")
-    above, tied = places("answer_ranking", scores, answer_index)
+    above, tied = count_above_and_tied("answer_ranking", scores, answer_index)
     # The rank is each of above + 1, ..., above + tied with the same probability.
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((above + tied).max()) + 1))])
     reciprocal = (harmonic[above + tied] - harmonic[above]) / tied
@@ -39,7 +39,7 @@ def answer_ranking(
 
 
 def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
-    """Normalised discounted cumulative gain of the annotated rounds, in [0, 1], as the VisDial challenge's.
+    """Return the normalised discounted cumulative gain of the annotated rounds, in [0, 1], as the VisDial challenge's.
 
     `relevance` (R, C), from 0 on: the share of annotators who took the candidate for right. A round's gain is
     the sum over its K best candidates of relevance / log2(rank + 1), with K the number of candidates whose
@@ -52,18 +52,18 @@ def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
     values, gains = _matrix("ndcg", "scores", scores), _matrix("ndcg", "relevance", relevance)
     if values.shape != gains.shape:
         raise ConfigError(f"ndcg: scores {values.shape} and relevance {gains.shape} differ in shape")
-    _refuse("ndcg", (np.isinf(gains) | (gains < 0)).any(axis=1), "a relevance below 0 or infinite")
-    _refuse("ndcg", (gains == 0).all(axis=1), "no relevant candidate; leave it out")
+    _raise_on("ndcg", (np.isinf(gains) | (gains < 0)).any(axis=1), "a relevance below 0 or infinite")
+    _raise_on("ndcg", (gains == 0).all(axis=1), "no relevant candidate; leave it out")
     num_relevant = (gains != 0).sum(axis=1, keepdims=True)
     rank = np.arange(1, values.shape[1] + 1)
     discounts = np.where(rank <= num_relevant, 1 / np.log2(rank + 1), 0.0)  # (R, C)
     best = -np.sort(-gains, axis=1)
-    found = np.stack([_expected_order(*round_) for round_ in zip(values, gains, strict=True)])
-    return float(((found * discounts).sum(axis=1) / (best * discounts).sum(axis=1)).mean())
+    gained = np.stack([_expected_order(*round_) for round_ in zip(values, gains, strict=True)])
+    return float(((gained * discounts).sum(axis=1) / (best * discounts).sum(axis=1)).mean())
 
 
 def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """`top1`, `top5` and `mean_per_class`, in [0, 1].
+    """Return `top1`, `top5` and `mean_per_class`, in [0, 1].
 
     `scores` (I, C), the higher the better; `labels` (I,) int, the right class of every image.
     `mean_per_class` is the mean over classes of their images' top-1 accuracy; a class without images does not
@@ -73,7 +73,7 @@ def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, f
         ConfigError: no images, shapes that do not fit, a score that is not a number, or a label that is not a
             class.
     """
-    above, tied = places("classification_accuracy", scores, labels)
+    above, tied = count_above_and_tied("classification_accuracy", scores, labels)
     first = hit_probability(above, tied, 1)
     _, group, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     return {
@@ -83,10 +83,10 @@ def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, f
     }
 
 
-def places(
+def count_above_and_tied(
     metric: str, scores: ArrayLike, answer_index: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two counts (R,): candidates above the right one, and those tied with it, itself included.
+    """Return two counts (R,): candidates above the right one, and those tied with it, itself included.
 
     Raises:
         ConfigError: as `answer_ranking`, in the name of `metric`.
@@ -97,13 +97,15 @@ def places(
             f"{metric}: scores {values.shape} need one whole number per row for the right one, "
             f"not {index.dtype} {index.shape}"
         )
-    _refuse(metric, (index < 0) | (index >= values.shape[1]), f"a right one outside 0..{values.shape[1] - 1}")
+    _raise_on(
+        metric, (index < 0) | (index >= values.shape[1]), f"a right one outside 0..{values.shape[1] - 1}"
+    )
     right = values[np.arange(len(values)), index][:, None]
     return (values > right).sum(axis=1), (values == right).sum(axis=1)
 
 
 def hit_probability(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """Probability (R,) that the right one is among the first k, when tied ones come in random order."""
+    """Return the probability (R,) that the right one is among the first k, when tied ones come in random order."""
     return np.clip((k - above) / tied, 0.0, 1.0)
 
 
@@ -123,10 +125,10 @@ def _matrix(metric: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
         raise ConfigError(
             f"{metric}: {name} {matrix.shape} must be a matrix with at least one row and column"
         )
-    _refuse(metric, np.isnan(matrix).any(axis=1), f"{name} with a value that is not a number")
+    _raise_on(metric, np.isnan(matrix).any(axis=1), f"{name} with a value that is not a number")
     return matrix
 
 
-def _refuse(metric: str, rows: NDArray[np.bool_] | np.bool_, what: str) -> None:
+def _raise_on(metric: str, rows: NDArray[np.bool_] | np.bool_, what: str) -> None:
     if rows.any():
         raise ConfigError(f"{metric}: row {int(rows.argmax())} has {what}")

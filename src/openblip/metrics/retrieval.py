@@ -1,4 +1,4 @@
-"""Recall of image-text retrieval.
+"""Recall of image-text retrieval, with several right answers and ties, which no library counts so.
 
 I images, T texts, Q queries, G gallery entries.
 """
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from openblip.errors import ConfigError
 
-ROWS_AT_ONCE = 512  # bounds the memory of the comparisons at ROWS_AT_ONCE x G
+ROWS_PER_BLOCK = 512  # bounds the memory of the comparisons at ROWS_PER_BLOCK x G
 
 
 def retrieval_recall(
@@ -21,9 +21,10 @@ def retrieval_recall(
     *,
     text_to_image: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Text retrieval (tr_r1, ...: image to text) and image retrieval (ir_r1, ...: text to image), in [0, 1].
+    """Return the recall in [0, 1] of text retrieval and of image retrieval.
 
-    And the means that papers print: `tr_mean` and `ir_mean` over `ks`, and `r_mean` of these two. Papers that
+    `tr_r1`, ... are image to text, `ir_r1`, ... text to image.
+    Also the means that papers print: `tr_mean` and `ir_mean` over `ks`, and `r_mean` of these two. Papers that
     print the sum of the six recalls in percent (RSUM) print 600 times `r_mean`.
 
     `scores` (I, T), the higher the better. `image_ids` (I,) and `text_ids` (T,): an image and a text belong
@@ -54,7 +55,7 @@ def retrieval_recall(
 def recall_at_k(
     scores: ArrayLike, query_ids: ArrayLike, gallery_ids: ArrayLike, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Share of queries with a right answer among their k best gallery entries, for every k of `ks`.
+    """Return the share of queries with a right answer among their k best gallery entries, for every k of `ks`.
 
     `scores` (Q, G). Right answers are the entries with the query's id. Equal scores count by their expected
     value under a random order, so a constant matrix scores what guessing does. A k above G means all of G.
@@ -70,8 +71,8 @@ def recall_at_k(
     if min(ks, default=0) < 1:
         raise ConfigError(f"recall_at_k: ks is {list(ks)}; give numbers from 1 on")
     hits = dict.fromkeys(ks, 0.0)
-    for start in range(0, len(queries), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    for start in range(0, len(queries), ROWS_PER_BLOCK):
+        rows = slice(start, start + ROWS_PER_BLOCK)
         above, tied_right, tied_wrong = _place_of_best(matrix[rows], queries[rows], gallery, start)
         for k in ks:
             hits[k] += float(_hit_probability(above, tied_right, tied_wrong, k).sum())

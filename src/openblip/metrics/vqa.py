@@ -1,12 +1,12 @@
 """Accuracy of answers to questions: VQAv2's official one, A-OKVQA's two, and that of data with one answer.
 
 The first follows the official scorer (github.com/GT-Vision-Lab/VQA, vqaEval.py) to the digit, and so what it
-does without saying so:
+does without saying so (no package for Python 3 does):
 
 - Answers are normalised only where the annotators gave different ones. Where all wrote the same, a prediction
   has to equal it as written, upper case and punctuation included.
-- A punctuation mark becomes a blank, but nothing where the text has it beside a blank anywhere, and no mark
-  leaves a blank where any comma stands between two digits.
+- A punctuation mark becomes a space, but nothing where the text has it beside a space anywhere, and no mark
+  leaves a space where any comma stands between two digits.
 - A period goes unless a digit follows, and only the first 32 go. Apostrophes, colons and % stay.
 - Number words stop at ten; "none" is 0; the articles a, an and the go, so that an answer can be empty.
 - A contraction gets its apostrophe, or its second one, but I'm, I've and the like are looked up in
@@ -39,25 +39,25 @@ weren't what'll what're what's what've when's where'd where's where've who'd who
 why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're
 you've
 """
-# Every form of theirs that lacks one apostrophe.
+# Every form that lacks one apostrophe, with the right form.
 _CONTRACTIONS = {
-    form[:place] + form[place + 1 :]: form
+    form[:index] + form[index + 1 :]: form
     for form in _WITH_APOSTROPHES.split()
-    for place, letter in enumerate(form)
+    for index, letter in enumerate(form)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}
 
 
 def normalise_answer(text: str) -> str:
-    """The official normal form of an answer, by the rules above."""
+    """Return the official normal form of an answer, by the rules above."""
     words = [_NUMBERS.get(word, word) for word in _without_punctuation(_trimmed(text)).lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The official accuracy of one question, in [0, 1].
+    """Return the official accuracy of one question, in [0, 1].
 
-    The mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's
+    It is the mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's
     answer, repeats included: ten in VQAv2 and OK-VQA. Of n below 4, the best score is (n - 1) / 3.
 
     Raises:
@@ -69,7 +69,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def mean_vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Mean of `vqa_accuracy` over questions: VQAv2's, OK-VQA's and VizWiz' score, in [0, 1].
+    """Return the mean of `vqa_accuracy` over questions: VQAv2's, OK-VQA's and VizWiz' score, in [0, 1].
 
     Raises:
         ConfigError: no questions, lists of unequal length, or as `vqa_accuracy`, with the question's place.
@@ -81,7 +81,7 @@ def mean_vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str
 def vqa_accuracy_by_type(
     predictions: Sequence[str], answers: Sequence[Sequence[str]], types: Sequence[str]
 ) -> dict[str, float]:
-    """`mean_vqa_accuracy` of the questions of each type ("yes/no", "number", "other"), in order of coming.
+    """Return `mean_vqa_accuracy` for each type of question ("yes/no", "number", ...), in order of first occurrence.
 
     Raises:
         ConfigError: as `mean_vqa_accuracy`, or not one type per question.
@@ -99,9 +99,9 @@ def vqa_accuracy_by_type(
 
 
 def direct_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """A-OKVQA's direct-answer accuracy, in [0, 1]: the mean of min(1, matches / 3), over all annotators.
+    """Return A-OKVQA's direct-answer accuracy, in [0, 1]: the mean of min(1, matches / 3), over all annotators.
 
-    As its official script: answers match as written, nothing is normalised. The script leaves questions
+    As in its official script, answers match as written and nothing is normalised. The script leaves questions
     marked `difficult_direct_answer` out; so must the caller.
 
     Raises:
@@ -116,7 +116,7 @@ def direct_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequenc
 def multiple_choice_accuracy(
     predictions: Sequence[str], choices: Sequence[Sequence[str]], correct_choices: Sequence[int]
 ) -> float:
-    """Share of predictions that are the right one of their question's choices (A-OKVQA).
+    """Return the share of predictions that are the right one of their question's choices (A-OKVQA).
 
     Compared as written. A prediction that is none of the choices is wrong.
 
@@ -144,7 +144,7 @@ def single_answer_accuracy(
     answers: Sequence[str],
     normalise: Callable[[str], str] = normalise_answer,
 ) -> float:
-    """Share of predictions that equal the one right answer (MSRVTT-QA, MSVD-QA, GQA), both sides normalised.
+    """Return the share of predictions that equal the one right answer (MSRVTT-QA, MSVD-QA, GQA), both sides normalised.
 
     Raises:
         ConfigError: no questions, or lists of unequal length.
@@ -161,9 +161,9 @@ def _official(prediction: str, answers: Sequence[str]) -> float:
     if len(set(given)) > 1:
         prediction, given = normalise_answer(prediction), [normalise_answer(answer) for answer in given]
     matches = given.count(prediction)
-    # Those who gave it see one match less than the rest.
-    by_them, by_the_rest = min(1.0, (matches - 1) / ENOUGH), min(1.0, matches / ENOUGH)
-    return (matches * by_them + (len(given) - matches) * by_the_rest) / len(given)
+    # Leave-one-out: an annotator who gave this answer counts one match less than the others.
+    by_matching, by_others = min(1.0, (matches - 1) / ENOUGH), min(1.0, matches / ENOUGH)
+    return (matches * by_matching + (len(given) - matches) * by_others) / len(given)
 
 
 def _trimmed(text: str) -> str:

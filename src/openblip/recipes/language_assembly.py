@@ -30,11 +30,12 @@ def assemble_language_model(run: LanguageRun, mixture: Mixture) -> Assembled:
         )
     tokenizer = train_tokenizer(_some_texts(mixture), run.vocab_size, ends=shape.architecture == "t5")
     language = new_language_model(shape, tokenizer)
+    preprocessing = Preprocessing(image_size=1)  # no image is decoded
     return Assembled(
-        task=LanguagePretraining(run.task, language),
+        task=LanguagePretraining(run.task, language, tokenizer=None, preprocessing=preprocessing),
         processor=TextProcessor(),
         tokenizer=None,
-        preprocessing=Preprocessing(image_size=1),  # no picture is decoded
+        preprocessing=preprocessing,
         save=lambda folder: save_language_model(folder, language),
     )
 

@@ -9,7 +9,7 @@ B examples, R texts, F frames, S image size, N image tokens, T text tokens, D im
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,33 @@ from openblip.models.vision_tower import encoder_depths
 class Task(nn.Module, ABC):
     """A module that holds a model and its losses. Every task has one line in `tasks.catalog`.
 
-    The class methods make the parts of a run from the task's settings, a class of `tasks.config`.
+    Args:
+        config: the task's settings, its class in `tasks.config`.
+        model: the model to train, with the task's heads.
+        tokenizer: the model's own, which also makes the tokens of batches; None where the model has none.
+        preprocessing: normalises pixels.
     """
+
+    text_model: ClassVar[str] = "model"
+    """What errors call the part of the model that takes texts."""
+
+    def __init__(self, config: Any, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.tokenizer, self.preprocessing = config, tokenizer, preprocessing
+        self.model = model
+
+    @classmethod
+    def build(
+        cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing
+    ) -> Self:
+        """The task over a model; ConfigError when texts as long as `data` admits do not fit the model."""
+        longest, positions = cls.longest_text(config, data, tokenizer), cls.max_positions(model)
+        if positions is not None and longest > positions:
+            raise ConfigError(
+                f"Texts of up to {longest} tokens: the {cls.text_model} has {positions} positions (a prompt counts "
+                "too); lower --data.max-text-length."
+            )
+        return cls(config, model, tokenizer, preprocessing)
 
     @classmethod
     @abstractmethod
@@ -46,14 +71,14 @@ class Task(nn.Module, ABC):
         )
 
     @classmethod
-    @abstractmethod
-    def build(
-        cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing
-    ) -> Self:
-        """The task over a model with its heads.
+    def longest_text(cls, config: Any, data: DataConfig, tokenizer: Any) -> int:
+        """Number of tokens of the longest text that the model is given."""
+        return data.max_text_length
 
-        Raises ConfigError when texts as long as `data` admits do not fit the model.
-        """
+    @classmethod
+    def max_positions(cls, model: Any) -> int | None:
+        """Number of tokens that the model can take; None where `longest_text` needs no check."""
+        return None
 
     @abstractmethod
     def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -89,29 +114,12 @@ class Task(nn.Module, ABC):
 class BlipTask(Task):
     """A task over a BLIP."""
 
-    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.config = config
-        self.model = model
-        self.preprocessing = preprocessing
-        self.enc_id, self.dec_id = tokenizer.enc_id, tokenizer.dec_id
+    model: Blip
+    tokenizer: Tokenizer
 
     @classmethod
-    def build(
-        cls, config: Any, data: DataConfig, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing
-    ) -> Self:
-        longest, positions = cls.longest_text(config, data, tokenizer), model.config.text.max_positions
-        if longest > positions:
-            raise ConfigError(
-                f"Texts of up to {longest} tokens, prompt included: the model has {positions} positions; "
-                "lower --data.max-text-length."
-            )
-        return cls(config, model, tokenizer, preprocessing)
-
-    @classmethod
-    def longest_text(cls, config: Any, data: DataConfig, tokenizer: Tokenizer) -> int:
-        """Number of tokens of the longest text that the model is given."""
-        return data.max_text_length
+    def max_positions(cls, model: Blip) -> int:
+        return model.config.text.max_positions
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 images (B, 3, S, S) or videos (B, F, 3, S, S) -> image tokens (B, F*N, D)."""
@@ -121,30 +129,13 @@ class BlipTask(Task):
 class Blip2Task(Task):
     """A task over a BLIP-2, parts of which are usually frozen."""
 
-    def __init__(
-        self, config: Any, model: Blip2, tokenizer: Tokenizer | None, preprocessing: Preprocessing
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.model = model
-        self.preprocessing = preprocessing
+    model: Blip2
+    text_model = "Q-Former"
 
     @classmethod
-    def build(
-        cls,
-        config: Any,
-        data: DataConfig,
-        model: Blip2,
-        tokenizer: Tokenizer | None,
-        preprocessing: Preprocessing,
-    ) -> Self:
-        longest, positions = data.max_text_length, model.config.qformer.max_positions
-        if model.config.has_text_branch and longest > positions:
-            raise ConfigError(
-                f"Texts of up to {longest} tokens: the Q-Former has {positions} positions; lower "
-                "--data.max-text-length."
-            )
-        return cls(config, model, tokenizer, preprocessing)
+    def max_positions(cls, model: Blip2) -> int | None:
+        """Those of the Q-Former; the language model cuts its texts itself."""
+        return model.config.qformer.max_positions if model.config.has_text_branch else None
 
     def features(self, pixels: Tensor) -> Tensor:
         """`image_features` of the task's own model and preprocessing."""

@@ -9,7 +9,7 @@ V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +112,8 @@ class InstructionProcessor(PromptedProcessor):
 class _PromptedTask(Blip2Task):
     """A model with the head llm, and its language model's predictions of texts behind prompts."""
 
+    processor_class: ClassVar[type[PromptedProcessor]]
+
     def __init__(
         self,
         config: PromptedAnsweringConfig | InstructionConfig,
@@ -128,6 +130,16 @@ class _PromptedTask(Blip2Task):
     def heads(cls, config: PromptedAnsweringConfig | InstructionConfig) -> tuple[Blip2Head, ...]:
         return ("llm",)
 
+    @classmethod
+    def sample_processor(
+        cls, config: PromptedAnsweringConfig | InstructionConfig, data: DataConfig, question_prompt: str
+    ) -> PromptedProcessor:
+        return cls.processor_class(
+            read_pixels=pixel_reader(data.num_frames),
+            question_prompt=question_prompt,
+            instruction_tokens=data.max_text_length if config.instructed else None,
+        )
+
     def predict(self, batch: PromptedBatch) -> Predicted:
         """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
         image_kv = self.model.image_kv(self.features(batch.pixels))
@@ -142,15 +154,7 @@ class _PromptedTask(Blip2Task):
 class PromptedAnswering(_PromptedTask):
     """Questions with all their answers, each of which counts by its weight."""
 
-    @classmethod
-    def sample_processor(
-        cls, config: PromptedAnsweringConfig, data: DataConfig, question_prompt: str
-    ) -> PromptedQuestionProcessor:
-        return PromptedQuestionProcessor(
-            read_pixels=pixel_reader(data.num_frames),
-            question_prompt=question_prompt,
-            instruction_tokens=data.max_text_length if config.instructed else None,
-        )
+    processor_class = PromptedQuestionProcessor
 
     def forward(self, batch: PromptedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss vqa, the same as BLIP's: the BLIP-2 paper does not define one."""
@@ -161,15 +165,7 @@ class PromptedAnswering(_PromptedTask):
 class InstructionFollowing(_PromptedTask):
     """Conversations, in which every token of every answer counts alike."""
 
-    @classmethod
-    def sample_processor(
-        cls, config: InstructionConfig, data: DataConfig, question_prompt: str
-    ) -> InstructionProcessor:
-        return InstructionProcessor(
-            read_pixels=pixel_reader(data.num_frames),
-            question_prompt=question_prompt,
-            instruction_tokens=data.max_text_length if config.instructed else None,
-        )
+    processor_class = InstructionProcessor
 
     def forward(self, batch: PromptedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss lm: cross-entropy, the mean over all tokens of the answers."""

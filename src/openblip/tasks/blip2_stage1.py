@@ -12,10 +12,9 @@ from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.distributed import gather, gather_with_gradient, world_size
 from openblip.models.blip import similarity_matrix
-from openblip.models.blip2 import Blip2, ImageKV, QueryOutput
+from openblip.models.blip2 import ImageKV, QueryOutput
 from openblip.models.config import Blip2Head
 from openblip.objectives.contrastive import in_batch_itc_loss
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
@@ -28,21 +27,11 @@ class Blip2Stage1(Blip2Task):
     """A model with the heads itc and itm, and itg where its config says so, and the losses that train it."""
 
     config: Blip2Stage1Config
+    tokenizer: Tokenizer
 
     @classmethod
     def heads(cls, config: Blip2Stage1Config) -> tuple[Blip2Head, ...]:
         return ("itc", "itm", "itg") if config.itg else ("itc", "itm")
-
-    def __init__(
-        self,
-        config: Blip2Stage1Config,
-        model: Blip2,
-        tokenizer: Tokenizer | None,
-        preprocessing: Preprocessing,
-    ) -> None:
-        super().__init__(config, model, tokenizer, preprocessing)
-        assert tokenizer is not None  # a Q-Former with these heads has one
-        self.dec_id = tokenizer.dec_id
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc, itm and, with its head, itg."""
@@ -87,6 +76,6 @@ class Blip2Stage1(Blip2Task):
         return loss, (image_to_text, text_to_image)
 
     def _itg(self, output: QueryOutput, tokens: Tokens) -> Tensor:
-        captions = replace_first(tokens, self.dec_id)
+        captions = replace_first(tokens, self.tokenizer.dec_id)
         logits = self.model.caption_logits(captions.ids[:, :-1], output)
         return lm_loss(logits, next_token_labels(captions.ids, captions.mask), self.config.label_smoothing)

@@ -1,9 +1,9 @@
-"""ITC and ITM over one batch, with momentum model and queue: what pre-training and retrieval share.
+"""ITC and ITM with momentum model and queue: what pre-training and retrieval share.
 
 The part of ITM that draws hard negatives serves BLIP-2 as well.
 
-B local batch, G joint batch of all processes, R texts, N image tokens, T text tokens, D width, E embedding
-width, S image size.
+B local batch, G joint batch of all processes, R texts, F frames, N image tokens, T text tokens, D width, E embedding
+width.
 """
 
 from collections.abc import Callable
@@ -12,98 +12,104 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from openblip.data.tokenizer import Tokens
+from openblip.data.batch import ImageTextBatch
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.transforms import Preprocessing
 from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
 from openblip.models.blip import Blip, CrossKV
 from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
 from openblip.objectives.matching import draw_negatives, itm_loss, negative_weights
 from openblip.objectives.momentum import EmbeddingQueue, update_average
-from openblip.tasks.base import encode_media, replace_first
-from openblip.tasks.config import ContrastiveConfig
+from openblip.tasks.base import BlipTask, encode_media, replace_first
+from openblip.tasks.config import PretrainingConfig, RetrievalConfig
 
 
-class ContrastiveMatching(nn.Module):
-    """The objectives ITC and ITM around a BLIP. Inference never sees the momentum model and the queue."""
+class ContrastiveMatchingTask(BlipTask):
+    """A task with the objectives ITC and ITM; inference never sees its momentum model and queue."""
 
-    def __init__(self, model: Blip, config: ContrastiveConfig, enc_id: int) -> None:
-        super().__init__()
-        self.config = config
-        self.enc_id = enc_id
+    config: PretrainingConfig | RetrievalConfig
+
+    def __init__(
+        self,
+        config: PretrainingConfig | RetrievalConfig,
+        model: Blip,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__(config, model, tokenizer, preprocessing)
         self.momentum_model = make_momentum_model(model)
-        self.queue = EmbeddingQueue(config.queue_size, model.config.embed_dim)
+        self.queue = EmbeddingQueue(config.contrastive.queue_size, model.config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def losses(
+    def contrastive_matching_losses(
         self,
-        model: Blip,
+        batch: ImageTextBatch,
         pixels: Tensor,
         image_tokens: Tensor,
-        tokens: Tokens,
-        ids: Tensor,
         step: int,
         generator: torch.Generator,
         image_kv: CrossKV | None = None,
     ) -> dict[str, Tensor]:
-        """The losses itc and itm of B pairs, scalars.
+        """The losses itc and itm.
 
         ITM is over every pair and hard negatives from the joint batch of all processes. The released
         pre-training code draws negatives from the process's own batch; with one process that is the same.
 
         Args:
-            model: the trained model, with the heads itc and itm.
-            pixels: normalised images (B, 3, S, S) or videos (B, F, 3, S, S).
+            batch: B pairs.
+            pixels: its pixels, normalised.
             image_tokens: (B, F*N, D), what the model's image encoder makes of them.
-            tokens: the texts (B, T), from [CLS].
-            ids: (B,) image ids.
             step: number of finished steps, on which alpha depends.
             generator: draws the negatives.
             image_kv: `model.image_kv` of the image tokens for "encode", where the caller has it already.
         """
-        itc, similarities = self._itc(model, pixels, image_tokens, tokens, ids, step)
-        local_kv = model.image_kv(image_tokens, "encode") if image_kv is None else image_kv
+        itc, similarities = self._itc(batch, pixels, image_tokens, step)
+        local_kv = self.model.image_kv(image_tokens, "encode") if image_kv is None else image_kv
 
         def negative_kv(index: Tensor) -> CrossKV:
             if world_size() == 1:
                 return local_kv.select(index)
-            return model.image_kv(gather_with_gradient(image_tokens)[index], "encode")
+            return self.model.image_kv(gather_with_gradient(image_tokens)[index], "encode")
 
-        texts = replace_first(tokens, self.enc_id)
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
         itm = hard_negatives_loss(
-            model.match_logits, texts, local_kv, negative_kv, ids, similarities, generator
+            self.model.match_logits, texts, local_kv, negative_kv, batch.image_ids, similarities, generator
         )
         return {"itc": itc, "itm": itm}
 
     def _itc(
-        self, model: Blip, pixels: Tensor, image_tokens: Tensor, tokens: Tokens, ids: Tensor, step: int
+        self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The ITC loss, and the similarities over temperature of images to texts and of texts to images of
         the joint batch, both (B, G), by which ITM chooses its negatives."""
+        tokens, ids, temperature = batch.tokens, batch.image_ids, self.model.temperature
+        settings = self.config.contrastive
         frames = pixels.shape[1] if pixels.dim() == 5 else 1
-        image = model.embed_image(image_tokens, frames)  # (B, E)
-        text = model.embed_text(tokens.ids, tokens.mask)  # (B, E)
+        image = self.model.embed_image(image_tokens, frames)  # (B, E)
+        text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
         with torch.no_grad():
-            momentum_image = self.momentum_model.embed_image(
-                encode_media(self.momentum_model, pixels), frames
-            )
+            momentum_tokens = encode_media(self.momentum_model, pixels)
+            momentum_image = self.momentum_model.embed_image(momentum_tokens, frames)
             momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
-        batch = (gather(momentum_image), gather(momentum_text), gather(ids))
-        self._pending.append(batch)
-        keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(batch, self.queue.content(), strict=True)))
-        alpha = alpha_at(step, self.config.alpha, self.config.alpha_ramp_steps)
-        loss = itc_loss(image, text, momentum_image, momentum_text, ids, keys, model.temperature, alpha)
+        joint = (gather(momentum_image), gather(momentum_text), gather(ids))
+        self._pending.append(joint)
+        keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(joint, self.queue.content(), strict=True)))
+        alpha = alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
+        loss = itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
         with torch.no_grad():
-            image_to_text = image @ batch[1].T / model.temperature
-            text_to_image = text @ batch[0].T / model.temperature
+            image_to_text = image @ joint[1].T / temperature
+            text_to_image = text @ joint[0].T / temperature
         return loss, (image_to_text, text_to_image)
 
-    def after_step(self, model: Blip) -> None:
+    def after_step(self) -> None:
         """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
-        clamp_temperature(model.log_temperature)
-        trained = dict(model.named_parameters())
+        clamp_temperature(self.model.log_temperature)
+        trained = dict(self.model.named_parameters())
         average = dict(self.momentum_model.named_parameters())
-        update_average(average.values(), (trained[name] for name in average), self.config.momentum)
+        momentum = self.config.contrastive.momentum
+        update_average(average.values(), (trained[name] for name in average), momentum)
         for images, texts, ids in self._pending:
             self.queue.put(images, texts, ids)
         self._pending.clear()

@@ -5,7 +5,6 @@ R texts, Dl width of the language model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from openblip.data.config import DataConfig
 from openblip.data.fields import text_field
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.models.language_model import LanguageModel
 from openblip.objectives.language_modeling import lm_loss
 from openblip.tasks.base import Task, TextBatch
@@ -49,10 +47,8 @@ class TextProcessor(SampleProcessor):
 class LanguagePretraining(Task):
     """A language model and its loss: over all tokens, or with an encoder over those that follow a prefix."""
 
-    def __init__(self, config: LanguagePretrainingConfig, language: LanguageModel) -> None:
-        super().__init__()
-        self.language = language
-        self.max_text_tokens = config.max_text_tokens
+    config: LanguagePretrainingConfig
+    model: LanguageModel
 
     @classmethod
     def heads(cls, config: LanguagePretrainingConfig) -> tuple[()]:
@@ -64,25 +60,14 @@ class LanguagePretraining(Task):
     ) -> TextProcessor:
         return TextProcessor()
 
-    @classmethod
-    def build(
-        cls,
-        config: LanguagePretrainingConfig,
-        data: DataConfig,
-        model: LanguageModel,
-        tokenizer: None,
-        preprocessing: Preprocessing,
-    ) -> Self:
-        return cls(config, model)
-
     def forward(self, batch: TextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss lm: cross-entropy, the mean over tokens."""
         pairs = list(zip(batch.prompts, batch.texts, strict=True))
-        if self.language.is_encoder_decoder:
+        if self.model.is_encoder_decoder:
             pairs = split_documents(batch.texts, generator)
         prompts, texts = zip(*pairs, strict=True)
-        visual = no_visual(self.language, len(texts))
-        logits, labels = self.language.predict(visual, prompts, texts, self.max_text_tokens)
+        visual = no_visual(self.model, len(texts))
+        logits, labels = self.model.predict(visual, prompts, texts, self.config.max_text_tokens)
         return {"lm": lm_loss(logits, labels, label_smoothing=0.0)}
 
 

@@ -105,7 +105,7 @@ class Nlvr(BlipTask):
     def forward(self, batch: StatementBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss nlvr: cross-entropy of true and false."""
         image_tokens = self.model.encode_pair(self.preprocessing.normalize(batch.pixels))  # (B, 2, N, D)
-        statements = replace_first(batch.statements, self.enc_id)
+        statements = replace_first(batch.statements, self.tokenizer.enc_id)
         logits = self.model.judge_logits(
             statements.ids, statements.mask, self.model.image_kv(image_tokens, "encode")
         )  # (B, 2)

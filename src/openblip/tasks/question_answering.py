@@ -80,9 +80,9 @@ class QuestionAnswering(BlipTask):
     def forward(self, batch: QuestionBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss vqa: every answer of a question counts by its weight."""
         image_kv = self.model.image_kv(self.encode(batch.pixels), "encode")
-        questions = replace_first(batch.questions, self.enc_id)
+        questions = replace_first(batch.questions, self.tokenizer.enc_id)
         question_kv = self.model.question_kv(questions.ids, questions.mask, image_kv)
-        answers = replace_first(batch.answers, self.dec_id)
+        answers = replace_first(batch.answers, self.tokenizer.dec_id)
         logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T - 1, V)
         labels = next_token_labels(answers.ids, answers.mask)
         vqa = answer_loss(logits, labels, batch.weights, len(batch), self.config.label_smoothing)

@@ -90,6 +90,6 @@ class Visdial(BlipTask):
         """The loss itm: cross-entropy of right and wrong answers behind the same dialog."""
         image_tokens = self.model.encode_image(self.preprocessing.normalize(batch.pixels))
         context_kv = self.model.dialog_kv(image_tokens, batch.captions.ids, batch.captions.mask)
-        dialogs = replace_first(batch.dialogs, self.enc_id)
+        dialogs = replace_first(batch.dialogs, self.tokenizer.enc_id)
         logits = self.model.match_logits(dialogs.ids, dialogs.mask, context_kv)  # (B * K, 2)
         return {"itm": F.cross_entropy(logits.float(), batch.labels)}

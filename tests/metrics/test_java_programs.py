@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from openblip.errors import MissingExtraError
-from openblip.metrics import java_scorers
-from openblip.metrics.java_scorers import SPICE_MODELS, meteor_scores, spice_scores
-from openblip.metrics.tokenization import java_runs
+from openblip.metrics import java_programs
+from openblip.metrics.java_programs import SPICE_MODELS, java_runs, meteor_scores, spice_scores
 
 TRUTH = {0: ["a red dog", "the dog"], 1: ["two cats"], 2: ["a tree"]}
 WRITTEN = {0: ["a dog"], 1: ["two  ||| cats"], 2: [""]}
@@ -42,7 +41,7 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         (tmp_path / name).mkdir(parents=True)
     for model in SPICE_MODELS:
         (tmp_path / "spice" / "lib" / model).touch()
-    monkeypatch.setattr(java_scorers, "pycocoevalcap_folder", lambda: tmp_path)
+    monkeypatch.setattr(java_programs, "pycocoevalcap_folder", lambda: tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "programs"))
 
     def install(program: str) -> None:
@@ -113,7 +112,7 @@ def test_a_spice_that_fails_is_reported(java: Callable[[str], None], program: st
 
 
 def test_no_java_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java_scorers, "java_runs", lambda: False)
+    monkeypatch.setattr(java_programs, "java_runs", lambda: False)
     with pytest.raises(MissingExtraError, match="METEOR is a Java program, and no Java runs here"):
         meteor_scores(WRITTEN, TRUTH, [[0]])
     with pytest.raises(MissingExtraError, match="SPICE is a Java program"):

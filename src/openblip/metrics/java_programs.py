@@ -1,22 +1,60 @@
-"""METEOR and SPICE: Java programs that pycocoevalcap carries, run with the options of COCO evaluation.
+"""The tokenizer, METEOR and SPICE: Java programs that pycocoevalcap carries, with the options of COCO evaluation.
 
 pycocoevalcap's own wrappers wait for ever where Java breaks off, keep it running, download models without
-being asked, and write into the package's folder; these say what is wrong instead and leave nothing behind.
-Captions are tokenized, by image position.
+being asked, and write into the package's folder. These say what is wrong instead and leave nothing behind.
+METEOR and SPICE take tokenized captions by image.
 """
 
 import contextlib
+import functools
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 from openblip.errors import MissingExtraError
-from openblip.metrics.tokenization import complaint, java_runs, pycocoevalcap_folder
 
+# What COCO evaluation removes after tokenizing. It would also remove -LRB- and its like, but looks for them
+# in lower-cased text, so brackets stay.
+PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+@functools.cache
+def java_runs() -> bool:
+    """Whether a working Java is on the path (macOS has a `java` that only tells where to get one)."""
+    java = shutil.which("java")
+    if java is None:
+        return False
+    return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
+
+
+def tokenize_with_java(captions: Sequence[str]) -> list[str]:
+    """Tokenize with the official tokenizer and the options of COCO evaluation.
+
+    Raises:
+        MissingExtraError: pycocoevalcap, which carries it, is not installed, or Java cannot run it.
+    """
+    jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    # One line per caption: whatever Java takes for the end of a line must not be inside one.
+    lines = [" ".join(caption.split()) for caption in captions]
+    # -encoding: Java before 18 would take the locale's.
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    answer = subprocess.run(
+        command + options, input="\n".join(lines) + "\n", capture_output=True, check=False, encoding="utf-8"
+    )
+    if answer.returncode != 0:
+        raise MissingExtraError(
+            f"Java cannot run the tokenizer of COCO evaluation: {_complaint(answer.stderr)}. Repair Java, or "
+            "take it off the PATH to have captions tokenized in Python"
+        )
+    tokenized = answer.stdout.split("\n")[: len(captions)]
+    return [" ".join(token for token in line.split() if token not in PUNCTUATION) for line in tokenized]
 
 
 def meteor_scores(
@@ -24,7 +62,7 @@ def meteor_scores(
     truth: Mapping[int, Sequence[str]],
     groups: Sequence[Sequence[int]],
 ) -> list[float]:
-    """METEOR of each of `groups` of images, every group as one text. Java starts once.
+    """Return METEOR of each of `groups` of images, every group as one text. Java starts once.
 
     Raises:
         MissingExtraError: pycocoevalcap is not installed, or no Java runs its program.
@@ -53,7 +91,7 @@ def meteor_scores(
 
 
 def spice_scores(written: Mapping[int, Sequence[str]], truth: Mapping[int, Sequence[str]]) -> list[float]:
-    """SPICE's F score of every image, nan where the program gives none.
+    """Return SPICE's F score of every image, nan where the program gives none.
 
     Raises:
         MissingExtraError: as `meteor_scores`, or Stanford's models, which pycocoevalcap does not carry, are
@@ -72,16 +110,17 @@ def spice_scores(written: Mapping[int, Sequence[str]], truth: Mapping[int, Seque
         for image, references in truth.items()
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        given, found = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
-        given.write_text(json.dumps(images), encoding="utf-8")
-        command = ["java", "-jar", "-Xmx8G", "spice-1.0.jar", str(given), "-out", str(found), "-silent"]
+        captions_file, scores_file = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
+        captions_file.write_text(json.dumps(images), encoding="utf-8")
+        command = ["java", "-jar", "-Xmx8G", "spice-1.0.jar", str(captions_file)]
+        command += ["-out", str(scores_file), "-silent"]
         program = subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")
-        if program.returncode != 0 or not found.exists():
+        if program.returncode != 0 or not scores_file.exists():
             raise MissingExtraError(
-                f"SPICE's Java program failed: {complaint(program.stderr)}. It was written for Java 8 and "
+                f"SPICE's Java program failed: {_complaint(program.stderr)}. It was written for Java 8 and "
                 "asks for 8 GB of memory"
             )
-        results = json.loads(found.read_text(encoding="utf-8"))
+        results = json.loads(scores_file.read_text(encoding="utf-8"))
     f_scores = {result["image_id"]: result["scores"]["All"]["f"] for result in results}
     return [float("nan") if f_scores[image] is None else float(f_scores[image]) for image in truth]
 
@@ -93,10 +132,10 @@ def _require_java(metric: str) -> None:
 
 @contextlib.contextmanager
 def _conversation(metric: str, command: list[str], folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """A program's input and output, line by line. It is stopped at the end, whatever happened.
+    """Yield the input and the output of a program that is stopped at the end, whatever happens.
 
     Raises:
-        MissingExtraError: it broke off, or answered with something else than numbers.
+        MissingExtraError: it broke off, or answered with something other than numbers.
     """
     # Errors go to a file: a pipe that nobody reads would fill up and stop the program.
     with tempfile.TemporaryFile() as errors:
@@ -116,11 +155,32 @@ def _conversation(metric: str, command: list[str], folder: Path) -> Iterator[tup
             program.kill()
             program.wait()
             errors.seek(0)
-            said = complaint(errors.read().decode("utf-8", errors="replace"))
-            raise MissingExtraError(f"{metric}'s Java program broke off: {said}") from error
+            reason = _complaint(errors.read().decode("utf-8", errors="replace"))
+            raise MissingExtraError(f"{metric}'s Java program broke off: {reason}") from error
         finally:
             program.kill()
             program.wait()
             program.stdout.close()
             with contextlib.suppress(OSError):  # what a dead program did not read is still in the buffer
                 program.stdin.close()
+
+
+def pycocoevalcap_folder() -> Path:
+    """Return the folder of pycocoevalcap, which carries the Java programs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    spec = find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            'Caption metrics need pycocoevalcap; install it with: pip install "openblip[metrics]"'
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _complaint(output: str) -> str:
+    """The last thing a Java program said that is not a line of a stack trace, for an error message."""
+    lines = [line.strip() for line in output.splitlines()]
+    messages = [line for line in lines if line and not line.startswith(("at ", "..."))]
+    return messages[-1] if messages else "it said nothing"
