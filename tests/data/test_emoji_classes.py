@@ -13,7 +13,7 @@ from openblip.data.emoji_scenes.phrasing import references
 from openblip.data.emoji_scenes.request import SceneRequest
 from openblip.data.emoji_scenes.scene import Scene, SceneObject
 from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, NOUNS
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 
 
 def request(split="val", num_samples=1) -> SceneRequest:

@@ -23,7 +23,7 @@ from openblip.data.emoji_scenes.phrasing import references
 from openblip.data.emoji_scenes.request import SceneRequest
 from openblip.data.emoji_scenes.scene import Scene, SceneObject, draw_moving_scene
 from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, SPLITS, pair_allowed
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.errors import MissingExtraError
 
 

@@ -22,7 +22,7 @@ from openblip.data.emoji_scenes.phrasing import references
 from openblip.data.emoji_scenes.request import KIND_NAMES, SceneRequest
 from openblip.data.emoji_scenes.scene import draw_scene
 from openblip.data.emoji_scenes.vocabulary import NOUNS, pair_allowed
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sources.opening import open_source
 from openblip.errors import ConfigError, MissingExtraError
 

@@ -14,13 +14,13 @@ import torch
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_blip
-from openblip.data.emoji_scenes.request import Kind
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sample import Sample, Source
 from openblip.data.sequential import read_samples
 from openblip.data.sources import open_source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
+from openblip.emoji_scenes.scene import Kind
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.predictor import BlipPredictor

@@ -14,7 +14,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.errors import ConfigError
 from openblip.recipes.start import start
 

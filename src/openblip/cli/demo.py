@@ -40,7 +40,7 @@ def command(
     from openblip.capfilt.config import CapFiltConfig
     from openblip.capfilt.local import run_capfilt
     from openblip.capfilt.report import write_report
-    from openblip.data.emoji_scenes.writer import write_emoji_scenes
+    from openblip.emoji_scenes.writer import write_emoji_scenes
     from openblip.evaluation.filtering import measure_capfilt
 
     started = time.monotonic()
