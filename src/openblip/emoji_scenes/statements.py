@@ -152,7 +152,10 @@ class SceneContext:
             case "background on a side":
                 scene = self._draw_scene()
                 self.words["color"] = color = scene.background
-                return self._of_side(scene, lambda: self._on_another_background(self._draw_scene(), color))
+                return self._of_side(
+                    scene,
+                    lambda: replace(self._draw_scene(), background=draw_background(rng, other_than=color)),
+                )
             case "size on a side":
                 name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
                 self.words["size"] = size
@@ -197,10 +200,8 @@ class SceneContext:
                 is_same = rng.random() < 0.5
                 first, second = self._draw_scene(), self._draw_scene()
                 color = first.background
-                if is_same:
-                    second = replace(second, background=color)
-                else:
-                    second = self._on_another_background(second, color)
+                other_color = color if is_same else draw_background(rng, other_than=color)
+                second = replace(second, background=other_color)
                 if is_same != label:
                     self.words["claim"] = "the two pictures have different backgrounds"
                 elif rng.random() < 0.5:
@@ -277,9 +278,6 @@ class SceneContext:
             first, second = second, first
         relation: Relation = "left of" if stands == "next to" else "above"
         return draw_pair(self.rng, first, second, relation)
-
-    def _on_another_background(self, scene: Scene, color: str) -> Scene:
-        return replace(scene, background=draw_background(self.rng, other_than=color))
 
     def _draw_scene(self) -> Scene:
         return self._draw_fitting(lambda: draw_scene(self.rng, self.split))
