@@ -1,6 +1,6 @@
 """`openblip answer`: questions about images or videos, of the command line or of a data source.
 
-B images or videos, F frames of each, S image size, N image tokens, Dv their width.
+B images or videos, F frames of each, S image size.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from openblip.generation.decoding import Beam
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.predictor import BasePredictor, EncodedImages
+    from openblip.predictor import BasePredictor
 
 
 class Asked(NamedTuple):
@@ -126,7 +126,9 @@ def _answer(
     """The rows of images or videos of equally many frames."""
     import torch
 
-    images = _encode(predictor, torch.stack([asked.frames for asked in batch]), batch_size)
+    images = predictor.encode(
+        torch.stack([asked.frames for asked in batch]), batch_size
+    )  # of (B, F, 3, S, S)
     texts = [question for asked in batch for question in asked.questions]
     answers = predictor.answer(
         images.select(torch.tensor([i for i, asked in enumerate(batch) for _ in asked.questions])),
@@ -141,16 +143,6 @@ def _answer(
         for question, answer in zip(texts, answers, strict=True)
     )
     return [[next(rows) for _ in asked.questions] for asked in batch]
-
-
-def _encode(predictor: "BasePredictor", pixels: "Tensor", batch_size: int) -> "EncodedImages":
-    """Encode images or videos, uint8 (B, F, 3, S, S)."""
-    from openblip.predictor import EncodedImages
-
-    num_frames = pixels.shape[1]
-    frames = predictor.encode(pixels.flatten(0, 1), batch_size)  # tokens (B * F, N, Dv)
-    tokens = frames.tokens.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F * N, Dv)
-    return EncodedImages(tokens, frames.seeds[::num_frames], num_frames)
 
 
 def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "Tensor":
