@@ -34,8 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
     "training": {"data", "tasks.base"},
     "capfilt": {"__init__", "predictor", "data", "generation", "metrics", "evaluation"},
-    "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "evaluation", "recipes", "training"},
-    "capfilt.bootstrap_config": {"recipes.catalog"},
     "recipes": {
         "__init__", "nn", "models", "objectives", "generation", "metrics", "data", "checkpoints", "tasks",
         "predictor", "evaluation", "training", "capfilt",
@@ -52,17 +50,10 @@ LIGHT_MODULES = (
     "generation.decoding",
     "recipes.*",
     "capfilt.config",
-    "capfilt.bootstrap_config",
     "cli.*",
 )
 HEAVY_MODULES = (
-    "recipes.start",
-    "recipes.starting_point",
-    "recipes.assembly",
-    "recipes.assembled",
-    "recipes.blip2_starting_point",
-    "recipes.blip2_assembly",
-    "recipes.language_assembly",
+    "recipes.initialize",
     "recipes.feature_cache",
 )
 
@@ -145,7 +136,7 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
         ("models.blip", "from openblip.nn.vit import VisionTransformer"),
         ("models.blip", "from .config import BlipConfig"),
         ("checkpoints.loading", "from openblip.data.tokenizer import Tokenizer"),
-        ("capfilt.bootstrap", "from openblip.training.trainer import train"),
+        ("recipes.bootstrap", "from openblip.capfilt.local import run_capfilt"),
         ("capfilt.local", "import openblip"),
         ("data.loader", "from openblip.errors import SourceError"),
         ("cli.train", "import openblip.training.trainer"),

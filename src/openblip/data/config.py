@@ -9,9 +9,9 @@ from openblip.data.transforms import Augmentation
 class DataConfig:
     """Which pairs a training reads, and how."""
 
-    source: str
+    source: str | None = None
     """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or a mixture
-    a.tar@0.7,b.tar@0.3.
+    a.tar@0.7,b.tar@0.3. The user must say.
     """
     images: str | None = None
     """Folder of the images that a COCO captions json names."""

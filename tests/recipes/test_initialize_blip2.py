@@ -9,15 +9,15 @@ import torch
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.native import load_blip2, save_blip2
+from openblip.data.config import DataConfig
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.recipes.blip2_assembly import assemble_blip2
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_retrieval, blip2_vqa
+from openblip.recipes.blip2_pretraining import blip2_stage2_opt
 from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
-from openblip.recipes.blip2_stage2 import blip2_stage2_opt
-from openblip.recipes.blip2_starting_point import blip2_starting_point
-from openblip.tasks.catalog import TASKS
+from openblip.tasks.blip2_stage1 import Blip2Stage1
+from openblip.tasks.config import Blip2Stage1Config
 from tiny_blip import SIZE
 from tiny_blip2 import tiny_blip2, weights_of
 
@@ -48,7 +48,7 @@ def load(folders: Path, name: str) -> Blip2Checkpoint:
 
 
 def begin(run: Blip2Run) -> Blip2Checkpoint:
-    return blip2_starting_point(run, TASKS[type(run.task)].heads(run.task), NO_DATA)
+    return run.initialize(NO_DATA)
 
 
 def test_a_reader_of_questions_has_its_text_side_from_stage_1(folders: Path) -> None:
@@ -125,13 +125,14 @@ def test_the_trained_model_keeps_its_prompts_and_budget(folders: Path) -> None:
     assert found.model.config.language is not None
     assert found.model.config.language.max_text_tokens == 50
     run = replace(run, task=replace(run.task, prompt="this is"))
-    out = folders / "written"
-    assemble_blip2(run, NO_DATA).save(out)
+    run.save(begin(run), folders / "written")
     assert load(folders, "written").prompt == "this is"
 
 
 def test_texts_that_are_longer_than_the_qformers_positions(folders: Path) -> None:
-    run = small(blip2_retrieval(), init=str(folders / "stage1"))
-    run = replace(run, data=replace(run.data, max_text_length=41))
+    checkpoint = load(folders, "stage1")
+    data = DataConfig(max_text_length=41)
     with pytest.raises(ConfigError, match="up to 41 tokens: the Q-Former has 40 positions"):
-        assemble_blip2(run, NO_DATA)
+        Blip2Stage1.build(
+            Blip2Stage1Config(), data, checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing
+        )

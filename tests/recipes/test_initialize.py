@@ -11,11 +11,12 @@ from torch import Tensor
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import PRETRAINING_HEADS, BlipConfig, Head, Sharing
-from openblip.recipes.starting_point import with_heads
+from openblip.recipes.initialize import with_heads
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import BlipTaskConfig
 from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, randomise, tiny_blip
 
+BLIP_HEADS = [TASKS[config].heads(config()) for config in get_args(BlipTaskConfig)]
 SHARINGS: list[Sharing] = ["all", "all_but_sa", "all_but_ca", "none"]
 EQUAL = replace(TINY, vision=replace(TINY.vision, hidden_dim=32, num_heads=4))
 
@@ -153,11 +154,7 @@ def test_a_dialogs_caption_is_projected_afresh_only_where_widths_differ() -> Non
     assert fresh == {"itm_head.weight", "itm_head.bias"}
 
 
-@pytest.mark.parametrize(
-    "heads",
-    [TASKS[config].heads(config()) for config in get_args(BlipTaskConfig)],
-    ids=lambda heads: "+".join(heads),
-)
+@pytest.mark.parametrize("heads", BLIP_HEADS, ids=lambda heads: "+".join(heads))
 def test_any_task_goes_on_from_its_own_model(heads: tuple[Head, ...]) -> None:
     for start in (
         blip(heads, "none"),
