@@ -55,6 +55,7 @@ LIGHT_MODULES = (
 HEAVY_MODULES = (
     "recipes.initialize",
     "recipes.feature_cache",
+    "recipes.validation",
 )
 
 

@@ -15,6 +15,10 @@ class DataConfig:
     """
     images: str | None = None
     """Folder of the images that a COCO captions json names."""
+    validation: str | None = None
+    """Samples on which the model is measured during the training: any one data source."""
+    validation_limit: int | None = None
+    """Number of samples that are used for it, the first of the source; None uses all."""
     augmentation: Augmentation | None = None
     """Random views; None: the plain squash resize."""
     num_workers: int = 1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.models.language_model import LanguageModel
+    from openblip.predictor import Blip2Predictor
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -167,6 +168,11 @@ class Blip2Run(Run):
 
         features = cached_features(self.feature_cache, checkpoint, self.data, mixture)
         return replace(processor, read_pixels=features)
+
+    def predictor(self, checkpoint: "Blip2Checkpoint") -> "Blip2Predictor":
+        from openblip.predictor import Blip2Predictor
+
+        return Blip2Predictor(checkpoint)
 
     def _image_encoder(self, start: "Blip2Checkpoint | None") -> "ImageEncoder":
         import torch

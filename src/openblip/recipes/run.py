@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.distributed import Process
+    from openblip.predictor import BasePredictor
     from openblip.tasks.base import Task
     from openblip.training.trainer import Trainer
 
@@ -51,6 +52,14 @@ class Run(ABC):
         """Raise ConfigError for settings that are missing, contradict each other or would have no effect."""
         if not self.data.source:
             raise ConfigError("No training samples: name the source with --data.source.")
+        if self.training.validate_every is not None and not self.data.validation:
+            raise ConfigError(
+                "--training.validate-every needs samples: name a source with --data.validation."
+            )
+        if self.training.validate_every is None and self.data.validation:
+            raise ConfigError(
+                "--data.validation is used every --training.validate-every steps: say how many."
+            )
 
     @property
     def task_class(self) -> "type[Task]":
@@ -68,6 +77,10 @@ class Run(ABC):
         from openblip.checkpoints.loading import save_checkpoint
 
         save_checkpoint(checkpoint, folder)
+
+    def predictor(self, checkpoint: Any) -> "BasePredictor":
+        """A predictor around the model of a checkpoint, neither moved nor cast, for validation."""
+        raise ConfigError("This model cannot be validated: leave out --training.validate-every.")
 
     def build(self, process: "Process") -> "Trainer":
         """A trainer with everything that the run names, at the newest checkpoint of the run folder.
@@ -91,6 +104,12 @@ class Run(ABC):
         task = self.task_class.build(self.task, data, checkpoint.model, tokenizer, preprocessing)
         processor = self.sample_processor(checkpoint, mixture)
 
+        validation = None
+        if training.validate_every is not None:
+            from openblip.recipes.validation import make_validation
+
+            validation = make_validation(self.task, data, self.predictor(checkpoint))
+
         def load(cursor: dict[str, Any] | None) -> Loader:
             return Loader(
                 mixture,
@@ -110,7 +129,7 @@ class Run(ABC):
         def save(folder: "Path") -> None:
             self.save(checkpoint, folder)
 
-        return Trainer(task, load, training, RunFolder(self.out), process, save)
+        return Trainer(task, load, training, RunFolder(self.out), process, save, validation)
 
     def train(self, resume: bool = False) -> bool:
         """Train, or with `resume` continue, and write model/. False when a signal stopped the training.
