@@ -16,7 +16,6 @@ from openblip.checkpoints.backbones import (
 )
 from openblip.checkpoints.checkpoint import (
     CONFIG,
-    OPENBLIP_FORMAT,
     Blip2Checkpoint,
     BlipCheckpoint,
     check_parts_fit,
@@ -35,7 +34,6 @@ from openblip.checkpoints.state_dict import (
     write_safetensors,
 )
 from openblip.data.tokenizer import Tokenizer
-from openblip.errors import CheckpointError
 from openblip.files import write_json
 from openblip.models.config import Blip2Config, TowerConfig
 from openblip.models.vision_tower import VisionTower
@@ -55,12 +53,7 @@ def load_blip(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> 
 
     tokenizer: folder or hub name of the vocabulary; None is the checkpoint's own.
     """
-    config = read_json_object(folder / CONFIG)
-    if config.get("format") != OPENBLIP_FORMAT:
-        raise CheckpointError(
-            f"{folder / CONFIG} is not an OpenBLIP checkpoint (no format: {OPENBLIP_FORMAT})."
-        )
-    settings = read_blip_settings(config, str(folder / CONFIG))
+    settings = read_blip_settings(read_json_object(folder / CONFIG), str(folder / CONFIG))
     model = empty_blip(settings.model)
     copy_weights(model, read_safetensors(folder / WEIGHTS), origin=str(folder / WEIGHTS))
     words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
