@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from openblip.cli.batches import Batches, JsonLines, decode_image, sample_name
+from openblip.cli.batches import Batches, OutputLines, decode_image, sample_name
 from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, ImageFile, find_sources, has_texts, is_one_file
-from openblip.cli.options import ModelOptions, read_texts
+from openblip.cli.options import ModelOptions, read_text_list
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam
@@ -80,7 +80,7 @@ def command(
         raise ConfigError("a question is empty; write it in quotes after the image")
     chosen = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
     Beam(min_new_tokens=1, **chosen)  # says what is out of range before anything is loaded
-    choices = None if candidates is None else read_texts(candidates, "candidates")
+    choices = None if candidates is None else read_text_list(candidates, "candidates")
     is_alone = out is None and is_one_file(source)
     sources = [] if is_alone else find_sources([source], images=images, videos=True, with_texts=not questions)
     if not questions and not has_texts(sources):
@@ -107,7 +107,7 @@ def command(
             print(json.dumps(row, ensure_ascii=False))
         return 0
     fields = ("question", "answer", "logprob")
-    with JsonLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
+    with OutputLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
         batches = Batches(
             sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers
         )
