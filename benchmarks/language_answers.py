@@ -16,7 +16,7 @@ from openblip.data.fields import answers_of, text_field
 from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
-from openblip.evaluation.captioning import references
+from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.captioning import exact_match
 from openblip.metrics.vqa import mean_vqa_accuracy, vqa_accuracy_by_type
@@ -63,7 +63,7 @@ def evaluate_language(
     def predict(samples: list[Sample]) -> list[_Examined]:
         written = zip(samples, write(samples, question_prompt), write(samples, caption_prompt), strict=True)
         return [
-            _Examined(answer, answers_of(s), str(s.info["question_kind"]), caption, references(s))
+            _Examined(answer, answers_of(s), str(s.info["question_kind"]), caption, reference_captions(s))
             for s, answer, caption in written
         ]
 

@@ -11,24 +11,18 @@ import sys
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openblip.cli.parsing import parse
-from openblip.cli.recipe_choice import choose_recipe
-from openblip.data.sources import open_mixture
+from openblip.cli.train import choose_recipe, parse_run
 from openblip.distributed import Process
 from openblip.recipes.catalog import RECIPES
-from openblip.recipes.start import LoaderFactory, assemble
 
 
 def main() -> None:
-    name, words = choose_recipe("train", RECIPES, sys.argv[1:])
-    default = RECIPES[name]()
-    run = parse(type(default), words, prog=f"step_operations.py {name}", default=default)
-    mixture = open_mixture(run.data.source, images=run.data.images)
-    assembled = assemble(run, mixture)
-    loader = LoaderFactory(run, mixture, assembled, Process(0, 1, torch.device("cpu")))(None)
-    batch = next(iter(loader)).batch
+    name, options = choose_recipe("train", RECIPES, sys.argv[1:])
+    run = parse_run(name, options, prog=f"step_operations.py {name}")
+    trainer = run.build(Process(0, 1, torch.device("cpu")))
+    batch = next(iter(trainer.loader)).batch
     with FlopCounterMode(display=False) as counter:
-        losses = assembled.task.train()(batch, 0, torch.Generator().manual_seed(0))
+        losses = trainer.task.train()(batch, 0, torch.Generator().manual_seed(0))
         torch.stack(list(losses.values())).sum().backward()
     operations = counter.get_total_flops()
     print(f"{name}: {operations / 1e9:.2f} GFLOP a step, {operations / len(batch) / 1e6:.1f} MFLOP a sample")

@@ -1,4 +1,4 @@
-"""Sources of samples that are there already, and what a model makes of pictures that are numbers."""
+"""Sources of samples that are there already, and what a model makes of images that are numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,14 +39,14 @@ class ListSource(Source):
 def sample(
     number: int, *captions: str, image_id: str = "", second: bytes | None = None, **info: Any
 ) -> Sample:
-    """A sample whose picture is its number."""
-    picture = str(number).encode()
+    """A sample whose image is its number."""
+    image = str(number).encode()
     own_id = image_id or f"list/{number}"
-    return Sample(f"{number:03d}", "s0", picture, captions, own_id, info, second)
+    return Sample(f"{number:03d}", "s0", image, captions, own_id, info, second)
 
 
 def numbers(images: Any) -> list[int]:
-    """The pictures' numbers; ImageError for what is no number."""
+    """The images' numbers; ImageError for what is no number."""
     found = []
     for image in images:
         try:

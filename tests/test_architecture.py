@@ -30,12 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"models", "nn"},
     "checkpoints": {"models", "nn", "data"},
     "predictor": {"models", "generation", "checkpoints", "data"},
-    "tasks": {"models", "nn", "objectives", "generation", "metrics", "data"},
+    "tasks": {"models", "nn", "objectives", "data"},
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
     "training": {"data", "tasks.base"},
     "capfilt": {"__init__", "predictor", "data", "generation", "metrics", "evaluation"},
-    "capfilt.bootstrap": {"__init__", "predictor", "data", "tasks", "evaluation", "recipes", "training"},
-    "capfilt.bootstrap_config": {"recipes.catalog"},
     "recipes": {
         "__init__", "nn", "models", "objectives", "generation", "metrics", "data", "checkpoints", "tasks",
         "predictor", "evaluation", "training", "capfilt",
@@ -52,18 +50,12 @@ LIGHT_MODULES = (
     "generation.decoding",
     "recipes.*",
     "capfilt.config",
-    "capfilt.bootstrap_config",
     "cli.*",
 )
 HEAVY_MODULES = (
-    "recipes.start",
-    "recipes.starting_point",
-    "recipes.assembly",
-    "recipes.assembled",
-    "recipes.blip2_starting_point",
-    "recipes.blip2_assembly",
-    "recipes.language_assembly",
+    "recipes.initialize",
     "recipes.feature_cache",
+    "recipes.validation",
 )
 
 
@@ -145,7 +137,7 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
         ("models.blip", "from openblip.nn.vit import VisionTransformer"),
         ("models.blip", "from .config import BlipConfig"),
         ("checkpoints.loading", "from openblip.data.tokenizer import Tokenizer"),
-        ("capfilt.bootstrap", "from openblip.training.trainer import train"),
+        ("recipes.bootstrap", "from openblip.capfilt.local import run_capfilt"),
         ("capfilt.local", "import openblip"),
         ("data.loader", "from openblip.errors import SourceError"),
         ("cli.train", "import openblip.training.trainer"),

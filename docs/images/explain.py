@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import openblip
-from openblip.data.emoji_scenes.rendering import render
-from openblip.data.emoji_scenes.scene import Scene, SceneObject
+from openblip.emoji_scenes.rendering import render
+from openblip.emoji_scenes.scene import Scene, SceneObject
 
 SEED = 5
 WIDTH, HEIGHT = 1200, 900

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip

@@ -8,10 +8,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from openblip.checkpoints.backbones import init_text, init_vision
+from openblip.checkpoints.backbones import init_qformer, init_text, init_vision
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.nn.qformer import QFormer
 
 NUM_WORDS, NEW_WORDS = 60, 2
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -245,3 +246,63 @@ def test_unreadable_sources_are_named(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="offline, name a folder"):
         init_text(model.text, "no-such-owner/no-such-bert")
+
+
+# ---- a Q-Former
+
+
+def make_qformer(has_text_branch=True, has_lm_head=True, **changes):
+    torch.manual_seed(0)
+    shape = {
+        "num_queries": 3, "hidden_dim": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "context_dim": 12,
+        "cross_attention_every": 2, "vocab_size": NUM_WORDS + 1, "max_positions": 24, "dropout": 0.0,
+        "layer_norm_eps": 1e-12, "activation_checkpointing": False, **changes,
+    }  # fmt: skip
+    return QFormer(**shape, has_text_branch=has_text_branch, has_lm_head=has_lm_head).eval()
+
+
+@torch.no_grad()
+def test_text_alone_is_read_and_predicted_as_by_bert(folders):
+    qformer = make_qformer()
+    fresh = make_qformer()
+    init_qformer(qformer, str(folders / "bert"))
+    theirs = zeroed_token_types(transformers.BertForMaskedLM.from_pretrained(folders / "bert"))
+    ids = torch.randint(0, NUM_WORDS, (2, 7))
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    states = qformer(ids, mask=mask[:, None, None, :])
+    expected = theirs.bert(ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(states[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    logits = qformer.predict_words(states)[..., :NUM_WORDS]
+    torch.testing.assert_close(logits[mask], theirs.cls(expected)[mask], rtol=1e-5, atol=1e-5)
+    assert torch.equal(qformer.embeddings.word.weight[NUM_WORDS:], fresh.embeddings.word.weight[NUM_WORDS:])
+
+
+@torch.no_grad()
+def test_queries_start_with_berts_feed_forward_too(folders):
+    qformer, fresh = make_qformer(), make_qformer()
+    init_qformer(qformer, str(folders / "bert"))
+    before = fresh.state_dict()
+    for name, weight in qformer.state_dict().items():
+        if ".query_feed_forward." in name:
+            text = name.replace("query_feed_forward", "text_feed_forward")
+            assert torch.equal(weight, qformer.state_dict()[text]), name
+        is_new = ".cross_attention." in name or name == "embeddings.queries"
+        assert torch.equal(weight, before[name]) == is_new, name
+
+
+def test_a_qformer_without_text_takes_what_queries_need(folders):
+    whole, queries = make_qformer(), make_qformer(has_text_branch=False, has_lm_head=False)
+    init_qformer(whole, str(folders / "bert"))
+    init_qformer(queries, str(folders / "bert"))
+    for name, weight in queries.state_dict().items():
+        if ".cross_attention." not in name and name != "embeddings.queries":
+            assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+def test_a_qformer_of_another_shape_or_vocabulary_is_refused(folders):
+    with pytest.raises(CheckpointError, match="4 attention heads, the run's model 8"):
+        init_qformer(make_qformer(num_heads=8), str(folders / "bert"))
+    with pytest.raises(CheckpointError, match="use BERT's own"):
+        init_qformer(make_qformer(vocab_size=99), str(folders / "bert"))
+    with pytest.raises(CheckpointError, match="another shape"):
+        init_qformer(make_qformer(mlp_dim=64), str(folders / "bert"))

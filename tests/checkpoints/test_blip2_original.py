@@ -158,11 +158,12 @@ def test_the_released_sizes(width: int, layout: Any, vision: VisionConfig) -> No
     """From the shapes of the released files, without their memory."""
     with torch.device("meta"):
         model = Blip2(Blip2Config(vision=vision))
+    mlp = layout.table["blocks.{i}.mlp.0"].format(i=0)
     theirs = {
-        f"{layout.patches}": torch.empty(width, 3, 14, 14, device="meta"),
-        f"{layout.positions}": torch.empty(1, 257, width, device="meta"),
-        **{f"{layout.blocks}.{i}.x": torch.empty(1, device="meta") for i in range(vision.num_layers)},
-        f"{layout.blocks}.0.{layout.mlp}": torch.empty(vision.mlp_dim, width, device="meta"),
+        f"{layout.table['patch_embedding']}.weight": torch.empty(width, 3, 14, 14, device="meta"),
+        layout.table["position_embedding"]: torch.empty(1, 257, width, device="meta"),
+        **{f"{layout.blocks}{i}.x": torch.empty(1, device="meta") for i in range(vision.num_layers)},
+        f"{mlp}.weight": torch.empty(vision.mlp_dim, width, device="meta"),
     }
     assert infer_encoder(theirs, layout, "x") == vision
     qformer = {

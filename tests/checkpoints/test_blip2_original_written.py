@@ -25,6 +25,7 @@ from released_blip2 import (
     write_parts,
 )
 
+from damaged_files import assert_same_weights, edit_pth
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.cli.main import main
@@ -119,9 +120,7 @@ def test_ours_comes_back_whole(tmp_path: Path, frozen: bool) -> None:
     assert after[2:] == before[2:]
     assert after.tokenizer is not None
     assert after.tokenizer.to_json() == TOKENIZER.to_json()
-    for name, tensor in before.model.state_dict().items():
-        rtol = 1e-6 if name == "log_temperature" else 0
-        torch.testing.assert_close(after.model.state_dict()[name], tensor, atol=0, rtol=rtol, msg=name)
+    assert_same_weights(after.model, before.model, rounded=("log_temperature",))
 
 
 @torch.no_grad()
@@ -131,8 +130,7 @@ def test_a_bias_of_keys_changes_nothing_for_the_released_code(tmp_path: Path) ->
     save_checkpoint(before, tmp_path / "x.pth", "original")
     content = torch.load(tmp_path / "x.pth", weights_only=True)
     assert not any(name.endswith(".k_bias") for name in content["model"])
-    content["openblip"].pop("weights")
-    torch.save(content, tmp_path / "x.pth")
+    edit_pth(tmp_path / "x.pth", lambda content: content["openblip"].pop("weights"))
     after = load_checkpoint(tmp_path / "x.pth")
     qkv = "vision.blocks.0.attention.qkv.bias"
     assert not torch.equal(after.model.state_dict()[qkv], before.model.state_dict()[qkv])
@@ -156,12 +154,10 @@ def test_a_damaged_entry_is_named(
     tmp_path: Path, damage: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     save_checkpoint(own(), tmp_path / "ours.pth", "original")
-    content = torch.load(tmp_path / "ours.pth", weights_only=True)
-    damage(content["openblip"])
-    torch.save(content, tmp_path / "ours.pth")
+    edit_pth(tmp_path / "ours.pth", lambda content: damage(content["openblip"]))
     with pytest.raises(CheckpointError, match=rf"ours\.pth.*{message}"):
         load_checkpoint(tmp_path / "ours.pth")
-    torch.save({**content, "openblip": "x"}, tmp_path / "ours.pth")
+    edit_pth(tmp_path / "ours.pth", lambda content: content.update(openblip="x"))
     with pytest.raises(CheckpointError, match="openblip entry is damaged"):
         load_checkpoint(tmp_path / "ours.pth")
 
@@ -226,8 +222,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     save_checkpoint(own(), tmp_path / "x.pth", "original")
     before = (tmp_path / "x.pth").read_bytes()
 
-    def half(content: Any, path: Path) -> None:
-        path.write_bytes(before[:1000])
+    def half(content: Any, file: Any) -> None:
+        file.write(before[:1000])
         raise OSError("No space left on device")
 
     monkeypatch.setattr("torch.save", half)

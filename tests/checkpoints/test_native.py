@@ -1,30 +1,32 @@
-"""Checkpoints come back as they were, and a damaged one says what is wrong with it."""
+"""OpenBLIP's folders: they come back as they were, whole or not at all, and damage is named."""
 
-import json
 import pickle
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import openblip
-from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.loading import load_checkpoint
-from openblip.checkpoints.native.blip import load_blip, save_blip
+from damaged_files import Exploit, assert_same_weights, edit_config, edit_weights, truncate
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, Checkpoint
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head
-from tiny_blip import SIZE, TINY, tiny_tokenizer
+from openblip.models.config import BlipConfig, Head, Sharing
+from openblip.models.language_model import wrap_language_model
+from tiny_blip import SIZE, TINY, random_pixels, tiny_tokenizer
+from tiny_blip2 import tiny_blip2
 
 TOKENIZER = tiny_tokenizer()
 
 
-def make(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Any = "all_but_sa") -> BlipCheckpoint:
+def blip(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all_but_sa") -> BlipCheckpoint:
     text = {**TINY.to_dict()["text"], "vocab_size": TOKENIZER.vocab_size, "sharing": sharing}
     config = BlipConfig.from_dict({**TINY.to_dict(), "text": text, "heads": heads})
     torch.manual_seed(0)
@@ -33,93 +35,195 @@ def make(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Any = "all_but
     )
 
 
+BLIP, STAGE2, WHOLE = "BLIP", "stage 2, OPT", "all heads"
+KINDS: dict[str, Callable[[], Checkpoint]] = {
+    BLIP: blip,
+    "one self-attention": partial(blip, sharing="all"),
+    "nothing shared": partial(blip, sharing="none"),
+    "captioner": partial(blip, ("lm",)),
+    "retrieval": partial(blip, ("itc", "itm"), "none"),
+    "stage 1": tiny_blip2,
+    "stage 1 around a tower": partial(tiny_blip2, tower=True),
+    STAGE2: partial(tiny_blip2, (), "opt"),
+    "stage 2, T5": partial(tiny_blip2, (), "t5"),
+    WHOLE: partial(tiny_blip2, language="opt", tower=True),  # all parts that a folder can have
+    "instructed": partial(tiny_blip2, (), "t5", instructed=True),
+}
+BOTH = pytest.mark.parametrize("kind", [BLIP, WHOLE])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be copied, not changed."""
+    root = tmp_path_factory.mktemp("written")
+    for kind in (BLIP, WHOLE):
+        save_checkpoint(KINDS[kind](), root / kind)
+    return root
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_blip(tmp_path, make())
-    return tmp_path
+def folder(written: Path, tmp_path: Path, kind: str) -> Path:
+    return Path(shutil.copytree(written / kind, tmp_path / "folder"))
 
 
-@pytest.mark.parametrize("heads", [("itc", "itm", "lm"), ("lm",), ("itc", "itm")])
-@pytest.mark.parametrize("sharing", ["all", "all_but_sa", "none"])
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, heads: tuple[Head, ...], sharing: str) -> None:
-    saved = make(heads, sharing)
-    save_blip(tmp_path, saved)
-    loaded = load_blip(tmp_path)
-    assert loaded.model.config == saved.model.config
-    assert loaded.preprocessing == saved.preprocessing
-    assert loaded.prompt == "a picture of "
-    assert not loaded.model.training
-    state = loaded.model.state_dict()
-    assert state.keys() == saved.model.state_dict().keys()
-    for name, value in saved.model.state_dict().items():
-        assert torch.equal(state[name], value), name
-    texts = ["a red dog", "Two blue Cars!"]
-    assert torch.equal(loaded.tokenizer.encode(texts).ids, saved.tokenizer.encode(texts).ids)
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
-def test_the_caller_may_name_other_words(folder: Path, tmp_path: Path) -> None:
-    other = Tokenizer.train(["a green cat", "a green cat"], vocab_size=112)
-    other.save(tmp_path / "other")
-    assert load_blip(folder).tokenizer.to_json() == TOKENIZER.to_json()
-    assert load_blip(folder, tokenizer=tmp_path / "other").tokenizer.to_json() == other.to_json()
+def blip2(checkpoint: Checkpoint) -> Blip2Checkpoint:
+    assert isinstance(checkpoint, Blip2Checkpoint)
+    return checkpoint
 
 
-def test_weights_keep_their_precision_on_disk_and_come_back_as_float32(tmp_path: Path) -> None:
-    saved = make()
-    saved.model.bfloat16()
-    save_blip(tmp_path, saved)
-    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    loaded = load_blip(tmp_path).model
-    for name, value in saved.model.state_dict().items():
-        assert loaded.state_dict()[name].dtype == torch.float32
-        assert torch.equal(loaded.state_dict()[name], value.float())
+def outputs(checkpoint: Checkpoint) -> tuple[list[float], list[list[int]]]:
+    """The queries of two images, and what the language model goes on with."""
+    if isinstance(checkpoint, BlipCheckpoint):
+        return checkpoint.model.encode_image(random_pixels(2)).flatten().tolist(), []
+    model = checkpoint.model
+    queries = model.encode_queries(model.image_kv(model.encode_image(random_pixels(2)))).queries
+    if model.language is None:
+        return queries.flatten().tolist(), []
+    visual, prompts = model.visual_prompts(queries), ["a photo", "Question: why?"]
+    ids = model.language.generate(visual, prompts, max_new_tokens=6, do_sample=False)
+    return queries.flatten().tolist(), ids
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    before = KINDS[kind]()
+    state = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
+    save_checkpoint(before, tmp_path)
+    after = load_checkpoint(tmp_path)
+    assert type(after) is type(before)
+    assert after.model.config == before.model.config
+    assert after[2:] == before[2:]
+    assert_same_weights(after.model, before.model)
+    for name, tensor in before.model.state_dict().items():  # saving has left the model alone
+        assert torch.equal(tensor, state[name]), name
+    assert not after.model.training
+    assert (after.tokenizer is None) == (before.tokenizer is None)
+    if before.tokenizer is not None and after.tokenizer is not None:
+        assert after.tokenizer.to_json() == before.tokenizer.to_json()
+    assert outputs(after) == outputs(before)
+
+
+def adapted() -> Blip2Checkpoint:
+    """With LoRA adapters that change what the language model says."""
+    import peft
+
+    checkpoint = blip2(KINDS[STAGE2]())
+    assert checkpoint.model.language is not None
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(checkpoint.model.language.model, settings).eval()
+    checkpoint.model.language = wrap_language_model(model, checkpoint.model.language.tokenizer)
+    return checkpoint
+
+
+@torch.no_grad()
+def test_adapters_come_back_beside_the_model_that_they_adapt(tmp_path: Path) -> None:
+    plain, before = blip2(KINDS[STAGE2]()), adapted()
+    state = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
+    save_checkpoint(before, tmp_path)
+    after = blip2(load_checkpoint(tmp_path))
+    assert_same_weights(after.model, before.model)
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name  # saving has left it alone
+    visual = torch.randn(1, 4, 16)
+    logits = [
+        checkpoint.model.require_language().predict(visual, ["a"], ["dog"], 8).logits
+        for checkpoint in (before, after, plain)
+    ]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+    shutil.rmtree(tmp_path / "language_model" / "adapter")  # what is left is the model as it was
+    assert_same_weights(load_checkpoint(tmp_path).model, plain.model)
+
+
+def test_damaged_adapters_are_named(tmp_path: Path) -> None:
+    save_checkpoint(adapted(), tmp_path)
+    weights = tmp_path / "language_model" / "adapter" / "adapter_model.safetensors"
+    edit_weights(weights, lambda w: w.pop(sorted(w)[0]))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors .*missing base_model.*lora_A"):
+        load_checkpoint(tmp_path)
+    truncate(weights)
+    with pytest.raises(CheckpointError, match="adapter does not hold adapters"):
+        load_checkpoint(tmp_path)
+
+
+def test_where_what_is_written(written: Path, tmp_path: Path) -> None:
+    words = {"tokenizer.json", "vocab.txt"}
+    assert files_in(written / BLIP) == {"config.json", "model.safetensors", *words}
+    folders = {"language_model", "vision_model"}
+    assert files_in(written / WHOLE) == {"config.json", "model.safetensors", *folders, *words}
+    names = load_file(written / WHOLE / "model.safetensors")
+    assert not any(name.startswith(("language.", "vision.")) for name in names)
+    save_checkpoint(KINDS[STAGE2](), tmp_path)
+    assert files_in(tmp_path) == {"config.json", "model.safetensors", "language_model"}
+    names = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("vision.") for name in names)  # our own ViT
+    assert not any(name.startswith("language.") for name in names)
+
+
+def test_every_part_keeps_its_precision_on_disk_and_is_read_as_float32(tmp_path: Path) -> None:
+    small, parts = blip(), blip2(KINDS[WHOLE]())
+    small.model.bfloat16()
+    parts.model.require_language().to(torch.bfloat16)
+    parts.model.vision.half()
+    for before, dtypes in (
+        (small, {"model.safetensors": torch.bfloat16}),
+        (
+            parts,
+            {
+                "language_model/model.safetensors": torch.bfloat16,
+                "vision_model/model.safetensors": torch.float16,
+                "model.safetensors": torch.float32,
+            },
+        ),
+    ):
+        save_checkpoint(before, tmp_path)
+        for name, dtype in dtypes.items():
+            assert {tensor.dtype for tensor in load_file(tmp_path / name).values()} == {dtype}, name
+        assert_same_weights(load_checkpoint(tmp_path).model, before.model.float())
+
+
+@BOTH
 def test_a_checkpoint_can_be_saved_over_itself(folder: Path) -> None:
-    loaded = load_blip(folder)
-    save_blip(folder, loaded)
-    for name, value in load_blip(folder).model.state_dict().items():
-        assert torch.equal(value, loaded.model.state_dict()[name])
+    loaded = load_checkpoint(folder)
+    save_checkpoint(loaded, folder)
+    assert_same_weights(load_checkpoint(folder).model, loaded.model)
 
 
+@pytest.mark.parametrize("step", ["checkpoints.state_dict.save_file", "files.os.replace", "files.json.dumps"])
+@pytest.mark.parametrize("kind", [BLIP, STAGE2])
 def test_a_folder_whose_writing_was_killed_is_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: str
 ) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("checkpoints.state_dict.save_file", "files.os.replace", "files.json.dumps"):
-        monkeypatch.setattr(f"openblip.{step}", die)
-        with pytest.raises(KeyboardInterrupt):
-            save_blip(tmp_path / step, make())
-        monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="is no checkpoint"):
-            load_checkpoint(tmp_path / step)
+    checkpoint = KINDS[kind]()
+    monkeypatch.setattr(f"openblip.{step}", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(checkpoint, tmp_path / "new")
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="new is no checkpoint"):
+        load_checkpoint(tmp_path / "new")
+    save_checkpoint(checkpoint, tmp_path / "new")  # what was left there does not disturb
+    save_checkpoint(checkpoint, tmp_path / "fresh")
+    assert files_in(tmp_path / "new") == files_in(tmp_path / "fresh")
+    load_checkpoint(tmp_path / "new")
 
 
-def test_saving_leaves_the_model_alone(tmp_path: Path) -> None:
-    checkpoint = make()
-    before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
-    save_blip(tmp_path, checkpoint)
-    for name, value in checkpoint.model.state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, before[name])
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    edit(weights)
-    save_file(weights, folder / "model.safetensors")
-
-
-def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    edit(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+@BOTH
+def test_the_caller_may_name_another_tokenizer(folder: Path, tmp_path: Path) -> None:
+    other = Tokenizer.train(["a green cat", "a green cat"], vocab_size=112)
+    other.save(tmp_path / "other")
+    words = load_checkpoint(folder, tokenizer=tmp_path / "other").tokenizer
+    assert words is not None
+    assert words.to_json() == other.to_json()
 
 
 def large_tokenizer() -> Tokenizer:
@@ -129,61 +233,83 @@ def large_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+OWN, LANGUAGE, TOWER = (f"{part}model.safetensors" for part in ("", "language_model/", "vision_model/"))
+Damage = Callable[[Path], object]
+OF_BOTH: list[tuple[Damage, str]] = [
+    (lambda f: edit_weights(f, lambda w: w.pop("itm_head.bias")), r"safetensors.*missing itm_head\.bias"),
+    (lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))), "left over extra"),
+    (
+        lambda f: edit_weights(f, lambda w: w.update({"itm_head.bias": torch.zeros(3)})),
+        r"itm_head\.bias is \(3,\), the config says \(2,\)",
+    ),
+    (lambda f: truncate(f / OWN), r"model\.safetensors cannot be read"),
+    (lambda f: (f / OWN).write_bytes(b""), r"model\.safetensors cannot be read"),
+    (lambda f: (f / OWN).unlink(), r"no .*model\.safetensors"),
+    (lambda f: (f / "config.json").unlink(), "folder is no checkpoint"),
+    (lambda f: truncate(f / "config.json"), r"config\.json cannot be read"),
+    (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), r"config\.json cannot be read"),
+    (lambda f: (f / "config.json").write_text("[1]"), r"config\.json holds list where a JSON object"),
+    (lambda f: edit_config(f, lambda c: c.pop("model")), r"config\.json.*model.*another version"),
+    (lambda f: edit_config(f, lambda c: c.update(model=None)), r"config\.json.*another version"),
+    (lambda f: edit_config(f, lambda c: c.pop("prompt")), r"config\.json.*prompt.*another version"),
+    (lambda f: edit_config(f, lambda c: c["model"]["vision"].update(depth=3)), r"config\.json.*depth"),
+    (lambda f: edit_config(f, lambda c: c["model"].update(heads=["x"])), "heads"),
+    (lambda f: edit_config(f, lambda c: c["preprocessing"].update(crop=1)), r"config\.json.*crop"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json"),
+]
+OF_BLIP: list[tuple[Damage, str]] = [
+    (lambda f: edit_config(f, lambda c: c.pop("format")), "a model of no named class"),  # not ours any more
+    (lambda f: edit_config(f, lambda c: c["model"]["vision"].update(num_heads=5)), r"config\.json.*5 heads"),
+    (lambda f: edit_config(f, lambda c: c["preprocessing"].update(image_size=30)), "image_size 30"),
+    (lambda f: [(f / name).unlink() for name in ("tokenizer.json", "vocab.txt")], "tokenizer.json"),
+    (lambda f: large_tokenizer().save(f), r"tokenizer has \d+ entries, .*the model \d+"),
+]
+OF_BLIP2: list[tuple[Damage, str]] = [
+    (
+        lambda f: edit_weights(f, lambda w: w.update({"language.x": torch.zeros(3)})),
+        r"left over language\.x",
+    ),
+    (lambda f: edit_config(f, lambda c: c.pop("question_prompt")), r"config\.json.*another version"),
+    (lambda f: edit_config(f, lambda c: c["model"].update(depth=3)), "unknown are depth"),
+    (lambda f: edit_config(f, lambda c: c["model"]["qformer"].update(num_heads=5)), "5 heads"),
+    (lambda f: edit_config(f, lambda c: c["model"]["language"].update(hidden_dim=8)), "16 wide"),
+    (lambda f: edit_config(f, lambda c: c["model"]["vision"].update(layer=-9)), "no layer -9"),
+    (lambda f: shutil.rmtree(f / "language_model"), "language_model"),
+    (lambda f: shutil.rmtree(f / "vision_model"), "vision_model"),
+    (lambda f: truncate(f / LANGUAGE), "language_model cannot be read"),
+    (lambda f: truncate(f / TOWER), "vision_model cannot be read"),
+    (lambda f: (f / "language_model" / "config.json").write_text("{"), "language_model"),
+    (
+        lambda f: [path.unlink() for path in (f / "language_model").glob("token*")],
+        "language_model has no vocabulary",
+    ),
+    (
+        lambda f: edit_weights(f / LANGUAGE, lambda w: w.pop("model.decoder.layers.0.fc1.bias")),
+        r"language_model lacks weights .*layers\.0\.fc1\.bias",
+    ),
+    (
+        lambda f: edit_weights(f / TOWER, lambda w: [w.pop(name) for name in list(w) if "fc1" in name]),
+        r"vision_model lacks weights .*layers\.0\.mlp\.fc1\.bias",
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda f: edit_weights(f, lambda w: w.pop("itm_head.bias")),
-            r"model\.safetensors.*missing itm_head\.bias",
-        ),
-        (lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))), "left over extra"),
-        (
-            lambda f: edit_weights(f, lambda w: w.update({"itm_head.bias": torch.zeros(3)})),
-            r"itm_head\.bias is \(3,\), the config says \(2,\)",
-        ),
-        (lambda f: truncate(f / "model.safetensors"), r"model\.safetensors cannot be read"),
-        (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors cannot be read"),
-        (lambda f: (f / "model.safetensors").unlink(), r"no .*model\.safetensors"),
-        (lambda f: (f / "config.json").unlink(), r"no .*config\.json"),
-        (lambda f: truncate(f / "config.json"), r"config\.json cannot be read"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), r"config\.json cannot be read"),
-        (lambda f: (f / "config.json").write_text("[1]"), r"config\.json holds list where a JSON object"),
-        (lambda f: edit_config(f, lambda c: c.pop("format")), "not an OpenBLIP checkpoint"),
-        (lambda f: edit_config(f, lambda c: c.pop("model")), r"config\.json.*model.*another version"),
-        (lambda f: edit_config(f, lambda c: c.update(model=None)), r"config\.json.*another version"),
-        (lambda f: edit_config(f, lambda c: c["model"]["text"].update(depth=3)), r"config\.json.*depth"),
-        (
-            lambda f: edit_config(f, lambda c: c["model"]["vision"].update(num_heads=5)),
-            r"config\.json.*5 heads",
-        ),
-        (lambda f: edit_config(f, lambda c: c["preprocessing"].update(crop=1)), r"config\.json.*crop"),
-        (lambda f: edit_config(f, lambda c: c["preprocessing"].update(image_size=30)), "image_size 30"),
-        (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json"),
-        (lambda f: [(f / name).unlink() for name in ("tokenizer.json", "vocab.txt")], "tokenizer.json"),
-        (lambda f: large_tokenizer().save(f), r"tokenizer has \d+ entries, .*the model \d+"),
-    ],
+    ("kind", "damage", "message"),
+    [(BLIP, *row) for row in OF_BOTH + OF_BLIP] + [(WHOLE, *row) for row in OF_BOTH + OF_BLIP2],
 )
-def test_damage_is_named(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damage_is_named(folder: Path, kind: str, damage: Damage, message: str) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
-        load_blip(folder)
+        load_checkpoint(folder)
 
 
-class Exploit:
-    """Unpickled, it leaves a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
+@BOTH
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pickle_is_refused_and_runs_no_code(folder: Path, name: str) -> None:
     (folder / name).write_bytes(pickle.dumps(Exploit(folder / "exploited")))
     with pytest.raises(CheckpointError, match=name):
-        load_blip(folder)
+        load_checkpoint(folder)
     assert not (folder / "exploited").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from damaged_files import Exploit, assert_same_weights, edit_pth
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import TRAINING_ONLY, infer_blip_settings
@@ -100,8 +101,7 @@ def test_a_bare_state_dict_reads_alike(tmp_path: Path, pretrained: State) -> Non
     bare = load_checkpoint(write(tmp_path / "bare", pretrained)).model
     whole = load_checkpoint(write(tmp_path, {"model": pretrained, "epoch": 19})).model
     assert bare.config == whole.config
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(bare.state_dict()[name], tensor), name
+    assert_same_weights(bare, whole)
 
 
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
@@ -185,16 +185,6 @@ def test_what_does_not_fit_is_named(
         load_checkpoint(write(tmp_path, {"model": state}))
 
 
-class Exploit:
-    """Unpickled carelessly, it leaves a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("place", ["model", "optimizer", "openblip"])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_malicious_pickle_is_refused(tmp_path: Path, place: str, legacy: bool) -> None:
@@ -270,8 +260,7 @@ def test_ours_comes_back_whole(tmp_path: Path, heads: tuple[Any, ...], sharing: 
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]
     assert after.tokenizer.to_json() == before.tokenizer.to_json()
-    for name, tensor in before.model.state_dict().items():
-        torch.testing.assert_close(after.model.state_dict()[name], tensor, atol=0, rtol=1e-6, msg=name)
+    assert_same_weights(after.model, before.model, rounded=("log_temperature",))
 
 
 def checkpoint(heads: tuple[Any, ...], sharing: Any = "all_but_sa", pooled: bool = False) -> BlipCheckpoint:
@@ -286,9 +275,10 @@ def checkpoint(heads: tuple[Any, ...], sharing: Any = "all_but_sa", pooled: bool
 
 def test_what_its_sharing_says_must_hold(tmp_path: Path) -> None:
     save_checkpoint(checkpoint(("itc", "itm", "lm")), tmp_path / "ours.pth", "original")
-    content = torch.load(tmp_path / "ours.pth", weights_only=True)
-    content["model"][UNSHARED] = content["model"][UNSHARED] + 1
-    torch.save(content, tmp_path / "ours.pth")
+    edit_pth(
+        tmp_path / "ours.pth",
+        lambda content: content["model"].update({UNSHARED: content["model"][UNSHARED] + 1}),
+    )
     with pytest.raises(CheckpointError, match=r"share what differs: text_encoder.encoder.layer.1.output"):
         load_checkpoint(tmp_path / "ours.pth")
 
@@ -306,12 +296,10 @@ def test_what_its_sharing_says_must_hold(tmp_path: Path) -> None:
 )
 def test_a_damaged_entry_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], object]) -> None:
     save_checkpoint(checkpoint(("lm",)), tmp_path / "ours.pth", "original")
-    content = torch.load(tmp_path / "ours.pth", weights_only=True)
-    damage(content["openblip"])
-    torch.save(content, tmp_path / "ours.pth")
+    edit_pth(tmp_path / "ours.pth", lambda content: damage(content["openblip"]))
     with pytest.raises(CheckpointError, match=r"ours\.pth, its openblip entry"):
         load_checkpoint(tmp_path / "ours.pth")
-    torch.save({**content, "openblip": "x"}, tmp_path / "ours.pth")
+    edit_pth(tmp_path / "ours.pth", lambda content: content.update(openblip="x"))
     with pytest.raises(CheckpointError, match="openblip entry is damaged"):
         load_checkpoint(tmp_path / "ours.pth")
 

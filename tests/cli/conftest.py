@@ -1,4 +1,4 @@
-"""A tiny checkpoint with random weights, and pictures."""
+"""A tiny checkpoint with random weights, and images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
@@ -71,9 +71,9 @@ def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """A folder with a.png, b.jpg and, one level down, c.webp."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     random = np.random.default_rng(0)
     for name in ("a.png", "b.jpg", "deeper/c.webp"):

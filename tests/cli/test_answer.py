@@ -28,21 +28,21 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def table(pictures: Path) -> Path:
-    """Three questions about two pictures, by their places beside the table."""
-    names = ["pictures/a.png", "pictures/b.jpg", "pictures/a.png"]
+def table(image_folder: Path) -> Path:
+    """Three questions about two images, by their places beside the table."""
+    names = ["images/a.png", "images/b.jpg", "images/a.png"]
     asked = [*QUESTIONS, "is it red?"]
     rows = [
         {"id": number, "image": name, "question": question}
         for number, (name, question) in enumerate(zip(names, asked, strict=True), start=1)
     ]
-    return write_table(pictures.parent / "asked.jsonl", rows)
+    return write_table(image_folder.parent / "asked.jsonl", rows)
 
 
 def test_one_line_per_question_about_one_image(
-    answerer: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    answerer: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     assert main(["answer", image, *QUESTIONS, "--model", str(answerer)]) == 0
     lines = printed(capsys)
     expected = openblip.load(answerer).answer([image] * 2, QUESTIONS, return_scores=True)
@@ -53,9 +53,9 @@ def test_one_line_per_question_about_one_image(
 
 
 def test_the_options_of_writing_reach_the_model(
-    answerer: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    answerer: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     more = ["--num-beams", "2", "--max-new-tokens", "2", "--encoder-token", "[CLS]"]
     assert main(["answer", image, QUESTIONS[0], "--model", str(answerer), *more]) == 0
     [line] = printed(capsys)
@@ -70,12 +70,12 @@ def test_the_options_of_writing_reach_the_model(
 
 
 def test_the_best_of_the_candidates_is_chosen(
-    answerer: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answerer: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     candidates = ["a red dog", "blue", "two cars"]
     (tmp_path / "answers.json").write_text(json.dumps(candidates))
     more = ["--model", str(answerer), "--candidates", str(tmp_path / "answers.json")]
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     assert main(["answer", image, *QUESTIONS, *more]) == 0
     expected = openblip.load(answerer).answer(image, QUESTIONS, candidates)
     assert [line["answer"] for line in printed(capsys)] == expected
@@ -89,22 +89,22 @@ def test_a_table_of_questions_gives_a_line_each(answerer: Path, table: Path, tmp
     assert [list(line) for line in lines] == [["shard", "key", "question", "answer", "logprob"]] * 3
     assert [(line["shard"], line["key"]) for line in lines] == [("asked", str(n)) for n in (1, 2, 3)]
     assert [line["question"] for line in lines] == [*QUESTIONS, "is it red?"]
-    images = [table.parent / "pictures" / name for name in ("a.png", "b.jpg", "a.png")]
+    images = [table.parent / "images" / name for name in ("a.png", "b.jpg", "a.png")]
     expected = openblip.load(answerer).answer(images, [line["question"] for line in lines])
     assert [line["answer"] for line in lines] == expected
 
 
-def test_every_picture_of_a_folder_is_asked_the_questions_given(
-    answerer: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_image_of_a_folder_is_asked_the_questions_given(
+    answerer: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["answer", str(pictures), *QUESTIONS, "--model", str(answerer)]
+    words = ["answer", str(image_folder), *QUESTIONS, "--model", str(answerer)]
     assert main(words) == 0
     lines = printed(capsys)
     names = ["a.png", "b.jpg", "deeper/c.webp"]
-    assert [line["key"] for line in lines] == [str(pictures / name) for name in names for _ in QUESTIONS]
+    assert [line["key"] for line in lines] == [str(image_folder / name) for name in names for _ in QUESTIONS]
     assert [line["question"] for line in lines] == QUESTIONS * 3
     model = openblip.load(answerer)
-    expected = [answer for name in names for answer in model.answer(pictures / name, QUESTIONS)]
+    expected = [answer for name in names for answer in model.answer(image_folder / name, QUESTIONS)]
     assert [line["answer"] for line in lines] == expected
     out = tmp_path / "out.jsonl"
     assert main([*words, "--batch-size", "2", "--out", str(out)]) == 0
@@ -115,10 +115,10 @@ def test_every_picture_of_a_folder_is_asked_the_questions_given(
 
 @pytest.mark.parametrize("cut", [0, 25])
 def test_a_killed_run_is_continued_to_the_same_file(
-    answerer: Path, pictures: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+    answerer: Path, image_folder: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "answers.jsonl"
-    words = ["answer", str(pictures), *QUESTIONS, "--model", str(answerer), "--out", str(out)]
+    words = ["answer", str(image_folder), *QUESTIONS, "--model", str(answerer), "--out", str(out)]
     assert main(words) == 0
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -135,16 +135,14 @@ def test_a_killed_run_is_continued_to_the_same_file(
     monkeypatch.setattr(openblip.BlipPredictor, "answer", counting)
     assert main(words) == 0
     assert out.read_bytes() == whole
-    assert (
-        sum(asked) == 4
-    )  # two questions about the second picture, whose lines were not whole, and the third
+    assert sum(asked) == 4  # two questions about the second image, whose lines were not whole, and the third
 
 
 def test_an_interrupt_leaves_what_is_done(
-    answerer: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answerer: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "answers.jsonl"
-    words = ["answer", str(pictures), QUESTIONS[0], "--model", str(answerer), "--out", str(out)]
+    words = ["answer", str(image_folder), QUESTIONS[0], "--model", str(answerer), "--out", str(out)]
     words += ["--batch-size", "1"]
     answer = openblip.BlipPredictor.answer
     written: list[int] = []
@@ -158,7 +156,7 @@ def test_an_interrupt_leaves_what_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(openblip.BlipPredictor, "answer", stopping)
         assert main(words) == 130
-    # The first call has no picture and lets the model look at the options. A kill would leave as many lines.
+    # The first call has no image and lets the model look at the options. A kill would leave as many lines.
     assert written == [-1, 0, 1, 2]
     assert len(read_lines(out)) == 2
     assert main(words) == 0
@@ -167,14 +165,14 @@ def test_an_interrupt_leaves_what_is_done(
 
 @pytest.mark.parametrize("other", [["is it red?"], [*QUESTIONS, "is it red?"], [QUESTIONS[1], QUESTIONS[0]]])
 def test_a_file_of_other_questions_is_not_touched(
-    answerer: Path, pictures: Path, tmp_path: Path, other: list[str], capsys: pytest.CaptureFixture[str]
+    answerer: Path, image_folder: Path, tmp_path: Path, other: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "answers.jsonl"
     common = ["--model", str(answerer), "--out", str(out)]
-    assert main(["answer", str(pictures), *QUESTIONS, *common]) == 0
+    assert main(["answer", str(image_folder), *QUESTIONS, *common]) == 0
     before = out.read_bytes()
     capsys.readouterr()
-    assert main(["answer", str(pictures), *other, *common]) == 2
+    assert main(["answer", str(image_folder), *other, *common]) == 2
     assert out.read_bytes() == before
     captured = capsys.readouterr().err
     assert f"{out}:1" in captured
@@ -182,17 +180,17 @@ def test_a_file_of_other_questions_is_not_touched(
 
 
 def test_rows_that_cannot_be_answered_are_named_skipped_and_counted(
-    answerer: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answerer: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "bad.png").write_bytes(b"no image")
-    folder = pictures.parent
+    (image_folder / "bad.png").write_bytes(b"no image")
+    folder = image_folder.parent
     rows: list[dict[str, Any]] = [
-        {"id": "good", "image": "pictures/a.png", "question": "what is it"},
-        {"id": "bad", "image": "pictures/bad.png", "question": "what is it"},
-        {"id": "gone", "image": "pictures/gone.png", "question": "what is it"},
-        {"id": "silent", "image": "pictures/a.png", "caption": "a dog"},
+        {"id": "good", "image": "images/a.png", "question": "what is it"},
+        {"id": "bad", "image": "images/bad.png", "question": "what is it"},
+        {"id": "gone", "image": "images/gone.png", "question": "what is it"},
+        {"id": "silent", "image": "images/a.png", "caption": "a dog"},
         {"id": "nothing", "question": "what is it"},
-        {"id": "number", "image": "pictures/a.png", "question": 5},
+        {"id": "number", "image": "images/a.png", "question": 5},
     ]
     table = write_table(folder / "asked.jsonl", rows)
     out = tmp_path / "answers.jsonl"
@@ -205,10 +203,10 @@ def test_rows_that_cannot_be_answered_are_named_skipped_and_counted(
     assert "answered about 1 images, skipped 5" in captured
 
 
-def test_shards_are_asked_too(answerer: Path, pictures: Path, tmp_path: Path) -> None:
+def test_shards_are_asked_too(answerer: Path, image_folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         for name, payload in (
-            ("x.png", (pictures / "a.png").read_bytes()),
+            ("x.png", (image_folder / "a.png").read_bytes()),
             ("x.json", json.dumps({"question": QUESTIONS[0], "answers": []}).encode()),
         ):
             entry = tarfile.TarInfo(name)
@@ -224,13 +222,13 @@ def test_shards_are_asked_too(answerer: Path, pictures: Path, tmp_path: Path) ->
     [
         (["A"], "no question"),
         (["A", " "], "empty"),
-        (["PICTURES"], "no question"),
+        (["IMAGES"], "no question"),
         (["EMPTY", "what"], "EMPTY"),
         (["gone.png", "what"], "gone.png"),
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["A", "what", "--num-beams", "0"], "num_beams"),
         (["A", "what", "--num-frames", "0"], "--num-frames"),
-        (["PICTURES", "what", "--batch-size", "0"], "--batch-size"),
+        (["IMAGES", "what", "--batch-size", "0"], "--batch-size"),
         (["A", "what", "--max-new-tokens", "500"], "500"),
         (["A", "what", "--candidates", "gone.json"], "gone.json"),
         (["A", "what", "--candidates", "A"], "--candidates"),
@@ -242,13 +240,13 @@ def test_bad_input_is_one_line(
     words: list[str],
     message: str,
     answerer: Path,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "NONE").write_text("[]")
-    places = {"A": pictures / "a.png", "PICTURES": pictures, "EMPTY": tmp_path / "EMPTY"}
+    places = {"A": image_folder / "a.png", "IMAGES": image_folder, "EMPTY": tmp_path / "EMPTY"}
     places["NONE"] = tmp_path / "NONE"
     words = [str(places.get(word, word)) for word in words]
     out = tmp_path / "out.jsonl"
@@ -261,22 +259,22 @@ def test_bad_input_is_one_line(
 
 
 def test_a_checkpoint_that_cannot_answer_says_what_it_can_before_a_file_is_made(
-    captioner: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    captioner: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    words = ["answer", str(pictures), "what", "--model", str(captioner), "--out", str(out)]
+    words = ["answer", str(image_folder), "what", "--model", str(captioner), "--out", str(out)]
     assert main(words) == 2
     assert "it can do caption" in capsys.readouterr().err
     assert not out.exists()
 
 
 @pytest.fixture
-def clips(pictures: Path) -> Path:
-    """one.mp4 and two.mp4 of noise, beside a picture and a clip that is none."""
+def clips(image_folder: Path) -> Path:
+    """one.mp4 and two.mp4 of noise, beside a image and a clip that is none."""
     av = pytest.importorskip("av")
     import numpy as np
 
-    folder = pictures.parent / "clips"
+    folder = image_folder.parent / "clips"
     folder.mkdir()
     random = np.random.default_rng(1)
     for name in ("one.mp4", "two.mp4"):
@@ -289,7 +287,7 @@ def clips(pictures: Path) -> Path:
                 output.mux(stream.encode(frame))
             output.mux(stream.encode())
     (folder / "bad.mp4").write_bytes((folder / "one.mp4").read_bytes()[:500])
-    (folder / "picture.png").write_bytes((pictures / "a.png").read_bytes())
+    (folder / "photo.png").write_bytes((image_folder / "a.png").read_bytes())
     return folder
 
 
@@ -305,7 +303,7 @@ def test_a_clip_is_asked_about_its_frames(
     assert [line["logprob"] for line in lines] == pytest.approx([a.logprob for a in expected], abs=1e-5)
 
 
-def test_clips_and_pictures_of_a_folder_are_asked_in_order(
+def test_clips_and_images_of_a_folder_are_asked_in_order(
     answerer: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "answers.jsonl"
@@ -313,11 +311,11 @@ def test_clips_and_pictures_of_a_folder_are_asked_in_order(
     assert main(["answer", str(clips), QUESTIONS[0], *more]) == 1
     assert "bad.mp4" in capsys.readouterr().err
     lines = read_lines(out)
-    assert [Path(line["key"]).name for line in lines] == ["one.mp4", "picture.png", "two.mp4"]
+    assert [Path(line["key"]).name for line in lines] == ["one.mp4", "photo.png", "two.mp4"]
     model = openblip.load(answerer)
     images = [
         model.encode_videos(clips / "one.mp4", 3),
-        model.encode(clips / "picture.png"),
+        model.encode(clips / "photo.png"),
         model.encode_videos(clips / "two.mp4", 3),
     ]
     expected = [model.answer(image, QUESTIONS[:1], return_scores=True)[0].logprob for image in images]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import openblip
-from openblip.checkpoints.native.blip2 import save_blip2
+from openblip.checkpoints.native import save_blip2
 from openblip.cli.main import main
 from tiny_blip2 import tiny_blip2
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shard(tmp_path: Path, pictures: Path) -> Path:
+def shard(tmp_path: Path, image_folder: Path) -> Path:
     path = tmp_path / "00000.tar"
     with tarfile.open(path, "w") as tar:
         for index, (name, caption) in enumerate(PAIRS):
@@ -39,7 +39,10 @@ def shard(tmp_path: Path, pictures: Path) -> Path:
                 "label": ["dog", "cat"][index % 2],
                 "noise": None if index else "shop",
             }
-            members = {Path(name).suffix: (pictures / name).read_bytes(), ".json": json.dumps(info).encode()}
+            members = {
+                Path(name).suffix: (image_folder / name).read_bytes(),
+                ".json": json.dumps(info).encode(),
+            }
             for suffix, content in members.items():
                 entry = tarfile.TarInfo(f"{index:04}{suffix}")
                 entry.size = len(content)
@@ -51,8 +54,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_caption(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = str(pictures / "a.png")
+def test_caption(folder: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(image_folder / "a.png")
     assert main(["caption", image, "--model", str(folder), "--prompt", "a small", "--num-beams", "2"]) == 0
     [line] = printed(capsys)
     decoding = openblip.Beam(num_beams=2)
@@ -61,9 +64,11 @@ def test_caption(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("more", [[], ["--num-beams", "2"]])
-def test_answer(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+def test_answer(
+    folder: Path, image_folder: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
     """By the paper's decoding, five beams and a length penalty of -1, but for what is given."""
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     assert main(["answer", image, *QUESTIONS, "--model", str(folder), *more]) == 0
     num_beams = 2 if more else 5
     decoding = openblip.Beam(num_beams=num_beams, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
@@ -71,18 +76,18 @@ def test_answer(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
     assert [line["answer"] for line in printed(capsys)] == expected
 
 
-def test_match(folder: Path, pictures: Path, shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_match(folder: Path, image_folder: Path, shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts for one image, and every image with its own caption."""
-    image, model = str(pictures / "a.png"), openblip.load(folder)
+    image, model = str(image_folder / "a.png"), openblip.load(folder)
     assert main(["match", image, *TEXTS, "--model", str(folder)]) == 0
     for line, text in zip(printed(capsys), TEXTS, strict=True):
         assert line["match"] == pytest.approx(model.match(image, text).item(), abs=1e-5)
         assert line["similarity"] == pytest.approx(model.similarity(image, text).item(), abs=1e-5)
     assert main(["match", str(shard), "--model", str(folder)]) == 0
     for line, (name, caption) in zip(printed(capsys), PAIRS, strict=True):
-        picture = pictures / name
-        assert line["match"] == pytest.approx(model.match(picture, caption).item(), abs=1e-5)
-        assert line["similarity"] == pytest.approx(model.similarity(picture, caption).item(), abs=1e-5)
+        image = image_folder / name
+        assert line["match"] == pytest.approx(model.match(image, caption).item(), abs=1e-5)
+        assert line["similarity"] == pytest.approx(model.similarity(image, caption).item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_evaluate_says_what_it_cannot(folder: Path, shard: Path, capsys: pytest.
     assert main(["evaluate", "nlvr", "--model", str(folder), "--data", str(shard)]) != 0
 
 
-def test_capfilt(folder: Path, shard: Path, tmp_path: Path, pictures: Path) -> None:
+def test_capfilt(folder: Path, shard: Path, tmp_path: Path, image_folder: Path) -> None:
     """Captioner and filter are one checkpoint; each score is that of the pair alone."""
     out = tmp_path / "out"
     command = ["capfilt", str(shard), "--captioner", str(folder), "--filter", str(folder), "--out", str(out)]
@@ -117,10 +122,10 @@ def test_capfilt(folder: Path, shard: Path, tmp_path: Path, pictures: Path) -> N
     assert [row["source"] for row in rows] == ["web", "synthetic", "synthetic"] * 3
     model = openblip.load(folder)
     for row in rows:
-        picture = pictures / PAIRS[int(row["key"])][0]
+        image = image_folder / PAIRS[int(row["key"])][0]
         if row["caption"].strip():
-            assert row["itm"] == pytest.approx(model.match(picture, row["caption"]).item(), abs=1e-5)
-            assert row["itc"] == pytest.approx(model.similarity(picture, row["caption"]).item(), abs=1e-5)
+            assert row["itm"] == pytest.approx(model.match(image, row["caption"]).item(), abs=1e-5)
+            assert row["itc"] == pytest.approx(model.similarity(image, row["caption"]).item(), abs=1e-5)
         assert (row["logprob"] is None) == (row["source"] == "web")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["captioner"]["sha256"] == manifest["filter"]["sha256"]

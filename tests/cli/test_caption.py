@@ -17,12 +17,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def write_shard(path: Path, pictures: Path) -> Path:
+def write_shard(path: Path, image_folder: Path) -> Path:
     """Two samples, x and y, and one whose image is no image."""
     with tarfile.open(path, "w") as tar:
         for key, payload in (
-            ("x", (pictures / "a.png").read_bytes()),
-            ("y", (pictures / "b.jpg").read_bytes()),
+            ("x", (image_folder / "a.png").read_bytes()),
+            ("y", (image_folder / "b.jpg").read_bytes()),
             ("z", b"no image"),
         ):
             for suffix, content in ((".png", payload), (".txt", b"a dog")):
@@ -33,25 +33,25 @@ def write_shard(path: Path, pictures: Path) -> Path:
 
 
 def test_files_and_folders_give_one_line_each_in_order(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = str(pictures / "b.jpg")
-    assert main(["caption", first, str(pictures), "--model", str(checkpoint)]) == 0
+    first = str(image_folder / "b.jpg")
+    assert main(["caption", first, str(image_folder), "--model", str(checkpoint)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["key"] for line in lines] == [
         first,
-        str(pictures / "a.png"),
-        str(pictures / "deeper/c.webp"),
+        str(image_folder / "a.png"),
+        str(image_folder / "deeper/c.webp"),
     ]
     expected = openblip.load(checkpoint).caption(first, return_scores=True)
     assert lines[0]["caption"] == expected.text
     assert lines[0]["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
 
 
-def test_batches_do_not_change_sampled_captions(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_batches_do_not_change_sampled_captions(checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
     common = [
         "caption",
-        str(pictures),
+        str(image_folder),
         "--model",
         str(checkpoint),
         "--decoding",
@@ -71,13 +71,13 @@ def test_batches_do_not_change_sampled_captions(checkpoint: Path, pictures: Path
 
 
 def test_unreadable_images_are_named_skipped_and_counted(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "bad.jpg").write_bytes(b"no image")
+    (image_folder / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "captions.jsonl"
     words = [
         "caption",
-        str(pictures),
+        str(image_folder),
         str(tmp_path / "gone.png"),
         "--model",
         str(checkpoint),
@@ -93,9 +93,9 @@ def test_unreadable_images_are_named_skipped_and_counted(
 
 
 def test_a_data_source_gives_shard_and_key(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = write_shard(tmp_path / "00000.tar", pictures)
+    shard = write_shard(tmp_path / "00000.tar", image_folder)
     assert main(["caption", str(shard), "--model", str(checkpoint)]) == 1
     captured = capsys.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]
@@ -104,13 +104,13 @@ def test_a_data_source_gives_shard_and_key(
 
 
 def test_confidences_are_of_each_token(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out)]
+    words = ["caption", str(image_folder), "--model", str(checkpoint), "--out", str(out)]
     assert main([*words, "--confidences"]) == 0
     [first, *_] = read_lines(out)
-    expected = openblip.load(checkpoint).caption(pictures / "a.png", return_scores=True)
+    expected = openblip.load(checkpoint).caption(image_folder / "a.png", return_scores=True)
     assert list(first) == ["key", "caption", "logprob", "tokens", "token_logprobs"]
     assert first["tokens"] == list(expected.tokens)
     assert first["token_logprobs"] == pytest.approx(expected.token_logprobs, abs=1e-4)
@@ -121,33 +121,46 @@ def test_confidences_are_of_each_token(
     assert f"{out}:1" in capsys.readouterr().err
 
 
+def test_the_precision_reaches_the_model(
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, logprobs = str(image_folder / "a.png"), {}
+    for dtype in ("float32", "bfloat16", "auto"):
+        assert main(["caption", image, "--model", str(checkpoint), "--device", "cpu", "--dtype", dtype]) == 0
+        logprobs[dtype] = json.loads(capsys.readouterr().out)["logprob"]
+        model = openblip.load(checkpoint, device="cpu", dtype=dtype)
+        expected = model.caption(image, return_scores=True).logprob
+        assert logprobs[dtype] == pytest.approx(expected, abs=1e-5)
+    assert logprobs["float32"] == logprobs["auto"] != logprobs["bfloat16"]
+
+
 def test_a_url_is_read_and_is_its_key(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import fsspec
 
     url = "memory://somewhere/a.png"
-    fsspec.filesystem("memory").pipe_file("/somewhere/a.png", (pictures / "a.png").read_bytes())
+    fsspec.filesystem("memory").pipe_file("/somewhere/a.png", (image_folder / "a.png").read_bytes())
     assert main(["caption", url, "--model", str(checkpoint)]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == url
 
 
 def test_hidden_files_and_names_of_any_bytes(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "._a.png").write_bytes(b"what another system keeps")
-    (pictures / "b.jpg").rename(pictures / b"b\xff.jpg".decode(errors="surrogateescape"))
-    assert main(["caption", str(pictures), "--model", str(checkpoint)]) == 0
+    (image_folder / "._a.png").write_bytes(b"what another system keeps")
+    (image_folder / "b.jpg").rename(image_folder / b"b\xff.jpg".decode(errors="surrogateescape"))
+    assert main(["caption", str(image_folder), "--model", str(checkpoint)]) == 0
     keys = [json.loads(line)["key"] for line in capsys.readouterr().out.splitlines()]
     assert [Path(key).name for key in keys] == ["a.png", "b\\udcff.jpg", "c.webp"]
 
 
 @pytest.mark.parametrize("count", ["1", "3"])
 def test_a_file_of_another_number_of_captions_is_not_touched(
-    checkpoint: Path, pictures: Path, tmp_path: Path, count: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, count: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out), "--num-captions"]
+    words = ["caption", str(image_folder), "--model", str(checkpoint), "--out", str(out), "--num-captions"]
     assert main([*words, "2"]) == 0
     before = out.read_bytes()
     assert main([*words, count]) == 2
@@ -156,22 +169,31 @@ def test_a_file_of_another_number_of_captions_is_not_touched(
 
 
 def test_two_sources_with_the_same_shard_are_refused(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = []
     for name in ("web", "human"):
         (tmp_path / name).mkdir()
-        shards.append(str(write_shard(tmp_path / name / "00000.tar", pictures)))
+        shards.append(str(write_shard(tmp_path / name / "00000.tar", image_folder)))
     assert main(["caption", *shards, "--model", str(checkpoint)]) == 2
     assert "shard 00000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cut", [1, 40, 0])
 def test_a_killed_run_is_continued_to_the_same_file(
-    checkpoint: Path, pictures: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, image_folder: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    words = ["caption", str(pictures), "--model", str(checkpoint), "--out", str(out), "--num-captions", "2"]
+    words = [
+        "caption",
+        str(image_folder),
+        "--model",
+        str(checkpoint),
+        "--out",
+        str(out),
+        "--num-captions",
+        "2",
+    ]
     assert main(words) == 0
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -192,11 +214,11 @@ def test_a_killed_run_is_continued_to_the_same_file(
 
 
 def test_a_foreign_file_is_not_touched(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "notes.txt"
     out.write_text("my notes\n")
-    assert main(["caption", str(pictures), "--model", str(checkpoint), "--out", str(out)]) == 2
+    assert main(["caption", str(image_folder), "--model", str(checkpoint), "--out", str(out)]) == 2
     assert out.read_text() == "my notes\n"
     assert "notes.txt, line 1: not JSON" in capsys.readouterr().err
 
@@ -206,18 +228,19 @@ def test_a_foreign_file_is_not_touched(
     [
         ([], "no image"),
         (["nowhere"], "nowhere"),
-        (["PICTURES", "--batch-size", "0"], "--batch-size"),
-        (["PICTURES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
+        (["IMAGES", "--batch-size", "0"], "--batch-size"),
+        (["IMAGES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
+        (["IMAGES", "--dtype", "int3"], "int3"),
     ],
 )
 def test_bad_input_is_one_line(
     words: list[str],
     message: str,
     checkpoint: Path,
-    pictures: Path,
+    image_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [str(pictures) if word == "PICTURES" else word for word in words]
+    words = [str(image_folder) if word == "IMAGES" else word for word in words]
     assert main(["caption", *words, "--model", str(checkpoint)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err

@@ -1,4 +1,4 @@
-"""`openblip caption --sidecar`: text files beside the pictures, left alone, continued, refused."""
+"""`openblip caption --sidecar`: text files beside the images, left alone, continued, refused."""
 
 import json
 import os
@@ -14,18 +14,18 @@ from openblip.cli.sidecar import SidecarOptions
 
 
 @pytest.fixture
-def words(captioner: Path, pictures: Path) -> list[str]:
-    return ["caption", str(pictures), "--model", str(captioner), "--sidecar"]
+def words(captioner: Path, image_folder: Path) -> list[str]:
+    return ["caption", str(image_folder), "--model", str(captioner), "--sidecar"]
 
 
 def texts(folder: Path, suffix: str = ".txt") -> dict[str, str]:
     return {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.rglob(f"*{suffix}"))}
 
 
-def expected(captioner: Path, pictures: Path) -> dict[str, str]:
+def expected(captioner: Path, image_folder: Path) -> dict[str, str]:
     model = openblip.load(captioner)
     return {
-        str(Path(name).with_suffix(".txt")): model.caption(pictures / name)
+        str(Path(name).with_suffix(".txt")): model.caption(image_folder / name)
         for name in ("a.png", "b.jpg", "deeper/c.webp")
     }
 
@@ -43,15 +43,17 @@ def count_captioned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_each_picture_gets_its_caption_beside_it_and_nothing_is_printed(
-    words: list[str], captioner: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_each_image_gets_its_caption_beside_it_and_nothing_is_printed(
+    words: list[str], captioner: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 0
-    assert texts(pictures) == {name: f"{text}\n" for name, text in expected(captioner, pictures).items()}
+    assert texts(image_folder) == {
+        name: f"{text}\n" for name, text in expected(captioner, image_folder).items()
+    }
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "captioned 3 images, skipped 0" in captured.err
-    assert sorted(file.suffix for file in pictures.rglob("*") if file.is_file()) == [
+    assert sorted(file.suffix for file in image_folder.rglob("*") if file.is_file()) == [
         ".jpg", ".png", ".txt", ".txt", ".txt", ".webp",
     ]  # fmt: skip
 
@@ -78,33 +80,33 @@ def test_an_empty_caption_leaves_no_doubled_blanks() -> None:
 
 
 def test_prefix_and_suffix_are_in_the_files_and_not_in_the_lines(
-    words: list[str], captioner: Path, pictures: Path, tmp_path: Path
+    words: list[str], captioner: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "lines.jsonl"
     more = ["--prefix", "ohwx,", "--suffix", ", film", "--extension", ".caption", "--out", str(out)]
     assert main([*words, *more]) == 0
-    captions = expected(captioner, pictures)
-    assert texts(pictures, ".caption") == {
+    captions = expected(captioner, image_folder)
+    assert texts(image_folder, ".caption") == {
         str(Path(name).with_suffix(".caption")): f"ohwx, {text}, film\n" for name, text in captions.items()
     }
     lines = [json.loads(line)["caption"] for line in out.read_text().splitlines()]
     assert lines == list(captions.values())
 
 
-def test_several_captions_are_lines_of_the_file(words: list[str], pictures: Path) -> None:
+def test_several_captions_are_lines_of_the_file(words: list[str], image_folder: Path) -> None:
     assert main([*words, "--num-captions", "2", "--prefix", "x"]) == 0
-    for text in texts(pictures).values():
+    for text in texts(image_folder).values():
         assert text.endswith("\n")
         assert [line.startswith("x ") for line in text.splitlines()] == [True, True]
 
 
-def test_pictures_that_have_a_text_file_are_left_alone(
-    words: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_images_that_have_a_text_file_are_left_alone(
+    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "a.txt").write_text("mine")
+    (image_folder / "a.txt").write_text("mine")
     sizes = count_captioned(monkeypatch)
     assert main(words) == 0
-    assert (pictures / "a.txt").read_text() == "mine"
+    assert (image_folder / "a.txt").read_text() == "mine"
     assert sum(sizes) == 2
     assert "captioned 2 images, skipped 0, left 1 alone that have a .txt file" in capsys.readouterr().err
     assert main(words) == 0
@@ -112,28 +114,28 @@ def test_pictures_that_have_a_text_file_are_left_alone(
     assert "left 3 alone" in capsys.readouterr().err
 
 
-def test_overwrite_writes_them_anew(words: list[str], captioner: Path, pictures: Path) -> None:
-    (pictures / "a.txt").write_text("mine")
+def test_overwrite_writes_them_anew(words: list[str], captioner: Path, image_folder: Path) -> None:
+    (image_folder / "a.txt").write_text("mine")
     assert main([*words, "--overwrite"]) == 0
-    assert (pictures / "a.txt").read_text() == expected(captioner, pictures)["a.txt"] + "\n"
+    assert (image_folder / "a.txt").read_text() == expected(captioner, image_folder)["a.txt"] + "\n"
 
 
 def test_a_stopped_run_goes_on_by_the_text_files(
-    words: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         assert main([*words, "--batch-size", "1"]) == 130
-    assert list(texts(pictures)) == ["a.txt"]
+    assert list(texts(image_folder)) == ["a.txt"]
     sizes = count_captioned(monkeypatch)
     assert main(words) == 0
     assert sum(sizes) == 2
-    assert len(texts(pictures)) == 3
+    assert len(texts(image_folder)) == 3
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_lines_whose_text_files_a_stopped_run_did_not_write_give_them(
-    words: list[str], captioner: Path, pictures: Path, tmp_path: Path, more: list[str],
+    words: list[str], captioner: Path, image_folder: Path, tmp_path: Path, more: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = tmp_path / "lines.jsonl"
@@ -141,13 +143,13 @@ def test_lines_whose_text_files_a_stopped_run_did_not_write_give_them(
     with monkeypatch.context() as patch:
         stop_after(patch, 1)  # after the lines of all three
         assert main(words) == 130
-    assert len(texts(pictures)) == 1
+    assert len(texts(image_folder)) == 1
     assert len(out.read_text().splitlines()) == 3
-    whole = {name: f"{text}\n" for name, text in expected(captioner, pictures).items()}
+    whole = {name: f"{text}\n" for name, text in expected(captioner, image_folder).items()}
     sizes = count_captioned(monkeypatch)
     assert main(words) == 0
     assert sum(sizes) == 0
-    assert texts(pictures) == whole
+    assert texts(image_folder) == whole
     assert len(out.read_text().splitlines()) == 3
 
 
@@ -166,59 +168,59 @@ def stop_after(patch: pytest.MonkeyPatch, count: int) -> None:
 
 
 def test_a_text_file_is_never_half_there(
-    words: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pictures / "a.txt").write_text("mine")
+    (image_folder / "a.txt").write_text("mine")
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", killed)
     assert main([*words, "--overwrite"]) == 130
-    assert texts(pictures) == {"a.txt": "mine"}
+    assert texts(image_folder) == {"a.txt": "mine"}
 
 
-def test_two_pictures_of_one_text_file_are_refused_before_anything_is_written(
-    words: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_two_images_of_one_text_file_are_refused_before_anything_is_written(
+    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(pictures / "b.jpg", pictures / "a.jpg")
+    shutil.copy(image_folder / "b.jpg", image_folder / "a.jpg")
     assert main(words) == 2
     captured = capsys.readouterr().err
     assert captured.count("\n") == 1
-    assert all(str(pictures / name) in captured for name in ("a.jpg", "a.png", "a.txt"))
-    assert texts(pictures) == {}
+    assert all(str(image_folder / name) in captured for name in ("a.jpg", "a.png", "a.txt"))
+    assert texts(image_folder) == {}
 
 
-def test_an_unreadable_picture_is_named_and_gets_no_text_file(
-    words: list[str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unreadable_image_is_named_and_gets_no_text_file(
+    words: list[str], image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "bad.jpg").write_bytes(b"no image")
+    (image_folder / "bad.jpg").write_bytes(b"no image")
     words.insert(1, str(tmp_path / "nowhere" / "gone.png"))
     assert main(words) == 1
     captured = capsys.readouterr().err
     assert "bad.jpg" in captured
     assert "gone.png" in captured
     assert "captioned 3 images, skipped 2" in captured
-    assert list(texts(pictures)) == ["a.txt", "b.txt", "deeper/c.txt"]
+    assert list(texts(image_folder)) == ["a.txt", "b.txt", "deeper/c.txt"]
 
 
 def test_a_folder_that_cannot_be_written_into_is_named(
-    words: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "deeper" and access(path, mode))
     assert main(words) == 2
     captured = capsys.readouterr().err
-    assert str(pictures / "deeper") in captured
+    assert str(image_folder / "deeper") in captured
     assert captured.count("\n") == 1
-    assert texts(pictures) == {}
+    assert texts(image_folder) == {}
 
 
-def test_a_data_source_has_no_place_beside_its_pictures(
-    captioner: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_data_source_has_no_place_beside_its_images(
+    captioner: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "rows.jsonl"
-    table.write_text(json.dumps({"image": str(pictures / "a.png"), "caption": "x"}) + "\n")
+    table.write_text(json.dumps({"image": str(image_folder / "a.png"), "caption": "x"}) + "\n")
     assert main(["caption", str(table), "--model", str(captioner), "--sidecar"]) == 2
     captured = capsys.readouterr().err
     assert "rows.jsonl is no image file" in captured
@@ -242,11 +244,11 @@ def test_a_data_source_has_no_place_beside_its_pictures(
     ],
 )
 def test_contradicting_options_are_one_line(
-    words: list[str], pictures: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], image_folder: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(pictures.rglob("*"))
+    before = sorted(image_folder.rglob("*"))
     assert main([*words, *more]) == 2
     captured = capsys.readouterr().err
     assert message in captured
     assert captured.count("\n") == 1
-    assert sorted(pictures.rglob("*")) == before
+    assert sorted(image_folder.rglob("*")) == before

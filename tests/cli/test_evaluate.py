@@ -17,12 +17,15 @@ PAIRS = [
 
 
 @pytest.fixture
-def shard(tmp_path: Path, pictures: Path) -> Path:
+def shard(tmp_path: Path, image_folder: Path) -> Path:
     path = tmp_path / "test.tar"
     with tarfile.open(path, "w") as tar:
         for index, (name, caption, noise) in enumerate(PAIRS):
             info = {"caption": caption, "references": [caption], "noise": noise}
-            members = {Path(name).suffix: (pictures / name).read_bytes(), ".json": json.dumps(info).encode()}
+            members = {
+                Path(name).suffix: (image_folder / name).read_bytes(),
+                ".json": json.dumps(info).encode(),
+            }
             for suffix, content in members.items():
                 entry = tarfile.TarInfo(f"{index:04}{suffix}")
                 entry.size = len(content)

@@ -1,5 +1,6 @@
 """The `openblip` command itself: help without torch, exit codes, one-line errors."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main as cli
+from openblip.cli import parsing
 from openblip.cli.parsing import parse, parse_call
 from openblip.errors import ConfigError, OpenBlipError, SourceError
 
@@ -234,3 +236,27 @@ def test_a_given_instance_sets_the_defaults() -> None:
     assert found == Options(inner=Inner(width=3))
     with pytest.raises(ConfigError, match=r"inner\.width"):
         parse(Options, ["--inner.width", "x"], prog="openblip probe", default=default)
+
+
+def test_errors_name_every_option_and_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (
+            ["evaluate"],
+            "caption|retrieval|filter|vqa|nlvr|visdial|video-retrieval|video-qa|classification, --model",
+        ),
+        (["caption", "a.png", "--modl", "x"], "no option --modl; did you mean --model?"),
+        (
+            ["caption", "a.png", "--model", "x", "--decoding", "y"],
+            "cannot be y; choose beam, nucleus or greedy",
+        ),
+        (["convert", "a", "b", "c", "--format", "openblip"], "c cannot be understood here"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_error_that_tyro_words_itself_is_still_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version may know errors that the hook is not told about."""
+    monkeypatch.setattr(parsing._errors, "on_parse_error", lambda hook: contextlib.nullcontext())
+    with pytest.raises(ConfigError, match=r"^the options cannot be understood; see `probe --help`$"):
+        parse(Options, ["--unknown"], prog="probe", default=Options(inner=Inner()))

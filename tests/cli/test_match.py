@@ -13,9 +13,9 @@ TEXTS = ["a red dog", "the small cat below a big tree"]
 
 
 def test_one_line_per_text_with_both_scores(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     assert main(["match", image, *TEXTS, "--model", str(checkpoint)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     model = openblip.load(checkpoint)
@@ -29,9 +29,9 @@ def test_one_line_per_text_with_both_scores(
 
 
 def test_a_checkpoint_that_cannot_match_says_what_it_can(
-    captioner: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    captioner: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["match", str(pictures / "a.png"), *TEXTS, "--model", str(captioner)]) == 2
+    assert main(["match", str(image_folder / "a.png"), *TEXTS, "--model", str(captioner)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "caption" in captured.err
@@ -48,8 +48,8 @@ def test_an_unreadable_image_is_named(
     assert captured.count("\n") == 1
 
 
-def test_a_text_is_needed(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["match", str(pictures / "a.png"), "--model", str(checkpoint)]) == 2
+def test_a_text_is_needed(checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["match", str(image_folder / "a.png"), "--model", str(checkpoint)]) == 2
     assert "no text" in capsys.readouterr().err
 
 
@@ -62,13 +62,13 @@ def same_scores(found: list[dict[str, Any]], match: list[float], similarity: lis
     assert [line["similarity"] for line in found] == pytest.approx(similarity, abs=1e-5)
 
 
-def test_every_picture_of_a_folder_is_scored_with_the_texts(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_image_of_a_folder_is_scored_with_the_texts(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["match", str(pictures), *TEXTS, "--model", str(checkpoint), "--batch-size", "2"]
+    words = ["match", str(image_folder), *TEXTS, "--model", str(checkpoint), "--batch-size", "2"]
     assert main(words) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    images = [pictures / name for name in ("a.png", "b.jpg", "deeper/c.webp")]
+    images = [image_folder / name for name in ("a.png", "b.jpg", "deeper/c.webp")]
     assert [list(line) for line in lines] == [["key", "text", "match", "similarity"]] * 6
     assert [(line["key"], line["text"]) for line in lines] == [(str(i), t) for i in images for t in TEXTS]
     model = openblip.load(checkpoint)
@@ -83,13 +83,13 @@ def test_every_picture_of_a_folder_is_scored_with_the_texts(
 
 
 def test_without_texts_each_sample_is_scored_with_its_own_captions(
-    checkpoint: Path, pictures: Path, tmp_path: Path
+    checkpoint: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     captions = {"a.png": ["a red dog"], "b.jpg": ["two cars", "a tree", "a cat"]}
     table = tmp_path / "rows.jsonl"
     table.write_text(
         "".join(
-            json.dumps({"image": f"pictures/{name}", "captions": texts, "key": name}) + "\n"
+            json.dumps({"image": f"images/{name}", "captions": texts, "key": name}) + "\n"
             for name, texts in captions.items()
         )
     )
@@ -100,18 +100,18 @@ def test_without_texts_each_sample_is_scored_with_its_own_captions(
     pairs = [(name, text) for name, texts in captions.items() for text in texts]
     assert [(line["key"], line["caption"]) for line in lines] == pairs
     model = openblip.load(checkpoint)
-    images, texts = [pictures / name for name, _ in pairs], [text for _, text in pairs]
+    images, texts = [image_folder / name for name, _ in pairs], [text for _, text in pairs]
     same_scores(
         lines, model.match(images, texts).tolist(), model.similarity(images, texts).diagonal().tolist()
     )
 
 
-def test_the_captions_of_a_folder_are_beside_its_pictures(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_the_captions_of_a_folder_are_beside_its_images(
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "a.txt").write_text("a red dog\n")
-    (pictures / "b.json").write_text('{"captions": ["two cars", "a tree"]}')
-    assert main(["match", str(pictures), "--model", str(checkpoint)]) == 1
+    (image_folder / "a.txt").write_text("a red dog\n")
+    (image_folder / "b.json").write_text('{"captions": ["two cars", "a tree"]}')
+    assert main(["match", str(image_folder), "--model", str(checkpoint)]) == 1
     captured = capsys.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]
     assert [(Path(line["key"]).name, line["caption"]) for line in lines] == [
@@ -124,9 +124,9 @@ def test_the_captions_of_a_folder_are_beside_its_pictures(
 
 
 def test_a_folder_without_any_text_is_refused(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["match", str(pictures), "--model", str(checkpoint)]) == 2
+    assert main(["match", str(image_folder), "--model", str(checkpoint)]) == 2
     captured = capsys.readouterr()
     assert "no text" in captured.err
     assert captured.err.count("\n") == 1
@@ -136,13 +136,17 @@ def test_a_folder_without_any_text_is_refused(
 def test_a_score_without_weights_is_null(
     model: str,
     missing: str,
-    pictures: Path,
+    image_folder: Path,
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    (pictures / "a.txt").write_text("a red dog\n")
+    (image_folder / "a.txt").write_text("a red dog\n")
     source = str(request.getfixturevalue(model))
-    for words in ([str(pictures / "a.png"), TEXTS[0]], [str(pictures), TEXTS[0]], [str(pictures)]):
+    for words in (
+        [str(image_folder / "a.png"), TEXTS[0]],
+        [str(image_folder), TEXTS[0]],
+        [str(image_folder)],
+    ):
         main(["match", *words, "--model", source])
         line = json.loads(capsys.readouterr().out.splitlines()[0])
         assert line.pop(missing) is None
@@ -150,11 +154,11 @@ def test_a_score_without_weights_is_null(
 
 
 def test_unreadable_images_are_named_skipped_and_counted(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "bad.jpg").write_bytes(b"no image")
+    (image_folder / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "scores.jsonl"
-    assert main(["match", str(pictures), *TEXTS, "--model", str(checkpoint), "--out", str(out)]) == 1
+    assert main(["match", str(image_folder), *TEXTS, "--model", str(checkpoint), "--out", str(out)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "bad.jpg" in captured.err
@@ -165,12 +169,22 @@ def test_unreadable_images_are_named_skipped_and_counted(
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("cut", [0, 30])
 def test_a_killed_run_is_continued_to_the_same_file(
-    checkpoint: Path, pictures: Path, tmp_path: Path, own: bool, cut: int
+    checkpoint: Path, image_folder: Path, tmp_path: Path, own: bool, cut: int
 ) -> None:
     for name in ("a", "b", "deeper/c"):
-        (pictures / f"{name}.json").write_text(json.dumps({"captions": [f"{name} dog", "a cat", "a tree"]}))
+        (image_folder / f"{name}.json").write_text(
+            json.dumps({"captions": [f"{name} dog", "a cat", "a tree"]})
+        )
     out = tmp_path / "scores.jsonl"
-    words = ["match", str(pictures), *([] if own else TEXTS), "--model", str(checkpoint), "--out", str(out)]
+    words = [
+        "match",
+        str(image_folder),
+        *([] if own else TEXTS),
+        "--model",
+        str(checkpoint),
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     whole = read_lines(out)
     lines = out.read_bytes().splitlines(keepends=True)
@@ -184,17 +198,17 @@ def test_a_killed_run_is_continued_to_the_same_file(
 
 
 def test_a_file_of_other_texts_or_of_captions_is_not_touched(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores.jsonl"
     common = ["--model", str(checkpoint), "--out", str(out)]
-    assert main(["match", str(pictures), *TEXTS, *common]) == 0
+    assert main(["match", str(image_folder), *TEXTS, *common]) == 0
     before = out.read_bytes()
-    (pictures / "a.txt").write_text("a red dog\n")
+    (image_folder / "a.txt").write_text("a red dog\n")
     for words in (
-        ["match", str(pictures), *TEXTS[::-1]],
-        ["match", str(pictures)],
-        ["caption", str(pictures)],
+        ["match", str(image_folder), *TEXTS[::-1]],
+        ["match", str(image_folder)],
+        ["caption", str(image_folder)],
     ):
         capsys.readouterr()
         assert main([*words, *common]) == 2
@@ -204,17 +218,17 @@ def test_a_file_of_other_texts_or_of_captions_is_not_touched(
         assert out.read_bytes() == before
 
 
-def test_one_image_with_out_is_a_source_of_one(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_one_image_with_out_is_a_source_of_one(checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
-    image = str(pictures / "a.png")
+    image = str(image_folder / "a.png")
     assert main(["match", image, *TEXTS, "--model", str(checkpoint), "--out", str(out)]) == 0
     assert [(line["key"], line["text"]) for line in read_lines(out)] == [(image, text) for text in TEXTS]
 
 
 def test_the_encoder_token_reaches_the_model(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image, found = str(pictures / "a.png"), {}
+    image, found = str(image_folder / "a.png"), {}
     for token in ("[ENC]", "[CLS]"):
         assert main(["match", image, TEXTS[0], "--model", str(checkpoint), "--encoder-token", token]) == 0
         found[token] = json.loads(capsys.readouterr().out)["match"]
@@ -224,10 +238,10 @@ def test_the_encoder_token_reaches_the_model(
 
 
 def test_a_file_without_an_images_ending_is_still_an_image(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "a.png").rename(pictures / "picture")
-    assert main(["match", str(pictures / "picture"), *TEXTS, "--model", str(checkpoint)]) == 0
+    (image_folder / "a.png").rename(image_folder / "image")
+    assert main(["match", str(image_folder / "image"), *TEXTS, "--model", str(checkpoint)]) == 0
     assert [list(json.loads(line)) for line in capsys.readouterr().out.splitlines()] == [
         ["text", "match", "similarity"]
     ] * 2

@@ -7,7 +7,7 @@ import pytest
 
 import openblip
 from openblip.cli.main import main
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 
 TINY = [
     "--model.vision.image-size=32", "--model.vision.hidden-dim=32", "--model.vision.num-layers=1",

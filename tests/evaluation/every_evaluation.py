@@ -39,7 +39,7 @@ COUNT, UNREADABLE, UNDECODABLE = 7, 2, 5
 SHORT = Beam(num_beams=2, max_new_tokens=4)
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     buffer = io.BytesIO()
     values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     Image.fromarray(values).save(buffer, "PNG")
@@ -54,11 +54,11 @@ def source(second: bool = False, **fields: list[Any]) -> ListSource:
             Sample(
                 key=f"{i:03d}",
                 shard=f"s{i // 3}",
-                image=b"damaged" if i == UNDECODABLE else picture(i),
+                image=b"damaged" if i == UNDECODABLE else image(i),
                 captions=(TEXTS[i], TEXTS[i - 1]),
                 image_id=f"list/{i}",
                 info={name: values[i] for name, values in fields.items()},
-                second_image=picture(i + 50) if second else None,
+                second_image=image(i + 50) if second else None,
             )
         )
     samples[UNREADABLE] = "gone"

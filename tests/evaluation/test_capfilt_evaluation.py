@@ -16,7 +16,7 @@ def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, o
     (folder / "captions").mkdir(parents=True)
     with tarfile.open(folder / "s.tar", "w") as tar:
         for key, info in infos.items():
-            for name, payload in ((f"{key}.jpg", b"picture"), (f"{key}.json", json.dumps(info).encode())):
+            for name, payload in ((f"{key}.jpg", b"image"), (f"{key}.json", json.dumps(info).encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))

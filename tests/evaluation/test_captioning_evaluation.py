@@ -8,7 +8,7 @@ import pytest
 from listed_source import ListSource, numbers, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.evaluation.captioning import CAPTION_DECODING, evaluate_captioning, references
+from openblip.evaluation.captioning import evaluate_captioning, reference_captions
 from openblip.generation.decoding import Beam
 from openblip.metrics import java_programs
 
@@ -77,7 +77,7 @@ def test_domains_are_scored_apart_and_together() -> None:
     assert scores["exact_match"] == pytest.approx(3 / 4)
 
 
-def test_pictures_without_captions_are_captioned_and_not_scored() -> None:
+def test_images_without_captions_are_captioned_and_not_scored() -> None:
     scores = evaluate_captioning(Writer(["a dog", "a cow"]), ListSource([sample(0, "a dog"), sample(1)]))
     assert (scores["num_images"], scores["num_scored"]) == (2, 1)
     assert scores["exact_match"] == 1.0
@@ -106,14 +106,14 @@ def test_a_limit_and_a_decoding_are_passed_on() -> None:
     writer = Writer(["a dog"] * 5)
     source = ListSource([sample(i, "a dog") for i in range(5)])
     assert evaluate_captioning(writer, source, limit=2)["num_images"] == 2
-    assert writer.decoding == CAPTION_DECODING == Beam(num_beams=3, max_new_tokens=20)
+    assert writer.decoding == Beam(num_beams=3, max_new_tokens=20)
     evaluate_captioning(writer, source, decoding=Beam(num_beams=2, max_new_tokens=5))
     assert writer.decoding.num_beams == 2
 
 
 def test_references_are_what_training_reads() -> None:
-    assert references(sample(0, "x", references=["A big  Dog!", "two"])) == ["a big dog", "two"]
-    assert references(sample(0, "x", references="One Dog.")) == ["one dog"]
-    assert references(sample(0, "X.")) == ["x"]
+    assert reference_captions(sample(0, "x", references=["A big  Dog!", "two"])) == ["a big dog", "two"]
+    assert reference_captions(sample(0, "x", references="One Dog.")) == ["one dog"]
+    assert reference_captions(sample(0, "X.")) == ["x"]
     with pytest.raises(SourceError, match="s0/000: references"):
-        references(sample(0, "x", references=[1]))
+        reference_captions(sample(0, "x", references=[1]))

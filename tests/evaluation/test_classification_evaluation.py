@@ -19,7 +19,7 @@ from openblip.evaluation.classification import TEMPLATES, embed_classes, evaluat
 
 @dataclass
 class Embedder:
-    """Vectors of pictures by number, of texts by text."""
+    """Vectors of images by number, of texts by text."""
 
     images: Tensor
     texts: dict[str, list[float]]

@@ -11,7 +11,7 @@ from two_processes_of import launch
 
 
 def assert_alike(found: Any, expected: Any, where: str) -> None:
-    """Equal, but for rounding: a picture may be in another batch."""
+    """Equal, but for rounding: a image may be in another batch."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name in expected:

@@ -15,7 +15,7 @@ from openblip.evaluation.nlvr import evaluate_nlvr
 
 @dataclass
 class Judge:
-    """P(true) by the number of the left picture."""
+    """P(true) by the number of the left image."""
 
     probabilities: list[float]
 

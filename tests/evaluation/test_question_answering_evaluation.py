@@ -13,7 +13,7 @@ from openblip.generation.decoding import Beam
 
 @dataclass
 class Answerer(NumberEncoder):
-    """Writes an answer for each picture; of choices it takes the one that it is told to."""
+    """Writes an answer for each image; of choices it takes the one that it is told to."""
 
     written: list[str]
     chosen: dict[int, str] = field(default_factory=dict)
@@ -157,10 +157,10 @@ def test_questions_about_clips_read_their_frames_also_with_choices() -> None:
 )
 def test_what_cannot_be_used_is_skipped_and_named(info: dict[str, Any], reason: str) -> None:
     bad = Sample("bad", "s0", b"0", (), "list/0", info)
-    picture = Sample("picture", "s0", b"x", (), "list/9", {"question": "what"})
-    source = ListSource([bad, asked(1, TEN), picture])
+    image = Sample("image", "s0", b"x", (), "list/9", {"question": "what"})
+    source = ListSource([bad, asked(1, TEN), image])
     scores = evaluate_question_answering(Answerer(["", "no"]), source)
     assert scores["num_questions"] == 1
     assert scores["vqa_accuracy"] == 1.0
-    assert [reject["key"] for reject in scores["rejects"]] == ["bad", "picture"]
+    assert [reject["key"] for reject in scores["rejects"]] == ["bad", "image"]
     assert reason in scores["rejects"][0]["reason"]

@@ -19,7 +19,7 @@ def anything(given: Sample) -> None:
 
 
 def evaluated(source: ListSource, **options: Any) -> tuple[EvaluationResults[int], list[int]]:
-    """The pictures' numbers, and the sizes of the batches that were worked on without an error."""
+    """The images' numbers, and the sizes of the batches that were worked on without an error."""
     sizes: list[int] = []
 
     def predict(samples: list[Sample]) -> list[int]:
@@ -56,7 +56,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_of_its_batch_is_used() -> Non
         Reject("s0", "003", "no caption"),
         index_reject,
     ]
-    assert sizes == [1, 1]  # one by one, after the batch with the bad picture
+    assert sizes == [1, 1]  # one by one, after the batch with the bad image
 
 
 def test_a_limit_takes_the_first_samples_and_opens_no_further_shard() -> None:

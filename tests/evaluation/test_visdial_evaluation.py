@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_skipped_and_named() -> None:
             broken,
             fine,
             sample(1, dialog=[turn(0, 0.5)]),
-            sample(2, caption="a picture"),
+            sample(2, caption="a image"),
             dialog(3, {"question": "q"}),
             dialog(4, turn(0, 0.9, answer_index=5)),
             dialog(5, turn(0, 0.9, answer_index=0, relevance=[0.5, 0.5])),

@@ -5,6 +5,7 @@ B pictures, T tokens. Scores are floats of any shape; texts are ids without end.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -215,3 +216,18 @@ def their_model(class_name: str, seed: int = 4) -> Any:
     if class_name == "BlipModel":
         theirs.logit_scale.data.fill_(1.5)
     return theirs
+
+
+def write_theirs(folder: Path, class_name: str, **settings: Any) -> Any:
+    """A random model of one of transformers' classes, saved as a folder with its tokenizer."""
+    theirs = their_model(class_name)
+    theirs.save_pretrained(folder, **settings)
+    TOKENIZER.save(folder)
+    return theirs
+
+
+def loaded_by_them(class_name: str, folder: Path) -> Any:
+    """What transformers makes of a folder; it must find exactly its weights there."""
+    theirs, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return theirs.eval()

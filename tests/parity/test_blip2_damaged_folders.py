@@ -1,6 +1,5 @@
 """Folders of transformers' BLIP-2 that are not what they say: one clear error for each."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from blip2_cases import RETRIEVER, TOKENIZER, WRITERS, language_words, text_config, their_model, write_theirs
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from damaged_files import WEIGHTS, edit_config, edit_weights, truncate
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
@@ -28,27 +27,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def weights(change: Callable[[dict[str, Tensor]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
-        change(found)
-        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return damage
+def weights(edit: Callable[[dict[str, Tensor]], object]) -> Damage:
+    return lambda folder: edit_weights(folder, edit)
 
 
-def config(change: Callable[[dict[str, Any]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        found = json.loads((folder / "config.json").read_text())
-        change(found)
-        (folder / "config.json").write_text(json.dumps(found))
-
-    return damage
-
-
-def truncated(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+def config(edit: Callable[[dict[str, Any]], object]) -> Damage:
+    return lambda folder: edit_config(folder, edit)
 
 
 def without_words(folder: Path) -> None:
@@ -76,7 +60,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (WRITER, weights(lambda w: w.update({ATTENTION: torch.zeros(2, 3)})), r"q_proj.weight is \(2, 3\)"),
     (WRITER, weights(lambda w: w.update({QUERY: torch.zeros(24, 3)})), r"query.weight \(24, 3\)"),
     (WRITER, weights(lambda w: w.update(query_tokens=torch.zeros(1, 6, 24))), r"queries is \(1, 6, 24\)"),
-    (WRITER, truncated, "Is the file whole"),
+    (WRITER, lambda f: truncate(f / WEIGHTS), "Is the file whole"),
     (WRITER, lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     (WRITER, without_words, "no tokenizer of the language model"),
     (WRITER, lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),

@@ -4,7 +4,6 @@ Tiny, random, float32. Where transformers itself is wrong, a test says so and co
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,10 @@ from blip2_cases import (
     their_outputs,
     write_theirs,
 )
+from parity_cases import loaded_by_them
 from safetensors.torch import load_file
 
+from damaged_files import assert_same_weights, edit_config
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.transforms import Preprocessing
@@ -43,14 +44,6 @@ def loaded(folder: Path) -> Blip2Checkpoint:
     checkpoint = load_checkpoint(folder)
     assert isinstance(checkpoint, Blip2Checkpoint)
     return checkpoint
-
-
-def loaded_by_them(class_name: str, folder: Path) -> Any:
-    theirs, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert not report["mismatched_keys"]
-    return theirs.eval()
 
 
 @pytest.mark.parametrize(("class_name", "language"), CASES)
@@ -75,12 +68,6 @@ def test_a_folder_of_theirs_there_and_back(
     assert_same(our_outputs(loaded(tmp_path / "ours")), expected)
 
 
-def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:
     theirs = their_model("Blip2Model", "opt")
     write_theirs(tmp_path, theirs, "opt")
@@ -100,11 +87,10 @@ def test_a_class_is_told_by_its_weights(
 ) -> None:
     write_theirs(tmp_path, their_model(class_name, language), language)
     expected = loaded(tmp_path).model
-    change_config(tmp_path, lambda config: config.update(architectures=architectures))
-    found = loaded(tmp_path).model
-    assert found.config == expected.config
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor), name
+    edit_config(tmp_path, lambda config: config.update(architectures=architectures))
+    model = loaded(tmp_path).model
+    assert model.config == expected.config
+    assert_same_weights(model, expected)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -189,7 +175,7 @@ NEW_LINE = language_words("llama")("\n", add_special_tokens=False).input_ids[0]
 def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
     """text_config says it, as to transformers' `generate`; None is the tokenizer's own end."""
     write_theirs(tmp_path, their_model(WRITER, "llama"), "llama")
-    change_config(tmp_path, lambda config: config["text_config"].update(eos_token_id=eos))
+    edit_config(tmp_path, lambda config: config["text_config"].update(eos_token_id=eos))
     checkpoint = loaded(tmp_path)
     language = checkpoint.model.config.language
     assert language is not None

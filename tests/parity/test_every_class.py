@@ -1,19 +1,18 @@
 """Every class of transformers and every released .pth, read and written: what they say stays the same."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from parity_cases import (
     CLASSES,
     TOKENIZER,
     Outputs,
+    loaded_by_them,
     our_outputs,
     released_outputs,
-    their_model,
     their_outputs,
+    write_theirs,
 )
 from safetensors.torch import load_file
 
@@ -30,20 +29,6 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
     for name, texts in expected.texts.items():
         assert found.texts[name] == texts
         assert len({tuple(text) for text in texts}) > 1
-
-
-def write_theirs(folder: Path, class_name: str) -> Any:
-    theirs = their_model(class_name)
-    theirs.save_pretrained(folder)
-    TOKENIZER.save(folder)
-    return theirs
-
-
-def loaded_by_them(class_name: str, folder: Path) -> Any:
-    theirs, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    return theirs.eval()
 
 
 @pytest.mark.parametrize("class_name", CLASSES)

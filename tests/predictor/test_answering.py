@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_predictor import ORDER, PICTURES, TOKENIZER, image_tokens, make_predictor
+from tiny_predictor import IMAGES, ORDER, TOKENIZER, image_tokens, make_predictor
 
 import openblip
 from openblip.errors import ConfigError, ImageError
@@ -38,15 +38,13 @@ def predictor() -> BlipPredictor:
     return make_predictor("vqa")
 
 
-def question_logits(
-    predictor: BlipPredictor, picture: int, question: str, written: list[int]
-) -> torch.Tensor:
+def question_logits(predictor: BlipPredictor, image: int, question: str, written: list[int]) -> torch.Tensor:
     """Logits (V,) of the next token of an answer, by the parts of the model: one question, no padding."""
     model = predictor.model
     tokens = TOKENIZER.encode([question])
     tokens.ids[0, 0] = TOKENIZER.enc_id
     with torch.no_grad():
-        image_kv = model.image_kv(image_tokens(predictor, PICTURES[picture]), "encode")
+        image_kv = model.image_kv(image_tokens(predictor, IMAGES[image]), "encode")
         states = model.text(tokens.ids, "encode", context_kv=image_kv.layers)
         kv = model.text.context_kv(states, "decode")
         ids = torch.tensor([[TOKENIZER.dec_id, *written]])
@@ -56,12 +54,12 @@ def question_logits(
 
 
 def test_an_answer_goes_on_from_the_states_of_its_question(predictor: BlipPredictor) -> None:
-    found = predictor.answer(PICTURES, QUESTIONS, decoding=DECODINGS["greedy"], return_scores=True)
+    found = predictor.answer(IMAGES, QUESTIONS, decoding=DECODINGS["greedy"], return_scores=True)
     assert len({answer.text for answer in found}) > 1
-    for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
+    for image, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
         written: list[int] = []
         while len(written) < 6 and TOKENIZER.sep_id not in written:
-            logits = question_logits(predictor, picture, question, written)
+            logits = question_logits(predictor, image, question, written)
             written.append(int(logits.argmax()))
             logprob = float(logits.log_softmax(0).max())
             assert answer.token_logprobs[len(written) - 1] == pytest.approx(logprob, abs=1e-4)
@@ -77,9 +75,9 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredic
         own = dict(settings)
         if way == "own lists":
             own["candidates"] = [settings["candidates"][i] for i in order]
-        pictures, questions = [PICTURES[i] for i in order], [QUESTIONS[i] for i in order]
+        images, questions = [IMAGES[i] for i in order], [QUESTIONS[i] for i in order]
         found: list[ScoredText] = predictor.answer(
-            pictures, questions, batch_size=batch_size, return_scores=True, **own
+            images, questions, batch_size=batch_size, return_scores=True, **own
         )
         return found
 
@@ -97,36 +95,36 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredic
 def test_many_questions_about_one_image_encode_it_once(
     predictor: BlipPredictor, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = predictor.answer([PICTURES[2]] * 5, QUESTIONS, **WAYS[way])
+    expected = predictor.answer([IMAGES[2]] * 5, QUESTIONS, **WAYS[way])
     encode, calls = predictor.model.encode_image, []
     monkeypatch.setattr(
         predictor.model, "encode_image", lambda pixels: calls.append(len(pixels)) or encode(pixels)
     )
-    assert predictor.answer(PICTURES[2], QUESTIONS, batch_size=2, **WAYS[way]) == expected
+    assert predictor.answer(IMAGES[2], QUESTIONS, batch_size=2, **WAYS[way]) == expected
     assert calls == [1]
-    encoded = predictor.encode(PICTURES[2])
+    encoded = predictor.encode(IMAGES[2])
     assert predictor.answer(encoded, QUESTIONS, **WAYS[way]) == expected
 
 
 def test_one_in_one_out(predictor: BlipPredictor) -> None:
-    answer = predictor.answer(PICTURES[0], QUESTIONS[0])
+    answer = predictor.answer(IMAGES[0], QUESTIONS[0])
     assert isinstance(answer, str)
-    assert predictor.answer([PICTURES[0]], QUESTIONS[0]) == [answer]
-    assert predictor.answer(PICTURES[0], QUESTIONS[:1]) == [answer]
-    scored = predictor.answer(PICTURES[0], QUESTIONS[0], return_scores=True)
+    assert predictor.answer([IMAGES[0]], QUESTIONS[0]) == [answer]
+    assert predictor.answer(IMAGES[0], QUESTIONS[:1]) == [answer]
+    scored = predictor.answer(IMAGES[0], QUESTIONS[0], return_scores=True)
     assert isinstance(scored, ScoredText)
     assert scored.text == answer
     assert predictor.answer([], []) == predictor.answer([], [], candidates=ANSWERS) == []
 
 
 def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: BlipPredictor) -> None:
-    found = predictor.answer(PICTURES, QUESTIONS, candidates=["Two", *ANSWERS], return_scores=True)
-    for picture, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
+    found = predictor.answer(IMAGES, QUESTIONS, candidates=["Two", *ANSWERS], return_scores=True)
+    for image, (question, answer) in enumerate(zip(QUESTIONS, found, strict=True)):
         scores = {}
         for text in ["Two", *ANSWERS]:
             ids, total = [*TOKENIZER.prompt(text).tolist()[1:], TOKENIZER.sep_id], 0.0
             for step, token in enumerate(ids):
-                logits = question_logits(predictor, picture, question, ids[:step])
+                logits = question_logits(predictor, image, question, ids[:step])
                 total += float(logits.log_softmax(0)[token])
             scores[text] = total
         assert answer.text == max(scores, key=lambda text: scores[text])  # of equal ones the first
@@ -135,15 +133,15 @@ def test_the_chosen_answer_is_the_likeliest_as_it_stands_in_the_list(predictor: 
 
 def test_own_lists_are_the_lists_of_their_questions(predictor: BlipPredictor) -> None:
     lists = [["red"], ["blue", "green"], ["yes"], ["no", "yes"], ["a dog"]]
-    found = predictor.answer(PICTURES, QUESTIONS, candidates=lists)
+    found = predictor.answer(IMAGES, QUESTIONS, candidates=lists)
     assert all(answer in own for answer, own in zip(found, lists, strict=True))
     for i in range(5):
-        assert predictor.answer(PICTURES[i], QUESTIONS[i], candidates=lists[i]) == found[i]
+        assert predictor.answer(IMAGES[i], QUESTIONS[i], candidates=lists[i]) == found[i]
 
 
 def test_questions_are_read_as_training_reads_them(predictor: BlipPredictor) -> None:
     def logprob(question: str) -> float:
-        found: ScoredText = predictor.answer(PICTURES[0], question, candidates="yes", return_scores=True)
+        found: ScoredText = predictor.answer(IMAGES[0], question, candidates="yes", return_scores=True)
         return found.logprob
 
     assert logprob("What is IT: a (dog)?") == logprob("what is it a dog?") != logprob("what is it a dog")
@@ -154,7 +152,7 @@ def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("vqa", encoder_token="[CLS]")
 
     def logprob(model: BlipPredictor) -> float:
-        found: ScoredText = model.answer(PICTURES[0], "a dog?", candidates="yes", return_scores=True)
+        found: ScoredText = model.answer(IMAGES[0], "a dog?", candidates="yes", return_scores=True)
         return found.logprob
 
     assert logprob(plain) != pytest.approx(logprob(predictor), abs=1e-3)
@@ -163,10 +161,10 @@ def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
 def test_samples_follow_their_seed_and_question(predictor: BlipPredictor) -> None:
     settings = Nucleus(max_new_tokens=8, seed=1)
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]]
-    found = predictor.answer(PICTURES[0], asked, decoding=settings, return_scores=True)
+    found = predictor.answer(IMAGES[0], asked, decoding=settings, return_scores=True)
     assert found[0].tokens == found[2].tokens
-    other = predictor.answer(PICTURES, QUESTIONS, decoding=Nucleus(max_new_tokens=8, seed=2))
-    assert other != predictor.answer(PICTURES, QUESTIONS, decoding=settings)
+    other = predictor.answer(IMAGES, QUESTIONS, decoding=Nucleus(max_new_tokens=8, seed=2))
+    assert other != predictor.answer(IMAGES, QUESTIONS, decoding=settings)
 
 
 @pytest.mark.parametrize(("images", "questions"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
@@ -174,8 +172,8 @@ def test_questions_that_do_not_pair_with_the_images_are_refused(
     predictor: BlipPredictor, images: int, questions: int
 ) -> None:
     for settings in ({}, {"candidates": ANSWERS}):
-        with pytest.raises(ConfigError, match="answer takes pairs"):
-            predictor.answer(PICTURES[:images], QUESTIONS[:questions], **settings)
+        with pytest.raises(ConfigError, match="answer takes equally many"):
+            predictor.answer(IMAGES[:images], QUESTIONS[:questions], **settings)
 
 
 @pytest.mark.parametrize(
@@ -192,26 +190,26 @@ def test_candidates_that_cannot_be_compared_are_refused(
     predictor: BlipPredictor, candidates: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        predictor.answer(PICTURES, QUESTIONS, candidates=candidates)
+        predictor.answer(IMAGES, QUESTIONS, candidates=candidates)
 
 
 def test_longer_answers_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
     longest = TINY.text.max_positions
-    predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))
+    predictor.answer(IMAGES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
-        predictor.answer(PICTURES[0], "a dog?", decoding=Greedy(max_new_tokens=longest + 1))
+        predictor.answer(IMAGES[0], "a dog?", decoding=Greedy(max_new_tokens=longest + 1))
 
 
 def test_an_unreadable_image_is_named(predictor: BlipPredictor) -> None:
     with pytest.raises(ImageError, match="image 3"):
-        predictor.answer([*PICTURES[:3], b"no picture"], QUESTIONS[:4], batch_size=2)
+        predictor.answer([*IMAGES[:3], b"no image"], QUESTIONS[:4], batch_size=2)
 
 
 def test_answers_in_half_precision(predictor: BlipPredictor, tmp_path: Any) -> None:
     predictor.save(tmp_path)
     for dtype in (torch.bfloat16, torch.float16):
         half = openblip.load(tmp_path, device="cpu", dtype=dtype)
-        found = half.answer(PICTURES, QUESTIONS, candidates=ANSWERS, return_scores=True)
-        exact = predictor.answer(PICTURES, QUESTIONS, candidates=ANSWERS, return_scores=True)
+        found = half.answer(IMAGES, QUESTIONS, candidates=ANSWERS, return_scores=True)
+        exact = predictor.answer(IMAGES, QUESTIONS, candidates=ANSWERS, return_scores=True)
         assert [a.logprob for a in found] == pytest.approx([a.logprob for a in exact], abs=0.5)
-        assert len(half.answer(PICTURES, QUESTIONS)) == 5
+        assert len(half.answer(IMAGES, QUESTIONS)) == 5

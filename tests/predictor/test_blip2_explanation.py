@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_blip2_predictor import blip2_predictor
-from tiny_predictor import PICTURES
+from tiny_predictor import IMAGES
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam
 from openblip.predictor import Blip2Predictor
-from openblip.predictor.explanation import join_language_pieces
+from openblip.predictor.explain import join_language_pieces
 from tiny_blip import tiny_tokenizer
 from tiny_blip2 import language_tokenizer
 
@@ -23,7 +23,7 @@ DEFAULT_LAYER = 2
 
 def image_tokens(predictor: Blip2Predictor, place: int = 0) -> Tensor:
     """(1, N, Dv)"""
-    return predictor.encode(PICTURES[place]).tokens.clone()
+    return predictor.encode(IMAGES[place]).tokens.clone()
 
 
 def map_of(score: Tensor, weights: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ def map_of(score: Tensor, weights: Tensor) -> Tensor:
 
 def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
     predictor = blip2_predictor()
-    found = predictor.explain(PICTURES[0], "a red dog")
+    found = predictor.explain(IMAGES[0], "a red dog")
     assert found.words == ("a", "red", "dog")
-    assert found.score == pytest.approx(predictor.match(PICTURES[0], "a red dog").item(), abs=1e-5)
+    assert found.score == pytest.approx(predictor.match(IMAGES[0], "a red dog").item(), abs=1e-5)
     read = tiny_tokenizer().encode(["a red dog"])
     with predictor.model.capture_query_attention(DEFAULT_LAYER) as weights:
         logits = predictor.model.match_logits(
@@ -58,8 +58,8 @@ def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
 @pytest.mark.parametrize("language", ["opt", "t5"])
 def test_a_word_that_is_written_looks_through_all_queries(language: Any) -> None:
     predictor = blip2_predictor((), language)
-    found = predictor.explain(PICTURES[0])
-    caption = predictor.caption(PICTURES[0], decoding=Beam(), return_scores=True)
+    found = predictor.explain(IMAGES[0])
+    caption = predictor.caption(IMAGES[0], decoding=Beam(), return_scores=True)
     assert found.text == caption.text
     assert found.score == pytest.approx(caption.logprob, abs=1e-4)
     model = predictor.model
@@ -77,40 +77,40 @@ def test_a_word_that_is_written_looks_through_all_queries(language: Any) -> None
 
 def test_of_a_question_the_answer_is_explained() -> None:
     predictor = blip2_predictor((), "opt", instructed=True)
-    found = predictor.explain(PICTURES[0], "What is it?")
-    answer = predictor.answer(PICTURES[0], "What is it?", return_scores=True)
+    found = predictor.explain(IMAGES[0], "What is it?")
+    answer = predictor.answer(IMAGES[0], "What is it?", return_scores=True)
     assert (found.text, found.score) == (answer.text, pytest.approx(answer.logprob, abs=1e-4))
     assert found.heat.max() > 0
 
 
 def test_the_queries_explain_their_own_captions() -> None:
     predictor = blip2_predictor(("itg",))
-    found = predictor.explain(PICTURES[0])
-    assert found.text == predictor.caption(PICTURES[0])
-    given = predictor.explain(PICTURES[0], found.text)
+    found = predictor.explain(IMAGES[0])
+    assert found.text == predictor.caption(IMAGES[0])
+    given = predictor.explain(IMAGES[0], found.text)
     torch.testing.assert_close(given.heat[0], found.heat[0])
     assert given.words[: len(found.words)] == found.words
     with pytest.raises(ConfigError, match="reads at most 40"):
-        predictor.explain(PICTURES[0], "dog " * 50)
+        predictor.explain(IMAGES[0], "dog " * 50)
 
 
 @pytest.mark.parametrize(
     ("heads", "text", "message"),
-    [(("itc",), "a dog", "itg or llm head"), (("itm",), None, "itm head and a text")],
+    [(("itc",), "a dog", "heads itm, llm, itg for a text"), (("itm",), None, "llm or itg head")],
 )
 def test_missing_heads_are_named(heads: Any, text: str | None, message: str) -> None:
     with pytest.raises(UnsupportedTaskError, match=message):
-        blip2_predictor(heads).explain(PICTURES[0], text)
+        blip2_predictor(heads).explain(IMAGES[0], text)
 
 
 def test_layers_without_cross_attention_are_refused() -> None:
     predictor = blip2_predictor()
     with pytest.raises(ConfigError, match="in layers 0, 2"):
-        predictor.explain(PICTURES[0], "a dog", layer=1)
-    first = predictor.explain(PICTURES[0], "a dog", layer=0)
-    assert not torch.allclose(first.heat, predictor.explain(PICTURES[0], "a dog").heat)
+        predictor.explain(IMAGES[0], "a dog", layer=1)
+    first = predictor.explain(IMAGES[0], "a dog", layer=0)
+    assert not torch.allclose(first.heat, predictor.explain(IMAGES[0], "a dog").heat)
     with pytest.raises(ConfigError, match="one image at a time"):
-        predictor.explain(PICTURES[:2], "a dog")
+        predictor.explain(IMAGES[:2], "a dog")
 
 
 class Drops(nn.Module):
@@ -129,10 +129,10 @@ class Drops(nn.Module):
 def test_patches_are_a_grid_with_or_without_a_class_token() -> None:
     predictor = blip2_predictor()
     predictor.model.vision = Drops(predictor.model.vision, 1)  # type: ignore[assignment]
-    assert predictor.explain(PICTURES[0], "a dog").heat.shape == (2, 2, 2)
+    assert predictor.explain(IMAGES[0], "a dog").heat.shape == (2, 2, 2)
     predictor.model.vision = Drops(predictor.model.vision, 1)  # type: ignore[assignment]
     with pytest.raises(UnsupportedTaskError, match="this one has 3 tokens"):
-        predictor.explain(PICTURES[0], "a dog")
+        predictor.explain(IMAGES[0], "a dog")
 
 
 def test_marks_begin_words() -> None:

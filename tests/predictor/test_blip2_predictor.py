@@ -1,4 +1,4 @@
-"""BLIP-2's other promises: what it can do, matching, search, features, clips, and checkpoints.
+"""BLIP-2's other promises: what it can do, matching, search, features, videos, and checkpoints.
 
 I images, T texts, Q queries, E embedding width.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_blip2_predictor import blip2_predictor
-from tiny_predictor import ORDER, PICTURES, TEXTS, clip, make_predictor
+from tiny_predictor import IMAGES, ORDER, TEXTS, make_predictor, random_video
 
 import openblip
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
@@ -43,16 +43,16 @@ def test_tasks_are_the_calls_of_the_heads(heads: Any, language: Any, tasks: set[
     predictor = blip2_predictor(heads, language)
     assert predictor.tasks == tasks
     calls: dict[str, Callable[[], object]] = {
-        "caption": lambda: predictor.caption(PICTURES[0], decoding=SHORT),
-        "answer": lambda: predictor.answer(PICTURES[0], "why?", decoding=SHORT),
-        "chat": lambda: predictor.chat(PICTURES[0], "why?", decoding=SHORT),
-        "match": lambda: predictor.match(PICTURES[0], "a dog"),
-        "match_matrix": lambda: predictor.match_matrix(PICTURES[0], "a dog"),
-        "similarity": lambda: predictor.similarity(PICTURES[0], "a dog"),
-        "embed_images": lambda: predictor.embed_images(PICTURES[0]),
+        "caption": lambda: predictor.caption(IMAGES[0], decoding=SHORT),
+        "answer": lambda: predictor.answer(IMAGES[0], "why?", decoding=SHORT),
+        "chat": lambda: predictor.chat(IMAGES[0], "why?", decoding=SHORT),
+        "match": lambda: predictor.match(IMAGES[0], "a dog"),
+        "match_matrix": lambda: predictor.match_matrix(IMAGES[0], "a dog"),
+        "similarity": lambda: predictor.similarity(IMAGES[0], "a dog"),
+        "embed_images": lambda: predictor.embed_images(IMAGES[0]),
         "embed_texts": lambda: predictor.embed_texts("a dog"),
-        "judge": lambda: predictor.judge([(PICTURES[0], PICTURES[1])], ["a dog"]),
-        "rank_answers": lambda: predictor.rank_answers(PICTURES[0], "a", ["why?"], ["yes"]),
+        "judge": lambda: predictor.judge([(IMAGES[0], IMAGES[1])], ["a dog"]),
+        "rank_answers": lambda: predictor.rank_answers(IMAGES[0], "a", ["why?"], ["yes"]),
     }
     for name, call in calls.items():
         if name in tasks:
@@ -64,17 +64,17 @@ def test_tasks_are_the_calls_of_the_heads(heads: Any, language: Any, tasks: set[
 
 def test_blip_cannot_chat() -> None:
     with pytest.raises(UnsupportedTaskError, match="to chat; it can do caption"):
-        make_predictor("lm").chat(PICTURES[0], "why?")
+        make_predictor("lm").chat(IMAGES[0], "why?")
 
 
 @pytest.mark.parametrize("call", ["match", "similarity", "match_matrix"])
 def test_scores_do_not_depend_on_batches_order_or_padding(predictor: Blip2Predictor, call: str) -> None:
     score: Callable[..., torch.Tensor] = getattr(predictor, call)
-    expected = score(PICTURES, TEXTS)
+    expected = score(IMAGES, TEXTS)
     assert expected.dtype == torch.float32
     assert expected.shape == ((5,) if call == "match" else (5, 5))
     assert expected.std() > 1e-3
-    shuffled = score([PICTURES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
+    shuffled = score([IMAGES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
     reordered = expected[ORDER] if call == "match" else expected[ORDER][:, ORDER]
     torch.testing.assert_close(shuffled, reordered, atol=1e-5, rtol=1e-5)
 
@@ -82,7 +82,7 @@ def test_scores_do_not_depend_on_batches_order_or_padding(predictor: Blip2Predic
 def test_scores_are_those_of_the_heads(predictor: Blip2Predictor) -> None:
     """Texts from [CLS]; ITM the mean over queries of the logits, ITC the best query's cosine."""
     tokens = tiny_tokenizer().encode(["a dog"])
-    pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0]))
     model = predictor.model
     with torch.no_grad():
         image_kv = model.image_kv(model.encode_image(pixels))
@@ -91,15 +91,15 @@ def test_scores_are_those_of_the_heads(predictor: Blip2Predictor) -> None:
         image = torch.nn.functional.normalize(model.vision_proj(queries), dim=-1)[0]  # (Q, E)
         text = model.embed_text(tokens.ids, tokens.mask)[0]  # (E,)
     expected = logits.mean(dim=1).softmax(dim=1)[:, 1]
-    torch.testing.assert_close(predictor.match(PICTURES[0], "a dog"), expected, atol=1e-5, rtol=1e-5)
-    matrix = predictor.match_matrix([PICTURES[1], PICTURES[0]], ["two cars", "a dog"])
+    torch.testing.assert_close(predictor.match(IMAGES[0], "a dog"), expected, atol=1e-5, rtol=1e-5)
+    matrix = predictor.match_matrix([IMAGES[1], IMAGES[0]], ["two cars", "a dog"])
     torch.testing.assert_close(matrix[1, 1:], expected, atol=1e-5, rtol=1e-5)
     best = max(float(query @ text) for query in image)
-    assert predictor.similarity(PICTURES[0], "a dog").item() == pytest.approx(best, abs=1e-5)
+    assert predictor.similarity(IMAGES[0], "a dog").item() == pytest.approx(best, abs=1e-5)
 
 
 def test_embeddings_are_unit_vectors_of_every_query(predictor: Blip2Predictor) -> None:
-    images, texts = predictor.embed_images(PICTURES, batch_size=2), predictor.embed_texts(TEXTS, batch_size=2)
+    images, texts = predictor.embed_images(IMAGES, batch_size=2), predictor.embed_texts(TEXTS, batch_size=2)
     assert images.shape == (5, 4, 12)
     assert texts.shape == (5, 12)
     torch.testing.assert_close(images.norm(dim=2), torch.ones(5, 4))
@@ -109,25 +109,25 @@ def test_embeddings_are_unit_vectors_of_every_query(predictor: Blip2Predictor) -
 
 
 def test_an_unreadable_image_is_named(predictor: Blip2Predictor, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"broken\.png"):
-        predictor.caption([PICTURES[0], tmp_path / "broken.png"])
+        predictor.caption([IMAGES[0], tmp_path / "broken.png"])
 
 
 def test_encoded_images_serve_every_call(predictor: Blip2Predictor) -> None:
-    encoded = predictor.encode(PICTURES, batch_size=2)
+    encoded = predictor.encode(IMAGES, batch_size=2)
     assert len(encoded) == 5
-    for images in (encoded, predictor.prepare(PICTURES)):
-        torch.testing.assert_close(predictor.match(images, TEXTS), predictor.match(PICTURES, TEXTS))
-        assert predictor.caption(images, decoding=SHORT) == predictor.caption(PICTURES, decoding=SHORT)
+    for images in (encoded, predictor.prepare(IMAGES)):
+        torch.testing.assert_close(predictor.match(images, TEXTS), predictor.match(IMAGES, TEXTS))
+        assert predictor.caption(images, decoding=SHORT) == predictor.caption(IMAGES, decoding=SHORT)
     assert len(predictor.encode([])) == 0
 
 
-def test_frames_of_a_clip_stand_one_after_the_other(predictor: Blip2Predictor) -> None:
-    clips = [clip(1), clip(2)]
-    encoded = predictor.encode_videos(clips, num_frames=3, batch_size=3)
+def test_frames_of_a_video_stand_one_after_the_other(predictor: Blip2Predictor) -> None:
+    videos = [random_video(1), random_video(2)]
+    encoded = predictor.encode_videos(videos, num_frames=3, batch_size=3)
     assert encoded.tokens.shape[:2] == (2, 15)
-    alone = predictor.encode_videos(clips[1], num_frames=1)
+    alone = predictor.encode_videos(videos[1], num_frames=1)
     assert alone.tokens.shape[1] == 5
     matrix = predictor.match_matrix(encoded, TEXTS[:2])
     torch.testing.assert_close(predictor.match(encoded, TEXTS[:2]), matrix.diagonal(), atol=1e-5, rtol=1e-5)
@@ -136,19 +136,19 @@ def test_frames_of_a_clip_stand_one_after_the_other(predictor: Blip2Predictor) -
 
 
 def test_features_are_the_states_before_the_heads(predictor: Blip2Predictor) -> None:
-    features = predictor.features(PICTURES, TEXTS, batch_size=2)
+    features = predictor.features(IMAGES, TEXTS, batch_size=2)
     assert features.image is not None
     assert features.queries is not None
     assert features.text is not None
     assert features.text_projected is not None
     assert features.multimodal is not None
-    torch.testing.assert_close(features.image, predictor.encode(PICTURES).tokens)
-    torch.testing.assert_close(features.image_projected, predictor.embed_images(PICTURES))
+    torch.testing.assert_close(features.image, predictor.encode(IMAGES).tokens)
+    torch.testing.assert_close(features.image_projected, predictor.embed_images(IMAGES))
     torch.testing.assert_close(features.text_projected[:, 0], predictor.embed_texts(TEXTS))
     with torch.no_grad():
         logits = predictor.model.itm_head(features.multimodal).mean(dim=1)
         projected = predictor.model.embed_image(features.queries)
-    torch.testing.assert_close(logits.softmax(dim=1)[:, 1], predictor.match(PICTURES, TEXTS))
+    torch.testing.assert_close(logits.softmax(dim=1)[:, 1], predictor.match(IMAGES, TEXTS))
     torch.testing.assert_close(projected, features.image_projected)
     texts = predictor.features(None, TEXTS[:1]).text
     assert texts is not None
@@ -159,14 +159,14 @@ def test_features_are_the_states_before_the_heads(predictor: Blip2Predictor) -> 
 
 def test_features_without_a_text_branch_are_those_of_images() -> None:
     predictor = blip2_predictor((), "opt")
-    features = predictor.features(PICTURES[:2])
+    features = predictor.features(IMAGES[:2])
     assert features.queries is not None
     assert features.queries.shape == (2, 4, 32)
     assert features.image_projected is features.text is None
     with pytest.raises(UnsupportedTaskError, match="itm head; this checkpoint has llm"):
-        predictor.features(PICTURES[:2], TEXTS[:2])
+        predictor.features(IMAGES[:2], TEXTS[:2])
     with pytest.raises(ConfigError, match="2 images and 3 texts"):
-        blip2_predictor().features(PICTURES[:2], TEXTS[:3])
+        blip2_predictor().features(IMAGES[:2], TEXTS[:3])
 
 
 @pytest.mark.parametrize(("language", "tower"), [("opt", False), ("t5", True)])
@@ -176,9 +176,9 @@ def test_a_saved_checkpoint_loads_and_says_the_same(tmp_path: Path, language: An
     loaded = openblip.load(tmp_path, device="cpu")
     assert isinstance(loaded, Blip2Predictor)
     assert loaded.settings == predictor.settings
-    assert loaded.caption(PICTURES, decoding=SHORT) == predictor.caption(PICTURES, decoding=SHORT)
-    assert loaded.answer(PICTURES[0], "why?") == predictor.answer(PICTURES[0], "why?")
-    assert torch.equal(loaded.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS))
+    assert loaded.caption(IMAGES, decoding=SHORT) == predictor.caption(IMAGES, decoding=SHORT)
+    assert loaded.answer(IMAGES[0], "why?") == predictor.answer(IMAGES[0], "why?")
+    assert torch.equal(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
     with pytest.raises(ConfigError, match=r"\[CLS\] only"):
         openblip.load(tmp_path, encoder_token="[ENC]")
 
@@ -189,10 +189,10 @@ def test_half_precision_is_for_the_frozen_parts() -> None:
     dtypes = {name.split(".")[0]: tensor.dtype for name, tensor in half.model.named_parameters()}
     assert dtypes.pop("vision") == dtypes.pop("language") == torch.bfloat16
     assert set(dtypes.values()) == {torch.float32}
-    encoded = half.encode(PICTURES)
+    encoded = half.encode(IMAGES)
     assert encoded.tokens.dtype == half.encode([]).tokens.dtype == torch.bfloat16
     found = half.match(encoded, TEXTS)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, whole.match(PICTURES, TEXTS), atol=0.05, rtol=0.05)
-    assert len(half.answer(PICTURES, ["why?"] * 5, decoding=SHORT)) == 5
-    assert half.explain(PICTURES[0], "a dog").heat.dtype == torch.float32
+    torch.testing.assert_close(found, whole.match(IMAGES, TEXTS), atol=0.05, rtol=0.05)
+    assert len(half.answer(IMAGES, ["why?"] * 5, decoding=SHORT)) == 5
+    assert half.explain(IMAGES[0], "a dog").heat.dtype == torch.float32

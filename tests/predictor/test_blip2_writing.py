@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_blip2_predictor import PROMPTS, QUESTIONS, blip2_predictor
-from tiny_predictor import ORDER, PICTURES
+from tiny_predictor import IMAGES, ORDER
 from torch import Tensor
 
 import openblip
@@ -42,8 +42,8 @@ def answerer(request: pytest.FixtureRequest) -> Blip2Predictor:
 
 
 def visual_prompts(predictor: Blip2Predictor, place: int, instruction: str) -> Tensor:
-    """(1, Q, Dl) of a picture, by the model alone."""
-    pixels = torch.from_numpy(predictor.preprocessing(PICTURES[place]))[None]
+    """(1, Q, Dl) of an image, by the model alone."""
+    pixels = torch.from_numpy(predictor.preprocessing(IMAGES[place]))[None]
     model = predictor.model
     with torch.no_grad():
         image_kv = model.image_kv(model.encode_image(predictor.preprocessing.normalize(pixels)))
@@ -67,7 +67,7 @@ def test_captions_do_not_depend_on_batches_order_or_prompts_of_others(
     any_kind: Blip2Predictor, name: str
 ) -> None:
     def captions(places: list[int], batch_size: int | None) -> list[Any]:
-        images, prompts = [PICTURES[i] for i in places], [PROMPTS[i] for i in places]
+        images, prompts = [IMAGES[i] for i in places], [PROMPTS[i] for i in places]
         found: list[Any] = any_kind.caption(
             images, prompts, DECODINGS[name], batch_size=batch_size, return_scores=True
         )
@@ -83,18 +83,18 @@ def test_captions_do_not_depend_on_batches_order_or_prompts_of_others(
 
 def test_a_caption_goes_on_from_the_prompt_of_the_checkpoint(answerer: Blip2Predictor) -> None:
     for prompt, given in (("a photo of", None), ("", ""), ("two cars", "two cars")):
-        found = answerer.caption(PICTURES[1], given, Greedy(max_new_tokens=5))
+        found = answerer.caption(IMAGES[1], given, Greedy(max_new_tokens=5))
         assert found == written(answerer, 1, prompt, prompt, Greedy(max_new_tokens=5))
 
 
 def test_the_queries_caption_by_themselves_without_a_language_model() -> None:
     predictor = blip2_predictor()
-    found = predictor.caption(PICTURES[:2], "a red", Greedy(max_new_tokens=5), return_scores=True)
+    found = predictor.caption(IMAGES[:2], "a red", Greedy(max_new_tokens=5), return_scores=True)
     assert predictor.tokenizer is not None
     with torch.inference_mode():
         expected = generate(
             predictor.model,
-            predictor.model.image_kv(predictor.encode(PICTURES[:2]).tokens),
+            predictor.model.image_kv(predictor.encode(IMAGES[:2]).tokens),
             predictor.tokenizer.prompt("a red"),
             2,
             Greedy(max_new_tokens=5),
@@ -106,15 +106,15 @@ def test_the_queries_caption_by_themselves_without_a_language_model() -> None:
 
 @pytest.mark.parametrize("decoding", [DECODINGS["beam"], DECODINGS["nucleus"]], ids=["beam", "nucleus"])
 def test_several_captions_are_lists_of_as_many(any_kind: Blip2Predictor, decoding: Decoding) -> None:
-    found = any_kind.caption(PICTURES[:2], decoding=decoding, num_captions=3, return_scores=True)
+    found = any_kind.caption(IMAGES[:2], decoding=decoding, num_captions=3, return_scores=True)
     assert [len(captions) for captions in found] == [3, 3]
     assert len({caption.ids for caption in found[0]}) == 3
-    first = any_kind.caption(PICTURES[1], decoding=decoding, return_scores=True)
+    first = any_kind.caption(IMAGES[1], decoding=decoding, return_scores=True)
     assert found[1][0].ids == first.ids
 
 
-def test_seeds_of_the_caller_go_before_the_pictures(any_kind: Blip2Predictor) -> None:
-    same = [PICTURES[0]] * 3
+def test_seeds_of_the_caller_go_before_the_images(any_kind: Blip2Predictor) -> None:
+    same = [IMAGES[0]] * 3
     first, again, other = any_kind.caption(
         same, decoding=Nucleus(top_p=1.0, temperature=2.0, max_new_tokens=8), seeds=[3, 3, 4]
     )
@@ -122,7 +122,7 @@ def test_seeds_of_the_caller_go_before_the_pictures(any_kind: Blip2Predictor) ->
 
 
 def test_a_score_is_that_of_the_text_in_one_reading(answerer: Blip2Predictor) -> None:
-    caption = answerer.caption(PICTURES[2], decoding=DECODINGS["beam"], return_scores=True)
+    caption = answerer.caption(IMAGES[2], decoding=DECODINGS["beam"], return_scores=True)
     language = answerer.model.require_language()
     visual = visual_prompts(answerer, 2, "a photo of")
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_a_score_is_that_of_the_text_in_one_reading(answerer: Blip2Predictor) ->
 
 
 def test_questions_are_put_as_the_checkpoint_puts_them(answerer: Blip2Predictor) -> None:
-    found = answerer.answer(PICTURES[:2], ["What is it?", "Why?"])
+    found = answerer.answer(IMAGES[:2], ["What is it?", "Why?"])
     decoding = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
     assert answerer.answer_decoding == decoding  # tiny models may write the same by others
     short = "Short answer" if answerer.model.require_language().is_encoder_decoder else "Answer"
@@ -147,26 +147,26 @@ def test_questions_are_put_as_the_checkpoint_puts_them(answerer: Blip2Predictor)
 
 
 def test_answers_do_not_depend_on_batches_or_order(answerer: Blip2Predictor) -> None:
-    expected = answerer.answer(PICTURES, QUESTIONS)
+    expected = answerer.answer(IMAGES, QUESTIONS)
     assert len(set(expected)) > 2
-    assert answerer.answer(PICTURES, QUESTIONS, batch_size=2) == expected
-    shuffled = answerer.answer([PICTURES[i] for i in ORDER], [QUESTIONS[i] for i in ORDER], batch_size=3)
+    assert answerer.answer(IMAGES, QUESTIONS, batch_size=2) == expected
+    shuffled = answerer.answer([IMAGES[i] for i in ORDER], [QUESTIONS[i] for i in ORDER], batch_size=3)
     assert shuffled == [expected[i] for i in ORDER]
-    encoded = answerer.encode(PICTURES)
+    encoded = answerer.encode(IMAGES)
     assert answerer.answer(encoded, QUESTIONS) == expected
 
 
 def test_several_questions_about_one_image(answerer: Blip2Predictor) -> None:
-    found = answerer.answer(PICTURES[3], QUESTIONS, batch_size=2)
-    assert found == answerer.answer([PICTURES[3]] * 5, QUESTIONS)
-    assert answerer.answer(PICTURES[3], QUESTIONS[0]) == found[0]
+    found = answerer.answer(IMAGES[3], QUESTIONS, batch_size=2)
+    assert found == answerer.answer([IMAGES[3]] * 5, QUESTIONS)
+    assert answerer.answer(IMAGES[3], QUESTIONS[0]) == found[0]
 
 
 CANDIDATES = ["yes", "two", "a big green tree", "dog"]
 
 
 def test_the_likeliest_candidate_answers(answerer: Blip2Predictor) -> None:
-    found = answerer.answer(PICTURES, QUESTIONS, candidates=CANDIDATES, return_scores=True)
+    found = answerer.answer(IMAGES, QUESTIONS, candidates=CANDIDATES, return_scores=True)
     language = answerer.model.require_language()
     short = "Short answer" if language.is_encoder_decoder else "Answer"
     for place, question in enumerate(QUESTIONS):
@@ -181,8 +181,8 @@ def test_the_likeliest_candidate_answers(answerer: Blip2Predictor) -> None:
         assert found[place].text == CANDIDATES[scores.index(max(scores))]
         assert found[place].logprob == pytest.approx(max(scores), abs=1e-4)
     own = [CANDIDATES[i % 3 : i % 3 + 2] for i in range(5)]
-    chosen = answerer.answer(PICTURES, QUESTIONS, candidates=own, batch_size=2)
-    alone = [answerer.answer(PICTURES[i], QUESTIONS[i], candidates=own[i]) for i in range(5)]
+    chosen = answerer.answer(IMAGES, QUESTIONS, candidates=own, batch_size=2)
+    alone = [answerer.answer(IMAGES[i], QUESTIONS[i], candidates=own[i]) for i in range(5)]
     assert chosen == alone
     assert all(text in own[i] for i, text in enumerate(chosen))
 
@@ -195,28 +195,28 @@ def test_a_conversation_is_read_with_all_its_turns(answerer: Blip2Predictor) -> 
         f"Question: Which city is this? {short}: singapore. Question: why? {short}: it has a statue. "
         f"Question: Where is it? {short}:"
     )
-    reply = answerer.chat(PICTURES[0], turns, decoding)
+    reply = answerer.chat(IMAGES[0], turns, decoding)
     assert reply == written(answerer, 0, prompt, "Where is it?", decoding)
-    both = answerer.chat([PICTURES[1], PICTURES[0]], ["why?", turns], decoding, batch_size=1)
+    both = answerer.chat([IMAGES[1], IMAGES[0]], ["why?", turns], decoding, batch_size=1)
     assert both[1] == reply
-    assert both[0] == answerer.chat(PICTURES[1], "why?", decoding)
-    assert answerer.chat(PICTURES[0], turns, decoding, return_scores=True).text == reply
+    assert both[0] == answerer.chat(IMAGES[1], "why?", decoding)
+    assert answerer.chat(IMAGES[0], turns, decoding, return_scores=True).text == reply
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.caption(PICTURES[:2], ["a", "b", "c"]), "3 prompts for 2 images"),
-        (lambda p: p.caption(PICTURES[:2], seeds=[1]), "1 seeds for 2 images"),
-        (lambda p: p.caption(PICTURES[0], decoding=Greedy(), num_captions=2), "Greedy writes one"),
-        (lambda p: p.answer(PICTURES[:2], ["a", "b", "c"]), "2 images and 3 texts"),
-        (lambda p: p.answer(PICTURES[0], "a", candidates=[]), "candidates is empty"),
-        (lambda p: p.answer(PICTURES[0], "a", candidates=["b"], num_candidates=0), "num_candidates"),
-        (lambda p: p.chat(PICTURES[:2], ["why?"]), "2 images and 1 conversations"),
-        (lambda p: p.chat(PICTURES[0], [("a", "b")]), "conversation 0"),
-        (lambda p: p.chat(PICTURES[0], ["a", "b"]), "conversation 0"),
-        (lambda p: p.chat(PICTURES[0], " "), "conversation 0"),
-        (lambda p: p.caption(PICTURES[0], decoding=Greedy(max_new_tokens=200)), "reads at most 128"),
+        (lambda p: p.caption(IMAGES[:2], ["a", "b", "c"]), "2 images and 3 prompts"),
+        (lambda p: p.caption(IMAGES[:2], seeds=[1]), "2 images and 1 seeds"),
+        (lambda p: p.caption(IMAGES[0], decoding=Greedy(), num_captions=2), "Greedy writes one"),
+        (lambda p: p.answer(IMAGES[:2], ["a", "b", "c"]), "2 images and 3 questions"),
+        (lambda p: p.answer(IMAGES[0], "a", candidates=[]), "candidates is empty"),
+        (lambda p: p.answer(IMAGES[0], "a", candidates=["b"], num_candidates=0), "num_candidates"),
+        (lambda p: p.chat(IMAGES[:2], ["why?"]), "2 images and 1 conversations"),
+        (lambda p: p.chat(IMAGES[0], [("a", "b")]), "conversation 0"),
+        (lambda p: p.chat(IMAGES[0], ["a", "b"]), "conversation 0"),
+        (lambda p: p.chat(IMAGES[0], " "), "conversation 0"),
+        (lambda p: p.caption(IMAGES[0], decoding=Greedy(max_new_tokens=200)), "reads at most 128"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(call: Any, message: str) -> None:
@@ -232,7 +232,7 @@ def test_stage_1_cannot_answer() -> None:
     predictor = blip2_predictor()
     for call in (predictor.answer, predictor.chat):
         with pytest.raises(UnsupportedTaskError, match="it can do caption, embed_images"):
-            call(PICTURES[0], "why?")
+            call(IMAGES[0], "why?")
 
 
 def test_the_prompt_is_not_penalised() -> None:
@@ -245,7 +245,7 @@ def test_the_prompt_is_not_penalised() -> None:
     with torch.no_grad():
         first = language.predict_ids(visual, [prompt], [[language.end_id]])
     likeliest = int(first.logits[0, -1].argmax())
-    found = predictor.caption(PICTURES[0], prompt, strong, return_scores=True)
+    found = predictor.caption(IMAGES[0], prompt, strong, return_scores=True)
     assert found.ids[0] == likeliest
     assert len(set(found.ids)) == len(found.ids)
 

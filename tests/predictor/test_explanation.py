@@ -1,4 +1,4 @@
-"""Explanations: attention times what more of it would do, checked by doing it; and the picture of it."""
+"""Explanations: attention times what more of it would do, checked by doing it; and the image of it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_predictor import PICTURES, TOKENIZER, make_predictor
+from tiny_predictor import IMAGES, TOKENIZER, make_predictor
 from torch import Tensor
 
 import openblip
@@ -14,7 +14,7 @@ from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.models.config import Head
 from openblip.nn.attention import CrossAttention
 from openblip.predictor import BlipPredictor, Explanation
-from openblip.predictor.explanation import join_pieces
+from openblip.predictor.explain import join_pieces
 
 TEXT = "a small bird beside the tree"
 
@@ -91,7 +91,7 @@ def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) 
     predictor = in_double(make_predictor("itm"))
     tokens = TOKENIZER.encode(["a bird"])
     tokens.ids[0, 0] = TOKENIZER.enc_id
-    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
 
     @torch.no_grad()
     def score() -> Tensor:
@@ -99,13 +99,13 @@ def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) 
         return predictor.model.match_logits(tokens.ids, tokens.mask, kv)[0, 1]
 
     maps = maps_by_hand(predictor, "encode", layer, score)
-    found = predictor.explain(PICTURES[0], "a bird", layer)
+    found = predictor.explain(IMAGES[0], "a bird", layer)
     torch.testing.assert_close(found.heat, words_of(maps, "a bird").float(), atol=1e-6, rtol=1e-4)
     overall = maps.mean(dim=0)[1:].view(2, 2).float()
     torch.testing.assert_close(found.overall, overall, atol=1e-6, rtol=1e-4)
     assert found.overall.any()
     assert bool(found.heat.any()) == (layer == 0)  # in the last layer only the first token counts
-    assert found.score == pytest.approx(float(predictor.match(PICTURES[0], "a bird")), abs=1e-6)
+    assert found.score == pytest.approx(float(predictor.match(IMAGES[0], "a bird")), abs=1e-6)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -114,8 +114,8 @@ def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) 
     ids = TOKENIZER.prompt(predictor.prompt + "a bird")
     start = len(TOKENIZER.prompt(predictor.prompt))
     words, places = join_pieces(TOKENIZER.pieces(ids[start:].tolist()))
-    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
-    found = predictor.explain(PICTURES[0], "a bird", layer)
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
+    found = predictor.explain(IMAGES[0], "a bird", layer)
     assert found.words == tuple(words)
     for word, own in enumerate(places):
 
@@ -136,11 +136,11 @@ def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) 
 def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) -> None:
     """Also where the answer reads the question with the same cross-attention."""
     predictor = in_double(make_predictor("vqa"))
-    answer = predictor.answer(PICTURES[0], "a bird?", return_scores=True)
+    answer = predictor.answer(IMAGES[0], "a bird?", return_scores=True)
     tokens = TOKENIZER.encode(["a bird?"])
     tokens.ids[0, 0] = TOKENIZER.enc_id
     ids = torch.tensor([TOKENIZER.dec_id, *answer.ids])
-    pixels = predictor.normalized(predictor.prepare(PICTURES[0]))
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
 
     @torch.no_grad()
     def score() -> Tensor:
@@ -150,7 +150,7 @@ def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) ->
         return logprobs.gather(1, ids[1:, None]).sum()
 
     maps = maps_by_hand(predictor, "encode", layer, score)
-    found = predictor.explain(PICTURES[0], "a bird?", layer)
+    found = predictor.explain(IMAGES[0], "a bird?", layer)
     torch.testing.assert_close(found.heat, words_of(maps, "a bird?").float(), atol=1e-6, rtol=1e-3)
     assert found.heat.any()
     assert found.text == answer.text
@@ -158,8 +158,8 @@ def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) ->
 
 
 def test_without_a_text_the_caption_is_explained(predictor: BlipPredictor) -> None:
-    caption = predictor.caption(PICTURES[0], return_scores=True)
-    found = predictor.explain(PICTURES[0])
+    caption = predictor.caption(IMAGES[0], return_scores=True)
+    found = predictor.explain(IMAGES[0])
     assert found.text == caption.text
     assert found.score == pytest.approx(caption.logprob, abs=1e-3)
     assert len(found.words) == len(found.heat)
@@ -170,65 +170,65 @@ def test_without_a_text_the_caption_is_explained(predictor: BlipPredictor) -> No
 
 def test_long_captions_are_explained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make_predictor("lm")
-    whole = predictor.explain(PICTURES[0], TEXT)
-    monkeypatch.setattr("openblip.predictor.explaining.MAX_TOKENS", 30)  # two words at a time
-    parts = predictor.explain(PICTURES[0], TEXT)
+    whole = predictor.explain(IMAGES[0], TEXT)
+    monkeypatch.setattr("openblip.predictor.blip.MAX_EXPLAINED_TOKENS", 30)  # two words at a time
+    parts = predictor.explain(IMAGES[0], TEXT)
     torch.testing.assert_close(parts.heat, whole.heat, atol=1e-6, rtol=1e-4)
     assert parts.score == pytest.approx(whole.score)
 
 
 def test_word_pieces_are_joined() -> None:
     words, places = join_pieces(["a", "bir", "##d", "##s", ",", "##x"])
-    assert words == ["a", "birds", ",x"]
+    assert words == ("a", "birds", ",x")
     assert places == [[0], [1, 2, 3], [4, 5]]
-    assert join_pieces(["##s", "a"]) == (["##s", "a"], [[0], [1]])
+    assert join_pieces(["##s", "a"]) == (("##s", "a"), [[0], [1]])
 
 
 @pytest.mark.parametrize(("size", "patch", "grid"), [(16, 4, 4), (24, 8, 3), (8, 8, 1)])
 def test_any_resolution(size: int, patch: int, grid: int) -> None:
     predictor = make_predictor("itm", image_size=size, patch_size=patch)
-    found = predictor.explain(PICTURES[0], TEXT)
+    found = predictor.explain(IMAGES[0], TEXT)
     assert found.heat.shape == (6, grid, grid)
-    assert found.overlay(PICTURES[0]).size == PICTURES[0].size
+    assert found.overlay(IMAGES[0]).size == IMAGES[0].size
 
 
 def test_explaining_leaves_nothing_behind(predictor: BlipPredictor) -> None:
     """No gradients, no change of later results; also where the caller has switched gradients off."""
-    before = predictor.match(PICTURES, [TEXT] * 5)
-    expected = predictor.explain(PICTURES[1], TEXT)
+    before = predictor.match(IMAGES, [TEXT] * 5)
+    expected = predictor.explain(IMAGES[1], TEXT)
     with torch.no_grad():
-        torch.testing.assert_close(predictor.explain(PICTURES[1], TEXT).heat, expected.heat)
+        torch.testing.assert_close(predictor.explain(IMAGES[1], TEXT).heat, expected.heat)
     with torch.inference_mode():
-        encoded = predictor.encode(PICTURES[1])
+        encoded = predictor.encode(IMAGES[1])
         torch.testing.assert_close(predictor.explain(encoded, TEXT).heat, expected.heat)
-    predictor.explain(PICTURES[1])
+    predictor.explain(IMAGES[1])
     assert all(parameter.grad is None for parameter in predictor.model.parameters())
-    assert torch.equal(predictor.match(PICTURES, [TEXT] * 5), before)
+    assert torch.equal(predictor.match(IMAGES, [TEXT] * 5), before)
     assert not expected.heat.requires_grad
 
 
 def test_half_precision(predictor: BlipPredictor, tmp_path: Any) -> None:
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=torch.bfloat16)
-    found = half.explain(PICTURES[0], TEXT)
+    found = half.explain(IMAGES[0], TEXT)
     assert found.heat.dtype == torch.float32
     assert found.heat.isfinite().all()
 
 
 def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
-    found = plain.explain(PICTURES[0], TEXT)
-    assert found.score == pytest.approx(float(plain.match(PICTURES[0], TEXT)), abs=1e-5)
+    found = plain.explain(IMAGES[0], TEXT)
+    assert found.score == pytest.approx(float(plain.match(IMAGES[0], TEXT)), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": PICTURES[:2], "text": TEXT}, "one image at a time"),
+        ({"image": IMAGES[:2], "text": TEXT}, "one image at a time"),
         ({"image": [], "text": TEXT}, "one image at a time"),
-        ({"image": PICTURES[0], "text": " "}, "the text has none"),
-        ({"image": PICTURES[0], "text": TEXT, "layer": 2}, "the layers 0 to 1"),
-        ({"image": PICTURES[0], "text": TEXT, "layer": -1}, "the layers 0 to 1"),
+        ({"image": IMAGES[0], "text": " "}, "the text has no words"),
+        ({"image": IMAGES[0], "text": TEXT, "layer": 2}, "the layers 0 to 1"),
+        ({"image": IMAGES[0], "text": TEXT, "layer": -1}, "the layers 0 to 1"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(
@@ -241,7 +241,7 @@ def test_what_cannot_be_explained_is_refused(
 def test_a_caption_longer_than_the_model_reads_is_refused() -> None:
     predictor = make_predictor("lm")
     with pytest.raises(ConfigError, match="give a shorter one"):
-        predictor.explain(PICTURES[0], "a dog " * 30)
+        predictor.explain(IMAGES[0], "a dog " * 30)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_caption_longer_than_the_model_reads_is_refused() -> None:
 )
 def test_a_model_without_the_head_says_so(heads: tuple[Head, ...], text: str | None) -> None:
     with pytest.raises(UnsupportedTaskError, match=f"lm head.*{heads[0]}"):
-        make_predictor(*heads).explain(PICTURES[0], text)
+        make_predictor(*heads).explain(IMAGES[0], text)
 
 
 def explanation(heat: Tensor) -> Explanation:
@@ -271,18 +271,18 @@ def test_the_hottest_patch_turns_red_and_cold_ones_stay() -> None:
     assert np.array_equal(explanation(heat).overlay(grey, "a"), grey)  # no heat, no colour
 
 
-def test_an_overlay_takes_any_picture(tmp_path: Any) -> None:
-    path = tmp_path / "picture.png"
-    PICTURES[0].save(path)
+def test_an_overlay_takes_any_image(tmp_path: Any) -> None:
+    path = tmp_path / "image.png"
+    IMAGES[0].save(path)
     heat = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
     drawn = explanation(heat).overlay(path)
     assert drawn.mode == "RGB"
-    assert np.array_equal(drawn, explanation(heat).overlay(np.asarray(PICTURES[0])))
+    assert np.array_equal(drawn, explanation(heat).overlay(np.asarray(IMAGES[0])))
     with pytest.raises(ImageError, match=r"absent\.png"):
         explanation(heat).overlay(tmp_path / "absent.png")
 
 
 @pytest.mark.parametrize("word", ["cat", 3, -4, ""])
 def test_a_word_that_is_not_there_is_refused(word: str | int) -> None:
-    with pytest.raises(ConfigError, match="it has a, dog, a, at places 0 to 2"):
-        explanation(torch.zeros(3, 2, 2)).overlay(PICTURES[0], word)
+    with pytest.raises(ConfigError, match="it has a, dog, a, at positions 0 to 2"):
+        explanation(torch.zeros(3, 2, 2)).overlay(IMAGES[0], word)

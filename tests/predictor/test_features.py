@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_predictor import ORDER, PICTURES, TEXTS, TOKENIZER, image_tokens, make_predictor
+from tiny_predictor import IMAGES, ORDER, TEXTS, TOKENIZER, image_tokens, make_predictor
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import Head
@@ -24,14 +24,14 @@ def given(features: Features) -> dict[str, torch.Tensor]:
 
 
 def test_features_are_the_states_of_the_model(predictor: BlipPredictor) -> None:
-    found = given(predictor.features(PICTURES, TEXTS))
+    found = given(predictor.features(IMAGES, TEXTS))
     model = predictor.model
-    for i, (picture, text) in enumerate(zip(PICTURES, TEXTS, strict=True)):
+    for i, (image, text) in enumerate(zip(IMAGES, TEXTS, strict=True)):
         tokens = TOKENIZER.encode([text])
         length = tokens.ids.shape[1]
         together = tokens.ids.clone()
         together[0, 0] = TOKENIZER.enc_id
-        image = image_tokens(predictor, picture)
+        image = image_tokens(predictor, image)
         with torch.no_grad():
             alone = model.text(tokens.ids, "encode")
             both = model.text(together, "encode", context_kv=model.image_kv(image, "encode").layers)
@@ -43,29 +43,29 @@ def test_features_are_the_states_of_the_model(predictor: BlipPredictor) -> None:
 
 
 def test_the_first_projected_tokens_are_the_embeddings(predictor: BlipPredictor) -> None:
-    found = given(predictor.features(PICTURES, TEXTS))
-    torch.testing.assert_close(found["image_projected"][:, 0], predictor.embed_images(PICTURES))
+    found = given(predictor.features(IMAGES, TEXTS))
+    torch.testing.assert_close(found["image_projected"][:, 0], predictor.embed_images(IMAGES))
     torch.testing.assert_close(found["text_projected"][:, 0], predictor.embed_texts(TEXTS))
     torch.testing.assert_close(found["image_projected"].norm(dim=-1), torch.ones(5, 5))
 
 
 def test_features_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor) -> None:
-    expected = given(predictor.features(PICTURES, TEXTS))
+    expected = given(predictor.features(IMAGES, TEXTS))
     assert list(expected) == list(NAMES)
     for batch_size in (1, 2, 5):
-        found = given(predictor.features([PICTURES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size))
+        found = given(predictor.features([IMAGES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size))
         for name in NAMES:
             torch.testing.assert_close(found[name], expected[name][ORDER], atol=1e-5, rtol=1e-5)
-    alone = given(predictor.features(PICTURES[0], TEXTS[0]))
+    alone = given(predictor.features(IMAGES[0], TEXTS[0]))
     length = alone["text_mask"].shape[1]
     torch.testing.assert_close(alone["text"], expected["text"][:1, :length], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone["multimodal"], expected["multimodal"][:1, :length], atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_was_given_is_looked_at(predictor: BlipPredictor) -> None:
-    assert set(given(predictor.features(PICTURES))) == {"image", "image_projected"}
+    assert set(given(predictor.features(IMAGES))) == {"image", "image_projected"}
     assert set(given(predictor.features(texts=TEXTS))) == {"text", "text_projected", "text_mask"}
-    assert predictor.features(predictor.encode(PICTURES[:2])).image.shape == (2, 5, 24)
+    assert predictor.features(predictor.encode(IMAGES[:2])).image.shape == (2, 5, 24)
     empty = given(predictor.features([], []))
     assert [value.shape[0] for value in empty.values()] == [0] * 6
     assert empty["multimodal"].shape == (0, 0, 32)
@@ -86,12 +86,12 @@ def test_what_the_model_does_not_have_is_none_or_refused(
     heads: tuple[Head, ...], both: set[str] | None
 ) -> None:
     predictor = make_predictor(*heads)
-    assert "image" in given(predictor.features(PICTURES))
+    assert "image" in given(predictor.features(IMAGES))
     if both is None:
         with pytest.raises(UnsupportedTaskError, match="itm or vqa head"):
-            predictor.features(PICTURES, TEXTS)
+            predictor.features(IMAGES, TEXTS)
     else:
-        assert set(given(predictor.features(PICTURES, TEXTS))) == both
+        assert set(given(predictor.features(IMAGES, TEXTS))) == both
     if "itc" in heads or "visdial" in heads:
         assert "text" in given(predictor.features(texts=TEXTS))
     else:
@@ -101,7 +101,7 @@ def test_what_the_model_does_not_have_is_none_or_refused(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({}, "neither was given"), ({"images": PICTURES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
+    [({}, "neither was given"), ({"images": IMAGES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
 )
 def test_what_has_no_features_is_refused(
     predictor: BlipPredictor, arguments: dict[str, Any], message: str

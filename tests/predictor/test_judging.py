@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_predictor import ORDER, PICTURES, TEXTS, TOKENIZER, image_tokens, make_predictor
+from tiny_predictor import IMAGES, ORDER, TEXTS, TOKENIZER, image_tokens, make_predictor
 
 from openblip.errors import ConfigError, ImageError
 from openblip.predictor import BlipPredictor
 
-PAIRS = [(PICTURES[i], PICTURES[(2 * i + 1) % 5]) for i in range(5)]
+PAIRS = [(IMAGES[i], IMAGES[(2 * i + 1) % 5]) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_a_long_statement_is_cut_not_refused(predictor: BlipPredictor) -> None:
 
 @pytest.mark.parametrize(
     "images",
-    [PICTURES[:3], [(PICTURES[0],)], [PICTURES[:3]], [PAIRS[0], PICTURES[0]], PICTURES[0]],
-    ids=["pictures", "one side", "three sides", "a pair and a picture", "one picture"],
+    [IMAGES[:3], [(IMAGES[0],)], [IMAGES[:3]], [PAIRS[0], IMAGES[0]], IMAGES[0]],
+    ids=["images", "one side", "three sides", "a pair and an image", "one image"],
 )
 def test_what_is_no_pair_is_refused(predictor: BlipPredictor, images: object) -> None:
     with pytest.raises(ConfigError, match="judge takes pairs"):
@@ -70,14 +70,14 @@ def test_what_is_no_pair_is_refused(predictor: BlipPredictor, images: object) ->
 def test_statements_that_do_not_pair_with_the_images_are_refused(
     predictor: BlipPredictor, pairs: int, texts: int
 ) -> None:
-    with pytest.raises(ConfigError, match="one statement for each pair"):
+    with pytest.raises(ConfigError, match="equally many pairs and statements"):
         predictor.judge(PAIRS[:pairs], TEXTS[:texts])
 
 
 def test_an_unreadable_image_is_named_with_its_side(predictor: BlipPredictor, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"pair 2 \(right\)"):
-        predictor.judge([*PAIRS[:2], (PICTURES[0], b"no picture")], TEXTS[:3], batch_size=2)
+        predictor.judge([*PAIRS[:2], (IMAGES[0], b"no image")], TEXTS[:3], batch_size=2)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"broken\.png \(left\)"):
         predictor.judge([(broken, Image.new("RGB", (8, 8)))], TEXTS[0])

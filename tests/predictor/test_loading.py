@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_predictor import PICTURES, TEXTS, TOKENIZER, make_predictor
+from tiny_predictor import IMAGES, TEXTS, TOKENIZER, make_predictor
 
 import openblip
 from openblip.errors import CheckpointError, ConfigError
@@ -21,19 +21,19 @@ def test_the_first_token_can_be_chosen_and_is_kept(predictor: BlipPredictor, tmp
     plain = openblip.load(tmp_path / "enc", device="cpu", encoder_token="[CLS]")
     tokens = TOKENIZER.encode(["a dog"])  # from [CLS]
     with torch.no_grad():
-        pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+        pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0]))
         kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
         logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
-    torch.testing.assert_close(plain.match(PICTURES[0], "a dog"), logits.softmax(dim=1)[:, 1])
-    assert not torch.allclose(plain.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=1e-3)
-    torch.testing.assert_close(plain.match_matrix(PICTURES, TEXTS).diagonal(), plain.match(PICTURES, TEXTS))
+    torch.testing.assert_close(plain.match(IMAGES[0], "a dog"), logits.softmax(dim=1)[:, 1])
+    assert not torch.allclose(plain.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=1e-3)
+    torch.testing.assert_close(plain.match_matrix(IMAGES, TEXTS).diagonal(), plain.match(IMAGES, TEXTS))
 
     plain.save(tmp_path / "cls")
     again = openblip.load(tmp_path / "cls", device="cpu")
     assert again.encoder_token == "[CLS]"
-    assert torch.equal(again.match(PICTURES, TEXTS), plain.match(PICTURES, TEXTS))
+    assert torch.equal(again.match(IMAGES, TEXTS), plain.match(IMAGES, TEXTS))
     back = openblip.load(tmp_path / "cls", device="cpu", encoder_token="[ENC]")
-    assert torch.equal(back.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS))
+    assert torch.equal(back.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
 
 
 def test_embeddings_of_texts_begin_with_cls_always(predictor: BlipPredictor) -> None:
@@ -54,11 +54,11 @@ def test_half_precision_gives_float32_results(
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=dtype)
     for call in ("match", "match_matrix", "similarity"):
-        found, exact = getattr(half, call)(PICTURES, TEXTS), getattr(predictor, call)(PICTURES, TEXTS)
+        found, exact = getattr(half, call)(IMAGES, TEXTS), getattr(predictor, call)(IMAGES, TEXTS)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, exact, atol=0.15, rtol=0)
-    assert half.embed_images(PICTURES).dtype == half.embed_texts(TEXTS).dtype == torch.float32
-    assert len(half.caption(PICTURES)) == 5
+    assert half.embed_images(IMAGES).dtype == half.embed_texts(TEXTS).dtype == torch.float32
+    assert len(half.caption(IMAGES)) == 5
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ I images, T texts.
 """
 
 import io
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_predictor import ORDER, PICTURES, PROMPT, TEXTS, TOKENIZER, make_predictor
+from tiny_predictor import IMAGES, ORDER, PROMPT, TEXTS, TOKENIZER, make_predictor
 
 import openblip
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.config import Head
+from openblip.nn.attention import SelfAttention
 from openblip.predictor import BlipPredictor, ScoredText
 from tiny_blip import SIZE, TINY
 
@@ -38,93 +40,93 @@ def test_captions_do_not_depend_on_batches_or_order(predictor: BlipPredictor, na
     def captions(images: Any, batch_size: int | None) -> list[ScoredText]:
         return predictor.caption(images, decoding=DECODINGS[name], batch_size=batch_size, return_scores=True)
 
-    expected = captions(PICTURES, None)
+    expected = captions(IMAGES, None)
     assert len({caption.text for caption in expected}) > 1
     for batch_size in (1, 2, 5):
-        found = captions(PICTURES, batch_size)
+        found = captions(IMAGES, batch_size)
         assert [c.text for c in found] == [c.text for c in expected]
         assert [c.logprob for c in found] == pytest.approx([c.logprob for c in expected], abs=1e-4)
-    shuffled = captions([PICTURES[i] for i in ORDER], 2)
+    shuffled = captions([IMAGES[i] for i in ORDER], 2)
     assert [c.text for c in shuffled] == [expected[i].text for i in ORDER]
 
 
 @pytest.mark.parametrize("call", ["match", "similarity", "match_matrix"])
 def test_scores_do_not_depend_on_batches_order_or_padding(predictor: BlipPredictor, call: str) -> None:
     score: Callable[..., torch.Tensor] = getattr(predictor, call)
-    expected = score(PICTURES, TEXTS)
+    expected = score(IMAGES, TEXTS)
     assert expected.dtype == torch.float32
     assert expected.std() > 1e-3
     for batch_size in (1, 2, 3):
         torch.testing.assert_close(
-            score(PICTURES, TEXTS, batch_size=batch_size), expected, atol=1e-5, rtol=1e-5
+            score(IMAGES, TEXTS, batch_size=batch_size), expected, atol=1e-5, rtol=1e-5
         )
-    shuffled = score([PICTURES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
+    shuffled = score([IMAGES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
     reordered = expected[ORDER] if call == "match" else expected[ORDER][:, ORDER]
     torch.testing.assert_close(shuffled, reordered, atol=1e-5, rtol=1e-5)
 
 
 def test_the_matrix_holds_the_pairs(predictor: BlipPredictor) -> None:
-    matrix = predictor.match_matrix(PICTURES[:3], TEXTS)
+    matrix = predictor.match_matrix(IMAGES[:3], TEXTS)
     assert matrix.shape == (3, 5)
     assert ((matrix > 0) & (matrix < 1)).all()
     for i in range(3):
-        row = predictor.match([PICTURES[i]] * 5, TEXTS)
+        row = predictor.match([IMAGES[i]] * 5, TEXTS)
         torch.testing.assert_close(matrix[i], row, atol=1e-5, rtol=1e-5)
 
 
 def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredictor) -> None:
     tokens = TOKENIZER.encode(["a dog"])
     tokens.ids[0, 0] = TOKENIZER.enc_id
-    pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0]))
     with torch.no_grad():
         kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
         logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
-    torch.testing.assert_close(predictor.match(PICTURES[0], "a dog"), logits.softmax(dim=1)[:, 1])
+    torch.testing.assert_close(predictor.match(IMAGES[0], "a dog"), logits.softmax(dim=1)[:, 1])
 
 
 def test_similarity_is_the_product_of_unit_embeddings(predictor: BlipPredictor) -> None:
-    images, texts = predictor.embed_images(PICTURES), predictor.embed_texts(TEXTS)
+    images, texts = predictor.embed_images(IMAGES), predictor.embed_texts(TEXTS)
     torch.testing.assert_close(images.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(5))
-    torch.testing.assert_close(predictor.similarity(PICTURES, TEXTS), images @ texts.T)
+    torch.testing.assert_close(predictor.similarity(IMAGES, TEXTS), images @ texts.T)
 
 
 def test_one_in_one_out(predictor: BlipPredictor, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    PICTURES[0].save(path)
+    path = tmp_path / "image.png"
+    IMAGES[0].save(path)
     encoded = io.BytesIO()
-    PICTURES[0].save(encoded, "PNG")
-    forms = [path, str(path), PICTURES[0], encoded.getvalue(), np.asarray(PICTURES[0])]
+    IMAGES[0].save(encoded, "PNG")
+    forms = [path, str(path), IMAGES[0], encoded.getvalue(), np.asarray(IMAGES[0])]
     captions = [predictor.caption(form, decoding=DECODINGS["greedy"]) for form in forms]
     assert isinstance(captions[0], str)
     assert len(set(captions)) == 1
     assert predictor.caption(forms, decoding=DECODINGS["greedy"]) == captions
-    assert predictor.caption((PICTURES[0],), decoding=DECODINGS["greedy"]) == captions[:1]
+    assert predictor.caption((IMAGES[0],), decoding=DECODINGS["greedy"]) == captions[:1]
     assert predictor.embed_images(path).shape == (1, 12)
     assert predictor.embed_texts("a dog").shape == (1, 12)
-    assert predictor.similarity(PICTURES[0], "a dog").shape == (1, 1)
+    assert predictor.similarity(IMAGES[0], "a dog").shape == (1, 1)
 
 
 @pytest.mark.parametrize(
     "decoding", [Beam(num_beams=4, max_new_tokens=6), DECODINGS["nucleus"]], ids=["beam", "nucleus"]
 )
 def test_several_captions_are_lists_of_as_many(predictor: BlipPredictor, decoding: Any) -> None:
-    several = predictor.caption(PICTURES[:2], decoding=decoding, num_captions=3, return_scores=True)
+    several = predictor.caption(IMAGES[:2], decoding=decoding, num_captions=3, return_scores=True)
     assert [len(captions) for captions in several] == [3, 3]
     assert len({caption.text for caption in several[0]}) > 1
-    first = predictor.caption(PICTURES[:2], decoding=decoding, num_captions=3)
+    first = predictor.caption(IMAGES[:2], decoding=decoding, num_captions=3)
     assert first == [[caption.text for caption in captions] for captions in several]
-    assert predictor.caption(PICTURES[0], decoding=decoding, num_captions=3) == first[0]
+    assert predictor.caption(IMAGES[0], decoding=decoding, num_captions=3) == first[0]
 
 
 def test_nucleus_follows_its_seeds(predictor: BlipPredictor) -> None:
     def captions(seed: int | None = None, seeds: list[int] | None = None) -> list[str]:
-        return predictor.caption(PICTURES, decoding=Nucleus(seed=seed, max_new_tokens=8), seeds=seeds)
+        return predictor.caption(IMAGES, decoding=Nucleus(seed=seed, max_new_tokens=8), seeds=seeds)
 
     assert captions(seed=1) == captions(seed=1) != captions(seed=2)
     assert captions() != captions()
     assert captions(seeds=[1, 2, 3, 4, 5]) == captions(seed=9, seeds=[1, 2, 3, 4, 5])
-    again = predictor.caption(PICTURES[2:], decoding=Nucleus(max_new_tokens=8), seeds=[3, 4, 5], batch_size=1)
+    again = predictor.caption(IMAGES[2:], decoding=Nucleus(max_new_tokens=8), seeds=[3, 4, 5], batch_size=1)
     assert again == captions(seeds=[1, 2, 3, 4, 5])[2:]
 
 
@@ -132,15 +134,15 @@ def test_nucleus_follows_its_seeds(predictor: BlipPredictor) -> None:
 def test_seeds_that_do_not_pair_with_the_images_are_refused(
     predictor: BlipPredictor, seeds: list[int]
 ) -> None:
-    with pytest.raises(ConfigError, match="seeds for"):
-        predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=2), seeds=seeds, batch_size=2)
+    with pytest.raises(ConfigError, match="equally many images and seeds"):
+        predictor.caption(IMAGES, decoding=Nucleus(max_new_tokens=2), seeds=seeds, batch_size=2)
 
 
 def test_the_prompt_is_read_but_not_returned(predictor: BlipPredictor) -> None:
     """A caption after a prompt is what the model says after those words, and nothing else."""
-    found = predictor.caption(PICTURES[0], prompt="a red dog", decoding=Greedy(max_new_tokens=5))
+    found = predictor.caption(IMAGES[0], prompt="a red dog", decoding=Greedy(max_new_tokens=5))
     ids = TOKENIZER.prompt("a red dog").tolist()
-    pixels = predictor.preprocessing.normalize(predictor.prepare(PICTURES[0]))
+    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0]))
     written: list[int] = []
     with torch.no_grad():
         kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "decode")
@@ -153,7 +155,7 @@ def test_the_prompt_is_read_but_not_returned(predictor: BlipPredictor) -> None:
 
 def test_the_checkpoints_own_prompt_is_the_default(predictor: BlipPredictor) -> None:
     def captions(prompt: str | None) -> list[str]:
-        return predictor.caption(PICTURES, prompt=prompt, decoding=DECODINGS["greedy"])
+        return predictor.caption(IMAGES, prompt=prompt, decoding=DECODINGS["greedy"])
 
     assert captions(None) == captions(PROMPT) != captions("")
 
@@ -168,14 +170,14 @@ def test_encoded_images_give_the_same_results(
         "matrix": lambda images: predictor.match_matrix(images, TEXTS),
         "similarity": lambda images: predictor.similarity(images, TEXTS),
     }
-    expected = {name: call(PICTURES) for name, call in calls.items()}
-    prepared = predictor.prepare(PICTURES)
+    expected = {name: call(IMAGES) for name, call in calls.items()}
+    prepared = predictor.prepare(IMAGES)
     assert prepared.shape == (5, 3, SIZE, SIZE)
     assert prepared.dtype == torch.uint8
     for name, call in calls.items():
         torch.testing.assert_close(call(prepared), expected[name]) if name[0] in "ms" else None
         assert name[0] in "ms" or call(prepared) == expected[name]
-    encoded = predictor.encode(PICTURES, batch_size=2)
+    encoded = predictor.encode(IMAGES, batch_size=2)
     monkeypatch.setattr(predictor.model, "encode_image", lambda _: pytest.fail("encoded again"))
     for name, call in calls.items():
         found = call(encoded)
@@ -192,7 +194,7 @@ def test_encoded_images_give_the_same_results(
         torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
         torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
     ],
-    ids=["float", "one picture", "another size"],
+    ids=["float", "one image", "another size"],
 )
 def test_tensors_that_are_not_prepared_are_refused(predictor: BlipPredictor, tensor: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="no batch of prepared images"):
@@ -204,9 +206,9 @@ def test_nothing_in_nothing_out(predictor: BlipPredictor) -> None:
     assert predictor.prepare([]).shape == (0, 3, SIZE, SIZE)
     assert predictor.match([], []).shape == (0,)
     assert predictor.match_matrix([], TEXTS).shape == (0, 5)
-    assert predictor.match_matrix(PICTURES, []).shape == (5, 0)
+    assert predictor.match_matrix(IMAGES, []).shape == (5, 0)
     assert predictor.similarity([], TEXTS).shape == (0, 5)
-    assert predictor.similarity(PICTURES, []).shape == (5, 0)
+    assert predictor.similarity(IMAGES, []).shape == (5, 0)
     assert predictor.embed_images([]).shape == predictor.embed_texts([]).shape == (0, 12)
     assert predictor.caption(predictor.encode([])) == []
 
@@ -216,20 +218,20 @@ def test_nothing_in_nothing_out(predictor: BlipPredictor) -> None:
 def test_pairs_that_do_not_pair_are_refused(
     predictor: BlipPredictor, images: int, texts: int, batch_size: int | None
 ) -> None:
-    with pytest.raises(ConfigError, match="match takes pairs"):
-        predictor.match(PICTURES[:images], TEXTS[:texts], batch_size=batch_size)
+    with pytest.raises(ConfigError, match="match takes equally many"):
+        predictor.match(IMAGES[:images], TEXTS[:texts], batch_size=batch_size)
 
 
 CALLS: dict[str, Callable[[BlipPredictor], object]] = {
-    "caption": lambda p: p.caption(PICTURES),
-    "match": lambda p: p.match(PICTURES, TEXTS),
-    "match_matrix": lambda p: p.match_matrix(PICTURES, TEXTS),
-    "similarity": lambda p: p.similarity(PICTURES, TEXTS),
-    "embed_images": lambda p: p.embed_images(PICTURES),
+    "caption": lambda p: p.caption(IMAGES),
+    "match": lambda p: p.match(IMAGES, TEXTS),
+    "match_matrix": lambda p: p.match_matrix(IMAGES, TEXTS),
+    "similarity": lambda p: p.similarity(IMAGES, TEXTS),
+    "embed_images": lambda p: p.embed_images(IMAGES),
     "embed_texts": lambda p: p.embed_texts(TEXTS),
-    "answer": lambda p: p.answer(PICTURES, TEXTS),
-    "judge": lambda p: p.judge([(PICTURES[0], PICTURES[1])], ["a dog"]),
-    "rank_answers": lambda p: p.rank_answers(PICTURES[0], "a dog", ["what is it?"], ["a dog", "a cat"]),
+    "answer": lambda p: p.answer(IMAGES, TEXTS),
+    "judge": lambda p: p.judge([(IMAGES[0], IMAGES[1])], ["a dog"]),
+    "rank_answers": lambda p: p.rank_answers(IMAGES[0], "a dog", ["what is it?"], ["a dog", "a cat"]),
 }
 
 
@@ -261,18 +263,18 @@ def test_a_call_without_weights_names_what_works(heads: tuple[Head, ...], tasks:
 
 def test_an_unreadable_image_is_named(predictor: BlipPredictor, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
-        predictor.caption([PICTURES[0], broken])
+        predictor.caption([IMAGES[0], broken])
     with pytest.raises(ImageError, match="image 3"):
-        predictor.embed_images([*PICTURES[:3], b"no picture"])
+        predictor.embed_images([*IMAGES[:3], b"no image"])
     with pytest.raises(ImageError, match=r"absent\.png"):
         predictor.match(tmp_path / "absent.png", "a dog")
 
 
 def test_an_unreadable_image_keeps_its_place_in_later_batches(predictor: BlipPredictor) -> None:
     with pytest.raises(ImageError, match="image 3"):
-        predictor.embed_images([*PICTURES[:3], b"no picture"], batch_size=2)
+        predictor.embed_images([*IMAGES[:3], b"no image"], batch_size=2)
 
 
 def test_longer_captions_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
@@ -280,19 +282,19 @@ def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Bli
     longest = TINY.text.max_positions - prompt_length + 1
     for strategy in (Greedy, Beam):
         settings = strategy(max_new_tokens=longest, min_new_tokens=longest - 1)
-        predictor.caption(PICTURES[0], decoding=settings)
+        predictor.caption(IMAGES[0], decoding=settings)
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
-        predictor.caption(PICTURES[0], decoding=Greedy(max_new_tokens=longest + 1))
+        predictor.caption(IMAGES[0], decoding=Greedy(max_new_tokens=longest + 1))
 
 
 def test_long_texts_are_cut_not_refused(predictor: BlipPredictor) -> None:
-    assert predictor.match(PICTURES[0], "a dog beside " * 100).shape == (1,)
+    assert predictor.match(IMAGES[0], "a dog beside " * 100).shape == (1,)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused(predictor: BlipPredictor, batch_size: int) -> None:
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
-        predictor.caption(PICTURES, batch_size=batch_size)
+        predictor.caption(IMAGES, batch_size=batch_size)
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
         predictor.embed_texts(TEXTS, batch_size=batch_size)
 
@@ -301,15 +303,49 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp
     predictor.save(tmp_path / "model")
     loaded = openblip.load(tmp_path / "model", device="cpu")
     assert loaded.tasks == predictor.tasks
-    assert loaded.caption(PICTURES, decoding=DECODINGS["beam"]) == predictor.caption(
-        PICTURES, decoding=DECODINGS["beam"]
+    assert loaded.caption(IMAGES, decoding=DECODINGS["beam"]) == predictor.caption(
+        IMAGES, decoding=DECODINGS["beam"]
     )
-    torch.testing.assert_close(
-        loaded.match(PICTURES, TEXTS), predictor.match(PICTURES, TEXTS), atol=0, rtol=0
-    )
+    torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=0, rtol=0)
 
 
 def test_predicting_leaves_global_random_state_alone(predictor: BlipPredictor) -> None:
     before = torch.get_rng_state()
-    predictor.caption(PICTURES, decoding=Nucleus(max_new_tokens=4))
+    predictor.caption(IMAGES, decoding=Nucleus(max_new_tokens=4))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_predictor_around_a_live_model_follows_its_weights(predictor: BlipPredictor) -> None:
+    """Unless it is told a device or dtype, it neither moves nor casts the model."""
+    model = make_predictor("lm").model.double()
+    around = BlipPredictor(predictor.checkpoint._replace(model=model))
+    assert around.dtype == torch.float64
+    before = around.caption(IMAGES[0], decoding=DECODINGS["greedy"], return_scores=True).logprob
+    with torch.no_grad():
+        model.text.lm_head.bias.add_(torch.arange(len(model.text.lm_head.bias)))  # type: ignore[union-attr]
+    assert around.caption(IMAGES[0], decoding=DECODINGS["greedy"], return_scores=True).logprob != before
+
+
+def test_the_fingerprint_of_a_model_is_that_of_every_version() -> None:
+    """CapFilt's manifests hold it: a run of an earlier version goes on only if it is the same."""
+    predictor = openblip.load("openblip-mini-filter", device="cpu")
+    assert predictor.fingerprint() == "d9af128f461e883fc06d605dcc9373413e1763501c6226575e52f6914bbafc96"
+    assert predictor.num_parameters == sum(p.numel() for p in predictor.model.parameters())
+    half = openblip.load("openblip-mini-filter", device="cpu", dtype="bfloat16")
+    assert half.fingerprint() != predictor.fingerprint()
+
+
+def test_few_calls_lie_between_a_caption_and_its_attention(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(openblip.__file__).parent
+    forward, depths = SelfAttention.forward, []
+
+    def counting(*arguments: Any, **options: Any) -> torch.Tensor:
+        frames = [frame for frame in traceback.extract_stack() if package in Path(frame.filename).parents]
+        depths.append(len(frames) + 1)  # and the function that this one stands in for
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(SelfAttention, "forward", counting)
+    predictor.caption(IMAGES[0])
+    assert max(depths) <= 10

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_blip2_predictor import blip2_predictor
-from tiny_predictor import PICTURES, make_predictor
+from tiny_predictor import IMAGES, make_predictor
 
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.predictor import BasePredictor, TextScore
-from openblip.predictor.calls import MAX_TEXTS_PER_IMAGE
+from openblip.predictor.base import MAX_TEXTS_PER_IMAGE
 
 WORDS = ["a", "small", "red", "dog", "beside", "two", "blue", "cars", "below", "the", "big", "green", "tree"]
 
@@ -25,9 +25,9 @@ def test_ragged_texts_score_as_pairs_do(predictor: BasePredictor, batch_size: in
     counts = [2, 0, 1, MAX_TEXTS_PER_IMAGE + 6, 3]
     texts = [[" ".join(rng.choice(WORDS, 1 + n % 7)) for n in range(count)] for count in counts]
     texts[4][1] = "  "
-    scores = predictor.score_texts(predictor.prepare(PICTURES), texts, batch_size)
+    scores = predictor.score_texts(predictor.prepare(IMAGES), texts, batch_size)
     assert [len(image_scores) for image_scores in scores] == counts
-    for image, image_texts, image_scores in zip(PICTURES, texts, scores, strict=True):
+    for image, image_texts, image_scores in zip(IMAGES, texts, scores, strict=True):
         for text, score in zip(image_texts, image_scores, strict=True):
             if text.strip():
                 assert score.itm == pytest.approx(predictor.match(image, text).item(), abs=1e-5)
@@ -39,14 +39,14 @@ def test_ragged_texts_score_as_pairs_do(predictor: BasePredictor, batch_size: in
 def test_many_texts_of_one_image_beside_one_without(predictor: BasePredictor) -> None:
     """The passes are as many as the images, but both belong to the first image."""
     texts = [" ".join(WORDS[n % 5 : n % 5 + 1 + n % 3]) for n in range(2 * MAX_TEXTS_PER_IMAGE)]
-    scores, none = predictor.score_texts(PICTURES[:2], [texts, []])
-    alone = {text: predictor.match(PICTURES[0], text).item() for text in set(texts)}
+    scores, none = predictor.score_texts(IMAGES[:2], [texts, []])
+    alone = {text: predictor.match(IMAGES[0], text).item() for text in set(texts)}
     assert [score.itm for score in scores] == pytest.approx([alone[text] for text in texts], abs=1e-5)
     assert none == []
 
 
 def test_only_empty_texts(predictor: BasePredictor) -> None:
-    assert predictor.score_texts(PICTURES[:2], [[""], []]) == [[(0.0, 0.0)], []]
+    assert predictor.score_texts(IMAGES[:2], [[""], []]) == [[(0.0, 0.0)], []]
     assert predictor.score_texts([], []) == []
 
 
@@ -55,15 +55,15 @@ def test_broken_weights_are_an_error() -> None:
     with torch.no_grad():
         predictor.model.itm_head.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not numbers"):
-        predictor.score_texts(PICTURES[0], [["a dog"]])
+        predictor.score_texts(IMAGES[0], [["a dog"]])
 
 
 def test_lists_that_do_not_go_with_the_images_are_refused(predictor: BasePredictor) -> None:
     with pytest.raises(ConfigError, match="2 images and 3 lists"):
-        predictor.score_texts(PICTURES[:2], [["a dog"]] * 3)
+        predictor.score_texts(IMAGES[:2], [["a dog"]] * 3)
 
 
 @pytest.mark.parametrize("head", ["itc", "itm"])
 def test_both_heads_are_needed(head: str) -> None:
     with pytest.raises(UnsupportedTaskError, match="it can do"):
-        make_predictor(head).score_texts(PICTURES[0], [["a dog"]])  # type: ignore[arg-type]
+        make_predictor(head).score_texts(IMAGES[0], [["a dog"]])  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_predictor import PICTURES, TOKENIZER, image_tokens, make_predictor
+from tiny_predictor import IMAGES, TOKENIZER, image_tokens, make_predictor
 
 from openblip.generation.decoding import Greedy
 from openblip.predictor import BlipPredictor, ScoredText
@@ -20,14 +20,14 @@ def predictor() -> BlipPredictor:
 
 def test_every_token_comes_with_its_own_log_probability(predictor: BlipPredictor) -> None:
     found: list[ScoredText] = predictor.caption(
-        PICTURES, decoding=Greedy(max_new_tokens=20), return_scores=True
+        IMAGES, decoding=Greedy(max_new_tokens=20), return_scores=True
     )
     assert all(caption.tokens[-1] == "[SEP]" for caption in found)
-    for picture, caption in zip(PICTURES, found, strict=True):
+    for image, caption in zip(IMAGES, found, strict=True):
         assert len(caption.tokens) == len(caption.token_logprobs)
         assert caption.logprob == pytest.approx(sum(caption.token_logprobs))
         with torch.no_grad():
-            kv = predictor.model.image_kv(image_tokens(predictor, picture), "decode")
+            kv = predictor.model.image_kv(image_tokens(predictor, image), "decode")
             prompt = TOKENIZER.prompt(predictor.prompt)
             logits = predictor.model.decode(prompt[None], kv)[0, -1]
         logprob, first = logits.log_softmax(dim=0).max(dim=0)
@@ -37,12 +37,12 @@ def test_every_token_comes_with_its_own_log_probability(predictor: BlipPredictor
 
 def test_a_text_that_is_cut_off_has_no_end(predictor: BlipPredictor) -> None:
     settings = Greedy(max_new_tokens=2, min_new_tokens=2)
-    found: ScoredText = predictor.caption(PICTURES[0], decoding=settings, return_scores=True)
+    found: ScoredText = predictor.caption(IMAGES[0], decoding=settings, return_scores=True)
     assert len(found.tokens) == 2
     assert "[SEP]" not in found.tokens
 
 
 def test_the_pieces_make_the_text(predictor: BlipPredictor) -> None:
-    for caption in predictor.caption(PICTURES, return_scores=True):
+    for caption in predictor.caption(IMAGES, return_scores=True):
         joined = " ".join(token for token in caption.tokens if token != "[SEP]").replace(" ##", "")
         assert joined.replace(" ", "") == caption.text.replace(" ", "")

@@ -1,4 +1,4 @@
-"""Predictors with tiny random models, pictures and clips."""
+"""Predictors with tiny random models, images and videos."""
 
 import io
 from dataclasses import replace
@@ -33,16 +33,16 @@ def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision
     return BlipPredictor(checkpoint, device="cpu")
 
 
-def picture(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8))
 
 
-PICTURES = [picture(seed) for seed in range(5)]
+IMAGES = [random_image(seed) for seed in range(5)]
 TEXTS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird below a big red tree", "tree"]
 
 
-def clip(seed: int, num_frames: int = 6) -> bytes:
+def random_video(seed: int, num_frames: int = 6) -> bytes:
     """An mp4 of random frames."""
     import av
 

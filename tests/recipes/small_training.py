@@ -13,18 +13,17 @@ import torch
 
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
-from openblip.data.emoji_scenes.request import Kind
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.checkpoints.native import save_blip
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
+from openblip.emoji_scenes.scene import Kind
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.predictor import BlipPredictor
-from openblip.recipes.run import Run
-from openblip.recipes.start import start
+from openblip.recipes.blip_run import BlipRun
 
 replace = dataclasses.replace
 SIZE = 32
@@ -89,7 +88,7 @@ class Learned:
     model: BlipPredictor
 
 
-def small(run: Run, source: Source, init: Path, out: Path, *, steps: int, batch_size: int) -> Run:
+def small(run: BlipRun, source: Source, init: Path, out: Path, *, steps: int, batch_size: int) -> BlipRun:
     """A recipe at the size of a test."""
     training = replace(
         run.training,
@@ -109,8 +108,8 @@ def small(run: Run, source: Source, init: Path, out: Path, *, steps: int, batch_
     return replace(run, init=str(init), data=data, training=training, out=str(out))
 
 
-def learn(run: Run) -> Learned:
-    assert start(run)
+def learn(run: BlipRun) -> Learned:
+    assert run.train()
     lines = (Path(run.out) / "metrics.jsonl").read_text().splitlines()
     return Learned(
         [json.loads(line)["loss"] for line in lines], openblip.load(f"{run.out}/model", device="cpu")

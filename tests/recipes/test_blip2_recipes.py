@@ -9,10 +9,13 @@ from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, VisionConfig
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
-from openblip.recipes.blip2_run import ImageEncoderSource
-from openblip.recipes.blip2_stage1 import blip2_stage1, blip2_stage1_vit_l
-from openblip.recipes.blip2_stage2 import blip2_stage2_opt, blip2_stage2_t5
-from openblip.recipes.blip2_starting_point import check_blip2_start
+from openblip.recipes.blip2_pretraining import (
+    blip2_stage1,
+    blip2_stage1_vit_l,
+    blip2_stage2_opt,
+    blip2_stage2_t5,
+)
+from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.training.optimizer import learning_rate_at
 
 GPUS = 16
@@ -92,16 +95,21 @@ def test_the_papers_sizes() -> None:
     assert trained_parameters(on_l) == pytest.approx(104e6, rel=0.005)
 
 
+def with_data(run: Blip2Run) -> Blip2Run:
+    return replace(run, data=replace(run.data, source="pairs"))
+
+
 def test_a_run_that_does_not_say_how_it_starts() -> None:
-    for run, message in (
+    for recipe, message in (
         (blip2_stage2_opt(), "name one with --init"),
         (replace(blip2_stage1(), qformer=None), "needs its shape and an image encoder"),
         (replace(blip2_stage1(), init="x"), "leave out --text-init"),
-        (replace(blip2_stage1(), tokenizer=None), "name that with --tokenizer"),
+        (replace(blip2_stage1(), init="x", text_init=None), "leave out --tokenizer"),
+        (replace(blip2_stage1(), tokenizer=None), "name it with --tokenizer"),
         (replace(blip2_caption(), init="x", text_branch="y"), "whose Q-Former is to read instructions"),
         (replace(blip2_stage1(), vision=ImageEncoderSource(source="")), "--vision.source"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_blip2_start(run)
-    check_blip2_start(replace(blip2_vqa(), init="x", text_branch="y"))
-    check_blip2_start(blip2_stage1())
+            with_data(recipe).check()
+    with_data(replace(blip2_vqa(), init="x", text_branch="y")).check()
+    with_data(blip2_stage1()).check()

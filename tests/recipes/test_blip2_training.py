@@ -26,13 +26,12 @@ from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.language_run import LanguageRun
-from openblip.recipes.start import start
 from openblip.training.run_folder import RunFolder
 
 
 def train(run: Blip2Run | LanguageRun) -> list[float]:
     """The losses by step."""
-    assert start(run)
+    assert run.train()
     lines = (Path(run.out) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
@@ -190,9 +189,9 @@ def test_a_run_that_is_cut_off_goes_on_exactly(
 
     monkeypatch.setattr(RunFolder, "log", log_and_stop)
     with pytest.raises(CutOffError):
-        start(cut)
+        cut.train()
     monkeypatch.undo()
-    assert start(cut, resume=True)
+    assert cut.train(resume=True)
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == whole
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut")]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_training import write_scenes
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native.blip import save_blip
+from openblip.checkpoints.native import save_blip
 from openblip.data.config import DataConfig
 from openblip.data.feature_cache import FeatureCache
 from openblip.data.transforms import Augmentation, Preprocessing
@@ -18,7 +18,6 @@ from openblip.models.blip import Blip
 from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
 from openblip.recipes.feature_cache import describe_encoder
-from openblip.recipes.start import start
 from openblip.tasks.config import Blip2Stage1Config
 from openblip.training.config import TrainingConfig
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
@@ -67,9 +66,9 @@ def losses(out):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_is_the_same_to_the_last_bit(inputs, tmp_path, dtype):
     cache = tmp_path / "cache"
-    assert start(make_run(inputs, tmp_path / "plain", dtype))
-    assert start(make_run(inputs, tmp_path / "cached", dtype, feature_cache=str(cache)))
-    assert start(make_run(inputs, tmp_path / "again", dtype, feature_cache=str(cache)))
+    assert make_run(inputs, tmp_path / "plain", dtype).train()
+    assert make_run(inputs, tmp_path / "cached", dtype, feature_cache=str(cache)).train()
+    assert make_run(inputs, tmp_path / "again", dtype, feature_cache=str(cache)).train()
     plain = load_file(tmp_path / "plain" / "model" / "model.safetensors")
     for name in ("cached", "again"):
         weights = load_file(tmp_path / name / "model" / "model.safetensors")
@@ -83,18 +82,18 @@ def test_training_is_the_same_to_the_last_bit(inputs, tmp_path, dtype):
 def test_the_cache_is_really_read(inputs, tmp_path):
     """Other features lead elsewhere."""
     cache = tmp_path / "cache"
-    assert start(make_run(inputs, tmp_path / "first", feature_cache=str(cache)))
+    assert make_run(inputs, tmp_path / "first", feature_cache=str(cache)).train()
     for path in (cache / "parts").glob("*.bin"):
         path.write_bytes(bytes(path.stat().st_size))
-    assert start(make_run(inputs, tmp_path / "second", feature_cache=str(cache)))
+    assert make_run(inputs, tmp_path / "second", feature_cache=str(cache)).train()
     assert losses(tmp_path / "first") != losses(tmp_path / "second")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "augmented"}, "one view of each picture"),
-        ({"data": "clips"}, "not for clips"),
+        ({"data": "augmented"}, "one view of each image"),
+        ({"data": "clips"}, "not for videos"),
         ({"train_vision": True}, "its features change"),
     ],
 )
@@ -106,16 +105,16 @@ def test_what_changes_at_every_step_is_refused(inputs, tmp_path, changes, messag
     }
     changes = {name: data.get(value, value) for name, value in changes.items()}
     with pytest.raises(ConfigError, match=message):
-        start(replace(run, **changes))
+        replace(run, **changes).train()
 
 
 def test_another_encoder_is_refused(inputs, tmp_path):
     cache = str(tmp_path / "cache")
     run = make_run(inputs, tmp_path / "run", feature_cache=cache)
-    start(run)
+    run.train()
     other = replace(run, out=str(tmp_path / "other"), vision=replace(run.vision, layer=-1))
     with pytest.raises(ConfigError, match=r"encoder\.num_layers was 1, is now 2"):
-        start(other)
+        other.train()
 
 
 def test_a_description_tells_encoders_apart():

@@ -14,10 +14,8 @@ import torch
 from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_mixture
 from openblip.errors import CheckpointError, ConfigError
-from openblip.recipes.blip2_mini_language import blip2_mini_opt, blip2_mini_t5
-from openblip.recipes.language_assembly import END_OF_LINE, assemble_language_model, train_tokenizer
-from openblip.recipes.language_run import LanguageShape
-from openblip.recipes.start import start
+from openblip.recipes.blip2_mini import blip2_mini_opt, blip2_mini_t5
+from openblip.recipes.language_run import END_OF_LINE, LanguageShape, train_tokenizer
 from openblip.tasks.language_pretraining import no_visual
 from openblip.training.run_folder import RunFolder
 
@@ -66,7 +64,7 @@ def small(recipe, source, out, steps=2, **shape):
     [(blip2_mini_opt, "\n", "OPTForCausalLM"), (blip2_mini_t5, None, "T5ForConditionalGeneration")],
 )
 def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, end_of_text, architecture):
-    assert start(small(recipe, source, tmp_path / "run", steps=120))
+    assert small(recipe, source, tmp_path / "run", steps=120).train()
     assert not list((tmp_path / "run").glob("*.partial"))
     folder = tmp_path / "run" / "model"
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
@@ -79,12 +77,12 @@ def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, en
 def test_a_stopped_run_goes_on_as_if_it_had_not(source, tmp_path):
     run = small(blip2_mini_t5, source, tmp_path / "run", steps=4)
     run = replace(run, training=replace(run.training, checkpoint_every=2))
-    assert start(run)
+    assert run.train()
     model = tmp_path / "run" / "model"
     weights = (model / "model.safetensors").read_bytes()
     shutil.rmtree(model)
     shutil.rmtree(RunFolder(run.out).checkpoint(4))
-    assert start(run, resume=True)
+    assert run.train(resume=True)
     assert (model / "model.safetensors").read_bytes() == weights
 
 
@@ -107,7 +105,7 @@ def test_words_have_one_form_and_lines_come_back():
 def test_equal_texts_give_equal_vocabularies_in_every_process():
     code = (
         "import sys\n"
-        "from openblip.recipes.language_assembly import train_tokenizer\n"
+        "from openblip.recipes.language_run import train_tokenizer\n"
         "print(train_tokenizer(sys.argv[1:], 340, ends=True).backend_tokenizer.to_str())\n"
     )
     elsewhere = subprocess.run(
@@ -119,7 +117,7 @@ def test_equal_texts_give_equal_vocabularies_in_every_process():
 @pytest.mark.parametrize("recipe", [blip2_mini_opt, blip2_mini_t5])
 def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
     run = small(recipe, source, tmp_path, hidden_dim=24, num_layers=3, num_heads=4, mlp_dim=40)
-    language = assemble_language_model(run, open_mixture(source)).task.model
+    language = run.initialize(open_mixture(source)).model
     assert language.hidden_dim == 24
     stacks = [m for m in language.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
     assert len(stacks) == (2 if language.is_encoder_decoder else 1) + (
@@ -134,7 +132,7 @@ def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
 
 def test_what_cannot_be_is_refused(source, tmp_path):
     with pytest.raises(ConfigError, match="40 tokens"):
-        start(small(blip2_mini_opt, source, tmp_path / "a", max_positions=39))
+        small(blip2_mini_opt, source, tmp_path / "a", max_positions=39).train()
     with pytest.raises(ConfigError, match="heads"):
         LanguageShape(architecture="t5", hidden_dim=30, num_heads=4)
     with pytest.raises(ConfigError, match="no text to train a vocabulary on"):
@@ -145,6 +143,5 @@ def test_what_cannot_be_is_refused(source, tmp_path):
 
 def load_end_of_two_tokens(source, tmp_path):
     run = small(blip2_mini_opt, source, tmp_path / "b")
-    assembled = assemble_language_model(run, open_mixture(source))
-    assembled.save(tmp_path / "model")
+    run.save(run.initialize(open_mixture(source)), tmp_path / "model")
     load_language_model(tmp_path / "model", end_of_text="\n\n")

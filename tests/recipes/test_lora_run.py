@@ -7,12 +7,11 @@ from small_training import write_scenes
 
 from openblip.checkpoints.backbones import save_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native.blip2 import load_blip2, save_blip2
+from openblip.checkpoints.native import load_blip2, save_blip2
 from openblip.data.config import DataConfig
 from openblip.models.config import LoraSettings
 from openblip.recipes.blip2_mini import blip2_mini_stage2_opt
 from openblip.recipes.blip2_run import LanguageModelSource
-from openblip.recipes.start import start
 from openblip.training.config import TrainingConfig
 from tiny_blip2 import tiny_blip2, tiny_language_model
 
@@ -32,7 +31,7 @@ def test_a_run_trains_and_saves_adapters(tmp_path):
         training=TrainingConfig(steps=2, batch_size=2, precision="fp32"),
         out=str(tmp_path / "run"),
     )
-    assert start(run)
+    assert run.train()
     trained = load_blip2(tmp_path / "run" / "model").model.language.model
     adapters = {name: p for name, p in trained.named_parameters() if "lora_" in name}
     assert adapters

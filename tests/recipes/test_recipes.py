@@ -13,13 +13,10 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes.blip_base import blip_base
-from openblip.recipes.blip_large import blip_large
-from openblip.recipes.caption import caption, caption_large
+from openblip.recipes.blip_fine_tuning import caption, caption_large, filter_, filter_large
+from openblip.recipes.blip_pretraining import blip_base, blip_large
 from openblip.recipes.catalog import RECIPES
-from openblip.recipes.filter import filter_, filter_large
-from openblip.recipes.run import Run
-from openblip.recipes.start import cpu_threads, start
+from openblip.recipes.run import cpu_threads
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at
 
@@ -31,8 +28,7 @@ GPUS = 32
 def test_every_recipe_is_a_whole_run(name):
     run = RECIPES[name]()
     assert json.loads(json.dumps(run.to_dict()))["recipe"] == run.recipe
-    if isinstance(run, Run):
-        assert (run.init is None) == (run.model is not None)
+    assert run.out == f"runs/{name}"
     assert run.out
     for word in ("Source:", "Cost:", "Expected"):
         assert word in (RECIPES[name].__doc__ or "")
@@ -87,7 +83,7 @@ def test_pretraining_follows_the_papers_schedule():
 def test_augmentation_is_the_papers():
     for run in (blip_base(), blip_large(), caption(), filter_()):
         views = run.data.augmentation
-        assert views.crop_scale == ((0.2, 1.0) if run.init is None else (0.5, 1.0))
+        assert views.crop_scale == ((0.2, 1.0) if run.model is not None else (0.5, 1.0))
         assert (views.num_ops, views.magnitude, views.op_probability) == (2, 5, 0.5)
         assert views.horizontal_flip
 
@@ -168,7 +164,7 @@ def miniature(world, out, **changes):
 
 
 def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
-    assert start(miniature(world, tmp_path / "base"))
+    assert miniature(world, tmp_path / "base").train()
     losses = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1]["step"] == 2
     assert {"itc", "itm", "lm"} <= losses[-1].keys()
@@ -190,7 +186,7 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
             training=replace(recipe.training, steps=1, batch_size=4, precision="fp32"),
             out=str(tmp_path / recipe.recipe),
         )
-        assert start(run)
+        assert run.train()
         tuned = openblip.load(tmp_path / recipe.recipe / "model")
         assert tasks <= tuned.tasks
         assert tuned.preprocessing.image_size == 80
@@ -203,18 +199,19 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
 def test_contradictory_starts_are_refused(world, tmp_path):
     for changes, message in (
         ({"init": "x"}, "brings all weights"),
-        ({"tokenizer": None}, "name that with --tokenizer"),
+        ({"init": "x", "vision_init": None, "text_init": None}, "leave out --tokenizer"),
+        ({"tokenizer": None}, "name it with --tokenizer"),
         ({"image_size": 96}, "is for fine-tuning"),
         ({"model": None}, "starts from a checkpoint"),
     ):
         with pytest.raises(ConfigError, match=message):
-            start(miniature(world, tmp_path / "run", **changes))
+            miniature(world, tmp_path / "run", **changes).train()
     assert not (tmp_path / "run").exists()
 
 
 def test_a_backbone_that_is_not_there_is_named(world, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
-        start(miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")))
+        miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")).train()
 
 
 def test_a_run_gives_the_number_of_threads_back():

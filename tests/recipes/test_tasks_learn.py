@@ -14,27 +14,28 @@ from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
 from openblip.metrics import java_programs
-from openblip.recipes.blip_mini import blip_mini_captioner, blip_mini_filter
-from openblip.recipes.blip_mini_tasks import (
+from openblip.recipes.blip_mini import (
     NUM_FRAMES,
+    blip_mini_captioner,
+    blip_mini_filter,
     blip_mini_nlvr,
     blip_mini_video_qa,
     blip_mini_video_retrieval,
     blip_mini_visdial,
     blip_mini_vqa,
 )
-from openblip.recipes.run import Run
+from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
 
 
 def trained(
-    run: Run, source: Source, folder: Path, *, steps: int, batch_size: int, vision_width: int = 64
+    run: BlipRun, source: Source, folder: Path, *, steps: int, batch_size: int, vision_width: int = 64
 ) -> Learned:
     init = untrained(folder / "init", source, vision_width)
     return learn(small(run, source, init, folder / "run", steps=steps, batch_size=batch_size))
 
 
-def without_queue(run: Run) -> Run:
+def without_queue(run: BlipRun) -> BlipRun:
     """A queue of a few pairs, each many times over, would only be in the way."""
     contrastive = ContrastiveConfig(queue_size=0, momentum=0.9, alpha=0.0)
     return replace(run, task=RetrievalConfig(contrastive=contrastive))

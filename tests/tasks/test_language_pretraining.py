@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from openblip.data.transforms import Preprocessing
-from openblip.recipes.language_assembly import new_language_model, train_tokenizer
-from openblip.recipes.language_run import LanguageShape
+from openblip.recipes.language_run import LanguageShape, new_language_model, train_tokenizer
 from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig
 from openblip.tasks.language_pretraining import LanguagePretraining

@@ -14,9 +14,8 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from openblip.data.emoji_scenes.writer import write_emoji_scenes
+from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.errors import ConfigError
-from openblip.recipes.start import start
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not (killed / "model").exists()
 
     with pytest.raises(ConfigError, match="add --resume"):
-        start(tiny_run.tiny_run(scenes, str(killed), num_workers, precision))
-    assert start(tiny_run.tiny_run(scenes, str(killed), num_workers, precision), resume=True)
-    assert start(tiny_run.tiny_run(scenes, str(whole), num_workers, precision))
+        tiny_run.tiny_run(scenes, str(killed), num_workers, precision).train()
+    assert tiny_run.tiny_run(scenes, str(killed), num_workers, precision).train(resume=True)
+    assert tiny_run.tiny_run(scenes, str(whole), num_workers, precision).train()
     assert losses(killed) == losses(whole)
     assert [line["step"] for line in losses(whole)] == list(range(1, tiny_run.STEPS + 1))
     expected = load_file(whole / "model" / "model.safetensors")

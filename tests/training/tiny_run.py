@@ -11,7 +11,7 @@ from typing import Any
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes.run import Run
+from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state
 from openblip.training.config import TrainingConfig
@@ -19,9 +19,9 @@ from openblip.training.config import TrainingConfig
 STEPS, CHECKPOINT_EVERY = 9, 3
 
 
-def tiny_run(source: str, out: str, num_workers: int, precision: str) -> Run:
+def tiny_run(source: str, out: str, num_workers: int, precision: str) -> BlipRun:
     """All that is random or kept in a run: shuffling, augmentation, dropout, drop path, negatives, queue."""
-    return Run(
+    return BlipRun(
         recipe="tiny",
         init=None,
         model=BlipConfig(
@@ -88,8 +88,6 @@ def die_in_checkpoint(step: int) -> None:
 
 
 if __name__ == "__main__":
-    from openblip.recipes.start import start
-
     source, out, num_workers, precision, moment, step = sys.argv[1:]
     {"after-step": die_after_step, "in-checkpoint": die_in_checkpoint}[moment](int(step))
-    start(tiny_run(source, out, int(num_workers), precision))
+    tiny_run(source, out, int(num_workers), precision).train()

@@ -38,6 +38,8 @@ class CapFiltConfig:
     """Images per model call. Changes speed and memory, not the rows."""
     num_workers: int = 4
     """Threads that read and decode images."""
+    dtype: str = "float32"
+    """Precision of both checkpoints, by its name in `openblip.load`."""
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "num_workers"):
@@ -63,6 +65,8 @@ class CapFiltConfig:
             **decoding,
             "prompt": self.prompt,
             "seed": self.seed,
+            # Runs of versions that knew only float32 do not name it, and can be continued.
+            **({} if self.dtype == "float32" else {"dtype": self.dtype}),
         }
 
 

@@ -135,8 +135,10 @@ def _record_failure(folder: CapFiltFolder, shard: str, error: Exception) -> str:
 
 
 def _load_models(config: CapFiltConfig, device: str | None) -> Models:
-    captioner = openblip.load(config.captioner, device=device)
-    filter_ = captioner if config.filter == config.captioner else openblip.load(config.filter, device=device)
+    captioner = openblip.load(config.captioner, device=device, dtype=config.dtype)
+    filter_ = captioner
+    if config.filter != config.captioner:
+        filter_ = openblip.load(config.filter, device=device, dtype=config.dtype)
     for role, checkpoint, model, needed in (
         ("captioner", config.captioner, captioner, {"caption"}),
         ("filter", config.filter, filter_, {"match", "similarity"}),

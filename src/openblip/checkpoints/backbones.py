@@ -1,9 +1,9 @@
 """Models of transformers that BLIP and BLIP-2 begin with or freeze, by folder or hub name.
 
-- Weights to start a training from: a ViT for BLIP's image encoder (section 4.1), BERT for its text
-  transformer and for the Q-Former of BLIP-2 (BLIP-2 section 3.1).
-- Image encoders to freeze. CLIP and the EVA-CLIP of a Hugging Face BLIP-2 become our own ViT, cut after the
-  layer that is read; every other vision model stays as it is, behind `VisionTower`.
+- Weights to start a training from: a ViT for BLIP's image encoder (section 4.1), BERT for its text transformer and for
+  the Q-Former of BLIP-2 (BLIP-2 section 3.1).
+- Image encoders to freeze. CLIP and the EVA-CLIP of a Hugging Face BLIP-2 become our own ViT, cut after the layer that
+  is read; every other vision model stays as it is, behind `VisionTower`.
 - Language models to freeze, quantised by transformers, with LoRA through peft.
 
 transformers fetches them and knows every layout of files. The key tables say which of its tensors each of our
@@ -31,12 +31,11 @@ from torch import Tensor, nn
 from openblip.checkpoints.checkpoint import ImageEncoder
 from openblip.checkpoints.hub import (
     LOADING_ERRORS,
-    check_is_a_name,
     first_line,
+    load_from_hub,
     quietly,
     read_hub_config,
     read_hub_model,
-    read_hub_tokenizer,
 )
 from openblip.checkpoints.huggingface.blip import (
     BERT_LM_HEAD_KEYS,
@@ -133,16 +132,16 @@ _FINAL_NORM = "post_layernorm."
 def init_vision(vision: VisionTransformer, source: str) -> None:
     """Start a ViT from a Hugging Face ViTModel, DeiTModel or BlipVisionModel, in place.
 
-    Position embeddings are interpolated to the resolution of `vision`. The layer norms keep their own
-    epsilon: 1e-6 as in the released code, where Hugging Face's ViTs say 1e-12.
+    Position embeddings are interpolated to the resolution of `vision`. The layer norms keep their own epsilon: 1e-6 as
+    in the released code, where Hugging Face's ViTs say 1e-12.
 
     Args:
         vision: on any device, in any dtype.
         source: folder or hub name, e.g. "facebook/deit-base-patch16-224".
 
     Raises:
-        CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or
-            keys are missing or left over; they are listed.
+        CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or keys are
+            missing or left over; they are listed.
     """
     config = read_hub_config(source)
     classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
@@ -170,9 +169,9 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
 def init_text(text: TextTransformer, source: str) -> None:
     """Start a text transformer from a Hugging Face BERT, in place, whatever its modes share.
 
-    Both modes start from BERT's self-attention, feed-forward and embeddings, the decoder's head from BERT's
-    where the checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC]
-    and [ENC], the last ones), keep their random start.
+    Both modes start from BERT's self-attention, feed-forward and embeddings, the decoder's head from BERT's where the
+    checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC] and [ENC], the last
+    ones), keep their random start.
 
     Args:
         text: on any device, in any dtype.
@@ -189,9 +188,9 @@ def init_text(text: TextTransformer, source: str) -> None:
 def init_qformer(qformer: QFormer, source: str) -> None:
     """Start a Q-Former from a Hugging Face BERT, in place.
 
-    Self-attention and the feed-forwards of queries and of text start as BERT's, and so do embeddings and
-    ITG's head where the Q-Former has them. Queries, cross-attention and the rows of new words ([DEC]) keep
-    their random start, as in the released code.
+    Self-attention and the feed-forwards of queries and of text start as BERT's, and so do embeddings and ITG's head
+    where the Q-Former has them. Queries, cross-attention and the rows of new words ([DEC]) keep their random start, as
+    in the released code.
 
     Args:
         qformer: on any device, in any dtype.
@@ -292,53 +291,42 @@ def read_transformers_encoder(
 
     `image_size` and `dtype` are for a `VisionTower`; our own ViT comes in float32, at the size of its file.
     """
+    config = read_hub_config(name)
+    config = getattr(config, "vision_config", config)  # the image side of a whole CLIP or BLIP-2
     if model_type in ("blip-2", "instructblip"):
-        return _read_eva_clip(name, -1 if layer is None else layer)
+        is_instructed = config.model_type == "instructblip_vision_model"
+        model_class = "InstructBlipVisionModel" if is_instructed else "Blip2VisionModel"
+        settings = {"key_mapping": {r"^vision_model\.": ""}}  # the other parts are not loaded
+        return _as_our_vit(name, model_class, config, -1 if layer is None else layer, HF_EVA_KEYS, **settings)
     layer = -2 if layer is None else layer
-    if model_type in ("clip", "clip_vision_model"):
-        config = read_hub_config(name)
-        config = getattr(config, "vision_config", config)  # of the whole CLIP, or of its image side alone
-        if config.hidden_act in ("gelu", "quick_gelu"):  # with which our ViT can compute
-            return _read_clip(name, config, layer)
+    if model_type in ("clip", "clip_vision_model") and config.hidden_act in ("gelu", "quick_gelu"):
+        return _as_our_vit(name, "CLIPVisionModel", config, layer, _CLIP_KEYS)
     return _read_tower(name, layer, image_size, dtype)
 
 
-def _read_eva_clip(name: str, layer: int) -> ImageEncoder:
-    """EVA-CLIP out of a BLIP-2 of transformers, whose other parts are not loaded."""
-    import transformers
-
-    config = read_hub_config(name).vision_config
-    model_class: Any = transformers.Blip2VisionModel
-    if config.model_type == "instructblip_vision_model":
-        model_class = transformers.InstructBlipVisionModel
-    vit = VisionConfig(**_sizes(config), activation=config.hidden_act, output_norm=False)
-    settings = {"key_mapping": {r"^vision_model\.": ""}}
-    return _as_our_vit(name, model_class, config, cut_vit(vit, layer), HF_EVA_KEYS, **settings)
-
-
-def _read_clip(name: str, config: Any, layer: int) -> ImageEncoder:
-    import transformers
-
-    vit = VisionConfig(**_sizes(config), activation=config.hidden_act, input_norm=True, output_norm=False)
-    return _as_our_vit(name, transformers.CLIPVisionModel, config, cut_vit(vit, layer), _CLIP_KEYS)
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    return {ours: getattr(config, theirs) for ours, theirs in HF_VISION_SETTINGS.items()}
-
-
 def _as_our_vit(
-    name: str, model_class: Any, config: Any, vit: VisionConfig, table: Table, **settings: Any
+    name: str, model_class: str, config: Any, layer: int, table: Table, **settings: Any
 ) -> ImageEncoder:
-    """A vision model of transformers as our ViT."""
-    loaded = read_hub_model(model_class, name, config=config, dtype=torch.float32, **settings)
+    """A vision model of transformers as our ViT, up to a layer."""
+    import transformers
+
+    vit = VisionConfig(
+        **{ours: getattr(config, theirs) for ours, theirs in HF_VISION_SETTINGS.items()},
+        activation=config.hidden_act,
+        input_norm="input_norm" in table,
+        output_norm=False,
+    )
+    vit = cut_vit(vit, layer)
+    loaded = read_hub_model(
+        getattr(transformers, model_class), name, config=config, dtype=torch.float32, **settings
+    )
     state = {
         key.removeprefix("vision_model."): tensor  # which older releases of transformers put before CLIP's
         for key, tensor in loaded.model.state_dict().items()
         if key not in loaded.missing
     }
     cut_off = tuple(f"encoder.layers.{i}." for i in range(vit.num_layers, config.num_hidden_layers))
-    expected = _empty_vit(vit).state_dict()
+    expected = empty_vit(vit).state_dict()
     weights = translate(table, state, expected, (_FINAL_NORM, *cut_off), name)
     for key, tensor in weights.items():
         if tensor.numel() == expected[key].numel():  # it may lack the axis of images
@@ -361,8 +349,8 @@ def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtyp
         ) from error
     if features.dim() != 3 or features.shape[2] != tower.hidden_dim:
         raise CheckpointError(
-            f"{name} turns an image into features of shape {tuple(features.shape[1:])}; the Q-Former "
-            "attends to a sequence of tokens as wide as the model, as vision transformers give it."
+            f"{name} turns an image into features of shape {tuple(features.shape[1:])}; the Q-Former attends to a "
+            "sequence of tokens as wide as the model, as vision transformers give it."
         )
     config = TowerConfig(name=name, hidden_dim=tower.hidden_dim, layer=layer)
     return ImageEncoder(tower, config, preprocessing)
@@ -378,14 +366,15 @@ def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
     return replace(config, num_layers=num_layers, output_norm=False, drop_path=0.0)
 
 
-def _empty_vit(config: VisionConfig) -> VisionTransformer:
+def empty_vit(config: VisionConfig) -> VisionTransformer:
+    """A ViT without weights, on no device."""
     with torch.device("meta"):
         return VisionTransformer(**asdict(config))
 
 
 def build_vit(config: VisionConfig, weights: Mapping[str, Tensor], origin: str) -> VisionTransformer:
     """Our ViT with those of `weights` that it needs; CheckpointError when they do not fit."""
-    model = _empty_vit(config)
+    model = empty_vit(config)
     expected = model.state_dict()
     needed = {name: tensor for name, tensor in weights.items() if name in expected}
     check_weights(expected, needed, origin)
@@ -408,8 +397,8 @@ def resize_encoder(encoder: ImageEncoder, image_size: int) -> ImageEncoder:
 def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> Preprocessing:
     """Size, mean and standard deviation of a model's image processor; `default` when it has none.
 
-    Its cropping is not taken over, nor its way of resizing. Raises CheckpointError for a processor that says
-    no square size or scales pixels otherwise than to 0...1, or when there is none and no default.
+    Its cropping is not taken over, nor its way of resizing. Raises CheckpointError for a processor that says no square
+    size or scales pixels otherwise than to 0...1, or when there is none and no default.
     """
     import transformers
 
@@ -498,20 +487,19 @@ def load_language_model(
 ) -> LanguageModel:
     """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
 
-    source: a folder, or a name on the Hugging Face hub. quantization: the linear layers in 8 bits, or in the
-    4-bit normal floats of QLoRA; `dtype` is then that of the rest, and that in which it computes. changes:
-    settings that its config is to have in place of its own.
+    source: a folder, or a name on the Hugging Face hub. quantization: the linear layers in 8 bits, or in the 4-bit
+    normal floats of QLoRA; `dtype` is then that of the rest, and that in which it computes. changes: settings that its
+    config is to have in place of its own.
 
-    Raises CheckpointError when there is no such model, when it lacks weights or vocabulary, or when it is
-    neither causal nor sequence-to-sequence; MissingExtraError without bitsandbytes when it is quantised, and
-    without peft when it has adapters.
+    Raises CheckpointError when there is no such model, when it lacks weights or vocabulary, or when it is neither
+    causal nor sequence-to-sequence; MissingExtraError without bitsandbytes when it is quantised, and without peft when
+    it has adapters.
     """
     import transformers
 
     name = os.fspath(source)
-    check_is_a_name(name)
-    config = read_hub_config(name, changes)
-    tokenizer = read_hub_tokenizer(name)
+    config = read_hub_config(name, **(changes or {}))
+    tokenizer = load_from_hub(transformers.AutoTokenizer.from_pretrained, name)
     vocabulary_files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in vocabulary_files):
         raise CheckpointError(f"{name} has no vocabulary; transformers would go on with an empty one.")

@@ -1,15 +1,23 @@
 """What a checkpoint is: a model, and what turns images and texts into its input.
 
-Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint`, and every writer takes one.
+Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint` in float32 on the CPU, in eval mode, and every
+writer takes one. Readers raise a CheckpointError for a file that is missing or damaged, for weights that are missing,
+left over or of a wrong shape (they are listed), and for a tokenizer or preprocessing of another model. Writers raise
+one for a model that their format cannot hold.
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
 
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, ConfigError, OpenBlipError
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, BlipConfig, TowerConfig, VisionConfig
@@ -22,6 +30,10 @@ CONFIG = "config.json"
 BERT_NAME = "bert-base-uncased"
 """All released models have the vocabulary of this BERT."""
 QUESTION_PROMPT = "Question: {} Answer:"
+OPENBLIP_FORMAT = "openblip"
+"""`format` in config.json of OpenBLIP's own folders."""
+BLIP2_TYPE = "blip2"
+"""`model_type` there of a BLIP-2; transformers calls its own "blip-2"."""
 
 EncoderToken = Literal["[ENC]", "[CLS]"]
 
@@ -90,11 +102,84 @@ class FrozenParts(NamedTuple):
     language: LanguageModel | None = None
 
 
+def settings_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint without weights and vocabulary, as numbers, strings, lists and dicts."""
+    settings = checkpoint._asdict()
+    del settings["tokenizer"]
+    return {
+        "format": OPENBLIP_FORMAT,
+        "model_type": BLIP2_TYPE if isinstance(checkpoint, Blip2Checkpoint) else "blip",
+        **settings,
+        "model": checkpoint.model.config.to_dict(),
+        "preprocessing": asdict(checkpoint.preprocessing),
+    }
+
+
+def read_blip_settings(written: Mapping[str, Any], source: str) -> BlipSettings:
+    """The inverse of `settings_to_dict`; CheckpointError for what is missing, unknown or impossible."""
+    with _damaged_settings(source):
+        return BlipSettings(
+            BlipConfig.from_dict(written["model"]),
+            _read_preprocessing(written["preprocessing"]),
+            str(written["prompt"]),
+            checked_encoder_token(written.get("encoder_token", "[ENC]")),
+        )
+
+
+def read_blip2_settings(written: Mapping[str, Any], source: str) -> Blip2Settings:
+    """The inverse of `settings_to_dict`; CheckpointError for what is missing, unknown or impossible."""
+    with _damaged_settings(source):
+        return Blip2Settings(
+            Blip2Config.from_dict(written["model"]),
+            _read_preprocessing(written["preprocessing"]),
+            str(written["prompt"]),
+            str(written["question_prompt"]),
+        )
+
+
+@contextmanager
+def _damaged_settings(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
+        raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
+
+
+def _read_preprocessing(written: Mapping[str, Any]) -> Preprocessing:
+    """The inverse of `asdict` after a way through JSON, which turns tuples into lists."""
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in dict(written).items()}
+    return Preprocessing(**values)
+
+
 def checked_encoder_token(token: str) -> EncoderToken:
     """The token itself; CheckpointError unless texts may begin with it."""
     if token not in get_args(EncoderToken):
         raise CheckpointError(f"Texts beside an image begin with [ENC] or [CLS], not with {token}.")
     return cast(EncoderToken, token)
+
+
+def empty_blip(config: BlipConfig) -> Blip:
+    """A model on the CPU without initial weights, to be filled: drawing random ones would take time."""
+    with torch.device("meta"):
+        model = Blip(config)
+    model.to_empty(device="cpu")
+    return model
+
+
+def empty_blip2(
+    config: Blip2Config,
+    vision: VisionTransformer | VisionTower | None = None,
+    language: LanguageModel | None = None,
+) -> Blip2:
+    """A model around parts that have their weights; its other weights are on no device until they are assigned.
+
+    Raises CheckpointError when a part is not of the width that the config says.
+    """
+    try:
+        with torch.device("meta"):
+            return Blip2(config, vision, language)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def check_parts_fit(source: str | Path, checkpoint: BlipCheckpoint) -> None:
@@ -132,6 +217,6 @@ def find_tokenizer(source: Path, folder: Path, named: str | os.PathLike[str] | N
         return Tokenizer.load(BERT_NAME)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source} has no vocabulary. Put the tokenizer.json or vocab.txt of {BERT_NAME} into {folder}, "
-            f"or name its folder as the tokenizer; by name it could not be fetched: {error}."
+            f"{source} has no vocabulary. Put the tokenizer.json or vocab.txt of {BERT_NAME} into {folder}, or name "
+            f"its folder as the tokenizer; by name it could not be fetched: {error}."
         ) from error

@@ -1,12 +1,10 @@
-"""Models by folder or by their name on the Hugging Face hub, fetched or loaded by transformers, with errors
-of ours.
+"""Models by folder or by their name on the Hugging Face hub, fetched or loaded by transformers, with errors of ours.
 
-transformers takes a second to import and most of what reads checkpoints needs none of it, so functions import
-it.
+transformers takes a second to import and most of what reads checkpoints needs none of it, so functions import it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +26,10 @@ def is_hub_name(source: str) -> bool:
 
 
 def hub_folder(name: str) -> Path:
-    """The folder of the hub's local cache with a model's files, which are fetched when they are not there
-    yet.
+    """The folder of the hub's local cache with a model's files, which are fetched when they are not there yet.
 
-    Weights are taken as safetensors, or as pytorch_model.bin or its shards where there are none. Raises
-    CheckpointError when the hub does not give them.
+    Weights are taken as safetensors, or as pytorch_model.bin or its shards where there are none. Raises CheckpointError
+    when the hub does not give them.
     """
     import huggingface_hub  # takes a while to import, and few checkpoints come from there
 
@@ -44,38 +41,47 @@ def hub_folder(name: str) -> Path:
                 break
     except (OSError, ValueError) as error:  # offline, no such model, or not a model's name
         raise CheckpointError(
-            f"{name} is no checkpoint: there is no such folder, and the Hugging Face hub has none; "
-            f"offline, name a folder or a shipped model ({type(error).__name__}: {first_line(error)})."
+            f"{name} is no checkpoint: there is no such folder, and the Hugging Face hub has none; offline, name a "
+            f"folder or a shipped model ({type(error).__name__}: {first_line(error)})."
         ) from error
     return folder
+
+
+def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
+    """What a `from_pretrained` of transformers gives, which is called quietly, with errors of ours.
+
+    Raises CheckpointError for what is neither a folder nor a name on the hub, or cannot be loaded.
+    """
+    could_be_hub_name = not name.startswith((".", "/", "~")) and name.count("/") <= 1
+    if not Path(name).is_dir() and not could_be_hub_name:
+        raise CheckpointError(f"There is no folder {name}; name one, or a model on the Hugging Face hub.")
+    with quietly():
+        try:
+            return load(name, **settings)
+        except LOADING_ERRORS as error:
+            problem = (
+                "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
+            )
+            if Path(name).is_dir():
+                problem = "cannot be read"
+            raise CheckpointError(
+                f"{name} {problem} ({type(error).__name__}: {first_line(error)})."
+            ) from error
 
 
 def read_hub_settings(name: str) -> dict[str, Any]:
     """What config.json says, of a folder or a model on the hub, whatever wrote it."""
     import transformers
 
-    check_is_a_name(name)
-    with quietly(), _errors_of(name):
-        settings: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(name)[0]
+    settings: dict[str, Any] = load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
     return settings
 
 
-def read_hub_config(name: str, changes: Mapping[str, Any] | None = None) -> Any:
+def read_hub_config(name: str, **changes: Any) -> Any:
     """The config of a model of transformers, `changes` put in place of its own settings."""
     import transformers
 
-    check_is_a_name(name)
-    with quietly(), _errors_of(name):
-        return transformers.AutoConfig.from_pretrained(name, **(changes or {}))
-
-
-def read_hub_tokenizer(name: str) -> Any:
-    """The tokenizer of a model of transformers."""
-    import transformers
-
-    check_is_a_name(name)
-    with quietly(), _errors_of(name):
-        return transformers.AutoTokenizer.from_pretrained(name)
+    return load_from_hub(transformers.AutoConfig.from_pretrained, name, **changes)
 
 
 class Loaded(NamedTuple):
@@ -88,12 +94,11 @@ class Loaded(NamedTuple):
 
 
 def read_hub_model(model_class: Any, name: str, **settings: Any) -> Loaded:
-    """What `from_pretrained` of a class of transformers gives.
+    """A model of transformers.
 
     The caller judges what the file lacks or has left over: transformers' warnings of it are silenced.
     """
-    with quietly(), _errors_of(name):
-        model, report = model_class.from_pretrained(name, output_loading_info=True, **settings)
+    model, report = load_from_hub(model_class.from_pretrained, name, output_loading_info=True, **settings)
     return Loaded(model, set(report["missing_keys"]), set(report["unexpected_keys"]))
 
 
@@ -127,25 +132,6 @@ def quietly() -> Iterator[None]:
                 disable_progress_bars()
 
 
-def check_is_a_name(source: str) -> None:
-    """Raise a CheckpointError for the path of a folder that does not exist: it is no name for the hub."""
-    could_be_hub_name = not source.startswith((".", "/", "~")) and source.count("/") <= 1
-    if not Path(source).is_dir() and not could_be_hub_name:
-        raise CheckpointError(f"There is no folder {source}; name one, or a model on the Hugging Face hub.")
-
-
 def first_line(error: Exception) -> str:
     """The first line of an error's message: libraries put advice about their own calls below it."""
     return str(error).strip().split("\n")[0]
-
-
-@contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    """Turn what transformers raises into a CheckpointError that names the source."""
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
-        if Path(source).is_dir():
-            problem = "cannot be read"
-        raise CheckpointError(f"{source} {problem} ({type(error).__name__}: {first_line(error)}).") from error

@@ -1,7 +1,6 @@
 """One entry for every checkpoint: recognises what a source is, and calls the reader or writer of its format.
 
-Parts that a checkpoint leaves out are checkpoints themselves. They are loaded here, and readers receive them
-loaded.
+Parts that a checkpoint leaves out are checkpoints themselves. They are loaded here, and readers receive them loaded.
 """
 
 import os
@@ -19,7 +18,15 @@ from openblip.checkpoints.backbones import (
     read_transformers_encoder,
     resize_encoder,
 )
-from openblip.checkpoints.checkpoint import CONFIG, BlipCheckpoint, Checkpoint, FrozenParts, ImageEncoder
+from openblip.checkpoints.checkpoint import (
+    BLIP2_TYPE,
+    CONFIG,
+    OPENBLIP_FORMAT,
+    BlipCheckpoint,
+    Checkpoint,
+    FrozenParts,
+    ImageEncoder,
+)
 from openblip.checkpoints.hub import hub_folder, is_hub_name, read_hub_settings
 from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
 from openblip.checkpoints.huggingface.blip2 import (
@@ -27,8 +34,7 @@ from openblip.checkpoints.huggingface.blip2 import (
     load_huggingface_blip2,
     save_huggingface_blip2,
 )
-from openblip.checkpoints.native.blip import OPENBLIP_FORMAT, load_blip, save_blip
-from openblip.checkpoints.native.blip2 import BLIP2_TYPE, load_blip2, save_blip2
+from openblip.checkpoints.native import load_blip, load_blip2, save_blip, save_blip2
 from openblip.checkpoints.original.blip import PthFile, load_original_blip, read_pth, save_original_blip
 from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
 from openblip.checkpoints.original.image_encoder import holds_encoder, is_blip2_file, read_encoder
@@ -51,8 +57,8 @@ def load_checkpoint(
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
-        source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a
-            shipped model, or owner/model on the Hugging Face hub.
+        source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a shipped
+            model, or owner/model on the Hugging Face hub.
         tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own. vision: the
         image encoder of an original BLIP-2 file that leaves it out: whatever `load_image_encoder` takes.
         language_model: the language model of an original BLIP-2 file: a folder, or a name on the hub.
@@ -80,9 +86,8 @@ def load_checkpoint(
     if not (path / CONFIG).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
-            f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
-            "original .pth file, a model on the hub (owner/model), or a shipped one "
-            f"({shipped or 'none is installed'})."
+            f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original "
+            f".pth file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
         )
     config = read_json_object(path / CONFIG)
     if config.get("model_type") == BLIP2_TYPE:
@@ -120,8 +125,7 @@ def save_checkpoint(
 
     path: a folder; for "original" a file whose name ends with .pth.
 
-    Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no
-    such format.
+    Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no such format.
     """
     writers: dict[str, tuple[Callable[[Path, Any], None], Callable[[Path, Any], None]]] = {
         "openblip": (save_blip, save_blip2),
@@ -144,27 +148,24 @@ def load_image_encoder(
     image_size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ImageEncoder:
-    """An image encoder for BLIP-2 to freeze, on the CPU, in eval mode: read at one of its layers, without
-    last norm.
+    """An image encoder for BLIP-2 to freeze, on the CPU, in eval mode: read at one of its layers, without last norm.
 
-    Images are squashed to a square, bicubic, whatever the encoder's own processor does (most crop), so that
-    nothing at the sides is lost; size, mean and standard deviation are its own.
+    Images are squashed to a square, bicubic, whatever the encoder's own processor does (most crop), so that nothing at
+    the sides is lost; size, mean and standard deviation are its own.
 
     Args:
-        source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth,
-            clip_vit_L.pth, or of a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder
-            or hub name of a vision model of transformers, or of a model of images and texts, whose image side
-            is taken.
-        layer: whose output is taken: an index into the hidden states, 0 the embeddings, -1 the last layer.
-            None is the second last, BLIP-2's choice; of a BLIP-2 checkpoint or a file of LAVIS, whose encoder
-            is cut already, the one it uses.
-        image_size: side in pixels, where it is not to be the checkpoint's own; position embeddings are
-            interpolated.
+        source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth, clip_vit_L.pth, or of
+            a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder or hub name of a vision model of
+            transformers, or of a model of images and texts, whose image side is taken.
+        layer: whose output is taken: an index into the hidden states, 0 the embeddings, -1 the last layer. None is the
+            second last, BLIP-2's choice; of a BLIP-2 checkpoint or a file of LAVIS, whose encoder is cut already, the
+            one it uses.
+        image_size: side in pixels, where it is not to be the checkpoint's own; position embeddings are interpolated.
         dtype: of the weights, in which the encoder computes.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is not whole, does not have the layer, gives no
-            tokens of an image, or does not take images of this size.
+        CheckpointError: there is no such checkpoint, it is not whole, does not have the layer, gives no tokens of an
+            image, or does not take images of this size.
     """
     name = os.fspath(source)
     # Shipped models and .pth files have no settings that transformers could read.

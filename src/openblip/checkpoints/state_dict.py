@@ -5,8 +5,8 @@ A *key table* says which tensor of another format each of our parameters is: our
 - `{i}` is the number of a layer, and a name without `.weight` or `.bias` stands for both;
 - `a.query+key+value` stands for a.query, a.key and a.value, which are stacked along the first axis;
 - our names leave out the mode that `ByMode` puts into them (`.variants.encode.`);
-- their names may begin with `{text}`, the prefix of a text transformer. A format that keeps an encoder and a
-  decoder apart has a prefix for each mode, and a parameter that both modes share is kept under both.
+- their names may begin with `{text}`, the prefix of a text transformer. A format that keeps an encoder and a decoder
+  apart has a prefix for each mode, and a parameter that both modes share is kept under both.
 
 D width of the text transformer, V vocabulary.
 """
@@ -108,8 +108,8 @@ def read_pickle(path: Path) -> Any:
         # torch first says how to read the file all the same; what it refused comes further down.
         reason = next((line for line in lines if "Unsupported" in line), lines[0]).partition(" Please ")[0]
         raise CheckpointError(
-            f"{path} cannot be read as weights, and nothing else is read from a pickle "
-            f"({type(error).__name__}: {reason}). Is the file whole, and from where you think?"
+            f"{path} cannot be read as weights, and nothing else is read from a pickle ({type(error).__name__}: "
+            f"{reason}). Is the file whole, and from where you think?"
         ) from error
 
 
@@ -188,11 +188,22 @@ def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
 
 
-def assign_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Make `weights` the model's parameters, without a copy and whatever device or precision they had.
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy `weights` into the model; CheckpointError unless names and shapes are exactly the model's."""
+    check_weights(model.state_dict(), weights, origin)
+    model.load_state_dict(weights)
 
-    Parameters that `weights` does not name stay as they are.
+
+def assign_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], origin: str, loaded: tuple[str, ...] = ()
+) -> None:
+    """Make `weights` the model's parameters, without a copy and whatever device or precision those had.
+
+    loaded: prefixes of the parameters that have their weights already. Raises CheckpointError unless names and shapes
+    are exactly those of the others.
     """
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(loaded)}
+    check_weights(expected, weights, origin)
     for name, tensor in weights.items():
         module, _, parameter = name.rpartition(".")
         setattr(model.get_submodule(module), parameter, nn.Parameter(tensor))
@@ -270,8 +281,8 @@ def translate(
 ) -> dict[str, Tensor]:
     """The weights of another format under our `names`.
 
-    ignored: prefixes of names in `state` that may be left over. Raises a CheckpointError that lists what is
-    missing, left over, of shapes that do not stack, or different where encoder and decoder share it.
+    ignored: prefixes of names in `state` that may be left over. Raises a CheckpointError that lists what is missing,
+    left over, of shapes that do not stack, or different where encoder and decoder share it.
     """
     keys = {name: source_keys(table, name, text_prefixes) for name in names}
     used = {key for copies in keys.values() for copy in copies for key in copy}
@@ -290,7 +301,7 @@ def translate(
         )
     weights, different = {}, []
     for name, copies in keys.items():
-        weights[name], *others = (_stack([state[key] for key in copy]) for copy in copies)
+        weights[name], *others = (_stacked([state[key] for key in copy]) for copy in copies)
         different += [copies[0][0] for other in others if not torch.equal(other, weights[name])]
     if different:
         raise CheckpointError(
@@ -299,7 +310,7 @@ def translate(
     return weights
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
+def _stacked(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]  # a scalar does not stack
 
 

@@ -1,6 +1,6 @@
 """`openblip answer`: questions about images or videos, of the command line or of a data source.
 
-B images or videos, F frames of each, S image size, N image tokens, Dv their width.
+B images or videos, F frames of each, S image size.
 """
 
 import itertools
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from openblip.cli.batches import Batches, JsonLines, decode_image, sample_name
+from openblip.cli.batches import Batches, OutputLines, decode_image, sample_name
 from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, ImageFile, find_sources, has_texts, is_one_file
-from openblip.cli.options import ModelOptions, read_texts
+from openblip.cli.options import ModelOptions, read_text_list
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam
@@ -22,7 +22,7 @@ from openblip.generation.decoding import Beam
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.predictor import BasePredictor, EncodedImages
+    from openblip.predictor import BasePredictor
 
 
 class Asked(NamedTuple):
@@ -80,7 +80,7 @@ def command(
         raise ConfigError("a question is empty; write it in quotes after the image")
     chosen = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
     Beam(min_new_tokens=1, **chosen)  # says what is out of range before anything is loaded
-    choices = None if candidates is None else read_texts(candidates, "candidates")
+    choices = None if candidates is None else read_text_list(candidates, "candidates")
     is_alone = out is None and is_one_file(source)
     sources = [] if is_alone else find_sources([source], images=images, videos=True, with_texts=not questions)
     if not questions and not has_texts(sources):
@@ -107,7 +107,7 @@ def command(
             print(json.dumps(row, ensure_ascii=False))
         return 0
     fields = ("question", "answer", "logprob")
-    with JsonLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
+    with OutputLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
         batches = Batches(
             sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers
         )
@@ -126,7 +126,9 @@ def _answer(
     """The rows of images or videos of equally many frames."""
     import torch
 
-    images = _encode(predictor, torch.stack([asked.frames for asked in batch]), batch_size)
+    images = predictor.encode(
+        torch.stack([asked.frames for asked in batch]), batch_size
+    )  # of (B, F, 3, S, S)
     texts = [question for asked in batch for question in asked.questions]
     answers = predictor.answer(
         images.select(torch.tensor([i for i, asked in enumerate(batch) for _ in asked.questions])),
@@ -141,16 +143,6 @@ def _answer(
         for question, answer in zip(texts, answers, strict=True)
     )
     return [[next(rows) for _ in asked.questions] for asked in batch]
-
-
-def _encode(predictor: "BasePredictor", pixels: "Tensor", batch_size: int) -> "EncodedImages":
-    """Encode images or videos, uint8 (B, F, 3, S, S)."""
-    from openblip.predictor import EncodedImages
-
-    num_frames = pixels.shape[1]
-    frames = predictor.encode(pixels.flatten(0, 1), batch_size)  # tokens (B * F, N, Dv)
-    tokens = frames.tokens.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F * N, Dv)
-    return EncodedImages(tokens, frames.seeds[::num_frames], num_frames)
 
 
 def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "Tensor":

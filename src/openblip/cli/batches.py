@@ -1,6 +1,6 @@
 """What `openblip caption`, `answer` and `match` share: batches of samples read ahead, and lines that resume.
 
-with JsonLines(out, fields=("caption", "logprob")) as lines:
+with OutputLines(out, fields=("caption", "logprob")) as lines:
     batches = Batches(sources, prepare, lines, label="captioning", batch_size=32, num_workers=2)
     for batch in batches:
         lines.write([sample for sample, _ in batch], rows)
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TextIO
 
 from openblip.cli.inputs import FileSource
-from openblip.data.reader import read_source
+from openblip.data.reader import Prepared, read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.errors import ConfigError, SourceError
 from openblip.files import JsonLine, read_jsonl
@@ -25,8 +25,7 @@ from openblip.progress import Progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Prepared = TypeVar("Prepared")
-Row = Mapping[str, Any]
+OutputRow = Mapping[str, Any]
 Identity = tuple[str, str]
 """Shard and key; the shard of image files is empty and stands in no line."""
 
@@ -43,7 +42,7 @@ def decode_image(sample: Sample) -> "Image":
     return read_image(sample.image, name=sample_name(sample.shard, sample.key))
 
 
-class JsonLines:
+class OutputLines:
     """The lines that a command writes; a context manager.
 
     A file that a killed run left is continued. What is half-written at its end, a line or a sample without
@@ -70,7 +69,7 @@ class JsonLines:
         printed: bool = True,
     ) -> None:
         self.out, self.fields, self.num_lines, self.given = out, fields, num_lines, given
-        self.present: dict[Identity, list[Row]] = {}
+        self.present: dict[Identity, list[OutputRow]] = {}
         """The lines of the samples that the file held before."""
         self.stream: TextIO | None = sys.stdout if printed else None
 
@@ -87,7 +86,7 @@ class JsonLines:
         if self.out is not None and self.stream is not None:
             self.stream.close()
 
-    def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[Row]]) -> None:
+    def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[OutputRow]]) -> None:
         """Write the lines of a batch, a list of rows for each sample."""
         if self.stream is None:
             return
@@ -122,7 +121,7 @@ class JsonLines:
             raise self._error(f"{path}:{line.number}")
         return str(line.value.get("shard", "")), str(line.value["key"])
 
-    def _is_whole(self, rows: Sequence[Row], place: str) -> bool:
+    def _is_whole(self, rows: Sequence[OutputRow], place: str) -> bool:
         wrong = any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
         if self.given is not None and not wrong:
             wrong = [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)])
@@ -157,7 +156,7 @@ class Batches(Generic[Prepared]):
         self,
         sources: Sequence[Source],
         prepare: Callable[[Sample], Prepared],
-        lines: JsonLines,
+        lines: OutputLines,
         *,
         label: str,
         batch_size: int,

@@ -5,10 +5,9 @@ from typing import Any
 
 import tyro
 
-from openblip.capfilt.bootstrap_config import BootstrapConfig
 from openblip.cli.parsing import parse
-from openblip.cli.recipe_choice import choose_recipe
-from openblip.recipes.catalog import FAMILIES
+from openblip.cli.train import choose_recipe
+from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
         ),
         description="Train on human and noisy pairs, clean the noisy ones (CapFilt), train anew, compare.",
     )
-    from openblip.capfilt.bootstrap import bootstrap
+    from openblip.recipes.bootstrap import bootstrap
 
     results = bootstrap(config)
     print_results(results)

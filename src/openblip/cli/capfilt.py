@@ -25,6 +25,7 @@ def command(
     batch_size: int = 64,
     num_workers: int = 4,
     device: str | None = None,
+    dtype: str = "float32",
 ) -> int:
     """Writes a caption for every image, scores it and the web text, and keeps what matches.
 
@@ -41,10 +42,11 @@ def command(
         options: how captions are written.
         prompt: the first words of every caption; the checkpoint's own when not given.
         seed: with shard and key of an image it decides its sampled captions.
-        images: the image folder of a COCO captions file.
+        images: the folder of the images that an annotation file or table names.
         batch_size: images in one step of the models.
         num_workers: threads that read and decode images.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
+        dtype: precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows.
     """
     from openblip.capfilt.config import CapFiltConfig
 
@@ -60,12 +62,13 @@ def command(
         seed=seed,
         batch_size=batch_size,
         num_workers=num_workers,
+        dtype=dtype,
     )
     from openblip.capfilt.local import run_capfilt
 
     summary = run_capfilt(config, out, device=device)
-    for name, found in summary.scores.sources.items():
-        print(f"{name}: kept {found.kept:,} of {found.texts:,} texts")
+    for name, counts in summary.scores.sources.items():
+        print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     print(f"report: {summary.report}")
     for shard, error in summary.failed:
         print(f"failed: {shard}: {error}", file=sys.stderr)

@@ -22,6 +22,6 @@ def command(
     """
     from openblip.capfilt.selection import select
 
-    for name, found in select(directory, threshold).sources.items():
-        print(f"{name}: kept {found.kept:,} of {found.texts:,} texts")
+    for name, counts in select(directory, threshold).sources.items():
+        print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     return 0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openblip.cli.batches import Batches, JsonLines, decode_image
+from openblip.cli.batches import Batches, OutputLines, decode_image
 from openblip.cli.inputs import FileSource, find_sources
 from openblip.cli.options import DecodingOptions, ModelOptions
 from openblip.cli.sidecar import SidecarOptions
@@ -70,7 +70,7 @@ def command(
     )  # refuses what it cannot do, before a file is made
     import torch
 
-    lines = JsonLines(
+    lines = OutputLines(
         out,
         fields=("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ())),
         num_lines=num_captions,

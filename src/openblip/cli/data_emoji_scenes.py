@@ -4,8 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from openblip.data.emoji_scenes.request import Kind
-from openblip.data.emoji_scenes.vocabulary import Split
+from openblip.emoji_scenes.scene import Kind, Split
 
 
 def command(
@@ -41,7 +40,7 @@ def command(
         num_workers: Processes; by default one per processor. Changes nothing in what is written.
         overwrite: Replace the scenes in OUT by new ones.
     """
-    from openblip.data.emoji_scenes.writer import write_emoji_scenes
+    from openblip.emoji_scenes.writer import write_emoji_scenes
 
     folder = write_emoji_scenes(
         out,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
-from openblip.cli.options import ModelOptions, read_named_texts, read_texts
+from openblip.cli.options import ModelOptions, read_named_texts, read_text_list
 from openblip.errors import ConfigError
 from openblip.files import write_json
 from openblip.generation.decoding import Beam
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from openblip.data.sample import Source
     from openblip.predictor import BasePredictor
 
-Task = Literal[
+Benchmark = Literal[
     "caption", "retrieval", "filter", "vqa", "nlvr", "visdial", "video-retrieval", "video-qa",
     "classification",
 ]  # fmt: skip
@@ -66,14 +66,14 @@ class TaskOptions:
         """Return the arguments `classes` and `templates` of `evaluate_classification` that are given."""
         texts: dict[str, Any] = {}
         if self.templates is not None:
-            texts["templates"] = read_texts(self.templates, "templates")
+            texts["templates"] = read_text_list(self.templates, "templates")
         if self.classes is not None:
             texts["classes"] = read_named_texts(self.classes, "classes")
         return texts
 
 
 def command(
-    task: Annotated[Task, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(get_args(Task)))],
+    task: Annotated[Benchmark, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(get_args(Benchmark)))],
     /,
     *,
     model: str,
@@ -134,7 +134,7 @@ def command(
 
 
 def _measure(
-    task: Task, predictor: "BasePredictor", source: "Source", of_task: TaskOptions, **common: Any
+    task: Benchmark, predictor: "BasePredictor", source: "Source", of_task: TaskOptions, **common: Any
 ) -> dict[str, Any]:
     from openblip.evaluation.captioning import evaluate_captioning
     from openblip.evaluation.classification import evaluate_classification
@@ -158,7 +158,7 @@ def _measure(
             return evaluate_question_answering(
                 predictor,
                 source,
-                candidates=None if of_task.answers is None else read_texts(of_task.answers, "answers"),
+                candidates=None if of_task.answers is None else read_text_list(of_task.answers, "answers"),
                 num_frames=None if task == "vqa" else of_task.num_frames or 16,
                 decoding=of_task.beam(predictor.answer_decoding),
                 **common,

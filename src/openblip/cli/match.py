@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openblip.cli.batches import Batches, JsonLines, decode_image
+from openblip.cli.batches import Batches, OutputLines, decode_image
 from openblip.cli.inputs import ImageFile, find_sources, has_texts, is_one_file
 from openblip.cli.options import ModelOptions
 from openblip.data.sample import Sample
@@ -88,7 +88,7 @@ def command(
             print(json.dumps(row, ensure_ascii=False))
         return 0
     fields = ("text" if texts else "caption", "match", "similarity")
-    with JsonLines(out, fields=fields, num_lines=len(texts) or None, given=texts or None) as lines:
+    with OutputLines(out, fields=fields, num_lines=len(texts) or None, given=texts or None) as lines:
         batches = Batches(
             sources, prepare, lines, label="scoring", batch_size=batch_size, num_workers=num_workers
         )
@@ -117,7 +117,7 @@ def _score_captions(
     """Score every image with its own captions."""
     import torch
 
-    from openblip.predictor import similarity_of_pairs
+    from openblip.models.blip import similarity_of_pairs
 
     texts = [caption for captions_of_image in captions for caption in captions_of_image]
     owners = torch.tensor([i for i, captions_of_image in enumerate(captions) for _ in captions_of_image])

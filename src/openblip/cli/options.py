@@ -65,7 +65,7 @@ class DecodingOptions:
         return Beam(**common, num_beams=self.num_beams, length_penalty=self.length_penalty)
 
 
-def read_texts(path: Path, option: str) -> list[str]:
+def read_text_list(path: Path, option: str) -> list[str]:
     """Read a JSON list of texts; raises `ConfigError`, which names the option, for anything else."""
     content = _read(path, option)
     if not isinstance(content, list) or not _are_texts(content):

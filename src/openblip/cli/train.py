@@ -1,37 +1,60 @@
 """`openblip train RECIPE`: trains a recipe, with any of its settings changed."""
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from openblip.cli.parsing import parse
-from openblip.cli.recipe_choice import choose_recipe
-from openblip.recipes.any_run import AnyRun
+from openblip.errors import ConfigError
 from openblip.recipes.catalog import RECIPES
+from openblip.recipes.run import Run
 
 
 def run(argv: Sequence[str]) -> int:
-    """Reads the recipe's name, then the rest as changes to it; returns the exit code."""
-    name, words = choose_recipe("train", RECIPES, argv)
-    resume = "--resume" in words
-    recipe = RECIPES[name]
-    default = recipe()
-    chosen: Any = parse(
-        type(default),
-        [word for word in words if word != "--resume"],
-        prog=f"openblip train {name}",
-        default=default,
-        description=f"{recipe.__doc__}\n\nAlso: --resume goes on with the run in --out where it was stopped.",
-    )
-    return train(chosen, resume)
+    """Trains the recipe that the first word names, changed by the options that follow it.
 
-
-def train(chosen: AnyRun, resume: bool) -> int:
-    """Starts the run; exit code 0 when it reached its end, 130 when a signal stopped it."""
-    from openblip.recipes.start import start
-
-    if start(chosen, resume):
+    The exit code is 0 when the training reached its end, 130 when a signal stopped it.
+    """
+    name, options = choose_recipe("train", RECIPES, argv)
+    resume = "--resume" in options
+    chosen = parse_run(name, [word for word in options if word != "--resume"], prog=f"openblip train {name}")
+    if chosen.train(resume):
         print(f"trained: {chosen.out}/model", file=sys.stderr)
         return 0
     print(f"stopped; go on with the same command and --resume ({chosen.out})", file=sys.stderr)
     return 130
+
+
+def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
+    """The recipe `name` with changed settings."""
+    recipe = RECIPES[name]
+    default = recipe()
+    chosen: Run = parse(
+        type(default),
+        options,
+        prog=prog,
+        default=default,
+        description=f"{recipe.__doc__}\n\nAlso: --resume continues the run in --out where it was stopped.",
+    )
+    return chosen
+
+
+def choose_recipe(
+    command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The name that `argv` begins with, and the words after it.
+
+    Raises ConfigError for an unknown or missing name; SystemExit after printing the list for --help.
+    """
+    if argv and argv[0] in recipes:
+        return argv[0], list(argv[1:])
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: openblip {command} RECIPE [options]\n\nrecipes:")
+        for name, recipe in recipes.items():
+            summary = (inspect.getdoc(recipe) or "").split("\n")[0]
+            print(f"  {name:<22}{summary}")
+        print(f"\n`openblip {command} RECIPE --help` shows every option with the recipe's value.")
+        raise SystemExit(0)
+    given = f'there is no recipe "{argv[0]}"' if argv else "no recipe is named"
+    raise ConfigError(f"{given}; choose one of {', '.join(recipes)}")

@@ -9,11 +9,16 @@ from openblip.data.transforms import Augmentation
 class DataConfig:
     """Which pairs a training reads, and how."""
 
-    source: str
+    source: str | None = None
     """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or several with the probabilities
-    with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often."""
+    with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often. The user
+    must say."""
     images: str | None = None
     """Folder of the images that an annotation file or a table names."""
+    validation: str | None = None
+    """Samples on which the model is measured during the training: any one data source."""
+    validation_limit: int | None = None
+    """Number of samples that are used for it, the first of the source; None uses all."""
     augmentation: Augmentation | None = None
     """Random views of images; None: every image is squashed to a square."""
     num_workers: int = 1

@@ -132,8 +132,8 @@ class Loader:
     def _collate(self, parts: "list[_Part]") -> Batch:
         examples: dict[int, Example] = {}
         for part in parts:
-            for i, row in enumerate(part.rows):
-                examples[row] = part.examples[i]._replace(pixels=part.pixels[i].numpy())
+            for row, example, pixels in zip(part.rows, part.examples, part.pixels.numpy(), strict=True):
+                examples[row] = Example(example.key, example.shard, pixels, example.content)
         in_order = [examples[row] for row in range(self.batch_size)]
         # A processor that makes no tokens does not look at the tokenizer.
         batch = self.processor.collate(in_order, cast(Tokenizer, self.tokenizer))
@@ -227,6 +227,7 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
         while True:
             rows = range((worker - k) % num_workers, self.batch_size, num_workers)
             pixels: list[np.ndarray] = []
+            drawn: set[int] = set()
             part = _Part(rows, torch.empty(0), [], [], {})
             for row in rows:
                 draw = (k + row) * order.world_size + order.rank
@@ -235,8 +236,10 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
                 rejects: list[Reject] = []
                 example = stream.draw(self.decoder, rejects)
                 pixels.append(example.pixels)
-                part.examples.append(example._replace(pixels=_NO_PIXELS))
+                part.examples.append(Example(example.key, example.shard, _NO_PIXELS, example.content))
                 part.rejects.extend((row, reject) for reject in rejects)
+                drawn.add(number)
+            for number in drawn:
                 part.positions[number] = tuple(
                     streams[number, pool].position if (number, pool) in streams else position
                     for pool, position in enumerate(order.positions[number])

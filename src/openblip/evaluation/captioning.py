@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source, caption_texts
 from openblip.evaluation.run import run_evaluation
-from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.decoding import Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
 from openblip.predictor import BasePredictor
-
-CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
+from openblip.predictor.base import CAPTION_DECODING
 
 
 class _CaptionResult(NamedTuple):
@@ -47,13 +46,13 @@ def evaluate_captioning(
             _CaptionResult(
                 {"shard": s.shard, "key": s.key, "image_id": s.info.get("image_id", s.key)},
                 caption,
-                references(s),
+                reference_captions(s),
                 s.info.get("domain"),
             )
             for s, caption in zip(samples, captions, strict=True)
         ]
 
-    run = run_evaluation(source, predict, label="captioning", check_sample=references, limit=limit)
+    run = run_evaluation(source, predict, label="captioning", check_sample=reference_captions, limit=limit)
     scored = [result for result in run.results if result.references]
     return run.report(
         {"num_images": len(run.results), "num_scored": len(scored)},
@@ -65,7 +64,7 @@ def evaluate_captioning(
     )
 
 
-def references(sample: Sample) -> list[str]:
+def reference_captions(sample: Sample) -> list[str]:
     """Return all captions known to be true of a sample, normalised as in training.
 
     These are its `references` field, or its captions where it has none. Raises `SourceError` when the field

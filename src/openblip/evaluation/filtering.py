@@ -18,7 +18,7 @@ from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import open_source
 from openblip.data.sources.capfilt import CapFiltSource
 from openblip.errors import SourceError
-from openblip.evaluation.captioning import references
+from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.filtering import auc, filter_quality
 from openblip.predictor import BasePredictor
@@ -103,7 +103,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
         rows_by_key: dict[str, list[dict[str, Any]]] = {}
         for row in read_captions(directory, shard).to_pylist():
             rows_by_key.setdefault(row["key"], []).append(row)
-        for entry in read_source(run.original, references, shards=[shard]):
+        for entry in read_source(run.original, reference_captions, shards=[shard]):
             if isinstance(entry, Reject):
                 if entry.key in rows_by_key:
                     raise SourceError(f"{run.original.name}: {shard}/{entry.key}: {entry.reason}")

@@ -18,7 +18,7 @@ from openblip.progress import Progress
 
 SAMPLES_PER_BATCH = 64
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 Result = TypeVar("Result")
 
 
@@ -101,7 +101,7 @@ def sample_images(
     return encoded if num_frames is None else predictor.encode_videos(encoded, num_frames, batch_size)
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

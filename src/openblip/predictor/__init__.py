@@ -1,18 +1,20 @@
 """The user's side of a checkpoint: images and strings in, results out.
 
-`load` gives a `BlipPredictor` for a BLIP and a `Blip2Predictor` for a BLIP-2; `BasePredictor` defines the
-calls that both have.
+`load` gives a `BlipPredictor` for a BLIP and a `Blip2Predictor` for a BLIP-2; `BasePredictor` has their calls.
 """
 
-from openblip.models.blip import similarity_of_pairs
-from openblip.predictor.blip2_predictor import Blip2Predictor
-from openblip.predictor.calls import BasePredictor
-from openblip.predictor.explanation import Explanation
-from openblip.predictor.features import Features
-from openblip.predictor.images import EncodedImages, Images
-from openblip.predictor.loading import load
-from openblip.predictor.predictor import BlipPredictor
-from openblip.predictor.scored_text import ScoredText, TextScore
+import os
+
+import torch
+
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
+from openblip.checkpoints.loading import load_checkpoint
+from openblip.errors import ConfigError
+from openblip.predictor.base import BasePredictor
+from openblip.predictor.blip import BlipPredictor
+from openblip.predictor.blip2 import Blip2Predictor
+from openblip.predictor.inputs import EncodedImages, Images
+from openblip.predictor.results import Explanation, Features, ScoredText, TextScore
 
 __all__ = [
     "BasePredictor",
@@ -25,5 +27,57 @@ __all__ = [
     "ScoredText",
     "TextScore",
     "load",
-    "similarity_of_pairs",
 ]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    source: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    encoder_token: EncoderToken | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    vision: str | os.PathLike[str] | None = None,
+    language_model: str | os.PathLike[str] | None = None,
+) -> BlipPredictor | Blip2Predictor:
+    """A predictor from a checkpoint: a folder, a file, a name on the Hugging Face hub or of a shipped model.
+
+    Args:
+        source: what `checkpoints.loading.load_checkpoint` reads.
+        device: where it runs; by default the GPU if there is one.
+        dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or
+            "auto", which is bfloat16 on a GPU that computes with it and float32 elsewhere. For a BLIP-2 it is
+            that of the image encoder and the language model only. Results are float32 always.
+        encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by
+            default what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS], and
+            BLIP-2 knows no other.
+        tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
+        vision, language_model: where the frozen parts are that LAVIS' .pth files of BLIP-2 leave out, see
+            docs/checkpoints.md.
+
+    Raises CheckpointError when there is no such checkpoint or it is not whole, and ConfigError for a dtype or
+    an encoder_token that does not exist.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _chosen_dtype(dtype, device)
+    checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
+    if isinstance(checkpoint, Blip2Checkpoint):
+        if encoder_token not in (None, "[CLS]"):
+            raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
+        return Blip2Predictor(checkpoint, device, dtype)
+    if encoder_token is not None:
+        checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
+    return BlipPredictor(checkpoint, device, dtype)
+
+
+def _chosen_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The precision that `load` was asked for; ConfigError, which names the choices, for any other."""
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype is None or dtype in _DTYPES:
+        return _DTYPES[dtype or "float32"]
+    raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(_DTYPES)} and auto.")

@@ -1,9 +1,9 @@
-"""The paper's fine-tunings of BLIP-2, and training on instructions, as InstructBLIP does it."""
+"""The fine-tunings of BLIP-2's paper, and training on instructions as InstructBLIP does it."""
 
 from openblip.data.config import DataConfig
+from openblip.recipes.blip2_pretraining import VIEWS
 from openblip.recipes.blip2_run import Blip2Run
-from openblip.recipes.blip2_stage1 import VIEWS
-from openblip.recipes.vqa import QUESTIONS
+from openblip.recipes.blip_fine_tuning import QUESTIONS
 from openblip.tasks.config import (
     Blip2Stage1Config,
     Blip2Stage2Config,
@@ -14,7 +14,7 @@ from openblip.tasks.config import (
 from openblip.training.config import TrainingConfig
 
 EPOCHS = 5
-CAPTIONS = 566_747  # of COCO's Karpathy training split
+CAPTIONS = 566_747  # in COCO's Karpathy training split
 PROMPT = "a photo of"
 
 
@@ -26,9 +26,9 @@ def blip2_caption() -> Blip2Run:
     decay 0.05; 1k steps of warm-up to 1e-5, then a cosine to 0; every block of the image encoder at 0.95 of
     the learning rate of the block above. The prompt is "a photo of"; the language model stays frozen.
 
-    Cost: not in the paper; about a day on 16 GPUs of 40 GB.
-    Expected (paper, Table 3, NoCaps CIDEr / COCO BLEU@4 and CIDEr): OPT-2.7B 119.7 / 43.7 and 145.8, OPT-6.7B
-    121.0 / 43.5 and 145.2, FlanT5-XL 121.6 / 42.4 and 144.5; decode with a beam of 5, 8 to 30 tokens.
+    Cost: not in the paper; about a day on 16 GPUs of 40 GB. Expected (paper, Table 3, NoCaps CIDEr / COCO
+    BLEU@4 and CIDEr): OPT-2.7B 119.7 / 43.7 and 145.8, OPT-6.7B 121.0 / 43.5 and 145.2, FlanT5-XL 121.6 /
+    42.4 and 144.5; decode with a beam of 5, 8 to 30 tokens.
 
     Command, on each of 2 nodes with 8 GPUs (16 * 16 = 256 pairs a step):
         torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
@@ -58,22 +58,21 @@ def blip2_vqa() -> Blip2Run:
 
     Source: BLIP-2 (arXiv 2301.12597) section 4.3 and appendix. 5 epochs at a joint batch of 128, 1k steps of
     warm-up to 1e-5, layer-wise decay 0.95 (0.9 with OPT-6.7B: --training.layer-decay 0.9), otherwise as
-    `blip2-caption`. The Q-Former reads the question beside its queries; the weights with which it reads text
-    were dropped in stage 2 and come from stage 1, by --text-branch.
+    `blip2-caption`. The Q-Former reads the question beside its queries; stage 2 has dropped the weights
+    with which it reads text, so they come from stage 1, by --text-branch.
 
-    Cost: not in the paper; days on 16 GPUs of 40 GB.
-    Expected (paper, Table 4, VQAv2 test-dev/test-std): FlanT5-XL 81.55/81.66, OPT-2.7B 81.59/81.74, OPT-6.7B
-    82.19/82.30; decode with a beam of 5 and length penalty -1. People who tried with the released code report
-    less (LAVIS issue 460: 76.58).
+    Cost: not in the paper; days on 16 GPUs of 40 GB. Expected (paper, Table 4, VQAv2 test-dev/test-std):
+    FlanT5-XL 81.55/81.66, OPT-2.7B 81.59/81.74, OPT-6.7B 82.19/82.30; decode with a beam of 5 and length
+    penalty -1. People who tried with the released code report less (LAVIS issue 460: 76.58).
 
     Command, on each of 2 nodes with 8 GPUs (8 * 16 = 128 questions a step):
         torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip2-vqa --init runs/blip2-stage2-t5/model
-            --text-branch runs/blip2-stage1/model --data.source vqa_train.json,vqa_val.json,vg_qa.json
-            --data.images images --out runs/blip2-vqa
+            -m openblip train blip2-vqa --init runs/blip2-stage2-t5/model --text-branch
+            runs/blip2-stage1/model --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images
+            --out runs/blip2-vqa
 
-    The released code has nothing for this task. What the paper leaves open is BLIP's here: all answers of a
-    question are trained on, each weighted by the share of annotators who gave it, Visual Genome's by 0.2.
+    The released code has nothing for this task. What the paper leaves open is done as in BLIP: all answers of
+    a question are trained on, each weighted by the share of annotators who gave it, Visual Genome's by 0.2.
     """
     return _fine_tuning(
         "blip2-vqa",
@@ -93,10 +92,9 @@ def blip2_retrieval() -> Blip2Run:
     batch of 224: 566,747 // 224 = 2,530 steps each, 12,650 together; 1k steps of warm-up to 1e-5 (5e-6 for
     ViT-L: --training.learning-rate 5e-6), then a cosine to 0. Captions of the same image are all positive.
 
-    Cost: not in the paper; about a day on 16 GPUs of 40 GB.
-    Expected (paper, Table 5, COCO TR@1/IR@1 and Flickr30K zero-shot, 128 candidates re-ranked by ITM): ViT-g
-    85.4/68.3 and 97.6/89.7, ViT-L 83.5/66.3 and 96.9/88.6; without ITG 84.5/67.2 on COCO (Table 6), which is
-    --task.no-itg.
+    Cost: not in the paper; about a day on 16 GPUs of 40 GB. Expected (paper, Table 5, COCO TR@1/IR@1 and
+    Flickr30K zero-shot, 128 candidates re-ranked by ITM): ViT-g 85.4/68.3 and 97.6/89.7, ViT-L 83.5/66.3 and
+    96.9/88.6; without ITG 84.5/67.2 on COCO (Table 6), which is --task.no-itg.
 
     Command, on each of 2 nodes with 8 GPUs (14 * 16 = 224 pairs a step):
         torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
@@ -107,7 +105,7 @@ def blip2_retrieval() -> Blip2Run:
     With --training.accumulation the negatives come from fewer pairs.
 
     Where this recipe deviates from the released code: as `blip2-stage1` and `blip2-caption`; no layer-wise
-    decay, of which the paper says nothing here.
+    decay, which the paper does not mention here.
     """
     return _fine_tuning(
         "blip2-retrieval",
@@ -115,7 +113,6 @@ def blip2_retrieval() -> Blip2Run:
         image_size=364,
         steps=EPOCHS * (CAPTIONS // 224),
         batch_size=14,
-        layer_decay=None,
     )
 
 
@@ -128,32 +125,29 @@ def blip2_instruct() -> Blip2Run:
     checkpoint of stage 1.
 
     Data: samples with an instruction and its answer, several turns, or LLaVA's conversations (docs/data.md).
-    InstructBLIP mixes public sets with probabilities that go with the square roots of their sizes, and words
-    them as instructions by hand-written templates. Neither is part of this recipe: weights of the mixture and
-    texts are what --data.source says.
+    InstructBLIP mixes public sets with probabilities in proportion to the square roots of their sizes, and
+    turns them into instructions by hand-written templates. Neither is part of this recipe: --data.source
+    gives the weights of the mixture and the texts.
 
-    Cost: of InstructBLIP a day and a half on 16 A100 of 40 GB.
-    Expected (InstructBLIP, Table 1, zero-shot, FlanT5-XL): NoCaps CIDEr 119.9, Flickr30K CIDEr 84.5, GQA
-    accuracy 48.4.
+    Cost: InstructBLIP took a day and a half on 16 A100 of 40 GB. Expected (InstructBLIP, Table 1, zero-shot,
+    FlanT5-XL): NoCaps CIDEr 119.9, Flickr30K CIDEr 84.5, GQA accuracy 48.4.
 
-    Command, on each of 2 nodes with 8 GPUs (12 * 16 = 192 pictures a step):
+    Command, on each of 2 nodes with 8 GPUs (12 * 16 = 192 images a step):
         torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip2-instruct --init runs/blip2-stage2-t5/model
-            --text-branch runs/blip2-stage1/model --data.source llava_instruct_150k.json
-            --data.images train2017 --out runs/blip2-instruct
+            -m openblip train blip2-instruct --init runs/blip2-stage2-t5/model --text-branch
+            runs/blip2-stage1/model --data.source llava_instruct_150k.json --data.images train2017 --out
+            runs/blip2-instruct
 
-    What the paper leaves open: several turns. Each answer is trained on behind all turns before it, joined as
-    `chat` joins them, and the Q-Former reads the turn's own instruction. An instruction is put as a question,
-    "Question: {} Answer:", as stage 2 is used; InstructBLIP puts it as it is, which is
-    --question-prompt "{}". Longer texts than 256 tokens, prompt included, are cut.
+    The paper leaves open how several turns are trained on. Here each answer follows all turns before it,
+    joined as `chat` joins them, and the Q-Former reads the instruction of its turn. An instruction is put as
+    a question, "Question: {} Answer:", as stage 2 is used; InstructBLIP puts it without a frame, which is
+    --question-prompt "{}". Texts longer than 256 tokens, prompt included, are cut.
     """
     return _fine_tuning(
         "blip2-instruct",
         InstructionConfig(),
-        image_size=None,
         steps=60_000,
         batch_size=12,
-        layer_decay=None,
         max_text_length=128,
         max_text_tokens=256,
         warmup_learning_rate=1e-8,
@@ -164,30 +158,25 @@ def _fine_tuning(
     name: str,
     task: Blip2TaskConfig,
     *,
-    image_size: int | None,
     steps: int,
     batch_size: int,
-    layer_decay: float | None,
+    image_size: int | None = None,
+    layer_decay: float | None = None,
     max_text_length: int = 32,
     max_text_tokens: int | None = None,
     warmup_learning_rate: float = 1e-6,
 ) -> Blip2Run:
     """AdamW, 1k steps of warm-up to 1e-5, a cosine to 0. With an image size the encoder is trained at it.
 
-    batch_size: of each of 16 processes.
+    `batch_size` is that of each of 16 processes.
     """
+    trains_vision = image_size is not None
     return Blip2Run(
         recipe=name,
-        init="",
-        vision=None,
-        language=None,
-        qformer=None,
-        vocab_size=30524,
-        tokenizer=None,
-        train_vision=image_size is not None,
+        train_vision=trains_vision,
         frozen_dtype="bfloat16",
         image_size=image_size,
-        data=DataConfig(source="", augmentation=VIEWS, num_workers=4, max_text_length=max_text_length),
+        data=DataConfig(augmentation=VIEWS, num_workers=4, max_text_length=max_text_length),
         task=task,
         training=TrainingConfig(
             steps=steps,
@@ -199,7 +188,7 @@ def _fine_tuning(
             warmup_learning_rate=warmup_learning_rate,
             weight_decay=0.05,
             layer_decay=layer_decay,
-            activation_checkpointing=image_size is not None,
+            activation_checkpointing=trains_vision,
         ),
         prompt=PROMPT,
         max_text_tokens=max_text_tokens,

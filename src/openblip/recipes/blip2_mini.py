@@ -1,12 +1,16 @@
-"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of blip-mini."""
+"""blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of blip-mini.
+
+Its language models are trained here too, on text alone: a tiny OPT and a tiny T5.
+"""
 
 from typing import NamedTuple
 
 from openblip.data.config import DataConfig
 from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
-from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
-from openblip.training.config import TrainingConfig
+from openblip.recipes.blip_mini import mini_training
+from openblip.recipes.language_run import LanguageRun, LanguageShape
+from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config, LanguagePretrainingConfig
 
 STAGE1_STEPS, STAGE2_STEPS = 600, 600
 # A step of stage 1 takes 5.4 times as many operations as one of stage 2 (benchmarks/step_operations.py).
@@ -24,6 +28,36 @@ QFORMER = QFormerConfig(
 )
 
 
+def blip2_mini_opt() -> LanguageRun:
+    """Train a tiny OPT on documents of emoji scenes: captions, questions and answers, no images.
+
+    Source: OPT made smaller; its lines end with a line break, as OPT's texts do in BLIP-2 (say so with
+    --language.end-of-text). Cost: twenty minutes on one CPU core. Expected: docs/results.md.
+    """
+    return _language("blip2-mini-opt", LanguageShape(architecture="opt"))
+
+
+def blip2_mini_t5() -> LanguageRun:
+    """Train a tiny T5 on documents of emoji scenes, to continue a prefix: prefix language modelling.
+
+    Source: BLIP-2 section 3.3, with T5 1.1 made smaller. Cost: twenty minutes on one CPU core.
+    Expected: docs/results.md.
+    """
+    return _language("blip2-mini-t5", LanguageShape(architecture="t5", num_layers=3))
+
+
+def _language(name: str, shape: LanguageShape) -> LanguageRun:
+    return LanguageRun(
+        recipe=name,
+        shape=shape,
+        vocab_size=800,
+        data=DataConfig(),
+        task=LanguagePretrainingConfig(),
+        training=mini_training(steps=2000),
+        out=f"runs/{name}",
+    )
+
+
 def blip2_mini_stage1() -> Blip2Run:
     """Stage 1 of BLIP-2 at the size of a laptop: ITC + ITM + ITG, a new Q-Former on a frozen ViT.
 
@@ -32,14 +66,11 @@ def blip2_mini_stage1() -> Blip2Run:
     """
     return Blip2Run(
         recipe="blip2-mini-stage1",
-        init=None,
         vision=ENCODER,
-        language=None,
         qformer=QFORMER,
         embed_dim=128,
         vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source=""),
+        data=DataConfig(),
         task=Blip2Stage1Config(),
         training=mini_training(steps=STAGE1_STEPS),
         out="runs/blip2-mini-stage1",
@@ -52,7 +83,7 @@ def blip2_mini_stage2_opt() -> Blip2Run:
     Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
     CPU core. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-stage2-opt", OPT, init="")
+    return _stage2("blip2-mini-stage2-opt", OPT, from_stage1=True)
 
 
 def blip2_mini_stage2_t5() -> Blip2Run:
@@ -61,68 +92,50 @@ def blip2_mini_stage2_t5() -> Blip2Run:
     Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
     CPU core. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-stage2-t5", T5, init="")
+    return _stage2("blip2-mini-stage2-t5", T5, from_stage1=True)
 
 
 def blip2_mini_scratch_opt() -> Blip2Run:
-    """Stage 2 without stage 1, to a tiny frozen OPT: what the paper's Figure 5 compares with.
+    """Stage 2 without stage 1, to a tiny frozen OPT: the comparison of the paper's Figure 5.
 
-    Source: BLIP-2 section 4.1, effect of representation learning. As many operations as both stages take
+    Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages
     together. Cost: twenty minutes on one CPU core. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-scratch-opt", OPT, init=None)
+    return _stage2("blip2-mini-scratch-opt", OPT, from_stage1=False)
 
 
 def blip2_mini_scratch_t5() -> Blip2Run:
-    """Stage 2 without stage 1, to a tiny frozen T5: what the paper's Figure 5 compares with.
+    """Stage 2 without stage 1, to a tiny frozen T5: the comparison of the paper's Figure 5.
 
-    Source: BLIP-2 section 4.1, effect of representation learning. As many operations as both stages take
+    Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages
     together. Cost: twenty minutes on one CPU core. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-scratch-t5", T5, init=None)
+    return _stage2("blip2-mini-scratch-t5", T5, from_stage1=False)
 
 
-class _Language(NamedTuple):
+class _Prompts(NamedTuple):
     end_of_text: str | None
-    prompt: str
-    question_prompt: str
+    caption: str
+    question: str
 
 
-OPT = _Language("\n", "a photo of", "Question: {} Answer:")
-# Its decoder has learned to go on from a prefix, or to write a whole line after none.
-T5 = _Language(None, "", "Question: {} Short answer:")
+OPT = _Prompts("\n", "a photo of", "Question: {} Answer:")
+# Its decoder has learned to continue a prefix, or to write a whole line after none.
+T5 = _Prompts(None, "", "Question: {} Short answer:")
 
 
-def _stage2(name: str, language: _Language, *, init: str | None) -> Blip2Run:
-    """From the checkpoint `init`, which the user names where it is ""; or from a new Q-Former."""
-    is_new = init is None
+def _stage2(name: str, prompts: _Prompts, *, from_stage1: bool) -> Blip2Run:
+    """From a checkpoint of stage 1 that the user names with --init, or from a new Q-Former."""
     return Blip2Run(
         recipe=name,
-        init=init,
-        vision=ENCODER if is_new else None,
-        language=LanguageModelSource(source="", end_of_text=language.end_of_text),
-        qformer=QFORMER if is_new else None,
+        vision=None if from_stage1 else ENCODER,
+        language=LanguageModelSource(end_of_text=prompts.end_of_text),
+        qformer=None if from_stage1 else QFORMER,
         vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source=""),
+        data=DataConfig(),
         task=Blip2Stage2Config(),
-        training=mini_training(steps=SCRATCH_STEPS if is_new else STAGE2_STEPS),
-        prompt=language.prompt,
-        question_prompt=language.question_prompt,
+        training=mini_training(steps=STAGE2_STEPS if from_stage1 else SCRATCH_STEPS),
+        prompt=prompts.caption,
+        question_prompt=prompts.question,
         out=f"runs/{name}",
-    )
-
-
-def mini_training(*, steps: int) -> TrainingConfig:
-    """How the mini models are trained: batches of 64, Muon beside AdamW."""
-    return TrainingConfig(
-        steps=steps,
-        batch_size=64,
-        learning_rate=1e-3,
-        muon_learning_rate=4e-3,
-        warmup_steps=100,
-        min_learning_rate=1e-5,
-        beta2=0.98,
-        clip_norm=1.0,
-        checkpoint_every=100,
     )

@@ -1,108 +1,160 @@
-"""blip-mini: the whole of BLIP in 3.5 million parameters, for emoji scenes and for CPUs."""
+"""blip-mini: the whole of BLIP in 3.5 million parameters, for emoji scenes and CPUs (docs/results.md)."""
 
 from dataclasses import replace
+from typing import Any
 
 from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes.run import Run
+from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import (
     BlipTaskConfig,
     CaptioningConfig,
     ContrastiveConfig,
+    NlvrConfig,
     PretrainingConfig,
+    QuestionAnsweringConfig,
     RetrievalConfig,
+    VisdialConfig,
 )
 from openblip.training.config import TrainingConfig
 
-# Left and right, big and small, one and two are said in the captions: no flips and hardly any crop.
+# Captions say left and right, big and small, one and two: no flips and hardly any crop.
 AUGMENTATION = Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_ops=0)
+NUM_FRAMES = 4
 
 
-def blip_mini() -> Run:
+def blip_mini() -> BlipRun:
     """Pre-train BLIP at the size of a laptop (ITC + ITM + LM from random weights).
 
     Source: BLIP section 3.2 with everything made smaller, and Muon beside AdamW. Cost: 26 minutes on one CPU
     core with AMX. Expected: docs/results.md.
     """
-    return Run(
+    vision = VisionConfig(
+        image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640
+    )
+    text = TextConfig(
+        vocab_size=0, hidden_dim=160, num_layers=3, num_heads=4, mlp_dim=640, max_positions=48, dropout=0.0
+    )
+    return BlipRun(
         recipe="blip-mini",
-        init=None,
-        model=BlipConfig(
-            vision=VisionConfig(
-                image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640
-            ),
-            text=TextConfig(
-                vocab_size=0,
-                hidden_dim=160,
-                num_layers=3,
-                num_heads=4,
-                mlp_dim=640,
-                max_positions=48,
-                dropout=0.0,
-            ),
-            embed_dim=128,
-        ),
+        model=BlipConfig(vision=vision, text=text, embed_dim=128),
         vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source="", augmentation=AUGMENTATION),
+        data=DataConfig(augmentation=AUGMENTATION),
         task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
-        training=TrainingConfig(
-            steps=2500,
-            batch_size=64,
-            learning_rate=1e-3,
-            muon_learning_rate=4e-3,
-            warmup_steps=200,
-            min_learning_rate=1e-5,
-            beta2=0.98,
-            clip_norm=1.0,
-            checkpoint_every=100,
-        ),
+        training=mini_training(steps=2500, warmup_steps=200),
         out="runs/blip-mini",
     )
 
 
-def blip_mini_captioner() -> Run:
+def blip_mini_captioner() -> BlipRun:
     """Fine-tune a pre-trained blip-mini into a captioner (LM alone, on clean pairs).
 
     Source: BLIP section 3.3 at small scale. Cost: 29 minutes on one CPU core with AMX.
     Expected: docs/results.md.
     """
-    return fine_tune_mini("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), steps=5000)
+    return fine_tuning_mini("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), steps=5000)
 
 
-def blip_mini_filter() -> Run:
+def blip_mini_filter() -> BlipRun:
     """Fine-tune a pre-trained blip-mini into a filter (ITC + ITM, on clean pairs).
 
     Source: BLIP section 3.3 at small scale. Cost: 17 minutes on one CPU core with AMX.
     Expected: docs/results.md.
     """
-    contrastive = ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100)
     # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
-    run = fine_tune_mini("blip-mini-filter", RetrievalConfig(contrastive=contrastive), steps=500)
-    return replace(run, training=replace(run.training, batch_size=256))
+    return fine_tuning_mini("blip-mini-filter", retrieval_mini(), steps=500, batch_size=256)
 
 
-def fine_tune_mini(name: str, task: BlipTaskConfig, *, steps: int) -> Run:
-    """A fine-tuning of blip-mini by `steps` batches of 64."""
-    return Run(
+def blip_mini_vqa() -> BlipRun:
+    """Fine-tune a pre-trained blip-mini to answer questions about emoji scenes (`--kind questions`).
+
+    Source: BLIP section 5.3 at small scale. Cost: half an hour on one CPU core. Expected: docs/results.md.
+    """
+    return fine_tuning_mini("blip-mini-vqa", QuestionAnsweringConfig(label_smoothing=0.0), steps=2500)
+
+
+def blip_mini_nlvr() -> BlipRun:
+    """Fine-tune a blip-mini filter to judge statements about two emoji scenes (`--kind statements`).
+
+    Source: BLIP section 5.4 at small scale. It uses AdamW alone, and slowly: at first the answers are coin
+    tosses, and Muon, whose updates are as large without a signal, would forget the pre-training meanwhile.
+
+    Cost: half an hour on one CPU core. Expected: docs/results.md.
+    """
+    return fine_tuning_mini(
+        "blip-mini-nlvr",
+        NlvrConfig(),
+        steps=4500,
+        batch_size=32,
+        learning_rate=1.5e-4,
+        muon_learning_rate=None,
+    )
+
+
+def blip_mini_visdial() -> BlipRun:
+    """Fine-tune a pre-trained blip-mini to rank answers in dialogs about emoji scenes (`--kind dialogs`).
+
+    Source: BLIP section 5.5 at small scale. The model has 48 positions: it reads the end of a longer dialog.
+    Cost: 20 minutes on one CPU core. Expected: docs/results.md.
+    """
+    run = fine_tuning_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=900)
+    return replace(run, data=replace(run.data, max_text_length=48))
+
+
+def blip_mini_video_retrieval() -> BlipRun:
+    """Fine-tune a pre-trained blip-mini to match emoji videos with their captions (`--kind clips`).
+
+    Source: BLIP section 5.6, which does this without training, at small scale. Cost: 20 minutes on one
+    CPU core. Expected: docs/results.md.
+    """
+    run = fine_tuning_mini("blip-mini-video-retrieval", retrieval_mini(), steps=500)
+    return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))
+
+
+def blip_mini_video_qa() -> BlipRun:
+    """Fine-tune `blip-mini-vqa` to answer questions about emoji videos (`--kind clip-questions`).
+
+    Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA, at small scale. Cost: 20 minutes on
+    one CPU core. Expected: docs/results.md.
+    """
+    run = fine_tuning_mini("blip-mini-video-qa", QuestionAnsweringConfig(label_smoothing=0.0), steps=500)
+    return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))
+
+
+def retrieval_mini() -> RetrievalConfig:
+    """ITC and ITM with a queue that is small enough for emoji scenes."""
+    return RetrievalConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
+
+
+def fine_tuning_mini(name: str, task: BlipTaskConfig, **training: Any) -> BlipRun:
+    """A fine-tuning of blip-mini, at half the learning rates of its pre-training; `training` changes more."""
+    slower = {
+        "learning_rate": 5e-4,
+        "muon_learning_rate": 2e-3,
+        "warmup_steps": 50,
+        "min_learning_rate": 1e-6,
+    }
+    return BlipRun(
         recipe=name,
-        init="",
-        model=None,
         vocab_size=1000,
-        tokenizer=None,
-        data=DataConfig(source="", augmentation=AUGMENTATION),
+        data=DataConfig(augmentation=AUGMENTATION),
         task=task,
-        training=TrainingConfig(
-            steps=steps,
-            batch_size=64,
-            learning_rate=5e-4,
-            muon_learning_rate=2e-3,
-            warmup_steps=50,
-            min_learning_rate=1e-6,
-            beta2=0.98,
-            clip_norm=1.0,
-            checkpoint_every=100,
-        ),
+        training=mini_training(**{**slower, **training}),
         out=f"runs/{name}",
     )
+
+
+def mini_training(*, steps: int, **changes: Any) -> TrainingConfig:
+    """How all mini models are trained, language models included: batches of 64, AdamW and Muon."""
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "muon_learning_rate": 4e-3,
+        "warmup_steps": 100,
+        "min_learning_rate": 1e-5,
+        "beta2": 0.98,
+        "clip_norm": 1.0,
+        "checkpoint_every": 100,
+    }
+    return TrainingConfig(steps=steps, **{**settings, **changes})

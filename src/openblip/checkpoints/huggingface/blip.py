@@ -1,7 +1,7 @@
 """Folders of transformers' BLIP: for captions, retrieval and questions, and its BlipModel.
 
-What the format has no place for (the temperature of ITC, a captioner's prompt, ...) is written under
-"openblip" in config.json, which transformers keeps and ignores.
+What the format has no place for (the temperature of ITC, a captioner's prompt, ...) is written under "openblip" in
+config.json, which transformers keeps and ignores.
 """
 
 import math
@@ -19,15 +19,16 @@ from openblip.checkpoints.checkpoint import (
     EncoderToken,
     check_parts_fit,
     checked_encoder_token,
+    empty_blip,
     find_tokenizer,
 )
-from openblip.checkpoints.native.blip import empty_blip, load_weights
 from openblip.checkpoints.state_dict import (
     WEIGHTS,
     Layout,
     Table,
     add_prefix,
     check_tied,
+    copy_weights,
     find_layout,
     infer_sharing,
     read_folder_weights,
@@ -48,24 +49,18 @@ BICUBIC = 3  # PIL's number
 
 # ---- names of settings (configuration_blip) and of weights (modeling_blip)
 
-HF_VISION_SETTINGS = {  # BlipVisionConfig
-    "image_size": "image_size",
-    "patch_size": "patch_size",
+_SIZES = {
     "hidden_dim": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "mlp_dim": "intermediate_size",
     "layer_norm_eps": "layer_norm_eps",
 }
-HF_TEXT_SETTINGS = {  # BlipTextConfig
+HF_VISION_SETTINGS = {"image_size": "image_size", "patch_size": "patch_size"} | _SIZES  # BlipVisionConfig
+HF_TEXT_SETTINGS = _SIZES | {  # BlipTextConfig
     "vocab_size": "vocab_size",
-    "hidden_dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
     "max_positions": "max_position_embeddings",
     "dropout": "hidden_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
 }
 
 HF_VISION_KEYS: Table = {  # BlipVisionModel
@@ -104,74 +99,60 @@ BERT_LM_HEAD_KEYS: Table = {  # BlipTextLMPredictionHead
     "lm_head.bias": "cls.predictions.bias",
 }
 ENCODER, DECODER = {"encode": "text_encoder"}, {"decode": "text_decoder.bert"}  # prefixes, also in .pth files
-# The decoder's matrix is the word embeddings, its bias is cls.predictions.bias: files may have them twice.
-TIED_KEYS = "text_decoder.cls.predictions.decoder."
 MATCHING_KEYS: Table = {head: head for head in ("vision_proj", "text_proj", "itm_head")}
 
 
-def position_ids(text_prefixes: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the buffers 0, 1, 2, ... that older files hold."""
-    return tuple(f"{prefix}.embeddings.position_ids" for prefix in text_prefixes.values())
+def blip_layout(
+    heads: tuple[Head, ...],
+    body: Table,
+    text_prefixes: Mapping[str, str],
+    head_keys: Table | None = None,
+    *,
+    pooled: bool = False,
+) -> Layout[Head]:
+    """The layout of a BLIP. body: key table of image encoder and text; head_keys: of the heads but the decoder's."""
+    table = {**body, **(head_keys or {})}
+    derived = [f"{prefix}.embeddings.position_ids" for prefix in text_prefixes.values()]  # 0, 1, 2, ...
+    if "decode" in text_prefixes:
+        table |= add_prefix(BERT_LM_HEAD_KEYS, "text.", "text_decoder.")
+        derived.append("text_decoder.cls.predictions.decoder.")  # see `state_dict.check_tied`
+    return Layout(heads, table, tuple(derived), text_prefixes, pooled)
 
 
 _BODY = add_prefix(HF_VISION_KEYS, "vision.", "vision_model.") | add_prefix(
     BERT_TEXT_KEYS, "text.", "{text}."
 )
-_LM_HEAD = add_prefix(BERT_LM_HEAD_KEYS, "text.", "text_decoder.")
-_TEXT_MODEL = {"encode": "text_model"}
-
 _LAYOUTS: Mapping[str, Layout[Head]] = {
-    "BlipForConditionalGeneration": Layout(
-        heads=("lm",),
-        table={**_BODY, **_LM_HEAD},
-        text_prefixes=DECODER,
-        derived=(TIED_KEYS, *position_ids(DECODER)),
-    ),
-    "BlipForImageTextRetrieval": Layout(
-        heads=("itc", "itm"),
-        table={**_BODY, **MATCHING_KEYS},
-        text_prefixes=ENCODER,
-        derived=position_ids(ENCODER),
-    ),
-    "BlipForQuestionAnswering": Layout(
-        heads=("vqa",),
-        table={**_BODY, **_LM_HEAD},
-        text_prefixes=ENCODER | DECODER,
-        derived=(TIED_KEYS, *position_ids(ENCODER | DECODER)),
-    ),
-    "BlipModel": Layout(
-        heads=("itc",),
-        pooled=True,
-        table={
-            **_BODY,
+    "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, DECODER),
+    "BlipForImageTextRetrieval": blip_layout(("itc", "itm"), _BODY, ENCODER, MATCHING_KEYS),
+    "BlipForQuestionAnswering": blip_layout(("vqa",), _BODY, ENCODER | DECODER),
+    "BlipModel": blip_layout(
+        ("itc",),
+        _BODY,
+        {"encode": "text_model"},
+        {
             LOG_TEMPERATURE: "logit_scale",  # its negative
             "text_pooler": "text_model.pooler.dense",
             "vision_proj": "visual_projection",
             "text_proj": "text_projection",
         },
-        text_prefixes=_TEXT_MODEL,
-        derived=position_ids(_TEXT_MODEL),
+        pooled=True,
     ),
 }
 
 # ---- reading and writing
 
 
-def load_huggingface_blip(
-    folder: str | Path, tokenizer: str | os.PathLike[str] | None = None
-) -> BlipCheckpoint:
-    """Read a folder of transformers' `save_pretrained`, in float32 on the CPU, in eval mode.
+def load_huggingface_blip(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
+    """Read a folder of transformers' `save_pretrained`.
 
-    The weights may be safetensors or pytorch_model.bin, of which no code is run, whole or sharded. Tokenizer
-    and preprocessing are the folder's own, unless `tokenizer` names another; without one, the tokenizer is
-    BERT's from the hub. Sizes, head counts and epsilons come from config.json.
+    tokenizer: folder or hub name; None is the folder's own, or BERT's from the hub when it has none. Sizes, head counts
+    and epsilons come from config.json.
 
-    Raises CheckpointError for another class of model, a setting that BLIP does not have, weights that are
-    missing or left over (they are listed), or a tokenizer of another model.
+    Raises CheckpointError also for another class of model, and for a setting that BLIP does not have.
     """
     import transformers
 
-    folder = Path(folder)
     config = read_huggingface_config(folder, {"blip": transformers.BlipConfig})
     state = read_folder_weights(folder)
     layout = _LAYOUTS[_class_of(folder, config, state)]
@@ -187,7 +168,7 @@ def load_huggingface_blip(
         weights[LOG_TEMPERATURE] = -weights[LOG_TEMPERATURE]  # transformers multiplies, ours divides
     elif LOG_TEMPERATURE in names:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
-    load_weights(model, weights, origin=str(folder))
+    copy_weights(model, weights, origin=str(folder))
     words = find_tokenizer(folder, folder, tokenizer)
     if "decode" in layout.text_prefixes:
         _check_special_tokens(folder, config.text_config, words)
@@ -197,12 +178,9 @@ def load_huggingface_blip(
     return checkpoint
 
 
-def save_huggingface_blip(folder: str | Path, checkpoint: BlipCheckpoint) -> None:
-    """Write a folder that transformers and `load_huggingface_blip` read; config.json comes last.
-
-    Raises CheckpointError when none of transformers' classes can hold the model.
-    """
-    folder, model = Path(folder), checkpoint.model
+def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
+    """Write a folder that transformers and `load_huggingface_blip` read; config.json comes last."""
+    model = checkpoint.model
     class_name = _class_for(model.config)
     layout = _LAYOUTS[class_name]
     weights = model.state_dict()
@@ -242,8 +220,8 @@ def _class_of(folder: Path, config: Any, state: Mapping[str, Tensor]) -> str:
 def unknown_class(folder: Path, named: list[str], known: Mapping[str, object]) -> CheckpointError:
     """The error for a folder whose class neither config.json nor its weights tell."""
     return CheckpointError(
-        f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look "
-        f"like those of a class that can be read: {', '.join(known)}."
+        f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look like those "
+        f"of a class that can be read: {', '.join(known)}."
     )
 
 
@@ -253,9 +231,9 @@ def _class_for(config: BlipConfig) -> str:
     if name is None:
         pooled = " and a pooler" if config.pooled else ""
         raise CheckpointError(
-            f"No model of transformers has the heads {', '.join(config.heads)}{pooled}: it has captioners "
-            "(lm), retrieval models (itc and itm), question answering (vqa), and BlipModel (itc with a "
-            "pooler). Fine-tune one of these, or save as openblip."
+            f"No model of transformers has the heads {', '.join(config.heads)}{pooled}: it has captioners (lm), "
+            "retrieval models (itc and itm), question answering (vqa), and BlipModel (itc with a pooler). Fine-tune "
+            "one of these, or save as openblip."
         )
     if "vqa" in config.heads and config.text.hidden_dim != config.vision.hidden_dim:
         raise CheckpointError(
@@ -273,8 +251,7 @@ def _check_special_tokens(folder: Path, text_config: Any, tokenizer: Tokenizer) 
     ):
         if index != expected:
             raise CheckpointError(
-                f"{folder}: {token} is {index} in config.json and {expected} in the tokenizer; they are of "
-                "two models."
+                f"{folder}: {token} is {index} in config.json and {expected} in the tokenizer; they are of two models."
             )
 
 
@@ -309,14 +286,13 @@ def _blip_config(
         )
     if text.encoder_hidden_size != vision.hidden_size:
         raise CheckpointError(
-            f"{folder}: the text attends to image tokens of width {text.encoder_hidden_size}, but those of "
-            f"the image encoder are {vision.hidden_size}."
+            f"{folder}: the text attends to image tokens of width {text.encoder_hidden_size}, but those of the image "
+            f"encoder are {vision.hidden_size}."
         )
     if "vqa" in layout.heads and text.hidden_size != vision.hidden_size:
         raise CheckpointError(
-            f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for "
-            f"images, of width {vision.hidden_size}. transformers cannot run such a model either; both "
-            "widths must be the same."
+            f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for images, of "
+            f"width {vision.hidden_size}. transformers cannot run such a model either; both widths must be the same."
         )
     try:
         return BlipConfig(
@@ -411,9 +387,7 @@ _EXTRA_TYPES: Mapping[str, Callable[[Any], object]] = {
 
 
 def read_extra(folder: Path, config: Any, default: Extra) -> Extra:
-    """What OpenBLIP wrote into the folder's config; `default` for what it did not; CheckpointError if
-    damaged.
-    """
+    """What OpenBLIP wrote into the folder's config; `default` for what it did not; CheckpointError if damaged."""
     written = getattr(config, "openblip", None)
     if written is None:
         return default

@@ -1,13 +1,13 @@
 """Folders of transformers' BLIP-2: Blip2ForConditionalGeneration, Blip2Model (which has the same weights),
 Blip2ForImageTextRetrieval and InstructBlipForConditionalGeneration.
 
-What the format has no place for (prompts, the temperature of ITC, ...) is written under "openblip" in
-config.json, which transformers keeps and ignores.
+What the format has no place for (prompts, the temperature of ITC, ...) is written under "openblip" in config.json,
+which transformers keeps and ignores.
 
-The language model's weights stand below "language_model." under the names that its own class gives them, its
-settings in config.json as text_config, its tokenizer beside them. One of its tokens, "<image>", stands for a
-visual prompt: transformers puts the prompts where a text has it. Ours puts them before the text by itself,
-and reads folders with and without that token.
+The language model's weights stand below "language_model." under the names that its own class gives them, its settings
+in config.json as text_config, its tokenizer beside them. One of its tokens, "<image>", stands for a visual prompt:
+transformers puts the prompts where a text has it. Ours puts them before the text by itself, and reads folders with and
+without that token.
 """
 
 import copy
@@ -24,10 +24,12 @@ from openblip.checkpoints.checkpoint import (
     QUESTION_PROMPT,
     Blip2Checkpoint,
     check_image_size,
+    empty_blip2,
     find_tokenizer,
 )
 from openblip.checkpoints.hub import LOADING_ERRORS, first_line, quietly
 from openblip.checkpoints.huggingface.blip import (
+    BERT_TEXT_KEYS,
     HF_EVA_KEYS,
     HF_TEXT_SETTINGS,
     HF_VISION_SETTINGS,
@@ -43,14 +45,12 @@ from openblip.checkpoints.huggingface.blip import (
     write_sizes,
     write_tokenizer,
 )
-from openblip.checkpoints.native.blip2 import empty_blip2
 from openblip.checkpoints.state_dict import (
     WEIGHTS,
     Layout,
     Table,
     add_prefix,
     assign_weights,
-    check_weights,
     find_layout,
     raise_on_mismatch,
     read_folder_weights,
@@ -85,28 +85,22 @@ _QFORMER_SETTINGS = {  # Blip2QFormerConfig
 }
 
 
-def qformer_layer_keys(attention: str, *, has_text_branch: bool) -> Table:
-    """Key table of the Q-Former's layers, which other formats name as BERT's.
+def qformer_layer_keys(inner: str, *, has_text_branch: bool) -> Table:
+    """Key table of the Q-Former's layers, whose names are BERT's, with a second feed-forward for the queries.
 
-    attention: the name of the module inside `attention` that holds query, key and value.
+    inner: name of the module in an attention that holds query, key and value.
     """
-    ours, theirs = "layers.{i}", "layer.{i}"
     table = {}
-    for name, module in (("self_attention", "attention"), ("cross_attention", "crossattention")):
-        inner = f"{theirs}.{module}.{attention}"
-        if name == "self_attention":
-            table[f"{ours}.{name}.branch.qkv"] = f"{inner}.query+key+value"
-        else:
-            table[f"{ours}.{name}.branch.query"] = f"{inner}.query"
-            table[f"{ours}.{name}.branch.key_value"] = f"{inner}.key+value"
-        table[f"{ours}.{name}.branch.out"] = f"{theirs}.{module}.output.dense"
-        table[f"{ours}.{name}.norm"] = f"{theirs}.{module}.output.LayerNorm"
-    for kind, ending in (("query", "_query"), ("text", "")) if has_text_branch else (("query", "_query"),):
-        table |= {
-            f"{ours}.{kind}_feed_forward.branch.0": f"{theirs}.intermediate{ending}.dense",
-            f"{ours}.{kind}_feed_forward.branch.2": f"{theirs}.output{ending}.dense",
-            f"{ours}.{kind}_feed_forward.norm": f"{theirs}.output{ending}.LayerNorm",
-        }
+    for ours, theirs in BERT_TEXT_KEYS.items():
+        if ".feed_forward." in ours:
+            query = theirs.replace(".intermediate.", ".intermediate_query.").replace(
+                ".output.", ".output_query."
+            )
+            table[ours.replace("feed_forward", "query_feed_forward")] = query
+            if has_text_branch:
+                table[ours.replace("feed_forward", "text_feed_forward")] = theirs
+        elif ours.startswith("layers."):
+            table[ours] = theirs.replace(".self.", f".{inner}.")
     return table
 
 
@@ -116,7 +110,7 @@ _IMAGE = {
     "qformer.embeddings.queries": "query_tokens",
 }
 _QUERIES, _TEXTS = (
-    add_prefix(qformer_layer_keys("attention", has_text_branch=text), "qformer.", "qformer.encoder.")
+    add_prefix(qformer_layer_keys("attention", has_text_branch=text), "qformer.", "qformer.")
     for text in (False, True)
 )
 _PROJECTION = {"language_proj": "language_projection"}
@@ -166,19 +160,14 @@ _LAYOUTS: Mapping[str, Layout[Blip2Head]] = {
 # ---- reading
 
 
-def load_huggingface_blip2(
-    folder: str | Path, tokenizer: str | os.PathLike[str] | None = None
-) -> Blip2Checkpoint:
-    """Read a folder of transformers' `save_pretrained`, in float32 on the CPU, in eval mode.
+def load_huggingface_blip2(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> Blip2Checkpoint:
+    """Read a folder of transformers' `save_pretrained`.
 
-    The weights may be safetensors or pytorch_model.bin, of which no code is run, whole or sharded.
-    tokenizer: the Q-Former's when it has a text branch, else the language model's; None is the folder's own.
+    tokenizer: folder or hub name of the Q-Former's when it has a text branch, else of the language model's; None is the
+    folder's own.
 
-    Raises CheckpointError for another class of model, a setting that BLIP-2 does not have, weights that are
-    missing, left over or of a wrong shape (they are listed), or a tokenizer that is missing or another
-    model's.
+    Raises CheckpointError also for another class of model, and for a setting that BLIP-2 does not have.
     """
-    folder = Path(folder)
     config = read_huggingface_config(folder, _config_classes())
     state = read_folder_weights(folder)
     layout = _LAYOUTS[_class_of(folder, config, state)]
@@ -194,12 +183,11 @@ def load_huggingface_blip2(
         )
         state = {name: t for name, t in state.items() if not name.startswith(_LANGUAGE)}
     model = empty_blip2(_blip2_config(folder, config, layout, extra, language), language=language)
-    expected = {name: t for name, t in model.state_dict().items() if not name.startswith(_OUR_LANGUAGE)}
-    weights = translate(layout.table, state, expected.keys() - {LOG_TEMPERATURE}, layout.derived, str(folder))
-    if LOG_TEMPERATURE in expected:
+    names = {name for name in model.state_dict() if not name.startswith(_OUR_LANGUAGE)}
+    weights = translate(layout.table, state, names - {LOG_TEMPERATURE}, layout.derived, str(folder))
+    if LOG_TEMPERATURE in names:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
-    check_weights(expected, weights, str(folder))
-    assign_weights(model, weights)
+    assign_weights(model, weights, str(folder), loaded=(_OUR_LANGUAGE,))
     words = None
     if model.config.has_text_branch:
         words = find_tokenizer(folder, folder / QFORMER_TOKENIZER if layout.instructed else folder, tokenizer)
@@ -244,8 +232,8 @@ def _blip2_config(
     vision, qformer = config.vision_config, config.qformer_config
     if vision.hidden_act not in _ACTIVATIONS or qformer.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
-            f"{folder} has {vision.hidden_act}/{qformer.hidden_act} and qkv_bias {vision.qkv_bias}; "
-            f"in BLIP-2 the image encoder has {' or '.join(_ACTIVATIONS)} and that bias, its Q-Former gelu."
+            f"{folder} has {vision.hidden_act}/{qformer.hidden_act} and qkv_bias {vision.qkv_bias}; in BLIP-2 the "
+            f"image encoder has {' or '.join(_ACTIVATIONS)} and that bias, its Q-Former gelu."
         )
     language_config = None
     if language is not None:
@@ -291,13 +279,12 @@ def _read_language_model(
     tokenizer: str | os.PathLike[str] | None,
     end_of_text: str | None,
 ) -> LanguageModel:
-    """The language model of a folder, in float32 on the CPU, in eval mode.
+    """The language model of a folder.
 
-    state: its weights under their own names. tokenizer: where its tokenizer is; None is the folder.
-    end_of_text: what ends a text; None is what text_config says.
+    state: its weights under their own names. tokenizer: where its tokenizer is; None is the folder. end_of_text: what
+    ends a text; None is what text_config says.
 
-    Raises CheckpointError when it is neither causal nor sequence-to-sequence, when weights are missing, left
-    over or of a wrong shape (they are listed), or when the tokenizer is missing or another model's.
+    Raises CheckpointError also when it is neither causal nor sequence-to-sequence.
     """
     model_class = _language_class(str(folder), text_config)
     words = _read_language_tokenizer(folder, tokenizer)
@@ -332,8 +319,7 @@ def _read_language_model(
     largest = max((i for word, i in words.get_vocab().items() if word != IMAGE_TOKEN), default=0)
     if largest >= num_rows:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {largest + 1} entries, the language model {num_rows}; it is "
-            "another model's."
+            f"{folder}: the tokenizer has {largest + 1} entries, the language model {num_rows}; it is another model's."
         )
     _check_language_width(str(folder), text_config, width)
     if end_of_text is None:
@@ -356,17 +342,16 @@ def _language_class(source: str, text_config: Any) -> Any:
     # Of encoder-decoders that transformers also has as decoders (BART, ...) its BLIP-2 would take the
     # decoder.
     raise CheckpointError(
-        f"{source}: a {text_config.model_type} is no language model that transformers' BLIP-2 can have: it "
-        "takes decoders (OPT, GPT-2, Llama, ...) and T5."
+        f"{source}: a {text_config.model_type} is no language model that transformers' BLIP-2 can have: it takes "
+        "decoders (OPT, GPT-2, Llama, ...) and T5."
     )
 
 
 def _check_language_width(source: str, text_config: Any, width: int) -> None:
     if text_config.hidden_size != width:
         raise CheckpointError(
-            f"{source}: the language model's word embeddings are {width} wide, and transformers' BLIP-2 "
-            f"makes visual prompts of the width of its layers, {text_config.hidden_size}. It cannot run "
-            "such a model."
+            f"{source}: the language model's word embeddings are {width} wide, and transformers' BLIP-2 makes visual "
+            f"prompts of the width of its layers, {text_config.hidden_size}. It cannot run such a model."
         )
 
 
@@ -376,8 +361,8 @@ def _read_language_tokenizer(folder: Path, named: str | os.PathLike[str] | None)
     source = folder if named is None else Path(named)
     if source.is_dir() and not any((source / name).is_file() for name in _TOKENIZER_FILES):
         raise CheckpointError(
-            f"{source} has no tokenizer of the language model: put its tokenizer.json and "
-            "tokenizer_config.json there, or name the folder that has them as the tokenizer."
+            f"{source} has no tokenizer of the language model: put its tokenizer.json and tokenizer_config.json "
+            "there, or name the folder that has them as the tokenizer."
         )
     try:
         return transformers.AutoTokenizer.from_pretrained(os.fspath(named or folder))
@@ -399,12 +384,9 @@ def _end_of_text(text_config: Any, tokenizer: Any) -> str | None:
 # ---- writing
 
 
-def save_huggingface_blip2(folder: str | Path, checkpoint: Blip2Checkpoint) -> None:
-    """Write a folder that transformers, its processor and `load_huggingface_blip2` read; config.json last.
-
-    Raises CheckpointError when none of transformers' classes can hold the model.
-    """
-    folder, model, config = Path(folder), checkpoint.model, checkpoint.model.config
+def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
+    """Write a folder that transformers, its processor and `load_huggingface_blip2` read; config.json last."""
+    model, config = checkpoint.model, checkpoint.model.config
     class_name = _class_for(config)
     layout = _LAYOUTS[class_name]
     text_config: dict[str, Any] | None = None
@@ -438,9 +420,8 @@ def _class_for(config: Blip2Config) -> str:
     if name is None:
         itg = " It has none for itg, with which the Q-Former itself writes." if "itg" in config.heads else ""
         raise CheckpointError(
-            f"No model of transformers has the heads {', '.join(config.heads)}: it has retrieval models "
-            f"(itc and itm) and models with a language model (llm).{itg} Fine-tune one of these, or save as "
-            "openblip."
+            f"No model of transformers has the heads {', '.join(config.heads)}: it has retrieval models (itc and itm) "
+            f"and models with a language model (llm).{itg} Fine-tune one of these, or save as openblip."
         )
     return name
 
@@ -448,16 +429,13 @@ def _class_for(config: Blip2Config) -> str:
 def _huggingface_config(
     config: Blip2Config, text_config: Mapping[str, Any] | None, image_token: int | None
 ) -> Any:
-    """transformers' settings of a model of ours. image_token: id of the token that stands for a visual
-    prompt.
-    """
+    """transformers' settings of a model of ours. image_token: id of the token that stands for a visual prompt."""
     vision, qformer = config.vision, config.qformer
     if not isinstance(vision, VisionConfig) or vision.input_norm or vision.output_norm:
         is_ours = isinstance(vision, VisionConfig)
         problem = "has CLIP's first norm or a last norm" if is_ours else "is not ours"
         raise CheckpointError(
-            f"transformers' BLIP-2 has one kind of image encoder, and this model's {problem}: save as "
-            "openblip."
+            f"transformers' BLIP-2 has one kind of image encoder, and this model's {problem}: save as openblip."
         )
     settings: dict[str, Any] = {
         "vision_config": {**write_sizes(vision, HF_VISION_SETTINGS), "hidden_act": vision.activation},
@@ -494,11 +472,10 @@ def _extra_to_dict(checkpoint: Blip2Checkpoint, log_temperature: float | None) -
 
 
 def _write_processor(folder: Path, checkpoint: Blip2Checkpoint, image_token: int | None) -> None:
-    """Write what transformers' Blip2Processor or InstructBlipProcessor reads, but the language model's
-    tokenizer.
+    """Write what transformers' Blip2Processor or InstructBlipProcessor reads, but the language model's tokenizer.
 
-    A retrieval model gets no image tokens: transformers would cut as many tokens off every text, also of one
-    that was prepared without its image.
+    A retrieval model gets no image tokens: transformers would cut as many tokens off every text, also of one that was
+    prepared without its image.
     """
     config = checkpoint.model.config
     processor = "InstructBlipProcessor" if config.instructed else "Blip2Processor"
@@ -524,8 +501,8 @@ def _writable_language_model(language: LanguageModel) -> Any:
         )
     if getattr(model, "is_quantized", False):
         raise CheckpointError(
-            "The language model is quantised, and transformers' BLIP-2 would read it as if it were not: "
-            "save as openblip."
+            "The language model is quantised, and transformers' BLIP-2 would read it as if it were not: save as "
+            "openblip."
         )
     _language_class("The checkpoint", model.config)
     _check_language_width("The checkpoint", model.config, language.hidden_dim)

@@ -1,7 +1,7 @@
 """The original .pth files, of the released code and of LAVIS: one file with {"model": state dict, ...}.
 
-A file of ours has what the format has no place for (settings, prompt, tokenizer) beside "model", under
-"openblip". Of others' files, the shapes of the tensors tell the settings.
+A file of ours has what the format has no place for (settings, prompt, tokenizer) beside "model", under "openblip". Of
+others' files, the shapes of the tensors tell the settings.
 
 The image encoder has timm's names, the text transformer those that transformers took over.
 
@@ -18,22 +18,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.checkpoint import BlipCheckpoint, BlipSettings, check_parts_fit, find_tokenizer
+from openblip.checkpoints.checkpoint import (
+    BlipCheckpoint,
+    BlipSettings,
+    check_parts_fit,
+    empty_blip,
+    find_tokenizer,
+    read_blip_settings,
+    settings_to_dict,
+)
 from openblip.checkpoints.huggingface.blip import (
-    BERT_LM_HEAD_KEYS,
     BERT_TEXT_KEYS,
     DECODER,
     ENCODER,
     LOG_TEMPERATURE,
     MATCHING_KEYS,
-    TIED_KEYS,
-    position_ids,
-)
-from openblip.checkpoints.native.blip import (
-    blip_settings_to_dict,
-    empty_blip,
-    load_weights,
-    read_blip_settings,
+    blip_layout,
 )
 from openblip.checkpoints.state_dict import (
     Layout,
@@ -42,6 +42,7 @@ from openblip.checkpoints.state_dict import (
     as_float32,
     as_state_dict,
     check_tied,
+    copy_weights,
     find_layout,
     infer_sharing,
     raise_on_mismatch,
@@ -104,41 +105,15 @@ _BODY = {
     **add_prefix(TIMM_VISION_KEYS, "vision.", "visual_encoder."),
     **add_prefix(BERT_TEXT_KEYS, "text.", "{text}."),
 }
-_LM_HEAD = add_prefix(BERT_LM_HEAD_KEYS, "text.", "text_decoder.")
 _MATCHING = {LOG_TEMPERATURE: _TEMPERATURE, **MATCHING_KEYS}  # the file has no logarithm
-_BOTH = ENCODER | DECODER
+_NLVR = {**add_prefix(_PAIR_KEYS, "text.", "{text}."), "nlvr_head.{i}": "cls_head.{i}"}
 
 _LAYOUTS: Mapping[str, Layout[Head]] = {
-    "pre-trained": Layout(  # BLIP_Pretrain
-        heads=("itc", "itm", "lm"),
-        table={**_BODY, **_LM_HEAD, **_MATCHING},
-        text_prefixes=_BOTH,
-        derived=(TIED_KEYS, *position_ids(_BOTH)),
-    ),
-    "captions": Layout(  # BLIP_Decoder
-        heads=("lm",),
-        table={**_BODY, **_LM_HEAD},
-        text_prefixes=DECODER,
-        derived=(TIED_KEYS, *position_ids(DECODER)),
-    ),
-    "retrieval": Layout(  # BLIP_Retrieval, BLIP_ITM
-        heads=("itc", "itm"),
-        table={**_BODY, **_MATCHING},
-        text_prefixes=ENCODER,
-        derived=position_ids(ENCODER),
-    ),
-    "VQA": Layout(  # BLIP_VQA
-        heads=("vqa",),
-        table={**_BODY, **_LM_HEAD},
-        text_prefixes=_BOTH,
-        derived=(TIED_KEYS, *position_ids(_BOTH)),
-    ),
-    "NLVR2": Layout(  # BLIP_NLVR
-        heads=("nlvr",),
-        table={**_BODY, **add_prefix(_PAIR_KEYS, "text.", "{text}."), "nlvr_head.{i}": "cls_head.{i}"},
-        text_prefixes=ENCODER,
-        derived=position_ids(ENCODER),
-    ),
+    "pre-trained": blip_layout(("itc", "itm", "lm"), _BODY, ENCODER | DECODER, _MATCHING),  # BLIP_Pretrain
+    "captions": blip_layout(("lm",), _BODY, DECODER),  # BLIP_Decoder
+    "retrieval": blip_layout(("itc", "itm"), _BODY, ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
+    "VQA": blip_layout(("vqa",), _BODY, ENCODER | DECODER),  # BLIP_VQA
+    "NLVR2": blip_layout(("nlvr",), _BODY, ENCODER, _NLVR),  # BLIP_NLVR
 }
 
 # ---- files
@@ -168,8 +143,9 @@ def write_pth(path: Path, weights: Mapping[str, Tensor], entry: Mapping[str, Any
     """Write such a file, whole or not at all. Raises ConfigError unless its name ends with .pth."""
     if path.suffix != _SUFFIX:
         raise ConfigError(f"{path}: an original checkpoint is one file; let its name end with {_SUFFIX}.")
-    with atomic_file(path) as partial:
-        torch.save({"model": dict(weights), _ENTRY: dict(entry)}, partial)
+    # A file object, since torch.save would write the temporary file's name into the file.
+    with atomic_file(path) as partial, partial.open("wb") as opened:
+        torch.save({"model": dict(weights), _ENTRY: dict(entry)}, opened)
 
 
 def pth_tokenizer(file: PthFile, named: str | os.PathLike[str] | None) -> Tokenizer:
@@ -203,13 +179,10 @@ def log_temperature(temperature: Tensor, path: Path) -> Tensor:
 
 
 def load_original_blip(file: PthFile, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
-    """The model of a .pth file, in float32 on the CPU, in eval mode.
+    """The model of a .pth file.
 
-    Besides weights the file may hold the state of a training, which is left out: see `TRAINING_ONLY`. The
-    tokenizer is that of `pth_tokenizer`.
-
-    Raises CheckpointError when the file is no BLIP or not whole (missing and left-over weights are listed),
-    or when there is no vocabulary.
+    Besides weights the file may hold the state of a training, which is left out: see `TRAINING_ONLY`. The tokenizer is
+    that of `pth_tokenizer`.
     """
     path, source = file.path, str(file.path)
     state = as_float32({n: t for n, t in file.weights.items() if not n.startswith(TRAINING_ONLY)})
@@ -226,19 +199,16 @@ def load_original_blip(file: PthFile, tokenizer: str | os.PathLike[str] | None =
     weights = translate(layout.table, state, names, layout.derived, source, layout.text_prefixes)
     if LOG_TEMPERATURE in weights:
         weights[LOG_TEMPERATURE] = log_temperature(weights[LOG_TEMPERATURE], path)
-    load_weights(model, weights, origin=source)
+    copy_weights(model, weights, origin=source)
     checkpoint = BlipCheckpoint(model.eval(), pth_tokenizer(file, tokenizer), *settings[1:])
     check_parts_fit(path, checkpoint)
     return checkpoint
 
 
-def save_original_blip(path: str | Path, checkpoint: BlipCheckpoint) -> None:
-    """Write one .pth file that the released code and `load_original_blip` read.
+def save_original_blip(path: Path, checkpoint: BlipCheckpoint) -> None:
+    """Write one .pth file that the released code and `load_original_blip` read, without momentum copies and queues.
 
-    It has no momentum copies and queues.
-
-    Raises CheckpointError when the released code has no model with these heads, ConfigError for another file
-    name.
+    Raises ConfigError unless its name ends with .pth.
     """
     config = checkpoint.model.config
     layout = _layout_for(config)
@@ -247,10 +217,10 @@ def save_original_blip(path: str | Path, checkpoint: BlipCheckpoint) -> None:
         weights[LOG_TEMPERATURE] = weights[LOG_TEMPERATURE].exp()
     state = translate_back(layout.table, weights, layout.text_prefixes)
     state |= tied_copies(state)
-    for name in position_ids(layout.text_prefixes):  # a buffer that the released code asks for
-        state[name] = torch.arange(config.text.max_positions)[None]
-    entry = {**blip_settings_to_dict(checkpoint), "tokenizer": checkpoint.tokenizer.to_json()}
-    write_pth(Path(path), state, entry)
+    for prefix in layout.text_prefixes.values():  # a buffer that the released code asks for
+        state[f"{prefix}.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
+    entry = {**settings_to_dict(checkpoint), "tokenizer": checkpoint.tokenizer.to_json()}
+    write_pth(path, state, entry)
 
 
 def _layout_for(config: BlipConfig) -> Layout[Head]:
@@ -259,8 +229,8 @@ def _layout_for(config: BlipConfig) -> Layout[Head]:
         kinds = ", ".join(f"{name} ({', '.join(layout.heads)})" for name, layout in _LAYOUTS.items())
         pooled = " and a pooler" if config.pooled else ""
         raise CheckpointError(
-            f"The released code has no model with the heads {', '.join(config.heads)}{pooled}; it has "
-            f"{kinds}. Save as openblip."
+            f"The released code has no model with the heads {', '.join(config.heads)}{pooled}; it has {kinds}. Save "
+            "as openblip."
         )
     return _LAYOUTS[name]
 
@@ -271,8 +241,8 @@ def _layout_for(config: BlipConfig) -> Layout[Head]:
 def infer_blip_settings(state: Mapping[str, Tensor], source: str) -> BlipSettings:
     """The settings of a released file: what shapes show, and what is the same in all released models.
 
-    Raises CheckpointError when the tensors are of no BLIP, when one that would show something is missing or
-    of a strange shape, or when the number of heads cannot be told from the width.
+    Raises CheckpointError when the tensors are of no BLIP, when one that would show something is missing or of a
+    strange shape, or when the number of heads cannot be told from the width.
     """
     layout = _layout_of(state, source)
     sharing = infer_sharing(state, layout.text_prefixes)
@@ -304,33 +274,22 @@ def _infer_config(
     state: Mapping[str, Tensor], layout: Layout[Head], sharing: Sharing, source: str
 ) -> BlipConfig:
     text = next(iter(layout.text_prefixes.values()))
-    image_dim, _, patch_size, _ = shape_of(state, "visual_encoder.patch_embed.proj.weight", 4, source)
-    _, num_tokens, _ = shape_of(state, "visual_encoder.pos_embed", 3, source)
-    image_mlp_dim, _ = shape_of(state, "visual_encoder.blocks.0.mlp.fc1.weight", 2, source)
-    vocab_size, text_dim = shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
+    vision = infer_vit(state, TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": VISION_EPS})
+    vocab_size, width = shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
     max_positions, _ = shape_of(state, f"{text}.embeddings.position_embeddings.weight", 2, source)
-    text_mlp_dim, _ = shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
-    grid = grid_of(num_tokens, source)
+    mlp_dim, _ = shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
     embed_dim = BlipConfig.embed_dim
     if "itc" in layout.heads:
         embed_dim, _ = shape_of(state, "vision_proj.weight", 2, source)
     try:
         return BlipConfig(
-            vision=VisionConfig(
-                image_size=grid * patch_size,
-                patch_size=patch_size,
-                hidden_dim=image_dim,
-                num_layers=num_layers_of(state, "visual_encoder.blocks"),
-                num_heads=num_heads_of(image_dim, "images", source),
-                mlp_dim=image_mlp_dim,
-                layer_norm_eps=VISION_EPS,
-            ),
+            vision=vision,
             text=TextConfig(
                 vocab_size=vocab_size,
-                hidden_dim=text_dim,
-                num_layers=num_layers_of(state, f"{text}.encoder.layer"),
-                num_heads=num_heads_of(text_dim, "texts", source),
-                mlp_dim=text_mlp_dim,
+                hidden_dim=width,
+                num_layers=len(layer_numbers(state, f"{text}.encoder.layer")),
+                num_heads=num_heads_of(width, "texts", source),
+                mlp_dim=mlp_dim,
                 max_positions=max_positions,
                 layer_norm_eps=TEXT_EPS,
                 sharing=sharing,
@@ -342,12 +301,34 @@ def _infer_config(
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def grid_of(num_tokens: int, source: str) -> int:
-    """Patches along a side of images with `num_tokens` positions; CheckpointError if they make no square."""
+def infer_vit(
+    state: Mapping[str, Tensor],
+    table: Table,
+    prefix: str,
+    source: str,
+    settings: Mapping[str, Any],
+    head_width: int = HEAD_WIDTH,
+) -> VisionConfig:
+    """The config of a ViT whose names are those of a key table below `prefix`; `settings` of no shape tell."""
+    blocks, _, mlp = table["blocks.{i}.mlp.0"].partition(".{i}.")
+    width, _, patch_size, _ = shape_of(state, f"{prefix}{table['patch_embedding']}.weight", 4, source)
+    _, num_tokens, _ = shape_of(state, f"{prefix}{table['position_embedding']}", 3, source)
+    mlp_dim, _ = shape_of(state, f"{prefix}{blocks}.0.{mlp}.weight", 2, source)
     grid = math.isqrt(max(num_tokens - 1, 0))
     if grid < 1 or grid**2 != num_tokens - 1:
         raise CheckpointError(f"{source}: positions of {num_tokens} image tokens are those of no square.")
-    return grid
+    try:
+        return VisionConfig(
+            image_size=grid * patch_size,
+            patch_size=patch_size,
+            hidden_dim=width,
+            num_layers=len(layer_numbers(state, f"{prefix}{blocks}")),
+            num_heads=num_heads_of(width, "images", source, head_width),
+            mlp_dim=mlp_dim,
+            **settings,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, num_axes: int, source: str) -> tuple[int, ...]:
@@ -366,16 +347,11 @@ def layer_numbers(state: Mapping[str, Tensor], prefix: str, suffix: str = "") ->
     return sorted({int(match[1]) for name in state if (match := pattern.match(name))})
 
 
-def num_layers_of(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many layers the tensors below `prefix` are of."""
-    return len(layer_numbers(state, prefix))
-
-
 def num_heads_of(width: int, what: str, source: str, head_width: int = HEAD_WIDTH) -> int:
     """Number of heads of a released model; CheckpointError when they do not divide the width."""
     if width % head_width:
         raise CheckpointError(
-            f"{source}: {width} wide for {what}, which heads of {head_width} do not divide. Released models "
-            "have such heads; how many this one has cannot be told from its weights."
+            f"{source}: {width} wide for {what}, which heads of {head_width} do not divide. Released models have such "
+            "heads; how many this one has cannot be told from its weights."
         )
     return width // head_width

@@ -1,8 +1,7 @@
-"""LAVIS' .pth files of BLIP-2, which hold what was trained. What was frozen is left out, and loaded from
-elsewhere.
+"""LAVIS' .pth files of BLIP-2, which hold what was trained. What was frozen is left out, and loaded from elsewhere.
 
-A file of ours has what the format has no place for (settings, tokenizer, biases of keys) beside "model",
-under "openblip". Of others' files, names and shapes of the tensors tell the settings.
+A file of ours has what the format has no place for (settings, tokenizer, biases of keys) beside "model", under
+"openblip". Of others' files, names and shapes of the tensors tell the settings.
 
 The Q-Former has BERT's names, with a second feed-forward for the queries.
 
@@ -18,10 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.checkpoint import QUESTION_PROMPT, Blip2Checkpoint, Blip2Settings, FrozenParts
+from openblip.checkpoints.checkpoint import (
+    QUESTION_PROMPT,
+    Blip2Checkpoint,
+    Blip2Settings,
+    FrozenParts,
+    empty_blip2,
+    read_blip2_settings,
+    settings_to_dict,
+)
 from openblip.checkpoints.huggingface.blip import BERT_LM_HEAD_KEYS, LOG_TEMPERATURE, MATCHING_KEYS
 from openblip.checkpoints.huggingface.blip2 import SHORT_QUESTION_PROMPT, qformer_layer_keys
-from openblip.checkpoints.native.blip2 import blip2_settings_to_dict, empty_blip2, read_blip2_settings
 from openblip.checkpoints.original.blip import (
     TEXT_EPS,
     PthFile,
@@ -29,7 +35,6 @@ from openblip.checkpoints.original.blip import (
     layer_numbers,
     log_temperature,
     num_heads_of,
-    num_layers_of,
     pth_tokenizer,
     shape_of,
     write_pth,
@@ -51,13 +56,11 @@ from openblip.checkpoints.state_dict import (
     as_state_dict,
     assign_weights,
     check_tied,
-    check_weights,
     raise_on_mismatch,
     tied_copies,
     translate,
     translate_back,
 )
-from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.config import (
@@ -90,7 +93,7 @@ _TRAINED: Table = {  # Blip2Qformer, and what Blip2OPT and Blip2T5 keep of it
     "qformer.embeddings.word": f"{_BERT}.embeddings.word_embeddings",
     "qformer.embeddings.position": f"{_BERT}.embeddings.position_embeddings",
     "qformer.embeddings.norm": f"{_BERT}.embeddings.LayerNorm",
-    **add_prefix(qformer_layer_keys("self", has_text_branch=True), "qformer.", f"{_BERT}.encoder."),
+    **add_prefix(qformer_layer_keys("self", has_text_branch=True), "qformer.", f"{_BERT}."),
     **add_prefix(BERT_LM_HEAD_KEYS, "qformer.", f"{_QFORMER}."),
     LOG_TEMPERATURE: "temp",  # the file has no logarithm
     **MATCHING_KEYS,
@@ -148,14 +151,28 @@ _LANGUAGE_LAYOUTS = (
 
 
 class FrozenSources(NamedTuple):
-    """Where the parts are that a file leaves out, None where it leaves none out, and how to load them."""
+    """What a file says about its model, and where the parts are that it leaves out."""
 
+    settings: Blip2Settings | None
+    """Those that OpenBLIP wrote; None in a file of others."""
+    layout: LanguageLayout | None
+    """None in stage 1."""
     vision: str | os.PathLike[str] | None
+    """The image encoder; None when the file holds it."""
     language_model: str | os.PathLike[str] | None
-    end_of_text: str | None
-    """What ends a text of the language model; None is its tokenizer's own end."""
-    changes: Mapping[str, str]
-    """Settings that the language model is to have in place of its own."""
+    """None in stage 1."""
+
+    @property
+    def end_of_text(self) -> str | None:
+        """What ends a text of the language model; None is its tokenizer's own end."""
+        if self.settings is None:
+            return None if self.layout is None else self.layout.end_of_text
+        return None if self.settings.model.language is None else self.settings.model.language.end_of_text
+
+    @property
+    def changes(self) -> Mapping[str, str]:
+        """Settings that the language model is to have in place of its own; one that we have saved has them."""
+        return {} if self.layout is None or self.settings is not None else self.layout.changes
 
 
 def frozen_sources(
@@ -167,18 +184,27 @@ def frozen_sources(
 
     A file of ours knows where its tower and its language model came from; a named place goes before that.
 
-    Raises CheckpointError when a part is left out and not named, ConfigError when one is named that is not
-    left out.
+    Raises CheckpointError when a part is left out and not named, ConfigError when one is named that is not left out.
     """
     path, weights = str(file.path), file.weights
-    layout = _language_layout(weights, path)
-    settings = None if file.entry is None else _own_settings(file, layout)
-    if settings is not None:
-        if vision is None and isinstance(settings.model.vision, TowerConfig):
-            vision = settings.model.vision.name
-        if language_model is None and settings.model.language is not None:
-            language_model = settings.model.language.name
+    layouts = [layout for layout in _LANGUAGE_LAYOUTS if f"{layout.projection}.weight" in weights]
+    if len(layouts) > 1:
+        raise CheckpointError(f"{path} is for {' and for '.join(layout.model_type for layout in layouts)}.")
+    layout = layouts[0] if layouts else None
     has_encoder = any(name.startswith(ENCODER_PREFIX) for name in weights)
+    settings = None
+    if file.entry is not None:
+        entry_name = check_entry(file)
+        settings = read_blip2_settings(file.entry, entry_name)
+        own_vision, own_language = settings.model.vision, settings.model.language
+        if (own_language is None) != (layout is None) or (
+            has_encoder and isinstance(own_vision, TowerConfig)
+        ):
+            raise CheckpointError(f"{entry_name}: damaged, of another kind of model than the weights.")
+        if vision is None and isinstance(own_vision, TowerConfig):
+            vision = own_vision.name
+        if language_model is None and own_language is not None:
+            language_model = own_language.name
     if has_encoder and vision is not None:
         raise ConfigError(f"{path} holds its image encoder: leave vision {vision} out.")
     if layout is None and language_model is not None:
@@ -190,19 +216,13 @@ def frozen_sources(
         missing.append(f"its image encoder with vision= or --vision ({_in_the_paper(papers, width)})")
     if layout is not None and language_model is None:
         width, _ = shape_of(weights, f"{layout.projection}.weight", 2, path)
-        missing.append(
-            "its language model with language_model= or --language-model "
-            f"({_in_the_paper(layout.papers, width)})"
-        )
+        paper = _in_the_paper(layout.papers, width)
+        missing.append(f"its language model with language_model= or --language-model ({paper})")
     if missing:
         raise CheckpointError(
             f"{path} holds what BLIP-2 has trained, not what was frozen. Name {', and '.join(missing)}."
         )
-    if settings is not None:  # of ours: the language model has its changes already
-        end = None if settings.model.language is None else settings.model.language.end_of_text
-        return FrozenSources(vision, language_model, end, {})
-    end, changes = (None, {}) if layout is None else (layout.end_of_text, layout.changes)
-    return FrozenSources(vision, language_model, end, changes)
+    return FrozenSources(settings, layout, vision, language_model)
 
 
 def _in_the_paper(papers: Mapping[int, str], width: int) -> str:
@@ -210,31 +230,29 @@ def _in_the_paper(papers: Mapping[int, str], width: int) -> str:
     return f"{width} wide" if known is None else f"{width} wide; the paper's is {known}"
 
 
-def _check_frozen_parts(
-    file: PthFile, layout: LanguageLayout | None, parts: FrozenParts, sources: FrozenSources
-) -> None:
+def _check_frozen_parts(file: PthFile, parts: FrozenParts, sources: FrozenSources) -> None:
     """Raise a CheckpointError unless the parts are those that the file was trained with."""
-    path, weights = str(file.path), file.weights
+    path, weights, layout = str(file.path), file.weights, sources.layout
+    widths = []
     if parts.encoder is not None:
         (width,) = shape_of(weights, "ln_vision.weight", 1, path)
-        _check_part_width(path, "an image encoder", sources.vision, parts.encoder.config.hidden_dim, width)
+        widths.append(("an image encoder", width, sources.vision, parts.encoder.config.hidden_dim))
     if layout is not None and parts.language is not None:
         model_type = parts.language.model.config.model_type
         if model_type != layout.model_type:
             raise CheckpointError(
-                f"{path} was trained with a language model of the kind {layout.model_type}; "
-                f"{sources.language_model} is a {model_type}."
+                f"{path} was trained with a language model of the kind {layout.model_type}; {sources.language_model} "
+                f"is a {model_type}."
             )
         width, _ = shape_of(weights, f"{layout.projection}.weight", 2, path)
-        _check_part_width(path, "a language model", sources.language_model, parts.language.hidden_dim, width)
+        widths.append(("a language model", width, sources.language_model, parts.language.hidden_dim))
+    for part, expected, source, width in widths:
+        if width != expected:
+            raise CheckpointError(
+                f"{path} was trained with {part} {expected} wide; {source} is {width} wide."
+            )
+    if layout is not None and parts.language is not None:
         _check_language_copies(file, layout, parts.language)
-
-
-def _check_part_width(
-    path: str, what: str, source: str | os.PathLike[str] | None, width: int, expected: int
-) -> None:
-    if width != expected:
-        raise CheckpointError(f"{path} was trained with {what} {expected} wide; {source} is {width} wide.")
 
 
 def _check_language_copies(file: PthFile, layout: LanguageLayout, language: LanguageModel) -> None:
@@ -244,20 +262,16 @@ def _check_language_copies(file: PthFile, layout: LanguageLayout, language: Lang
     embed_tokens.
     """
     state = language.model.state_dict()
-    unlike = []
+    different = []
     for name, tensor in file.weights.items():
         if name.startswith(layout.weights) and not name.endswith(_ROTARY):
-            original = state.get(name.removeprefix(layout.weights))
-            if (
-                original is None
-                or original.shape != tensor.shape
-                or not torch.equal(original.to(tensor.dtype), tensor)
-            ):
-                unlike.append(name)
-    if unlike:
+            ours = state.get(name.removeprefix(layout.weights))
+            if ours is None or ours.shape != tensor.shape or not torch.equal(ours.to(tensor.dtype), tensor):
+                different.append(name)
+    if different:
         raise CheckpointError(
             f"{file.path} holds weights of a language model that the named one does not have: "
-            f"{'; '.join(sorted(unlike))}."
+            f"{'; '.join(sorted(different))}."
         )
 
 
@@ -270,20 +284,16 @@ def load_original_blip2(
     parts: FrozenParts,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Blip2Checkpoint:
-    """The model of a .pth file around frozen parts, in float32 on the CPU, in eval mode.
+    """The model of a .pth file around the frozen parts that it leaves out.
 
-    sources: those of `frozen_sources`; parts: what was loaded from there. The tokenizer is that of
-    `pth_tokenizer`.
+    sources: those of `frozen_sources`; parts: what was loaded from there. The tokenizer is that of `pth_tokenizer`.
 
-    Raises CheckpointError when the file is not whole (missing and left-over weights are listed), or when a
-    part is not the one that it was trained with.
+    Raises CheckpointError also when a part is not the one that the file was trained with.
     """
     path, source = file.path, str(file.path)
-    layout = _language_layout(file.weights, source)
-    _check_frozen_parts(file, layout, parts, sources)
-    own = None if file.entry is None else _own_settings(file, layout)
-    state = _model_state(file, layout)
-    settings = own or _infer_settings(state, layout, parts, sources, source)
+    _check_frozen_parts(file, parts, sources)
+    state = _model_state(file, sources.layout)
+    settings = sources.settings or _infer_settings(state, parts, sources, source)
     config = settings.model
     if parts.encoder is not None:
         config = replace(config, vision=parts.encoder.config)
@@ -291,35 +301,21 @@ def load_original_blip2(
         config = replace(config, language=replace(config.language, name=str(sources.language_model)))
     model = empty_blip2(config, parts.encoder and parts.encoder.model, parts.language)
     loaded = ("language.",) if parts.encoder is None else ("language.", "vision.")
-    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(loaded)}
-    table = _table(encoder_layout(state, ENCODER_PREFIX), layout)
-    weights = translate(table, state, expected, (_TIED,), source)
+    names = [name for name in model.state_dict() if not name.startswith(loaded)]
+    table = _table(encoder_layout(state, ENCODER_PREFIX), sources.layout)
+    weights = translate(table, state, names, (_TIED,), source)
     if LOG_TEMPERATURE in weights:
         weights[LOG_TEMPERATURE] = log_temperature(weights[LOG_TEMPERATURE], path)
-    check_weights(expected, weights, source)
-    assign_weights(model, weights)
-    words = _qformer_tokenizer(file, config, tokenizer)
+    assign_weights(model, weights, source, loaded)
+    words = None
+    if config.has_text_branch or tokenizer is not None:
+        words = pth_tokenizer(file, tokenizer)
+        if words.vocab_size > config.qformer.vocab_size + 1:  # [ENC], the last one, does not exist in BLIP-2
+            raise CheckpointError(
+                f"{path}: the tokenizer has {words.vocab_size} entries, with [DEC] and [ENC], the Q-Former "
+                f"{config.qformer.vocab_size}; it is another model's."
+            )
     return Blip2Checkpoint(model.eval(), words, *settings[1:])
-
-
-def _language_layout(state: Mapping[str, Tensor], source: str) -> LanguageLayout | None:
-    """The kind of language model that the tensors of a stage 2 are for; None in stage 1."""
-    layouts = [layout for layout in _LANGUAGE_LAYOUTS if f"{layout.projection}.weight" in state]
-    if len(layouts) > 1:
-        raise CheckpointError(f"{source} is for {' and for '.join(layout.model_type for layout in layouts)}.")
-    return layouts[0] if layouts else None
-
-
-def _own_settings(file: PthFile, layout: LanguageLayout | None) -> Blip2Settings:
-    """The settings that `save_original_blip2` wrote."""
-    entry_name = check_entry(file)
-    settings = read_blip2_settings(file.entry, entry_name)
-    config = settings.model
-    has_encoder = any(name.startswith(ENCODER_PREFIX) for name in file.weights)
-    is_tower = isinstance(config.vision, TowerConfig)
-    if (config.language is None) != (layout is None) or (has_encoder and is_tower):
-        raise CheckpointError(f"{entry_name}: damaged, of another kind of model than the weights.")
-    return settings
 
 
 def _model_state(file: PthFile, layout: LanguageLayout | None) -> dict[str, Tensor]:
@@ -337,32 +333,14 @@ def _table(encoder: EncoderLayout, language: LanguageLayout | None) -> Table:
     return {**_TRAINED, **projection, **add_prefix(encoder.table, "vision.", ENCODER_PREFIX)}
 
 
-def _qformer_tokenizer(
-    file: PthFile, config: Blip2Config, named: str | os.PathLike[str] | None
-) -> Tokenizer | None:
-    """The Q-Former's tokenizer; None when it has no text branch and none is named."""
-    if not config.has_text_branch and named is None:
-        return None
-    tokenizer = pth_tokenizer(file, named)
-    if tokenizer.vocab_size > config.qformer.vocab_size + 1:  # [ENC], the last one, does not exist in BLIP-2
-        raise CheckpointError(
-            f"{file.path}: the tokenizer has {tokenizer.vocab_size} entries, with [DEC] and [ENC], the "
-            f"Q-Former {config.qformer.vocab_size}; it is another model's."
-        )
-    return tokenizer
-
-
 # ---- settings from names and shapes of tensors
 
 
 def _infer_settings(
-    state: Mapping[str, Tensor],
-    layout: LanguageLayout | None,
-    parts: FrozenParts,
-    sources: FrozenSources,
-    source: str,
+    state: Mapping[str, Tensor], parts: FrozenParts, sources: FrozenSources, source: str
 ) -> Blip2Settings:
     """The settings of a file that does not say them."""
+    layout = sources.layout
     vision: VisionConfig | TowerConfig
     if parts.encoder is None:
         vision = infer_encoder(state, encoder_layout(state, ENCODER_PREFIX), source, ENCODER_PREFIX)
@@ -421,15 +399,15 @@ def _infer_qformer(state: Mapping[str, Tensor], has_text_branch: bool, source: s
     if has_text_branch:
         vocab_size, _ = shape_of(state, _WORDS, 2, source)
         max_positions, _ = shape_of(state, f"{_BERT}.embeddings.position_embeddings.weight", 2, source)
-    num_layers = num_layers_of(state, layers)
+    num_layers = len(layer_numbers(state, layers))
     crossing = layer_numbers(state, layers, "crossattention.")
     if not crossing:
         raise_on_mismatch(source, {f"{layers}.0.crossattention"}, ())
     every = crossing[1] - crossing[0] if len(crossing) > 1 else num_layers
     if crossing != list(range(0, num_layers, every)):
         raise CheckpointError(
-            f"{source} has cross-attention in the layers {', '.join(map(str, crossing))} of {num_layers}; it "
-            "must be in layer 0, and from there in layers at equal distances."
+            f"{source} has cross-attention in the layers {', '.join(map(str, crossing))} of {num_layers}; it must be "
+            "in layer 0, and from there in layers at equal distances."
         )
     return QFormerConfig(
         num_queries=num_queries,
@@ -447,13 +425,11 @@ def _infer_qformer(state: Mapping[str, Tensor], has_text_branch: bool, source: s
 # ---- writing
 
 
-def save_original_blip2(path: str | Path, checkpoint: Blip2Checkpoint) -> None:
+def save_original_blip2(path: Path, checkpoint: Blip2Checkpoint) -> None:
     """Write one .pth file that the released code and `load_original_blip2` read.
 
-    As there, frozen parts are left out: the language model, and the image encoder when the model has it
-    frozen or it is a CLIP of transformers.
-
-    Raises CheckpointError when the released code has no such model, ConfigError for another file name.
+    As there, frozen parts are left out: the language model, and the image encoder when the model has it frozen or it is
+    a CLIP of transformers. Raises ConfigError unless the file's name ends with .pth.
     """
     model, config = checkpoint.model, checkpoint.model.config
     language, encoder = _language_layout_for(checkpoint), _encoder_layout_for(checkpoint)
@@ -465,11 +441,11 @@ def save_original_blip2(path: str | Path, checkpoint: Blip2Checkpoint) -> None:
     state = drop_batch_axes(translate_back(_table(encoder, language), weights), encoder, ENCODER_PREFIX)
     state |= tied_copies(state, _QFORMER)
     state[_POSITION_IDS] = torch.arange(config.qformer.max_positions)[None]  # the released code asks for it
-    entry = blip2_settings_to_dict(checkpoint)
+    entry = settings_to_dict(checkpoint)
     entry[_EXTRA_WEIGHTS] = {name: state.pop(name) for name in list(state) if name.endswith(_KEY_BIAS)}
     if checkpoint.tokenizer is not None:
         entry["tokenizer"] = checkpoint.tokenizer.to_json()
-    write_pth(Path(path), state, entry)
+    write_pth(path, state, entry)
 
 
 def _language_layout_for(checkpoint: Blip2Checkpoint) -> LanguageLayout | None:
@@ -499,8 +475,7 @@ def _encoder_layout_for(checkpoint: Blip2Checkpoint) -> EncoderLayout:
             return OPENAI_CLIP
         raise _not_released(f"with the image encoder {config.name}")
     for layout in ENCODER_LAYOUTS:
-        same = (layout.activation, layout.input_norm, layout.layer_norm_eps, False)
-        if (config.activation, config.input_norm, config.layer_norm_eps, config.output_norm) == same:
+        if all(getattr(config, name) == value for name, value in layout.settings.items()):
             return layout
     raise _not_released("with such an image encoder: only with EVA-CLIP's or CLIP's, without a last norm,")
 

@@ -1,0 +1,321 @@
+"""The grammar of captions: every true caption of a scene, and captions as wrong as alt-text on the web.
+
+Sizes are said exactly when they are not normal, so captions of a scene differ in their form only: a text of
+this grammar that is not among the references of a scene is false for it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import permutations
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+from openblip.emoji_scenes.scene import (
+    BACKGROUNDS,
+    NOUNS,
+    RELATIONS,
+    Relation,
+    Scene,
+    SceneObject,
+    Split,
+    draw_background,
+    nouns_allowed_with,
+    sizes_of,
+)
+
+
+class RelationWords(NamedTuple):
+    """How a relation is said from the first thing to the second, back again, and of the two places."""
+
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+    places: tuple[str, str]
+
+
+RELATION_WORDS: dict[Relation, RelationWords] = {
+    "left of": RelationWords(
+        ("to the left of", "left of"), ("to the right of", "right of"), ("on the left", "on the right")
+    ),
+    "above": RelationWords(("above",), ("below",), ("at the top", "at the bottom")),
+}
+# True both ways, and said only together with the background, so that captions with it tell scenes apart too.
+SIDE_BY_SIDE = "next to"
+
+# {x} is what is seen, {is} agrees with its number, {c} is the colour of the background.
+SINGLE_FORMS = (
+    "{x} on a {c} background",
+    "{x} in front of a {c} wall",
+    "{x}, {c} background",
+    "there {is} {x} on a {c} background",
+    "there {is} {x} in front of a {c} wall",
+    "on a {c} background there {is} {x}",
+    "a picture of {x} on a {c} background",
+    "a drawing of {x} in front of a {c} wall",
+    "a {c} background with {x}",
+    "a {c} picture with {x}",
+)
+# {r} is a relation that holds from {x} to {y}.
+BARE_PAIR_FORM = "{x} {r} {y}"
+PAIR_FORMS = (
+    "{x} {r} {y} on a {c} background",
+    "{x} {r} {y} in front of a {c} wall",
+    "{x} is {r} {y}, {c} background",
+    "on a {c} background, {x} is {r} {y}",
+    "there is {x} {r} {y} on a {c} background",
+    "a picture of {x} {r} {y} on a {c} background",
+)
+# {p} and {q} are the places of {x} and {y}.
+PLACE_FORMS = ("on a {c} background, {x} {p} and {y} {q}", "{x} {p}, {y} {q}, {c} background")
+# {l} lists two or three things in any order.
+LIST_FORMS = (
+    "{l} on a {c} background",
+    "{l} in front of a {c} wall",
+    "there is {l} on a {c} background",
+    "a picture of {l} on a {c} background",
+    "{l}, {c} background",
+)
+
+
+def relation_from_both_ends(scene: Scene) -> list[tuple[SceneObject, tuple[str, ...], SceneObject]]:
+    """Return the relation of a pair in both directions: a thing, how it stands to the other, the other."""
+    assert scene.relation is not None
+    first, second = scene.objects
+    words = RELATION_WORDS[scene.relation]
+    return [(first, words.forward, second), (second, words.backward, first)]
+
+
+def references(scene: Scene) -> tuple[str, ...]:
+    """Return all true captions of `scene`, distinct, in a fixed order."""
+    color = {"c": scene.background}
+    if scene.relation is not None:
+        told = [
+            {"x": subject, "r": words, "y": other} | color
+            for subject, alternatives, other in relation_from_both_ends(scene)
+            for words in alternatives
+        ]
+        captions = fill_forms((BARE_PAIR_FORM,), told)
+        x, y = scene.objects
+        if scene.relation == "left of":
+            told += [{"x": a, "r": SIDE_BY_SIDE, "y": b} | color for a, b in ((x, y), (y, x))]
+        captions += fill_forms(PAIR_FORMS, told)
+        p, q = RELATION_WORDS[scene.relation].places
+        captions += fill_forms(PLACE_FORMS, [{"x": x, "y": y, "p": p, "q": q} | color])
+    elif len(scene.objects) == 1:
+        (x,) = scene.objects
+        captions = fill_forms(SINGLE_FORMS, [{"x": x, "is": x.verb} | color])
+    else:
+        orders = permutations(map(str, scene.objects))
+        listings = [f"{', '.join(order[:-1])} and {order[-1]}" for order in orders]
+        captions = fill_forms(LIST_FORMS, [{"l": listing} | color for listing in listings])
+    return tuple(dict.fromkeys(captions))
+
+
+def fill_forms(forms: Iterable[str], fillings: Iterable[Mapping[str, object]]) -> list[str]:
+    """Return every form with every filling; the forms are the outer loop."""
+    return [form.format_map(filling) for form in forms for filling in fillings]
+
+
+def says_background(scene: Scene, caption: str) -> bool:
+    """Whether a true caption names the background."""
+    return scene.background in caption.replace(",", "").split()
+
+
+def says_relation(scene: Scene, caption: str) -> bool:
+    """Whether a true caption says how the things stand, if the scene has a relation."""
+    return scene.relation is None or SIDE_BY_SIDE not in caption
+
+
+def class_phrases() -> dict[str, str]:
+    """Return the name of each class, and what takes the place of {} in a template: "dog": "a dog"."""
+    return {name: SceneObject(name=name).a_noun for name in NOUNS}
+
+
+def class_templates() -> list[str]:
+    """Return the captions of one thing of normal size on every background, with {} for the thing."""
+    fillings = [{"x": "{}", "is": "is", "c": color} for color in BACKGROUNDS]
+    return [caption for filling in fillings for caption in fill_forms(SINGLE_FORMS, [filling])]
+
+
+# Noise: captions as they are on the web
+
+NoiseKind = Literal[
+    "other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"
+]
+NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
+    "other_caption": 35,
+    "wrong_object": 15,
+    "wrong_attribute": 15,
+    "file_name": 12,
+    "boilerplate": 13,
+    "truncated": 10,
+}
+# Words that leave a phrase open: a caption that ends in one has lost its end.
+OPEN_WORDS = frozenset(BACKGROUNDS) | {
+    *("a", "an", "the", "to", "of", "left", "right", "in", "front", "on", "at", "and", "is", "are", "there"),
+    *("two", "three", "small", "big", "next"),
+}
+# In the templates {1-99} is a random number of at least as many digits as the left one has, {#4} are four
+# random digits, {a|b} is one of several texts and {noun} a word that is drawn once for all templates.
+FILE_ENDINGS = ("", ".jpg", ".jpg", ".png", ".jpeg", ".gif")
+DATE = "{2009-2024}{01-12}{01-28}"
+FILE_NAMES = (
+    f"img_{DATE}_{{#4}}",
+    "img_{#4}",
+    "dsc{#5}",
+    "dscn{#4}",
+    "p{#7}",
+    "screenshot {1-99}",
+    f"screenshot_{DATE}",
+    "image{1-400}",
+    "image ({1-30})",
+    "photo-{#9}",
+    f"whatsapp image {DATE}",
+    "download ({1-30})",
+    "untitled-{1-60}",
+    "{noun}_{1-40}_final",
+    "{noun}-{200-1600}x{200-1200}",
+    "{noun}{#3}_thumb",
+)
+PRICES = (5, 9, 12, 19, 25, 29, 49, 50, 75, 99)
+SITES = ("pinterest", "etsy", "ebay", "amazon", "shutterstock", "flickr", "deviantart", "redbubble")
+BOILERPLATE = (
+    "free shipping on all orders over {price}",
+    "buy {stickers|posters|prints|plural} online best price {year}",
+    "click to {enlarge|zoom|view full size|open image in new window}",
+    "stock photo id {#5} royalty free",
+    "royalty free vector image {#7}",
+    "{site}",
+    "{a|b|c} | {site}",
+    "{a} {b} {c} clipart png download",
+    "{a} {b} {wallpaper hd|svg bundle|sticker pack|emoji copy paste}",
+    "best {plural} {year} review top {3-20}",
+    "{a} sticker {price}.99 add to cart",
+    "sale up to {20|30|50|70}% off {plural}",
+    "{image may contain|this image shows}: no description available",
+    "{logo|banner|thumbnail|placeholder image|advertisement|icon}",
+    "download {a} icon free {png|svg|psd|eps} {#4}",
+    "copyright {year} all rights reserved",
+    "{a} printable coloring page for kids",
+    "share on {site}",
+    "image {1-9} of {9-24}",
+    "new {a} {b} gift idea {birthday|christmas|easter} {year}",
+)
+
+
+def normalize(text: str) -> str:
+    """Return the text as BLIP's pre_caption reads it: lower case, without .!"()*#:;~, single spaces."""
+    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split())
+
+
+def draw_noisy_caption(
+    scene: Scene, split: Split, rng: Random, other_caption: Callable[[], str]
+) -> tuple[str, NoiseKind]:
+    """Draw a caption that is not true of `scene`, and its kind.
+
+    `other_caption` returns the caption of another image, a new one with every call.
+    """
+    true_captions = references(scene)
+    normalized = {normalize(caption) for caption in true_captions}
+    makers: dict[NoiseKind, Callable[[], str]] = {
+        "other_caption": other_caption,
+        "wrong_object": lambda: rng.choice(references(_with_wrong_object(scene, split, rng))),
+        "wrong_attribute": lambda: rng.choice(references(_with_wrong_attribute(scene, rng))),
+        "file_name": lambda: _draw_file_name(rng),
+        "boilerplate": lambda: _draw_boilerplate(rng),
+        "truncated": lambda: _truncate(rng.choice(true_captions), rng),
+    }
+    (kind,) = rng.choices(list(NOISE_SHARES), list(NOISE_SHARES.values()))
+    while True:
+        caption = makers[kind]()
+        if normalize(caption) not in normalized:
+            return caption, kind
+
+
+def _with_object(scene: Scene, position: int, **changes: Any) -> Scene:
+    objects = list(scene.objects)
+    objects[position] = replace(objects[position], **changes)
+    return replace(scene, objects=tuple(objects))
+
+
+def _with_wrong_object(scene: Scene, split: Split, rng: Random) -> Scene:
+    """Replace one noun by another; the pairs of nouns stay within those of the split."""
+    position = rng.randrange(len(scene.objects))
+    others = [name for index, name in enumerate(scene.names) if index != position]
+    choices = [name for name in nouns_allowed_with(split, others) if name not in scene.names]
+    return _with_object(scene, position, name=rng.choice(choices))
+
+
+def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
+    """Change the size, the count, the background or the relation; the result is a scene that could exist."""
+    attributes = ["size", "background"]
+    if scene.relation is not None:
+        attributes.append("relation")
+    if len(scene.objects) == 1:
+        attributes.append("count")
+    attribute = rng.choice(attributes)
+    if attribute == "background":
+        return replace(scene, background=draw_background(rng, other_than=scene.background))
+    if attribute == "relation":
+        swapped = replace(scene, objects=scene.objects[::-1])
+        (other,) = (relation for relation in RELATIONS if relation != scene.relation)
+        return rng.choice(
+            [swapped, swapped, replace(scene, relation=other), replace(swapped, relation=other)]
+        )
+    position = rng.randrange(len(scene.objects))
+    thing = scene.objects[position]
+    if attribute == "size":
+        sizes = [size for size in sizes_of(scene.num_things) if size != thing.size]
+        return _with_object(scene, position, size=rng.choice(sizes))
+    count = rng.choice([count for count in (1, 2, 3) if count != thing.count])
+    sizes = list(sizes_of(count))
+    size = thing.size if thing.size in sizes else rng.choice(sizes)
+    return _with_object(scene, position, count=count, size=size)
+
+
+def _truncate(caption: str, rng: Random) -> str:
+    """Keep a quarter to three quarters of `caption`, cut inside a word or after a word that needs another."""
+    cuts = []
+    for end in range(len(caption) // 4, 3 * len(caption) // 4 + 1):
+        last_word = caption[:end].rsplit(" ", 1)[-1]
+        if caption[end] == " ":
+            leaves_it_open = last_word in OPEN_WORDS
+        else:
+            # A cut that leaves a noun ("two dog", "a car" of a carrot) could pass for a whole caption.
+            leaves_it_open = caption[end - 1 : end + 1].isalpha() and last_word not in NOUNS
+        if leaves_it_open:
+            cuts.append(caption[:end])
+    return rng.choice(cuts)
+
+
+def _draw_file_name(rng: Random) -> str:
+    """Draw a name that a camera, a phone or a download folder gives an image."""
+    ending = rng.choice(FILE_ENDINGS)
+    noun = rng.choice(NOUNS).replace(" ", rng.choice("-_"))
+    return _draw_filled(FILE_NAMES, rng, {"noun": noun}) + ending
+
+
+def _draw_boilerplate(rng: Random) -> str:
+    """Draw a text of a shop or a search engine, some with nouns stuffed in."""
+    words = dict(zip("abc", rng.sample(NOUNS, 3), strict=True))
+    words["plural"] = SceneObject(name=rng.choice(NOUNS)).plural
+    words["year"] = str(rng.randint(2012, 2025))
+    words["price"] = str(rng.choice(PRICES))
+    words["site"] = rng.choice(SITES)
+    return _draw_filled(BOILERPLATE, rng, words)
+
+
+def _draw_filled(templates: Iterable[str], rng: Random, words: Mapping[str, str]) -> str:
+    """Fill all templates, in their order, and draw one."""
+
+    def fill(field: re.Match[str]) -> str:
+        content = field[1]
+        if content.startswith("#"):
+            return "".join(rng.choice("0123456789") for _ in range(int(content[1:])))
+        if re.fullmatch(r"\d+-\d+", content):
+            low, high = content.split("-")
+            return str(rng.randint(int(low), int(high))).zfill(len(low))
+        choice = rng.choice(content.split("|")) if "|" in content else content
+        return words.get(choice, choice)
+
+    return rng.choice([re.sub(r"\{(.+?)\}", fill, template) for template in templates])

@@ -1,0 +1,261 @@
+"""The grammar of questions about one scene with the answers of ten annotators, and documents that ask them.
+
+Answers are counted per annotator, as in VQA: most people say "2", some "two"; a small dog is a "dog" to most
+and a "small dog" to some. Yes and no are right equally often within each kind of question.
+
+A document is a text of several lines about one scene, for language models that never see an image. The first
+line is a caption; later lines say the same in other words or ask about it. A model that has learned this
+answers from what stands before, which is a caption or what takes its place (BLIP-2 stage 2).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from openblip.emoji_scenes.captions import (
+    RELATION_WORDS,
+    fill_forms,
+    references,
+    relation_from_both_ends,
+    says_background,
+    says_relation,
+)
+from openblip.emoji_scenes.scene import (
+    BACKGROUNDS,
+    NOUNS,
+    NUMBER_WORDS,
+    Scene,
+    SceneObject,
+    Size,
+    Split,
+    draw_absent_noun,
+    sizes_of,
+)
+
+Medium = Literal["picture", "video"]  # what a question calls the image or the video that it is about
+Votes = dict[str, int]  # answer -> number of annotators who gave it
+
+NUM_ANNOTATORS = 10
+SIZE_VOTES: dict[Size, Votes] = {
+    "small": {"small": 8, "little": 2},
+    "normal": {"normal": 6, "medium": 4},
+    "big": {"big": 7, "large": 3},
+}
+QUESTION_FORMS: dict[str, tuple[str, ...]] = {
+    "background": (
+        "what color is the background?",
+        "what is the color of the background?",
+        "what is the background color of the {medium}?",
+    ),
+    "count": (
+        "how many {thing.plural} are there?",
+        "how many {thing.plural} are in the {medium}?",
+        "how many {thing.plural} do you see?",
+    ),
+    "total": ("how many things are there?", "how many things are in the {medium}?"),
+    "existence": (
+        "is there {thing.a_noun}?",
+        "is there {thing.a_noun} in the {medium}?",
+        "do you see {thing.a_noun}?",
+    ),
+    "name": ("what is in the {medium}?", "what does the {medium} show?", "what do you see?"),
+    "size": ("what size {thing.verb} the {thing.noun}?", "how big {thing.verb} the {thing.noun}?"),
+    "whether size": ("{thing.verb} the {thing.noun} {size}?",),
+    "which is small": ("what is small?", "which thing is small?"),
+    "neighbor": ("what is {relation} the {other.name}?",),
+    "whether relation": ("is the {first.name} {relation} the {second.name}?",),
+    "place": ("what is {place}?", "what is {place} of the {medium}?", "which thing is {place}?"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question about a scene, and the answers of all annotators, the majority's first.
+
+    `kind` is the key of QUESTION_FORMS that says what it asks for.
+    """
+
+    kind: str
+    text: str
+    answers: tuple[str, ...]
+    scenes: tuple[Scene]
+
+    def as_json(self, question_id: int) -> dict[str, Any]:
+        """Return the fields of a VQA sample."""
+        return {
+            "question": self.text,
+            "answers": self.answers,
+            "question_id": question_id,
+            "question_kind": self.kind,
+        }
+
+
+def unanimous(answer: str) -> Votes:
+    """Every annotator gives the same answer."""
+    return {answer: NUM_ANNOTATORS}
+
+
+def yes_or_no(is_true: bool) -> Votes:
+    """Every annotator says yes, or every one says no."""
+    return unanimous("yes" if is_true else "no")
+
+
+def naming_votes(thing: SceneObject) -> Votes:
+    """What people call a thing: "dog", "small dog", "dogs", "two dogs"."""
+    rarer = [f"{thing.size} {thing.noun}"] if thing.size != "normal" else []
+    rarer += [f"{thing.number} {thing.noun}"] if thing.count > 1 else []
+    return {thing.noun: NUM_ANNOTATORS - 2 * len(rarer)} | dict.fromkeys(rarer, 2)
+
+
+def counting_votes(count: int) -> Votes:
+    """Most people write a number in digits, some as a word."""
+    return {str(count): 7, NUMBER_WORDS[count]: 3}
+
+
+def list_answers() -> list[str]:
+    """Return all answers that can occur, sorted."""
+    things = [
+        SceneObject(name=name, size=size, count=count)
+        for name in NOUNS
+        for count in (1, 2, 3)
+        for size in sizes_of(count)
+    ]
+    kinds_of_votes = [unanimous(answer) for answer in ("yes", "no", *BACKGROUNDS)]
+    kinds_of_votes += [*map(counting_votes, (1, 2, 3)), *SIZE_VOTES.values(), *map(naming_votes, things)]
+    return sorted({answer for votes in kinds_of_votes for answer in votes})
+
+
+def _question_weights(scene: Scene) -> Iterator[tuple[str, int]]:
+    """Yield the kinds of questions that can be asked about `scene`, each with its weight."""
+    yield from (("background", 2), ("existence", 3), ("size", 2), ("whether size", 2))
+    if len(scene.objects) == 1:
+        yield from (("count", 3), ("name", 3), ("total", 1))
+    else:
+        yield "total", 2
+        if [thing.size for thing in scene.objects].count("small") == 1:
+            yield "which is small", 2
+    if scene.relation is not None:
+        yield from (("neighbor", 4), ("place", 3), ("whether relation", 2))
+
+
+def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Question:
+    """Draw one of the questions that can be asked about `scene`, each kind with its weight."""
+    kinds, weights = zip(*_question_weights(scene), strict=True)
+    (kind,) = rng.choices(kinds, weights)
+    votes, fillings = _votes_and_fillings(kind, scene, split, rng)
+    wordings = fill_forms(QUESTION_FORMS[kind], [words | {"medium": medium} for words in fillings])
+    answers = tuple(answer for answer, count in votes.items() for _ in range(count))
+    return Question(kind=kind, text=rng.choice(wordings), answers=answers, scenes=(scene,))
+
+
+def _votes_and_fillings(
+    kind: str, scene: Scene, split: Split, rng: Random
+) -> tuple[Votes, list[dict[str, object]]]:
+    """Draw what a question of `kind` asks about: its answers, and the words that fill its forms.
+
+    There are several fillings where a relation can be said in several ways.
+    """
+    match kind:
+        case "background":
+            return unanimous(scene.background), [{}]
+        case "count":
+            thing = rng.choice(scene.objects)
+            return counting_votes(thing.count), [{"thing": thing}]
+        case "total":
+            return counting_votes(scene.num_things), [{}]
+        case "existence":  # in equal parts of a noun that is there and of one that is not
+            is_there = rng.random() < 0.5
+            name = rng.choice(scene.names) if is_there else draw_absent_noun(rng, split, scene.names)
+            return yes_or_no(is_there), [{"thing": SceneObject(name=name)}]
+        case "name":
+            (thing,) = scene.objects
+            return naming_votes(thing), [{}]
+        case "size":
+            thing = rng.choice(scene.objects)
+            return SIZE_VOTES[thing.size], [{"thing": thing}]
+        case "whether size":
+            thing = rng.choice(scene.objects)
+            asked = _draw_size_to_ask(thing, scene, rng)
+            return yes_or_no(thing.size == asked), [{"thing": thing, "size": asked}]
+        case "which is small":
+            (thing,) = (thing for thing in scene.objects if thing.size == "small")
+            return naming_votes(thing), [{}]
+        case "neighbor":
+            thing, relations, other = rng.choice(relation_from_both_ends(scene))
+            return naming_votes(thing), [{"relation": words, "other": other} for words in relations]
+        case "whether relation":  # in equal parts true and reversed
+            thing, relations, other = rng.choice(relation_from_both_ends(scene))
+            is_true = rng.random() < 0.5
+            first, second = (thing, other) if is_true else (other, thing)
+            fillings = [{"first": first, "relation": words, "second": second} for words in relations]
+            return yes_or_no(is_true), fillings
+        case "place":
+            assert scene.relation is not None
+            places = RELATION_WORDS[scene.relation].places
+            thing, place = rng.choice(list(zip(scene.objects, places, strict=True)))
+            return naming_votes(thing), [{"place": place}]
+    raise AssertionError(f"no question of kind {kind}")
+
+
+def _draw_size_to_ask(thing: SceneObject, scene: Scene, rng: Random) -> Size:
+    """Draw a size so that "is it small?" and, where a thing may be big, "is it big?" are half true."""
+    if "big" not in sizes_of(scene.num_things):
+        return "small"
+    # Two of three sizes can be asked for: asking for the thing's own in three of four evens yes and no.
+    asks_for_its_own = rng.random() < 0.75
+    if thing.size == "normal":
+        return rng.choice(("small", "big"))
+    other: Size = "big" if thing.size == "small" else "small"
+    return thing.size if asks_for_its_own else other
+
+
+# Documents
+
+DOCUMENT_QUESTION_FORMS = ("Question: {} Answer: {}", "Question: {} Short answer: {}")  # BLIP-2's prompts
+CAPTION_PROMPT = "a photo of"
+NOT_AFTER_THE_PROMPT = ("there ", "on ", "a picture of ", "a drawing of ")
+
+COMPLETE_PROBABILITY = 0.8  # of a first line that says everything that can be asked
+QUESTION_PROBABILITY = 0.6  # of a later line that asks; the others are captions
+PROMPTED_PROBABILITY = 0.4  # of a caption in a later line that begins with BLIP-2's caption prompt
+# Of a question about a pair that asks how the things stand: language models learn that last of all.
+RELATIONAL_PROBABILITY = 0.5
+RELATIONAL = frozenset({"place", "whether relation"})
+
+
+def complete_captions(scene: Scene) -> list[str]:
+    """Return the true captions that leave nothing unsaid that can be asked."""
+    return [c for c in references(scene) if says_background(scene, c) and says_relation(scene, c)]
+
+
+def draw_document(scene: Scene, split: Split, rng: Random) -> str:
+    """Draw a caption and two to five more lines: questions that the captions so far answer, or captions."""
+    captions = references(scene)
+    is_complete = rng.random() < COMPLETE_PROBABILITY
+    said = [rng.choice(complete_captions(scene) if is_complete else captions)]
+    lines = list(said)
+    for _ in range(rng.choice((2, 3, 4, 5))):
+        if rng.random() < QUESTION_PROBABILITY:
+            question = _draw_answered_question(scene, split, said, rng)
+            lines.append(rng.choice(DOCUMENT_QUESTION_FORMS).format(question.text, question.answers[0]))
+        else:
+            caption = rng.choice(captions)
+            is_prompted = rng.random() < PROMPTED_PROBABILITY and not caption.startswith(NOT_AFTER_THE_PROMPT)
+            said.append(caption)
+            lines.append(f"{CAPTION_PROMPT} {caption}" if is_prompted else caption)
+    return "\n".join(lines)
+
+
+def _draw_answered_question(scene: Scene, split: Split, said: list[str], rng: Random) -> Question:
+    """Draw a question whose answer follows from what was said."""
+    knows_background = any(says_background(scene, caption) for caption in said)
+    knows_relation = any(says_relation(scene, caption) for caption in said)
+    unsaid = set() if knows_background else {"background"}
+    if not knows_relation:
+        unsaid |= RELATIONAL | {"neighbor"}
+    asks_relation = knows_relation and scene.relation is not None and rng.random() < RELATIONAL_PROBABILITY
+    while True:  # every scene has so many kinds of answered questions that this ends soon
+        question = draw_question(scene, split, "picture", rng)
+        if question.kind in RELATIONAL if asks_relation else question.kind not in unsaid:
+            return question

@@ -1,0 +1,296 @@
+"""What a scene contains, without pixels: the nouns, which of them a split shows together, and the scenes.
+
+captions.py describes a scene, rendering.py paints it.
+"""
+
+import hashlib
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import combinations
+from random import Random
+from typing import Any, Literal, get_args
+
+Kind = Literal[
+    "captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"
+]
+Split = Literal["web", "human", "val", "test"]
+Size = Literal["small", "normal", "big"]
+KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
+SPLITS: tuple[Split, ...] = get_args(Split)
+SIZES: tuple[Size, ...] = get_args(Size)  # in ascending order
+EVALUATION_SPLITS = ("val", "test")  # they show pairs of nouns that no other split shows
+
+NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
+# Far apart in hue or lightness, so that neither jitter nor JPEG nor a photometric augmentation mixes two up.
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "red": (208, 52, 48),
+    "yellow": (246, 216, 72),
+    "green": (84, 170, 84),
+    "blue": (66, 122, 214),
+    "purple": (134, 76, 176),
+    "pink": (248, 168, 200),
+    "white": (244, 244, 242),
+    "black": (40, 40, 44),
+}
+
+
+# Chosen by eye: distinct at 26 pixels, one common name each, and no colour words (no orange, no rose). The
+# order decides what a seed draws, so it never changes.
+NOUNS = (
+    "dog", "cat", "rabbit", "fox", "panda", "pig", "frog", "penguin", "owl", "butterfly", "snail", "bee",
+    "ladybug", "turtle", "octopus", "whale", "elephant", "giraffe", "duck", "unicorn", "spider", "flamingo",
+    "cactus", "palm tree", "mushroom", "sunflower", "apple", "banana", "pineapple", "watermelon", "lemon",
+    "carrot", "eggplant", "avocado", "burger", "pizza", "donut", "cake", "trophy", "guitar", "drum",
+    "balloon", "gift", "key", "bell", "camera", "candle", "clock", "umbrella", "shirt", "car", "tractor",
+    "bicycle", "rocket", "house", "moon", "star", "cloud", "robot", "ghost",
+)  # fmt: skip
+IRREGULAR_PLURALS = {
+    "fox": "foxes", "butterfly": "butterflies", "octopus": "octopuses", "cactus": "cactuses",
+    "trophy": "trophies",
+}  # fmt: skip
+EMOJI_NAMES = {  # where the package `emoji` has another name
+    "dog": "dog_face", "cat": "cat_face", "rabbit": "rabbit_face", "pig": "pig_face", "bee": "honeybee",
+    "ladybug": "lady_beetle", "palm tree": "palm_tree", "apple": "red_apple", "burger": "hamburger",
+    "donut": "doughnut", "cake": "birthday_cake", "gift": "wrapped_gift", "clock": "alarm_clock",
+    "shirt": "t-shirt", "car": "automobile", "moon": "crescent_moon",
+}  # fmt: skip
+
+# The nouns of a row look, or are, alike: they are the ones that are mistaken for each other.
+LOOKALIKES: tuple[tuple[str, ...], ...] = (
+    ("dog", "cat", "rabbit", "fox", "panda", "pig", "frog"),
+    ("butterfly", "snail", "bee", "ladybug", "turtle", "spider", "octopus"),
+    ("penguin", "owl", "duck", "flamingo"),
+    ("whale", "elephant", "giraffe", "unicorn"),
+    ("cactus", "palm tree", "mushroom", "sunflower"),
+    ("apple", "banana", "pineapple", "watermelon", "lemon", "carrot", "eggplant", "avocado"),
+    ("burger", "pizza", "donut", "cake"),
+    ("trophy", "guitar", "drum", "bell", "candle"),
+    ("gift", "key", "camera", "clock", "umbrella", "shirt"),
+    ("car", "tractor", "bicycle", "rocket", "house"),
+    ("moon", "star", "cloud", "balloon"),
+    ("robot", "ghost"),
+)
+
+
+@cache
+def lookalikes(name: str) -> tuple[str, ...]:
+    """Return the nouns that are most easily mistaken for `name`."""
+    (row,) = (row for row in LOOKALIKES if name in row)
+    return tuple(other for other in row if other != name)
+
+
+@cache
+def pair_split(first: str, second: str) -> Literal["train", "val", "test"]:
+    """Return the split whose scenes may show two nouns together, in any order; it never changes."""
+    digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
+    bucket = int.from_bytes(digest[:4], "big") % 100
+    return "test" if bucket < 10 else "val" if bucket < 16 else "train"
+
+
+def pair_allowed(split: Split, first: str, second: str) -> bool:
+    """Whether scenes of `split` may show both nouns together."""
+    return pair_split(first, second) == (split if split in EVALUATION_SPLITS else "train")
+
+
+@cache
+def pairs_of(split: Split) -> tuple[tuple[str, str], ...]:
+    """Return the unordered noun pairs of `split`, in vocabulary order."""
+    return tuple(pair for pair in combinations(NOUNS, 2) if pair_allowed(split, *pair))
+
+
+@cache
+def triples_of(split: Split) -> tuple[tuple[str, str, str], ...]:
+    """Return the unordered noun triples all of whose pairs belong to `split`, in vocabulary order."""
+    pairs = set(pairs_of(split))
+    return tuple((a, b, c) for a, b in pairs_of(split) for c in NOUNS if (b, c) in pairs and (a, c) in pairs)
+
+
+def nouns_allowed_with(split: Split, shown: Collection[str]) -> list[str]:
+    """Return the nouns that are not shown and make pairs of `split` with all that are."""
+    return [
+        name
+        for name in NOUNS
+        if name not in shown and all(pair_allowed(split, name, other) for other in shown)
+    ]
+
+
+def draw_absent_noun(rng: Random, split: Split, shown: Collection[str]) -> str:
+    """Draw a noun that is not shown, half of the time a lookalike of one that is.
+
+    It makes pairs of `split` with all that is shown, so that no text of training names two nouns together
+    that are held out. Val and test have few pairs: there one such pair is enough, or none where none exists.
+    """
+    absent = [name for name in NOUNS if name not in shown]
+    choices = (
+        nouns_allowed_with(split, shown)
+        or [name for name in absent if any(pair_allowed(split, name, other) for other in shown)]
+        or absent
+    )
+    if rng.random() < 0.5:
+        alike = {other for name in shown for other in lookalikes(name)}
+        choices = [name for name in choices if name in alike] or choices
+    return rng.choice(choices)
+
+
+# Scenes
+
+Relation = Literal["left of", "above"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+SINGLE_PROBABILITY = 0.4  # one noun, one to three of it
+PAIR_PROBABILITY = 0.5  # two nouns in a relation; the rest are three nouns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneObject:
+    """`count` things of one noun and one size; the forms of the grammars take the words for it from here."""
+
+    name: str
+    size: Size = "normal"
+    count: int = 1
+
+    def __str__(self) -> str:
+        """ "a dog", "an owl", "a small owl", "two small dogs": the size is said when it is not normal."""
+        if self.count == 1 and self.size == "normal":
+            return self.a_noun
+        number = "a" if self.count == 1 else self.number
+        return f"{number} {self.noun}" if self.size == "normal" else f"{number} {self.size} {self.noun}"
+
+    @property
+    def a_noun(self) -> str:
+        """ "a dog", whatever its number and size."""
+        return f"an {self.name}" if self.name[0] in "aeiou" and self.name != "unicorn" else f"a {self.name}"
+
+    @property
+    def plural(self) -> str:
+        """ "dogs", whatever its number and size."""
+        return IRREGULAR_PLURALS.get(self.name, f"{self.name}s")
+
+    @property
+    def noun(self) -> str:
+        """ "dog" or "dogs", by its number."""
+        return self.name if self.count == 1 else self.plural
+
+    @property
+    def number(self) -> str:
+        """ "one", "two", ..."""
+        return NUMBER_WORDS[self.count]
+
+    @property
+    def verb(self) -> str:
+        """ "is" or "are"."""
+        return "is" if self.count == 1 else "are"
+
+    @property
+    def pronoun(self) -> str:
+        """ "it" or "they"."""
+        return "it" if self.count == 1 else "they"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One kind of thing, two kinds in a relation, or two (in videos) or three kinds without one.
+
+    The relation holds from objects[0] to objects[1] ("left of": the first is left of the second).
+    """
+
+    objects: tuple[SceneObject, ...]
+    background: str
+    relation: Relation | None = None
+
+    @property
+    def scenes(self) -> tuple["Scene", ...]:
+        """The scene itself, as a question or a statement has the scenes that it is about."""
+        return (self,)
+
+    @property
+    def names(self) -> list[str]:
+        """The nouns that are shown."""
+        return [thing.name for thing in self.objects]
+
+    @property
+    def num_things(self) -> int:
+        """The number of things, all copies counted."""
+        return sum(thing.count for thing in self.objects)
+
+    def content(self) -> Hashable:
+        """Return a value that is equal exactly for scenes that show the same."""
+        objects = frozenset(self.objects) if self.relation is None else self.objects
+        return objects, self.relation, self.background
+
+    def as_json(self, details: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the scene as plain values in a fixed key order, each object with its details (boxes)."""
+        objects = [asdict(thing) | dict(more) for thing, more in zip(self.objects, details, strict=True)]
+        return {"objects": objects, "relation": self.relation, "background": self.background}
+
+
+def sizes_of(num_things: int) -> tuple[Size, ...]:
+    """Return the sizes that the things of a scene may have: a big one leaves no room for another."""
+    return SIZES if num_things == 1 else ("small", "normal")
+
+
+def draw_background(rng: Random, other_than: str = "") -> str:
+    """Draw any colour but `other_than`."""
+    return rng.choice([color for color in BACKGROUNDS if color != other_than])
+
+
+def draw_scene(rng: Random, split: Split) -> Scene:
+    """Draw a scene of `split`: pairs and triples of nouns come from the pairs of that split only."""
+    background = draw_background(rng)
+    kind = rng.random()
+    if kind < SINGLE_PROBABILITY:
+        count = rng.choice((1, 1, 2, 3))
+        thing = _draw_object(rng, rng.choice(NOUNS), num_things=count, count=count)
+        return Scene(objects=(thing,), background=background)
+    is_pair = kind < SINGLE_PROBABILITY + PAIR_PROBABILITY
+    names = list(rng.choice(pairs_of(split)) if is_pair else rng.choice(triples_of(split)))
+    rng.shuffle(names)
+    objects = tuple(_draw_object(rng, name, num_things=len(names)) for name in names)
+    return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
+
+
+def draw_moving_scene(rng: Random, split: Split) -> Scene:
+    """Draw the scene of a video: things of one kind, or one of each of two or three kinds; no relation."""
+    num_nouns = rng.choices((1, 2, 3), (40, 40, 20))[0]
+    if num_nouns == 1:
+        return draw_group(rng, rng.choice(NOUNS), rng.choice((1, 1, 2, 3)))
+    names = rng.choice(pairs_of(split)) if num_nouns == 2 else rng.choice(triples_of(split))
+    objects = tuple(_draw_object(rng, name, num_nouns) for name in rng.sample(names, num_nouns))
+    return Scene(objects=objects, background=draw_background(rng))
+
+
+def draw_group(rng: Random, name: str, count: int) -> Scene:
+    """Draw a scene with `count` of one noun and nothing else."""
+    thing = _draw_object(rng, name, num_things=count, count=count)
+    return Scene(objects=(thing,), background=draw_background(rng))
+
+
+def draw_single(rng: Random, split: Split) -> Scene:
+    """Draw a scene with one thing; every noun is equally frequent in every split."""
+    return draw_group(rng, rng.choice(NOUNS), 1)
+
+
+def draw_pair(rng: Random, first: str, second: str, relation: Relation) -> Scene:
+    """Draw a scene with the first noun left of or above the second."""
+    objects = tuple(_draw_object(rng, name, num_things=2) for name in (first, second))
+    return Scene(objects=objects, background=draw_background(rng), relation=relation)
+
+
+def draw_scene_with(rng: Random, split: Split, name: str, size: Size | None = None) -> Scene:
+    """Draw a scene with one thing of noun `name`, alone or in a pair of `split`; any size when it is None."""
+    pairs = [pair for pair in pairs_of(split) if name in pair]
+    if pairs and size != "big" and rng.random() < 0.5:
+        first, second = rng.sample(rng.choice(pairs), 2)
+        scene = draw_pair(rng, first, second, rng.choice(RELATIONS))
+    else:
+        scene = draw_group(rng, name, 1)
+    if size is None:
+        return scene
+    objects = tuple(replace(thing, size=size) if thing.name == name else thing for thing in scene.objects)
+    return replace(scene, objects=objects)
+
+
+def _draw_object(rng: Random, name: str, num_things: int, count: int = 1) -> SceneObject:
+    return SceneObject(name=name, size=rng.choice(sizes_of(num_things)), count=count)

@@ -1,0 +1,310 @@
+"""The grammar of statements about two images, half of them false.
+
+A false statement is nearly true: the two images are swapped, or one thing, count, background or arrangement
+is another. So the words alone say nothing about the label, and neither does one image.
+
+`left` and `right` are said of the images only, never of things within one: swap the images, exchange the two
+words, and a statement stays as true as it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from random import Random
+
+from openblip.emoji_scenes.scene import (
+    EVALUATION_SPLITS,
+    NOUNS,
+    NUMBER_WORDS,
+    RELATIONS,
+    SIZES,
+    Relation,
+    Scene,
+    SceneObject,
+    Size,
+    Split,
+    draw_background,
+    draw_group,
+    draw_pair,
+    draw_scene,
+    draw_scene_with,
+    lookalikes,
+    pair_allowed,
+    pairs_of,
+)
+
+# {side} is the image that a statement names, and {other} the other one.
+STATEMENT_FORMS: dict[str, tuple[str, ...]] = {
+    "shown on a side": (
+        "the {side} picture shows {thing.a_noun}",
+        "there is {thing.a_noun} in the {side} picture",
+        "{thing.a_noun} can be seen in the picture on the {side}",
+    ),
+    "count on a side": (
+        "the {side} picture shows {things.number} {things.noun}",
+        "there {things.verb} {things.number} {things.noun} in the {side} picture",
+    ),
+    "more on a side": (
+        "the {side} picture shows {more} {thing.plural} than the {other} one",
+        "there are {more} {thing.plural} in the {side} picture than in the {other} one",
+    ),
+    "background on a side": (
+        "the {side} picture has a {color} background",
+        "the background of the {side} picture is {color}",
+    ),
+    "size on a side": (
+        "the {thing.name} in the {side} picture is {size}",
+        "the {side} picture shows a {size} {thing.name}",
+    ),
+    "bigger on a side": (
+        "the {thing.name} in the {side} picture is {bigger} than the one in the {other} picture",
+        "the {side} picture shows a {bigger} {thing.name} than the {other} one",
+    ),
+    "relation on a side": (
+        "in the {side} picture {first.a_noun} is {stands} {second.a_noun}",
+        "the {side} picture shows {first.a_noun} {stands} {second.a_noun}",
+        "the {first.name} is {stands} the {second.name} in the {side} picture",
+    ),
+    "how many pictures show": ("{claim} {thing.a_noun}",),
+    "total": (
+        "there are {number} {thing.plural} in total",
+        "the two pictures show {number} {thing.plural} together",
+        "there are {number} {thing.plural} in the two pictures",
+    ),
+    "same count": (
+        "the pictures show {claim} of {thing.plural}",
+        "there are {claim} of {thing.plural} in the two pictures",
+    ),
+    "backgrounds": ("{claim}",),
+    "one each": (
+        "one picture shows {first.a_noun} and the other {second.a_noun}",
+        "one of the pictures shows {first.a_noun}, the other one {second.a_noun}",
+    ),
+    "relation in one or both": (
+        "{claim} {first.a_noun} is {stands} {second.a_noun}",
+        "{first.a_noun} is {stands} {second.a_noun} {claim}",
+    ),
+}
+OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
+OF_BOTH = [kind for kind in STATEMENT_FORMS if kind not in OF_A_SIDE]
+# What is claimed; the numbers of images that show the thing for which it is true, and false but nearly true.
+SHOWING_CLAIMS: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
+    ("both pictures show", (2,), (1,)),
+    ("only one of the pictures shows", (1,), (0, 2)),
+    ("at least one of the pictures shows", (1, 2), (0,)),
+    ("neither of the pictures shows", (0,), (1,)),
+)
+ARRANGEMENTS = ("above", "below", "next to")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What is said about two scenes, left and right; whether it is true; and what kind of thing it says."""
+
+    kind: str
+    text: str
+    label: bool
+    scenes: tuple[Scene, Scene]
+
+
+def draw_statement(rng: Random, split: Split) -> Statement:
+    """Draw a statement: half of them speak of left and right, and half of each kind are true."""
+    kind = rng.choice(rng.choice((OF_A_SIDE, OF_BOTH)))
+    return SceneContext(rng=rng, split=split, kind=kind, label=rng.random() < 0.5).draw_statement()
+
+
+@dataclass(slots=True, kw_only=True)
+class SceneContext:
+    """A statement in the making: its kind, its split, whether it is true, and the stream that decides it.
+
+    `words` fill its forms. `met` are the nouns shown or named so far: in training no two of them are held
+    out, since such two do not even meet in one sample.
+    """
+
+    rng: Random
+    split: Split
+    kind: str
+    label: bool
+    words: dict[str, object] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
+
+    def draw_statement(self) -> Statement:
+        """Draw the scenes and the words of a statement of this kind."""
+        rng, label = self.rng, self.label
+        match self.kind:
+            case "shown on a side":
+                name = self._draw_noun()
+                return self._of_side(self._scene_with(name), lambda: self._scene_without(name))
+            case "count on a side":
+                name = self._draw_noun()
+                count, *others = rng.sample((1, 2, 3), 3)
+                self.words["things"] = SceneObject(name=name, count=count)
+                return self._of_side(
+                    draw_group(rng, name, count), lambda: draw_group(rng, name, rng.choice(others))
+                )
+            case "more on a side":  # a third of the false ones are of equal numbers
+                name, more = self._draw_noun(), rng.choice(("more", "fewer"))
+                count, count_there = sorted(rng.sample((1, 2, 3), 2), reverse=more == "more")
+                if not label and rng.random() < 1 / 3:
+                    count = count_there
+                self.words["more"] = more
+                return self._of_swapped(draw_group(rng, name, count), draw_group(rng, name, count_there))
+            case "background on a side":
+                scene = self._draw_scene()
+                self.words["color"] = color = scene.background
+                return self._of_side(
+                    scene,
+                    lambda: replace(self._draw_scene(), background=draw_background(rng, other_than=color)),
+                )
+            case "size on a side":
+                name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
+                self.words["size"] = size
+                sizes = [other for other in SIZES if other != size]
+                return self._of_side(
+                    self._scene_with(name, size), lambda: self._scene_with(name, rng.choice(sizes))
+                )
+            case "bigger on a side":
+                name, bigger = self._draw_noun(), rng.choice(("bigger", "smaller"))
+                self.words["bigger"] = bigger
+                size, size_there = sorted(rng.sample(SIZES, 2), key=SIZES.index, reverse=bigger == "bigger")
+                return self._of_swapped(self._scene_with(name, size), self._scene_with(name, size_there))
+            case "relation on a side":  # in the other image the same two stand differently
+                name, other = self._draw_pair()
+                stands, otherwise = self._draw_arrangement()
+                return self._of_side(
+                    self._arranged(name, other, stands),
+                    lambda: self._arranged(name, other, rng.choice(otherwise)),
+                )
+            case "how many pictures show":
+                self.words["claim"], true_of, false_of = rng.choice(SHOWING_CLAIMS)
+                number = rng.choice(true_of if label else false_of)
+                name = self._draw_noun()
+                first = self._scene_with(name) if number > 0 else self._scene_without(name)
+                return self._of_both(
+                    first, self._scene_with(name) if number > 1 else self._scene_without(name)
+                )
+            case "total":  # the claim is drawn first, so that it tells nothing; a false one is off by one
+                name, claimed = self._draw_noun(), rng.randint(2, 6)
+                self.words["number"] = NUMBER_WORDS[claimed]
+                near = [number for number in (claimed - 1, claimed + 1) if 2 <= number <= 6]
+                total = claimed if label else rng.choice(near)
+                count = rng.randint(max(1, total - 3), min(3, total - 1))
+                return self._of_both(draw_group(rng, name, count), draw_group(rng, name, total - count))
+            case "same count":
+                name, is_same = self._draw_noun(), rng.random() < 0.5
+                self.words["claim"] = "the same number" if is_same == label else "different numbers"
+                count = rng.randint(1, 3)
+                other_count = count if is_same else rng.choice([n for n in (1, 2, 3) if n != count])
+                return self._of_both(draw_group(rng, name, count), draw_group(rng, name, other_count))
+            case "backgrounds":  # whether both have the same background, or both have a certain one
+                is_same = rng.random() < 0.5
+                first, second = self._draw_scene(), self._draw_scene()
+                color = first.background
+                other_color = color if is_same else draw_background(rng, other_than=color)
+                second = replace(second, background=other_color)
+                if is_same != label:
+                    self.words["claim"] = "the two pictures have different backgrounds"
+                elif rng.random() < 0.5:
+                    self.words["claim"] = "the two pictures have the same background"
+                else:
+                    self.words["claim"] = f"both pictures have a {color} background"
+                return self._of_both(first, second)
+            case "one each":  # if false, one is missing or both stand together
+                name, other = self._draw_pair()
+                if label:
+                    first = self._scene_with(name, without=other)
+                    return self._of_both(first, self._scene_with(other, without=name))
+                if rng.random() < 2 / 3:
+                    first = self._scene_with(name, without=other)
+                else:
+                    first = draw_pair(rng, name, other, rng.choice(RELATIONS))
+                return self._of_both(first, self._scene_without(name, other))
+            case "relation in one or both":  # elsewhere the same two stand differently
+                name, other = self._draw_pair()
+                stands, otherwise = self._draw_arrangement()
+                says_both = rng.random() < 0.5
+                self.words["claim"] = "in both pictures" if says_both else "in one of the pictures"
+                num_true = (1 if says_both else 0) + (1 if label else 0)
+                shown = [stands] * num_true + [rng.choice(otherwise) for _ in range(2 - num_true)]
+                return self._of_both(*(self._arranged(name, other, each) for each in shown))
+        raise AssertionError(f"no statement of kind {self.kind}")
+
+    def _of_both(self, first: Scene, second: Scene) -> Statement:
+        """Say something of two images whose order does not matter: they come in any."""
+        left, right = self.rng.sample((first, second), 2)
+        return self._state(left, right)
+
+    def _of_side(self, here: Scene, there: Callable[[], Scene]) -> Statement:
+        """Say what is true of `here` on {side} and a scene of `there` on {other}.
+
+        It is made false by swapping the two, or half of the time by two scenes of `there`.
+        """
+        if not self.label and self.rng.random() < 0.5:
+            here = there()
+        return self._of_swapped(here, there())
+
+    def _of_swapped(self, here: Scene, there: Scene) -> Statement:
+        """Say what is true of `here` on {side} and `there` on {other}, and false of the two swapped."""
+        side, other = self.rng.choice((("left", "right"), ("right", "left")))
+        self.words |= {"side": side, "other": other}
+        return self._state(here, there) if (side == "left") == self.label else self._state(there, here)
+
+    def _state(self, left: Scene, right: Scene) -> Statement:
+        text = self.rng.choice(STATEMENT_FORMS[self.kind]).format(**self.words)
+        return Statement(kind=self.kind, text=text, label=self.label, scenes=(left, right))
+
+    def _draw_noun(self) -> str:
+        name = self.rng.choice(NOUNS)
+        self.words["thing"] = SceneObject(name=name)
+        self.met.add(name)
+        return name
+
+    def _draw_pair(self) -> tuple[str, str]:
+        """Draw two nouns of the split, in any order."""
+        first, second = self.rng.sample(self.rng.choice(pairs_of(self.split)), 2)
+        self.words |= {"first": SceneObject(name=first), "second": SceneObject(name=second)}
+        self.met.update((first, second))
+        return first, second
+
+    def _draw_arrangement(self) -> tuple[str, list[str]]:
+        """Draw how the first of a pair is said to stand to the second; return also how else it could."""
+        stands = self.rng.choice(ARRANGEMENTS)
+        self.words["stands"] = stands
+        return stands, [other for other in ARRANGEMENTS if other != stands]
+
+    def _arranged(self, first: str, second: str, stands: str) -> Scene:
+        """Draw a scene with the pair one above the other, or side by side in any order."""
+        if stands == "below" or (stands == "next to" and self.rng.random() < 0.5):
+            first, second = second, first
+        relation: Relation = "left of" if stands == "next to" else "above"
+        return draw_pair(self.rng, first, second, relation)
+
+    def _draw_scene(self) -> Scene:
+        return self._draw_fitting(lambda: draw_scene(self.rng, self.split))
+
+    def _scene_with(self, name: str, size: Size | None = None, without: str = "") -> Scene:
+        """Draw a scene with one of `name`, alone or in a pair, and none of `without`."""
+        return self._draw_fitting(lambda: draw_scene_with(self.rng, self.split, name, size), without)
+
+    def _scene_without(self, *names: str) -> Scene:
+        """Draw such a scene with none of `names`, half of the time with a lookalike of the last."""
+
+        def draw() -> Scene:
+            is_alike = self.rng.random() < 0.5
+            shown = self.rng.choice(lookalikes(names[-1]) if is_alike else NOUNS)
+            return draw_scene_with(self.rng, self.split, shown)
+
+        return self._draw_fitting(draw, *names)
+
+    def _draw_fitting(self, draw: Callable[[], Scene], *without: str) -> Scene:
+        """Draw until a scene shows none of `without` and no noun that is held out with one met before."""
+        while True:
+            scene = draw()
+            names = self.met.union(scene.names)
+            # The few pairs of val and test hold within a scene, not between the two of a sample.
+            may_meet = self.split in EVALUATION_SPLITS or all(
+                pair_allowed(self.split, *pair) for pair in combinations(names, 2)
+            )
+            if may_meet and not set(scene.names).intersection(without):
+                self.met = names
+                return scene

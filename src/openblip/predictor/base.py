@@ -1,0 +1,779 @@
+"""The calls of every predictor: images and texts in, captions, answers, scores and features out.
+
+`BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, refuses what the
+checkpoint cannot do or what does not belong together, and puts results in order. What the two models do in
+their own way are the methods below "What a model does in its own way".
+
+B images or videos, F frames of a video, S side of a prepared image, N image tokens, Dv their width, I images,
+T texts or text tokens, R rows of text, C candidates, Q queries, L text tokens, E embedding width.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.checkpoint import Checkpoint, EncoderToken
+from openblip.checkpoints.loading import Format, save_checkpoint
+from openblip.data.images import ImageInput, read_image
+from openblip.data.prompts import normalize_caption
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.video import read_frames
+from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
+from openblip.files import hash_int
+from openblip.generation.decoding import Beam, Decoding, Nucleus
+from openblip.generation.search import Generated, generate
+from openblip.models.blip import Blip, similarity_matrix, similarity_of_pairs
+from openblip.models.blip2 import Blip2
+from openblip.models.config import Mode
+from openblip.predictor.explain import Words, check_text_length, join_pieces
+from openblip.predictor.inputs import (
+    DEFAULT_BATCH_SIZE,
+    Candidates,
+    Conversation,
+    Dialog,
+    EncodedImages,
+    ImagePairs,
+    Images,
+    Prompts,
+    Rounds,
+    Texts,
+    Videos,
+    as_list,
+    check_candidates,
+    check_equal,
+    check_prepared,
+    chunks,
+    image_seed,
+    input_name,
+    is_single,
+    items_per_batch,
+    list_images,
+    read_conversation,
+    read_dialog,
+    read_pairs,
+)
+from openblip.predictor.results import Explanation, Features, ScoredText, TextScore, scored_text
+
+CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
+CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
+MAX_ROWS = 512
+"""Texts that the model reads at a time where many go with one image."""
+MAX_TEXTS_PER_IMAGE = 64
+"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
+
+
+class BasePredictor(ABC):
+    """A checkpoint ready for use. Results do not depend on batch size, order or padding.
+
+    `images` is one or a list of path, PIL.Image, encoded bytes or uint8 HxWx3 array; or what `prepare`,
+    `encode` or `encode_videos` returned. `batch_size` is the number of images that are encoded at a time; a
+    video counts as its frames and a pair as two.
+
+    Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError for an image
+    that cannot be read, by its name, and ConfigError when what it was given does not belong together.
+
+    The model is used where it is, in eval mode: a predictor around a model in training sees its weights as
+    they change. Subclasses move and cast it when they are told a device or dtype.
+    """
+
+    model: Blip | Blip2
+    tokenizer: Tokenizer | None
+    encoder_token: EncoderToken = "[CLS]"
+    calls_by_head: ClassVar[Mapping[str, tuple[str, ...]]]
+    """The calls that each head makes possible."""
+    answer_decoding: ClassVar[Beam]
+    """How answers are written unless the caller says otherwise."""
+    max_match_tokens: ClassVar[int]
+    """Tokens of a text that is matched or embedded, as in training."""
+    text_feature_heads: ClassVar[tuple[str, ...]]
+    """Heads that have taught the model to read texts alone."""
+    multimodal_feature_heads: ClassVar[tuple[str, ...]]
+    """Heads that have taught the model to read texts together with images."""
+    text_explanation_heads: ClassVar[tuple[str, ...]]
+    """Heads through which a given text can be explained."""
+    caption_explanation_heads: ClassVar[tuple[str, ...]]
+    """Heads through which the model's own caption can be explained."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]
+    ) -> None:
+        """max_positions: the most tokens of a text that the model reads or writes. embedding_shape: of one
+        image.
+        """
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model.eval()
+        self.tokenizer = checkpoint.tokenizer
+        self.preprocessing = checkpoint.preprocessing
+        self.prompt = checkpoint.prompt
+        self._max_positions = max_positions
+        self._embedding_shape = embedding_shape
+
+    # What the checkpoint is.
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """The calls that this checkpoint has weights for."""
+        return frozenset(call for head in self.model.config.heads for call in self.calls_by_head[head])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the image encoder and of encoded images."""
+        return next(self.model.vision.parameters()).dtype
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the results besides weights and vocabularies, ready for json."""
+        settings = self.checkpoint._asdict()
+        del settings["tokenizer"]
+        return {**settings, "model": self.model.config.to_dict(), "preprocessing": asdict(self.preprocessing)}
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights of all parts."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that decides the results: settings, vocabularies, and the weights as they are.
+
+        It is that of the loaded model, so it is the same wherever a checkpoint is read from.
+        """
+        digest = hashlib.sha256()
+        digest.update(json.dumps(self.settings, sort_keys=True).encode())
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_vocabularies(Path(folder))
+            for vocabulary in sorted(Path(folder).rglob("tokenizer.json")):
+                digest.update(vocabulary.read_bytes())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
+        """Write a checkpoint that `load` reads.
+
+        format: "openblip"; "huggingface", which transformers reads as well; or "original", a file (.pth) as
+        the released code has them. Raises CheckpointError when the format has no place for these heads.
+        """
+        save_checkpoint(self.checkpoint, folder, format)
+
+    # Images: prepared on the CPU, encoded on the device.
+
+    def prepare(self, images: ImageInput | Sequence[ImageInput], first: int = 0) -> Tensor:
+        """Read and resize images: uint8 (B, 3, S, S) on the CPU.
+
+        ImageError names an image that cannot be read by its path, or by its position counted from `first`.
+        """
+        pixels = [
+            self._prepare_image(image, input_name(image, position, "image"))
+            for position, image in enumerate(as_list(images), first)
+        ]
+        size = self.preprocessing.image_size
+        return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+
+    def prepare_videos(self, videos: Videos, num_frames: int = 8, first: int = 0) -> Tensor:
+        """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
+
+        Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError
+        without PyAV.
+        """
+        if num_frames < 1:
+            raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
+        size, pixels = self.preprocessing.image_size, []
+        for position, video in enumerate(as_list(videos), first):
+            source = video if isinstance(video, bytes) else str(video)
+            frames = read_frames(source, num_frames, name=input_name(video, position, "video"))
+            pixels.append(torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames])))
+        return torch.stack(pixels) if pixels else torch.zeros(0, num_frames, 3, size, size, dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def encode(self, images: Images, batch_size: int | None = None) -> EncodedImages:
+        """Run the image encoder once, for any number of later calls."""
+        if isinstance(images, EncodedImages):
+            return images
+        parts = [self._encode(pixels) for pixels in self._prepared_batches(images, batch_size)]
+        none = images if isinstance(images, Tensor) else self.prepare([])
+        return EncodedImages.join(parts or [self._encode(none)])
+
+    @torch.inference_mode()
+    def encode_videos(
+        self, videos: Videos, num_frames: int = 8, batch_size: int | None = None
+    ) -> EncodedImages:
+        """Encode frames spread evenly over each video (BLIP section 5.6); calls take the result as `images`.
+
+        The paper takes 8 frames for retrieval and 16 for questions. batch_size: frames at a time. Raises as
+        `prepare_videos` does.
+        """
+        videos, size = as_list(videos), items_per_batch(batch_size, max(1, num_frames))
+        parts = [
+            self._encode(self.prepare_videos(videos[start : start + size], num_frames, start))
+            for start in range(0, max(1, len(videos)), size)
+        ]
+        return EncodedImages.join(parts)
+
+    def encoded_batches(
+        self, images: Images, batch_size: int | None = None
+    ) -> Iterator[tuple[slice, EncodedImages]]:
+        """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
+        if isinstance(images, EncodedImages):
+            size = items_per_batch(batch_size, images.num_frames)
+            for start in range(0, len(images), size):
+                rows = slice(start, min(start + size, len(images)))
+                yield rows, images.part(rows)
+            return
+        start = 0
+        for pixels in self._prepared_batches(images, batch_size):
+            yield slice(start, start + len(pixels)), self._encode(pixels)
+            start += len(pixels)
+
+    # Texts that the model writes.
+
+    @torch.inference_mode()
+    def caption(
+        self,
+        images: Images,
+        prompt: Prompts = None,
+        decoding: Decoding = CAPTION_DECODING,
+        num_captions: int = 1,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+        seeds: Sequence[int] | None = None,
+    ) -> Any:
+        """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
+
+        prompt: words that the caption continues, the same for all images or a list with one for each; None is
+        the checkpoint's own, "" is none. The result is without the prompt. A language model takes any
+        instruction as prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per
+        image for `Nucleus`; by default they come from its seed and the image.
+        """
+        self._require("caption")
+        single, images = is_single(images), list_images(images)
+        shared = self.prompt if prompt is None else prompt
+        self._check_length([shared] if isinstance(shared, str) else shared, decoding)
+        prompts = [shared] * len(images) if isinstance(shared, str) else list(shared)
+        check_equal("caption", images=images, prompts=prompts)
+        check_equal("caption", images=images, seeds=images if seeds is None else seeds)
+        captions: list[list[ScoredText]] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            row_seeds = sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
+            captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
+        results = [_as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
+        return results[0] if single else results
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        candidates: Candidates | None = None,
+        decoding: Decoding | None = None,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+        num_candidates: int = 128,
+    ) -> Any:
+        """Answers, a string per question; questions go with images in pairs, or several with one image.
+
+        candidates: texts to choose from, for all questions or a list for each, instead of writing freely: the
+        `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding:
+        by default `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
+        """
+        self._require("answer")
+        single = is_single(questions) and is_single(images)
+        questions, decoding = as_list(questions), decoding or self.answer_decoding
+        if candidates is None:
+            self._check_length([""], decoding)
+        else:
+            candidates = check_candidates(candidates, len(questions))
+        shared = candidates is None or isinstance(candidates[0], str)
+        answers: list[ScoredText] = []
+        for rows, encoded in self._question_batches(images, questions, batch_size):
+            choices = candidates if candidates is None or shared else candidates[rows]
+            answers += self._answer(encoded, questions[rows], choices, decoding, num_candidates)
+        return _as_asked(answers, return_scores, single)
+
+    @torch.inference_mode()
+    def chat(
+        self,
+        images: Images,
+        turns: Conversation | Sequence[Conversation],
+        decoding: Decoding = CHAT_DECODING,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+    ) -> Any:
+        """The model's replies, a string for each image.
+
+        turns: the conversation about the image: (question, answer) pairs, and last the open question; a
+        question alone begins one. For a list of images a list of conversations. The language model reads all
+        of it: "Question: ... Answer: .... Question: ... Answer:", in the words of the checkpoint's
+        `question_prompt`. return_scores: `ScoredText` objects instead of strings.
+        """
+        self._require("chat")
+        single, images = is_single(images), list_images(images)
+        given: list[Any] = [turns] if single else list(turns)
+        check_equal("chat", images=images, conversations=given)
+        conversations = [read_conversation(each, position) for position, each in enumerate(given)]
+        replies: list[ScoredText] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            replies += self._write_replies(encoded, conversations[rows], decoding)
+        return _as_asked(replies, return_scores, single)
+
+    # How well texts and images fit.
+
+    @torch.inference_mode()
+    def match(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+        """P(match) of each pair by ITM, float32 (B,) on the CPU."""
+        self._require("match")
+        images, texts, scores = list_images(images), as_list(texts), [torch.zeros(0)]
+        check_equal("match", images=images, texts=texts)
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            tokens = self._tokenize(texts[rows], self._encoder_id)
+            scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
+        return torch.cat(scores)
+
+    @torch.inference_mode()
+    def match_matrix(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+        """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
+        self._require("match_matrix")
+        texts = as_list(texts)
+        scores = [torch.zeros(0, len(texts))]
+        for _, encoded in self.encoded_batches(images, batch_size):
+            count = len(encoded)
+            image_kv = self._image_kv(encoded.tokens, "encode")  # once for all texts
+            columns = [torch.zeros(count, 0)]
+            for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
+                tokens = self._tokenize(chunk, self._encoder_id)
+                repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
+                columns.append(self._match_probability(repeated, image_kv).view(count, -1))
+            scores.append(torch.cat(columns, dim=1))
+        return torch.cat(scores)
+
+    def similarity(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+        """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
+        self._require("similarity")
+        return similarity_matrix(self.embed_images(images, batch_size), self.embed_texts(texts, batch_size))
+
+    @torch.inference_mode()
+    def embed_images(self, images: Images, batch_size: int | None = None) -> Tensor:
+        """Unit vectors, float32 on the CPU: (I, E), for BLIP-2 one for each query, (I, Q, E)."""
+        self._require("embed_images")
+        vectors = [
+            self._embed(encoded).float().cpu() for _, encoded in self.encoded_batches(images, batch_size)
+        ]
+        return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Texts, batch_size: int | None = None) -> Tensor:
+        """Unit vectors, float32 (T, E) on the CPU."""
+        self._require("embed_texts")
+        vectors = [torch.zeros(0, self.model.config.embed_dim)]
+        for chunk in chunks(as_list(texts), items_per_batch(batch_size)):
+            tokens = self._tokenize(chunk, self._text_tokenizer().cls_id)
+            vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
+        return torch.cat(vectors)
+
+    @torch.inference_mode()
+    def score_texts(
+        self, images: Images, texts: Sequence[Sequence[str]], batch_size: int | None = None
+    ) -> list[list[TextScore]]:
+        """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
+
+        texts: a list for each image, of any and different lengths. An empty text describes nothing: it is not
+        shown to the model and scores 0. Raises CheckpointError when a score is not a number.
+        """
+        self._require("match")
+        self._require("similarity")
+        images = list_images(images)
+        check_equal("score_texts", images=images, lists=texts)
+        scores: list[list[TextScore]] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            scores += self._score_batch(encoded, texts[rows])
+        return scores
+
+    @torch.inference_mode()
+    def judge(self, images: ImagePairs, statements: Texts, batch_size: int | None = None) -> Tensor:
+        """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
+
+        images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
+        """
+        self._require("judge")
+        statements, pairs = as_list(statements), read_pairs(images)
+        check_equal("judge", pairs=pairs, statements=statements)
+        probabilities = [torch.zeros(0)]
+        size = items_per_batch(batch_size, 2)
+        for start in range(0, len(pairs), size):
+            rows = slice(start, start + size)
+            sides = [
+                self._prepare_image(image, f"{input_name(image, position, 'pair')} ({side})")
+                for position, pair in enumerate(pairs[rows], start)
+                for image, side in zip(pair, ("left", "right"), strict=True)
+            ]
+            pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
+            probabilities.append(self._judge(pixels, statements[rows]))
+        return torch.cat(probabilities)
+
+    @torch.inference_mode()
+    def rank_answers(
+        self,
+        images: Images,
+        captions: Texts,
+        dialogs: Dialog | Sequence[Dialog],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> Any:
+        """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
+
+        Each image has a caption, a dialog and a list of candidates; with one image they are not in lists. A
+        dialog is a list of the earlier rounds, each as (question, answer) or in one string, and last the open
+        question. (VisDial, BLIP section 5.5.)
+        """
+        self._require("rank_answers")
+        single, images = is_single(images), list_images(images)
+        given: list[Any] = [[each] if single else each for each in (captions, dialogs, candidates)]
+        captions, dialogs, candidates = given
+        check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
+        rounds = [read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
+        results: list[Tensor] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            results += self._rank_answers(encoded, captions[rows], rounds[rows], candidates[rows])
+        return results[0] if single else results
+
+    # What the model sees.
+
+    @torch.inference_mode()
+    def features(
+        self, images: Images | None = None, texts: Texts | None = None, batch_size: int | None = None
+    ) -> Features:
+        """The states behind the heads: of images, of texts, or of pairs of both, then also read together.
+
+        UnsupportedTaskError says which head is missing for what was asked.
+        """
+        if images is None and texts is None:
+            raise ConfigError("features are those of images, of texts or of both: neither was given.")
+        images = None if images is None else list_images(images)
+        texts = None if texts is None else as_list(texts)
+        heads = self.model.config.heads
+        needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
+        if texts is not None and not set(needed) & set(heads):
+            raise UnsupportedTaskError(
+                f"Features of texts {'alone' if images is None else 'with images'} need the text encoder of "
+                f"an {' or '.join(needed)} head; this checkpoint has {', '.join(heads)}."
+                + ("" if images is None else " Ask for images and texts apart.")
+            )
+        if images is not None and texts is not None:
+            check_equal("features", images=images, texts=texts)
+        encoded = None if images is None else self.encode(images, batch_size)
+        return Features(**self._features(encoded, texts, batch_size))
+
+    def explain(self, image: Images, text: str | None = None, layer: int | None = None) -> Explanation:
+        """Where in one image the model looked, for each word of a text.
+
+        With a text: why it matches the image, where the checkpoint has an ITM head; otherwise the text is a
+        question, where the checkpoint answers questions, and the answer is explained; otherwise the text is
+        explained as a caption. Without a text: the caption that the model writes itself.
+
+        BLIP: each word is shown where it looks itself (of a question that is answered, its own words), in a
+        layer of the text transformer, from 0 on. By default it is the one in the middle: in the last layer
+        the words of a match no longer count, only the first token.
+
+        BLIP-2: the queries look, in a layer of the Q-Former with cross-attention, by default the middle one.
+        A word of a match is shown where the queries look that it attends to; a word that is written, where
+        more attention of the queries would make it likelier (of an answer, the answer's words).
+
+        Raises UnsupportedTaskError for a missing head or an image encoder whose tokens are no grid, and
+        ConfigError for a layer that does not exist, a text without words, several images or a video.
+        """
+        heads = self.model.config.heads
+        usable = self.caption_explanation_heads if text is None else self.text_explanation_heads
+        if not set(usable) & set(heads):
+            raise UnsupportedTaskError(
+                f"explain needs one of the heads {', '.join(self.text_explanation_heads)} for a text that is "
+                f"given, and for the model's own caption an {' or '.join(self.caption_explanation_heads)} "
+                f"head; this checkpoint has {', '.join(heads)}."
+            )
+        encoded = self.encode(image)
+        if len(encoded) != 1 or encoded.num_frames != 1:
+            raise ConfigError("explain takes one image at a time, and no video.")
+        with torch.inference_mode(False), torch.enable_grad():
+            # A tensor that was made in inference mode cannot be part of a graph.
+            return self._explain(replace(encoded, tokens=encoded.tokens.clone()), text, layer)
+
+    # What a model does in its own way.
+
+    @abstractmethod
+    def _image_kv(self, tokens: Tensor, mode: Mode) -> Any:
+        """Image tokens (B, N, Dv) as the texts attend to them that `self.model` reads or writes."""
+
+    @abstractmethod
+    def _embed(self, images: EncodedImages) -> Tensor:
+        """Unit vectors (B, E), or (B, Q, E) of a model with queries."""
+
+    @abstractmethod
+    def _save_vocabularies(self, folder: Path) -> None:
+        """Write a tokenizer.json for each vocabulary into the folder or one in it."""
+
+    @abstractmethod
+    def _answer(
+        self,
+        images: EncodedImages,
+        questions: Sequence[str],
+        candidates: Candidates | None,
+        decoding: Decoding,
+        num_candidates: int,
+    ) -> list[ScoredText]:
+        """One answer to each of R = B * K questions, K about each image: written, or the likeliest of the
+        candidates, of equal ones the first.
+        """
+
+    @abstractmethod
+    def _features(
+        self, images: EncodedImages | None, texts: Sequence[str] | None, batch_size: int | None
+    ) -> dict[str, Tensor]:
+        """The fields of `Features` that the model has, of images, texts or pairs of both."""
+
+    @abstractmethod
+    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        """The explanation for one image, with gradients switched on."""
+
+    # Calls of which only one of the models can have the head; `_require` has refused them before.
+
+    def _write_replies(
+        self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
+    ) -> list[ScoredText]:
+        """One reply to each conversation."""
+        raise self._unable("chat")
+
+    def _judge(self, pixels: Tensor, statements: Sequence[str]) -> Tensor:
+        """P(true) of statements about pairs, uint8 (B, 2, 3, S, S) -> float32 (B,) on the CPU."""
+        raise self._unable("judge")
+
+    def _rank_answers(
+        self,
+        images: EncodedImages,
+        captions: Sequence[str],
+        dialogs: Sequence[Rounds],
+        candidates: Sequence[Sequence[str]],
+    ) -> list[Tensor]:
+        """P(right) of the candidates of each image, float32 (C,) on the CPU."""
+        raise self._unable("rank_answers")
+
+    # What the calls are made of.
+
+    def _require(self, call: str) -> None:
+        if call not in self.tasks:
+            raise self._unable(call)
+
+    def _unable(self, call: str) -> UnsupportedTaskError:
+        return UnsupportedTaskError(
+            f"This checkpoint has no weights to {call}; it can do {', '.join(sorted(self.tasks))}."
+        )
+
+    def _prepare_image(self, image: ImageInput, name: str) -> Tensor:
+        """uint8 (3, S, S) on the CPU; ImageError calls the image `name`."""
+        with read_image(image, name=name) as decoded:
+            return torch.from_numpy(self.preprocessing(decoded))
+
+    def _prepared_batches(self, images: Images, batch_size: int | None) -> Iterator[Tensor]:
+        """Batches of prepared images, uint8 (B, 3, S, S), or of videos, (B, F, 3, S, S)."""
+        if isinstance(images, Tensor):
+            check_prepared(images, self.preprocessing.image_size)
+            size = items_per_batch(batch_size, images.shape[1] if images.dim() == 5 else 1)
+            yield from images.split(size) if len(images) else ()
+            return
+        assert not isinstance(images, EncodedImages)
+        size, images = items_per_batch(batch_size), as_list(images)
+        for start in range(0, len(images), size):
+            yield self.prepare(images[start : start + size], start)
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> EncodedImages:
+        """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
+        if not len(pixels):  # not every encoder takes no images, but this is what it would return
+            return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
+        seeds = tuple(image_seed(image) for image in pixels)
+        normalized = self._normalize(pixels)
+        if pixels.dim() == 4:
+            return EncodedImages(self.model.encode_image(normalized), seeds)
+        frames = self.model.encode_image(normalized.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        return EncodedImages(frames.flatten(1, 2), seeds, pixels.shape[1])
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., 3, S, S) -> the input of the image encoder, on its device."""
+        return self.preprocessing.normalize(pixels.to(self.device)).to(self.dtype)
+
+    def _question_batches(
+        self, images: Images, questions: Sequence[str], batch_size: int | None
+    ) -> Iterator[tuple[slice, EncodedImages]]:
+        """Batches of images with the rows of their questions; of several questions about one image, the image
+        alone.
+        """
+        is_one = is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
+        if is_one and len(questions) > 1:
+            encoded, size = self.encode(images), items_per_batch(batch_size)
+            for start in range(0, len(questions), size):
+                yield slice(start, start + size), encoded
+        else:
+            check_equal("answer", images=list_images(images), questions=questions)
+            yield from self.encoded_batches(images, batch_size)
+
+    def _text_tokenizer(self) -> Tokenizer:
+        """The model's own vocabulary; UnsupportedTaskError for a BLIP-2 whose Q-Former reads no text."""
+        if self.tokenizer is None:
+            raise UnsupportedTaskError("The Q-Former of this checkpoint reads no text.")
+        return self.tokenizer
+
+    @property
+    def _encoder_id(self) -> int:
+        """The first token of a text that is read together with an image."""
+        tokenizer = self._text_tokenizer()
+        return tokenizer.enc_id if self.encoder_token == "[ENC]" else tokenizer.cls_id
+
+    def _tokenize(self, texts: Sequence[str], first_id: int) -> Tokens:
+        """Texts as training read them (`normalize_caption`), from `first_id` on, on the model's device."""
+        return self._tokens([normalize_caption(text) for text in texts], self.max_match_tokens, first_id)
+
+    def _tokens(self, texts: Sequence[str], max_length: int, first_id: int) -> Tokens:
+        """Normalised texts from `first_id` on, cut to `max_length` or what the model reads; ids (R, T)."""
+        limit = min(max_length, self._max_positions)
+        tokens = self._text_tokenizer().encode(texts, limit).to(self.device)
+        tokens.ids[:, :1] = first_id  # a list of no texts has no first token
+        return tokens
+
+    def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
+        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions."""
+        for prompt in dict.fromkeys(prompts):
+            length = len(self._text_tokenizer().prompt(prompt))
+            longest = length + decoding.max_new_tokens - 1  # the last token is not read
+            if longest > self._max_positions:
+                raise ConfigError(
+                    f"max_new_tokens {decoding.max_new_tokens} after a prompt of {length} tokens: the model "
+                    f"reads at most {self._max_positions}; ask for "
+                    f"{max(self._max_positions - length + 1, 0)} or fewer."
+                )
+
+    def _write_captions(
+        self,
+        images: EncodedImages,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        num_captions: int,
+        seeds: Sequence[int] | None,
+    ) -> list[list[ScoredText]]:
+        """`num_captions` for each image, by the model's own decoder, which reads one prompt at a time."""
+        tokenizer, image_kv = self._text_tokenizer(), self._image_kv(images.tokens, "decode")
+        captions: dict[int, list[ScoredText]] = {}
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, row_prompt in enumerate(prompts) if row_prompt == prompt]
+            some = len(rows) < len(prompts)  # usually all have one prompt: no copy of keys and values
+            written = generate(
+                self.model,
+                image_kv.select(torch.tensor(rows, device=self.device)) if some else image_kv,
+                tokenizer.prompt(prompt).to(self.device),
+                len(rows),
+                decoding,
+                num_captions=num_captions,
+                eos_id=tokenizer.sep_id,
+                pad_id=tokenizer.pad_id,
+                seeds=None if seeds is None else [seeds[row] for row in rows],
+            )
+            for row, texts in zip(rows, written, strict=True):
+                captions[row] = [self._scored(text) for text in texts]
+        return [captions[row] for row in range(len(prompts))]
+
+    def _scored(self, generated: Generated, text: str | None = None) -> ScoredText:
+        """What the model's own decoder wrote; `text` where it is more than its tokens decoded."""
+        tokenizer = self._text_tokenizer()
+        text = tokenizer.decode(generated.ids) if text is None else text
+        return scored_text(generated, text, tokenizer.sep_id, tokenizer.pieces)
+
+    def _match_probability(self, tokens: Tokens, image_kv: Any) -> Tensor:
+        """P(match) of R texts over B images, float32 (R,) on the CPU."""
+        logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
+        return logits.float().softmax(dim=1)[:, 1].cpu()
+
+    def _score_batch(self, images: EncodedImages, texts: Sequence[Sequence[str]]) -> list[list[TextScore]]:
+        """`score_texts` of one batch."""
+        flat = [text for image_texts in texts for text in image_texts]  # R
+        owners = [image for image, image_texts in enumerate(texts) for _ in image_texts]
+        scored = [row for row, text in enumerate(flat) if text.strip()]
+        itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
+        if scored:
+            image_kv = self._image_kv(images.tokens, "encode")
+            for group in _group_by_count(scored, owners):
+                rows = [row for _, image_rows in group for row in image_rows]
+                tokens = self._tokenize([flat[row] for row in rows], self._encoder_id)
+                index = [image for image, _ in group]
+                some = index != list(range(len(texts)))  # usually it is all: no copy of keys and values
+                kv = image_kv.select(torch.tensor(index, device=self.device)) if some else image_kv
+                itm[rows] = self._match_probability(tokens, kv)
+            image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
+            text_vectors = self.embed_texts([flat[row] for row in scored], MAX_ROWS)
+            itc[scored] = similarity_of_pairs(image_vectors, text_vectors)
+        if not (itm.isfinite().all() and itc.isfinite().all()):
+            raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
+        pairs = iter(zip(itm.tolist(), itc.tolist(), strict=True))
+        return [[TextScore(*next(pairs)) for _ in image_texts] for image_texts in texts]
+
+    def _caption_to_explain(
+        self, images: EncodedImages, text: str | None
+    ) -> tuple[str, tuple[int, ...], list[int], Words]:
+        """The given caption, or the one that the model's own decoder writes: its text, its token ids with the
+        end, the token ids of the prompt, and its words.
+        """
+        tokenizer = self._text_tokenizer()
+        prompt_ids: list[int] = tokenizer.prompt(self.prompt).tolist()
+        if text is None:
+            (caption,) = self.caption(images, return_scores=True)
+            text, ids = caption.text, caption.ids
+        else:
+            ids = (*tokenizer.prompt(text).tolist()[1:], tokenizer.sep_id)
+        words = join_pieces(tokenizer.pieces([i for i in ids if i != tokenizer.sep_id]))
+        check_text_length(len(ids), len(prompt_ids), self._max_positions)
+        return text, ids, prompt_ids, words
+
+
+def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
+    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of its own seed and the
+    input, or fresh ones where it has no seed. None for the other strategies.
+    """
+    if not isinstance(decoding, Nucleus):
+        return None
+    if decoding.seed is None:
+        return [secrets.randbits(63) for _ in inputs]
+    return [hash_int(f"{decoding.seed},{each}") for each in inputs]
+
+
+def _as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
+    """The texts with their scores or as strings, in a list or as the only one."""
+    results = list(texts) if return_scores else [text.text for text in texts]
+    return results[0] if single else results
+
+
+def _group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
+    """Groups texts for the model, which reads equally many of each image in one pass.
+
+    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images
+    have the same number of texts, and this is one group.
+    """
+    by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for image, image_rows in groupby(rows, key=lambda row: owners[row]):
+        for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
+            by_count[len(part)].append((image, part))
+    groups = sorted(by_count.items())
+    return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]

@@ -1,0 +1,305 @@
+"""The predictor of a BLIP: its text transformer captions, answers, matches, judges and ranks.
+
+B images, K questions or answers of each, R = B * K rows of text, N image tokens, Dv their width, T text
+tokens, D their width, E embedding width, L tokens of a written text, P prompt tokens, G patches a side.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.data.prompts import (
+    MAX_DIALOG_CAPTION_TOKENS,
+    MAX_DIALOG_TOKENS,
+    MAX_QUESTION_TOKENS,
+    MAX_STATEMENT_WORDS,
+    dialog_turns,
+    normalize_caption,
+    normalize_question,
+)
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.errors import ConfigError
+from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.ranking import best_candidates
+from openblip.generation.search import generate
+from openblip.models.blip import Blip, CrossKV
+from openblip.models.config import Mode
+from openblip.predictor.base import MAX_ROWS, BasePredictor, sampling_seeds
+from openblip.predictor.explain import (
+    explain_read_text,
+    explain_written_text,
+    join_pieces,
+    patch_maps,
+    target_logprobs,
+)
+from openblip.predictor.inputs import Candidates, EncodedImages, Rounds, chunks, items_per_batch
+from openblip.predictor.results import Explanation, ScoredText
+
+MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
+MAX_EXPLAINED_TOKENS = 1024
+"""Tokens, of all copies of a caption together, that the decoder reads at a time to explain its words."""
+
+
+class BlipPredictor(BasePredictor):
+    """A BLIP ready for use.
+
+    device, dtype: where the model goes and the precision that it takes; None leaves it as it is.
+    """
+
+    model: Blip
+    tokenizer: Tokenizer
+    calls_by_head: ClassVar = {
+        "itc": ("similarity", "embed_images", "embed_texts"),
+        "itm": ("match", "match_matrix"),
+        "lm": ("caption",),
+        "vqa": ("answer",),
+        "nlvr": ("judge",),
+        "visdial": ("rank_answers",),
+    }
+    answer_decoding: ClassVar[Beam] = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
+    max_match_tokens = 35  # released code: retrieval and matching
+    text_feature_heads = ("itc", "visdial")
+    multimodal_feature_heads = ("itm", "vqa")
+    text_explanation_heads = ("itm", "vqa", "lm")
+    caption_explanation_heads = ("lm",)
+
+    def __init__(
+        self,
+        checkpoint: BlipCheckpoint,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        checkpoint.model.to(device=device, dtype=dtype)
+        config = checkpoint.model.config
+        super().__init__(
+            checkpoint, max_positions=config.text.max_positions, embedding_shape=(config.embed_dim,)
+        )
+        self.encoder_token = checkpoint.encoder_token
+        # The same few thousand candidates are read for every batch of questions.
+        self._candidate_ids = lru_cache(maxsize=2**16)(self._read_candidate)
+
+    def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
+        return self.model.image_kv(tokens, mode)
+
+    def _embed(self, images: EncodedImages) -> Tensor:
+        return self.model.embed_image(images.tokens, images.num_frames)
+
+    def _save_vocabularies(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    # Answers (BLIP section 5.3): the decoder attends to the states of the question, read with its image.
+
+    def _answer(
+        self,
+        images: EncodedImages,
+        questions: Sequence[str],
+        candidates: Candidates | None,
+        decoding: Decoding,
+        num_candidates: int,
+    ) -> list[ScoredText]:
+        question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
+        if candidates is None:
+            image_seeds = images.seeds * (len(questions) // len(images))
+            written = generate(
+                self.model,
+                question_kv,
+                self._answer_start(),
+                len(questions),
+                decoding,
+                eos_id=self.tokenizer.sep_id,
+                pad_id=self.tokenizer.pad_id,
+                seeds=sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True))),
+            )
+            return [self._scored(answers[0]) for answers in written]
+        if isinstance(candidates[0], str):
+            return self._likeliest(
+                cast(Sequence[str], candidates), question_kv, len(questions), num_candidates
+            )
+        answers: list[ScoredText] = []
+        for row, texts in enumerate(candidates):
+            row_kv = question_kv.select(torch.tensor([row], device=self.device))
+            answers += self._likeliest(texts, row_kv, 1, num_candidates)
+        return answers
+
+    def _likeliest(
+        self, texts: Sequence[str], question_kv: CrossKV, num_questions: int, num_candidates: int
+    ) -> list[ScoredText]:
+        """The likeliest of the texts for each question."""
+        ranked = best_candidates(
+            self.model,
+            question_kv,
+            self._answer_start(),
+            [self._candidate_ids(text) for text in texts],
+            num_questions,
+            eos_id=self.tokenizer.sep_id,
+            num_candidates=num_candidates,
+            max_rows=MAX_ROWS,
+        )
+        return [self._scored(generated, texts[position]) for position, generated in ranked]
+
+    def _tokenize_questions(self, questions: Sequence[str]) -> Tokens:
+        """Questions as training read them (`normalize_question`), on the model's device."""
+        normalized = [normalize_question(question) for question in questions]
+        return self._tokens(normalized, MAX_QUESTION_TOKENS, self._encoder_id)
+
+    def _question_kv(self, image_tokens: Tensor, questions: Tokens) -> CrossKV:
+        """What the decoder writes answers from: R questions, read with B images (B, N, Dv)."""
+        image_kv = self.model.image_kv(image_tokens, "encode")
+        return self.model.question_kv(questions.ids, questions.mask, image_kv)
+
+    def _answer_start(self) -> Tensor:
+        """[DEC] alone, (1,): a captioner's prompt is no part of an answer."""
+        return self.tokenizer.prompt("").to(self.device)
+
+    def _read_candidate(self, text: str) -> list[int]:
+        """The tokens of a candidate; ConfigError for one that the model cannot read whole."""
+        ids: list[int] = self.tokenizer.prompt(text).tolist()[1:]
+        longest = self._max_positions - 1  # [DEC] stands before it
+        if len(ids) > longest:
+            raise ConfigError(
+                f'The candidate "{text[:60]}..." has {len(ids)} tokens; the model reads at most {longest}.'
+            )
+        return ids
+
+    # Two images (BLIP section 5.4), and dialogs (section 5.5).
+
+    def _judge(self, pixels: Tensor, statements: Sequence[str]) -> Tensor:
+        normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in statements]
+        tokens = self._tokens(normalized, MAX_STATEMENT_TOKENS, self._encoder_id)
+        image_tokens = self.model.encode_pair(self._normalize(pixels))  # (B, 2, N, Dv)
+        pair_kv = self.model.image_kv(image_tokens, "encode")
+        logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
+        return logits.float().softmax(dim=1)[:, 1].cpu()
+
+    def _rank_answers(
+        self,
+        images: EncodedImages,
+        captions: Sequence[str],
+        dialogs: Sequence[Rounds],
+        candidates: Sequence[Sequence[str]],
+    ) -> list[Tensor]:
+        normalized = [normalize_caption(caption) for caption in captions]
+        tokens = self._tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, self.tokenizer.cls_id)
+        dialog_kv = self.model.dialog_kv(images.tokens, tokens.ids, tokens.mask)
+        limit = min(MAX_DIALOG_TOKENS, self._max_positions)
+        results = []
+        for row, (earlier, question) in enumerate(dialogs):
+            row_kv = dialog_kv.select(torch.tensor([row], device=self.device))
+            probabilities = [torch.zeros(0)]
+            for answers in chunks(candidates[row], MAX_ROWS // 4):  # dialogs are long
+                turns = [dialog_turns(earlier, question, answer) for answer in answers]
+                texts = self.tokenizer.encode_turns(turns, limit).to(self.device)
+                texts.ids[:, 0] = self._encoder_id
+                probabilities.append(self._match_probability(texts, row_kv))  # (K,)
+            results.append(torch.cat(probabilities))
+        return results
+
+    # Features.
+
+    def _features(
+        self, images: EncodedImages | None, texts: Sequence[str] | None, batch_size: int | None
+    ) -> dict[str, Tensor]:
+        heads = set(self.model.config.heads)
+        features: dict[str, Tensor] = {}
+        if images is not None:
+            features["image"] = images.tokens.float().cpu()
+            if "itc" in heads:
+                features["image_projected"] = _unit_vectors(self.model.project_image(images.tokens))
+        if texts is not None:
+            # A model that only answers reads texts as questions.
+            as_questions = "vqa" in heads and "itm" not in heads
+            tokens = (
+                self._tokenize_questions(texts)
+                if as_questions
+                else self._tokenize(texts, self.tokenizer.cls_id)
+            )
+            features["text_mask"] = mask = tokens.mask.cpu()
+            if heads & set(self.text_feature_heads):
+                states = self._text_states(tokens, None, batch_size)
+                features["text"] = states.float().cpu() * mask[..., None]
+                if "itc" in heads:
+                    features["text_projected"] = _unit_vectors(self.model.project_text(states))
+                    features["text_projected"] *= mask[..., None]
+            if images is not None:
+                states = self._text_states(tokens, images, batch_size)
+                features["multimodal"] = states.float().cpu() * mask[..., None]
+        return features
+
+    def _text_states(self, tokens: Tokens, images: EncodedImages | None, batch_size: int | None) -> Tensor:
+        """(R, T, D) on the model's device, of texts that are read alone or each with its image."""
+        ids = tokens.ids.clone()
+        ids[:, :1] = self.tokenizer.cls_id if images is None else self._encoder_id
+        states = [torch.zeros(0, ids.shape[1], self.model.config.text.hidden_dim, device=self.device)]
+        size = items_per_batch(batch_size, 1 if images is None else images.num_frames)
+        for start in range(0, len(ids), size):
+            rows = slice(start, start + size)
+            kv = None if images is None else self.model.image_kv(images.tokens[rows], "encode").layers
+            states.append(self.model.text(ids[rows], "encode", tokens.mask[rows], kv))
+        return torch.cat([part.to(self.dtype) for part in states])
+
+    # Explanations.
+
+    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        num_layers, heads = self.model.config.text.num_layers, self.model.config.heads
+        if layer is None:
+            # Not the last one, where what the words see no longer reaches the score of a match.
+            layer = max(0, min(num_layers // 2, num_layers - 2))
+        if text is not None and "itm" in heads:
+            return self._explain_match(images, text, layer)
+        if text is not None and "vqa" in heads:
+            return self._explain_answer(images, text, layer)
+        return self._explain_caption(images, text, layer)
+
+    def _explain_match(self, images: EncodedImages, text: str, layer: int) -> Explanation:
+        """The logit of "match" is differentiated."""
+        tokens = self._tokenize([text], self._encoder_id)
+        words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
+        with self.model.capture_cross_attention("encode", layer) as weights:
+            image_kv = self.model.image_kv(images.tokens, "encode")
+            logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
+        maps = patch_maps(logits[0, 1], weights[0])  # (T, G, G)
+        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
+
+    def _explain_answer(self, images: EncodedImages, question: str, layer: int) -> Explanation:
+        """The answer's log-probability is differentiated, with respect to what the question's words saw."""
+        (answer,) = self.answer(images, [question], return_scores=True)
+        start = self._answer_start()
+        ids = torch.cat([start, torch.tensor(answer.ids, device=self.device)])
+        tokens = self._tokenize_questions([question])
+        words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
+        with self.model.capture_cross_attention("encode", layer) as weights:
+            question_kv = self._question_kv(images.tokens, tokens)
+            logits = self.model.decode(ids[None, :-1], question_kv)
+        score = target_logprobs(logits, ids[len(start) :]).sum()
+        # The first weights are those of the question: a layer shared with the decoder recorded the answer too.
+        return explain_read_text(answer.text, float(score.detach()), words, patch_maps(score, weights[0]))
+
+    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int) -> Explanation:
+        """The log-probability of each word is differentiated, through all words read before it.
+
+        Every word has a copy of the text in the batch, so that one backward pass gives the gradients of all.
+        """
+        text, text_ids, prompt_ids, words = self._caption_to_explain(images, text)
+        ids = torch.tensor([*prompt_ids, *text_ids], device=self.device)  # (P + L,)
+        image_kv = self.model.image_kv(images.tokens, "decode")
+        maps, score = [], 0.0
+        for positions in chunks(words.positions, max(1, MAX_EXPLAINED_TOKENS // len(ids))):  # K words
+            with self.model.capture_cross_attention("decode", layer) as weights:
+                logits = self.model.decode(ids[None, :-1].expand(len(positions), -1), image_kv)
+            logprobs = target_logprobs(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
+            word_scores = torch.stack([logprobs[row, pieces].sum() for row, pieces in enumerate(positions)])
+            token_maps = patch_maps(word_scores.sum(), weights[0])  # (K * (P + L - 1), G, G)
+            maps.append(token_maps.unflatten(0, (len(positions), -1)).sum(dim=1))
+            score = float(logprobs[0].detach().sum())
+        return explain_written_text(text, score, words, torch.cat(maps))
+
+
+def _unit_vectors(projected: Tensor) -> Tensor:
+    """float32 on the CPU."""
+    return F.normalize(projected.float(), dim=-1).cpu()

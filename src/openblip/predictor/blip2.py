@@ -1,0 +1,300 @@
+"""The predictor of a BLIP-2: its Q-Former matches, embeds and captions; its language model writes.
+
+B images, K texts of each, R = B * K rows of text, N image tokens, Dv their width, Q queries, D width of the
+Q-Former, T text tokens, E embedding width, Dl width of the language model, L tokens of a written text,
+G patches a side, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
+from openblip.data.prompts import conversation_prompt, normalize_question
+from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.language import best_texts, write_texts
+from openblip.generation.search import Generated
+from openblip.models.blip2 import Blip2, ImageKV, QueryAttention
+from openblip.models.config import Mode
+from openblip.models.language_model import IGNORE
+from openblip.predictor.base import MAX_ROWS, BasePredictor, sampling_seeds
+from openblip.predictor.explain import (
+    Words,
+    explain_read_text,
+    explain_written_text,
+    join_language_pieces,
+    join_pieces,
+    patch_maps,
+    target_logprobs,
+)
+from openblip.predictor.inputs import Candidates, EncodedImages, Rounds, items_per_batch
+from openblip.predictor.results import Explanation, ScoredText, scored_text
+
+MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
+
+
+class Blip2Predictor(BasePredictor):
+    """A BLIP-2 ready for use. Captions are the language model's, where there is one, else the Q-Former's.
+
+    device: where the model goes. dtype: the precision that the image encoder and the language model take; the
+    Q-Former between them computes in its own, float32. None leaves them as they are.
+    """
+
+    model: Blip2
+    calls_by_head: ClassVar = {
+        "itc": ("similarity", "embed_images", "embed_texts"),
+        "itm": ("match", "match_matrix"),
+        "itg": ("caption",),
+        "llm": ("caption", "answer", "chat"),
+    }
+    answer_decoding: ClassVar[Beam] = Beam(
+        num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0
+    )  # BLIP-2 section 4.1
+    max_match_tokens = 32  # released code
+    text_feature_heads = ("itc",)
+    multimodal_feature_heads = ("itm",)
+    text_explanation_heads = ("itm", "llm", "itg")
+    caption_explanation_heads = ("llm", "itg")
+
+    def __init__(
+        self,
+        checkpoint: Blip2Checkpoint,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        model = checkpoint.model.to(device=device)
+        model.vision.to(dtype=dtype)
+        if model.language is not None:
+            model.language.to(dtype=dtype)
+        qformer = model.config.qformer
+        super().__init__(
+            checkpoint,
+            max_positions=qformer.max_positions,
+            embedding_shape=(qformer.num_queries, model.config.embed_dim),
+        )
+        self.question_prompt = checkpoint.question_prompt
+
+    def _image_kv(self, tokens: Tensor, mode: Mode) -> ImageKV:
+        """The same in both modes: texts reach the image through the queries."""
+        return self.model.image_kv(tokens)
+
+    def _embed(self, images: EncodedImages) -> Tensor:
+        return self.model.embed_image(self.model.encode_queries(self.model.image_kv(images.tokens)).queries)
+
+    def _save_vocabularies(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        if self.model.language is not None:
+            self.model.language.tokenizer.save_pretrained(folder / "language_model")
+
+    # What the language model writes: captions, answers, and replies in a conversation.
+
+    def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
+        """A language model checks the length itself: it also depends on its visual prompts."""
+        if self.model.language is None:
+            super()._check_length(prompts, decoding)
+
+    def _write_captions(
+        self,
+        images: EncodedImages,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        num_captions: int,
+        seeds: Sequence[int] | None,
+    ) -> list[list[ScoredText]]:
+        """By the language model where there is one; each image has a prompt of its own."""
+        if self.model.language is None:
+            return super()._write_captions(images, prompts, decoding, num_captions, seeds)
+        visual = self._visual_prompts(images.tokens, prompts)
+        written = write_texts(
+            self.model.language, visual, prompts, decoding, num_captions=num_captions, seeds=seeds
+        )
+        return [[self._scored_by_language(text) for text in texts] for texts in written]
+
+    def _answer(
+        self,
+        images: EncodedImages,
+        questions: Sequence[str],
+        candidates: Candidates | None,
+        decoding: Decoding,
+        num_candidates: int,
+    ) -> list[ScoredText]:
+        normalized, prompts = self._question_prompts(questions)
+        if candidates is None:
+            image_seeds = images.seeds * (len(questions) // len(images))
+            seeds = [f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)]
+            return self._write_one_each(images, normalized, prompts, decoding, seeds)
+        shared = isinstance(candidates[0], str)
+        choices = cast(Sequence[Sequence[str]], [candidates] * len(prompts) if shared else candidates)
+        ranked = best_texts(
+            self.model.require_language(),
+            self._visual_prompts(images.tokens, normalized),
+            prompts,
+            choices,
+            num_candidates=num_candidates,
+            max_rows=MAX_ROWS,
+        )
+        return [
+            self._scored_by_language(generated, texts[position])
+            for (position, generated), texts in zip(ranked, choices, strict=True)
+        ]
+
+    def _write_replies(
+        self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
+    ) -> list[ScoredText]:
+        """Unlike answers: turns are read as they are written, without `normalize_question`."""
+        prompts = [conversation_prompt(self.question_prompt, *turns) for turns in conversations]
+        seeds = [f"{seed},{prompt}" for seed, prompt in zip(images.seeds, prompts, strict=True)]
+        questions = [question for _, question in conversations]
+        return self._write_one_each(images, questions, prompts, decoding, seeds)
+
+    def _write_one_each(
+        self,
+        images: EncodedImages,
+        instructions: Sequence[str],
+        prompts: Sequence[str],
+        decoding: Decoding,
+        seed_inputs: Sequence[str],
+    ) -> list[ScoredText]:
+        """One text after each of R prompts."""
+        written = write_texts(
+            self.model.require_language(),
+            self._visual_prompts(images.tokens, instructions),
+            prompts,
+            decoding,
+            seeds=sampling_seeds(decoding, seed_inputs),
+        )
+        return [self._scored_by_language(text) for (text,) in written]
+
+    def _question_prompts(self, questions: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Questions as training and the released code read them, and the prompts that put them."""
+        normalized = [normalize_question(question) for question in questions]
+        return normalized, [conversation_prompt(self.question_prompt, (), text) for text in normalized]
+
+    def _visual_prompts(self, tokens: Tensor, instructions: Sequence[str]) -> Tensor:
+        """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl).
+
+        instructions: R texts that the Q-Former reads beside its queries, where it was trained so.
+        """
+        image_kv = self.model.image_kv(tokens)
+        if self.model.config.instructed:
+            read = self._tokens(instructions, MAX_INSTRUCTION_TOKENS, self._encoder_id)
+            return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
+        prompts = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
+        return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)
+
+    def _scored_by_language(self, generated: Generated, text: str | None = None) -> ScoredText:
+        """What the language model wrote; `text` where it is more than its tokens decoded."""
+        language = self.model.require_language()
+        text = language.decode(generated.ids) if text is None else text
+        pieces = language.tokenizer.convert_ids_to_tokens
+        return scored_text(generated, text, language.end_id, lambda ids: pieces(list(ids)))
+
+    # Features.
+
+    def _features(
+        self, images: EncodedImages | None, texts: Sequence[str] | None, batch_size: int | None
+    ) -> dict[str, Tensor]:
+        projects = "itc" in self.model.config.heads
+        features: dict[str, Tensor] = {}
+        if images is not None:
+            queries = self._queries(images, None, batch_size)
+            features |= {"image": images.tokens.float().cpu(), "queries": queries.float().cpu()}
+            if projects:
+                features["image_projected"] = self.model.embed_image(queries).cpu()
+        if texts is not None:
+            tokens = self._tokenize(texts, self._encoder_id)
+            features["text_mask"] = mask = tokens.mask.cpu()
+            if projects:
+                states = self.model.qformer(tokens.ids, mask=tokens.mask[:, None, None, :])  # (T, L, D)
+                projected = F.normalize(self.model.text_proj(states).float(), dim=-1)
+                features["text"] = states.float().cpu() * mask[..., None]
+                features["text_projected"] = projected.cpu() * mask[..., None]
+            if images is not None:
+                features["multimodal"] = self._queries(images, texts, batch_size).float().cpu()
+        return features
+
+    def _queries(self, images: EncodedImages, texts: Sequence[str] | None, batch_size: int | None) -> Tensor:
+        """(B, Q, D) on the model's device, of images alone or each with its text."""
+        config = self.model.config.qformer
+        queries = [torch.zeros(0, config.num_queries, config.hidden_dim, device=self.device)]
+        size = items_per_batch(batch_size, images.num_frames)
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            image_kv = self.model.image_kv(images.tokens[rows])
+            if texts is None:
+                queries.append(self.model.encode_queries(image_kv).queries)
+            else:
+                tokens = self._tokenize(texts[rows], self._encoder_id)
+                queries.append(self.model.encode_multimodal(tokens.ids, tokens.mask, image_kv))
+        return torch.cat(queries)
+
+    # Explanations: the queries look at the image, in a layer with cross-attention, and through them the words.
+
+    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        heads = self.model.config.heads
+        if text is not None and "itm" in heads:
+            return self._explain_match(images, text, layer)
+        if "llm" in heads:
+            return self._explain_language(images, text, layer)
+        return self._explain_caption(images, text, layer)
+
+    def _explain_match(self, images: EncodedImages, text: str, layer: int | None) -> Explanation:
+        """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention:
+        a word's map is the sum of theirs, weighted by how much the word attends to each.
+        """
+        tokens = self._tokenize([text], self._encoder_id)
+        words = join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
+        with self.model.capture_query_attention(layer) as weights:
+            image_kv = self.model.image_kv(images.tokens)
+            logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
+        query_maps = patch_maps(logits[0, 1], weights.image[0])  # (Q, G, G)
+        attention = weights.tokens[0].detach().float().mean(dim=1)[0].cpu()  # (Q + T, Q + T)
+        text_to_queries = attention[len(query_maps) :, : len(query_maps)]  # (T, Q)
+        maps = torch.einsum("tq,qgh->tgh", text_to_queries, query_maps)
+        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
+
+    def _explain_language(
+        self, images: EncodedImages, question: str | None, layer: int | None
+    ) -> Explanation:
+        """The log-probability of each word that the language model writes is differentiated: of the answer to
+        a question, or without one of the caption.
+        """
+        language = self.model.require_language()
+        if question is None:
+            instruction = prompt = self.prompt
+            (written,) = self.caption(images, return_scores=True)
+        else:
+            ((instruction,), (prompt,)) = self._question_prompts([question])
+            (written,) = self.answer(images, [question], return_scores=True)
+        words = join_language_pieces(language.tokenizer, written.ids)
+        with self.model.capture_query_attention(layer) as weights:
+            visual = self._visual_prompts(images.tokens, [instruction])  # (1, Q, Dl)
+            predicted = language.predict_ids(visual, [prompt], [written.ids])
+        logits = predicted.logits[:, predicted.labels[0] != IGNORE]  # (1, L, V)
+        return self._explain_words(weights, logits, written.text, written.ids, words)
+
+    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        """The log-probability of each word of a caption by the Q-Former is differentiated."""
+        text, text_ids, prompt_ids, words = self._caption_to_explain(images, text)
+        ids = torch.tensor([[*prompt_ids, *text_ids[:-1]]], device=self.device)
+        with self.model.capture_query_attention(layer) as weights:
+            logits = self.model.decode(ids, self.model.image_kv(images.tokens))
+        return self._explain_words(weights, logits[:, len(prompt_ids) - 1 :], text, text_ids, words)
+
+    def _explain_words(
+        self, weights: QueryAttention, logits: Tensor, text: str, ids: Sequence[int], words: Words
+    ) -> Explanation:
+        """logits (1, L, V) of a text of L tokens with the end. It depends on all queries: a word's map is the
+        sum of theirs, by a backward pass for every word.
+        """
+        logprobs = target_logprobs(logits.float(), torch.tensor(ids, device=logits.device))[0]  # (L,)
+        maps = [
+            patch_maps(logprobs[positions].sum(), weights.image[0], retain_graph=True).sum(dim=0)
+            for positions in words.positions
+        ]
+        return explain_written_text(text, float(logprobs.detach().sum()), words, torch.stack(maps))

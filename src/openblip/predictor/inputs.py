@@ -1,0 +1,183 @@
+"""What callers give a predictor: images, videos, texts, candidates, dialogs, each alone or in a list.
+
+B images or videos, F frames of a video, N image tokens, Dv their width, S side of a prepared image.
+"""
+
+import os
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openblip.data.images import ImageInput
+from openblip.errors import ConfigError
+from openblip.files import hash_int
+
+DEFAULT_BATCH_SIZE = 64
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images or videos that a predictor has encoded; its calls take them as `images`."""
+
+    tokens: Tensor
+    """(B, F * N, Dv), on the model's device."""
+    seeds: tuple[int, ...]
+    """A hash of each prepared image: what is sampled depends on the image and not on its place in a list."""
+    num_frames: int = 1
+    """F; the tokens of a video's frames follow each other."""
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @classmethod
+    def join(cls, parts: "Sequence[EncodedImages]") -> "EncodedImages":
+        """The images of all parts, of which there is at least one, in order."""
+        seeds = tuple(seed for part in parts for seed in part.seeds)
+        return cls(torch.cat([part.tokens for part in parts]), seeds, parts[0].num_frames)
+
+    def select(self, index: Tensor) -> "EncodedImages":
+        """The images that `index` (B') of int64 names, repeats allowed."""
+        return replace(self, tokens=self.tokens[index], seeds=tuple(self.seeds[i] for i in index.tolist()))
+
+    def part(self, rows: slice) -> "EncodedImages":
+        """Consecutive images."""
+        return replace(self, tokens=self.tokens[rows], seeds=self.seeds[rows])
+
+
+Images = ImageInput | Sequence[ImageInput] | Tensor | EncodedImages
+VideoInput = str | os.PathLike[str] | bytes
+"""A video by its path or fsspec URL, or its encoded bytes."""
+Videos = VideoInput | Sequence[VideoInput]
+ImagePair = Sequence[ImageInput]
+"""A left and a right image."""
+ImagePairs = ImagePair | Sequence[ImagePair]
+Texts = str | Sequence[str]
+Prompts = Texts | None
+"""What captions go on from: one text for all images, one for each, or the checkpoint's own."""
+Candidates = Sequence[str] | Sequence[Sequence[str]]
+"""Answers to choose from: texts for all questions, or a list for each question."""
+Dialog = Sequence[str | tuple[str, str]]
+"""Earlier rounds, each as (question, answer) or in one string, and last the open question."""
+Conversation = str | Sequence[str | tuple[str, str]]
+"""Earlier turns as (question, answer), and last the open question; or the question alone."""
+Rounds = tuple[list[tuple[str, str]], str]
+"""A dialog or conversation as it was read: the answered rounds, and the open question."""
+
+
+def is_single(item: Any) -> bool:
+    """Whether this is one image, video or text, and not a list of them."""
+    return isinstance(item, str | os.PathLike | Image.Image | bytes | np.ndarray)
+
+
+def as_list(items: Any) -> list[Any]:
+    """One item or a sequence of them, as a list."""
+    return [items] if is_single(items) else list(items)
+
+
+def list_images(images: Images) -> list[ImageInput] | Tensor | EncodedImages:
+    """The same images, with a length."""
+    return images if isinstance(images, Tensor | EncodedImages) else as_list(images)
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def items_per_batch(batch_size: int | None, images_per_item: int = 1) -> int:
+    """How many items of several images each (frames, a pair) make a batch of about `batch_size` images.
+
+    None takes the default size. Raises ConfigError for a batch size below 1.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+    return max(1, (batch_size or DEFAULT_BATCH_SIZE) // images_per_item)
+
+
+def check_equal(call: str, **inputs: Sized) -> None:
+    """ConfigError, which names the call, unless its inputs have equal lengths."""
+    if len({len(values) for values in inputs.values()}) > 1:
+        *names, last = inputs
+        *counts, last_count = (f"{len(values)} {name}" for name, values in inputs.items())
+        raise ConfigError(
+            f"{call} takes equally many {', '.join(names)} and {last}: {', '.join(counts)} and {last_count} "
+            "were given."
+        )
+
+
+def input_name(item: Any, position: int, kind: str) -> str:
+    """How errors call an image, pair or video (`kind`): by its path, or by its position in the list."""
+    return str(item) if isinstance(item, str | os.PathLike) else f"{kind} {position}"
+
+
+def check_prepared(pixels: Tensor, size: int) -> None:
+    """ConfigError unless a tensor is what `prepare` or `prepare_videos` returns."""
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-3:] != (3, size, size):
+        raise ConfigError(
+            f"A {str(pixels.dtype).removeprefix('torch.')} tensor of {tuple(pixels.shape)} is no batch of "
+            f"prepared images, uint8 (B, 3, {size}, {size}); give images, or what `prepare` returned."
+        )
+
+
+def image_seed(pixels: Tensor) -> int:
+    """A 63-bit hash of a prepared image, uint8 (3, S, S), or of a video's frames, (F, 3, S, S)."""
+    return hash_int(pixels.cpu().numpy().tobytes())
+
+
+def check_candidates(candidates: Candidates, num_questions: int) -> list[str] | list[list[str]]:
+    """Candidates for all questions, or a list for each; ConfigError for none or the wrong number of lists."""
+    given = as_list(candidates)
+    if not given:
+        raise ConfigError("answer: the list of candidates is empty; leave it out to have answers written.")
+    if all(isinstance(each, str) for each in given):
+        return given
+    lists = [list(each) for each in given if not isinstance(each, str)]
+    if len(lists) < len(given) or len(lists) != num_questions or not all(lists):
+        raise ConfigError(
+            f"answer: candidates are texts for all {num_questions} questions, or one list that is not empty "
+            "for each of them."
+        )
+    return lists
+
+
+def read_conversation(conversation: Conversation, position: int) -> Rounds:
+    """The answered turns and the open question of a conversation; ConfigError for anything else."""
+    turns = [conversation] if isinstance(conversation, str) else list(conversation)
+    *earlier, question = turns or [""]
+    answered = [(turn[0], turn[1]) for turn in earlier if not isinstance(turn, str) and len(turn) == 2]
+    if not isinstance(question, str) or not question.strip() or len(answered) != len(earlier):
+        raise ConfigError(
+            f"chat: conversation {position} is no list of (question, answer) pairs that ends with the open "
+            "question, a string."
+        )
+    return answered, question.strip()
+
+
+def read_dialog(dialog: Dialog, position: int) -> Rounds:
+    """The answered rounds and the open question of a dialog; ConfigError when there is no open question."""
+    question = dialog[-1] if dialog and not isinstance(dialog, str) else None
+    if not isinstance(question, str):
+        raise ConfigError(
+            f"rank_answers: dialog {position} is no list that ends with the open question, a string; before "
+            "it stand earlier rounds, as (question, answer) or in one string each."
+        )
+    return [(turn, "") if isinstance(turn, str) else (turn[0], turn[1]) for turn in dialog[:-1]], question
+
+
+def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
+    """One pair of images or a list of pairs, as a list; ConfigError for anything else."""
+    given = as_list(images)
+    if len(given) == 2 and all(is_single(image) for image in given):
+        return [given]
+    for position, pair in enumerate(given):
+        if is_single(pair) or len(pair) != 2:
+            raise ConfigError(f"judge takes pairs (left, right) of images; item {position} is none.")
+    return [list(pair) for pair in given]

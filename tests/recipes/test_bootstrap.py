@@ -1,0 +1,81 @@
+"""The whole loop at the smallest size, through the command line: every stage, and going on after a kill."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from openblip.cli.main import main
+from openblip.emoji_scenes.writer import write_emoji_scenes
+
+SMALL = [
+    f"--recipe.{run}.training.{field}={value}"
+    for run in ("pretrain", "captioner", "filter")
+    for field, value in {"steps": 2, "batch-size": 4, "precision": "fp32", "num-threads": 1}.items()
+] + [f"--recipe.{run}.data.num-workers=0" for run in ("pretrain", "captioner", "filter")]
+SHAPE = {
+    "vision.image-size": 32,
+    "vision.hidden-dim": 32,
+    "vision.num-layers": 1,
+    "text.hidden-dim": 32,
+    "text.num-layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    for split, count in (("web", 12), ("human", 80)):
+        write_emoji_scenes(
+            folder / split, split=split, num_samples=count, seed=5, num_workers=1, progress=False
+        )
+    return folder
+
+
+def words(world: Path, out: Path) -> list[str]:
+    shape = [f"--recipe.pretrain.model.{name}={value}" for name, value in SHAPE.items()]
+    return [
+        "bootstrap", "blip-mini", "--web", str(world / "web"), "--human", str(world / "human"),
+        "--out", str(out), "--threshold", "0", *SMALL, *shape,
+    ]  # fmt: skip
+
+
+def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path) -> None:
+    assert main(words(world, tmp_path)) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test"].endswith("human[95%:]")
+    assert [Path(model["model"]).parts[-3] for model in results["models"]] == ["round_0", "round_1"]
+    assert results["models"][0]["captioning"]["num_images"] == 3  # about 5% of 80, held out
+    assert results["capfilt"][0]["num_texts"] == 24  # a web and a synthetic text of each of 12 images
+    config = json.loads((tmp_path / "round_1" / "pretrain" / "config.json").read_text())
+    assert config["data"]["source"] == f"{world / 'human'}[:95%],capfilt:{tmp_path / 'round_1' / 'capfilt'}"
+
+
+def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_numbers(world: Path, tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-m", "openblip", *words(world, tmp_path / "killed")])
+    finished_stage = tmp_path / "killed" / "round_1" / "captioner" / "config.json"
+    for _ in range(1200):
+        if finished_stage.exists() or killed.poll() is not None:
+            break
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert main(words(world, tmp_path / "killed")) == 0
+    assert main(words(world, tmp_path / "whole")) == 0
+
+    def numbers(name: str) -> str:
+        return (tmp_path / name / "results.json").read_text().replace(f"/{name}/", "/")
+
+    assert numbers("killed") == numbers("whole")
+
+
+def test_another_bootstrap_in_the_same_folder_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"web": "other"}')
+    assert main(words(world, tmp_path)) == 2
+    assert "web was" in capsys.readouterr().err
