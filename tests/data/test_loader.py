@@ -138,14 +138,15 @@ def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
         assert sorted(rows) == sorted(whole[30 + 20 * step : 50 + 20 * step])
 
 
-def test_resuming_reads_the_open_blocks_alone(make_image):
-    source = numbered("a", [400] * 64, make_image())
-    whole = take(load(source, batch_size=64), 300)
+def test_resuming_reads_from_the_open_blocks_on(make_image, monkeypatch):
+    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 16)
+    source = numbered("a", [200] * 64, make_image())
+    cursor = take(load(source, batch_size=64), 60)[-1].cursor
     source.reads.clear()
-    take(load(source, batch_size=64, cursor=whole[299].cursor), 1)
-    for position in whole[299].cursor["positions"].values():
-        assert position[0][1] > 100
-    assert min(number for _, number in source.reads) > 100
+    take(load(source, batch_size=64, cursor=cursor), 1)
+    starts = [position[0][1] for position in cursor["positions"].values()]
+    assert min(starts) > 40
+    assert min(number for _, number in source.reads) == min(starts)
 
 
 def test_nothing_is_read_before_the_first_batch_and_little_for_it(make_image):
