@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.checkpoint import ImageEncoder
+from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
 from openblip.checkpoints.hub import (
     LOADING_ERRORS,
     first_line,
@@ -443,7 +443,7 @@ def _square_size(settings: dict[str, Any]) -> int:
 
 
 def load_vision_tower(
-    source: str | os.PathLike[str], *, layer: int = -2, dtype: torch.dtype = torch.float32
+    source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32
 ) -> VisionTower:
     """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
 
@@ -478,7 +478,7 @@ _ADAPTER, _ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 
 
 def load_language_model(
-    source: str | os.PathLike[str],
+    source: PathOrName,
     *,
     end_of_text: str | None = None,
     dtype: torch.dtype = torch.float32,
