@@ -552,6 +552,32 @@ def _with_adapters(model: Any, folder: Path) -> Any:
     return adapted
 
 
+def quantize_language_model(
+    language: LanguageModel, quantization: Quantization, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Put the linear layers of a loaded language model into 8 or 4 bits, as `load_language_model` does, on `device`.
+
+    Raises ConfigError when it is quantised already or has adapters, MissingExtraError without bitsandbytes.
+    """
+    model = language.model
+    if has_lora(language) or getattr(model, "is_quantized", False):
+        raise ConfigError(
+            f"quantization {quantization}: the language model has LoRA adapters or is quantised already; leave "
+            "quantization out."
+        )
+    settings = _quantized(quantization, dtype)
+    with quietly():
+        quantized = type(model).from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict=model.state_dict(),
+            dtype=dtype,
+            device_map={"": device},
+            **settings,
+        )
+    language.model = quantized.eval()
+
+
 def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
     """Settings with which transformers quantises a model as it loads it."""
     if quantization is None:

@@ -4,8 +4,11 @@ B images or videos, F frames of a video, N image tokens, Dv their width, S side 
 """
 
 import os
+import secrets
+from collections import defaultdict
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +19,13 @@ from torch import Tensor
 from openblip.data.images import ImageInput
 from openblip.errors import ConfigError
 from openblip.files import hash_int
+from openblip.generation.decoding import Decoding, Nucleus
 
 DEFAULT_BATCH_SIZE = 64
+MAX_ROWS = 512
+"""Texts that the model reads at a time where many go with one image."""
+MAX_TEXTS_PER_IMAGE = 64
+"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
 
 Item = TypeVar("Item")
 
@@ -181,3 +189,28 @@ def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
         if is_single(pair) or len(pair) != 2:
             raise ConfigError(f"judge takes pairs (left, right) of images; item {position} is none.")
     return [list(pair) for pair in given]
+
+
+def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
+    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of its own seed and the input, or
+    fresh ones where it has no seed. None for the other strategies.
+    """
+    if not isinstance(decoding, Nucleus):
+        return None
+    if decoding.seed is None:
+        return [secrets.randbits(63) for _ in inputs]
+    return [hash_int(f"{decoding.seed},{each}") for each in inputs]
+
+
+def group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
+    """Groups texts for the model, which reads equally many of each image in one pass.
+
+    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images have the
+    same number of texts, and this is one group.
+    """
+    by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for image, image_rows in groupby(rows, key=lambda row: owners[row]):
+        for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
+            by_count[len(part)].append((image, part))
+    groups = sorted(by_count.items())
+    return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]
