@@ -39,14 +39,14 @@ from openblip.predictor.inputs import (
     DEFAULT_BATCH_SIZE,
     MAX_ROWS,
     Candidates,
-    Conversation,
-    Dialog,
+    ConversationInput,
+    DialogInput,
     EncodedImages,
     ImagePairs,
     Images,
     Prompts,
     Rounds,
-    Texts,
+    TextInput,
     Videos,
     as_list,
     check_candidates,
@@ -54,11 +54,11 @@ from openblip.predictor.inputs import (
     check_prepared,
     chunks,
     group_by_count,
-    image_seed,
     input_name,
     is_single,
     items_per_batch,
     list_images,
+    pixels_seed,
     read_conversation,
     read_dialog,
     read_pairs,
@@ -278,7 +278,7 @@ class BasePredictor(ABC):
     def answer(
         self,
         images: Images,
-        questions: Texts,
+        questions: TextInput,
         candidates: Candidates | None = None,
         decoding: Decoding | None = None,
         batch_size: int | None = None,
@@ -309,7 +309,7 @@ class BasePredictor(ABC):
     def chat(
         self,
         images: Images,
-        turns: Conversation | Sequence[Conversation],
+        turns: ConversationInput | Sequence[ConversationInput],
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -334,7 +334,7 @@ class BasePredictor(ABC):
     # How well texts and images fit.
 
     @torch.inference_mode()
-    def match(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU."""
         self._require("match")
         images, texts, scores = list_images(images), as_list(texts), [torch.zeros(0)]
@@ -345,7 +345,7 @@ class BasePredictor(ABC):
         return torch.cat(scores)
 
     @torch.inference_mode()
-    def match_matrix(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
         self._require("match_matrix")
         texts = as_list(texts)
@@ -361,7 +361,7 @@ class BasePredictor(ABC):
             scores.append(torch.cat(columns, dim=1))
         return torch.cat(scores)
 
-    def similarity(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def similarity(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
         self._require("similarity")
         return similarity_matrix(self.embed_images(images, batch_size), self.embed_texts(texts, batch_size))
@@ -376,7 +376,7 @@ class BasePredictor(ABC):
         return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def embed_texts(self, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
@@ -404,7 +404,7 @@ class BasePredictor(ABC):
         return scores
 
     @torch.inference_mode()
-    def judge(self, images: ImagePairs, statements: Texts, batch_size: int | None = None) -> Tensor:
+    def judge(self, images: ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
 
         images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
@@ -429,8 +429,8 @@ class BasePredictor(ABC):
     def rank_answers(
         self,
         images: Images,
-        captions: Texts,
-        dialogs: Dialog | Sequence[Dialog],
+        captions: TextInput,
+        dialogs: DialogInput | Sequence[DialogInput],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> Any:
@@ -455,7 +455,7 @@ class BasePredictor(ABC):
 
     @torch.inference_mode()
     def features(
-        self, images: Images | None = None, texts: Texts | None = None, batch_size: int | None = None
+        self, images: Images | None = None, texts: TextInput | None = None, batch_size: int | None = None
     ) -> Features:
         """The states behind the heads: of images, of texts, or of pairs of both, then also read together.
 
@@ -603,7 +603,7 @@ class BasePredictor(ABC):
         """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
         if not len(pixels):  # an encoder may refuse an empty batch: encode one image and leave it out
             return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
-        seeds = tuple(image_seed(image) for image in pixels)
+        seeds = tuple(pixels_seed(image) for image in pixels)
         normalized = self._normalize(pixels)
         if pixels.dim() == 4:
             return EncodedImages(self.model.encode_image(normalized), seeds)

@@ -27,7 +27,7 @@ MAX_ROWS = 512
 MAX_TEXTS_PER_IMAGE = 64
 """Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ Videos = VideoInput | Sequence[VideoInput]
 ImagePair = Sequence[ImageInput]
 """A left and a right image."""
 ImagePairs = ImagePair | Sequence[ImagePair]
-Texts = str | Sequence[str]
-Prompts = Texts | None
+TextInput = str | Sequence[str]
+Prompts = TextInput | None
 """What captions go on from: one text for all images, one for each, or the checkpoint's own."""
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Answers to choose from: texts for all questions, or a list for each question."""
-Dialog = Sequence[str | tuple[str, str]]
+DialogInput = Sequence[str | tuple[str, str]]
 """Earlier rounds, each as (question, answer) or in one string, and last the open question."""
-Conversation = str | Sequence[str | tuple[str, str]]
+ConversationInput = str | Sequence[str | tuple[str, str]]
 """Earlier turns as (question, answer), and last the open question; or the question alone."""
 Rounds = tuple[list[tuple[str, str]], str]
 """A dialog or conversation as it was read: the answered rounds, and the open question."""
@@ -94,7 +94,7 @@ def list_images(images: Images) -> list[ImageInput] | Tensor | EncodedImages:
     return images if isinstance(images, Tensor | EncodedImages) else as_list(images)
 
 
-def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
     """Consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -135,7 +135,7 @@ def check_prepared(pixels: Tensor, size: int) -> None:
         )
 
 
-def image_seed(pixels: Tensor) -> int:
+def pixels_seed(pixels: Tensor) -> int:
     """A 63-bit hash of a prepared image, uint8 (3, S, S), or of a video's frames, (F, 3, S, S)."""
     return hash_int(pixels.cpu().numpy().tobytes())
 
@@ -156,7 +156,7 @@ def check_candidates(candidates: Candidates, num_questions: int) -> list[str] | 
     return lists
 
 
-def read_conversation(conversation: Conversation, position: int) -> Rounds:
+def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
     """The answered turns and the open question of a conversation; ConfigError for anything else."""
     turns = [conversation] if isinstance(conversation, str) else list(conversation)
     *earlier, question = turns or [""]
@@ -169,7 +169,7 @@ def read_conversation(conversation: Conversation, position: int) -> Rounds:
     return answered, question.strip()
 
 
-def read_dialog(dialog: Dialog, position: int) -> Rounds:
+def read_dialog(dialog: DialogInput, position: int) -> Rounds:
     """The answered rounds and the open question of a dialog; ConfigError when there is no open question."""
     question = dialog[-1] if dialog and not isinstance(dialog, str) else None
     if not isinstance(question, str):
