@@ -58,9 +58,7 @@ def tokenize_with_java(captions: Sequence[str]) -> list[str]:
 
 
 def meteor_scores(
-    written: Mapping[int, Sequence[str]],
-    truth: Mapping[int, Sequence[str]],
-    groups: Sequence[Sequence[int]],
+    written: Mapping[int, Sequence[str]], truth: Mapping[int, Sequence[str]], groups: Sequence[Sequence[int]]
 ) -> list[float]:
     """Return METEOR of each of `groups` of images, every group as one text. Java starts once.
 

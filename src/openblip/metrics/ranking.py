@@ -2,7 +2,7 @@
 
 R rounds, I images, C candidates or classes. Scores (R, C) or (I, C), the higher the better. Equal scores
 count by their expected value under a random order, so that constant scores rank as guessing does. VisDial's
-code and scikit-learn take whatever order their sort leaves, which is why these metrics are written here.
+code takes whatever order its sort leaves, which is why these metrics are written here.
 Lists of candidates of unequal length are filled up with scores of minus infinity.
 """
 
@@ -110,7 +110,7 @@ def hit_probability(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -
 
 
 def _expected_order(scores: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relevance (C,) at every rank; tied candidates share the mean of theirs."""
+    """Relevance (C,) at every rank; tied candidates share their mean relevance."""
     order = np.argsort(-scores, kind="stable")
     _, group, sizes = np.unique(-scores[order], return_inverse=True, return_counts=True)
     return (np.bincount(group, weights=gains[order]) / sizes)[group]

@@ -1,4 +1,6 @@
-"""Recall of image-text retrieval, with several right answers and ties, which no library counts so.
+"""Recall of image-text retrieval.
+
+Written here because equal scores count by their expected value, where sorting them favours what comes first.
 
 I images, T texts, Q queries, G gallery entries.
 """

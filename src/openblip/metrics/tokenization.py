@@ -1,8 +1,8 @@
 """Caption tokens as COCO evaluation counts them: Penn-Treebank tokens, lower-case, without punctuation.
 
-The reference is Stanford's PTBTokenizer, a Java program that pycocoevalcap carries. Where Java does not run,
-`tokenize_in_python` follows the same rules for everything captions usually contain; NLTK's tokenizer splits
-some of it differently.
+The reference is Stanford's PTBTokenizer, a Java program that pycocoevalcap carries. Where Java does not run
+that package has no other, and `tokenize_in_python` follows the same rules for everything captions usually
+contain.
 """
 
 import re

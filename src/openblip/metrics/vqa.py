@@ -1,7 +1,7 @@
 """Accuracy of answers to questions: VQAv2's official one, A-OKVQA's two, and that of data with one answer.
 
-The first follows the official scorer (github.com/GT-Vision-Lab/VQA, vqaEval.py) to the digit, and so what it
-does without saying so (no package for Python 3 does):
+The first follows the official scorer (github.com/GT-Vision-Lab/VQA, vqaEval.py) to the digit. It is a Python 2
+program, so it is written anew here, with what it does without saying so:
 
 - Answers are normalised only where the annotators gave different ones. Where all wrote the same, a prediction
   has to equal it as written, upper case and punctuation included.
@@ -11,7 +11,7 @@ does without saying so (no package for Python 3 does):
 - Number words stop at ten; "none" is 0; the articles a, an and the go, so that an answer can be empty.
 - A contraction gets its apostrophe, or its second one, but I'm, I've and the like are looked up in
   lower-cased text and never found, "couldntve" is unknown, and "somebody'd" loses its own.
-- Digits are 0 to 9: the scorer is a Python 2 program, whose expressions know no others.
+- Digits are 0 to 9: regular expressions of Python 2 know no others.
 """
 
 import re
@@ -140,9 +140,7 @@ def multiple_choice_accuracy(
 
 
 def single_answer_accuracy(
-    predictions: Sequence[str],
-    answers: Sequence[str],
-    normalise: Callable[[str], str] = normalise_answer,
+    predictions: Sequence[str], answers: Sequence[str], normalise: Callable[[str], str] = normalise_answer
 ) -> float:
     """Return the share of predictions that equal the one right answer (MSRVTT-QA, MSVD-QA, GQA), both sides normalised.
 
@@ -179,9 +177,7 @@ def _without_punctuation(text: str) -> str:
 
 
 def _mean(
-    score: Callable[[str, Sequence[str]], float],
-    predictions: Sequence[str],
-    answers: Sequence[Sequence[str]],
+    score: Callable[[str, Sequence[str]], float], predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> float:
     scores = [score(prediction, given) for prediction, given in zip(predictions, answers, strict=True)]
     return sum(scores) / len(scores)
