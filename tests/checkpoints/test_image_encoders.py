@@ -37,7 +37,7 @@ def vision_side(model):
     return getattr(model, "vision_model", getattr(model, "vit", model))
 
 
-def pictures(size=SIZE):
+def images(size=SIZE):
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
 
 
@@ -47,8 +47,8 @@ def pictures(size=SIZE):
 def test_features_are_hidden_states(saved, kind, layer):
     folder, theirs = saved(kind)
     encoder = load_image_encoder(folder, layer=layer)
-    expected = vision_side(theirs)(pictures(), output_hidden_states=True).hidden_states[layer]
-    torch.testing.assert_close(encoder.model(pictures()), expected, rtol=1e-5, atol=1e-5)
+    expected = vision_side(theirs)(images(), output_hidden_states=True).hidden_states[layer]
+    torch.testing.assert_close(encoder.model(images()), expected, rtol=1e-5, atol=1e-5)
     assert encoder.config.hidden_dim == WIDTH
     assert isinstance(encoder.model, VisionTransformer if kind in OURS else VisionTower)
 
@@ -59,8 +59,8 @@ def test_no_final_norm(saved, kind):
     folder, theirs = saved(kind)
     theirs = vision_side(theirs)
     norm = theirs.post_layernorm if kind == "siglip" else theirs.layernorm
-    features = load_image_encoder(folder, layer=-1).model(pictures())
-    torch.testing.assert_close(norm(features), theirs(pictures()).last_hidden_state, rtol=1e-5, atol=1e-5)
+    features = load_image_encoder(folder, layer=-1).model(images())
+    torch.testing.assert_close(norm(features), theirs(images()).last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -72,11 +72,11 @@ def test_siglip2_of_flexible_shapes(saved, tmp_path):
     encoder = load_image_encoder(tmp_path, layer=-1)
     assert encoder.preprocessing.image_size == SIZE
     assert encoder.preprocessing.mean == (0.5, 0.5, 0.5)
-    # Their own processor cuts a square picture of the right size into patches, and does nothing else to it.
-    picture = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
-    inputs = processor(images=[picture], return_tensors="pt")
+    # Their own processor cuts a square image of the right size into patches, and does nothing else to it.
+    image = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
+    inputs = processor(images=[image], return_tensors="pt")
     expected = theirs.vision_model(**inputs, output_hidden_states=True).hidden_states[-1]
-    features = encoder.model(encoder.preprocessing.normalize(picture[None]))
+    features = encoder.model(encoder.preprocessing.normalize(image[None]))
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_the_default_is_the_second_last_layer(saved):
         folder, _ = saved(kind)
         by_default, second_last = load_image_encoder(folder), load_image_encoder(folder, layer=-2)
         assert by_default.config == second_last.config
-        assert torch.equal(by_default.model(pictures()), second_last.model(pictures()))
+        assert torch.equal(by_default.model(images()), second_last.model(images()))
 
 
 def test_a_blip2_has_been_cut_already(saved):
@@ -116,7 +116,7 @@ def test_a_cut_encoder_has_no_weights_beyond_its_layer(saved):
 def test_the_vit_of_a_blip(layer):
     whole = load_checkpoint("openblip-mini")
     encoder = load_image_encoder("openblip-mini", layer=layer)
-    x = pictures(whole.preprocessing.image_size)
+    x = images(whole.preprocessing.image_size)
     states = []
     for block in whole.model.vision.blocks:
         block.register_forward_hook(lambda _, __, output: states.append(output))
@@ -179,8 +179,8 @@ def test_another_image_size(saved, kind):
     encoder = load_image_encoder(folder, layer=-1, image_size=48)
     assert encoder.preprocessing.image_size == 48
     interpolation = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
-    output = vision_side(theirs)(pictures(48), output_hidden_states=True, **interpolation)
-    torch.testing.assert_close(encoder.model(pictures(48)), output.hidden_states[-1], rtol=1e-5, atol=1e-5)
+    output = vision_side(theirs)(images(48), output_hidden_states=True, **interpolation)
+    torch.testing.assert_close(encoder.model(images(48)), output.hidden_states[-1], rtol=1e-5, atol=1e-5)
     if kind == "clip":
         assert encoder.config.image_size == 48
         assert encoder.model.position_embedding.shape == (1, 37, WIDTH)
@@ -209,7 +209,7 @@ def test_an_unknown_layer(saved, kind):
 @pytest.mark.parametrize(
     ("kind", "message"), [("bert", "takes no images"), ("convnext", "sequence of tokens")]
 )
-def test_what_is_no_transformer_of_pictures(saved, kind, message):
+def test_what_is_no_transformer_of_images(saved, kind, message):
     with pytest.raises(CheckpointError, match=message):
         load_image_encoder(saved(kind)[0], layer=-1)
 

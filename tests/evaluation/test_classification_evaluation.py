@@ -37,10 +37,7 @@ def embedder() -> Embedder:
     images = F.normalize(
         torch.tensor([[1.0, 0.1, 0.0], [0.9, 1.0, 0.0], [0.0, 1.0, 0.2], [0.0, 0.3, 1.0]]), dim=1
     )
-    return Embedder(
-        images,
-        {"a dog": [1.0, 0.0, 0.0], "a cat": [0.0, 1.0, 0.0], "a cow": [0.0, 0.0, 1.0]},
-    )
+    return Embedder(images, {"a dog": [1.0, 0.0, 0.0], "a cat": [0.0, 1.0, 0.0], "a cow": [0.0, 0.0, 1.0]})
 
 
 SOURCE = ListSource(

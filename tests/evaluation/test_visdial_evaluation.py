@@ -69,7 +69,7 @@ def test_relevance_of_all_candidates_is_measured_where_annotators_judged_it() ->
                 turn(0, 0.1, 0.9, 0.5, answer_index=1),
                 turn(1, 0.9, 0.1, 0.5, 0.4, answer_index=0, relevance=[0.0, 1.0, 0.5, 0.0]),
                 turn(2, 0.9, 0.1, answer_index=0, relevance=[0.0, 0.0]),  # nothing is relevant: not counted
-            ),
+            )
         ]
     )
     scores = evaluate_visdial(Ranker(), source)

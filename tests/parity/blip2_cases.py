@@ -1,6 +1,6 @@
-"""Every kind of BLIP-2 that transformers has, as it computes it and as we do, on the same pictures and texts.
+"""Every kind of BLIP-2 that transformers has, as it computes it and as we do, on the same images and texts.
 
-B pictures, Q queries, T text tokens, V vocabulary. Scores are floats of any shape; texts are ids without end.
+B images, Q queries, T text tokens, V vocabulary. Scores are floats of any shape; texts are ids without end.
 """
 
 from dataclasses import dataclass, field

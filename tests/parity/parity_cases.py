@@ -1,6 +1,6 @@
-"""Every kind of BLIP once as others compute it and once as we do, on the same pictures and texts.
+"""Every kind of BLIP once as others compute it and once as we do, on the same images and texts.
 
-B pictures, T tokens. Scores are floats of any shape; texts are ids without end.
+B images, T tokens. Scores are floats of any shape; texts are ids without end.
 """
 
 from collections.abc import Callable

@@ -105,7 +105,7 @@ def words(state: State, hidden: Tensor) -> Tensor:
 
 
 def nlvr_prediction(state: State, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Pairs of pictures (B, 2, 3, S, S) and statements (B, T) -> (B, 2)."""
+    """Pairs of images (B, 2, 3, S, S) and statements (B, T) -> (B, 2)."""
     images = vit(state, pixels[:, 0]), vit(state, pixels[:, 1])
     first = bert(state, "text_encoder", ids, mask, images)[:, 0]
     return _linear(state, "cls_head.2", _linear(state, "cls_head.0", first).relu())

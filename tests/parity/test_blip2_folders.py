@@ -118,7 +118,7 @@ def test_a_folder_whose_words_have_the_image_token(tmp_path: Path) -> None:
 def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
     """With them transformers cuts as many tokens off a text as there are queries, whatever they are.
 
-    Of a text that its processor has prepared together with a picture those are image tokens; of a text alone
+    Of a text that its processor has prepared together with an image those are image tokens; of a text alone
     they are the text, so its score is that of what is left.
     """
     theirs = their_model(RETRIEVER, image_token_index=TOKENIZER.vocab_size - 1)
@@ -156,7 +156,7 @@ def test_weights_in_half_precision_in_shards_and_pickled_read_alike(tmp_path: Pa
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
-def test_pictures_are_prepared_as_the_folder_says(tmp_path: Path, file: str) -> None:
+def test_images_are_prepared_as_the_folder_says(tmp_path: Path, file: str) -> None:
     write_theirs(tmp_path, their_model(RETRIEVER), None)
     assert loaded(tmp_path).preprocessing == Preprocessing(image_size=40)
     settings: dict[str, Any] = {"size": {"height": 56, "width": 56}, "image_mean": [0.1, 0.2, 0.3]}

@@ -106,7 +106,7 @@ def name_of(kind: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (50 + 9 * i, 64, 3), dtype=np.uint8)) for i in range(3)]
 
@@ -127,11 +127,11 @@ def test_nothing_is_lost_on_the_way_there_and_back(tmp_path: Path, kind: dict[st
 
 
 def texts_of(
-    checkpoint: Blip2Checkpoint, pictures: list[Image.Image], decoding: dict[str, Any]
+    checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: dict[str, Any]
 ) -> list[list[int]]:
-    """What we write from pictures, the Q-Former reading the prompts too where it is taught to."""
+    """What we write from images, the Q-Former reading the prompts too where it is taught to."""
     model, language = checkpoint.model, checkpoint.model.require_language()
-    arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
+    arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(image)) for image in images])
     image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
     if model.config.instructed:
         tokens = TOKENIZER.encode(PROMPTS, max_length=60)
@@ -145,7 +145,7 @@ def texts_of(
 
 @pytest.mark.parametrize("kind", KINDS[:-1], ids=name_of)
 def test_their_processor_and_model_write_the_same(
-    tmp_path: Path, pictures: list[Image.Image], kind: dict[str, Any]
+    tmp_path: Path, images: list[Image.Image], kind: dict[str, Any]
 ) -> None:
     checkpoint = ours(**kind)
     checkpoint.model.vision_norm.eps = VISION.layer_norm_eps  # theirs has one epsilon for both
@@ -153,28 +153,28 @@ def test_their_processor_and_model_write_the_same(
     name = "InstructBlip" if kind.get("instructed") else "Blip2"
     processor = getattr(transformers, f"{name}Processor").from_pretrained(tmp_path)
     theirs = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(tmp_path).eval()
-    inputs = processor(images=pictures, text=PROMPTS, padding=True, return_tensors="pt")
+    inputs = processor(images=images, text=PROMPTS, padding=True, return_tensors="pt")
     if kind.get(
         "instructed"
     ):  # it pads these as the language model's words, and the Q-Former counts positions
         words = processor.qformer_tokenizer(PROMPTS, padding=True, padding_side="right", return_tensors="pt")
         inputs |= {"qformer_input_ids": words.input_ids, "qformer_attention_mask": words.attention_mask}
-    assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(pictures) * NUM_QUERIES
+    assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(images) * NUM_QUERIES
     with torch.no_grad():
         for decoding in DECODINGS.values():
             output = theirs.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding)
             first = 1 if kind["kind"] == "t5" else inputs["input_ids"].shape[1]
             end = checkpoint.model.require_language().end_id
-            found = texts_of(checkpoint, pictures, decoding)
+            found = texts_of(checkpoint, images, decoding)
             assert [until(row, end) for row in output[:, first:].tolist()] == found
             assert len({tuple(text) for text in found}) > 1
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_their_processor_and_model_match_the_same(
-    tmp_path: Path, pictures: list[Image.Image], together: bool
+    tmp_path: Path, images: list[Image.Image], together: bool
 ) -> None:
-    """Whether texts are prepared with their pictures or alone: no image tokens are asked for, see below."""
+    """Whether texts are prepared with their images or alone: no image tokens are asked for, see below."""
     checkpoint = ours(("itc", "itm"), None)
     model = checkpoint.model
     model.vision_norm.eps = VISION.layer_norm_eps
@@ -182,16 +182,16 @@ def test_their_processor_and_model_match_the_same(
     processor = transformers.Blip2Processor.from_pretrained(tmp_path)
     theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path).eval()
     if together:
-        inputs = dict(processor(images=pictures, text=QUESTIONS, padding=True, return_tensors="pt"))
+        inputs = dict(processor(images=images, text=QUESTIONS, padding=True, return_tensors="pt"))
     else:
         inputs = {
             **processor(text=QUESTIONS, padding=True, return_tensors="pt"),
-            **processor(images=pictures, return_tensors="pt"),
+            **processor(images=images, return_tensors="pt"),
         }
     with torch.no_grad():
         itc = theirs(**inputs, use_image_text_matching_head=False).logits_per_image
         itm = theirs(**inputs, use_image_text_matching_head=True).logits_per_image
-        arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(picture)) for picture in pictures])
+        arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(image)) for image in images])
         image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
         tokens = TOKENIZER.encode(QUESTIONS)
         queries = model.embed_image(model.encode_queries(image_kv).queries)
@@ -203,7 +203,7 @@ def test_their_processor_and_model_match_the_same(
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
 def test_a_language_model_without_a_spare_row_gets_one(
-    tmp_path: Path, pictures: list[Image.Image], kind: Language
+    tmp_path: Path, images: list[Image.Image], kind: Language
 ) -> None:
     """The word "<image>" needs an embedding. It is never written, and nothing else changes."""
     checkpoint = ours(kind=kind, spare_rows=0, end_of_text=None if kind == "t5" else "\n")
@@ -216,7 +216,7 @@ def test_a_language_model_without_a_spare_row_gets_one(
     assert torch.equal(after_words[:-1], before_words)
     torch.testing.assert_close(after_words[-1], before_words.mean(dim=0))
     for decoding in DECODINGS.values():
-        assert texts_of(after, pictures, decoding) == texts_of(checkpoint, pictures, decoding)
+        assert texts_of(after, images, decoding) == texts_of(checkpoint, images, decoding)
     save_checkpoint(after, tmp_path / "twice", "huggingface")
     assert (tmp_path / "once" / "model.safetensors").read_bytes() == (
         tmp_path / "twice" / "model.safetensors"

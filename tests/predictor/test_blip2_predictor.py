@@ -196,3 +196,32 @@ def test_half_precision_is_for_the_frozen_parts() -> None:
     torch.testing.assert_close(found, whole.match(IMAGES, TEXTS), atol=0.05, rtol=0.05)
     assert len(half.answer(IMAGES, ["why?"] * 5, decoding=SHORT)) == 5
     assert half.explain(IMAGES[0], "a dog").heat.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_a_language_model_in_fewer_bits(tmp_path: Path, language: Any, bits: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    predictor = blip2_predictor((), language)
+    predictor.save(tmp_path)
+    quantized = openblip.load(tmp_path, device="cpu", quantization=bits)
+    layers = {type(module).__name__ for module in quantized.model.language.modules()}  # type: ignore[union-attr]
+    assert {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits] in layers
+    if bits == "4bit":
+        return  # the CPU kernel of bitsandbytes wants wider layers than these
+    exact = predictor.answer(IMAGES[0], "why?", candidates=["a dog"], return_scores=True)
+    answer = quantized.answer(IMAGES[0], "why?", candidates=["a dog"], return_scores=True)
+    assert answer.logprob == pytest.approx(exact.logprob, rel=0.2)
+    assert answer.logprob != exact.logprob
+    assert isinstance(quantized.caption(IMAGES[0]), str)
+    with pytest.raises(ConfigError, match="choose one of 8bit, 4bit"):
+        openblip.load(tmp_path, device="cpu", quantization="2bit")  # type: ignore[arg-type]
+
+
+def test_without_a_language_model_nothing_is_quantised(tmp_path: Path) -> None:
+    blip2_predictor(("itc",)).save(tmp_path / "blip2")
+    with pytest.raises(UnsupportedTaskError, match="no language model"):
+        openblip.load(tmp_path / "blip2", device="cpu", quantization="8bit")
+    make_predictor("lm").save(tmp_path / "blip")
+    with pytest.raises(ConfigError, match="only the language model of a BLIP-2"):
+        openblip.load(tmp_path / "blip", device="cpu", quantization="8bit")

@@ -349,3 +349,11 @@ def test_few_calls_lie_between_a_caption_and_its_attention(
     monkeypatch.setattr(SelfAttention, "forward", counting)
     predictor.caption(IMAGES[0])
     assert max(depths) <= 10
+
+
+def test_a_changed_prompt_is_saved(tmp_path: Path) -> None:
+    predictor = make_predictor("lm")
+    predictor.prompt = "two"
+    predictor.save(tmp_path)
+    assert openblip.load(tmp_path, device="cpu").prompt == "two"
+    assert predictor.settings["prompt"] == "two"

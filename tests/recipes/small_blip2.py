@@ -1,6 +1,6 @@
 """Trainings of BLIP-2 in seconds: boxes of four colors on two sides, that a tiny Q-Former learns by heart.
 
-One table serves all tasks: every picture has a caption, a question with answers, and a conversation.
+One table serves all tasks: every image has a caption, a question with answers, and a conversation.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ QFORMER = QFormerConfig(
 
 
 def write_world(root: Path) -> None:
-    """pairs.jsonl and texts.jsonl with their pictures, and the checkpoint encoder/ with a random ViT.
+    """pairs.jsonl and texts.jsonl with their images, and the checkpoint encoder/ with a random ViT.
 
     The texts say twice what there is: who has learned them goes on from what stands before, be it a caption
     or what takes its place.
@@ -43,9 +43,9 @@ def write_world(root: Path) -> None:
     for color, rgb in COLORS.items():
         for side, left in SIDES.items():
             name = f"{color}-{side}.png"
-            picture = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
-            picture.paste(rgb, (left, 4, left + SIZE // 2, SIZE - 4))
-            picture.save(root / name)
+            image = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
+            image.paste(rgb, (left, 4, left + SIZE // 2, SIZE - 4))
+            image.save(root / name)
             caption = f"a {color} box on the {side}"
             turns = [
                 {"question": COLOR_QUESTION, "answer": color},

@@ -1,4 +1,4 @@
-"""BLIP-2 from stage 1 to every fine-tuning: each learns a few pictures by heart within seconds."""
+"""BLIP-2 from stage 1 to every fine-tuning: each learns a few images by heart within seconds."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def pictures(root: Path) -> list[str]:
+def images(root: Path) -> list[str]:
     rows = map(json.loads, (root / "pairs.jsonl").read_text().splitlines())
     return [str(root / row["image"]) for row in rows]
 
@@ -87,18 +87,18 @@ def assert_found(scores: dict[str, Any]) -> None:
 def test_stage_1_retrieves_and_writes(root: Path) -> None:
     model = load(root, "blip2-mini-stage1")
     assert_found(evaluate_retrieval(model, open_source(str(root / "pairs.jsonl")), rerank=4))
-    written = model.caption(pictures(root))
+    written = model.caption(images(root))
     assert sum(map(str.__eq__, written, captions(root))) >= 6
 
 
 def test_stage_2_makes_a_language_model_see(root: Path) -> None:
     model = load(root, "blip2-mini-stage2-opt")
-    assert_colors([caption.split()[1] for caption in model.caption(pictures(root), prompt="")], root)
+    assert_colors([caption.split()[1] for caption in model.caption(images(root), prompt="")], root)
 
 
 def test_an_encoder_decoder_goes_on_with_what_it_sees(root: Path) -> None:
     model = load(root, "blip2-mini-stage2-t5")
-    written = model.caption(pictures(root), prompt="a photo of")
+    written = model.caption(images(root), prompt="a photo of")
     right = sum(
         text.split()[-1] == true.split()[-1] for text, true in zip(written, captions(root), strict=True)
     )
@@ -128,7 +128,7 @@ def test_captions_after_a_prompt_with_a_trained_encoder(root: Path) -> None:
     last, first = (moved[f"vision.blocks.{i}.mlp.0.weight"] for i in (1, 0))
     assert first > 0
     assert last > 1.5 * first  # learning rates of 0.4 and 0.16
-    written = model.caption(pictures(root))
+    written = model.caption(images(root))
     assert all(text.startswith("a ") and " box on the " in text for text in written), written
     assert_colors([text.split()[1] for text in written], root)
 
@@ -140,7 +140,7 @@ def test_questions_are_answered_with_the_qformer_reading_them(root: Path) -> Non
     model = load(root, "blip2-vqa")
     assert model.model.config.instructed
     assert model.tokenizer is not None
-    answers = model.answer(pictures(root), [COLOR_QUESTION] * 8)
+    answers = model.answer(images(root), [COLOR_QUESTION] * 8)
     assert_colors([first_word(answer) for answer in answers], root)
 
 
@@ -157,9 +157,9 @@ def test_conversations_are_followed(root: Path) -> None:
     run = fine_tuning_run(blip2_instruct(), root, "blip2-mini-stage2-opt", 30, text_branch=branch)
     assert_fallen(train(run), 0.7)
     model = load(root, "blip2-instruct")
-    assert_colors([first_word(reply) for reply in model.chat(pictures(root), [COLOR_QUESTION] * 8)], root)
+    assert_colors([first_word(reply) for reply in model.chat(images(root), [COLOR_QUESTION] * 8)], root)
     told = [[(COLOR_QUESTION, caption.split()[1]), SIDE_QUESTION] for caption in captions(root)]
-    assert set(model.chat(pictures(root), told)) <= {"left", "right"}
+    assert set(model.chat(images(root), told)) <= {"left", "right"}
 
 
 class CutOffError(BaseException):

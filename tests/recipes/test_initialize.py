@@ -113,7 +113,7 @@ def test_questions_and_answers_have_separate_weights_that_start_alike(sharing: S
 
 
 def test_both_branches_over_two_images_start_as_the_one_there_was() -> None:
-    """So a statement about the same picture twice is read as it was about one."""
+    """So a statement about the same image twice is read as it was about one."""
     start = pretrained()
     target = with_heads(start, ("nlvr",)).eval()
     for own, theirs in zip(target.text.layers, start.text.layers, strict=True):

@@ -27,7 +27,7 @@ SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "max_
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A shard of texts, whose pictures cannot be decoded, and one sample without a text."""
+    """A shard of texts, whose images cannot be decoded, and one sample without a text."""
     path = tmp_path_factory.mktemp("texts") / "0000.tar"
     with tarfile.open(path, "w") as tar:
         for number, info in enumerate([{"caption": "a cat"}, *({"text": text} for text in TEXTS)]):

@@ -120,14 +120,14 @@ def test_prompt_and_caption_have_forty_tokens_together():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Eight captioned pictures, a tokenizer, and a tiny random ViT and BERT as transformers saves them."""
+    """Eight captioned images, a tokenizer, and a tiny random ViT and BERT as transformers saves them."""
     root = tmp_path_factory.mktemp("world")
     (root / "pairs").mkdir()
     colors = ("red", "blue", "green", "grey")
     captions = [f"a picture of {n} {color} dogs" for n in range(2) for color in colors]
     for number, text in enumerate(captions):
-        picture = Image.new("RGB", (48, 40), (number * 30, 99, 255 - number * 30))
-        picture.save(root / "pairs" / f"{number}.png")
+        image = Image.new("RGB", (48, 40), (number * 30, 99, 255 - number * 30))
+        image.save(root / "pairs" / f"{number}.png")
         (root / "pairs" / f"{number}.txt").write_text(text)
     tokenizer = Tokenizer.train(captions, 120)
     tokenizer.save(root / "tokenizer")

@@ -70,7 +70,7 @@ def test_retrieval_learns_and_classifies(tmp_path: Path) -> None:
 
 
 def test_questions_learn_from_pictures_of_another_width(tmp_path: Path) -> None:
-    """One question for all pictures: only these tell its answer."""
+    """One question for all images: only these tell its answer."""
     asked = usable(write_scenes(tmp_path / "scenes", "questions", 110))
     backgrounds = [sample for sample in asked if sample.info["question_kind"] == "background"]
     same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds]
@@ -88,13 +88,13 @@ def test_questions_learn_from_pictures_of_another_width(tmp_path: Path) -> None:
 
 
 def test_statements_learn_from_both_pictures(tmp_path: Path) -> None:
-    """One statement for all pairs, and every picture in a true and in a false one: it takes both to tell."""
+    """One statement for all pairs, and every image in a true and in a false one: it takes both to tell."""
     stated = usable(write_scenes(tmp_path / "scenes", "statements", 8))
     pairs = [
         replace(
             one,
             second_image=other.second_image,
-            info={**one.info, "statement": "the pictures belong together", "label": one is other},
+            info={**one.info, "statement": "the images belong together", "label": one is other},
         )
         for place, one in enumerate(stated)
         for other in (one, stated[place - 1])

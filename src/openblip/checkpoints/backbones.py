@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.checkpoint import ImageEncoder
+from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
 from openblip.checkpoints.hub import (
     LOADING_ERRORS,
     first_line,
@@ -443,7 +443,7 @@ def _square_size(settings: dict[str, Any]) -> int:
 
 
 def load_vision_tower(
-    source: str | os.PathLike[str], *, layer: int = -2, dtype: torch.dtype = torch.float32
+    source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32
 ) -> VisionTower:
     """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
 
@@ -478,7 +478,7 @@ _ADAPTER, _ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 
 
 def load_language_model(
-    source: str | os.PathLike[str],
+    source: PathOrName,
     *,
     end_of_text: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -550,6 +550,32 @@ def _with_adapters(model: Any, folder: Path) -> Any:
         raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
     check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
     return adapted
+
+
+def quantize_language_model(
+    language: LanguageModel, quantization: Quantization, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Put the linear layers of a loaded language model into 8 or 4 bits, as `load_language_model` does, on `device`.
+
+    Raises ConfigError when it is quantised already or has adapters, MissingExtraError without bitsandbytes.
+    """
+    model = language.model
+    if has_lora(language) or getattr(model, "is_quantized", False):
+        raise ConfigError(
+            f"quantization {quantization}: the language model has LoRA adapters or is quantised already; leave "
+            "quantization out."
+        )
+    settings = _quantized(quantization, dtype)
+    with quietly():
+        quantized = type(model).from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict=model.state_dict(),
+            dtype=dtype,
+            device_map={"": device},
+            **settings,
+        )
+    language.model = quantized.eval()
 
 
 def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from openblip.models.language_model import LanguageModel
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 
-CONFIG = "config.json"
+CONFIG_FILE = "config.json"
 """The file that says what a folder is. Writers write it last: a folder without it is no checkpoint yet."""
 BERT_NAME = "bert-base-uncased"
 """All released models have the vocabulary of this BERT."""
@@ -35,6 +35,8 @@ OPENBLIP_FORMAT = "openblip"
 BLIP2_TYPE = "blip2"
 """`model_type` there of a BLIP-2; transformers calls its own "blip-2"."""
 
+PathOrName = str | os.PathLike[str]
+"""A folder or file, or a name on the Hugging Face hub."""
 EncoderToken = Literal["[ENC]", "[CLS]"]
 
 
@@ -92,7 +94,7 @@ class ImageEncoder(NamedTuple):
     preprocessing: Preprocessing
 
 
-class FrozenParts(NamedTuple):
+class FrozenModels(NamedTuple):
     """The models that a BLIP-2 checkpoint leaves out because it did not train them.
 
     They are loaded from elsewhere. None stands for a part that the checkpoint holds itself, or does not have.
@@ -204,7 +206,7 @@ def check_image_size(source: str | Path, image_size: int, patch_size: int) -> No
         )
 
 
-def find_tokenizer(source: Path, folder: Path, named: str | os.PathLike[str] | None) -> Tokenizer:
+def find_tokenizer(source: Path, folder: Path, named: PathOrName | None) -> Tokenizer:
     """The tokenizer that `named` names, else the one in `folder`, else BERT's from the hub.
 
     Raises a CheckpointError that says what to provide for `source`, when there is none of these.

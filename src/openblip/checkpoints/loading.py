@@ -20,12 +20,13 @@ from openblip.checkpoints.backbones import (
 )
 from openblip.checkpoints.checkpoint import (
     BLIP2_TYPE,
-    CONFIG,
+    CONFIG_FILE,
     OPENBLIP_FORMAT,
     BlipCheckpoint,
     Checkpoint,
-    FrozenParts,
+    FrozenModels,
     ImageEncoder,
+    PathOrName,
 )
 from openblip.checkpoints.hub import hub_folder, is_hub_name, read_hub_settings
 from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
@@ -35,7 +36,7 @@ from openblip.checkpoints.huggingface.blip2 import (
     save_huggingface_blip2,
 )
 from openblip.checkpoints.native import load_blip, load_blip2, save_blip, save_blip2
-from openblip.checkpoints.original.blip import PthFile, load_original_blip, read_pth, save_original_blip
+from openblip.checkpoints.original.blip import load_original_blip, read_pth, save_original_blip
 from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
 from openblip.checkpoints.original.image_encoder import holds_encoder, is_blip2_file, read_encoder
 from openblip.checkpoints.state_dict import read_json_object
@@ -48,19 +49,19 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def load_checkpoint(
-    source: str | os.PathLike[str],
+    source: PathOrName,
     *,
-    tokenizer: str | os.PathLike[str] | None = None,
-    vision: str | os.PathLike[str] | None = None,
-    language_model: str | os.PathLike[str] | None = None,
+    tokenizer: PathOrName | None = None,
+    vision: PathOrName | None = None,
+    language_model: PathOrName | None = None,
 ) -> Checkpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     Args:
         source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a shipped
             model, or owner/model on the Hugging Face hub.
-        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own. vision: the
-        image encoder of an original BLIP-2 file that leaves it out: whatever `load_image_encoder` takes.
+        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
+        vision: the image encoder of an original BLIP-2 file that leaves it out: whatever `load_image_encoder` takes.
         language_model: the language model of an original BLIP-2 file: a folder, or a name on the hub.
 
     Raises:
@@ -72,24 +73,31 @@ def load_checkpoint(
         path = PRETRAINED / str(source)
     if not path.exists() and is_hub_name(str(source)):
         path = hub_folder(str(source))
-    if path.is_file():
-        file = read_pth(path)
-        if is_blip2_file(file):
-            return _load_original_blip2(file, tokenizer, vision, language_model)
+    file = read_pth(path) if path.is_file() else None
+    if file is not None and is_blip2_file(file):
+        sources = frozen_sources(file, vision, language_model)
+        encoder = language = None
+        if sources.vision is not None:
+            encoder = load_image_encoder(sources.vision)
+        if sources.language_model is not None:
+            language = load_language_model(
+                sources.language_model, end_of_text=sources.end_of_text, changes=sources.changes
+            )
+        return load_original_blip2(file, sources, FrozenModels(encoder, language), tokenizer)
     for part in (vision, language_model):
         if part is not None:
             raise ConfigError(
                 f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts."
             )
-    if path.is_file():
+    if file is not None:
         return load_original_blip(file, tokenizer)
-    if not (path / CONFIG).is_file():
+    if not (path / CONFIG_FILE).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
             f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original "
             f".pth file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
         )
-    config = read_json_object(path / CONFIG)
+    config = read_json_object(path / CONFIG_FILE)
     if config.get("model_type") == BLIP2_TYPE:
         return load_blip2(path, tokenizer)
     if config.get("format") == OPENBLIP_FORMAT:
@@ -99,28 +107,7 @@ def load_checkpoint(
     return load_huggingface_blip(path, tokenizer)
 
 
-def _load_original_blip2(
-    file: PthFile,
-    tokenizer: str | os.PathLike[str] | None,
-    vision: str | os.PathLike[str] | None,
-    language_model: str | os.PathLike[str] | None,
-) -> Checkpoint:
-    """A file of BLIP-2 with the frozen parts that it leaves out."""
-    sources = frozen_sources(file, vision, language_model)
-    parts = FrozenParts(
-        encoder=None if sources.vision is None else load_image_encoder(sources.vision),
-        language=None
-        if sources.language_model is None
-        else load_language_model(
-            sources.language_model, end_of_text=sources.end_of_text, changes=sources.changes
-        ),
-    )
-    return load_original_blip2(file, sources, parts, tokenizer)
-
-
-def save_checkpoint(
-    checkpoint: Checkpoint, path: str | os.PathLike[str], format: Format = "openblip"
-) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "openblip") -> None:
     """Write a checkpoint that `load_checkpoint` reads.
 
     path: a folder; for "original" a file whose name ends with .pth.
@@ -142,7 +129,7 @@ def save_checkpoint(
 
 
 def load_image_encoder(
-    source: str | os.PathLike[str],
+    source: PathOrName,
     *,
     layer: int | None = None,
     image_size: int | None = None,
@@ -173,7 +160,7 @@ def load_image_encoder(
     settings = {"format": OPENBLIP_FORMAT} if is_ours else read_hub_settings(name)
     model_type = settings.get("model_type")
     if settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
-        encoder = _cut_encoder(_encoder_of_checkpoint(name), layer, name)
+        encoder = _cut_encoder(name, layer)
     else:
         encoder = read_transformers_encoder(
             name, str(model_type), layer=layer, image_size=image_size, dtype=dtype
@@ -184,19 +171,21 @@ def load_image_encoder(
     return encoder
 
 
-def _encoder_of_checkpoint(name: str) -> ImageEncoder:
-    """The whole image encoder of a checkpoint of BLIP or BLIP-2, or of a .pth file of its own."""
-    if Path(name).is_file():
-        file = read_pth(Path(name))
-        if holds_encoder(file):
-            return read_encoder(file)
-    checkpoint = load_checkpoint(name)
-    return ImageEncoder(checkpoint.model.vision, checkpoint.model.config.vision, checkpoint.preprocessing)
+def _cut_encoder(name: str, layer: int | None) -> ImageEncoder:
+    """The image encoder of a BLIP, of a BLIP-2 or of a .pth file of its own, up to a layer.
 
-
-def _cut_encoder(encoder: ImageEncoder, layer: int | None, origin: str) -> ImageEncoder:
-    """The encoder up to a layer; None is the one that BLIP-2 uses, the second last of a whole one."""
-    model, config, preprocessing = encoder
+    None is the layer that BLIP-2 uses: the second last of a whole encoder.
+    """
+    file = read_pth(Path(name)) if Path(name).is_file() else None
+    if file is not None and holds_encoder(file):
+        model, config, preprocessing = read_encoder(file)
+    else:
+        checkpoint = load_checkpoint(name)
+        model, config, preprocessing = (
+            checkpoint.model.vision,
+            checkpoint.model.config.vision,
+            checkpoint.preprocessing,
+        )
     if isinstance(config, TowerConfig):
         assert isinstance(model, VisionTower)  # the model was built by this config
         layer = config.layer if layer is None else layer
@@ -204,4 +193,4 @@ def _cut_encoder(encoder: ImageEncoder, layer: int | None, origin: str) -> Image
     if layer is None:
         layer = -2 if config.output_norm else -1
     cut = cut_vit(config, layer)
-    return ImageEncoder(build_vit(cut, model.state_dict(), origin), cut, preprocessing)
+    return ImageEncoder(build_vit(cut, model.state_dict(), name), cut, preprocessing)

@@ -15,9 +15,10 @@ from openblip.checkpoints.backbones import (
     save_vision_tower,
 )
 from openblip.checkpoints.checkpoint import (
-    CONFIG,
+    CONFIG_FILE,
     Blip2Checkpoint,
     BlipCheckpoint,
+    PathOrName,
     check_parts_fit,
     empty_blip,
     empty_blip2,
@@ -28,7 +29,7 @@ from openblip.checkpoints.checkpoint import (
 from openblip.checkpoints.state_dict import (
     WEIGHTS,
     assign_weights,
-    copy_weights,
+    load_weights,
     read_json_object,
     read_safetensors,
     write_safetensors,
@@ -45,17 +46,17 @@ def save_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
     """Write a folder that `load_blip` reads, weights in their own precision. config.json comes last."""
     write_safetensors(folder / WEIGHTS, checkpoint.model.state_dict())
     checkpoint.tokenizer.save(folder)
-    write_json(folder / CONFIG, settings_to_dict(checkpoint))
+    write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
 
 
-def load_blip(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
+def load_blip(folder: Path, tokenizer: PathOrName | None = None) -> BlipCheckpoint:
     """Read a folder of `save_blip`.
 
     tokenizer: folder or hub name of the vocabulary; None is the checkpoint's own.
     """
-    settings = read_blip_settings(read_json_object(folder / CONFIG), str(folder / CONFIG))
+    settings = read_blip_settings(read_json_object(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     model = empty_blip(settings.model)
-    copy_weights(model, read_safetensors(folder / WEIGHTS), origin=str(folder / WEIGHTS))
+    load_weights(model, read_safetensors(folder / WEIGHTS), origin=str(folder / WEIGHTS))
     words = Tokenizer.load(folder if tokenizer is None else os.fspath(tokenizer))
     checkpoint = BlipCheckpoint(model.eval(), words, *settings[1:])
     check_parts_fit(folder, checkpoint)
@@ -76,15 +77,15 @@ def save_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     )
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
-    write_json(folder / CONFIG, settings_to_dict(checkpoint))
+    write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
 
 
-def load_blip2(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> Blip2Checkpoint:
+def load_blip2(folder: Path, tokenizer: PathOrName | None = None) -> Blip2Checkpoint:
     """Read a folder of `save_blip2`.
 
     tokenizer: folder or hub name of the Q-Former's vocabulary; None is the checkpoint's own.
     """
-    settings = read_blip2_settings(read_json_object(folder / CONFIG), str(folder / CONFIG))
+    settings = read_blip2_settings(read_json_object(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     config = settings.model
     language = vision = None
     if config.language is not None:

@@ -188,7 +188,7 @@ def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         raise CheckpointError(f"{origin} does not fit its config: {'; '.join(problems)}.")
 
 
-def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Copy `weights` into the model; CheckpointError unless names and shapes are exactly the model's."""
     check_weights(model.state_dict(), weights, origin)
     model.load_state_dict(weights)

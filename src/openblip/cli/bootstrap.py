@@ -1,5 +1,6 @@
 """`openblip bootstrap RECIPE`: train, clean the data with what was trained, train anew, compare."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig
 
 
 def run(argv: Sequence[str]) -> int:
-    """Reads the recipe's name, then the options; returns the exit code."""
-    name, words = choose_recipe("bootstrap", FAMILIES, argv)
+    """Runs the loop with the recipe that the first word names; the exit code is 0 when it is done."""
+    name, options = choose_recipe("bootstrap", FAMILIES, argv)
     config = parse(
         BootstrapConfig,
-        words,
+        options,
         prog=f"openblip bootstrap {name}",
         default=BootstrapConfig(
             web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """The models side by side, and CapFilt against the truth where it is known."""
+    """Print the models side by side, and CapFilt against the ground truth where it is known."""
     from rich.console import Console
     from rich.table import Table
 
@@ -39,12 +40,9 @@ def print_results(results: dict[str, Any]) -> None:
     table.add_column("")
     for number in range(len(results["models"])):
         table.add_column("human + raw web" if number == 0 else f"bootstrapped {number}", justify="right")
-    for label, part, metric, scale in ROWS:
-        values = []
-        for model in results["models"]:
-            found = model[part[0]][part[1]] if len(part) == 2 else model[part[0]]
-            values.append(f"{scale * found[metric]:.1f}")
-        table.add_row(label, *values)
+    for label, *path in ROWS:
+        scores = [functools.reduce(dict.__getitem__, path, model) for model in results["models"]]
+        table.add_row(label, *(f"{100 * score:.1f}" for score in scores))
     console = Console()
     console.print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
@@ -57,16 +55,17 @@ def print_results(results: dict[str, Any]) -> None:
         )
 
 
+# What the table says, and where it stands in evaluation.json.
 ROWS = (
-    ("captions: exact match %", ("captioning",), "exact_match", 100),
-    ("captions: CIDEr", ("captioning",), "cider", 100),
-    ("captions: BLEU-4", ("captioning",), "bleu_4", 100),
-    ("text retrieval R@1 %, ITC", ("retrieval", "itc"), "tr_r1", 100),
-    ("image retrieval R@1 %, ITC", ("retrieval", "itc"), "ir_r1", 100),
-    ("text retrieval R@1 %, ITM", ("retrieval", "itm"), "tr_r1", 100),
-    ("text retrieval R@5 %, ITM", ("retrieval", "itm"), "tr_r5", 100),
-    ("text retrieval R@10 %, ITM", ("retrieval", "itm"), "tr_r10", 100),
-    ("image retrieval R@1 %, ITM", ("retrieval", "itm"), "ir_r1", 100),
-    ("image retrieval R@5 %, ITM", ("retrieval", "itm"), "ir_r5", 100),
-    ("image retrieval R@10 %, ITM", ("retrieval", "itm"), "ir_r10", 100),
+    ("captions: exact match %", "captioning", "exact_match"),
+    ("captions: CIDEr", "captioning", "cider"),
+    ("captions: BLEU-4", "captioning", "bleu_4"),
+    ("text retrieval R@1 %, ITC", "retrieval", "itc", "tr_r1"),
+    ("image retrieval R@1 %, ITC", "retrieval", "itc", "ir_r1"),
+    ("text retrieval R@1 %, ITM", "retrieval", "itm", "tr_r1"),
+    ("text retrieval R@5 %, ITM", "retrieval", "itm", "tr_r5"),
+    ("text retrieval R@10 %, ITM", "retrieval", "itm", "tr_r10"),
+    ("image retrieval R@1 %, ITM", "retrieval", "itm", "ir_r1"),
+    ("image retrieval R@5 %, ITM", "retrieval", "itm", "ir_r5"),
+    ("image retrieval R@10 %, ITM", "retrieval", "itm", "ir_r10"),
 )

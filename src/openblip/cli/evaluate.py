@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from openblip.data.sample import Source
     from openblip.predictor import BasePredictor
 
-Benchmark = Literal[
+TaskName = Literal[
     "caption", "retrieval", "filter", "vqa", "nlvr", "visdial", "video-retrieval", "video-qa",
     "classification",
 ]  # fmt: skip
@@ -73,7 +73,7 @@ class TaskOptions:
 
 
 def command(
-    task: Annotated[Benchmark, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(get_args(Benchmark)))],
+    task: Annotated[TaskName, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(get_args(TaskName)))],
     /,
     *,
     model: str,
@@ -134,7 +134,7 @@ def command(
 
 
 def _measure(
-    task: Benchmark, predictor: "BasePredictor", source: "Source", of_task: TaskOptions, **common: Any
+    task: TaskName, predictor: "BasePredictor", source: "Source", of_task: TaskOptions, **common: Any
 ) -> dict[str, Any]:
     from openblip.evaluation.captioning import evaluate_captioning
     from openblip.evaluation.classification import evaluate_classification

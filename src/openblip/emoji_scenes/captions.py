@@ -1,7 +1,7 @@
 """The grammar of captions: every true caption of a scene, and captions as wrong as alt-text on the web.
 
 Sizes are said exactly when they are not normal, so captions of a scene differ in their form only: a text of
-this grammar that is not among the references of a scene is false for it.
+this grammar that is not among the true captions of a scene is false for it.
 """
 
 import re
@@ -85,7 +85,7 @@ def relation_from_both_ends(scene: Scene) -> list[tuple[SceneObject, tuple[str, 
     return [(first, words.forward, second), (second, words.backward, first)]
 
 
-def references(scene: Scene) -> tuple[str, ...]:
+def true_captions(scene: Scene) -> tuple[str, ...]:
     """Return all true captions of `scene`, distinct, in a fixed order."""
     color = {"c": scene.background}
     if scene.relation is not None:
@@ -215,15 +215,15 @@ def draw_noisy_caption(
 
     `other_caption` returns the caption of another image, a new one with every call.
     """
-    true_captions = references(scene)
-    normalized = {normalize(caption) for caption in true_captions}
+    captions = true_captions(scene)
+    normalized = {normalize(caption) for caption in captions}
     makers: dict[NoiseKind, Callable[[], str]] = {
         "other_caption": other_caption,
-        "wrong_object": lambda: rng.choice(references(_with_wrong_object(scene, split, rng))),
-        "wrong_attribute": lambda: rng.choice(references(_with_wrong_attribute(scene, rng))),
+        "wrong_object": lambda: rng.choice(true_captions(_with_wrong_object(scene, split, rng))),
+        "wrong_attribute": lambda: rng.choice(true_captions(_with_wrong_attribute(scene, rng))),
         "file_name": lambda: _draw_file_name(rng),
         "boilerplate": lambda: _draw_boilerplate(rng),
-        "truncated": lambda: _truncate(rng.choice(true_captions), rng),
+        "truncated": lambda: _truncate(rng.choice(captions), rng),
     }
     (kind,) = rng.choices(list(NOISE_SHARES), list(NOISE_SHARES.values()))
     while True:

@@ -27,8 +27,8 @@ from openblip.emoji_scenes.scene import (
     nouns_allowed_with,
 )
 
-Family = Literal["background", "size", "number", "presence", "place", "comparison"]
-Texts = tuple[str, ...]
+QuestionFamily = Literal["background", "size", "number", "presence", "place", "comparison"]
+Sentences = tuple[str, ...]
 
 NUM_ROUNDS = 5
 NUM_OPTIONS = 100
@@ -55,12 +55,12 @@ BIGGER_ANSWERS = ("the {0} is bigger", "the bigger one is the {0}")
 SAME_SIZE_ANSWERS = ("both have the same size", "neither, they are equally big")
 
 
-def _say(forms: Texts, *values: object, **words: str) -> Texts:
+def _say(forms: Sentences, *values: object, **words: str) -> Sentences:
     """Say each of the values in all forms."""
     return tuple(form.format(value, **words) for value in values for form in forms)
 
 
-def _say_size(*things: SceneObject) -> Texts:
+def _say_size(*things: SceneObject) -> Sentences:
     answers: list[str] = []
     for thing in things:
         last = "it is a {0.size} one" if thing.count == 1 else "they are {0.size} ones"
@@ -69,23 +69,23 @@ def _say_size(*things: SceneObject) -> Texts:
     return tuple(answers)
 
 
-def _say_number(name: str, *counts: int, forms: Texts = NUMBER_ANSWERS) -> Texts:
+def _say_number(name: str, *counts: int, forms: Sentences = NUMBER_ANSWERS) -> Sentences:
     things = [SceneObject(name=name, count=count) for count in counts]
     return tuple(text for each in things for text in _say(SINGLE_ANSWERS if each.count == 1 else forms, each))
 
 
-def _say_presence(name: str, is_there: bool) -> Texts:
+def _say_presence(name: str, is_there: bool) -> Sentences:
     return _say(PRESENT_ANSWERS if is_there else ABSENT_ANSWERS, SceneObject(name=name))
 
 
-def _say_also(*names: str) -> Texts:
+def _say_also(*names: str) -> Sentences:
     """Say that these things are there too, in any order."""
     nouns = [SceneObject(name=name).a_noun for name in names]
     return tuple(form.format(" and ".join(order)) for form in ALSO_ANSWERS for order in permutations(nouns))
 
 
 @cache
-def sentences_of(family: Family, name: str) -> Texts:
+def sentences_of(family: QuestionFamily, name: str) -> Sentences:
     """Return all sentences of `family` about `name` (for places: seen from there)."""
     match family:
         case "background":
@@ -104,22 +104,22 @@ def sentences_of(family: Family, name: str) -> Texts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class DialogRound:
     """A question, the answer that is given, and candidates; no sentence of another family answers it."""
 
-    family: Family
+    family: QuestionFamily
     question: str
     answer: str
-    right: Texts
-    half_right: Texts
-    wrong: Texts
+    right: Sentences
+    half_right: Sentences
+    wrong: Sentences
 
     def as_json(self, nouns: Sequence[str], rng: Random) -> dict[str, Any]:
         """Return the round with NUM_OPTIONS different candidates in random order: all of its own, and
         sentences of other families about some of `nouns`.
         """
         options = dict.fromkeys((*self.right, *self.half_right, *self.wrong))
-        families = [family for family in get_args(Family) if family != self.family]
+        families = [family for family in get_args(QuestionFamily) if family != self.family]
         while len(options) < NUM_OPTIONS:
             options[rng.choice(sentences_of(rng.choice(families), rng.choice(nouns)))] = None
         shuffled = rng.sample(list(options), NUM_OPTIONS)
@@ -134,12 +134,12 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialog:
+class SceneDialog:
     """A scene, a caption of it and the rounds; `nouns` may be named in answers to other questions."""
 
     scenes: tuple[Scene]
     caption: str
-    rounds: tuple[Round, ...]
+    rounds: tuple[DialogRound, ...]
     nouns: tuple[str, ...]
 
     @property
@@ -152,12 +152,12 @@ class Dialog:
         return {"caption": self.caption, "dialog": [each.as_json(self.nouns, rng) for each in self.rounds]}
 
 
-def draw_dialog(rng: Random, split: Split) -> Dialog:
+def draw_dialog(rng: Random, split: Split) -> SceneDialog:
     """Draw a scene and NUM_ROUNDS different questions, each one possible after those before it."""
     scene = draw_scene(rng, split)
     if len(scene.objects) == 1 and rng.random() < 0.5:
         scene = draw_scene(rng, split)  # there is more to say about several, and more often a yes
-    conversation = Conversation(scene, split, rng)
+    conversation = DialogContext(scene, split, rng)
     caption = conversation.caption()
     asked: set[Hashable] = set()
     rounds = []
@@ -166,10 +166,12 @@ def draw_dialog(rng: Random, split: Split) -> Dialog:
         ((subject, ask, _),) = rng.choices(questions, [weight for *_, weight in questions])
         asked.add(subject)
         rounds.append(ask())
-    return Dialog(scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(conversation.nouns))
+    return SceneDialog(
+        scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(conversation.nouns)
+    )
 
 
-class Conversation:
+class DialogContext:
     """What is talked about, and what was said so far.
 
     `mentioned` are the names of the things that the other one knows of; `topic` is the one that "it" means,
@@ -190,7 +192,7 @@ class Conversation:
         first = self.things[self.mentioned[0]]
         return f"a picture with {first.a_noun if first.count == 1 else first.plural}"
 
-    def open_questions(self) -> Iterator[tuple[Hashable, Callable[[], Round], int]]:
+    def open_questions(self) -> Iterator[tuple[Hashable, Callable[[], DialogRound], int]]:
         """Yield what can be asked now: what it is about, the function that asks it, its weight."""
         unmentioned, is_single = self._unmentioned(), len(self.things) == 1
         yield "background", self._ask_background, 2
@@ -207,13 +209,13 @@ class Conversation:
             yield "place", self._ask_place, 4
             yield "bigger", self._ask_bigger, 2
 
-    def _ask_background(self) -> Round:
+    def _ask_background(self) -> DialogRound:
         self.topic = None
         right, wrong = _say(BACKGROUND_ANSWERS, self.scene.background), _say(BACKGROUND_ANSWERS, *BACKGROUNDS)
         questions = ("what color is the background?", "what is the color of the background?")
         return self._round("background", questions, right, (), wrong)
 
-    def _ask_size(self, name: str) -> Round:
+    def _ask_size(self, name: str) -> DialogRound:
         thing, subject = self.things[name], self._reference_to(name)
         self.topic = name
         negations = {size: f"{thing.pronoun} {thing.verb} not {size}" for size in ("small", "big")}
@@ -223,7 +225,7 @@ class Conversation:
         questions = (f"how big {thing.verb} {subject}?", f"what size {thing.verb} {subject}?")
         return self._round("size", questions, _say_size(thing), half_right, wrong)
 
-    def _ask_number(self, name: str) -> Round:
+    def _ask_number(self, name: str) -> DialogRound:
         """Ask how many there are of the only kind of thing."""
         thing = self.things[name]
         questions = (f"how many {thing.plural} are there?", f"how many {thing.plural} can you see?")
@@ -235,7 +237,7 @@ class Conversation:
         wrong += [_say_number(other, thing.count)[0] for other in self._other_nouns()]
         return self._round("number", questions, _say_number(name, thing.count), half_right, wrong)
 
-    def _ask_total(self) -> Round:
+    def _ask_total(self) -> DialogRound:
         """Ask how many things there are of all kinds."""
         count = self.scene.num_things
         self.topic = None
@@ -245,7 +247,7 @@ class Conversation:
         questions = ("how many things are there?", "how many things do you see in all?")
         return self._round("number", questions, right, ("more than one",), wrong)
 
-    def _ask_else(self) -> Round:
+    def _ask_else(self) -> DialogRound:
         """Ask what was not mentioned yet: nothing, or one or two things."""
         unmentioned, others = self._unmentioned(), self._other_nouns()
         pairs = combinations([*others[:4], *self.things], 2)
@@ -263,7 +265,7 @@ class Conversation:
         questions = ("is there anything else?", "do you see anything else?", "anything else in the picture?")
         return self._round("presence", questions, right, half_right, wrong)
 
-    def _ask_presence(self) -> Round:
+    def _ask_presence(self) -> DialogRound:
         """Ask whether there is a thing: one that was not mentioned yet, or one that is not there."""
         unmentioned = self._unmentioned()
         # A scene of one kind of thing has only absent ones to ask for; this evens yes and no over all scenes.
@@ -281,7 +283,7 @@ class Conversation:
         half_right = ("yes",) if is_there else ("no",)
         return self._round("presence", questions, _say_presence(name, is_there), half_right, wrong)
 
-    def _ask_place(self) -> Round:
+    def _ask_place(self) -> DialogRound:
         """Ask where one of a pair is; the answers say it towards the other."""
         assert self.scene.relation is not None
         name = self.topic or self.rng.choice(self.scene.names)
@@ -300,7 +302,7 @@ class Conversation:
         half_right = (next_to,) if self.scene.relation == "left of" else ()
         return self._round("place", questions, right, half_right, wrong)
 
-    def _ask_bigger(self) -> Round:
+    def _ask_bigger(self) -> DialogRound:
         """Ask which of a pair is bigger; perhaps neither is."""
         first, second = self.scene.objects
         self.topic = None
@@ -325,14 +327,19 @@ class Conversation:
         return sorted(shuffled, key=lambda name: name not in alike)[:NUM_OTHER_NOUNS]
 
     def _round(
-        self, family: Family, questions: Texts, right: Texts, half_right: Iterable[str], wrong: Iterable[str]
-    ) -> Round:
+        self,
+        family: QuestionFamily,
+        questions: Sentences,
+        right: Sentences,
+        half_right: Iterable[str],
+        wrong: Iterable[str],
+    ) -> DialogRound:
         """Draw one of `questions` and one of the `right` answers.
 
         `half_right` may hold what is right, and `wrong` what is either: they are left out there.
         """
         half_right = tuple(text for text in dict.fromkeys(half_right) if text not in right)
-        return Round(
+        return DialogRound(
             family=family,
             question=self.rng.choice(questions),
             answer=self.rng.choice(right),

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from openblip.emoji_scenes.captions import (
     RELATION_WORDS,
     fill_forms,
-    references,
     relation_from_both_ends,
     says_background,
     says_relation,
+    true_captions,
 )
 from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
@@ -213,7 +213,7 @@ def _draw_size_to_ask(thing: SceneObject, scene: Scene, rng: Random) -> Size:
 # Documents
 
 DOCUMENT_QUESTION_FORMS = ("Question: {} Answer: {}", "Question: {} Short answer: {}")  # BLIP-2's prompts
-CAPTION_PROMPT = "a photo of"
+DOCUMENT_CAPTION_PROMPT = "a photo of"
 NOT_AFTER_THE_PROMPT = ("there ", "on ", "a picture of ", "a drawing of ")
 
 COMPLETE_PROBABILITY = 0.8  # of a first line that says everything that can be asked
@@ -226,12 +226,12 @@ RELATIONAL = frozenset({"place", "whether relation"})
 
 def complete_captions(scene: Scene) -> list[str]:
     """Return the true captions that leave nothing unsaid that can be asked."""
-    return [c for c in references(scene) if says_background(scene, c) and says_relation(scene, c)]
+    return [c for c in true_captions(scene) if says_background(scene, c) and says_relation(scene, c)]
 
 
 def draw_document(scene: Scene, split: Split, rng: Random) -> str:
     """Draw a caption and two to five more lines: questions that the captions so far answer, or captions."""
-    captions = references(scene)
+    captions = true_captions(scene)
     is_complete = rng.random() < COMPLETE_PROBABILITY
     said = [rng.choice(complete_captions(scene) if is_complete else captions)]
     lines = list(said)
@@ -243,7 +243,7 @@ def draw_document(scene: Scene, split: Split, rng: Random) -> str:
             caption = rng.choice(captions)
             is_prompted = rng.random() < PROMPTED_PROBABILITY and not caption.startswith(NOT_AFTER_THE_PROMPT)
             said.append(caption)
-            lines.append(f"{CAPTION_PROMPT} {caption}" if is_prompted else caption)
+            lines.append(f"{DOCUMENT_CAPTION_PROMPT} {caption}" if is_prompted else caption)
     return "\n".join(lines)
 
 

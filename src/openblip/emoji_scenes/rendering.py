@@ -34,7 +34,7 @@ Color = tuple[int, ...]
 WHOLE: Box = (0, 0, CANVAS, CANVAS)
 HALF = CANVAS // 2
 QUARTERS: list[Box] = [(x, y, x + HALF, y + HALF) for x in (0, HALF) for y in (0, HALF)]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def render(scene: Scene, rng: Random) -> RenderedScene:
     return RenderedScene(image, group_copies(scene, boxes))
 
 
-def group_copies(scene: Scene, values: Iterable[T]) -> tuple[tuple[T, ...], ...]:
+def group_copies(scene: Scene, values: Iterable[_T]) -> tuple[tuple[_T, ...], ...]:
     """Group one value per thing by the objects of the scene."""
     remaining = iter(values)
     return tuple(tuple(next(remaining) for _ in range(thing.count)) for thing in scene.objects)

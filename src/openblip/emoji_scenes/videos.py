@@ -28,9 +28,9 @@ from openblip.emoji_scenes.rendering import (
 from openblip.emoji_scenes.scene import Scene, SceneObject
 from openblip.errors import MissingExtraError
 
-NUM_FRAMES = 16
+FRAMES_PER_VIDEO = 16
 FRAMES_PER_SECOND = 8
-HALF_VIDEO = NUM_FRAMES // 2
+HALF_VIDEO = FRAMES_PER_VIDEO // 2
 SHORTEST_STAY = 5  # frames; four evenly spread frames are never further apart
 PART_TIME_PROBABILITY = 0.5
 ROTATION_STEPS = 8  # number of images of a sprite that a path shows one after the other
@@ -64,7 +64,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class FilmedScene:
-    """NUM_FRAMES RGB frames, and for each object of the scene the track of every copy."""
+    """FRAMES_PER_VIDEO RGB frames, and for each object of the scene the track of every copy."""
 
     frames: tuple[Image.Image, ...]
     tracks: tuple[tuple[Track, ...], ...]
@@ -87,7 +87,7 @@ def film(scene: Scene, rng: Random) -> FilmedScene:
     things = [(thing, stay) for thing in scene.objects for stay in [_draw_stay(rng)] * thing.count]
     tracks = _draw_tracks(things, rng)
     frames = []
-    for index in range(NUM_FRAMES):
+    for index in range(FRAMES_PER_VIDEO):
         frame = backdrop.copy()
         for track in tracks:
             if index in track.frames:
@@ -101,7 +101,7 @@ def film(scene: Scene, rng: Random) -> FilmedScene:
 def _draw_stay(rng: Random) -> range:
     """Draw the frames in which a thing is seen: all, or some in a row within one half of the video."""
     if rng.random() >= PART_TIME_PROBABILITY:
-        return range(NUM_FRAMES)
+        return range(FRAMES_PER_VIDEO)
     length = rng.randint(SHORTEST_STAY, HALF_VIDEO)
     start = rng.choice((0, HALF_VIDEO)) + rng.randint(0, HALF_VIDEO - length)
     return range(start, start + length)

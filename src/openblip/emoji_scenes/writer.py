@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from openblip.emoji_scenes.captions import class_phrases, class_templates, draw_noisy_caption, references
+from openblip.emoji_scenes.captions import class_phrases, class_templates, draw_noisy_caption, true_captions
 from openblip.emoji_scenes.dialogs import draw_dialog
 from openblip.emoji_scenes.questions import (
     Medium,
@@ -51,7 +51,9 @@ ATTRIBUTION = (
     "and are shared under the same license.\n"
 )
 
-Member = tuple[str, bytes]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
+SampleFile = tuple[
+    str, bytes
+]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class SceneRequest:
 class SampleKind:
     """How the samples of one kind are made: a plan of what is shown and said, then the files for it.
 
-    `draw` returns the plan: a Scene, or a Question, Statement or Dialog about its `scenes`. `claims` returns
+    `draw` returns the plan: a Scene, or a Question, Statement or SceneDialog about its `scenes`. `claims` returns
     what no other sample of split val or test may claim too; the default is the content of the scenes with the
     `text` about them. `fields` returns the fields of the json file besides the scenes, `companions` the json
     files beside the shards.
@@ -107,7 +109,7 @@ class SampleKind:
 
 
 def _caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
-    captions = references(scene)
+    captions = true_captions(scene)
     return {"caption": request.rng(index, "caption").choice(captions), "references": captions}
 
 
@@ -136,7 +138,7 @@ def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[st
         "text": draw_document(scene, request.split, request.rng(index, "text")),
         "context": rng.choice(complete_captions(scene)),
         **draw_question(scene, request.split, "picture", rng).as_json(index),
-        "references": references(scene),
+        "references": true_captions(scene),
     }
 
 
@@ -151,9 +153,9 @@ def _question_kind(draw_asked_scene: Callable[[Random, Split], Scene], medium: M
 
 KINDS: dict[Kind, SampleKind] = {
     # Distinct scenes share no true caption, so that retrieval over them has one right answer.
-    "captions": SampleKind(draw=draw_scene, fields=_noisy_caption_fields, claims=references),
-    "clips": SampleKind(draw=draw_moving_scene, fields=_caption_fields, claims=references, is_video=True),
-    "documents": SampleKind(draw=draw_scene, fields=_document_fields, claims=references),
+    "captions": SampleKind(draw=draw_scene, fields=_noisy_caption_fields, claims=true_captions),
+    "clips": SampleKind(draw=draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
+    "documents": SampleKind(draw=draw_scene, fields=_document_fields, claims=true_captions),
     "classes": SampleKind(
         draw=draw_single,
         fields=lambda scene, *which: {"label": scene.names[0], **_caption_fields(scene, *which)},
@@ -201,7 +203,7 @@ def draw_distinct(request: SceneRequest) -> list[Any]:
     return plans
 
 
-def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[Member]:
+def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[SampleFile]:
     """Return the files of sample `index` of a request; `plan` is given if it was drawn before (val, test)."""
     kind = KINDS[request.kind]
     if plan is None:

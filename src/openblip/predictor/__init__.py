@@ -4,9 +4,11 @@
 """
 
 import os
+from typing import get_args
 
 import torch
 
+from openblip.checkpoints.backbones import Quantization, quantize_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.errors import ConfigError
@@ -37,6 +39,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     *,
+    quantization: Quantization | None = None,
     encoder_token: EncoderToken | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     vision: str | os.PathLike[str] | None = None,
@@ -50,6 +53,8 @@ def load(
         dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or
             "auto", which is bfloat16 on a GPU that computes with it and float32 elsewhere. For a BLIP-2 it is
             that of the image encoder and the language model only. Results are float32 always.
+        quantization: "8bit" or "4bit" for the linear layers of a BLIP-2's language model, by bitsandbytes; `dtype`
+            is then that of its other layers, and what 4 bits compute in.
         encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by
             default what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS], and
             BLIP-2 knows no other.
@@ -57,16 +62,28 @@ def load(
         vision, language_model: where the frozen parts are that LAVIS' .pth files of BLIP-2 leave out, see
             docs/checkpoints.md.
 
-    Raises CheckpointError when there is no such checkpoint or it is not whole, and ConfigError for a dtype or
-    an encoder_token that does not exist.
+    Raises CheckpointError when there is no such checkpoint or it is not whole; ConfigError for a dtype, quantization or
+    encoder_token that does not exist or that this checkpoint cannot have; MissingExtraError for a quantization without
+    bitsandbytes.
     """
+    if quantization not in (None, *get_args(Quantization)):
+        raise ConfigError(
+            f"quantization is {quantization}: choose one of {', '.join(get_args(Quantization))}."
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _chosen_dtype(dtype, device)
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     if isinstance(checkpoint, Blip2Checkpoint):
         if encoder_token not in (None, "[CLS]"):
             raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
+        if quantization is not None:
+            language = checkpoint.model.require_language()
+            quantize_language_model(language, quantization, dtype=dtype, device=device)
         return Blip2Predictor(checkpoint, device, dtype)
+    if quantization is not None:
+        raise ConfigError(
+            f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised."
+        )
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
     return BlipPredictor(checkpoint, device, dtype)

@@ -1,23 +1,20 @@
 """The calls of every predictor: images and texts in, captions, answers, scores and features out.
 
-`BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, refuses what the
-checkpoint cannot do or what does not belong together, and puts results in order. What the two models do in
-their own way are the methods below "What a model does in its own way".
+`BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, refuses what the checkpoint
+cannot do or what does not belong together, and puts results in order. What the two models do in their own way are the
+methods below "What a model does in its own way".
 
-B images or videos, F frames of a video, S side of a prepared image, N image tokens, Dv their width, I images,
-T texts or text tokens, R rows of text, C candidates, Q queries, L text tokens, E embedding width.
+B images or videos, F frames of a video, S side of a prepared image, N image tokens, Dv their width, I images, T texts
+or text tokens, R rows of text, C candidates, Q queries, L text tokens, E embedding width.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,61 +29,59 @@ from openblip.data.prompts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.video import read_frames
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
-from openblip.files import hash_int
-from openblip.generation.decoding import Beam, Decoding, Nucleus
+from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip, similarity_matrix, similarity_of_pairs
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
-from openblip.predictor.explain import Words, check_text_length, join_pieces
+from openblip.predictor.explain import Words, join_pieces
 from openblip.predictor.inputs import (
     DEFAULT_BATCH_SIZE,
+    MAX_ROWS,
     Candidates,
-    Conversation,
-    Dialog,
+    ConversationInput,
+    DialogInput,
     EncodedImages,
     ImagePairs,
     Images,
     Prompts,
     Rounds,
-    Texts,
+    TextInput,
     Videos,
     as_list,
     check_candidates,
     check_equal,
     check_prepared,
     chunks,
-    image_seed,
+    group_by_count,
     input_name,
     is_single,
     items_per_batch,
     list_images,
+    pixels_seed,
     read_conversation,
     read_dialog,
     read_pairs,
+    sampling_seeds,
 )
-from openblip.predictor.results import Explanation, Features, ScoredText, TextScore, scored_text
+from openblip.predictor.results import Explanation, Features, ScoredText, TextScore, as_asked, scored_text
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
-MAX_ROWS = 512
-"""Texts that the model reads at a time where many go with one image."""
-MAX_TEXTS_PER_IMAGE = 64
-"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
 
 
 class BasePredictor(ABC):
     """A checkpoint ready for use. Results do not depend on batch size, order or padding.
 
-    `images` is one or a list of path, PIL.Image, encoded bytes or uint8 HxWx3 array; or what `prepare`,
-    `encode` or `encode_videos` returned. `batch_size` is the number of images that are encoded at a time; a
-    video counts as its frames and a pair as two.
+    `images` is one or a list of path, PIL.Image, encoded bytes or uint8 HxWx3 array; or what `prepare`, `encode` or
+    `encode_videos` returned. `batch_size` is the number of images that are encoded at a time; a video counts as its
+    frames and a pair as two.
 
-    Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError for an image
-    that cannot be read, by its name, and ConfigError when what it was given does not belong together.
+    Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError for an image that
+    cannot be read, by its name, and ConfigError when what it was given does not belong together.
 
-    The model is used where it is, in eval mode: a predictor around a model in training sees its weights as
-    they change. Subclasses move and cast it when they are told a device or dtype.
+    The model is used where it is, in eval mode: a predictor around a model in training sees its weights as they change.
+    Subclasses move and cast it when they are told a device or dtype.
     """
 
     model: Blip | Blip2
@@ -110,10 +105,8 @@ class BasePredictor(ABC):
     def __init__(
         self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]
     ) -> None:
-        """max_positions: the most tokens of a text that the model reads or writes. embedding_shape: of one
-        image.
-        """
-        self.checkpoint = checkpoint
+        """max_positions: the most tokens of a text that the model reads or writes. embedding_shape: of one image."""
+        self._checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self.tokenizer = checkpoint.tokenizer
         self.preprocessing = checkpoint.preprocessing
@@ -137,6 +130,11 @@ class BasePredictor(ABC):
     def dtype(self) -> torch.dtype:
         """The precision of the image encoder and of encoded images."""
         return next(self.model.vision.parameters()).dtype
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What `save` writes: the checkpoint, whose fields are attributes of the predictor, as they are now."""
+        return self._checkpoint._replace(**{name: getattr(self, name) for name in self._checkpoint._fields})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -169,8 +167,8 @@ class BasePredictor(ABC):
     def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
         """Write a checkpoint that `load` reads.
 
-        format: "openblip"; "huggingface", which transformers reads as well; or "original", a file (.pth) as
-        the released code has them. Raises CheckpointError when the format has no place for these heads.
+        format: "openblip"; "huggingface", which transformers reads as well; or "original", a file (.pth) as the
+        released code has them. Raises CheckpointError when the format has no place for these heads.
         """
         save_checkpoint(self.checkpoint, folder, format)
 
@@ -191,8 +189,7 @@ class BasePredictor(ABC):
     def prepare_videos(self, videos: Videos, num_frames: int = 8, first: int = 0) -> Tensor:
         """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
 
-        Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError
-        without PyAV.
+        Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError without PyAV.
         """
         if num_frames < 1:
             raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
@@ -258,10 +255,10 @@ class BasePredictor(ABC):
     ) -> Any:
         """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
 
-        prompt: words that the caption continues, the same for all images or a list with one for each; None is
-        the checkpoint's own, "" is none. The result is without the prompt. A language model takes any
-        instruction as prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per
-        image for `Nucleus`; by default they come from its seed and the image.
+        prompt: words that the caption continues, the same for all images or a list with one for each; None is the
+        checkpoint's own, "" is none. The result is without the prompt. A language model takes any instruction as
+        prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per image for `Nucleus`; by
+        default they come from its seed and the image.
         """
         self._require("caption")
         single, images = is_single(images), list_images(images)
@@ -274,14 +271,14 @@ class BasePredictor(ABC):
         for rows, encoded in self.encoded_batches(images, batch_size):
             row_seeds = sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
-        results = [_as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
+        results = [as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
 
     @torch.inference_mode()
     def answer(
         self,
         images: Images,
-        questions: Texts,
+        questions: TextInput,
         candidates: Candidates | None = None,
         decoding: Decoding | None = None,
         batch_size: int | None = None,
@@ -291,8 +288,8 @@ class BasePredictor(ABC):
         """Answers, a string per question; questions go with images in pairs, or several with one image.
 
         candidates: texts to choose from, for all questions or a list for each, instead of writing freely: the
-        `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding:
-        by default `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
+        `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding: by default
+        `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
         """
         self._require("answer")
         single = is_single(questions) and is_single(images)
@@ -306,23 +303,23 @@ class BasePredictor(ABC):
         for rows, encoded in self._question_batches(images, questions, batch_size):
             choices = candidates if candidates is None or shared else candidates[rows]
             answers += self._answer(encoded, questions[rows], choices, decoding, num_candidates)
-        return _as_asked(answers, return_scores, single)
+        return as_asked(answers, return_scores, single)
 
     @torch.inference_mode()
     def chat(
         self,
         images: Images,
-        turns: Conversation | Sequence[Conversation],
+        turns: ConversationInput | Sequence[ConversationInput],
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
     ) -> Any:
         """The model's replies, a string for each image.
 
-        turns: the conversation about the image: (question, answer) pairs, and last the open question; a
-        question alone begins one. For a list of images a list of conversations. The language model reads all
-        of it: "Question: ... Answer: .... Question: ... Answer:", in the words of the checkpoint's
-        `question_prompt`. return_scores: `ScoredText` objects instead of strings.
+        turns: the conversation about the image: (question, answer) pairs, and last the open question; a question alone
+        begins one. For a list of images a list of conversations. The language model reads all of it: "Question: ...
+        Answer: .... Question: ... Answer:", in the words of the checkpoint's `question_prompt`. return_scores:
+        `ScoredText` objects instead of strings.
         """
         self._require("chat")
         single, images = is_single(images), list_images(images)
@@ -332,12 +329,12 @@ class BasePredictor(ABC):
         replies: list[ScoredText] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
             replies += self._write_replies(encoded, conversations[rows], decoding)
-        return _as_asked(replies, return_scores, single)
+        return as_asked(replies, return_scores, single)
 
     # How well texts and images fit.
 
     @torch.inference_mode()
-    def match(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU."""
         self._require("match")
         images, texts, scores = list_images(images), as_list(texts), [torch.zeros(0)]
@@ -348,7 +345,7 @@ class BasePredictor(ABC):
         return torch.cat(scores)
 
     @torch.inference_mode()
-    def match_matrix(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
         self._require("match_matrix")
         texts = as_list(texts)
@@ -364,7 +361,7 @@ class BasePredictor(ABC):
             scores.append(torch.cat(columns, dim=1))
         return torch.cat(scores)
 
-    def similarity(self, images: Images, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def similarity(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
         self._require("similarity")
         return similarity_matrix(self.embed_images(images, batch_size), self.embed_texts(texts, batch_size))
@@ -379,7 +376,7 @@ class BasePredictor(ABC):
         return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def embed_texts(self, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
@@ -394,8 +391,8 @@ class BasePredictor(ABC):
     ) -> list[list[TextScore]]:
         """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
 
-        texts: a list for each image, of any and different lengths. An empty text describes nothing: it is not
-        shown to the model and scores 0. Raises CheckpointError when a score is not a number.
+        texts: a list for each image, of any and different lengths. An empty text describes nothing: it is not shown to
+        the model and scores 0. Raises CheckpointError when a score is not a number.
         """
         self._require("match")
         self._require("similarity")
@@ -407,7 +404,7 @@ class BasePredictor(ABC):
         return scores
 
     @torch.inference_mode()
-    def judge(self, images: ImagePairs, statements: Texts, batch_size: int | None = None) -> Tensor:
+    def judge(self, images: ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
 
         images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
@@ -432,16 +429,16 @@ class BasePredictor(ABC):
     def rank_answers(
         self,
         images: Images,
-        captions: Texts,
-        dialogs: Dialog | Sequence[Dialog],
+        captions: TextInput,
+        dialogs: DialogInput | Sequence[DialogInput],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> Any:
         """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
 
-        Each image has a caption, a dialog and a list of candidates; with one image they are not in lists. A
-        dialog is a list of the earlier rounds, each as (question, answer) or in one string, and last the open
-        question. (VisDial, BLIP section 5.5.)
+        Each image has a caption, a dialog and a list of candidates; with one image they are not in lists. A dialog is a
+        list of the earlier rounds, each as (question, answer) or in one string, and last the open question. (VisDial,
+        BLIP section 5.5.)
         """
         self._require("rank_answers")
         single, images = is_single(images), list_images(images)
@@ -458,7 +455,7 @@ class BasePredictor(ABC):
 
     @torch.inference_mode()
     def features(
-        self, images: Images | None = None, texts: Texts | None = None, batch_size: int | None = None
+        self, images: Images | None = None, texts: TextInput | None = None, batch_size: int | None = None
     ) -> Features:
         """The states behind the heads: of images, of texts, or of pairs of both, then also read together.
 
@@ -484,20 +481,20 @@ class BasePredictor(ABC):
     def explain(self, image: Images, text: str | None = None, layer: int | None = None) -> Explanation:
         """Where in one image the model looked, for each word of a text.
 
-        With a text: why it matches the image, where the checkpoint has an ITM head; otherwise the text is a
-        question, where the checkpoint answers questions, and the answer is explained; otherwise the text is
-        explained as a caption. Without a text: the caption that the model writes itself.
+        With a text: why it matches the image, where the checkpoint has an ITM head; otherwise the text is a question,
+        where the checkpoint answers questions, and the answer is explained; otherwise the text is explained as a
+        caption. Without a text: the caption that the model writes itself.
 
-        BLIP: each word is shown where it looks itself (of a question that is answered, its own words), in a
-        layer of the text transformer, from 0 on. By default it is the one in the middle: in the last layer
-        the words of a match no longer count, only the first token.
+        BLIP: each word is shown where it looks itself (of a question that is answered, its own words), in a layer of
+        the text transformer, from 0 on. By default it is the one in the middle: in the last layer the words of a match
+        no longer count, only the first token.
 
-        BLIP-2: the queries look, in a layer of the Q-Former with cross-attention, by default the middle one.
-        A word of a match is shown where the queries look that it attends to; a word that is written, where
-        more attention of the queries would make it likelier (of an answer, the answer's words).
+        BLIP-2: the queries look, in a layer of the Q-Former with cross-attention, by default the middle one. A word of
+        a match is shown where the queries look that it attends to; a word that is written, where more attention of the
+        queries would make it likelier (of an answer, the answer's words).
 
-        Raises UnsupportedTaskError for a missing head or an image encoder whose tokens are no grid, and
-        ConfigError for a layer that does not exist, a text without words, several images or a video.
+        Raises UnsupportedTaskError for a missing head or an image encoder whose tokens are no grid, and ConfigError for
+        a layer that does not exist, a text without words, several images or a video.
         """
         heads = self.model.config.heads
         usable = self.caption_explanation_heads if text is None else self.text_explanation_heads
@@ -537,8 +534,8 @@ class BasePredictor(ABC):
         decoding: Decoding,
         num_candidates: int,
     ) -> list[ScoredText]:
-        """One answer to each of R = B * K questions, K about each image: written, or the likeliest of the
-        candidates, of equal ones the first.
+        """One answer to each of R = B * K questions, K about each image: written, or the likeliest of the candidates,
+        of equal ones the first.
         """
 
     @abstractmethod
@@ -604,9 +601,9 @@ class BasePredictor(ABC):
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> EncodedImages:
         """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
-        if not len(pixels):  # not every encoder takes no images, but this is what it would return
+        if not len(pixels):  # an encoder may refuse an empty batch: encode one image and leave it out
             return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
-        seeds = tuple(image_seed(image) for image in pixels)
+        seeds = tuple(pixels_seed(image) for image in pixels)
         normalized = self._normalize(pixels)
         if pixels.dim() == 4:
             return EncodedImages(self.model.encode_image(normalized), seeds)
@@ -620,9 +617,7 @@ class BasePredictor(ABC):
     def _question_batches(
         self, images: Images, questions: Sequence[str], batch_size: int | None
     ) -> Iterator[tuple[slice, EncodedImages]]:
-        """Batches of images with the rows of their questions; of several questions about one image, the image
-        alone.
-        """
+        """Batches of images with the rows of their questions; of several questions about one image, the image alone."""
         is_one = is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
         if is_one and len(questions) > 1:
             encoded, size = self.encode(images), items_per_batch(batch_size)
@@ -715,7 +710,7 @@ class BasePredictor(ABC):
         itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
         if scored:
             image_kv = self._image_kv(images.tokens, "encode")
-            for group in _group_by_count(scored, owners):
+            for group in group_by_count(scored, owners):
                 rows = [row for _, image_rows in group for row in image_rows]
                 tokens = self._tokenize([flat[row] for row in rows], self._encoder_id)
                 index = [image for image, _ in group]
@@ -733,8 +728,8 @@ class BasePredictor(ABC):
     def _caption_to_explain(
         self, images: EncodedImages, text: str | None
     ) -> tuple[str, tuple[int, ...], list[int], Words]:
-        """The given caption, or the one that the model's own decoder writes: its text, its token ids with the
-        end, the token ids of the prompt, and its words.
+        """The given caption, or the one that the model's own decoder writes: its text, its token ids with the end, the
+        token ids of the prompt, and its words.
         """
         tokenizer = self._text_tokenizer()
         prompt_ids: list[int] = tokenizer.prompt(self.prompt).tolist()
@@ -744,36 +739,9 @@ class BasePredictor(ABC):
         else:
             ids = (*tokenizer.prompt(text).tolist()[1:], tokenizer.sep_id)
         words = join_pieces(tokenizer.pieces([i for i in ids if i != tokenizer.sep_id]))
-        check_text_length(len(ids), len(prompt_ids), self._max_positions)
+        if len(prompt_ids) + len(ids) - 1 > self._max_positions:
+            raise ConfigError(
+                f"A text of {len(ids)} tokens with its end, after a prompt of {len(prompt_ids)}: the model reads at "
+                f"most {self._max_positions}; give a shorter one."
+            )
         return text, ids, prompt_ids, words
-
-
-def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
-    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of its own seed and the
-    input, or fresh ones where it has no seed. None for the other strategies.
-    """
-    if not isinstance(decoding, Nucleus):
-        return None
-    if decoding.seed is None:
-        return [secrets.randbits(63) for _ in inputs]
-    return [hash_int(f"{decoding.seed},{each}") for each in inputs]
-
-
-def _as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
-    """The texts with their scores or as strings, in a list or as the only one."""
-    results = list(texts) if return_scores else [text.text for text in texts]
-    return results[0] if single else results
-
-
-def _group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
-    """Groups texts for the model, which reads equally many of each image in one pass.
-
-    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images
-    have the same number of texts, and this is one group.
-    """
-    by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
-    for image, image_rows in groupby(rows, key=lambda row: owners[row]):
-        for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
-            by_count[len(part)].append((image, part))
-    groups = sorted(by_count.items())
-    return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]

@@ -1,7 +1,7 @@
 """The predictor of a BLIP: its text transformer captions, answers, matches, judges and ranks.
 
-B images, K questions or answers of each, R = B * K rows of text, N image tokens, Dv their width, T text
-tokens, D their width, E embedding width, L tokens of a written text, P prompt tokens, G patches a side.
+B images, K questions or answers of each, R = B * K rows of text, N image tokens, Dv their width, T text tokens, D their
+width, E embedding width, L tokens of a written text, P prompt tokens, G patches a side.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from openblip.generation.ranking import best_candidates
 from openblip.generation.search import generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
-from openblip.predictor.base import MAX_ROWS, BasePredictor, sampling_seeds
+from openblip.predictor.base import BasePredictor
 from openblip.predictor.explain import (
     explain_read_text,
     explain_written_text,
@@ -38,7 +38,15 @@ from openblip.predictor.explain import (
     patch_maps,
     target_logprobs,
 )
-from openblip.predictor.inputs import Candidates, EncodedImages, Rounds, chunks, items_per_batch
+from openblip.predictor.inputs import (
+    MAX_ROWS,
+    Candidates,
+    EncodedImages,
+    Rounds,
+    chunks,
+    items_per_batch,
+    sampling_seeds,
+)
 from openblip.predictor.results import Explanation, ScoredText
 
 MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones

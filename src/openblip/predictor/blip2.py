@@ -1,8 +1,8 @@
 """The predictor of a BLIP-2: its Q-Former matches, embeds and captions; its language model writes.
 
-B images, K texts of each, R = B * K rows of text, N image tokens, Dv their width, Q queries, D width of the
-Q-Former, T text tokens, E embedding width, Dl width of the language model, L tokens of a written text,
-G patches a side, V vocabulary.
+B images, K texts of each, R = B * K rows of text, N image tokens, Dv their width, Q queries, D width of the Q-Former, T
+text tokens, E embedding width, Dl width of the language model, L tokens of a written text, G patches a side, V
+vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from openblip.generation.search import Generated
 from openblip.models.blip2 import Blip2, ImageKV, QueryAttention
 from openblip.models.config import Mode
 from openblip.models.language_model import IGNORE
-from openblip.predictor.base import MAX_ROWS, BasePredictor, sampling_seeds
+from openblip.predictor.base import BasePredictor
 from openblip.predictor.explain import (
     Words,
     explain_read_text,
@@ -31,7 +31,14 @@ from openblip.predictor.explain import (
     patch_maps,
     target_logprobs,
 )
-from openblip.predictor.inputs import Candidates, EncodedImages, Rounds, items_per_batch
+from openblip.predictor.inputs import (
+    MAX_ROWS,
+    Candidates,
+    EncodedImages,
+    Rounds,
+    items_per_batch,
+    sampling_seeds,
+)
 from openblip.predictor.results import Explanation, ScoredText, scored_text
 
 MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
@@ -40,8 +47,8 @@ MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
 class Blip2Predictor(BasePredictor):
     """A BLIP-2 ready for use. Captions are the language model's, where there is one, else the Q-Former's.
 
-    device: where the model goes. dtype: the precision that the image encoder and the language model take; the
-    Q-Former between them computes in its own, float32. None leaves them as they are.
+    device: where the model goes. dtype: the precision that the image encoder and the language model take; the Q-Former
+    between them computes in its own, float32. None leaves them as they are.
     """
 
     model: Blip2
@@ -109,11 +116,7 @@ class Blip2Predictor(BasePredictor):
         """By the language model where there is one; each image has a prompt of its own."""
         if self.model.language is None:
             return super()._write_captions(images, prompts, decoding, num_captions, seeds)
-        visual = self._visual_prompts(images.tokens, prompts)
-        written = write_texts(
-            self.model.language, visual, prompts, decoding, num_captions=num_captions, seeds=seeds
-        )
-        return [[self._scored_by_language(text) for text in texts] for texts in written]
+        return self._write(images, prompts, prompts, decoding, num_captions, seeds)
 
     def _answer(
         self,
@@ -126,8 +129,11 @@ class Blip2Predictor(BasePredictor):
         normalized, prompts = self._question_prompts(questions)
         if candidates is None:
             image_seeds = images.seeds * (len(questions) // len(images))
-            seeds = [f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)]
-            return self._write_one_each(images, normalized, prompts, decoding, seeds)
+            seed_inputs = [
+                f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)
+            ]
+            seeds = sampling_seeds(decoding, seed_inputs)
+            return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
         shared = isinstance(candidates[0], str)
         choices = cast(Sequence[Sequence[str]], [candidates] * len(prompts) if shared else candidates)
         ranked = best_texts(
@@ -148,27 +154,23 @@ class Blip2Predictor(BasePredictor):
     ) -> list[ScoredText]:
         """Unlike answers: turns are read as they are written, without `normalize_question`."""
         prompts = [conversation_prompt(self.question_prompt, *turns) for turns in conversations]
-        seeds = [f"{seed},{prompt}" for seed, prompt in zip(images.seeds, prompts, strict=True)]
-        questions = [question for _, question in conversations]
-        return self._write_one_each(images, questions, prompts, decoding, seeds)
+        seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(images.seeds, prompts, strict=True)]
+        questions, seeds = [question for _, question in conversations], sampling_seeds(decoding, seed_inputs)
+        return [reply for (reply,) in self._write(images, questions, prompts, decoding, 1, seeds)]
 
-    def _write_one_each(
+    def _write(
         self,
         images: EncodedImages,
         instructions: Sequence[str],
         prompts: Sequence[str],
         decoding: Decoding,
-        seed_inputs: Sequence[str],
-    ) -> list[ScoredText]:
-        """One text after each of R prompts."""
-        written = write_texts(
-            self.model.require_language(),
-            self._visual_prompts(images.tokens, instructions),
-            prompts,
-            decoding,
-            seeds=sampling_seeds(decoding, seed_inputs),
-        )
-        return [self._scored_by_language(text) for (text,) in written]
+        num_texts: int,
+        seeds: Sequence[int] | None,
+    ) -> list[list[ScoredText]]:
+        """`num_texts` after each of R = B * K prompts; instructions are what the Q-Former reads of them."""
+        language, visual = self.model.require_language(), self._visual_prompts(images.tokens, instructions)
+        written = write_texts(language, visual, prompts, decoding, num_captions=num_texts, seeds=seeds)
+        return [[self._scored_by_language(text) for text in texts] for texts in written]
 
     def _question_prompts(self, questions: Sequence[str]) -> tuple[list[str], list[str]]:
         """Questions as training and the released code read them, and the prompts that put them."""
@@ -244,8 +246,8 @@ class Blip2Predictor(BasePredictor):
         return self._explain_caption(images, text, layer)
 
     def _explain_match(self, images: EncodedImages, text: str, layer: int | None) -> Explanation:
-        """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention:
-        a word's map is the sum of theirs, weighted by how much the word attends to each.
+        """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention: a word's
+        map is the sum of theirs, weighted by how much the word attends to each.
         """
         tokens = self._tokenize([text], self._encoder_id)
         words = join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
@@ -261,8 +263,8 @@ class Blip2Predictor(BasePredictor):
     def _explain_language(
         self, images: EncodedImages, question: str | None, layer: int | None
     ) -> Explanation:
-        """The log-probability of each word that the language model writes is differentiated: of the answer to
-        a question, or without one of the caption.
+        """The log-probability of each word that the language model writes is differentiated: of the answer to a
+        question, or without one of the caption.
         """
         language = self.model.require_language()
         if question is None:
@@ -289,8 +291,8 @@ class Blip2Predictor(BasePredictor):
     def _explain_words(
         self, weights: QueryAttention, logits: Tensor, text: str, ids: Sequence[int], words: Words
     ) -> Explanation:
-        """logits (1, L, V) of a text of L tokens with the end. It depends on all queries: a word's map is the
-        sum of theirs, by a backward pass for every word.
+        """logits (1, L, V) of a text of L tokens with the end. It depends on all queries: a word's map is the sum of
+        theirs, by a backward pass for every word.
         """
         logprobs = target_logprobs(logits.float(), torch.tensor(ids, device=logits.device))[0]  # (L,)
         maps = [

@@ -1,12 +1,12 @@
-"""Explanations by gradient-weighted cross-attention: a patch counts where a word looks at it and looking more
-would raise the score (Grad-CAM, arXiv 1610.02391; on cross-attention as in ALBEF, arXiv 2107.07651).
+"""Explanations by gradient-weighted cross-attention: a patch counts where a word looks at it and looking more would
+raise the score (Grad-CAM, arXiv 1610.02391; on cross-attention as in ALBEF, arXiv 2107.07651).
 
-The map of a head is attention * relu(d score / d attention); heads are averaged and the class token is left
-out, as LAVIS does for the matching head. Here any layer, resolution and number of heads will do, and captions
-and answers are explained, too. The predictors run their models; this file turns what they recorded into maps.
+The map of a head is attention * relu(d score / d attention); heads are averaged and the class token is left out, as
+LAVIS does for the matching head. Here any layer, resolution and number of heads will do, and captions and answers are
+explained, too. The predictors run their models; this file turns what they recorded into maps.
 
-W words, K of them at a time, Q text tokens or queries that attend, T text tokens, L tokens of a written text,
-N image tokens, G patches a side, H heads, V vocabulary.
+W words, K of them at a time, Q text tokens or queries that attend, T text tokens, L tokens of a written text, N image
+tokens, G patches a side, H heads, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -99,12 +99,3 @@ def explain_read_text(text: str, score: float, words: Words, maps: Tensor) -> Ex
 def explain_written_text(text: str, score: float, words: Words, heat: Tensor) -> Explanation:
     """The explanation of a text that was written, from maps (W, G, G) of its words."""
     return Explanation(text=text, score=score, words=words.words, heat=heat, overall=heat.mean(dim=0))
-
-
-def check_text_length(length: int, prompt_length: int, max_positions: int) -> None:
-    """ConfigError for a caption of more tokens, its end included, than the model reads."""
-    if prompt_length + length - 1 > max_positions:
-        raise ConfigError(
-            f"A text of {length} tokens with its end, after a prompt of {prompt_length}: the model reads at "
-            f"most {max_positions}; give a shorter one."
-        )

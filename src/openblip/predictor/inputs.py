@@ -4,8 +4,11 @@ B images or videos, F frames of a video, N image tokens, Dv their width, S side 
 """
 
 import os
+import secrets
+from collections import defaultdict
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,10 +19,15 @@ from torch import Tensor
 from openblip.data.images import ImageInput
 from openblip.errors import ConfigError
 from openblip.files import hash_int
+from openblip.generation.decoding import Decoding, Nucleus
 
 DEFAULT_BATCH_SIZE = 64
+MAX_ROWS = 512
+"""Texts that the model reads at a time where many go with one image."""
+MAX_TEXTS_PER_IMAGE = 64
+"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,14 @@ Videos = VideoInput | Sequence[VideoInput]
 ImagePair = Sequence[ImageInput]
 """A left and a right image."""
 ImagePairs = ImagePair | Sequence[ImagePair]
-Texts = str | Sequence[str]
-Prompts = Texts | None
+TextInput = str | Sequence[str]
+Prompts = TextInput | None
 """What captions go on from: one text for all images, one for each, or the checkpoint's own."""
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Answers to choose from: texts for all questions, or a list for each question."""
-Dialog = Sequence[str | tuple[str, str]]
+DialogInput = Sequence[str | tuple[str, str]]
 """Earlier rounds, each as (question, answer) or in one string, and last the open question."""
-Conversation = str | Sequence[str | tuple[str, str]]
+ConversationInput = str | Sequence[str | tuple[str, str]]
 """Earlier turns as (question, answer), and last the open question; or the question alone."""
 Rounds = tuple[list[tuple[str, str]], str]
 """A dialog or conversation as it was read: the answered rounds, and the open question."""
@@ -86,7 +94,7 @@ def list_images(images: Images) -> list[ImageInput] | Tensor | EncodedImages:
     return images if isinstance(images, Tensor | EncodedImages) else as_list(images)
 
 
-def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
     """Consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -127,7 +135,7 @@ def check_prepared(pixels: Tensor, size: int) -> None:
         )
 
 
-def image_seed(pixels: Tensor) -> int:
+def pixels_seed(pixels: Tensor) -> int:
     """A 63-bit hash of a prepared image, uint8 (3, S, S), or of a video's frames, (F, 3, S, S)."""
     return hash_int(pixels.cpu().numpy().tobytes())
 
@@ -148,7 +156,7 @@ def check_candidates(candidates: Candidates, num_questions: int) -> list[str] | 
     return lists
 
 
-def read_conversation(conversation: Conversation, position: int) -> Rounds:
+def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
     """The answered turns and the open question of a conversation; ConfigError for anything else."""
     turns = [conversation] if isinstance(conversation, str) else list(conversation)
     *earlier, question = turns or [""]
@@ -161,7 +169,7 @@ def read_conversation(conversation: Conversation, position: int) -> Rounds:
     return answered, question.strip()
 
 
-def read_dialog(dialog: Dialog, position: int) -> Rounds:
+def read_dialog(dialog: DialogInput, position: int) -> Rounds:
     """The answered rounds and the open question of a dialog; ConfigError when there is no open question."""
     question = dialog[-1] if dialog and not isinstance(dialog, str) else None
     if not isinstance(question, str):
@@ -181,3 +189,28 @@ def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
         if is_single(pair) or len(pair) != 2:
             raise ConfigError(f"judge takes pairs (left, right) of images; item {position} is none.")
     return [list(pair) for pair in given]
+
+
+def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
+    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of its own seed and the input, or
+    fresh ones where it has no seed. None for the other strategies.
+    """
+    if not isinstance(decoding, Nucleus):
+        return None
+    if decoding.seed is None:
+        return [secrets.randbits(63) for _ in inputs]
+    return [hash_int(f"{decoding.seed},{each}") for each in inputs]
+
+
+def group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
+    """Groups texts for the model, which reads equally many of each image in one pass.
+
+    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images have the
+    same number of texts, and this is one group.
+    """
+    by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for image, image_rows in groupby(rows, key=lambda row: owners[row]):
+        for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
+            by_count[len(part)].append((image, part))
+    groups = sorted(by_count.items())
+    return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]

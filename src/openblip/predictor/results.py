@@ -1,12 +1,12 @@
 """What a predictor returns: texts with their log-probabilities, scores of texts, features, explanations.
 
-I images, T texts, B pairs, F frames, N image tokens, L text tokens, Q queries, Dv and D their widths,
-E embedding width, W words, G patches a side, H and W height and width of an image in pixels.
+I images, T texts, B pairs, F frames, N image tokens, L text tokens, Q queries, Dv and D their widths, E embedding
+width, W words, G patches a side, H and W height and width of an image in pixels.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,9 +25,8 @@ class ScoredText:
     logprob: float
     """Of the whole text: the sum of `token_logprobs`."""
     tokens: tuple[str, ...]
-    """The word pieces as the vocabulary has them. The last one is the end ([SEP]), unless the text was cut off
-    at its greatest length. In BLIP "##s" continues a word; language models have marks of their own ("Ġdog",
-    "▁dog")."""
+    """The word pieces as the vocabulary has them. The last one is the end ([SEP]), unless the text was cut off at its
+    greatest length. In BLIP "##s" continues a word; language models have marks of their own ("Ġdog", "▁dog")."""
     token_logprobs: tuple[float, ...]
     """Of each of `tokens`, given those before it; `math.exp` turns one into a probability."""
     ids: tuple[int, ...]
@@ -49,6 +48,12 @@ def scored_text(
     )
 
 
+def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
+    """The texts with their scores or as strings, in a list or as the only one."""
+    results = list(texts) if return_scores else [text.text for text in texts]
+    return results[0] if single else results
+
+
 class TextScore(NamedTuple):
     """How well a text describes its image."""
 
@@ -62,8 +67,8 @@ class TextScore(NamedTuple):
 class Features:
     """States of the model, float32 on the CPU; None for what was not asked for or the model does not have.
 
-    The first token stands for the whole image, and for the whole text. A text that is shorter than the
-    longest is padded with zeros.
+    The first token stands for the whole image, and for the whole text. A text that is shorter than the longest is
+    padded with zeros.
     """
 
     image: Tensor | None = None
@@ -71,8 +76,8 @@ class Features:
     queries: Tensor | None = None
     """BLIP-2: (I, Q, D), the output of the queries, which the language model reads after a projection."""
     image_projected: Tensor | None = None
-    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` returns. For BLIP-2 those
-    of the queries, (I, Q, E), which are all that `embed_images` returns."""
+    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` returns. For BLIP-2 those of the
+    queries, (I, Q, E), which are all that `embed_images` returns."""
     text: Tensor | None = None
     """(T, L, D), of texts that are read alone."""
     text_projected: Tensor | None = None
@@ -92,19 +97,19 @@ class Explanation:
     score: float
     """What was explained: P(match), or the log-probability of the caption or the answer with its end."""
     words: tuple[str, ...]
-    """The words of the text or caption, or of the question that was answered (for BLIP-2: of the answer);
-    word pieces are joined."""
+    """The words of the text or caption, or of the question that was answered (for BLIP-2: of the answer); word pieces
+    are joined."""
     heat: Tensor
     """(W, G, G) float32 on the CPU, not negative, row by row as in the image; without unit."""
     overall: Tensor
-    """(G, G), the mean over all words. For a text that was read and not written, its first token, which
-    stands for the whole, and its end count as words here."""
+    """(G, G), the mean over all words. For a text that was read and not written, its first token, which stands for the
+    whole, and its end count as words here."""
 
     def overlay(self, image: ImageInput, word: str | int | None = None) -> Image.Image:
         """The image with the heat of a word, or of all words, drawn over it: RGB, as large as the image.
 
-        word: one of `words` (where it occurs several times, the first), or its position. Raises ConfigError
-        for another word and ImageError for an image that cannot be read.
+        word: one of `words` (where it occurs several times, the first), or its position. Raises ConfigError for another
+        word and ImageError for an image that cannot be read.
         """
         heat = self.overall if word is None else self.heat[self._position(word)]
         return _draw_heat(read_image(image), heat)

@@ -4,8 +4,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from openblip.errors import ConfigError
-from openblip.models.config import Blip2Config, LanguageConfig, LoraSettings, QFormerConfig
-from openblip.recipes.run import Run
+from openblip.models.config import (
+    Blip2Config,
+    Blip2Head,
+    LanguageConfig,
+    LoraSettings,
+    QFormerConfig,
+    TowerConfig,
+    VisionConfig,
+)
+from openblip.recipes.run import Run, check_text_start
 from openblip.tasks.config import Blip2TaskConfig
 
 if TYPE_CHECKING:
@@ -105,12 +113,7 @@ class Blip2Run(Run):
             )
         if self.init is not None and self.text_init is not None:
             raise ConfigError("--init brings all weights: leave out --text-init, or --init.")
-        if self.init is not None and self.tokenizer is not None:
-            raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
-        if self.text_init is not None and self.tokenizer is None:
-            raise ConfigError(
-                f"--text-init {self.text_init} was trained with a tokenizer: name it with --tokenizer."
-            )
+        check_text_start(self.init, self.text_init, self.tokenizer)
         if self.text_branch is not None and (self.init is None or not self.instructed):
             raise ConfigError("--text-branch is for a checkpoint whose Q-Former is to read instructions.")
         if self.vision is not None and not self.vision.source:
@@ -129,17 +132,7 @@ class Blip2Run(Run):
         encoder = self._image_encoder(start)
         language, language_config = self._language_model(start) if "llm" in heads else (None, None)
         text_branch = start if self.text_branch is None else load_blip2_checkpoint(self.text_branch)
-        config = Blip2Config(
-            vision=encoder.config,
-            qformer=self._qformer_config(start, text_branch),
-            language=language_config,
-            embed_dim=self.embed_dim if start is None else start.model.config.embed_dim,
-            heads=heads,
-            instructed=self.instructed,
-            vision_norm_eps=Blip2Config.vision_norm_eps
-            if start is None
-            else start.model.config.vision_norm_eps,
-        )
+        config = self._config(start, text_branch, encoder.config, language_config, heads)
         tokenizer = None
         if config.has_text_branch and text_branch is not None:
             if not text_branch.model.config.has_text_branch:
@@ -150,8 +143,8 @@ class Blip2Run(Run):
             # [ENC], the last token of our vocabularies, does not exist in BLIP-2.
             config = replace(config, qformer=replace(config.qformer, vocab_size=tokenizer.vocab_size - 1))
         model = Blip2(config, encoder.model, language)
-        if start is not None:
-            take_weights(model, start.model, None if text_branch is None else text_branch.model)
+        if start is not None and text_branch is not None:
+            take_weights(model, start.model, text_branch.model)
         elif self.text_init is not None:
             init_qformer(model.qformer, self.text_init)
         model.freeze(*(["language"] if self.train_vision else ["vision", "language"]))
@@ -208,16 +201,25 @@ class Blip2Run(Run):
             config = replace(config, max_text_tokens=self.max_text_tokens)
         return model, config
 
-    def _qformer_config(
-        self, start: "Blip2Checkpoint | None", text_branch: "Blip2Checkpoint | None"
-    ) -> QFormerConfig:
+    def _config(
+        self,
+        start: "Blip2Checkpoint | None",
+        text_branch: "Blip2Checkpoint | None",
+        vision: VisionConfig | TowerConfig,
+        language: LanguageConfig | None,
+        heads: tuple[Blip2Head, ...],
+    ) -> Blip2Config:
+        """A new model's shape is the run's; a checkpoint's stays, and its text branch may come from another."""
         if start is None or text_branch is None:
             assert self.qformer is not None  # `check` has seen to it
-            return self.qformer
-        texts = text_branch.model.config.qformer
-        return replace(
-            start.model.config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions
-        )
+            config = Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
+        else:
+            texts = text_branch.model.config.qformer
+            qformer = replace(
+                start.model.config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions
+            )
+            config = replace(start.model.config, qformer=qformer)
+        return replace(config, vision=vision, language=language, heads=heads, instructed=self.instructed)
 
     def _no_text_branch(self) -> ConfigError:
         if self.text_branch is not None:

@@ -52,7 +52,8 @@ def caption() -> BlipRun:
     bfloat16 autocast instead of float32; biases and norms are not weight-decayed; an image is drawn with one
     of its captions at random where a source has several per image; a caption is cut so that prompt and
     caption together have 40 tokens, and the last token kept is always [SEP]; the last weights are kept, where
-    the released code keeps those of the epoch that scored best on the validation split.
+    the released code keeps those of the epoch that scored best on the validation split
+    (--training.validate-every keeps these too, in best/).
     """
     return fine_tuning(
         "caption",
@@ -99,7 +100,8 @@ def filter_() -> BlipRun:
     those of the pre-training; the momentum encoders run without dropout and move after the optimizer step; an
     image is drawn with one of its captions at random where a source has several per image; ITM weights have a
     small constant added, so that drawing a negative cannot fail; the last weights are kept, where the
-    released code keeps those of the epoch that scored best on the validation split.
+    released code keeps those of the epoch that scored best on the validation split (--training.validate-every
+    keeps these too, in best/).
     """
     return fine_tuning(
         "filter", retrieval(COCO_STEPS), steps=6 * COCO_STEPS, learning_rate=1e-5, max_text_length=35

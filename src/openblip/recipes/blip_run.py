@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from openblip.errors import ConfigError
 from openblip.models.config import BlipConfig
-from openblip.recipes.run import Run
+from openblip.recipes.run import Run, check_text_start
 from openblip.tasks.config import BlipTaskConfig
 
 if TYPE_CHECKING:
@@ -44,16 +44,11 @@ class BlipRun(Run):
             raise ConfigError(
                 "--init brings all weights: leave out --vision-init and --text-init, or --init."
             )
-        if self.init is not None and self.tokenizer is not None:
-            raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
         if self.init is None and self.drop_path is not None:
             raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
         if self.init is None and self.image_size is not None:
             raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
-        if self.text_init is not None and self.tokenizer is None:
-            raise ConfigError(
-                f"--text-init {self.text_init} was trained with a tokenizer: name it with --tokenizer."
-            )
+        check_text_start(self.init, self.text_init, self.tokenizer)
 
     def initialize(self, mixture: "Mixture") -> "BlipCheckpoint":
         checkpoint = self._new(mixture) if self.init is None else self._loaded(self.init)

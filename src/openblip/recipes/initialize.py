@@ -54,15 +54,13 @@ def with_heads(model: Blip, heads: tuple[Head, ...], drop_path: float | None = N
     return target
 
 
-def take_weights(model: Blip2, start: Blip2, text_branch: Blip2 | None = None) -> None:
+def take_weights(model: Blip2, start: Blip2, text_branch: Blip2) -> None:
     """Copy the weights of `start` into a model with other heads; image encoder and language model stay.
 
     `text_branch` gives the weights that read text where `start` has none. Raises ConfigError for a weight
     that neither has and that is no fresh part of a head.
     """
-    weights = dict(start.state_dict())
-    if text_branch is not None:
-        weights = {n: w for n, w in text_branch.state_dict().items() if _reads_text(n)} | weights
+    weights = {n: w for n, w in text_branch.state_dict().items() if _reads_text(n)} | start.state_dict()
     parameters = {
         name: parameter.data
         for name, parameter in model.named_parameters()

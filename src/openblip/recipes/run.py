@@ -35,7 +35,7 @@ class Run(ABC):
     recipe: str
     """The recipe this run began as."""
     data: DataConfig
-    task: Any
+    task: Any  # a subclass names the settings of the tasks that it trains
     training: TrainingConfig
     out: str
     """Folder of the run."""
@@ -160,6 +160,14 @@ class Run(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
         return asdict(self)
+
+
+def check_text_start(init: str | None, text_init: str | None, tokenizer: str | None) -> None:
+    """Raise ConfigError for a tokenizer beside a checkpoint, and for a BERT without its tokenizer."""
+    if init is not None and tokenizer is not None:
+        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
+    if text_init is not None and tokenizer is None:
+        raise ConfigError(f"--text-init {text_init} was trained with a tokenizer: name it with --tokenizer.")
 
 
 @contextmanager

@@ -117,9 +117,10 @@ class Trainer:
                     bar.note(describe(record))
                     self._log(record, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
-                if self._validates_now():
+                if self.validation is not None and self._validates_now():
                     scores = self._validate()
-                    bar.note(" ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+                    decisive = f"validation/{self.validation.best_by}"
+                    bar.note(f"{decisive} {scores[decisive]:.4g}")
                     self._log({"step": self.step, **scores}, trackers)
                     started, since = time.perf_counter(), self.step
                 stopped = not all_true(not stop.is_set(), self.process.device)

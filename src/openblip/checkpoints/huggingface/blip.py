@@ -5,7 +5,6 @@ config.json, which transformers keeps and ignores.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import (
-    CONFIG,
+    CONFIG_FILE,
     BlipCheckpoint,
     EncoderToken,
+    PathOrName,
     check_parts_fit,
     checked_encoder_token,
     empty_blip,
@@ -28,9 +28,9 @@ from openblip.checkpoints.state_dict import (
     Table,
     add_prefix,
     check_tied,
-    copy_weights,
     find_layout,
     infer_sharing,
+    load_weights,
     read_folder_weights,
     read_json_object,
     translate,
@@ -98,7 +98,10 @@ BERT_LM_HEAD_KEYS: Table = {  # BlipTextLMPredictionHead
     "lm_head.norm": "cls.predictions.transform.LayerNorm",
     "lm_head.bias": "cls.predictions.bias",
 }
-ENCODER, DECODER = {"encode": "text_encoder"}, {"decode": "text_decoder.bert"}  # prefixes, also in .pth files
+TEXT_ENCODER, TEXT_DECODER = (
+    {"encode": "text_encoder"},
+    {"decode": "text_decoder.bert"},
+)  # prefixes, also in .pth files
 MATCHING_KEYS: Table = {head: head for head in ("vision_proj", "text_proj", "itm_head")}
 
 
@@ -123,9 +126,9 @@ _BODY = add_prefix(HF_VISION_KEYS, "vision.", "vision_model.") | add_prefix(
     BERT_TEXT_KEYS, "text.", "{text}."
 )
 _LAYOUTS: Mapping[str, Layout[Head]] = {
-    "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, DECODER),
-    "BlipForImageTextRetrieval": blip_layout(("itc", "itm"), _BODY, ENCODER, MATCHING_KEYS),
-    "BlipForQuestionAnswering": blip_layout(("vqa",), _BODY, ENCODER | DECODER),
+    "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, TEXT_DECODER),
+    "BlipForImageTextRetrieval": blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, MATCHING_KEYS),
+    "BlipForQuestionAnswering": blip_layout(("vqa",), _BODY, TEXT_ENCODER | TEXT_DECODER),
     "BlipModel": blip_layout(
         ("itc",),
         _BODY,
@@ -143,7 +146,7 @@ _LAYOUTS: Mapping[str, Layout[Head]] = {
 # ---- reading and writing
 
 
-def load_huggingface_blip(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
+def load_huggingface_blip(folder: Path, tokenizer: PathOrName | None = None) -> BlipCheckpoint:
     """Read a folder of transformers' `save_pretrained`.
 
     tokenizer: folder or hub name; None is the folder's own, or BERT's from the hub when it has none. Sizes, head counts
@@ -168,7 +171,7 @@ def load_huggingface_blip(folder: Path, tokenizer: str | os.PathLike[str] | None
         weights[LOG_TEMPERATURE] = -weights[LOG_TEMPERATURE]  # transformers multiplies, ours divides
     elif LOG_TEMPERATURE in names:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
-    copy_weights(model, weights, origin=str(folder))
+    load_weights(model, weights, origin=str(folder))
     words = find_tokenizer(folder, folder, tokenizer)
     if "decode" in layout.text_prefixes:
         _check_special_tokens(folder, config.text_config, words)
@@ -194,7 +197,7 @@ def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
     write_tokenizer(folder, checkpoint.tokenizer)
     write_json(folder / PREPROCESSOR_CONFIG, preprocessor_config(checkpoint.preprocessing))
     config = _huggingface_config(model.config, checkpoint.tokenizer).to_dict()
-    write_json(folder / CONFIG, {**config, "architectures": [class_name], "openblip": extra})
+    write_json(folder / CONFIG_FILE, {**config, "architectures": [class_name], "openblip": extra})
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -265,14 +268,14 @@ def read_huggingface_config(folder: Path, classes: Mapping[str, Any]) -> Any:
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    model_type = str(read_json_object(folder / CONFIG).get("model_type"))
+    model_type = str(read_json_object(folder / CONFIG_FILE).get("model_type"))
     if model_type not in classes:
-        raise CheckpointError(f"{folder / CONFIG} is that of no BLIP: its model_type is {model_type}.")
+        raise CheckpointError(f"{folder / CONFIG_FILE} is that of no BLIP: its model_type is {model_type}.")
     try:
         return classes[model_type].from_pretrained(folder)
     except (StrictDataclassError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().replace("\n", " ").partition(". Should contain one of")[0]
-        raise CheckpointError(f"{folder / CONFIG}: {reason}.") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {reason}.") from error
 
 
 def _blip_config(
@@ -303,7 +306,7 @@ def _blip_config(
             pooled=layout.pooled,
         )
     except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def read_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
@@ -399,7 +402,7 @@ def read_extra(folder: Path, config: Any, default: Extra) -> Extra:
         }
         return Extra(**values)
     except (AttributeError, TypeError, ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: its openblip entry is damaged: {error}.") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: its openblip entry is damaged: {error}.") from error
 
 
 # ---- preprocessor_config.json

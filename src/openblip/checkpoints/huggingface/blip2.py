@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from openblip.checkpoints.checkpoint import (
-    CONFIG,
+    CONFIG_FILE,
     QUESTION_PROMPT,
     Blip2Checkpoint,
+    PathOrName,
     check_image_size,
     empty_blip2,
     find_tokenizer,
@@ -160,7 +161,7 @@ _LAYOUTS: Mapping[str, Layout[Blip2Head]] = {
 # ---- reading
 
 
-def load_huggingface_blip2(folder: Path, tokenizer: str | os.PathLike[str] | None = None) -> Blip2Checkpoint:
+def load_huggingface_blip2(folder: Path, tokenizer: PathOrName | None = None) -> Blip2Checkpoint:
     """Read a folder of transformers' `save_pretrained`.
 
     tokenizer: folder or hub name of the Q-Former's when it has a text branch, else of the language model's; None is the
@@ -266,7 +267,7 @@ def _blip2_config(
             ),
         )
     except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 # ---- the language model of a folder
@@ -276,7 +277,7 @@ def _read_language_model(
     folder: Path,
     text_config: Any,
     state: Mapping[str, Tensor],
-    tokenizer: str | os.PathLike[str] | None,
+    tokenizer: PathOrName | None,
     end_of_text: str | None,
 ) -> LanguageModel:
     """The language model of a folder.
@@ -322,8 +323,13 @@ def _read_language_model(
             f"{folder}: the tokenizer has {largest + 1} entries, the language model {num_rows}; it is another model's."
         )
     _check_language_width(str(folder), text_config, width)
-    if end_of_text is None:
-        end_of_text = _end_of_text(text_config, words)
+    if (
+        end_of_text is None
+    ):  # what the config says, when that is not the tokenizer's own end: a line break for OPT
+        named = getattr(text_config, "eos_token_id", None)
+        ends = named if isinstance(named, list) else [named]
+        if named is not None and ends and words.eos_token_id not in ends:
+            end_of_text = str(words.decode([ends[0]]))
     return wrap_language_model(model.eval(), words, end_of_text)
 
 
@@ -355,7 +361,7 @@ def _check_language_width(source: str, text_config: Any, width: int) -> None:
         )
 
 
-def _read_language_tokenizer(folder: Path, named: str | os.PathLike[str] | None) -> Any:
+def _read_language_tokenizer(folder: Path, named: PathOrName | None) -> Any:
     import transformers
 
     source = folder if named is None else Path(named)
@@ -370,15 +376,6 @@ def _read_language_tokenizer(folder: Path, named: str | os.PathLike[str] | None)
         raise CheckpointError(
             f"{source}: the language model's tokenizer cannot be read: {first_line(error)}."
         ) from error
-
-
-def _end_of_text(text_config: Any, tokenizer: Any) -> str | None:
-    """What ends a text by the config, when that is not the tokenizer's own end: a line break for OPT."""
-    named = getattr(text_config, "eos_token_id", None)
-    ends = named if isinstance(named, list) else [named]
-    if named is None or not ends or tokenizer.eos_token_id in ends:
-        return None
-    return str(tokenizer.decode([ends[0]]))
 
 
 # ---- writing
@@ -411,7 +408,7 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     _write_processor(folder, checkpoint, image_token)
     hf_config = _huggingface_config(config, text_config, image_token).to_dict()
     extra = _extra_to_dict(checkpoint, None if temperature is None else float(temperature))
-    write_json(folder / CONFIG, {**hf_config, "architectures": [class_name], "openblip": extra})
+    write_json(folder / CONFIG_FILE, {**hf_config, "architectures": [class_name], "openblip": extra})
 
 
 def _class_for(config: Blip2Config) -> str:

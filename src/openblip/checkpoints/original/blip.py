@@ -9,7 +9,6 @@ P patch size, N image tokens, D width, V vocabulary.
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from openblip.checkpoints.checkpoint import (
     BlipCheckpoint,
     BlipSettings,
+    PathOrName,
     check_parts_fit,
     empty_blip,
     find_tokenizer,
@@ -29,10 +29,10 @@ from openblip.checkpoints.checkpoint import (
 )
 from openblip.checkpoints.huggingface.blip import (
     BERT_TEXT_KEYS,
-    DECODER,
-    ENCODER,
     LOG_TEMPERATURE,
     MATCHING_KEYS,
+    TEXT_DECODER,
+    TEXT_ENCODER,
     blip_layout,
 )
 from openblip.checkpoints.state_dict import (
@@ -42,9 +42,9 @@ from openblip.checkpoints.state_dict import (
     as_float32,
     as_state_dict,
     check_tied,
-    copy_weights,
     find_layout,
     infer_sharing,
+    load_weights,
     raise_on_mismatch,
     read_pickle,
     tied_copies,
@@ -56,9 +56,9 @@ from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
 
-CAPTION_PROMPT = "a picture of "  # of every released captioner
+_CAPTION_PROMPT = "a picture of "  # of every released captioner
 HEAD_WIDTH = 64  # of every released model: ViT-B has 12 heads, ViT-L 16, BERT 12
 VISION_EPS, TEXT_EPS = 1e-6, 1e-12  # vit.py, med_config.json
 _TEMPERATURE = "temp"
@@ -109,11 +109,13 @@ _MATCHING = {LOG_TEMPERATURE: _TEMPERATURE, **MATCHING_KEYS}  # the file has no 
 _NLVR = {**add_prefix(_PAIR_KEYS, "text.", "{text}."), "nlvr_head.{i}": "cls_head.{i}"}
 
 _LAYOUTS: Mapping[str, Layout[Head]] = {
-    "pre-trained": blip_layout(("itc", "itm", "lm"), _BODY, ENCODER | DECODER, _MATCHING),  # BLIP_Pretrain
-    "captions": blip_layout(("lm",), _BODY, DECODER),  # BLIP_Decoder
-    "retrieval": blip_layout(("itc", "itm"), _BODY, ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
-    "VQA": blip_layout(("vqa",), _BODY, ENCODER | DECODER),  # BLIP_VQA
-    "NLVR2": blip_layout(("nlvr",), _BODY, ENCODER, _NLVR),  # BLIP_NLVR
+    "pre-trained": blip_layout(
+        ("itc", "itm", "lm"), _BODY, TEXT_ENCODER | TEXT_DECODER, _MATCHING
+    ),  # BLIP_Pretrain
+    "captions": blip_layout(("lm",), _BODY, TEXT_DECODER),  # BLIP_Decoder
+    "retrieval": blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
+    "VQA": blip_layout(("vqa",), _BODY, TEXT_ENCODER | TEXT_DECODER),  # BLIP_VQA
+    "NLVR2": blip_layout(("nlvr",), _BODY, TEXT_ENCODER, _NLVR),  # BLIP_NLVR
 }
 
 # ---- files
@@ -148,7 +150,7 @@ def write_pth(path: Path, weights: Mapping[str, Tensor], entry: Mapping[str, Any
         torch.save({"model": dict(weights), _ENTRY: dict(entry)}, opened)
 
 
-def pth_tokenizer(file: PthFile, named: str | os.PathLike[str] | None) -> Tokenizer:
+def pth_tokenizer(file: PthFile, named: PathOrName | None) -> Tokenizer:
     """The tokenizer that `named` names, else the one that OpenBLIP wrote into the file, else one beside it.
 
     Without any, it is BERT's from the hub, see `find_tokenizer`.
@@ -178,7 +180,7 @@ def log_temperature(temperature: Tensor, path: Path) -> Tensor:
 # ---- reading and writing
 
 
-def load_original_blip(file: PthFile, tokenizer: str | os.PathLike[str] | None = None) -> BlipCheckpoint:
+def load_original_blip(file: PthFile, tokenizer: PathOrName | None = None) -> BlipCheckpoint:
     """The model of a .pth file.
 
     Besides weights the file may hold the state of a training, which is left out: see `TRAINING_ONLY`. The tokenizer is
@@ -199,7 +201,7 @@ def load_original_blip(file: PthFile, tokenizer: str | os.PathLike[str] | None =
     weights = translate(layout.table, state, names, layout.derived, source, layout.text_prefixes)
     if LOG_TEMPERATURE in weights:
         weights[LOG_TEMPERATURE] = log_temperature(weights[LOG_TEMPERATURE], path)
-    copy_weights(model, weights, origin=source)
+    load_weights(model, weights, origin=source)
     checkpoint = BlipCheckpoint(model.eval(), pth_tokenizer(file, tokenizer), *settings[1:])
     check_parts_fit(path, checkpoint)
     return checkpoint
@@ -245,10 +247,34 @@ def infer_blip_settings(state: Mapping[str, Tensor], source: str) -> BlipSetting
     strange shape, or when the number of heads cannot be told from the width.
     """
     layout = _layout_of(state, source)
-    sharing = infer_sharing(state, layout.text_prefixes)
-    config = _infer_config(state, layout, sharing, source)
-    prompt = CAPTION_PROMPT if layout.heads == ("lm",) else ""
-    return BlipSettings(config, Preprocessing(image_size=config.vision.image_size), prompt, "[ENC]")
+    text = next(iter(layout.text_prefixes.values()))
+    vision = infer_vit(state, TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": VISION_EPS})
+    vocab_size, width = shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
+    max_positions, _ = shape_of(state, f"{text}.embeddings.position_embeddings.weight", 2, source)
+    mlp_dim, _ = shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
+    embed_dim = BlipConfig.embed_dim
+    if "itc" in layout.heads:
+        embed_dim, _ = shape_of(state, "vision_proj.weight", 2, source)
+    try:
+        config = BlipConfig(
+            vision=vision,
+            text=TextConfig(
+                vocab_size=vocab_size,
+                hidden_dim=width,
+                num_layers=len(layer_numbers(state, f"{text}.encoder.layer")),
+                num_heads=num_heads_of(width, "texts", source),
+                mlp_dim=mlp_dim,
+                max_positions=max_positions,
+                layer_norm_eps=TEXT_EPS,
+                sharing=infer_sharing(state, layout.text_prefixes),
+            ),
+            embed_dim=embed_dim,
+            heads=layout.heads,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    prompt = _CAPTION_PROMPT if layout.heads == ("lm",) else ""
+    return BlipSettings(config, Preprocessing(image_size=vision.image_size), prompt, "[ENC]")
 
 
 def _layout_of(state: Mapping[str, Tensor], source: str) -> Layout[Head]:
@@ -268,37 +294,6 @@ def _layout_of(state: Mapping[str, Tensor], source: str) -> Layout[Head]:
         f"{source} is no BLIP for {', '.join(_LAYOUTS)}: its weights begin with "
         f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}."
     )
-
-
-def _infer_config(
-    state: Mapping[str, Tensor], layout: Layout[Head], sharing: Sharing, source: str
-) -> BlipConfig:
-    text = next(iter(layout.text_prefixes.values()))
-    vision = infer_vit(state, TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": VISION_EPS})
-    vocab_size, width = shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
-    max_positions, _ = shape_of(state, f"{text}.embeddings.position_embeddings.weight", 2, source)
-    mlp_dim, _ = shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
-    embed_dim = BlipConfig.embed_dim
-    if "itc" in layout.heads:
-        embed_dim, _ = shape_of(state, "vision_proj.weight", 2, source)
-    try:
-        return BlipConfig(
-            vision=vision,
-            text=TextConfig(
-                vocab_size=vocab_size,
-                hidden_dim=width,
-                num_layers=len(layer_numbers(state, f"{text}.encoder.layer")),
-                num_heads=num_heads_of(width, "texts", source),
-                mlp_dim=mlp_dim,
-                max_positions=max_positions,
-                layer_norm_eps=TEXT_EPS,
-                sharing=sharing,
-            ),
-            embed_dim=embed_dim,
-            heads=layout.heads,
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from error
 
 
 def infer_vit(

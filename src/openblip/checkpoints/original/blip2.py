@@ -8,7 +8,6 @@ The Q-Former has BERT's names, with a second feed-forward for the queries.
 D width of the Q-Former, V vocabulary.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from openblip.checkpoints.checkpoint import (
     QUESTION_PROMPT,
     Blip2Checkpoint,
     Blip2Settings,
-    FrozenParts,
+    FrozenModels,
+    PathOrName,
     empty_blip2,
     read_blip2_settings,
     settings_to_dict,
@@ -157,9 +157,9 @@ class FrozenSources(NamedTuple):
     """Those that OpenBLIP wrote; None in a file of others."""
     layout: LanguageLayout | None
     """None in stage 1."""
-    vision: str | os.PathLike[str] | None
+    vision: PathOrName | None
     """The image encoder; None when the file holds it."""
-    language_model: str | os.PathLike[str] | None
+    language_model: PathOrName | None
     """None in stage 1."""
 
     @property
@@ -177,8 +177,8 @@ class FrozenSources(NamedTuple):
 
 def frozen_sources(
     file: PthFile,
-    vision: str | os.PathLike[str] | None = None,
-    language_model: str | os.PathLike[str] | None = None,
+    vision: PathOrName | None = None,
+    language_model: PathOrName | None = None,
 ) -> FrozenSources:
     """The parts that a file of BLIP-2 leaves out, at the places that the caller names.
 
@@ -230,7 +230,7 @@ def _in_the_paper(papers: Mapping[int, str], width: int) -> str:
     return f"{width} wide" if known is None else f"{width} wide; the paper's is {known}"
 
 
-def _check_frozen_parts(file: PthFile, parts: FrozenParts, sources: FrozenSources) -> None:
+def _check_frozen_parts(file: PthFile, parts: FrozenModels, sources: FrozenSources) -> None:
     """Raise a CheckpointError unless the parts are those that the file was trained with."""
     path, weights, layout = str(file.path), file.weights, sources.layout
     widths = []
@@ -281,8 +281,8 @@ def _check_language_copies(file: PthFile, layout: LanguageLayout, language: Lang
 def load_original_blip2(
     file: PthFile,
     sources: FrozenSources,
-    parts: FrozenParts,
-    tokenizer: str | os.PathLike[str] | None = None,
+    parts: FrozenModels,
+    tokenizer: PathOrName | None = None,
 ) -> Blip2Checkpoint:
     """The model of a .pth file around the frozen parts that it leaves out.
 
@@ -337,7 +337,7 @@ def _table(encoder: EncoderLayout, language: LanguageLayout | None) -> Table:
 
 
 def _infer_settings(
-    state: Mapping[str, Tensor], parts: FrozenParts, sources: FrozenSources, source: str
+    state: Mapping[str, Tensor], parts: FrozenModels, sources: FrozenSources, source: str
 ) -> Blip2Settings:
     """The settings of a file that does not say them."""
     layout = sources.layout
