@@ -9,7 +9,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from openblip.checkpoints.backbones import load_language_model
 from openblip.data.fields import answers_of, text_field
@@ -19,19 +20,11 @@ from openblip.data.sources import open_source
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.captioning import exact_match
-from openblip.metrics.vqa import mean_vqa_accuracy, vqa_accuracy_by_type
+from openblip.metrics.vqa import vqa_accuracy
 from openblip.models.language_model import LanguageModel
 from openblip.tasks.language_pretraining import no_visual
 
 MAX_WRITTEN_TOKENS = 30
-
-
-class _Examined(NamedTuple):
-    answer: str
-    answers: list[str]
-    kind: str
-    caption: str
-    references: list[str]
 
 
 def evaluate_language(
@@ -60,26 +53,29 @@ def evaluate_language(
         rows = language.generate(visual, prompts, max_new_tokens=MAX_WRITTEN_TOKENS, do_sample=False)
         return [language.decode(row) for row in rows]
 
-    def predict(samples: list[Sample]) -> list[_Examined]:
-        written = zip(samples, write(samples, question_prompt), write(samples, caption_prompt), strict=True)
-        return [
-            _Examined(answer, answers_of(s), str(s.info["question_kind"]), caption, reference_captions(s))
-            for s, answer, caption in written
-        ]
+    def predict(samples: list[Sample]) -> list[tuple[str, str]]:
+        return list(zip(write(samples, question_prompt), write(samples, caption_prompt), strict=True))
 
     language.eval()
-    results, rejects = run_evaluation(
+    samples, results, rejects = run_evaluation(
         source, predict, label="language", check_sample=check_sample, limit=limit
     )
-    answers, truths = [r.answer for r in results], [r.answers for r in results]
+    answers, captions = zip(*results, strict=True)
+    truths, references = [answers_of(s) for s in samples], [reference_captions(s) for s in samples]
+    accuracies = vqa_accuracy(answers, truths)
+    by_kind: dict[str, list[float]] = {}
+    for sample, accuracy in zip(samples, accuracies, strict=True):
+        by_kind.setdefault(str(sample.info["question_kind"]), []).append(accuracy)
+    fields = ("answer", "answers", "kind", "caption", "references")
+    rows = zip(
+        answers, truths, [str(s.info["question_kind"]) for s in samples], captions, references, strict=True
+    )
     return {
         "num_texts": len(results),
-        "answers": mean_vqa_accuracy(answers, truths),
-        "answers_by_kind": vqa_accuracy_by_type(answers, truths, [r.kind for r in results]),
-        "captions": exact_match(
-            [r.caption for r in results], [r.references for r in results], normalize_caption
-        ),
-        "predictions": [r._asdict() for r in results],
+        "answers": fmean(accuracies),
+        "answers_by_kind": {kind: fmean(values) for kind, values in by_kind.items()},
+        "captions": exact_match(captions, references, normalize_caption),
+        "predictions": [dict(zip(fields, row, strict=True)) for row in rows],
         "rejects": [asdict(reject) for reject in rejects],
     }
 

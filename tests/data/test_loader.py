@@ -36,8 +36,16 @@ def assert_same(left, right):
 
 
 @pytest.fixture
-def odd_mixture(tmp_path, write_shards, write_tar, make_image):
+def no_small_pools(monkeypatch):
+    """Few samples are read as many are."""
+    monkeypatch.setattr(order_module, "SMALL_POOL_SAMPLES", 0)
+
+
+@pytest.fixture(params=["streamed", "in memory"])
+def odd_mixture(request, tmp_path, write_shards, write_tar, make_image):
     """Two weighted sources, with damaged images, a sample without image, and a shard that is none."""
+    if request.param == "streamed":
+        request.getfixturevalue("no_small_pools")
     write_shards(tmp_path / "a", [50, 30, 40], corrupt={"00002": b"no image", "00090": b""}, num_captions=3)
     write_shards(tmp_path / "b", [70], num_captions=3)
     odd = [("x.txt", b"no image")]
@@ -62,7 +70,13 @@ def test_batch_shapes(tmp_path, write_shards):
     assert batch.to("cpu").keys == batch.keys
 
 
-def test_every_sample_is_drawn_about_equally_often(make_image):
+def test_every_sample_of_a_small_pool_is_drawn_once_per_epoch(make_image):
+    source = numbered("a", [3, 5, 0, 4], make_image())
+    drawn = names(take(load(source, batch_size=5), 12))
+    assert all(len(set(drawn[i : i + 12])) == 12 for i in range(0, 60, 12))
+
+
+def test_every_sample_is_drawn_about_equally_often(make_image, no_small_pools):
     source = numbered("a", [30, 50, 20, 10, 40], make_image())
     drawn = names(take(load(source, batch_size=150), 20))
     counts = Counter(drawn)
@@ -82,11 +96,14 @@ def test_a_shard_per_stream_is_read_through_before_it_comes_again(make_image):
 
 
 @pytest.mark.parametrize("size", [1, 2, 10])
-def test_small_sources_fill_large_batches(make_image, size):
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_small_sources_fill_large_batches(request, make_image, size, is_streamed):
+    if is_streamed:  # with most pieces of the shard empty
+        request.getfixturevalue("no_small_pools")
     batches = take(load(numbered("a", [size], make_image()), batch_size=128), 2)
     counts = Counter(names(batches))
     assert len(counts) == size
-    assert min(counts.values()) >= 128 / size
+    assert min(counts.values()) >= (128 if is_streamed else 240) / size
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -160,7 +177,7 @@ def test_nothing_is_read_before_the_first_batch_and_little_for_it(make_image):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
 
 
-def test_blocks_hold_few_samples_and_bytes(make_image, monkeypatch):
+def test_blocks_hold_few_samples_and_bytes(make_image, monkeypatch, no_small_pools):
     monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 5)
     source = numbered("a", [60], make_image())
     whole = take(load(source), 60)
@@ -206,8 +223,12 @@ def test_every_caption_of_a_sample_is_used_over_the_epochs(make_image):
     assert captions == {f"sample {n:05d} text {i}" for n in (0, 1) for i in range(3)}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_rejects_are_replaced_and_named(tmp_path, write_tar, write_shards, make_image, num_workers):
+@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), (2, True)])
+def test_rejects_are_replaced_and_named(
+    request, tmp_path, write_tar, write_shards, make_image, num_workers, is_streamed
+):
+    if is_streamed:
+        request.getfixturevalue("no_small_pools")
     corrupt = {"00001": b"", "00003": b"text", "00004": make_image(size=(300, 300))[:-100]}
     write_shards(tmp_path, [8], corrupt=corrupt)
     odd = [("a.jpg", make_image()), ("b.jpg", make_image()), ("b.txt", b"!!!"), ("c.txt", b"no image")]
@@ -232,8 +253,12 @@ def test_rejects_come_once_per_epoch(make_image):
     assert Counter(r.shard for batch in batches for r in batch.rejects) == dict.fromkeys(shards, 3)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_source_without_usable_samples_raises(tmp_path, write_shards, write_tar, num_workers):
+@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), (1, True)])
+def test_a_source_without_usable_samples_raises(
+    request, tmp_path, write_shards, write_tar, num_workers, is_streamed
+):
+    if is_streamed:
+        request.getfixturevalue("no_small_pools")
     folder = write_shards(tmp_path / "all", [3, 3], corrupt={f"{i:05d}": b"bad" for i in range(6)})
     with pytest.raises(
         SourceError, match=r"^\S+all: no sample can be used; the last, 0001/00005: .*known format$"
@@ -327,9 +352,11 @@ SCRIPT = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from memory_source import load, names
+from openblip.data import order
 ending, source, log = sys.argv[2:]
 cursor = None
 if ending == "kill":
+    order.SMALL_POOL_SAMPLES = 0
     try:
         lines = [line for line in open(log).read().splitlines(True) if line.endswith("\\n")]
     except FileNotFoundError:
@@ -372,7 +399,9 @@ def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_sh
         os.killpg(process.pid, 0)  # no process of the group is left
 
 
-def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(tmp_path, write_shards):
+def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(
+    tmp_path, write_shards, no_small_pools
+):
     folder = write_shards(tmp_path / "data", [40, 25, 60], corrupt={"00012": b"bad"})
     log = tmp_path / "log.jsonl"
     moments = random.Random(0)

@@ -18,7 +18,7 @@ def make_order(source, seed=3, rank=0, world_size=1, cursor=None):
 
 @pytest.mark.parametrize(("num_shards", "pieces"), [(1, 64), (5, 13), (63, 2), (64, 1), (200, 1)])
 def test_every_piece_is_read_once_per_epoch(num_shards, pieces):
-    (pool,) = make_order(numbered("a", [1] * num_shards, b"")).pools
+    (pool,) = make_order(numbered("a", [600] * num_shards, b"")).pools
     assert pool.pieces_per_shard == pieces
     size = num_shards * pieces
     epochs = []
@@ -31,6 +31,31 @@ def test_every_piece_is_read_once_per_epoch(num_shards, pieces):
         }
         assert len(epochs[-1]) == size
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_samples_of_a_small_pool_are_pieces():
+    """So an epoch has each of them once, however few there are."""
+    (pool,) = make_order(numbered("a", [3, 0, 2], b"")).pools
+    epochs = [[pool.piece(slot).item.key for slot in range(5 * e, 5 * e + 5)] for e in range(4)]
+    assert all(sorted(epoch) == [f"{i:05d}" for i in range(5)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert [pool.piece(slot).epoch for slot in (0, 4, 5, 19)] == [0, 0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_small"), [([512], True), ([513], False), ([256, 257], False), ([1] * 64, False)]
+)
+def test_how_small_a_pool_is(sizes, is_small):
+    source = numbered("a", sizes, b"12345678")
+    (pool,) = make_order(source).pools
+    assert (pool.items is not None) == is_small
+    assert len(source.reads) <= 2 * 513
+
+
+def test_a_pool_of_few_large_images_is_not_kept_in_memory(monkeypatch):
+    monkeypatch.setattr("openblip.data.order.SMALL_POOL_BYTES", 100)
+    assert make_order(numbered("a", [12], b"12345678")).pools[0].items is not None
+    assert make_order(numbered("a", [13], b"12345678")).pools[0].items is None
 
 
 def test_the_seed_decides_the_order():

@@ -26,6 +26,7 @@ def assert_alike(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     """Scores, predictions and rejects, in the order of the source, on both processes."""
     finished = launch(Path(every_evaluation.__file__), str(tmp_path))

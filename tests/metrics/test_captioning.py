@@ -150,6 +150,7 @@ class NoSpice:
         return 0.0, [0.0] * len(truth)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not java_runs(), reason="METEOR and the official tokenizer are Java programs")
 def test_scores_are_those_of_coco_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captioning, "tokenize_captions", tokenize_with_java)

@@ -69,7 +69,7 @@ class Loader:
             number of processes, those of all are joined (`order.join_cursors`).
 
     Raises:
-        SourceError: when iterated, if a source holds no usable sample or cannot be read.
+        SourceError: a source holds no usable sample or cannot be read; mostly when iterated.
         ConfigError: impossible settings, or a cursor of other data.
     """
 
@@ -346,6 +346,11 @@ class _BlockReader:
         end = Position(start.slot + self.pool.num_streams, 0, 0)
         samples: list[Sample | None] = []
         rejects: list[Reject] = []
+        if piece.item is not None:
+            self._start = end
+            if isinstance(piece.item, Reject):
+                return _Block(piece, start, end, [], [piece.item])
+            return _Block(piece, start, end, [piece.item], [])
         num_bytes, last_number = 0, -1
         try:
             if self._items is None:
@@ -383,9 +388,10 @@ class _UnusableSources:
         self.decoder = decoder
         self._slots_left: dict[str, int] = {}  # by source, until one of its samples could be used
         for pool in pools:
-            for source, _ in pool.shards:
-                rounds = self._slots_left.get(source.name, 0) + 2 * pool.pieces_per_shard
-                self._slots_left[source.name] = rounds
+            pieces = [source for source, _ in pool.items or pool.shards]
+            for source in pieces:
+                slots = 2 if pool.items is not None else 2 * pool.pieces_per_shard
+                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + slots
 
     def note_good(self, source: Source) -> None:
         """A sample of the source could be used."""

@@ -9,10 +9,13 @@ piece of its own. Slots are endless: slot g is piece permutation(g // (n m))[g %
 slots s, s + S, s + 2 S, ... There is no end of an epoch, and nothing to wait for or to equalise.
 
 A slot is read in blocks, and the samples of a block are drawn in the order of a permutation of their own.
+
+In a pool of few samples most pieces would be empty, and streams would draw some samples again before others were
+drawn at all. Its samples are kept in memory, and each is a piece of its own, so every epoch has each of them once.
 """
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -20,13 +23,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openblip.data.sample import Source
+from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ConfigError, SourceError
 from openblip.files import hash_bytes, hash_int
 
 MAX_BLOCK_SAMPLES = 256
 MAX_BLOCK_BYTES = 16 << 20  # 64 streams, each with a block in use and one read ahead: at most 2 GiB
+SMALL_POOL_SAMPLES = 8  # per stream: beyond it no piece has only a few samples
+SMALL_POOL_BYTES = 64 << 20
 _SLOTS, _SAMPLES = 1, 2  # kinds of permutations, so that no two have the same seed
 
 
@@ -41,13 +46,14 @@ class Position(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a slot holds: piece j of m of a shard."""
+    """What a slot holds: piece j of m of a shard, or one sample of a small pool."""
 
     source: Source
     shard: str
     pieces: tuple[int, int]
     epoch: int
     """How often every piece was read before this one."""
+    item: Sample | Reject | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Pool:
     shards: list[tuple[Source, str]]
     num_streams: int
     seed: int
+    items: list[tuple[Source, Sample | Reject]] | None = None
+    """Everything that a small pool holds."""
 
     @property
     def pieces_per_shard(self) -> int:
@@ -66,6 +74,11 @@ class Pool:
 
     def piece(self, slot: int) -> Piece:
         """What a slot holds."""
+        if self.items is not None:
+            epoch, place = divmod(slot, len(self.items))
+            order = _permutation((self.seed, _SLOTS, self.number, epoch), len(self.items))
+            source, item = self.items[order[place]]
+            return Piece(source, item.shard, (0, 1), epoch, item)
         m = self.pieces_per_shard
         epoch, place = divmod(slot, len(self.shards) * m)
         order = _permutation((self.seed, _SLOTS, self.number, epoch), len(self.shards) * m)
@@ -106,7 +119,7 @@ class Order:
         cursor: where an earlier job stopped, of any number of processes that divides its streams.
 
     Raises:
-        SourceError: a source has no shards.
+        SourceError: a source has no shards, or a pool no samples.
         ConfigError: impossible settings, or a cursor of other data or of another seed.
     """
 
@@ -131,11 +144,15 @@ class Order:
                 raise SourceError(f"{source.name}: no shards")
         if mixture.weights is None:
             shards = [[pair for names in shards for pair in names]]
-        self.pools = [Pool(i, pairs, self.num_streams, seed) for i, pairs in enumerate(shards)]
+        self.pools = [
+            Pool(i, pairs, self.num_streams, seed, _read_small_pool(pairs, self.num_streams))
+            for i, pairs in enumerate(shards)
+        ]
         self._cumulative_weights = list(accumulate(mixture.weights or (1.0,)))
         self._identity = {
             "seed": seed,
             "shards": [_describe(source) for source in mixture.sources],
+            "samples": [None if pool.items is None else len(pool.items) for pool in self.pools],
             "weights": None if mixture.weights is None else [round(weight, 9) for weight in mixture.weights],
         }
         self.first_draw = 0
@@ -182,6 +199,39 @@ def join_cursors(cursors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for cursor in cursors:
         _check_same(cursor, first)
     return {**first, "positions": {s: p for cursor in cursors for s, p in cursor["positions"].items()}}
+
+
+def _read_small_pool(
+    shards: Sequence[tuple[Source, str]], num_streams: int
+) -> list[tuple[Source, Sample | Reject]] | None:
+    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read.
+
+    Raises `SourceError` for a pool without samples.
+    """
+    if len(shards) >= num_streams:
+        return None
+    for images in (False, True):
+        items: list[tuple[Source, Sample | Reject]] = []
+        num_bytes = 0
+        for source, shard in shards:
+            for item in _read_items(source, shard, images):
+                items.append((source, item))
+                num_bytes += len(item.image) if isinstance(item, Sample) else 0
+                if len(items) > SMALL_POOL_SAMPLES * num_streams or num_bytes > SMALL_POOL_BYTES:
+                    return None
+    if not items:
+        raise SourceError(f"{shards[0][0].name}: no sample can be used, because it holds none")
+    return items
+
+
+def _read_items(source: Source, shard: str, images: bool) -> Iterator[Sample | Reject]:
+    try:
+        for _, item in source.read(shard, images=images):
+            yield item
+    except SourceError as error:  # of this shard: the others may be fine
+        yield Reject(shard, "", str(error))
+    except OSError as error:
+        raise SourceError(f"{source.name}: shard {shard} cannot be read: {error}") from error
 
 
 def _num_streams(world_size: int) -> int:

@@ -1,7 +1,6 @@
 """Captioning, as COCO and NoCaps measure it (BLIP section 5.2)."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source, caption_texts
@@ -10,14 +9,6 @@ from openblip.generation.decoding import Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
 from openblip.predictor import BasePredictor
 from openblip.predictor.base import CAPTION_DECODING
-
-
-class _CaptionResult(NamedTuple):
-    sample: dict[str, Any]
-    """Names the sample."""
-    caption: str
-    references: list[str]
-    domain: str | None
 
 
 def evaluate_captioning(
@@ -39,27 +30,38 @@ def evaluate_captioning(
         MissingExtraError: pycocoevalcap is not installed.
     """
 
-    def predict(samples: list[Sample]) -> list[_CaptionResult]:
-        images = [sample.image for sample in samples]
-        captions = predictor.caption(images, decoding=decoding, batch_size=batch_size)
-        return [
-            _CaptionResult(
-                {"shard": s.shard, "key": s.key, "image_id": s.info.get("image_id", s.key)},
-                caption,
-                reference_captions(s),
-                s.info.get("domain"),
-            )
-            for s, caption in zip(samples, captions, strict=True)
-        ]
+    def predict(samples: list[Sample]) -> list[str]:
+        captions: list[str] = predictor.caption(
+            [sample.image for sample in samples], decoding=decoding, batch_size=batch_size
+        )
+        return captions
 
     run = run_evaluation(source, predict, label="captioning", check_sample=reference_captions, limit=limit)
-    scored = [result for result in run.results if result.references]
+    image_ids = [sample.info.get("image_id", sample.key) for sample in run.samples]
+    scored = [
+        (caption, references, sample.info.get("domain"))
+        for sample, caption in run.pairs()
+        if (references := reference_captions(sample))
+    ]
+    scores: dict[str, Any] = {}
+    if scored:
+        captions, references, domains = zip(*scored, strict=True)
+        scores["exact_match"] = exact_match(captions, references, normalize_caption)
+        if None in domains:
+            scores |= caption_scores(captions, references)
+        else:
+            by_domain = scores_by_domain(captions, references, domains)
+            scores |= {**by_domain["entire"], "by_domain": by_domain}
     return run.report(
         {"num_images": len(run.results), "num_scored": len(scored)},
-        _scores(scored) if scored else {},
-        predictions=[{**result.sample, "caption": result.caption} for result in run.results],
+        scores,
+        predictions=[
+            {"shard": sample.shard, "key": sample.key, "image_id": image_id, "caption": caption}
+            for (sample, caption), image_id in zip(run.pairs(), image_ids, strict=True)
+        ],
         results=[
-            {"image_id": result.sample["image_id"], "caption": result.caption} for result in run.results
+            {"image_id": image_id, "caption": caption}
+            for image_id, caption in zip(image_ids, run.results, strict=True)
         ],
     )
 
@@ -72,13 +74,3 @@ def reference_captions(sample: Sample) -> list[str]:
     """
     stated = caption_texts(sample.info.get("references"), f"{sample.shard}/{sample.key}: references")
     return [normalize_caption(text) for text in stated or sample.captions]
-
-
-def _scores(scored: Sequence[_CaptionResult]) -> dict[str, Any]:
-    predictions, truths = [result.caption for result in scored], [result.references for result in scored]
-    scores: dict[str, Any] = {"exact_match": exact_match(predictions, truths, normalize_caption)}
-    domains = [result.domain for result in scored if result.domain is not None]
-    if len(domains) == len(scored):
-        by_domain = scores_by_domain(predictions, truths, domains)
-        return {**scores, **by_domain["entire"], "by_domain": by_domain}
-    return {**scores, **caption_scores(predictions, truths)}

@@ -4,7 +4,7 @@ I images, C classes, P templates, E embedding width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,6 @@ TEMPLATES = (
     "art of the {}",
     "a photo of the small {}",
 )
-
-
-class _EmbeddedImage(NamedTuple):
-    sample: dict[str, Any]
-    """Names the sample, with its label."""
-    vector: Tensor
 
 
 def evaluate_classification(
@@ -63,32 +57,28 @@ def evaluate_classification(
         if "{}" not in template:
             raise ConfigError(f'The template "{template}" has no {{}} for the class.')
 
-    def predict(samples: list[Sample]) -> list[_EmbeddedImage]:
-        vectors = predictor.embed_images([sample.image for sample in samples], batch_size)
-        return [
-            _EmbeddedImage({"shard": s.shard, "key": s.key, "label": s.info["label"]}, vector)
-            for s, vector in zip(samples, vectors, strict=True)
-        ]
+    def predict(samples: list[Sample]) -> list[Tensor]:
+        return list(predictor.embed_images([sample.image for sample in samples], batch_size))
 
     def check_sample(sample: Sample) -> None:
         text_field(sample, "label")
 
     run = run_evaluation(source, predict, label="classifying", check_sample=check_sample, limit=limit)
-    labels = [image.sample["label"] for image in run.results]
+    labels = [sample.info["label"] for sample in run.samples]
     phrases = classes or {label: label for label in sorted(set(labels))}
     names = list(phrases)
     unknown = sorted(set(labels) - phrases.keys())
     if unknown:
         raise ConfigError(f"{source.name} has the label {unknown[0]}, none of the {len(names)} classes.")
-    images = torch.stack([image.vector for image in run.results])
     class_vectors = embed_classes(predictor, list(phrases.values()), templates, batch_size)
-    scores = similarity_matrix(images, class_vectors)  # (I, C)
-    predicted = [names[i] for i in scores.argmax(dim=1).tolist()]
+    scores = similarity_matrix(torch.stack(run.results), class_vectors)  # (I, C)
+    predicted = scores.argmax(dim=1).tolist()
     return run.report(
         {"num_images": len(labels), "num_classes": len(names), "num_templates": len(templates)},
         classification_accuracy(scores.numpy(), [names.index(label) for label in labels]),
         predictions=[
-            {**image.sample, "predicted": name} for image, name in zip(run.results, predicted, strict=True)
+            {"shard": sample.shard, "key": sample.key, "label": sample.info["label"], "predicted": names[i]}
+            for sample, i in zip(run.samples, predicted, strict=True)
         ],
     )
 

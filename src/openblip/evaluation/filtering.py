@@ -3,7 +3,6 @@
 N texts.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from openblip.data.sources import open_source
 from openblip.data.sources.capfilt import CapFiltSource
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import reference_captions
-from openblip.evaluation.run import run_evaluation
+from openblip.evaluation.run import require_caption, run_evaluation
 from openblip.metrics.filtering import auc, filter_quality
 from openblip.predictor import BasePredictor
 
@@ -38,14 +37,24 @@ def evaluate_filter(
     `SourceError` when no sample does.
     """
 
-    def predict(samples: list[Sample]) -> list[tuple[float, str | None]]:
+    def predict(samples: list[Sample]) -> list[float]:
         images, texts = [sample.image for sample in samples], [sample.captions[0] for sample in samples]
         scores: list[float] = predictor.match(images, texts, batch_size).tolist()
-        return [(score, sample.info["noise"]) for score, sample in zip(scores, samples, strict=True)]
+        return scores
 
-    run = run_evaluation(source, predict, label="matching", check_sample=_check_noise, limit=limit)
-    scores, kinds = np.array([score for score, _ in run.results]), [kind for _, kind in run.results]
-    return run.report({"num_pairs": len(kinds)}, filter_report(scores, kinds, threshold))
+    def check_sample(sample: Sample) -> None:
+        require_caption(sample)
+        if "noise" not in sample.info:
+            raise SourceError("no `noise` field, so the truth is not known")
+        kind = sample.info["noise"]
+        if kind is not None and not isinstance(kind, str):
+            raise SourceError(
+                f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}"
+            )
+
+    run = run_evaluation(source, predict, label="matching", check_sample=check_sample, limit=limit)
+    kinds = [sample.info["noise"] for sample in run.samples]
+    return run.report({"num_pairs": len(kinds)}, filter_report(np.array(run.results), kinds, threshold))
 
 
 def filter_report(
@@ -57,20 +66,12 @@ def filter_report(
     defined (the precision of a filter that keeps nothing) is None.
     """
     clean = np.array([kind is None for kind in kinds])
-    quality = filter_quality(scores, clean, threshold)
     by_kind = {}
     for kind in sorted({kind for kind in kinds if kind is not None}):
         rows = clean | np.array([other == kind for other in kinds])
         by_kind[kind] = auc(scores[rows], clean[rows])
-    return {
-        "threshold": threshold,
-        "auc": _none_if_nan(auc(scores, clean)),
-        "precision": _none_if_nan(quality.precision),
-        "recall": _none_if_nan(quality.recall),
-        "noise_before": quality.noise_before,
-        "noise_after": _none_if_nan(quality.noise_after),
-        "auc_by_kind": by_kind,
-    }
+    quality = filter_quality(scores, clean, threshold)
+    return {"threshold": threshold, "auc": auc(scores, clean), **quality, "auc_by_kind": by_kind}
 
 
 def _open_run(directory: str | Path) -> CapFiltSource:
@@ -98,7 +99,8 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
         SourceError: a sample cannot be read, or does not say what is true of it.
     """
     run = _open_run(directory)
-    scores, is_web, is_true, kinds = [], [], [], []
+    web: list[tuple[float, str | None]] = []  # P(match) and kind of noise
+    synthetic: list[tuple[float, bool]] = []  # P(match) and whether the text is true
     for shard in run.shards():
         rows_by_key: dict[str, list[dict[str, Any]]] = {}
         for row in read_captions(directory, shard).to_pylist():
@@ -114,51 +116,31 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
                     raise SourceError(
                         f"{run.original.name}: {shard}/{sample.key} does not say what is true of it."
                     )
-                web = row["source"] == "web"
-                kind = sample.info["noise"] if web else None
-                scores.append(row["itm"])
-                is_web.append(web)
-                is_true.append(kind is None if web else normalize_caption(row["caption"]) in true_captions)
-                kinds.append(kind)
+                if row["source"] == "web":
+                    web.append((row["itm"], sample.info["noise"]))
+                else:
+                    synthetic.append((row["itm"], normalize_caption(row["caption"]) in true_captions))
         if rows_by_key:
             raise SourceError(f"{run.original.name}: {shard}/{next(iter(rows_by_key))} is no longer there.")
-    itm, clean, web_rows = np.array(scores), np.array(is_true), np.array(is_web)
+    itm = np.array([score for score, _ in [*web, *synthetic]])
+    clean = np.array([*(kind is None for _, kind in web), *(is_true for _, is_true in synthetic)])
     kept = itm > run.threshold
-    web_kinds = [kind for kind, web in zip(kinds, is_web, strict=True) if web]
+    of_synthetic: dict[str, Any] = {"num_texts": len(synthetic)}
+    if synthetic:
+        written, correct = itm[len(web) :], clean[len(web) :]
+        quality = filter_quality(written, correct, run.threshold)
+        of_synthetic |= {
+            "correct": float(correct.mean()),
+            "correct_kept": quality["precision"],
+            "recall": quality["recall"],
+            "auc": auc(written, correct),
+        }
     return {
-        "num_images": int(web_rows.sum()),
-        "web": filter_report(itm[web_rows], web_kinds, run.threshold),
-        "synthetic": _synthetic_report(itm[~web_rows], clean[~web_rows], run.threshold),
-        "noise_before": float(1 - clean[web_rows].mean()),
+        "num_images": len(web),
+        "web": filter_report(itm[: len(web)], [kind for _, kind in web], run.threshold),
+        "synthetic": of_synthetic,
+        "noise_before": float(1 - clean[: len(web)].mean()),
         "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,
         "num_kept": int(kept.sum()),
-        "num_texts": len(scores),
-    }
-
-
-def _synthetic_report(itm: NDArray[np.float64], clean: NDArray[np.bool_], threshold: float) -> dict[str, Any]:
-    if not len(itm):
-        return {"num_texts": 0}
-    quality = filter_quality(itm, clean, threshold)
-    return {
         "num_texts": len(itm),
-        "correct": float(clean.mean()),
-        "correct_kept": _none_if_nan(quality.precision),
-        "recall": _none_if_nan(quality.recall),
-        "auc": _none_if_nan(auc(itm, clean)),
     }
-
-
-def _check_noise(sample: Sample) -> None:
-    if not sample.captions:
-        raise SourceError("no caption")
-    if "noise" not in sample.info:
-        raise SourceError("no `noise` field, so the truth is not known")
-    kind = sample.info["noise"]
-    if kind is not None and not isinstance(kind, str):
-        raise SourceError(f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}")
-
-
-def _none_if_nan(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value

@@ -17,32 +17,32 @@ def evaluate_nlvr(
     Statements without a label are judged and not scored. Raises `SourceError` when no sample can be used.
     """
 
-    def predict(samples: list[Sample]) -> list[dict[str, Any]]:
+    def predict(samples: list[Sample]) -> list[float]:
         pairs: list[Any] = [(sample.image, sample.second_image) for sample in samples]
         statements = [sample.info["statement"] for sample in samples]
-        probabilities = predictor.judge(pairs, statements, batch_size=batch_size).tolist()
-        return [
-            {
-                "shard": sample.shard,
-                "key": sample.key,
-                "statement": sample.info["statement"],
-                "probability": probability,
-                "label": sample.info.get("label"),
-            }
-            for sample, probability in zip(samples, probabilities, strict=True)
-        ]
+        probabilities: list[float] = predictor.judge(pairs, statements, batch_size=batch_size).tolist()
+        return probabilities
 
-    run = run_evaluation(source, predict, label="judging", check_sample=_check_statement, limit=limit)
-    correct = [(row["probability"] > 0.5) == row["label"] for row in run.results if row["label"] is not None]
+    def check_sample(sample: Sample) -> None:
+        text_field(sample, "statement")
+        label_of(sample)
+        if sample.second_image is None:
+            raise SourceError("no second image")
+
+    run = run_evaluation(source, predict, label="judging", check_sample=check_sample, limit=limit)
+    predictions = [
+        {
+            "shard": sample.shard,
+            "key": sample.key,
+            "statement": sample.info["statement"],
+            "probability": probability,
+            "label": sample.info.get("label"),
+        }
+        for sample, probability in run.pairs()
+    ]
+    correct = [(row["probability"] > 0.5) == row["label"] for row in predictions if row["label"] is not None]
     return run.report(
-        {"num_statements": len(run.results)},
+        {"num_statements": len(predictions)},
         {"accuracy": sum(correct) / len(correct)} if correct else {},
-        predictions=run.results,
+        predictions=predictions,
     )
-
-
-def _check_statement(sample: Sample) -> None:
-    text_field(sample, "statement")
-    label_of(sample)
-    if sample.second_image is None:
-        raise SourceError("no second image")

@@ -1,8 +1,7 @@
 """Visual question answering, of images and of videos (BLIP sections 5.3 and 5.6)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -11,24 +10,10 @@ from openblip.data.sample import Sample, Source
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation, sample_images
 from openblip.generation.decoding import Beam, Decoding
-from openblip.metrics.vqa import (
-    direct_answer_accuracy,
-    mean_vqa_accuracy,
-    multiple_choice_accuracy,
-    single_answer_accuracy,
-    vqa_accuracy_by_type,
-)
+from openblip.metrics.vqa import direct_answer_accuracy, single_answer_accuracy, vqa_accuracy
 from openblip.predictor import BasePredictor
 
 ANSWER_DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
-
-
-class _AnsweredQuestion(NamedTuple):
-    sample: Sample
-    """Without its image."""
-    answer: str
-    choice: str | None
-    """The best of the sample's choices, where it offers some."""
 
 
 def evaluate_question_answering(
@@ -52,7 +37,8 @@ def evaluate_question_answering(
     Raises `SourceError` when no sample can be used.
     """
 
-    def predict(samples: list[Sample]) -> list[_AnsweredQuestion]:
+    def predict(samples: list[Sample]) -> list[tuple[str, str | None]]:
+        """Each answer, and the likeliest of the choices where the sample offers some."""
         images = predictor.encode(sample_images(predictor, samples, num_frames, batch_size), batch_size)
         questions = [sample.info["question"] for sample in samples]
         answers = predictor.answer(images, questions, candidates, decoding=decoding, batch_size=batch_size)
@@ -67,25 +53,21 @@ def evaluate_question_answering(
                 batch_size=batch_size,
             )
             choices = dict(zip(with_choices, likeliest, strict=True))
-        return [
-            _AnsweredQuestion(replace(sample, image=b""), answer, choices.get(i))
-            for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))
-        ]
+        return [(answer, choices.get(i)) for i, answer in enumerate(answers)]
 
     run = run_evaluation(source, predict, label="answering", check_sample=_check_question, limit=limit)
-    answers = [
-        {"question_id": row.sample.info.get("question_id", row.sample.key), "answer": row.answer}
-        for row in run.results
+    results = [
+        {"question_id": sample.info.get("question_id", sample.key), "answer": answer}
+        for sample, (answer, _) in run.pairs()
     ]
     return run.report(
-        {"num_questions": len(run.results)},
-        _accuracies(run.results),
+        {"num_questions": len(results)},
+        _accuracies([(sample, answer, choice) for sample, (answer, choice) in run.pairs()]),
         predictions=[
-            {"shard": row.sample.shard, "key": row.sample.key, "question": row.sample.info["question"]}
-            | answer
-            for row, answer in zip(run.results, answers, strict=True)
+            {"shard": sample.shard, "key": sample.key, "question": sample.info["question"], **row}
+            for sample, row in zip(run.samples, results, strict=True)
         ],
-        results=answers,
+        results=results,
     )
 
 
@@ -101,39 +83,43 @@ def _check_question(sample: Sample) -> None:
         raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
 
 
-def _accuracies(rows: Sequence[_AnsweredQuestion]) -> dict[str, Any]:
-    """Each accuracy that the annotations allow, over the questions that it applies to."""
+def _accuracies(rows: Sequence[tuple[Sample, str, str | None]]) -> dict[str, Any]:
+    """Each accuracy that the annotations allow, over the questions that it applies to.
+
+    rows: sample, answer, and the likeliest choice where the sample offers some.
+    """
+    several: list[tuple[str, list[str], str]] = []  # answer, right answers, type of question
+    single: list[tuple[str, str]] = []
+    direct: list[tuple[str, list[str]]] = []
+    is_right_choice: list[bool] = []
+    for sample, answer, choice in rows:
+        info, right = sample.info, answers_of(sample)
+        if choice is None and len(right) > 1:
+            # VQAv2's type of the answer, or the emoji scenes' kind of question.
+            several.append(
+                (answer, right, str(info.get("answer_type") or info.get("question_kind") or "other"))
+            )
+        elif choice is None and right:
+            single.append((answer, right[0]))
+        elif choice is not None:
+            if right and not info.get("difficult_direct_answer"):
+                direct.append((answer, right))
+            if (correct := info.get("correct_choice")) is not None:
+                is_right_choice.append(choice == info["choices"][correct])
     scores: dict[str, Any] = {}
-    without_choices = [row for row in rows if row.choice is None]
-    several = [row for row in without_choices if len(answers_of(row.sample)) > 1]
-    single = [row for row in without_choices if len(answers_of(row.sample)) == 1]
-    with_choices = [row for row in rows if row.choice is not None]
-    direct = [
-        row
-        for row in with_choices
-        if answers_of(row.sample) and not row.sample.info.get("difficult_direct_answer")
-    ]
-    with_correct = [row for row in with_choices if row.sample.info.get("correct_choice") is not None]
     if several:
-        answers, truths = [row.answer for row in several], [answers_of(row.sample) for row in several]
-        scores["vqa_accuracy"] = mean_vqa_accuracy(answers, truths)
-        # VQAv2's type of the answer, or the emoji scenes' kind of question.
-        infos = [row.sample.info for row in several]
-        types = [str(info.get("answer_type") or info.get("question_kind") or "other") for info in infos]
-        if len(set(types)) > 1:
-            scores["by_type"] = vqa_accuracy_by_type(answers, truths, types)
+        answers, right_answers, types = zip(*several, strict=True)
+        accuracies = vqa_accuracy(answers, right_answers)
+        scores["vqa_accuracy"] = sum(accuracies) / len(accuracies)
+        by_type: dict[str, list[float]] = {}
+        for kind, accuracy in zip(types, accuracies, strict=True):
+            by_type.setdefault(kind, []).append(accuracy)
+        if len(by_type) > 1:
+            scores["by_type"] = {kind: sum(values) / len(values) for kind, values in by_type.items()}
     if single:
-        scores["accuracy"] = single_answer_accuracy(
-            [row.answer for row in single], [answers_of(row.sample)[0] for row in single]
-        )
+        scores["accuracy"] = single_answer_accuracy(*zip(*single, strict=True))
     if direct:
-        scores["direct_answer_accuracy"] = direct_answer_accuracy(
-            [row.answer for row in direct], [answers_of(row.sample) for row in direct]
-        )
-    if with_correct:
-        scores["multiple_choice_accuracy"] = multiple_choice_accuracy(
-            [str(row.choice) for row in with_correct],
-            [row.sample.info["choices"] for row in with_correct],
-            [row.sample.info["correct_choice"] for row in with_correct],
-        )
+        scores["direct_answer_accuracy"] = direct_answer_accuracy(*zip(*direct, strict=True))
+    if is_right_choice:
+        scores["multiple_choice_accuracy"] = sum(is_right_choice) / len(is_right_choice)
     return scores

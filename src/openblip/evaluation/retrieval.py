@@ -3,28 +3,19 @@
 I images or videos, T texts.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.data.sample import Sample, Source
-from openblip.errors import SourceError
-from openblip.evaluation.run import run_evaluation, sample_images
+from openblip.evaluation.run import require_caption, run_evaluation, sample_images
 from openblip.metrics.retrieval import retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 
 NUM_RERANKED = 16
-
-
-class _EmbeddedImage(NamedTuple):
-    place: tuple[str, str]
-    """Shard and key."""
-    image_id: str
-    captions: tuple[str, ...]
-    vector: Tensor
 
 
 def evaluate_retrieval(
@@ -47,36 +38,32 @@ def evaluate_retrieval(
     Raises `SourceError` when no sample has a caption.
     """
 
-    def embed(samples: list[Sample]) -> list[_EmbeddedImage]:
+    def embed(samples: list[Sample]) -> list[Tensor]:
         images = sample_images(predictor, samples, num_frames, batch_size)
-        vectors = predictor.embed_images(images, batch_size)
-        return [
-            _EmbeddedImage((s.shard, s.key), s.image_id, s.captions, vector)
-            for s, vector in zip(samples, vectors, strict=True)
-        ]
+        return list(predictor.embed_images(images, batch_size))
 
-    run = run_evaluation(source, embed, label="embedding", check_sample=_check_caption, limit=limit)
-    ids = {name: i for i, name in enumerate(dict.fromkeys(image.image_id for image in run.results))}
-    image_ids = np.array([ids[image.image_id] for image in run.results])
-    texts = [caption for image in run.results for caption in image.captions]
-    text_ids = np.array([ids[image.image_id] for image in run.results for _ in image.captions])
-    vectors = torch.stack([image.vector for image in run.results])
-    similarity = similarity_matrix(vectors, predictor.embed_texts(texts, batch_size))  # (I, T)
+    run = run_evaluation(source, embed, label="embedding", check_sample=require_caption, limit=limit)
+    ids = {name: i for i, name in enumerate(dict.fromkeys(sample.image_id for sample in run.samples))}
+    image_ids = np.array([ids[sample.image_id] for sample in run.samples])
+    texts = [caption for sample in run.samples for caption in sample.captions]
+    text_ids = np.array([ids[sample.image_id] for sample in run.samples for _ in sample.captions])
+    vectors = predictor.embed_texts(texts, batch_size)
+    similarity = similarity_matrix(torch.stack(run.results), vectors)  # (I, T)
     top_of_image = topk_mask(similarity, rerank)  # (I, T) bool
     top_of_text = topk_mask(similarity.T, rerank).T  # (I, T) bool
     needed = top_of_image | top_of_text
-    row_of_place = {image.place: i for i, image in enumerate(run.results)}
+    row_of_sample = {(sample.shard, sample.key): i for i, sample in enumerate(run.samples)}
 
     def match(samples: list[Sample]) -> list[Tensor]:
         images = predictor.encode(sample_images(predictor, samples, num_frames, batch_size), batch_size)
         scores = []
         for i, sample in enumerate(samples):
-            columns = needed[row_of_place[sample.shard, sample.key]].nonzero().flatten().tolist()
+            columns = needed[row_of_sample[sample.shard, sample.key]].nonzero().flatten().tolist()
             image = images.select(torch.tensor([i]))
             scores.append(predictor.match_matrix(image, [texts[c] for c in columns], batch_size)[0])
         return scores
 
-    matched = run_evaluation(source, match, label="re-ranking", check_sample=_check_caption, limit=limit)
+    matched = run_evaluation(source, match, label="re-ranking", check_sample=require_caption, limit=limit)
     itm = torch.zeros_like(similarity)
     itm[needed] = torch.cat(matched.results)
     return run.report(
@@ -104,8 +91,3 @@ def rerank_scores(scores: Tensor, itm: Tensor, chosen: Tensor) -> Tensor:
     """Return the scores with `itm` added where `chosen`, raised so far that these come before all others."""
     above_all_others = scores.max() - scores.min() + 1.0
     return scores + chosen * (itm + above_all_others)
-
-
-def _check_caption(sample: Sample) -> None:
-    if not sample.captions:
-        raise SourceError("no caption")

@@ -4,8 +4,8 @@ Under torchrun every process reads and predicts its share; afterwards all of the
 source's order. A sample that cannot be used is named and skipped. No image stays in memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,15 +18,19 @@ from openblip.progress import Progress
 
 SAMPLES_PER_BATCH = 64
 
-_Item = TypeVar("_Item")
 Result = TypeVar("Result")
 
 
 class EvaluationResults(NamedTuple, Generic[Result]):
-    """A result for every sample that could be used, and a reject for every other one."""
+    """Every sample that could be used, without its images, and its result; a reject for every other one."""
 
+    samples: list[Sample]
     results: list[Result]
     rejects: list[Reject]
+
+    def pairs(self) -> Iterator[tuple[Sample, Result]]:
+        """Every sample with its result."""
+        return zip(self.samples, self.results, strict=True)
 
     def report(self, counts: Mapping[str, int], scores: Mapping[str, Any], **lists: Any) -> dict[str, Any]:
         """What an evaluation returns: counts, scores, the `lists` (predictions, ...), and the rejects."""
@@ -63,34 +67,33 @@ def run_evaluation(
         SourceError: no sample of the source can be used, or a whole shard cannot be opened.
     """
     share = Share(rank(), world_size())
-    entries = read_source(source, check_sample, share=share, limit=limit)
-    outcomes: list[tuple[int, Result | Reject]] = []
-    num_shards = len(source.shards())
+    entries = enumerate(read_source(source, check_sample, share=share, limit=limit))
+    outcomes: list[tuple[int, Sample | None, Result | Reject]] = []  # by number in the source
     shards_seen: set[str] = set()
     with Progress(label, unit="samples", visible=share.index == 0) as bar:
-        for batch in _batches(enumerate(entries), samples_per_batch):
+        while batch := list(islice(entries, samples_per_batch)):
             samples: list[tuple[int, Sample]] = []
             for place, entry in batch:
                 number = place * share.count + share.index
                 shards_seen.add((entry if isinstance(entry, Reject) else entry[0]).shard)
                 if isinstance(entry, Reject):
-                    outcomes.append((number, entry))
+                    outcomes.append((number, None, entry))
                 else:
                     samples.append((number, entry[0]))
             outcomes += _predict(samples, predict)
             bar.advance(len(batch))
-            bar.estimate_total(len(shards_seen) - 1, num_shards)
-    results: list[Result] = []
-    rejects: list[Reject] = []
-    for _, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
+            bar.estimate_total(len(shards_seen) - 1, len(source.shards()))
+    run: EvaluationResults[Result] = EvaluationResults([], [], [])
+    for _, sample, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
         if isinstance(outcome, Reject):
-            rejects.append(outcome)
-        else:
-            results.append(outcome)
-    if not results:
-        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in rejects[:3])
+            run.rejects.append(outcome)
+        elif sample is not None:
+            run.samples.append(sample)
+            run.results.append(outcome)
+    if not run.results:
+        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in run.rejects[:3])
         raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
-    return EvaluationResults(results, rejects)
+    return run
 
 
 def sample_images(
@@ -101,16 +104,16 @@ def sample_images(
     return encoded if num_frames is None else predictor.encode_videos(encoded, num_frames, batch_size)
 
 
-def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def require_caption(sample: Sample) -> None:
+    """Raise `SourceError` for a sample without a caption."""
+    if not sample.captions:
+        raise SourceError("no caption")
 
 
 def _predict(
     samples: Sequence[tuple[int, Sample]], predict: Callable[[list[Sample]], Sequence[Result]]
-) -> list[tuple[int, Result | Reject]]:
-    """The outcome of each numbered sample."""
+) -> list[tuple[int, Sample | None, Result | Reject]]:
+    """Each numbered sample without its images, and its outcome."""
     if not samples:
         return []
     try:
@@ -119,5 +122,8 @@ def _predict(
         if len(samples) > 1:
             return [outcome for one in samples for outcome in _predict([one], predict)]
         ((number, sample),) = samples
-        return [(number, Reject(sample.shard, sample.key, str(error)))]
-    return [(number, result) for (number, _), result in zip(samples, results, strict=True)]
+        return [(number, None, Reject(sample.shard, sample.key, str(error)))]
+    return [
+        (number, replace(sample, image=b"", second_image=None, info=dict(sample.info)), result)
+        for (number, sample), result in zip(samples, results, strict=True)
+    ]

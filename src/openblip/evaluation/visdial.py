@@ -20,7 +20,6 @@ DIALOGS_PER_BATCH = 8  # of ten rounds each
 
 
 class _RankedRound(NamedTuple):
-    image_id: Any
     round: Round
     scores: list[float]
     """P(right) of each candidate."""
@@ -50,36 +49,25 @@ def evaluate_visdial(
         )
         ranked: list[list[_RankedRound]] = [[] for _ in samples]
         for (i, each), of_round in zip(flat, scores, strict=True):
-            image_id = samples[i].info.get("image_id", samples[i].key)
-            ranked[i].append(_RankedRound(image_id, each, of_round.tolist()))
+            ranked[i].append(_RankedRound(each, of_round.tolist()))
         return ranked
 
     def check_sample(sample: Sample) -> None:
         text_field(sample, "caption")
         open_rounds(sample)
 
-    run = run_evaluation(
-        source,
-        predict,
-        label="ranking",
-        check_sample=check_sample,
-        limit=limit,
-        samples_per_batch=DIALOGS_PER_BATCH,
-    )
-    ranked = [each for dialog in run.results for each in dialog]
+    options: dict[str, Any] = {"limit": limit, "samples_per_batch": DIALOGS_PER_BATCH}
+    run = run_evaluation(source, predict, label="ranking", check_sample=check_sample, **options)
     ranks = [
-        {"image_id": each.image_id, "round_id": each.round.number + 1, "ranks": _ranks(each.scores)}
-        for each in ranked
+        {
+            "image_id": sample.info.get("image_id", sample.key),
+            "round_id": each.round.number + 1,
+            "ranks": _ranks(each.scores),
+        }
+        for sample, dialog in run.pairs()
+        for each in dialog
     ]
-    return run.report(
-        {"num_dialogs": len(run.results), "num_rounds": len(ranked)},
-        _scores(ranked),
-        predictions=ranks,
-        results=ranks,
-    )
-
-
-def _scores(ranked: Sequence[_RankedRound]) -> dict[str, float]:
+    ranked = [each for dialog in run.results for each in dialog]
     answered = [each for each in ranked if each.round.answer_index is not None]
     judged = [each for each in ranked if any(each.round.relevance or ())]
     scores: dict[str, float] = {}
@@ -89,7 +77,8 @@ def _scores(ranked: Sequence[_RankedRound]) -> dict[str, float]:
     if judged:
         relevance = _matrix([each.round.relevance or [] for each in judged], 0.0)
         scores["ndcg"] = ndcg(_matrix([each.scores for each in judged], -np.inf), relevance)
-    return scores
+    counts = {"num_dialogs": len(run.results), "num_rounds": len(ranked)}
+    return run.report(counts, scores, predictions=ranks, results=ranks)
 
 
 def _matrix(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]:

@@ -1,11 +1,11 @@
 """How well a filter separates clean texts from noisy ones, where the truth is known.
 
-N texts. `clean` (N,) bool is the truth; a text is kept where its score is above the threshold (BLIP section
-3.3). Shares of nothing are nan: the precision of a filter that keeps no text, the recall where none is clean.
+N texts. `clean` (N,) bool is the truth; a text is kept where its score is above the threshold (BLIP section 3.3).
+A value that is not defined is None: the precision of a filter that keeps no text, the recall where none is clean.
 Written here because it is a few lines, and scikit-learn is no dependency.
 """
 
-from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,56 +13,44 @@ from numpy.typing import ArrayLike, NDArray
 from openblip.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilterQuality:
-    """A filter at one threshold. Shares are in [0, 1]."""
+class FilterQuality(TypedDict):
+    """A filter at one threshold, as shares in [0, 1]."""
 
-    threshold: float
-    num_texts: int
-    num_kept: int
-    precision: float
+    precision: float | None
     """Share of the kept texts that are clean."""
-    recall: float
+    recall: float | None
     """Share of the clean texts that are kept."""
-    noise_before: float
+    noise_before: float | None
     """Share of noisy texts among all."""
-    noise_after: float
+    noise_after: float | None
     """Share of noisy texts among the kept."""
 
 
 def filter_quality(scores: ArrayLike, clean: ArrayLike, threshold: float) -> FilterQuality:
     """Return precision, recall and noise before and after keeping the texts with scores (N,) above `threshold`.
 
-    Raises:
-        ConfigError: `scores` and `clean` differ in length, or a score is not a number.
+    Raises `ConfigError` when `scores` and `clean` differ in length, or a score is not a number.
     """
     values, truth = _checked(scores, clean)
     kept = values > threshold
-    num_kept, num_clean, num_kept_clean = int(kept.sum()), int(truth.sum()), int((kept & truth).sum())
-    return FilterQuality(
-        threshold=float(threshold),
-        num_texts=len(values),
-        num_kept=num_kept,
-        precision=_share(num_kept_clean, num_kept),
-        recall=_share(num_kept_clean, num_clean),
-        noise_before=_share(len(values) - num_clean, len(values)),
-        noise_after=_share(num_kept - num_kept_clean, num_kept),
-    )
+    return {
+        "precision": _share(truth[kept]),
+        "recall": _share(kept[truth]),
+        "noise_before": _share(~truth),
+        "noise_after": _share(~truth[kept]),
+    }
 
 
-def auc(scores: ArrayLike, clean: ArrayLike) -> float:
+def auc(scores: ArrayLike, clean: ArrayLike) -> float | None:
     """Return the area under the ROC curve: how probably a clean text scores above a noisy one.
 
-    A tie counts half. Computed from ranks (Mann-Whitney), in O(N log N).
-    nan unless there are both clean and noisy texts.
-
-    Raises:
-        ConfigError: as `filter_quality`.
+    A tie counts half. Computed from ranks (Mann-Whitney), in O(N log N). None unless there are both clean and
+    noisy texts. Raises as `filter_quality`.
     """
     values, truth = _checked(scores, clean)
     num_clean, num_noisy = int(truth.sum()), int((~truth).sum())
     if num_clean == 0 or num_noisy == 0:
-        return float("nan")
+        return None
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # ranks from 1; equal scores share their mean rank
     rank_sum = float(mean_rank[group][truth].sum())
@@ -80,5 +68,5 @@ def _checked(scores: ArrayLike, clean: ArrayLike) -> tuple[NDArray[np.float64], 
     return values, truth
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _share(condition: NDArray[np.bool_]) -> float | None:
+    return int(condition.sum()) / len(condition) if len(condition) else None

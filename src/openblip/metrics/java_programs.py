@@ -1,8 +1,9 @@
 """The tokenizer, METEOR and SPICE: Java programs that pycocoevalcap carries, with the options of COCO evaluation.
 
 pycocoevalcap's own wrappers wait for ever where Java breaks off, keep it running, download models without
-being asked, and write into the package's folder. These say what is wrong instead and leave nothing behind.
-METEOR and SPICE take tokenized captions by image.
+being asked, and write into the package's folder. These leave nothing behind, and raise `MissingExtraError`, which
+says what is wrong, where pycocoevalcap is not installed, no Java runs, or it cannot run the program. METEOR and SPICE
+take tokenized captions by image.
 """
 
 import contextlib
@@ -34,11 +35,7 @@ def java_runs() -> bool:
 
 
 def tokenize_with_java(captions: Sequence[str]) -> list[str]:
-    """Tokenize with the official tokenizer and the options of COCO evaluation.
-
-    Raises:
-        MissingExtraError: pycocoevalcap, which carries it, is not installed, or Java cannot run it.
-    """
+    """Tokenize with the official tokenizer and the options of COCO evaluation."""
     jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     # One line per caption: whatever Java takes for the end of a line must not be inside one.
     lines = [" ".join(caption.split()) for caption in captions]
@@ -60,11 +57,7 @@ def tokenize_with_java(captions: Sequence[str]) -> list[str]:
 def meteor_scores(
     written: Mapping[int, Sequence[str]], truth: Mapping[int, Sequence[str]], groups: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Return METEOR of each of `groups` of images, every group as one text. Java starts once.
-
-    Raises:
-        MissingExtraError: pycocoevalcap is not installed, or no Java runs its program.
-    """
+    """Return METEOR of each of `groups` of images, every group as one text. Java starts once."""
     _require_java("METEOR")
     # -Dfile.encoding: Java before 18 would take the locale's.
     command = ["java", "-Dfile.encoding=UTF-8", "-jar", "-Xmx2G", "meteor-1.5.jar"]
@@ -91,9 +84,7 @@ def meteor_scores(
 def spice_scores(written: Mapping[int, Sequence[str]], truth: Mapping[int, Sequence[str]]) -> list[float]:
     """Return SPICE's F score of every image, nan where the program gives none.
 
-    Raises:
-        MissingExtraError: as `meteor_scores`, or Stanford's models, which pycocoevalcap does not carry, are
-            not there.
+    Raises `MissingExtraError` also where Stanford's models, which pycocoevalcap does not carry, are not there.
     """
     _require_java("SPICE")
     folder = pycocoevalcap_folder() / "spice"
@@ -132,18 +123,13 @@ def _require_java(metric: str) -> None:
 def _conversation(metric: str, command: list[str], folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
     """Yield the input and the output of a program that is stopped at the end, whatever happens.
 
-    Raises:
-        MissingExtraError: it broke off, or answered with something other than numbers.
+    Raises `MissingExtraError` when it broke off, or answered with something other than numbers.
     """
     # Errors go to a file: a pipe that nobody reads would fill up and stop the program.
     with tempfile.TemporaryFile() as errors:
+        pipe = subprocess.PIPE
         program = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            encoding="utf-8",
+            command, cwd=folder, stdin=pipe, stdout=pipe, stderr=errors, encoding="utf-8"
         )
         assert program.stdin is not None
         assert program.stdout is not None
@@ -164,11 +150,7 @@ def _conversation(metric: str, command: list[str], folder: Path) -> Iterator[tup
 
 
 def pycocoevalcap_folder() -> Path:
-    """Return the folder of pycocoevalcap, which carries the Java programs.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return the folder of pycocoevalcap, which carries the Java programs."""
     spec = find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(

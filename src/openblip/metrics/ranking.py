@@ -4,6 +4,8 @@ R rounds, I images, C candidates or classes. Scores (R, C) or (I, C), the higher
 count by their expected value under a random order, so that constant scores rank as guessing does. VisDial's
 code takes whatever order its sort leaves, which is why these metrics are written here.
 Lists of candidates of unequal length are filled up with scores of minus infinity.
+
+Each function raises `ConfigError` for no rows, shapes that do not fit, and values that are not numbers.
 """
 
 from collections.abc import Sequence
@@ -19,21 +21,18 @@ def answer_ranking(
 ) -> dict[str, float]:
     """Return the answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
 
-    `answer_index` (R,) int: the right candidate of every round. A k above C means all of C.
-
-    Raises:
-        ConfigError: no rounds, shapes that do not fit, a score that is not a number, an answer that is not
-            among the candidates, or a k below 1.
+    `answer_index` (R,) int: the right candidate of every round. A k above C means all of C. Raises `ConfigError` also
+    for an answer that is not among the candidates, and for a k below 1.
     """
     if min(ks, default=0) < 1:
         raise ConfigError(f"answer_ranking: ks is {list(ks)}; give numbers from 1 on")
-    above, tied = count_above_and_tied("answer_ranking", scores, answer_index)
+    above, tied = _count_above_and_tied("answer_ranking", scores, answer_index)
     # The rank is each of above + 1, ..., above + tied with the same probability.
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((above + tied).max()) + 1))])
     reciprocal = (harmonic[above + tied] - harmonic[above]) / tied
     return {
         "mrr": float(reciprocal.mean()),
-        **{f"r{k}": float(hit_probability(above, tied, k).mean()) for k in ks},
+        **{f"r{k}": float(_share_of_first(above, tied, k).mean()) for k in ks},
         "mean_rank": float((above + (tied + 1) / 2).mean()),
     }
 
@@ -43,11 +42,8 @@ def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
 
     `relevance` (R, C), from 0 on: the share of annotators who took the candidate for right. A round's gain is
     the sum over its K best candidates of relevance / log2(rank + 1), with K the number of candidates whose
-    relevance is not 0, divided by the gain of the best order.
-
-    Raises:
-        ConfigError: no rounds, shapes that do not fit, a value that is not a number, a negative relevance, or
-            a round without a relevant candidate.
+    relevance is not 0, divided by the gain of the best order. Raises `ConfigError` also for a negative relevance, and
+    for a round without a relevant candidate.
     """
     values, gains = _matrix("ndcg", "scores", scores), _matrix("ndcg", "relevance", relevance)
     if values.shape != gains.shape:
@@ -67,30 +63,22 @@ def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, f
 
     `scores` (I, C), the higher the better; `labels` (I,) int, the right class of every image.
     `mean_per_class` is the mean over classes of their images' top-1 accuracy; a class without images does not
-    count. With five classes or fewer `top5` is 1.
-
-    Raises:
-        ConfigError: no images, shapes that do not fit, a score that is not a number, or a label that is not a
-            class.
+    count. With five classes or fewer `top5` is 1. Raises `ConfigError` also for a label that is not a class.
     """
-    above, tied = count_above_and_tied("classification_accuracy", scores, labels)
-    first = hit_probability(above, tied, 1)
+    above, tied = _count_above_and_tied("classification_accuracy", scores, labels)
+    first = _share_of_first(above, tied, 1)
     _, group, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     return {
         "top1": float(first.mean()),
-        "top5": float(hit_probability(above, tied, 5).mean()),
+        "top5": float(_share_of_first(above, tied, 5).mean()),
         "mean_per_class": float((np.bincount(group, weights=first) / sizes).mean()),
     }
 
 
-def count_above_and_tied(
+def _count_above_and_tied(
     metric: str, scores: ArrayLike, answer_index: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return two counts (R,): candidates above the right one, and those tied with it, itself included.
-
-    Raises:
-        ConfigError: as `answer_ranking`, in the name of `metric`.
-    """
+    """Two counts (R,): candidates above the right one, and those tied with it, itself included."""
     values, index = _matrix(metric, "scores", scores), np.asarray(answer_index)
     if index.shape != (len(values),) or not np.issubdtype(index.dtype, np.integer):
         raise ConfigError(
@@ -104,8 +92,8 @@ def count_above_and_tied(
     return (values > right).sum(axis=1), (values == right).sum(axis=1)
 
 
-def hit_probability(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """Return the probability (R,) that the right one is among the first k, when tied ones come in random order."""
+def _share_of_first(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """The probability (R,) that the right one is among the first k, when tied ones come in random order."""
     return np.clip((k - above) / tied, 0.0, 1.0)
 
 

@@ -23,27 +23,26 @@ def retrieval_recall(
     *,
     text_to_image: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Return the recall in [0, 1] of text retrieval and of image retrieval.
+    """Return the recall in [0, 1] of text retrieval (`tr_r1`, ...) and of image retrieval (`ir_r1`, ...).
 
-    `tr_r1`, ... are image to text, `ir_r1`, ... text to image.
     Also the means that papers print: `tr_mean` and `ir_mean` over `ks`, and `r_mean` of these two. Papers that
     print the sum of the six recalls in percent (RSUM) print 600 times `r_mean`.
 
-    `scores` (I, T), the higher the better. `image_ids` (I,) and `text_ids` (T,): an image and a text belong
-    together where their ids are equal; several texts of an image and several images with one id are all right
-    answers. A k above the number of texts, or of images, means all of them. `text_to_image` (T, I): what a
-    text ranks the images by, where re-ranking made that another matrix than `scores` turned over.
+    Args:
+        scores: (I, T), the higher the better.
+        image_ids: (I,), and `text_ids` (T,): an image and a text belong together where their ids are equal;
+            several texts of an image and several images with one id are all right answers.
+        ks: a k above the number of texts, or of images, means all of them.
+        text_to_image: (T, I), what a text ranks the images by, where re-ranking made that another matrix than
+            the transpose of `scores`.
 
     Raises:
         ConfigError: shapes that do not fit, a score that is not a number, or a query without a right answer.
     """
-    matrix, images, texts = np.asarray(scores), np.asarray(image_ids), np.asarray(text_ids)
-    if matrix.shape != (len(images), len(texts)):
-        raise ConfigError(
-            f"retrieval_recall: scores {matrix.shape} do not fit {len(images)} images and {len(texts)} texts"
-        )
-    to_text = recall_at_k(matrix, images, texts, ks)
-    to_image = recall_at_k(matrix.T if text_to_image is None else text_to_image, texts, images, ks)
+    to_text = recall_at_k(scores, image_ids, text_ids, ks)
+    to_image = recall_at_k(
+        np.asarray(scores).T if text_to_image is None else text_to_image, text_ids, image_ids, ks
+    )
     tr_mean, ir_mean = (sum(recall.values()) / len(recall) for recall in (to_text, to_image))
     return {
         **{f"tr_r{k}": r for k, r in to_text.items()},
@@ -61,9 +60,7 @@ def recall_at_k(
 
     `scores` (Q, G). Right answers are the entries with the query's id. Equal scores count by their expected
     value under a random order, so a constant matrix scores what guessing does. A k above G means all of G.
-
-    Raises:
-        ConfigError: as `retrieval_recall`, or a k below 1.
+    Raises `ConfigError` as `retrieval_recall`, and for a k below 1.
     """
     matrix, queries, gallery = np.asarray(scores), np.asarray(query_ids), np.asarray(gallery_ids)
     if matrix.shape != (len(queries), len(gallery)) or matrix.size == 0:
@@ -75,13 +72,13 @@ def recall_at_k(
     hits = dict.fromkeys(ks, 0.0)
     for start in range(0, len(queries), ROWS_PER_BLOCK):
         rows = slice(start, start + ROWS_PER_BLOCK)
-        above, tied_right, tied_wrong = _place_of_best(matrix[rows], queries[rows], gallery, start)
+        above, tied_right, tied_wrong = _count_around_best(matrix[rows], queries[rows], gallery, start)
         for k in ks:
             hits[k] += float(_hit_probability(above, tied_right, tied_wrong, k).sum())
     return {k: hit / len(queries) for k, hit in hits.items()}
 
 
-def _place_of_best(
+def _count_around_best(
     scores: NDArray[np.generic], queries: NDArray[np.generic], gallery: NDArray[np.generic], start: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Three counts (Q,): entries above the query's best right answer, right and wrong ones tied with it."""

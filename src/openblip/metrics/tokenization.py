@@ -46,20 +46,19 @@ _TOKEN = re.compile(
 def tokenize_captions(captions: Sequence[str]) -> list[str]:
     """Return the tokens of every caption, joined by spaces: the official ones where Java runs.
 
-    Raises:
-        MissingExtraError: Java runs, but pycocoevalcap, which carries the tokenizer, is not installed.
+    Raises `MissingExtraError` where Java runs, but pycocoevalcap, which carries the tokenizer, is not installed.
     """
     return tokenize_with_java(captions) if java_runs() else tokenize_in_python(captions)
 
 
 def tokenize_in_python(captions: Sequence[str]) -> list[str]:
     """Tokenize as the official tokenizer does, by a few regular expressions."""
-    return [" ".join(_tokens(caption)) for caption in captions]
-
-
-def _tokens(caption: str) -> list[str]:
-    text = caption.translate(_PLAIN).lower()
-    for pattern, replacement in _SPLITS:
-        text = pattern.sub(replacement, text)
-    tokens = (match.group() for match in _TOKEN.finditer(text))
-    return [_BRACKETS.get(token, token) for token in tokens if token not in PUNCTUATION and token != '"']
+    tokenized = []
+    for caption in captions:
+        text = caption.translate(_PLAIN).lower()
+        for pattern, replacement in _SPLITS:
+            text = pattern.sub(replacement, text)
+        tokens = (match.group() for match in _TOKEN.finditer(text))
+        kept = (_BRACKETS.get(token, token) for token in tokens if token not in PUNCTUATION and token != '"')
+        tokenized.append(" ".join(kept))
+    return tokenized

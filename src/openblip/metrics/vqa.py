@@ -15,12 +15,12 @@ program, so it is written anew here, with what it does without saying so:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from openblip.errors import ConfigError
-from openblip.metrics.captioning import exact_match
+from openblip.metrics.captioning import check_references
 
-ENOUGH = 3  # matching annotators for a full score
+NUM_MATCHES = 3  # matching annotators for a full score
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"[0-9],[0-9]")
@@ -54,104 +54,42 @@ def normalise_answer(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Return the official accuracy of one question, in [0, 1].
+def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+    """Return the official accuracy of each question, in [0, 1]; VQAv2's, OK-VQA's and VizWiz' score is their mean.
 
     It is the mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's
     answer, repeats included: ten in VQAv2 and OK-VQA. Of n below 4, the best score is (n - 1) / 3.
 
     Raises:
-        ConfigError: `answers` is one string, or fewer than two: leave-one-out gives one answer 0 whatever the
-            prediction (`single_answer_accuracy` scores it), and a test split has none.
+        ConfigError: no questions, lists of unequal length, or a question with fewer than two answers:
+            leave-one-out gives one answer 0 whatever the prediction (`single_answer_accuracy` scores it).
     """
-    _check("vqa_accuracy", [prediction], [answers], at_least=2)
-    return _official(prediction, answers)
-
-
-def mean_vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Return the mean of `vqa_accuracy` over questions: VQAv2's, OK-VQA's and VizWiz' score, in [0, 1].
-
-    Raises:
-        ConfigError: no questions, lists of unequal length, or as `vqa_accuracy`, with the question's place.
-    """
-    _check("mean_vqa_accuracy", predictions, answers, at_least=2)
-    return _mean(_official, predictions, answers)
-
-
-def vqa_accuracy_by_type(
-    predictions: Sequence[str], answers: Sequence[Sequence[str]], types: Sequence[str]
-) -> dict[str, float]:
-    """Return `mean_vqa_accuracy` for each type of question ("yes/no", "number", ...), in order of first occurrence.
-
-    Raises:
-        ConfigError: as `mean_vqa_accuracy`, or not one type per question.
-    """
-    _check("vqa_accuracy_by_type", predictions, answers, at_least=2)
-    if isinstance(types, str) or len(types) != len(predictions):
-        raise ConfigError(
-            f"vqa_accuracy_by_type: {len(predictions)} predictions and {len(types)} types; "
-            "give one type per question"
-        )
-    scores: dict[str, list[float]] = {}
-    for prediction, given, kind in zip(predictions, answers, types, strict=True):
-        scores.setdefault(kind, []).append(_official(prediction, given))
-    return {kind: sum(values) / len(values) for kind, values in scores.items()}
+    _check("vqa_accuracy", predictions, answers, at_least=2)
+    return [_official(prediction, given) for prediction, given in zip(predictions, answers, strict=True)]
 
 
 def direct_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Return A-OKVQA's direct-answer accuracy, in [0, 1]: the mean of min(1, matches / 3), over all annotators.
 
     As in its official script, answers match as written and nothing is normalised. The script leaves questions
-    marked `difficult_direct_answer` out; so must the caller.
-
-    Raises:
-        ConfigError: no questions, lists of unequal length, or a question without answers.
+    marked `difficult_direct_answer` out; so must the caller. Raises `ConfigError` for no questions, lists of
+    unequal length, or a question without answers.
     """
     _check("direct_answer_accuracy", predictions, answers, at_least=1)
-    return _mean(
-        lambda prediction, given: min(1.0, list(given).count(prediction) / ENOUGH), predictions, answers
-    )
+    matches = [list(given).count(prediction) for prediction, given in zip(predictions, answers, strict=True)]
+    return sum(min(1.0, count / NUM_MATCHES) for count in matches) / len(matches)
 
 
-def multiple_choice_accuracy(
-    predictions: Sequence[str], choices: Sequence[Sequence[str]], correct_choices: Sequence[int]
-) -> float:
-    """Return the share of predictions that are the right one of their question's choices (A-OKVQA).
+def single_answer_accuracy(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Return the share of predictions that equal the one right answer (MSRVTT-QA, MSVD-QA, GQA), both normalised.
 
-    Compared as written. A prediction that is none of the choices is wrong.
-
-    Raises:
-        ConfigError: no questions, lists of unequal length, or a right choice that is not there.
-    """
-    _check("multiple_choice_accuracy", predictions, choices, at_least=1)
-    if len(correct_choices) != len(predictions):
-        raise ConfigError(
-            f"multiple_choice_accuracy: {len(predictions)} predictions and {len(correct_choices)} right "
-            "choices; give one per question"
-        )
-    for question, (offered, correct) in enumerate(zip(choices, correct_choices, strict=True)):
-        if not 0 <= correct < len(offered):
-            raise ConfigError(
-                f"multiple_choice_accuracy: question {question} has {len(offered)} choices and its right one "
-                f"is number {correct}, counted from 0"
-            )
-    right = [offered[correct] for offered, correct in zip(choices, correct_choices, strict=True)]
-    return single_answer_accuracy(predictions, right, normalise=str)
-
-
-def single_answer_accuracy(
-    predictions: Sequence[str], answers: Sequence[str], normalise: Callable[[str], str] = normalise_answer
-) -> float:
-    """Return the share of predictions that equal the one right answer (MSRVTT-QA, MSVD-QA, GQA), both sides normalised.
-
-    Raises:
-        ConfigError: no questions, or lists of unequal length.
+    Raises `ConfigError` for no questions, or lists of unequal length.
     """
     if isinstance(answers, str):
         raise ConfigError("single_answer_accuracy: give a list of predictions and a list of answers")
-    allowed = [[answer] for answer in answers]
-    _check("single_answer_accuracy", predictions, allowed, at_least=1)
-    return exact_match(predictions, allowed, normalise)
+    _check("single_answer_accuracy", predictions, [[answer] for answer in answers], at_least=1)
+    pairs = zip(predictions, answers, strict=True)
+    return sum(normalise_answer(p) == normalise_answer(a) for p, a in pairs) / len(answers)
 
 
 def _official(prediction: str, answers: Sequence[str]) -> float:
@@ -160,7 +98,7 @@ def _official(prediction: str, answers: Sequence[str]) -> float:
         prediction, given = normalise_answer(prediction), [normalise_answer(answer) for answer in given]
     matches = given.count(prediction)
     # Leave-one-out: an annotator who gave this answer counts one match less than the others.
-    by_matching, by_others = min(1.0, (matches - 1) / ENOUGH), min(1.0, matches / ENOUGH)
+    by_matching, by_others = min(1.0, (matches - 1) / NUM_MATCHES), min(1.0, matches / NUM_MATCHES)
     return (matches * by_matching + (len(given) - matches) * by_others) / len(given)
 
 
@@ -176,31 +114,17 @@ def _without_punctuation(text: str) -> str:
     return _PERIOD.sub("", text.translate(replacements), count=_PERIODS)
 
 
-def _mean(
-    score: Callable[[str, Sequence[str]], float], predictions: Sequence[str], answers: Sequence[Sequence[str]]
-) -> float:
-    scores = [score(prediction, given) for prediction, given in zip(predictions, answers, strict=True)]
-    return sum(scores) / len(scores)
-
-
 def _check(
     metric: str, predictions: Sequence[str], answers: Sequence[Sequence[str]], *, at_least: int
 ) -> None:
-    if isinstance(predictions, str) or isinstance(answers, str):
-        raise ConfigError(f"{metric}: give lists, one entry per question, not a single string")
-    if not predictions or len(predictions) != len(answers):
-        raise ConfigError(
-            f"{metric}: {len(predictions)} predictions and answers to {len(answers)} questions; "
-            "give one prediction per question, and at least one"
-        )
+    check_references(metric, predictions, answers, item="question", reference="answer")
     for question, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
-        if isinstance(given, str) or not all(isinstance(text, str) for text in [prediction, *given]):
+        if not all(isinstance(text, str) for text in [prediction, *given]):
             raise ConfigError(
-                f"{metric}: question {question} needs a string as prediction and a list of strings to "
-                f"compare it with, not {prediction!r} and {given!r}"
+                f"{metric}: question {question} needs strings, not {prediction!r} and {given!r}"
             )
         if len(given) < at_least:
             raise ConfigError(
                 f"{metric}: question {question} has {len(given)} answers, and {at_least} are needed; "
-                + ("leave it out" if not given else "single_answer_accuracy is for data with one answer")
+                "single_answer_accuracy is for data with one answer"
             )
