@@ -114,7 +114,7 @@ def test_language_models_stay_as_they_were(root: Path, kind: str) -> None:
 
 
 def test_captions_after_a_prompt_with_a_trained_encoder(root: Path) -> None:
-    run = fine_tuning_run(blip2_caption(), root, "blip2-mini-stage2-opt", 30)
+    run = fine_tuning_run(blip2_caption(), root, "blip2-mini-stage2-opt", 60)
     run = replace(run, training=replace(run.training, layer_decay=0.4))
     assert_fallen(train(run), 0.9)
     model, start_model = load(root, "blip2-caption"), load(root, "blip2-mini-stage2-opt")
@@ -154,7 +154,7 @@ def test_retrieval_with_a_trained_encoder(root: Path) -> None:
 
 def test_conversations_are_followed(root: Path) -> None:
     branch = str(root / "blip2-mini-stage1" / "model")
-    run = fine_tuning_run(blip2_instruct(), root, "blip2-mini-stage2-opt", 30, text_branch=branch)
+    run = fine_tuning_run(blip2_instruct(), root, "blip2-mini-stage2-opt", 60, text_branch=branch)
     assert_fallen(train(run), 0.7)
     model = load(root, "blip2-instruct")
     assert_colors([first_word(reply) for reply in model.chat(images(root), [COLOR_QUESTION] * 8)], root)

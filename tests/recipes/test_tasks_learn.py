@@ -76,7 +76,7 @@ def test_questions_learn_from_pictures_of_another_width(tmp_path: Path) -> None:
     same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds]
     source = write_samples(tmp_path / "backgrounds", same)
     assert len(same) >= 8
-    learned = trained(blip_mini_vqa(), source, tmp_path, steps=60, batch_size=len(same), vision_width=48)
+    learned = trained(blip_mini_vqa(), source, tmp_path, steps=100, batch_size=len(same), vision_width=48)
     assert_fallen(learned.losses, 0.3)
     answers = [sample.info["answers"][0] for sample in same]
     chance = max(answers.count(answer) for answer in answers) / len(answers)
@@ -100,7 +100,7 @@ def test_statements_learn_from_both_pictures(tmp_path: Path) -> None:
         for other in (one, stated[place - 1])
     ]
     source = write_samples(tmp_path / "pairs", pairs)
-    learned = trained(blip_mini_nlvr(), source, tmp_path, steps=90, batch_size=16)
+    learned = trained(blip_mini_nlvr(), source, tmp_path, steps=150, batch_size=16)
     assert_fallen(learned.losses, 0.3)
     assert evaluate_nlvr(learned.model, source)["accuracy"] > 0.9
 

@@ -99,7 +99,9 @@ def test_every_turn_is_answered_behind_those_before_it() -> None:
     assert batch.owners.tolist() == [0, 0, 0, 1]
     assert batch.weights.tolist() == [1.0] * 4
     expected = TOKENIZER.encode(["Is it BIG?", "Why?", "Sure?", "Is it BIG?"], 8)
-    assert torch.equal(batch.instructions.ids, expected.ids)
+    assert batch.instructions.ids.shape == (4, 8)  # padded to one of a few lengths
+    assert torch.equal(batch.instructions.ids[:, :6], expected.ids)
+    assert not batch.instructions.mask[:, 6:].any()
 
 
 def test_an_instruction_can_be_put_as_it_is() -> None:
