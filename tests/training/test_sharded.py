@@ -1,6 +1,7 @@
 """Two processes train as one: stage 1 with DDP, stage 2 around a language model that FSDP2 divides."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_a_killed_run_of_two_processes_resumes_exactly(results: Path) -> None:
         expected, found = (torch.load(results / f"{n}-{rank}.pt") for n in ("uninterrupted", "killed"))
         for key, value in expected["weights"].items():
             assert torch.equal(found["weights"][key], value), key
+
+
+def test_one_process_continues_a_run_of_two(results: Path, tmp_path: Path) -> None:
+    """With a batch of twice the size, so that a step has the same samples."""
+    folder = shutil.copytree(results / "whole", tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "step_00000005")
+    torch.manual_seed(0)
+    alone = Trainer(
+        stage2(), loader_of(texts_at, slice(0, 4)), two_trainers.settings(4), RunFolder(folder), ALONE
+    )
+    assert alone.step == 3
+    assert alone.run()
+    of_two = [record["lm"] for record in metrics(results / "whole")]
+    assert [record["lm"] for record in metrics(folder)] == pytest.approx(of_two, abs=1e-5)
 
 
 def test_a_checkpoint_holds_what_changes_and_nothing_frozen(results: Path) -> None:

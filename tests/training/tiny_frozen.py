@@ -138,7 +138,7 @@ def loader_of(
         number = 0 if cursor is None else int(cursor["next"])
         while True:
             before(number)
-            yield LoadedBatch(batch_at(number, rows), {"next": number + 1}, [])
+            yield LoadedBatch(batch_at(number, rows), {"next": number + 1, "positions": {}}, [])
             number += 1
 
     return at

@@ -17,6 +17,8 @@ from openblip.training.config import TrainingConfig
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
 REJECTS = "rejects.jsonl"
+MAY_CHANGE = ("training.batch_size ", "training.accumulation ", "training.num_threads ", "data.num_workers ")
+"""Settings that a resumed run may change: how a step's samples are divided among processes and micro-batches."""
 
 
 class RunFolder:
@@ -40,7 +42,7 @@ class RunFolder:
         return self.path / "best"
 
     def start(self, config: dict[str, Any], resume: bool) -> None:
-        """Write config.json, or with `resume` check that it is the same.
+        """Write config.json, or with `resume` check that it is the same but for `MAY_CHANGE`.
 
         Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the
         differences.
@@ -49,7 +51,9 @@ class RunFolder:
         if file.exists():
             if not resume:
                 raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
-            differences = _differences(read_json(file), config)
+            differences = [
+                line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)
+            ]
             if differences:
                 raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
             return

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openblip.data.order import join_cursors
 from openblip.distributed import Process, barrier, gather_objects
 from openblip.errors import CheckpointError, ConfigError
-from openblip.files import PARTIAL, commit_folder, hash_bytes, read_json, write_json
+from openblip.files import atomic_folder, hash_bytes, read_json, write_json
 from openblip.tasks.base import Task
 from openblip.training.optimizer import Optimizers
 
 NUM_SAMPLED = 4096
 """Values of a frozen tensor that go into its fingerprint."""
-TASK, OPTIMIZER, FROZEN = "task.pt", "optimizer.pt", "frozen.json"
+TASK, OPTIMIZER, FROZEN, CURSOR = "task.pt", "optimizer.pt", "frozen.json", "cursor.json"
 
 
 class FrozenParts:
@@ -90,47 +91,51 @@ def save_state(
     frozen: FrozenParts,
     optimizers: Optimizers,
     cursor: dict[str, Any],
+    samples_per_step: int,
     process: Process,
 ) -> None:
-    """Write weights, momentum model, queue, optimizer and every process's data cursor, atomically."""
-    partial = folder.with_name(folder.name + PARTIAL)
+    """Write weights, momentum model, queue, optimizer and the joint data cursor of all processes, atomically."""
+    cursors = gather_objects([cursor])
     if process.is_main:
-        partial.mkdir(parents=True, exist_ok=True)
-    barrier()
-    torch.save(cursor, partial / _cursor_name(process))
-    if process.is_main:
-        if frozen.names:
-            write_json(partial / FROZEN, frozen.fingerprint)
-        torch.save(frozen.changing_state(task), partial / TASK)
-        torch.save(optimizers.state_dict(), partial / OPTIMIZER)
-    barrier()
-    if process.is_main:
-        commit_folder(partial, folder)
+        with atomic_folder(folder) as partial:
+            if frozen.names:
+                write_json(partial / FROZEN, frozen.fingerprint)
+            write_json(
+                partial / CURSOR, {"samples_per_step": samples_per_step, "cursor": join_cursors(cursors)}
+            )
+            torch.save(frozen.changing_state(task), partial / TASK)
+            torch.save(optimizers.state_dict(), partial / OPTIMIZER)
     barrier()
 
 
 def load_state(
-    folder: Path, task: Task, frozen: FrozenParts, optimizers: Optimizers, process: Process
+    folder: Path,
+    task: Task,
+    frozen: FrozenParts,
+    optimizers: Optimizers,
+    samples_per_step: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return this process's data cursor.
+    """Restore what `save_state` wrote and return the data cursor, which serves any process of the run.
 
-    Raises CheckpointError when the run was saved by another number of processes, or with another model,
-    frozen or not.
+    The number of processes may have changed. Raises CheckpointError when a step now has another number of
+    samples, or the run was saved with another model, frozen or not.
     """
-    saved = len(list(folder.glob("cursor_*.pt")))
-    if saved != process.world_size:
+    saved = _read_object(folder / CURSOR)
+    if saved.get("samples_per_step") != samples_per_step:
         raise CheckpointError(
-            f"{folder} was written by {saved} processes, this run has {process.world_size}; "
-            "resume with the same number."
+            f"{folder} was written by a run of {saved.get('samples_per_step')} samples a step, this one has "
+            f"{samples_per_step}; choose training.batch_size, training.accumulation and the number of processes "
+            "so that their product is the same."
         )
     if frozen.names:
-        frozen.check_as_saved(_read_frozen(folder / FROZEN), str(folder))
+        frozen.check_as_saved(_read_object(folder / FROZEN), str(folder))
     try:
-        _restore(frozen.changing_state(task), _read(folder / TASK, process))
-        optimizers.load_state_dict(_read(folder / OPTIMIZER, process))
+        _restore(frozen.changing_state(task), _read(folder / TASK, device))
+        optimizers.load_state_dict(_read(folder / OPTIMIZER, device))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    cursor: dict[str, Any] = _read(folder / _cursor_name(process), process)
+    cursor: dict[str, Any] = saved["cursor"]
     return cursor
 
 
@@ -149,19 +154,15 @@ def _restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
         tensor.copy_(saved[name])
 
 
-def _cursor_name(process: Process) -> str:
-    return f"cursor_{process.rank:05d}.pt"
-
-
-def _read(file: Path, process: Process) -> dict[str, Any]:
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(file, map_location=process.device, weights_only=True)
+        content: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise _unreadable(file, error) from error
     return content
 
 
-def _read_frozen(file: Path) -> dict[str, str]:
+def _read_object(file: Path) -> dict[str, Any]:
     try:
         return read_json(file)
     except ConfigError as error:

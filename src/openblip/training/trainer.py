@@ -84,7 +84,9 @@ class Trainer:
         last = folder.last_checkpoint()
         if last is not None:
             self.step, checkpoint = last
-            self._cursor = load_state(checkpoint, task, self.frozen, self.optimizers, process)
+            self._cursor = load_state(
+                checkpoint, task, self.frozen, self.optimizers, self._samples_per_step(), process.device
+            )
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
@@ -241,7 +243,15 @@ class Trainer:
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)
         if self._cursor is not None and not target.exists():
-            save_state(target, self.task, self.frozen, self.optimizers, self._cursor, self.process)
+            save_state(
+                target,
+                self.task,
+                self.frozen,
+                self.optimizers,
+                self._cursor,
+                self._samples_per_step(),
+                self.process,
+            )
         if self.process.is_main:
             self.folder.keep_last(self.config.keep_checkpoints)
 
