@@ -4,10 +4,11 @@ Records the losses of 30 steps of every mini recipe, captions, scores, answers, 
 CapFilt run, and the tensors of checkpoints in every format; all on one thread, from a fixed seed.
 
     python benchmarks/golden.py record OLD                        with the old code on the import path
-    python benchmarks/golden.py record NEW --inputs OLD/inputs    with the new code: data and weights of the old
+    python benchmarks/golden.py record NEW --inputs OLD/inputs    with the new code, on the data of the old
     python benchmarks/golden.py compare OLD NEW [--tolerance 0]   names every value that differs
 
 Values are compared exactly unless a tolerance is given: bits hold on one machine, not between processors.
+tests/test_golden.py records a small part of this and compares it with tests/golden.json, with a tolerance.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +37,38 @@ STEPS = 30
 MINI, CAPTIONER, FILTER = "openblip-mini", "openblip-mini-captioner", "openblip-mini-filter"
 
 
-class Recorder:
-    """Runs commands in a folder and keeps what they computed."""
+def run_process(words: list[str]) -> None:
+    """Run one `openblip` command in a process of its own; its output is shown when it fails."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "openblip", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    print(f"{time.perf_counter() - started:6.1f} s  openblip {' '.join(words)}", flush=True)
+    if done.returncode:
+        raise SystemExit(f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
-    def __init__(self, out: Path, inputs: Path) -> None:
-        self.out, self.inputs = out, inputs
+
+class Recorder:
+    """Runs commands in a folder and keeps what they computed.
+
+    run_command: what runs the words of an `openblip` command.
+    """
+
+    def __init__(
+        self, out: Path, inputs: Path, run_command: Callable[[list[str]], object] = run_process
+    ) -> None:
+        self.out, self.inputs, self.run_command = out, inputs, run_command
         self.values: dict[str, Any] = {}
 
     def run(self, *words: object) -> None:
-        """One `openblip` command; its output is shown when it fails."""
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "openblip", *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        print(f"{time.perf_counter() - started:6.1f} s  openblip {' '.join(map(str, words))}", flush=True)
-        if done.returncode:
-            raise SystemExit(f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        """Run one `openblip` command."""
+        self.run_command([str(word) for word in words])
 
-    def train(self, recipe: str, *options: object) -> Path:
-        """The losses of a short run, to the last digit, and the hashes of its final weights."""
+    def train(self, recipe: str, *options: object, steps: int = STEPS) -> Path:
+        """Record the losses of a short run, to the last digit, and hashes of its final weights."""
         out = self.out / "runs" / recipe
         self.run(
-            "train", recipe, "--training.steps", STEPS, "--training.batch-size", 8, "--training.log-every", 1,
+            "train", recipe, "--training.steps", steps, "--training.batch-size", 8, "--training.log-every", 1,
             "--training.num-threads", 1, "--training.precision", "fp32", "--out", out, *options,
         )  # fmt: skip
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
@@ -68,7 +80,7 @@ class Recorder:
         return out / "model"
 
     def record_tensors(self, name: str, path: Path) -> None:
-        """A hash of every tensor below a folder, or in a file, by its name."""
+        """Record a hash of every tensor below a folder, or in a file, by its name."""
         import torch
         from safetensors.torch import load_file
 
@@ -90,34 +102,35 @@ class Recorder:
             }
 
     def record_lines(self, name: str, path: Path) -> None:
-        """The rows of a JSON lines file."""
+        """Record the rows of a JSON lines file."""
         self.values[name] = [json.loads(line) for line in path.read_text().splitlines()]
 
     def record_rows(self, name: str, folder: Path) -> None:
-        """The rows of the caption files of a CapFilt run."""
+        """Record the rows of the caption files of a CapFilt run."""
         import pyarrow.parquet as pq
 
         self.values[name] = [
             row for file in sorted((folder / "captions").glob("*.parquet")) for row in pq.read_table(file).to_pylist()
         ]  # fmt: skip
 
-
-def make_inputs(recorder: Recorder) -> None:
-    """Data of every kind, and the models that later stages start from."""
-    for name, (kind, split, count) in KINDS.items():
-        recorder.run(
-            "data", "emoji-scenes", recorder.inputs / name, "--kind", kind, "--split", split,
-            "--num-samples", count, "--samples-per-shard", 60, "--seed", 5, "--num-workers", 1,
+    def make_scenes(self, name: str, count: int | None = None) -> Path:
+        """Make the data of one of `KINDS`, and return its folder."""
+        kind, split, usual_count = KINDS[name]
+        self.run(
+            "data", "emoji-scenes", self.inputs / name, "--kind", kind, "--split", split,
+            "--num-samples", count or usual_count, "--samples-per-shard", 60, "--seed", 5, "--num-workers", 1,
         )  # fmt: skip
+        return self.inputs / name
 
 
 def record(out: Path, inputs: Path | None) -> None:
-    """Everything, into OUT/golden.json."""
+    """Record everything into OUT/golden.json."""
     out.mkdir(parents=True)
     recorder = Recorder(out, inputs or out / "inputs")
     data = recorder.inputs
     if inputs is None:
-        make_inputs(recorder)
+        for name in KINDS:
+            recorder.make_scenes(name)
     for name in KINDS:
         files = sorted((data / name).glob("*.tar"))
         recorder.values[f"data {name}"] = [hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files]
