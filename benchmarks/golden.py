@@ -54,9 +54,7 @@ class Recorder:
     run_command: what runs the words of an `openblip` command.
     """
 
-    def __init__(
-        self, out: Path, inputs: Path, run_command: Callable[[list[str]], object] = run_process
-    ) -> None:
+    def __init__(self, out: Path, inputs: Path, run_command: Callable[[list[str]], object] = run_process) -> None:
         self.out, self.inputs, self.run_command = out, inputs, run_command
         self.values: dict[str, Any] = {}
 
@@ -176,10 +174,7 @@ def record(out: Path, inputs: Path | None) -> None:
         recorder.run("answer", data / "questions/0000.tar", "--model", model, "--out", lines)
         recorder.record_lines(name, lines)
         lines.unlink()
-    for name, captioner, filter_ in (
-        ("capfilt", CAPTIONER, FILTER),
-        ("capfilt blip2", blip2["opt"], stage1),
-    ):
+    for name, captioner, filter_ in (("capfilt", CAPTIONER, FILTER), ("capfilt blip2", blip2["opt"], stage1)):
         folder = out / name.replace(" ", "-")
         recorder.run(
             "capfilt", data / "web", "--captioner", captioner, "--filter", filter_, "--out", folder,
@@ -234,9 +229,7 @@ def differences(old: Any, new: Any, place: str, tolerance: float) -> list[str]:
 
 def main() -> int:
     """Exit code 1 when values differ."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("out", type=Path)

@@ -67,9 +67,7 @@ def evaluate_language(
     for sample, accuracy in zip(samples, accuracies, strict=True):
         by_kind.setdefault(str(sample.info["question_kind"]), []).append(accuracy)
     fields = ("answer", "answers", "kind", "caption", "references")
-    rows = zip(
-        answers, truths, [str(s.info["question_kind"]) for s in samples], captions, references, strict=True
-    )
+    rows = zip(answers, truths, [str(s.info["question_kind"]) for s in samples], captions, references, strict=True)
     return {
         "num_texts": len(results),
         "answers": fmean(accuracies),

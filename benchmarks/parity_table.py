@@ -20,15 +20,7 @@ import transformers
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("parity", "")]
 import blip2_cases  # noqa: E402
-from parity_cases import (  # noqa: E402
-    CLASSES,
-    TOKENIZER,
-    Outputs,
-    our_outputs,
-    released_outputs,
-    their_model,
-    their_outputs,
-)
+from parity_cases import CLASSES, TOKENIZER, Outputs, our_outputs, released_outputs, their_model, their_outputs  # noqa: E402
 
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint  # noqa: E402
 from released_files import KINDS, TEXT_DIM, released_file  # noqa: E402
@@ -106,16 +98,9 @@ def file_rows(kind: str, image_dim: int) -> Iterator[tuple[str, Outputs, Outputs
         yield "openblip, written", our_outputs(load_checkpoint(folder / "ours")), expected
 
 
-def row(
-    model: str,
-    form: str,
-    found: Outputs | blip2_cases.Outputs,
-    expected: Outputs | blip2_cases.Outputs,
-) -> str:
+def row(model: str, form: str, found: Outputs | blip2_cases.Outputs, expected: Outputs | blip2_cases.Outputs) -> str:
     """One line of the table: the largest difference of any score, and whether all texts are the same."""
-    difference = max(
-        (found.scores[name] - scores).abs().max().item() for name, scores in expected.scores.items()
-    )
+    difference = max((found.scores[name] - scores).abs().max().item() for name, scores in expected.scores.items())
     texts = "none written"
     if expected.texts:
         same = all(found.texts[name] == written for name, written in expected.texts.items())

@@ -18,9 +18,7 @@ from openblip.evaluation.question_answering import evaluate_question_answering
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--questions", required=True)
     parser.add_argument("--captions", required=True)

@@ -21,9 +21,7 @@ class ListSource(Source):
     rejects: dict[str, list[Reject]] = field(default_factory=dict)
 
     def shards(self) -> Sequence[str]:
-        return [
-            f"s{start // self.per_shard}" for start in range(0, max(len(self.samples), 1), self.per_shard)
-        ]
+        return [f"s{start // self.per_shard}" for start in range(0, max(len(self.samples), 1), self.per_shard)]
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         start = int(shard[1:]) * self.per_shard
@@ -36,9 +34,7 @@ class ListSource(Source):
                 yield Located(number, item)
 
 
-def sample(
-    number: int, *captions: str, image_id: str = "", second: bytes | None = None, **info: Any
-) -> Sample:
+def sample(number: int, *captions: str, image_id: str = "", second: bytes | None = None, **info: Any) -> Sample:
     """A sample whose image is its number."""
     image = str(number).encode()
     own_id = image_id or f"list/{number}"

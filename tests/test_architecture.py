@@ -52,11 +52,7 @@ LIGHT_MODULES = (
     "capfilt.config",
     "cli.*",
 )
-HEAVY_MODULES = (
-    "recipes.initialize",
-    "recipes.feature_cache",
-    "recipes.validation",
-)
+HEAVY_MODULES = ("recipes.initialize", "recipes.feature_cache", "recipes.validation")
 
 
 def module_name(file: Path) -> str:
@@ -156,9 +152,7 @@ def test_files_say_what_they_are(file: Path) -> None:
 
 def test_configurations_and_commands_import_without_torch() -> None:
     names = {module_name(file) for file in FILES if file.name != "__init__.py"} - set(HEAVY_MODULES)
-    modules = [
-        f"openblip.{n}" for n in sorted(names) if any(fnmatch(n, pattern) for pattern in LIGHT_MODULES)
-    ]
+    modules = [f"openblip.{n}" for n in sorted(names) if any(fnmatch(n, pattern) for pattern in LIGHT_MODULES)]
     assert "openblip.models.config" in modules
     code = (
         "import importlib, sys\n"
@@ -167,7 +161,5 @@ def test_configurations_and_commands_import_without_torch() -> None:
         "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
         "    assert not heavy, f'{name} imports {heavy}'\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -48,9 +48,7 @@ CALLS = [(page_name(page), words) for page in PAGES for words in openblip_calls(
 
 
 def test_there_are_commands_to_check() -> None:
-    documented = {
-        name for _, words in CALLS for name in COMMANDS if words[: len(name.split())] == name.split()
-    }
+    documented = {name for _, words in CALLS for name in COMMANDS if words[: len(name.split())] == name.split()}
     assert {"demo", "caption", "match", "capfilt", "train", "bootstrap", "data emoji-scenes"} <= documented
 
 
@@ -59,12 +57,8 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize(("page", "words"), CALLS, ids=[" ".join(words)[:60] for _, words in CALLS])
-def test_a_documented_command_has_these_options(
-    page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = max(
-        (name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len, default=None
-    )
+def test_a_documented_command_has_these_options(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len, default=None)
     assert name is not None, f"{page}: there is no command `openblip {' '.join(words)}`"
     module = importlib.import_module(COMMANDS[name].module)
     arguments = words[len(name.split()) :]

@@ -41,14 +41,7 @@ def test_small_runs_compute_what_they_computed(tmp_path: Path) -> None:
     language = recorder.train("blip2-mini-opt", "--data.source", documents, steps=4)
     stage1 = recorder.train("blip2-mini-stage1", "--data.source", human, steps=4)
     recorder.train(
-        "blip2-mini-stage2-opt",
-        "--init",
-        stage1,
-        "--language.source",
-        language,
-        "--data.source",
-        human,
-        steps=4,
+        "blip2-mini-stage2-opt", "--init", stage1, "--language.source", language, "--data.source", human, steps=4
     )
     for name, command in {
         "caption": ("caption", human, "--model", CAPTIONER),

@@ -35,9 +35,7 @@ def test_lines_wait_for_the_interval_and_the_last_one_always_comes() -> None:
     assert stream.getvalue().startswith("reading: 100 shards, ")
 
 
-def test_work_of_an_earlier_run_counts_as_done_but_not_towards_the_rate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_work_of_an_earlier_run_counts_as_done_but_not_towards_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("openblip.progress.time.monotonic", lambda: now[0])
     with Progress("training", total=100, unit="samples", done=90, visible=False) as bar:

@@ -20,13 +20,7 @@ PAD, CLS, SEP, DEC, ENC = 0, 2, 3, 58, 59
 TINY = BlipConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=24, num_layers=2, num_heads=3, mlp_dim=40),
     text=TextConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_dim=32,
-        num_layers=2,
-        num_heads=4,
-        mlp_dim=48,
-        max_positions=40,
-        dropout=0.0,
+        vocab_size=VOCAB_SIZE, hidden_dim=32, num_layers=2, num_heads=4, mlp_dim=48, max_positions=40, dropout=0.0
     ),
     embed_dim=12,
 )
@@ -44,9 +38,7 @@ def randomise(module: nn.Module, seed: int, scale: float = 0.25) -> None:
                 parameter.fill_(math.log(0.2))
 
 
-def tiny_blip(
-    heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all_but_sa", seed: int = 0
-) -> Blip:
+def tiny_blip(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all_but_sa", seed: int = 0) -> Blip:
     """In eval mode, without dropout."""
     model = Blip(replace(TINY, heads=heads, text=replace(TINY.text, sharing=sharing)))
     randomise(model, seed)
@@ -73,9 +65,7 @@ def random_tokens(lengths: Sequence[int], seed: int = 0, first: int = CLS) -> To
 def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0) -> ImageTextBatch:
     """Pairs as the loader gives them; equal ids are given equal images."""
     images = {
-        i: torch.randint(
-            0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
-        )
+        i: torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
         for i in image_ids
     }
     names = [f"{seed}-{row}" for row in range(len(lengths))]
@@ -91,11 +81,7 @@ def random_batch(lengths: Sequence[int], image_ids: Sequence[int], seed: int = 0
 
 def tiny_tokenizer() -> Tokenizer:
     """Trained on a few captions; about 150 entries."""
-    captions = [
-        "a red dog beside two blue cars",
-        "the small cat below a big tree",
-        "a picture of a green bird",
-    ]
+    captions = ["a red dog beside two blue cars", "the small cat below a big tree", "a picture of a green bird"]
     return Tokenizer.train(captions * 2, vocab_size=150)
 
 

@@ -141,10 +141,7 @@ def language_tokenizer(kind: Language) -> Any:
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=180,
-        special_tokens=special,
-        initial_alphabet=[*map(chr, range(33, 127)), "Ġ"],
-        show_progress=False,
+        vocab_size=180, special_tokens=special, initial_alphabet=[*map(chr, range(33, 127)), "Ġ"], show_progress=False
     )
     words.train_from_iterator(SENTENCES, trainer)
     end = [("</s>", words.token_to_id("</s>"))]
@@ -152,10 +149,7 @@ def language_tokenizer(kind: Language) -> Any:
         single="</s> $A" if kind == "opt" else "$A </s>", special_tokens=end
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="</s>",
-        bos_token="</s>" if kind == "opt" else None,
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="</s>" if kind == "opt" else None
     )
 
 

@@ -22,9 +22,7 @@ from openblip.emoji_scenes.scene import Scene, SceneObject
 
 SEED = 5
 WIDTH, HEIGHT = 1200, 900
-SCENE = Scene(
-    objects=(SceneObject(name="dog"), SceneObject(name="bicycle")), background="green", relation="left of"
-)
+SCENE = Scene(objects=(SceneObject(name="dog"), SceneObject(name="bicycle")), background="green", relation="left of")
 CORNERS = ((-12, -4), (1206, -14), (1222, 908), (-20, 904))  # of the scene, as pixels of the photograph
 TEXTS = (
     "a dog to the left of a bicycle on a green background",
@@ -32,11 +30,7 @@ TEXTS = (
     "a cat to the left of a bicycle on a green background",
     "a dog to the left of a bicycle on a pink background",
 )
-QUESTIONS = (
-    "what is to the left of the bicycle?",
-    "how many dogs are there?",
-    "what color is the background?",
-)
+QUESTIONS = ("what is to the left of the bicycle?", "how many dogs are there?", "what color is the background?")
 TILE = (380, 285)
 
 

@@ -79,11 +79,7 @@ class Progress:
             self._status = status
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task,
-                total=self.total,
-                completed=self.done,
-                rate=self._rate_text(),
-                status=self._status,
+                self._task, total=self.total, completed=self.done, rate=self._rate_text(), status=self._status
             )
         elif self._visible and time.monotonic() - self._last_line >= self._interval:
             self._print_line()
@@ -138,9 +134,7 @@ class Progress:
             console=Console(file=self._stream),
         )
         self._bar.start()
-        self._task = self._bar.add_task(
-            self.label, total=self.total, completed=self.done, rate="", status=self._status
-        )
+        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, rate="", status=self._status)
 
 
 def _clock(seconds: float) -> str:

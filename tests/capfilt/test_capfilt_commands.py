@@ -11,12 +11,7 @@ from source_items import items_of
 
 
 def test_the_three_commands(
-    web: Path,
-    captioner: str,
-    filter_model: str,
-    tmp_path: Path,
-    finished_run: Path,
-    capsys: pytest.CaptureFixture[str],
+    web: Path, captioner: str, filter_model: str, tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     words = ["capfilt", str(web), "--captioner", captioner, "--filter", filter_model, "--out", str(out)]
@@ -36,10 +31,7 @@ def test_the_three_commands(
 
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [
-        (["--threshold", "2"], "threshold"),
-        (["--decoding", "greedy", "--num-captions", "2"], "Greedy"),
-    ],
+    [(["--threshold", "2"], "threshold"), (["--decoding", "greedy", "--num-captions", "2"], "Greedy")],
 )
 def test_bad_input_is_one_line_and_exit_2(
     web: Path, tmp_path: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -31,13 +31,7 @@ def test_every_text_has_a_row(web: Path, config: CapFiltConfig, tmp_path: Path) 
         expected += [(sample.shard, sample.key, "web", i, text) for i, text in enumerate(sample.captions)]
         expected += [(sample.shard, sample.key, "synthetic", i, None) for i in range(2)]
     found = [
-        (
-            row["shard"],
-            row["key"],
-            row["source"],
-            row["index"],
-            row["caption"] if row["source"] == "web" else None,
-        )
+        (row["shard"], row["key"], row["source"], row["index"], row["caption"] if row["source"] == "web" else None)
         for row in rows
     ]
     assert found == expected
@@ -47,9 +41,7 @@ def test_every_text_has_a_row(web: Path, config: CapFiltConfig, tmp_path: Path) 
     }
 
 
-def test_rows_are_what_the_models_say(
-    web: Path, captioner: str, filter_model: str, finished_run: Path
-) -> None:
+def test_rows_are_what_the_models_say(web: Path, captioner: str, filter_model: str, finished_run: Path) -> None:
     """Captions are the captioner's with the image's own seed; scores are P(match) and cosine of each pair."""
     writer, judge = openblip.load(captioner), openblip.load(filter_model)
     samples = {(s.shard, s.key): s for s in items_of(open_source(str(web)))}
@@ -68,9 +60,7 @@ def test_rows_are_what_the_models_say(
             assert row["logprob"] == pytest.approx(written.logprob, rel=1e-5)
 
 
-def test_batches_and_workers_change_nothing(
-    config: CapFiltConfig, finished_run: Path, tmp_path: Path
-) -> None:
+def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
     run_capfilt(dataclasses.replace(config, batch_size=1, num_workers=1), tmp_path)
     ours, theirs = all_rows(tmp_path), all_rows(finished_run)
     numbers = ("itm", "itc", "logprob")
@@ -95,9 +85,7 @@ def test_same_key_in_two_shards_draws_differently() -> None:
     assert image_seed(0, "a", "bc") != image_seed(0, "ab", "c")
 
 
-def test_killed_and_resumed_is_the_same_row_for_row(
-    tmp_path: Path, captioner: str, filter_model: str
-) -> None:
+def test_killed_and_resumed_is_the_same_row_for_row(tmp_path: Path, captioner: str, filter_model: str) -> None:
     web = tmp_path / "web"
     for shard in range(30):
         members = [m for n in range(2) for m in sample_members(f"{n}", 10 * shard + n, [f"dog {n}", "cat"])]
@@ -147,17 +135,13 @@ def test_changed_settings_are_refused_by_name(
 
 
 @pytest.mark.parametrize("role", ["captioner", "filter"])
-def test_changed_weights_are_refused(
-    config: CapFiltConfig, run_copy: Path, tmp_path: Path, role: str
-) -> None:
+def test_changed_weights_are_refused(config: CapFiltConfig, run_copy: Path, tmp_path: Path, role: str) -> None:
     other = write_checkpoint(tmp_path / "other", seed=9, image_size=24)
     with pytest.raises(ConfigError, match=f"{role} was"):
         run_capfilt(dataclasses.replace(config, **{role: other}), run_copy)
 
 
-def test_the_same_weights_elsewhere_are_the_same_model(
-    config: CapFiltConfig, run_copy: Path, tmp_path: Path
-) -> None:
+def test_the_same_weights_elsewhere_are_the_same_model(config: CapFiltConfig, run_copy: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(config.filter, tmp_path / "moved")
     summary = run_capfilt(dataclasses.replace(config, filter=str(moved)), run_copy)
     assert len(summary.skipped) == 3
@@ -230,9 +214,7 @@ def test_a_truncated_shard_gives_its_whole_samples(config: CapFiltConfig, tmp_pa
     assert summary.exit_code == 0
 
 
-def test_a_failing_shard_is_recorded_and_tried_again(
-    config: CapFiltConfig, web: Path, tmp_path: Path
-) -> None:
+def test_a_failing_shard_is_recorded_and_tried_again(config: CapFiltConfig, web: Path, tmp_path: Path) -> None:
     source = shutil.copytree(web, tmp_path / "web")
     whole = (source / "00001.tar").read_bytes()
     (source / "00001.tar").write_bytes(b"\x1f\x8b" + bytes(2000))  # gzip: no plain tar
@@ -258,9 +240,7 @@ def test_report_counts(finished_run: Path) -> None:
     assert report["images"] == 6
     assert report["web_texts"] == len(by_source["web"]) == 8
     assert report["synthetic_texts"] == len(by_source["synthetic"]) == 6
-    assert report["kept"] == {
-        name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()
-    }
+    assert report["kept"] == {name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()}
     assert report["seconds"]["total"] >= report["seconds"]["caption"] > 0
     manifest = json.loads((finished_run / "manifest.json").read_text())
     assert report["captioner"] == manifest["captioner"]["sha256"]

@@ -94,9 +94,7 @@ def test_any_key_and_any_image_format(config: CapFiltConfig, tmp_path: Path) -> 
         path.write_bytes(picture(number, format=formats[path.suffix[1:]]))
         lines.append({"image": str(path), "caption": TEXT})
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    run_capfilt(
-        dataclasses.replace(config, source=str(tmp_path / "pairs.jsonl"), threshold=0.0), tmp_path / "run"
-    )
+    run_capfilt(dataclasses.replace(config, source=str(tmp_path / "pairs.jsonl"), threshold=0.0), tmp_path / "run")
     summary = export(tmp_path / "run", tmp_path / "out")
     assert not summary.rejects
     ours, theirs = samples_of(str(tmp_path / "out")), samples_of(f"capfilt:{tmp_path / 'run'}")

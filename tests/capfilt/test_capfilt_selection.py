@@ -28,9 +28,7 @@ def test_the_source_reads_exactly_the_kept_rows(run_copy: Path, web: Path, thres
     ]
     samples = list(items_of(open_source(f"capfilt:{run_copy}")))
     assert [(sample.shard, sample.key, sample.captions[0]) for sample in samples] == expected
-    assert all(
-        sample.image == originals[sample.shard, sample.key.rsplit("-", 2)[0]].image for sample in samples
-    )
+    assert all(sample.image == originals[sample.shard, sample.key.rsplit("-", 2)[0]].image for sample in samples)
 
 
 def test_select_needs_no_model_and_no_original(
@@ -81,8 +79,7 @@ def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
     for name, found in scores.sources.items():
         itm = [row["itm"] for row in rows if row["source"] == name]
         assert found.histogram.tolist() == [
-            sum(min(int(score * NUM_BINS), NUM_BINS - 1) == position for score in itm)
-            for position in range(NUM_BINS)
+            sum(min(int(score * NUM_BINS), NUM_BINS - 1) == position for score in itm) for position in range(NUM_BINS)
         ]
     fates: dict[tuple[bool, bool], list[int]] = {combination: [] for combination in COMBINATIONS}
     for key in {row["key"] for row in rows}:

@@ -197,9 +197,7 @@ class Bert(nn.Module):
         layers = nn.ModuleList(Layer(i, image_dim, text) for i in range(LAYERS))
         self.encoder = nn.ModuleDict({"layer": layers})
 
-    def forward(
-        self, queries: Tensor | None, ids: Tensor | None, image: Tensor | None, mask: Tensor
-    ) -> Tensor:
+    def forward(self, queries: Tensor | None, ids: Tensor | None, image: Tensor | None, mask: Tensor) -> Tensor:
         """queries (B, Q, D), ids (B, T), image (B, N, Dv), mask bool (B, S, S) -> (B, S, D)."""
         parts = [] if queries is None else [queries]
         if ids is not None:
@@ -217,9 +215,7 @@ class WordHead(nn.Module):
     def __init__(self, words: nn.Embedding) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(VOCAB_SIZE))
-        self.transform = nn.ModuleDict(
-            {"dense": nn.Linear(WIDTH, WIDTH), "LayerNorm": nn.LayerNorm(WIDTH, eps=1e-12)}
-        )
+        self.transform = nn.ModuleDict({"dense": nn.Linear(WIDTH, WIDTH), "LayerNorm": nn.LayerNorm(WIDTH, eps=1e-12)})
         self.decoder = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
         self.decoder.weight, self.decoder.bias = words.weight, self.bias
 

@@ -212,12 +212,7 @@ def test_an_encoder_is_cut_before_its_last_block(tmp_path: Path, parts: Path) ->
     torch.save(cut, tmp_path / "cut.pth")
     assert read_encoder(read_pth(tmp_path / "cut.pth")).config.num_layers == 2  # it was cut already
     forty = {n: t for n, t in cut.items() if not n.startswith("blocks.")}
-    forty |= {
-        n.replace("blocks.0.", f"blocks.{i}."): t
-        for n, t in cut.items()
-        if "blocks.0." in n
-        for i in range(40)
-    }
+    forty |= {n.replace("blocks.0.", f"blocks.{i}."): t for n, t in cut.items() if "blocks.0." in n for i in range(40)}
     torch.save(forty, tmp_path / "forty.pth")
     assert read_encoder(read_pth(tmp_path / "forty.pth")).config.num_layers == 39  # the released depth, whole
     torch.save({n: t.half() for n, t in whole.items()}, tmp_path / "half.pth")
@@ -324,9 +319,7 @@ PROJECTIONS = ("opt_proj.weight", "t5_proj.weight")
         (lambda s: s.update(dict.fromkeys(PROJECTIONS, torch.ones(1, 1))), "for opt and for t5"),
     ],
 )  # fmt: skip
-def test_damage_is_named(
-    tmp_path: Path, parts: Path, damage: Callable[[State], object], message: str
-) -> None:
+def test_damage_is_named(tmp_path: Path, parts: Path, damage: Callable[[State], object], message: str) -> None:
     state = saved(stage1())
     damage(state)
     with pytest.raises(CheckpointError, match=message):
@@ -386,7 +379,5 @@ def test_words_of_another_model(tmp_path: Path, parts: Path) -> None:
 
     path = write(tmp_path / "x.pth", saved(stage1()))
     Tokenizer.train([f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2, 400).save(tmp_path / "large")
-    with pytest.raises(
-        CheckpointError, match=f"entries, .* the Q-Former {VOCAB_SIZE}; it is another model's"
-    ):
+    with pytest.raises(CheckpointError, match=f"entries, .* the Q-Former {VOCAB_SIZE}; it is another model's"):
         load_checkpoint(path, tokenizer=tmp_path / "large", vision=parts / "Eva.pth")

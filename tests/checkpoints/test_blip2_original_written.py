@@ -60,9 +60,7 @@ def test_stage_1_is_written_as_it_was_read(tmp_path: Path, parts: Path, kind: Ki
     expected = theirs.state_dict()
     assert written.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(
-            written[name], tensor, atol=0, rtol=1e-6 if name == "temp" else 0, msg=name
-        )
+        torch.testing.assert_close(written[name], tensor, atol=0, rtol=1e-6 if name == "temp" else 0, msg=name)
     theirs.load_state_dict(written)
 
     checkpoint.model.freeze("vision")
@@ -98,9 +96,7 @@ def own(**changes: Any) -> Blip2Checkpoint:
     config = Blip2Config(vision=vision, qformer=qformer, embed_dim=7, vision_norm_eps=1e-6)
     model = Blip2(replace(config, **changes))
     randomise(model, seed=6)
-    return Blip2Checkpoint(
-        model.eval(), TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a", "q {}"
-    )
+    return Blip2Checkpoint(model.eval(), TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a", "q {}")
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -150,9 +146,7 @@ def test_a_bias_of_keys_changes_nothing_for_the_released_code(tmp_path: Path) ->
         (lambda entry: entry["model"].update(heads=("llm",), language=LANGUAGE), "another kind"),
     ],
 )  # fmt: skip
-def test_a_damaged_entry_is_named(
-    tmp_path: Path, damage: Callable[[dict[str, Any]], object], message: str
-) -> None:
+def test_a_damaged_entry_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], object], message: str) -> None:
     save_checkpoint(own(), tmp_path / "ours.pth", "original")
     edit_pth(tmp_path / "ours.pth", lambda content: damage(content["openblip"]))
     with pytest.raises(CheckpointError, match=rf"ours\.pth.*{message}"):
@@ -187,10 +181,7 @@ def with_language(kind: str, instructed: bool = False) -> Blip2Checkpoint:
     language = wrap_language_model(language_model(kind), language_words())
     before = own()
     config = replace(
-        before.model.config,
-        heads=("llm",),
-        language=LanguageConfig(name="x", hidden_dim=16),
-        instructed=instructed,
+        before.model.config, heads=("llm",), language=LanguageConfig(name="x", hidden_dim=16), instructed=instructed
     )
     return before._replace(model=Blip2(config, None, language).eval())
 
@@ -209,9 +200,7 @@ def test_what_the_released_code_has_no_model_for(tmp_path: Path) -> None:
         (with_language("opt", instructed=True), "that reads instructions with the heads llm and a opt"),
         (adapted, "adapters in its language model"),
     ):
-        with pytest.raises(
-            CheckpointError, match=rf"released code has no BLIP-2 .*{message}.*Save as openblip"
-        ):
+        with pytest.raises(CheckpointError, match=rf"released code has no BLIP-2 .*{message}.*Save as openblip"):
             save_checkpoint(checkpoint, tmp_path / "out.pth", "original")
     with pytest.raises(ConfigError, match=r"end with \.pth"):
         save_checkpoint(own(), tmp_path / "out", "original")

@@ -124,9 +124,7 @@ def test_the_vit_of_a_blip(layer):
     assert torch.equal(encoder.model(x), states[layer])
     assert encoder.preprocessing == whole.preprocessing
     assert encoder.config == replace(
-        whole.model.config.vision,
-        num_layers=whole.model.config.vision.num_layers + 1 + layer,
-        output_norm=False,
+        whole.model.config.vision, num_layers=whole.model.config.vision.num_layers + 1 + layer, output_norm=False
     )
 
 
@@ -146,17 +144,13 @@ def write_processor(folder, **settings):
 
 def test_a_crop_is_what_reaches_the_model(tmp_path):
     tiny_towers.save("dinov2", tmp_path, processor=False)
-    write_processor(
-        tmp_path, size={"shortest_edge": 60}, do_center_crop=True, crop_size={"height": 48, "width": 48}
-    )
+    write_processor(tmp_path, size={"shortest_edge": 60}, do_center_crop=True, crop_size={"height": 48, "width": 48})
     assert load_image_encoder(tmp_path).preprocessing.image_size == 48
 
 
 def test_a_model_without_processor(tmp_path):
     tiny_towers.save("clip", tmp_path / "clip", processor=False)
-    assert (
-        load_image_encoder(tmp_path / "clip").preprocessing.image_size == SIZE
-    )  # CLIP's statistics are known
+    assert load_image_encoder(tmp_path / "clip").preprocessing.image_size == SIZE  # CLIP's statistics are known
     tiny_towers.save("vit", tmp_path / "vit", processor=False)
     with pytest.raises(CheckpointError, match="no preprocessor_config"):
         load_image_encoder(tmp_path / "vit")
@@ -206,9 +200,7 @@ def test_an_unknown_layer(saved, kind):
         load_image_encoder(saved(kind)[0], layer=-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("bert", "takes no images"), ("convnext", "sequence of tokens")]
-)
+@pytest.mark.parametrize(("kind", "message"), [("bert", "takes no images"), ("convnext", "sequence of tokens")])
 def test_what_is_no_transformer_of_images(saved, kind, message):
     with pytest.raises(CheckpointError, match=message):
         load_image_encoder(saved(kind)[0], layer=-1)

@@ -264,9 +264,7 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
     with_lora(model.language, LORA)
     randomise_adapters(model.language)
     model.freeze("vision", "language").train()
-    trained = {
-        name for name, p in model.named_parameters() if p.requires_grad and name.startswith("language.")
-    }
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and name.startswith("language.")}
     assert trained
     assert all("lora_" in name for name in trained)
 
@@ -281,9 +279,7 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
     loss().backward()
     named = dict(model.named_parameters())
     assert all(named[name].grad is not None for name in trained)
-    assert all(
-        p.grad is None for name, p in named.items() if name.startswith("language.") and name not in trained
-    )
+    assert all(p.grad is None for name, p in named.items() if name.startswith("language.") and name not in trained)
     # The adapters' dropout is on in training, and nothing else of the frozen model is.
     assert not torch.equal(loss(), loss())
     assert {n for n, m in model.language.named_modules() if m.training} == {
@@ -296,6 +292,4 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
     before, model = loss(), load_blip2(tmp_path).model
     assert torch.equal(loss(), before)
     model.freeze("vision", "language")
-    assert {
-        n for n, p in model.named_parameters() if p.requires_grad and n.startswith("language.")
-    } == trained
+    assert {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("language.")} == trained

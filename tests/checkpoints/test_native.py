@@ -265,10 +265,7 @@ OF_BLIP: list[tuple[Damage, str]] = [
     (lambda f: large_tokenizer().save(f), r"tokenizer has \d+ entries, .*the model \d+"),
 ]
 OF_BLIP2: list[tuple[Damage, str]] = [
-    (
-        lambda f: edit_weights(f, lambda w: w.update({"language.x": torch.zeros(3)})),
-        r"left over language\.x",
-    ),
+    (lambda f: edit_weights(f, lambda w: w.update({"language.x": torch.zeros(3)})), r"left over language\.x"),
     (lambda f: edit_config(f, lambda c: c.pop("question_prompt")), r"config\.json.*another version"),
     (lambda f: edit_config(f, lambda c: c["model"].update(depth=3)), "unknown are depth"),
     (lambda f: edit_config(f, lambda c: c["model"]["qformer"].update(num_heads=5)), "5 heads"),
@@ -279,10 +276,7 @@ OF_BLIP2: list[tuple[Damage, str]] = [
     (lambda f: truncate(f / LANGUAGE), "language_model cannot be read"),
     (lambda f: truncate(f / TOWER), "vision_model cannot be read"),
     (lambda f: (f / "language_model" / "config.json").write_text("{"), "language_model"),
-    (
-        lambda f: [path.unlink() for path in (f / "language_model").glob("token*")],
-        "language_model has no vocabulary",
-    ),
+    (lambda f: [path.unlink() for path in (f / "language_model").glob("token*")], "language_model has no vocabulary"),
     (
         lambda f: edit_weights(f / LANGUAGE, lambda w: w.pop("model.decoder.layers.0.fc1.bias")),
         r"language_model lacks weights .*layers\.0\.fc1\.bias",

@@ -143,11 +143,7 @@ def put(name: str, value: Any) -> Callable[[State], object]:
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
     [
-        (
-            "captions",
-            without("text_decoder.cls.predictions.bias"),
-            "missing text_decoder.cls.predictions.bias",
-        ),
+        ("captions", without("text_decoder.cls.predictions.bias"), "missing text_decoder.cls.predictions.bias"),
         ("retrieval", without("text_encoder.encoder.layer.0.attention.self.query.bias"), "missing text_enc"),
         ("captions", without("visual_encoder.pos_embed"), "missing visual_encoder.pos_embed"),
         ("captions", without("text_decoder.bert.embeddings.word_embeddings.weight"), "missing text_decoder"),
@@ -176,9 +172,7 @@ def put(name: str, value: Any) -> Callable[[State], object]:
         ("captions", lambda state: [state.pop(n) for n in list(state) if "text" in n], "is no BLIP for"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    tmp_path: Path, kind: str, damage: Callable[[State], object], message: str
-) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, kind: str, damage: Callable[[State], object], message: str) -> None:
     state = released_file(kind)
     damage(state)
     with pytest.raises(CheckpointError, match=message):
@@ -229,9 +223,7 @@ def test_whose_words_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     save_checkpoint(load_checkpoint(path)._replace(tokenizer=other), tmp_path / "own.pth", "original")
     assert load_checkpoint(tmp_path / "own.pth").tokenizer.to_json() == other.to_json()
-    assert (
-        load_checkpoint(tmp_path / "own.pth", tokenizer=tmp_path).tokenizer.to_json() == TOKENIZER.to_json()
-    )
+    assert load_checkpoint(tmp_path / "own.pth", tokenizer=tmp_path).tokenizer.to_json() == TOKENIZER.to_json()
 
     (tmp_path / "tokenizer.json").unlink()  # vocab.txt is left
     words = load_checkpoint(path).tokenizer
@@ -268,17 +260,12 @@ def checkpoint(heads: tuple[Any, ...], sharing: Any = "all_but_sa", pooled: bool
     config = model.config
     text = {**config.to_dict()["text"], "vocab_size": TOKENIZER.vocab_size}
     model = Blip(type(config).from_dict({**config.to_dict(), "text": text, "heads": heads, "pooled": pooled}))
-    return BlipCheckpoint(
-        model, TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]"
-    )
+    return BlipCheckpoint(model, TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
 
 
 def test_what_its_sharing_says_must_hold(tmp_path: Path) -> None:
     save_checkpoint(checkpoint(("itc", "itm", "lm")), tmp_path / "ours.pth", "original")
-    edit_pth(
-        tmp_path / "ours.pth",
-        lambda content: content["model"].update({UNSHARED: content["model"][UNSHARED] + 1}),
-    )
+    edit_pth(tmp_path / "ours.pth", lambda content: content["model"].update({UNSHARED: content["model"][UNSHARED] + 1}))
     with pytest.raises(CheckpointError, match=r"share what differs: text_encoder.encoder.layer.1.output"):
         load_checkpoint(tmp_path / "ours.pth")
 

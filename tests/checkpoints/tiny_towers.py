@@ -61,9 +61,7 @@ def make(kind: str) -> Any:
             t.Dinov2WithRegistersConfig(**DINO, mlp_ratio=2, num_register_tokens=3)
         ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**SHAPE)),
-        "convnext": lambda: t.ConvNextModel(
-            t.ConvNextConfig(hidden_sizes=[4, 4], depths=[1, 1], num_stages=2)
-        ),
+        "convnext": lambda: t.ConvNextModel(t.ConvNextConfig(hidden_sizes=[4, 4], depths=[1, 1], num_stages=2)),
         "bert": lambda: t.BertModel(t.BertConfig(**TEXT)),
     }
     torch.manual_seed(7)

@@ -18,20 +18,11 @@ from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
 def save_tiny(folder: Path, heads: tuple[Head, ...]) -> Path:
     """A whole checkpoint of a few thousand random weights."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(
-        ["a red dog beside two blue cars", "the small cat below a big tree"], vocab_size=150
-    )
+    tokenizer = Tokenizer.train(["a red dog beside two blue cars", "the small cat below a big tree"], vocab_size=150)
     config = BlipConfig(
-        vision=VisionConfig(
-            image_size=16, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32
-        ),
+        vision=VisionConfig(image_size=16, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32),
         text=TextConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_dim=16,
-            num_layers=1,
-            num_heads=2,
-            mlp_dim=32,
-            max_positions=48,
+            vocab_size=tokenizer.vocab_size, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=48
         ),
         embed_dim=8,
         heads=heads,

@@ -108,9 +108,7 @@ def test_every_image_of_a_folder_is_asked_the_questions_given(
     assert [line["answer"] for line in lines] == expected
     out = tmp_path / "out.jsonl"
     assert main([*words, "--batch-size", "2", "--out", str(out)]) == 0
-    assert read_lines(out) == [
-        {**line, "logprob": pytest.approx(line["logprob"], abs=1e-5)} for line in lines
-    ]
+    assert read_lines(out) == [{**line, "logprob": pytest.approx(line["logprob"], abs=1e-5)} for line in lines]
 
 
 @pytest.mark.parametrize("cut", [0, 25])
@@ -126,9 +124,7 @@ def test_a_killed_run_is_continued_to_the_same_file(
     asked: list[int] = []
     answer = openblip.BlipPredictor.answer
 
-    def counting(
-        self: openblip.BlipPredictor, images: Any, questions: Any, *rest: Any, **options: Any
-    ) -> Any:
+    def counting(self: openblip.BlipPredictor, images: Any, questions: Any, *rest: Any, **options: Any) -> Any:
         asked.append(len(questions))
         return answer(self, images, questions, *rest, **options)
 
@@ -291,9 +287,7 @@ def clips(image_folder: Path) -> Path:
     return folder
 
 
-def test_a_clip_is_asked_about_its_frames(
-    answerer: Path, clips: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_clip_is_asked_about_its_frames(answerer: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = str(clips / "one.mp4")
     assert main(["answer", clip, *QUESTIONS, "--model", str(answerer), "--num-frames", "3"]) == 0
     model = openblip.load(answerer)

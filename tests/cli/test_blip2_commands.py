@@ -39,10 +39,7 @@ def shard(tmp_path: Path, image_folder: Path) -> Path:
                 "label": ["dog", "cat"][index % 2],
                 "noise": None if index else "shop",
             }
-            members = {
-                Path(name).suffix: (image_folder / name).read_bytes(),
-                ".json": json.dumps(info).encode(),
-            }
+            members = {Path(name).suffix: (image_folder / name).read_bytes(), ".json": json.dumps(info).encode()}
             for suffix, content in members.items():
                 entry = tarfile.TarInfo(f"{index:04}{suffix}")
                 entry.size = len(content)
@@ -64,9 +61,7 @@ def test_caption(folder: Path, image_folder: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("more", [[], ["--num-beams", "2"]])
-def test_answer(
-    folder: Path, image_folder: Path, capsys: pytest.CaptureFixture[str], more: list[str]
-) -> None:
+def test_answer(folder: Path, image_folder: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
     """By the paper's decoding, five beams and a length penalty of -1, but for what is given."""
     image = str(image_folder / "a.png")
     assert main(["answer", image, *QUESTIONS, "--model", str(folder), *more]) == 0
@@ -100,9 +95,7 @@ def test_match(folder: Path, image_folder: Path, shard: Path, capsys: pytest.Cap
         ("classification", "num_classes"),
     ],
 )
-def test_evaluate(
-    folder: Path, shard: Path, capsys: pytest.CaptureFixture[str], task: str, score: str
-) -> None:
+def test_evaluate(folder: Path, shard: Path, capsys: pytest.CaptureFixture[str], task: str, score: str) -> None:
     assert main(["evaluate", task, "--model", str(folder), "--data", str(shard)]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert score in json.dumps(scores)

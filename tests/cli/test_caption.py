@@ -38,27 +38,14 @@ def test_files_and_folders_give_one_line_each_in_order(
     first = str(image_folder / "b.jpg")
     assert main(["caption", first, str(image_folder), "--model", str(checkpoint)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["key"] for line in lines] == [
-        first,
-        str(image_folder / "a.png"),
-        str(image_folder / "deeper/c.webp"),
-    ]
+    assert [line["key"] for line in lines] == [first, str(image_folder / "a.png"), str(image_folder / "deeper/c.webp")]
     expected = openblip.load(checkpoint).caption(first, return_scores=True)
     assert lines[0]["caption"] == expected.text
     assert lines[0]["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
 
 
 def test_batches_do_not_change_sampled_captions(checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
-    common = [
-        "caption",
-        str(image_folder),
-        "--model",
-        str(checkpoint),
-        "--decoding",
-        "nucleus",
-        "--num-captions",
-        "2",
-    ]
+    common = ["caption", str(image_folder), "--model", str(checkpoint), "--decoding", "nucleus", "--num-captions", "2"]
     assert main([*common, "--out", str(tmp_path / "one"), "--batch-size", "1"]) == 0
     assert main([*common, "--out", str(tmp_path / "three"), "--batch-size", "3"]) == 0
     assert main([*common, "--out", str(tmp_path / "other"), "--seed", "7"]) == 0
@@ -75,15 +62,7 @@ def test_unreadable_images_are_named_skipped_and_counted(
 ) -> None:
     (image_folder / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "captions.jsonl"
-    words = [
-        "caption",
-        str(image_folder),
-        str(tmp_path / "gone.png"),
-        "--model",
-        str(checkpoint),
-        "--out",
-        str(out),
-    ]
+    words = ["caption", str(image_folder), str(tmp_path / "gone.png"), "--model", str(checkpoint), "--out", str(out)]
     assert main(words) == 1
     assert len(read_lines(out)) == 3
     messages = capsys.readouterr().err
@@ -134,9 +113,7 @@ def test_the_precision_reaches_the_model(
     assert logprobs["float32"] == logprobs["auto"] != logprobs["bfloat16"]
 
 
-def test_a_url_is_read_and_is_its_key(
-    checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_url_is_read_and_is_its_key(checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fsspec
 
     url = "memory://somewhere/a.png"
@@ -184,16 +161,7 @@ def test_a_killed_run_is_continued_to_the_same_file(
     checkpoint: Path, image_folder: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    words = [
-        "caption",
-        str(image_folder),
-        "--model",
-        str(checkpoint),
-        "--out",
-        str(out),
-        "--num-captions",
-        "2",
-    ]
+    words = ["caption", str(image_folder), "--model", str(checkpoint), "--out", str(out), "--num-captions", "2"]
     assert main(words) == 0
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)

@@ -47,9 +47,7 @@ def test_each_image_gets_its_caption_beside_it_and_nothing_is_printed(
     words: list[str], captioner: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 0
-    assert texts(image_folder) == {
-        name: f"{text}\n" for name, text in expected(captioner, image_folder).items()
-    }
+    assert texts(image_folder) == {name: f"{text}\n" for name, text in expected(captioner, image_folder).items()}
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "captioned 3 images, skipped 0" in captured.err
@@ -69,9 +67,7 @@ def test_each_image_gets_its_caption_beside_it_and_nothing_is_printed(
         ("", ".", "a dog."),
     ],
 )
-def test_prefix_and_suffix_are_joined_by_one_blank_where_there_is_none(
-    prefix: str, suffix: str, line: str
-) -> None:
+def test_prefix_and_suffix_are_joined_by_one_blank_where_there_is_none(prefix: str, suffix: str, line: str) -> None:
     assert SidecarOptions(sidecar=True, prefix=prefix, suffix=suffix).line("a dog") == line
 
 
@@ -167,9 +163,7 @@ def stop_after(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr(SidecarOptions, "write", stopping)
 
 
-def test_a_text_file_is_never_half_there(
-    words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_file_is_never_half_there(words: list[str], image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (image_folder / "a.txt").write_text("mine")
 
     def killed(*_: Any) -> None:

@@ -51,9 +51,7 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "kept.pth").read_text() == "mine"
 
 
-def test_an_original_checkpoint_is_a_file_with_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_original_checkpoint_is_a_file_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", CAPTIONER, str(tmp_path), "--format", "original"]) == 2
     assert "name the new .pth file" in capsys.readouterr().err
     assert main(["convert", CAPTIONER, str(tmp_path / "out"), "--format", "original"]) == 2

@@ -48,9 +48,7 @@ def test_tables_name_examples_and_rejects(shard, capsys):
         assert text in shown
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nowhere.tar"], ["{shard}", "--samples", "-1"], ["{shard}@1,{shard}"]]
-)
+@pytest.mark.parametrize("arguments", [["nowhere.tar"], ["{shard}", "--samples", "-1"], ["{shard}@1,{shard}"]])
 def test_bad_input_is_one_line_and_exit_code_2(shard, capsys, arguments):
     assert main(["data", "inspect", *(word.format(shard=shard) for word in arguments)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -71,8 +69,7 @@ def vqa(tmp_path):
     """Three questions of VQAv2, one without an answer, and the picture of two."""
     asked = [("Dog?", 1), ("Cat?", 1), ("Bird?", 2)]
     questions = [
-        {"question_id": number, "question": text, "image_id": image}
-        for number, (text, image) in enumerate(asked)
+        {"question_id": number, "question": text, "image_id": image} for number, (text, image) in enumerate(asked)
     ]
     answers = [
         {"question_id": n, "answers": [{"answer": a, "answer_confidence": "yes"} for a in said]}
@@ -82,9 +79,7 @@ def vqa(tmp_path):
     (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(
         json.dumps({"info": info, "data_subtype": "val2014", "questions": questions})
     )
-    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(
-        json.dumps({"info": info, "annotations": answers})
-    )
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"info": info, "annotations": answers}))
     save_picture(tmp_path / "coco" / "val2014" / "COCO_val2014_000000000001.jpg")
     return tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
 
@@ -131,9 +126,7 @@ def test_statements_and_domains_and_classes(tmp_path, capsys):
     assert (facts["classes"], facts["most frequent classes"]) == (1, {"cat": 1})
     assert facts["domains"] == {"in-domain": 1}
     assert facts["pairs of images"] == 3
-    assert facts["reasons"] == {
-        "t.jsonl line 4: the label of a statement must be true or false, not 'maybe'": 1
-    }
+    assert facts["reasons"] == {"t.jsonl line 4: the label of a statement must be true or false, not 'maybe'": 1}
     assert main(["data", "inspect", str(tmp_path / "t.jsonl")]) == 0
     assert "A dog. (no label)" in capsys.readouterr().out
 

@@ -9,11 +9,7 @@ import pytest
 
 from openblip.cli.main import main
 
-PAIRS = [
-    ("a.png", "a red dog", None),
-    ("b.jpg", "buy shoes now", "shop"),
-    ("deeper/c.webp", "a blue car", None),
-]
+PAIRS = [("a.png", "a red dog", None), ("b.jpg", "buy shoes now", "shop"), ("deeper/c.webp", "a blue car", None)]
 
 
 @pytest.fixture
@@ -22,10 +18,7 @@ def shard(tmp_path: Path, image_folder: Path) -> Path:
     with tarfile.open(path, "w") as tar:
         for index, (name, caption, noise) in enumerate(PAIRS):
             info = {"caption": caption, "references": [caption], "noise": noise}
-            members = {
-                Path(name).suffix: (image_folder / name).read_bytes(),
-                ".json": json.dumps(info).encode(),
-            }
+            members = {Path(name).suffix: (image_folder / name).read_bytes(), ".json": json.dumps(info).encode()}
             for suffix, content in members.items():
                 entry = tarfile.TarInfo(f"{index:04}{suffix}")
                 entry.size = len(content)
@@ -35,19 +28,10 @@ def shard(tmp_path: Path, image_folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("task", "names"),
-    [
-        ("caption", {"cider", "bleu_4", "exact_match"}),
-        ("retrieval", {"itc", "itm"}),
-        ("filter", {"auc", "recall"}),
-    ],
+    [("caption", {"cider", "bleu_4", "exact_match"}), ("retrieval", {"itc", "itm"}), ("filter", {"auc", "recall"})],
 )
 def test_scores_are_printed_and_written(
-    task: str,
-    names: set[str],
-    checkpoint: Path,
-    shard: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    task: str, names: set[str], checkpoint: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if task == "caption":
         pytest.importorskip("pycocoevalcap")
@@ -62,17 +46,13 @@ def test_scores_are_printed_and_written(
     assert len(written.get("predictions", PAIRS)) == len(PAIRS)
 
 
-def test_limit_takes_the_first_samples(
-    checkpoint: Path, shard: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limit_takes_the_first_samples(checkpoint: Path, shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "retrieval", "--model", str(checkpoint), "--data", str(shard), "--limit", "2"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 2
 
 
-def test_an_unknown_task_names_the_known(
-    checkpoint: Path, shard: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_task_names_the_known(checkpoint: Path, shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "poetry", "--model", str(checkpoint), "--data", str(shard)]) == 2
     message = capsys.readouterr().err
     assert "retrieval" in message

@@ -71,11 +71,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "closest"),
-    [
-        (["capfit"], "`openblip capfilt`"),
-        (["data", "inspekt"], "`openblip data inspect`"),
-        (["mach"], "match"),
-    ],
+    [(["capfit"], "`openblip capfilt`"), (["data", "inspekt"], "`openblip data inspect`"), (["mach"], "match")],
 )
 def test_an_unknown_command_names_the_closest(
     words: list[str], closest: str, capsys: pytest.CaptureFixture[str]
@@ -205,12 +201,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     result = subprocess.run(
-        [sys.executable, "-c", code],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
     )
     os.close(writing)
     assert result.stderr == ""
@@ -240,15 +231,9 @@ def test_a_given_instance_sets_the_defaults() -> None:
 
 def test_errors_name_every_option_and_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (
-            ["evaluate"],
-            "caption|retrieval|filter|vqa|nlvr|visdial|video-retrieval|video-qa|classification, --model",
-        ),
+        (["evaluate"], "caption|retrieval|filter|vqa|nlvr|visdial|video-retrieval|video-qa|classification, --model"),
         (["caption", "a.png", "--modl", "x"], "no option --modl; did you mean --model?"),
-        (
-            ["caption", "a.png", "--model", "x", "--decoding", "y"],
-            "cannot be y; choose beam, nucleus or greedy",
-        ),
+        (["caption", "a.png", "--model", "x", "--decoding", "y"], "cannot be y; choose beam, nucleus or greedy"),
         (["convert", "a", "b", "c", "--format", "openblip"], "c cannot be understood here"),
     ):
         assert cli.main(words) == 2

@@ -20,12 +20,8 @@ def test_one_line_per_text_with_both_scores(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     model = openblip.load(checkpoint)
     assert [line["text"] for line in lines] == TEXTS
-    assert [line["match"] for line in lines] == pytest.approx(
-        model.match([image] * 2, TEXTS).tolist(), abs=1e-5
-    )
-    assert [line["similarity"] for line in lines] == pytest.approx(
-        model.similarity(image, TEXTS)[0].tolist(), abs=1e-5
-    )
+    assert [line["match"] for line in lines] == pytest.approx(model.match([image] * 2, TEXTS).tolist(), abs=1e-5)
+    assert [line["similarity"] for line in lines] == pytest.approx(model.similarity(image, TEXTS)[0].tolist(), abs=1e-5)
 
 
 def test_a_checkpoint_that_cannot_match_says_what_it_can(
@@ -73,9 +69,7 @@ def test_every_image_of_a_folder_is_scored_with_the_texts(
     assert [(line["key"], line["text"]) for line in lines] == [(str(i), t) for i in images for t in TEXTS]
     model = openblip.load(checkpoint)
     same_scores(
-        lines,
-        model.match_matrix(images, TEXTS).flatten().tolist(),
-        model.similarity(images, TEXTS).flatten().tolist(),
+        lines, model.match_matrix(images, TEXTS).flatten().tolist(), model.similarity(images, TEXTS).flatten().tolist()
     )
     out = tmp_path / "scores.jsonl"
     assert main([*words, "--out", str(out)]) == 0
@@ -101,9 +95,7 @@ def test_without_texts_each_sample_is_scored_with_its_own_captions(
     assert [(line["key"], line["caption"]) for line in lines] == pairs
     model = openblip.load(checkpoint)
     images, texts = [image_folder / name for name, _ in pairs], [text for _, text in pairs]
-    same_scores(
-        lines, model.match(images, texts).tolist(), model.similarity(images, texts).diagonal().tolist()
-    )
+    same_scores(lines, model.match(images, texts).tolist(), model.similarity(images, texts).diagonal().tolist())
 
 
 def test_the_captions_of_a_folder_are_beside_its_images(
@@ -134,19 +126,11 @@ def test_a_folder_without_any_text_is_refused(
 
 @pytest.mark.parametrize(("model", "missing"), [("matcher", "similarity"), ("embedder", "match")])
 def test_a_score_without_weights_is_null(
-    model: str,
-    missing: str,
-    image_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
+    model: str, missing: str, image_folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     (image_folder / "a.txt").write_text("a red dog\n")
     source = str(request.getfixturevalue(model))
-    for words in (
-        [str(image_folder / "a.png"), TEXTS[0]],
-        [str(image_folder), TEXTS[0]],
-        [str(image_folder)],
-    ):
+    for words in ([str(image_folder / "a.png"), TEXTS[0]], [str(image_folder), TEXTS[0]], [str(image_folder)]):
         main(["match", *words, "--model", source])
         line = json.loads(capsys.readouterr().out.splitlines()[0])
         assert line.pop(missing) is None
@@ -172,19 +156,9 @@ def test_a_killed_run_is_continued_to_the_same_file(
     checkpoint: Path, image_folder: Path, tmp_path: Path, own: bool, cut: int
 ) -> None:
     for name in ("a", "b", "deeper/c"):
-        (image_folder / f"{name}.json").write_text(
-            json.dumps({"captions": [f"{name} dog", "a cat", "a tree"]})
-        )
+        (image_folder / f"{name}.json").write_text(json.dumps({"captions": [f"{name} dog", "a cat", "a tree"]}))
     out = tmp_path / "scores.jsonl"
-    words = [
-        "match",
-        str(image_folder),
-        *([] if own else TEXTS),
-        "--model",
-        str(checkpoint),
-        "--out",
-        str(out),
-    ]
+    words = ["match", str(image_folder), *([] if own else TEXTS), "--model", str(checkpoint), "--out", str(out)]
     assert main(words) == 0
     whole = read_lines(out)
     lines = out.read_bytes().splitlines(keepends=True)

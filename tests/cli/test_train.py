@@ -42,9 +42,7 @@ def test_a_recipe_trains_and_its_model_loads(tmp_path: Path) -> None:
         (["blip-mini", "--training.steps", "0"], "at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_said_in_a_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *words]) == 2
     error = capsys.readouterr().err
     assert message in error

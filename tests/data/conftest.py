@@ -48,9 +48,7 @@ def write_shards(write_tar: Callable[[Path, Members], Path]) -> Callable[..., Pa
     """`write_shards(folder, samples_per_shard, corrupt)`: tar shards of numbered samples; `corrupt` maps a
     key to the bytes that stand in for its image."""
 
-    def write(
-        folder: Path, sizes: Iterable[int], *, corrupt: Mapping[str, bytes] = {}, num_captions: int = 1
-    ) -> Path:
+    def write(folder: Path, sizes: Iterable[int], *, corrupt: Mapping[str, bytes] = {}, num_captions: int = 1) -> Path:
         number = 0
         for shard, size in enumerate(sizes):
             members = []

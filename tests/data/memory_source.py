@@ -42,9 +42,7 @@ def numbered(name: str, sizes: Sequence[int], image: bytes, captions: int = 1) -
         texts = tuple(f"sample {key} text {i}" for i in range(captions))
         return Sample(key, shard, image, texts, f"{name}/{shard}/{key}")
 
-    return MemorySource(
-        name, {f"{i:04d}": [sample(f"{i:04d}") for _ in range(n)] for i, n in enumerate(sizes)}
-    )
+    return MemorySource(name, {f"{i:04d}": [sample(f"{i:04d}") for _ in range(n)] for i, n in enumerate(sizes)})
 
 
 def load(source: Any, **options: Any) -> Loader:

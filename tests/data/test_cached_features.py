@@ -14,14 +14,7 @@ from memory_source import MemorySource, load, take
 
 from openblip.data import feature_cache
 from openblip.data.batch import Example, ImageTextProcessor, stack_pixels
-from openblip.data.feature_cache import (
-    FeatureCache,
-    PartWriter,
-    build_cache,
-    image_key,
-    open_cache,
-    to_array,
-)
+from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, image_key, open_cache, to_array
 from openblip.data.sample import Sample
 from openblip.data.sources import Mixture, open_mixture
 from openblip.data.transforms import Preprocessing
@@ -95,11 +88,7 @@ def test_an_image_is_encoded_once(source, folder, tmp_path, write_tar, make_imag
     assert len(counted) == 8
     same = write_tar(
         tmp_path / "other" / "0.tar",
-        [
-            (f"{i}.{kind}", data)
-            for i in range(3)
-            for kind, data in (("jpg", make_image(17 * 7)), ("txt", b"a cat"))
-        ],
+        [(f"{i}.{kind}", data) for i in range(3) for kind, data in (("jpg", make_image(17 * 7)), ("txt", b"a cat"))],
     )
     build_cache(folder, open_mixture(str(same)), PREPROCESSING, counting)
     assert len(counted) == 8

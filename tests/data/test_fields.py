@@ -37,18 +37,9 @@ def test_open_rounds_are_those_with_candidates_behind_answered_ones() -> None:
     [
         ({"instruction": "Do", "answer": "Done"}, [("Do", "Done")]),
         ({"instruction": "Do", "input": "this", "output": "Done"}, [("Do\nthis", "Done")]),
+        ({"dialog": [{"question": "a?", "answer": "b", "options": ["b"]}, {"question": "c?"}]}, [("a?", "b")]),
         (
-            {"dialog": [{"question": "a?", "answer": "b", "options": ["b"]}, {"question": "c?"}]},
-            [("a?", "b")],
-        ),
-        (
-            {
-                "turns": [
-                    {"question": "a?", "answer": "b"},
-                    {"question": "c"},
-                    {"question": "d", "answer": "e"},
-                ]
-            },
+            {"turns": [{"question": "a?", "answer": "b"}, {"question": "c"}, {"question": "d", "answer": "e"}]},
             [("a?", "b")],
         ),
         (

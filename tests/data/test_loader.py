@@ -147,9 +147,7 @@ def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
     whole = names(take(load(odd_mixture, batch_size=6), 20))
     cursor = take(load(odd_mixture, batch_size=6), 5)[-1].cursor
     assert names(take(load(odd_mixture, batch_size=15, cursor=cursor), 6)) == whole[30:]
-    parts = [
-        names(take(load(odd_mixture, batch_size=5, rank=r, world_size=4, cursor=cursor), 4)) for r in range(4)
-    ]
+    parts = [names(take(load(odd_mixture, batch_size=5, rank=r, world_size=4, cursor=cursor), 4)) for r in range(4)]
     for step in range(4):
         rows = [pair for part in parts for pair in part[5 * step : 5 * step + 5]]
         assert sorted(rows) == sorted(whole[30 + 20 * step : 50 + 20 * step])
@@ -254,15 +252,11 @@ def test_rejects_come_once_per_epoch(make_image):
 
 
 @pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), (1, True)])
-def test_a_source_without_usable_samples_raises(
-    request, tmp_path, write_shards, write_tar, num_workers, is_streamed
-):
+def test_a_source_without_usable_samples_raises(request, tmp_path, write_shards, write_tar, num_workers, is_streamed):
     if is_streamed:
         request.getfixturevalue("no_small_pools")
     folder = write_shards(tmp_path / "all", [3, 3], corrupt={f"{i:05d}": b"bad" for i in range(6)})
-    with pytest.raises(
-        SourceError, match=r"^\S+all: no sample can be used; the last, 0001/00005: .*known format$"
-    ):
+    with pytest.raises(SourceError, match=r"^\S+all: no sample can be used; the last, 0001/00005: .*known format$"):
         take(load(folder, num_workers=num_workers), 1)
     write_tar(tmp_path / "none" / "a.tar", [("a.txt", b"x")])
     with pytest.raises(SourceError, match=r"no sample can be used; the last, a/a: no image"):
@@ -399,9 +393,7 @@ def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_sh
         os.killpg(process.pid, 0)  # no process of the group is left
 
 
-def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(
-    tmp_path, write_shards, no_small_pools
-):
+def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(tmp_path, write_shards, no_small_pools):
     folder = write_shards(tmp_path / "data", [40, 25, 60], corrupt={"00012": b"bad"})
     log = tmp_path / "log.jsonl"
     moments = random.Random(0)

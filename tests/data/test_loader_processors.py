@@ -53,12 +53,7 @@ def info_of(kind, number, bad):
     if kind == "dialogs":
         options = [f"sample {i}" for i in range(8)]
         turns = [
-            {
-                "question": f"text {i}",
-                "answer": "sample 1",
-                "options": options,
-                "answer_index": 99 if bad else 1,
-            }
+            {"question": f"text {i}", "answer": "sample 1", "options": options, "answer_index": 99 if bad else 1}
             for i in range(3)
         ]
         return {"caption": "sample text", "dialog": turns}

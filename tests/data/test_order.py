@@ -26,9 +26,7 @@ def test_every_piece_is_read_once_per_epoch(num_shards, pieces):
         read = [pool.piece(slot) for slot in range(epoch * size, (epoch + 1) * size)]
         assert {piece.epoch for piece in read} == {epoch}
         epochs.append([(piece.shard, piece.pieces) for piece in read])
-        assert set(epochs[-1]) == {
-            (f"{i:04d}", (j, pieces)) for i in range(num_shards) for j in range(pieces)
-        }
+        assert set(epochs[-1]) == {(f"{i:04d}", (j, pieces)) for i in range(num_shards) for j in range(pieces)}
         assert len(epochs[-1]) == size
     assert epochs[0] != epochs[1] != epochs[2]
 
@@ -42,9 +40,7 @@ def test_samples_of_a_small_pool_are_pieces():
     assert [pool.piece(slot).epoch for slot in (0, 4, 5, 19)] == [0, 0, 1, 3]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "is_small"), [([512], True), ([513], False), ([256, 257], False), ([1] * 64, False)]
-)
+@pytest.mark.parametrize(("sizes", "is_small"), [([512], True), ([513], False), ([256, 257], False), ([1] * 64, False)])
 def test_how_small_a_pool_is(sizes, is_small):
     source = numbered("a", sizes, b"12345678")
     (pool,) = make_order(source).pools

@@ -12,11 +12,7 @@ TOKENIZER = Tokenizer.train(["is it red? yes no how many dogs two one cat"] * 2,
 
 def test_the_answer_in_question_stands_behind_the_open_question() -> None:
     rounds = [("Is it RED?", "Yes."), ("How many dogs", "two")]
-    assert dialog_turns(rounds, "Is it (a) cat?", "No!") == [
-        "is it red? yes",
-        "how many dogs two",
-        "is it a cat? no",
-    ]
+    assert dialog_turns(rounds, "Is it (a) cat?", "No!") == ["is it red? yes", "how many dogs two", "is it a cat? no"]
     assert dialog_turns([], "is it", "") == ["is it"]
 
 

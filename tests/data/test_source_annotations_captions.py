@@ -30,10 +30,7 @@ def test_nocaps_has_domains(tmp_path, images, picture):
     samples, rejects = read_all(path, images)
     assert not rejects
     assert [s.info["domain"] for s in samples] == ["in-domain", "near-domain", "out-domain"]
-    assert samples[0].captions == (
-        "A baby is standing in front of a house.",
-        "A little girl in a white jacket.",
-    )
+    assert samples[0].captions == ("A baby is standing in front of a house.", "A little girl in a white jacket.")
     assert samples[1].image == (images / "0015ef.jpg").read_bytes()
     assert samples[0].info["open_images_id"] == "0013ea2087020901"
     assert open_source(str(path), images=str(images)).describe() == {"format": "NoCaps captions"}
@@ -52,9 +49,7 @@ def test_images_without_annotations_are_for_prediction(tmp_path, images, picture
 def test_annotations_that_are_no_captions(tmp_path, images, picture):
     picture("a.jpg")
     boxes = [{"image_id": 1, "bbox": [0, 0, 2, 2], "category_id": 3}]
-    path = write(
-        tmp_path / "instances.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": boxes}
-    )
+    path = write(tmp_path / "instances.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": boxes})
     with pytest.raises(SourceError, match="no captions; found: image_id, bbox, category_id"):
         open_source(str(path), images=str(images))
 
@@ -64,9 +59,7 @@ def karpathy_image(number, split, *captions, **fields):
         "sentids": [number],
         "imgid": number,
         "split": split,
-        "sentences": [
-            {"tokens": text.split(), "raw": text, "imgid": number, "sentid": number} for text in captions
-        ],
+        "sentences": [{"tokens": text.split(), "raw": text, "imgid": number, "sentid": number} for text in captions],
         **fields,
     }
 
@@ -110,9 +103,7 @@ def test_karpathy_test_and_a_picture_that_is_gone(dataset_coco, images):
 
 
 def test_pictures_without_their_folders(dataset_coco, images):
-    (images / "train2014" / f"COCO_train2014_{101:012d}.jpg").rename(
-        images / f"COCO_train2014_{101:012d}.jpg"
-    )
+    (images / "train2014" / f"COCO_train2014_{101:012d}.jpg").rename(images / f"COCO_train2014_{101:012d}.jpg")
     assert [s.key for s in read_all(f"{dataset_coco}#train", images)[0]] == ["101", "102"]
 
 
@@ -127,10 +118,7 @@ def test_a_karpathy_file_needs_a_split(dataset_coco, images):
 def test_a_part_and_a_mixture_of_splits(dataset_coco, images):
     mixture = open_mixture(f"{dataset_coco}#train@0.9,{dataset_coco}#test@0.1", images=str(images))
     assert [source.name for source in mixture.sources] == [f"{dataset_coco}#train", f"{dataset_coco}#test"]
-    assert (
-        open_source(f"{dataset_coco}#train[:99%]", images=str(images)).describe()["format"]
-        == "Karpathy split"
-    )
+    assert open_source(f"{dataset_coco}#train[:99%]", images=str(images)).describe()["format"] == "Karpathy split"
 
 
 def test_karpathy_flickr30k(tmp_path, images, picture):

@@ -32,8 +32,7 @@ def val(tmp_path, picture):
     picture(*(f"VisualDialog_val2018/VisualDialog_val2018_{n:012d}.jpg" for n in (185565, 284024)))
     rounds = turn(0, 0, [0, 1, 2], 0), turn(1, 3, [4, 3], 1)
     return write(
-        tmp_path / "visdial_1.0_val.json",
-        visdial(dialog(185565, *rounds), dialog(284024, turn(2, 4, [1, 4], 1))),
+        tmp_path / "visdial_1.0_val.json", visdial(dialog(185565, *rounds), dialog(284024, turn(2, 4, [1, 4], 1)))
     )
 
 
@@ -43,12 +42,7 @@ def test_validation(val, images):
     assert [s.key for s in samples] == ["185565", "284024"]
     assert samples[0].captions == (samples[0].info["caption"],) == ("a man on a bike",)
     assert samples[0].info["dialog"] == [
-        {
-            "question": QUESTIONS[0],
-            "answer": "yes",
-            "options": ["yes", "no", "can't tell"],
-            "answer_index": 0,
-        },
+        {"question": QUESTIONS[0], "answer": "yes", "options": ["yes", "no", "can't tell"], "answer_index": 0},
         {"question": "are there people", "answer": "2 men", "options": ["noon", "2 men"], "answer_index": 1},
     ]
     name = "VisualDialog_val2018_000000185565.jpg"
@@ -58,9 +52,7 @@ def test_validation(val, images):
     assert "visdial_1.0_val_dense_annotations.json" in found["missing"]
 
 
-@pytest.mark.parametrize(
-    ("companion", "field"), [("dense_annotations", "gt_relevance"), ("dense_sample", "relevance")]
-)
+@pytest.mark.parametrize(("companion", "field"), [("dense_annotations", "gt_relevance"), ("dense_sample", "relevance")])
 def test_dense_annotations_beside_it(val, images, companion, field):
     rows = [{"image_id": 185565, "round_id": 2, field: [0, 0.8]}]
     path = write(val.parent / f"visdial_1.0_val_{companion}.json", rows)
@@ -96,8 +88,7 @@ def test_training_pictures_are_of_both_coco_sets(tmp_path, images, picture):
 def test_the_last_round_of_a_test_dialog_has_no_answer(tmp_path, images, picture):
     picture("VisualDialog_test2018/VisualDialog_test2018_000000000568.jpg")
     path = write(
-        tmp_path / "visdial_1.0_test.json",
-        visdial(dialog(568, turn(0, 0), turn(1, options=[0, 1])), split="test2018"),
+        tmp_path / "visdial_1.0_test.json", visdial(dialog(568, turn(0, 0), turn(1, options=[0, 1])), split="test2018")
     )
     samples, rejects = read_all(path, images)
     assert not rejects

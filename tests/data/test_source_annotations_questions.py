@@ -57,10 +57,7 @@ def vqa(tmp_path, picture):
     annotations = {
         "info": INFO,
         "data_subtype": "train2014",
-        "annotations": [
-            annotation(458752001, 458752, ["pitcher"] * 9 + ["catcher"]),
-            annotation(458752000, 458752),
-        ],
+        "annotations": [annotation(458752001, 458752, ["pitcher"] * 9 + ["catcher"]), annotation(458752000, 458752)],
     }
     write(tmp_path / "v2_mscoco_train2014_annotations.json", annotations)
     return write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", questions(*rows))
@@ -133,9 +130,7 @@ def test_ok_vqa(tmp_path, images, picture):
         answer["raw_answer"] = "racing"
     write(tmp_path / "mscoco_val2014_annotations.json", {"info": info, "annotations": [row]})
     rows = [question(2971475, 297147, "What sport can you use this for?")]
-    path = write(
-        tmp_path / "OpenEnded_mscoco_val2014_questions.json", questions(*rows, subtype="val2014", info=info)
-    )
+    path = write(tmp_path / "OpenEnded_mscoco_val2014_questions.json", questions(*rows, subtype="val2014", info=info))
     samples, rejects = read_all(path, images)
     assert not rejects
     assert samples[0].info["answers"] == ["race", "race", "race"]
@@ -154,13 +149,7 @@ def test_broken_questions_are_named(tmp_path, images, picture):
         question(6, 404, "Where?"),
         "question",
     ]
-    broken = [
-        {"question_id": 5, "answers": 7},
-        annotation(1, 9),
-        annotation(77, 9),
-        "row",
-        {"question_id": []},
-    ]
+    broken = [{"question_id": 5, "answers": 7}, annotation(1, 9), annotation(77, 9), "row", {"question_id": []}]
     write(tmp_path / "v2_mscoco_train2014_annotations.json", {"annotations": broken})
     path = write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", questions(*rows))
     samples, rejects = read_all(path, images)
@@ -261,9 +250,7 @@ def aokvqa(question_id, image_id, split, **fields):
 
 def test_aokvqa(tmp_path, images, picture):
     picture("train2017/000000299207.jpg")
-    row = aokvqa(
-        "22MexNkBPpdZGX6sxbxVBH", 299207, "train", correct_choice_idx=3, direct_answers=["ride"] * 10
-    )
+    row = aokvqa("22MexNkBPpdZGX6sxbxVBH", 299207, "train", correct_choice_idx=3, direct_answers=["ride"] * 10)
     row["rationales"] = ["A train would not be on the street."]
     path = write(tmp_path / "aokvqa_v1p0_train.json", [row])
     samples, rejects = read_all(path, images)
@@ -306,13 +293,7 @@ def test_broken_aokvqa_rows(tmp_path, images, picture, fields, reason):
 def test_the_authors_lists(tmp_path, images, picture):
     picture("train2014/a.jpg", "VG_100K/1.jpg")
     rows = [
-        {
-            "question_id": 1,
-            "question": "What?",
-            "answer": ANSWERS,
-            "image": "train2014/a.jpg",
-            "dataset": "vqa",
-        },
+        {"question_id": 1, "question": "What?", "answer": ANSWERS, "image": "train2014/a.jpg", "dataset": "vqa"},
         {"question_id": 2, "question": "Who?", "answer": "a man", "image": "VG_100K/1.jpg", "dataset": "vg"},
         {"question": "No id?", "image": "train2014/a.jpg", "dataset": "vqa"},
     ]

@@ -59,9 +59,7 @@ def test_train(tmp_path, images, picture, folder):
     assert open_source(str(path), images=str(images)).describe() == {"format": "NLVR2 statements"}
 
 
-@pytest.mark.parametrize(
-    ("split", "file"), [("dev", "dev.json"), ("test1", "test1.json"), ("test2", "test2.jsonl")]
-)
+@pytest.mark.parametrize(("split", "file"), [("dev", "dev.json"), ("test1", "test1.json"), ("test2", "test2.jsonl")])
 def test_other_splits_and_other_names(tmp_path, images, picture, split, file):
     picture(*pair(split, f"{split}-850-0"))
     path = write_lines(tmp_path / file, statement(f"{split}-850-0-0", "There is at least one dog.", "True"))
@@ -96,12 +94,7 @@ def test_broken_lines_are_named(tmp_path, images, picture):
     samples, rejects = read_all(path, images)
     assert [s.info["statement"] for s in samples] == ["Fine."]
     reasons = {r.key: r.reason for r in rejects}
-    assert reasons.keys() == {
-        "dev-1-0-0",
-        "dev-2-0-0",
-        "dev-3-0-0",
-        *(f"line {n}" for n in (4, 5, 6, 7, 8, 11)),
-    }
+    assert reasons.keys() == {"dev-1-0-0", "dev-2-0-0", "dev-3-0-0", *(f"line {n}" for n in (4, 5, 6, 7, 8, 11))}
     assert reasons["line 4"] == "line 4: the label of a statement must be true or false, not 'Maybe'"
     assert "dev-2-0-img1.png" in reasons["dev-2-0-0"]
     assert "broken json" in reasons["line 5"]
@@ -142,12 +135,7 @@ def test_the_authors_list(tmp_path, images, picture):
 def test_tables(tmp_path, images, picture):
     picture("a.png", "b.png")
     lines = ["image,second_image,statement,label", "a.png,b.png,A dog.,true", "a.png,b.png,Two.,False"]
-    lines += [
-        "a.png,b.png,Unknown.,",
-        "a.png,b.png,Odd.,maybe",
-        "b.png,a.png,Swapped.,true",
-        "a.png,,One.,true",
-    ]
+    lines += ["a.png,b.png,Unknown.,", "a.png,b.png,Odd.,maybe", "b.png,a.png,Swapped.,true", "a.png,,One.,true"]
     (images / "t.csv").write_text("\n".join(lines))
     samples, rejects = read_all(images / "t.csv", None)
     assert [s.info.get("label") for s in samples] == [True, False, None, True, True]

@@ -5,14 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from openblip.data.captions import (
-    CAPTION_SCHEMA,
-    CaptionRow,
-    finished_shards,
-    is_kept,
-    read_captions,
-    write_captions,
-)
+from openblip.data.captions import CAPTION_SCHEMA, CaptionRow, finished_shards, is_kept, read_captions, write_captions
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError

@@ -62,9 +62,7 @@ def test_a_sub_folder_of_clips_is_a_label(tmp_path, put):
 def test_classes_have_names(tmp_path, put):
     for name in ("n01/a.jpg", "n02/b.jpg", "n03/c.jpg", "top.jpg"):
         put(name)
-    put(
-        "classes.json", {"n01": "tench", "n02": ["goldfish", "Carassius auratus"], "n03": ["shark"], "n04": 3}
-    )
+    put("classes.json", {"n01": "tench", "n02": ["goldfish", "Carassius auratus"], "n03": ["shark"], "n04": 3})
     samples, rejects = read_all(tmp_path)
     assert not rejects
     assert [s.info.get("label") for s in samples] == ["tench", "goldfish", "shark", None]

@@ -43,11 +43,7 @@ def test_jsonl(tmp_path, pictures):
 
 def test_jsonl_broken_lines_are_named(tmp_path, pictures):
     lines = ['{"image": "pictures/a.jpg", "caption": "one"}', "{broken", '"text"', '{"caption": "no image"}']
-    lines += [
-        '{"image": "gone.jpg", "caption": "x"}',
-        '{"image": 5}',
-        '{"image": "pictures/b.jpg", "caption": "two"}',
-    ]
+    lines += ['{"image": "gone.jpg", "caption": "x"}', '{"image": 5}', '{"image": "pictures/b.jpg", "caption": "two"}']
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     samples, rejects = read_all(tmp_path / "t.jsonl")
     assert [s.captions for s in samples] == [("one",), ("two",)]
@@ -62,12 +58,7 @@ def test_csv_with_bom_quotes_and_line_breaks(tmp_path, pictures):
     with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerows(
-            [
-                ("image", "caption"),
-                ("pictures/a.jpg", 'a "big", red\ndog'),
-                ("pictures/b.jpg", "a cat"),
-                ("x",),
-            ]
+            [("image", "caption"), ("pictures/a.jpg", 'a "big", red\ndog'), ("pictures/b.jpg", "a cat"), ("x",)]
         )
     samples, rejects = read_all(tmp_path / "t.csv")
     check_pair(samples[0], pictures, "a", 'a "big", red\ndog')
@@ -284,8 +275,7 @@ def test_lone_surrogates_do_not_reach_captions(tmp_path, pictures):
 def test_names_that_are_no_text(tmp_path, pictures):
     """Lone surrogates: from json escapes, or from file names that are not UTF-8."""
     (tmp_path / "t.jsonl").write_text(
-        '{"image": "pictures/a.jpg", "key": "k\\ud800", "caption": "x"}\n'
-        '{"image": "\\ud800.jpg", "caption": "y"}'
+        '{"image": "pictures/a.jpg", "key": "k\\ud800", "caption": "x"}\n{"image": "\\ud800.jpg", "caption": "y"}'
     )
     samples, rejects = read_all(tmp_path / "t.jsonl")
     assert [s.key for s in samples] == ["k\\ud800"]

@@ -28,9 +28,7 @@ def llava(*rows):
 
 def test_llavas_list_has_several_conversations_about_one_picture(tmp_path, picture, images):
     picture("train/1.jpg", "train/2.jpg")
-    rows = llava(
-        ("1", "train/1.jpg", MESSAGES), ("1", "train/1.jpg", MESSAGES[:2]), ("2", "train/2.jpg", MESSAGES)
-    )
+    rows = llava(("1", "train/1.jpg", MESSAGES), ("1", "train/1.jpg", MESSAGES[:2]), ("2", "train/2.jpg", MESSAGES))
     path = write(tmp_path / "llava_instruct_150k.json", rows)
     samples, rejects = read_all(path, images)
     assert not rejects

@@ -77,9 +77,7 @@ def test_a_picture_goes_before_a_clip_which_is_not_kept_in_the_info(tmp_path):
 
 def damaged(path, *columns):
     """Overwrite the pages of some columns of the second of three row groups of two rows."""
-    table = pa.table(
-        {"image": [bytes([n]) * 5000 for n in range(6)], "caption": [f"text {n}" for n in range(6)]}
-    )
+    table = pa.table({"image": [bytes([n]) * 5000 for n in range(6)], "caption": [f"text {n}" for n in range(6)]})
     pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
     content = bytearray(path.read_bytes())
     for group in range(3) if columns == ("all",) else [1]:
@@ -109,8 +107,6 @@ def test_a_file_of_which_nothing_can_be_read(tmp_path):
 def test_a_text_that_is_not_utf8_is_a_reject(tmp_path):
     offsets, content = pa.py_buffer(b"\0\0\0\0\4\0\0\0\6\0\0\0"), pa.py_buffer(b"fine\xff\xfe")
     captions = pa.StringArray.from_buffers(2, offsets, content)
-    samples, rejects = read_all(
-        pa.table({"image": [b"x", b"y"], "caption": captions}), tmp_path / "t.parquet"
-    )
+    samples, rejects = read_all(pa.table({"image": [b"x", b"y"], "caption": captions}), tmp_path / "t.parquet")
     assert [s.captions for s in samples] == [("fine",)]
     assert [r.key for r in rejects] == ["000000001"]

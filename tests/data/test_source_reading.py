@@ -37,9 +37,7 @@ def open_format(tmp_path, image_folder, make_image, write_tar):
         for n in range(NUM_SAMPLES):
             key = 3 if n == 20 else n  # a repeated key
             members.append((f"{key:03d}.jpg", make_image(n)))
-            members.append(
-                (f"{key:03d}.json", b"{" if n == 7 else json.dumps({"caption": f"text {n}"}).encode())
-            )
+            members.append((f"{key:03d}.json", b"{" if n == 7 else json.dumps({"caption": f"text {n}"}).encode()))
         members.insert(8, ("003.txt", b"more"))
         return open_source(str(write_tar(tmp_path / "t.tar", members)))
 
@@ -82,13 +80,7 @@ def open_format(tmp_path, image_folder, make_image, write_tar):
         source = tar()
         rows = [
             CaptionRow(
-                key=f"{n:03d}",
-                shard="t",
-                index=i,
-                source="synthetic",
-                caption=f"kept {n} {i}",
-                itm=0.9,
-                itc=0.3,
+                key=f"{n:03d}", shard="t", index=i, source="synthetic", caption=f"kept {n} {i}", itm=0.9, itc=0.3
             )
             for n in range(0, NUM_SAMPLES, 3)
             for i in range(2)
@@ -134,9 +126,7 @@ def test_reading_resumes_at_every_number(source):
 
 @pytest.mark.parametrize("num_pieces", [2, 3, 7, 40])
 def test_pieces_are_the_shard_once(source, num_pieces):
-    everything = [
-        located for located in read(source) if "any more" not in getattr(located.item, "reason", "")
-    ]
+    everything = [located for located in read(source) if "any more" not in getattr(located.item, "reason", "")]
     pieces = [read(source, pieces=(j, num_pieces)) for j in range(num_pieces)]
     together = sorted((located for piece in pieces for located in piece), key=lambda located: located.number)
     assert together == everything

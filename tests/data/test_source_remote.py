@@ -53,9 +53,7 @@ def test_a_parquet_file_is_fetched_once_in_few_requests(tmp_path):
 
 def test_large_payloads_that_are_not_wanted_are_not_fetched(tmp_path, write_tar):
     members = [
-        (f"{n}.{kind}", bytes(8 * MIB) if kind == "mp4" else b"{}")
-        for n in range(5)
-        for kind in ("mp4", "json")
+        (f"{n}.{kind}", bytes(8 * MIB) if kind == "mp4" else b"{}") for n in range(5) for kind in ("mp4", "json")
     ]
     source = open_source(f"counting://{write_tar(tmp_path / 'videos.tar', members)}")
     assert len(items_of(source, images=False)) == 5
@@ -74,9 +72,7 @@ def test_pieces_are_read_of_one_local_copy(tar, tmp_path):
 def test_several_readers_make_one_copy(tar):
     path = f"counting://{tar}"
     read = []
-    threads = [
-        threading.Thread(target=lambda: read.append(storage.open_copied(path).read())) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: read.append(storage.open_copied(path).read())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -108,9 +104,7 @@ def test_many_names_are_not_looked_for_one_by_one(tar, tmp_path, monkeypatch):
     for number in range(40):
         (tmp_path / f"{number:02d}.tar").touch()
     asked = []
-    monkeypatch.setattr(
-        CountingFileSystem, "exists", lambda self, path: asked.append(path) or path.endswith("0.tar")
-    )
+    monkeypatch.setattr(CountingFileSystem, "exists", lambda self, path: asked.append(path) or path.endswith("0.tar"))
     source = open_source(f"counting://{tmp_path}/{{00..30}}.tar")
     assert len(source.shards()) == 31
     assert len(asked) == 2

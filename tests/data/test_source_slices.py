@@ -47,10 +47,7 @@ def test_no_image_is_on_both_sides(rows, tmp_path):
 
 
 def test_a_copy_elsewhere_is_split_in_the_same_way(tmp_path, write_shards):
-    one, other = (
-        write_shards(tmp_path / "one", [50, 50]),
-        write_shards(tmp_path / "other" / "folder", [50, 50]),
-    )
+    one, other = (write_shards(tmp_path / "one", [50, 50]), write_shards(tmp_path / "other" / "folder", [50, 50]))
     assert keys(f"{one}[:40%]") == keys(f"{other}[:40%]")
     assert keys(f"{other}/*.tar[:40%]") == keys(f"{other}[:40%]")
     assert keys(f"{other}/0001.tar[:40%]") == [key for key in keys(f"{other}[:40%]") if key[0] == "0001"]
@@ -63,8 +60,7 @@ def test_other_images_are_not_read(tmp_path, write_shards):
     corrupt = {f"{n:05d}": b"" for n in range(20) if f"{n:05d}" not in wanted}
     assert corrupt
     assert all(
-        sample.image
-        for sample in items_of(open_source(f"{write_shards(tmp_path, [20], corrupt=corrupt)}[:50%]"))
+        sample.image for sample in items_of(open_source(f"{write_shards(tmp_path, [20], corrupt=corrupt)}[:50%]"))
     )
 
 

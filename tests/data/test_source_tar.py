@@ -94,9 +94,7 @@ def test_a_clip_is_whole_only_with_what_the_first_one_has(tmp_path, write_tar):
         (("a.mp4", "a.right.jpg", "a.left.jpg"), "a.left.jpg", "a.right.jpg"),
     ],
 )
-def test_the_plainest_image_of_a_key_stays_and_the_others_are_named(
-    tmp_path, write_tar, names, image, second
-):
+def test_the_plainest_image_of_a_key_stays_and_the_others_are_named(tmp_path, write_tar, names, image, second):
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names]))
     assert [(s.image, s.second_image) for s in samples] == [(image.encode(), second and second.encode())]
     assert [r.key for r in rejects] == ["a"]
@@ -119,13 +117,7 @@ def test_members_of_one_key_that_lie_apart_are_named(tmp_path, write_tar, make_i
 
 def test_a_repeated_key_is_one_reject_and_the_first_stays(tmp_path, write_tar, make_image):
     first, second = make_image(1), make_image(2)
-    members = [
-        ("a.jpg", first),
-        ("a.txt", b"first"),
-        ("b.jpg", second),
-        ("a.jpg", second),
-        ("a.txt", b"second"),
-    ]
+    members = [("a.jpg", first), ("a.txt", b"first"), ("b.jpg", second), ("a.jpg", second), ("a.txt", b"second")]
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
     assert [(s.key, s.captions, s.image) for s in samples] == [("a", ("first",), first), ("b", (), second)]
     assert [(r.key, "duplicate" in r.reason) for r in rejects] == [("a", True)]

@@ -82,13 +82,9 @@ def test_training_is_deterministic_across_processes_and_orders(tmp_path, tokeniz
         "assert 'torch' not in sys.modules"
     )
     (tmp_path / "captions").write_text("\n".join(CAPTIONS[::-1]), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "captions"), str(tmp_path / "other")], check=True
-    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "captions"), str(tmp_path / "other")], check=True)
     tokenizer.save(tmp_path / "own")
-    assert (tmp_path / "own" / "tokenizer.json").read_bytes() == (
-        tmp_path / "other" / "tokenizer.json"
-    ).read_bytes()
+    assert (tmp_path / "own" / "tokenizer.json").read_bytes() == (tmp_path / "other" / "tokenizer.json").read_bytes()
 
 
 def test_frequent_words_are_whole(tokenizer):
@@ -121,13 +117,7 @@ def test_loading_errors(tmp_path):
 
 
 def test_berts_vocabulary_gets_dec_and_enc_at_the_end():
-    vocab = {
-        "[PAD]": 0,
-        **{f"[unused{i}]": i for i in range(1, 100)},
-        "[UNK]": 100,
-        "[CLS]": 101,
-        "[SEP]": 102,
-    }
+    vocab = {"[PAD]": 0, **{f"[unused{i}]": i for i in range(1, 100)}, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102}
     vocab |= {"[MASK]": 103} | {f"word{i}": i for i in range(104, 30522)}
     wordpiece = WordPiece(models.WordPiece(vocab, unk_token="[UNK]"))
     wordpiece.normalizer = normalizers.BertNormalizer()

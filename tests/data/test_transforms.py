@@ -67,9 +67,7 @@ def test_brightness_and_sharpness_change_nothing_at_magnitude_5(random_picture):
     rng = np.random.default_rng(0)
     for name in ("_brightness", "_sharpness", "_identity"):
         assert np.array_equal(np.asarray(names[name](random_picture, 0.5, rng)), np.asarray(random_picture))
-    assert not np.array_equal(
-        np.asarray(names["_brightness"](random_picture, 1.0, rng)), np.asarray(random_picture)
-    )
+    assert not np.array_equal(np.asarray(names["_brightness"](random_picture, 1.0, rng)), np.asarray(random_picture))
 
 
 def test_geometric_operations_move_by_the_levels_of_the_released_code():
@@ -86,8 +84,7 @@ def test_geometric_operations_move_by_the_levels_of_the_released_code():
 def test_rand_augment_applies_each_operation_half_of_the_time(random_picture):
     same = sum(
         np.array_equal(
-            np.asarray(rand_augment(random_picture, np.random.default_rng(seed), 1, 5, 0.5)),
-            np.asarray(random_picture),
+            np.asarray(rand_augment(random_picture, np.random.default_rng(seed), 1, 5, 0.5)), np.asarray(random_picture)
         )
         for seed in range(300)
     )

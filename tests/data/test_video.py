@@ -15,13 +15,7 @@ import openblip
 from openblip.data.video import read_frames
 from openblip.errors import ConfigError, ImageError, MissingExtraError, VideoError
 
-CONTAINERS = [
-    ("mp4", "mpeg4"),
-    ("mp4", "libx264"),
-    ("mov", "mpeg4"),
-    ("mkv", "libx264"),
-    ("webm", "libvpx-vp9"),
-]
+CONTAINERS = [("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "mpeg4"), ("mkv", "libx264"), ("webm", "libvpx-vp9")]
 CONTAINERS += [("avi", "mpeg4")]
 AT_FRONT = {"movflags": "faststart"}
 

@@ -56,10 +56,7 @@ def test_msrvtt(write, video_files):
     folder = video_files("TestVideo/video7010.mp4", "TestVideo/video7011.webm", "TrainValVideo/video0.mp4")
     samples, rejects = read_all(f"{path}#test", folder)
     assert not rejects
-    assert [(s.key, s.shard) for s in samples] == [
-        ("video7010", "MSRVTT_data-test"),
-        ("video7011", "MSRVTT_data-test"),
-    ]
+    assert [(s.key, s.shard) for s in samples] == [("video7010", "MSRVTT_data-test"), ("video7011", "MSRVTT_data-test")]
     assert [s.captions for s in samples] == [("a man sings", "someone is on stage"), ()]
     assert [s.image for s in samples] == [b"TestVideo/video7010.mp4", b"TestVideo/video7011.webm"]
     assert samples[0].image_id == f"{path}#test#video7010"
@@ -83,14 +80,7 @@ def test_msrvtt_lists_the_splits_that_it_has(write, video_files, fragment, said)
 
 
 def test_msrvtt_with_videos_missing_and_rows_broken(write, video_files):
-    videos = [
-        video(1, "train"),
-        video(2, "train"),
-        "no object",
-        video(3, None),
-        video(4, "train"),
-        video(1, "train"),
-    ]
+    videos = [video(1, "train"), video(2, "train"), "no object", video(3, None), video(4, "train"), video(1, "train")]
     videos[4]["video_id"] = 4
     path = write("a.json", {"videos": videos, "sentences": ["broken", {"video_id": [3]}, sentence(1, "one")]})
     folder = video_files("video1.mp4", "video2.txt", "video3.mp4")
@@ -147,9 +137,7 @@ def test_the_test_list_of_msrvtt(write, video_files):
 def test_the_test_list_as_blips_authors_distribute_it(write, video_files, suffix):
     rows = [{"clip_name": "video9770", "caption": "a person"}, {"clip_name": "video1", "caption": "a girl"}]
     text = "\n".join(map(json.dumps, rows)) + "\n{broken" if suffix == "jsonl" else rows
-    samples, rejects = read_all(
-        write(f"msrvtt_test.{suffix}", text), video_files("video9770.mp4", "video1.avi")
-    )
+    samples, rejects = read_all(write(f"msrvtt_test.{suffix}", text), video_files("video9770.mp4", "video1.avi"))
     assert [(s.key, s.captions) for s in samples] == [("video9770", ("a person",)), ("video1", ("a girl",))]
     assert [r.key for r in rejects] == (["line 3"] if suffix == "jsonl" else [])
 
@@ -165,9 +153,7 @@ def test_a_table_that_names_files_stays_a_table(write, video_files, name):
 
 def test_a_table_whose_first_line_is_broken_stays_a_table(write, video_files):
     video_files("a.mp4")
-    samples, rejects = read_all(
-        write("t.jsonl", '{broken\n{"video": "a.mp4", "caption": "x"}'), video_files()
-    )
+    samples, rejects = read_all(write("t.jsonl", '{broken\n{"video": "a.mp4", "caption": "x"}'), video_files())
     assert [s.image for s in samples] == [b"a.mp4"]
     assert [r.key for r in rejects] == ["000000001"]
 

@@ -15,9 +15,7 @@ def draw_plans(kind, split="web", number=1):
 
 
 def request(kind="captions", split="web", num_samples=1) -> SceneRequest:
-    return SceneRequest(
-        kind=kind, split=split, num_samples=num_samples, seed=0, noise=0.0, samples_per_shard=1000
-    )
+    return SceneRequest(kind=kind, split=split, num_samples=num_samples, seed=0, noise=0.0, samples_per_shard=1000)
 
 
 def sample_files(kind, index=0, split="web"):

@@ -15,20 +15,10 @@ from openblip.emoji_scenes.captions import (
     normalize,
     true_captions,
 )
-from openblip.emoji_scenes.scene import (
-    BACKGROUNDS,
-    NOUNS,
-    SPLITS,
-    Scene,
-    SceneObject,
-    draw_scene,
-    pair_allowed,
-)
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SPLITS, Scene, SceneObject, draw_scene, pair_allowed
 
 SCENES = st.builds(
-    lambda seed, split: (draw_scene(Random(seed), split), split),
-    st.integers(0, 10**9),
-    st.sampled_from(SPLITS),
+    lambda seed, split: (draw_scene(Random(seed), split), split), st.integers(0, 10**9), st.sampled_from(SPLITS)
 )
 
 
@@ -86,10 +76,7 @@ def test_above_is_not_said_of_things_side_by_side():
 
 def test_things_without_a_relation_are_listed_in_any_order():
     fox, key, cake = SceneObject(name="fox"), SceneObject(name="key", size="small"), SceneObject(name="cake")
-    for things, listing in (
-        ((fox, key), "a small key and a fox"),
-        ((fox, key, cake), "a cake, a fox and a small key"),
-    ):
+    for things, listing in (((fox, key), "a small key and a fox"), ((fox, key, cake), "a cake, a fox and a small key")):
         captions = true_captions(scene_of(*things))
         assert set(captions) == set(true_captions(scene_of(*things[::-1])))
         assert f"{listing} on a blue background" in captions

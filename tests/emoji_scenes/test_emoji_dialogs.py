@@ -102,9 +102,7 @@ class Listener:
     def number(self, text, count, what):
         if text == "more than one":
             return 0.5 if count > 1 else 0.0
-        found = re.fullmatch(
-            r"(?:there are |there is )?(?:only |just )?(one|two|three|four|five)\b ?(.*)", text
-        )
+        found = re.fullmatch(r"(?:there are |there is )?(?:only |just )?(one|two|three|four|five)\b ?(.*)", text)
         if not found:
             return 0.0
         counted = SINGULAR.get(found[2], found[2])
@@ -142,19 +140,9 @@ class Listener:
         first, second = self.scene.objects
         is_first, other = name == first.name, second.name if name == first.name else first.name
         across = self.scene.relation == "left of"
-        words = {
-            (True, True): "left",
-            (True, False): "right",
-            (False, True): "above",
-            (False, False): "below",
-        }
+        words = {(True, True): "left", (True, False): "right", (False, True): "above", (False, False): "below"}
         word = words[across, is_first]
-        place = {
-            "left": "on the left",
-            "right": "on the right",
-            "above": "at the top",
-            "below": "at the bottom",
-        }
+        place = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
         if text == f"it is {place[word]}":
             return 1.0
         if text == f"it is next to the {other}":
@@ -165,9 +153,7 @@ class Listener:
         if text in ("both have the same size", "neither, they are equally big"):
             return float(difference == 0)
         found = re.fullmatch(r"the (.+) is bigger|the bigger one is the (.+)", text)
-        return float(
-            bool(found and difference) and (found[1] or found[2]) == (first if difference > 0 else second)
-        )
+        return float(bool(found and difference) and (found[1] or found[2]) == (first if difference > 0 else second))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -205,9 +191,7 @@ def test_wrong_candidates_of_the_same_make_are_many():
 def test_dialogs_have_five_different_questions_and_tell_nothing_in_the_caption():
     for dialog in drawn():
         assert len(dialog.rounds) == 5
-        repeated = [
-            text for text, times in Counter(each.question for each in dialog.rounds).items() if times > 1
-        ]
+        repeated = [text for text, times in Counter(each.question for each in dialog.rounds).items() if times > 1]
         assert all("it?" in text or "they?" in text for text in repeated)  # which is another thing each time
         assert re.fullmatch(r"a picture with (an? )?[a-z ]+", dialog.caption)
         assert not {"small", "big", "two", "three", *BACKGROUNDS} & set(dialog.caption.split())
@@ -215,9 +199,7 @@ def test_dialogs_have_five_different_questions_and_tell_nothing_in_the_caption()
 
 def test_questions_refer_to_what_was_said_before():
     questions = [each.question for dialog in drawn() for each in dialog.rounds]
-    leaning = [
-        text for text in questions if re.search(r"\b(it|they|them|else|one)\b|how many are there", text)
-    ]
+    leaning = [text for text in questions if re.search(r"\b(it|they|them|else|one)\b|how many are there", text)]
     assert 0.3 < len(leaning) / len(questions) < 0.8
 
 
@@ -245,10 +227,7 @@ def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_no_dialog_is_held_twice_about_the_same(split):
     plans = draw_distinct(request("dialogs", split, 800))
-    told = {
-        (plan.scenes[0].content(), plan.caption, tuple(each.question for each in plan.rounds))
-        for plan in plans
-    }
+    told = {(plan.scenes[0].content(), plan.caption, tuple(each.question for each in plan.rounds)) for plan in plans}
     assert len(told) == 800
 
 

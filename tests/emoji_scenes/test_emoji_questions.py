@@ -62,9 +62,7 @@ def true_answer(text, scene) -> str:
     if found := re.fullmatch(r"what is (?:to the )?(left of|right of|above|below) the (.+)", text):
         (answer,) = (name for name in things if holds(scene, name, *found.groups()))
         return answer
-    if found := re.fullmatch(
-        r"(?:what|which thing) is (on the left|on the right|at the top|at the bottom)", text
-    ):
+    if found := re.fullmatch(r"(?:what|which thing) is (on the left|on the right|at the top|at the bottom)", text):
         assert scene.relation == ("left of" if found[1].startswith("on") else "above")
         return first.name if found[1] in ("on the left", "at the top") else last.name
     if text in ("what is small", "which thing is small"):
@@ -123,10 +121,7 @@ def test_every_kind_of_question_occurs():
 
 
 def test_questions_about_clips_say_video():
-    for kind, medium, other in (
-        ("questions", "picture", "video"),
-        ("clip-questions", "video", "picture"),
-    ):
+    for kind, medium, other in (("questions", "picture", "video"), ("clip-questions", "video", "picture")):
         texts = {asked.text for asked in drawn(number=600, kind=kind)}
         assert any(medium in text for text in texts)
         assert not any(other in text for text in texts)
@@ -197,9 +192,7 @@ def test_all_answers_lie_beside_the_shards(kind):
 
 ASKED = re.compile(r"Question: (?P<question>[^:]+\?) (?:Answer|Short answer): (?P<answer>[^:]+)")
 PAIR = Scene(
-    objects=(SceneObject(name="key", size="small"), SceneObject(name="dog")),
-    background="yellow",
-    relation="left of",
+    objects=(SceneObject(name="key", size="small"), SceneObject(name="dog")), background="yellow", relation="left of"
 )
 
 

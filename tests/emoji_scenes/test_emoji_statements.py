@@ -12,9 +12,7 @@ from openblip.emoji_scenes.scene import SIZES, SPLITS, Scene, pair_allowed
 from openblip.emoji_scenes.statements import OF_A_SIDE, OF_BOTH
 from openblip.emoji_scenes.writer import draw_distinct
 
-NUMBERS = {
-    word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)
-}
+NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
 
 
 def drawn(split="web", number=4000):
@@ -50,9 +48,7 @@ def is_true(text: str, left: Scene, right: Scene) -> bool:
         name = SINGULAR[found[2]]
         difference = count(here, name) - count(there, name)
         return difference > 0 if found[1] == "more" else difference < 0
-    if found := re.search(
-        r"(.+) in the \w+ picture is (bigger|smaller)|shows a (bigger|smaller) (.+) than", text
-    ):
+    if found := re.search(r"(.+) in the \w+ picture is (bigger|smaller)|shows a (bigger|smaller) (.+) than", text):
         name = (found[1] or found[4]).removeprefix("the ")
         difference = SIZES.index(size(here, name)) - SIZES.index(size(there, name))
         return difference > 0 if "bigger" in text else difference < 0
@@ -68,8 +64,7 @@ def is_true(text: str, left: Scene, right: Scene) -> bool:
     if found := re.search(r"has a (\w+) background|background of .* is (\w+)", text):
         return here.background == (found[1] or found[2])
     if found := re.search(
-        r"(\w+) (\w[\w ]*?) (?:in total|together|in the two pictures)",
-        text.split("show ")[-1].split("are ")[-1],
+        r"(\w+) (\w[\w ]*?) (?:in total|together|in the two pictures)", text.split("show ")[-1].split("are ")[-1]
     ):
         return count(left, SINGULAR[found[2]]) + count(right, SINGULAR[found[2]]) == NUMBERS[found[1]]
     if found := re.search(r"(above|below|next to)", text):
@@ -90,9 +85,7 @@ def is_true(text: str, left: Scene, right: Scene) -> bool:
         return showing in {"both": (2,), "only one": (1,), "at least one": (1, 2), "neither": (0,)}[found[1]]
     if found := re.search(r"the (.+) in the \w+ picture is (small|big)|shows (small|big) (.+)", plain):
         return size(here, found[1] or found[4]) == (found[2] or found[3])
-    bare = re.sub(
-        r"\b(there|is|are|in the|picture on the|left|right|picture|the|shows|can be seen|in)\b", "", plain
-    )
+    bare = re.sub(r"\b(there|is|are|in the|picture on the|left|right|picture|the|shows|can be seen|in)\b", "", plain)
     number, _, name = " ".join(bare.split()).partition(" ")
     if number in NUMBERS:
         return count(here, SINGULAR[name]) == NUMBERS[number]
@@ -140,9 +133,7 @@ def test_one_image_tells_little():
         for statement in drawn(number=6000):
             if statement.kind.endswith("on a side"):
                 things = sorted(thing.size for thing in statement.scenes[0].objects)
-                seen[statement.scenes[0].background if show == "background" else tuple(things)][
-                    statement.label
-                ] += 1
+                seen[statement.scenes[0].background if show == "background" else tuple(things)][statement.label] += 1
         for counts in seen.values():
             assert abs(counts[True] - counts[False]) < 4 * counts.total() ** 0.5
 
@@ -165,9 +156,7 @@ def test_held_out_nouns_never_meet_in_a_training_sample(split):
 
 def test_held_out_nouns_meet_in_test():
     statements = drawn("test", 1500)
-    together = [
-        s for s in statements if s.kind in ("one each", "relation on a side", "relation in one or both")
-    ]
+    together = [s for s in statements if s.kind in ("one each", "relation on a side", "relation in one or both")]
     assert len(together) > 200
     for statement in together:
         named = [noun for noun in SINGULAR.values() if re.search(rf"\b{noun}\b", statement.text)]

@@ -124,9 +124,7 @@ def test_same_frames_same_bytes_with_each_encoder(filmed, monkeypatch, encoder):
     frames, others = (video.frames for _, video in filmed[:2])
     clip = encode_video(frames)
     assert clip == encode_video(frames) != encode_video(others)
-    differences = [
-        np.abs(np.asarray(a, dtype=float) - b).mean() for a, b in zip(frames, decoded(clip), strict=True)
-    ]
+    differences = [np.abs(np.asarray(a, dtype=float) - b).mean() for a, b in zip(frames, decoded(clip), strict=True)]
     assert max(differences) < 8
 
 

@@ -67,14 +67,10 @@ def source(second: bool = False, **fields: list[Any]) -> ListSource:
 
 def predictor(*heads: Head) -> BlipPredictor:
     # TINY's text is wider than its images, so that answers and questions cannot share cross-attention.
-    text = replace(
-        TINY.text, vocab_size=TOKENIZER.vocab_size, sharing="none" if heads == ("vqa",) else "all_but_sa"
-    )
+    text = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing="none" if heads == ("vqa",) else "all_but_sa")
     model = Blip(replace(TINY, text=text, heads=heads))
     randomise(model, seed=0)
-    return BlipPredictor(
-        BlipCheckpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu"
-    )
+    return BlipPredictor(BlipCheckpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
 
 
 def dialog(number: int) -> list[dict[str, Any]]:

@@ -29,9 +29,7 @@ def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, o
 
 def row(key: str, source: str, caption: str, itm: float) -> CaptionRow:
     logprob = None if source == "web" else -1.0
-    return CaptionRow(
-        key=key, shard="s", index=0, source=source, caption=caption, itm=itm, itc=0.0, logprob=logprob
-    )
+    return CaptionRow(key=key, shard="s", index=0, source=source, caption=caption, itm=itm, itc=0.0, logprob=logprob)
 
 
 def test_noise_is_counted_over_both_sources(tmp_path: Path) -> None:

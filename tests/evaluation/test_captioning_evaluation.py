@@ -51,10 +51,7 @@ def test_results_are_what_cocos_server_takes() -> None:
     samples = [sample(0, "a dog", image_id=391895), sample(1, "a cat")]
     samples[0] = Sample("000", "s0", b"0", ("a dog",), "list#391895", {"image_id": 391895})
     scores = evaluate_captioning(Writer(["a dog", "a cow"]), ListSource(samples))
-    assert scores["results"] == [
-        {"image_id": 391895, "caption": "a dog"},
-        {"image_id": "001", "caption": "a cow"},
-    ]
+    assert scores["results"] == [{"image_id": 391895, "caption": "a dog"}, {"image_id": "001", "caption": "a cow"}]
     assert scores["predictions"][0] == {"shard": "s0", "key": "000", "image_id": 391895, "caption": "a dog"}
 
 

@@ -34,15 +34,11 @@ class Embedder:
 
 
 def embedder() -> Embedder:
-    images = F.normalize(
-        torch.tensor([[1.0, 0.1, 0.0], [0.9, 1.0, 0.0], [0.0, 1.0, 0.2], [0.0, 0.3, 1.0]]), dim=1
-    )
+    images = F.normalize(torch.tensor([[1.0, 0.1, 0.0], [0.9, 1.0, 0.0], [0.0, 1.0, 0.2], [0.0, 0.3, 1.0]]), dim=1)
     return Embedder(images, {"a dog": [1.0, 0.0, 0.0], "a cat": [0.0, 1.0, 0.0], "a cow": [0.0, 0.0, 1.0]})
 
 
-SOURCE = ListSource(
-    [sample(0, label="dog"), sample(1, label="dog"), sample(2, label="cat"), sample(3, label="cow")]
-)
+SOURCE = ListSource([sample(0, label="dog"), sample(1, label="dog"), sample(2, label="cat"), sample(3, label="cow")])
 
 
 def test_the_class_whose_text_is_most_similar_is_the_answer() -> None:
@@ -57,9 +53,7 @@ def test_the_class_whose_text_is_most_similar_is_the_answer() -> None:
 
 
 def test_a_class_is_the_mean_of_its_texts_made_a_unit_vector() -> None:
-    model = Embedder(
-        torch.eye(2), {"a x": [1.0, 0.0], "one x": [0.0, 1.0], "a y": [0.6, 0.8], "one y": [0.6, 0.8]}
-    )
+    model = Embedder(torch.eye(2), {"a x": [1.0, 0.0], "one x": [0.0, 1.0], "a y": [0.6, 0.8], "one y": [0.6, 0.8]})
     found = embed_classes(model, ["x", "y"], ["a {}", "one {}"], None)
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))
     assert model.read == ["a x", "one x", "a y", "one y"]

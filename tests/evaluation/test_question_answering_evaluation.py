@@ -20,13 +20,7 @@ class Answerer(NumberEncoder):
     calls: list[tuple[list[int], Any, Any]] = field(default_factory=list)
 
     def answer(
-        self,
-        images: Numbered,
-        questions: Any,
-        candidates: Any = None,
-        *,
-        decoding: Any,
-        batch_size: int | None,
+        self, images: Numbered, questions: Any, candidates: Any = None, *, decoding: Any, batch_size: int | None
     ) -> list[str]:
         shown = images.numbers.tolist()
         assert len(shown) == len(questions)
@@ -101,10 +95,7 @@ def test_offered_choices_are_scored_as_a_okvqas() -> None:
 def test_results_are_what_vqas_server_takes() -> None:
     unnamed = Sample("k7", "s0", b"1", (), "list/1", {"question": "what?"})
     scores = evaluate_question_answering(Answerer(["yes", "red"]), ListSource([asked(0, TEN), unnamed]))
-    assert scores["results"] == [
-        {"question_id": 900, "answer": "yes"},
-        {"question_id": "k7", "answer": "red"},
-    ]
+    assert scores["results"] == [{"question_id": 900, "answer": "yes"}, {"question_id": "k7", "answer": "red"}]
     assert scores["predictions"][0] == {
         "shard": "s0",
         "key": "000",

@@ -49,9 +49,7 @@ def three() -> Oracle:
 
 def test_reranking_changes_the_order_of_the_best_only() -> None:
     oracle = three()
-    scores = evaluate_retrieval(
-        oracle, ListSource([sample(i, text) for i, text in enumerate(oracle.texts)]), rerank=2
-    )
+    scores = evaluate_retrieval(oracle, ListSource([sample(i, text) for i, text in enumerate(oracle.texts)]), rerank=2)
     # By similarity: image 0 -> t0 (right), 1 -> t1 (right), 2 -> t1 (wrong).
     assert scores["itc"]["tr_r1"] == pytest.approx(2 / 3)
     # t0 -> image 0 (right); t1 -> all three tied at .9 but image 0 (.8): a third of 1 and 2; t2 -> image 1.
@@ -71,9 +69,7 @@ def test_what_is_not_among_the_best_stays_behind_in_its_order() -> None:
     assert chosen.tolist() == [[True, True, False, False]]
     ranked = rerank_scores(similarities, torch.tensor([[0.0, 0.5, 0.0, 0.0]]), chosen)
     assert ranked.argsort(descending=True).tolist() == [[1, 0, 3, 2]]
-    lowest = rerank_scores(
-        torch.tensor([[-0.9, 0.9, 0.8]]), torch.zeros(1, 3), torch.tensor([[True, False, False]])
-    )
+    lowest = rerank_scores(torch.tensor([[-0.9, 0.9, 0.8]]), torch.zeros(1, 3), torch.tensor([[True, False, False]]))
     assert lowest.argmax().item() == 0  # however unlike, it was chosen
 
 
@@ -92,12 +88,8 @@ def test_all_captions_of_an_image_are_right_answers() -> None:
 
 def test_samples_of_one_image_are_right_answers_to_each_other() -> None:
     """Sources that give each caption of an image a sample of its own."""
-    oracle = Oracle(
-        torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.9, 0.2], [0.0, 0.1, 0.3]]), torch.zeros(3, 3), list("abc")
-    )
-    source = ListSource(
-        [sample(0, "a", image_id="x"), sample(1, "b", image_id="x"), sample(2, "c", image_id="y")]
-    )
+    oracle = Oracle(torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.9, 0.2], [0.0, 0.1, 0.3]]), torch.zeros(3, 3), list("abc"))
+    source = ListSource([sample(0, "a", image_id="x"), sample(1, "b", image_id="x"), sample(2, "c", image_id="y")])
     scores = evaluate_retrieval(oracle, source, rerank=1)
     assert scores["itc"]["tr_r1"] == 1.0
 

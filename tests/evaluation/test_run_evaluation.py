@@ -74,9 +74,7 @@ def test_a_limit_takes_the_first_samples_and_opens_no_further_shard() -> None:
 
 
 def test_a_source_without_a_usable_sample_is_an_error_that_says_why() -> None:
-    with pytest.raises(
-        SourceError, match=r"list has no sample that can be used; s0/a: damaged; s0/b: damaged"
-    ):
+    with pytest.raises(SourceError, match=r"list has no sample that can be used; s0/a: damaged; s0/b: damaged"):
         evaluated(ListSource(["a", "b"]))
     with pytest.raises(SourceError, match=r"list has no sample that can be used\."):
         evaluated(ListSource([]))

@@ -54,11 +54,7 @@ def test_ranks_of_the_right_answers() -> None:
     assert scores["r5"] == scores["r10"] == 1.0
     assert scores["mean_rank"] == pytest.approx((1 + 2 + 4) / 3)
     assert "ndcg" not in scores
-    assert model.asked == [
-        (0, "caption 0", ["q0"]),
-        (0, "caption 0", [("q0", "a0"), "q1"]),
-        (1, "caption 1", ["q0"]),
-    ]
+    assert model.asked == [(0, "caption 0", ["q0"]), (0, "caption 0", [("q0", "a0"), "q1"]), (1, "caption 1", ["q0"])]
 
 
 def test_relevance_of_all_candidates_is_measured_where_annotators_judged_it() -> None:
@@ -102,13 +98,7 @@ def test_tied_candidates_get_ranks_of_their_own() -> None:
 
 def test_rounds_with_fewer_candidates_are_measured_among_their_own() -> None:
     source = ListSource(
-        [
-            dialog(
-                0,
-                turn(0, 0.1, 0.2, answer_index=0),
-                turn(1, *[0.5 - i / 100 for i in range(12)], answer_index=11),
-            )
-        ]
+        [dialog(0, turn(0, 0.1, 0.2, answer_index=0), turn(1, *[0.5 - i / 100 for i in range(12)], answer_index=11))]
     )
     scores = evaluate_visdial(Ranker(), source)
     assert scores["mean_rank"] == pytest.approx((2 + 12) / 2)

@@ -32,12 +32,8 @@ def test_greedy_equals_transformers(seed: int) -> None:
 def test_every_beam_equals_transformers(seed: int, num_beams: int) -> None:
     model = HuggingFaceDecoder(100 + seed)
     for (most, fewest), length_penalty in itertools.product(LIMITS, (-1.0, 0.0, 1.0, 2.0)):
-        decoding = Beam(
-            num_beams=num_beams, max_new_tokens=most, min_new_tokens=fewest, length_penalty=length_penalty
-        )
-        ours = generate(
-            model, FOUR_IMAGES, PROMPT, 4, decoding, num_captions=num_beams, eos_id=EOS, pad_id=PAD
-        )
+        decoding = Beam(num_beams=num_beams, max_new_tokens=most, min_new_tokens=fewest, length_penalty=length_penalty)
+        ours = generate(model, FOUR_IMAGES, PROMPT, 4, decoding, num_captions=num_beams, eos_id=EOS, pad_id=PAD)
         theirs = model.generate_there(
             FOUR_IMAGES, PROMPT, num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=most,
             min_new_tokens=fewest, length_penalty=length_penalty, early_stopping=False,
@@ -47,9 +43,7 @@ def test_every_beam_equals_transformers(seed: int, num_beams: int) -> None:
 
 @pytest.mark.parametrize("decoding", [Greedy(), Beam(num_beams=3)], ids=["greedy", "beam"])
 @pytest.mark.parametrize("penalty", [1.4, 0.7])
-def test_repetition_penalty_equals_transformers_beyond_the_prompt(
-    decoding: Greedy | Beam, penalty: float
-) -> None:
+def test_repetition_penalty_equals_transformers_beyond_the_prompt(decoding: Greedy | Beam, penalty: float) -> None:
     prompt = torch.tensor([DEC, 9, 14])
     for seed in range(2):
         model = HuggingFaceDecoder(seed)

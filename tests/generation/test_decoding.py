@@ -11,9 +11,7 @@ from openblip.generation.decoding import Beam, Greedy, Nucleus
 
 def test_defaults_are_those_of_the_contract() -> None:
     assert Greedy() == Greedy(max_new_tokens=20, min_new_tokens=0, repetition_penalty=1.0)
-    assert Beam() == Beam(
-        num_beams=3, max_new_tokens=20, min_new_tokens=0, length_penalty=1.0, repetition_penalty=1.0
-    )
+    assert Beam() == Beam(num_beams=3, max_new_tokens=20, min_new_tokens=0, length_penalty=1.0, repetition_penalty=1.0)
     assert Nucleus() == Nucleus(
         top_p=0.9, temperature=1.0, max_new_tokens=20, min_new_tokens=0, repetition_penalty=1.0, seed=None
     )

@@ -14,19 +14,13 @@ STRATEGIES = [Greedy(), Beam(), Beam(length_penalty=0.0), Nucleus(top_p=0.95)]
 
 
 def write(model: Any, images: list[int], decoding: Decoding, **settings: Any) -> list[list[Generated]]:
-    return generate(
-        model, numbered_images(*images), PROMPT, len(images), decoding, eos_id=EOS, pad_id=PAD, **settings
-    )
+    return generate(model, numbered_images(*images), PROMPT, len(images), decoding, eos_id=EOS, pad_id=PAD, **settings)
 
 
 def logprobs_of(model: TableDecoder, image: int, ids: list[int]) -> Tensor:
     """The model's own log-probabilities (T,) of ids after the prompt, in one uncached pass."""
     full = torch.cat([PROMPT, torch.tensor(ids)])[None]
-    return (
-        model.decode(full[:, :-1], numbered_images(image))[0]
-        .log_softmax(-1)
-        .gather(1, full[0, 1:, None])[:, 0]
-    )
+    return model.decode(full[:, :-1], numbered_images(image))[0].log_softmax(-1).gather(1, full[0, 1:, None])[:, 0]
 
 
 @pytest.mark.parametrize("decoding", [*STRATEGIES, Beam(num_beams=2, length_penalty=3.0)], ids=repr)
@@ -64,9 +58,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_texts(length_penalty: 
     for seed in range(5):
         model = TableDecoder(seed, vocab_size=5)
         every = [list(ids) for n in range(4) for ids in itertools.product([0, 1, 3, 4], repeat=n)]
-        candidates = [
-            ids + [EOS] * (len(ids) < 3) for ids in every
-        ]  # the third token may be anything but longer
+        candidates = [ids + [EOS] * (len(ids) < 3) for ids in every]  # the third token may be anything but longer
         candidates += [[*ids, EOS] for ids in every if len(ids) == 2]
         scores = [float(logprobs_of(model, 1, ids).sum()) / len(ids) ** length_penalty for ids in candidates]
         best = candidates[max(range(len(scores)), key=scores.__getitem__)]

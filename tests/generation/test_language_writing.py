@@ -124,10 +124,7 @@ def test_it_writes_what_the_loop_of_our_own_writes(language: LanguageModel, deco
 def test_a_row_does_not_depend_on_the_others(language: LanguageModel, decoding: Decoding) -> None:
     visual = visual_prompts()
     together = write_texts(language, visual, PROMPTS, decoding, seeds=SEEDS)
-    alone = [
-        write_texts(language, visual[i : i + 1], [PROMPTS[i]], decoding, seeds=[SEEDS[i]])[0]
-        for i in range(3)
-    ]
+    alone = [write_texts(language, visual[i : i + 1], [PROMPTS[i]], decoding, seeds=[SEEDS[i]])[0] for i in range(3)]
     same(together, alone)
 
 
@@ -168,9 +165,7 @@ def test_only_likely_beginnings_are_compared(language: LanguageModel) -> None:
         assert begin[best.position] == pytest.approx(max(begin), abs=1e-5)
 
 
-def logprob(
-    language: LanguageModel, visual: Tensor, prompt: str, text: str, first_only: bool = False
-) -> float:
+def logprob(language: LanguageModel, visual: Tensor, prompt: str, text: str, first_only: bool = False) -> float:
     """Of a text with its end, from `predict`; or of its first token."""
     with torch.inference_mode():
         predicted = language.predict(visual, [prompt], [text], None)

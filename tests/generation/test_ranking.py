@@ -68,9 +68,7 @@ def test_the_order_of_the_list_decides_nothing(order: Sequence[int]) -> None:
         model = TableDecoder(seed)
         expected = best_by_hand(model, numbered_images(1), candidates)
         shuffled = [candidates[i] for i in order]
-        (found,) = best_candidates(
-            model, numbered_images(1), PROMPT, shuffled, 1, eos_id=EOS, num_candidates=1
-        )
+        (found,) = best_candidates(model, numbered_images(1), PROMPT, shuffled, 1, eos_id=EOS, num_candidates=1)
         assert shuffled[found.position] == candidates[expected]
 
 

@@ -21,7 +21,5 @@ def test_the_end_is_impossible_until_enough_tokens_were_written() -> None:
 
 def test_the_scores_given_are_not_changed() -> None:
     before = SCORES.clone()
-    adjust_scores(
-        SCORES, torch.tensor([[0], [1]]), Greedy(min_new_tokens=5, repetition_penalty=3.0), eos_id=2
-    )
+    adjust_scores(SCORES, torch.tensor([[0], [1]]), Greedy(min_new_tokens=5, repetition_penalty=3.0), eos_id=2)
     assert torch.equal(SCORES, before)

@@ -42,9 +42,7 @@ class TableDecoder:
     """Next-token logits read from a table by (image, last two tokens): any probability can be looked up."""
 
     def __init__(self, seed: int, vocab_size: int = VOCAB, scale: float = 2.0) -> None:
-        self.table = (
-            torch.randn(64, vocab_size, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
-        )
+        self.table = torch.randn(64, vocab_size, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
         self.table[..., EOS] += scale  # or few texts would end before the limit
         self.rows_read: list[int] = []
 

@@ -42,9 +42,7 @@ def test_constant_scores_rank_as_guessing_does() -> None:
     assert ranking == pytest.approx({"mrr": harmonic, "r1": 0.01, "r5": 0.05, "r10": 0.1, "mean_rank": 50.5})
 
 
-CANDIDATES = st.lists(
-    st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.0, 0.5, 1.0])), min_size=1, max_size=6
-)
+CANDIDATES = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.0, 0.5, 1.0])), min_size=1, max_size=6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,23 +16,7 @@ from openblip.metrics.captioning import caption_scores, exact_match, scores_by_d
 from openblip.metrics.java_programs import java_runs, tokenize_with_java
 from openblip.metrics.tokenization import tokenize_in_python
 
-WORDS = [
-    "a",
-    "the",
-    "red",
-    "blue",
-    "dog",
-    "cat",
-    "tree",
-    "on",
-    "left",
-    "of",
-    "under",
-    "two",
-    "small",
-    "big",
-    "ball",
-]
+WORDS = ["a", "the", "red", "blue", "dog", "cat", "tree", "on", "left", "of", "under", "two", "small", "big", "ball"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +41,8 @@ def bleu(predictions: list[str], references: list[list[str]]) -> tuple[float, fl
 
 def random_set(seed: int) -> tuple[list[str], list[list[str]]]:
     rng = random.Random(seed)
-    texts = [
-        [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) for _ in range(rng.randint(1, 4))]
-        for _ in range(12)
-    ]
-    return [
-        rng.choice(of) if rng.random() < 0.5 else " ".join(rng.choices(WORDS, k=6)) for of in texts
-    ], texts
+    texts = [[" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) for _ in range(rng.randint(1, 4))] for _ in range(12)]
+    return [rng.choice(of) if rng.random() < 0.5 else " ".join(rng.choices(WORDS, k=6)) for of in texts], texts
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -132,9 +111,7 @@ class Captions:
     """What pycocotools' COCO is to COCOEvalCap."""
 
     def __init__(self, captions: list[list[str]]) -> None:
-        self.imgToAnns = {
-            image: [{"caption": text} for text in texts] for image, texts in enumerate(captions)
-        }
+        self.imgToAnns = {image: [{"caption": text} for text in texts] for image, texts in enumerate(captions)}
 
     def getImgIds(self) -> list[int]:
         return list(self.imgToAnns)

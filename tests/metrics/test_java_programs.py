@@ -102,9 +102,7 @@ def test_spice_models_are_not_downloaded_but_asked_for(java: Callable[[str], Non
         spice_scores(WRITTEN, TRUTH)
 
 
-@pytest.mark.parametrize(
-    "program", ["sys.exit('InaccessibleObject')", "print('InaccessibleObject', file=sys.stderr)"]
-)
+@pytest.mark.parametrize("program", ["sys.exit('InaccessibleObject')", "print('InaccessibleObject', file=sys.stderr)"])
 def test_a_spice_that_fails_is_reported(java: Callable[[str], None], program: str) -> None:
     java(program)
     with pytest.raises(MissingExtraError, match=r"SPICE's Java program failed: InaccessibleObject.*Java 8"):

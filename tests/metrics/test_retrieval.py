@@ -73,9 +73,7 @@ def test_images_of_one_id_are_all_right_answers() -> None:
 
 def test_entries_left_out_by_a_first_stage_may_have_minus_infinity() -> None:
     scores = np.array([[-np.inf, -np.inf, 1.0], [2.0, 1.0, -np.inf], [0.0, 1.0, 2.0]])
-    assert recall_at_k(scores, [0, 1, 2], [0, 1, 2], ks=(1, 2, 3)) == pytest.approx(
-        {1: 1 / 3, 2: 5 / 6, 3: 1.0}
-    )
+    assert recall_at_k(scores, [0, 1, 2], [0, 1, 2], ks=(1, 2, 3)) == pytest.approx({1: 1 / 3, 2: 5 / 6, 3: 1.0})
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,9 +93,7 @@ def test_more_queries_than_are_compared_at_once() -> None:
     rng = np.random.default_rng(0)
     scores, ids = rng.normal(size=(1100, 300)), rng.integers(0, 40, size=300)
     queries = rng.choice(ids, size=1100)
-    slow = np.mean(
-        [ids[np.argsort(-row)[:5]].tolist().count(q) > 0 for row, q in zip(scores, queries, strict=True)]
-    )
+    slow = np.mean([ids[np.argsort(-row)[:5]].tolist().count(q) > 0 for row, q in zip(scores, queries, strict=True)])
     assert recall_at_k(scores, queries, ids, ks=(5,))[5] == pytest.approx(slow)
 
 
@@ -117,9 +113,7 @@ def test_the_order_of_the_gallery_does_not_matter() -> None:
         (np.zeros((0, 0)), [], [], "do not fit"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(
-    scores: object, queries: object, gallery: object, message: str
-) -> None:
+def test_what_cannot_be_scored_is_refused(scores: object, queries: object, gallery: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recall_at_k(scores, queries, gallery)  # type: ignore[arg-type]
 

@@ -40,9 +40,7 @@ def test_tokens_in_python(caption: str, tokens: str) -> None:
 def test_the_official_tokenizer_gives_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     captions, tokens = zip(*CAPTIONS, strict=True)
     assert tokenize_with_java(captions) == list(tokens)
-    assert tokenize_with_java(["a\u2028b\x85c", "", "d"]) == ["a b c", "", "d"], (
-        "one line each, whatever is in it"
-    )
+    assert tokenize_with_java(["a\u2028b\x85c", "", "d"]) == ["a b c", "", "d"], "one line each, whatever is in it"
     assert capfd.readouterr() == ("", "")
 
 
@@ -75,14 +73,10 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenize_with_java(["a dog"])
 
 
-def test_a_java_that_cannot_run_the_tokenizer_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_java_that_cannot_run_the_tokenizer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'Error: no heap' >&2\necho '  at Main(1)' >&2\nexit 1\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        MissingExtraError, match=r"tokenizer of COCO evaluation: Error: no heap\. Repair Java"
-    ):
+    with pytest.raises(MissingExtraError, match=r"tokenizer of COCO evaluation: Error: no heap\. Repair Java"):
         tokenize_with_java(["a dog"])

@@ -4,12 +4,7 @@ from pathlib import Path
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.metrics.vqa import (
-    direct_answer_accuracy,
-    normalise_answer,
-    single_answer_accuracy,
-    vqa_accuracy,
-)
+from openblip.metrics.vqa import direct_answer_accuracy, normalise_answer, single_answer_accuracy, vqa_accuracy
 
 OFFICIAL = json.loads((Path(__file__).parent / "vqa_official.json").read_text(encoding="utf-8"))
 DOGS = ["dog"] * 3 + ["cat"] * 7
@@ -65,9 +60,7 @@ def test_direct_answers_by_hand() -> None:
     answers = ["dog", "dog", "Dog", *["cat"] * 7]
     # Nobody is left out, and Dog is another answer.
     assert direct_answer_accuracy(["dog"], [answers]) == pytest.approx(2 / 3)
-    assert direct_answer_accuracy(["cat", "Dog", "a dog"], [answers] * 3) == pytest.approx(
-        (1 + 1 / 3 + 0) / 3
-    )
+    assert direct_answer_accuracy(["cat", "Dog", "a dog"], [answers] * 3) == pytest.approx((1 + 1 / 3 + 0) / 3)
 
 
 def test_single_answers_by_hand() -> None:

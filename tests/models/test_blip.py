@@ -131,9 +131,7 @@ def test_cached_beams_may_be_reordered_and_repeated() -> None:
     order = torch.tensor([2, 0, 2, 4, 3, 3])  # within each image
     cache.reorder(order)
     ids = torch.cat([ids[order], random_tokens([1] * 6, seed=2).ids], dim=1)
-    torch.testing.assert_close(
-        model.decode(ids[:, 5:], kv, cache), model.decode(ids, kv)[:, 5:], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(model.decode(ids[:, 5:], kv, cache), model.decode(ids, kv)[:, 5:], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -106,10 +106,7 @@ def test_a_questions_answers_depend_on_its_words_and_on_its_image() -> None:
     image_tokens = model.encode_image(random_pixels(2))
     plain = model.decode(answers.ids, question_kv(model, image_tokens, questions))
     other_words = Tokens(questions.ids.flip(0), questions.mask)
-    for changed in (
-        question_kv(model, image_tokens, other_words),
-        question_kv(model, image_tokens.flip(0), questions),
-    ):
+    for changed in (question_kv(model, image_tokens, other_words), question_kv(model, image_tokens.flip(0), questions)):
         assert not torch.allclose(model.decode(answers.ids, changed), plain, atol=1e-2)
 
 
@@ -234,9 +231,7 @@ def test_dialogs_read_the_image_and_their_own_caption_without_its_padding(widths
             if widths == "unequal":
                 states = states @ model.caption_proj.weight.T + model.caption_proj.bias
             context = torch.cat([image_tokens, states], dim=1)
-            hidden = model.text(
-                one(dialogs, row), "encode", context_kv=model.text.context_kv(context, "encode")
-            )
+            hidden = model.text(one(dialogs, row), "encode", context_kv=model.text.context_kv(context, "encode"))
             rows.append(model.itm_head(hidden[:, 0]))
         return torch.cat(rows)
 

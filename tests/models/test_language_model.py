@@ -110,9 +110,7 @@ def test_a_row_is_predicted_as_if_it_were_alone(name: str, words: str) -> None:
         assert together.labels[row, :length].tolist() == alone.labels[0].tolist()
         assert (together.labels[row, length:] == IGNORE).all()
         said = alone.labels[0] != IGNORE
-        torch.testing.assert_close(
-            together.logits[row, :length][said], alone.logits[0][said], atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(together.logits[row, :length][said], alone.logits[0][said], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -210,8 +208,7 @@ def test_tokenizers_without_offsets_serve_as_well() -> None:
     language = tiny_language_model("gpt2")
     other = wrap_language_model(language.model, slow)
     expected, found = (
-        lm.predict(visual_prompts(2), ["a photo of", ""], ["two dogs", "a tree"], 20)
-        for lm in (language, other)
+        lm.predict(visual_prompts(2), ["a photo of", ""], ["two dogs", "a tree"], 20) for lm in (language, other)
     )
     assert not slow.is_fast
     assert torch.equal(found.labels, expected.labels)

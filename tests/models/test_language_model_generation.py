@@ -12,16 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tiny_language_models import (
-    CAUSAL,
-    END,
-    MODELS,
-    PAD,
-    START,
-    UNKNOWN,
-    tiny_language_model,
-    visual_prompts,
-)
+from tiny_language_models import CAUSAL, END, MODELS, PAD, START, UNKNOWN, tiny_language_model, visual_prompts
 from torch import Tensor
 
 from openblip.errors import ConfigError
@@ -120,9 +111,7 @@ def test_prompts_of_different_lengths_do_not_disturb_each_other(name: str, setti
     alone = [
         text
         for row in range(4)
-        for text in greedy(
-            language, visual[row : row + 1], PROMPTS[row : row + 1], length_penalty=1.0, **settings
-        )
+        for text in greedy(language, visual[row : row + 1], PROMPTS[row : row + 1], length_penalty=1.0, **settings)
     ]
     assert together == alone
     assert len(together) == 4 * settings.get("num_return_sequences", 1)
@@ -173,9 +162,7 @@ def test_settings_that_the_model_brings_along_do_not_count(name: str) -> None:
 
 def test_settings_of_the_caller_count() -> None:
     language, visual = tiny_language_model("bart"), visual_prompts(2)
-    found = greedy(
-        language, visual, ["a", ""], forced_bos_token_id=UNKNOWN, max_new_tokens=3, min_new_tokens=3
-    )
+    found = greedy(language, visual, ["a", ""], forced_bos_token_id=UNKNOWN, max_new_tokens=3, min_new_tokens=3)
     assert [row[0] for row in found] == [UNKNOWN, UNKNOWN]
     assert [len(row) for row in found] == [3, 3]
     sampled = []

@@ -26,9 +26,7 @@ SENTENCES = [
 
 def word_tokenizer(template: str) -> Any:
     """One token a word, numbered from 4 by the alphabet. template: where <s> and </s> stand around $A."""
-    words = sorted(
-        {word for text in SENTENCES for word in text.replace("?", " ?").replace(":", " :").split()}
-    )
+    words = sorted({word for text in SENTENCES for word in text.replace("?", " ?").replace(":", " :").split()})
     vocab = {word: number for number, word in enumerate([*SPECIAL, *words])}
     tokens = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -49,9 +49,7 @@ class PlainQFormer:
             if is_query and f"{name}.cross_attention.norm.weight" in self.weights:
                 (ask,) = self.parts(f"{name}.cross_attention.branch.query", 1)
                 key, value = self.parts(f"{name}.cross_attention.branch.key_value", 2)
-                mixed = self.attend(
-                    ask(state), [key(patch) for patch in image], [value(patch) for patch in image]
-                )
+                mixed = self.attend(ask(state), [key(patch) for patch in image], [value(patch) for patch in image])
                 state = self.after(f"{name}.cross_attention", state, mixed)
             kind = f"{name}.{'query' if is_query else 'text'}_feed_forward"
             inner = self.linear(f"{kind}.branch.0", state)

@@ -197,10 +197,7 @@ def test_two_images_are_merged_by_their_mean_or_by_a_linear_layer_over_both() ->
         if layer.merge is None:
             expected = (first + second) / 2
         else:
-            weight, bias = (
-                layer.merge.weight,
-                layer.merge.bias,
-            )  # (D, 2D): the first image's half, then the other
+            weight, bias = (layer.merge.weight, layer.merge.bias)  # (D, 2D): the first image's half, then the other
             expected = first @ weight[:, :24].T + second @ weight[:, 24:].T + bias
         torch.testing.assert_close(layer(text, layer.project(context)), expected, atol=1e-5, rtol=1e-5)
 

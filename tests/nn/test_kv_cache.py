@@ -35,10 +35,7 @@ def first_entries(x: Tensor) -> list[float]:
 def test_reorder_moves_keys_and_values_of_every_layer() -> None:
     cache = fed_cache()
     cache.reorder(torch.tensor([2, 0, 2]))
-    assert rows_of(cache) == [
-        ([2.0, 0.0, 2.0], [102.0, 100.0, 102.0]),
-        ([12.0, 10.0, 12.0], [112.0, 110.0, 112.0]),
-    ]
+    assert rows_of(cache) == [([2.0, 0.0, 2.0], [102.0, 100.0, 102.0]), ([12.0, 10.0, 12.0], [112.0, 110.0, 112.0])]
     assert cache.length == 2
 
 

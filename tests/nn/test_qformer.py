@@ -90,9 +90,7 @@ def copy_weights(ours: QFormer, theirs: Blip2QFormerModel) -> None:
                 found[f"{name}.output{suffix}.dense"] = residual.branch[2]
                 found[f"{name}.output{suffix}.LayerNorm"] = residual.norm
     weights = {
-        f"{name}.{leaf}": tensor
-        for name, module in found.items()
-        for leaf, tensor in module.state_dict().items()
+        f"{name}.{leaf}": tensor for name, module in found.items() for leaf, tensor in module.state_dict().items()
     }
     for number, layer in enumerate(ours.layers):
         name = f"encoder.layer.{number}"
@@ -103,9 +101,7 @@ def copy_weights(ours: QFormer, theirs: Blip2QFormerModel) -> None:
             if layer.cross_attention is not None:
                 cross = layer.cross_attention.branch
                 two = getattr(cross.key_value, leaf).chunk(2)
-                for part, tensor in zip(
-                    ("query", "key", "value"), (getattr(cross.query, leaf), *two), strict=True
-                ):
+                for part, tensor in zip(("query", "key", "value"), (getattr(cross.query, leaf), *two), strict=True):
                     weights[f"{name}.crossattention.attention.{part}.{leaf}"] = tensor
     theirs.load_state_dict({name: tensor.detach() for name, tensor in weights.items()}, strict=True)
 

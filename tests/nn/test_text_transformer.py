@@ -110,17 +110,13 @@ def test_over_two_images_the_upper_half_of_the_layers_learns_to_merge(num_layers
     model = transformer(("encode",), images_per_text=2, num_layers=num_layers)
     branches = [layer.cross_attention["encode"].branch for layer in model.layers]
     assert all(isinstance(branch, PairCrossAttention) for branch in branches)
-    assert [branch.merge is not None for branch in branches] == [False] * (num_layers - merged) + [
-        True
-    ] * merged
+    assert [branch.merge is not None for branch in branches] == [False] * (num_layers - merged) + [True] * merged
 
 
 def test_readings_of_contexts_of_different_widths() -> None:
     """Questions read images, answers read questions."""
     config = asdict(replace(TINY.text, sharing="none"))
-    model = TextTransformer(
-        **config, context_dims={"encode": 24, "decode": 32}, modes=("encode", "decode")
-    ).eval()
+    model = TextTransformer(**config, context_dims={"encode": 24, "decode": 32}, modes=("encode", "decode")).eval()
     randomise(model, seed=0)
     cross = model.layers[0].cross_attention
     assert isinstance(cross["encode"].branch, CrossAttention)
@@ -138,9 +134,7 @@ def test_readings_of_contexts_of_different_widths() -> None:
 def test_activation_checkpointing_of_masked_and_paired_contexts(images_per_text: int) -> None:
     results = []
     for checkpointing in (False, True):
-        model = transformer(
-            ("encode",), images_per_text, dropout=0.3, activation_checkpointing=checkpointing
-        ).train()
+        model = transformer(("encode",), images_per_text, dropout=0.3, activation_checkpointing=checkpointing).train()
         context = image_tokens(2)
         mask = None
         if images_per_text == 2:

@@ -52,9 +52,7 @@ def test_label_smoothing_is_cross_entropys_when_pictures_are_distinct() -> None:
     torch.manual_seed(0)
     image_to_text, text_to_image = torch.randn(5, 5), torch.randn(5, 5)
     ids, places = torch.arange(5) + 10, torch.arange(5)
-    expected = sum(
-        F.cross_entropy(scores, places, label_smoothing=0.1) for scores in (image_to_text, text_to_image)
-    )
+    expected = sum(F.cross_entropy(scores, places, label_smoothing=0.1) for scores in (image_to_text, text_to_image))
     found = in_batch_itc_loss(image_to_text, text_to_image, ids, ids, label_smoothing=0.1)
     torch.testing.assert_close(found, expected / 2)
 

@@ -10,13 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives.contrastive import (
-    ContrastiveKeys,
-    alpha_at,
-    clamp_temperature,
-    itc_loss,
-    positive_targets,
-)
+from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss, positive_targets
 
 
 def unit(count: int, seed: int) -> Tensor:
@@ -25,13 +19,7 @@ def unit(count: int, seed: int) -> Tensor:
 
 
 def one_way_by_loops(
-    query: Tensor,
-    momentum: Tensor,
-    keys: Tensor,
-    ids: Sequence[int],
-    key_ids: Sequence[int],
-    t: Tensor,
-    alpha: float,
+    query: Tensor, momentum: Tensor, keys: Tensor, ids: Sequence[int], key_ids: Sequence[int], t: Tensor, alpha: float
 ) -> Tensor:
     """Mean cross-entropy of queries over keys, an entry at a time (ALBEF equations 1, 2 and 6)."""
     losses = []
@@ -69,9 +57,7 @@ def test_itc_is_what_loops_say_with_its_gradients(alpha: float, num_queued: int)
         + one_way_by_loops(text, momentum_text, keys.image, ids, key_ids, temperature, alpha)
     )
     torch.testing.assert_close(ours, slow, atol=1e-5, rtol=1e-5)
-    for found, expected in zip(
-        torch.autograd.grad(ours, inputs), torch.autograd.grad(slow, inputs), strict=True
-    ):
+    for found, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(slow, inputs), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -43,10 +43,7 @@ def test_lm_is_what_loops_say_with_its_gradients(prompt_length: int, smoothing: 
 
 def test_labels_by_hand() -> None:
     assert next_token_labels(IDS[:2], MASK[:2]).tolist() == [[3, 4, 5, 6], [3, 4, 7, IGNORE]]
-    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == [
-        [IGNORE, IGNORE, 5, 6],
-        [IGNORE, IGNORE, 7, IGNORE],
-    ]
+    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == [[IGNORE, IGNORE, 5, 6], [IGNORE, IGNORE, 7, IGNORE]]
     assert IDS[0].tolist() == [9, 3, 4, 5, 6]  # the input stays
 
 
@@ -61,22 +58,16 @@ def test_a_batch_without_a_token_to_predict_is_zero_with_zero_gradients() -> Non
 def test_bfloat16_logits_are_compared_in_float32() -> None:
     logits = torch.randn(1, 4, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.tensor([[1, 2, 3, 4]])
-    torch.testing.assert_close(
-        lm_loss(logits, labels, 0.1), lm_loss(logits.float(), labels, 0.1), atol=0, rtol=0
-    )
+    torch.testing.assert_close(lm_loss(logits, labels, 0.1), lm_loss(logits.float(), labels, 0.1), atol=0, rtol=0)
 
 
-def answers_by_loops(
-    logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, smoothing: float
-) -> Tensor:
+def answers_by_loops(logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, smoothing: float) -> Tensor:
     """Token by token: the sum over an answer, times its weight; the sum of these over the questions."""
     total = torch.zeros(())
     for row in range(labels.shape[0]):
         for position in range(labels.shape[1]):
             if labels[row, position] != IGNORE:
-                loss = F.cross_entropy(
-                    logits[row, position], labels[row, position], label_smoothing=smoothing
-                )
+                loss = F.cross_entropy(logits[row, position], labels[row, position], label_smoothing=smoothing)
                 total = total + weights[row] * loss
     return total / num_questions
 

@@ -33,18 +33,13 @@ def test_weights_are_softmax_plus_epsilon_and_zero_for_the_same_image() -> None:
     similarity = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, -1.0]], requires_grad=True)
     weights = negative_weights(similarity, torch.tensor([5, 6]), torch.tensor([5, 6, 5]))
     first, second = (sum(math.exp(x) for x in row) for row in similarity.tolist())
-    expected = [
-        [0, math.exp(0) / first + EPSILON, 0],
-        [1 / second + EPSILON, 0, math.exp(-1) / second + EPSILON],
-    ]
+    expected = [[0, math.exp(0) / first + EPSILON, 0], [1 / second + EPSILON, 0, math.exp(-1) / second + EPSILON]]
     torch.testing.assert_close(weights, torch.tensor(expected))
     assert not weights.requires_grad
 
 
 def test_an_unlikely_negative_stays_possible() -> None:
-    weights = negative_weights(
-        torch.tensor([[100.0, 50.0, -100.0]]), torch.tensor([1]), torch.tensor([1, 2, 3])
-    )
+    weights = negative_weights(torch.tensor([[100.0, 50.0, -100.0]]), torch.tensor([1]), torch.tensor([1, 2, 3]))
     assert (weights[0, 1:] >= EPSILON * 0.99).all()
 
 
@@ -56,9 +51,7 @@ def draws(weights: Tensor, count: int) -> Tensor:
 
 def test_negatives_are_drawn_by_their_weights() -> None:
     """Chi-square of each row at p = 0.001; 4 columns, of which one is impossible: 2 degrees of freedom."""
-    weights = torch.tensor(
-        [[0.0, 0.1, 0.2, 0.7], [0.5, 0.0, 0.3, 0.2], [3.0, 1.0, 0.0, 4.0], [2.0, 2.0, 1.0, 0.0]]
-    )
+    weights = torch.tensor([[0.0, 0.1, 0.2, 0.7], [0.5, 0.0, 0.3, 0.2], [3.0, 1.0, 0.0, 4.0], [2.0, 2.0, 1.0, 0.0]])
     count = 3000
     found = draws(weights, count)
     for row in range(4):
@@ -90,15 +83,11 @@ def test_a_negative_is_never_of_the_same_image(ids: list[int], seed: int) -> Non
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53, 1.0])
-def test_the_ends_of_the_unit_interval_draw_possible_columns(
-    uniform: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ends_of_the_unit_interval_draw_possible_columns(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         matching.torch, "rand", lambda size, generator, dtype: torch.full((size,), uniform, dtype=dtype)
     )
-    weights = torch.tensor(
-        [[0.0, 0.1, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1e-4, 0.0], [0.3, 0.0, 0.1, 0.7]]
-    )
+    weights = torch.tensor([[0.0, 0.1, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1e-4, 0.0], [0.3, 0.0, 0.1, 0.7]])
     index, possible = draw_negatives(weights, torch.Generator())
     assert possible.tolist() == [True, False, True, True]
     assert index.tolist() == ([1, 0, 2, 0] if uniform == 0 else [2, 0, 2, 3])

@@ -75,10 +75,7 @@ def test_what_is_put_is_copied() -> None:
 
 def test_the_moving_average_is_exact() -> None:
     """ALBEF section 3.2: m * average + (1 - m) * current, for every parameter."""
-    average, current = (
-        [torch.tensor([1.0, -2.0]), torch.tensor(4.0)],
-        [torch.tensor([3.0, 2.0]), torch.tensor(0.0)],
-    )
+    average, current = ([torch.tensor([1.0, -2.0]), torch.tensor(4.0)], [torch.tensor([3.0, 2.0]), torch.tensor(0.0)])
     before = [x.clone() for x in current]
     update_average(average, (torch.nn.Parameter(x) for x in current), 0.75)
     torch.testing.assert_close(average, [torch.tensor([1.5, -1.0]), torch.tensor(3.0)])

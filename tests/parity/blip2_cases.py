@@ -167,9 +167,7 @@ def our_outputs(checkpoint: Blip2Checkpoint, texts: bool = True) -> Outputs:
         predicted = language.predict(visual, PROMPTS, TARGETS, max_text_tokens=40)
         out.scores["llm"] = predicted.logits[predicted.labels != IGNORE]
         for name, settings in DECODINGS.items() if texts else ():
-            out.texts[name] = language.generate(
-                visual, PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **settings
-            )
+            out.texts[name] = language.generate(visual, PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **settings)
     return out
 
 

@@ -68,9 +68,7 @@ def our_outputs(checkpoint: BlipCheckpoint, encoder_id: int = TOKENIZER.enc_id) 
         out.scores["lm"] = model.decode(CAPTION_IDS, kv)[TEXTS.mask]
         out.texts = {name: _ours(model, kv, 3, decoding) for name, (decoding, _) in DECODINGS.items()}
     if "vqa" in heads:
-        kv = model.question_kv(
-            from_token(QUESTIONS, encoder_id), QUESTIONS.mask, model.image_kv(images, "encode")
-        )
+        kv = model.question_kv(from_token(QUESTIONS, encoder_id), QUESTIONS.mask, model.image_kv(images, "encode"))
         out.scores["vqa"] = model.decode(CAPTION_IDS, kv)[TEXTS.mask]
         out.texts = {name: _ours(model, kv, 3, decoding) for name, (decoding, _) in DECODINGS.items()}
     if "nlvr" in heads:

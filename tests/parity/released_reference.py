@@ -47,9 +47,7 @@ def vit(state: State, pixels: Tensor) -> Tensor:
     i = 0
     while f"{v}blocks.{i}.norm1.weight" in state:
         block = f"{v}blocks.{i}."
-        query, key, value = _linear(state, f"{block}attn.qkv", _norm(state, f"{block}norm1", x, 1e-6)).chunk(
-            3, -1
-        )
+        query, key, value = _linear(state, f"{block}attn.qkv", _norm(state, f"{block}norm1", x, 1e-6)).chunk(3, -1)
         x = x + _linear(state, f"{block}attn.proj", _attention(query, key, value))
         hidden = F.gelu(_linear(state, f"{block}mlp.fc1", _norm(state, f"{block}norm2", x, 1e-6)))
         x = x + _linear(state, f"{block}mlp.fc2", hidden)
@@ -77,9 +75,7 @@ def bert(
     while f"{home}.encoder.layer.{i}.output.dense.weight" in state:
         layer = f"{home}.encoder.layer.{i}."
         mixed = _mixed(state, f"{layer}attention.self", x, x, seen)
-        x = _residual(
-            state, f"{layer}attention.output", _linear(state, f"{layer}attention.output.dense", mixed), x
-        )
+        x = _residual(state, f"{layer}attention.output", _linear(state, f"{layer}attention.output.dense", mixed), x)
         if isinstance(context, tuple):
             crossed = _pair(state, f"{layer}crossattention.", x, context)
         else:
@@ -122,8 +118,7 @@ def vqa_logits(
 
 def _pair(state: State, cross: str, x: Tensor, images: tuple[Tensor, Tensor]) -> Tensor:
     parts = [
-        _linear(state, f"{cross}output.dense{k}", _mixed(state, f"{cross}self{k}", x, images[k], None))
-        for k in (0, 1)
+        _linear(state, f"{cross}output.dense{k}", _mixed(state, f"{cross}self{k}", x, images[k], None)) for k in (0, 1)
     ]
     if f"{cross}output.merge_layer.weight" in state:
         return _linear(state, f"{cross}output.merge_layer", torch.cat(parts, dim=-1))
@@ -132,9 +127,7 @@ def _pair(state: State, cross: str, x: Tensor, images: tuple[Tensor, Tensor]) ->
 
 def _mixed(state: State, name: str, x: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
     query = _linear(state, f"{name}.query", x)
-    return _attention(
-        query, _linear(state, f"{name}.key", context), _linear(state, f"{name}.value", context), seen
-    )
+    return _attention(query, _linear(state, f"{name}.key", context), _linear(state, f"{name}.value", context), seen)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:

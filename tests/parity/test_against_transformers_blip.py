@@ -113,9 +113,7 @@ def test_text_decoder_logits() -> None:
 def retrieval_models() -> tuple[Blip, modeling_blip.BlipForImageTextRetrieval]:
     """The same weights in ours and theirs; text narrower than vision."""
     config = configuration_blip.BlipConfig(
-        text_config=text_config().to_dict(),
-        vision_config=vision_config().to_dict(),
-        image_text_hidden_size=10,
+        text_config=text_config().to_dict(), vision_config=vision_config().to_dict(), image_text_hidden_size=10
     )
     theirs = modeling_blip.BlipForImageTextRetrieval(config).eval()
     randomise(theirs, seed=3)
@@ -139,9 +137,7 @@ def test_matching_logits(retrieval_models: tuple[Blip, modeling_blip.BlipForImag
 
 
 @torch.no_grad()
-def test_contrastive_similarity(
-    retrieval_models: tuple[Blip, modeling_blip.BlipForImageTextRetrieval],
-) -> None:
+def test_contrastive_similarity(retrieval_models: tuple[Blip, modeling_blip.BlipForImageTextRetrieval]) -> None:
     ours, theirs = retrieval_models
     texts, pixels = random_tokens([5, 8, 6, 3]), random_pixels(2, size=40)
     expected = theirs(
@@ -151,15 +147,13 @@ def test_contrastive_similarity(
     assert_equal(image @ ours.embed_text(texts.ids, texts.mask).T, expected)
 
 
-def test_gradients_of_matching(
-    retrieval_models: tuple[Blip, modeling_blip.BlipForImageTextRetrieval],
-) -> None:
+def test_gradients_of_matching(retrieval_models: tuple[Blip, modeling_blip.BlipForImageTextRetrieval]) -> None:
     ours, theirs = retrieval_models
     texts = random_tokens([5, 8])
     pixels = [random_pixels(2, size=40).requires_grad_() for _ in range(2)]
-    theirs(
-        input_ids=texts.ids, attention_mask=texts.mask.long(), pixel_values=pixels[0], use_itm_head=True
-    ).itm_score[:, 1].sum().backward()
+    theirs(input_ids=texts.ids, attention_mask=texts.mask.long(), pixel_values=pixels[0], use_itm_head=True).itm_score[
+        :, 1
+    ].sum().backward()
     kv = ours.image_kv(ours.encode_image(pixels[1]), "encode")
     ours.match_logits(texts.ids, texts.mask, kv)[:, 1].sum().backward()
     torch.testing.assert_close(pixels[1].grad, pixels[0].grad, atol=1e-5, rtol=1e-4)

@@ -85,18 +85,12 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (RETRIEVER, with_many_words, "the tokenizer has"),
     (INSTRUCTED, lambda f: with_many_words(f / "qformer_tokenizer"), "the tokenizer has"),
     (INSTRUCTED, without_words, "no tokenizer of the language model"),
-    (
-        INSTRUCTED,
-        weights(lambda w: w.pop("qformer.encoder.layer.0.intermediate.dense.weight")),
-        "missing qformer",
-    ),
+    (INSTRUCTED, weights(lambda w: w.pop("qformer.encoder.layer.0.intermediate.dense.weight")), "missing qformer"),
 ]
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGES, ids=range(len(DAMAGES)))
-def test_what_does_not_fit_is_named(
-    tmp_path: Path, folders: Path, name: str, damage: Damage, message: str
-) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, folders: Path, name: str, damage: Damage, message: str) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(folders / name, folder)
     damage(folder)

@@ -47,9 +47,7 @@ def loaded(folder: Path) -> Blip2Checkpoint:
 
 
 @pytest.mark.parametrize(("class_name", "language"), CASES)
-def test_a_folder_of_theirs_there_and_back(
-    tmp_path: Path, class_name: str, language: Language | None
-) -> None:
+def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str, language: Language | None) -> None:
     theirs = their_model(class_name, language)
     write_theirs(tmp_path / "theirs", theirs, language)
     checkpoint = loaded(tmp_path / "theirs")
@@ -169,8 +167,7 @@ NEW_LINE = language_words("llama")("\n", add_special_tokens=False).input_ids[0]
 
 
 @pytest.mark.parametrize(
-    ("eos", "end"),
-    [(None, None), (1, None), ([7, 1], None), (NEW_LINE, "\n"), ([NEW_LINE, 7], "\n")],
+    ("eos", "end"), [(None, None), (1, None), ([7, 1], None), (NEW_LINE, "\n"), ([NEW_LINE, 7], "\n")]
 )
 def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
     """text_config says it, as to transformers' `generate`; None is the tokenizer's own end."""
@@ -191,9 +188,7 @@ def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
         (INSTRUCTED, "llama", "Question: {} Short answer:"),
     ],
 )
-def test_questions_are_put_as_the_papers_do(
-    tmp_path: Path, class_name: str, language: Language, prompt: str
-) -> None:
+def test_questions_are_put_as_the_papers_do(tmp_path: Path, class_name: str, language: Language, prompt: str) -> None:
     write_theirs(tmp_path, their_model(class_name, language), language)
     checkpoint = loaded(tmp_path)
     assert (checkpoint.prompt, checkpoint.question_prompt) == ("", prompt)

@@ -47,9 +47,7 @@ def language_model(kind: Language, spare_rows: int, end_of_text: str | None) -> 
     config = text_config(kind, spare_rows)
     if end_of_text is None:
         config.eos_token_id = 1
-    auto = (
-        transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    )
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = auto.from_config(config).eval()
     randomise(model, seed=3, scale=0.4)
     language = wrap_language_model(model, language_words(kind), end_of_text)
@@ -119,16 +117,12 @@ def test_nothing_is_lost_on_the_way_there_and_back(tmp_path: Path, kind: dict[st
     assert isinstance(after, Blip2Checkpoint)
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]  # preprocessing and prompts
-    assert_same_weights(
-        after.model, before.model, rounded=("log_temperature",)
-    )  # which is written as a number
+    assert_same_weights(after.model, before.model, rounded=("log_temperature",))  # which is written as a number
     if before.model.language is not None:
         assert after.model.require_language().end_id == before.model.language.end_id
 
 
-def texts_of(
-    checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: dict[str, Any]
-) -> list[list[int]]:
+def texts_of(checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: dict[str, Any]) -> list[list[int]]:
     """What we write from images, the Q-Former reading the prompts too where it is taught to."""
     model, language = checkpoint.model, checkpoint.model.require_language()
     arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(image)) for image in images])
@@ -154,9 +148,7 @@ def test_their_processor_and_model_write_the_same(
     processor = getattr(transformers, f"{name}Processor").from_pretrained(tmp_path)
     theirs = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(tmp_path).eval()
     inputs = processor(images=images, text=PROMPTS, padding=True, return_tensors="pt")
-    if kind.get(
-        "instructed"
-    ):  # it pads these as the language model's words, and the Q-Former counts positions
+    if kind.get("instructed"):  # it pads these as the language model's words, and the Q-Former counts positions
         words = processor.qformer_tokenizer(PROMPTS, padding=True, padding_side="right", return_tensors="pt")
         inputs |= {"qformer_input_ids": words.input_ids, "qformer_attention_mask": words.attention_mask}
     assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(images) * NUM_QUERIES
@@ -171,9 +163,7 @@ def test_their_processor_and_model_write_the_same(
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_their_processor_and_model_match_the_same(
-    tmp_path: Path, images: list[Image.Image], together: bool
-) -> None:
+def test_their_processor_and_model_match_the_same(tmp_path: Path, images: list[Image.Image], together: bool) -> None:
     """Whether texts are prepared with their images or alone: no image tokens are asked for, see below."""
     checkpoint = ours(("itc", "itm"), None)
     model = checkpoint.model
@@ -274,9 +264,7 @@ def test_what_their_classes_cannot_hold_is_not_written(tmp_path: Path, change: A
 
 
 @pytest.mark.parametrize("heads", [("itc", "itm", "itg"), ("itg",), ("itc",)])
-def test_heads_that_they_have_no_class_for_are_not_written(
-    tmp_path: Path, heads: tuple[Blip2Head, ...]
-) -> None:
+def test_heads_that_they_have_no_class_for_are_not_written(tmp_path: Path, heads: tuple[Blip2Head, ...]) -> None:
     with pytest.raises(CheckpointError, match=f"heads {', '.join(heads)}"):
         save_checkpoint(ours(heads, None), tmp_path / "out", "huggingface")
     assert not (tmp_path / "out").exists()

@@ -116,9 +116,7 @@ def test_they_and_we_say_the_same_of_images(
 
 @pytest.mark.parametrize("class_name", CLASSES)
 @pytest.mark.parametrize("architectures", [None, ["BlipForSomethingOfMine"], ["BlipPreTrainedModel"]])
-def test_a_class_is_told_by_its_weights(
-    tmp_path: Path, class_name: str, architectures: list[str] | None
-) -> None:
+def test_a_class_is_told_by_its_weights(tmp_path: Path, class_name: str, architectures: list[str] | None) -> None:
     write_theirs(tmp_path, class_name)
     expected = load_checkpoint(tmp_path).model
     edit_config(tmp_path, lambda config: config.update(architectures=architectures))
@@ -166,9 +164,7 @@ def test_sharded_and_pickled_weights_read_alike(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "pickled_shards")
 
 
-@pytest.mark.parametrize(
-    "weight_map", [None, {}, [1], {"a": "../x.bin"}, {"a": "/x.bin"}, {"a": "sub/x.bin"}]
-)
+@pytest.mark.parametrize("weight_map", [None, {}, [1], {"a": "../x.bin"}, {"a": "/x.bin"}, {"a": "sub/x.bin"}])
 def test_an_index_names_files_beside_it(tmp_path: Path, weight_map: Any) -> None:
     theirs = write_theirs(tmp_path / "folder", CAPTIONER)
     torch.save(theirs.state_dict(), tmp_path / "x.bin")
@@ -314,14 +310,10 @@ def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) ->
     }  # fmt: skip
     vision = {**TINY.to_dict()["vision"], "image_size": SIZE, "drop_path": 0.1, "layer_norm_eps": 1e-3}
     model = Blip(
-        BlipConfig.from_dict(
-            {"text": text, "vision": vision, "embed_dim": 12, "heads": heads, "pooled": pooled}
-        )
+        BlipConfig.from_dict({"text": text, "vision": vision, "embed_dim": 12, "heads": heads, "pooled": pooled})
     ).eval()
     randomise(model, seed=2)
-    return BlipCheckpoint(
-        model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]"
-    )
+    return BlipCheckpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
 
 
 @pytest.mark.parametrize(
@@ -344,8 +336,7 @@ def test_ours_comes_back_whole(tmp_path: Path, before: BlipCheckpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "class_name"),
-    [(ours(("vqa",), "all_but_sa"), QUESTIONS), (ours(("itc",), pooled=True), "BlipModel")],
+    ("before", "class_name"), [(ours(("vqa",), "all_but_sa"), QUESTIONS), (ours(("itc",), pooled=True), "BlipModel")]
 )
 def test_they_compute_the_same_with_ours(tmp_path: Path, before: BlipCheckpoint, class_name: str) -> None:
     save_checkpoint(before, tmp_path, "huggingface")
@@ -373,9 +364,7 @@ def test_what_transformers_has_no_class_for(tmp_path: Path) -> None:
         (("itc", "itm", "lm"), False), (("nlvr",), False), (("itm", "visdial"), False), (("itc",), False),
         (("itc", "itm"), True),
     ):  # fmt: skip
-        with pytest.raises(
-            CheckpointError, match=f"No model of transformers has the heads {', '.join(heads)}"
-        ):
+        with pytest.raises(CheckpointError, match=f"No model of transformers has the heads {', '.join(heads)}"):
             save_checkpoint(ours(heads, pooled=pooled), tmp_path / "out", "huggingface")
     with pytest.raises(ConfigError, match="choose one of openblip, huggingface, original"):
         save_checkpoint(ours(("lm",)), tmp_path / "out", "onnx")  # type: ignore[arg-type]

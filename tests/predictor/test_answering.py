@@ -76,9 +76,7 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredic
         if way == "own lists":
             own["candidates"] = [settings["candidates"][i] for i in order]
         images, questions = [IMAGES[i] for i in order], [QUESTIONS[i] for i in order]
-        found: list[ScoredText] = predictor.answer(
-            images, questions, batch_size=batch_size, return_scores=True, **own
-        )
+        found: list[ScoredText] = predictor.answer(images, questions, batch_size=batch_size, return_scores=True, **own)
         return found
 
     expected = answers(list(range(5)), None)
@@ -86,9 +84,7 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredic
     for order, batch_size in [([0, 1, 2, 3, 4], 1), ([0, 1, 2, 3, 4], 2), (ORDER, 3), ([1], None)]:
         found = answers(order, batch_size)
         assert [answer.text for answer in found] == [expected[i].text for i in order]
-        assert [answer.logprob for answer in found] == pytest.approx(
-            [expected[i].logprob for i in order], abs=1e-4
-        )
+        assert [answer.logprob for answer in found] == pytest.approx([expected[i].logprob for i in order], abs=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -97,9 +93,7 @@ def test_many_questions_about_one_image_encode_it_once(
 ) -> None:
     expected = predictor.answer([IMAGES[2]] * 5, QUESTIONS, **WAYS[way])
     encode, calls = predictor.model.encode_image, []
-    monkeypatch.setattr(
-        predictor.model, "encode_image", lambda pixels: calls.append(len(pixels)) or encode(pixels)
-    )
+    monkeypatch.setattr(predictor.model, "encode_image", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     assert predictor.answer(IMAGES[2], QUESTIONS, batch_size=2, **WAYS[way]) == expected
     assert calls == [1]
     encoded = predictor.encode(IMAGES[2])

@@ -29,10 +29,7 @@ def image_tokens(predictor: Blip2Predictor, place: int = 0) -> Tensor:
 def map_of(score: Tensor, weights: Tensor) -> Tensor:
     """Query by query and head by head: (Q, G, G)."""
     (gradient,) = torch.autograd.grad(score, weights, retain_graph=True)
-    heads = [
-        attention * slope.clamp(min=0)
-        for attention, slope in zip(weights[0].detach(), gradient[0], strict=True)
-    ]
+    heads = [attention * slope.clamp(min=0) for attention, slope in zip(weights[0].detach(), gradient[0], strict=True)]
     return (sum(heads, torch.zeros(())) / len(heads))[:, 1:].unflatten(1, (2, 2))
 
 
@@ -43,9 +40,7 @@ def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
     assert found.score == pytest.approx(predictor.match(IMAGES[0], "a red dog").item(), abs=1e-5)
     read = tiny_tokenizer().encode(["a red dog"])
     with predictor.model.capture_query_attention(DEFAULT_LAYER) as weights:
-        logits = predictor.model.match_logits(
-            read.ids, read.mask, predictor.model.image_kv(image_tokens(predictor))
-        )
+        logits = predictor.model.match_logits(read.ids, read.mask, predictor.model.image_kv(image_tokens(predictor)))
         queries = map_of(logits[0, 1], weights.image[0])
     attention = weights.tokens[0][0].mean(dim=0).detach()  # (Q + T, Q + T)
     expected = [sum(attention[4 + token, query] * queries[query] for query in range(4)) for token in range(5)]

@@ -63,14 +63,10 @@ def written(predictor: Blip2Predictor, place: int, prompt: str, instruction: str
 
 
 @pytest.mark.parametrize("name", DECODINGS)
-def test_captions_do_not_depend_on_batches_order_or_prompts_of_others(
-    any_kind: Blip2Predictor, name: str
-) -> None:
+def test_captions_do_not_depend_on_batches_order_or_prompts_of_others(any_kind: Blip2Predictor, name: str) -> None:
     def captions(places: list[int], batch_size: int | None) -> list[Any]:
         images, prompts = [IMAGES[i] for i in places], [PROMPTS[i] for i in places]
-        found: list[Any] = any_kind.caption(
-            images, prompts, DECODINGS[name], batch_size=batch_size, return_scores=True
-        )
+        found: list[Any] = any_kind.caption(images, prompts, DECODINGS[name], batch_size=batch_size, return_scores=True)
         return found
 
     expected = captions(list(range(5)), None)

@@ -231,9 +231,7 @@ def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
         ({"image": IMAGES[0], "text": TEXT, "layer": -1}, "the layers 0 to 1"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(
-    predictor: BlipPredictor, arguments: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_explained_is_refused(predictor: BlipPredictor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         predictor.explain(**arguments)
 
@@ -244,18 +242,14 @@ def test_a_caption_longer_than_the_model_reads_is_refused() -> None:
         predictor.explain(IMAGES[0], "a dog " * 30)
 
 
-@pytest.mark.parametrize(
-    ("heads", "text"), [(("itc",), TEXT), (("nlvr",), TEXT), (("itm",), None), (("vqa",), None)]
-)
+@pytest.mark.parametrize(("heads", "text"), [(("itc",), TEXT), (("nlvr",), TEXT), (("itm",), None), (("vqa",), None)])
 def test_a_model_without_the_head_says_so(heads: tuple[Head, ...], text: str | None) -> None:
     with pytest.raises(UnsupportedTaskError, match=f"lm head.*{heads[0]}"):
         make_predictor(*heads).explain(IMAGES[0], text)
 
 
 def explanation(heat: Tensor) -> Explanation:
-    return Explanation(
-        text="a dog a", score=0.5, words=("a", "dog", "a"), heat=heat, overall=heat.mean(dim=0)
-    )
+    return Explanation(text="a dog a", score=0.5, words=("a", "dog", "a"), heat=heat, overall=heat.mean(dim=0))
 
 
 def test_the_hottest_patch_turns_red_and_cold_ones_stay() -> None:

@@ -82,9 +82,7 @@ def test_only_what_was_given_is_looked_at(predictor: BlipPredictor) -> None:
         (("nlvr",), None),
     ],
 )
-def test_what_the_model_does_not_have_is_none_or_refused(
-    heads: tuple[Head, ...], both: set[str] | None
-) -> None:
+def test_what_the_model_does_not_have_is_none_or_refused(heads: tuple[Head, ...], both: set[str] | None) -> None:
     predictor = make_predictor(*heads)
     assert "image" in given(predictor.features(IMAGES))
     if both is None:
@@ -103,8 +101,6 @@ def test_what_the_model_does_not_have_is_none_or_refused(
     ("arguments", "message"),
     [({}, "neither was given"), ({"images": IMAGES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
 )
-def test_what_has_no_features_is_refused(
-    predictor: BlipPredictor, arguments: dict[str, Any], message: str
-) -> None:
+def test_what_has_no_features_is_refused(predictor: BlipPredictor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         predictor.features(**arguments)

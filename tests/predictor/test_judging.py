@@ -27,9 +27,7 @@ def test_a_judgement_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredi
         tokens.ids[0, 0] = TOKENIZER.enc_id
         both = torch.stack([image_tokens(predictor, left), image_tokens(predictor, right)], dim=1)
         with torch.no_grad():
-            logits = predictor.model.judge_logits(
-                tokens.ids, tokens.mask, predictor.model.image_kv(both, "encode")
-            )
+            logits = predictor.model.judge_logits(tokens.ids, tokens.mask, predictor.model.image_kv(both, "encode"))
         torch.testing.assert_close(probability, logits.softmax(dim=1)[0, 1], atol=1e-5, rtol=1e-5)
 
 

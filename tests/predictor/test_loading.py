@@ -48,9 +48,7 @@ def test_another_first_token_is_refused(predictor: BlipPredictor, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_gives_float32_results(
-    predictor: BlipPredictor, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_half_precision_gives_float32_results(predictor: BlipPredictor, tmp_path: Path, dtype: torch.dtype) -> None:
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=dtype)
     for call in ("match", "match_matrix", "similarity"):

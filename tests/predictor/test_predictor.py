@@ -57,9 +57,7 @@ def test_scores_do_not_depend_on_batches_order_or_padding(predictor: BlipPredict
     assert expected.dtype == torch.float32
     assert expected.std() > 1e-3
     for batch_size in (1, 2, 3):
-        torch.testing.assert_close(
-            score(IMAGES, TEXTS, batch_size=batch_size), expected, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(score(IMAGES, TEXTS, batch_size=batch_size), expected, atol=1e-5, rtol=1e-5)
     shuffled = score([IMAGES[i] for i in ORDER], [TEXTS[i] for i in ORDER], batch_size=2)
     reordered = expected[ORDER] if call == "match" else expected[ORDER][:, ORDER]
     torch.testing.assert_close(shuffled, reordered, atol=1e-5, rtol=1e-5)
@@ -131,9 +129,7 @@ def test_nucleus_follows_its_seeds(predictor: BlipPredictor) -> None:
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 2], [1, 2, 3, 4, 5, 6]])
-def test_seeds_that_do_not_pair_with_the_images_are_refused(
-    predictor: BlipPredictor, seeds: list[int]
-) -> None:
+def test_seeds_that_do_not_pair_with_the_images_are_refused(predictor: BlipPredictor, seeds: list[int]) -> None:
     with pytest.raises(ConfigError, match="equally many images and seeds"):
         predictor.caption(IMAGES, decoding=Nucleus(max_new_tokens=2), seeds=seeds, batch_size=2)
 
@@ -160,9 +156,7 @@ def test_the_checkpoints_own_prompt_is_the_default(predictor: BlipPredictor) -> 
     assert captions(None) == captions(PROMPT) != captions("")
 
 
-def test_encoded_images_give_the_same_results(
-    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoded_images_give_the_same_results(predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, Callable[[Any], Any]] = {
         "greedy": lambda images: predictor.caption(images, decoding=DECODINGS["greedy"], batch_size=2),
         "nucleus": lambda images: predictor.caption(images, decoding=DECODINGS["nucleus"]),
@@ -241,10 +235,7 @@ CALLS: dict[str, Callable[[BlipPredictor], object]] = {
         (("lm",), {"caption"}),
         (("itm",), {"match", "match_matrix"}),
         (("itc",), {"similarity", "embed_images", "embed_texts"}),
-        (
-            ("itc", "itm", "lm"),
-            {"caption", "match", "match_matrix", "similarity", "embed_images", "embed_texts"},
-        ),
+        (("itc", "itm", "lm"), {"caption", "match", "match_matrix", "similarity", "embed_images", "embed_texts"}),
         (("vqa",), {"answer"}),
         (("nlvr",), {"judge"}),
         (("visdial",), {"rank_answers"}),
@@ -303,9 +294,7 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp
     predictor.save(tmp_path / "model")
     loaded = openblip.load(tmp_path / "model", device="cpu")
     assert loaded.tasks == predictor.tasks
-    assert loaded.caption(IMAGES, decoding=DECODINGS["beam"]) == predictor.caption(
-        IMAGES, decoding=DECODINGS["beam"]
-    )
+    assert loaded.caption(IMAGES, decoding=DECODINGS["beam"]) == predictor.caption(IMAGES, decoding=DECODINGS["beam"])
     torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=0, rtol=0)
 
 

@@ -19,9 +19,7 @@ def predictor() -> BlipPredictor:
 
 
 def test_every_token_comes_with_its_own_log_probability(predictor: BlipPredictor) -> None:
-    found: list[ScoredText] = predictor.caption(
-        IMAGES, decoding=Greedy(max_new_tokens=20), return_scores=True
-    )
+    found: list[ScoredText] = predictor.caption(IMAGES, decoding=Greedy(max_new_tokens=20), return_scores=True)
     assert all(caption.tokens[-1] == "[SEP]" for caption in found)
     for image, caption in zip(IMAGES, found, strict=True):
         assert len(caption.tokens) == len(caption.token_logprobs)

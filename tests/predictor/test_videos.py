@@ -18,12 +18,8 @@ from openblip.predictor import BlipPredictor
 
 VIDEOS = [random_video(seed) for seed in range(5)]
 CALLS: dict[str, Callable[[BlipPredictor, Any, list[str], int | None], Any]] = {
-    "caption": lambda p, videos, _, size: p.caption(
-        videos, decoding=Greedy(max_new_tokens=5), batch_size=size
-    ),
-    "sample": lambda p, videos, _, size: p.caption(
-        videos, decoding=Nucleus(max_new_tokens=5, seed=1), batch_size=size
-    ),
+    "caption": lambda p, videos, _, size: p.caption(videos, decoding=Greedy(max_new_tokens=5), batch_size=size),
+    "sample": lambda p, videos, _, size: p.caption(videos, decoding=Nucleus(max_new_tokens=5, seed=1), batch_size=size),
     "match": lambda p, videos, texts, size: p.match(videos, texts, size).tolist(),
     "embed_images": lambda p, videos, _, size: p.embed_images(videos, size).tolist(),
 }
@@ -60,9 +56,7 @@ def test_results_do_not_depend_on_batches_or_order(predictor: BlipPredictor, cal
         encoded = predictor.encode_videos([VIDEOS[i] for i in ORDER], num_frames=2, batch_size=size)
         found = CALLS[call](predictor, encoded, [TEXTS[i] for i in ORDER], size)
         for i, result in zip(ORDER, found, strict=True):
-            assert result == (
-                expected[i] if isinstance(result, str) else pytest.approx(expected[i], abs=1e-5)
-            )
+            assert result == (expected[i] if isinstance(result, str) else pytest.approx(expected[i], abs=1e-5))
 
 
 def test_questions_about_videos() -> None:

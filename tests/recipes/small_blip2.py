@@ -47,18 +47,9 @@ def write_world(root: Path) -> None:
             image.paste(rgb, (left, 4, left + SIZE // 2, SIZE - 4))
             image.save(root / name)
             caption = f"a {color} box on the {side}"
-            turns = [
-                {"question": COLOR_QUESTION, "answer": color},
-                {"question": SIDE_QUESTION, "answer": side},
-            ]
+            turns = [{"question": COLOR_QUESTION, "answer": color}, {"question": SIDE_QUESTION, "answer": side}]
             pairs.append(
-                {
-                    "image": name,
-                    "caption": caption,
-                    "question": COLOR_QUESTION,
-                    "answers": [color] * 3,
-                    "turns": turns,
-                }
+                {"image": name, "caption": caption, "question": COLOR_QUESTION, "answers": [color] * 3, "turns": turns}
             )
             asked = [f"Question: {turn['question']} Answer: {turn['answer']}" for turn in turns]
             several = f"{asked[0]}. {asked[1]}"

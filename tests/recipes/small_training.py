@@ -30,9 +30,7 @@ SIZE = 32
 
 
 def write_scenes(folder: Path, kind: Kind, count: int) -> Source:
-    write_emoji_scenes(
-        folder, split="human", num_samples=count, kind=kind, seed=1, num_workers=1, progress=False
-    )
+    write_emoji_scenes(folder, split="human", num_samples=count, kind=kind, seed=1, num_workers=1, progress=False)
     return open_source(str(folder))
 
 
@@ -111,6 +109,4 @@ def small(run: BlipRun, source: Source, init: Path, out: Path, *, steps: int, ba
 def learn(run: BlipRun) -> Learned:
     assert run.train()
     lines = (Path(run.out) / "metrics.jsonl").read_text().splitlines()
-    return Learned(
-        [json.loads(line)["loss"] for line in lines], openblip.load(f"{run.out}/model", device="cpu")
-    )
+    return Learned([json.loads(line)["loss"] for line in lines], openblip.load(f"{run.out}/model", device="cpu"))

@@ -99,9 +99,7 @@ def test_stage_2_makes_a_language_model_see(root: Path) -> None:
 def test_an_encoder_decoder_goes_on_with_what_it_sees(root: Path) -> None:
     model = load(root, "blip2-mini-stage2-t5")
     written = model.caption(images(root), prompt="a photo of")
-    right = sum(
-        text.split()[-1] == true.split()[-1] for text, true in zip(written, captions(root), strict=True)
-    )
+    right = sum(text.split()[-1] == true.split()[-1] for text, true in zip(written, captions(root), strict=True))
     assert right >= 7, written
 
 

@@ -29,9 +29,7 @@ SHAPE = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for split, count in (("web", 12), ("human", 80)):
-        write_emoji_scenes(
-            folder / split, split=split, num_samples=count, seed=5, num_workers=1, progress=False
-        )
+        write_emoji_scenes(folder / split, split=split, num_samples=count, seed=5, num_workers=1, progress=False)
     return folder
 
 

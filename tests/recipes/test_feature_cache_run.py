@@ -99,10 +99,7 @@ def test_the_cache_is_really_read(inputs, tmp_path):
 )
 def test_what_changes_at_every_step_is_refused(inputs, tmp_path, changes, message):
     run = make_run(inputs, tmp_path / "run", feature_cache=str(tmp_path / "cache"))
-    data = {
-        "augmented": replace(run.data, augmentation=Augmentation()),
-        "clips": replace(run.data, num_frames=2),
-    }
+    data = {"augmented": replace(run.data, augmentation=Augmentation()), "clips": replace(run.data, num_frames=2)}
     changes = {name: data.get(value, value) for name, value in changes.items()}
     with pytest.raises(ConfigError, match=message):
         replace(run, **changes).train()

@@ -134,9 +134,7 @@ def test_answers_that_read_questions_of_another_width_start_with_a_fresh_project
     start = pretrained(config=TINY)
     target = with_heads(start, ("vqa",))
     _, fresh = copied_and_fresh(start, target)
-    assert fresh == {
-        f"text.layers.{i}.cross_attention.variants.decode.branch.key_value.weight" for i in range(2)
-    }
+    assert fresh == {f"text.layers.{i}.cross_attention.variants.decode.branch.key_value.weight" for i in range(2)}
     for layer in target.text.layers:
         assert layer.cross_attention["decode"].branch.key_value.weight.shape == (64, 32)
         assert layer.cross_attention["encode"].branch.key_value.weight.shape == (64, 24)
@@ -156,11 +154,7 @@ def test_a_dialogs_caption_is_projected_afresh_only_where_widths_differ() -> Non
 
 @pytest.mark.parametrize("heads", BLIP_HEADS, ids=lambda heads: "+".join(heads))
 def test_any_task_goes_on_from_its_own_model(heads: tuple[Head, ...]) -> None:
-    for start in (
-        blip(heads, "none"),
-        tiny_blip(heads, "none"),
-        with_heads(pretrained(config=TINY), heads),
-    ):
+    for start in (blip(heads, "none"), tiny_blip(heads, "none"), with_heads(pretrained(config=TINY), heads)):
         randomise(start, seed=8)
         target = with_heads(start, heads).state_dict()
         assert target.keys() == start.state_dict().keys()

@@ -58,9 +58,7 @@ def test_a_reader_of_questions_has_its_text_side_from_stage_1(folders: Path) -> 
     assert found.model.config.instructed
     stage1, stage2 = weights_of(load(folders, "stage1")), weights_of(load(folders, "stage2"))
     for name, weight in found.model.state_dict().items():
-        of_stage1 = any(
-            part in name for part in ("text_feed_forward", "embeddings.word", "qformer.embeddings.pos")
-        )
+        of_stage1 = any(part in name for part in ("text_feed_forward", "embeddings.word", "qformer.embeddings.pos"))
         of_stage1 = of_stage1 and name.startswith("qformer.")
         assert torch.equal(weight, (stage1 if of_stage1 else stage2)[name]), name
 
@@ -103,9 +101,7 @@ def test_a_trained_encoder_is_float32_at_its_new_size(folders: Path) -> None:
     assert {p.dtype for p in found.model.vision.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in found.model.vision.parameters())
     assert found.model.require_language().dtype == torch.bfloat16
-    assert (
-        found.model.encode_image(torch.randn(1, 3, 2 * SIZE, 2 * SIZE)).shape[1] == (2 * SIZE // 8) ** 2 + 1
-    )
+    assert found.model.encode_image(torch.randn(1, 3, 2 * SIZE, 2 * SIZE)).shape[1] == (2 * SIZE // 8) ** 2 + 1
     frozen = begin(replace(run, train_vision=False, frozen_dtype="float16"))
     assert {p.dtype for p in frozen.model.vision.parameters()} == {torch.float16}
     assert {p.dtype for p in frozen.model.qformer.parameters()} == {torch.float32}
@@ -133,6 +129,4 @@ def test_texts_that_are_longer_than_the_qformers_positions(folders: Path) -> Non
     checkpoint = load(folders, "stage1")
     data = DataConfig(max_text_length=41)
     with pytest.raises(ConfigError, match="up to 41 tokens: the Q-Former has 40 positions"):
-        Blip2Stage1.build(
-            Blip2Stage1Config(), data, checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing
-        )
+        Blip2Stage1.build(Blip2Stage1Config(), data, checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing)

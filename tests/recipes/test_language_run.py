@@ -108,9 +108,7 @@ def test_equal_texts_give_equal_vocabularies_in_every_process():
         "from openblip.recipes.language_run import train_tokenizer\n"
         "print(train_tokenizer(sys.argv[1:], 340, ends=True).backend_tokenizer.to_str())\n"
     )
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code, *TEXTS], capture_output=True, text=True, check=True
-    ).stdout
+    elsewhere = subprocess.run([sys.executable, "-c", code, *TEXTS], capture_output=True, text=True, check=True).stdout
     assert elsewhere.strip() == train_tokenizer(TEXTS, 340, ends=True).backend_tokenizer.to_str()
 
 

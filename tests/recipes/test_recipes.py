@@ -148,9 +148,7 @@ def miniature(world, out, **changes):
     run = replace(
         run,
         model=BlipConfig(
-            vision=VisionConfig(image_size=48, **small),
-            text=TextConfig(max_positions=64, **small),
-            embed_dim=8,
+            vision=VisionConfig(image_size=48, **small), text=TextConfig(max_positions=64, **small), embed_dim=8
         ),
         tokenizer=str(world / "tokenizer"),
         vision_init=str(world / "vit"),

@@ -26,9 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", two_blip2_processes.RUNS)
 def test_two_processes_are_as_one_on_the_joint_batch(results: Path, name: str) -> None:
     task = two_blip2_processes.make(name)
-    batches = [
-        joined(*(two_blip2_processes.part_of(name, step, rank) for rank in range(2))) for step in range(STEPS)
-    ]
+    batches = [joined(*(two_blip2_processes.part_of(name, step, rank) for rank in range(2))) for step in range(STEPS)]
     alone = two_blip2_processes.measure(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):

@@ -74,9 +74,7 @@ def test_an_encoder_reads_the_prefix_and_the_decoder_writes_the_rest() -> None:
         target = torch.tensor([tokenizer(rest).input_ids])  # ends with </s>
         logits = t5(inputs_embeds=inputs, labels=target).logits[0]
         expected += list(F.cross_entropy(logits, target[0], reduction="none"))
-    torch.testing.assert_close(
-        run(task, batch, seed=3)["lm"], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(run(task, batch, seed=3)["lm"], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_with_a_prompt_an_encoder_decoder_writes_the_whole_text() -> None:

@@ -86,9 +86,7 @@ def test_every_turn_is_answered_behind_those_before_it() -> None:
         {"question": "Why?", "answer": "no idea"},
         {"question": "Sure?", "answer": "yes"},
     ]
-    batch = collate(
-        processor, [process(processor, sample(turns=turns)), process(processor, sample(turns=turns[:1]))]
-    )
+    batch = collate(processor, [process(processor, sample(turns=turns)), process(processor, sample(turns=turns[:1]))])
     assert batch.prompts == [
         "Question: Is it BIG? Answer:",
         "Question: Is it BIG? Answer: Yes, it is. Question: Why? Answer:",

@@ -34,8 +34,7 @@ def joint_part(step: int) -> ImageTextBatch:
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
     task = make_task(two_processes.RUNS[name]).train()
     batches = [
-        joined(*(two_processes.part_of(name, step, rank) for rank in range(2)))
-        for step in range(two_processes.STEPS)
+        joined(*(two_processes.part_of(name, step, rank) for rank in range(2))) for step in range(two_processes.STEPS)
     ]
     alone = two_processes.follow(task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]

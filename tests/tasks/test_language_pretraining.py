@@ -77,9 +77,7 @@ def test_a_long_text_is_cut_before_its_end_token():
     ids = torch.tensor([*language.tokenizer(TEXTS[1]).input_ids[:7], language.end_id])
     logits = language.model(input_ids=ids[None]).logits[0]
     losses = token_losses(logits[:-1], ids[1:])
-    assert loss_of(language, TEXTS[1:], max_text_tokens=8).item() == pytest.approx(
-        sum(losses) / len(losses), abs=1e-5
-    )
+    assert loss_of(language, TEXTS[1:], max_text_tokens=8).item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["opt", "t5"])

@@ -87,11 +87,7 @@ def visdial_by_dialogs(task: nn.Module, batch: DialogBatch) -> Tensor:
     ids=["vqa", "vqa shared", "videos", "nlvr", "visdial"],
 )
 def test_a_loss_is_that_of_single_examples_with_its_gradients(
-    name: str,
-    sharing: Sharing,
-    loss_name: str,
-    batch: Batch,
-    plain: Callable[[nn.Module, Batch], Tensor],
+    name: str, sharing: Sharing, loss_name: str, batch: Batch, plain: Callable[[nn.Module, Batch], Tensor]
 ) -> None:
     task = make_task(name, sharing)
     expected = plain(task, batch)

@@ -69,9 +69,7 @@ def lm_by_captions(task: nn.Module, batch: ImageTextBatch, prompt: list[int], sm
     return total / count
 
 
-def itc_by_definition(
-    task: nn.Module, batch: ImageTextBatch, queued: tuple[Tensor, ...], alpha: float
-) -> Tensor:
+def itc_by_definition(task: nn.Module, batch: ImageTextBatch, queued: tuple[Tensor, ...], alpha: float) -> Tensor:
     """The loss of test_contrastive.py, fed with what the model and the momentum model make of each sample."""
     pixels = task.preprocessing.normalize(batch.pixels)
 
@@ -112,13 +110,7 @@ VIDEOS = videos([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
 
 @pytest.mark.parametrize(
     ("sharing", "batch"),
-    [
-        ("all", BATCH),
-        ("all_but_sa", BATCH),
-        ("all_but_ca", BATCH),
-        ("none", BATCH),
-        ("all_but_sa", VIDEOS),
-    ],
+    [("all", BATCH), ("all_but_sa", BATCH), ("all_but_ca", BATCH), ("none", BATCH), ("all_but_sa", VIDEOS)],
     ids=["all", "all_but_sa", "all_but_ca", "none", "videos"],
 )
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
@@ -198,9 +190,7 @@ def test_the_momentum_model_follows_by_the_formula() -> None:
     train_step(task, BATCH)
     own = dict(task.model.named_parameters())
     for name, parameter in average.named_parameters():
-        assert (
-            not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
-        )
+        assert not torch.equal(own[name], before[name]) or own[name].grad is None or (own[name].grad == 0).all()
         expected = 0.9 * before[name] + (1 - 0.9) * own[name]
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5, msg=name)
 
@@ -222,9 +212,7 @@ def test_the_momentum_model_starts_as_the_model_and_is_not_trained() -> None:
         assert torch.equal(value, own[name])
         assert value.data_ptr() != own[name].data_ptr()
     assert not any(parameter.requires_grad for parameter in average.parameters())
-    assert not [
-        name for name in average.state_dict() if "lm_head" in name or "itm" in name or "decode" in name
-    ]
+    assert not [name for name in average.state_dict() if "lm_head" in name or "itm" in name or "decode" in name]
 
 
 @pytest.mark.parametrize(("before", "after"), [(5.0, 0.5), (1e-5, 0.001)])
@@ -260,9 +248,7 @@ def test_without_a_prompt_every_token_is_predicted_and_with_one_the_words_are_re
     torch.testing.assert_close(
         plain(BATCH, 0, torch.Generator())["lm"], lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0)
     )
-    assert not torch.allclose(
-        plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"]
-    )
+    assert not torch.allclose(plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"])
 
 
 @pytest.mark.parametrize("change", [lambda t: replace_first(t, ENC), lambda t: interleave(t, BATCH.tokens)])

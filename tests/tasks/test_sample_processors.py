@@ -79,15 +79,9 @@ def test_a_caption_is_drawn_among_those_that_say_something() -> None:
 
 def test_an_answers_weight_is_the_share_of_annotators_who_gave_it() -> None:
     answers = ["yes"] * 5 + ["Yes."] + ["no"] * 3 + ["red"]
-    question, weighted = process(
-        QuestionProcessor(), sample(question="Is the dog  red?", answers=answers)
-    ).content
+    question, weighted = process(QuestionProcessor(), sample(question="Is the dog  red?", answers=answers)).content
     assert question == "is the dog red?"
-    assert dict(weighted) == {
-        "yes": pytest.approx(0.6),
-        "no": pytest.approx(0.3),
-        "red": pytest.approx(0.1),
-    }
+    assert dict(weighted) == {"yes": pytest.approx(0.6), "no": pytest.approx(0.3), "red": pytest.approx(0.1)}
 
 
 def test_the_weight_of_a_question_is_shared_by_its_answers() -> None:
@@ -368,9 +362,7 @@ def test_a_sample_without_text_is_a_reject(info: dict[str, Any]) -> None:
 def test_processors_unpickle_in_spawned_workers_without_transformers() -> None:
     """A worker that is spawned imports no more than it needs: transformers alone takes seconds."""
     data = DataConfig(source="", num_frames=2)
-    processors = [
-        task.sample_processor(config(), data, question_prompt="{}") for config, task in TASKS.items()
-    ]
+    processors = [task.sample_processor(config(), data, question_prompt="{}") for config, task in TASKS.items()]
     code = (
         "import pickle, sys\n"
         "processors = pickle.load(sys.stdin.buffer)\n"

@@ -74,9 +74,7 @@ def prompted(lengths: Sequence[Sequence[int]], seed: int = 0, instructed: bool =
     flat = [length for own in lengths for length in own]
     count = len(lengths)
     fields: dict[str, Any] = {
-        "prompts": [
-            f"Question: {sentence(1 + row % 4, 99 * seed + row)}? Answer:" for row in range(len(flat))
-        ],
+        "prompts": [f"Question: {sentence(1 + row % 4, 99 * seed + row)}? Answer:" for row in range(len(flat))],
         "texts": [sentence(length, 10 * seed + row) for row, length in enumerate(flat)],
         "owners": torch.tensor([i for i, own in enumerate(lengths) for _ in own]),
         "weights": torch.tensor([1 / (1 + place) for own in lengths for place in range(len(own))]),
@@ -85,8 +83,5 @@ def prompted(lengths: Sequence[Sequence[int]], seed: int = 0, instructed: bool =
     if instructed:
         instructions = random_tokens([3 + (row + seed) % 5 for row in range(len(flat))], seed)
     return PromptedBatch(
-        pixels=random_bytes(count, 3, SIZE, SIZE, seed=seed),
-        instructions=instructions,
-        **fields,
-        **names(count, seed),
+        pixels=random_bytes(count, 3, SIZE, SIZE, seed=seed), instructions=instructions, **fields, **names(count, seed)
     )

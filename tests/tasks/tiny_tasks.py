@@ -76,9 +76,7 @@ def train_step(task: nn.Module, batch: Batch, step: int = 0) -> dict[str, Tensor
 
 def random_bytes(*shape: int, seed: int) -> Tensor:
     """Pixels, uint8."""
-    return torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(100 + seed)
-    )
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(100 + seed))
 
 
 def names(count: int, seed: int) -> dict[str, Any]:
@@ -152,6 +150,5 @@ def joined_tokens(first: Tokens, second: Tokens) -> Tokens:
         return F.pad(x, (0, length - x.shape[1]))
 
     return Tokens(
-        torch.cat([padded(first.ids), padded(second.ids)]),
-        torch.cat([padded(first.mask), padded(second.mask)]),
+        torch.cat([padded(first.ids), padded(second.ids)]), torch.cat([padded(first.mask), padded(second.mask)])
     )

@@ -66,9 +66,7 @@ def main(out: Path) -> None:
         for name in RUNS:
             task = make(name)
             batches = [part_of(name, step, process.rank) for step in range(STEPS)]
-            torch.save(
-                measure(task, DistributedDataParallel(task), batches), out / f"{name}-{process.rank}.pt"
-            )
+            torch.save(measure(task, DistributedDataParallel(task), batches), out / f"{name}-{process.rank}.pt")
 
 
 if __name__ == "__main__":

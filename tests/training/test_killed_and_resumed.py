@@ -22,9 +22,7 @@ from openblip.errors import ConfigError
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Fifteen noisy pairs: several epochs are trained on."""
     out = tmp_path_factory.mktemp("scenes") / "web"
-    write_emoji_scenes(
-        out, split="web", num_samples=15, seed=1, samples_per_shard=5, num_workers=1, progress=False
-    )
+    write_emoji_scenes(out, split="web", num_samples=15, seed=1, samples_per_shard=5, num_workers=1, progress=False)
     return str(out)
 
 

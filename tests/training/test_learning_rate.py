@@ -14,8 +14,7 @@ def config(**changes: object) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"),
-    [(0, 1e-5), (50, 0.000505), (99, 0.0009901), (100, 1e-3), (101, 1e-3), (10_000, 1e-3)],
+    ("step", "expected"), [(0, 1e-5), (50, 0.000505), (99, 0.0009901), (100, 1e-3), (101, 1e-3), (10_000, 1e-3)]
 )
 def test_warm_up_rises_linearly_to_the_peak(step: int, expected: float) -> None:
     settings = config(schedule="constant", warmup_steps=100, warmup_learning_rate=1e-5)
@@ -23,8 +22,7 @@ def test_warm_up_rises_linearly_to_the_peak(step: int, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"),
-    [(100, 1e-3), (400, 0.75e-3 + 0.25e-4), (550, 0.5e-3 + 0.5e-4), (1000, 1e-4), (1500, 1e-4)],
+    ("step", "expected"), [(100, 1e-3), (400, 0.75e-3 + 0.25e-4), (550, 0.5e-3 + 0.5e-4), (1000, 1e-4), (1500, 1e-4)]
 )
 def test_cosine_goes_from_the_peak_to_the_floor_after_the_warm_up(step: int, expected: float) -> None:
     """At a third of the way the cosine is 1/2, so 3/4 is left."""
@@ -41,9 +39,7 @@ def test_step_decay_multiplies_after_each_interval(step: int, expected: float) -
 
 
 def test_step_decay_counts_from_the_end_of_the_warm_up_and_has_a_floor() -> None:
-    settings = config(
-        schedule="step_decay", decay_rate=0.5, decay_every=10, warmup_steps=20, min_learning_rate=2e-4
-    )
+    settings = config(schedule="step_decay", decay_rate=0.5, decay_every=10, warmup_steps=20, min_learning_rate=2e-4)
     rates = [learning_rate_at(step, settings) for step in (29, 30, 40, 50, 500)]
     assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4, 2e-4, 2e-4])
 
@@ -85,9 +81,7 @@ def test_muon_turns_the_gradient_of_linear_layers_orthogonal() -> None:
     # 0.2 is the usual size of an AdamW update (Liu et al. 2025, equation 4)
     assert steps["linear.weight"].square().mean().sqrt() == pytest.approx(0.5 * 0.1 * 0.2, rel=0.2)
     for name in ("linear.bias", "embedding.weight"):  # the first update of Adam is the sign of the gradient
-        torch.testing.assert_close(
-            steps[name].abs(), torch.full_like(steps[name], 0.5 * 1e-3), rtol=1e-3, atol=0
-        )
+        torch.testing.assert_close(steps[name].abs(), torch.full_like(steps[name], 0.5 * 1e-3), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "muon_learning_rate"])

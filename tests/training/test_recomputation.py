@@ -150,16 +150,12 @@ def tiny(kind: str) -> Any:
     small = {"vocab_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
     match kind:
         case "t5":
-            config: Any = transformers.T5Config(
-                vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2
-            )
+            config: Any = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
             return transformers.T5ForConditionalGeneration(config), 4
         case "bart":
             names = ("encoder", "decoder")
             sizes = {f"{n}_{k}": v for n in names for k, v in (("layers", 2), ("attention_heads", 2))}
-            config = transformers.BartConfig(
-                vocab_size=20, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, **sizes
-            )
+            config = transformers.BartConfig(vocab_size=20, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, **sizes)
             return transformers.BartForConditionalGeneration(config), 4
         case "gpt2":
             config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2)
@@ -168,9 +164,7 @@ def tiny(kind: str) -> Any:
             return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small, intermediate_size=24)), 2
         case "clip":
             del small["vocab_size"]
-            config = transformers.CLIPVisionConfig(
-                **small, intermediate_size=24, image_size=SIZE, patch_size=8
-            )
+            config = transformers.CLIPVisionConfig(**small, intermediate_size=24, image_size=SIZE, patch_size=8)
             return transformers.CLIPVisionModel(config), 2
         case _:
             return tiny_opt(lora=True), 2

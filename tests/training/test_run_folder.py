@@ -26,11 +26,7 @@ def test_a_changed_config_is_refused_with_every_difference(tmp_path: Path) -> No
     changed = {"training": {"steps": 20, "betas": (0.9, 0.98), "seed": 3}, "out": "x", "init": "model"}
     with pytest.raises(ConfigError) as error:
         folder.start(changed, resume=True)
-    for part in (
-        "training.steps was 10, now 20",
-        "training.seed was null, now 3",
-        'init was null, now "model"',
-    ):
+    for part in ("training.steps was 10, now 20", "training.seed was null, now 3", 'init was null, now "model"'):
         assert part in str(error.value)
     assert "betas" not in str(error.value)
     assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 10
@@ -44,12 +40,7 @@ def test_metrics_after_a_step_and_torn_lines_are_dropped(tmp_path: Path) -> None
         file.write('{"step": 2, "l')  # killed while writing
     folder.forget_after(3)
     folder.log({"step": 4})
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-        4,
-    ]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:

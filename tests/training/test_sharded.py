@@ -110,9 +110,7 @@ def test_one_process_continues_a_run_of_two(results: Path, tmp_path: Path) -> No
     folder = shutil.copytree(results / "whole", tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "step_00000005")
     torch.manual_seed(0)
-    alone = Trainer(
-        stage2(), loader_of(texts_at, slice(0, 4)), two_trainers.settings(4), RunFolder(folder), ALONE
-    )
+    alone = Trainer(stage2(), loader_of(texts_at, slice(0, 4)), two_trainers.settings(4), RunFolder(folder), ALONE)
     assert alone.step == 3
     assert alone.run()
     of_two = [record["lm"] for record in metrics(results / "whole")]
@@ -147,9 +145,7 @@ def trainer(path: Path, task: Any, **changes: Any) -> Trainer:
         ({"lora": True}, r"was not frozen, now float32"),
     ],
 )
-def test_another_frozen_model_is_refused_at_a_resume(
-    tmp_path: Path, other: dict[str, Any], said: str
-) -> None:
+def test_another_frozen_model_is_refused_at_a_resume(tmp_path: Path, other: dict[str, Any], said: str) -> None:
     trainer(tmp_path, stage2(), steps=1).run()
     trainer(tmp_path, stage2(), steps=1)
     with pytest.raises(CheckpointError, match=said):

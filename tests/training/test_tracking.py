@@ -44,9 +44,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.mark.parametrize("settings", [{"tensorboard": True}, {"wandb_project": "blip"}])
-def test_numbers_are_logged_under_their_step(
-    recorder: Recorder, tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_numbers_are_logged_under_their_step(recorder: Recorder, tmp_path: Path, settings: dict[str, Any]) -> None:
     trackers = Trackers(TrainingConfig(steps=9, batch_size=1, **settings), tmp_path)
     trackers.log(RECORD)
     trackers.close()
@@ -62,10 +60,7 @@ def test_without_trackers_nothing_is_imported(recorder: Recorder, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("settings", "module", "name"),
-    [
-        ({"tensorboard": True}, "torch.utils.tensorboard", "TensorBoard"),
-        ({"wandb_project": "blip"}, "wandb", "wandb"),
-    ],
+    [({"tensorboard": True}, "torch.utils.tensorboard", "TensorBoard"), ({"wandb_project": "blip"}, "wandb", "wandb")],
 )
 def test_a_missing_tracker_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], module: str, name: str

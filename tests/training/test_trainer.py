@@ -108,11 +108,7 @@ def test_accumulated_micro_batches_train_as_one_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [
-        lambda loss: loss * float("nan"),
-        lambda loss: loss * float("inf"),
-        lambda loss: loss + (0 * loss).sqrt(),
-    ],
+    [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), lambda loss: loss + (0 * loss).sqrt()],
     ids=["loss nan", "loss inf", "gradient nan"],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -120,9 +116,7 @@ def test_a_non_finite_step_stops_before_the_update(
     tmp_path: Path, spoil: Callable[[Tensor], Tensor], accumulation: int
 ) -> None:
     healthy, spoiled = Counting(), Counting(at=2, then=spoil)
-    trainer(
-        tmp_path / "healthy", healthy, config(steps=2, schedule="constant", accumulation=accumulation)
-    ).run()
+    trainer(tmp_path / "healthy", healthy, config(steps=2, schedule="constant", accumulation=accumulation)).run()
     settings = config(steps=4, schedule="constant", accumulation=accumulation)
     with pytest.raises(NonFiniteError, match=r"Step 3.*weights are those of step 2"):
         trainer(tmp_path / "spoiled", spoiled, settings).run()
@@ -149,9 +143,7 @@ def test_logged_learning_rates_are_the_schedules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("muon", [None, 1e-2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(
-    tmp_path: Path, number: int, muon: float | None
-) -> None:
+def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: int, muon: float | None) -> None:
     settings = config(muon_learning_rate=muon)
 
     def interrupt(loss: Tensor) -> Tensor:
@@ -207,9 +199,7 @@ def test_skipped_samples_are_counted_and_named_also_over_a_resume(tmp_path: Path
     trainer(tmp_path, Counting(), settings, rejects_at=4).run()
     assert metrics(tmp_path, "rejects") == [0, 1, 1, 1]
     lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 2, "shard": "0007", "key": "bad", "reason": "no image"}
-    ]
+    assert [json.loads(line) for line in lines] == [{"step": 2, "shard": "0007", "key": "bad", "reason": "no image"}]
 
 
 class Exploit:

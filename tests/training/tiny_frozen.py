@@ -24,14 +24,7 @@ from openblip.tasks.blip2_stage2 import Blip2Stage2
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
 from tiny_blip import SIZE, random_batch, randomise, tiny_tokenizer
 
-TEXTS = [
-    "a dog",
-    "two big dogs",
-    "a small red dog left of a cat",
-    "cats",
-    "a cat and a big dog",
-    "big red cats",
-]
+TEXTS = ["a dog", "two big dogs", "a small red dog left of a cat", "cats", "a cat and a big dog", "big red cats"]
 VISION = VisionConfig(image_size=SIZE, patch_size=8, hidden_dim=24, num_layers=2, num_heads=3, mlp_dim=40)
 TOKENIZER = tiny_tokenizer()
 
@@ -111,9 +104,7 @@ def texts_at(number: int, rows: slice) -> TextBatch:
     texts = [TEXTS[(number + row) % len(TEXTS)] for row in range(4)]
     names = [f"{number}-{row}" for row in range(4)]
     empty = [""] * 4
-    return TextBatch(
-        pixels=pixels[rows], keys=names[rows], shards=names[rows], prompts=empty[rows], texts=texts[rows]
-    )
+    return TextBatch(pixels=pixels[rows], keys=names[rows], shards=names[rows], prompts=empty[rows], texts=texts[rows])
 
 
 def pairs_at(number: int, rows: slice) -> ImageTextBatch:

@@ -26,17 +26,9 @@ def tiny_run(source: str, out: str, num_workers: int, precision: str) -> BlipRun
         init=None,
         model=BlipConfig(
             vision=VisionConfig(
-                image_size=32,
-                patch_size=16,
-                hidden_dim=16,
-                num_layers=2,
-                num_heads=2,
-                mlp_dim=32,
-                drop_path=0.2,
+                image_size=32, patch_size=16, hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=32, drop_path=0.2
             ),
-            text=TextConfig(
-                hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=40, dropout=0.1
-            ),
+            text=TextConfig(hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=40, dropout=0.1),
             embed_dim=8,
         ),
         vocab_size=160,

@@ -56,9 +56,7 @@ def make(name: str, **of_task: Any) -> Task:
     return stage1() if name == "stage1" else stage2(**of_task)
 
 
-def train(
-    out: Path, name: str, process: Process, changes: Any, of_task: Any, killed: bool = False
-) -> dict[str, Any]:
+def train(out: Path, name: str, process: Process, changes: Any, of_task: Any, killed: bool = False) -> dict[str, Any]:
     """A run over the rows of this process: of four, two where there are two."""
     size = 4 // process.world_size
     rows = slice(size * process.rank, size * (process.rank + 1))

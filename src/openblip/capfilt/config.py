@@ -73,6 +73,4 @@ class CapFiltConfig:
 def check_threshold(threshold: float) -> None:
     """Raises `ConfigError` unless the threshold is a probability (NaN is none)."""
     if not 0.0 <= threshold <= 1.0:
-        raise ConfigError(
-            f"capfilt: threshold is {threshold}; it is compared with a probability, so give 0 to 1"
-        )
+        raise ConfigError(f"capfilt: threshold is {threshold}; it is compared with a probability, so give 0 to 1")

@@ -98,9 +98,7 @@ class CapFiltFolder:
         now = _identity(manifest) | {"threshold": manifest["threshold"]}
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
-            lines = "; ".join(
-                f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed
-            )
+            lines = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed)
             advice = (
                 f"To change the threshold run `openblip capfilt-select {self.root} --threshold "
                 f"{manifest['threshold']}`, which needs no model"
@@ -133,11 +131,7 @@ def build_manifest(
 
 def describe_model(checkpoint: str, predictor: BasePredictor) -> dict[str, Any]:
     """Name and size of a checkpoint, and a hash of everything that decides its output."""
-    return {
-        "checkpoint": checkpoint,
-        "parameters": predictor.num_parameters,
-        "sha256": predictor.fingerprint(),
-    }
+    return {"checkpoint": checkpoint, "parameters": predictor.num_parameters, "sha256": predictor.fingerprint()}
 
 
 def config_hash(manifest: Mapping[str, Any]) -> str:

@@ -69,11 +69,7 @@ def decode_shard(
             return pixels, pixels if captioner == filter_ else filter_(image)
 
     return read_source(
-        source,
-        prepare,
-        shards=[shard],
-        num_workers=config.num_workers,
-        ahead=BATCHES_AHEAD * config.batch_size,
+        source, prepare, shards=[shard], num_workers=config.num_workers, ahead=BATCHES_AHEAD * config.batch_size
     )
 
 
@@ -111,8 +107,7 @@ def process(
     with closing(entries), watch.stage("total"):
         write_captions(folder.captions(shard), rows())
         write_jsonl(
-            folder.rejects(shard),
-            ({"shard": shard, "key": reject.key, "reason": reject.reason} for reject in rejects),
+            folder.rejects(shard), ({"shard": shard, "key": reject.key, "reason": reject.reason} for reject in rejects)
         )
     report = _report(shard, folder, rejects, watch, manifest, models)
     write_json(folder.report(shard), report)
@@ -161,9 +156,7 @@ def _caption_and_filter(
             return_scores=True,
             seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
         )
-    synthetic: list[list[ScoredText]] = (
-        [[caption] for caption in captions] if config.num_captions == 1 else captions
-    )
+    synthetic: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
     with watch.stage("filter"):
         scores = models.filter.score_texts(
             _stack([pixels for _, (_, pixels) in batch]),
@@ -184,9 +177,7 @@ def _rows(sample: Sample, written: Sequence[ScoredText], scores: Sequence[TextSc
     """One row per text: web texts, then synthetic ones; `scores` are in this order."""
     num_web = len(sample.captions)
     for index, (text, score) in enumerate(zip(sample.captions, scores[:num_web], strict=True)):
-        yield CaptionRow(
-            key=sample.key, shard=sample.shard, source="web", index=index, caption=text, **score._asdict()
-        )
+        yield CaptionRow(key=sample.key, shard=sample.shard, source="web", index=index, caption=text, **score._asdict())
     for index, (caption, score) in enumerate(zip(written, scores[num_web:], strict=True)):
         yield CaptionRow(
             key=sample.key,

@@ -107,11 +107,7 @@ def _lead(
     web, synthetic = scores.sources["web"], scores.sources["synthetic"]
     rejected = sum(len(report["rejects"]) for report in reports)
     total = manifest["num_shards"]
-    state = (
-        f"{len(reports):,} of {_counted(total, 'shard')}"
-        if len(reports) < total
-        else _counted(total, "shard")
-    )
+    state = f"{len(reports):,} of {_counted(total, 'shard')}" if len(reports) < total else _counted(total, "shard")
     warning = (
         f'<p class="warning">{_counted(len(failures), "shard")} could not be finished and '
         "is not counted here. The same command tries again.</p>"
@@ -149,12 +145,7 @@ def _failures(failures: Sequence[Mapping[str, Any]]) -> str:
 
 def _provenance(manifest: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str:
     models = [
-        (
-            role,
-            manifest[role]["checkpoint"],
-            f"{manifest[role]['parameters']:,}",
-            manifest[role]["sha256"][:16],
-        )
+        (role, manifest[role]["checkpoint"], f"{manifest[role]['parameters']:,}", manifest[role]["sha256"][:16])
         for role in ("captioner", "filter")
     ]
     settings = {**manifest["config"], "threshold": manifest["threshold"]}
@@ -273,9 +264,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], numbers: Seq
 
     def cells(tag: str, values: Sequence[object]) -> str:
         right = [' class="number"' if column in numbers else "" for column in range(len(values))]
-        return "".join(
-            f"<{tag}{style}>{escape(value)}</{tag}>" for style, value in zip(right, values, strict=True)
-        )
+        return "".join(f"<{tag}{style}>{escape(value)}</{tag}>" for style, value in zip(right, values, strict=True))
 
     head = f"<thead><tr>{cells('th', headers)}</tr></thead>" if headers else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -285,8 +274,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], numbers: Seq
 def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     """Large numbers: (name, value, remark) each."""
     items = "".join(
-        f'<div class="tile"><dt>{escape(name)}</dt>'
-        f"<dd>{escape(value)}<small>{escape(remark)}</small></dd></div>"
+        f'<div class="tile"><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(remark)}</small></dd></div>'
         for name, value, remark in entries
     )
     return f'<dl class="tiles">{items}</dl>'
@@ -295,9 +283,7 @@ def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
 def _render(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
     """The whole page. `lead` is HTML, the other texts are escaped."""
     css = files("openblip.capfilt").joinpath("page.css").read_text("utf-8")
-    body = "".join(
-        f"<section><h2>{escape(section.title)}</h2>{section.body}</section>\n" for section in sections
-    )
+    body = "".join(f"<section><h2>{escape(section.title)}</h2>{section.body}</section>\n" for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -335,11 +321,7 @@ def _keep_rates(scores: RunScores) -> str:
 
 def _histograms(scores: RunScores, threshold: float) -> str:
     """The distribution of ITM probabilities, a panel per source on one common scale."""
-    shares = [
-        source.histogram / source.texts
-        for source in map(scores.sources.get, SOURCES)
-        if source and source.texts
-    ]
+    shares = [source.histogram / source.texts for source in map(scores.sources.get, SOURCES) if source and source.texts]
     tallest = max((float(values.max()) for values in shares), default=1.0)
     panels = "".join(_histogram(name, scores.sources[name], threshold, tallest) for name in SOURCES)
     return f'<div class="panels">{panels}</div>'

@@ -54,9 +54,7 @@ class RunScores:
     """The scores of all shards of a run, added up."""
 
     images: int = 0
-    sources: dict[str, SourceScores] = field(
-        default_factory=lambda: {name: SourceScores() for name in SOURCES}
-    )
+    sources: dict[str, SourceScores] = field(default_factory=lambda: {name: SourceScores() for name in SOURCES})
     combinations: dict[tuple[bool, bool], int] = field(default_factory=lambda: dict.fromkeys(COMBINATIONS, 0))
 
     def add(self, shard: ShardScores) -> None:

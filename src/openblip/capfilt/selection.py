@@ -69,11 +69,7 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
     manifest = folder.read_manifest()
     source = open_source(f"capfilt:{directory}")
     shards = source.shards()
-    marker = {
-        "run": config_hash(manifest),
-        "threshold": manifest["threshold"],
-        "openblip": manifest["openblip"],
-    }
+    marker = {"run": config_hash(manifest), "threshold": manifest["threshold"], "openblip": manifest["openblip"]}
     _mark(target, marker)
     summary = ExportSummary()
     pairs: dict[str, int] = {}

@@ -29,14 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
-from openblip.checkpoints.hub import (
-    LOADING_ERRORS,
-    first_line,
-    load_from_hub,
-    quietly,
-    read_hub_config,
-    read_hub_model,
-)
+from openblip.checkpoints.hub import LOADING_ERRORS, first_line, load_from_hub, quietly, read_hub_config, read_hub_model
 from openblip.checkpoints.huggingface.blip import (
     BERT_LM_HEAD_KEYS,
     BERT_TEXT_KEYS,
@@ -207,9 +200,7 @@ def init_qformer(qformer: QFormer, source: str) -> None:
     _init_from_bert(qformer, _BERT_QFORMER_KEYS, source, num_heads, tuple(unused))
 
 
-def _init_from_bert(
-    model: nn.Module, table: Table, source: str, num_heads: int, unused: tuple[str, ...]
-) -> None:
+def _init_from_bert(model: nn.Module, table: Table, source: str, num_heads: int, unused: tuple[str, ...]) -> None:
     """Copy a BERT's weights into a model. unused: prefixes of those for which the model has no place."""
     config = read_hub_config(source)
     if config.model_type != "bert":
@@ -227,9 +218,7 @@ def _init_from_bert(
         rows = len(parameters[name])
         if name.endswith((".word.weight", "lm_head.bias")):
             if not 0 <= rows - len(tensor) <= _NUM_NEW_WORDS:
-                raise CheckpointError(
-                    f"{source} has {len(tensor)} words, the run's tokenizer {rows}: use BERT's own."
-                )
+                raise CheckpointError(f"{source} has {len(tensor)} words, the run's tokenizer {rows}: use BERT's own.")
             new_rows = parameters[name].detach()[len(tensor) :].to(tensor)
             weights[name] = torch.cat([tensor, new_rows])  # (R, D) or (R,)
         elif name.endswith(".position.weight"):
@@ -304,9 +293,7 @@ def read_transformers_encoder(
     return _read_tower(name, layer, image_size, dtype)
 
 
-def _as_our_vit(
-    name: str, model_class: str, config: Any, layer: int, table: Table, **settings: Any
-) -> ImageEncoder:
+def _as_our_vit(name: str, model_class: str, config: Any, layer: int, table: Table, **settings: Any) -> ImageEncoder:
     """A vision model of transformers as our ViT, up to a layer."""
     import transformers
 
@@ -317,9 +304,7 @@ def _as_our_vit(
         output_norm=False,
     )
     vit = cut_vit(vit, layer)
-    loaded = read_hub_model(
-        getattr(transformers, model_class), name, config=config, dtype=torch.float32, **settings
-    )
+    loaded = read_hub_model(getattr(transformers, model_class), name, config=config, dtype=torch.float32, **settings)
     state = {
         key.removeprefix("vision_model."): tensor  # which older releases of transformers put before CLIP's
         for key, tensor in loaded.model.state_dict().items()
@@ -418,13 +403,9 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         size = _square_size(settings)
         if not settings.get("do_normalize", True):
             return Preprocessing(image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        return Preprocessing(
-            image_size=size, mean=rgb(settings["image_mean"]), std=rgb(settings["image_std"])
-        )
+        return Preprocessing(image_size=size, mean=rgb(settings["image_mean"]), std=rgb(settings["image_std"]))
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} prepares images in a way that is not known here: {settings}."
-        ) from error
+        raise CheckpointError(f"{name} prepares images in a way that is not known here: {settings}.") from error
 
 
 def _square_size(settings: dict[str, Any]) -> int:
@@ -442,9 +423,7 @@ def _square_size(settings: dict[str, Any]) -> int:
     return int(size["height"])
 
 
-def load_vision_tower(
-    source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32
-) -> VisionTower:
+def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32) -> VisionTower:
     """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
 
     source: a folder, or a name on the Hugging Face hub. layer: whose output is taken, see `VisionTower`.

@@ -169,9 +169,7 @@ def empty_blip(config: BlipConfig) -> Blip:
 
 
 def empty_blip2(
-    config: Blip2Config,
-    vision: VisionTransformer | VisionTower | None = None,
-    language: LanguageModel | None = None,
+    config: Blip2Config, vision: VisionTransformer | VisionTower | None = None, language: LanguageModel | None = None
 ) -> Blip2:
     """A model around parts that have their weights; its other weights are on no device until they are assigned.
 

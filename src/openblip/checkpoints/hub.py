@@ -59,14 +59,10 @@ def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
         try:
             return load(name, **settings)
         except LOADING_ERRORS as error:
-            problem = (
-                "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
-            )
+            problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
             if Path(name).is_dir():
                 problem = "cannot be read"
-            raise CheckpointError(
-                f"{name} {problem} ({type(error).__name__}: {first_line(error)})."
-            ) from error
+            raise CheckpointError(f"{name} {problem} ({type(error).__name__}: {first_line(error)}).") from error
 
 
 def read_hub_settings(name: str) -> dict[str, Any]:
@@ -109,11 +105,7 @@ def quietly() -> Iterator[None]:
     Bars of downloads stay. Afterwards everything is as it was.
     """
     import transformers
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     log: Any = transformers.utils.logging
     verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()

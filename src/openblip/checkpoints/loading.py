@@ -30,11 +30,7 @@ from openblip.checkpoints.checkpoint import (
 )
 from openblip.checkpoints.hub import hub_folder, is_hub_name, read_hub_settings
 from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
-from openblip.checkpoints.huggingface.blip2 import (
-    HF_BLIP2_TYPES,
-    load_huggingface_blip2,
-    save_huggingface_blip2,
-)
+from openblip.checkpoints.huggingface.blip2 import HF_BLIP2_TYPES, load_huggingface_blip2, save_huggingface_blip2
 from openblip.checkpoints.native import load_blip, load_blip2, save_blip, save_blip2
 from openblip.checkpoints.original.blip import load_original_blip, read_pth, save_original_blip
 from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
@@ -86,9 +82,7 @@ def load_checkpoint(
         return load_original_blip2(file, sources, FrozenModels(encoder, language), tokenizer)
     for part in (vision, language_model):
         if part is not None:
-            raise ConfigError(
-                f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts."
-            )
+            raise ConfigError(f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts.")
     if file is not None:
         return load_original_blip(file, tokenizer)
     if not (path / CONFIG_FILE).is_file():
@@ -120,20 +114,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "
         "original": (save_original_blip, save_original_blip2),
     }
     if format not in writers:
-        raise ConfigError(
-            f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.'
-        )
+        raise ConfigError(f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.')
     save_as_blip, save_as_blip2 = writers[format]
     save = save_as_blip if isinstance(checkpoint, BlipCheckpoint) else save_as_blip2
     save(Path(path), checkpoint)
 
 
 def load_image_encoder(
-    source: PathOrName,
-    *,
-    layer: int | None = None,
-    image_size: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    source: PathOrName, *, layer: int | None = None, image_size: int | None = None, dtype: torch.dtype = torch.float32
 ) -> ImageEncoder:
     """An image encoder for BLIP-2 to freeze, on the CPU, in eval mode: read at one of its layers, without last norm.
 
@@ -162,9 +150,7 @@ def load_image_encoder(
     if settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
         encoder = _cut_encoder(name, layer)
     else:
-        encoder = read_transformers_encoder(
-            name, str(model_type), layer=layer, image_size=image_size, dtype=dtype
-        )
+        encoder = read_transformers_encoder(name, str(model_type), layer=layer, image_size=image_size, dtype=dtype)
     if image_size is not None:
         encoder = resize_encoder(encoder, image_size)
     encoder.model.to(dtype).eval()

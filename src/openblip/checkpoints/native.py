@@ -72,9 +72,7 @@ def save_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     if isinstance(model.vision, VisionTower):
         save_vision_tower(folder / _VISION_FOLDER, model.vision)
     in_folders = _prefixes_in_folders(model.config)
-    write_safetensors(
-        folder / WEIGHTS, {n: t for n, t in model.state_dict().items() if not n.startswith(in_folders)}
-    )
+    write_safetensors(folder / WEIGHTS, {n: t for n, t in model.state_dict().items() if not n.startswith(in_folders)})
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
     write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))

@@ -36,9 +36,7 @@ PICKLED_WEIGHTS = "pytorch_model.bin"
 
 _MODE = re.compile(r"\.variants\.([a-z]+)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
-_SELF_ATTENTION = (
-    ".attention."  # with its output and norm; the names of cross-attention have .crossattention.
-)
+_SELF_ATTENTION = ".attention."  # with its output and norm; the names of cross-attention have .crossattention.
 _DECODER = "text_decoder"
 # What torch.load raises for a file that is torn, no pickle, or one that asks for more than tensors.
 _PICKLE_ERRORS = (
@@ -139,9 +137,7 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
         index = folder / f"{file_name}.index.json"
         if index.is_file():
             return {n: t for shard in _shards(index) for n, t in _read_weights_file(folder / shard).items()}
-    raise CheckpointError(
-        f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards."
-    )
+    raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards.")
 
 
 def _read_weights_file(path: Path) -> dict[str, Tensor]:
@@ -170,9 +166,7 @@ def raise_on_mismatch(source: str, missing: Iterable[str], left_over: Iterable[s
     problems = [f"missing {name}" for name in sorted(missing)]
     problems += [f"left over {name}" for name in sorted(left_over)]
     if problems:
-        raise CheckpointError(
-            f"{source} does not have the weights that its kind of model has: {'; '.join(problems)}."
-        )
+        raise CheckpointError(f"{source} does not have the weights that its kind of model has: {'; '.join(problems)}.")
 
 
 def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: str) -> None:
@@ -194,9 +188,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     model.load_state_dict(weights)
 
 
-def assign_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], origin: str, loaded: tuple[str, ...] = ()
-) -> None:
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str, loaded: tuple[str, ...] = ()) -> None:
     """Make `weights` the model's parameters, without a copy and whatever device or precision those had.
 
     loaded: prefixes of the parameters that have their weights already. Raises CheckpointError unless names and shapes
@@ -226,11 +218,7 @@ class Layout(NamedTuple, Generic[HeadT]):
 
 
 def find_layout(
-    layouts: Mapping[str, Layout[HeadT]],
-    heads: tuple[HeadT, ...],
-    *,
-    pooled: bool = False,
-    instructed: bool = False,
+    layouts: Mapping[str, Layout[HeadT]], heads: tuple[HeadT, ...], *, pooled: bool = False, instructed: bool = False
 ) -> str | None:
     """Name of the first layout that holds a model with these heads; None when there is none."""
     for name, layout in layouts.items():
@@ -286,9 +274,7 @@ def translate(
     """
     keys = {name: source_keys(table, name, text_prefixes) for name in names}
     used = {key for copies in keys.values() for copy in copies for key in copy}
-    raise_on_mismatch(
-        source, used - state.keys(), {key for key in state.keys() - used if not key.startswith(ignored)}
-    )
+    raise_on_mismatch(source, used - state.keys(), {key for key in state.keys() - used if not key.startswith(ignored)})
     unlike = sorted(
         ", ".join(f"{key} {tuple(state[key].shape)}" for key in copy)
         for copies in keys.values()
@@ -296,9 +282,7 @@ def translate(
         if len({state[key].shape for key in copy}) > 1
     )
     if unlike:
-        raise CheckpointError(
-            f"{source} has weights that belong together and differ in shape: {'; '.join(unlike)}."
-        )
+        raise CheckpointError(f"{source} has weights that belong together and differ in shape: {'; '.join(unlike)}.")
     weights, different = {}, []
     for name, copies in keys.items():
         weights[name], *others = (_stacked([state[key] for key in copy]) for copy in copies)

@@ -108,27 +108,19 @@ def command(
         return 0
     fields = ("question", "answer", "logprob")
     with OutputLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
-        batches = Batches(
-            sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers
-        )
+        batches = Batches(sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers)
         for batch in batches:
             lines.write([sample for sample, _ in batch], answer([asked for _, asked in batch]))
     return batches.finish("answered about")
 
 
 def _answer(
-    predictor: "BasePredictor",
-    batch: Sequence[Asked],
-    candidates: list[str] | None,
-    decoding: Beam,
-    batch_size: int,
+    predictor: "BasePredictor", batch: Sequence[Asked], candidates: list[str] | None, decoding: Beam, batch_size: int
 ) -> list[list[dict[str, Any]]]:
     """The rows of images or videos of equally many frames."""
     import torch
 
-    images = predictor.encode(
-        torch.stack([asked.frames for asked in batch]), batch_size
-    )  # of (B, F, 3, S, S)
+    images = predictor.encode(torch.stack([asked.frames for asked in batch]), batch_size)  # of (B, F, 3, S, S)
     texts = [question for asked in batch for question in asked.questions]
     answers = predictor.answer(
         images.select(torch.tensor([i for i, asked in enumerate(batch) for _ in asked.questions])),

@@ -212,11 +212,7 @@ class Batches(Generic[Prepared]):
         seen: set[str] = set()
         for source in self.sources:
             for entry in read_source(
-                source,
-                self.prepare,
-                skip=self._is_present,
-                num_workers=self.num_workers,
-                ahead=2 * self.batch_size,
+                source, self.prepare, skip=self._is_present, num_workers=self.num_workers, ahead=2 * self.batch_size
             ):
                 shard = (entry if isinstance(entry, Reject) else entry[0]).shard
                 if shard and shard not in seen:

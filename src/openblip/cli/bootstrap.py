@@ -18,9 +18,7 @@ def run(argv: Sequence[str]) -> int:
         BootstrapConfig,
         options,
         prog=f"openblip bootstrap {name}",
-        default=BootstrapConfig(
-            web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()
-        ),
+        default=BootstrapConfig(web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()),
         description="Train on human and noisy pairs, clean the noisy ones (CapFilt), train anew, compare.",
     )
     from openblip.recipes.bootstrap import bootstrap

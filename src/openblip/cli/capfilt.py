@@ -73,8 +73,5 @@ def command(
     for shard, error in summary.failed:
         print(f"failed: {shard}: {error}", file=sys.stderr)
     if summary.failed:
-        print(
-            f"{len(summary.failed)} shards could not be finished; the same command again tries them",
-            file=sys.stderr,
-        )
+        print(f"{len(summary.failed)} shards could not be finished; the same command again tries them", file=sys.stderr)
     return summary.exit_code

@@ -65,9 +65,7 @@ def command(
         inputs = [FileSource("images", files)]
         path_of_key = {file.key: file.path for file in files}
     predictor = options.load(model)
-    predictor.caption(
-        [], prompt=prompt, decoding=strategy
-    )  # refuses what it cannot do, before a file is made
+    predictor.caption([], prompt=prompt, decoding=strategy)  # refuses what it cannot do, before a file is made
     import torch
 
     lines = OutputLines(

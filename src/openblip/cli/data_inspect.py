@@ -44,9 +44,7 @@ def command(
     mixture = open_mixture(source, images=images)
     for number, member in enumerate(mixture.sources):
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
-            inspection = inspect_source(
-                member, num_read=samples or None, num_examples=examples, on_shard=bar.advance
-            )
+            inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
         facts = _facts(inspection)
         if mixture.weights is not None and len(mixture.sources) > 1:
             facts["weight"] = round(mixture.weights[number], 4)

@@ -49,9 +49,7 @@ def command(
         web, split="web", num_samples=num_samples, seed=SEED, noise=NOISE, num_workers=num_workers,
         samples_per_shard=250,
     )  # fmt: skip
-    config = CapFiltConfig(
-        source=str(web), captioner=CAPTIONER, filter=FILTER, num_workers=num_workers, dtype=dtype
-    )
+    config = CapFiltConfig(source=str(web), captioner=CAPTIONER, filter=FILTER, num_workers=num_workers, dtype=dtype)
     summary = run_capfilt(config, out / "capfilt", device=device)
     if summary.failed:
         raise ConfigError(f"{len(summary.failed)} shards could not be finished: {summary.failed[0][1]}")

@@ -149,9 +149,7 @@ def _measure(
             return evaluate_captioning(predictor, source, decoding=of_task.beam(Beam()), **common)
         case "retrieval" | "video-retrieval":
             num_frames = None if task == "retrieval" else of_task.num_frames or 8
-            return evaluate_retrieval(
-                predictor, source, rerank=of_task.rerank, num_frames=num_frames, **common
-            )
+            return evaluate_retrieval(predictor, source, rerank=of_task.rerank, num_frames=num_frames, **common)
         case "filter":
             return evaluate_filter(predictor, source, threshold=of_task.threshold, **common)
         case "vqa" | "video-qa":

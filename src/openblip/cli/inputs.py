@@ -111,9 +111,7 @@ def find_sources(
     spec_of_shard: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
         if paths := _image_paths(spec, wanted):
-            sources.append(
-                FileSource(spec, [ImageFile(path, with_texts) for path in paths if path not in seen])
-            )
+            sources.append(FileSource(spec, [ImageFile(path, with_texts) for path in paths if path not in seen]))
             seen.update(paths)
             continue
         from openblip.data.sources import open_source
@@ -127,9 +125,7 @@ def find_sources(
                 )
         sources.append(source)
     if not sources:
-        raise SourceError(
-            "there is no image to work on; name image files, folders of images or a data source"
-        )
+        raise SourceError("there is no image to work on; name image files, folders of images or a data source")
     return sources
 
 
@@ -150,6 +146,5 @@ def _image_paths(spec: str, wanted: frozenset[str]) -> list[str]:
 def has_texts(sources: Iterable[Source]) -> bool:
     """Whether samples may have texts of their own; image files have none unless some lie beside them."""
     return any(
-        not isinstance(source, FileSource) or any(file.text_files() for file in source.files)
-        for source in sources
+        not isinstance(source, FileSource) or any(file.text_files() for file in source.files) for source in sources
     )

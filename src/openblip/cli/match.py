@@ -26,9 +26,7 @@ Rows = list[list[dict[str, Any]]]
 
 def command(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
-    texts: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")
-    ],
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")],
     /,
     *,
     model: str,
@@ -89,18 +87,14 @@ def command(
         return 0
     fields = ("text" if texts else "caption", "match", "similarity")
     with OutputLines(out, fields=fields, num_lines=len(texts) or None, given=texts or None) as lines:
-        batches = Batches(
-            sources, prepare, lines, label="scoring", batch_size=batch_size, num_workers=num_workers
-        )
+        batches = Batches(sources, prepare, lines, label="scoring", batch_size=batch_size, num_workers=num_workers)
         for batch in batches:
             samples = [sample for sample, _ in batch]
             lines.write(samples, score(samples, [pixels for _, pixels in batch]))
     return batches.finish("scored")
 
 
-def _score_texts(
-    predictor: "BasePredictor", images: "EncodedImages", texts: tuple[str, ...], batch_size: int
-) -> Rows:
+def _score_texts(predictor: "BasePredictor", images: "EncodedImages", texts: tuple[str, ...], batch_size: int) -> Rows:
     """Score every image with all texts."""
     nothing = [[None] * len(texts)] * len(images)
     match = similarity = nothing

@@ -84,9 +84,7 @@ def _message(event: _errors.ParseErrorEvent, option_names: Callable[[], list[str
         case _errors.MissingArgs():
             arguments = [argument.arg for argument in event.missing_arguments]
             names = [str(a.lowered.metavar) if a.is_positional() else a.display_name() for a in arguments]
-            unknown = (
-                [_unknown(event.unrecognized_tokens, option_names())] if event.unrecognized_tokens else []
-            )
+            unknown = [_unknown(event.unrecognized_tokens, option_names())] if event.unrecognized_tokens else []
             return "; ".join([*unknown, f"{_listed(names, 'and')} must be given"])
         case _errors.UnrecognizedArgs():
             return _unknown(event.tokens, option_names())

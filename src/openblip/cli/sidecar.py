@@ -96,6 +96,4 @@ class SidecarOptions:
         if shared:
             first, second = shared[0]
             more = f", and {len(shared) - 1} more such images" if len(shared) > 1 else ""
-            raise SourceError(
-                f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one"
-            )
+            raise SourceError(f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one")

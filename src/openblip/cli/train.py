@@ -40,9 +40,7 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     return chosen
 
 
-def choose_recipe(
-    command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]
-) -> tuple[str, list[str]]:
+def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]) -> tuple[str, list[str]]:
     """The name that `argv` begins with, and the words after it.
 
     Raises ConfigError for an unknown or missing name; SystemExit after printing the list for --help.

@@ -85,9 +85,7 @@ class Batch:
     def pin_memory(self) -> Self:
         """The same with every tensor in page-locked memory, from which a copy to a GPU runs on its own."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {
-            n: v.pin_memory() for n, v in values.items() if isinstance(v, torch.Tensor | Tokens)
-        }
+        tensors: dict[str, Any] = {n: v.pin_memory() for n, v in values.items() if isinstance(v, torch.Tensor | Tokens)}
         return replace(self, **tensors)
 
 

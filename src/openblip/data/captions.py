@@ -59,10 +59,7 @@ def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
     The file appears whole, and on the disk, or not at all.
     """
     remaining = iter(rows)
-    with (
-        atomic_file(path) as partial,
-        pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer,
-    ):
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer:
         while group := [asdict(row) for row in itertools.islice(remaining, ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=CAPTION_SCHEMA))
 
@@ -75,11 +72,7 @@ def read_captions(directory: str | Path, shard: str) -> pa.Table:
     """
     path = Path(directory) / "captions" / f"{shard}.parquet"
     try:
-        return (
-            pq.read_table(path, columns=CAPTION_SCHEMA.names)
-            .select(CAPTION_SCHEMA.names)
-            .cast(CAPTION_SCHEMA)
-        )
+        return pq.read_table(path, columns=CAPTION_SCHEMA.names).select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
 
@@ -87,6 +80,4 @@ def read_captions(directory: str | Path, shard: str) -> pa.Table:
 def finished_shards(directory: str | Path) -> list[str]:
     """The shards whose report is written: a report is written last, so it means done."""
     suffix = ".report.json"
-    return sorted(
-        path.name.removesuffix(suffix) for path in (Path(directory) / "captions").glob(f"*{suffix}")
-    )
+    return sorted(path.name.removesuffix(suffix) for path in (Path(directory) / "captions").glob(f"*{suffix}"))

@@ -274,9 +274,7 @@ class FeatureCache:
         joined = np.concatenate([*hashes, np.empty((0, 2), np.uint64)])
         order = joined[:, 0].argsort(kind="stable")
         rejects = {bytes.fromhex(key): reason for part in parts for key, reason in part.rejects.items()}
-        return cls(
-            folder, parts, joined[order], np.concatenate([*rows, np.empty((0, 2), np.int64)])[order], rejects
-        )
+        return cls(folder, parts, joined[order], np.concatenate([*rows, np.empty((0, 2), np.int64)])[order], rejects)
 
     def __call__(self, sample: Sample, view: object, rng: np.random.Generator) -> np.ndarray:
         """The features (N, Dv) of a sample's image, bfloat16 by its bits; there is one view alone.
@@ -342,9 +340,7 @@ def _read_part(path: Path) -> _Part:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         shape = tuple(written["shape"])
-        part = _Part(
-            path.with_suffix(".bin"), written["pictures"], shape, written["dtype"], written["rejects"]
-        )
+        part = _Part(path.with_suffix(".bin"), written["pictures"], shape, written["dtype"], written["rejects"])
         expected = part.num_images * int(np.prod(shape)) * _DTYPES[part.dtype].itemsize
         size = part.path.stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:

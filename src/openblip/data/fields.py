@@ -196,15 +196,11 @@ def _question_turns(items: Any, name: str) -> list[Turn]:
 def _message_turns(messages: Any) -> list[Turn]:
     """LLaVA's messages, two for each turn; a last one without an answer is left out."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise SourceError(
-            f"conversations must be a list of objects with from and value, not {messages!r:.80}"
-        )
+        raise SourceError(f"conversations must be a list of objects with from and value, not {messages!r:.80}")
     for number, message in enumerate(messages):
         speaker, expected = message.get("from"), (_HUMAN, _MODEL)[number % 2]
         if speaker not in expected:
-            raise SourceError(
-                f"message {number} of the conversation is from {speaker!r:.40}, not {expected[0]}"
-            )
+            raise SourceError(f"message {number} of the conversation is from {speaker!r:.40}, not {expected[0]}")
     texts = [_turn_text(message.get("value"), "value of a message") for message in messages]
     turns = [Turn(texts[i], texts[i + 1]) for i in range(0, len(texts) - 1, 2)]
     if not turns:

@@ -74,9 +74,7 @@ def _name_of(image: ImageInput) -> str:
         return str(getattr(image, "filename", "") or "image")
     if isinstance(image, (bytes, np.ndarray)):
         return "image"
-    raise ImageError(
-        f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {type(image).__name__}"
-    )
+    raise ImageError(f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {type(image).__name__}")
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:

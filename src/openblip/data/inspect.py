@@ -51,11 +51,7 @@ class Inspection:
 
 
 def inspect_source(
-    source: Source,
-    *,
-    num_read: int | None = 200,
-    num_examples: int = 5,
-    on_shard: Callable[[], None] = lambda: None,
+    source: Source, *, num_read: int | None = 200, num_examples: int = 5, on_shard: Callable[[], None] = lambda: None
 ) -> Inspection:
     """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source.
 

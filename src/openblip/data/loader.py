@@ -89,9 +89,7 @@ class Loader:
         cursor: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
-            raise ConfigError(
-                f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0"
-            )
+            raise ConfigError(f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0")
         self.tokenizer, self.processor, self.batch_size, self.seed = tokenizer, processor, batch_size, seed
         self.order = Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
         num_streams = len(self.order.streams)
@@ -252,11 +250,7 @@ class _Stream:
     """The endless samples of one stream in one pool."""
 
     def __init__(
-        self,
-        reader: "_BlockReader",
-        position: Position,
-        threads: ThreadPoolExecutor,
-        unusable: "_UnusableSources",
+        self, reader: "_BlockReader", position: Position, threads: ThreadPoolExecutor, unusable: "_UnusableSources"
     ) -> None:
         self.reader, self.threads, self.unusable = reader, threads, unusable
         self._next_block: Future[_Block] = threads.submit(reader.read)
@@ -315,9 +309,7 @@ class _Block(NamedTuple):
 class _BlockReader:
     """Reads one stream's slots in one pool, block by block. Threads call it, never two at once."""
 
-    def __init__(
-        self, pool: Pool, num_pools: int, stream: int, position: Position, closing: threading.Event
-    ) -> None:
+    def __init__(self, pool: Pool, num_pools: int, stream: int, position: Position, closing: threading.Event) -> None:
         self.pool, self.num_pools, self.stream, self.closing = pool, num_pools, stream, closing
         self._start = position._replace(taken=0)
         self._items: Iterator[Located] | None = None
@@ -358,9 +350,7 @@ class _BlockReader:
                 self._ahead = next(self._items, None)
             while self._ahead is not None and not self.closing.is_set():
                 number, item = self._ahead
-                is_full = (
-                    len(samples) + len(rejects) >= most or num_bytes >= MAX_BLOCK_BYTES // self.num_pools
-                )
+                is_full = len(samples) + len(rejects) >= most or num_bytes >= MAX_BLOCK_BYTES // self.num_pools
                 if is_full and number != last_number:  # what has one number stays together
                     end = Position(start.slot, number, 0)
                     break

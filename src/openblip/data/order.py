@@ -173,9 +173,7 @@ class Order:
             **self._identity,
             "streams": self.num_streams,
             "draw": next_draw,
-            "positions": {
-                str(stream): [list(position) for position in pools] for stream, pools in positions.items()
-            },
+            "positions": {str(stream): [list(position) for position in pools] for stream, pools in positions.items()},
         }
 
     def _resume(self, cursor: Mapping[str, Any]) -> None:

@@ -138,11 +138,7 @@ class _LimitReached(Exception):
 
 
 def _share(
-    source: Source,
-    shards: Sequence[str],
-    skip: Callable[[str, str], bool],
-    share: Share,
-    limit: int | None,
+    source: Source, shards: Sequence[str], skip: Callable[[str, str], bool], share: Share, limit: int | None
 ) -> Iterator[Sample | Reject]:
     """The samples and rejects of one process; counted before any image is read, so that all count alike."""
     num_items = num_samples = 0

@@ -59,9 +59,7 @@ class Tokenizer:
         self._wordpiece = WordPiece.from_str(wordpiece.to_str())  # the caller's stays as it is
         self._wordpiece.no_padding()
         self._wordpiece.no_truncation()
-        missing = [
-            token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None
-        ]
+        missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None]
         if missing:
             raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")
         self._wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _LAST])
@@ -104,9 +102,7 @@ class Tokenizer:
         starts, continuations = _alphabet(counts, vocab_size)
         fixed = [*_FIRST, *starts, *(f"##{c}" for c in continuations)]
         if len(fixed) + len(_LAST) > vocab_size:
-            raise ConfigError(
-                f"vocab_size {vocab_size} is too small: characters alone need {len(fixed) + len(_LAST)}"
-            )
+            raise ConfigError(f"vocab_size {vocab_size} is too small: characters alone need {len(fixed) + len(_LAST)}")
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size - len(_LAST),
             min_frequency=2,
@@ -180,9 +176,7 @@ class Tokenizer:
         rows = [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
         return self._padded(rows, max_length, pad_to_multiple_of)
 
-    def encode_turns(
-        self, dialogs: Sequence[Sequence[str]], max_length: int, pad_to_multiple_of: int = 1
-    ) -> Tokens:
+    def encode_turns(self, dialogs: Sequence[Sequence[str]], max_length: int, pad_to_multiple_of: int = 1) -> Tokens:
         """[CLS] turn [SEP] turn [SEP] ... of B dialogs, padded as by `encode`.
 
         A dialog of more than `max_length` tokens loses its oldest ones.
@@ -246,9 +240,7 @@ def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:
     wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
     wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     wordpiece.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    wordpiece.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in _FIRST if t in vocab]
-    )
+    wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _FIRST if t in vocab])
     return wordpiece
 
 

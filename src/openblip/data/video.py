@@ -152,13 +152,9 @@ class _Video:
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:
-            raise VideoError(
-                f"{self.name}: its frames have no size, or far more than {self.max_pixels} pixels"
-            )
+            raise VideoError(f"{self.name}: its frames have no size, or far more than {self.max_pixels} pixels")
         if width * height > self.max_pixels:
-            raise VideoError(
-                f"{self.name}: {width}x{height} is more than the limit of {self.max_pixels} pixels"
-            )
+            raise VideoError(f"{self.name}: {width}x{height} is more than the limit of {self.max_pixels} pixels")
 
     def _check_count(self, count: int) -> None:
         if count > self.max_frames:

@@ -139,9 +139,7 @@ def class_templates() -> list[str]:
 
 # Noise: captions as they are on the web
 
-NoiseKind = Literal[
-    "other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"
-]
+NoiseKind = Literal["other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"]
 NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
     "other_caption": 35,
     "wrong_object": 15,
@@ -259,9 +257,7 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
     if attribute == "relation":
         swapped = replace(scene, objects=scene.objects[::-1])
         (other,) = (relation for relation in RELATIONS if relation != scene.relation)
-        return rng.choice(
-            [swapped, swapped, replace(scene, relation=other), replace(swapped, relation=other)]
-        )
+        return rng.choice([swapped, swapped, replace(scene, relation=other), replace(swapped, relation=other)])
     position = rng.randrange(len(scene.objects))
     thing = scene.objects[position]
     if attribute == "size":

@@ -166,9 +166,7 @@ def draw_dialog(rng: Random, split: Split) -> SceneDialog:
         ((subject, ask, _),) = rng.choices(questions, [weight for *_, weight in questions])
         asked.add(subject)
         rounds.append(ask())
-    return SceneDialog(
-        scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(conversation.nouns)
-    )
+    return SceneDialog(scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(conversation.nouns))
 
 
 class DialogContext:

@@ -54,11 +54,7 @@ QUESTION_FORMS: dict[str, tuple[str, ...]] = {
         "how many {thing.plural} do you see?",
     ),
     "total": ("how many things are there?", "how many things are in the {medium}?"),
-    "existence": (
-        "is there {thing.a_noun}?",
-        "is there {thing.a_noun} in the {medium}?",
-        "do you see {thing.a_noun}?",
-    ),
+    "existence": ("is there {thing.a_noun}?", "is there {thing.a_noun} in the {medium}?", "do you see {thing.a_noun}?"),
     "name": ("what is in the {medium}?", "what does the {medium} show?", "what do you see?"),
     "size": ("what size {thing.verb} the {thing.noun}?", "how big {thing.verb} the {thing.noun}?"),
     "whether size": ("{thing.verb} the {thing.noun} {size}?",),
@@ -83,12 +79,7 @@ class Question:
 
     def as_json(self, question_id: int) -> dict[str, Any]:
         """Return the fields of a VQA sample."""
-        return {
-            "question": self.text,
-            "answers": self.answers,
-            "question_id": question_id,
-            "question_kind": self.kind,
-        }
+        return {"question": self.text, "answers": self.answers, "question_id": question_id, "question_kind": self.kind}
 
 
 def unanimous(answer: str) -> Votes:
@@ -149,9 +140,7 @@ def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Qu
     return Question(kind=kind, text=rng.choice(wordings), answers=answers, scenes=(scene,))
 
 
-def _votes_and_fillings(
-    kind: str, scene: Scene, split: Split, rng: Random
-) -> tuple[Votes, list[dict[str, object]]]:
+def _votes_and_fillings(kind: str, scene: Scene, split: Split, rng: Random) -> tuple[Votes, list[dict[str, object]]]:
     """Draw what a question of `kind` asks about: its answers, and the words that fill its forms.
 
     There are several fillings where a relation can be said in several ways.

@@ -86,9 +86,7 @@ def paint_backdrop(background: str, rng: Random) -> Image.Image:
     base = _jittered(BACKGROUNDS[background], 12, rng)
     shaded = _shaded(base, rng.choice((-1, 1)) * rng.randint(8, 24))
     size = (CANVAS, CANVAS)
-    image = Image.composite(
-        Image.new("RGB", size, shaded), Image.new("RGB", size, base), rng.choice(_gradients())
-    )
+    image = Image.composite(Image.new("RGB", size, shaded), Image.new("RGB", size, base), rng.choice(_gradients()))
     pixels = np.asarray(image).astype(np.int16) + _noise_tile(rng.randrange(NOISE_TILES))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -164,8 +162,7 @@ def _place_side_by_side(sizes: list[tuple[int, int]], rng: Random) -> list[Box] 
     top = rng.randint(MARGIN, CANVAS - MARGIN - tallest - OFF_AXIS)
     tops = [top + (tallest - height) // 2 + rng.randint(0, OFF_AXIS) for _, height in sizes]
     rooms = [
-        (x, y - MARGIN, x + HALF, y + height + MARGIN)
-        for x, y, (_, height) in zip((0, HALF), tops, sizes, strict=True)
+        (x, y - MARGIN, x + HALF, y + height + MARGIN) for x, y, (_, height) in zip((0, HALF), tops, sizes, strict=True)
     ]
     return _place_in_rooms(sizes, rooms, rng)
 
@@ -253,6 +250,5 @@ def require_demo_packages() -> None:
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"emoji scenes need the package {error.name}, which is not installed; "
-            'run: pip install "openblip[demo]"'
+            f'emoji scenes need the package {error.name}, which is not installed; run: pip install "openblip[demo]"'
         ) from error

@@ -11,9 +11,7 @@ from itertools import combinations
 from random import Random
 from typing import Any, Literal, get_args
 
-Kind = Literal[
-    "captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"
-]
+Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"]
 Split = Literal["web", "human", "val", "test"]
 Size = Literal["small", "normal", "big"]
 KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
@@ -109,11 +107,7 @@ def triples_of(split: Split) -> tuple[tuple[str, str, str], ...]:
 
 def nouns_allowed_with(split: Split, shown: Collection[str]) -> list[str]:
     """Return the nouns that are not shown and make pairs of `split` with all that are."""
-    return [
-        name
-        for name in NOUNS
-        if name not in shown and all(pair_allowed(split, name, other) for other in shown)
-    ]
+    return [name for name in NOUNS if name not in shown and all(pair_allowed(split, name, other) for other in shown)]
 
 
 def draw_absent_noun(rng: Random, split: Split, shown: Collection[str]) -> str:

@@ -139,9 +139,7 @@ class SceneContext:
                 name = self._draw_noun()
                 count, *others = rng.sample((1, 2, 3), 3)
                 self.words["things"] = SceneObject(name=name, count=count)
-                return self._of_side(
-                    draw_group(rng, name, count), lambda: draw_group(rng, name, rng.choice(others))
-                )
+                return self._of_side(draw_group(rng, name, count), lambda: draw_group(rng, name, rng.choice(others)))
             case "more on a side":  # a third of the false ones are of equal numbers
                 name, more = self._draw_noun(), rng.choice(("more", "fewer"))
                 count, count_there = sorted(rng.sample((1, 2, 3), 2), reverse=more == "more")
@@ -153,16 +151,13 @@ class SceneContext:
                 scene = self._draw_scene()
                 self.words["color"] = color = scene.background
                 return self._of_side(
-                    scene,
-                    lambda: replace(self._draw_scene(), background=draw_background(rng, other_than=color)),
+                    scene, lambda: replace(self._draw_scene(), background=draw_background(rng, other_than=color))
                 )
             case "size on a side":
                 name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
                 self.words["size"] = size
                 sizes = [other for other in SIZES if other != size]
-                return self._of_side(
-                    self._scene_with(name, size), lambda: self._scene_with(name, rng.choice(sizes))
-                )
+                return self._of_side(self._scene_with(name, size), lambda: self._scene_with(name, rng.choice(sizes)))
             case "bigger on a side":
                 name, bigger = self._draw_noun(), rng.choice(("bigger", "smaller"))
                 self.words["bigger"] = bigger
@@ -172,17 +167,14 @@ class SceneContext:
                 name, other = self._draw_pair()
                 stands, otherwise = self._draw_arrangement()
                 return self._of_side(
-                    self._arranged(name, other, stands),
-                    lambda: self._arranged(name, other, rng.choice(otherwise)),
+                    self._arranged(name, other, stands), lambda: self._arranged(name, other, rng.choice(otherwise))
                 )
             case "how many pictures show":
                 self.words["claim"], true_of, false_of = rng.choice(SHOWING_CLAIMS)
                 number = rng.choice(true_of if label else false_of)
                 name = self._draw_noun()
                 first = self._scene_with(name) if number > 0 else self._scene_without(name)
-                return self._of_both(
-                    first, self._scene_with(name) if number > 1 else self._scene_without(name)
-                )
+                return self._of_both(first, self._scene_with(name) if number > 1 else self._scene_without(name))
             case "total":  # the claim is drawn first, so that it tells nothing; a false one is off by one
                 name, claimed = self._draw_noun(), rng.randint(2, 6)
                 self.words["number"] = NUMBER_WORDS[claimed]

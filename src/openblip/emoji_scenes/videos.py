@@ -150,9 +150,7 @@ def _draw_track(stay: range, sprites: tuple[Image.Image, ...], room: Box, rng: R
     if spare is None:
         return None
     corner = (room[0] + MARGIN + width / 2, room[1] + MARGIN + height / 2)
-    start, end = (
-        (corner[0] + rng.uniform(0, spare[0]), corner[1] + rng.uniform(0, spare[1])) for _ in range(2)
-    )
+    start, end = ((corner[0] + rng.uniform(0, spare[0]), corner[1] + rng.uniform(0, spare[1])) for _ in range(2))
     boxes = []
     for index, sprite in enumerate(sprites):
         share = index / (len(stay) - 1)

@@ -16,13 +16,7 @@ from typing import Any
 
 from openblip.emoji_scenes.captions import class_phrases, class_templates, draw_noisy_caption, true_captions
 from openblip.emoji_scenes.dialogs import draw_dialog
-from openblip.emoji_scenes.questions import (
-    Medium,
-    complete_captions,
-    draw_document,
-    draw_question,
-    list_answers,
-)
+from openblip.emoji_scenes.questions import Medium, complete_captions, draw_document, draw_question, list_answers
 from openblip.emoji_scenes.rendering import render, require_demo_packages
 from openblip.emoji_scenes.scene import (
     EVALUATION_SPLITS,
@@ -51,9 +45,7 @@ ATTRIBUTION = (
     "and are shared under the same license.\n"
 )
 
-SampleFile = tuple[
-    str, bytes
-]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
+SampleFile = tuple[str, bytes]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +61,7 @@ class SceneRequest:
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_NAMES:
-            raise ConfigError(
-                f"emoji scenes come in no kind '{self.kind}'; choose one of {', '.join(KIND_NAMES)}"
-            )
+            raise ConfigError(f"emoji scenes come in no kind '{self.kind}'; choose one of {', '.join(KIND_NAMES)}")
         if self.split not in SPLITS:
             raise ConfigError(f"emoji scenes have no split '{self.split}'; choose one of {', '.join(SPLITS)}")
         if self.num_samples < 1 or self.samples_per_shard < 1:
@@ -296,9 +286,7 @@ def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
             # A record from before there were other kinds names none.
             earlier = {"kind": "captions", **json.loads(record.read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{folder} is not empty and not of emoji scenes; name another folder"
-            ) from error
+            raise ConfigError(f"{folder} is not empty and not of emoji scenes; name another folder") from error
         if overwrite:
             names = {name for kind in KINDS.values() for name in kind.companions()}
             for stale in (*folder.glob("*.tar"), *(folder / name for name in names)):

@@ -60,8 +60,7 @@ def evaluate_captioning(
             for (sample, caption), image_id in zip(run.pairs(), image_ids, strict=True)
         ],
         results=[
-            {"image_id": image_id, "caption": caption}
-            for image_id, caption in zip(image_ids, run.results, strict=True)
+            {"image_id": image_id, "caption": caption} for image_id, caption in zip(image_ids, run.results, strict=True)
         ],
     )
 

@@ -48,18 +48,14 @@ def evaluate_filter(
             raise SourceError("no `noise` field, so the truth is not known")
         kind = sample.info["noise"]
         if kind is not None and not isinstance(kind, str):
-            raise SourceError(
-                f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}"
-            )
+            raise SourceError(f"`noise` must be null for a true caption or the kind of noise, not {kind!r:.80}")
 
     run = run_evaluation(source, predict, label="matching", check_sample=check_sample, limit=limit)
     kinds = [sample.info["noise"] for sample in run.samples]
     return run.report({"num_pairs": len(kinds)}, filter_report(np.array(run.results), kinds, threshold))
 
 
-def filter_report(
-    scores: NDArray[np.float64], kinds: Sequence[str | None], threshold: float
-) -> dict[str, Any]:
+def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], threshold: float) -> dict[str, Any]:
     """Return AUC, precision, recall and noise before and after filtering, and the AUC on each kind of noise.
 
     scores: (N,) P(match); kinds: for each text its kind of noise, None for a true one. A value that is not
@@ -113,9 +109,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
             sample, true_captions = entry
             for row in rows_by_key.pop(sample.key, []):
                 if not sample.info.keys() >= {"noise", "references"}:
-                    raise SourceError(
-                        f"{run.original.name}: {shard}/{sample.key} does not say what is true of it."
-                    )
+                    raise SourceError(f"{run.original.name}: {shard}/{sample.key} does not say what is true of it.")
                 if row["source"] == "web":
                     web.append((row["itm"], sample.info["noise"]))
                 else:

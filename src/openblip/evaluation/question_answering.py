@@ -96,9 +96,7 @@ def _accuracies(rows: Sequence[tuple[Sample, str, str | None]]) -> dict[str, Any
         info, right = sample.info, answers_of(sample)
         if choice is None and len(right) > 1:
             # VQAv2's type of the answer, or the emoji scenes' kind of question.
-            several.append(
-                (answer, right, str(info.get("answer_type") or info.get("question_kind") or "other"))
-            )
+            several.append((answer, right, str(info.get("answer_type") or info.get("question_kind") or "other")))
         elif choice is None and right:
             single.append((answer, right[0]))
         elif choice is not None:

@@ -78,9 +78,7 @@ class Nucleus:
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"Nucleus: top_p is {self.top_p}; it must be above 0 and at most 1")
         if not (self.temperature > 0.0 and math.isfinite(self.temperature)):
-            raise ConfigError(
-                f"Nucleus: temperature is {self.temperature}; it must be above 0; use Greedy for none"
-            )
+            raise ConfigError(f"Nucleus: temperature is {self.temperature}; it must be above 0; use Greedy for none")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"Nucleus: seed is {self.seed}; it must be 0 or more, or None")
 

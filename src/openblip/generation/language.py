@@ -159,9 +159,7 @@ def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
     texts = []
     for ids, row in zip(labels, token_logprobs, strict=True):
         predicted_tokens = ids != IGNORE
-        texts.append(
-            to_generated(ids[predicted_tokens], row[predicted_tokens], int(predicted_tokens.sum()), end_id)
-        )
+        texts.append(to_generated(ids[predicted_tokens], row[predicted_tokens], int(predicted_tokens.sum()), end_id))
     return texts
 
 

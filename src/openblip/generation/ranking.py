@@ -89,11 +89,7 @@ def best_candidates(
 
 
 def _likely_to_begin(
-    model: TextDecoder,
-    context_kv: DecoderContext,
-    prompts: Tensor,
-    first_tokens: Tensor,
-    num_candidates: int,
+    model: TextDecoder, context_kv: DecoderContext, prompts: Tensor, first_tokens: Tensor, num_candidates: int
 ) -> tuple[Tensor, Tensor]:
     """Choose for each context the candidates whose first token is most likely.
 

@@ -136,21 +136,17 @@ def check_prompt(caller: str, prompt_ids: Tensor) -> None:
     """Raise ConfigError unless the prompt is one row that holds at least the decoder's first token."""
     if prompt_ids.dim() != 1 or len(prompt_ids) == 0:
         raise ConfigError(
-            f"{caller}: prompt_ids has the shape {tuple(prompt_ids.shape)}; "
-            "give one row with at least the first token"
+            f"{caller}: prompt_ids has the shape {tuple(prompt_ids.shape)}; give one row with at least the first token"
         )
 
 
-def check_request(
-    num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None
-) -> None:
+def check_request(num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None) -> None:
     """Raise ConfigError unless the strategy gives that many texts, and there is a seed for each image."""
     if num_captions < 1:
         raise ConfigError(f"generate: num_captions is {num_captions}; it must be at least 1")
     if isinstance(decoding, Greedy) and num_captions > 1:
         raise ConfigError(
-            f"generate: {num_captions} captions per image were asked for, but Greedy writes one; "
-            "use Nucleus or Beam"
+            f"generate: {num_captions} captions per image were asked for, but Greedy writes one; use Nucleus or Beam"
         )
     if isinstance(decoding, Beam) and num_captions > decoding.num_beams:
         raise ConfigError(
@@ -330,9 +326,7 @@ class Hypotheses(NamedTuple):
     finished: Tensor
 
     @classmethod
-    def empty(
-        cls, num_images: int, num_beams: int, steps: int, pad_id: int, device: torch.device
-    ) -> Hypotheses:
+    def empty(cls, num_images: int, num_beams: int, steps: int, pad_id: int, device: torch.device) -> Hypotheses:
         """Hypotheses that have not begun, below every real score."""
         shape = (num_images, num_beams)
         return cls(
@@ -345,9 +339,7 @@ class Hypotheses(NamedTuple):
 
     def gather(self, index: Tensor) -> Hypotheses:
         """The hypotheses index (A, M) of every image, in that order."""
-        return Hypotheses(
-            *(torch.take_along_dim(t, index if t.dim() == 2 else index[..., None], dim=1) for t in self)
-        )
+        return Hypotheses(*(torch.take_along_dim(t, index if t.dim() == 2 else index[..., None], dim=1) for t in self))
 
     def of_images(self, index: Tensor) -> Hypotheses:
         """All hypotheses of the images `index`."""
@@ -400,9 +392,7 @@ def _beam_search(
     return results
 
 
-def _extend(
-    running: Hypotheses, logits: Tensor, step: int, decoding: Beam, eos_id: int
-) -> tuple[Hypotheses, Tensor]:
+def _extend(running: Hypotheses, logits: Tensor, step: int, decoding: Beam, eos_id: int) -> tuple[Hypotheses, Tensor]:
     """The 2K best one-token extensions of every image's K beams, and the beam (A, 2K) each extends.
 
     2K, because up to K of them may end their text and K must remain to go on with.
@@ -420,9 +410,7 @@ def _extend(
     return candidates._replace(scores=scores, lengths=torch.full_like(parents, step + 1)), parents
 
 
-def _keep_finished(
-    finished: Hypotheses, candidates: Hypotheses, ended: Tensor, length_penalty: float
-) -> Hypotheses:
+def _keep_finished(finished: Hypotheses, candidates: Hypotheses, ended: Tensor, length_penalty: float) -> Hypotheses:
     """The K best finished texts, after the `ended` (A, 2K) ones among the K best candidates have joined."""
     num_beams = finished.scores.shape[1]
     ended = ended.clone()
@@ -452,6 +440,5 @@ def _collect(
     lengths = finished.lengths.tolist()
     for row, image in enumerate(images.tolist()):
         results[image] = [
-            to_generated(tokens[row, n], logprobs[row, n], lengths[row][n], eos_id)
-            for n in range(num_captions)
+            to_generated(tokens[row, n], logprobs[row, n], lengths[row][n], eos_id) for n in range(num_captions)
         ]

@@ -69,8 +69,7 @@ def scores_by_domain(
     if ENTIRE in domains:
         raise ConfigError(f'scores_by_domain: "{ENTIRE}" is the name of all images; rename that domain')
     groups: dict[str, Sequence[int]] = {
-        name: [image for image, domain in enumerate(domains) if domain == name]
-        for name in sorted(set(domains))
+        name: [image for image, domain in enumerate(domains) if domain == name] for name in sorted(set(domains))
     }
     groups[ENTIRE] = range(len(predictions))
     return _scores_of_groups("scores_by_domain", predictions, references, groups)
@@ -113,10 +112,7 @@ def check_references(
 
 
 def _scores_of_groups(
-    metric: str,
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    groups: Mapping[str, Sequence[int]],
+    metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]], groups: Mapping[str, Sequence[int]]
 ) -> dict[str, CaptionScores]:
     """The scores of each group of images; every Java program starts once."""
     check_references(metric, predictions, references)
@@ -151,9 +147,7 @@ def _scores_of_groups(
         absent["spice"] = str(error)
     scores = {}
     for name, images in groups.items():
-        bleus, _ = Bleu(4).compute_score(
-            {i: truth[i] for i in images}, {i: tokenized[i] for i in images}, verbose=0
-        )
+        bleus, _ = Bleu(4).compute_score({i: truth[i] for i in images}, {i: tokenized[i] for i in images}, verbose=0)
         means = {key: float(np.mean(values[list(images)])) for key, values in of_images.items()}
         one, two, three, four = map(float, bleus)
         scores[name] = CaptionScores(

@@ -60,9 +60,7 @@ def auc(scores: ArrayLike, clean: ArrayLike) -> float | None:
 def _checked(scores: ArrayLike, clean: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(clean, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape:
-        raise ConfigError(
-            f"filtering: scores {values.shape} and clean {truth.shape} must be two lists of one length"
-        )
+        raise ConfigError(f"filtering: scores {values.shape} and clean {truth.shape} must be two lists of one length")
     if np.isnan(values).any():
         raise ConfigError(f"filtering: score {int(np.isnan(values).argmax())} is not a number")
     return values, truth

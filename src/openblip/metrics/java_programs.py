@@ -95,8 +95,7 @@ def spice_scores(written: Mapping[int, Sequence[str]], truth: Mapping[int, Seque
             "python -m pycocoevalcap.spice.get_stanford_models"
         )
     images = [
-        {"image_id": image, "test": written[image][0], "refs": list(references)}
-        for image, references in truth.items()
+        {"image_id": image, "test": written[image][0], "refs": list(references)} for image, references in truth.items()
     ]
     with tempfile.TemporaryDirectory() as scratch:
         captions_file, scores_file = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
@@ -128,9 +127,7 @@ def _conversation(metric: str, command: list[str], folder: Path) -> Iterator[tup
     # Errors go to a file: a pipe that nobody reads would fill up and stop the program.
     with tempfile.TemporaryFile() as errors:
         pipe = subprocess.PIPE
-        program = subprocess.Popen(
-            command, cwd=folder, stdin=pipe, stdout=pipe, stderr=errors, encoding="utf-8"
-        )
+        program = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=errors, encoding="utf-8")
         assert program.stdin is not None
         assert program.stdout is not None
         try:
@@ -153,9 +150,7 @@ def pycocoevalcap_folder() -> Path:
     """Return the folder of pycocoevalcap, which carries the Java programs."""
     spec = find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            'Caption metrics need pycocoevalcap; install it with: pip install "openblip[metrics]"'
-        )
+        raise MissingExtraError('Caption metrics need pycocoevalcap; install it with: pip install "openblip[metrics]"')
     return Path(spec.submodule_search_locations[0])
 
 

@@ -16,9 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from openblip.errors import ConfigError
 
 
-def answer_ranking(
-    scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
+def answer_ranking(scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Return the answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
 
     `answer_index` (R,) int: the right candidate of every round. A k above C means all of C. Raises `ConfigError` also
@@ -85,9 +83,7 @@ def _count_above_and_tied(
             f"{metric}: scores {values.shape} need one whole number per row for the right one, "
             f"not {index.dtype} {index.shape}"
         )
-    _raise_on(
-        metric, (index < 0) | (index >= values.shape[1]), f"a right one outside 0..{values.shape[1] - 1}"
-    )
+    _raise_on(metric, (index < 0) | (index >= values.shape[1]), f"a right one outside 0..{values.shape[1] - 1}")
     right = values[np.arange(len(values)), index][:, None]
     return (values > right).sum(axis=1), (values == right).sum(axis=1)
 
@@ -110,9 +106,7 @@ def _matrix(metric: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{metric}: {name} must be a matrix of numbers; numpy says: {error}") from error
     if matrix.ndim != 2 or matrix.size == 0:
-        raise ConfigError(
-            f"{metric}: {name} {matrix.shape} must be a matrix with at least one row and column"
-        )
+        raise ConfigError(f"{metric}: {name} {matrix.shape} must be a matrix with at least one row and column")
     _raise_on(metric, np.isnan(matrix).any(axis=1), f"{name} with a value that is not a number")
     return matrix
 

@@ -40,9 +40,7 @@ def retrieval_recall(
         ConfigError: shapes that do not fit, a score that is not a number, or a query without a right answer.
     """
     to_text = recall_at_k(scores, image_ids, text_ids, ks)
-    to_image = recall_at_k(
-        np.asarray(scores).T if text_to_image is None else text_to_image, text_ids, image_ids, ks
-    )
+    to_image = recall_at_k(np.asarray(scores).T if text_to_image is None else text_to_image, text_ids, image_ids, ks)
     tr_mean, ir_mean = (sum(recall.values()) / len(recall) for recall in (to_text, to_image))
     return {
         **{f"tr_r{k}": r for k, r in to_text.items()},
@@ -88,9 +86,7 @@ def _count_around_best(
     right = queries[:, None] == gallery[None, :]  # (Q, G)
     if not right.any(axis=1).all():
         row = int((~right.any(axis=1)).argmax())
-        raise ConfigError(
-            f"recall_at_k: query {row + start} (id {queries[row]}) has no right answer; leave it out"
-        )
+        raise ConfigError(f"recall_at_k: query {row + start} (id {queries[row]}) has no right answer; leave it out")
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
     tied = scores == best
     return (scores > best).sum(axis=1), (tied & right).sum(axis=1), (tied & ~right).sum(axis=1)

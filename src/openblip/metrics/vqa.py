@@ -108,21 +108,15 @@ def _trimmed(text: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     has_number = _COMMA_IN_NUMBER.search(text) is not None
-    replacements = {
-        ord(mark): "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS
-    }
+    replacements = {ord(mark): "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS}
     return _PERIOD.sub("", text.translate(replacements), count=_PERIODS)
 
 
-def _check(
-    metric: str, predictions: Sequence[str], answers: Sequence[Sequence[str]], *, at_least: int
-) -> None:
+def _check(metric: str, predictions: Sequence[str], answers: Sequence[Sequence[str]], *, at_least: int) -> None:
     check_references(metric, predictions, answers, item="question", reference="answer")
     for question, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
         if not all(isinstance(text, str) for text in [prediction, *given]):
-            raise ConfigError(
-                f"{metric}: question {question} needs strings, not {prediction!r} and {given!r}"
-            )
+            raise ConfigError(f"{metric}: question {question} needs strings, not {prediction!r} and {given!r}")
         if len(given) < at_least:
             raise ConfigError(
                 f"{metric}: question {question} has {len(given)} answers, and {at_least} are needed; "

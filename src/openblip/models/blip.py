@@ -170,11 +170,7 @@ class Blip(nn.Module):
         return logits
 
     def decode(
-        self,
-        ids: Tensor,
-        context_kv: CrossKV,
-        cache: SelfAttentionCache | None = None,
-        mask: Tensor | None = None,
+        self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder.
 

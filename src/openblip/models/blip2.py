@@ -254,9 +254,7 @@ class Blip2(nn.Module):
     def _require(self, head: Blip2Head) -> None:
         """Raise UnsupportedTaskError unless the model has the head."""
         if head not in self.config.heads:
-            raise UnsupportedTaskError(
-                f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}."
-            )
+            raise UnsupportedTaskError(f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}.")
 
 
 def _check_width(language: LanguageModel | None, config: LanguageConfig | None) -> None:

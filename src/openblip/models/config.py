@@ -46,9 +46,7 @@ class VisionConfig:
                 "choose a size that the patches tile."
             )
         if self.activation not in get_args(Activation):
-            raise ConfigError(
-                f"vision.activation {self.activation}: choose one of {', '.join(get_args(Activation))}."
-            )
+            raise ConfigError(f"vision.activation {self.activation}: choose one of {', '.join(get_args(Activation))}.")
 
     @property
     def grid(self) -> int:
@@ -106,9 +104,7 @@ class BlipConfig:
         for head, others in _ALONE.items():
             clash = sorted(set(others) & set(self.heads))
             if head in self.heads and clash:
-                raise ConfigError(
-                    f"heads {self.heads}: {head} and {clash[0]} cannot share a text transformer."
-                )
+                raise ConfigError(f"heads {self.heads}: {head} and {clash[0]} cannot share a text transformer.")
         dims = set(self.context_dims.values())
         if "vqa" in self.heads and len(dims) > 1 and self.text.sharing in ("all", "all_but_sa"):
             raise ConfigError(
@@ -271,9 +267,7 @@ class Blip2Config:
         if ("llm" in self.heads) != (self.language is not None):
             raise ConfigError("The head llm and a language model belong together: name both or neither.")
         if self.instructed and "llm" not in self.heads:
-            raise ConfigError(
-                "instructed needs the head llm: the Q-Former reads questions for the language model."
-            )
+            raise ConfigError("instructed needs the head llm: the Q-Former reads questions for the language model.")
         _check_positive("embed_dim", self.embed_dim)
 
     @property

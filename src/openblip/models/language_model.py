@@ -82,9 +82,7 @@ class LanguageModel(nn.Module, ABC):
         """The token ids of a text that continues a prompt, without an end token."""
 
     @abstractmethod
-    def predict_ids(
-        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
-    ) -> Predicted:
+    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
         """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has
         one.
         """
@@ -105,10 +103,7 @@ class LanguageModel(nn.Module, ABC):
         inputs = self.generation_inputs(visual, prompts)
         self._check_length(inputs["inputs_embeds"].shape[1], settings["max_new_tokens"])
         output = _with_default_generation(self.model).generate(
-            **inputs,
-            eos_token_id=self.end_id,
-            pad_token_id=self.pad_id,
-            **settings,
+            **inputs, eos_token_id=self.end_id, pad_token_id=self.pad_id, **settings
         )
         first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
         rows: list[list[int]] = output[:, first:].tolist()
@@ -157,9 +152,7 @@ class CausalLanguageModel(LanguageModel):
         starts = [len(prompt[:room]) for prompt, _ in pairs]
         return self._predict(visual, rows, starts)
 
-    def predict_ids(
-        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
-    ) -> Predicted:
+    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
         before = [self._prompt_ids(prompt) for prompt in prompts]
         rows = [[*prompt, *ids] for prompt, ids in zip(before, written, strict=True)]
         return self._predict(visual, rows, [len(prompt) for prompt in before])
@@ -227,14 +220,10 @@ class Seq2SeqLanguageModel(LanguageModel):
     def text_ids(self, prompt: str, text: str) -> list[int]:
         return [*self.first_ids, *self._token_ids(text)]
 
-    def predict_ids(
-        self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]
-    ) -> Predicted:
+    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
         return self._predict(self._encoder_inputs(visual, prompts, None), written, visual.device)
 
-    def _predict(
-        self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device
-    ) -> Predicted:
+    def _predict(self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device) -> Predicted:
         ids, mask = padded_right(targets, self.pad_id, device)
         labels = ids.masked_fill(~mask, IGNORE)
         logits = self.model(**inputs, labels=labels, use_cache=False).logits  # shifts the labels itself
@@ -243,9 +232,7 @@ class Seq2SeqLanguageModel(LanguageModel):
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return self._encoder_inputs(visual, prompts, None)
 
-    def _encoder_inputs(
-        self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None
-    ) -> dict[str, Tensor]:
+    def _encoder_inputs(self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None) -> dict[str, Tensor]:
         starts = [[*self.first_ids, *self._token_ids(prompt)] for prompt in prompts]
         room = None if max_tokens is None else max_tokens - len(self.last_ids)
         rows = [[*start[:room], *self.last_ids] for start in starts]

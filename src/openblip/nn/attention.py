@@ -41,12 +41,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False
 ) -> Tensor:
     """Scaled dot-product attention of (B, H, T, E) over (B, H, S, E) -> (B, H, T, E).
 
@@ -55,9 +50,7 @@ def attend(
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         with torch.autocast("cpu", enabled=False):
-            mixed = F.scaled_dot_product_attention(
-                query.float(), key.float(), value.float(), mask, dropout, causal
-            )
+            mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, dropout, causal)
             return mixed.to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
 
@@ -158,9 +151,7 @@ class PairCrossAttention(nn.Module):
     The branches are merged by their mean, or with `learned_merge` by a linear layer over both.
     """
 
-    def __init__(
-        self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float, learned_merge: bool
-    ) -> None:
+    def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float, learned_merge: bool) -> None:
         super().__init__()
         self.first = CrossAttention(hidden_dim, context_dim, num_heads, dropout)
         self.second = CrossAttention(hidden_dim, context_dim, num_heads, dropout)

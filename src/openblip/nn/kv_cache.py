@@ -52,10 +52,7 @@ class GrowingLayerCache:
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
         if self._key_value is not None:
-            key, value = (
-                torch.cat([self._key_value[0], key], dim=2),
-                torch.cat([self._key_value[1], value], dim=2),
-            )
+            key, value = (torch.cat([self._key_value[0], key], dim=2), torch.cat([self._key_value[1], value], dim=2))
         self._key_value = key, value
         return self._key_value
 

@@ -86,9 +86,7 @@ class QFormerEmbeddings(nn.Module):
             raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
         end = start + ids.shape[1]
         if end > self.position.num_embeddings:
-            raise ValueError(
-                f"A text of {end} tokens: the model has {self.position.num_embeddings} positions."
-            )
+            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
         embedded: Tensor = self.word(ids) + self.position(torch.arange(start, end, device=ids.device))
         return embedded
 
@@ -113,15 +111,11 @@ class QFormerLayer(nn.Module):
             return Residual(branch, hidden_dim, dropout, eps)
 
         def feed_forward() -> Residual:
-            return residual(
-                nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
-            )
+            return residual(nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim)))
 
         self.self_attention = residual(SelfAttention(hidden_dim, num_heads, dropout))
         self.cross_attention = (
-            None
-            if context_dim is None
-            else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
+            None if context_dim is None else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
         )
         self.query_feed_forward = feed_forward()
         self.text_feed_forward = feed_forward() if has_text_branch else None
@@ -231,15 +225,7 @@ class QFormer(nn.Module):
                 x = layer(x, num_queries, mask, causal, kv, layer_cache)
                 continue
             x, grown = checkpoint(
-                _run_layer_on_copied_cache,
-                layer,
-                x,
-                num_queries,
-                mask,
-                causal,
-                kv,
-                layer_cache,
-                use_reentrant=False,
+                _run_layer_on_copied_cache, layer, x, num_queries, mask, causal, kv, layer_cache, use_reentrant=False
             )
             if isinstance(cache, GrowingCache):
                 cache.layers[i] = grown

@@ -42,9 +42,7 @@ class ByMode(nn.Module, Generic[M]):
 class TextEmbeddings(nn.Module):
     """Word plus position embedding, normalised. BLIP has no token types."""
 
-    def __init__(
-        self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float
-    ) -> None:
+    def __init__(self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden_dim)
         self.position = nn.Embedding(max_positions, hidden_dim)
@@ -58,9 +56,7 @@ class TextEmbeddings(nn.Module):
         """
         end = start + ids.shape[1]
         if end > self.position.num_embeddings:
-            raise ValueError(
-                f"A text of {end} tokens: the model has {self.position.num_embeddings} positions."
-            )
+            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
         positions = torch.arange(start, end, device=ids.device)
         output: Tensor = self.dropout(self.norm(self.word(ids) + self.position(positions)))
         return output
@@ -108,13 +104,9 @@ class MedLayer(nn.Module):
             return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
 
         self.self_attention = ByMode(
-            lambda mode: residual(SelfAttention(hidden_dim, num_heads, dropout)),
-            modes,
-            "self_attention" in shared,
+            lambda mode: residual(SelfAttention(hidden_dim, num_heads, dropout)), modes, "self_attention" in shared
         )
-        self.cross_attention = ByMode(
-            lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared
-        )
+        self.cross_attention = ByMode(lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared)
         self.feed_forward = ByMode(lambda mode: residual(feed_forward()), modes, "feed_forward" in shared)
 
     def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None) -> ContextKeyValue:
@@ -123,12 +115,7 @@ class MedLayer(nn.Module):
         return branch.project(context, mask)
 
     def forward(
-        self,
-        x: Tensor,
-        mode: Mode,
-        mask: Tensor | None,
-        context_kv: ContextKeyValue | None,
-        cache: LayerCache | None,
+        self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: ContextKeyValue | None, cache: LayerCache | None
     ) -> Tensor:
         """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; without context_kv, text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
@@ -209,9 +196,7 @@ class TextTransformer(nn.Module):
             )
             for layer in range(num_layers)
         )
-        self.lm_head = (
-            LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
-        )
+        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
 
     def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
         """Cross-attention keys and values of every layer, for the context that texts attend to.

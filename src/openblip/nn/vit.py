@@ -118,9 +118,7 @@ class VisionTransformer(nn.Module):
         patch = self.patch_embedding.stride[0]
         height, width = pixels.shape[-2:]
         if height != width or height % patch:
-            raise ValueError(
-                f"An image of {height}x{width}: patches of {patch} need a square that they tile."
-            )
+            raise ValueError(f"An image of {height}x{width}: patches of {patch} need a square that they tile.")
         return pixels
 
 

@@ -36,9 +36,7 @@ def positive_targets(query_ids: Tensor, key_ids: Tensor) -> Tensor:
     return same / same.sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
-def soft_targets(
-    momentum_query: Tensor, keys: Tensor, hard: Tensor, temperature: Tensor, alpha: float
-) -> Tensor:
+def soft_targets(momentum_query: Tensor, keys: Tensor, hard: Tensor, temperature: Tensor, alpha: float) -> Tensor:
     """(B, E), (K, E) and hard targets (B, K) -> (B, K): alpha * softmax(sim_m / t) + (1 - alpha) * hard."""
     with torch.no_grad():
         momentum_similarity = momentum_query @ keys.T / temperature

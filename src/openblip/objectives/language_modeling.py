@@ -27,9 +27,7 @@ def lm_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     return global_mean(per_token, labels.flatten() != IGNORE)
 
 
-def answer_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, label_smoothing: float
-) -> Tensor:
+def answer_loss(logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, label_smoothing: float) -> Tensor:
     """Sum over answers of weight * cross-entropy, a question's share (BLIP section 5.3, released code).
 
     logits (A, T, V), labels (A, T), weights (A,); an answer's cross-entropy is the sum over its tokens, and

@@ -67,9 +67,7 @@ def load(
     bitsandbytes.
     """
     if quantization not in (None, *get_args(Quantization)):
-        raise ConfigError(
-            f"quantization is {quantization}: choose one of {', '.join(get_args(Quantization))}."
-        )
+        raise ConfigError(f"quantization is {quantization}: choose one of {', '.join(get_args(Quantization))}.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _chosen_dtype(dtype, device)
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
@@ -81,9 +79,7 @@ def load(
             quantize_language_model(language, quantization, dtype=dtype, device=device)
         return Blip2Predictor(checkpoint, device, dtype)
     if quantization is not None:
-        raise ConfigError(
-            f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised."
-        )
+        raise ConfigError(f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised.")
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
     return BlipPredictor(checkpoint, device, dtype)

@@ -102,9 +102,7 @@ class BasePredictor(ABC):
     caption_explanation_heads: ClassVar[tuple[str, ...]]
     """Heads through which the model's own caption can be explained."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]) -> None:
         """max_positions: the most tokens of a text that the model reads or writes. embedding_shape: of one image."""
         self._checkpoint = checkpoint
         self.model = checkpoint.model.eval()
@@ -210,9 +208,7 @@ class BasePredictor(ABC):
         return EncodedImages.join(parts or [self._encode(none)])
 
     @torch.inference_mode()
-    def encode_videos(
-        self, videos: Videos, num_frames: int = 8, batch_size: int | None = None
-    ) -> EncodedImages:
+    def encode_videos(self, videos: Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
         """Encode frames spread evenly over each video (BLIP section 5.6); calls take the result as `images`.
 
         The paper takes 8 frames for retrieval and 16 for questions. batch_size: frames at a time. Raises as
@@ -225,9 +221,7 @@ class BasePredictor(ABC):
         ]
         return EncodedImages.join(parts)
 
-    def encoded_batches(
-        self, images: Images, batch_size: int | None = None
-    ) -> Iterator[tuple[slice, EncodedImages]]:
+    def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
         if isinstance(images, EncodedImages):
             size = items_per_batch(batch_size, images.num_frames)
@@ -370,9 +364,7 @@ class BasePredictor(ABC):
     def embed_images(self, images: Images, batch_size: int | None = None) -> Tensor:
         """Unit vectors, float32 on the CPU: (I, E), for BLIP-2 one for each query, (I, Q, E)."""
         self._require("embed_images")
-        vectors = [
-            self._embed(encoded).float().cpu() for _, encoded in self.encoded_batches(images, batch_size)
-        ]
+        vectors = [self._embed(encoded).float().cpu() for _, encoded in self.encoded_batches(images, batch_size)]
         return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
 
     @torch.inference_mode()

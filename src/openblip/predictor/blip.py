@@ -31,13 +31,7 @@ from openblip.generation.search import generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import (
-    explain_read_text,
-    explain_written_text,
-    join_pieces,
-    patch_maps,
-    target_logprobs,
-)
+from openblip.predictor.explain import explain_read_text, explain_written_text, join_pieces, patch_maps, target_logprobs
 from openblip.predictor.inputs import (
     MAX_ROWS,
     Candidates,
@@ -78,16 +72,11 @@ class BlipPredictor(BasePredictor):
     caption_explanation_heads = ("lm",)
 
     def __init__(
-        self,
-        checkpoint: BlipCheckpoint,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, checkpoint: BlipCheckpoint, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         checkpoint.model.to(device=device, dtype=dtype)
         config = checkpoint.model.config
-        super().__init__(
-            checkpoint, max_positions=config.text.max_positions, embedding_shape=(config.embed_dim,)
-        )
+        super().__init__(checkpoint, max_positions=config.text.max_positions, embedding_shape=(config.embed_dim,))
         self.encoder_token = checkpoint.encoder_token
         # The same few thousand candidates are read for every batch of questions.
         self._candidate_ids = lru_cache(maxsize=2**16)(self._read_candidate)
@@ -126,9 +115,7 @@ class BlipPredictor(BasePredictor):
             )
             return [self._scored(answers[0]) for answers in written]
         if isinstance(candidates[0], str):
-            return self._likeliest(
-                cast(Sequence[str], candidates), question_kv, len(questions), num_candidates
-            )
+            return self._likeliest(cast(Sequence[str], candidates), question_kv, len(questions), num_candidates)
         answers: list[ScoredText] = []
         for row, texts in enumerate(candidates):
             row_kv = question_kv.select(torch.tensor([row], device=self.device))
@@ -222,11 +209,7 @@ class BlipPredictor(BasePredictor):
         if texts is not None:
             # A model that only answers reads texts as questions.
             as_questions = "vqa" in heads and "itm" not in heads
-            tokens = (
-                self._tokenize_questions(texts)
-                if as_questions
-                else self._tokenize(texts, self.tokenizer.cls_id)
-            )
+            tokens = self._tokenize_questions(texts) if as_questions else self._tokenize(texts, self.tokenizer.cls_id)
             features["text_mask"] = mask = tokens.mask.cpu()
             if heads & set(self.text_feature_heads):
                 states = self._text_states(tokens, None, batch_size)

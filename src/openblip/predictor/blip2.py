@@ -31,14 +31,7 @@ from openblip.predictor.explain import (
     patch_maps,
     target_logprobs,
 )
-from openblip.predictor.inputs import (
-    MAX_ROWS,
-    Candidates,
-    EncodedImages,
-    Rounds,
-    items_per_batch,
-    sampling_seeds,
-)
+from openblip.predictor.inputs import MAX_ROWS, Candidates, EncodedImages, Rounds, items_per_batch, sampling_seeds
 from openblip.predictor.results import Explanation, ScoredText, scored_text
 
 MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
@@ -68,10 +61,7 @@ class Blip2Predictor(BasePredictor):
     caption_explanation_heads = ("llm", "itg")
 
     def __init__(
-        self,
-        checkpoint: Blip2Checkpoint,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, checkpoint: Blip2Checkpoint, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         model = checkpoint.model.to(device=device)
         model.vision.to(dtype=dtype)
@@ -129,9 +119,7 @@ class Blip2Predictor(BasePredictor):
         normalized, prompts = self._question_prompts(questions)
         if candidates is None:
             image_seeds = images.seeds * (len(questions) // len(images))
-            seed_inputs = [
-                f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)
-            ]
+            seed_inputs = [f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)]
             seeds = sampling_seeds(decoding, seed_inputs)
             return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
         shared = isinstance(candidates[0], str)
@@ -260,9 +248,7 @@ class Blip2Predictor(BasePredictor):
         maps = torch.einsum("tq,qgh->tgh", text_to_queries, query_maps)
         return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
 
-    def _explain_language(
-        self, images: EncodedImages, question: str | None, layer: int | None
-    ) -> Explanation:
+    def _explain_language(self, images: EncodedImages, question: str | None, layer: int | None) -> Explanation:
         """The log-probability of each word that the language model writes is differentiated: of the answer to a
         question, or without one of the caption.
         """

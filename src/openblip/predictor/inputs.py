@@ -116,8 +116,7 @@ def check_equal(call: str, **inputs: Sized) -> None:
         *names, last = inputs
         *counts, last_count = (f"{len(values)} {name}" for name, values in inputs.items())
         raise ConfigError(
-            f"{call} takes equally many {', '.join(names)} and {last}: {', '.join(counts)} and {last_count} "
-            "were given."
+            f"{call} takes equally many {', '.join(names)} and {last}: {', '.join(counts)} and {last_count} were given."
         )
 
 

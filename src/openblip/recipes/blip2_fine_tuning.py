@@ -108,11 +108,7 @@ def blip2_retrieval() -> Blip2Run:
     decay, which the paper does not mention here.
     """
     return _fine_tuning(
-        "blip2-retrieval",
-        Blip2Stage1Config(),
-        image_size=364,
-        steps=EPOCHS * (CAPTIONS // 224),
-        batch_size=14,
+        "blip2-retrieval", Blip2Stage1Config(), image_size=364, steps=EPOCHS * (CAPTIONS // 224), batch_size=14
     )
 
 

@@ -18,13 +18,7 @@ SCRATCH_STEPS = STAGE2_STEPS + round(5.4 * STAGE1_STEPS)
 
 ENCODER = ImageEncoderSource(source="openblip-mini")
 QFORMER = QFormerConfig(
-    num_queries=8,
-    hidden_dim=160,
-    num_layers=4,
-    num_heads=4,
-    mlp_dim=640,
-    max_positions=48,
-    dropout=0.0,
+    num_queries=8, hidden_dim=160, num_layers=4, num_heads=4, mlp_dim=640, max_positions=48, dropout=0.0
 )
 
 

@@ -104,13 +104,9 @@ class Blip2Run(Run):
     def check(self) -> None:
         super().check()
         if self.init is None and self.qformer is None and self.vision is None:
-            raise ConfigError(
-                f"The recipe {self.recipe} starts from a BLIP-2 checkpoint: name one with --init."
-            )
+            raise ConfigError(f"The recipe {self.recipe} starts from a BLIP-2 checkpoint: name one with --init.")
         if self.init is None and (self.qformer is None or self.vision is None):
-            raise ConfigError(
-                "A new Q-Former needs its shape and an image encoder: --qformer and --vision.source."
-            )
+            raise ConfigError("A new Q-Former needs its shape and an image encoder: --qformer and --vision.source.")
         if self.init is not None and self.text_init is not None:
             raise ConfigError("--init brings all weights: leave out --text-init, or --init.")
         check_text_start(self.init, self.text_init, self.tokenizer)
@@ -191,9 +187,7 @@ class Blip2Run(Run):
         if self.language is not None:
             model, config = load_named_language_model(self.language)
         elif start is None or start.model.language is None or start.model.config.language is None:
-            raise ConfigError(
-                f"The recipe {self.recipe} needs a language model: name it with --language.source."
-            )
+            raise ConfigError(f"The recipe {self.recipe} needs a language model: name it with --language.source.")
         else:
             model, config = start.model.language, start.model.config.language
             model.to(as_dtype(self.frozen_dtype))
@@ -232,8 +226,7 @@ class Blip2Run(Run):
                 "read text: name the checkpoint of stage 1 with --text-branch, or add --task.no-instructed."
             )
         return ConfigError(
-            f"The Q-Former of {self.init} reads no text, and {self.recipe} trains it on texts: start from "
-            "stage 1."
+            f"The Q-Former of {self.init} reads no text, and {self.recipe} trains it on texts: start from stage 1."
         )
 
 
@@ -255,10 +248,7 @@ def load_named_language_model(named: LanguageModelSource) -> "tuple[LanguageMode
 
     assert named.source is not None  # `check` has seen to it
     model = load_language_model(
-        named.source,
-        end_of_text=named.end_of_text,
-        dtype=as_dtype(named.dtype),
-        quantization=named.quantization,
+        named.source, end_of_text=named.end_of_text, dtype=as_dtype(named.dtype), quantization=named.quantization
     )
     if named.lora is not None:
         with_lora(model, named.lora)

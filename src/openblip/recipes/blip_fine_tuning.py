@@ -103,9 +103,7 @@ def filter_() -> BlipRun:
     released code keeps those of the epoch that scored best on the validation split (--training.validate-every
     keeps these too, in best/).
     """
-    return fine_tuning(
-        "filter", retrieval(COCO_STEPS), steps=6 * COCO_STEPS, learning_rate=1e-5, max_text_length=35
-    )
+    return fine_tuning("filter", retrieval(COCO_STEPS), steps=6 * COCO_STEPS, learning_rate=1e-5, max_text_length=35)
 
 
 def filter_large() -> BlipRun:
@@ -270,9 +268,7 @@ def video_qa() -> BlipRun:
 
 def retrieval(steps_per_epoch: int) -> RetrievalConfig:
     """ITC and ITM as in the paper; alpha rises over the first epoch."""
-    contrastive = ContrastiveConfig(
-        queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=steps_per_epoch
-    )
+    contrastive = ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=steps_per_epoch)
     return RetrievalConfig(contrastive=contrastive)
 
 

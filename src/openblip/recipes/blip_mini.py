@@ -30,9 +30,7 @@ def blip_mini() -> BlipRun:
     Source: BLIP section 3.2 with everything made smaller, and Muon beside AdamW. Cost: 26 minutes on one CPU
     core with AMX. Expected: docs/results.md.
     """
-    vision = VisionConfig(
-        image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640
-    )
+    vision = VisionConfig(image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640)
     text = TextConfig(
         vocab_size=0, hidden_dim=160, num_layers=3, num_heads=4, mlp_dim=640, max_positions=48, dropout=0.0
     )
@@ -83,12 +81,7 @@ def blip_mini_nlvr() -> BlipRun:
     Cost: half an hour on one CPU core. Expected: docs/results.md.
     """
     return fine_tuning_mini(
-        "blip-mini-nlvr",
-        NlvrConfig(),
-        steps=4500,
-        batch_size=32,
-        learning_rate=1.5e-4,
-        muon_learning_rate=None,
+        "blip-mini-nlvr", NlvrConfig(), steps=4500, batch_size=32, learning_rate=1.5e-4, muon_learning_rate=None
     )
 
 
@@ -129,12 +122,7 @@ def retrieval_mini() -> RetrievalConfig:
 
 def fine_tuning_mini(name: str, task: BlipTaskConfig, **training: Any) -> BlipRun:
     """A fine-tuning of blip-mini, at half the learning rates of its pre-training; `training` changes more."""
-    slower = {
-        "learning_rate": 5e-4,
-        "muon_learning_rate": 2e-3,
-        "warmup_steps": 50,
-        "min_learning_rate": 1e-6,
-    }
+    slower = {"learning_rate": 5e-4, "muon_learning_rate": 2e-3, "warmup_steps": 50, "min_learning_rate": 1e-6}
     return BlipRun(
         recipe=name,
         vocab_size=1000,

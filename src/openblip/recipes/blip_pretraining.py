@@ -114,18 +114,12 @@ def blip_large() -> BlipRun:
         vision_init="google/vit-large-patch16-224-in21k",
         task=pretraining(LARGE_STEPS),
         training=replace(
-            base.training,
-            steps=EPOCHS * LARGE_STEPS,
-            decay_every=LARGE_STEPS,
-            batch_size=75,
-            learning_rate=2e-4,
+            base.training, steps=EPOCHS * LARGE_STEPS, decay_every=LARGE_STEPS, batch_size=75, learning_rate=2e-4
         ),
     )
 
 
 def pretraining(steps_per_epoch: int) -> PretrainingConfig:
     """ITC, ITM and LM as in the paper; alpha rises over the first two epochs."""
-    contrastive = ContrastiveConfig(
-        queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=2 * steps_per_epoch
-    )
+    contrastive = ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=2 * steps_per_epoch)
     return PretrainingConfig(contrastive=contrastive, label_smoothing=0.1)

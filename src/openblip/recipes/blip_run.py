@@ -41,9 +41,7 @@ class BlipRun(Run):
         if self.init is None and self.model is None:
             raise ConfigError(f"The recipe {self.recipe} starts from a checkpoint: name one with --init.")
         if self.init is not None and (self.vision_init is not None or self.text_init is not None):
-            raise ConfigError(
-                "--init brings all weights: leave out --vision-init and --text-init, or --init."
-            )
+            raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
         if self.init is None and self.drop_path is not None:
             raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
         if self.init is None and self.image_size is not None:

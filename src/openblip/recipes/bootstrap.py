@@ -35,9 +35,7 @@ class Family:
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
-    "blip-mini": lambda: Family(
-        pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()
-    ),
+    "blip-mini": lambda: Family(pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()),
     "blip-base": lambda: Family(pretrain=blip_base(), captioner=caption(), filter=filter_()),
     "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption_large(), filter=filter_large()),
 }

@@ -22,9 +22,7 @@ TRAINING_SETTINGS = ("drop_path", "activation_checkpointing")
 FILE_SETTINGS = ("_name_or_path", "architectures", "transformers_version", "dtype")
 
 
-def cached_features(
-    folder: str, checkpoint: Blip2Checkpoint, data: DataConfig, mixture: Mixture
-) -> FeatureCache:
+def cached_features(folder: str, checkpoint: Blip2Checkpoint, data: DataConfig, mixture: Mixture) -> FeatureCache:
     """The features of all images of a mixture; all processes together compute those that are missing.
 
     To the last bit they are what the run would compute from the images at every step on this kind of device.
@@ -41,8 +39,7 @@ def cached_features(
         raise ConfigError("A feature cache is for images, not for videos: leave out --feature-cache.")
     if "vision" not in model.frozen:
         raise ConfigError(
-            "The image encoder is trained, so its features change: leave out --train-vision or "
-            "--feature-cache."
+            "The image encoder is trained, so its features change: leave out --train-vision or --feature-cache."
         )
     root = Path(folder)
     open_cache(root, describe_encoder(checkpoint))

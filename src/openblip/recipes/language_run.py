@@ -65,8 +65,7 @@ class LanguageRun(Run):
         longest, positions = self.task.max_text_tokens, self.shape.max_positions
         if self.shape.architecture == "opt" and longest > positions:
             raise ConfigError(
-                f"Texts of up to {longest} tokens: the model has {positions} positions; lower "
-                "--task.max-text-tokens."
+                f"Texts of up to {longest} tokens: the model has {positions} positions; lower --task.max-text-tokens."
             )
 
     def initialize(self, mixture: "Mixture") -> LanguageCheckpoint:

@@ -53,13 +53,9 @@ class Run(ABC):
         if not self.data.source:
             raise ConfigError("No training samples: name the source with --data.source.")
         if self.training.validate_every is not None and not self.data.validation:
-            raise ConfigError(
-                "--training.validate-every needs samples: name a source with --data.validation."
-            )
+            raise ConfigError("--training.validate-every needs samples: name a source with --data.validation.")
         if self.training.validate_every is None and self.data.validation:
-            raise ConfigError(
-                "--data.validation is used every --training.validate-every steps: say how many."
-            )
+            raise ConfigError("--data.validation is used every --training.validate-every steps: say how many.")
 
     @property
     def task_class(self) -> "type[Task]":

@@ -43,9 +43,7 @@ class Task(nn.Module, ABC):
         self.model = model
 
     @classmethod
-    def build(
-        cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing
-    ) -> Self:
+    def build(cls, config: Any, data: DataConfig, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> Self:
         """The task over a model; ConfigError when texts as long as `data` admits do not fit the model."""
         longest, positions = cls.longest_text(config, data, tokenizer), cls.max_positions(model)
         if positions is not None and longest > positions:
@@ -66,9 +64,7 @@ class Task(nn.Module, ABC):
 
         question_prompt: how a question is put to a language model, with `{}` in its place.
         """
-        return ImageTextProcessor(
-            read_pixels=pixel_reader(data.num_frames), max_text_length=data.max_text_length
-        )
+        return ImageTextProcessor(read_pixels=pixel_reader(data.num_frames), max_text_length=data.max_text_length)
 
     @classmethod
     def longest_text(cls, config: Any, data: DataConfig, tokenizer: Any) -> int:

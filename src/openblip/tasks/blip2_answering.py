@@ -104,9 +104,7 @@ class InstructionProcessor(PromptedProcessor):
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
         turns = draw_turns(sample, rng)
         return [
-            PromptedText(
-                question, conversation_prompt(self.question_prompt, turns[:number], question), answer
-            )
+            PromptedText(question, conversation_prompt(self.question_prompt, turns[:number], question), answer)
             for number, (question, answer) in enumerate(turns)
         ]
 

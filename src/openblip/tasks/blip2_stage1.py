@@ -47,13 +47,7 @@ class Blip2Stage1(Blip2Task):
             return self.model.image_kv(joint[index])
 
         itm = hard_negatives_loss(
-            self.model.match_logits,
-            batch.tokens,
-            image_kv,
-            negative_kv,
-            batch.image_ids,
-            similarities,
-            generator,
+            self.model.match_logits, batch.tokens, image_kv, negative_kv, batch.image_ids, similarities, generator
         )
         losses = {"itc": itc, "itm": itm}
         return losses | {"itg": self._itg(output, batch.tokens)} if self.config.itg else losses
@@ -70,9 +64,7 @@ class Blip2Stage1(Blip2Task):
             temperature = self.model.temperature
             image_to_text = similarity_matrix(image, gather_with_gradient(text)) / temperature  # (B, G)
             text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
-            loss = in_batch_itc_loss(
-                image_to_text, text_to_image, ids, gather(ids), self.config.label_smoothing
-            )
+            loss = in_batch_itc_loss(image_to_text, text_to_image, ids, gather(ids), self.config.label_smoothing)
         return loss, (image_to_text, text_to_image)
 
     def _itg(self, output: QueryOutput, tokens: Tokens) -> Tensor:

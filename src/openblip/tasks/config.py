@@ -109,11 +109,6 @@ class LanguagePretrainingConfig:
 
 
 BlipTaskConfig = (
-    PretrainingConfig
-    | RetrievalConfig
-    | CaptioningConfig
-    | QuestionAnsweringConfig
-    | NlvrConfig
-    | VisdialConfig
+    PretrainingConfig | RetrievalConfig | CaptioningConfig | QuestionAnsweringConfig | NlvrConfig | VisdialConfig
 )
 Blip2TaskConfig = Blip2Stage1Config | Blip2Stage2Config | PromptedAnsweringConfig | InstructionConfig

@@ -38,9 +38,7 @@ class TextProcessor(SampleProcessor):
 
     def collate(self, examples: Sequence[Example], tokenizer: Tokenizer | None) -> TextBatch:
         return TextBatch(
-            **shared_fields(examples),
-            prompts=[""] * len(examples),
-            texts=[example.content for example in examples],
+            **shared_fields(examples), prompts=[""] * len(examples), texts=[example.content for example in examples]
         )
 
 

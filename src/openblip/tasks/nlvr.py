@@ -97,9 +97,7 @@ class Nlvr(BlipTask):
         return ("nlvr",)
 
     @classmethod
-    def sample_processor(
-        cls, config: NlvrConfig, data: DataConfig, question_prompt: str
-    ) -> StatementProcessor:
+    def sample_processor(cls, config: NlvrConfig, data: DataConfig, question_prompt: str) -> StatementProcessor:
         return StatementProcessor(max_text_length=data.max_text_length)
 
     def forward(self, batch: StatementBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -14,12 +14,7 @@ from torch import Tensor
 from openblip.data.batch import Batch, Example, SampleProcessor, shared_fields
 from openblip.data.config import DataConfig
 from openblip.data.fields import open_rounds, text_field
-from openblip.data.prompts import (
-    MAX_DIALOG_CAPTION_TOKENS,
-    dialog_turns,
-    normalize_caption,
-    normalize_question,
-)
+from openblip.data.prompts import MAX_DIALOG_CAPTION_TOKENS, dialog_turns, normalize_caption, normalize_question
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
@@ -81,9 +76,7 @@ class Visdial(BlipTask):
         return ("visdial",)
 
     @classmethod
-    def sample_processor(
-        cls, config: VisdialConfig, data: DataConfig, question_prompt: str
-    ) -> DialogProcessor:
+    def sample_processor(cls, config: VisdialConfig, data: DataConfig, question_prompt: str) -> DialogProcessor:
         return DialogProcessor(num_negatives=config.num_negatives, max_text_length=data.max_text_length)
 
     def forward(self, batch: DialogBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -77,8 +77,6 @@ class TrainingConfig:
             if rate is not None and rate <= 0:
                 raise ConfigError(f"training.{name} is {rate}; it must be positive.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ConfigError(
-                f"training.layer_decay is {self.layer_decay}; it must be above 0 and at most 1."
-            )
+            raise ConfigError(f"training.layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"training.clip_norm is {self.clip_norm}; use a positive norm or none.")

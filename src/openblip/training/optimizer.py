@@ -77,12 +77,7 @@ def make_optimizers(
     rest = {name: parameter for name, parameter in trained.items() if name not in muon}
     adamw = torch.optim.AdamW(
         [
-            *_groups(
-                {n: p for n, p in rest.items() if p.ndim > 1},
-                scales,
-                config.learning_rate,
-                config.weight_decay,
-            ),
+            *_groups({n: p for n, p in rest.items() if p.ndim > 1}, scales, config.learning_rate, config.weight_decay),
             *_groups({n: p for n, p in rest.items() if p.ndim <= 1}, scales, config.learning_rate, 0.0),
         ],
         betas=(config.beta1, config.beta2),

@@ -51,9 +51,7 @@ class RunFolder:
         if file.exists():
             if not resume:
                 raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
-            differences = [
-                line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)
-            ]
+            differences = [line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)]
             if differences:
                 raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
             return
@@ -99,9 +97,7 @@ class RunFolder:
     def best_score(self, name: str) -> float | None:
         """The highest value of a validation score in metrics.jsonl; None when there is none."""
         lines = (line.value for line in read_jsonl(self.path / METRICS))
-        return max(
-            (line[f"validation/{name}"] for line in lines if f"validation/{name}" in line), default=None
-        )
+        return max((line[f"validation/{name}"] for line in lines if f"validation/{name}" in line), default=None)
 
     def model_at(self, step: int) -> Path:
         """The folder of the model at an earlier step, for `training.model_every`."""

@@ -100,21 +100,14 @@ def save_state(
         with atomic_folder(folder) as partial:
             if frozen.names:
                 write_json(partial / FROZEN, frozen.fingerprint)
-            write_json(
-                partial / CURSOR, {"samples_per_step": samples_per_step, "cursor": join_cursors(cursors)}
-            )
+            write_json(partial / CURSOR, {"samples_per_step": samples_per_step, "cursor": join_cursors(cursors)})
             torch.save(frozen.changing_state(task), partial / TASK)
             torch.save(optimizers.state_dict(), partial / OPTIMIZER)
     barrier()
 
 
 def load_state(
-    folder: Path,
-    task: Task,
-    frozen: FrozenParts,
-    optimizers: Optimizers,
-    samples_per_step: int,
-    device: torch.device,
+    folder: Path, task: Task, frozen: FrozenParts, optimizers: Optimizers, samples_per_step: int, device: torch.device
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote and return the data cursor, which serves any process of the run.
 

@@ -227,9 +227,7 @@ class Trainer:
     def _sync_only_if(self, last: bool) -> Iterator[None]:
         """DDP averages gradients in the backward pass of the last micro-batch only."""
         forward = self.forward
-        with (
-            forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
-        ):
+        with forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext():
             yield
 
     def _samples_per_step(self) -> int:
@@ -244,13 +242,7 @@ class Trainer:
         target = self.folder.checkpoint(self.step)
         if self._cursor is not None and not target.exists():
             save_state(
-                target,
-                self.task,
-                self.frozen,
-                self.optimizers,
-                self._cursor,
-                self._samples_per_step(),
-                self.process,
+                target, self.task, self.frozen, self.optimizers, self._cursor, self._samples_per_step(), self.process
             )
         if self.process.is_main:
             self.folder.keep_last(self.config.keep_checkpoints)

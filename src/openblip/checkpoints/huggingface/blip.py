@@ -122,9 +122,7 @@ def blip_layout(
     return Layout(heads, table, tuple(derived), text_prefixes, pooled)
 
 
-_BODY = add_prefix(HF_VISION_KEYS, "vision.", "vision_model.") | add_prefix(
-    BERT_TEXT_KEYS, "text.", "{text}."
-)
+_BODY = add_prefix(HF_VISION_KEYS, "vision.", "vision_model.") | add_prefix(BERT_TEXT_KEYS, "text.", "{text}.")
 _LAYOUTS: Mapping[str, Layout[Head]] = {
     "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, TEXT_DECODER),
     "BlipForImageTextRetrieval": blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, MATCHING_KEYS),
@@ -278,15 +276,11 @@ def read_huggingface_config(folder: Path, classes: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {reason}.") from error
 
 
-def _blip_config(
-    folder: Path, config: Any, layout: Layout[Head], *, sharing: Sharing, drop_path: float
-) -> BlipConfig:
+def _blip_config(folder: Path, config: Any, layout: Layout[Head], *, sharing: Sharing, drop_path: float) -> BlipConfig:
     """Our settings of a model of transformers; CheckpointError for one that BLIP does not have."""
     vision, text = config.vision_config, config.text_config
     if (vision.hidden_act, text.hidden_act) != ("gelu", "gelu"):
-        raise CheckpointError(
-            f"{folder} computes with {vision.hidden_act}/{text.hidden_act}; BLIP's layers are gelu."
-        )
+        raise CheckpointError(f"{folder} computes with {vision.hidden_act}/{text.hidden_act}; BLIP's layers are gelu.")
     if text.encoder_hidden_size != vision.hidden_size:
         raise CheckpointError(
             f"{folder}: the text attends to image tokens of width {text.encoder_hidden_size}, but those of the image "
@@ -396,9 +390,7 @@ def read_extra(folder: Path, config: Any, default: Extra) -> Extra:
         return default
     try:
         values: dict[str, Any] = {
-            name: convert(written[name])
-            for name, convert in _EXTRA_TYPES.items()
-            if written.get(name) is not None
+            name: convert(written[name]) for name, convert in _EXTRA_TYPES.items() if written.get(name) is not None
         }
         return Extra(**values)
     except (AttributeError, TypeError, ValueError, CheckpointError) as error:

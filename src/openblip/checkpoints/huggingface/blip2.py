@@ -94,9 +94,7 @@ def qformer_layer_keys(inner: str, *, has_text_branch: bool) -> Table:
     table = {}
     for ours, theirs in BERT_TEXT_KEYS.items():
         if ".feed_forward." in ours:
-            query = theirs.replace(".intermediate.", ".intermediate_query.").replace(
-                ".output.", ".output_query."
-            )
+            query = theirs.replace(".intermediate.", ".intermediate_query.").replace(".output.", ".output_query.")
             table[ours.replace("feed_forward", "query_feed_forward")] = query
             if has_text_branch:
                 table[ours.replace("feed_forward", "text_feed_forward")] = theirs
@@ -111,8 +109,7 @@ _IMAGE = {
     "qformer.embeddings.queries": "query_tokens",
 }
 _QUERIES, _TEXTS = (
-    add_prefix(qformer_layer_keys("attention", has_text_branch=text), "qformer.", "qformer.")
-    for text in (False, True)
+    add_prefix(qformer_layer_keys("attention", has_text_branch=text), "qformer.", "qformer.") for text in (False, True)
 )
 _PROJECTION = {"language_proj": "language_projection"}
 
@@ -148,12 +145,7 @@ _LAYOUTS: Mapping[str, Layout[Blip2Head]] = {
     _INSTRUCTBLIP: Layout(
         heads=("llm",),
         instructed=True,
-        table={
-            **_IMAGE,
-            **_TEXTS,
-            **_PROJECTION,
-            **_embeddings("qformer.embeddings", "qformer.embeddings.layernorm"),
-        },
+        table={**_IMAGE, **_TEXTS, **_PROJECTION, **_embeddings("qformer.embeddings", "qformer.embeddings.layernorm")},
         derived=("qformer.embeddings.position_ids",),
     ),
 }
@@ -255,16 +247,12 @@ def _blip2_config(
                 drop_path=extra.drop_path,
                 output_norm=False,
             ),
-            qformer=QFormerConfig(
-                **read_sizes(qformer, _QFORMER_SETTINGS), num_queries=config.num_query_tokens
-            ),
+            qformer=QFormerConfig(**read_sizes(qformer, _QFORMER_SETTINGS), num_queries=config.num_query_tokens),
             language=language_config,
             embed_dim=extra.embed_dim or embed_dim or Blip2Config.embed_dim,
             heads=layout.heads,
             instructed=layout.instructed,
-            vision_norm_eps=(
-                vision.layer_norm_eps if extra.vision_norm_eps is None else extra.vision_norm_eps
-            ),
+            vision_norm_eps=(vision.layer_norm_eps if extra.vision_norm_eps is None else extra.vision_norm_eps),
         )
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -274,11 +262,7 @@ def _blip2_config(
 
 
 def _read_language_model(
-    folder: Path,
-    text_config: Any,
-    state: Mapping[str, Tensor],
-    tokenizer: PathOrName | None,
-    end_of_text: str | None,
+    folder: Path, text_config: Any, state: Mapping[str, Tensor], tokenizer: PathOrName | None, end_of_text: str | None
 ) -> LanguageModel:
     """The language model of a folder.
 
@@ -323,9 +307,7 @@ def _read_language_model(
             f"{folder}: the tokenizer has {largest + 1} entries, the language model {num_rows}; it is another model's."
         )
     _check_language_width(str(folder), text_config, width)
-    if (
-        end_of_text is None
-    ):  # what the config says, when that is not the tokenizer's own end: a line break for OPT
+    if end_of_text is None:  # what the config says, when that is not the tokenizer's own end: a line break for OPT
         named = getattr(text_config, "eos_token_id", None)
         ends = named if isinstance(named, list) else [named]
         if named is not None and ends and words.eos_token_id not in ends:
@@ -423,9 +405,7 @@ def _class_for(config: Blip2Config) -> str:
     return name
 
 
-def _huggingface_config(
-    config: Blip2Config, text_config: Mapping[str, Any] | None, image_token: int | None
-) -> Any:
+def _huggingface_config(config: Blip2Config, text_config: Mapping[str, Any] | None, image_token: int | None) -> Any:
     """transformers' settings of a model of ours. image_token: id of the token that stands for a visual prompt."""
     vision, qformer = config.vision, config.qformer
     if not isinstance(vision, VisionConfig) or vision.input_norm or vision.output_norm:
@@ -480,9 +460,7 @@ def _write_processor(folder: Path, checkpoint: Blip2Checkpoint, image_token: int
         write_tokenizer(folder / QFORMER_TOKENIZER if config.instructed else folder, checkpoint.tokenizer)
     write_json(folder / PREPROCESSOR_CONFIG, preprocessor_config(checkpoint.preprocessing, processor))
     num_queries = None if image_token is None else config.qformer.num_queries
-    write_json(
-        folder / "processor_config.json", {"processor_class": processor, "num_query_tokens": num_queries}
-    )
+    write_json(folder / "processor_config.json", {"processor_class": processor, "num_query_tokens": num_queries})
 
 
 def _writable_language_model(language: LanguageModel) -> Any:

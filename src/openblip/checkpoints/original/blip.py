@@ -101,17 +101,12 @@ _PAIR_KEYS: Table = {  # nlvr_encoder: cross-attention over two images
     "layers.{i}.cross_attention.branch.second.out": f"{_CROSS}.output.dense1",
     "layers.{i}.cross_attention.branch.merge": f"{_CROSS}.output.merge_layer",  # from the middle layer on
 }
-_BODY = {
-    **add_prefix(TIMM_VISION_KEYS, "vision.", "visual_encoder."),
-    **add_prefix(BERT_TEXT_KEYS, "text.", "{text}."),
-}
+_BODY = {**add_prefix(TIMM_VISION_KEYS, "vision.", "visual_encoder."), **add_prefix(BERT_TEXT_KEYS, "text.", "{text}.")}
 _MATCHING = {LOG_TEMPERATURE: _TEMPERATURE, **MATCHING_KEYS}  # the file has no logarithm
 _NLVR = {**add_prefix(_PAIR_KEYS, "text.", "{text}."), "nlvr_head.{i}": "cls_head.{i}"}
 
 _LAYOUTS: Mapping[str, Layout[Head]] = {
-    "pre-trained": blip_layout(
-        ("itc", "itm", "lm"), _BODY, TEXT_ENCODER | TEXT_DECODER, _MATCHING
-    ),  # BLIP_Pretrain
+    "pre-trained": blip_layout(("itc", "itm", "lm"), _BODY, TEXT_ENCODER | TEXT_DECODER, _MATCHING),  # BLIP_Pretrain
     "captions": blip_layout(("lm",), _BODY, TEXT_DECODER),  # BLIP_Decoder
     "retrieval": blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
     "VQA": blip_layout(("vqa",), _BODY, TEXT_ENCODER | TEXT_DECODER),  # BLIP_VQA

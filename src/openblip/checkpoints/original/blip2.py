@@ -63,14 +63,7 @@ from openblip.checkpoints.state_dict import (
 )
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.config import (
-    STAGE1_HEADS,
-    Blip2Config,
-    LanguageConfig,
-    QFormerConfig,
-    TowerConfig,
-    VisionConfig,
-)
+from openblip.models.config import STAGE1_HEADS, Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, has_lora
 from openblip.models.vision_tower import VisionTower
 
@@ -176,9 +169,7 @@ class FrozenSources(NamedTuple):
 
 
 def frozen_sources(
-    file: PthFile,
-    vision: PathOrName | None = None,
-    language_model: PathOrName | None = None,
+    file: PthFile, vision: PathOrName | None = None, language_model: PathOrName | None = None
 ) -> FrozenSources:
     """The parts that a file of BLIP-2 leaves out, at the places that the caller names.
 
@@ -197,9 +188,7 @@ def frozen_sources(
         entry_name = check_entry(file)
         settings = read_blip2_settings(file.entry, entry_name)
         own_vision, own_language = settings.model.vision, settings.model.language
-        if (own_language is None) != (layout is None) or (
-            has_encoder and isinstance(own_vision, TowerConfig)
-        ):
+        if (own_language is None) != (layout is None) or (has_encoder and isinstance(own_vision, TowerConfig)):
             raise CheckpointError(f"{entry_name}: damaged, of another kind of model than the weights.")
         if vision is None and isinstance(own_vision, TowerConfig):
             vision = own_vision.name
@@ -248,9 +237,7 @@ def _check_frozen_parts(file: PthFile, parts: FrozenModels, sources: FrozenSourc
         widths.append(("a language model", width, sources.language_model, parts.language.hidden_dim))
     for part, expected, source, width in widths:
         if width != expected:
-            raise CheckpointError(
-                f"{path} was trained with {part} {expected} wide; {source} is {width} wide."
-            )
+            raise CheckpointError(f"{path} was trained with {part} {expected} wide; {source} is {width} wide.")
     if layout is not None and parts.language is not None:
         _check_language_copies(file, layout, parts.language)
 
@@ -279,10 +266,7 @@ def _check_language_copies(file: PthFile, layout: LanguageLayout, language: Lang
 
 
 def load_original_blip2(
-    file: PthFile,
-    sources: FrozenSources,
-    parts: FrozenModels,
-    tokenizer: PathOrName | None = None,
+    file: PthFile, sources: FrozenSources, parts: FrozenModels, tokenizer: PathOrName | None = None
 ) -> Blip2Checkpoint:
     """The model of a .pth file around the frozen parts that it leaves out.
 
@@ -350,9 +334,7 @@ def _infer_settings(
     language = None
     if layout is not None and parts.language is not None:
         language = LanguageConfig(
-            name=str(sources.language_model),
-            hidden_dim=parts.language.hidden_dim,
-            end_of_text=layout.end_of_text,
+            name=str(sources.language_model), hidden_dim=parts.language.hidden_dim, end_of_text=layout.end_of_text
         )
     is_captioner = layout is not None and parts.encoder is None  # fine-tuned together with its encoder
     return Blip2Settings(
@@ -364,10 +346,7 @@ def _infer_settings(
 
 
 def infer_blip2_config(
-    state: Mapping[str, Tensor],
-    vision: VisionConfig | TowerConfig,
-    language: LanguageConfig | None,
-    source: str,
+    state: Mapping[str, Tensor], vision: VisionConfig | TowerConfig, language: LanguageConfig | None, source: str
 ) -> Blip2Config:
     """The model's settings: what shapes show, and what is the same in all released models.
 

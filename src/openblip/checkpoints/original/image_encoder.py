@@ -11,12 +11,7 @@ from torch import Tensor
 
 from openblip.checkpoints.backbones import build_vit, empty_vit
 from openblip.checkpoints.checkpoint import ImageEncoder
-from openblip.checkpoints.original.blip import (
-    TIMM_VISION_KEYS,
-    PthFile,
-    infer_vit,
-    layer_numbers,
-)
+from openblip.checkpoints.original.blip import TIMM_VISION_KEYS, PthFile, infer_vit, layer_numbers
 from openblip.checkpoints.state_dict import Table, as_float32, translate
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
@@ -107,9 +102,7 @@ def read_encoder(file: PthFile) -> ImageEncoder:
     """
     weights, source = file.weights, str(file.path)
     if is_blip2_file(file):
-        state = {
-            n.removeprefix(ENCODER_PREFIX): t for n, t in weights.items() if n.startswith(ENCODER_PREFIX)
-        }
+        state = {n.removeprefix(ENCODER_PREFIX): t for n, t in weights.items() if n.startswith(ENCODER_PREFIX)}
         if not state:
             raise CheckpointError(
                 f"{source} holds no image encoder: a frozen one is left out there. Name the encoder's own file "
@@ -132,9 +125,7 @@ def encoder_layout(state: Mapping[str, Tensor], prefix: str = "") -> EncoderLayo
     return OPENAI_CLIP if is_clip else EVA_CLIP
 
 
-def infer_encoder(
-    state: Mapping[str, Tensor], layout: EncoderLayout, source: str, prefix: str = ""
-) -> VisionConfig:
+def infer_encoder(state: Mapping[str, Tensor], layout: EncoderLayout, source: str, prefix: str = "") -> VisionConfig:
     """The config of the encoder below `prefix`, from shapes; `state` is that of `add_implied_tensors`."""
     return infer_vit(state, layout.table, prefix, source, layout.settings, layout.head_width)
 
@@ -147,9 +138,7 @@ def _without_last_block(state: Mapping[str, Tensor], layout: EncoderLayout) -> d
     return {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
 
 
-def add_implied_tensors(
-    state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = ""
-) -> dict[str, Tensor]:
+def add_implied_tensors(state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
     """The tensors below `prefix` with what the table expects of them: batch axes, and key biases of zeros."""
     complete = dict(state)
     for name, tensor in state.items():
@@ -161,9 +150,7 @@ def add_implied_tensors(
     return complete
 
 
-def drop_batch_axes(
-    state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = ""
-) -> dict[str, Tensor]:
+def drop_batch_axes(state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
     """The tensors below `prefix` in the shapes in which LAVIS keeps them."""
     dropped = dict(state)
     for name, num_axes in _missing_axes(layout, prefix):
@@ -176,7 +163,4 @@ def _missing_axes(layout: EncoderLayout, prefix: str) -> tuple[tuple[str, int], 
     """The tensors that LAVIS keeps without leading axes of length one, and how many."""
     if layout.has_batch_axes:
         return ()
-    return (
-        (f"{prefix}{layout.table['class_token']}", 2),
-        (f"{prefix}{layout.table['position_embedding']}", 1),
-    )
+    return ((f"{prefix}{layout.table['class_token']}", 2), (f"{prefix}{layout.table['position_embedding']}", 1))

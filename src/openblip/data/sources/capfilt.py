@@ -29,9 +29,7 @@ class CapFiltSource(Source):
     threshold: float
 
     @classmethod
-    def open(
-        cls, spec: str, directory: str, open_original: Callable[[str, str | None], Source]
-    ) -> "CapFiltSource":
+    def open(cls, spec: str, directory: str, open_original: Callable[[str, str | None], Source]) -> "CapFiltSource":
         """Read the manifest; `open_original` opens the source that it names, with its folder of images."""
         path = Path(directory).expanduser() / "manifest.json"
         try:
@@ -42,9 +40,7 @@ class CapFiltSource(Source):
             ) from error
         missing = {"source", "threshold"} - manifest.keys()
         if missing:
-            raise SourceError(
-                f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt"
-            )
+            raise SourceError(f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt")
         original = open_original(manifest["source"], manifest.get("images"))
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
@@ -64,9 +60,7 @@ class CapFiltSource(Source):
             if shard not in whole and self.original.has_shard(shard) and self.file_name(shard) not in files
         ]
         if not shards:
-            raise SourceError(
-                f"{self.name}: no shard is finished; run the same openblip capfilt command again"
-            )
+            raise SourceError(f"{self.name}: no shard is finished; run the same openblip capfilt command again")
         return shards
 
     def file_name(self, shard: str) -> str:

@@ -108,9 +108,7 @@ def _open_one(spec: str, images: str | None) -> Source:
         return _open_directory(spec, paths[0])
     suffixes = {_suffix(path) for path in paths}
     if len(suffixes) > 1:
-        raise SourceError(
-            f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format"
-        )
+        raise SourceError(f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format")
     return _open_files(spec, paths, suffixes.pop(), images, split)
 
 

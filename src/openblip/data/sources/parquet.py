@@ -18,14 +18,7 @@ import pyarrow.parquet as pq
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, image_id_of, is_transient
 from openblip.data.sources import storage
 from openblip.data.sources.fields import TASK_COLUMNS, task_fields
-from openblip.data.sources.rows import (
-    CAPTION_COLUMNS,
-    KEY_COLUMNS,
-    find_column,
-    reject_of,
-    row_captions,
-    row_key,
-)
+from openblip.data.sources.rows import CAPTION_COLUMNS, KEY_COLUMNS, find_column, reject_of, row_captions, row_key
 from openblip.errors import SourceError
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4")

@@ -21,9 +21,7 @@ def split_slice(spec: str) -> tuple[str, tuple[int, int] | None]:
         return spec, None
     start, stop = int(match["start"] or 0), int(match["stop"] or 100)
     if not 0 <= start < stop <= 100:
-        raise SourceError(
-            f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]"
-        )
+        raise SourceError(f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]")
     return match["spec"], (start, stop)
 
 

@@ -224,9 +224,7 @@ def _expand_glob(path: str) -> list[str]:
         return sorted(glob.glob(path, recursive=True))
     return _remote(
         path,
-        lambda filesystem, inner: sorted(
-            str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(inner)
-        ),
+        lambda filesystem, inner: sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(inner)),
     )
 
 

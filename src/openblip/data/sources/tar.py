@@ -94,10 +94,7 @@ class _Group:
             return [], f"of two images the {lacking} one is missing, there is only the {present} one"
         if "video" in members:
             return [members["video"]], ""
-        return (
-            [],
-            "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key",
-        )
+        return ([], "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key")
 
 
 @dataclass
@@ -155,9 +152,7 @@ class TarSource(Source):
         if not group.members:
             return
         if is_repeat:
-            yield Reject(
-                shard, key, "duplicate key: the first one stays; files of a sample must not lie apart"
-            )
+            yield Reject(shard, key, "duplicate key: the first one stays; files of a sample must not lie apart")
             return
         for _ in range(max(group.repeats.values(), default=0)):
             yield Reject(shard, key, "duplicate key: the first one stays")
@@ -167,9 +162,7 @@ class TarSource(Source):
         if not members:
             return
         try:
-            texts = {
-                kind: _payload(file, group.members[kind]) for kind in TEXT_SUFFIXES if kind in group.members
-            }
+            texts = {kind: _payload(file, group.members[kind]) for kind in TEXT_SUFFIXES if kind in group.members}
             sample = sample_of_texts(self.name, shard, key, texts)
             if selection.skips(sample):
                 return

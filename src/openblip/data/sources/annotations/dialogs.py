@@ -90,9 +90,7 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
     """
     data = file.content["data"]
     dialogs = data["dialogs"]
-    questions, answers = (
-        _visdial_texts(data.get(name), name, file.path) for name in ("questions", "answers")
-    )
+    questions, answers = (_visdial_texts(data.get(name), name, file.path) for name in ("questions", "answers"))
     description: dict[str, object] = {"format": "VisDial dialogs"}
     companions = [file.beside(f"{file.stem}_{name}.json") for name in ("dense_annotations", "dense_sample")]
     companion = next((path for path in companions if storage.exists(path)), None)

@@ -69,9 +69,7 @@ def _vqa_annotations(file: AnnotationFile) -> str:
     """The annotations beside a questions file, by the names under which both are distributed."""
     name = f"{file.stem}.json"
     if "questions" not in name:
-        raise SourceError(
-            f"{file.path}: its annotations are found by its name, which has to end in questions.json"
-        )
+        raise SourceError(f"{file.path}: its annotations are found by its name, which has to end in questions.json")
     companion = re.sub("OpenEnded_|MultipleChoice_", "", name).replace("questions", "annotations")
     path = file.beside(companion)
     if not storage.exists(path):

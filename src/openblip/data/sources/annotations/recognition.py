@@ -17,11 +17,7 @@ from openblip.data.sources.annotations.file import (
     read_text,
 )
 from openblip.data.sources.annotations.lists import listed_rows, names_images
-from openblip.data.sources.annotations.questions import (
-    aokvqa_rows,
-    visual_genome_rows,
-    vqa_rows,
-)
+from openblip.data.sources.annotations.questions import aokvqa_rows, visual_genome_rows, vqa_rows
 from openblip.data.sources.annotations.videos import (
     is_video_table,
     msrvtt_rows,
@@ -55,8 +51,7 @@ class AnnotationFormat(NamedTuple):
         for name in self.list_path:
             content = content.get(name) if isinstance(content, dict) else None
         return any(
-            all(name in item for name in self.fields) and self.recognises(item)
-            for item in first_objects(content)
+            all(name in item for name in self.fields) and self.recognises(item) for item in first_objects(content)
         )
 
 
@@ -78,16 +73,10 @@ ANNOTATION_FORMATS = (
         ("question_id", "question"),
     ),
     AnnotationFormat(
-        "Visual Genome question_answers.json (a list of images with qas)",
-        visual_genome_rows,
-        fields=("qas",),
+        "Visual Genome question_answers.json (a list of images with qas)", visual_genome_rows, fields=("qas",)
     ),
-    AnnotationFormat(
-        "A-OKVQA (a list of questions with choices)", aokvqa_rows, fields=("choices", "question")
-    ),
-    AnnotationFormat(
-        "VisDial v1.0 (data with dialogs, questions and answers)", visdial_rows, ("data", "dialogs")
-    ),
+    AnnotationFormat("A-OKVQA (a list of questions with choices)", aokvqa_rows, fields=("choices", "question")),
+    AnnotationFormat("VisDial v1.0 (data with dialogs, questions and answers)", visdial_rows, ("data", "dialogs")),
     AnnotationFormat(
         "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)",
         msrvtt_rows,
@@ -106,9 +95,7 @@ ANNOTATION_FORMATS = (
         fields=("question", "video_id"),
     ),
     AnnotationFormat(
-        "a list of videos (clip_name or video_id) with sentence or caption",
-        video_list_rows,
-        recognises=names_videos,
+        "a list of videos (clip_name or video_id) with sentence or caption", video_list_rows, recognises=names_videos
     ),
 )
 """Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that
@@ -150,13 +137,7 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
 
 
 def _annotation_source(
-    known: AnnotationFormat,
-    spec: str,
-    path: str,
-    text: str,
-    content: Any,
-    images: str | None,
-    split: str | None,
+    known: AnnotationFormat, spec: str, path: str, text: str, content: Any, images: str | None, split: str | None
 ) -> AnnotationSource:
     if images is None:
         raise SourceError(f"{path}: give the folder of its images with --images DIR")

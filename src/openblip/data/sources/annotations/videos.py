@@ -85,9 +85,7 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
         text_of(video, "split")
         name = text_of(video, "video_id")
         its_captions = caption_texts(captions.get(name), f"sentences of {name}")
-        return ImageRow(
-            safe_name(name), folder.find(name), name, its_captions, info={**video, "image_id": name}
-        )
+        return ImageRow(safe_name(name), folder.find(name), name, its_captions, info={**video, "image_id": name})
 
     description |= folder.describe_missing(name for name in ids if isinstance(name, str))
     return AnnotationRows(len(numbers), row, lambda n: f"videos[{numbers[n]}]", description)
