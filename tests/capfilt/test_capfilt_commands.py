@@ -15,7 +15,7 @@ def test_the_three_commands(
 ) -> None:
     out = tmp_path / "run"
     words = ["capfilt", str(web), "--captioner", captioner, "--filter", filter_model, "--out", str(out)]
-    assert main([*words, "--batch-size", "4"]) == 0
+    assert main([*words, "--batch-size", "4", "--engine", "local"]) == 0
     assert all_rows(out) == all_rows(finished_run), "the defaults of the command are those of the config"
     printed = capsys.readouterr().out
     assert "web: kept" in printed

@@ -85,6 +85,7 @@ def test_same_key_in_two_shards_draws_differently() -> None:
     assert image_seed(0, "a", "bc") != image_seed(0, "ab", "c")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_row_for_row(tmp_path: Path, captioner: str, filter_model: str) -> None:
     web = tmp_path / "web"
     for shard in range(30):
@@ -123,6 +124,7 @@ def test_killed_and_resumed_is_the_same_row_for_row(tmp_path: Path, captioner: s
         ({"decoding": openblip.Nucleus(top_p=0.5)}, "top_p", "0.9", "0.5"),
         ({"decoding": openblip.Beam(num_beams=2)}, "decoding", "'nucleus'", "'beam'"),
         ({"prompt": "two dogs"}, "prompt", "None", "'two dogs'"),
+        ({"dtype": "bfloat16"}, "dtype", "'float32'", "'bfloat16'"),
     ],
 )
 def test_changed_settings_are_refused_by_name(
@@ -132,6 +134,22 @@ def test_changed_settings_are_refused_by_name(
     with pytest.raises(ConfigError, match=f"{field} was {was}, is now {now}"):
         run_capfilt(dataclasses.replace(config, **change), run_copy)
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_copy: Path) -> None:
+    path = run_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert config.dtype == "auto"
+    assert manifest["config"]["dtype"] == "float32"  # on a CPU
+    reports = {file.read_bytes() for file in run_copy.glob("captions/*.report.json")}
+    # A run of a version that knew only float32 is continued, and its hash stays.
+    del manifest["config"]["dtype"]
+    path.write_text(json.dumps(manifest))
+    (run_copy / "captions" / "00001.report.json").unlink()
+    assert run_capfilt(dataclasses.replace(config, dtype="float32"), run_copy).done == ["00001"]
+    hashes = {json.loads(file.read_text())["config"] for file in run_copy.glob("captions/*.report.json")}
+    assert hashes == {json.loads(report)["config"] for report in reports}
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize("role", ["captioner", "filter"])

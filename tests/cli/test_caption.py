@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import openblip
 from openblip.cli.main import main
+from openblip.nn.attention import SelfAttention
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -111,6 +113,24 @@ def test_the_precision_reaches_the_model(
         expected = model.caption(image, return_scores=True).logprob
         assert logprobs[dtype] == pytest.approx(expected, abs=1e-5)
     assert logprobs["float32"] == logprobs["auto"] != logprobs["bfloat16"]
+
+
+def test_the_decoder_is_at_most_twelve_frames_away(
+    checkpoint: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command to the decoder's first self-attention, counted in our files."""
+    stacks: list[list[str]] = []
+    forward = SelfAttention.forward
+
+    def counting(*args: Any, **options: Any) -> Any:
+        stack = [frame.filename for frame in traceback.extract_stack()]
+        if any("generation" in Path(name).parts for name in stack):
+            stacks.append([name for name in stack if Path(openblip.__file__).parent in Path(name).parents])
+        return forward(*args, **options)
+
+    monkeypatch.setattr(SelfAttention, "forward", counting)
+    assert main(["caption", str(image_folder / "a.png"), "--model", str(checkpoint)]) == 0
+    assert 0 < len(stacks[0]) + 1 <= 12, stacks[0]  # and the attention's own
 
 
 def test_a_url_is_read_and_is_its_key(checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

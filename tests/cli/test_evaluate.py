@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli.main import main
+from openblip.metrics import java_programs
 
 PAIRS = [("a.png", "a red dog", None), ("b.jpg", "buy shoes now", "shop"), ("deeper/c.webp", "a blue car", None)]
 
@@ -31,8 +32,15 @@ def shard(tmp_path: Path, image_folder: Path) -> Path:
     [("caption", {"cider", "bleu_4", "exact_match"}), ("retrieval", {"itc", "itm"}), ("filter", {"auc", "recall"})],
 )
 def test_scores_are_printed_and_written(
-    task: str, names: set[str], checkpoint: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str,
+    names: set[str],
+    checkpoint: Path,
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(java_programs, "java_runs", lambda: False)  # METEOR takes ten seconds
     if task == "caption":
         pytest.importorskip("pycocoevalcap")
     out = tmp_path / "scores" / f"{task}.json"

@@ -91,7 +91,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int]], None]
         module = types.ModuleType("openblip.cli.probe")
         module.command = command  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "openblip.cli.probe", module)
-        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("openblip.cli.probe", "for this test"))
+        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("openblip.cli.probe", "command", "for this test"))
 
     return install
 
@@ -231,7 +231,10 @@ def test_a_given_instance_sets_the_defaults() -> None:
 
 def test_errors_name_every_option_and_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["evaluate"], "caption|retrieval|filter|vqa|nlvr|visdial|video-retrieval|video-qa|classification, --model"),
+        (
+            ["evaluate"],
+            "caption|retrieval|filter|vqa|nlvr|visdial|video-retrieval|video-qa|classification, --data and --model",
+        ),
         (["caption", "a.png", "--modl", "x"], "no option --modl; did you mean --model?"),
         (["caption", "a.png", "--model", "x", "--decoding", "y"], "cannot be y; choose beam, nucleus or greedy"),
         (["convert", "a", "b", "c", "--format", "openblip"], "c cannot be understood here"),

@@ -1,10 +1,12 @@
-"""What a CapFilt run does. No torch here: the command line reads it before anything heavy is imported."""
+"""What a CapFilt run does, also the options of `openblip capfilt`. No torch here, so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from openblip import Beam, Greedy, Nucleus
+import tyro
+
 from openblip.errors import ConfigError
+from openblip.generation.decoding import Beam, Greedy, Nucleus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,31 +17,30 @@ class CapFiltConfig:
     its ITM probability is above 0.5. Raises `ConfigError` for values that cannot work together.
     """
 
-    source: str
-    """The noisy pairs: any source of `openblip.data.sources`."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """The noisy pairs: tar shards ("{0000..0127}.tar"), parquet, jsonl, csv, COCO json, a folder, any data source."""
     captioner: str
-    """Checkpoint that writes the synthetic captions."""
+    """Checkpoint that writes captions: a folder, or the name of a shipped model."""
     filter: str
-    """Checkpoint that scores web and synthetic texts."""
+    """Checkpoint that scores texts against images: a folder, or the name of a shipped model."""
     images: str | None = None
-    """Folder of the images, for sources that list only their names (COCO json)."""
+    """The folder of the images that an annotation file or table names."""
     threshold: float = 0.5
-    """A text is kept when its ITM probability is strictly above this. Changes no row: see
-    `capfilt-select`."""
+    """A text is kept when its ITM probability is strictly above this; `openblip capfilt-select` changes it later."""
     num_captions: int = 1
-    """Synthetic captions per image."""
-    decoding: Greedy | Beam | Nucleus = Nucleus()  # noqa: RUF009 (frozen)
+    """Captions written per image."""
+    decoding: Annotated[Greedy | Beam | Nucleus, tyro.conf.Suppress] = Nucleus()  # noqa: RUF009 (frozen)
     """How the captioner decodes; its seed is the field below."""
     prompt: str | None = None
-    """Start of every caption; None takes the checkpoint's own."""
+    """The first words of every caption; the checkpoint's own when not given."""
     seed: int = 0
     """Seed of the sampling; every image draws from (seed, shard, key), so batches and order do not matter."""
     batch_size: int = 64
-    """Images per model call. Changes speed and memory, not the rows."""
+    """Images in one step of the models. Changes speed and memory, not the rows."""
     num_workers: int = 4
     """Threads that read and decode images."""
-    dtype: str = "float32"
-    """Precision of both checkpoints, by its name in `openblip.load`."""
+    dtype: str = "auto"
+    """Precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows."""
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "num_workers"):
@@ -65,8 +66,7 @@ class CapFiltConfig:
             **decoding,
             "prompt": self.prompt,
             "seed": self.seed,
-            # Runs of versions that knew only float32 do not name it, and can be continued.
-            **({} if self.dtype == "float32" else {"dtype": self.dtype}),
+            "dtype": self.dtype,
         }
 
 

@@ -136,7 +136,10 @@ def describe_model(checkpoint: str, predictor: BasePredictor) -> dict[str, Any]:
 
 def config_hash(manifest: Mapping[str, Any]) -> str:
     """A short hash of everything that decides the rows."""
-    return hashlib.sha256(json.dumps(_identity(manifest), sort_keys=True).encode()).hexdigest()[:16]
+    identity = _identity(manifest)
+    if identity["dtype"] == "float32":  # so that the hash of a run without it stays
+        del identity["dtype"]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +149,7 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "images": manifest.get("images"),
         "captioner": manifest.get("captioner", {}).get("sha256"),
         "filter": manifest.get("filter", {}).get("sha256"),
+        "dtype": "float32",  # of runs that do not name it
         **manifest.get("config", {}),
     }
 

@@ -6,7 +6,7 @@ While the models work on a shard, the next one is already read and decoded.
 import traceback
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
     models = _load_models(config, device)
+    config = replace(config, dtype=str(models.captioner.dtype).removeprefix("torch."))  # what "auto" chose
     manifest = build_manifest(
         config,
         describe_model(config.captioner, models.captioner),

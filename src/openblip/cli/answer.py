@@ -3,18 +3,18 @@
 B images or videos, F frames of each, S image size.
 """
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openblip.cli.batches import Batches, OutputLines, decode_image, sample_name
+from openblip.cli.batches import OutputLines, decode_image, sample_name
 from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, ImageFile, find_sources, has_texts, is_one_file
-from openblip.cli.options import ModelOptions, read_text_list
+from openblip.cli.options import ModelOptions, ReadingOptions, read_text_list
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam
@@ -24,33 +24,22 @@ if TYPE_CHECKING:
 
     from openblip.predictor import BasePredictor
 
-
-class Asked(NamedTuple):
-    """An image (one frame) or a video, and the questions about it."""
-
-    frames: "Tensor"
-    """(F, 3, S, S) uint8"""
-    questions: tuple[str, ...]
+    Asked = tuple[Tensor, tuple[str, ...]]
+    """An image (one frame) or a video, (F, 3, S, S) uint8, and the questions about it."""
 
 
 def command(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
-    questions: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION...", help_behavior_hint="")
-    ],
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
+    questions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUESTION...", help_behavior_hint="")],
     /,
     *,
-    model: str,
+    model: ModelOptions,
     out: Path | None = None,
-    images: str | None = None,
     candidates: Path | None = None,
     num_beams: int | None = None,
     max_new_tokens: int = 10,
     num_frames: int = 16,
-    encoder_token: Literal["[ENC]", "[CLS]"] | None = None,
-    batch_size: int = 32,
-    num_workers: int = 2,
-    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008
+    reading: ReadingOptions,
 ) -> int:
     """Answers questions about an image or a video: one JSON line {"question", "answer", "logprob"} for each.
 
@@ -62,44 +51,59 @@ def command(
     Args:
         source: an image or video file, a folder of them (searched recursively), or a data source.
         questions: the questions, each in quotes.
-        model: a checkpoint folder, file or hub name, or the name of a shipped model.
+        model: which model runs, where and how.
         out: write the lines to this file; to standard output when not given.
-        images: the folder of the images that an annotation file or table names.
         candidates: a JSON list of answers to choose from; answers are written when not given.
         num_beams: texts kept while an answer is written; 3, of BLIP-2 5 when not given.
         max_new_tokens: the longest answer that is written, in tokens.
         num_frames: frames of a video.
-        encoder_token: the first token of the questions; what the checkpoint says when not given.
-        batch_size: images, or frames of videos, in one step of the model.
-        num_workers: threads that read and decode images.
-        options: where and how the model runs.
+        reading: how images are read.
     """
-    if min(num_frames, batch_size, num_workers) < 1:
-        raise ConfigError("--num-frames, --batch-size and --num-workers must be at least 1")
+    if num_frames < 1:
+        raise ConfigError("--num-frames must be at least 1")
     if not all(question.strip() for question in questions):
         raise ConfigError("a question is empty; write it in quotes after the image")
-    chosen = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
-    Beam(min_new_tokens=1, **chosen)  # says what is out of range before anything is loaded
+    given = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
+    Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_text_list(candidates, "candidates")
     is_alone = out is None and is_one_file(source)
-    sources = [] if is_alone else find_sources([source], images=images, videos=True, with_texts=not questions)
+    sources = [] if is_alone else find_sources([source], images=reading.images, videos=True, with_texts=not questions)
     if not questions and not has_texts(sources):
         raise ConfigError("there is no question; write at least one in quotes after the image")
-    predictor = options.load(model, encoder_token=encoder_token)
-    decoding = replace(predictor.answer_decoding, **chosen)
-    predictor.answer([], [], choices, decoding)  # refuses what it cannot do, before a file is made
+    predictor = model.load()
+    decoding = replace(predictor.answer_decoding, **given)
+    predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
+    import torch
 
-    def prepare(sample: Sample) -> Asked:
-        own = questions or (_own_question(sample),)
-        return Asked(_read_frames(predictor, sample, num_frames), own)
+    def prepare(sample: Sample) -> "Asked":
+        question = sample.info.get("question")
+        if not questions and (not isinstance(question, str) or not question.strip()):
+            raise SourceError("it has no question")
+        return _read_frames(predictor, sample, num_frames), questions or (str(question),)
 
-    def answer(batch: Sequence[Asked]) -> list[list[dict[str, Any]]]:
-        """The rows of each image; those of as many frames are encoded together."""
+    def answer(batch: Sequence["Asked"]) -> list[list[dict[str, Any]]]:
+        """The rows of each image or video; those of equally many frames are encoded together."""
         rows: list[list[dict[str, Any]]] = []
-        for frames, alike in itertools.groupby(batch, key=lambda asked: len(asked.frames)):
-            group, at_once = list(alike), max(1, batch_size // frames)
-            for start in range(0, len(group), at_once):
-                rows += _answer(predictor, group[start : start + at_once], choices, decoding, batch_size)
+        for _, group in groupby(batch, key=lambda asked: len(asked[0])):
+            alike = list(group)
+            step = max(1, reading.batch_size // len(alike[0][0]))
+            for part in (alike[start : start + step] for start in range(0, len(alike), step)):
+                frames = torch.stack([frames for frames, _ in part])  # (B, F, 3, S, S)
+                images = predictor.encode(frames, reading.batch_size)
+                texts = [question for _, asked in part for question in asked]
+                answers = predictor.answer(
+                    images.select(torch.tensor([i for i, (_, asked) in enumerate(part) for _ in asked])),
+                    texts,
+                    choices,
+                    decoding,
+                    batch_size=reading.batch_size,
+                    return_scores=True,
+                )
+                answered = iter(
+                    {"question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
+                    for question, answer in zip(texts, answers, strict=True)
+                )
+                rows += [[next(answered) for _ in asked] for _, asked in part]
         return rows
 
     if is_alone:
@@ -108,33 +112,9 @@ def command(
         return 0
     fields = ("question", "answer", "logprob")
     with OutputLines(out, fields=fields, num_lines=len(questions) or 1, given=questions or None) as lines:
-        batches = Batches(sources, prepare, lines, label="answering", batch_size=batch_size, num_workers=num_workers)
-        for batch in batches:
-            lines.write([sample for sample, _ in batch], answer([asked for _, asked in batch]))
-    return batches.finish("answered about")
-
-
-def _answer(
-    predictor: "BasePredictor", batch: Sequence[Asked], candidates: list[str] | None, decoding: Beam, batch_size: int
-) -> list[list[dict[str, Any]]]:
-    """The rows of images or videos of equally many frames."""
-    import torch
-
-    images = predictor.encode(torch.stack([asked.frames for asked in batch]), batch_size)  # of (B, F, 3, S, S)
-    texts = [question for asked in batch for question in asked.questions]
-    answers = predictor.answer(
-        images.select(torch.tensor([i for i, asked in enumerate(batch) for _ in asked.questions])),
-        texts,
-        candidates,
-        decoding,
-        batch_size=batch_size,
-        return_scores=True,
-    )
-    rows = iter(
-        {"question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
-        for question, answer in zip(texts, answers, strict=True)
-    )
-    return [[next(rows) for _ in asked.questions] for asked in batch]
+        for samples, asked in lines.batches(sources, prepare, reading, label="answering"):
+            lines.write(samples, answer(asked))
+    return lines.finish("answered about")
 
 
 def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "Tensor":
@@ -149,10 +129,3 @@ def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) ->
         else [decode_image(sample)]
     )
     return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
-
-
-def _own_question(sample: Sample) -> str:
-    question = sample.info.get("question")
-    if not isinstance(question, str) or not question.strip():
-        raise SourceError("it has no question")
-    return question

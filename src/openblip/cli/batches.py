@@ -1,21 +1,21 @@
 """What `openblip caption`, `answer` and `match` share: batches of samples read ahead, and lines that resume.
 
 with OutputLines(out, fields=("caption", "logprob")) as lines:
-    batches = Batches(sources, prepare, lines, label="captioning", batch_size=32, num_workers=2)
-    for batch in batches:
-        lines.write([sample for sample, _ in batch], rows)
-return batches.finish("captioned")
+    for samples, images in lines.batches(sources, prepare, reading, label="captioning"):
+        lines.write(samples, rows)
+return lines.finish("captioned")
 """
 
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from openblip.cli.inputs import FileSource
+from openblip.cli.options import ReadingOptions
 from openblip.data.reader import Prepared, read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.errors import ConfigError, SourceError
@@ -43,7 +43,7 @@ def decode_image(sample: Sample) -> "Image":
 
 
 class OutputLines:
-    """The lines that a command writes; a context manager.
+    """The lines that a command writes, and the samples they are about; a context manager.
 
     A file that a killed run left is continued. What is half-written at its end, a line or a sample without
     all its lines, is cut off; where the number of lines is not known, the last sample is.
@@ -72,6 +72,7 @@ class OutputLines:
         self.present: dict[Identity, list[OutputRow]] = {}
         """The lines of the samples that the file held before."""
         self.stream: TextIO | None = sys.stdout if printed else None
+        self.num_done = self.num_skipped = self.num_present = 0
 
     def __enter__(self) -> Self:
         if self.out is not None:
@@ -86,6 +87,33 @@ class OutputLines:
         if self.out is not None and self.stream is not None:
             self.stream.close()
 
+    def batches(
+        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], reading: ReadingOptions, *, label: str
+    ) -> Iterator[tuple[list[Sample], list[Prepared]]]:
+        """Yield samples with what `prepare` made of them in threads, in the order of the sources.
+
+        Samples whose lines are there already are passed over. Those that cannot be read are named on standard
+        error and counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
+        """
+        files = [file for source in sources if isinstance(source, FileSource) for file in source.files]
+        is_known = all(isinstance(source, FileSource) for source in sources)
+        with Progress(
+            label,
+            total=len(files) if is_known else None,
+            unit="images",
+            done=sum(("", file.key) in self.present for file in files) if is_known else len(self.present),
+            # on a terminal lines show how far the work is, and a bar would break them
+            visible=self.stream is None or not self.stream.isatty(),
+        ) as bar:
+            readable = self._readable(sources, prepare, reading, bar)
+            while batch := list(islice(readable, reading.batch_size)):
+                yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
+                self.num_done += len(batch)
+                bar.advance(len(batch))
+        has_files = any(isinstance(source, FileSource) for source in sources)
+        if not (has_files or self.num_done or self.num_skipped or self.num_present):
+            raise SourceError(f"{sources[0].name}: there is no image to work on")
+
     def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[OutputRow]]) -> None:
         """Write the lines of a batch, a list of rows for each sample."""
         if self.stream is None:
@@ -96,17 +124,53 @@ class OutputLines:
                 self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
         self.stream.flush()
 
+    def finish(self, verb: str, more: str = "") -> int:
+        """Say on standard error how many samples are done, and return the exit code."""
+        print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
+        return 1 if self.num_skipped else 0
+
+    def _readable(
+        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], reading: ReadingOptions, bar: Progress
+    ) -> Iterator[tuple[Sample, Prepared]]:
+        num_shards = sum(len(source.shards()) for source in sources)
+        seen: set[str] = set()
+        num_workers, ahead = reading.num_workers, 2 * reading.batch_size
+        for source in sources:
+            entries = read_source(source, prepare, skip=self._is_present, num_workers=num_workers, ahead=ahead)
+            for entry in entries:
+                shard = (entry if isinstance(entry, Reject) else entry[0]).shard
+                if shard and shard not in seen:
+                    bar.estimate_total(len(seen), num_shards)
+                    seen.add(shard)
+                if isinstance(entry, Reject):
+                    self.num_skipped += 1
+                    name = sample_name(entry.shard, entry.key)
+                    bar.note(f"skipped {name}: {entry.reason.removeprefix(f'{name}: ')}")
+                    bar.advance(1)
+                else:
+                    yield entry
+
+    def _is_present(self, shard: str, key: str) -> bool:
+        is_present = (shard, key) in self.present
+        self.num_present += is_present
+        return is_present
+
     def _read_present(self, path: Path) -> int:
         """Fill `present` and return the byte where the last whole sample ends."""
         end = start_of_last = 0
         incomplete = ""  # where a sample without all its lines begins: only the last one may be so
-        for identity, group in groupby(_own_lines(path), lambda line: self._identity(path, line)):
+        for identity, group in groupby(_read_lines(path), lambda line: self._identity(path, line)):
             lines = list(group)
             place = f"{path}:{lines[0].number}"
             if incomplete or identity in self.present:
                 raise self._error(incomplete or place)
             rows = [line.value for line in lines]
-            if self._is_whole(rows, place):
+            wrong = any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
+            if self.given is not None and not wrong:
+                wrong = [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)])
+            if wrong or (self.num_lines is not None and len(rows) > self.num_lines):
+                raise self._error(place)
+            if self.num_lines is None or len(rows) == self.num_lines:
                 self.present[identity] = rows
                 start_of_last, end = end, lines[-1].end
             else:
@@ -121,14 +185,6 @@ class OutputLines:
             raise self._error(f"{path}:{line.number}")
         return str(line.value.get("shard", "")), str(line.value["key"])
 
-    def _is_whole(self, rows: Sequence[OutputRow], place: str) -> bool:
-        wrong = any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
-        if self.given is not None and not wrong:
-            wrong = [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)])
-        if wrong or (self.num_lines is not None and len(rows) > self.num_lines):
-            raise self._error(place)
-        return self.num_lines is None or len(rows) == self.num_lines
-
     def _error(self, place: str) -> ConfigError:
         number = "" if self.num_lines is None else f"{self.num_lines} for each image, "
         texts = "" if self.given is None else f", for the same {self.fields[0]}s"
@@ -138,93 +194,8 @@ class OutputLines:
         )
 
 
-def _own_lines(path: Path) -> Iterator[JsonLine]:
+def _read_lines(path: Path) -> Iterator[JsonLine]:
     try:
         yield from read_jsonl(path)
     except ConfigError as error:
         raise ConfigError(f"{error}; name another --out") from error
-
-
-class Batches(Generic[Prepared]):
-    """Lists of samples with what `prepare` made of them in threads, in the order of the sources.
-
-    Samples whose lines are there already are passed over. Those that cannot be read are named on standard
-    error and counted. A progress display runs along.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        prepare: Callable[[Sample], Prepared],
-        lines: OutputLines,
-        *,
-        label: str,
-        batch_size: int,
-        num_workers: int,
-    ) -> None:
-        self.sources, self.prepare, self.lines = sources, prepare, lines
-        self.label, self.batch_size, self.num_workers = label, batch_size, num_workers
-        self.num_done = self.num_skipped = self.num_present = 0
-
-    def __iter__(self) -> Iterator[list[tuple[Sample, Prepared]]]:
-        files = [file for source in self.sources if isinstance(source, FileSource) for file in source.files]
-        is_known = all(isinstance(source, FileSource) for source in self.sources)
-        num_present = sum(("", file.key) in self.lines.present for file in files)
-        stream = self.lines.stream
-        with Progress(
-            self.label,
-            total=len(files) if is_known else None,
-            unit="images",
-            done=num_present if is_known else len(self.lines.present),
-            # on a terminal lines show how far the work is, and a bar would break them
-            visible=stream is None or not stream.isatty(),
-        ) as bar:
-            batch: list[tuple[Sample, Prepared]] = []
-            for entry in self._entries(bar):
-                if isinstance(entry, Reject):
-                    self.num_skipped += 1
-                    name = sample_name(entry.shard, entry.key)
-                    bar.note(f"skipped {name}: {entry.reason.removeprefix(f'{name}: ')}")
-                    bar.advance(1)
-                    continue
-                batch.append(entry)
-                if len(batch) == self.batch_size:
-                    yield batch
-                    self._advance(bar, batch)
-                    batch = []
-            if batch:
-                yield batch
-                self._advance(bar, batch)
-
-    def finish(self, verb: str, more: str = "") -> int:
-        """Say on standard error how many samples are done, and return the exit code.
-
-        Raises `SourceError` when data sources have no sample at all.
-        """
-        has_files = any(isinstance(source, FileSource) for source in self.sources)
-        if not (has_files or self.num_done or self.num_skipped or self.num_present):
-            raise SourceError(f"{self.sources[0].name}: there is no image to work on")
-        print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
-        return 1 if self.num_skipped else 0
-
-    def _entries(self, bar: Progress) -> Iterator[tuple[Sample, Prepared] | Reject]:
-        num_shards = sum(len(source.shards()) for source in self.sources)
-        seen: set[str] = set()
-        for source in self.sources:
-            for entry in read_source(
-                source, self.prepare, skip=self._is_present, num_workers=self.num_workers, ahead=2 * self.batch_size
-            ):
-                shard = (entry if isinstance(entry, Reject) else entry[0]).shard
-                if shard and shard not in seen:
-                    bar.estimate_total(len(seen), num_shards)
-                    seen.add(shard)
-                yield entry
-
-    def _is_present(self, shard: str, key: str) -> bool:
-        is_present = (shard, key) in self.lines.present
-        self.num_present += is_present
-        return is_present
-
-    def _advance(self, bar: Progress, batch: Sequence[object]) -> None:
-        self.num_done += len(batch)
-        bar.advance(len(batch))

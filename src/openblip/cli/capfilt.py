@@ -1,31 +1,25 @@
-"""`openblip capfilt`: captions and filters noisy image-text pairs."""
+"""`openblip capfilt`, `capfilt-select` and `capfilt-export`: clean pairs, change what is kept, write it out."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from openblip.capfilt.config import CapFiltConfig
 from openblip.cli.options import DecodingOptions
 
+Directory = Annotated[Path, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
-def command(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")],
-    /,
+
+def clean_pairs(
     *,
-    captioner: str,
-    filter: str,
+    capfilt: CapFiltConfig,
     out: Path,
-    threshold: float = 0.5,
-    num_captions: int = 1,
-    options: Annotated[DecodingOptions, tyro.conf.arg(name="")] = DecodingOptions(decoding="nucleus"),  # noqa: B008
-    prompt: str | None = None,
-    seed: int = 0,
-    images: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 4,
+    decoding: DecodingOptions = DecodingOptions(decoding="nucleus"),  # noqa: B008
+    engine: Literal["local"] = "local",
     device: str | None = None,
-    dtype: str = "float32",
 ) -> int:
     """Writes a caption for every image, scores it and the web text, and keeps what matches.
 
@@ -33,37 +27,13 @@ def command(
     data source capfilt:OUT, or write it out with `openblip capfilt-export`.
 
     Args:
-        source: the noisy pairs: tar shards ("{0000..0127}.tar"), parquet, jsonl, csv, COCO json or a folder.
-        captioner: checkpoint that writes captions: a folder, or the name of a shipped model.
-        filter: checkpoint that scores texts against images: a folder, or the name of a shipped model.
+        capfilt: what is cleaned, and how.
         out: the folder of the output.
-        threshold: keep texts with an ITM probability above this; `openblip capfilt-select` changes it later.
-        num_captions: captions written per image.
-        options: how captions are written.
-        prompt: the first words of every caption; the checkpoint's own when not given.
-        seed: with shard and key of an image it decides its sampled captions.
-        images: the folder of the images that an annotation file or table names.
-        batch_size: images in one step of the models.
-        num_workers: threads that read and decode images.
+        decoding: how captions are written.
+        engine: where shards are worked on: local, on this machine, one after another.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
-        dtype: precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows.
     """
-    from openblip.capfilt.config import CapFiltConfig
-
-    config = CapFiltConfig(
-        source=source,
-        images=images,
-        captioner=captioner,
-        filter=filter,
-        threshold=threshold,
-        num_captions=num_captions,
-        decoding=options.build(),
-        prompt=prompt,
-        seed=seed,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        dtype=dtype,
-    )
+    config = replace(capfilt, decoding=decoding.build())
     from openblip.capfilt.local import run_capfilt
 
     summary = run_capfilt(config, out, device=device)
@@ -73,5 +43,41 @@ def command(
     for shard, error in summary.failed:
         print(f"failed: {shard}: {error}", file=sys.stderr)
     if summary.failed:
-        print(f"{len(summary.failed)} shards could not be finished; the same command again tries them", file=sys.stderr)
-    return summary.exit_code
+        advice = "the same command again tries them"
+        print(f"{len(summary.failed)} shards could not be finished; {advice}", file=sys.stderr)
+    return 1 if summary.failed else 0
+
+
+def select_texts(directory: Directory, /, *, threshold: float) -> int:
+    """Changes which texts of a CapFilt run are kept; reads the stored scores and runs no model.
+
+    The data source capfilt:DIR follows at once. An export has to be written anew.
+
+    Args:
+        directory: the output folder of `openblip capfilt`.
+        threshold: keep texts with an ITM probability above this, 0 to 1.
+    """
+    from openblip.capfilt.selection import select
+
+    for name, counts in select(directory, threshold).sources.items():
+        print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
+    return 0
+
+
+def export_pairs(directory: Directory, /, *, out: Path) -> int:
+    """Writes the kept pairs of a CapFilt run as tar shards, images included, for use by any trainer.
+
+    Each pair is an image file and a .json with its caption, scores and origin. The same command again, after
+    `openblip capfilt-select` or a stop, brings the shards up to date.
+
+    Args:
+        directory: the output folder of `openblip capfilt`.
+        out: the folder for the shards; empty, or an earlier export of the same run.
+    """
+    from openblip.capfilt.selection import export
+
+    summary = export(directory, out)
+    print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")
+    for reject in summary.rejects:
+        print(f"skipped {reject.shard}/{reject.key}: {reject.reason}", file=sys.stderr)
+    return 1 if summary.rejects else 0

@@ -9,8 +9,8 @@ from openblip.errors import ConfigError
 
 
 def command(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    source: Annotated[str, tyro.conf.arg(metavar="IN")],
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     /,
     *,
     format: Literal["openblip", "huggingface", "original"],

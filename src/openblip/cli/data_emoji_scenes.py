@@ -20,20 +20,18 @@ def command(
 ) -> int:
     """Write emoji scenes with captions, or with what another task needs, as tar shards.
 
-    Everything true of a scene is known. The same request gives the same bytes.
-
-    Interrupted, the same command goes on where it stopped.
+    Everything true of a scene is known. The same request gives the same bytes; interrupted, the same command
+    goes on where it stopped.
 
     Args:
         out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
         split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
-            occur in no other split. No two samples of one of them share a true caption, or show and ask the
-            same.
+            occur in no other split. No two samples of one of them share a true caption, or show and ask the same.
         num_samples: Number of samples.
-        kind: What a sample holds: a picture with captions, a question and its answers (questions), a dialog
-            and candidate answers (dialogs), a label (classes) or a text about it (documents); two pictures
-            with a statement that is true or false (statements); or a short clip with captions (clips) or a
-            question (clip-questions).
+        kind: What a sample holds: an image with captions, a question and its answers (questions), a dialog and
+            candidate answers (dialogs), a label (classes) or a text about it (documents); two images with a
+            statement that is true or false (statements); or a short video with captions (clips) or a question
+            (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

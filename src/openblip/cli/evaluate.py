@@ -41,7 +41,6 @@ class TaskOptions:
     """Classification: a JSON list of texts with {} for the class."""
     num_frames: int | None = None
     """Video: frames of a video; 8 for retrieval and 16 for questions when not given (paper)."""
-
     num_beams: int | None = None
     """Captions and answers: texts kept while writing; 3, for answers of BLIP-2 5 when not given."""
     max_new_tokens: int | None = None
@@ -55,36 +54,22 @@ class TaskOptions:
 
     def beam(self, default: Beam) -> Beam:
         """Return `default` with what is given."""
-        given = {
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_new_tokens,
-            "min_new_tokens": self.min_new_tokens,
-        }
-        return replace(default, **{name: value for name, value in given.items() if value is not None})
-
-    def class_texts(self) -> dict[str, Any]:
-        """Return the arguments `classes` and `templates` of `evaluate_classification` that are given."""
-        texts: dict[str, Any] = {}
-        if self.templates is not None:
-            texts["templates"] = read_text_list(self.templates, "templates")
-        if self.classes is not None:
-            texts["classes"] = read_named_texts(self.classes, "classes")
-        return texts
+        names = ("num_beams", "max_new_tokens", "min_new_tokens")
+        return replace(default, **{n: value for n in names if (value := getattr(self, n)) is not None})
 
 
 def command(
-    task: Annotated[TaskName, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(get_args(TaskName)))],
+    task: Annotated[TaskName, tyro.conf.arg(metavar="|".join(get_args(TaskName)))],
     /,
     *,
-    model: str,
+    model: ModelOptions,
     data: str,
     out: Path | None = None,
     results: Path | None = None,
     images: str | None = None,
     limit: int | None = None,
-    of_task: Annotated[TaskOptions, tyro.conf.arg(name="")] = TaskOptions(),
+    tasks: TaskOptions,
     batch_size: int | None = None,
-    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008
 ) -> int:
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
@@ -99,15 +84,14 @@ def command(
 
     Args:
         task: what to measure.
-        model: a checkpoint folder, or the name of a shipped model.
+        model: which model runs, where and how.
         data: any one data source.
         out: write the scores, the predictions and what was skipped to this JSON file as well.
         results: write the predictions to this JSON file as the data set's evaluation server takes them.
         images: the folder of the images or videos that an annotation file names.
         limit: use only the first so many samples.
-        of_task: settings of single tasks.
+        tasks: settings of single tasks.
         batch_size: images in one step of the model.
-        options: where and how the model runs.
     """
     from openblip.data.sources import open_source
     from openblip.distributed import process_group
@@ -118,13 +102,13 @@ def command(
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
     with process_group() as process:
         source = open_source(data, images=images)
-        if options.device is None and process.world_size > 1:
-            options = replace(options, device=str(process.device))
-        scores = _measure(task, options.load(model), source, of_task, limit=limit, batch_size=batch_size)
+        if model.device is None and process.world_size > 1:
+            model = replace(model, device=str(process.device))
+        scores = _measure(task, model.load(), source, tasks, limit=limit, batch_size=batch_size)
         if not process.is_main:
             return 0  # torchrun ends all processes when one fails, also the one that still writes
         if out is not None:
-            write_json(out, {"task": task, "model": model, "data": data, **scores})
+            write_json(out, {"task": task, "model": model.model, "data": data, **scores})
         if results is not None:
             write_json(results, scores["results"])
         print(json.dumps({name: value for name, value in scores.items() if name not in LISTS}, indent=2))
@@ -134,7 +118,7 @@ def command(
 
 
 def _measure(
-    task: TaskName, predictor: "BasePredictor", source: "Source", of_task: TaskOptions, **common: Any
+    task: TaskName, predictor: "BasePredictor", source: "Source", tasks: TaskOptions, **common: Any
 ) -> dict[str, Any]:
     from openblip.evaluation.captioning import evaluate_captioning
     from openblip.evaluation.classification import evaluate_classification
@@ -146,19 +130,20 @@ def _measure(
 
     match task:
         case "caption":
-            return evaluate_captioning(predictor, source, decoding=of_task.beam(Beam()), **common)
+            return evaluate_captioning(predictor, source, decoding=tasks.beam(Beam()), **common)
         case "retrieval" | "video-retrieval":
-            num_frames = None if task == "retrieval" else of_task.num_frames or 8
-            return evaluate_retrieval(predictor, source, rerank=of_task.rerank, num_frames=num_frames, **common)
+            num_frames = None if task == "retrieval" else tasks.num_frames or 8
+            common |= {"rerank": tasks.rerank, "num_frames": num_frames}
+            return evaluate_retrieval(predictor, source, **common)
         case "filter":
-            return evaluate_filter(predictor, source, threshold=of_task.threshold, **common)
+            return evaluate_filter(predictor, source, threshold=tasks.threshold, **common)
         case "vqa" | "video-qa":
             return evaluate_question_answering(
                 predictor,
                 source,
-                candidates=None if of_task.answers is None else read_text_list(of_task.answers, "answers"),
-                num_frames=None if task == "vqa" else of_task.num_frames or 16,
-                decoding=of_task.beam(predictor.answer_decoding),
+                candidates=None if tasks.answers is None else read_text_list(tasks.answers, "answers"),
+                num_frames=None if task == "vqa" else tasks.num_frames or 16,
+                decoding=tasks.beam(predictor.answer_decoding),
                 **common,
             )
         case "nlvr":
@@ -166,4 +151,8 @@ def _measure(
         case "visdial":
             return evaluate_visdial(predictor, source, **common)
         case "classification":
-            return evaluate_classification(predictor, source, **of_task.class_texts(), **common)
+            if tasks.templates is not None:
+                common["templates"] = read_text_list(tasks.templates, "templates")
+            if tasks.classes is not None:
+                common["classes"] = read_named_texts(tasks.classes, "classes")
+            return evaluate_classification(predictor, source, **common)

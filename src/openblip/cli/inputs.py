@@ -85,10 +85,8 @@ def is_one_file(spec: str) -> bool:
     """Whether this names one image or video, and neither a folder nor a data source."""
     path = Path(spec)
     suffix = path.suffix.lower()
-    if path.is_dir():
-        return False
     is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
-    return is_image or (suffix not in SOURCE_SUFFIXES and path.is_file())
+    return not path.is_dir() and (is_image or (suffix not in SOURCE_SUFFIXES and path.is_file()))
 
 
 def find_sources(
@@ -120,8 +118,8 @@ def find_sources(
         for shard in source.shards():
             if (other := spec_of_shard.setdefault(shard, spec)) != spec:
                 raise SourceError(
-                    f"{other} and {spec} both have a shard {shard}, so their keys cannot be told apart; name "
-                    "them in two commands"
+                    f"{other} and {spec} both have a shard {shard}, so their keys cannot be told apart; name them in "
+                    "two commands"
                 )
         sources.append(source)
     if not sources:

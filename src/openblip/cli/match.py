@@ -6,36 +6,28 @@ B images, R texts of all images, S image size, E embedding width, Q queries.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openblip.cli.batches import Batches, OutputLines, decode_image
+from openblip.cli.batches import OutputLines, decode_image
 from openblip.cli.inputs import ImageFile, find_sources, has_texts, is_one_file
-from openblip.cli.options import ModelOptions
+from openblip.cli.options import ModelOptions, ReadingOptions
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.predictor import BasePredictor, EncodedImages
-
-Rows = list[list[dict[str, Any]]]
-
 
 def command(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")],
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
+    texts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")],
     /,
     *,
-    model: str,
+    model: ModelOptions,
     out: Path | None = None,
-    images: str | None = None,
-    encoder_token: Literal["[ENC]", "[CLS]"] | None = None,
-    batch_size: int = 32,
-    num_workers: int = 2,
-    options: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008
+    reading: ReadingOptions,
 ) -> int:
     """Scores texts against an image: one JSON line {"text", "match", "similarity"} per text.
 
@@ -50,86 +42,60 @@ def command(
     Args:
         source: an image file, a folder of images (searched recursively), or a data source ("shards/*.tar").
         texts: the texts to score.
-        model: a checkpoint folder, file or hub name, or the name of a shipped model.
+        model: which model runs, where and how.
         out: write the lines to this file; to standard output when not given.
-        images: the folder of the images that an annotation file or table names.
-        encoder_token: the first token of the texts; what the checkpoint says when not given.
-        batch_size: images in one step of the model.
-        num_workers: threads that read and decode images.
-        options: where and how the model runs.
+        reading: how images are read.
     """
-    if min(batch_size, num_workers) < 1:
-        raise ConfigError("--batch-size and --num-workers must be at least 1")
     is_alone = out is None and is_one_file(source)
-    sources = [] if is_alone else find_sources([source], images=images, with_texts=not texts)
+    sources = [] if is_alone else find_sources([source], images=reading.images, with_texts=not texts)
     if not texts and not has_texts(sources):
         raise ConfigError("there is no text to score; write at least one after the image")
-    predictor = options.load(model, encoder_token=encoder_token)
-    if not {"match", "similarity"} & predictor.tasks:
+    predictor = model.load()
+    can_match, can_embed = ("match" in predictor.tasks), ("similarity" in predictor.tasks)
+    if not can_match and not can_embed:
         predictor.match([], [])  # raises the error that says what the checkpoint can do
     import torch
+
+    from openblip.models.blip import similarity_of_pairs
+
+    batch_size, field = reading.batch_size, "text" if texts else "caption"
 
     def prepare(sample: Sample) -> "Tensor":
         if not texts and not sample.captions:
             raise SourceError("it has no caption to score")
         return torch.from_numpy(predictor.preprocessing(decode_image(sample)))
 
-    def score(samples: Sequence[Sample], pixels: Sequence["Tensor"]) -> Rows:
-        encoded = predictor.encode(torch.stack(list(pixels)), batch_size)  # once for both scores
+    def score(samples: Sequence[Sample], pixels: Sequence["Tensor"]) -> list[list[dict[str, Any]]]:
+        images = predictor.encode(torch.stack(list(pixels)), batch_size)  # once for both scores
+        texts_of_image = [texts or sample.captions for sample in samples]
+        all_texts = [text for of_image in texts_of_image for text in of_image]
+        match: list[float | None] = [None] * len(all_texts)
+        similarity = match
         if texts:
-            return _score_texts(predictor, encoded, texts, batch_size)
-        return _score_captions(predictor, encoded, [sample.captions for sample in samples], batch_size)
+            if can_match:
+                match = predictor.match_matrix(images, texts, batch_size).flatten().tolist()
+            if can_embed:
+                similarity = predictor.similarity(images, texts, batch_size).flatten().tolist()
+        else:
+            owners = torch.tensor([i for i, of_image in enumerate(texts_of_image) for _ in of_image])
+            if can_match:
+                match = predictor.match(images.select(owners), all_texts, batch_size).tolist()
+            if can_embed:
+                vectors = predictor.embed_images(images, batch_size)[owners]  # (R, E) or (R, Q, E)
+                similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
+        rows = iter(
+            {field: text, "match": probability, "similarity": cosine}
+            for text, probability, cosine in zip(all_texts, match, similarity, strict=True)
+        )
+        return [[next(rows) for _ in of_image] for of_image in texts_of_image]
 
     if is_alone:
         sample = ImageFile(source, with_texts=False).read()
         for row in score([sample], [prepare(sample)])[0]:
             print(json.dumps(row, ensure_ascii=False))
         return 0
-    fields = ("text" if texts else "caption", "match", "similarity")
+    fields = (field, "match", "similarity")
     with OutputLines(out, fields=fields, num_lines=len(texts) or None, given=texts or None) as lines:
-        batches = Batches(sources, prepare, lines, label="scoring", batch_size=batch_size, num_workers=num_workers)
-        for batch in batches:
-            samples = [sample for sample, _ in batch]
-            lines.write(samples, score(samples, [pixels for _, pixels in batch]))
-    return batches.finish("scored")
-
-
-def _score_texts(predictor: "BasePredictor", images: "EncodedImages", texts: tuple[str, ...], batch_size: int) -> Rows:
-    """Score every image with all texts."""
-    nothing = [[None] * len(texts)] * len(images)
-    match = similarity = nothing
-    if "match" in predictor.tasks:
-        match = predictor.match_matrix(images, texts, batch_size).tolist()
-    if "similarity" in predictor.tasks:
-        similarity = predictor.similarity(images, texts, batch_size).tolist()
-    return [_rows("text", texts, *scores) for scores in zip(match, similarity, strict=True)]
-
-
-def _score_captions(
-    predictor: "BasePredictor", images: "EncodedImages", captions: Sequence[tuple[str, ...]], batch_size: int
-) -> Rows:
-    """Score every image with its own captions."""
-    import torch
-
-    from openblip.models.blip import similarity_of_pairs
-
-    texts = [caption for captions_of_image in captions for caption in captions_of_image]
-    owners = torch.tensor([i for i, captions_of_image in enumerate(captions) for _ in captions_of_image])
-    match: list[float | None] = [None] * len(texts)
-    similarity = match
-    if "match" in predictor.tasks:
-        match = predictor.match(images.select(owners), texts, batch_size).tolist()
-    if "similarity" in predictor.tasks:
-        vectors = predictor.embed_images(images, batch_size)[owners]  # (R, E) or (R, Q, E)
-        similarity = similarity_of_pairs(vectors, predictor.embed_texts(texts, batch_size)).tolist()
-    rows = iter(_rows("caption", texts, match, similarity))
-    return [[next(rows) for _ in captions_of_image] for captions_of_image in captions]
-
-
-def _rows(
-    field: str, texts: Sequence[str], match: Sequence[float | None], similarity: Sequence[float | None]
-) -> list[dict[str, Any]]:
-    return [
-        {field: text, "match": probability, "similarity": cosine}
-        for text, probability, cosine in zip(texts, match, similarity, strict=True)
-    ]
+        for samples, pixels in lines.batches(sources, prepare, reading, label="scoring"):
+            lines.write(samples, score(samples, pixels))
+    return lines.finish("scored")

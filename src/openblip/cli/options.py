@@ -13,21 +13,49 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Where and how a model runs."""
+class DeviceOptions:
+    """Where and how models run."""
 
     device: str | None = None
     """"cpu", "cuda", "cuda:1" …; the best there is when not given."""
-    dtype: str = "float32"
+    dtype: str = "auto"
     """Precision of the weights: float32, bfloat16, float16, or auto for the fastest at no loss that shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions):
+    """Which model runs, where and how."""
+
+    model: str
+    """A checkpoint folder, file or hub name, or the name of a shipped model."""
     tokenizer: str | None = None
     """Folder or hub name of the vocabulary, for a checkpoint that has none."""
+    encoder_token: Literal["[ENC]", "[CLS]"] | None = None
+    """First token of texts that are read together with an image; what the checkpoint says when not given."""
 
-    def load(self, model: str, **more: Any) -> "BlipPredictor | Blip2Predictor":
-        """Load a checkpoint; raises as `openblip.load` does."""
+    def load(self) -> "BlipPredictor | Blip2Predictor":
+        """Load the checkpoint; raises as `openblip.load` does."""
         import openblip
 
-        return openblip.load(model, device=self.device, dtype=self.dtype, tokenizer=self.tokenizer, **more)
+        return openblip.load(
+            self.model, self.device, self.dtype, tokenizer=self.tokenizer, encoder_token=self.encoder_token
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How images are read."""
+
+    images: str | None = None
+    """The folder of the images or videos that an annotation file or table names."""
+    batch_size: int = 32
+    """Images, or frames of videos, in one step of the model."""
+    num_workers: int = 2
+    """Threads that read and decode images."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.num_workers) < 1:
+            raise ConfigError("--batch-size and --num-workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +95,8 @@ class DecodingOptions:
 
 def read_text_list(path: Path, option: str) -> list[str]:
     """Read a JSON list of texts; raises `ConfigError`, which names the option, for anything else."""
-    content = _read(path, option)
-    if not isinstance(content, list) or not _are_texts(content):
+    content = _read_texts(path, option)
+    if not isinstance(content, list):
         raise ConfigError(f"--{option} {path} is no JSON list of strings")
     return content
 
@@ -78,20 +106,19 @@ def read_named_texts(path: Path, option: str) -> dict[str, str]:
 
     Raises `ConfigError`, which names the option, for anything else.
     """
-    content = _read(path, option)
-    if isinstance(content, dict) and _are_texts(list(content.values())):
-        return content
-    if not isinstance(content, list) or not _are_texts(content):
+    content = _read_texts(path, option)
+    if content is None:
         raise ConfigError(f"--{option} {path} is neither a JSON list of strings nor an object of them")
-    return {text: text for text in content}
+    return content if isinstance(content, dict) else {text: text for text in content}
 
 
-def _read(path: Path, option: str) -> Any:
+def _read_texts(path: Path, option: str) -> list[str] | dict[str, str] | None:
+    """A list or an object of at least one text; None for anything else that is JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--{option} {path} is not readable JSON: {error}") from error
-
-
-def _are_texts(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(value, str) for value in values)
+    texts = list(content.values()) if isinstance(content, dict) else content
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return content  # type: ignore[no-any-return]
+    return None

@@ -22,24 +22,14 @@ Parsed = TypeVar("Parsed")
 def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
     """Bind `arguments` to the parameters of `command`, without calling it.
 
-    Args:
-        command: a function with annotated parameters and a docstring with an `Args:` section.
-        arguments: the words after the name of the command.
-        prog: what the help calls the command, e.g. "openblip match".
-
-    Returns:
-        The call, ready to be made.
-
-    Raises:
-        ConfigError: a wrong or missing option, on one line.
-        SystemExit: help was asked for and printed (code 0).
+    Fields of a parameter that is a dataclass are options without its name before them. Raises as `parse`.
     """
 
     @functools.wraps(command)
     def bind(*args: object, **kwargs: object) -> Callable[[], int]:
         return functools.partial(command, *args, **kwargs)
 
-    return parse(bind, arguments, prog=prog)
+    return parse(bind, arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def parse(
@@ -47,30 +37,37 @@ def parse(
     arguments: Sequence[str],
     *,
     prog: str,
-    default: Parsed | None = None,
-    description: str | None = None,
+    config: Sequence[Any] = (tyro.conf.AvoidSubcommands,),
+    **options: Any,
 ) -> Parsed:
-    """Build `target`, a dataclass or a function, from command-line words; raises as `parse_call` does.
+    """Build `target` from command-line words.
 
     Args:
-        target: its fields or parameters are the options.
+        target: a dataclass or a function, whose annotated fields or parameters are the options. What the help says
+            of them are the docstrings of the fields, or the `Args:` section of the function's docstring.
         arguments: the words to read.
-        prog: what the help calls the command.
-        default: for a dataclass, an instance whose values are the defaults.
-        description: what the help says first; the docstring of `target` when None.
+        prog: what the help calls the command, e.g. "openblip match".
+        config: markers of tyro. By default alternatives, among which a recipe has chosen, are options.
+        options: of `tyro.cli`, e.g. `default`, an instance whose values are the defaults.
+
+    Raises:
+        ConfigError: a wrong or missing option, on one line.
+        SystemExit: help was asked for and printed (code 0).
     """
-    options: dict[str, Any] = {"prog": prog, "description": description}
-    # A recipe has chosen among alternatives: the fields of its choice are options.
-    options["config"] = (tyro.conf.AvoidSubcommands,)
-    if default is not None:
-        options["default"] = default
+    build = functools.partial(tyro.cli, target, prog=prog, config=config, **options)
+
+    def option_names() -> list[str]:
+        text = io.StringIO()
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+            build(args=["--help"])
+        return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", text.getvalue())))
 
     def report(event: _errors.ParseErrorEvent) -> None:
-        raise ConfigError(f"{_message(event, lambda: _option_names(target, options))}; see `{prog} --help`")
+        raise ConfigError(f"{_message(event, option_names)}; see `{prog} --help`")
 
     try:
         with _errors.on_parse_error(report), contextlib.redirect_stderr(io.StringIO()):
-            built: Parsed = tyro.cli(target, args=list(arguments), **options)
+            built: Parsed = build(args=list(arguments))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -84,8 +81,8 @@ def _message(event: _errors.ParseErrorEvent, option_names: Callable[[], list[str
         case _errors.MissingArgs():
             arguments = [argument.arg for argument in event.missing_arguments]
             names = [str(a.lowered.metavar) if a.is_positional() else a.display_name() for a in arguments]
-            unknown = [_unknown(event.unrecognized_tokens, option_names())] if event.unrecognized_tokens else []
-            return "; ".join([*unknown, f"{_listed(names, 'and')} must be given"])
+            unknown = f"{_unknown(words, option_names())}; " if (words := event.unrecognized_tokens) else ""
+            return f"{unknown}{_listed(names, 'and')} must be given"
         case _errors.UnrecognizedArgs():
             return _unknown(event.tokens, option_names())
         case _errors.InvalidChoice():
@@ -104,21 +101,13 @@ def _unknown(words: Sequence[str], names: Sequence[str]) -> str:
     """Say which options there are not, with the closest that there are."""
     options = [word.split("=")[0] for word in words if word.startswith("-")]
     if not options:
-        return f"{_listed(list(words), 'and')} cannot be understood here"
+        return f"{_listed(words, 'and')} cannot be understood here"
     close: list[str] = []
     for option in options:
-        parts = [name for name in names if name.endswith(option.lstrip("-")) or option.lstrip("-") in name]
+        parts = [name for name in names if option.lstrip("-") in name]
         close += [*difflib.get_close_matches(option, names, n=2, cutoff=0.7), *parts][:3]
     hint = f"; did you mean {_listed(list(dict.fromkeys(close)), 'or')}?" if close else ""
     return f"there is no option {_listed(options, 'or')}{hint}"
-
-
-def _option_names(target: Callable[..., Any], options: dict[str, Any]) -> list[str]:
-    """The options that the help shows."""
-    text = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
-        tyro.cli(target, args=["--help"], **options)
-    return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", text.getvalue())))
 
 
 def _listed(names: Sequence[str], last: str) -> str:

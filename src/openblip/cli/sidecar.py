@@ -22,8 +22,7 @@ class SidecarOptions:
     prefix: str = ""
     """Sidecar: stands before every caption, with a space between."""
     suffix: str = ""
-    """Sidecar: stands behind every caption, with a space between unless it begins with one or with a comma or
-    other punctuation."""
+    """Sidecar: stands behind every caption, with a space between unless it begins with one or with punctuation."""
     extension: str = ".txt"
     """Sidecar: the ending of the text files, in place of the image's."""
     overwrite: bool = False
@@ -76,7 +75,16 @@ class SidecarOptions:
                 )
             files += source.files
         chosen = [file for file in files if self.overwrite or not self.text_file(file.path).exists()]
-        self._check_shared([file.path for file in chosen])
+        image_of_text: dict[str, str] = {}
+        shared: list[tuple[str, str]] = []
+        for file in chosen:
+            first = image_of_text.setdefault(os.path.abspath(self.text_file(file.path)), file.path)
+            if first is not file.path:
+                shared.append((first, file.path))
+        if shared:
+            first, second = shared[0]
+            more = f", and {len(shared) - 1} more such images" if len(shared) > 1 else ""
+            raise SourceError(f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one")
         # An image that is not there is reported where it is read.
         for folder in dict.fromkeys(Path(f.path).parent for f in chosen if Path(f.path).exists()):
             if not os.access(folder, os.W_OK | os.X_OK):
@@ -85,15 +93,3 @@ class SidecarOptions:
                     "permissions, or leave --sidecar out and name --out"
                 )
         return chosen, len(files) - len(chosen)
-
-    def _check_shared(self, images: Sequence[str]) -> None:
-        image_of_text: dict[str, str] = {}
-        shared: list[tuple[str, str]] = []
-        for image in images:
-            first = image_of_text.setdefault(os.path.abspath(self.text_file(image)), image)
-            if first is not image:
-                shared.append((first, image))
-        if shared:
-            first, second = shared[0]
-            more = f", and {len(shared) - 1} more such images" if len(shared) > 1 else ""
-            raise SourceError(f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one")

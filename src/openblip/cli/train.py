@@ -11,15 +11,14 @@ from openblip.recipes.catalog import RECIPES
 from openblip.recipes.run import Run
 
 
-def run(argv: Sequence[str]) -> int:
+def run_recipe(argv: Sequence[str]) -> int:
     """Trains the recipe that the first word names, changed by the options that follow it.
 
     The exit code is 0 when the training reached its end, 130 when a signal stopped it.
     """
     name, options = choose_recipe("train", RECIPES, argv)
-    resume = "--resume" in options
     chosen = parse_run(name, [word for word in options if word != "--resume"], prog=f"openblip train {name}")
-    if chosen.train(resume):
+    if chosen.train(resume="--resume" in options):
         print(f"trained: {chosen.out}/model", file=sys.stderr)
         return 0
     print(f"stopped; go on with the same command and --resume ({chosen.out})", file=sys.stderr)
@@ -30,13 +29,8 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     """The recipe `name` with changed settings."""
     recipe = RECIPES[name]
     default = recipe()
-    chosen: Run = parse(
-        type(default),
-        options,
-        prog=prog,
-        default=default,
-        description=f"{recipe.__doc__}\n\nAlso: --resume continues the run in --out where it was stopped.",
-    )
+    text = f"{recipe.__doc__}\n\nAlso: --resume continues the run in --out where it was stopped."
+    chosen: Run = parse(type(default), options, prog=prog, default=default, description=text)
     return chosen
 
 

@@ -120,6 +120,7 @@ def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
         threshold=config.threshold,
         num_captions=config.num_captions,
         seed=config.seed,
+        dtype="float32",
     )
     summary = run_capfilt(settings, folder / "capfilt")
     if summary.failed:
