@@ -143,6 +143,84 @@ def test_an_allowed_import_is_not_reported(module: str, line: str) -> None:
     assert forbidden_imports(line, module) == []
 
 
+def file_imports(file: Path) -> set[Path]:
+    """The files of the package that a file imports, also inside functions and for types only."""
+    package = PACKAGE.parent
+    imported: set[Path] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in names:
+            if module.split(".")[0] != "openblip":
+                continue
+            path = package.joinpath(*module.split("."))
+            inner = path / f"{name}.py"
+            candidates = [inner, path.with_suffix(".py"), path / "__init__.py"]
+            imported |= {next(candidate for candidate in candidates if candidate.is_file())}
+    return imported - {file}
+
+
+def circles(imports: dict[Path, set[Path]]) -> list[list[str]]:
+    """Groups of files that reach each other, by Tarjan's algorithm."""
+    index: dict[Path, int] = {}
+    low: dict[Path, int] = {}
+    stack: list[Path] = []
+    groups: list[list[str]] = []
+
+    def visit(file: Path) -> None:
+        index[file] = low[file] = len(index)
+        stack.append(file)
+        for other in imports[file]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[file] = min(low[file], low[other])
+        if low[file] == index[file]:
+            group = []
+            while not group or group[-1] != file:
+                group.append(stack.pop())
+            if len(group) > 1:
+                groups.append(sorted(map(str, group)))
+
+    for file in imports:
+        if file not in index:
+            visit(file)
+    return groups
+
+
+def test_no_circle_of_files() -> None:
+    assert circles({file: file_imports(file) for file in FILES}) == []
+
+
+def test_a_circle_of_files_is_found() -> None:
+    a, b, c, d = map(Path, "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [["a", "b", "c"]]
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    """One name for one thing, across the whole tree; `command` is the entry of every file in cli/."""
+    defined: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            else:
+                continue
+            for name in names:
+                is_type_variable = isinstance(node, ast.Assign) and "TypeVar" in ast.dump(node.value)
+                if not name.startswith("_") and name != "command" and not is_type_variable:
+                    defined.setdefault(name, []).append(module_name(file))
+    assert {name: modules for name, modules in defined.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_files_say_what_they_are(file: Path) -> None:
     source = file.read_text()
