@@ -17,7 +17,7 @@ from openblip.checkpoints.native import load_blip2, save_blip2
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
 from openblip.models.language_model import (
-    IGNORE,
+    IGNORED_LABEL,
     CausalLanguageModel,
     Seq2SeqLanguageModel,
     with_lora,
@@ -273,7 +273,7 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
         queries = model.encode_queries(model.image_kv(features)).queries
         predicted = model.predict_text(model.visual_prompts(queries), PROMPTS, TEXTS)
         return torch.nn.functional.cross_entropy(
-            predicted.logits.flatten(0, 1), predicted.labels.flatten(), ignore_index=IGNORE
+            predicted.logits.flatten(0, 1), predicted.labels.flatten(), ignore_index=IGNORED_LABEL
         )
 
     loss().backward()

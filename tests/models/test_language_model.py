@@ -25,7 +25,7 @@ from tiny_language_models import (
 )
 
 from openblip.errors import CheckpointError
-from openblip.models.language_model import IGNORE, LanguageModel, Predicted, wrap_language_model
+from openblip.models.language_model import IGNORED_LABEL, LanguageModel, Predicted, wrap_language_model
 
 PROMPTS = ["", "Question: how many?", "a photo of", "a"]
 TEXTS = ["a small red dog", "two", "a big tree left of a cats", "dog"]
@@ -33,7 +33,7 @@ TEXTS = ["a small red dog", "two", "a big tree left of a cats", "dog"]
 
 def predicted_tokens(language: LanguageModel, predicted: Predicted) -> list[list[str]]:
     """The tokens that each row is to say."""
-    return [tokens_of(language, [i for i in row if i != IGNORE]) for row in predicted.labels.tolist()]
+    return [tokens_of(language, [i for i in row if i != IGNORED_LABEL]) for row in predicted.labels.tolist()]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -42,7 +42,7 @@ def test_a_decoder_predicts_the_text_and_its_end_and_nothing_before(name: str) -
     number = language.tokenizer.get_vocab()
     first = int(name in ("opt", "llama"))  # their <s>
     found = language.predict(visual_prompts(3), ["", "a photo of", "a"], ["a dog", "two dogs", ""], 20).labels
-    no = IGNORE
+    no = IGNORED_LABEL
     expected = [
         [no] * first + [number["a"], number["dog"], END, no, no, no],
         [no] * first + [no, no, no, number["two"], number["dogs"], END],
@@ -57,7 +57,7 @@ def test_a_writer_with_an_encoder_predicts_all_that_its_decoder_reads(name: str)
     number = language.tokenizer.get_vocab()
     first = [START] if name == "bart" else []
     found = language.predict(visual_prompts(3), ["", "a photo of", "a"], ["a dog", "two", ""], 20).labels
-    no = IGNORE
+    no = IGNORED_LABEL
     assert found.tolist() == [
         [*first, number["a"], number["dog"], END],
         [*first, number["two"], END, no],
@@ -83,7 +83,7 @@ def test_a_prompt_keeps_its_tokens_though_the_text_would_change_them() -> None:
     alone = language.tokenizer(prompt).input_ids
     assert language.tokenizer(prompt + text).input_ids[: len(alone)] != alone
     labels = language.predict(visual_prompts(1), [prompt], [text], 30).labels[0].tolist()
-    assert labels == [IGNORE] * len(alone) + [*language.tokenizer(text).input_ids, END]
+    assert labels == [IGNORED_LABEL] * len(alone) + [*language.tokenizer(text).input_ids, END]
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -108,8 +108,8 @@ def test_a_row_is_predicted_as_if_it_were_alone(name: str, words: str) -> None:
         alone = language.predict(visual[row : row + 1], PROMPTS[row : row + 1], TEXTS[row : row + 1], 40)
         length = alone.labels.shape[1]
         assert together.labels[row, :length].tolist() == alone.labels[0].tolist()
-        assert (together.labels[row, length:] == IGNORE).all()
-        said = alone.labels[0] != IGNORE
+        assert (together.labels[row, length:] == IGNORED_LABEL).all()
+        said = alone.labels[0] != IGNORED_LABEL
         torch.testing.assert_close(together.logits[row, :length][said], alone.logits[0][said], atol=1e-5, rtol=1e-5)
 
 

@@ -16,7 +16,7 @@ from tiny_language_models import CAUSAL, END, MODELS, PAD, START, UNKNOWN, tiny_
 from torch import Tensor
 
 from openblip.errors import ConfigError
-from openblip.models.language_model import IGNORE, CausalLanguageModel, LanguageModel, wrap_language_model
+from openblip.models.language_model import IGNORED_LABEL, CausalLanguageModel, LanguageModel, wrap_language_model
 from tiny_blip import randomise
 
 PROMPTS = ["", "Question: how many dogs?", "a photo of", "a"]
@@ -47,7 +47,7 @@ def test_a_text_has_in_writing_the_probability_that_training_gave_it(name: str, 
     language, visual = tiny_language_model(name, words), visual_prompts(4)
     language.model.double()
     taught = language.predict(visual, PROMPTS, TEXTS, 40)
-    rows = [labels != IGNORE for labels in taught.labels]
+    rows = [labels != IGNORED_LABEL for labels in taught.labels]
     forced = [labels[row].tolist() for labels, row in zip(taught.labels, rows, strict=True)]
     first = int(language.is_encoder_decoder)
 

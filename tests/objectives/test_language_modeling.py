@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.language_modeling import IGNORE, answer_loss, lm_loss, next_token_labels
+from openblip.objectives.language_modeling import IGNORE_INDEX, answer_loss, lm_loss, next_token_labels
 
 
 def lm_by_loops(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int, smoothing: float) -> Tensor:
@@ -42,8 +42,11 @@ def test_lm_is_what_loops_say_with_its_gradients(prompt_length: int, smoothing: 
 
 
 def test_labels_by_hand() -> None:
-    assert next_token_labels(IDS[:2], MASK[:2]).tolist() == [[3, 4, 5, 6], [3, 4, 7, IGNORE]]
-    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == [[IGNORE, IGNORE, 5, 6], [IGNORE, IGNORE, 7, IGNORE]]
+    assert next_token_labels(IDS[:2], MASK[:2]).tolist() == [[3, 4, 5, 6], [3, 4, 7, IGNORE_INDEX]]
+    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == [
+        [IGNORE_INDEX, IGNORE_INDEX, 5, 6],
+        [IGNORE_INDEX, IGNORE_INDEX, 7, IGNORE_INDEX],
+    ]
     assert IDS[0].tolist() == [9, 3, 4, 5, 6]  # the input stays
 
 
@@ -66,7 +69,7 @@ def answers_by_loops(logits: Tensor, labels: Tensor, weights: Tensor, num_questi
     total = torch.zeros(())
     for row in range(labels.shape[0]):
         for position in range(labels.shape[1]):
-            if labels[row, position] != IGNORE:
+            if labels[row, position] != IGNORE_INDEX:
                 loss = F.cross_entropy(logits[row, position], labels[row, position], label_smoothing=smoothing)
                 total = total + weights[row] * loss
     return total / num_questions
@@ -75,7 +78,7 @@ def answers_by_loops(logits: Tensor, labels: Tensor, weights: Tensor, num_questi
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_answers_are_what_loops_say_with_their_gradients(smoothing: float) -> None:
     logits = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    labels = torch.tensor([[3, 4, 5, 6], [3, 4, 7, IGNORE], [8, IGNORE, IGNORE, IGNORE]])
+    labels = torch.tensor([[3, 4, 5, 6], [3, 4, 7, IGNORE_INDEX], [8, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]])
     weights = torch.tensor([0.7, 0.3, 0.2])  # two answers of a question, one of another
     ours = answer_loss(logits, labels, weights, 2, smoothing)
     slow = answers_by_loops(logits, labels, weights, 2, smoothing)
@@ -88,6 +91,6 @@ def test_answers_are_what_loops_say_with_their_gradients(smoothing: float) -> No
 def test_answer_loss_by_hand() -> None:
     """Equal scores for each of four words cost log 4 a token; nothing is averaged over tokens."""
     logits = torch.zeros(2, 3, 4)
-    labels = torch.tensor([[1, 2, 3], [1, IGNORE, IGNORE]])
+    labels = torch.tensor([[1, 2, 3], [1, IGNORE_INDEX, IGNORE_INDEX]])
     loss = answer_loss(logits, labels, torch.tensor([0.5, 0.25]), 2, 0.0)
     assert loss.item() == pytest.approx((0.5 * 3 + 0.25 * 1) * math.log(4) / 2)

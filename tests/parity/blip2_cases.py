@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.huggingface.blip2 import QFORMER_TOKENIZER
-from openblip.models.language_model import IGNORE
+from openblip.models.language_model import IGNORED_LABEL
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 
 Language = Literal["opt", "llama", "t5"]
@@ -165,7 +165,7 @@ def our_outputs(checkpoint: Blip2Checkpoint, texts: bool = True) -> Outputs:
     if "llm" in model.config.heads:
         language, visual = model.require_language(), model.visual_prompts(queries)
         predicted = language.predict(visual, PROMPTS, TARGETS, max_text_tokens=40)
-        out.scores["llm"] = predicted.logits[predicted.labels != IGNORE]
+        out.scores["llm"] = predicted.logits[predicted.labels != IGNORED_LABEL]
         for name, settings in DECODINGS.items() if texts else ():
             out.texts[name] = language.generate(visual, PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **settings)
     return out
@@ -221,9 +221,9 @@ def _their_logits(theirs: Any, language: Language, inputs: dict[str, Tensor]) ->
     if language == "t5":
         ids, attention = their_prompts(language)
         encoded = words(TARGETS, padding=True, return_tensors="pt")
-        labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORE)
+        labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED_LABEL)
         output = theirs(**inputs, input_ids=ids, attention_mask=attention, labels=labels)
-        return output.logits[labels != IGNORE], output.qformer_outputs.last_hidden_state
+        return output.logits[labels != IGNORED_LABEL], output.qformer_outputs.last_hidden_state
     rows = []
     for prompt, target in zip(PROMPTS, TARGETS, strict=True):
         whole = words(f"{prompt} {target}" if prompt else target).input_ids

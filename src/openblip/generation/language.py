@@ -27,7 +27,7 @@ from openblip.generation.search import (
     nucleus_chooser,
     to_generated,
 )
-from openblip.models.language_model import IGNORE, LanguageModel, Predicted
+from openblip.models.language_model import IGNORED_LABEL, LanguageModel, Predicted
 
 
 @torch.inference_mode()
@@ -142,7 +142,7 @@ def _likely_to_begin(
         yield from lists
         return
     predicted = language.predict_ids(visual, prompts, [[language.end_id]] * len(lists))
-    begin = predicted.logits[predicted.labels != IGNORE]  # (R, V): one token of each row is predicted
+    begin = predicted.logits[predicted.labels != IGNORED_LABEL]  # (R, V): one token of each row is predicted
     for texts_of_row, logits in zip(lists, begin.float().cpu(), strict=True):
         firsts = logits[[ids[0] for ids in texts_of_row]]
         limit = firsts.topk(min(num_candidates, len(texts_of_row))).values[-1]
@@ -158,7 +158,7 @@ def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
     labels = predicted.labels.cpu()
     texts = []
     for ids, row in zip(labels, token_logprobs, strict=True):
-        predicted_tokens = ids != IGNORE
+        predicted_tokens = ids != IGNORED_LABEL
         texts.append(to_generated(ids[predicted_tokens], row[predicted_tokens], int(predicted_tokens.sum()), end_id))
     return texts
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
 
-IGNORE = -100
+IGNORED_LABEL = -100
 
 
 class Predicted(NamedTuple):
     """Logits (R, T, V) of a language model over texts, and the labels (R, T) that they are compared with.
 
-    IGNORE marks what is not predicted: visual prompts, the text prompt and padding.
+    IGNORED_LABEL marks what is not predicted: visual prompts, the text prompt and padding.
     """
 
     logits: Tensor
@@ -165,7 +165,7 @@ class CausalLanguageModel(LanguageModel):
         logits = self.model(inputs_embeds=inputs, attention_mask=whole.long(), use_cache=False).logits
         positions = torch.arange(ids.shape[1], device=ids.device)
         predicted = mask & (positions >= torch.tensor(starts, device=ids.device)[:, None])
-        labels = ids.masked_fill(~predicted, IGNORE)
+        labels = ids.masked_fill(~predicted, IGNORED_LABEL)
         first = visual.shape[1]
         if first:  # the last visual prompt predicts the first token of the text
             return Predicted(logits[:, first - 1 : -1], labels)
@@ -225,7 +225,7 @@ class Seq2SeqLanguageModel(LanguageModel):
 
     def _predict(self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device) -> Predicted:
         ids, mask = padded_right(targets, self.pad_id, device)
-        labels = ids.masked_fill(~mask, IGNORE)
+        labels = ids.masked_fill(~mask, IGNORED_LABEL)
         logits = self.model(**inputs, labels=labels, use_cache=False).logits  # shifts the labels itself
         return Predicted(logits, labels)
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from openblip.nn.attention import CrossAttention, KeyValue, PairCrossAttention, PairKeyValue, SelfAttention
 from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
 
-Mode = Literal["encode", "decode"]
+_Mode = Literal["encode", "decode"]
 M = TypeVar("M", bound=nn.Module)
 ContextKeyValue = KeyValue | PairKeyValue
 
@@ -26,13 +26,13 @@ ContextKeyValue = KeyValue | PairKeyValue
 class ByMode(nn.Module, Generic[M]):
     """One module for every mode (`shared`), or one for each."""
 
-    def __init__(self, make: Callable[[Mode], M], modes: Sequence[Mode], shared: bool) -> None:
+    def __init__(self, make: Callable[[_Mode], M], modes: Sequence[_Mode], shared: bool) -> None:
         super().__init__()
         self.variants = nn.ModuleDict({"shared": make(modes[0])} if shared else {m: make(m) for m in modes})
         self.modes = tuple(modes)
         self.shared = shared
 
-    def __getitem__(self, mode: Mode) -> M:
+    def __getitem__(self, mode: _Mode) -> M:
         """The module of `mode`. Raises KeyError when the model does not have this mode."""
         if mode not in self.modes:
             raise KeyError(f"This model cannot {mode}; it has {', '.join(self.modes)}.")
@@ -86,13 +86,13 @@ class MedLayer(nn.Module):
     def __init__(
         self,
         *,
-        cross_attention: Callable[[Mode], nn.Module],
+        cross_attention: Callable[[_Mode], nn.Module],
         hidden_dim: int,
         num_heads: int,
         mlp_dim: int,
         dropout: float,
         eps: float,
-        modes: Sequence[Mode],
+        modes: Sequence[_Mode],
         shared: frozenset[str],
     ) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class MedLayer(nn.Module):
         self.cross_attention = ByMode(lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared)
         self.feed_forward = ByMode(lambda mode: residual(feed_forward()), modes, "feed_forward" in shared)
 
-    def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None) -> ContextKeyValue:
+    def context_kv(self, context: Tensor, mode: _Mode, mask: Tensor | None) -> ContextKeyValue:
         """(B, N, Dc) and bool (B, N) -> this layer's cross-attention keys and values."""
         branch = cast(CrossAttention | PairCrossAttention, self.cross_attention[mode].branch)
         return branch.project(context, mask)
 
     def forward(
-        self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: ContextKeyValue | None, cache: LayerCache | None
+        self, x: Tensor, mode: _Mode, mask: Tensor | None, context_kv: ContextKeyValue | None, cache: LayerCache | None
     ) -> Tensor:
         """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; without context_kv, text alone."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
@@ -155,7 +155,7 @@ class TextTransformer(nn.Module):
         *,
         vocab_size: int,
         hidden_dim: int,
-        context_dims: Mapping[Mode, int],
+        context_dims: Mapping[_Mode, int],
         images_per_text: Literal[1, 2] = 1,
         num_layers: int,
         num_heads: int,
@@ -164,7 +164,7 @@ class TextTransformer(nn.Module):
         dropout: float,
         layer_norm_eps: float,
         sharing: str,
-        modes: Sequence[Mode],
+        modes: Sequence[_Mode],
         activation_checkpointing: bool,
     ) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class TextTransformer(nn.Module):
             "embeddings" in shared,
         )
 
-        def cross_attention(layer: int, mode: Mode) -> nn.Module:
+        def cross_attention(layer: int, mode: _Mode) -> nn.Module:
             if images_per_text == 1:
                 return CrossAttention(hidden_dim, context_dims[mode], num_heads, dropout)
             learned_merge = layer >= num_layers // 2  # BLIP section 5.4: the mean in the first six of twelve
@@ -198,7 +198,7 @@ class TextTransformer(nn.Module):
         )
         self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
 
-    def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
+    def context_kv(self, context: Tensor, mode: _Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
         """Cross-attention keys and values of every layer, for the context that texts attend to.
 
         context: image tokens (B, N, Dv), those of two images (B, 2, N, Dv), or the states of another text
@@ -209,7 +209,7 @@ class TextTransformer(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        mode: Mode,
+        mode: _Mode,
         mask: Tensor | None = None,
         context_kv: Sequence[ContextKeyValue] | None = None,
         cache: SelfAttentionCache | None = None,

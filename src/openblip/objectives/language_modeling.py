@@ -8,23 +8,23 @@ from torch import Tensor
 
 from openblip.distributed import global_mean
 
-IGNORE = -100
+IGNORE_INDEX = -100
 
 
 def next_token_labels(ids: Tensor, mask: Tensor, prompt_length: int = 1) -> Tensor:
     """ids (R, T) and mask (R, T), True at real tokens -> labels (R, T-1) for logits[:, :-1].
 
-    Padding and the first `prompt_length` tokens ([DEC] and the prompt) are not predicted: IGNORE.
+    Padding and the first `prompt_length` tokens ([DEC] and the prompt) are not predicted: IGNORE_INDEX.
     """
-    labels = ids.masked_fill(~mask, IGNORE)[:, 1:].clone()
-    labels[:, : max(prompt_length - 1, 0)] = IGNORE
+    labels = ids.masked_fill(~mask, IGNORE_INDEX)[:, 1:].clone()
+    labels[:, : max(prompt_length - 1, 0)] = IGNORE_INDEX
     return labels
 
 
 def lm_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Cross-entropy of logits (R, T, V) against labels (R, T), the mean over the joint batch's tokens."""
     per_token = token_losses(logits, labels, label_smoothing).flatten()
-    return global_mean(per_token, labels.flatten() != IGNORE)
+    return global_mean(per_token, labels.flatten() != IGNORE_INDEX)
 
 
 def answer_loss(logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, label_smoothing: float) -> Tensor:
@@ -38,11 +38,11 @@ def answer_loss(logits: Tensor, labels: Tensor, weights: Tensor, num_questions: 
 
 
 def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of every token, (R, T), zero where labels are IGNORE."""
+    """Cross-entropy of every token, (R, T), zero where labels are IGNORE_INDEX."""
     return F.cross_entropy(
         logits.flatten(0, 1).float(),
         labels.flatten(),
-        ignore_index=IGNORE,
+        ignore_index=IGNORE_INDEX,
         label_smoothing=label_smoothing,
         reduction="none",
     ).view(labels.shape)

@@ -20,7 +20,7 @@ from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated
 from openblip.models.blip2 import Blip2, ImageKV, QueryAttention
 from openblip.models.config import Mode
-from openblip.models.language_model import IGNORE
+from openblip.models.language_model import IGNORED_LABEL
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.explain import (
     Words,
@@ -263,7 +263,7 @@ class Blip2Predictor(BasePredictor):
         with self.model.capture_query_attention(layer) as weights:
             visual = self._visual_prompts(images.tokens, [instruction])  # (1, Q, Dl)
             predicted = language.predict_ids(visual, [prompt], [written.ids])
-        logits = predicted.logits[:, predicted.labels[0] != IGNORE]  # (1, L, V)
+        logits = predicted.logits[:, predicted.labels[0] != IGNORED_LABEL]  # (1, L, V)
         return self._explain_words(weights, logits, written.text, written.ids, words)
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:

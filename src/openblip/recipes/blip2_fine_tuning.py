@@ -13,7 +13,7 @@ from openblip.tasks.config import (
 )
 from openblip.training.config import TrainingConfig
 
-EPOCHS = 5
+_EPOCHS = 5
 CAPTIONS = 566_747  # in COCO's Karpathy training split
 PROMPT = "a photo of"
 
@@ -47,7 +47,7 @@ def blip2_caption() -> Blip2Run:
         "blip2-caption",
         Blip2Stage2Config(prompt=PROMPT),
         image_size=364,
-        steps=EPOCHS * (CAPTIONS // 256),
+        steps=_EPOCHS * (CAPTIONS // 256),
         batch_size=16,
         layer_decay=0.95,
     )
@@ -78,7 +78,7 @@ def blip2_vqa() -> Blip2Run:
         "blip2-vqa",
         PromptedAnsweringConfig(),
         image_size=490,
-        steps=EPOCHS * (QUESTIONS // 128),
+        steps=_EPOCHS * (QUESTIONS // 128),
         batch_size=8,
         layer_decay=0.95,
         max_text_length=35,
@@ -108,7 +108,7 @@ def blip2_retrieval() -> Blip2Run:
     decay, which the paper does not mention here.
     """
     return _fine_tuning(
-        "blip2-retrieval", Blip2Stage1Config(), image_size=364, steps=EPOCHS * (CAPTIONS // 224), batch_size=14
+        "blip2-retrieval", Blip2Stage1Config(), image_size=364, steps=_EPOCHS * (CAPTIONS // 224), batch_size=14
     )
 
 

@@ -9,7 +9,7 @@ from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training.config import TrainingConfig
 
-EPOCHS = 20
+_EPOCHS = 20
 BASE_STEPS = 14_000_000 // 2880  # of one epoch
 # 14M images of the sets that blip-base reads, and a fifth of LAION's 115M
 LARGE_STEPS = (14_000_000 + 115_000_000 // 5) // 2400
@@ -59,7 +59,7 @@ def blip_base() -> BlipRun:
         data=DataConfig(augmentation=Augmentation(crop_scale=(0.2, 1.0)), num_workers=4),
         task=pretraining(BASE_STEPS),
         training=TrainingConfig(
-            steps=EPOCHS * BASE_STEPS,
+            steps=_EPOCHS * BASE_STEPS,
             batch_size=90,
             learning_rate=3e-4,
             schedule="step_decay",
@@ -114,7 +114,7 @@ def blip_large() -> BlipRun:
         vision_init="google/vit-large-patch16-224-in21k",
         task=pretraining(LARGE_STEPS),
         training=replace(
-            base.training, steps=EPOCHS * LARGE_STEPS, decay_every=LARGE_STEPS, batch_size=75, learning_rate=2e-4
+            base.training, steps=_EPOCHS * LARGE_STEPS, decay_every=LARGE_STEPS, batch_size=75, learning_rate=2e-4
         ),
     )
 
