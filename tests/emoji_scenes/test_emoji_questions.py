@@ -21,9 +21,9 @@ from openblip.emoji_scenes.questions import (
     list_answers,
 )
 from openblip.emoji_scenes.scene import (
-    LOOKALIKES,
     NOUNS,
     SPLITS,
+    WORLD,
     Scene,
     SceneObject,
     draw_absent_noun,
@@ -157,11 +157,11 @@ def test_absent_nouns_of_evaluation_make_held_out_pairs_too(split):
 
 
 def test_lookalikes_are_absent_more_often_than_by_chance():
-    rng, alike = Random(0), set(LOOKALIKES[0])
+    rng, alike = Random(0), set(WORLD["lookalikes"][0])
     absent = [draw_absent_noun(rng, "web", ["dog"]) for _ in range(600)]
     assert 0.45 < sum(name in alike for name in absent) / len(absent) < 0.7
     assert len(set(absent)) > 40
-    assert sorted(name for row in LOOKALIKES for name in row) == sorted(NOUNS)
+    assert sorted(name for row in WORLD["lookalikes"] for name in row) == sorted(NOUNS)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -12,9 +12,9 @@ pytest.importorskip("resvg_py")
 from openblip.emoji_scenes.rendering import NOMINAL_SIDE, OVERSAMPLING, load_sprite
 from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
-    EMOJI_NAMES,
     NOUNS,
     SPLITS,
+    WORLD,
     SceneObject,
     draw_moving_scene,
     draw_scene,
@@ -30,7 +30,7 @@ def test_at_least_sixty_nouns_and_no_two_with_a_word_in_common():
     forms = [form for name in NOUNS for form in {name, SceneObject(name=name).plural}]
     assert len(set(forms)) == len(forms)
     assert not set(forms) & set(BACKGROUNDS)
-    assert len({EMOJI_NAMES.get(name, name) for name in NOUNS}) == len(NOUNS)
+    assert len({WORLD["emoji_names"].get(name, name) for name in NOUNS}) == len(NOUNS)
 
 
 def test_articles_fit_the_first_letter():

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import permutations
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
     NOUNS,
     RELATIONS,
+    WORLD,
     Relation,
     Scene,
     SceneObject,
@@ -24,65 +25,18 @@ from openblip.emoji_scenes.scene import (
     sizes_of,
 )
 
-
-class RelationWords(NamedTuple):
-    """How a relation is said from the first thing to the second, back again, and of the two places."""
-
-    forward: tuple[str, ...]
-    backward: tuple[str, ...]
-    places: tuple[str, str]
-
-
-RELATION_WORDS: dict[Relation, RelationWords] = {
-    "left of": RelationWords(
-        ("to the left of", "left of"), ("to the right of", "right of"), ("on the left", "on the right")
-    ),
-    "above": RelationWords(("above",), ("below",), ("at the top", "at the bottom")),
-}
+RELATION_WORDS: dict[Relation, dict[str, list[str]]] = WORLD["relations"]
 # True both ways, and said only together with the background, so that captions with it tell scenes apart too.
 SIDE_BY_SIDE = "next to"
-
-# {x} is what is seen, {is} agrees with its number, {c} is the colour of the background.
-SINGLE_FORMS = (
-    "{x} on a {c} background",
-    "{x} in front of a {c} wall",
-    "{x}, {c} background",
-    "there {is} {x} on a {c} background",
-    "there {is} {x} in front of a {c} wall",
-    "on a {c} background there {is} {x}",
-    "a picture of {x} on a {c} background",
-    "a drawing of {x} in front of a {c} wall",
-    "a {c} background with {x}",
-    "a {c} picture with {x}",
-)
-# {r} is a relation that holds from {x} to {y}.
-BARE_PAIR_FORM = "{x} {r} {y}"
-PAIR_FORMS = (
-    "{x} {r} {y} on a {c} background",
-    "{x} {r} {y} in front of a {c} wall",
-    "{x} is {r} {y}, {c} background",
-    "on a {c} background, {x} is {r} {y}",
-    "there is {x} {r} {y} on a {c} background",
-    "a picture of {x} {r} {y} on a {c} background",
-)
-# {p} and {q} are the places of {x} and {y}.
-PLACE_FORMS = ("on a {c} background, {x} {p} and {y} {q}", "{x} {p}, {y} {q}, {c} background")
-# {l} lists two or three things in any order.
-LIST_FORMS = (
-    "{l} on a {c} background",
-    "{l} in front of a {c} wall",
-    "there is {l} on a {c} background",
-    "a picture of {l} on a {c} background",
-    "{l}, {c} background",
-)
+CAPTION_FORMS: dict[str, list[str]] = WORLD["captions"]
 
 
-def relation_from_both_ends(scene: Scene) -> list[tuple[SceneObject, tuple[str, ...], SceneObject]]:
+def relation_from_both_ends(scene: Scene) -> list[tuple[SceneObject, list[str], SceneObject]]:
     """Return the relation of a pair in both directions: a thing, how it stands to the other, the other."""
     assert scene.relation is not None
     first, second = scene.objects
     words = RELATION_WORDS[scene.relation]
-    return [(first, words.forward, second), (second, words.backward, first)]
+    return [(first, words["forward"], second), (second, words["backward"], first)]
 
 
 def true_captions(scene: Scene) -> tuple[str, ...]:
@@ -94,20 +48,20 @@ def true_captions(scene: Scene) -> tuple[str, ...]:
             for subject, alternatives, other in relation_from_both_ends(scene)
             for words in alternatives
         ]
-        captions = fill_forms((BARE_PAIR_FORM,), told)
+        captions = fill_forms(CAPTION_FORMS["bare_pair"], told)
         x, y = scene.objects
         if scene.relation == "left of":
             told += [{"x": a, "r": SIDE_BY_SIDE, "y": b} | color for a, b in ((x, y), (y, x))]
-        captions += fill_forms(PAIR_FORMS, told)
-        p, q = RELATION_WORDS[scene.relation].places
-        captions += fill_forms(PLACE_FORMS, [{"x": x, "y": y, "p": p, "q": q} | color])
+        captions += fill_forms(CAPTION_FORMS["pair"], told)
+        p, q = RELATION_WORDS[scene.relation]["places"]
+        captions += fill_forms(CAPTION_FORMS["place"], [{"x": x, "y": y, "p": p, "q": q} | color])
     elif len(scene.objects) == 1:
         (x,) = scene.objects
-        captions = fill_forms(SINGLE_FORMS, [{"x": x, "is": x.verb} | color])
+        captions = fill_forms(CAPTION_FORMS["single"], [{"x": x, "is": x.verb} | color])
     else:
         orders = permutations(map(str, scene.objects))
         listings = [f"{', '.join(order[:-1])} and {order[-1]}" for order in orders]
-        captions = fill_forms(LIST_FORMS, [{"l": listing} | color for listing in listings])
+        captions = fill_forms(CAPTION_FORMS["list"], [{"l": listing} | color for listing in listings])
     return tuple(dict.fromkeys(captions))
 
 
@@ -134,7 +88,7 @@ def class_phrases() -> dict[str, str]:
 def class_templates() -> list[str]:
     """Return the captions of one thing of normal size on every background, with {} for the thing."""
     fillings = [{"x": "{}", "is": "is", "c": color} for color in BACKGROUNDS]
-    return [caption for filling in fillings for caption in fill_forms(SINGLE_FORMS, [filling])]
+    return [caption for filling in fillings for caption in fill_forms(CAPTION_FORMS["single"], [filling])]
 
 
 # Noise: captions as they are on the web
@@ -148,57 +102,8 @@ NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
     "boilerplate": 13,
     "truncated": 10,
 }
-# Words that leave a phrase open: a caption that ends in one has lost its end.
-OPEN_WORDS = frozenset(BACKGROUNDS) | {
-    *("a", "an", "the", "to", "of", "left", "right", "in", "front", "on", "at", "and", "is", "are", "there"),
-    *("two", "three", "small", "big", "next"),
-}
-# In the templates {1-99} is a random number of at least as many digits as the left one has, {#4} are four
-# random digits, {a|b} is one of several texts and {noun} a word that is drawn once for all templates.
-FILE_ENDINGS = ("", ".jpg", ".jpg", ".png", ".jpeg", ".gif")
-DATE = "{2009-2024}{01-12}{01-28}"
-FILE_NAMES = (
-    f"img_{DATE}_{{#4}}",
-    "img_{#4}",
-    "dsc{#5}",
-    "dscn{#4}",
-    "p{#7}",
-    "screenshot {1-99}",
-    f"screenshot_{DATE}",
-    "image{1-400}",
-    "image ({1-30})",
-    "photo-{#9}",
-    f"whatsapp image {DATE}",
-    "download ({1-30})",
-    "untitled-{1-60}",
-    "{noun}_{1-40}_final",
-    "{noun}-{200-1600}x{200-1200}",
-    "{noun}{#3}_thumb",
-)
-PRICES = (5, 9, 12, 19, 25, 29, 49, 50, 75, 99)
-SITES = ("pinterest", "etsy", "ebay", "amazon", "shutterstock", "flickr", "deviantart", "redbubble")
-BOILERPLATE = (
-    "free shipping on all orders over {price}",
-    "buy {stickers|posters|prints|plural} online best price {year}",
-    "click to {enlarge|zoom|view full size|open image in new window}",
-    "stock photo id {#5} royalty free",
-    "royalty free vector image {#7}",
-    "{site}",
-    "{a|b|c} | {site}",
-    "{a} {b} {c} clipart png download",
-    "{a} {b} {wallpaper hd|svg bundle|sticker pack|emoji copy paste}",
-    "best {plural} {year} review top {3-20}",
-    "{a} sticker {price}.99 add to cart",
-    "sale up to {20|30|50|70}% off {plural}",
-    "{image may contain|this image shows}: no description available",
-    "{logo|banner|thumbnail|placeholder image|advertisement|icon}",
-    "download {a} icon free {png|svg|psd|eps} {#4}",
-    "copyright {year} all rights reserved",
-    "{a} printable coloring page for kids",
-    "share on {site}",
-    "image {1-9} of {9-24}",
-    "new {a} {b} gift idea {birthday|christmas|easter} {year}",
-)
+WEB_TEXTS: dict[str, Any] = WORLD["noise"]
+OPEN_WORDS = frozenset((*BACKGROUNDS, *WEB_TEXTS["open_words"]))
 
 
 def normalize(text: str) -> str:
@@ -286,9 +191,9 @@ def _truncate(caption: str, rng: Random) -> str:
 
 def _draw_file_name(rng: Random) -> str:
     """Draw a name that a camera, a phone or a download folder gives an image."""
-    ending = rng.choice(FILE_ENDINGS)
+    ending = rng.choice(WEB_TEXTS["file_endings"])
     noun = rng.choice(NOUNS).replace(" ", rng.choice("-_"))
-    return _draw_filled(FILE_NAMES, rng, {"noun": noun}) + ending
+    return _draw_filled(WEB_TEXTS["file_names"], rng, {"noun": noun}) + str(ending)
 
 
 def _draw_boilerplate(rng: Random) -> str:
@@ -296,9 +201,9 @@ def _draw_boilerplate(rng: Random) -> str:
     words = dict(zip("abc", rng.sample(NOUNS, 3), strict=True))
     words["plural"] = SceneObject(name=rng.choice(NOUNS)).plural
     words["year"] = str(rng.randint(2012, 2025))
-    words["price"] = str(rng.choice(PRICES))
-    words["site"] = rng.choice(SITES)
-    return _draw_filled(BOILERPLATE, rng, words)
+    words["price"] = str(rng.choice(WEB_TEXTS["prices"]))
+    words["site"] = rng.choice(WEB_TEXTS["sites"])
+    return _draw_filled(WEB_TEXTS["boilerplate"], rng, words)
 
 
 def _draw_filled(templates: Iterable[str], rng: Random, words: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ than the whole answer) and wrong ones of the same make. Answers to other questio
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, combinations, permutations
+from itertools import combinations, permutations
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from openblip.emoji_scenes.scene import (
     NOUNS,
     RELATIONS,
     SIZES,
+    WORLD,
     Scene,
     SceneObject,
     Split,
@@ -35,27 +36,11 @@ NUM_OPTIONS = 100
 NUM_OTHER_NOUNS = 12  # of wrong answers that name another thing
 NUM_WRONG_LISTINGS = 20  # of two things, not both of which are right
 COUNTS = (1, 2, 3, 4, 5)
-# The answers: the sentences of a row say the same of a colour, a thing ({0}) or several things.
-BACKGROUND_ANSWERS = ("the background is {0}", "it is {0}", "{0}")
-NORMAL_SIZE_ANSWERS = (
-    "{0.pronoun} {0.verb} of normal size",
-    "the {0.noun} {0.verb} of normal size",
-    "{0.pronoun} {0.verb} neither small nor big",
-)
-SIZE_ANSWERS = ("{0.pronoun} {0.verb} {0.size}", "the {0.noun} {0.verb} {0.size}")
-SINGLE_ANSWERS = ("there is only one {0.name}", "only one", "just one {0.name}")
-NUMBER_ANSWERS = ("there are {0.number} {0.plural}", "{0.number}", "there are {0.number} of them")
-TOTAL_ANSWERS = ("there are {0.number} things", "{0.number}", "{0.number} things")
-PRESENT_ANSWERS = ("yes, there is {0.a_noun}", "yes, i can see {0.a_noun}", "yes, {0.a_noun} is there")
-ABSENT_ANSWERS = ("no, there is no {0.name}", "no, i cannot see {0.a_noun}", "no, {0.a_noun} is not there")
-ALSO_ANSWERS = ("yes, there is also {}", "yes, i can see {} too", "there is {} as well")
-NOTHING_ELSE_ANSWERS = ("no, there is nothing else", "no, that is all", "nothing else")
-PLACE_ANSWERS = ("it is {0} the {other}", "{0} the {other}")
-BIGGER_ANSWERS = ("the {0} is bigger", "the bigger one is the {0}")
-SAME_SIZE_ANSWERS = ("both have the same size", "neither, they are equally big")
+DIALOG_QUESTIONS: dict[str, list[str]] = WORLD["dialogs"]["questions"]
+DIALOG_ANSWERS: dict[str, list[str]] = WORLD["dialogs"]["answers"]
 
 
-def _say(forms: Sentences, *values: object, **words: str) -> Sentences:
+def _say(forms: Iterable[str], *values: object, **words: str) -> Sentences:
     """Say each of the values in all forms."""
     return tuple(form.format(value, **words) for value in values for form in forms)
 
@@ -63,25 +48,24 @@ def _say(forms: Sentences, *values: object, **words: str) -> Sentences:
 def _say_size(*things: SceneObject) -> Sentences:
     answers: list[str] = []
     for thing in things:
-        last = "it is a {0.size} one" if thing.count == 1 else "they are {0.size} ones"
-        forms = NORMAL_SIZE_ANSWERS if thing.size == "normal" else (*SIZE_ANSWERS, last)
-        answers += _say(forms, thing)
+        row = "normal_size" if thing.size == "normal" else "size_of_one" if thing.count == 1 else "size_of_several"
+        answers += _say(DIALOG_ANSWERS[row], thing)
     return tuple(answers)
 
 
-def _say_number(name: str, *counts: int, forms: Sentences = NUMBER_ANSWERS) -> Sentences:
+def _say_number(name: str, *counts: int, several: str = "several") -> Sentences:
     things = [SceneObject(name=name, count=count) for count in counts]
-    return tuple(text for each in things for text in _say(SINGLE_ANSWERS if each.count == 1 else forms, each))
+    return tuple(text for each in things for text in _say(DIALOG_ANSWERS["one" if each.count == 1 else several], each))
 
 
 def _say_presence(name: str, is_there: bool) -> Sentences:
-    return _say(PRESENT_ANSWERS if is_there else ABSENT_ANSWERS, SceneObject(name=name))
+    return _say(DIALOG_ANSWERS["present" if is_there else "absent"], SceneObject(name=name))
 
 
 def _say_also(*names: str) -> Sentences:
     """Say that these things are there too, in any order."""
     nouns = [SceneObject(name=name).a_noun for name in names]
-    return tuple(form.format(" and ".join(order)) for form in ALSO_ANSWERS for order in permutations(nouns))
+    return tuple(form.format(" and ".join(order)) for form in DIALOG_ANSWERS["also"] for order in permutations(nouns))
 
 
 @cache
@@ -89,7 +73,7 @@ def sentences_of(family: QuestionFamily, name: str) -> Sentences:
     """Return all sentences of `family` about `name` (for places: seen from there)."""
     match family:
         case "background":
-            return _say(BACKGROUND_ANSWERS, *BACKGROUNDS)
+            return _say(DIALOG_ANSWERS["background"], *BACKGROUNDS)
         case "size":
             return _say_size(*(SceneObject(name=name, size=s, count=n) for n in (1, 2) for s in SIZES))
         case "number":
@@ -97,10 +81,12 @@ def sentences_of(family: QuestionFamily, name: str) -> Sentences:
         case "presence":
             return *_say_also(name), *_say_presence(name, True), *_say_presence(name, False)
         case "place":
-            ways = [RELATION_WORDS[relation][way] for way in (0, 1) for relation in RELATIONS]
-            return _say(PLACE_ANSWERS, *chain.from_iterable(ways), other=name)
+            ways = [
+                words for way in ("forward", "backward") for each in RELATIONS for words in RELATION_WORDS[each][way]
+            ]
+            return _say(DIALOG_ANSWERS["place"], *ways, other=name)
         case "comparison":
-            return _say(BIGGER_ANSWERS, name)
+            return _say(DIALOG_ANSWERS["bigger"], name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +195,11 @@ class DialogContext:
 
     def _ask_background(self) -> DialogRound:
         self.topic = None
-        right, wrong = _say(BACKGROUND_ANSWERS, self.scene.background), _say(BACKGROUND_ANSWERS, *BACKGROUNDS)
-        questions = ("what color is the background?", "what is the color of the background?")
-        return self._round("background", questions, right, (), wrong)
+        right, wrong = (
+            _say(DIALOG_ANSWERS["background"], self.scene.background),
+            _say(DIALOG_ANSWERS["background"], *BACKGROUNDS),
+        )
+        return self._round("background", DIALOG_QUESTIONS["background"], right, (), wrong)
 
     def _ask_size(self, name: str) -> DialogRound:
         thing, subject = self.things[name], self._reference_to(name)
@@ -220,15 +208,13 @@ class DialogContext:
         half_right = [text for size, text in negations.items() if size != thing.size]
         wrong = [*_say_size(*(replace(thing, size=size) for size in SIZES)), *negations.values()]
         wrong += [_say_size(replace(thing, name=other))[1] for other in self._other_nouns()]
-        questions = (f"how big {thing.verb} {subject}?", f"what size {thing.verb} {subject}?")
+        questions = _say(DIALOG_QUESTIONS["size"], thing, subject=subject)
         return self._round("size", questions, _say_size(thing), half_right, wrong)
 
     def _ask_number(self, name: str) -> DialogRound:
         """Ask how many there are of the only kind of thing."""
         thing = self.things[name]
-        questions = (f"how many {thing.plural} are there?", f"how many {thing.plural} can you see?")
-        if self.topic == name:
-            questions = ("how many are there?", "how many of them are there?")
+        questions = _say(DIALOG_QUESTIONS["number_of_topic" if self.topic == name else "number"], thing)
         self.topic = name
         half_right = ("more than one",) if thing.count > 1 else ()
         wrong = [*_say_number(name, *COUNTS)]
@@ -239,11 +225,10 @@ class DialogContext:
         """Ask how many things there are of all kinds."""
         count = self.scene.num_things
         self.topic = None
-        right = _say_number("thing", count, forms=TOTAL_ANSWERS)
-        wrong = [*_say_number("thing", *COUNTS, forms=TOTAL_ANSWERS)]
+        right = _say_number("thing", count, several="total")
+        wrong = [*_say_number("thing", *COUNTS, several="total")]
         wrong += [_say_number(name, count)[0] for name in self.things]
-        questions = ("how many things are there?", "how many things do you see in all?")
-        return self._round("number", questions, right, ("more than one",), wrong)
+        return self._round("number", DIALOG_QUESTIONS["total"], right, ("more than one",), wrong)
 
     def _ask_else(self) -> DialogRound:
         """Ask what was not mentioned yet: nothing, or one or two things."""
@@ -254,14 +239,13 @@ class DialogContext:
         if unmentioned:
             right, half_right = _say_also(*unmentioned), ["yes"]
             half_right += [text for name in unmentioned for text in _say_also(name)]
-            wrong += [*NOTHING_ELSE_ANSWERS, "no"]
+            wrong += [*DIALOG_ANSWERS["nothing_else"], "no"]
         else:
-            right, half_right = NOTHING_ELSE_ANSWERS, ["no"]
+            right, half_right = tuple(DIALOG_ANSWERS["nothing_else"]), ["no"]
             wrong += ["yes"]
         self.topic = unmentioned[0] if len(unmentioned) == 1 else None
         self.mentioned += unmentioned
-        questions = ("is there anything else?", "do you see anything else?", "anything else in the picture?")
-        return self._round("presence", questions, right, half_right, wrong)
+        return self._round("presence", DIALOG_QUESTIONS["else"], right, half_right, wrong)
 
     def _ask_presence(self) -> DialogRound:
         """Ask whether there is a thing: one that was not mentioned yet, or one that is not there."""
@@ -276,8 +260,7 @@ class DialogContext:
         self.topic = name if is_there else None
         wrong = [*_say_presence(name, True), *_say_presence(name, False), "yes", "no"]
         wrong += [_say_presence(other, is_there)[0] for other in self._other_nouns() if other != name]
-        forms = ("is there {0.a_noun}?", "is {0.a_noun} in the picture?", "can you see {0.a_noun}?")
-        questions = _say(forms, SceneObject(name=name))
+        questions = _say(DIALOG_QUESTIONS["presence"], SceneObject(name=name))
         half_right = ("yes",) if is_there else ("no",)
         return self._round("presence", questions, _say_presence(name, is_there), half_right, wrong)
 
@@ -290,13 +273,13 @@ class DialogContext:
         index = self.scene.names.index(name)
         _, words, other = relation_from_both_ends(self.scene)[index]
         next_to = f"it is next to the {other.name}"
-        ways = [way for each in RELATIONS for ways in RELATION_WORDS[each][:2] for way in ways]
-        wrong = [*_say(PLACE_ANSWERS, *ways, other=other.name)]
-        wrong += [next_to, *(f"it is {place}" for each in RELATIONS for place in RELATION_WORDS[each].places)]
+        ways = [way for words in RELATION_WORDS.values() for way in (*words["forward"], *words["backward"])]
+        wrong = [*_say(DIALOG_ANSWERS["place"], *ways, other=other.name)]
+        wrong += [next_to, *(f"it is {place}" for each in RELATIONS for place in RELATION_WORDS[each]["places"])]
         wrong += [f"it is {words[0]} the {noun}" for noun in self._other_nouns()]
-        questions = (f"where is {subject}?", f"where exactly is {subject}?")
-        place = RELATION_WORDS[self.scene.relation].places[index]
-        right = (*_say(PLACE_ANSWERS, *words, other=other.name), f"it is {place}")
+        questions = _say(DIALOG_QUESTIONS["place"], subject)
+        place = RELATION_WORDS[self.scene.relation]["places"][index]
+        right = (*_say(DIALOG_ANSWERS["place"], *words, other=other.name), f"it is {place}")
         half_right = (next_to,) if self.scene.relation == "left of" else ()
         return self._round("place", questions, right, half_right, wrong)
 
@@ -306,10 +289,10 @@ class DialogContext:
         self.topic = None
         if first.size != second.size:
             self.topic = max(first, second, key=lambda thing: SIZES.index(thing.size)).name
-        right = _say(BIGGER_ANSWERS, self.topic) if self.topic else SAME_SIZE_ANSWERS
-        wrong = SAME_SIZE_ANSWERS + _say(BIGGER_ANSWERS, first.name, second.name, *self._other_nouns())
-        questions = ("which one is bigger?", "which of them is bigger?")
-        return self._round("comparison", questions, right, (), wrong)
+        same_size = tuple(DIALOG_ANSWERS["same_size"])
+        right = _say(DIALOG_ANSWERS["bigger"], self.topic) if self.topic else same_size
+        wrong = same_size + _say(DIALOG_ANSWERS["bigger"], first.name, second.name, *self._other_nouns())
+        return self._round("comparison", DIALOG_QUESTIONS["bigger"], right, (), wrong)
 
     def _unmentioned(self) -> list[str]:
         return [name for name in self.scene.names if name not in self.mentioned]
@@ -327,7 +310,7 @@ class DialogContext:
     def _round(
         self,
         family: QuestionFamily,
-        questions: Sentences,
+        questions: Sequence[str],
         right: Sentences,
         half_right: Iterable[str],
         wrong: Iterable[str],

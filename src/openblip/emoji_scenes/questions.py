@@ -25,6 +25,7 @@ from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
     NOUNS,
     NUMBER_WORDS,
+    WORLD,
     Scene,
     SceneObject,
     Size,
@@ -42,27 +43,7 @@ SIZE_VOTES: dict[Size, Votes] = {
     "normal": {"normal": 6, "medium": 4},
     "big": {"big": 7, "large": 3},
 }
-QUESTION_FORMS: dict[str, tuple[str, ...]] = {
-    "background": (
-        "what color is the background?",
-        "what is the color of the background?",
-        "what is the background color of the {medium}?",
-    ),
-    "count": (
-        "how many {thing.plural} are there?",
-        "how many {thing.plural} are in the {medium}?",
-        "how many {thing.plural} do you see?",
-    ),
-    "total": ("how many things are there?", "how many things are in the {medium}?"),
-    "existence": ("is there {thing.a_noun}?", "is there {thing.a_noun} in the {medium}?", "do you see {thing.a_noun}?"),
-    "name": ("what is in the {medium}?", "what does the {medium} show?", "what do you see?"),
-    "size": ("what size {thing.verb} the {thing.noun}?", "how big {thing.verb} the {thing.noun}?"),
-    "whether size": ("{thing.verb} the {thing.noun} {size}?",),
-    "which is small": ("what is small?", "which thing is small?"),
-    "neighbor": ("what is {relation} the {other.name}?",),
-    "whether relation": ("is the {first.name} {relation} the {second.name}?",),
-    "place": ("what is {place}?", "what is {place} of the {medium}?", "which thing is {place}?"),
-}
+QUESTION_FORMS: dict[str, list[str]] = WORLD["questions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +162,7 @@ def _votes_and_fillings(kind: str, scene: Scene, split: Split, rng: Random) -> t
             return yes_or_no(is_true), fillings
         case "place":
             assert scene.relation is not None
-            places = RELATION_WORDS[scene.relation].places
+            places = RELATION_WORDS[scene.relation]["places"]
             thing, place = rng.choice(list(zip(scene.objects, places, strict=True)))
             return naming_votes(thing), [{"place": place}]
     raise AssertionError(f"no question of kind {kind}")

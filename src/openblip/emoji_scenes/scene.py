@@ -4,10 +4,12 @@ captions.py describes a scene, rendering.py paints it.
 """
 
 import hashlib
+import tomllib
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -21,61 +23,16 @@ EVALUATION_SPLITS = ("val", "test")  # they show pairs of nouns that no other sp
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
-# Far apart in hue or lightness, so that neither jitter nor JPEG nor a photometric augmentation mixes two up.
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "red": (208, 52, 48),
-    "yellow": (246, 216, 72),
-    "green": (84, 170, 84),
-    "blue": (66, 122, 214),
-    "purple": (134, 76, 176),
-    "pink": (248, 168, 200),
-    "white": (244, 244, 242),
-    "black": (40, 40, 44),
-}
-
-
-# Chosen by eye: distinct at 26 pixels, one common name each, and no colour words (no orange, no rose). The
-# order decides what a seed draws, so it never changes.
-NOUNS = (
-    "dog", "cat", "rabbit", "fox", "panda", "pig", "frog", "penguin", "owl", "butterfly", "snail", "bee",
-    "ladybug", "turtle", "octopus", "whale", "elephant", "giraffe", "duck", "unicorn", "spider", "flamingo",
-    "cactus", "palm tree", "mushroom", "sunflower", "apple", "banana", "pineapple", "watermelon", "lemon",
-    "carrot", "eggplant", "avocado", "burger", "pizza", "donut", "cake", "trophy", "guitar", "drum",
-    "balloon", "gift", "key", "bell", "camera", "candle", "clock", "umbrella", "shirt", "car", "tractor",
-    "bicycle", "rocket", "house", "moon", "star", "cloud", "robot", "ghost",
-)  # fmt: skip
-IRREGULAR_PLURALS = {
-    "fox": "foxes", "butterfly": "butterflies", "octopus": "octopuses", "cactus": "cactuses",
-    "trophy": "trophies",
-}  # fmt: skip
-EMOJI_NAMES = {  # where the package `emoji` has another name
-    "dog": "dog_face", "cat": "cat_face", "rabbit": "rabbit_face", "pig": "pig_face", "bee": "honeybee",
-    "ladybug": "lady_beetle", "palm tree": "palm_tree", "apple": "red_apple", "burger": "hamburger",
-    "donut": "doughnut", "cake": "birthday_cake", "gift": "wrapped_gift", "clock": "alarm_clock",
-    "shirt": "t-shirt", "car": "automobile", "moon": "crescent_moon",
-}  # fmt: skip
-
-# The nouns of a row look, or are, alike: they are the ones that are mistaken for each other.
-LOOKALIKES: tuple[tuple[str, ...], ...] = (
-    ("dog", "cat", "rabbit", "fox", "panda", "pig", "frog"),
-    ("butterfly", "snail", "bee", "ladybug", "turtle", "spider", "octopus"),
-    ("penguin", "owl", "duck", "flamingo"),
-    ("whale", "elephant", "giraffe", "unicorn"),
-    ("cactus", "palm tree", "mushroom", "sunflower"),
-    ("apple", "banana", "pineapple", "watermelon", "lemon", "carrot", "eggplant", "avocado"),
-    ("burger", "pizza", "donut", "cake"),
-    ("trophy", "guitar", "drum", "bell", "candle"),
-    ("gift", "key", "camera", "clock", "umbrella", "shirt"),
-    ("car", "tractor", "bicycle", "rocket", "house"),
-    ("moon", "star", "cloud", "balloon"),
-    ("robot", "ghost"),
-)
+# The nouns, colours and sentences of the world; the texts of this file and of the grammars come from here.
+WORLD: dict[str, Any] = tomllib.loads((Path(__file__).parent / "world.toml").read_text(encoding="utf-8"))
+NOUNS: tuple[str, ...] = tuple(WORLD["nouns"])
+BACKGROUNDS: dict[str, tuple[int, ...]] = {name: tuple(color) for name, color in WORLD["backgrounds"].items()}
 
 
 @cache
 def lookalikes(name: str) -> tuple[str, ...]:
     """Return the nouns that are most easily mistaken for `name`."""
-    (row,) = (row for row in LOOKALIKES if name in row)
+    (row,) = (row for row in WORLD["lookalikes"] if name in row)
     return tuple(other for other in row if other != name)
 
 
@@ -160,7 +117,7 @@ class SceneObject:
     @property
     def plural(self) -> str:
         """ "dogs", whatever its number and size."""
-        return IRREGULAR_PLURALS.get(self.name, f"{self.name}s")
+        return str(WORLD["irregular_plurals"].get(self.name, f"{self.name}s"))
 
     @property
     def noun(self) -> str:

@@ -18,6 +18,7 @@ from openblip.emoji_scenes.scene import (
     NUMBER_WORDS,
     RELATIONS,
     SIZES,
+    WORLD,
     Relation,
     Scene,
     SceneObject,
@@ -33,58 +34,7 @@ from openblip.emoji_scenes.scene import (
     pairs_of,
 )
 
-# {side} is the image that a statement names, and {other} the other one.
-STATEMENT_FORMS: dict[str, tuple[str, ...]] = {
-    "shown on a side": (
-        "the {side} picture shows {thing.a_noun}",
-        "there is {thing.a_noun} in the {side} picture",
-        "{thing.a_noun} can be seen in the picture on the {side}",
-    ),
-    "count on a side": (
-        "the {side} picture shows {things.number} {things.noun}",
-        "there {things.verb} {things.number} {things.noun} in the {side} picture",
-    ),
-    "more on a side": (
-        "the {side} picture shows {more} {thing.plural} than the {other} one",
-        "there are {more} {thing.plural} in the {side} picture than in the {other} one",
-    ),
-    "background on a side": (
-        "the {side} picture has a {color} background",
-        "the background of the {side} picture is {color}",
-    ),
-    "size on a side": (
-        "the {thing.name} in the {side} picture is {size}",
-        "the {side} picture shows a {size} {thing.name}",
-    ),
-    "bigger on a side": (
-        "the {thing.name} in the {side} picture is {bigger} than the one in the {other} picture",
-        "the {side} picture shows a {bigger} {thing.name} than the {other} one",
-    ),
-    "relation on a side": (
-        "in the {side} picture {first.a_noun} is {stands} {second.a_noun}",
-        "the {side} picture shows {first.a_noun} {stands} {second.a_noun}",
-        "the {first.name} is {stands} the {second.name} in the {side} picture",
-    ),
-    "how many pictures show": ("{claim} {thing.a_noun}",),
-    "total": (
-        "there are {number} {thing.plural} in total",
-        "the two pictures show {number} {thing.plural} together",
-        "there are {number} {thing.plural} in the two pictures",
-    ),
-    "same count": (
-        "the pictures show {claim} of {thing.plural}",
-        "there are {claim} of {thing.plural} in the two pictures",
-    ),
-    "backgrounds": ("{claim}",),
-    "one each": (
-        "one picture shows {first.a_noun} and the other {second.a_noun}",
-        "one of the pictures shows {first.a_noun}, the other one {second.a_noun}",
-    ),
-    "relation in one or both": (
-        "{claim} {first.a_noun} is {stands} {second.a_noun}",
-        "{first.a_noun} is {stands} {second.a_noun} {claim}",
-    ),
-}
+STATEMENT_FORMS: dict[str, list[str]] = WORLD["statements"]
 OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
 OF_BOTH = [kind for kind in STATEMENT_FORMS if kind not in OF_A_SIDE]
 # What is claimed; the numbers of images that show the thing for which it is true, and false but nearly true.
