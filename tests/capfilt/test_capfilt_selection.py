@@ -10,7 +10,7 @@ from capfilt_world import all_rows
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, read_scores
+from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.selection import select
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
@@ -75,7 +75,8 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard", ["00000", "00001", "00002"])
 def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
     rows = [row for row in all_rows(finished_run) if row["shard"] == shard]
-    scores = read_scores(finished_run / "captions" / f"{shard}.parquet", 0.5)
+    scores = RunScores()
+    first_rows = scores.add_shard(finished_run / "captions" / f"{shard}.parquet", 0.5)
     for name, found in scores.sources.items():
         itm = [row["itm"] for row in rows if row["source"] == name]
         assert found.histogram.tolist() == [
@@ -87,7 +88,8 @@ def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
         first = {row["source"]: row["itm"] > 0.5 for _, row in reversed(own)}
         if "web" in first:
             fates[first["web"], first["synthetic"]].append(own[0][0])
-    assert {name: found.tolist() for name, found in scores.combinations.items()} == {
+    assert {name: found.tolist() for name, found in first_rows.items()} == {
         name: sorted(found) for name, found in fates.items()
     }
+    assert scores.combinations == {name: len(found) for name, found in fates.items()}
     assert scores.images == 6

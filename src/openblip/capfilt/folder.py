@@ -33,10 +33,6 @@ class CapFiltFolder:
     root: Path
 
     @property
-    def captions_dir(self) -> Path:
-        return self.root / "captions"
-
-    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 
@@ -45,16 +41,16 @@ class CapFiltFolder:
         return self.root / "report.html"
 
     def captions(self, shard: str) -> Path:
-        return self.captions_dir / f"{shard}.parquet"
+        return self.root / "captions" / f"{shard}.parquet"
 
     def rejects(self, shard: str) -> Path:
-        return self.captions_dir / f"{shard}.rejects.jsonl"
+        return self.captions(shard).with_name(f"{shard}.rejects.jsonl")
 
     def report(self, shard: str) -> Path:
-        return self.captions_dir / f"{shard}.report.json"
+        return self.captions(shard).with_name(f"{shard}.report.json")
 
     def failure(self, shard: str) -> Path:
-        return self.captions_dir / f"{shard}.failure.json"
+        return self.captions(shard).with_name(f"{shard}.failure.json")
 
     def is_done(self, shard: str) -> bool:
         """Whether a shard is done: its report is written last. A caption file removed by hand is made again."""
@@ -66,7 +62,7 @@ class CapFiltFolder:
 
     def failures(self) -> list[dict[str, Any]]:
         """The records of shards that could not be finished, by shard."""
-        return [read_json(path) for path in sorted(self.captions_dir.glob("*.failure.json"))]
+        return [read_json(path) for path in sorted(self.root.glob("captions/*.failure.json"))]
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest. Raises `ConfigError` when the folder is not the output of a CapFilt run."""
@@ -83,14 +79,14 @@ class CapFiltFolder:
         Raises `ConfigError` with the difference, field by field, when the folder holds another run.
         """
         remove_partials(self.root)
-        remove_partials(self.captions_dir)
+        remove_partials(self.root / "captions")
         if not self.manifest.exists():
-            if any(self.captions_dir.glob("*.report.json")):
+            if finished_shards(self.root):
                 raise ConfigError(
                     f"{self.root} holds caption files but no manifest.json that says how they were made; "
                     "restore it or choose another --out"
                 )
-            self.captions_dir.mkdir(parents=True, exist_ok=True)
+            (self.root / "captions").mkdir(parents=True, exist_ok=True)
             write_json(self.manifest, manifest)
             return
         earlier = self.read_manifest()
@@ -111,11 +107,12 @@ class CapFiltFolder:
 
 
 def build_manifest(
-    config: CapFiltConfig, captioner: Mapping[str, Any], filter_: Mapping[str, Any], num_shards: int
+    config: CapFiltConfig, captioner: BasePredictor, filter_: BasePredictor, num_shards: int
 ) -> dict[str, Any]:
-    """The content of manifest.json, from the settings and the two results of `describe_model`.
+    """The content of manifest.json.
 
-    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory.
+    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory. A model's hash is
+    of everything that decides its output.
     """
     return {
         "openblip": version("openblip"),
@@ -123,15 +120,15 @@ def build_manifest(
         "images": _absolute(config.images),
         "num_shards": num_shards,
         "threshold": config.threshold,
-        "captioner": dict(captioner),
-        "filter": dict(filter_),
+        **{
+            role: {"checkpoint": checkpoint, "parameters": model.num_parameters, "sha256": model.fingerprint()}
+            for role, checkpoint, model in (
+                ("captioner", config.captioner, captioner),
+                ("filter", config.filter, filter_),
+            )
+        },
         "config": config.row_settings(),
     }
-
-
-def describe_model(checkpoint: str, predictor: BasePredictor) -> dict[str, Any]:
-    """Name and size of a checkpoint, and a hash of everything that decides its output."""
-    return {"checkpoint": checkpoint, "parameters": predictor.num_parameters, "sha256": predictor.fingerprint()}
 
 
 def config_hash(manifest: Mapping[str, Any]) -> str:
@@ -158,7 +155,5 @@ def _absolute(path: str | None) -> str | None:
     """A local path made independent of the working directory; URLs and None do not change."""
     if path is None or "://" in path:
         return path
-    scheme, colon, rest = path.partition(":")
-    if colon and scheme == "capfilt":
-        return f"capfilt:{os.path.abspath(os.path.expanduser(rest))}"
-    return os.path.abspath(os.path.expanduser(path))
+    prefix = "capfilt:" if path.startswith("capfilt:") else ""
+    return prefix + os.path.abspath(os.path.expanduser(path.removeprefix(prefix)))

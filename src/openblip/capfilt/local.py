@@ -5,16 +5,17 @@ While the models work on a shard, the next one is already read and decoded.
 
 import traceback
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, build_manifest, describe_model
+from openblip.capfilt.folder import CapFiltFolder, build_manifest
 from openblip.capfilt.process import DecodedSample, Models, decode_shard, process
 from openblip.capfilt.report import write_report
 from openblip.capfilt.scores import RunScores
@@ -23,8 +24,6 @@ from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
 from openblip.files import write_json
 from openblip.progress import Progress
-
-Entries = Generator[DecodedSample | Reject]
 
 
 @dataclass(kw_only=True)
@@ -40,11 +39,6 @@ class RunSummary:
     failed: list[tuple[str, str]] = field(default_factory=list)
     scores: RunScores = field(default_factory=RunScores)
     report: Path
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every shard has its report, 1 when one could not be finished."""
-        return 1 if self.failed else 0
 
 
 def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = None) -> RunSummary:
@@ -67,40 +61,32 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
     models = _load_models(config, device)
     config = replace(config, dtype=str(models.captioner.dtype).removeprefix("torch."))  # what "auto" chose
-    manifest = build_manifest(
-        config,
-        describe_model(config.captioner, models.captioner),
-        describe_model(config.filter, models.filter),
-        num_shards=len(shards),
-    )
+    manifest = build_manifest(config, models.captioner, models.filter, num_shards=len(shards))
     folder = CapFiltFolder(Path(out))
     folder.start_or_resume(manifest)
-    skipped = [shard for shard in shards if folder.is_done(shard)]
-    done_before = set(skipped)
+    summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
+    done_before = set(summary.skipped)
     waiting = [shard for shard in shards if shard not in done_before]
-    summary = RunSummary(skipped=skipped, report=folder.report_page)
 
-    def read_ahead(shard: str) -> Entries:
-        """Begin to read a shard: its threads decode as soon as the first sample has been asked for."""
-        return _started(decode_shard(shard, source, models, config))
+    def start(shard: str) -> tuple[list[DecodedSample | Reject], Generator[DecodedSample | Reject]]:
+        """Begin to read a shard: its first entry, so that its threads decode the next ones, and the others."""
+        entries = decode_shard(shard, source, models, config)
+        return list(islice(entries, 1)), entries
 
     with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading:
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
-        upcoming: list[Future[Entries]] = [reading.submit(read_ahead, shard) for shard in waiting[:1]]
+        started = [reading.submit(start, shard) for shard in waiting[:1]]
         for position, shard in enumerate(waiting):
-            entries = upcoming.pop()
-            upcoming += [reading.submit(read_ahead, name) for name in waiting[position + 1 : position + 2]]
+            current = started.pop()
+            started += [reading.submit(start, name) for name in waiting[position + 1 : position + 2]]
             try:
-                process(
-                    shard,
-                    entries.result(),
-                    folder=folder,
-                    models=models,
-                    config=config,
-                    manifest=manifest,
-                    on_images=bar.advance,
-                )
+                first, others = current.result()
+                with closing(others):
+                    process(
+                        shard, chain(first, others), folder=folder, models=models, config=config, manifest=manifest,
+                        on_images=bar.advance,
+                    )  # fmt: skip
                 summary.done.append(shard)
                 bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
             except Exception as error:  # whatever it was, the other shards go on and this one is named
@@ -109,19 +95,6 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                 bar.note(f"{shard} could not be finished: {message}")
     summary.scores = write_report(folder.root)
     return summary
-
-
-def _started(entries: Entries) -> Entries:
-    """The same entries, of which the first has been read."""
-    first = next(entries, None)
-
-    def all_entries() -> Entries:
-        try:
-            yield from entries if first is None else chain([first], entries)
-        finally:
-            entries.close()
-
-    return all_entries()
 
 
 def _record_failure(folder: CapFiltFolder, shard: str, error: Exception) -> str:

@@ -9,23 +9,22 @@ B images of a batch, S image size.
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, config_hash
-from openblip.capfilt.scores import read_scores
+from openblip.capfilt.scores import RunScores
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.files import hash_int, write_json, write_jsonl
-from openblip.predictor import BasePredictor, ScoredText, TextScore
+from openblip.predictor import BasePredictor, ScoredText
 
 BATCHES_AHEAD = 2
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -75,15 +74,15 @@ def decode_shard(
 
 def process(
     shard: str,
-    entries: Generator[DecodedSample | Reject],
+    entries: Iterator[DecodedSample | Reject],
     *,
     folder: CapFiltFolder,
     models: Models,
     config: CapFiltConfig,
     manifest: Mapping[str, Any],
     on_images: Callable[[int], None] = lambda count: None,
-) -> dict[str, Any]:
-    """Caption and score one shard, write its files and return its report.
+) -> None:
+    """Caption and score one shard, and write its files.
 
     The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
     synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing
@@ -91,127 +90,42 @@ def process(
 
     Args:
         shard: the name of the shard.
-        entries: its samples, from `decode_shard`; they are closed in any case.
+        entries: its samples, from `decode_shard`.
         on_images: called with the number of samples just done, rejects included.
     """
     watch = Stopwatch()
     rejects: list[Reject] = []
 
     def rows() -> Iterator[CaptionRow]:
-        for batch, unreadable in _batches(entries, config.batch_size, watch):
-            rejects.extend(unreadable)
+        is_last = False
+        while not is_last:
+            batch: list[DecodedSample] = []
+            num_rejects = len(rejects)
+            with watch.stage("read"):  # the time that the models wait, not the time that the threads work
+                while len(batch) < config.batch_size and (entry := next(entries, None)) is not None:
+                    if isinstance(entry, Reject):
+                        rejects.append(entry)
+                    else:
+                        batch.append(entry)
+            is_last = len(batch) < config.batch_size
             if batch:
                 yield from _caption_and_filter(batch, shard, models, config, watch)
-            on_images(len(batch) + len(unreadable))
+            on_images(len(batch) + len(rejects) - num_rejects)
 
-    with closing(entries), watch.stage("total"):
+    with watch.stage("total"):
         write_captions(folder.captions(shard), rows())
-        write_jsonl(
-            folder.rejects(shard), ({"shard": shard, "key": reject.key, "reason": reject.reason} for reject in rejects)
-        )
-    report = _report(shard, folder, rejects, watch, manifest, models)
-    write_json(folder.report(shard), report)
-    folder.failure(shard).unlink(missing_ok=True)
-    return report
-
-
-def image_seed(seed: int, shard: str, key: str) -> int:
-    """The sampling seed of an image, a stable hash: the same in any batch, order, process or resumed run."""
-    return hash_int(json.dumps([seed, shard, key]))
-
-
-def _batches(
-    entries: Iterator[DecodedSample | Reject], batch_size: int, watch: Stopwatch
-) -> Iterator[tuple[list[DecodedSample], list[Reject]]]:
-    """Batches of readable samples, with the rejects between them."""
-    while True:
-        samples: list[DecodedSample] = []
-        rejects: list[Reject] = []
-        with watch.stage("read"):  # the time that the models wait, not the time that the threads work
-            for entry in entries:
-                if isinstance(entry, Reject):
-                    rejects.append(entry)
-                else:
-                    samples.append(entry)
-                if len(samples) == batch_size:
-                    break
-        if samples or rejects:
-            yield samples, rejects
-        if len(samples) < batch_size:
-            return
-
-
-def _caption_and_filter(
-    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, watch: Stopwatch
-) -> list[CaptionRow]:
-    """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
-    samples = [sample for sample, _ in batch]
-    with watch.stage("caption"):
-        captions = models.captioner.caption(
-            _stack([pixels for _, (pixels, _) in batch]),
-            prompt=config.prompt,
-            decoding=config.decoding,
-            num_captions=config.num_captions,
-            batch_size=config.batch_size,
-            return_scores=True,
-            seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
-        )
-    synthetic: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
-    with watch.stage("filter"):
-        scores = models.filter.score_texts(
-            _stack([pixels for _, (_, pixels) in batch]),
-            [
-                [*sample.captions, *(caption.text for caption in written)]
-                for sample, written in zip(samples, synthetic, strict=True)
-            ],
-            batch_size=len(batch),
-        )
-    return [
-        row
-        for sample, written, scored in zip(samples, synthetic, scores, strict=True)
-        for row in _rows(sample, written, scored)
-    ]
-
-
-def _rows(sample: Sample, written: Sequence[ScoredText], scores: Sequence[TextScore]) -> Iterator[CaptionRow]:
-    """One row per text: web texts, then synthetic ones; `scores` are in this order."""
-    num_web = len(sample.captions)
-    for index, (text, score) in enumerate(zip(sample.captions, scores[:num_web], strict=True)):
-        yield CaptionRow(key=sample.key, shard=sample.shard, source="web", index=index, caption=text, **score._asdict())
-    for index, (caption, score) in enumerate(zip(written, scores[num_web:], strict=True)):
-        yield CaptionRow(
-            key=sample.key,
-            shard=sample.shard,
-            source="synthetic",
-            index=index,
-            caption=caption.text,
-            logprob=caption.logprob,
-            **score._asdict(),
-        )
-
-
-def _stack(images: Sequence[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(images))  # uint8 (B, 3, S, S)
-
-
-def _report(
-    shard: str,
-    folder: CapFiltFolder,
-    rejects: Sequence[Reject],
-    watch: Stopwatch,
-    manifest: Mapping[str, Any],
-    models: Models,
-) -> dict[str, Any]:
-    """The content of report.json. `kept` is at the manifest's threshold of this moment."""
-    scores = read_scores(folder.captions(shard), manifest["threshold"])
-    return {
+        rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
+        write_jsonl(folder.rejects(shard), ({"shard": shard, **reject} for reject in rejected))
+    scores = RunScores()
+    scores.add_shard(folder.captions(shard), manifest["threshold"])
+    report = {
         "shard": shard,
         "images": scores.images,
         "web_texts": scores.sources["web"].texts,
         "synthetic_texts": scores.sources["synthetic"].texts,
         "threshold": manifest["threshold"],
         "kept": {name: source.kept for name, source in scores.sources.items()},
-        "rejects": [{"key": reject.key, "reason": reject.reason} for reject in rejects],
+        "rejects": rejected,
         "seconds": {name: round(spent, 3) for name, spent in watch.seconds.items()},
         "captioner": manifest["captioner"]["sha256"],
         "filter": manifest["filter"]["sha256"],
@@ -219,3 +133,46 @@ def _report(
         "device": str(models.filter.device),
         "openblip": manifest["openblip"],
     }
+    write_json(folder.report(shard), report)
+    folder.failure(shard).unlink(missing_ok=True)
+
+
+def image_seed(seed: int, shard: str, key: str) -> int:
+    """The sampling seed of an image, a stable hash: the same in any batch, order, process or resumed run."""
+    return hash_int(json.dumps([seed, shard, key]))
+
+
+def _caption_and_filter(
+    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, watch: Stopwatch
+) -> Iterator[CaptionRow]:
+    """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
+    samples = [sample for sample, _ in batch]
+    with watch.stage("caption"):
+        captions = models.captioner.caption(
+            torch.from_numpy(np.stack([pixels for _, (pixels, _) in batch])),  # uint8 (B, 3, S, S)
+            prompt=config.prompt,
+            decoding=config.decoding,
+            num_captions=config.num_captions,
+            batch_size=config.batch_size,
+            return_scores=True,
+            seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
+        )
+    written: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
+    with watch.stage("filter"):
+        scores = models.filter.score_texts(
+            torch.from_numpy(np.stack([pixels for _, (_, pixels) in batch])),
+            [
+                [*sample.captions, *(caption.text for caption in synthetic)]
+                for sample, synthetic in zip(samples, written, strict=True)
+            ],
+            batch_size=len(batch),
+        )
+    for sample, synthetic, scores_of_image in zip(samples, written, scores, strict=True):
+        place: dict[str, Any] = {"key": sample.key, "shard": sample.shard}
+        rows = [dict(place, source="web", index=i, caption=text) for i, text in enumerate(sample.captions)]
+        rows += [
+            dict(place, source="synthetic", index=i, caption=caption.text, logprob=caption.logprob)
+            for i, caption in enumerate(synthetic)
+        ]
+        for row, score in zip(rows, scores_of_image, strict=True):
+            yield CaptionRow(**row, **score._asdict())

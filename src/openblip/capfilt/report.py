@@ -13,21 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from openblip.capfilt.folder import CapFiltFolder
-from openblip.capfilt.scores import (
-    COMBINATIONS,
-    NUM_BINS,
-    SOURCES,
-    RunScores,
-    SourceScores,
-    read_run_scores,
-    read_scores,
-)
+from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, SOURCES, RunScores, SourceScores
 from openblip.data.captions import is_kept
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
@@ -77,8 +70,11 @@ def write_report(directory: str | Path, *, extra_sections: Sequence[Section] = (
     manifest = folder.read_manifest()
     shards = folder.done_shards()
     reports = [read_json(folder.report(shard)) for shard in shards]
-    scores = read_run_scores((folder.captions(shard) for shard in shards), manifest["threshold"])
+    scores = RunScores()
+    for shard in shards:
+        scores.add_shard(folder.captions(shard), manifest["threshold"])
     failures = folder.failures()
+    failed = [(failure["shard"], failure["error"]) for failure in failures[:MAX_FAILURES]]
     sections = [
         Section("Kept by source", _keep_rates(scores)),
         *extra_sections,
@@ -89,12 +85,20 @@ def write_report(directory: str | Path, *, extra_sections: Sequence[Section] = (
         ),
         Section("Accepted and rejected", _gallery(choose_images(folder, manifest), scores)),
         Section("Samples that could not be read", _rejects(reports)),
-        *([Section("Shards that are not finished", _failures(failures))] if failures else []),
+        *([Section("Shards that are not finished", table(("Shard", "Error"), failed))] if failures else []),
         Section("How it was made", _provenance(manifest, reports)),
     ]
     lead = _lead(manifest, scores, reports, failures)
     footer = f"Made by OpenBLIP {manifest['openblip']}. BLIP: Li et al., 2022, section 3.3."
-    write_text(folder.report_page, _render("CapFilt report", lead, sections, footer))
+    resources = files("openblip.capfilt")
+    page = Template(resources.joinpath("page.html").read_text("utf-8")).substitute(
+        policy=POLICY,
+        css=resources.joinpath("page.css").read_text("utf-8"),
+        lead=lead,
+        sections="".join(f"<section><h2>{escape(part.title)}</h2>{part.body}</section>\n" for part in sections),
+        footer=escape(footer),
+    )
+    write_text(folder.report_page, page)
     return scores
 
 
@@ -136,11 +140,6 @@ def _rejects(reports: Sequence[Mapping[str, Any]]) -> str:
     more = len(rejects) - len(shown)
     note = f'<p class="note">and {more:,} more, in <code>captions/*.rejects.jsonl</code></p>' if more else ""
     return table(("Shard", "Sample", "Reason"), shown) + note
-
-
-def _failures(failures: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(failure["shard"], failure["error"]) for failure in failures[:MAX_FAILURES]]
-    return table(("Shard", "Error"), rows)
 
 
 def _provenance(manifest: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str:
@@ -196,8 +195,8 @@ def choose_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> Gallery
     shards = sorted(folder.done_shards(), key=hash_int)[:MAX_SHARDS]
     candidates: dict[tuple[bool, bool], list[tuple[int, str, int]]] = {name: [] for name in COMBINATIONS}
     for shard in shards:
-        scores = read_scores(folder.captions(shard), manifest["threshold"])
-        for combination, rows in scores.combinations.items():
+        rows_of = RunScores().add_shard(folder.captions(shard), manifest["threshold"])
+        for combination, rows in rows_of.items():
             order = np.random.default_rng(hash_int(shard)).permutation(rows)[:IMAGES_PER_COMBINATION]
             # The rank comes first, so that every shard gives its first image before one gives its second.
             candidates[combination] += [(rank, shard, int(row)) for rank, row in enumerate(order)]
@@ -278,20 +277,6 @@ def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
         for name, value, remark in entries
     )
     return f'<dl class="tiles">{items}</dl>'
-
-
-def _render(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole page. `lead` is HTML, the other texts are escaped."""
-    css = files("openblip.capfilt").joinpath("page.css").read_text("utf-8")
-    body = "".join(f"<section><h2>{escape(section.title)}</h2>{section.body}</section>\n" for section in sections)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(title)}</h1>{lead}</header>\n{body}<footer>{escape(footer)}</footer>\n"
-        "</main>\n</body>\n</html>\n"
-    )
 
 
 def _share(part: int, whole: int) -> str:

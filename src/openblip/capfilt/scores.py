@@ -3,7 +3,6 @@
 R rows (texts) of a shard, I images of a shard.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,39 +29,16 @@ class SourceScores:
     kept: int = 0
     histogram: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
 
-    def add(self, other: "SourceScores") -> None:
-        self.texts += other.texts
-        self.kept += other.kept
-        self.histogram += other.histogram
-
-
-@dataclass(frozen=True)
-class ShardScores:
-    """The scores of one shard.
-
-    combinations: for each of `COMBINATIONS`, the first rows (int64) of the images whose first web and first
-    synthetic text fared so. Images without web text are in none.
-    """
-
-    images: int
-    sources: dict[str, SourceScores]
-    combinations: dict[tuple[bool, bool], Array]
-
 
 @dataclass
 class RunScores:
-    """The scores of all shards of a run, added up."""
+    """The scores of the shards that were added, at one threshold."""
 
     images: int = 0
     sources: dict[str, SourceScores] = field(default_factory=lambda: {name: SourceScores() for name in SOURCES})
     combinations: dict[tuple[bool, bool], int] = field(default_factory=lambda: dict.fromkeys(COMBINATIONS, 0))
-
-    def add(self, shard: ShardScores) -> None:
-        self.images += shard.images
-        for name, scores in shard.sources.items():
-            self.sources[name].add(scores)
-        for combination, rows in shard.combinations.items():
-            self.combinations[combination] += len(rows)
+    """For each of `COMBINATIONS`, the images whose first web and first synthetic text fared so. Images without web text
+    are in none."""
 
     @property
     def texts(self) -> int:
@@ -72,44 +48,34 @@ class RunScores:
     def kept(self) -> int:
         return sum(scores.kept for scores in self.sources.values())
 
+    def add_shard(self, captions: Path, threshold: float) -> dict[tuple[bool, bool], Array]:
+        """Add the scores in one caption file, and return the first rows (int64) of the images of each combination.
 
-def read_scores(captions: Path, threshold: float) -> ShardScores:
-    """The scores in one caption file. Only the score columns are read."""
-    table = pq.read_table(captions, columns=["key", "index", "source", "itm"])
-    itm = table["itm"].to_numpy()  # (R,) float32
-    kept = is_kept(itm, threshold)  # (R,) bool
-    source = {name: pc.equal(table["source"], name).to_numpy(zero_copy_only=False) for name in SOURCES}
-    key = table["key"].combine_chunks()
-    starts_image = np.ones(len(itm), bool)  # the rows of an image stand together
-    if len(itm) > 1:
-        starts_image[1:] = pc.not_equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False)
-    first_rows = np.flatnonzero(starts_image)  # (I,)
-    image = np.cumsum(starts_image) - 1  # (R,) number of the image that a row belongs to
-    is_first = table["index"].to_numpy() == 0
-    fate = {name: np.full(len(first_rows), -1, np.int8) for name in SOURCES}  # (I,) -1: no such text
-    for name in SOURCES:
-        rows = np.flatnonzero(is_first & source[name])
-        fate[name][image[rows]] = kept[rows]
-    return ShardScores(
-        images=len(first_rows),
-        sources={
-            name: SourceScores(
-                texts=int(rows.sum()),
-                kept=int(kept[rows].sum()),
-                histogram=np.histogram(itm[rows], bins=NUM_BINS, range=(0.0, 1.0))[0].astype(np.int64),
-            )
-            for name, rows in source.items()
-        },
-        combinations={
+        Only the score columns are read.
+        """
+        table = pq.read_table(captions, columns=["key", "index", "source", "itm"])
+        itm = table["itm"].to_numpy()  # (R,) float32
+        kept = is_kept(itm, threshold)  # (R,) bool
+        key = table["key"].combine_chunks()
+        starts_image = np.ones(len(itm), bool)  # the rows of an image stand together
+        if len(itm) > 1:
+            starts_image[1:] = pc.not_equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False)
+        first_rows = np.flatnonzero(starts_image)  # (I,)
+        image = np.cumsum(starts_image) - 1  # (R,) number of the image that a row belongs to
+        is_first = table["index"].to_numpy() == 0
+        fate = {name: np.full(len(first_rows), -1, np.int8) for name in SOURCES}  # (I,) -1: no such text
+        self.images += len(first_rows)
+        for name, scores in self.sources.items():
+            rows = pc.equal(table["source"], name).to_numpy(zero_copy_only=False)  # (R,) bool
+            scores.texts += int(rows.sum())
+            scores.kept += int(kept[rows].sum())
+            scores.histogram += np.histogram(itm[rows], bins=NUM_BINS, range=(0.0, 1.0))[0].astype(np.int64)
+            firsts = np.flatnonzero(is_first & rows)
+            fate[name][image[firsts]] = kept[firsts]
+        rows_of = {
             (web, synthetic): first_rows[(fate["web"] == web) & (fate["synthetic"] == synthetic)]
             for web, synthetic in COMBINATIONS
-        },
-    )
-
-
-def read_run_scores(captions: Iterable[Path], threshold: float) -> RunScores:
-    """The scores of several caption files, added up."""
-    total = RunScores()
-    for path in captions:
-        total.add(read_scores(path, threshold))
-    return total
+        }
+        for combination, firsts in rows_of.items():
+            self.combinations[combination] += len(firsts)
+        return rows_of

@@ -4,10 +4,8 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -43,13 +41,12 @@ def select(directory: str | Path, threshold: float) -> RunScores:
     return write_report(folder.root)
 
 
-@dataclass(kw_only=True)
-class ExportSummary:
+class ExportSummary(NamedTuple):
     """What was written, and the kept pairs that were not because their original can no longer be read."""
 
-    pairs: int = 0
-    shards: int = 0
-    rejects: list[Reject] = field(default_factory=list)
+    pairs: int
+    shards: int
+    rejects: list[Reject]
 
 
 def export(directory: str | Path, out: str | Path) -> ExportSummary:
@@ -70,26 +67,6 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
     source = open_source(f"capfilt:{directory}")
     shards = source.shards()
     marker = {"run": config_hash(manifest), "threshold": manifest["threshold"], "openblip": manifest["openblip"]}
-    _mark(target, marker)
-    summary = ExportSummary()
-    pairs: dict[str, int] = {}
-    with Progress("exporting", total=len(shards), unit="shards") as bar:
-        for shard in shards:
-            num_pairs, rejects = _write_tar(target / f"{shard}.tar", source, shard, folder)
-            summary.rejects += rejects
-            if num_pairs:
-                pairs[shard] = num_pairs
-            bar.advance()
-    for tar in target.glob("*.tar"):
-        if tar.stem not in pairs:  # nothing of it is kept now
-            tar.unlink()
-    write_json(target / MARKER, {**marker, "complete": True, "pairs": pairs})
-    summary.pairs, summary.shards = sum(pairs.values()), len(pairs)
-    return summary
-
-
-def _mark(target: Path, marker: Mapping[str, Any]) -> None:
-    """Mark the folder as this run's export. Raises ConfigError when it holds something else."""
     path = target / MARKER
     if path.is_file():
         if read_json(path).get("run") != marker["run"]:
@@ -97,6 +74,20 @@ def _mark(target: Path, marker: Mapping[str, Any]) -> None:
     elif target.is_dir() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty and no export of a CapFilt run; choose another --out")
     write_json(path, {**marker, "complete": False})
+    pairs: dict[str, int] = {}
+    rejects: list[Reject] = []
+    with Progress("exporting", total=len(shards), unit="shards") as bar:
+        for shard in shards:
+            num_pairs, unreadable = _write_tar(target / f"{shard}.tar", source, shard, folder)
+            rejects += unreadable
+            if num_pairs:
+                pairs[shard] = num_pairs
+            bar.advance()
+    for tar in target.glob("*.tar"):
+        if tar.stem not in pairs:  # nothing of it is kept now
+            tar.unlink()
+    write_json(path, {**marker, "complete": True, "pairs": pairs})
+    return ExportSummary(sum(pairs.values()), len(pairs), rejects)
 
 
 def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder) -> tuple[int, list[Reject]]:
@@ -111,25 +102,16 @@ def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder) ->
                 continue
             sample, (suffix, image) = entry
             key = tar_key(sample.key)
-            info = json.dumps(_info(sample, by_key[sample.key])).encode()
-            for name, payload in ((f"{key}.{suffix}", image), (f"{key}.json", info)):
+            row = by_key[sample.key]
+            info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
+            info |= {name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")}
+            info |= {"image_id": sample.image_id, "origin_shard": row["shard"], "origin_key": row["key"]}
+            for name, payload in ((f"{key}.{suffix}", image), (f"{key}.json", json.dumps(info).encode())):
                 member = tarfile.TarInfo(name)  # time, owner and mode stay the constants of TarInfo
                 member.size = len(payload)
                 archive.addfile(member, io.BytesIO(payload))
             num_pairs += 1
     return num_pairs, rejects
-
-
-def _info(sample: Sample, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The json of an exported pair."""
-    kept = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
-    return {
-        **kept,
-        **{name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")},
-        "image_id": sample.image_id,
-        "origin_shard": row["shard"],
-        "origin_key": row["key"],
-    }
 
 
 def tar_key(key: str) -> str:
