@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_blip
+from openblip.checkpoints.native import save_native
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
@@ -46,7 +46,7 @@ def write_checkpoint(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    save_blip(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=image_size), "a photo of"))
+    save_native(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=image_size), "a photo of"))
     return str(folder)
 
 

@@ -304,5 +304,5 @@ def test_a_qformer_of_another_shape_or_vocabulary_is_refused(folders):
         init_qformer(make_qformer(num_heads=8), str(folders / "bert"))
     with pytest.raises(CheckpointError, match="use BERT's own"):
         init_qformer(make_qformer(vocab_size=99), str(folders / "bert"))
-    with pytest.raises(CheckpointError, match="another shape"):
+    with pytest.raises(CheckpointError, match=r"exactly the weights of the model: .*\(48,.*\(64,"):
         init_qformer(make_qformer(mlp_dim=64), str(folders / "bert"))

@@ -310,7 +310,7 @@ PROJECTIONS = ("opt_proj.weight", "t5_proj.weight")
         (lambda s: s.update({f"{SELF}.key.bias": torch.zeros(9)}), rf"in shape: .*{SELF}.key.bias \(9,\)"),
         (lambda s: s.update(query_tokens=torch.zeros(5, 128)), r"query_tokens is \(5, 128\)"),
         (lambda s: s.update(temp=torch.tensor(-1.0)), "temp is -1"),
-        (lambda s: s.update({f"{WORDS}.decoder.bias": torch.ones(VOCAB_SIZE)}), "decoder has them tied"),
+        (lambda s: s.update({f"{WORDS}.decoder.bias": torch.ones(VOCAB_SIZE)}), "they are tied"),
         (lambda s: s.update({f"{LAYER}.1.crossattention.x": torch.ones(1)}), "layers 0, 1, 2 of 4"),
         (
             lambda s: [s.pop(name) for name in list(s) if ".crossattention." in name],
@@ -379,5 +379,5 @@ def test_words_of_another_model(tmp_path: Path, parts: Path) -> None:
 
     path = write(tmp_path / "x.pth", saved(stage1()))
     Tokenizer.train([f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2, 400).save(tmp_path / "large")
-    with pytest.raises(CheckpointError, match=f"entries, .* the Q-Former {VOCAB_SIZE}; it is another model's"):
+    with pytest.raises(CheckpointError, match=f"entries, .* the Q-Former {VOCAB_SIZE}; it belongs to another model"):
         load_checkpoint(path, tokenizer=tmp_path / "large", vision=parts / "Eva.pth")

@@ -46,5 +46,5 @@ def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_offline_the_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"owner/no-such-model is no checkpoint: .*offline"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint owner/no-such-model: .*offline"):
         openblip.load("owner/no-such-model")

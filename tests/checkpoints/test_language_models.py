@@ -13,7 +13,7 @@ import transformers
 
 from openblip.checkpoints import backbones
 from openblip.checkpoints.backbones import load_language_model, save_language_model
-from openblip.checkpoints.native import load_blip2, save_blip2
+from openblip.checkpoints.native import load_native, save_native
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
 from openblip.models.language_model import (
@@ -288,8 +288,8 @@ def test_only_adapters_of_a_frozen_language_model_are_trained(language, tmp_path
     model.eval()
     assert torch.equal(loss(), loss())
     assert not any(module.training for module in model.modules())
-    save_blip2(tmp_path, checkpoint)
-    before, model = loss(), load_blip2(tmp_path).model
+    save_native(tmp_path, checkpoint)
+    before, model = loss(), load_native(tmp_path).model
     assert torch.equal(loss(), before)
     model.freeze("vision", "language")
     assert {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("language.")} == trained

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_blip
+from openblip.checkpoints.native import save_native
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
@@ -27,7 +27,7 @@ def save_tiny(folder: Path, heads: tuple[Head, ...]) -> Path:
         embed_dim=8,
         heads=heads,
     )
-    save_blip(folder, BlipCheckpoint(Blip(config), tokenizer, Preprocessing(image_size=16)))
+    save_native(folder, BlipCheckpoint(Blip(config), tokenizer, Preprocessing(image_size=16)))
     return folder
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import openblip
-from openblip.checkpoints.native import save_blip2
+from openblip.checkpoints.native import save_native
 from openblip.cli.main import main
 from openblip.metrics import java_programs
 from tiny_blip2 import tiny_blip2
@@ -24,7 +24,7 @@ PAIRS = [("a.png", "a red dog"), ("b.jpg", "a photo of two cats"), ("deeper/c.we
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It can do everything."""
     path = tmp_path_factory.mktemp("blip2")
-    save_blip2(path, tiny_blip2(("itc", "itm", "itg"), "opt"))
+    save_native(path, tiny_blip2(("itc", "itm", "itg"), "opt"))
     return path
 
 

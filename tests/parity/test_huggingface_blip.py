@@ -242,7 +242,7 @@ TIED = "text_decoder.cls.predictions.decoder.weight"
             "missing itm_head.bias; .*left over text_decoder",
         ),
         (lambda f: edit_config(f, lambda c: c.update(model_type="llama")), "llama"),
-        (lambda f: edit_config(f, lambda c: c["text_config"].update(bos_token_id=7)), r"\[DEC\] is 7"),
+        (lambda f: edit_config(f, lambda c: c["text_config"].update(bos_token_id=7)), r"\[DEC\] and \[SEP\] are \(7, "),
         (lambda f: edit_config(f, lambda c: c["vision_config"].update(hidden_act="relu")), "gelu"),
         (lambda f: edit_config(f, lambda c: c["text_config"].update(vocab_size=20)), "vocab|entries|is \\("),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, message: str) -
         (lambda config: config.update(openblip={"encoder_token": "[DEC]"}), r"not with \[DEC\]"),
         (lambda config: config.update(openblip={"log_temperature": "hot"}), "openblip entry is damaged"),
         (lambda config: config.update(openblip={"sharing": "some"}), "sharing some"),
-        (lambda config: config.update(openblip={"sharing": "all_but_sa"}), "share what differs"),
+        (lambda config: config.update(openblip={"sharing": "all_but_sa"}), "share weights that differ"),
     ],
 )
 def test_impossible_settings_are_named(

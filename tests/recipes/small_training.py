@@ -13,7 +13,7 @@ import torch
 
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_blip
+from openblip.checkpoints.native import save_native
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.data.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def untrained(folder: Path, source: Source, vision_width: int = 64) -> Path:
     text = TextConfig(vocab_size=tokenizer.vocab_size, hidden_dim=64, max_positions=64, dropout=0.0, **shape)
     torch.manual_seed(0)
     model = Blip(BlipConfig(vision=vision, text=text, embed_dim=32))
-    save_blip(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=SIZE)))
+    save_native(folder, BlipCheckpoint(model, tokenizer, Preprocessing(image_size=SIZE)))
     return folder
 
 

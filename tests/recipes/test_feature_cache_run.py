@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_training import write_scenes
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_blip
+from openblip.checkpoints.native import save_native
 from openblip.data.config import DataConfig
 from openblip.data.feature_cache import FeatureCache
 from openblip.data.transforms import Augmentation, Preprocessing
@@ -36,7 +36,7 @@ def inputs(tmp_path_factory):
     words = tiny_tokenizer()
     model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=words.vocab_size)))
     randomise(model, seed=0)
-    save_blip(root / "blip", BlipCheckpoint(model, words, Preprocessing(image_size=SIZE)))
+    save_native(root / "blip", BlipCheckpoint(model, words, Preprocessing(image_size=SIZE)))
     return root
 
 

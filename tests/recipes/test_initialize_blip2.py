@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native import load_blip2, save_blip2
+from openblip.checkpoints.native import load_native, save_native
 from openblip.data.config import DataConfig
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
@@ -32,9 +32,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in stage1.model.qformer.parameters():
             parameter += 0.1
-    save_blip2(root / "stage1", stage1)
-    save_blip2(root / "stage2", tiny_blip2((), "opt"))
-    save_blip2(root / "tower", tiny_blip2((), "opt", tower=True))
+    save_native(root / "stage1", stage1)
+    save_native(root / "stage2", tiny_blip2((), "opt"))
+    save_native(root / "tower", tiny_blip2((), "opt", tower=True))
     return root
 
 
@@ -44,7 +44,7 @@ def small(run: Blip2Run, **changes: Any) -> Blip2Run:
 
 
 def load(folders: Path, name: str) -> Blip2Checkpoint:
-    return load_blip2(folders / name)
+    return load_native(folders / name)
 
 
 def begin(run: Blip2Run) -> Blip2Checkpoint:

@@ -7,7 +7,7 @@ from small_training import write_scenes
 
 from openblip.checkpoints.backbones import save_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native import load_blip2, save_blip2
+from openblip.checkpoints.native import load_native, save_native
 from openblip.data.config import DataConfig
 from openblip.models.config import LoraSettings
 from openblip.recipes.blip2_mini import blip2_mini_stage2_opt
@@ -18,7 +18,7 @@ from tiny_blip2 import tiny_blip2, tiny_language_model
 
 def test_a_run_trains_and_saves_adapters(tmp_path):
     stage1: Blip2Checkpoint = tiny_blip2()
-    save_blip2(tmp_path / "stage1", stage1)
+    save_native(tmp_path / "stage1", stage1)
     language = tiny_language_model("opt")
     save_language_model(tmp_path / "opt", language)
     write_scenes(tmp_path / "scenes", "captions", 6)
@@ -32,7 +32,7 @@ def test_a_run_trains_and_saves_adapters(tmp_path):
         out=str(tmp_path / "run"),
     )
     assert run.train()
-    trained = load_blip2(tmp_path / "run" / "model").model.language.model
+    trained = load_native(tmp_path / "run" / "model").model.language.model
     adapters = {name: p for name, p in trained.named_parameters() if "lora_" in name}
     assert adapters
     assert all(p.abs().sum() > 0 for p in adapters.values())  # one of each pair began as zeros

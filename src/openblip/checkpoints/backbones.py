@@ -28,17 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from openblip.checkpoints import hub, state_dict
 from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
-from openblip.checkpoints.hub import LOADING_ERRORS, first_line, load_from_hub, quietly, read_hub_config, read_hub_model
-from openblip.checkpoints.huggingface.blip import (
-    BERT_LM_HEAD_KEYS,
-    BERT_TEXT_KEYS,
-    HF_EVA_KEYS,
-    HF_VISION_KEYS,
-    HF_VISION_SETTINGS,
-    rgb,
-)
-from openblip.checkpoints.state_dict import Table, check_weights, raise_on_mismatch, translate
+from openblip.checkpoints.huggingface import blip as hf_blip
+from openblip.checkpoints.state_dict import State, Table
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import TowerConfig, VisionConfig
@@ -77,24 +70,25 @@ _OLD_VIT_NAMES = {
     "output.dense.": "mlp.fc2.",
 }
 _CLIP_KEYS: Table = {  # CLIPVisionModel
-    **HF_EVA_KEYS,
+    **hf_blip.HF_EVA_KEYS,
     "position_embedding": "embeddings.position_embedding.weight",
     "input_norm": "pre_layrnorm",
     "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.q_proj+k_proj+v_proj",
     "blocks.{i}.attention.out": "encoder.layers.{i}.self_attn.out_proj",
 }
-# BertForMaskedLM. Ours have no mode, since both modes start from the same BERT, which has no cross-attention.
+# BertForMaskedLM. Our names have no mode, since both modes start from the same BERT, which has no cross-attention.
 _BERT_KEYS: Table = {
-    ours: f"bert.{theirs}" for ours, theirs in BERT_TEXT_KEYS.items() if "cross_attention" not in ours
-} | dict(BERT_LM_HEAD_KEYS)
+    **{name: f"bert.{bert}" for name, bert in hf_blip.BERT_TEXT_KEYS.items() if "cross_attention" not in name},
+    **hf_blip.BERT_LM_HEAD_KEYS,
+}
 # A Q-Former has a feed-forward for queries and one for text, which both start as BERT's.
 _BERT_QFORMER_KEYS: Table = {
-    ours.replace(".feed_forward", f".{kind}_feed_forward"): theirs
-    for ours, theirs in _BERT_KEYS.items()
+    name.replace(".feed_forward", f".{kind}_feed_forward"): bert
+    for name, bert in _BERT_KEYS.items()
     for kind in ("query", "text")
 }
 
-# What a checkpoint may have that we have no use for.
+# What a checkpoint may have that BLIP has no use for.
 _UNUSED_VISION = (
     "pooler.",  # a layer over the class token that only classification trains; BLIP projects the token itself
     "classifier.",  # ImageNet's classes
@@ -108,11 +102,11 @@ _UNUSED_TEXT = (
     "cls.seq_relationship.",  # next-sentence prediction
     "bert.embeddings.position_ids",  # 0, 1, 2, ..., in older files
     # BLIP has one kind of text and no token types. BERT adds row 0 to every token; the released code drops it
-    # without folding it into the other embeddings, and so do we.
+    # without folding it into the other embeddings, and so is it here.
     "bert.embeddings.token_type_embeddings.",
     "cls.predictions.decoder.",  # tied to the word embeddings and to cls.predictions.bias
 )
-# Ours that BERT does not have: the released code starts cross-attention from random weights too.
+# Parameters that BERT does not have: the released code starts cross-attention from random weights too.
 _FRESH_TEXT = (".cross_attention.", "embeddings.queries")
 _NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
 # Weights that say nothing about hidden states: files of classifiers and of training lack them.
@@ -128,31 +122,21 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
     Position embeddings are interpolated to the resolution of `vision`. The layer norms keep their own epsilon: 1e-6 as
     in the released code, where Hugging Face's ViTs say 1e-12.
 
-    Args:
-        vision: on any device, in any dtype.
-        source: folder or hub name, e.g. "facebook/deit-base-patch16-224".
-
-    Raises:
-        CheckpointError: there is no such checkpoint, it cannot be fetched, it is of another kind or shape, or keys are
-            missing or left over; they are listed.
+    source: folder or hub name, e.g. "facebook/deit-base-patch16-224". Raises CheckpointError when there is no such
+    checkpoint, it cannot be fetched, it is of another kind or shape, or keys are missing or left over; they are listed.
     """
-    config = read_hub_config(source)
-    classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
-    if config.model_type not in classes:
-        raise CheckpointError(
-            f"{source} is a {config.model_type}; the image side starts from one of {', '.join(classes)}."
-        )
     block = cast(VitBlock, vision.blocks[0])
-    _check_backbone(source, config, block.attention.num_heads)
-    state = _backbone_state(classes[config.model_type], source, _UNUSED_VISION)
-    table = HF_VISION_KEYS
-    if config.model_type != "blip_vision_model":
+    classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
+    model_type, state = _read_backbone(source, "image", classes, block.attention.num_heads, _UNUSED_VISION)
+    table = hf_blip.HF_VISION_KEYS
+    if model_type != "blip_vision_model":
         table = _VIT_KEYS
-        state = {_new_vit_name(name): tensor for name, tensor in state.items()}
+        for old, new in _OLD_VIT_NAMES.items():
+            state = {name.replace(old, new): tensor for name, tensor in state.items()}
     parameters = dict(vision.named_parameters())
-    weights = translate(table, state, parameters, _UNUSED_VISION, source)
+    weights = state_dict.translate(table, state, parameters, _UNUSED_VISION, source)
     positions = weights["position_embedding"]  # (1, N, D)
-    if config.model_type == "deit":
+    if model_type == "deit":
         positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)  # without the distillation token's
     grid = math.isqrt(vision.position_embedding.shape[1] - 1)
     weights["position_embedding"] = interpolate_positions(positions, grid)
@@ -166,12 +150,8 @@ def init_text(text: TextTransformer, source: str) -> None:
     checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC] and [ENC], the last
     ones), keep their random start.
 
-    Args:
-        text: on any device, in any dtype.
-        source: folder or hub name, e.g. "bert-base-uncased".
-
-    Raises:
-        CheckpointError: as in `init_vision`, or `text` has another vocabulary.
+    source: folder or hub name, e.g. "bert-base-uncased". Raises CheckpointError as `init_vision`, and when `text` has
+    another vocabulary.
     """
     modes = cast(Any, text.layers[0]).self_attention.variants.values()
     unused = () if text.lm_head is not None else ("cls.predictions.",)
@@ -183,14 +163,7 @@ def init_qformer(qformer: QFormer, source: str) -> None:
 
     Self-attention and the feed-forwards of queries and of text start as BERT's, and so do embeddings and ITG's head
     where the Q-Former has them. Queries, cross-attention and the rows of new words ([DEC]) keep their random start, as
-    in the released code.
-
-    Args:
-        qformer: on any device, in any dtype.
-        source: folder or hub name, e.g. "bert-base-uncased".
-
-    Raises:
-        CheckpointError: as in `init_text`.
+    in the released code. Source and errors are those of `init_text`.
     """
     first = cast(QFormerLayer, qformer.layers[0])
     num_heads = cast(SelfAttention, first.self_attention.branch).num_heads
@@ -202,72 +175,60 @@ def init_qformer(qformer: QFormer, source: str) -> None:
 
 def _init_from_bert(model: nn.Module, table: Table, source: str, num_heads: int, unused: tuple[str, ...]) -> None:
     """Copy a BERT's weights into a model. unused: prefixes of those for which the model has no place."""
-    config = read_hub_config(source)
-    if config.model_type != "bert":
-        raise CheckpointError(f"{source} is a {config.model_type}; the text side starts from a bert.")
-    _check_backbone(source, config, num_heads)
-    state = _backbone_state("BertForMaskedLM", source, _UNUSED_TEXT)
-    has_head = any(n.startswith("cls.predictions.") and not n.startswith(_UNUSED_TEXT) for n in state)
+    _, state = _read_backbone(source, "text", {"bert": "BertForMaskedLM"}, num_heads, _UNUSED_TEXT)
+    has_head = any(n.startswith("cls.predictions.") for n in state_dict.without(_UNUSED_TEXT, state))
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
         if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
     }
-    weights = translate(table, state, parameters, (*_UNUSED_TEXT, *unused), source)
+    weights = state_dict.translate(table, state, parameters, (*_UNUSED_TEXT, *unused), source)
     for name, tensor in weights.items():
         rows = len(parameters[name])
         if name.endswith((".word.weight", "lm_head.bias")):
             if not 0 <= rows - len(tensor) <= _NUM_NEW_WORDS:
                 raise CheckpointError(f"{source} has {len(tensor)} words, the run's tokenizer {rows}: use BERT's own.")
-            new_rows = parameters[name].detach()[len(tensor) :].to(tensor)
-            weights[name] = torch.cat([tensor, new_rows])  # (R, D) or (R,)
+            weights[name] = torch.cat([tensor, parameters[name].detach()[len(tensor) :].to(tensor)])  # (R, D) or (R,)
         elif name.endswith(".position.weight"):
             weights[name] = tensor[:rows]  # positions are absolute: a shorter text uses the first ones
     _copy_into(parameters, weights, source)
 
 
-def _backbone_state(class_name: str, source: str, unused: tuple[str, ...]) -> dict[str, Tensor]:
-    """The float32 weights of `source` under the names of a class, without those that the class made up.
+def _read_backbone(
+    source: str, side: str, classes: Mapping[str, str], num_heads: int, unused: tuple[str, ...]
+) -> tuple[str, dict[str, Tensor]]:
+    """The model_type of `source`, and its float32 weights under the names of the class of its model_type.
 
-    Raises CheckpointError when the file has names, besides `unused`, that the class does not know.
+    Weights that the class has and the file has not are left out. Raises CheckpointError for what the shapes of weights
+    do not show, and when the file has names, besides `unused`, that the class does not know.
     """
     import transformers
 
-    loaded = read_hub_model(getattr(transformers, class_name), source, dtype=torch.float32)
-    prefix = f"{loaded.model.base_model_prefix}."  # which names in the file of the bare model are without
-    left_over = {n for n in loaded.left_over if not n.startswith(unused)}
-    raise_on_mismatch(source, (), {n for n in left_over if not f"{prefix}{n}".startswith(unused)})
-    return {n: tensor for n, tensor in loaded.model.state_dict().items() if n not in loaded.missing}
-
-
-def _copy_into(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `parameters` of the same names; CheckpointError when shapes differ."""
-    wrong = [
-        f"{name} is {tuple(weights[name].shape)}, the run's model has {tuple(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if weights[name].shape != parameter.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{source} has another shape than the run's model: {'; '.join(wrong)}.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-
-
-def _check_backbone(source: str, config: Any, num_heads: int) -> None:
-    """Raise a CheckpointError for differences that the shapes of weights do not show."""
+    config = hub.read_hub_config(source)
+    if config.model_type not in classes:
+        raise CheckpointError(
+            f"{source} is a {config.model_type}; the {side} side starts from a {' or '.join(classes)}."
+        )
     if config.num_attention_heads != num_heads:
         raise CheckpointError(
             f"{source} has {config.num_attention_heads} attention heads, the run's model {num_heads}."
         )
     if config.hidden_act != "gelu":
         raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
+    model_class = getattr(transformers, classes[config.model_type])
+    model, missing, left_over = hub.read_hub_model(model_class, source, dtype=torch.float32)
+    prefix = f"{model.base_model_prefix}."  # a file of the bare model has names without it
+    left_over = {n for n in left_over if not (n.startswith(unused) or f"{prefix}{n}".startswith(unused))}
+    state_dict.raise_on_mismatch(source, (), left_over)
+    return config.model_type, {n: t for n, t in model.state_dict().items() if n not in missing}
 
 
-def _new_vit_name(name: str) -> str:
-    for old, new in _OLD_VIT_NAMES.items():
-        name = name.replace(old, new)
-    return name
+def _copy_into(parameters: Mapping[str, nn.Parameter], weights: State, source: str) -> None:
+    """Copy `weights` into `parameters` of the same names; CheckpointError when shapes differ."""
+    state_dict.check_weights(parameters, weights, source)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 # ---- image encoders
@@ -280,13 +241,13 @@ def read_transformers_encoder(
 
     `image_size` and `dtype` are for a `VisionTower`; our own ViT comes in float32, at the size of its file.
     """
-    config = read_hub_config(name)
+    config = hub.read_hub_config(name)
     config = getattr(config, "vision_config", config)  # the image side of a whole CLIP or BLIP-2
     if model_type in ("blip-2", "instructblip"):
         is_instructed = config.model_type == "instructblip_vision_model"
         model_class = "InstructBlipVisionModel" if is_instructed else "Blip2VisionModel"
         settings = {"key_mapping": {r"^vision_model\.": ""}}  # the other parts are not loaded
-        return _as_our_vit(name, model_class, config, -1 if layer is None else layer, HF_EVA_KEYS, **settings)
+        return _as_our_vit(name, model_class, config, -1 if layer is None else layer, hf_blip.HF_EVA_KEYS, **settings)
     layer = -2 if layer is None else layer
     if model_type in ("clip", "clip_vision_model") and config.hidden_act in ("gelu", "quick_gelu"):
         return _as_our_vit(name, "CLIPVisionModel", config, layer, _CLIP_KEYS)
@@ -298,21 +259,24 @@ def _as_our_vit(name: str, model_class: str, config: Any, layer: int, table: Tab
     import transformers
 
     vit = VisionConfig(
-        **{ours: getattr(config, theirs) for ours, theirs in HF_VISION_SETTINGS.items()},
+        **{ours: getattr(config, theirs) for ours, theirs in hf_blip.HF_VISION_SETTINGS.items()},
         activation=config.hidden_act,
         input_norm="input_norm" in table,
         output_norm=False,
     )
     vit = cut_vit(vit, layer)
-    loaded = read_hub_model(getattr(transformers, model_class), name, config=config, dtype=torch.float32, **settings)
+    hf_class = getattr(transformers, model_class)
+    model, missing, _ = hub.read_hub_model(hf_class, name, config=config, dtype=torch.float32, **settings)
     state = {
-        key.removeprefix("vision_model."): tensor  # which older releases of transformers put before CLIP's
-        for key, tensor in loaded.model.state_dict().items()
-        if key not in loaded.missing
+        key.removeprefix(
+            "vision_model."
+        ): tensor  # a prefix that older releases of transformers put before CLIP's names
+        for key, tensor in model.state_dict().items()
+        if key not in missing
     }
     cut_off = tuple(f"encoder.layers.{i}." for i in range(vit.num_layers, config.num_hidden_layers))
     expected = empty_vit(vit).state_dict()
-    weights = translate(table, state, expected, (_FINAL_NORM, *cut_off), name)
+    weights = state_dict.translate(table, state, expected, (_FINAL_NORM, *cut_off), name)
     for key, tensor in weights.items():
         if tensor.numel() == expected[key].numel():  # it may lack the axis of images
             weights[key] = tensor.view_as(expected[key])
@@ -330,7 +294,7 @@ def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtyp
         features = run_without_graph(tower, torch.zeros(1, 3, size, size, dtype=dtype))
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{name} cannot encode images of {size}x{size}: {first_line(error)} Choose its own image size."
+            f"{name} cannot encode images of {size}x{size}: {hub.first_line(error)} Choose its own image size."
         ) from error
     if features.dim() != 3 or features.shape[2] != tower.hidden_dim:
         raise CheckpointError(
@@ -342,10 +306,7 @@ def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtyp
 
 
 def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
-    """Our ViT up to a layer, without a last norm. A frozen one has no stochastic depth.
-
-    Raises CheckpointError when it has no such layer.
-    """
+    """Our ViT up to a layer, without last norm and stochastic depth; CheckpointError when it has no such layer."""
     check_layer(layer, config.num_layers)
     num_layers = layer if layer >= 0 else config.num_layers + 1 + layer
     return replace(config, num_layers=num_layers, output_norm=False, drop_path=0.0)
@@ -357,12 +318,12 @@ def empty_vit(config: VisionConfig) -> VisionTransformer:
         return VisionTransformer(**asdict(config))
 
 
-def build_vit(config: VisionConfig, weights: Mapping[str, Tensor], origin: str) -> VisionTransformer:
+def build_vit(config: VisionConfig, weights: State, source: object) -> VisionTransformer:
     """Our ViT with those of `weights` that it needs; CheckpointError when they do not fit."""
     model = empty_vit(config)
     expected = model.state_dict()
     needed = {name: tensor for name, tensor in weights.items() if name in expected}
-    check_weights(expected, needed, origin)
+    state_dict.check_weights(expected, needed, source)
     model.load_state_dict(needed, assign=True)
     return model
 
@@ -385,13 +346,13 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
     Its cropping is not taken over, nor its way of resizing. Raises CheckpointError for a processor that says no square
     size or scales pixels otherwise than to 0...1, or when there is none and no default.
     """
-    import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
 
-    with quietly():
+    with hub.quietly():
         try:
-            mixin: Any = transformers.image_processing_base.ImageProcessingMixin
-            settings: dict[str, Any] = mixin.get_image_processor_dict(name)[0]
-        except LOADING_ERRORS as error:
+            read: Any = ImageProcessingMixin.get_image_processor_dict
+            settings: dict[str, Any] = read(name)[0]
+        except hub.LOADING_ERRORS as error:
             if default is not None:
                 return default
             raise CheckpointError(
@@ -403,7 +364,8 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         size = _square_size(settings)
         if not settings.get("do_normalize", True):
             return Preprocessing(image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        return Preprocessing(image_size=size, mean=rgb(settings["image_mean"]), std=rgb(settings["image_std"]))
+        mean, std = hf_blip.rgb(settings["image_mean"]), hf_blip.rgb(settings["image_std"])
+        return Preprocessing(image_size=size, mean=mean, std=std)
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name} prepares images in a way that is not known here: {settings}.") from error
 
@@ -426,28 +388,19 @@ def _square_size(settings: dict[str, Any]) -> int:
 def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32) -> VisionTower:
     """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
 
-    source: a folder, or a name on the Hugging Face hub. layer: whose output is taken, see `VisionTower`.
-
-    Raises CheckpointError when there is no such model, or when it lacks weights, the layer or an image side.
+    layer: the one whose output is taken, see `VisionTower`. Raises CheckpointError also when the model has no such
+    layer or no image side.
     """
     import transformers
 
     name = os.fspath(source)
-    config = read_hub_config(name)
+    config = hub.read_hub_config(name)
     config = getattr(config, "vision_config", config)  # what else the file holds is not read
-    loaded = read_hub_model(transformers.AutoModel, name, config=config, dtype=dtype)
-    if loaded.model.main_input_name != "pixel_values":
+    model, missing, _ = hub.read_hub_model(transformers.AutoModel, name, config=config, dtype=dtype)
+    if model.main_input_name != "pixel_values":
         raise CheckpointError(f"{name} is a {config.model_type}, which takes no images.")
-    missing = sorted(weight for weight in loaded.missing if not weight.startswith(_NEVER_READ))
-    if missing:
-        raise CheckpointError(f"{name} lacks weights of its image encoder: {'; '.join(missing)}.")
-    return VisionTower(loaded.model.eval(), layer)
-
-
-def save_vision_tower(folder: Path, tower: VisionTower) -> None:
-    """Write a folder that `load_vision_tower` reads, in the model's own precision."""
-    with quietly():
-        tower.model.save_pretrained(folder)
+    state_dict.raise_on_mismatch(name, {weight for weight in missing if not weight.startswith(_NEVER_READ)}, ())
+    return VisionTower(model.eval(), layer)
 
 
 # ---- language models
@@ -468,29 +421,21 @@ def load_language_model(
 
     source: a folder, or a name on the Hugging Face hub. quantization: the linear layers in 8 bits, or in the 4-bit
     normal floats of QLoRA; `dtype` is then that of the rest, and that in which it computes. changes: settings that its
-    config is to have in place of its own.
-
-    Raises CheckpointError when there is no such model, when it lacks weights or vocabulary, or when it is neither
-    causal nor sequence-to-sequence; MissingExtraError without bitsandbytes when it is quantised, and without peft when
-    it has adapters.
+    config is to have in place of its own. Raises CheckpointError also when weights or vocabulary are missing,
+    MissingExtraError without bitsandbytes when it is quantised, and without peft when it has adapters.
     """
     import transformers
 
     name = os.fspath(source)
-    config = read_hub_config(name, **(changes or {}))
-    tokenizer = load_from_hub(transformers.AutoTokenizer.from_pretrained, name)
-    vocabulary_files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in vocabulary_files):
-        raise CheckpointError(f"{name} has no vocabulary; transformers would go on with an empty one.")
+    config = hub.read_hub_config(name, **(changes or {}))
+    tokenizer = hub.read_hub_tokenizer(name)
     auto: Any = transformers.AutoModelForCausalLM
     if config.is_encoder_decoder:
         auto = transformers.AutoModelForSeq2SeqLM
     if getattr(config, "quantization_config", None) is not None:  # it was saved so
         _require_bitsandbytes()
-    loaded = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
-    if loaded.missing:
-        raise CheckpointError(f"{name} lacks weights of its model: {'; '.join(sorted(loaded.missing))}.")
-    model = loaded.model
+    model, missing, _ = hub.read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
+    state_dict.raise_on_mismatch(name, missing, ())
     if (Path(name) / _ADAPTER).is_dir():
         model = _with_adapters(model, Path(name) / _ADAPTER)
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
@@ -501,7 +446,7 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
     if (folder / _ADAPTER).is_dir():
         shutil.rmtree(folder / _ADAPTER)  # of an earlier model
     model = language.model
-    with quietly():
+    with hub.quietly():
         if has_lora(language):
             # A copy that shares its weights loses its adapters; the given one keeps them.
             shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -522,12 +467,12 @@ def _with_adapters(model: Any, folder: Path) -> Any:
     path = folder / _ADAPTER_WEIGHTS
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of missing weights, which are checked here
+            warnings.simplefilter("ignore")  # peft warns of missing weights, which are an error below
             adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         written = load_file(path)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
-    check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
+    state_dict.check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
     return adapted
 
 
@@ -544,16 +489,10 @@ def quantize_language_model(
             f"quantization {quantization}: the language model has LoRA adapters or is quantised already; leave "
             "quantization out."
         )
-    settings = _quantized(quantization, dtype)
-    with quietly():
-        quantized = type(model).from_pretrained(
-            None,
-            config=copy.deepcopy(model.config),
-            state_dict=model.state_dict(),
-            dtype=dtype,
-            device_map={"": device},
-            **settings,
-        )
+    settings = {"dtype": dtype, "device_map": {"": device}, **_quantized(quantization, dtype)}
+    with hub.quietly():
+        config, weights = copy.deepcopy(model.config), model.state_dict()
+        quantized = type(model).from_pretrained(None, config=config, state_dict=weights, **settings)
     language.model = quantized.eval()
 
 
@@ -564,15 +503,14 @@ def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping
     import transformers
 
     _require_bitsandbytes()
+    settings: dict[str, dict[str, Any]] = {
+        "8bit": {"load_in_8bit": True},
+        "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype},
+    }
+    if quantization not in settings:
+        raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
     make: Any = transformers.BitsAndBytesConfig
-    match quantization:
-        case "8bit":
-            config: Any = make(load_in_8bit=True)
-        case "4bit":
-            config = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-        case _:
-            raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
-    return {"quantization_config": config}
+    return {"quantization_config": make(**settings[quantization])}
 
 
 def _require_bitsandbytes() -> None:
@@ -582,5 +520,5 @@ def _require_bitsandbytes() -> None:
         raise MissingExtraError(
             'A language model in 8 or 4 bits needs bitsandbytes: pip install "openblip[quantized]"'
         ) from error
-    # At every layer of every step it says that it computes in float16.
+    # It logs at every layer of every step that it computes in float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -2,8 +2,8 @@
 
 Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint` in float32 on the CPU, in eval mode, and every
 writer takes one. Readers raise a CheckpointError for a file that is missing or damaged, for weights that are missing,
-left over or of a wrong shape (they are listed), and for a tokenizer or preprocessing of another model. Writers raise
-one for a model that their format cannot hold.
+left over or of a wrong shape (they are listed), and for a tokenizer or preprocessing that does not fit the model.
+Writers raise one for a model that their format cannot hold.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 
@@ -26,7 +26,7 @@ from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 
 CONFIG_FILE = "config.json"
-"""The file that says what a folder is. Writers write it last: a folder without it is no checkpoint yet."""
+"""The file that says what a folder is. Writers write it last: a folder without it is not a checkpoint yet."""
 BERT_NAME = "bert-base-uncased"
 """All released models have the vocabulary of this BERT."""
 QUESTION_PROMPT = "Question: {} Answer:"
@@ -38,6 +38,7 @@ BLIP2_TYPE = "blip2"
 PathOrName = str | os.PathLike[str]
 """A folder or file, or a name on the Hugging Face hub."""
 EncoderToken = Literal["[ENC]", "[CLS]"]
+ConfigT = TypeVar("ConfigT", BlipConfig, Blip2Config)
 
 
 class BlipCheckpoint(NamedTuple):
@@ -68,40 +69,12 @@ class Blip2Checkpoint(NamedTuple):
 Checkpoint = BlipCheckpoint | Blip2Checkpoint
 
 
-class BlipSettings(NamedTuple):
-    """A `BlipCheckpoint` without weights and vocabulary."""
-
-    model: BlipConfig
-    preprocessing: Preprocessing
-    prompt: str
-    encoder_token: EncoderToken
-
-
-class Blip2Settings(NamedTuple):
-    """A `Blip2Checkpoint` without weights and vocabulary."""
-
-    model: Blip2Config
-    preprocessing: Preprocessing
-    prompt: str
-    question_prompt: str
-
-
 class ImageEncoder(NamedTuple):
     """An image encoder, its part of a `Blip2Config`, and the preprocessing that it expects."""
 
     model: VisionTransformer | VisionTower
     config: VisionConfig | TowerConfig
     preprocessing: Preprocessing
-
-
-class FrozenModels(NamedTuple):
-    """The models that a BLIP-2 checkpoint leaves out because it did not train them.
-
-    They are loaded from elsewhere. None stands for a part that the checkpoint holds itself, or does not have.
-    """
-
-    encoder: ImageEncoder | None = None
-    language: LanguageModel | None = None
 
 
 def settings_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -117,40 +90,31 @@ def settings_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def read_blip_settings(written: Mapping[str, Any], source: str) -> BlipSettings:
-    """The inverse of `settings_to_dict`; CheckpointError for what is missing, unknown or impossible."""
-    with _damaged_settings(source):
-        return BlipSettings(
-            BlipConfig.from_dict(written["model"]),
-            _read_preprocessing(written["preprocessing"]),
-            str(written["prompt"]),
-            checked_encoder_token(written.get("encoder_token", "[ENC]")),
-        )
-
-
-def read_blip2_settings(written: Mapping[str, Any], source: str) -> Blip2Settings:
-    """The inverse of `settings_to_dict`; CheckpointError for what is missing, unknown or impossible."""
-    with _damaged_settings(source):
-        return Blip2Settings(
-            Blip2Config.from_dict(written["model"]),
-            _read_preprocessing(written["preprocessing"]),
-            str(written["prompt"]),
-            str(written["question_prompt"]),
-        )
-
-
-@contextmanager
-def _damaged_settings(source: str) -> Iterator[None]:
+def read_settings(
+    config_class: type[ConfigT], written: Mapping[str, Any], source: object
+) -> tuple[ConfigT, dict[str, Any]]:
+    """The inverse of `settings_to_dict`: the model's config, and the checkpoint's other fields but the tokenizer."""
     try:
-        yield
+        config = config_class.from_dict(written["model"])
+        # A way through JSON turns tuples into lists.
+        values: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in written["preprocessing"].items()
+        }
+        others = {"preprocessing": Preprocessing(**values), "prompt": str(written["prompt"])}
+        if isinstance(config, BlipConfig):
+            return config, others | {"encoder_token": checked_encoder_token(written.get("encoder_token", "[ENC]"))}
+        return config, others | {"question_prompt": str(written["question_prompt"])}
     except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
         raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
 
 
-def _read_preprocessing(written: Mapping[str, Any]) -> Preprocessing:
-    """The inverse of `asdict` after a way through JSON, which turns tuples into lists."""
-    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in dict(written).items()}
-    return Preprocessing(**values)
+@contextmanager
+def as_checkpoint_errors(source: object) -> Iterator[None]:
+    """Turn the ConfigErrors of the block, about settings that a model cannot have, into CheckpointErrors."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def checked_encoder_token(token: str) -> EncoderToken:
@@ -169,34 +133,36 @@ def empty_blip(config: BlipConfig) -> Blip:
 
 
 def empty_blip2(
-    config: Blip2Config, vision: VisionTransformer | VisionTower | None = None, language: LanguageModel | None = None
+    source: object,
+    config: Blip2Config,
+    vision: VisionTransformer | VisionTower | None = None,
+    language: LanguageModel | None = None,
 ) -> Blip2:
     """A model around parts that have their weights; its other weights are on no device until they are assigned.
 
     Raises CheckpointError when a part is not of the width that the config says.
     """
-    try:
-        with torch.device("meta"):
-            return Blip2(config, vision, language)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    with as_checkpoint_errors(source), torch.device("meta"):
+        return Blip2(config, vision, language)
 
 
-def check_parts_fit(source: str | Path, checkpoint: BlipCheckpoint) -> None:
-    """Raise a CheckpointError for a tokenizer or preprocessing of another model.
-
-    Otherwise the first unlucky word or image would fail.
-    """
-    config, num_entries = checkpoint.model.config, checkpoint.tokenizer.vocab_size
-    if num_entries > config.text.vocab_size:
-        raise CheckpointError(
-            f"{source}: the tokenizer has {num_entries} entries, with [DEC] and [ENC], the model "
-            f"{config.text.vocab_size}; it is another model's."
-        )
+def check_parts_fit(source: object, checkpoint: BlipCheckpoint) -> None:
+    """Raise a CheckpointError for a tokenizer or preprocessing whose words or images the model cannot take."""
+    config = checkpoint.model.config
+    num_entries = checkpoint.tokenizer.vocab_size
+    check_vocabulary(source, num_entries, "the model", config.text.vocab_size, "entries, with [DEC] and [ENC],")
     check_image_size(source, checkpoint.preprocessing.image_size, config.vision.patch_size)
 
 
-def check_image_size(source: str | Path, image_size: int, patch_size: int) -> None:
+def check_vocabulary(source: object, num_entries: int, model: str, num_rows: int, kind: str = "entries,") -> None:
+    """Raise a CheckpointError when a tokenizer has more entries than a model has word embeddings."""
+    if num_entries > num_rows:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {num_entries} {kind} {model} {num_rows}; it belongs to another model."
+        )
+
+
+def check_image_size(source: object, image_size: int, patch_size: int) -> None:
     """Raise a CheckpointError unless patches tile the images."""
     if image_size < 1 or image_size % patch_size:
         raise CheckpointError(
@@ -205,10 +171,7 @@ def check_image_size(source: str | Path, image_size: int, patch_size: int) -> No
 
 
 def find_tokenizer(source: Path, folder: Path, named: PathOrName | None) -> Tokenizer:
-    """The tokenizer that `named` names, else the one in `folder`, else BERT's from the hub.
-
-    Raises a CheckpointError that says what to provide for `source`, when there is none of these.
-    """
+    """The tokenizer that `named` names, else the one in `folder`, else BERT's from the hub."""
     if named is not None:
         return Tokenizer.load(os.fspath(named))
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():

@@ -1,13 +1,14 @@
-"""Models by folder or by their name on the Hugging Face hub, fetched or loaded by transformers, with errors of ours.
+"""Models by folder or by their name on the Hugging Face hub, fetched or loaded by transformers.
 
-transformers takes a second to import and most of what reads checkpoints needs none of it, so functions import it.
+Errors of transformers and of the hub become CheckpointErrors here. transformers takes a second to import and most of
+what reads checkpoints needs none of it, so functions import it.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -28,8 +29,7 @@ def is_hub_name(source: str) -> bool:
 def hub_folder(name: str) -> Path:
     """The folder of the hub's local cache with a model's files, which are fetched when they are not there yet.
 
-    Weights are taken as safetensors, or as pytorch_model.bin or its shards where there are none. Raises CheckpointError
-    when the hub does not give them.
+    Weights are safetensors, or pytorch_model.bin or its shards where there are none.
     """
     import huggingface_hub  # takes a while to import, and few checkpoints come from there
 
@@ -41,36 +41,25 @@ def hub_folder(name: str) -> Path:
                 break
     except (OSError, ValueError) as error:  # offline, no such model, or not a model's name
         raise CheckpointError(
-            f"{name} is no checkpoint: there is no such folder, and the Hugging Face hub has none; offline, name a "
-            f"folder or a shipped model ({type(error).__name__}: {first_line(error)})."
+            f"There is no checkpoint {name}: there is no such folder, and the Hugging Face hub has none of that name; "
+            f"offline, name a folder or a shipped model ({type(error).__name__}: {first_line(error)})."
         ) from error
     return folder
 
 
 def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
-    """What a `from_pretrained` of transformers gives, which is called quietly, with errors of ours.
-
-    Raises CheckpointError for what is neither a folder nor a name on the hub, or cannot be loaded.
-    """
-    could_be_hub_name = not name.startswith((".", "/", "~")) and name.count("/") <= 1
-    if not Path(name).is_dir() and not could_be_hub_name:
+    """Call a `from_pretrained` of transformers without its warnings; CheckpointError for what cannot be loaded."""
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
         raise CheckpointError(f"There is no folder {name}; name one, or a model on the Hugging Face hub.")
+    problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
     with quietly():
         try:
             return load(name, **settings)
         except LOADING_ERRORS as error:
-            problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
-            if Path(name).is_dir():
-                problem = "cannot be read"
-            raise CheckpointError(f"{name} {problem} ({type(error).__name__}: {first_line(error)}).") from error
-
-
-def read_hub_settings(name: str) -> dict[str, Any]:
-    """What config.json says, of a folder or a model on the hub, whatever wrote it."""
-    import transformers
-
-    settings: dict[str, Any] = load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
-    return settings
+            raise CheckpointError(
+                f"{name} {'cannot be read' if is_folder else problem} ({type(error).__name__}: {first_line(error)})."
+            ) from error
 
 
 def read_hub_config(name: str, **changes: Any) -> Any:
@@ -80,30 +69,38 @@ def read_hub_config(name: str, **changes: Any) -> Any:
     return load_from_hub(transformers.AutoConfig.from_pretrained, name, **changes)
 
 
-class Loaded(NamedTuple):
-    """A model of transformers, and how its file and its class differ in the names of their weights."""
+def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, set[str], set[str]]:
+    """A model of transformers, the names of weights that its file lacks, and of those that the model does not have.
 
-    model: Any
-    missing: set[str]
-    """Weights that the file does not have, and that the model made up."""
-    left_over: set[str]
-
-
-def read_hub_model(model_class: Any, name: str, **settings: Any) -> Loaded:
-    """A model of transformers.
-
-    The caller judges what the file lacks or has left over: transformers' warnings of it are silenced.
+    The model made up what its file lacks. The caller has to judge that: transformers' warnings about it are silenced.
     """
     model, report = load_from_hub(model_class.from_pretrained, name, output_loading_info=True, **settings)
-    return Loaded(model, set(report["missing_keys"]), set(report["unexpected_keys"]))
+    return model, set(report["missing_keys"]), set(report["unexpected_keys"])
+
+
+def read_hub_tokenizer(name: str) -> Any:
+    """The tokenizer of a language model of transformers.
+
+    Raises CheckpointError also for a folder without a vocabulary, for which transformers makes an empty tokenizer.
+    """
+    import transformers
+
+    try:
+        tokenizer = load_from_hub(transformers.AutoTokenizer.from_pretrained, name)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        raise CheckpointError(f"{name}: the language model's tokenizer cannot be read: {first_line(error)}.") from error
+    files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise CheckpointError(
+            f"{name} has no tokenizer of the language model: put its tokenizer.json and tokenizer_config.json there, "
+            "or name the folder that has them as the tokenizer."
+        )
+    return tokenizer
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silence transformers' warnings and its bar over weights that are on this machine.
-
-    Bars of downloads stay. Afterwards everything is as it was.
-    """
+    """Silence transformers' warnings and its progress bar over weights, but not the bars of downloads."""
     import transformers
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

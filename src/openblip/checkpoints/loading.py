@@ -11,27 +11,19 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from openblip.checkpoints.backbones import (
-    build_vit,
-    cut_vit,
-    load_language_model,
-    read_transformers_encoder,
-    resize_encoder,
-)
+from openblip.checkpoints import backbones, hub
 from openblip.checkpoints.checkpoint import (
     BLIP2_TYPE,
     CONFIG_FILE,
     OPENBLIP_FORMAT,
     BlipCheckpoint,
     Checkpoint,
-    FrozenModels,
     ImageEncoder,
     PathOrName,
 )
-from openblip.checkpoints.hub import hub_folder, is_hub_name, read_hub_settings
 from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
 from openblip.checkpoints.huggingface.blip2 import HF_BLIP2_TYPES, load_huggingface_blip2, save_huggingface_blip2
-from openblip.checkpoints.native import load_blip, load_blip2, save_blip, save_blip2
+from openblip.checkpoints.native import load_native, save_native
 from openblip.checkpoints.original.blip import load_original_blip, read_pth, save_original_blip
 from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
 from openblip.checkpoints.original.image_encoder import holds_encoder, is_blip2_file, read_encoder
@@ -53,22 +45,19 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
-    Args:
-        source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original .pth file, the name of a shipped
-            model, or owner/model on the Hugging Face hub.
-        tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own.
-        vision: the image encoder of an original BLIP-2 file that leaves it out: whatever `load_image_encoder` takes.
-        language_model: the language model of an original BLIP-2 file: a folder, or a name on the hub.
+    source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original
+    .pth file, the name of a shipped model, or owner/model on the Hugging Face hub. tokenizer: folder or hub name of a
+    vocabulary, which goes before the checkpoint's own. vision, language_model: the parts that an original BLIP-2 file
+    leaves out: whatever `load_image_encoder` takes, and a folder or a name on the hub.
 
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is not whole.
-        ConfigError: a part is named that the checkpoint does not leave out.
+    Raises CheckpointError when there is no such checkpoint or it is not whole, ConfigError when a part is named that
+    the checkpoint does not leave out.
     """
     path = Path(source)
     if not path.is_dir() and (PRETRAINED / str(source)).is_dir():
         path = PRETRAINED / str(source)
-    if not path.exists() and is_hub_name(str(source)):
-        path = hub_folder(str(source))
+    if not path.exists() and hub.is_hub_name(str(source)):
+        path = hub.hub_folder(str(source))
     file = read_pth(path) if path.is_file() else None
     if file is not None and is_blip2_file(file):
         sources = frozen_sources(file, vision, language_model)
@@ -76,10 +65,10 @@ def load_checkpoint(
         if sources.vision is not None:
             encoder = load_image_encoder(sources.vision)
         if sources.language_model is not None:
-            language = load_language_model(
+            language = backbones.load_language_model(
                 sources.language_model, end_of_text=sources.end_of_text, changes=sources.changes
             )
-        return load_original_blip2(file, sources, FrozenModels(encoder, language), tokenizer)
+        return load_original_blip2(file, sources, encoder, language, tokenizer)
     for part in (vision, language_model):
         if part is not None:
             raise ConfigError(f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts.")
@@ -88,14 +77,13 @@ def load_checkpoint(
     if not (path / CONFIG_FILE).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
-            f"{source} is no checkpoint: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original "
-            f".pth file, a model on the hub (owner/model), or a shipped one ({shipped or 'none is installed'})."
+            f"There is no checkpoint {source}: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
+            "original .pth file, a model on the hub (owner/model), or a shipped one "
+            f"({shipped or 'none is installed'})."
         )
     config = read_json_object(path / CONFIG_FILE)
-    if config.get("model_type") == BLIP2_TYPE:
-        return load_blip2(path, tokenizer)
-    if config.get("format") == OPENBLIP_FORMAT:
-        return load_blip(path, tokenizer)
+    if config.get("model_type") == BLIP2_TYPE or config.get("format") == OPENBLIP_FORMAT:
+        return load_native(path, tokenizer)
     if config.get("model_type") in HF_BLIP2_TYPES:
         return load_huggingface_blip2(path, tokenizer)
     return load_huggingface_blip(path, tokenizer)
@@ -109,7 +97,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no such format.
     """
     writers: dict[str, tuple[Callable[[Path, Any], None], Callable[[Path, Any], None]]] = {
-        "openblip": (save_blip, save_blip2),
+        "openblip": (save_native, save_native),
         "huggingface": (save_huggingface_blip, save_huggingface_blip2),
         "original": (save_original_blip, save_original_blip2),
     }
@@ -132,27 +120,29 @@ def load_image_encoder(
         source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth, clip_vit_L.pth, or of
             a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder or hub name of a vision model of
             transformers, or of a model of images and texts, whose image side is taken.
-        layer: whose output is taken: an index into the hidden states, 0 the embeddings, -1 the last layer. None is the
-            second last, BLIP-2's choice; of a BLIP-2 checkpoint or a file of LAVIS, whose encoder is cut already, the
-            one it uses.
+        layer: the layer whose output is taken, as an index into the hidden states: 0 is the embeddings, -1 the last
+            layer. None is BLIP-2's choice, the second last; an encoder that was cut there already is taken whole.
         image_size: side in pixels, where it is not to be the checkpoint's own; position embeddings are interpolated.
         dtype: of the weights, in which the encoder computes.
 
-    Raises:
-        CheckpointError: there is no such checkpoint, it is not whole, does not have the layer, gives no tokens of an
-            image, or does not take images of this size.
+    Raises CheckpointError when there is no such checkpoint, or it is not whole, does not have the layer, gives no
+    tokens of an image, or does not take images of this size.
     """
+    import transformers
+
     name = os.fspath(source)
     # Shipped models and .pth files have no settings that transformers could read.
-    is_ours = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
-    settings = {"format": OPENBLIP_FORMAT} if is_ours else read_hub_settings(name)
+    has_none = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
+    settings = {} if has_none else hub.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
     model_type = settings.get("model_type")
-    if settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
+    if has_none or settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
         encoder = _cut_encoder(name, layer)
     else:
-        encoder = read_transformers_encoder(name, str(model_type), layer=layer, image_size=image_size, dtype=dtype)
+        encoder = backbones.read_transformers_encoder(
+            name, str(model_type), layer=layer, image_size=image_size, dtype=dtype
+        )
     if image_size is not None:
-        encoder = resize_encoder(encoder, image_size)
+        encoder = backbones.resize_encoder(encoder, image_size)
     encoder.model.to(dtype).eval()
     return encoder
 
@@ -167,16 +157,13 @@ def _cut_encoder(name: str, layer: int | None) -> ImageEncoder:
         model, config, preprocessing = read_encoder(file)
     else:
         checkpoint = load_checkpoint(name)
-        model, config, preprocessing = (
-            checkpoint.model.vision,
-            checkpoint.model.config.vision,
-            checkpoint.preprocessing,
-        )
+        model, config = checkpoint.model.vision, checkpoint.model.config.vision
+        preprocessing = checkpoint.preprocessing
     if isinstance(config, TowerConfig):
         assert isinstance(model, VisionTower)  # the model was built by this config
         layer = config.layer if layer is None else layer
         return ImageEncoder(VisionTower(model.model, layer), replace(config, layer=layer), preprocessing)
     if layer is None:
         layer = -2 if config.output_norm else -1
-    cut = cut_vit(config, layer)
-    return ImageEncoder(build_vit(cut, model.state_dict(), name), cut, preprocessing)
+    cut = backbones.cut_vit(config, layer)
+    return ImageEncoder(backbones.build_vit(cut, model.state_dict(), name), cut, preprocessing)

@@ -7,45 +7,24 @@ config.json, which transformers keeps and ignores.
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from openblip.checkpoints.checkpoint import (
-    CONFIG_FILE,
-    BlipCheckpoint,
-    EncoderToken,
-    PathOrName,
-    check_parts_fit,
-    checked_encoder_token,
-    empty_blip,
-    find_tokenizer,
-)
-from openblip.checkpoints.state_dict import (
-    WEIGHTS,
-    Layout,
-    Table,
-    add_prefix,
-    check_tied,
-    find_layout,
-    infer_sharing,
-    load_weights,
-    read_folder_weights,
-    read_json_object,
-    translate,
-    translate_back,
-    write_safetensors,
-)
+from openblip.checkpoints import checkpoint as base
+from openblip.checkpoints import state_dict
+from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, PathOrName
+from openblip.checkpoints.state_dict import LOG_TEMPERATURE, WEIGHTS, Layout, Table, add_prefix
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import write_json
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.config import BlipConfig, Head, LanguageConfig, Sharing, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig, Head, LanguageConfig, TextConfig, VisionConfig
 
-LOG_TEMPERATURE = "log_temperature"
 BICUBIC = 3  # PIL's number
+DEFAULT_LOG_TEMPERATURE = math.log(INITIAL_TEMPERATURE)
 
 # ---- names of settings (configuration_blip) and of weights (modeling_blip)
 
@@ -98,10 +77,8 @@ BERT_LM_HEAD_KEYS: Table = {  # BlipTextLMPredictionHead
     "lm_head.norm": "cls.predictions.transform.LayerNorm",
     "lm_head.bias": "cls.predictions.bias",
 }
-TEXT_ENCODER, TEXT_DECODER = (
-    {"encode": "text_encoder"},
-    {"decode": "text_decoder.bert"},
-)  # prefixes, also in .pth files
+# Prefixes of names, also in .pth files
+TEXT_ENCODER, TEXT_DECODER = {"encode": "text_encoder"}, {"decode": "text_decoder.bert"}
 MATCHING_KEYS: Table = {head: head for head in ("vision_proj", "text_proj", "itm_head")}
 
 
@@ -112,7 +89,7 @@ def blip_layout(
     head_keys: Table | None = None,
     *,
     pooled: bool = False,
-) -> Layout[Head]:
+) -> Layout:
     """The layout of a BLIP. body: key table of image encoder and text; head_keys: of the heads but the decoder's."""
     table = {**body, **(head_keys or {})}
     derived = [f"{prefix}.embeddings.position_ids" for prefix in text_prefixes.values()]  # 0, 1, 2, ...
@@ -123,22 +100,17 @@ def blip_layout(
 
 
 _BODY = add_prefix(HF_VISION_KEYS, "vision.", "vision_model.") | add_prefix(BERT_TEXT_KEYS, "text.", "{text}.")
-_LAYOUTS: Mapping[str, Layout[Head]] = {
+_POOLED_HEAD_KEYS = {
+    LOG_TEMPERATURE: "logit_scale",  # its negative: transformers multiplies by it, OpenBLIP divides
+    "text_pooler": "text_model.pooler.dense",
+    "vision_proj": "visual_projection",
+    "text_proj": "text_projection",
+}
+_LAYOUTS: Mapping[str, Layout] = {
     "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, TEXT_DECODER),
     "BlipForImageTextRetrieval": blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, MATCHING_KEYS),
     "BlipForQuestionAnswering": blip_layout(("vqa",), _BODY, TEXT_ENCODER | TEXT_DECODER),
-    "BlipModel": blip_layout(
-        ("itc",),
-        _BODY,
-        {"encode": "text_model"},
-        {
-            LOG_TEMPERATURE: "logit_scale",  # its negative
-            "text_pooler": "text_model.pooler.dense",
-            "vision_proj": "visual_projection",
-            "text_proj": "text_projection",
-        },
-        pooled=True,
-    ),
+    "BlipModel": blip_layout(("itc",), _BODY, {"encode": "text_model"}, _POOLED_HEAD_KEYS, pooled=True),
 }
 
 # ---- reading and writing
@@ -147,42 +119,49 @@ _LAYOUTS: Mapping[str, Layout[Head]] = {
 def load_huggingface_blip(folder: Path, tokenizer: PathOrName | None = None) -> BlipCheckpoint:
     """Read a folder of transformers' `save_pretrained`.
 
-    tokenizer: folder or hub name; None is the folder's own, or BERT's from the hub when it has none. Sizes, head counts
-    and epsilons come from config.json.
-
-    Raises CheckpointError also for another class of model, and for a setting that BLIP does not have.
+    tokenizer: folder or hub name; None is the folder's own, or BERT's from the hub when it has none. Raises
+    CheckpointError also for another class of model, and for a setting that BLIP does not have.
     """
     import transformers
 
     config = read_huggingface_config(folder, {"blip": transformers.BlipConfig})
-    state = read_folder_weights(folder)
-    layout = _LAYOUTS[_class_of(folder, config, state)]
-    # BlipModel is the one class that no conversion of BLIP's own weights uses: what trained it used [CLS].
-    extra = read_extra(folder, config, Extra(encoder_token="[CLS]") if layout.pooled else Extra())
-    check_tied(state, str(folder))
-    sharing = extra.sharing or infer_sharing(state, layout.text_prefixes)
-    model = empty_blip(_blip_config(folder, config, layout, sharing=sharing, drop_path=extra.drop_path))
+    state = state_dict.read_folder_weights(folder)
+    prefixes = {prefix for layout in _LAYOUTS.values() for prefix in layout.text_prefixes.values()}
+    present = {prefix for prefix in prefixes if any(name.startswith(f"{prefix}.") for name in state)}
+    matching = [name for name, layout in _LAYOUTS.items() if set(layout.text_prefixes.values()) == present]
+    told_by_weights = matching[0] if len(matching) == 1 else None
+    layout = _LAYOUTS[find_class(folder, config, _LAYOUTS, told_by_weights)]
+    # BlipModel is the one class that no conversion of BLIP's own weights uses: its models were trained with [CLS].
+    extra = read_extra(folder, config, encoder_token="[CLS]" if layout.pooled else "[ENC]")
+    state_dict.check_tied(state, folder)
+    extra.sharing = extra.sharing or state_dict.infer_sharing(state, layout.text_prefixes)
+    model = base.empty_blip(_read_config(folder, config, layout, extra))
     names = set(model.state_dict())
     translated = names if LOG_TEMPERATURE in layout.table else names - {LOG_TEMPERATURE}
-    weights = translate(layout.table, state, translated, layout.derived, str(folder), layout.text_prefixes)
+    weights = state_dict.translate(layout.table, state, translated, layout.derived, folder, layout.text_prefixes)
     if LOG_TEMPERATURE in weights:
-        weights[LOG_TEMPERATURE] = -weights[LOG_TEMPERATURE]  # transformers multiplies, ours divides
+        weights[LOG_TEMPERATURE] = -weights[LOG_TEMPERATURE]
     elif LOG_TEMPERATURE in names:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
-    load_weights(model, weights, origin=str(folder))
-    words = find_tokenizer(folder, folder, tokenizer)
-    if "decode" in layout.text_prefixes:
-        _check_special_tokens(folder, config.text_config, words)
+    state_dict.load_weights(model, weights, folder)
+    vocabulary = base.find_tokenizer(folder, folder, tokenizer)
+    if "decode" in layout.text_prefixes:  # captions begin and end with the tokens that config.json names
+        text = config.text_config
+        named, own = (text.bos_token_id, text.sep_token_id), (vocabulary.dec_id, vocabulary.sep_id)
+        if named != own:
+            raise CheckpointError(
+                f"{folder}: [DEC] and [SEP] are {named} in config.json and {own} in the tokenizer; they belong to "
+                "different models."
+            )
     preprocessing = read_preprocessing(folder, config.vision_config.image_size)
-    checkpoint = BlipCheckpoint(model.eval(), words, preprocessing, extra.prompt, extra.encoder_token)
-    check_parts_fit(folder, checkpoint)
+    checkpoint = BlipCheckpoint(model.eval(), vocabulary, preprocessing, extra.prompt, extra.encoder_token)
+    base.check_parts_fit(folder, checkpoint)
     return checkpoint
 
 
 def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
     """Write a folder that transformers and `load_huggingface_blip` read; config.json comes last."""
-    model = checkpoint.model
-    class_name = _class_for(model.config)
+    model, class_name = checkpoint.model, _class_for(checkpoint.model.config)
     layout = _LAYOUTS[class_name]
     weights = model.state_dict()
     extra: dict[str, Any] = {"prompt": checkpoint.prompt, "encoder_token": checkpoint.encoder_token}
@@ -191,10 +170,11 @@ def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
     elif LOG_TEMPERATURE in weights:
         extra[LOG_TEMPERATURE] = float(weights.pop(LOG_TEMPERATURE))
     extra |= {"sharing": model.config.text.sharing, "drop_path": model.config.vision.drop_path}
-    write_safetensors(folder / WEIGHTS, translate_back(layout.table, weights, layout.text_prefixes))
+    state = state_dict.translate_back(layout.table, weights, layout.text_prefixes)
+    state_dict.write_safetensors(folder / WEIGHTS, state)
     write_tokenizer(folder, checkpoint.tokenizer)
     write_json(folder / PREPROCESSOR_CONFIG, preprocessor_config(checkpoint.preprocessing))
-    config = _huggingface_config(model.config, checkpoint.tokenizer).to_dict()
+    config = _write_config(model.config, checkpoint.tokenizer)
     write_json(folder / CONFIG_FILE, {**config, "architectures": [class_name], "openblip": extra})
 
 
@@ -204,31 +184,22 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
 
 
-def _class_of(folder: Path, config: Any, state: Mapping[str, Tensor]) -> str:
+def find_class(folder: Path, config: Any, known: Mapping[str, Layout], told_by_weights: str | None) -> str:
     """The class of transformers that a folder holds: config.json says so, or else its weights do."""
     named: list[str] = list(config.architectures or [])
-    known = [name for name in named if name in _LAYOUTS]
-    if len(known) == 1:
-        return known[0]
-    prefixes = {prefix for layout in _LAYOUTS.values() for prefix in layout.text_prefixes.values()}
-    present = {prefix for prefix in prefixes if any(name.startswith(f"{prefix}.") for name in state)}
-    matching = [name for name, layout in _LAYOUTS.items() if set(layout.text_prefixes.values()) == present]
-    if len(matching) != 1:
-        raise unknown_class(folder, named, _LAYOUTS)
-    return matching[0]
-
-
-def unknown_class(folder: Path, named: list[str], known: Mapping[str, object]) -> CheckpointError:
-    """The error for a folder whose class neither config.json nor its weights tell."""
-    return CheckpointError(
-        f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look like those "
-        f"of a class that can be read: {', '.join(known)}."
-    )
+    named_and_known = [name for name in named if name in known]
+    class_name = named_and_known[0] if len(named_and_known) == 1 else told_by_weights
+    if class_name is None:
+        raise CheckpointError(
+            f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look like "
+            f"those of a class that can be read: {', '.join(known)}."
+        )
+    return class_name
 
 
 def _class_for(config: BlipConfig) -> str:
     """The class of transformers that can hold a model of ours."""
-    name = find_layout(_LAYOUTS, config.heads, pooled=config.pooled)
+    name = state_dict.find_layout(_LAYOUTS, config)
     if name is None:
         pooled = " and a pooler" if config.pooled else ""
         raise CheckpointError(
@@ -244,31 +215,19 @@ def _class_for(config: BlipConfig) -> str:
     return name
 
 
-def _check_special_tokens(folder: Path, text_config: Any, tokenizer: Tokenizer) -> None:
-    """Raise a CheckpointError unless captions begin and end with the tokens that config.json names."""
-    for token, index, expected in (
-        ("[DEC]", text_config.bos_token_id, tokenizer.dec_id),
-        ("[SEP]", text_config.sep_token_id, tokenizer.sep_id),
-    ):
-        if index != expected:
-            raise CheckpointError(
-                f"{folder}: {token} is {index} in config.json and {expected} in the tokenizer; they are of two models."
-            )
-
-
 # ---- config.json
 
 
 def read_huggingface_config(folder: Path, classes: Mapping[str, Any]) -> Any:
-    """The folder's config, of the class that `classes` names for its model_type.
-
-    Raises CheckpointError when it is of another model or damaged.
-    """
+    """The folder's config, of the class that `classes` names for its model_type; CheckpointError when damaged."""
     from huggingface_hub.errors import StrictDataclassError
 
-    model_type = str(read_json_object(folder / CONFIG_FILE).get("model_type"))
+    model_type = str(state_dict.read_json_object(folder / CONFIG_FILE).get("model_type"))
     if model_type not in classes:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is that of no BLIP: its model_type is {model_type}.")
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} does not describe a BLIP or BLIP-2: its model_type is {model_type}. A language "
+            "model or a vision model is only a part of a BLIP-2."
+        )
     try:
         return classes[model_type].from_pretrained(folder)
     except (StrictDataclassError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -276,7 +235,7 @@ def read_huggingface_config(folder: Path, classes: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {reason}.") from error
 
 
-def _blip_config(folder: Path, config: Any, layout: Layout[Head], *, sharing: Sharing, drop_path: float) -> BlipConfig:
+def _read_config(folder: Path, config: Any, layout: Layout, extra: SimpleNamespace) -> BlipConfig:
     """Our settings of a model of transformers; CheckpointError for one that BLIP does not have."""
     vision, text = config.vision_config, config.text_config
     if (vision.hidden_act, text.hidden_act) != ("gelu", "gelu"):
@@ -291,43 +250,21 @@ def _blip_config(folder: Path, config: Any, layout: Layout[Head], *, sharing: Sh
             f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for images, of "
             f"width {vision.hidden_size}. transformers cannot run such a model either; both widths must be the same."
         )
-    try:
+    with base.as_checkpoint_errors(folder / CONFIG_FILE):
         return BlipConfig(
-            vision=VisionConfig(**read_sizes(vision, HF_VISION_SETTINGS), drop_path=drop_path),
-            text=TextConfig(**read_sizes(text, HF_TEXT_SETTINGS), sharing=sharing),
+            vision=VisionConfig(**read_sizes(vision, HF_VISION_SETTINGS), drop_path=extra.drop_path),
+            text=TextConfig(**read_sizes(text, HF_TEXT_SETTINGS), sharing=extra.sharing),
             embed_dim=config.projection_dim if layout.pooled else config.image_text_hidden_size,
             heads=layout.heads,
             pooled=layout.pooled,
         )
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
-def read_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """Our settings, by a table from our names to theirs; ConfigError for what is no size."""
-    values = {ours: getattr(config, theirs) for ours, theirs in names.items()}
-    strange = [f"{names[ours]} {value}" for ours, value in values.items() if not _is_size(ours, value)]
-    if strange:
-        raise ConfigError(f"{', '.join(strange)}: BLIP's settings are single numbers, sizes above 0.")
-    return values
-
-
-def _is_size(name: str, value: Any) -> bool:
-    if isinstance(value, int):
-        return value > 0 or (name == "dropout" and value == 0)
-    return isinstance(value, float) and value >= 0
-
-
-def write_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """Their settings, the inverse of `read_sizes`."""
-    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
-
-
-def _huggingface_config(config: BlipConfig, tokenizer: Tokenizer) -> Any:
+def _write_config(config: BlipConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """transformers' settings of a model of ours."""
     import transformers
 
-    return transformers.BlipConfig(
+    hf_config = transformers.BlipConfig(
         vision_config=write_sizes(config.vision, HF_VISION_SETTINGS),
         text_config={
             **write_sizes(config.text, HF_TEXT_SETTINGS),
@@ -341,60 +278,55 @@ def _huggingface_config(config: BlipConfig, tokenizer: Tokenizer) -> Any:
         projection_dim=config.embed_dim,
         image_text_hidden_size=config.embed_dim,
     )
+    return dict(hf_config.to_dict())
 
 
-class Extra(NamedTuple):
-    """What transformers' formats of BLIP and BLIP-2 have no place for.
-
-    The defaults hold for a folder that transformers wrote.
-    """
-
-    prompt: str = ""
-    log_temperature: float = math.log(INITIAL_TEMPERATURE)
-    drop_path: float = 0.0
-    encoder_token: EncoderToken = "[ENC]"
-    sharing: Sharing | None = None
-    question_prompt: str | None = None
-    end_of_text: str | None = None
-    language: str | None = None
-    max_text_tokens: int = LanguageConfig.max_text_tokens
-    vision_norm_eps: float | None = None
-    embed_dim: int | None = None
+def read_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Our settings, by a table from our names to transformers'; ConfigError for what is no size."""
+    values = {ours: getattr(config, theirs) for ours, theirs in names.items()}
+    strange = []
+    for ours, value in values.items():
+        may_be_zero = isinstance(value, float) or ours == "dropout"
+        if not isinstance(value, int | float) or not (value > 0 or (value == 0 and may_be_zero)):
+            strange.append(f"{names[ours]} {value}")
+    if strange:
+        raise ConfigError(f"{', '.join(strange)}: BLIP's settings are single numbers, sizes above 0.")
+    return values
 
 
-def _checked_sharing(value: Any) -> Sharing:
-    if value not in get_args(Sharing):
-        raise ValueError(f"sharing {value}")
-    return cast(Sharing, value)
+def write_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """transformers' settings, the inverse of `read_sizes`."""
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
-_EXTRA_TYPES: Mapping[str, Callable[[Any], object]] = {
-    "prompt": str,
-    "log_temperature": float,
-    "drop_path": float,
-    "encoder_token": checked_encoder_token,
-    "sharing": _checked_sharing,
-    "question_prompt": str,
-    "end_of_text": str,
-    "language": str,
-    "max_text_tokens": int,
-    "vision_norm_eps": float,
-    "embed_dim": int,
+# What transformers' formats of BLIP and BLIP-2 have no place for: name -> conversion, and the value in a folder that
+# transformers wrote.
+_EXTRA: Mapping[str, tuple[Callable[[Any], object], object]] = {
+    "prompt": (str, ""),
+    "log_temperature": (float, DEFAULT_LOG_TEMPERATURE),
+    "drop_path": (float, 0.0),
+    "encoder_token": (base.checked_encoder_token, "[ENC]"),
+    "sharing": (str, None),
+    "question_prompt": (str, None),
+    "end_of_text": (str, None),
+    "language": (str, None),
+    "max_text_tokens": (int, LanguageConfig.max_text_tokens),
+    "vision_norm_eps": (float, None),
+    "embed_dim": (int, None),
 }
 
 
-def read_extra(folder: Path, config: Any, default: Extra) -> Extra:
-    """What OpenBLIP wrote into the folder's config; `default` for what it did not; CheckpointError if damaged."""
-    written = getattr(config, "openblip", None)
-    if written is None:
-        return default
+def read_extra(folder: Path, config: Any, **defaults: object) -> SimpleNamespace:
+    """The attributes that OpenBLIP wrote into the folder's config, or their defaults; CheckpointError if damaged."""
+    written: Any = getattr(config, "openblip", None)
+    values = {name: default for name, (_, default) in _EXTRA.items()} | defaults
     try:
-        values: dict[str, Any] = {
-            name: convert(written[name]) for name, convert in _EXTRA_TYPES.items() if written.get(name) is not None
-        }
-        return Extra(**values)
+        for name, (convert, _) in _EXTRA.items() if written is not None else ():
+            if written.get(name) is not None:
+                values[name] = convert(written[name])
     except (AttributeError, TypeError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: its openblip entry is damaged: {error}.") from error
+    return SimpleNamespace(**values)
 
 
 # ---- preprocessor_config.json
@@ -403,15 +335,12 @@ PREPROCESSOR_CONFIG = "preprocessor_config.json"
 
 
 def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
-    """The folder's preprocessing; BLIP's, at the model's resolution, where it says nothing.
-
-    Raises CheckpointError for one that BLIP does not have.
-    """
+    """The folder's preprocessing, or BLIP's where it says nothing; CheckpointError for one that BLIP does not have."""
     settings: dict[str, Any] = {}
     if (folder / PREPROCESSOR_CONFIG).is_file():
-        settings = read_json_object(folder / PREPROCESSOR_CONFIG)
+        settings = state_dict.read_json_object(folder / PREPROCESSOR_CONFIG)
     elif (folder / "processor_config.json").is_file():
-        settings = read_json_object(folder / "processor_config.json").get("image_processor", {})
+        settings = state_dict.read_json_object(folder / "processor_config.json").get("image_processor", {})
     try:
         size = settings.get("size", image_size)
         height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)

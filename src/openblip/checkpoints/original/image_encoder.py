@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from openblip.checkpoints import state_dict
 from openblip.checkpoints.backbones import build_vit, empty_vit
 from openblip.checkpoints.checkpoint import ImageEncoder
 from openblip.checkpoints.original.blip import TIMM_VISION_KEYS, PthFile, infer_vit, layer_numbers
-from openblip.checkpoints.state_dict import Table, as_float32, translate
+from openblip.checkpoints.state_dict import State, Table
 from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.config import VisionConfig
@@ -89,9 +90,8 @@ def is_blip2_file(file: PthFile) -> bool:
 
 def holds_encoder(file: PthFile) -> bool:
     """Whether a .pth file is one for `read_encoder`."""
-    return is_blip2_file(file) or any(
-        f"{layout.table['patch_embedding']}.weight" in file.weights for layout in ENCODER_LAYOUTS
-    )
+    names = [f"{layout.table['patch_embedding']}.weight" for layout in ENCODER_LAYOUTS]
+    return is_blip2_file(file) or any(name in file.weights for name in names)
 
 
 def read_encoder(file: PthFile) -> ImageEncoder:
@@ -100,67 +100,61 @@ def read_encoder(file: PthFile) -> ImageEncoder:
     A file of an encoder alone gives all blocks but the last one, and not what follows it (BLIP-2 section 3.1). A file
     of a BLIP-2 gives the encoder that it was trained with, if it holds one.
     """
-    weights, source = file.weights, str(file.path)
     if is_blip2_file(file):
-        state = {n.removeprefix(ENCODER_PREFIX): t for n, t in weights.items() if n.startswith(ENCODER_PREFIX)}
+        state = state_dict.below(ENCODER_PREFIX, file.weights)
         if not state:
             raise CheckpointError(
-                f"{source} holds no image encoder: a frozen one is left out there. Name the encoder's own file "
+                f"{file.path} holds no image encoder: a frozen one is left out there. Name the encoder's own file "
                 "(LAVIS' eva_vit_g.pth or clip_vit_L.pth), or a folder."
             )
         layout = encoder_layout(state)
     else:
-        layout = encoder_layout(weights)
-        state = _without_last_block(weights, layout)
-    state = add_implied_tensors(as_float32(state), layout)
-    config = infer_encoder(state, layout, source)
-    names = empty_vit(config).state_dict()
-    model = build_vit(config, translate(layout.table, state, names, (), source), source)
+        layout = encoder_layout(file.weights)
+        state = _without_last_block(file.weights, layout)
+    state = add_implied_tensors(state_dict.as_float32(state), layout)
+    config = infer_encoder(state, layout, file.path)
+    weights = state_dict.translate(layout.table, state, empty_vit(config).state_dict(), (), file.path)
+    model = build_vit(config, weights, file.path)
     return ImageEncoder(model.eval(), config, Preprocessing(image_size=config.image_size))
 
 
-def encoder_layout(state: Mapping[str, Tensor], prefix: str = "") -> EncoderLayout:
+def encoder_layout(state: State, prefix: str = "") -> EncoderLayout:
     """The kind of image encoder below `prefix`."""
     is_clip = any(name.startswith(f"{prefix}{OPENAI_CLIP.blocks}") for name in state)
     return OPENAI_CLIP if is_clip else EVA_CLIP
 
 
-def infer_encoder(state: Mapping[str, Tensor], layout: EncoderLayout, source: str, prefix: str = "") -> VisionConfig:
+def infer_encoder(state: State, layout: EncoderLayout, source: object, prefix: str = "") -> VisionConfig:
     """The config of the encoder below `prefix`, from shapes; `state` is that of `add_implied_tensors`."""
     return infer_vit(state, layout.table, prefix, source, layout.settings, layout.head_width)
 
 
-def _without_last_block(state: Mapping[str, Tensor], layout: EncoderLayout) -> dict[str, Tensor]:
+def _without_last_block(state: State, layout: EncoderLayout) -> dict[str, Tensor]:
     """An encoder up to its second-last block; one that was cut there already is left as it is."""
     depth = len(layer_numbers(state, layout.blocks.removesuffix(".")))
     is_whole = depth == layout.released_depth or any(name.startswith(layout.after_blocks) for name in state)
-    left_out = (f"{layout.blocks}{depth - 1}.", *layout.after_blocks) if is_whole else ()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
+    return state_dict.without((f"{layout.blocks}{depth - 1}.", *layout.after_blocks) if is_whole else (), state)
 
 
-def add_implied_tensors(state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
+def add_implied_tensors(state: State, layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
     """The tensors below `prefix` with what the table expects of them: batch axes, and key biases of zeros."""
     complete = dict(state)
     for name, tensor in state.items():
         if name.startswith(prefix) and name.endswith(".attn.q_bias"):
             complete.setdefault(name.replace(".q_bias", ".k_bias"), torch.zeros_like(tensor))
-    for name, num_axes in _missing_axes(layout, prefix):
-        if name in complete:
-            complete[name] = complete[name][(None,) * num_axes]
+    for name, num_axes in _missing_axes(complete, layout, prefix):
+        complete[name] = complete[name][(None,) * num_axes]
     return complete
 
 
-def drop_batch_axes(state: Mapping[str, Tensor], layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
+def drop_batch_axes(state: State, layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
     """The tensors below `prefix` in the shapes in which LAVIS keeps them."""
-    dropped = dict(state)
-    for name, num_axes in _missing_axes(layout, prefix):
-        if name in dropped:
-            dropped[name] = dropped[name][(0,) * num_axes]
-    return dropped
+    return {**state, **{name: state[name][(0,) * n] for name, n in _missing_axes(state, layout, prefix)}}
 
 
-def _missing_axes(layout: EncoderLayout, prefix: str) -> tuple[tuple[str, int], ...]:
+def _missing_axes(state: State, layout: EncoderLayout, prefix: str) -> list[tuple[str, int]]:
     """The tensors that LAVIS keeps without leading axes of length one, and how many."""
     if layout.has_batch_axes:
-        return ()
-    return ((f"{prefix}{layout.table['class_token']}", 2), (f"{prefix}{layout.table['position_embedding']}", 1))
+        return []
+    axes = {f"{prefix}{layout.table['class_token']}": 2, f"{prefix}{layout.table['position_embedding']}": 1}
+    return [(name, num_axes) for name, num_axes in axes.items() if name in state]
