@@ -45,7 +45,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
-    source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an original
+    source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, the run folder of a finished training, an original
     .pth file, the name of a shipped model, or owner/model on the Hugging Face hub. tokenizer: folder or hub name of a
     vocabulary, which goes before the checkpoint's own. vision, language_model: the parts that an original BLIP-2 file
     leaves out: whatever `load_image_encoder` takes, and a folder or a name on the hub.
@@ -58,6 +58,7 @@ def load_checkpoint(
         path = PRETRAINED / str(source)
     if not path.exists() and hub.is_hub_name(str(source)):
         path = hub.hub_folder(str(source))
+    path = _model_folder(path)
     file = read_pth(path) if path.is_file() else None
     if file is not None and is_blip2_file(file):
         sources = frozen_sources(file, vision, language_model)
@@ -77,8 +78,8 @@ def load_checkpoint(
     if not (path / CONFIG_FILE).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
-            f"There is no checkpoint {source}: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, an "
-            "original .pth file, a model on the hub (owner/model), or a shipped one "
+            f"There is no checkpoint {source}: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, a run "
+            "folder, an original .pth file, a model on the hub (owner/model), or a shipped one "
             f"({shipped or 'none is installed'})."
         )
     config = read_json_object(path / CONFIG_FILE)
@@ -87,6 +88,23 @@ def load_checkpoint(
     if config.get("model_type") in HF_BLIP2_TYPES:
         return load_huggingface_blip2(path, tokenizer)
     return load_huggingface_blip(path, tokenizer)
+
+
+def _model_folder(folder: Path) -> Path:
+    """`model/` of a run folder of a training, and any other path as it is.
+
+    Raises CheckpointError for a run that has not finished.
+    """
+    if not (folder / CONFIG_FILE).is_file() or "recipe" not in read_json_object(folder / CONFIG_FILE):
+        return folder
+    if (folder / "model" / CONFIG_FILE).is_file():
+        return folder / "model"
+    problem = f"{folder} is the run folder of a training that has not finished, so it has no model/ yet."
+    if (folder / "best" / CONFIG_FILE).is_file():
+        problem += f" Name {folder / 'best'}, the best model so far."
+    if (folder / "checkpoints").is_dir():
+        problem += f" Its checkpoints/ hold the state from which `openblip train --resume {folder}` goes on."
+    raise CheckpointError(problem)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "openblip") -> None:
@@ -131,6 +149,8 @@ def load_image_encoder(
     import transformers
 
     name = os.fspath(source)
+    if Path(name).is_dir():
+        name = str(_model_folder(Path(name)))
     # Shipped models and .pth files have no settings that transformers could read.
     has_none = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
     settings = {} if has_none else hub.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
