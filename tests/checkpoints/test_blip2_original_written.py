@@ -69,6 +69,7 @@ def test_stage_1_is_written_as_it_was_read(tmp_path: Path, parts: Path, kind: Ki
     assert trained.keys() == saved(theirs).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "instructed"), STAGE2)
 def test_stage_2_is_written_as_it_was_read(tmp_path: Path, parts: Path, name: str, instructed: bool) -> None:
     theirs = stage2(name, instructed)
@@ -186,6 +187,7 @@ def with_language(kind: str, instructed: bool = False) -> Blip2Checkpoint:
     return before._replace(model=Blip2(config, None, language).eval())
 
 
+@pytest.mark.slow
 def test_what_the_released_code_has_no_model_for(tmp_path: Path) -> None:
     import peft
 

@@ -182,6 +182,7 @@ def test_fewer_bits_say_nearly_the_same(folders, name, bits, capfd):
     assert "MatMul" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize(("name", "bits"), BITS)
 def test_fewer_bits_are_trained_through_and_saved(folders, tmp_path, name, bits, lora):
@@ -212,6 +213,7 @@ def randomise_adapters(language):
                 parameter.copy_(0.3 * torch.randn_like(parameter))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_adapters_begin_with_no_change_and_are_saved_apart(folders, tmp_path, name):
     language = load_language_model(folders / name)

@@ -239,6 +239,7 @@ def test_whose_words_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_checkpoint(path, tokenizer=tmp_path / "large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [("itc", "itm", "lm"), ("lm",), ("itc", "itm"), ("vqa",), ("nlvr",)])
 @pytest.mark.parametrize("sharing", ["all", "all_but_ca", "all_but_sa", "none"])
 def test_ours_comes_back_whole(tmp_path: Path, heads: tuple[Any, ...], sharing: Any) -> None:

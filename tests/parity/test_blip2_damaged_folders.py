@@ -15,6 +15,7 @@ from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
 WRITER, INSTRUCTED = WRITERS
 Damage = Callable[[Path], object]
 

@@ -46,7 +46,13 @@ def loaded(folder: Path) -> Blip2Checkpoint:
     return checkpoint
 
 
-@pytest.mark.parametrize(("class_name", "language"), CASES)
+QUICK = ((WRITER, "opt"), (INSTRUCTED, "t5"), (RETRIEVER, None))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "language"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str, language: Language | None) -> None:
     theirs = their_model(class_name, language)
     write_theirs(tmp_path / "theirs", theirs, language)
@@ -78,6 +84,7 @@ def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:
     assert (vision.pooler_output - expected["features"][:, 0]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("class_name", "language"), [CASES[0], CASES[3], CASES[-1]])
 @pytest.mark.parametrize("architectures", [None, ["Blip2ForSomethingOfMine"], ["Blip2PreTrainedModel"]])
 def test_a_class_is_told_by_its_weights(
@@ -91,6 +98,7 @@ def test_a_class_is_told_by_its_weights(
     assert_same_weights(model, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_folder_from_before_image_tokens(tmp_path: Path, language: Language) -> None:
     """Its config and words know none, and transformers runs it no more; with one it says the same."""
@@ -135,6 +143,7 @@ def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
     assert (cut - itm).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_weights_in_half_precision_in_shards_and_pickled_read_alike(tmp_path: Path) -> None:
     theirs = their_model(INSTRUCTED, "t5")
     write_theirs(tmp_path / "pickled", theirs, "t5")

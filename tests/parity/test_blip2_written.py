@@ -32,6 +32,7 @@ from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QForm
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from tiny_blip import randomise
 
+pytestmark = pytest.mark.slow
 VISION = VisionConfig(
     image_size=SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52, drop_path=0.1,
     layer_norm_eps=1e-6, output_norm=False,

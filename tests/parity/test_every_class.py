@@ -62,8 +62,11 @@ def test_reading_from_cls_is_what_transformers_does(tmp_path: Path, class_name: 
     assert (from_enc.scores[grounded] - from_cls.scores[grounded]).abs().max() > 1e-3
 
 
+FILES = [*((kind, 192) for kind in KINDS), ("VQA", TEXT_DIM), ("captions", TEXT_DIM)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "image_dim"), [*((kind, 192) for kind in KINDS), ("VQA", TEXT_DIM), ("captions", TEXT_DIM)]
+    ("kind", "image_dim"), [FILES[0], *(pytest.param(*file, marks=pytest.mark.slow) for file in FILES[1:])]
 )
 def test_a_released_file_there_and_back(tmp_path: Path, kind: str, image_dim: int) -> None:
     state = released_file(kind, image_dim)

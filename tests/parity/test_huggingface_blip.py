@@ -114,6 +114,7 @@ def test_they_and_we_say_the_same_of_images(
 # ---- reading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_name", CLASSES)
 @pytest.mark.parametrize("architectures", [None, ["BlipForSomethingOfMine"], ["BlipPreTrainedModel"]])
 def test_a_class_is_told_by_its_weights(tmp_path: Path, class_name: str, architectures: list[str] | None) -> None:
