@@ -29,7 +29,8 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     """The recipe `name` with changed settings."""
     recipe = RECIPES[name]
     default = recipe()
-    text = f"{recipe.__doc__}\n\nAlso: --resume continues the run in --out where it was stopped."
+    shared = inspect.getdoc(inspect.getmodule(recipe))
+    text = f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped."
     chosen: Run = parse(type(default), options, prog=prog, default=default, description=text)
     return chosen
 

@@ -1,6 +1,7 @@
 """blip2-mini: both stages of BLIP-2 for emoji scenes and CPUs, around the frozen ViT of blip-mini.
 
-Its language models are trained here too, on text alone: a tiny OPT and a tiny T5.
+Its language models are trained here too, on text alone: a tiny OPT and a tiny T5. Everything is the paper's made
+smaller, with Muon beside AdamW. What to expect is in docs/results.md. Costs are those of one CPU core.
 """
 
 from typing import NamedTuple
@@ -25,8 +26,8 @@ QFORMER = QFormerConfig(
 def blip2_mini_opt() -> LanguageRun:
     """Train a tiny OPT on documents of emoji scenes: captions, questions and answers, no images.
 
-    Source: OPT made smaller; its lines end with a line break, as OPT's texts do in BLIP-2 (say so with
-    --language.end-of-text). Cost: twenty minutes on one CPU core. Expected: docs/results.md.
+    Source: OPT; its lines end with a line break, as OPT's texts do in BLIP-2 (say so with --language.end-of-text).
+    Cost: twenty minutes. Expected: docs/results.md.
     """
     return _language("blip2-mini-opt", LanguageShape(architecture="opt"))
 
@@ -34,8 +35,7 @@ def blip2_mini_opt() -> LanguageRun:
 def blip2_mini_t5() -> LanguageRun:
     """Train a tiny T5 on documents of emoji scenes, to continue a prefix: prefix language modelling.
 
-    Source: BLIP-2 section 3.3, with T5 1.1 made smaller. Cost: twenty minutes on one CPU core.
-    Expected: docs/results.md.
+    Source: BLIP-2 section 3.3, with T5 1.1. Cost: twenty minutes. Expected: docs/results.md.
     """
     return _language("blip2-mini-t5", LanguageShape(architecture="t5", num_layers=3))
 
@@ -55,8 +55,7 @@ def _language(name: str, shape: LanguageShape) -> LanguageRun:
 def blip2_mini_stage1() -> Blip2Run:
     """Stage 1 of BLIP-2 at the size of a laptop: ITC + ITM + ITG, a new Q-Former on a frozen ViT.
 
-    Source: BLIP-2 section 3.2 with everything made smaller, and Muon beside AdamW. Cost: six minutes on one
-    CPU core. Expected: docs/results.md.
+    Source: BLIP-2 section 3.2. Cost: six minutes. Expected: docs/results.md.
     """
     return Blip2Run(
         recipe="blip2-mini-stage1",
@@ -74,8 +73,7 @@ def blip2_mini_stage1() -> Blip2Run:
 def blip2_mini_stage2_opt() -> Blip2Run:
     """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen OPT (`blip2-mini-opt`).
 
-    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
-    CPU core. Expected: docs/results.md.
+    Source: BLIP-2 section 3.3. Cost: three minutes. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-stage2-opt", OPT, from_stage1=True)
 
@@ -83,8 +81,7 @@ def blip2_mini_stage2_opt() -> Blip2Run:
 def blip2_mini_stage2_t5() -> Blip2Run:
     """Stage 2 of BLIP-2 at the size of a laptop, from stage 1 to a tiny frozen T5 (`blip2-mini-t5`).
 
-    Source: BLIP-2 section 3.3 with everything made smaller, and Muon beside AdamW. Cost: three minutes on one
-    CPU core. Expected: docs/results.md.
+    Source: BLIP-2 section 3.3. Cost: three minutes. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-stage2-t5", T5, from_stage1=True)
 
@@ -92,17 +89,16 @@ def blip2_mini_stage2_t5() -> Blip2Run:
 def blip2_mini_scratch_opt() -> Blip2Run:
     """Stage 2 without stage 1, to a tiny frozen OPT: the comparison of the paper's Figure 5.
 
-    Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages
-    together. Cost: twenty minutes on one CPU core. Expected: docs/results.md.
+    Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages together.
+    Cost: twenty minutes. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-scratch-opt", OPT, from_stage1=False)
 
 
 def blip2_mini_scratch_t5() -> Blip2Run:
-    """Stage 2 without stage 1, to a tiny frozen T5: the comparison of the paper's Figure 5.
+    """Stage 2 without stage 1, to a tiny frozen T5: otherwise as `blip2-mini-scratch-opt`.
 
-    Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages
-    together. Cost: twenty minutes on one CPU core. Expected: docs/results.md.
+    Source: BLIP-2 section 4.1. Cost: twenty minutes. Expected: docs/results.md.
     """
     return _stage2("blip2-mini-scratch-t5", T5, from_stage1=False)
 

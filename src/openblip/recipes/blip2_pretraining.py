@@ -1,4 +1,24 @@
-"""blip2-stage1 and blip2-stage2: the two stages in which the paper pre-trains a Q-Former."""
+"""blip2-stage1 and blip2-stage2: the two stages in which BLIP-2's paper (arXiv 2301.12597) pre-trains a Q-Former.
+
+Both: AdamW with betas 0.9 and 0.98, weight decay 0.05; 2k steps of warm-up to 1e-4, then a cosine (its author, LAVIS
+issue 243); 224 pixels, random crops and flips, no RandAugment.
+
+Data: the 129M images of BLIP, each with its web text and, of ten captions that BLIP-L has written, the two that CLIP-L
+finds most similar; one text is drawn at each step. docs/tasks.md says how `openblip capfilt` makes such captions.
+
+Command, on each of 2 nodes with 8 GPUs; stage 2 starts from stage 1:
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
+        -m openblip train RECIPE --data.source 'pairs/*.tar' [--init runs/blip2-stage1/model]
+
+In stage 2, short of memory, add --training.shard-frozen, which divides the language model among the GPUs.
+
+Where the released code deviates from the paper: it trains on COCO and Visual Genome alone, ten epochs of batches of 100
+a GPU (stage 2: 64), with 5,000 steps of warm-up and beta2 0.999.
+
+Where these recipes deviate from the released code: as the paper in these points; bfloat16 autocast instead of float16
+with loss scaling; biases, norms and the temperature are not weight-decayed; texts are padded to the longest of the
+batch.
+"""
 
 from dataclasses import replace
 
@@ -18,31 +38,16 @@ CLIP_L = "openai/clip-vit-large-patch14"
 def blip2_stage1() -> Blip2Run:
     """Pre-train a Q-Former around a frozen EVA-CLIP ViT-g/14 on 129M images with ITC, ITM and ITG, as the paper.
 
-    Source: BLIP-2 (arXiv 2301.12597) sections 3.2 and 3.4. 250k steps at a joint batch of 1680; AdamW with
-    betas 0.9 and 0.98, weight decay 0.05; 2k steps of warm-up to 1e-4, then a cosine to 1e-5 (its author,
-    LAVIS issue 243); 224 pixels, random crops and flips, no RandAugment. The Q-Former's self-attention, both
-    feed-forwards and word embeddings start from bert-base-uncased, queries and cross-attention from random
-    weights. The encoder is frozen in float16 and read at its second-last layer.
+    Source: sections 3.2 and 3.4. 250k steps at a joint batch of 1680 (105 * 16); a cosine to 1e-5. The Q-Former's
+    self-attention, both feed-forwards and word embeddings start from bert-base-uncased, queries and cross-attention
+    from random weights. The encoder is frozen in float16 and read at its second-last layer.
 
-    Data: the 129M images of BLIP, each with its web text and, of ten captions that BLIP-L has written,
-    the two that CLIP-L finds most similar; one text is drawn at each step. docs/tasks.md says how
-    `openblip capfilt` makes such captions.
+    Cost: in the paper under six days on 16 A100 of 40 GB, both stages with the largest models under nine. Expected
+    (paper, Tables 1 and 5): Flickr30K zero-shot TR@1/IR@1 97.6/89.7, after fine-tuning on COCO (`blip2-retrieval`)
+    85.4/68.3 there.
 
-    Cost: in the paper under six days on 16 A100 of 40 GB, both stages with the largest models under nine.
-    Expected (paper, Tables 1 and 5): Flickr30K zero-shot TR@1/IR@1 97.6/89.7, after fine-tuning on COCO
-    (`blip2-retrieval`) 85.4/68.3 there.
-
-    Command, on each of 2 nodes with 8 GPUs (105 * 16 = 1680 pairs a step):
-        torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip2-stage1 --data.source 'pairs/*.tar' --out runs/blip2-stage1
-
-    Where the released code deviates from the paper: it trains on COCO and Visual Genome alone, ten epochs of
-    batches of 100 a GPU, with 5,000 steps of warm-up and beta2 0.999.
-
-    Where this recipe deviates from the released code: as the paper in these points; captions of the same
-    image are positives in ITC and never negatives in ITM; gradients of ITC reach the keys of all processes;
-    the temperature is learned as its logarithm; bfloat16 autocast instead of float16 with loss scaling;
-    biases, norms and the temperature are not weight-decayed; texts are padded to the longest of the batch.
+    Where this recipe deviates from the released code: captions of the same image are positives in ITC and never
+    negatives in ITM; gradients of ITC reach the keys of all processes; the temperature is learned as its logarithm.
     """
     return Blip2Run(
         recipe="blip2-stage1",
@@ -58,14 +63,10 @@ def blip2_stage1() -> Blip2Run:
 
 
 def blip2_stage1_vit_l() -> Blip2Run:
-    """`blip2-stage1` around a frozen CLIP ViT-L/14, with a joint batch of 2320.
+    """`blip2-stage1` around a frozen CLIP ViT-L/14, with a joint batch of 2320 (145 * 16).
 
-    Source: BLIP-2 section 3.4. Cost: less than `blip2-stage1`; the paper does not say.
-    Expected (paper, Table 5, after `blip2-retrieval`): COCO TR@1/IR@1 83.5/66.3, Flickr30K zero-shot
-    96.9/88.6.
-
-    Command, on each of 2 nodes with 8 GPUs (145 * 16 = 2320 pairs a step): that of `blip2-stage1`, with this
-    name.
+    Source: section 3.4. Cost: less than `blip2-stage1`; the paper does not say. Expected (paper, Table 5, after
+    `blip2-retrieval`): COCO TR@1/IR@1 83.5/66.3, Flickr30K zero-shot 96.9/88.6.
     """
     run = blip2_stage1()
     return run.derive(
@@ -78,27 +79,16 @@ def blip2_stage1_vit_l() -> Blip2Run:
 def blip2_stage2_opt() -> Blip2Run:
     """Pre-train the Q-Former of stage 1 to be read by a frozen OPT-2.7B, as in the paper.
 
-    Source: BLIP-2 (arXiv 2301.12597) sections 3.3 and 3.4. 80k steps at a joint batch of 1920; otherwise as
-    `blip2-stage1`, with a cosine to 5e-5. The Q-Former loses its text side and ITC, ITM and ITG; a new linear
-    layer takes the queries to the width of the language model, which writes the caption and a line break.
+    Source: sections 3.3 and 3.4. 80k steps at a joint batch of 1920 (120 * 16); a cosine to 5e-5. The Q-Former loses
+    its text side and ITC, ITM and ITG; a new linear layer takes the queries to the width of the language model, which
+    writes the caption and a line break. For OPT-6.7B: --language.source facebook/opt-6.7b.
 
-    Data: that of `blip2-stage1`. For OPT-6.7B: --language.source facebook/opt-6.7b.
+    Cost: in the paper under three days on 16 A100 of 40 GB with the largest models. Expected (paper, Tables 2 and 3,
+    zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr): 52.3; 119.7 and 145.8. With OPT-6.7B 52.6;
+    121.0 and 145.2. On ViT-L with OPT-2.7B VQAv2 49.7.
 
-    Cost: in the paper under three days on 16 A100 of 40 GB with the largest models.
-    Expected (paper, Tables 2 and 3, zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr):
-    52.3; 119.7 and 145.8. With OPT-6.7B 52.6; 121.0 and 145.2. On ViT-L with OPT-2.7B VQAv2 49.7.
-
-    Command, on each of 2 nodes with 8 GPUs (120 * 16 = 1920 pairs a step):
-        torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip2-stage2-opt --init runs/blip2-stage1/model
-            --data.source 'pairs/*.tar' --out runs/blip2-stage2-opt
-    Short of memory, add --training.shard-frozen, which divides the language model among the GPUs.
-
-    Where the released code deviates from the paper: as `blip2-stage1`; 64 pairs a GPU.
-
-    Where this recipe deviates from the released code: as the paper in these points; OPT computes in bfloat16
-    instead of float16 with loss scaling; a caption that is too long keeps its line break; what OPT begins
-    every text with is not predicted.
+    Where this recipe deviates from the released code: OPT computes in bfloat16; a caption that is too long keeps its
+    line break; what OPT begins every text with is not predicted.
     """
     language = LanguageModelSource(source="facebook/opt-2.7b", end_of_text="\n", dtype="bfloat16")
     return _stage2("blip2-stage2-opt", language, batch_size=120, question_prompt="Question: {} Answer:")
@@ -107,26 +97,17 @@ def blip2_stage2_opt() -> Blip2Run:
 def blip2_stage2_t5() -> Blip2Run:
     """Pre-train the Q-Former of stage 1 to be read by a frozen FlanT5-XL, as in the paper.
 
-    Source: BLIP-2 (arXiv 2301.12597) sections 3.3 and 3.4. As `blip2-stage2-opt` with a joint batch of 1520
-    and prefix language modelling: the encoder reads the queries and the first words of a caption, the decoder
-    writes the others; the caption is cut at random in its first half (its author, LAVIS issue 139).
+    Source: sections 3.3 and 3.4. As `blip2-stage2-opt` with a joint batch of 1520 (95 * 16) and prefix language
+    modelling, of which the released code leaves out the data side: the encoder reads the queries and the first words of
+    a caption, the decoder writes the others; the caption is cut at random in its first half (its author, LAVIS issue
+    139). For FlanT5-XXL: --language.source google/flan-t5-xxl.
 
-    Data: that of `blip2-stage1`. For FlanT5-XXL: --language.source google/flan-t5-xxl.
+    Cost: in the paper under three days on 16 A100 of 40 GB with FlanT5-XXL. Expected (paper, Tables 2 and 3, zero-shot
+    VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr): 63.0; 121.6 and 144.5. With FlanT5-XXL VQAv2 65.0. On
+    ViT-L with FlanT5-XL 62.3.
 
-    Cost: in the paper under three days on 16 A100 of 40 GB with FlanT5-XXL. Expected (paper, Tables 2 and 3,
-    zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr): 63.0; 121.6 and 144.5. With
-    FlanT5-XXL VQAv2 65.0. On ViT-L with FlanT5-XL 62.3.
-
-    Command, on each of 2 nodes with 8 GPUs (95 * 16 = 1520 pairs a step):
-        torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip2-stage2-t5 --init runs/blip2-stage1/model
-            --data.source 'pairs/*.tar' --out runs/blip2-stage2-t5
-
-    Where the released code deviates from the paper: as `blip2-stage1`; it leaves out the data side of prefix
-    language modelling.
-
-    Where this recipe deviates from the released code: as the paper in these points; FlanT5 keeps its own
-    activation, which the released code exchanges for an exact GELU.
+    Where this recipe deviates from the released code: FlanT5 keeps its own activation, which the released code
+    exchanges for an exact GELU.
     """
     language = LanguageModelSource(source="google/flan-t5-xl", dtype="bfloat16")
     return _stage2("blip2-stage2-t5", language, batch_size=95, question_prompt="Question: {} Short answer:")

@@ -1,6 +1,24 @@
-"""The fine-tunings of BLIP's paper (section 5 and appendix, Table 14), and the same for videos."""
+"""The fine-tunings of BLIP's paper (arXiv 2201.12086, section 5 and Table 14), and the same for videos.
+
+All of them: AdamW with weight decay 0.05 and a cosine to 0 without warm-up, from a checkpoint whose position embeddings
+are interpolated to the new resolution once, at the start. Crops keep half of the image or more, as in the released
+code. The paper gives no costs.
+
+Command, on one node of 8 GPUs; each recipe names its DATA, and what it starts from if that is not blip-base:
+    torchrun --nproc-per-node 8 -m openblip train RECIPE --init runs/blip-base/model DATA
+
+The joint batch is 256 where nothing else is said. On 4 nodes of 8 GPUs, as for blip-base, add --training.batch-size 8;
+on one GPU --training.accumulation 8, with which ITM negatives are mined among 32 pairs instead of 256.
+
+Where the released code deviates from the paper: nowhere that is known. Where these recipes deviate from the released
+code: the learning rate falls every step, not every epoch; bfloat16 autocast instead of float32; biases, norms and the
+temperature are not weight-decayed; an image is drawn with one of its captions at random where a source has several per
+image; the last weights are kept, where the released code keeps those of the epoch that scored best on the validation
+split (--training.validate-every keeps these too, in best/).
+"""
 
 from dataclasses import replace
+from typing import Any
 
 from openblip.data.config import DataConfig
 from openblip.data.prompts import MAX_DIALOG_TOKENS
@@ -33,27 +51,16 @@ PROMPT_TOKENS = 3  # "a picture of"
 def caption() -> BlipRun:
     """Fine-tune a pre-trained BLIP to caption (LM alone), at 384 pixels on COCO, as in the paper.
 
-    Source: BLIP (arXiv 2201.12086) sections 3.3 and 5.2, Table 14. 5 epochs over 566,747 captions at a joint
-    batch of 256: 566,747 // 256 = 2,213 steps each, 11,065 together; cosine from 1e-5 to 0, no warm-up.
-    Position embeddings are interpolated from the checkpoint's resolution once, at the start.
+    Source: sections 3.3 and 5.2. 5 epochs over 566,747 captions: 566,747 // 256 = 2,213 steps each, 11,065 together;
+    the learning rate starts at 1e-5.
 
-    Cost: not in the paper; hours on 8 GPUs. Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2
-    from blip-base on 14M raw pairs, 129.7 / 105.1 on the bootstrapped; decode with a beam of 3, at most 20
-    and at least 5 tokens.
+    Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw
+    pairs, 129.7 / 105.1 on the bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
 
-    Command, one node of 8 GPUs (32 * 8 = 256 pairs a step):
-        torchrun --nproc-per-node 8 -m openblip train caption --init runs/blip-base/model
-            --data.source captions_train.json --data.images coco --out runs/caption
-    On 4 nodes of 8 GPUs, as for blip-base, add --training.batch-size 8; on one GPU --training.accumulation 8.
+    DATA: --data.source captions_train.json --data.images coco
 
-    Where the released code deviates from the paper: nowhere that is known.
-
-    Where this recipe deviates from the released code: the learning rate falls every step, not every epoch;
-    bfloat16 autocast instead of float32; biases and norms are not weight-decayed; an image is drawn with one
-    of its captions at random where a source has several per image; a caption is cut so that prompt and
-    caption together have 40 tokens, and the last token kept is always [SEP]; the last weights are kept, where
-    the released code keeps those of the epoch that scored best on the validation split
-    (--training.validate-every keeps these too, in best/).
+    Where this recipe deviates from the released code: a caption is cut so that prompt and caption together have 40
+    tokens, and the last token kept is always [SEP].
     """
     return fine_tuning(
         "caption",
@@ -67,9 +74,8 @@ def caption() -> BlipRun:
 def caption_large() -> BlipRun:
     """`caption` for ViT-L: the same with a learning rate of 2e-6 (Table 14).
 
-    Source: BLIP (arXiv 2201.12086) section 5.2. Cost: not in the paper; about three times that of `caption`.
-    Expected (paper, Table 1, COCO / NoCaps CIDEr): 135.5 / 112.5 from blip-large on 129M raw pairs,
-    136.7 / 113.2 on the bootstrapped.
+    Source: section 5.2. Cost: about three times that of `caption`. Expected (paper, Table 1, COCO / NoCaps CIDEr):
+    135.5 / 112.5 from blip-large on 129M raw pairs, 136.7 / 113.2 on the bootstrapped.
     """
     run = caption()
     return run.derive("caption-large", training=replace(run.training, learning_rate=2e-6))
@@ -78,30 +84,17 @@ def caption_large() -> BlipRun:
 def filter_() -> BlipRun:
     """Fine-tune a pre-trained BLIP to match (ITC + ITM), at 384 pixels on COCO, as in the paper.
 
-    Source: BLIP (arXiv 2201.12086) sections 3.3 and 5.1, Table 14. 6 epochs over 566,747 captions at a joint
-    batch of 256: 566,747 // 256 = 2,213 steps each, 13,278 together; cosine from 1e-5 to 0, no warm-up; alpha
-    rises to 0.4 over the first epoch. Position embeddings are interpolated from the checkpoint's resolution
-    once, at the start.
+    Source: sections 3.3 and 5.1. 6 epochs over 566,747 captions: 566,747 // 256 = 2,213 steps each, 13,278 together;
+    the learning rate starts at 1e-5; alpha rises to 0.4 over the first epoch.
 
-    Cost: not in the paper; hours on 8 GPUs. Expected (paper, Table 1, COCO TR@1/IR@1, ITC candidates
-    re-ranked by ITM with k=256): 78.4/60.7 from blip-base on 14M raw pairs, 80.6/63.1 on the bootstrapped.
+    Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO TR@1/IR@1, ITC candidates re-ranked by ITM with k=256):
+    78.4/60.7 from blip-base on 14M raw pairs, 80.6/63.1 on the bootstrapped.
 
-    Command, one node of 8 GPUs (32 * 8 = 256 pairs a step):
-        torchrun --nproc-per-node 8 -m openblip train filter --init runs/blip-base/model
-            --data.source captions_train.json --data.images coco --out runs/filter
-    On 4 nodes of 8 GPUs, as for blip-base, add --training.batch-size 8; on one GPU --training.accumulation 8,
-    which mines ITM negatives among 32 pairs instead of 256.
+    DATA: --data.source captions_train.json --data.images coco
 
-    Where the released code deviates from the paper: nowhere that is known.
-
-    Where this recipe deviates from the released code: the learning rate falls every step, not every epoch;
-    bfloat16 autocast instead of float32; biases, norms and the temperature are not weight-decayed; the
-    momentum encoders start as copies of the model and the queue empty, where the released code continues with
-    those of the pre-training; the momentum encoders run without dropout and move after the optimizer step; an
-    image is drawn with one of its captions at random where a source has several per image; ITM weights have a
-    small constant added, so that drawing a negative cannot fail; the last weights are kept, where the
-    released code keeps those of the epoch that scored best on the validation split (--training.validate-every
-    keeps these too, in best/).
+    Where this recipe deviates from the released code: the momentum encoders start as copies of the model and the queue
+    empty, where the released code continues with those of the pre-training; the momentum encoders run without dropout
+    and move after the optimizer step; ITM weights have a small constant added, so that drawing a negative cannot fail.
     """
     return fine_tuning("filter", retrieval(COCO_STEPS), steps=6 * COCO_STEPS, learning_rate=1e-5, max_text_length=35)
 
@@ -109,9 +102,8 @@ def filter_() -> BlipRun:
 def filter_large() -> BlipRun:
     """`filter` for ViT-L: the same with a learning rate of 5e-6 (Table 14).
 
-    Source: BLIP (arXiv 2201.12086) section 5.1. Cost: not in the paper; about three times that of `filter`.
-    Expected (paper, Table 1, COCO TR@1/IR@1): 80.6/64.1 from blip-large on 129M raw pairs, 82.4/65.1 on the
-    bootstrapped.
+    Source: section 5.1. Cost: about three times that of `filter`. Expected (paper, Table 1, COCO TR@1/IR@1): 80.6/64.1
+    from blip-large on 129M raw pairs, 82.4/65.1 on the bootstrapped.
     """
     run = filter_()
     return run.derive("filter-large", training=replace(run.training, learning_rate=5e-6))
@@ -120,16 +112,13 @@ def filter_large() -> BlipRun:
 def retrieval_flickr() -> BlipRun:
     """Fine-tune a pre-trained BLIP to retrieve, at 384 pixels on Flickr30k: `filter` with fewer steps.
 
-    Source: BLIP (arXiv 2201.12086) section 5.1, Table 14: 6 epochs over 145,000 captions at a joint batch of
-    256, 566 steps each. The released code draws ITM negatives from the process's own batch here, and for COCO
-    from all processes, as this recipe does for both.
+    Source: section 5.1: 6 epochs over 145,000 captions, 566 steps each. The released code draws ITM negatives from the
+    process's own batch here, and for COCO from all processes, as this recipe does for both.
 
-    Cost: not in the paper; about an hour on 8 GPUs.
-    Expected (LAVIS, from 129M bootstrapped pairs, TR@1/IR@1, re-ranked with k=128): 96.9/87.5.
+    Cost: about an hour on 8 GPUs. Expected (LAVIS, from 129M bootstrapped pairs, TR@1/IR@1, re-ranked with k=128):
+    96.9/87.5.
 
-    Command, one node of 8 GPUs:
-        torchrun --nproc-per-node 8 -m openblip train retrieval-flickr --init runs/blip-base/model
-            --data.source 'dataset_flickr30k.json#train' --data.images flickr30k --out runs/retrieval-flickr
+    DATA: --data.source 'dataset_flickr30k.json#train' --data.images flickr30k
     """
     run = filter_()
     training = replace(run.training, steps=6 * FLICKR_STEPS)
@@ -139,26 +128,20 @@ def retrieval_flickr() -> BlipRun:
 def vqa() -> BlipRun:
     """Fine-tune a pre-trained BLIP to answer questions, at 480 pixels on VQAv2 and Visual Genome.
 
-    Source: BLIP (arXiv 2201.12086) section 5.3, Table 14. 10 epochs at a joint batch of 256; cosine from 2e-5
-    to 0, no warm-up; stochastic depth 0.1 in the image encoder; an answer's loss is weighted by the share of
-    annotators who gave it, that of Visual Genome's by 0.2. Encoder and decoder start from the same weights
-    and are trained apart, as in the released code.
+    Source: section 5.3. 10 epochs; the learning rate starts at 2e-5; stochastic depth 0.1 in the image encoder; an
+    answer's loss is weighted by the share of annotators who gave it, that of Visual Genome's by 0.2. Encoder and
+    decoder start from the same weights and are trained apart, as in the released code.
 
-    Cost: not in the paper; about a day on 8 GPUs. Expected (paper, Table 8, VQAv2 test-dev/test-std, answers
-    ranked): 77.54/77.62 from blip-base on 14M bootstrapped pairs, 78.24/78.17 on 129M.
+    Cost: about a day on 8 GPUs. Expected (paper, Table 8, VQAv2 test-dev/test-std, answers ranked): 77.54/77.62 from
+    blip-base on 14M bootstrapped pairs, 78.24/78.17 on 129M.
 
-    Command, one node of 8 GPUs (32 * 8 = 256 questions a step):
-        torchrun --nproc-per-node 8 -m openblip train vqa --init runs/blip-base/model
-            --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images --out runs/vqa
+    DATA: --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images
     Evaluate by ranking the 3,128 answers that the authors distribute, or by writing:
         openblip evaluate vqa --model runs/vqa/model --data vqa_test.json --images images
             --answers answer_list.json --results submission.json
 
-    For OK-VQA and A-OKVQA start from this model, with the questions of that data set as the source; LAVIS
-    does so with a learning rate of 1e-5 for a few epochs.
-
-    Where this recipe deviates from the released code: the learning rate falls every step, not every epoch;
-    bfloat16 autocast instead of float32; biases and norms are not weight-decayed; the last weights are kept.
+    For OK-VQA and A-OKVQA start from this model, with the questions of that data set as the source; LAVIS does so with
+    a learning rate of 1e-5 for a few epochs.
     """
     return fine_tuning(
         "vqa",
@@ -173,20 +156,16 @@ def vqa() -> BlipRun:
 def nlvr() -> BlipRun:
     """Fine-tune a pre-trained BLIP to judge statements about two images, at 384 pixels on NLVR2.
 
-    Source: BLIP (arXiv 2201.12086) section 5.4, Table 14. 15 epochs at a joint batch of 256; cosine from 3e-5
-    to 0, no warm-up; stochastic depth 0.1; the two images change places every other time, and so do the words
-    left and right.
+    Source: section 5.4. 15 epochs; the learning rate starts at 3e-5; stochastic depth 0.1; the two images change places
+    every other time, and so do the words left and right.
 
-    Cost: not in the paper; hours on 8 GPUs. Expected (paper, Table 8, dev/test-P): 82.67/82.30 from blip-base
-    on 14M bootstrapped pairs, 82.48/83.08 on 129M.
+    Cost: hours on 8 GPUs. Expected (paper, Table 8, dev/test-P): 82.67/82.30 from blip-base on 14M bootstrapped pairs,
+    82.48/83.08 on 129M.
 
-    Command, one node of 8 GPUs (32 * 8 = 256 statements a step):
-        torchrun --nproc-per-node 8 -m openblip train nlvr --init runs/blip-base/model
-            --data.source train.json --data.images nlvr2 --out runs/nlvr
+    DATA: --data.source train.json --data.images nlvr2
 
-    Where this recipe deviates from the released code: the layer that merges both images starts as their mean,
-    not from random weights; the learning rate falls every step, not every epoch; bfloat16 autocast instead of
-    float32; biases and norms are not weight-decayed; the last weights are kept.
+    Where this recipe deviates from the released code: the layer that merges both images starts as their mean, not from
+    random weights.
     """
     return fine_tuning("nlvr", NlvrConfig(), steps=15 * NLVR_STEPS, learning_rate=3e-5, drop_path=0.1)
 
@@ -194,17 +173,13 @@ def nlvr() -> BlipRun:
 def visdial() -> BlipRun:
     """Fine-tune a pre-trained BLIP to rank the answers of dialogs, at 384 pixels on VisDial v1.0.
 
-    Source: BLIP (arXiv 2201.12086) section 5.5, Figure 5c, Table 14. 20 epochs at a joint batch of 240;
-    cosine from 2e-5 to 0, no warm-up. The authors released no code for this task: how a dialog becomes a text
-    (`openblip.data.prompts`), how many wrong answers accompany the right one (3), and that an epoch is one
-    round of each dialog are choices of this recipe.
+    Source: section 5.5, Figure 5c. 20 epochs at a joint batch of 240 (30 * 8); the learning rate starts at 2e-5. The
+    authors released no code for this task: how a dialog becomes a text (`openblip.data.prompts`), how many wrong
+    answers accompany the right one (3), and that an epoch is one round of each dialog are choices of this recipe.
 
-    Cost: not in the paper; hours on 8 GPUs.
-    Expected (paper, Table 9, val): MRR 69.41, R@1 56.44.
+    Cost: hours on 8 GPUs. Expected (paper, Table 9, val): MRR 69.41, R@1 56.44.
 
-    Command, one node of 8 GPUs (30 * 8 = 240 dialogs a step):
-        torchrun --nproc-per-node 8 -m openblip train visdial --init runs/blip-base/model
-            --data.source visdial_1.0_train.json --data.images coco --out runs/visdial
+    DATA: --data.source visdial_1.0_train.json --data.images coco
     """
     return fine_tuning(
         "visdial",
@@ -219,17 +194,15 @@ def visdial() -> BlipRun:
 def video_retrieval() -> BlipRun:
     """Fine-tune a BLIP that retrieves images to retrieve videos, 8 frames each, on MSRVTT.
 
-    Source: BLIP (arXiv 2201.12086) section 5.6 for the frames, whose tokens are concatenated without regard
-    to their order; the paper evaluates its COCO retrieval model as it is. The settings are those of COCO
-    retrieval (Table 14) at a joint batch of 64, and untried.
+    Source: section 5.6 for the frames, whose tokens are concatenated without regard to their order; the paper evaluates
+    its COCO retrieval model as it is. The settings are those of COCO retrieval at a joint batch of 64 (8 * 8), and
+    untried.
 
     Cost: unknown; hours on 8 GPUs.
     Expected without this fine-tuning (paper, Table 10, MSRVTT text to video R@1/5/10): 43.3/65.6/74.7:
         openblip evaluate video-retrieval --model MODEL --data msrvtt_test.jsonl --images videos --rerank 128
 
-    Command, one node of 8 GPUs (8 * 8 = 64 videos a step):
-        torchrun --nproc-per-node 8 -m openblip train video-retrieval --init runs/filter/model
-            --data.source 'train_val_videodatainfo.json#train' --data.images videos --out runs/video-retrieval
+    It starts from runs/filter/model. DATA: --data.source 'train_val_videodatainfo.json#train' --data.images videos
     """
     return fine_tuning(
         "video-retrieval",
@@ -244,16 +217,14 @@ def video_retrieval() -> BlipRun:
 def video_qa() -> BlipRun:
     """Fine-tune a BLIP that answers questions about images to answer them about videos, on MSRVTT-QA.
 
-    Source: BLIP (arXiv 2201.12086) section 5.6: 16 frames. The paper evaluates its VQA model as it is; the
-    settings are those of VQA (Table 14) at a joint batch of 64, and untried.
+    Source: section 5.6: 16 frames. The paper evaluates its VQA model as it is; the settings are those of VQA at a joint
+    batch of 64 (8 * 8), and untried.
 
     Cost: unknown; hours on 8 GPUs.
     Expected without this fine-tuning (paper, Table 11): MSRVTT-QA 19.2, MSVD-QA 35.2:
         openblip evaluate video-qa --model MODEL --data test_qa.json --images videos
 
-    Command, one node of 8 GPUs (8 * 8 = 64 videos a step):
-        torchrun --nproc-per-node 8 -m openblip train video-qa --init runs/vqa/model
-            --data.source train_qa.json --data.images videos --out runs/video-qa
+    It starts from runs/vqa/model. DATA: --data.source train_qa.json --data.images videos
     """
     return fine_tuning(
         "video-qa",
@@ -276,19 +247,13 @@ def fine_tuning(
     name: str,
     task: BlipTaskConfig,
     *,
-    steps: int,
-    learning_rate: float,
-    batch_size: int = 32,
     image_size: int = 384,
+    drop_path: float | None = None,
     max_text_length: int = 40,
     num_frames: int | None = None,
-    drop_path: float | None = None,
+    **training: Any,
 ) -> BlipRun:
-    """AdamW with weight decay 0.05 and a cosine from `learning_rate` to 0 without warm-up, from a checkpoint.
-
-    `batch_size` is that of one process; 8 of them make the paper's joint batch. Crops keep half of the image
-    or more, as in the released code.
-    """
+    """What all fine-tunings share; a batch size in `training` is that of one of 8 processes."""
     return BlipRun(
         recipe=name,
         image_size=image_size,
@@ -301,12 +266,7 @@ def fine_tuning(
         ),
         task=task,
         training=TrainingConfig(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule="cosine",
-            min_learning_rate=0.0,
-            weight_decay=0.05,
+            **{"batch_size": 32, "schedule": "cosine", "min_learning_rate": 0.0, "weight_decay": 0.05, **training}
         ),
         out=f"runs/{name}",
     )

@@ -1,4 +1,8 @@
-"""blip-mini: the whole of BLIP in 3.5 million parameters, for emoji scenes and CPUs (docs/results.md)."""
+"""blip-mini: the whole of BLIP in 3.5 million parameters, for emoji scenes and CPUs.
+
+Everything is the paper's made smaller, with Muon beside AdamW. What to expect is in docs/results.md. Costs are those of
+one CPU core. Fine-tunings start from the model that they name, by --init.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -27,8 +31,7 @@ NUM_FRAMES = 4
 def blip_mini() -> BlipRun:
     """Pre-train BLIP at the size of a laptop (ITC + ITM + LM from random weights).
 
-    Source: BLIP section 3.2 with everything made smaller, and Muon beside AdamW. Cost: 26 minutes on one CPU
-    core with AMX. Expected: docs/results.md.
+    Source: BLIP section 3.2. Cost: 26 minutes with AMX. Expected: docs/results.md.
     """
     vision = VisionConfig(image_size=112, patch_size=16, hidden_dim=160, num_layers=5, num_heads=4, mlp_dim=640)
     text = TextConfig(
@@ -48,8 +51,7 @@ def blip_mini() -> BlipRun:
 def blip_mini_captioner() -> BlipRun:
     """Fine-tune a pre-trained blip-mini into a captioner (LM alone, on clean pairs).
 
-    Source: BLIP section 3.3 at small scale. Cost: 29 minutes on one CPU core with AMX.
-    Expected: docs/results.md.
+    Source: BLIP section 3.3. Cost: 29 minutes with AMX. Expected: docs/results.md.
     """
     return fine_tuning_mini("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), steps=5000)
 
@@ -57,8 +59,7 @@ def blip_mini_captioner() -> BlipRun:
 def blip_mini_filter() -> BlipRun:
     """Fine-tune a pre-trained blip-mini into a filter (ITC + ITM, on clean pairs).
 
-    Source: BLIP section 3.3 at small scale. Cost: 17 minutes on one CPU core with AMX.
-    Expected: docs/results.md.
+    Source: BLIP section 3.3. Cost: 17 minutes with AMX. Expected: docs/results.md.
     """
     # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
     return fine_tuning_mini("blip-mini-filter", retrieval_mini(), steps=500, batch_size=256)
@@ -67,7 +68,7 @@ def blip_mini_filter() -> BlipRun:
 def blip_mini_vqa() -> BlipRun:
     """Fine-tune a pre-trained blip-mini to answer questions about emoji scenes (`--kind questions`).
 
-    Source: BLIP section 5.3 at small scale. Cost: half an hour on one CPU core. Expected: docs/results.md.
+    Source: BLIP section 5.3. Cost: half an hour. Expected: docs/results.md.
     """
     return fine_tuning_mini("blip-mini-vqa", QuestionAnsweringConfig(label_smoothing=0.0), steps=2500)
 
@@ -75,10 +76,9 @@ def blip_mini_vqa() -> BlipRun:
 def blip_mini_nlvr() -> BlipRun:
     """Fine-tune a blip-mini filter to judge statements about two emoji scenes (`--kind statements`).
 
-    Source: BLIP section 5.4 at small scale. It uses AdamW alone, and slowly: at first the answers are coin
-    tosses, and Muon, whose updates are as large without a signal, would forget the pre-training meanwhile.
-
-    Cost: half an hour on one CPU core. Expected: docs/results.md.
+    Source: BLIP section 5.4. It uses AdamW alone, and slowly: at first the answers are coin tosses, and Muon, whose
+    updates are as large without a signal, would forget the pre-training meanwhile.
+    Cost: half an hour. Expected: docs/results.md.
     """
     return fine_tuning_mini(
         "blip-mini-nlvr", NlvrConfig(), steps=4500, batch_size=32, learning_rate=1.5e-4, muon_learning_rate=None
@@ -88,8 +88,8 @@ def blip_mini_nlvr() -> BlipRun:
 def blip_mini_visdial() -> BlipRun:
     """Fine-tune a pre-trained blip-mini to rank answers in dialogs about emoji scenes (`--kind dialogs`).
 
-    Source: BLIP section 5.5 at small scale. The model has 48 positions: it reads the end of a longer dialog.
-    Cost: 20 minutes on one CPU core. Expected: docs/results.md.
+    Source: BLIP section 5.5. The model has 48 positions: it reads the end of a longer dialog.
+    Cost: 20 minutes. Expected: docs/results.md.
     """
     run = fine_tuning_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=900)
     return replace(run, data=replace(run.data, max_text_length=48))
@@ -98,8 +98,7 @@ def blip_mini_visdial() -> BlipRun:
 def blip_mini_video_retrieval() -> BlipRun:
     """Fine-tune a pre-trained blip-mini to match emoji videos with their captions (`--kind clips`).
 
-    Source: BLIP section 5.6, which does this without training, at small scale. Cost: 20 minutes on one
-    CPU core. Expected: docs/results.md.
+    Source: BLIP section 5.6, which does this without training. Cost: 20 minutes. Expected: docs/results.md.
     """
     run = fine_tuning_mini("blip-mini-video-retrieval", retrieval_mini(), steps=500)
     return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))
@@ -108,8 +107,7 @@ def blip_mini_video_retrieval() -> BlipRun:
 def blip_mini_video_qa() -> BlipRun:
     """Fine-tune `blip-mini-vqa` to answer questions about emoji videos (`--kind clip-questions`).
 
-    Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA, at small scale. Cost: 20 minutes on
-    one CPU core. Expected: docs/results.md.
+    Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA. Cost: 20 minutes. Expected: docs/results.md.
     """
     run = fine_tuning_mini("blip-mini-video-qa", QuestionAnsweringConfig(label_smoothing=0.0), steps=500)
     return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))

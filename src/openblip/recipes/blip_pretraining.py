@@ -1,4 +1,28 @@
-"""blip-base and blip-large: the pre-training of the paper, with ViT-B/16 and with ViT-L/16."""
+"""The pre-training of BLIP's paper (arXiv 2201.12086, section 4.1), with ViT-B/16 and with ViT-L/16.
+
+Both: 20 epochs; after every epoch the learning rate is multiplied by 0.85; alpha rises over the first two. The queue,
+momentum, temperature and alpha are ALBEF's, read in the released code. The paper used two nodes of 16 GPUs and gives no
+hours. Its 14M images are COCO, Visual Genome, SBU, CC3M and CC12M; 129M are these and LAION's 115M, a fifth of it in
+each epoch.
+
+Command, on each of 4 nodes with 8 GPUs:
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
+        -m openblip train RECIPE --data.source DATA
+
+On 8 GPUs add --training.accumulation 4, which mines ITM negatives among 720 pairs (blip-base) instead of 2880.
+
+Where the released code deviates from the paper: decay of 0.9 per epoch, not 0.85; 75 pairs per GPU also with ViT-B,
+which is 2400 on 32 GPUs, not 2880; RandAugment's Brightness and Sharpness do nothing at its magnitude of 5, which is
+kept here.
+
+Where these recipes deviate from the released code: 0.85 and 2880, as the paper; decay counts from the end of the
+warm-up, not from step 0; alpha and decay follow steps, not epochs; bfloat16 autocast instead of float32; biases, norms
+and the temperature are not weight-decayed; captions of the same image are positives in ITC and never negatives in ITM;
+ITM negatives come from all GPUs, not from the pair's own; the queue starts empty, not with random vectors, and takes
+any batch size; the momentum encoders run without dropout and move after the optimizer step, not before the next forward
+pass; texts are padded to the longest of the batch, not to 30; a mixture of sources is drawn from by its weights, where
+the released code reads one of five parts of LAION in turn, and everything else, each epoch.
+"""
 
 from dataclasses import replace
 
@@ -18,37 +42,16 @@ LARGE_STEPS = (14_000_000 + 115_000_000 // 5) // 2400
 def blip_base() -> BlipRun:
     """Pre-train BLIP with ViT-B/16 on 14M pairs (ITC + ITM + LM), as in the paper.
 
-    Source: BLIP (arXiv 2201.12086) section 4.1; the queue, momentum, temperature and alpha are ALBEF's, read
-    in the released code. ViT from DeiT-B, text from bert-base-uncased, cross-attention random.
+    Source: section 4.1. ViT from DeiT-B, text from bert-base-uncased, cross-attention random. An epoch at a joint batch
+    of 2880 (90 * 32) is 14,000,000 // 2880 = 4,861 steps, 20 epochs are 97,220.
 
-    Data: COCO, Visual Genome, SBU, CC3M, CC12M: 14M images. One epoch at a joint batch of 2880 is 14,000,000
-    // 2880 = 4,861 steps, 20 epochs are 97,220 steps; the learning rate is multiplied by 0.85 after every
-    epoch, alpha rises over the first two (9,722 steps). With LAION (129M; a fifth of it per epoch) an epoch
-    is 37M pairs: --training.steps 256940 --training.decay-every 12847 --task.contrastive.alpha-ramp-steps
-    25694.
+    DATA: 'web/*.tar,human/*.tar'. With LAION (129M) an epoch is 37M pairs: --training.steps 256940
+    --training.decay-every 12847 --task.contrastive.alpha-ramp-steps 25694
 
-    Cost: the paper used two nodes of 16 GPUs and gives no hours. 252M parameters, 90 pairs per GPU. Expected
-    (paper, Table 1, COCO TR@1/IR@1 fine-tuned, Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps CIDEr):
-    78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs; 80.6/63.1, 94.8/84.9, 129.7, 105.1 on the
-    bootstrapped. Losses itc/itm/lm of the authors on the bootstrapped 14M (BLIP issue 19): epoch 0
-    3.00/0.337/3.35, epoch 1 2.43/0.256/2.84, epoch 4 2.40/0.170/2.60, epoch 7 2.14/0.170/2.49.
-
-    Command, on each of 4 nodes with 8 GPUs (90 * 32 = 2880 pairs a step):
-        torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip-base --data.source 'web/*.tar,human/*.tar' --out runs/blip-base
-    On 8 GPUs add --training.accumulation 4, which mines ITM negatives among 720 pairs instead of 2880.
-
-    Where the released code deviates from the paper: decay of 0.9 per epoch, not 0.85; 75 pairs per GPU, which
-    is 2400 on 32 GPUs, not 2880; RandAugment's Brightness and Sharpness do nothing at its magnitude of 5,
-    which is kept here.
-
-    Where this recipe deviates from the released code: 0.85 and 2880, as the paper; decay counts from the end
-    of the warm-up, not from step 0; alpha and decay follow steps, not epochs; bfloat16 autocast instead of
-    float32; biases, norms and the temperature are not weight-decayed; captions of the same image are
-    positives in ITC and never negatives in ITM; ITM negatives come from all GPUs, not from the pair's own;
-    the queue starts empty, not with random vectors, and takes any batch size; the momentum encoders run
-    without dropout and move after the optimizer step, not before the next forward pass; texts are padded to
-    the longest of the batch, not to 30.
+    Cost: not in the paper; 252M parameters, 90 pairs per GPU. Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned,
+    Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps CIDEr): 78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs;
+    80.6/63.1, 94.8/84.9, 129.7, 105.1 on the bootstrapped. Losses itc/itm/lm of the authors on the bootstrapped 14M
+    (BLIP issue 19): epoch 0 3.00/0.337/3.35, epoch 1 2.43/0.256/2.84, epoch 4 2.40/0.170/2.60, epoch 7 2.14/0.170/2.49.
     """
     return BlipRun(
         recipe="blip-base",
@@ -78,32 +81,16 @@ def blip_base() -> BlipRun:
 def blip_large() -> BlipRun:
     """Pre-train BLIP with ViT-L/16 on 129M pairs (ITC + ITM + LM), as in the paper.
 
-    Source: BLIP (arXiv 2201.12086) section 4.1; what is not said here is as in blip-base. ViT-L/16 from
-    ImageNet-21k with drop path 0.1, the text side as in blip-base (768 wide).
+    Source: section 4.1. ViT-L/16 from ImageNet-21k with drop path 0.1, Google's, where the released code takes timm's
+    vit_large_patch16_224_in21k; the text side as in blip-base (768 wide). An epoch at a joint batch of 2400 (75 * 32)
+    is 37,000,000 // 2400 = 15,416 steps, 20 epochs are 308,320.
 
-    Data: the 14M of blip-base and LAION's 115M, a fifth of it per epoch: 37M pairs. One epoch at a joint
-    batch of 2400 is 37,000,000 // 2400 = 15,416 steps, 20 epochs are 308,320 steps; the learning rate is
-    multiplied by 0.85 after every epoch, alpha rises over the first two (30,832 steps).
-    On the 14M alone, which the paper has no ViT-L for: --training.steps 116660 --training.decay-every 5833
-    --task.contrastive.alpha-ramp-steps 11666.
+    DATA: 'web/*.tar,human/*.tar,laion/*.tar'. On the 14M alone, which the paper has no ViT-L for: --training.steps
+    116660 --training.decay-every 5833 --task.contrastive.alpha-ramp-steps 11666
 
-    Cost: the paper used two nodes of 16 GPUs and gives no hours. 75 pairs per GPU; short of memory, add
-    --model.vision.activation-checkpointing True. Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, COCO
-    CIDEr, NoCaps CIDEr): 80.6/64.1, 135.5, 112.5 on the raw pairs; 82.4/65.1, 136.7, 113.2 on the
-    bootstrapped, and 96.7/86.7 Flickr30K TR@1/IR@1 zero-shot.
-
-    Command, on each of 4 nodes with 8 GPUs (75 * 32 = 2400 pairs a step):
-        torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500
-            -m openblip train blip-large --data.source 'web/*.tar,human/*.tar,laion/*.tar' --out
-            runs/blip-large
-
-    Where the released code deviates from the paper: decay of 0.9 per epoch, not 0.85; RandAugment as in
-    blip-base. Its batch of 75 per GPU is the paper's 2400.
-
-    Where this recipe deviates from the released code: as blip-base; the ViT-L is Google's of ImageNet-21k,
-    where the released code takes timm's vit_large_patch16_224_in21k; a mixture of sources is drawn from by
-    its weights, where the released code reads one of five parts of LAION in turn, and everything else, each
-    epoch.
+    Cost: not in the paper; 75 pairs per GPU; short of memory, add --model.vision.activation-checkpointing True.
+    Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, COCO CIDEr, NoCaps CIDEr): 80.6/64.1, 135.5, 112.5 on the raw
+    pairs; 82.4/65.1, 136.7, 113.2 on the bootstrapped, and 96.7/86.7 Flickr30K TR@1/IR@1 zero-shot.
     """
     base = blip_base()
     return base.derive(
