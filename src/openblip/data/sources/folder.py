@@ -8,7 +8,7 @@ label, all of them are `label_names`. Sub-folders of the same name are one class
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from openblip.data.sample import (
     sample_of_texts,
 )
 from openblip.data.sources import storage
-from openblip.data.sources.rows import ImageRow, RowSource, chunk_names
+from openblip.data.sources.rows import ImageRow, RowSource, chunk_names, cut_rows
 from openblip.errors import SourceError
 
 _CLASSES = "classes"  # of a .json; beside an image of the same stem it holds its captions
@@ -39,7 +39,7 @@ class FolderRow(ImageRow):
     def texts(self, source: str, shard: str) -> Sample:
         """The sample without its image; a label in its json goes before its folder's."""
         payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
-        sample = sample_of_texts(source, shard, self.key, payloads)
+        sample = sample_of_texts(source, shard, self.sample_key, payloads)
         info = dict(sample.info)
         if self.class_names:
             info.setdefault("label", self.class_names[0])
@@ -82,10 +82,7 @@ class FolderSource(RowSource):
         if names and _CLASSES not in files and (paths := listed.get(_CLASSES, {}).get("json")):
             names = _read_class_names(paths[0], names)
         stem = safe_name(os.path.basename(root)) or "images"
-        return cls(spec, kind, files, names, chunk_names(stem, len(files)))
-
-    def shards(self) -> Sequence[str]:
-        return list(self.chunks)
+        return cls(spec, kind, files, names, chunk_names(stem, cut_rows(len(files))))
 
     def num_samples(self, shard: str) -> int:
         return sum(1 for _ in self.rows(shard))
@@ -119,10 +116,8 @@ def _sub_folder(key: str) -> str:
 
 def _read_class_names(path: str, folders: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The names of the class of each folder; raises `SourceError` when one has none."""
-    try:
+    with storage.source_errors(path):
         stated = parse_json_object(storage.read_bytes(path), path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
     classes: dict[str, tuple[str, ...]] = {}
     for folder in folders:
         value = stated.get(folder)

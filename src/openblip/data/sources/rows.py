@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from openblip.data.sample import (
     Located,
@@ -26,6 +26,8 @@ from openblip.data.sources import storage
 from openblip.errors import SourceError
 
 ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
+Chunk = TypeVar("Chunk")
+
 _REMOTE_THREADS = 8
 _REMOTE_AHEAD = 32
 
@@ -40,7 +42,7 @@ KEY_COLUMNS = ("key", "__key__", "id")
 class ImageRow:
     """What a table or annotation file says of one sample, whose files are still to be read."""
 
-    key: str
+    key: int | str
     image: Sequence[str]
     """Where the image may lie: the first path that exists counts."""
     image_id: Any = None
@@ -50,10 +52,14 @@ class ImageRow:
     """The sample's `info`, or a function that makes it when the row is read."""
     second_image: str | None = None
 
+    @property
+    def sample_key(self) -> str:
+        return safe_name(str(self.key))
+
     def texts(self, source: str, shard: str) -> Sample:
         """The sample without its image; raises `SourceError` or `OSError`."""
         info = self.info() if callable(self.info) else self.info
-        return Sample(self.key, shard, b"", self.captions, f"{source}#{self.image_id}", info)
+        return Sample(self.sample_key, shard, b"", self.captions, f"{source}#{self.image_id}", info)
 
     def read(self, source: str, shard: str, selection: Selection) -> Sample | Reject | None:
         """The sample, None where it is skipped, or the reject of what cannot be read."""
@@ -66,7 +72,7 @@ class ImageRow:
             second = None if self.second_image is None else storage.read_bytes(self.second_image)
             return replace(sample, image=_read_first(self.image), second_image=second)
         except (SourceError, OSError) as error:
-            return reject_of(shard, self.key, error)
+            return reject_of(shard, self.sample_key, error)
 
 
 def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
@@ -80,6 +86,12 @@ def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
 
 class RowSource(Source):
     """A source whose shards are lists of rows."""
+
+    chunks: Mapping[str, Any]
+    """By shard name, which rows they are."""
+
+    def shards(self) -> Sequence[str]:
+        return list(self.chunks)
 
     @abstractmethod
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
@@ -100,9 +112,9 @@ class RowSource(Source):
         try:
             for number, (place, row) in enumerate(self.rows(shard)):
                 if isinstance(row, ImageRow):
-                    if row.key in keys:
-                        row = Reject(shard, row.key, f"{place}: duplicate key, the first one stays")
-                    keys.add(row.key)
+                    if (key := row.sample_key) in keys:
+                        row = Reject(shard, key, f"{place}: duplicate key, the first one stays")
+                    keys.add(key)
                 if not selection.has(number):
                     continue
                 if isinstance(row, ImageRow) and storage.is_remote(row.image[0]):
@@ -134,13 +146,15 @@ def _read_first(paths: Sequence[str]) -> bytes:
         raise FileNotFoundError(errno.ENOENT, f"No such file, nor {others}", paths[0]) from error
 
 
-def chunk_names(stem: str, num_rows: int) -> dict[str, range]:
-    """Shard names and the rows they hold: `stem` alone, or `stem-00000`, `stem-00001`, ... of a longer
-    list.
-    """
+def cut_rows(num_rows: int) -> list[range]:
+    """The rows of each shard of a list."""
     starts = range(0, num_rows, ROWS_PER_SHARD)
-    chunks = [range(start, min(start + ROWS_PER_SHARD, num_rows)) for start in starts]
-    return {stem if len(chunks) == 1 else f"{stem}-{number:05d}": rows for number, rows in enumerate(chunks)}
+    return [range(start, min(start + ROWS_PER_SHARD, num_rows)) for start in starts]
+
+
+def chunk_names(stem: str, chunks: Sequence[Chunk]) -> dict[str, Chunk]:
+    """The shards of a file by name: `stem` alone, or `stem-00000`, `stem-00001`, ... where there are several."""
+    return {stem if len(chunks) == 1 else f"{stem}-{number:05d}": chunk for number, chunk in enumerate(chunks)}
 
 
 def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: str = "") -> str:

@@ -9,11 +9,12 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from openblip.data.sample import safe_name
+from openblip.data.sample import is_transient, safe_name
 from openblip.errors import MissingExtraError, SourceError
 from openblip.files import atomic_file, hash_bytes
 
@@ -89,6 +90,17 @@ class _RemoteFile(io.RawIOBase):
         if not self.closed:
             self.file.close()
         super().close()
+
+
+@contextmanager
+def source_errors(path: str, *, keep_transient: bool = False) -> Iterator[None]:
+    """Raise `SourceError` where a file cannot be read; `keep_transient`: but an outage as the `OSError` that it is."""
+    try:
+        yield
+    except OSError as error:
+        if keep_transient and is_transient(error):
+            raise
+        raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
 def open_binary(path: str) -> BinaryIO:

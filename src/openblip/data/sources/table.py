@@ -12,7 +12,7 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,63 +43,50 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class JsonLines:
-    """One json object per line."""
+class Dialect:
+    """How the rows of a file are written: one json object per line, or values under the header of a .csv or .tsv."""
 
-    def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
-        """The rows from the file's position, the start of line `number`; empty lines are left out."""
-        offset = file.tell()
-        for line, data in enumerate(iter(file.readline, b""), number):
-            if data.removeprefix(_BOM).strip():
-                yield Line(line, offset, data)
-            offset += len(data)
-
-    def parse(self, data: bytes) -> Mapping[str, Any]:
-        """The named values of a row; raises `SourceError`."""
-        return parse_json_object(data.removeprefix(_BOM))
-
-
-@dataclass(frozen=True, slots=True)
-class Csv:
-    """Values separated by comma, semicolon or tab, under a header."""
-
-    columns: tuple[str, ...]
-    delimiter: str
+    columns: tuple[str, ...] | None = None
+    """The header; None for json."""
+    delimiter: str = ","
+    """Comma, semicolon or tab."""
 
     @classmethod
-    def of(cls, file: BinaryIO, path: str) -> "Csv":
-        """Read the header; the file is left at the start of the second line."""
+    def of(cls, file: BinaryIO, path: str) -> tuple["Dialect", int]:
+        """The dialect that the file's name tells, and the line at which rows begin, where the file is left."""
+        if not path.lower().endswith((".csv", ".tsv")):
+            return cls(), 1
         try:
             text = file.readline().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SourceError(f"{path}: the header is not UTF-8 text: {error}") from error
         delimiter = max(",;\t", key=text.count)
-        columns = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
-        return cls(columns, delimiter)
+        return cls(tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])), delimiter), 2
 
     def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
-        """The rows, as of `JsonLines`. A line break within quotes does not end a row.
+        """The rows from the file's position, the start of line `number`; empty lines are left out.
 
-        A quote that is never closed makes its own line a broken row, and the next line is a row again.
+        A line break within the quotes of a csv does not end a row. A quote that is never closed makes its own line
+        a broken row, and the next line is a row again.
         """
         offset = file.tell()
         while first := file.readline():
             data = first
-            error = self._error(data)
+            error = self._quote_error(data)
             while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
                 data += more
-                error = self._error(data)
+                error = self._quote_error(data)
             if error:
                 data = first
                 file.seek(offset + len(first))
-            if data.strip():
+            if data.removeprefix(_BOM).strip():
                 yield Line(number, offset, data)
             number += data.count(b"\n")
             offset += len(data)
 
-    def _error(self, data: bytes) -> str:
+    def _quote_error(self, data: bytes) -> str:
         """What the csv parser has against a row; "unexpected end of data" where it ends inside quotes."""
-        if b'"' in data:
+        if self.columns is not None and b'"' in data:
             try:
                 self._values(data, errors="replace")
             except csv.Error as error:
@@ -112,6 +99,8 @@ class Csv:
 
     def parse(self, data: bytes) -> Mapping[str, Any]:
         """The named values of a row; raises `SourceError`."""
+        if self.columns is None:
+            return parse_json_object(data.removeprefix(_BOM))
         try:
             values = self._values(data)
         except (csv.Error, UnicodeDecodeError) as error:
@@ -121,16 +110,11 @@ class Csv:
         return dict(zip(self.columns, values, strict=True))
 
 
-def open_dialect(file: BinaryIO, path: str) -> tuple[JsonLines | Csv, int]:
-    """How a table is read, told by its name, and the line at which its rows begin."""
-    return (Csv.of(file, path), 2) if path.lower().endswith((".csv", ".tsv")) else (JsonLines(), 1)
-
-
 class _Chunk(NamedTuple):
     """A shard: `num_rows` rows of a file from byte `offset`, where line `line` begins."""
 
     path: str
-    dialect: JsonLines | Csv
+    dialect: Dialect
     offset: int
     line: int
     num_rows: int
@@ -149,15 +133,10 @@ class TableSource(RowSource):
         """Pass once over each file to cut it into shards; raises `SourceError`."""
         shards: dict[str, _Chunk] = {}
         for stem, path in storage.shard_names(paths).items():
-            chunks = _cut(path)
-            for number, chunk in enumerate(chunks):
-                shards[stem if len(chunks) == 1 else f"{stem}-{number:05d}"] = chunk
+            shards |= rows.chunk_names(stem, _cut(path))
         if not shards:
             raise SourceError(f"{spec}: no rows")
         return cls(spec, images, shards)
-
-    def shards(self) -> Sequence[str]:
-        return list(self.chunks)
 
     def num_samples(self, shard: str) -> int:
         return self.chunks[shard].num_rows
@@ -168,10 +147,8 @@ class TableSource(RowSource):
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
         chunk = self.chunks[shard]
         folder = self.images or storage.parent(chunk.path)
-        try:
+        with storage.source_errors(chunk.path):
             file = storage.open_binary(chunk.path)
-        except OSError as error:
-            raise SourceError(f"{chunk.path}: cannot be read: {error}") from error
         with file:
             file.seek(chunk.offset)
             for line in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
@@ -208,15 +185,12 @@ def _path(values: Mapping[str, Any], column: str) -> str:
 def _cut(path: str) -> list[_Chunk]:
     """Cut a file into shards with one pass over its lines."""
     chunks = []
-    try:
-        with storage.open_binary(path) as file:
-            dialect, number = open_dialect(file, path)
-            if isinstance(dialect, Csv):
-                find_column(dialect.columns, IMAGE_COLUMNS, "image", f"{path}: ")
-                find_column(dialect.columns, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
-            lines = dialect.lines(file, number)
-            while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
-                chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+    with storage.source_errors(path), storage.open_binary(path) as file:
+        dialect, number = Dialect.of(file, path)
+        if dialect.columns is not None:
+            find_column(dialect.columns, IMAGE_COLUMNS, "image", f"{path}: ")
+            find_column(dialect.columns, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+        lines = dialect.lines(file, number)
+        while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
+            chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
     return chunks

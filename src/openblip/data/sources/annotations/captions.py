@@ -1,14 +1,14 @@
 """COCO's, NoCaps' and Karpathy's files of captions. All captions of an image are one sample."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
-from openblip.data.sample import caption_texts, safe_name
+from openblip.data.sample import caption_texts
 from openblip.data.sources import storage
 from openblip.data.sources.annotations.file import (
     AnnotationFile,
     AnnotationRows,
-    as_object,
     file_name_of,
     first_objects,
     id_of,
@@ -16,9 +16,6 @@ from openblip.data.sources.annotations.file import (
 )
 from openblip.data.sources.rows import ImageRow
 from openblip.errors import SourceError
-
-_DOMAINS = ("in", "near", "out")
-_FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images")
 
 
 def coco_rows(file: AnnotationFile) -> AnnotationRows:
@@ -32,37 +29,35 @@ def coco_rows(file: AnnotationFile) -> AnnotationRows:
     if annotations and not any("caption" in annotation for annotation in objects):
         fields = ", ".join(objects[0]) if objects else f"{annotations!r:.80}"
         raise SourceError(f"{file.path}: its annotations are no captions; found: {fields}")
-    captions: dict[Any, list[Any]] = defaultdict(list)
-    for annotation in annotations:
-        if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), (int, str)):
-            captions[annotation["image_id"]].append(annotation.get("caption"))
+    captions = captions_by(annotations, "image_id")
     has_domains = any("domain" in image for image in first_objects(images))
     description = {"format": "NoCaps captions" if has_domains else "COCO captions"}
     if not captions:
         description["missing"] = "the list of annotations: no image has a caption"
-    folder = file.images
 
-    def row(number: int) -> ImageRow:
-        image = as_object(images[number])
-        name, image_id = file_name_of(image, "file_name"), id_of(image, "id")
+    def row(image: Mapping[str, Any], number: int) -> ImageRow:
+        path, image_id = storage.join(file.images, file_name_of(image, "file_name")), id_of(image, "id")
         info = {**image, "image_id": image_id}
         if isinstance(image.get("domain"), str):
             info["domain"] = _domain(image["domain"])
-        return ImageRow(
-            key=safe_name(str(image_id)),
-            image=(storage.join(folder, name),),
-            image_id=image_id,
-            captions=caption_texts(captions.get(image_id), "annotations"),
-            info=info,
-        )
+        return ImageRow(image_id, (path,), image_id, caption_texts(captions.get(image_id), "annotations"), info)
 
-    return AnnotationRows(len(images), row, "images[{}]".format, description)
+    return AnnotationRows(images, row, "images[{}]".format, description)
+
+
+def captions_by(annotations: Any, name: str) -> Mapping[Any, list[Any]]:
+    """The captions of each image or video, by its id, which is in the field `name` of a list of annotations."""
+    captions: dict[Any, list[Any]] = defaultdict(list)
+    for annotation in annotations if isinstance(annotations, list) else ():
+        if isinstance(annotation, dict) and isinstance(annotation.get(name), (int, str)):
+            captions[annotation[name]].append(annotation.get("caption"))
+    return captions
 
 
 def _domain(spelled: str) -> str:
     """`in-domain`, `near-domain` or `out-domain`, however the file spells it."""
     first = spelled.lower().replace("_", "-").split("-")[0].removesuffix("domain").strip()
-    return f"{first}-domain" if first in _DOMAINS else spelled
+    return f"{first}-domain" if first in ("in", "near", "out") else spelled
 
 
 def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
@@ -72,28 +67,19 @@ def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
     everywhere. The key is COCO's id, or the file's own where it has none (Flickr30k).
     """
     images = file.content["images"]
-    names = (image.get("split") if isinstance(image, dict) else None for image in images)
-    splits = [name if isinstance(name, str) and name else None for name in names]
-    numbers, sizes = file.choose_split(["train" if s == "restval" else s for s in splits], "images")
-    folders = file.image_folders(*_FLICKR_FOLDERS)
+    numbers, sizes = file.choose_split(images, "images")
+    paths_of = file.image_paths("flickr30k-images", "flickr30k_images")
 
-    def row(number: int) -> ImageRow:
-        image = as_object(images[numbers[number]])
-        name = file_name_of(image, "filename")
-        image_id = id_of(image, "cocoid" if "cocoid" in image else "imgid")
-        paths = [storage.join(folder, name) for folder in folders]
+    def row(image: Mapping[str, Any], number: int) -> ImageRow:
+        name, image_id = file_name_of(image, "filename"), id_of(image, "cocoid" if "cocoid" in image else "imgid")
+        paths = paths_of(name)
         if image.get("filepath"):
-            paths.insert(0, storage.join(storage.join(folders[-1], file_name_of(image, "filepath")), name))
+            paths.insert(0, storage.join(storage.join(file.images, file_name_of(image, "filepath")), name))
         sentences = image.get("sentences")
         if not isinstance(sentences, list):
             raise SourceError(f"sentences must be a list, not {sentences!r:.80}")
-        return ImageRow(
-            key=safe_name(str(image_id)),
-            image=paths,
-            image_id=image_id,
-            captions=caption_texts(sentences, "sentences"),
-            info={"image_id": image_id, "file_name": name, "split": text_of(image, "split")},
-        )
+        info = {"image_id": image_id, "file_name": name, "split": text_of(image, "split")}
+        return ImageRow(image_id, paths, image_id, caption_texts(sentences, "sentences"), info)
 
     description = {"format": "Karpathy split", "splits in the file": sizes}
-    return AnnotationRows(len(numbers), row, lambda n: f"images[{numbers[n]}]", description)
+    return AnnotationRows([images[n] for n in numbers], row, lambda n: f"images[{numbers[n]}]", description)

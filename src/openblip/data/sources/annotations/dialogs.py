@@ -2,10 +2,10 @@
 
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from openblip.data.sample import clean_text, parse_json_object, safe_name
+from openblip.data.sample import clean_text
 from openblip.data.sources import storage
 from openblip.data.sources.annotations.file import (
     AnnotationFile,
@@ -34,9 +34,9 @@ Relevance = tuple[int, list[float]]
 """Number of the round from 0, and how right each of its candidates is, 0 to 1."""
 
 
-def is_nlvr(content: Any) -> bool:
+def is_nlvr(item: Any) -> bool:
     """Whether the first object of a file of lines is a statement of NLVR2."""
-    return isinstance(content, dict) and "identifier" in content and "sentence" in content
+    return isinstance(item, dict) and "identifier" in item and "sentence" in item
 
 
 def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
@@ -46,21 +46,14 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
     `-img1.png`; the left one of `dev-850-0-0` is `dev/dev-850-0-img0.png`. The folder `images` may be left
     out, and so may all of them. The key is the identifier; statements about one pair share an image id.
     """
-    # Of a line four fields are kept: nine tenths are addresses and the writers' validations.
-    lines: list[tuple[int, dict[str, Any] | SourceError]] = []
-    for number, line in enumerate(file.text.split("\n"), 1):
-        try:
-            if line.strip():
-                item = parse_json_object(line)
-                lines.append((number, {name: item[name] for name in _NLVR_FIELDS if name in item}))
-        except SourceError as error:
-            lines.append((number, error))
-    layouts: dict[str, str] = {}  # folder of a pair, relative -> the first of the layouts that exists
+    places, items = list[str](), list[Any]()
+    for place, item in file.lines():
+        places.append(place)
+        # Of a line four fields are kept: nine tenths are addresses and the writers' validations.
+        items.append({n: item[n] for n in _NLVR_FIELDS if n in item} if isinstance(item, dict) else item)
+    layouts: dict[str, Callable[[str], list[str]]] = {}  # folder of a pair, relative -> where its images may lie
 
-    def row(number: int) -> ImageRow:
-        item = lines[number][1]
-        if isinstance(item, SourceError):
-            raise item
+    def row(item: Mapping[str, Any], number: int) -> ImageRow:
         identifier = text_of(item, "identifier")
         match = _NLVR_IDENTIFIER.fullmatch(identifier)
         if match is None:
@@ -68,17 +61,15 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
         split, directory = match["split"], item.get("directory")
         inner = split if directory is None else f"{split}/{directory}"
         if inner not in layouts:
-            names = [f"images/{inner}", inner]
-            if directory is not None:
-                names += [str(directory), f"images/{split}", split]
-            layouts[inner] = file.image_folders(*names)[0]
+            others = [] if directory is None else [str(directory), f"images/{split}", split]
+            layouts[inner] = file.image_paths(f"images/{inner}", inner, *others)
         info: dict[str, Any] = {"statement": text_of(item, "sentence"), "identifier": identifier}
         if (label := statement_label(item.get("label"))) is not None:
             info["label"] = label
-        left, right = (storage.join(layouts[inner], f"{match['pair']}-img{n}.png") for n in (0, 1))
-        return ImageRow(safe_name(identifier), (left,), match["pair"], info=info, second_image=right)
+        left, right = (layouts[inner](f"{match['pair']}-img{n}.png")[0] for n in (0, 1))
+        return ImageRow(identifier, (left,), match["pair"], info=info, second_image=right)
 
-    return AnnotationRows(len(lines), row, lambda n: f"line {lines[n][0]}", {"format": "NLVR2 statements"})
+    return AnnotationRows(items, row, places.__getitem__, {"format": "NLVR2 statements"})
 
 
 def visdial_rows(file: AnnotationFile) -> AnnotationRows:
@@ -102,8 +93,7 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
         relevances = _visdial_relevances(companion)
     prefixes = _visdial_prefixes(file.images, str(file.content.get("split")))
 
-    def row(number: int) -> ImageRow:
-        dialog = as_object(dialogs[number])
+    def row(dialog: Mapping[str, Any], number: int) -> ImageRow:
         image_number, image_id = number_of(dialog, "image_id"), id_of(dialog, "image_id")
         caption, relevance = text_of(dialog, "caption"), relevances.get(image_id)
         _check_dialog(dialog.get("dialog"), len(questions), len(answers), relevance)
@@ -117,9 +107,9 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
 
         relevance_round = None if relevance is None else relevance[0]
         paths = [f"{prefix}_{image_number:012d}.jpg" for prefix in prefixes]
-        return ImageRow(safe_name(str(image_id)), paths, image_id, (caption,), info)
+        return ImageRow(image_id, paths, image_id, (caption,), info)
 
-    return AnnotationRows(len(dialogs), row, "dialogs[{}]".format, description)
+    return AnnotationRows(dialogs, row, "dialogs[{}]".format, description)
 
 
 def _visdial_round(

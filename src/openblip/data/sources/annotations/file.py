@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import sys
 from array import array
 from collections import Counter
@@ -14,19 +13,19 @@ from typing import Any, NamedTuple
 from openblip.data.sample import Reject, Source, clean_text
 from openblip.data.sources import storage
 from openblip.data.sources.rows import ImageRow, RowSource
+from openblip.data.sources.table import Dialect
 from openblip.errors import SourceError
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """A parsed file and where its images are."""
+    """An annotation file and where its images are."""
 
     source: str
     """The spec that named it."""
     path: str
-    text: str = field(repr=False)
     content: Any = field(repr=False)
-    """The json value that the text begins with."""
+    """The parsed json; None for a file of rows (json lines or .csv), which `lines` reads."""
     images: str
     """The folder of its images or videos."""
     split: str | None = None
@@ -40,35 +39,53 @@ class AnnotationFile:
         """The path of a file in the same folder."""
         return storage.join(storage.parent(self.path), name)
 
-    def image_folders(self, *names: str) -> list[str]:
-        """Where images of a data set lie: those of the named folders that exist, then the folder of images
-        itself.
+    def image_paths(self, *folders: str) -> Callable[[str], list[str]]:
+        """A function that returns the paths at which an image of a name may lie: in those of the named folders that
+        exist, and in the folder of images itself.
         """
-        folders = (storage.join(self.images, name) for name in names)
-        return [*(folder for folder in folders if storage.is_directory(folder)), self.images]
+        paths = (storage.join(self.images, folder) for folder in folders)
+        present = [*(path for path in paths if storage.is_directory(path)), self.images]
+        return lambda name: [storage.join(path, name) for path in present]
 
-    def choose_split(self, splits: Sequence[str | None], unit: str) -> tuple[list[int], dict[str, int]]:
-        """The numbers of the rows of the chosen split, and the size of each split.
+    def lines(self) -> Iterator[tuple[str, Any]]:
+        """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
+        with storage.open_binary(self.path) as file:
+            dialect, number = Dialect.of(file, self.path)
+            for line in dialect.lines(file, number):
+                try:
+                    yield f"line {line.number}", dialect.parse(line.data)
+                except SourceError as error:
+                    yield f"line {line.number}", error
 
-        `splits` has None for a broken row, which becomes a reject of every split. Raises `SourceError` that
-        lists the splits when none is chosen, or one that the file does not have.
+    def choose_split(
+        self, items: Sequence[Any], unit: str, *, may_omit: bool = False
+    ) -> tuple[list[int], Counter[str]]:
+        """The numbers of the items of the chosen split, and the size of each split; `restval` is part of `train`.
+
+        An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file
+        is taken where none is chosen. Raises `SourceError` that lists the splits when none is chosen, or one that
+        the file does not have.
         """
+        names = [item.get("split") if isinstance(item, dict) else None for item in items]
+        splits = [("train" if s == "restval" else s) if isinstance(s, str) and s else None for s in names]
         sizes = Counter(split for split in splits if split is not None)
-        if self.split not in sizes:
+        chosen = next(iter(sizes)) if self.split is None and may_omit and len(sizes) == 1 else self.split
+        if chosen not in sizes:
             listed = ", ".join(f"#{split} ({size} {unit})" for split, size in sizes.items())
-            wanted = "say which split after a #" if self.split is None else f"there is no split {self.split}"
+            wanted = "say which split after a #" if chosen is None else f"there is no split {chosen}"
             raise SourceError(f"{self.source}: {wanted}; the file has {listed or 'none'}")
-        return [n for n, split in enumerate(splits) if split in (self.split, None)], dict(sizes)
+        return [n for n, split in enumerate(splits) if split in (chosen, None)], dict(sizes)
 
 
 class AnnotationRows(NamedTuple):
-    """The rows that a file lists, made when they are read."""
+    """The samples that a file lists; each row is made when it is read."""
 
-    num_rows: int
-    row: Callable[[int], ImageRow]
-    """Makes a row, counted from 0; raises `SourceError` for a broken one."""
+    items: Sequence[Any]
+    """What the file states of each sample: an object, or a `SourceError` for what could not be parsed."""
+    row: Callable[[Mapping[str, Any], int], ImageRow]
+    """Makes a row of an object and its number from 0; raises `SourceError` for a broken one."""
     place: Callable[[int], str]
-    """Where in the file a row stands: `images[7]`."""
+    """Where in the file an item stands: `images[7]`."""
     description: Mapping[str, object]
     """The format's name under `format`, and what of the file's companions is there or is `missing`."""
 
@@ -86,9 +103,6 @@ class AnnotationSource(RowSource):
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         return self.reopen
 
-    def shards(self) -> Sequence[str]:
-        return list(self.chunks)
-
     def num_samples(self, shard: str) -> int:
         return len(self.chunks[shard])
 
@@ -97,38 +111,23 @@ class AnnotationSource(RowSource):
 
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
         for number in self.chunks[shard]:
-            place = self.listed.place(number)
+            place, item = self.listed.place(number), self.listed.items[number]
             try:
-                yield place, self.listed.row(number)
+                if isinstance(item, SourceError):
+                    raise item.with_traceback(None)
+                yield place, self.listed.row(as_object(item), number)
             except SourceError as error:
                 yield place, Reject(shard, place, f"{place}: {error}")
 
 
-def read_text(path: str) -> str:
-    """Raises `SourceError` when the file cannot be read or is not UTF-8."""
-    try:
-        return storage.read_bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: broken json: {error}") from error
-
-
 def read_document(path: str) -> Any:
-    """The parsed json of a file; raises `SourceError`."""
-    content, is_whole = parse_document(read_text(path), path)
-    if not is_whole:
-        raise SourceError(f"{path}: broken json: there is more after its end")
-    return content
-
-
-def parse_document(text: str, path: str) -> tuple[Any, bool]:
-    """The first json value of a text, and whether nothing follows it; raises `SourceError`."""
+    """The parsed json of a file, less what is never read of it; raises `SourceError`."""
+    with storage.source_errors(path):
+        data = storage.read_bytes(path)
     try:
-        content, end = _DECODER.raw_decode(text, _end_of_space(text, 0))
-    except (ValueError, RecursionError) as error:
+        return json.loads(data.decode("utf-8-sig"), object_hook=_without_unread)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise SourceError(f"{path}: broken json: {error}") from error
-    return content, _end_of_space(text, end) == len(text)
 
 
 def _without_unread(parsed: dict[str, Any]) -> Any:
@@ -150,15 +149,6 @@ def _without_unread(parsed: dict[str, Any]) -> Any:
         parsed.pop("a_objects", None)
         parsed.pop("q_objects", None)
     return parsed
-
-
-_DECODER = json.JSONDecoder(object_hook=_without_unread)
-_SPACE = re.compile(r"\s*")
-
-
-def _end_of_space(text: str, start: int) -> int:
-    match = _SPACE.match(text, start)
-    return start if match is None else match.end()
 
 
 def first_objects(items: Any, count: int = 100) -> list[Mapping[str, Any]]:

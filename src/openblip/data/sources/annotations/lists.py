@@ -3,26 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openblip.data.sample import safe_name
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.file import (
-    AnnotationFile,
-    AnnotationRows,
-    as_object,
-    file_name_of,
-    first_objects,
-)
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, file_name_of, first_objects
 from openblip.data.sources.annotations.questions import VISUAL_GENOME_WEIGHT
 from openblip.data.sources.fields import task_fields
 from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow, row_captions, row_key
 from openblip.errors import SourceError
 
-_ID_FIELDS = ("question_id", "identifier", "img_id")
-
 
 def names_images(item: Mapping[str, Any]) -> bool:
     """Whether a row has an image or a pair of them."""
-    return _is_pair(item) or _image_field(item) is not None
+    return _is_pair(item) or not item.keys().isdisjoint(IMAGE_COLUMNS)
 
 
 def listed_rows(file: AnnotationFile) -> AnnotationRows:
@@ -34,20 +25,20 @@ def listed_rows(file: AnnotationFile) -> AnnotationRows:
     Paths are relative to the folder of images. The key is a question's id, an identifier or else the row's
     number. Rows that state the same image id, or else the same image, share it.
     """
-    items, folder = file.content, file.images
 
-    def row(number: int) -> ImageRow:
-        item = as_object(items[number])
+    def row(item: Mapping[str, Any], number: int) -> ImageRow:
         if _is_pair(item):
             names = [file_name_of({"images": name}, "images") for name in item["images"]]
-        elif (name := _image_field(item)) is not None:
-            names = [file_name_of(item, name)]
+        elif (column := next((name for name in IMAGE_COLUMNS if name in item), None)) is not None:
+            names = [file_name_of(item, column)]
         else:
             raise SourceError(f"no image; found: {', '.join(item) or 'nothing'}")
+        ids = (item.get(name) for name in ("question_id", "identifier", "img_id"))
+        key = next((value for value in ids if isinstance(value, (int, str)) and value != ""), None)
         stated = item.get("image_id", item.get("img_id"))
-        image, *second = (storage.join(folder, name) for name in names)
+        image, *second = (storage.join(file.images, name) for name in names)
         return ImageRow(
-            key=_key(item, number),
+            key=row_key(item, number) if key is None else key,
             image=(image,),
             image_id=" ".join(names) if stated is None else stated,
             captions=row_captions(item),
@@ -55,22 +46,13 @@ def listed_rows(file: AnnotationFile) -> AnnotationRows:
             second_image=second[0] if second else None,
         )
 
-    return AnnotationRows(len(items), row, "[{}]".format, {"format": _format_name(first_objects(items)[0])})
+    format_name = _format_name(first_objects(file.content)[0])
+    return AnnotationRows(file.content, row, "[{}]".format, {"format": format_name})
 
 
 def _is_pair(item: Mapping[str, Any]) -> bool:
     images = item.get("images")
     return isinstance(images, list) and len(images) == 2
-
-
-def _image_field(item: Mapping[str, Any]) -> str | None:
-    return next((name for name in IMAGE_COLUMNS if name in item), None)
-
-
-def _key(item: Mapping[str, Any], number: int) -> str:
-    stated = (item.get(name) for name in _ID_FIELDS)
-    key = next((value for value in stated if isinstance(value, (int, str)) and value != ""), None)
-    return row_key(item, number) if key is None else safe_name(str(key))
 
 
 def _info(item: Mapping[str, Any], number: int) -> dict[str, Any]:

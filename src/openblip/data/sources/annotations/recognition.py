@@ -13,20 +13,13 @@ from openblip.data.sources.annotations.file import (
     AnnotationRows,
     AnnotationSource,
     first_objects,
-    parse_document,
-    read_text,
+    read_document,
 )
 from openblip.data.sources.annotations.lists import listed_rows, names_images
 from openblip.data.sources.annotations.questions import aokvqa_rows, visual_genome_rows, vqa_rows
-from openblip.data.sources.annotations.videos import (
-    is_video_table,
-    msrvtt_rows,
-    names_videos,
-    video_list_rows,
-    video_question_rows,
-)
+from openblip.data.sources.annotations.videos import msrvtt_rows, names_videos, video_list_rows, video_question_rows
 from openblip.data.sources.rows import IMAGE_COLUMNS
-from openblip.data.sources.table import JsonLines, TableSource
+from openblip.data.sources.table import Dialect, TableSource
 from openblip.errors import SourceError
 
 
@@ -103,6 +96,8 @@ names the files of its videos needs no data set's rule for them.
 """
 
 _NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", nlvr_rows)
+_VIDEO_LIST = ANNOTATION_FORMATS[-1]
+_LONGEST_LINE = 1 << 20  # bytes of the first line; no format of rows has a longer one
 
 
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
@@ -111,57 +106,50 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError` when a .json is
     neither, or a file that belongs to it or the folder of images is missing.
     """
-    suffix = path.rsplit(".", 1)[-1].lower()
-    if suffix != "json":
-        if is_video_table(path):
-            return _annotation_source(ANNOTATION_FORMATS[-1], spec, path, "", None, images, None)
-        if suffix != "jsonl" or not _is_annotation(path):
-            return TableSource.open(spec, [path], images)
-    text = read_text(path)
-    content, is_whole = parse_document(text, path)
-    known: AnnotationFormat | None = None
-    is_table = not is_whole and isinstance(content, dict) and bool(content.keys() & {*IMAGE_COLUMNS})
-    if is_nlvr(content):
-        known = _NLVR
-    elif is_whole:
-        known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
-    elif not is_table:
-        raise SourceError(f"{path}: broken json: there is more after its end")
+    known, is_table = _recognise_rows(path)
+    content: Any = None
     if known is None and not is_table:
-        raise SourceError(f"{path}: not an annotation file that can be read{_described(content)}")
+        content = read_document(path)
+        known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
+        if known is None:
+            raise SourceError(f"{path}: not an annotation file that can be read{_described(content)}")
     if split is not None and (known is None or not known.has_splits):
         raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
     if known is None:
         return TableSource.open(spec, [path], images)
-    return _annotation_source(known, spec, path, text, content, images, split)
-
-
-def _annotation_source(
-    known: AnnotationFormat, spec: str, path: str, text: str, content: Any, images: str | None, split: str | None
-) -> AnnotationSource:
     if images is None:
         raise SourceError(f"{path}: give the folder of its images with --images DIR")
     if not storage.is_directory(images):
         raise SourceError(f"{images}: no such folder of images")
-    file = AnnotationFile(spec, path, text, content, images, split)
-    annotations = known.rows(file)
-    chunks = rows.chunk_names(file.stem if split is None else f"{file.stem}-{split}", annotations.num_rows)
-    if not chunks:
+    file = AnnotationFile(spec, path, content, images, split)
+    listed = known.rows(file)
+    if not listed.items:
         raise SourceError(f"{spec}: it lists no samples")
-    return AnnotationSource(spec, annotations, chunks, (open_annotated, (spec, path, images, split)))
+    chunks = rows.chunk_names(file.stem if split is None else f"{file.stem}-{split}", rows.cut_rows(len(listed.items)))
+    return AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
 
 
-def _is_annotation(path: str) -> bool:
-    """Whether a .jsonl is one list, or its first line says that it is NLVR2's."""
+def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
+    """The format of a file of rows, which its first row tells, and whether it is one at all: an annotation file or
+    table, and no json document.
+    """
+    with storage.source_errors(path), storage.open_binary(path) as file:
+        columns = Dialect.of(file, path)[0].columns
+        if columns is not None:
+            return (_VIDEO_LIST if names_videos(dict.fromkeys(columns)) else None), True
+        lines = (line.removeprefix(b"\xef\xbb\xbf") for line in iter(lambda: file.readline(_LONGEST_LINE), b""))
+        first = next((line for line in lines if line.strip()), b"")
     try:
-        with storage.open_binary(path) as file:
-            first = next((line.data for line in JsonLines().lines(file, 1)), b"")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
-    try:
-        return first.lstrip().startswith(b"[") or is_nlvr(json.loads(first))
-    except ValueError:
-        return False  # a broken line of a table, which names it
+        item = json.loads(first)
+    except (ValueError, RecursionError):
+        item = None  # a part of a document, or a broken line of a table, which names it
+    if is_nlvr(item):
+        return _NLVR, True
+    if path.lower().endswith(".json"):
+        return None, isinstance(item, dict) and not item.keys().isdisjoint(IMAGE_COLUMNS)
+    if isinstance(item, dict) and names_videos(item):
+        return _VIDEO_LIST, True
+    return None, not first.lstrip().startswith(b"[")
 
 
 def _described(content: Any) -> str:

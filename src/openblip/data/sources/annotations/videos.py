@@ -1,14 +1,12 @@
 """Captions of and questions about the videos of MSRVTT and MSVD, which their files name without a path."""
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from openblip.data.sample import VIDEO_SUFFIXES, caption_texts, safe_name
+from openblip.data.sample import VIDEO_SUFFIXES, caption_texts
 from openblip.data.sources import storage
+from openblip.data.sources.annotations.captions import captions_by
 from openblip.data.sources.annotations.file import (
     AnnotationFile,
     AnnotationRows,
@@ -17,9 +15,9 @@ from openblip.data.sources.annotations.file import (
     id_of,
     text_of,
 )
+from openblip.data.sources.annotations.questions import question_row
 from openblip.data.sources.fields import text_list
 from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow
-from openblip.data.sources.table import Csv, open_dialect
 from openblip.errors import SourceError
 
 _SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
@@ -66,42 +64,21 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
     A file with several splits takes the one after a `#`: `MSRVTT_data.json#test`. The videos are
     `video7010.mp4`; each is a sample with all its captions, and its name is the key.
     """
-    videos, sentences = file.content["videos"], file.content.get("sentences")
-    names = (video.get("split") if isinstance(video, dict) else None for video in videos)
-    splits = [name if isinstance(name, str) and name else None for name in names]
-    if file.split is None and len({*splits} - {None}) == 1:
-        file = replace(file, split=next(filter(None, splits)))
-    numbers, sizes = file.choose_split(splits, "videos")
-    captions: dict[str, list[Any]] = defaultdict(list)
-    for sentence in sentences if isinstance(sentences, list) else []:
-        if isinstance(sentence, dict) and isinstance(sentence.get("video_id"), str):
-            captions[sentence["video_id"]].append(sentence.get("caption"))
+    numbers, sizes = file.choose_split(file.content["videos"], "videos", may_omit=True)
+    videos = [file.content["videos"][n] for n in numbers]
+    captions = captions_by(file.content.get("sentences"), "video_id")
     folder = VideoFolder(file.images)
-    ids = (video["video_id"] for video in (videos[n] for n in numbers) if isinstance(video, dict))
-    description = {"format": "MSRVTT captions", "splits in the file": sizes}
 
-    def row(number: int) -> ImageRow:
-        video = as_object(videos[numbers[number]])
+    def row(video: Mapping[str, Any], number: int) -> ImageRow:
         text_of(video, "split")
         name = text_of(video, "video_id")
         its_captions = caption_texts(captions.get(name), f"sentences of {name}")
-        return ImageRow(safe_name(name), folder.find(name), name, its_captions, info={**video, "image_id": name})
+        return ImageRow(name, folder.find(name), name, its_captions, info={**video, "image_id": name})
 
-    description |= folder.describe_missing(name for name in ids if isinstance(name, str))
-    return AnnotationRows(len(numbers), row, lambda n: f"videos[{numbers[n]}]", description)
-
-
-def is_video_table(path: str) -> bool:
-    """Whether the header of a .csv or the first line of a .jsonl names videos without a path."""
-    try:
-        with storage.open_binary(path) as file:
-            dialect, number = open_dialect(file, path)
-            if isinstance(dialect, Csv):
-                return names_videos(dict.fromkeys(dialect.columns))
-            first = next(dialect.lines(file, number), None)
-            return first is not None and names_videos(dialect.parse(first.data))
-    except (SourceError, OSError):
-        return False  # what is broken about a table is said where it is opened
+    names = (video["video_id"] for video in videos if isinstance(video, dict))
+    missing = folder.describe_missing(name for name in names if isinstance(name, str))
+    description = {"format": "MSRVTT captions", "splits in the file": sizes, **missing}
+    return AnnotationRows(videos, row, lambda n: f"videos[{numbers[n]}]", description)
 
 
 def video_list_rows(file: AnnotationFile) -> AnnotationRows:
@@ -113,41 +90,27 @@ def video_list_rows(file: AnnotationFile) -> AnnotationRows:
     after all videos.
     """
     captions: dict[str, tuple[str, ...]] = {}
-    broken: list[tuple[str, SourceError]] = []
-    for place, read in _list_items(file):
+    broken: dict[str, SourceError] = {}
+    listed = file.lines() if file.content is None else ((f"[{n}]", item) for n, item in enumerate(file.content))
+    for place, item in listed:
         try:
-            item = as_object(read())
-            name = text_of(item, next((name for name in _NAME_COLUMNS if name in item), _NAME_COLUMNS[0]))
+            if isinstance(item, SourceError):
+                raise item
+            name = text_of(as_object(item), next((name for name in _NAME_COLUMNS if name in item), _NAME_COLUMNS[0]))
             stated = (caption_texts(item.get(column), column) for column in _CAPTION_COLUMNS)
             captions[name] = captions.get(name, ()) + next(filter(None, stated), ())
         except SourceError as error:
-            broken.append((place, error))
-    names = list(captions)
+            broken[place] = error
     folder = VideoFolder(file.images)
 
-    def row(number: int) -> ImageRow:
-        if number >= len(names):
-            raise broken[number - len(names)][1]
-        name = names[number]
-        return ImageRow(safe_name(name), folder.find(name), name, captions[name], {"image_id": name})
+    def row(item: Mapping[str, Any], number: int) -> ImageRow:
+        name = item["name"]
+        return ImageRow(name, folder.find(name), name, captions[name], {"image_id": name})
 
-    def place_of(number: int) -> str:
-        return names[number] if number < len(names) else broken[number - len(names)][0]
-
-    description = {"format": "list of captioned videos", **folder.describe_missing(names)}
-    return AnnotationRows(len(names) + len(broken), row, place_of, description)
-
-
-def _list_items(file: AnnotationFile) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Where in the file each row stands, and a function that gives it, or raises `SourceError`."""
-    if isinstance(file.content, list):
-        for number, item in enumerate(file.content):
-            yield f"[{number}]", partial(as_object, item)
-        return
-    with storage.open_binary(file.path) as table:
-        dialect, number = open_dialect(table, file.path)
-        for line in dialect.lines(table, number):
-            yield f"line {line.number}", partial(dialect.parse, line.data)
+    items = [*({"name": name} for name in captions), *broken.values()]
+    places = [*captions, *broken]
+    description = {"format": "list of captioned videos", **folder.describe_missing(captions)}
+    return AnnotationRows(items, row, places.__getitem__, description)
 
 
 def names_videos(item: Mapping[str, Any]) -> bool:
@@ -167,9 +130,8 @@ def video_question_rows(file: AnnotationFile) -> AnnotationRows:
     questions of MSRVTT are told by the category of their videos. The key is a question's id; questions about
     one video share its image id.
     """
-    questions = file.content
     youtube: dict[str, str] = {}
-    if any("category_id" in item for item in first_objects(questions)):
+    if any("category_id" in item for item in first_objects(file.content)):
         description = {"format": "MSRVTT-QA questions"}
     else:
         description = {"format": "MSVD-QA questions"}
@@ -180,20 +142,15 @@ def video_question_rows(file: AnnotationFile) -> AnnotationRows:
             description["missing"] = f"{mapping}, without which videos are looked for as vid5"
     folder = VideoFolder(file.images)
 
-    def row(number: int) -> ImageRow:
-        question = as_object(questions[number])
+    def row(question: Mapping[str, Any], number: int) -> ImageRow:
         question_id = id_of(question, "id") if "id" in question else number
         names = _video_names(question, youtube)
-        info = {
-            **{name: value for name, value in question.items() if name not in ("id", "answer")},
-            "question": text_of(question, "question"),
-            "answers": text_list(question.get("answer"), "answer"),
-            "question_id": question_id,
-            "image_id": names[-1],
-        }
-        return ImageRow(safe_name(str(question_id)), folder.find(*names), names[-1], info=info)
+        answers = text_list(question.get("answer"), "answer")
+        others = question.keys() - {"id", "answer", "question", "answers", "question_id", "image_id"}
+        fields = {name: question[name] for name in question if name in others}
+        return question_row(question, question_id, names[-1], folder.find(*names), answers, **fields)
 
-    return AnnotationRows(len(questions), row, "[{}]".format, description)
+    return AnnotationRows(file.content, row, "[{}]".format, description)
 
 
 def _video_names(question: Mapping[str, Any], youtube: Mapping[str, str]) -> tuple[str, ...]:
@@ -215,10 +172,9 @@ def _read_mapping(path: str) -> dict[str, str]:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         youtube, _, name = line.strip().rpartition(" ")
-        if not youtube or not name.startswith("vid"):
+        if youtube and name.startswith("vid"):
+            names[name] = youtube.strip()
+        elif line.strip():
             raise SourceError(f"{path} line {number}: expected a name and vid with a number, not {line:.80}")
-        names[name] = youtube.strip()
     return names
