@@ -29,8 +29,8 @@ class CapFiltSource(Source):
     threshold: float
 
     @classmethod
-    def open(cls, spec: str, directory: str, open_original: Callable[[str, str | None], Source]) -> "CapFiltSource":
-        """Read the manifest; `open_original` opens the source that it names, with its folder of images."""
+    def open(cls, spec: str, directory: str, open_source: Callable[..., Source]) -> "CapFiltSource":
+        """Read the manifest, and open the source that it names with its folder of images."""
         path = Path(directory).expanduser() / "manifest.json"
         try:
             manifest = parse_json_object(path.read_bytes(), str(path))
@@ -41,7 +41,7 @@ class CapFiltSource(Source):
         missing = {"source", "threshold"} - manifest.keys()
         if missing:
             raise SourceError(f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt")
-        original = open_original(manifest["source"], manifest.get("images"))
+        original = open_source(manifest["source"], images=manifest.get("images"))
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
     def shards(self) -> Sequence[str]:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from openblip.data.sample import Source
 from openblip.data.sources import storage
+from openblip.data.sources.annotations.recognition import open_annotated
+from openblip.data.sources.folder import FolderSource
 from openblip.data.sources.slices import PercentSlice, split_slice
+from openblip.data.sources.table import TableSource
+from openblip.data.sources.tar import TarSource
 from openblip.errors import SourceError
 
 _FORMATS = (
@@ -88,58 +92,39 @@ def _split_weight(part: str) -> tuple[str, float | None]:
 
 
 def _open_one(spec: str, images: str | None) -> Source:
-    """Each format's module is imported when a spec names it."""
+    """The modules that need pyarrow are imported when a spec names their format."""
     plain, percents = split_slice(spec)
     if percents is not None:
         return PercentSlice.open(spec, _open_one(plain, images), *percents)
     if spec.startswith("capfilt:"):
         from openblip.data.sources.capfilt import CapFiltSource
 
-        def open_original(original: str, its_images: str | None) -> Source:
-            return open_source(original, images=its_images)
-
-        return CapFiltSource.open(spec, spec.removeprefix("capfilt:"), open_original)
+        return CapFiltSource.open(spec, spec.removeprefix("capfilt:"), open_source)
     named, split = spec, None
     match = _SPLIT.fullmatch(spec)  # dataset_coco.json#test
     if match is not None and (storage.is_remote(spec) or not storage.exists(spec)):
         named, split = match["path"], match["split"]
     paths = storage.expand_paths(named)
     if len(paths) == 1 and storage.is_directory(paths[0]):
-        return _open_directory(spec, paths[0])
+        # A folder is a source of shards where it holds any, else of images.
+        files = storage.list_files(paths[0])
+        shards = ([path for path in files if _suffix(path) == suffix] for suffix in ("tar", "parquet"))
+        folder, paths = paths[0], next(filter(None, shards), [])
+        if not paths:
+            return FolderSource.open(spec, folder)
     suffixes = {_suffix(path) for path in paths}
     if len(suffixes) > 1:
         raise SourceError(f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format")
-    return _open_files(spec, paths, suffixes.pop(), images, split)
-
-
-def _open_directory(spec: str, directory: str) -> Source:
-    """A folder is a source of shards where it holds any, else of images."""
-    files = storage.list_files(directory)
-    for suffix in ("tar", "parquet"):
-        shards = [path for path in files if _suffix(path) == suffix]
-        if shards:
-            return _open_files(spec, shards, suffix, None, None)
-    from openblip.data.sources.folder import FolderSource
-
-    return FolderSource.open(spec, directory)
-
-
-def _open_files(spec: str, paths: list[str], suffix: str, images: str | None, split: str | None) -> Source:
+    suffix = suffixes.pop()
     if suffix == "tar":
-        from openblip.data.sources.tar import TarSource
-
-        return TarSource.open(spec, paths)
+        return TarSource(spec, storage.shard_names(paths))
     if suffix == "parquet":
         from openblip.data.sources.parquet import ParquetSource
 
         return ParquetSource.open(spec, paths)
     if suffix in {"json", "jsonl", "csv", "tsv"} and len(paths) == 1:
-        from openblip.data.sources.annotations.recognition import open_annotated
-
         return open_annotated(spec, paths[0], images, split)
     if suffix in {"jsonl", "csv", "tsv"}:
-        from openblip.data.sources.table import TableSource
-
         return TableSource.open(spec, paths, images)
     if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
         raise SourceError(f"{spec}: compressed; decompress it first, shards are read at byte offsets")

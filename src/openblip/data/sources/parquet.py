@@ -8,7 +8,7 @@ does not have. A file is a shard; a row group is read as texts first, then its i
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,12 +85,8 @@ class ParquetSource(Source):
         """The open file of a shard and the row groups that belong to the shard."""
         stem, group = self.file_of(shard)
         path = self.paths[stem]
-        try:
+        with storage.source_errors(path, keep_transient=True):
             binary = storage.open_copied(path) if is_shared else storage.open_binary(path)
-        except OSError as error:
-            if is_transient(error):
-                raise
-            raise SourceError(f"{path}: cannot be read: {error}") from error
         with binary:
             try:
                 file = pq.ParquetFile(binary, buffer_size=_BUFFER_BYTES)
@@ -128,15 +124,10 @@ class _GroupReader:
         schema = file.schema_arrow
         image = find_column(schema.names, _IMAGE_COLUMNS, "image")
         self.image_columns = [image, *({_SECOND_IMAGE} & {*schema.names})]
-        self.text_columns = [
-            column.name
-            for column in schema
-            if column.name not in self.image_columns
-            and not pa.types.is_binary(column.type)
-            and not pa.types.is_large_binary(column.type)
-        ]
+        is_encoded = {c.name: pa.types.is_binary(c.type) or pa.types.is_large_binary(c.type) for c in schema}
+        self.text_columns = [name for name in schema.names if not (name in self.image_columns or is_encoded[name])]
         has_conversations = "conversations" in schema.names  # whose ids are no keys
-        self.key_columns = [] if has_conversations else [c for c in self.text_columns if c in KEY_COLUMNS]
+        self.key_columns = [name for name in self.text_columns if name in KEY_COLUMNS and not has_conversations]
         self.keys: set[str] = set()
         self.is_readable, self.damage = False, ""
 
@@ -154,15 +145,12 @@ class _GroupReader:
         rows, items = set(wanted), dict[int, Sample | Reject]()
         for row in range(texts.num_rows):
             key = self._key(texts, row, first + row)
-            is_repeat = key in self.keys
+            if row in rows:
+                if key in self.keys:
+                    items[row] = Reject(self.shard, key, f"row {first + row}: duplicate key, the first one stays")
+                elif (item := self._texts(texts, row, key)) is not None:
+                    items[row] = item
             self.keys.add(key)
-            if row not in rows:
-                continue
-            if is_repeat:
-                reason = f"row {first + row}: duplicate key, the first one stays"
-                items[row] = Reject(self.shard, key, reason)
-            elif (item := self._texts(texts, row, key)) is not None:
-                items[row] = item
         if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
             yield from self._with_images(group, first, items)
         else:
@@ -170,27 +158,25 @@ class _GroupReader:
             yield from items.items()
 
     def _key(self, texts: pa.Table, row: int, number: int) -> str:
-        if not self.key_columns:
-            return f"{number:09d}"
-        try:
-            return row_key(texts.select(self.key_columns).slice(row, 1).to_pylist()[0], number)
-        except ValueError:  # a text that is not UTF-8
-            return f"{number:09d}"
+        values: Mapping[str, Any] = {}
+        if self.key_columns:
+            with suppress(ValueError):  # a text that is not UTF-8
+                values = texts.select(self.key_columns).slice(row, 1).to_pylist()[0]
+        return row_key(values, number)
 
     def _texts(self, texts: pa.Table, row: int, key: str) -> Sample | Reject | None:
         """The sample without its image, None where it is skipped."""
-        place = f"{self.shard}/{key}"
         try:
             values = texts.slice(row, 1).to_pylist()[0]
-        except (pa.ArrowException, ValueError) as error:
-            return Reject(self.shard, key, f"{place}: cannot be read: {error}")
-        try:
             captions, info = row_captions(values), task_fields(_stated(values))
-        except SourceError as error:
-            return Reject(self.shard, key, f"{place}: {error}")
-        image_id = image_id_of(self.source.name, self.shard, key, info)
-        sample = Sample(key, self.shard, b"", captions, image_id, info)
+        except (SourceError, pa.ArrowException, ValueError) as error:
+            return self._broken(key, error)
+        sample = Sample(key, self.shard, b"", captions, image_id_of(self.source.name, self.shard, key, info), info)
         return None if self.selection.skips(sample) else sample
+
+    def _broken(self, key: str, error: Exception) -> Reject:
+        reason = str(error) if isinstance(error, SourceError) else f"cannot be read: {error}"
+        return Reject(self.shard, key, f"{self.shard}/{key}: {reason}")
 
     def _with_images(
         self, group: int, first: int, items: dict[int, Sample | Reject]
@@ -203,9 +189,7 @@ class _GroupReader:
                 self.is_readable = True
                 for place in range(batch.num_rows):
                     if (item := items.get(row)) is not None:
-                        if isinstance(item, Sample):
-                            item = self._with_image(item, batch.slice(place, 1))
-                        yield row, item
+                        yield row, self._with_image(item, batch.slice(place, 1)) if isinstance(item, Sample) else item
                     row += 1
                 if row > last:
                     return
@@ -223,7 +207,7 @@ class _GroupReader:
         except (SourceError, OSError) as error:
             return reject_of(self.shard, sample.key, error)
         except (pa.ArrowException, ValueError) as error:
-            return Reject(self.shard, sample.key, f"{sample.shard}/{sample.key}: cannot be read: {error}")
+            return self._broken(sample.key, error)
         return replace(sample, image=image, second_image=next(iter(second), None))
 
     def _image(self, value: Any, column: str) -> bytes:

@@ -6,7 +6,7 @@ Tables, annotation files and folders are read through here, in shards of a bound
 import errno
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -48,8 +48,7 @@ class ImageRow:
     image_id: Any = None
     """The data set's own name of the image: rows with the same one show the same image."""
     captions: tuple[str, ...] = ()
-    info: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
-    """The sample's `info`, or a function that makes it when the row is read."""
+    info: Mapping[str, Any] = field(default_factory=dict)
     second_image: str | None = None
 
     @property
@@ -58,8 +57,7 @@ class ImageRow:
 
     def texts(self, source: str, shard: str) -> Sample:
         """The sample without its image; raises `SourceError` or `OSError`."""
-        info = self.info() if callable(self.info) else self.info
-        return Sample(self.sample_key, shard, b"", self.captions, f"{source}#{self.image_id}", info)
+        return Sample(self.sample_key, shard, b"", self.captions, f"{source}#{self.image_id}", self.info)
 
     def read(self, source: str, shard: str, selection: Selection) -> Sample | Reject | None:
         """The sample, None where it is skipped, or the reject of what cannot be read."""

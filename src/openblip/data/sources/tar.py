@@ -28,7 +28,6 @@ from openblip.data.sample import (
     Sample,
     Selection,
     Source,
-    is_transient,
     parse_json_object,
     sample_of_texts,
 )
@@ -104,10 +103,6 @@ class TarSource(Source):
     name: str
     paths: dict[str, str] = field(repr=False)
 
-    @classmethod
-    def open(cls, spec: str, paths: list[str]) -> "TarSource":
-        return cls(spec, storage.shard_names(paths))
-
     def shards(self) -> Sequence[str]:
         return list(self.paths)
 
@@ -126,21 +121,20 @@ class TarSource(Source):
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         path = self.paths[shard]
         is_shared = selection.pieces[1] > 1
-        try:
-            with storage.open_copied(path) if is_shared else storage.open_binary(path) as file:
+        with storage.source_errors(path, keep_transient=True):
+            file = storage.open_copied(path) if is_shared else storage.open_binary(path)
+            try:
                 for number, group, is_repeat in _wanted_groups(file, path, selection):
                     for item in self._items(file, shard, group, is_repeat, selection):
                         yield Located(number, item)
-        except _EndsEarlyError as stop:
-            if not stop.num_samples:
-                raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
-            if selection.has(stop.num_samples):
-                reason = f"the shard ends early, the rest is lost: {stop}"
-                yield Located(stop.num_samples, Reject(shard, "", reason))
-        except OSError as error:
-            if is_transient(error):
-                raise
-            raise SourceError(f"{path}: cannot be read: {error}") from error
+            except _EndsEarlyError as stop:
+                if not stop.num_samples:
+                    raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
+                if selection.has(stop.num_samples):
+                    reason = f"the shard ends early, the rest is lost: {stop}"
+                    yield Located(stop.num_samples, Reject(shard, "", reason))
+            finally:
+                file.close()
 
     def _items(
         self, file: BinaryIO, shard: str, group: _Group, is_repeat: bool, selection: Selection

@@ -94,68 +94,50 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
     prefixes = _visdial_prefixes(file.images, str(file.content.get("split")))
 
     def row(dialog: Mapping[str, Any], number: int) -> ImageRow:
-        image_number, image_id = number_of(dialog, "image_id"), id_of(dialog, "image_id")
-        caption, relevance = text_of(dialog, "caption"), relevances.get(image_id)
-        _check_dialog(dialog.get("dialog"), len(questions), len(answers), relevance)
-
-        def info() -> dict[str, Any]:
-            rounds = [
-                _visdial_round(turn, questions, answers, relevance if index == relevance_round else None)
-                for index, turn in enumerate(dialog["dialog"])
-            ]
-            return {"caption": caption, "dialog": rounds, "image_id": image_id}
-
-        relevance_round = None if relevance is None else relevance[0]
+        image_number, image_id, rounds = number_of(dialog, "image_id"), id_of(dialog, "image_id"), dialog.get("dialog")
+        if not isinstance(rounds, list) or not rounds:
+            raise SourceError(f"dialog must be a list of rounds, not {rounds!r:.80}")
+        rounds = [_visdial_round(turn, f"round {n}", questions, answers) for n, turn in enumerate(rounds, 1)]
+        if image_id in relevances:
+            index, values = relevances[image_id]
+            _check_index(index, rounds, "round_id of the dense annotations, from 0")
+            if len(values) != len(rounds[index].get("options", ())):
+                raise SourceError(f"round {index + 1}: {len(values)} values of relevance for other candidates")
+            rounds[index]["relevance"] = values
+        caption = text_of(dialog, "caption")
         paths = [f"{prefix}_{image_number:012d}.jpg" for prefix in prefixes]
+        info = {"caption": caption, "dialog": rounds, "image_id": image_id}
         return ImageRow(image_id, paths, image_id, (caption,), info)
 
     return AnnotationRows(dialogs, row, "dialogs[{}]".format, description)
 
 
-def _visdial_round(
-    turn: Mapping[str, Any], questions: Sequence[str], answers: Sequence[str], relevance: Relevance | None
-) -> dict[str, Any]:
+def _visdial_round(turn: Any, place: str, questions: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """The texts of a round; raises `SourceError` where an index points at nothing."""
+    turn = as_object(turn)
+    _check_index(turn.get("question"), questions, f"{place}: question")
     texts: dict[str, Any] = {"question": questions[turn["question"]]}
     if turn.get("answer") is not None:
+        _check_index(turn["answer"], answers, f"{place}: answer")
         texts["answer"] = answers[turn["answer"]]
-    if turn.get("answer_options") is not None:
-        texts["options"] = [answers[index] for index in turn["answer_options"]]
-        if turn.get("gt_index") is not None:
-            texts["answer_index"] = turn["gt_index"]
-    if relevance is not None:
-        texts["relevance"] = relevance[1]
+    options = turn.get("answer_options")
+    if options is not None:
+        if not isinstance(options, array) or not options:
+            raise SourceError(f"{place}: answer_options must be a list of numbers, not {options!r:.80}")
+        for index in (min(options), max(options)):
+            _check_index(index, answers, f"{place}: answer_options")
+        texts["options"] = [answers[index] for index in options]
+    if turn.get("gt_index") is not None:
+        _check_index(turn["gt_index"], options or (), f"{place}: gt_index")
+        texts["answer_index"] = turn["gt_index"]
     return texts
 
 
-def _check_dialog(rounds: Any, num_questions: int, num_answers: int, relevance: Relevance | None) -> None:
-    """Raises `SourceError` where an index points at nothing."""
-    if not isinstance(rounds, list) or not rounds:
-        raise SourceError(f"dialog must be a list of rounds, not {rounds!r:.80}")
-    for number, turn in enumerate(rounds, 1):
-        place, turn = f"round {number}", as_object(turn)
-        _check_index(turn.get("question"), num_questions, f"{place}: question")
-        options = turn.get("answer_options")
-        if turn.get("answer") is not None:
-            _check_index(turn["answer"], num_answers, f"{place}: answer")
-        if options is not None:
-            if not isinstance(options, array) or not options:
-                raise SourceError(f"{place}: answer_options must be a list of numbers, not {options!r:.80}")
-            for index in (min(options), max(options)):
-                _check_index(index, num_answers, f"{place}: answer_options")
-        if turn.get("gt_index") is not None:
-            _check_index(turn["gt_index"], len(options or ()), f"{place}: gt_index")
-    if relevance is not None:
-        index, values = relevance
-        _check_index(index, len(rounds), "round_id of the dense annotations, from 0")
-        if len(values) != len(rounds[index].get("answer_options") or ()):
-            raise SourceError(f"round {index + 1}: {len(values)} values of relevance for other candidates")
-
-
-def _check_index(index: Any, size: int, what: str) -> None:
+def _check_index(index: Any, items: Sequence[Any], what: str) -> None:
     if isinstance(index, bool) or not isinstance(index, int):
         raise SourceError(f"{what} must be a number, not {index!r:.80}")
-    if not 0 <= index < size:
-        raise SourceError(f"{what} is {index}, of {size}")
+    if not 0 <= index < len(items):
+        raise SourceError(f"{what} is {index}, of {len(items)}")
 
 
 def _visdial_texts(texts: Any, name: str, path: str) -> list[str]:

@@ -57,9 +57,7 @@ class AnnotationFile:
                 except SourceError as error:
                     yield f"line {line.number}", error
 
-    def choose_split(
-        self, items: Sequence[Any], unit: str, *, may_omit: bool = False
-    ) -> tuple[list[int], Counter[str]]:
+    def choose_split(self, items: list[Any], unit: str, *, may_omit: bool = False) -> tuple[list[int], dict[str, int]]:
         """The numbers of the items of the chosen split, and the size of each split; `restval` is part of `train`.
 
         An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file
