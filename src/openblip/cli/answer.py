@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from openblip.cli.batches import OutputLines, decode_image, sample_name
-from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, ImageFile, find_sources, has_texts, is_one_file
+from openblip.cli.inputs import VIDEO_FILE_SUFFIXES, find_sources, has_texts, is_one_file, read_file
 from openblip.cli.options import ModelOptions, ReadingOptions, read_text_list
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
@@ -21,8 +21,6 @@ from openblip.generation.decoding import Beam
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from openblip.predictor import BasePredictor
 
     Asked = tuple[Tensor, tuple[str, ...]]
     """An image (one frame) or a video, (F, 3, S, S) uint8, and the questions about it."""
@@ -75,11 +73,18 @@ def command(
     predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
     import torch
 
+    from openblip.data.video import is_video, read_frames
+
     def prepare(sample: Sample) -> "Asked":
         question = sample.info.get("question")
         if not questions and (not isinstance(question, str) or not question.strip()):
             raise SourceError("it has no question")
-        return _read_frames(predictor, sample, num_frames), questions or (str(question),)
+        if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES:
+            frames = read_frames(sample.image, num_frames, name=sample_name(sample.shard, sample.key))
+        else:
+            frames = [decode_image(sample)]
+        pixels = torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
+        return pixels, questions or (str(question),)
 
     def answer(batch: Sequence["Asked"]) -> list[list[dict[str, Any]]]:
         """The rows of each image or video; those of equally many frames are encoded together."""
@@ -107,7 +112,7 @@ def command(
         return rows
 
     if is_alone:
-        for row in answer([prepare(ImageFile(source, with_texts=False).read())])[0]:
+        for row in answer([prepare(read_file(source))])[0]:
             print(json.dumps(row, ensure_ascii=False))
         return 0
     fields = ("question", "answer", "logprob")
@@ -115,17 +120,3 @@ def command(
         for samples, asked in lines.batches(sources, prepare, reading, label="answering"):
             lines.write(samples, answer(asked))
     return lines.finish("answered about")
-
-
-def _read_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "Tensor":
-    """Decode an image, or evenly spread frames of a video: (F, 3, S, S) uint8."""
-    import torch
-
-    from openblip.data.video import is_video, read_frames
-
-    frames = (
-        read_frames(sample.image, num_frames, name=sample_name(sample.shard, sample.key))
-        if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES
-        else [decode_image(sample)]
-    )
-    return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])

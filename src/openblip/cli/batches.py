@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from openblip.cli.inputs import FileSource
 from openblip.cli.options import ReadingOptions
 from openblip.data.reader import Prepared, read_source
-from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sample import Reject, Sample, Source, safe_name
 from openblip.errors import ConfigError, SourceError
 from openblip.files import JsonLine, read_jsonl
 from openblip.progress import Progress
@@ -95,13 +95,13 @@ class OutputLines:
         Samples whose lines are there already are passed over. Those that cannot be read are named on standard
         error and counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
         """
-        files = [file for source in sources if isinstance(source, FileSource) for file in source.files]
+        paths = [path for source in sources if isinstance(source, FileSource) for path in source.paths]
         is_known = all(isinstance(source, FileSource) for source in sources)
         with Progress(
             label,
-            total=len(files) if is_known else None,
+            total=len(paths) if is_known else None,
             unit="images",
-            done=sum(("", file.key) in self.present for file in files) if is_known else len(self.present),
+            done=sum(("", safe_name(path)) in self.present for path in paths) if is_known else len(self.present),
             # on a terminal lines show how far the work is, and a bar would break them
             visible=self.stream is None or not self.stream.isatty(),
         ) as bar:

@@ -9,6 +9,7 @@ from openblip.cli.batches import OutputLines, decode_image
 from openblip.cli.inputs import FileSource, find_sources
 from openblip.cli.options import DecodingOptions, ModelOptions, ReadingOptions
 from openblip.cli.sidecar import SidecarOptions
+from openblip.data.sample import safe_name
 from openblip.errors import ConfigError
 
 
@@ -50,9 +51,9 @@ def command(
     inputs, num_left_alone = find_sources(sources, images=reading.images), 0
     path_of_key: dict[str, str] = {}
     if sidecar.sidecar:
-        files, num_left_alone = sidecar.choose(inputs)
-        inputs = [FileSource("images", files)]
-        path_of_key = {file.key: file.path for file in files}
+        paths, num_left_alone = sidecar.choose(inputs)
+        inputs = [FileSource("images", paths)]
+        path_of_key = {safe_name(path): path for path in paths}
     predictor = model.load()
     predictor.caption([], prompt=prompt, decoding=strategy)  # raises what it cannot do, before a file is made
     import torch

@@ -22,63 +22,50 @@ VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
 SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """One image or video file; its key is its path or URL."""
-
-    path: str
-    with_texts: bool
-    """Whether the sample has the texts of the .txt or .json beside the file."""
-    shard: str = ""
-
-    @property
-    def key(self) -> str:
-        return safe_name(self.path)
-
-    def read(self) -> Sample:
-        """Read the file; raises `ImageError` or `SourceError`."""
-        from openblip.data.sources import storage
-
-        try:
-            payload = storage.read_bytes(self.path)
-        except OSError as error:
-            raise ImageError(f"{self.key}: cannot be read: {error.strerror or error}") from error
-        return replace(self.read_texts(), image=payload)
-
-    def read_texts(self) -> Sample:
-        """The sample without its image; raises `SourceError`."""
-        texts = {file.suffix[1:]: file.read_bytes() for file in self.text_files()} if self.with_texts else {}
-        info, captions = parse_texts(texts, self.key)
-        return Sample(self.key, self.shard, b"", captions, self.key, info)
-
-    def text_files(self) -> list[Path]:
-        """The .txt and .json beside the file."""
-        if "://" in self.path:
-            return []
-        beside = (Path(self.path).with_suffix(f".{suffix}") for suffix in TEXT_SUFFIXES)
-        return [file for file in beside if file.is_file()]
-
-
 @dataclass
 class FileSource(Source):
-    """Image and video files as a source. It has one shard, whose name is empty."""
+    """Image and video files as a source. It has one shard, whose name is empty; a key is a path or URL."""
 
     name: str
-    files: list[ImageFile]
+    paths: list[str]
+    with_texts: bool = False
+    """Whether samples have the texts of the .txt or .json beside the file."""
 
     def shards(self) -> Sequence[str]:
         return [""]
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        for number, file in enumerate(self.files):
+        for number, path in enumerate(self.paths):
             if not selection.has(number):
                 continue
+            key = safe_name(path)
             try:
-                sample = file.read_texts()
+                texts = {file.suffix[1:]: file.read_bytes() for file in text_files(path)} if self.with_texts else {}
+                info, captions = parse_texts(texts, key)
+                sample = Sample(key, shard, b"", captions, key, info)
                 if not selection.skips(sample):
-                    yield Located(number, file.read() if selection.images else sample)
+                    yield Located(number, read_file(path, sample) if selection.images else sample)
             except (SourceError, ImageError) as error:
-                yield Located(number, Reject(file.shard, file.key, str(error)))
+                yield Located(number, Reject(shard, key, str(error)))
+
+
+def read_file(path: str, sample: Sample | None = None) -> Sample:
+    """Read an image or video file into its sample; raises `ImageError`."""
+    from openblip.data.sources import storage
+
+    key = safe_name(path)
+    try:
+        return replace(sample or Sample(key, "", b"", (), key), image=storage.read_bytes(path))
+    except OSError as error:
+        raise ImageError(f"{key}: cannot be read: {error.strerror or error}") from error
+
+
+def text_files(path: str) -> list[Path]:
+    """The .txt and .json beside a file."""
+    if "://" in path:
+        return []
+    beside = (Path(path).with_suffix(f".{suffix}") for suffix in TEXT_SUFFIXES)
+    return [file for file in beside if file.is_file()]
 
 
 def is_one_file(spec: str) -> bool:
@@ -109,7 +96,7 @@ def find_sources(
     spec_of_shard: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
         if paths := _image_paths(spec, wanted):
-            sources.append(FileSource(spec, [ImageFile(path, with_texts) for path in paths if path not in seen]))
+            sources.append(FileSource(spec, [path for path in paths if path not in seen], with_texts))
             seen.update(paths)
             continue
         from openblip.data.sources import open_source
@@ -143,6 +130,4 @@ def _image_paths(spec: str, wanted: frozenset[str]) -> list[str]:
 
 def has_texts(sources: Iterable[Source]) -> bool:
     """Whether samples may have texts of their own; image files have none unless some lie beside them."""
-    return any(
-        not isinstance(source, FileSource) or any(file.text_files() for file in source.files) for source in sources
-    )
+    return any(not isinstance(source, FileSource) or any(map(text_files, source.paths)) for source in sources)

@@ -53,8 +53,8 @@ COMMANDS = {
         ("train", "train", "run_recipe", "train a recipe, on one machine or under torchrun"),
         ("evaluate", "evaluate", "command", "measure a model on any of its tasks"),
         ("convert", "convert", "command", "write a checkpoint in another format"),
-        ("data inspect", "data_inspect", "command", "count and check what a data source holds"),
-        ("data emoji-scenes", "data_emoji_scenes", "command", "write the embedded world as tar shards"),
+        ("data inspect", "data", "inspect_data", "count and check what a data source holds"),
+        ("data emoji-scenes", "data", "write_scenes", "write the embedded world as tar shards"),
     )
 }
 

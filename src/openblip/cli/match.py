@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from openblip.cli.batches import OutputLines, decode_image
-from openblip.cli.inputs import ImageFile, find_sources, has_texts, is_one_file
+from openblip.cli.inputs import find_sources, has_texts, is_one_file, read_file
 from openblip.cli.options import ModelOptions, ReadingOptions
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
@@ -90,7 +90,7 @@ def command(
         return [[next(rows) for _ in of_image] for of_image in texts_of_image]
 
     if is_alone:
-        sample = ImageFile(source, with_texts=False).read()
+        sample = read_file(source)
         for row in score([sample], [prepare(sample)])[0]:
             print(json.dumps(row, ensure_ascii=False))
         return 0

@@ -1,9 +1,9 @@
 """Options that several commands share, and texts in JSON files that options name."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
@@ -81,16 +81,9 @@ class DecodingOptions:
 
     def build(self, seed: int | None = None) -> Decoding:
         """Return the strategy; `seed` is for sampling. Raises `ConfigError` for a value out of range."""
-        common: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "min_new_tokens": self.min_new_tokens,
-            "repetition_penalty": self.repetition_penalty,
-        }
-        if self.decoding == "greedy":
-            return Greedy(**common)
-        if self.decoding == "nucleus":
-            return Nucleus(**common, top_p=self.top_p, temperature=self.temperature, seed=seed)
-        return Beam(**common, num_beams=self.num_beams, length_penalty=self.length_penalty)
+        strategies: dict[str, type[Decoding]] = {"beam": Beam, "nucleus": Nucleus, "greedy": Greedy}
+        strategy, values = strategies[self.decoding], {**asdict(self), "seed": seed}
+        return strategy(**{field.name: values[field.name] for field in fields(strategy)})
 
 
 def read_text_list(path: Path, option: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.cli.inputs import IMAGE_FILE_SUFFIXES, FileSource, ImageFile
+from openblip.cli.inputs import IMAGE_FILE_SUFFIXES, FileSource
 from openblip.data.sample import Source
 from openblip.errors import ConfigError, SourceError
 from openblip.files import write_text
@@ -59,37 +59,37 @@ class SidecarOptions:
         """Write the text file of an image, whole or not at all."""
         write_text(self.text_file(image), "".join(f"{self.line(caption)}\n" for caption in captions))
 
-    def choose(self, sources: Sequence[Source]) -> tuple[list[ImageFile], int]:
+    def choose(self, sources: Sequence[Source]) -> tuple[list[str], int]:
         """Return the images to write for, and how many are left alone because they have a text file.
 
         Raises:
             SourceError: a source has no image files of this machine, or two images share a text file.
             ConfigError: a folder cannot be written into.
         """
-        files: list[ImageFile] = []
+        paths: list[str] = []
         for source in sources:
-            if not isinstance(source, FileSource) or any("://" in file.path for file in source.files):
+            if not isinstance(source, FileSource) or any("://" in path for path in source.paths):
                 raise SourceError(
                     f"{source.name} is no image file on this machine, so no text file can stand beside it; "
                     "for --sidecar name image files or folders of them, or leave it out and name --out"
                 )
-            files += source.files
-        chosen = [file for file in files if self.overwrite or not self.text_file(file.path).exists()]
+            paths += source.paths
+        chosen = [path for path in paths if self.overwrite or not self.text_file(path).exists()]
         image_of_text: dict[str, str] = {}
         shared: list[tuple[str, str]] = []
-        for file in chosen:
-            first = image_of_text.setdefault(os.path.abspath(self.text_file(file.path)), file.path)
-            if first is not file.path:
-                shared.append((first, file.path))
+        for path in chosen:
+            first = image_of_text.setdefault(os.path.abspath(self.text_file(path)), path)
+            if first is not path:
+                shared.append((first, path))
         if shared:
             first, second = shared[0]
             more = f", and {len(shared) - 1} more such images" if len(shared) > 1 else ""
             raise SourceError(f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one")
         # An image that is not there is reported where it is read.
-        for folder in dict.fromkeys(Path(f.path).parent for f in chosen if Path(f.path).exists()):
+        for folder in dict.fromkeys(Path(path).parent for path in chosen if Path(path).exists()):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"{folder} cannot be written into, so its images can have no text files; change its "
                     "permissions, or leave --sidecar out and name --out"
                 )
-        return chosen, len(files) - len(chosen)
+        return chosen, len(paths) - len(chosen)

@@ -90,6 +90,5 @@ def _matrix(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]
 def _ranks(scores: Sequence[float]) -> list[int]:
     """The rank of every candidate, from 1; of equal scores the first comes first."""
     order = np.argsort(-np.array(scores), kind="stable")
-    ranks = np.empty(len(scores), dtype=int)
-    ranks[order] = np.arange(1, len(scores) + 1)
-    return [int(rank) for rank in ranks]
+    ranks: list[int] = (np.argsort(order) + 1).tolist()
+    return ranks

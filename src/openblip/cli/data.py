@@ -1,0 +1,182 @@
+"""`openblip data inspect`: what a source holds; `openblip data emoji-scenes`: the embedded world as tar shards."""
+
+import json
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from openblip.emoji_scenes.scene import Kind, Split
+from openblip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openblip.data.inspect import Inspection
+    from openblip.data.sample import Reject, Sample
+
+_LINES_SHOWN = 10
+_MISSING_SHOWN = 3
+
+
+def inspect_data(
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
+    /,
+    *,
+    images: str | None = None,
+    samples: int = 200,
+    examples: int = 5,
+    as_json: bool = False,
+) -> int:
+    """Count what a data source holds: samples, captions, questions, statements, dialogs, image sizes, what is
+    missing and what cannot be read.
+
+    Args:
+        source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a
+            mixture of them.
+        images: Folder of the images that an annotation file (or a table) names.
+        samples: Samples whose images are decoded, spread over the source; 0 decodes all and so checks every image.
+        examples: Samples to show.
+        as_json: Print one json object per source instead of tables.
+    """
+    from openblip.data.inspect import inspect_source
+    from openblip.data.sources import open_mixture
+    from openblip.progress import Progress
+
+    if samples < 0 or examples < 0:
+        raise ConfigError("--samples and --examples count samples: 0 or more")
+    mixture = open_mixture(source, images=images)
+    for number, member in enumerate(mixture.sources):
+        with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
+            inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
+        facts = _facts(inspection)
+        if mixture.weights is not None and len(mixture.sources) > 1:
+            facts["weight"] = round(mixture.weights[number], 4)
+        if as_json:
+            print(json.dumps({"source": member.name, **facts, "reasons": _reasons(inspection.rejects)}))
+        else:
+            _print_tables(member.name, facts, inspection)
+    return 0
+
+
+def _facts(inspection: "Inspection") -> dict[str, Any]:
+    """What is printed, by name."""
+    tasks = inspection.tasks.facts()
+    facts: dict[str, Any] = {
+        **inspection.description,
+        "shards": inspection.num_shards,
+        "samples": inspection.num_samples,
+        **({"task fields counted in": inspection.num_samples} if tasks else {}),
+        **tasks,
+        "samples read": inspection.num_read,
+    }
+    for name, count in (("pairs of images", inspection.num_pairs), ("clips", inspection.num_videos)):
+        facts |= {name: count} if count else {}
+    if missing := inspection.missing_files:
+        facts["missing pictures"] = f"{len(missing)} of {inspection.num_read}"
+        facts["first missing"] = missing[:_MISSING_SHOWN]
+    words = sorted(inspection.caption_words)
+    spread = {"least": words[0], "median": statistics.median(words), "most": words[-1]} if words else {}
+    return facts | {
+        "rejects": len(inspection.rejects),
+        "captions per image": {str(num): images for num, images in sorted(inspection.captions_per_image.items())},
+        "words per caption": spread,
+        "image sizes": [f"{width}x{height}" for (width, height), _ in inspection.image_sizes.most_common(_LINES_SHOWN)],
+    }
+
+
+def _reasons(rejects: "list[Reject]") -> dict[str, int]:
+    """How often each reason was given, most frequent first, without the sample's name."""
+    reasons = (
+        reject.reason.removeprefix(f"{reject.shard}/{reject.key}: ").removeprefix(f"{reject.key}: ")
+        for reject in rejects
+    )
+    return dict(Counter(reasons).most_common())
+
+
+def _print_tables(name: str, facts: dict[str, Any], inspection: "Inspection") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    table = Table("", Column(overflow="fold"), title=Text(name), show_header=False, title_justify="left")
+    for fact, value in facts.items():
+        if value not in ({}, []):
+            shown = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else value
+            table.add_row(fact, Text(", ".join(shown) if isinstance(shown, list) else str(shown)))
+    console.print(table)
+    if inspection.examples:
+        console.print("Examples")
+        for sample in inspection.examples:
+            console.print(Text(f"  {sample.shard}/{sample.key}  {_describe(sample)}"))
+    if rejects := inspection.rejects:
+        console.print(f"Rejects ({len(rejects)})")
+        for reason, count in list(_reasons(rejects).items())[:_LINES_SHOWN]:
+            console.print(Text(f"  {count} x {reason}"))
+        names = ", ".join(f"{reject.shard}/{reject.key}" for reject in rejects[:_LINES_SHOWN])
+        console.print(Text(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}"))
+
+
+def _describe(sample: "Sample") -> str:
+    """The texts of a sample, in a line."""
+    info, texts = sample.info, list(sample.captions)
+
+    def add_question(question: Any, value: Any) -> None:
+        answers = value if isinstance(value, list) else [value] if value else []
+        texts.append(f"{question} {' / '.join(dict.fromkeys(map(str, answers))) or '(no answer)'}")
+
+    if "question" in info:
+        add_question(info["question"], info.get("answers"))
+    if "statement" in info:
+        texts.append(f"{info['statement']} ({str(info.get('label', 'no label')).lower()})")
+    elif "label" in info:
+        texts.append(f"class {info['label']}")
+    rounds = info.get("dialog")
+    for turn in rounds if isinstance(rounds, list) else []:
+        if isinstance(turn, dict):
+            add_question(turn.get("question"), turn.get("answer"))
+    return " | ".join(texts) or "(no caption)"
+
+
+def write_scenes(
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    split: Split,
+    num_samples: int,
+    kind: Kind = "captions",
+    seed: int = 0,
+    noise: float = 0.4,
+    samples_per_shard: int = 1000,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write emoji scenes with captions, or with what another task needs, as tar shards.
+
+    Everything true of a scene is known. The same request gives the same bytes; interrupted, the same command
+    goes on where it stopped.
+
+    Args:
+        out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
+        split: web has noisy captions; human, val and test have true ones. Pairs of nouns in val and in test
+            occur in no other split. No two samples of one of them share a true caption, or show and ask the same.
+        num_samples: Number of samples.
+        kind: What a sample holds: an image with captions, a question and its answers (questions), a dialog and
+            candidate answers (dialogs), a label (classes) or a text about it (documents); two images with a
+            statement that is true or false (statements); or a short video with captions (clips) or a question
+            (clip-questions).
+        seed: Same kind, split and seed, same scenes.
+        noise: Share of noisy captions of kind captions in split web; all else is true.
+        samples_per_shard: Samples per tar file.
+        num_workers: Processes; by default one per processor. Changes nothing in what is written.
+        overwrite: Replace the scenes in OUT by new ones.
+    """
+    from openblip.emoji_scenes.writer import write_emoji_scenes
+
+    folder = write_emoji_scenes(
+        out, split=split, num_samples=num_samples, kind=kind, seed=seed, noise=noise, overwrite=overwrite,
+        samples_per_shard=samples_per_shard, num_workers=num_workers,
+    )  # fmt: skip
+    print(f"wrote {num_samples} {split} scenes ({kind}) to {folder} (CC BY-SA 4.0, see LICENSE.txt there)")
+    return 0
