@@ -259,7 +259,7 @@ def _as_our_vit(name: str, model_class: str, config: Any, layer: int, table: Tab
     import transformers
 
     vit = VisionConfig(
-        **{ours: getattr(config, theirs) for ours, theirs in hf_blip.HF_VISION_SETTINGS.items()},
+        **{name: getattr(config, hf_name) for name, hf_name in hf_blip.HF_VISION_SETTINGS.items()},
         activation=config.hidden_act,
         input_norm="input_norm" in table,
         output_norm=False,
@@ -267,13 +267,8 @@ def _as_our_vit(name: str, model_class: str, config: Any, layer: int, table: Tab
     vit = cut_vit(vit, layer)
     hf_class = getattr(transformers, model_class)
     model, missing, _ = hub.read_hub_model(hf_class, name, config=config, dtype=torch.float32, **settings)
-    state = {
-        key.removeprefix(
-            "vision_model."
-        ): tensor  # a prefix that older releases of transformers put before CLIP's names
-        for key, tensor in model.state_dict().items()
-        if key not in missing
-    }
+    # Older releases of transformers put a prefix before CLIP's names.
+    state = {k.removeprefix("vision_model."): t for k, t in model.state_dict().items() if k not in missing}
     cut_off = tuple(f"encoder.layers.{i}." for i in range(vit.num_layers, config.num_hidden_layers))
     expected = empty_vit(vit).state_dict()
     weights = state_dict.translate(table, state, expected, (_FINAL_NORM, *cut_off), name)

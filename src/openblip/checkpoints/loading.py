@@ -12,15 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from openblip.checkpoints import backbones, hub
-from openblip.checkpoints.checkpoint import (
-    BLIP2_TYPE,
-    CONFIG_FILE,
-    OPENBLIP_FORMAT,
-    BlipCheckpoint,
-    Checkpoint,
-    ImageEncoder,
-    PathOrName,
-)
+from openblip.checkpoints import checkpoint as base
+from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, Checkpoint, ImageEncoder, PathOrName
 from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
 from openblip.checkpoints.huggingface.blip2 import HF_BLIP2_TYPES, load_huggingface_blip2, save_huggingface_blip2
 from openblip.checkpoints.native import load_native, save_native
@@ -83,7 +76,7 @@ def load_checkpoint(
             f"({shipped or 'none is installed'})."
         )
     config = read_json_object(path / CONFIG_FILE)
-    if config.get("model_type") == BLIP2_TYPE or config.get("format") == OPENBLIP_FORMAT:
+    if config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT:
         return load_native(path, tokenizer)
     if config.get("model_type") in HF_BLIP2_TYPES:
         return load_huggingface_blip2(path, tokenizer)
@@ -155,7 +148,7 @@ def load_image_encoder(
     has_none = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
     settings = {} if has_none else hub.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
     model_type = settings.get("model_type")
-    if has_none or settings.get("format") == OPENBLIP_FORMAT or model_type == "blip":
+    if has_none or settings.get("format") == base.OPENBLIP_FORMAT or model_type == "blip":
         encoder = _cut_encoder(name, layer)
     else:
         encoder = backbones.read_transformers_encoder(

@@ -119,10 +119,7 @@ def below(prefix: str, tensors: State) -> dict[str, Tensor]:
 
 
 def read_folder_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder of transformers, floating ones as float32.
-
-    They are in model.safetensors or pytorch_model.bin, whole or in the shards that an index names.
-    """
+    """All tensors of a folder of transformers, whole or in the shards that an index names, floating ones as float32."""
     for file_name in (WEIGHTS, PICKLED_WEIGHTS):
         index = folder / f"{file_name}.index.json"
         if (folder / file_name).is_file() or index.is_file():
@@ -178,8 +175,7 @@ def load_weights(model: nn.Module, weights: State, source: object) -> None:
 def assign_weights(model: nn.Module, weights: State, source: object, loaded: tuple[str, ...] = ()) -> None:
     """Make `weights` the model's parameters, without a copy and whatever device or precision those had.
 
-    loaded: prefixes of the parameters that have their weights already. Raises CheckpointError unless names and shapes
-    are exactly those of the others.
+    loaded: prefixes of the parameters that have their weights already. The others must be exactly those of `weights`.
     """
     check_weights(without(loaded, model.state_dict()), weights, source)
     for name, tensor in weights.items():
@@ -210,9 +206,9 @@ def find_layout(layouts: Mapping[str, Layout], config: BlipConfig | Blip2Config)
     return next(matching, None)
 
 
-def add_prefix(table: Table, ours: str, theirs: str) -> dict[str, str]:
+def add_prefix(table: Table, our_prefix: str, other_prefix: str) -> dict[str, str]:
     """The same table for a part of a model: prefixes before our names and before the other format's names."""
-    return {f"{ours}{name}": f"{theirs}{row}" for name, row in table.items()}
+    return {our_prefix + name: other_prefix + other for name, other in table.items()}
 
 
 def source_keys(table: Table, name: str, text_prefixes: Mapping[str, str] | None = None) -> list[list[str]]:

@@ -55,7 +55,7 @@ HF_VISION_KEYS: Table = {  # BlipVisionModel
     "norm": "post_layernorm",
 }
 # Blip2VisionModel, whose last norm is kept apart
-HF_EVA_KEYS: Table = {ours: theirs for ours, theirs in HF_VISION_KEYS.items() if ours != "norm"}
+HF_EVA_KEYS: Table = {name: hf_name for name, hf_name in HF_VISION_KEYS.items() if name != "norm"}
 _SELF, _CROSS = "encoder.layer.{i}.attention", "encoder.layer.{i}.crossattention"
 BERT_TEXT_KEYS: Table = {  # BlipTextModel, whose names are BERT's
     "embeddings.word": "embeddings.word_embeddings",
@@ -147,10 +147,10 @@ def load_huggingface_blip(folder: Path, tokenizer: PathOrName | None = None) -> 
     vocabulary = base.find_tokenizer(folder, folder, tokenizer)
     if "decode" in layout.text_prefixes:  # captions begin and end with the tokens that config.json names
         text = config.text_config
-        named, own = (text.bos_token_id, text.sep_token_id), (vocabulary.dec_id, vocabulary.sep_id)
-        if named != own:
+        named, expected = (text.bos_token_id, text.sep_token_id), (vocabulary.dec_id, vocabulary.sep_id)
+        if named != expected:
             raise CheckpointError(
-                f"{folder}: [DEC] and [SEP] are {named} in config.json and {own} in the tokenizer; they belong to "
+                f"{folder}: [DEC] and [SEP] are {named} in config.json and {expected} in the tokenizer; they belong to "
                 "different models."
             )
     preprocessing = read_preprocessing(folder, config.vision_config.image_size)
@@ -198,7 +198,7 @@ def find_class(folder: Path, config: Any, known: Mapping[str, Layout], told_by_w
 
 
 def _class_for(config: BlipConfig) -> str:
-    """The class of transformers that can hold a model of ours."""
+    """The class of transformers that can hold such a model; CheckpointError when there is none."""
     name = state_dict.find_layout(_LAYOUTS, config)
     if name is None:
         pooled = " and a pooler" if config.pooled else ""
@@ -236,7 +236,7 @@ def read_huggingface_config(folder: Path, classes: Mapping[str, Any]) -> Any:
 
 
 def _read_config(folder: Path, config: Any, layout: Layout, extra: SimpleNamespace) -> BlipConfig:
-    """Our settings of a model of transformers; CheckpointError for one that BLIP does not have."""
+    """The settings of a model of transformers; CheckpointError for one that BLIP does not have."""
     vision, text = config.vision_config, config.text_config
     if (vision.hidden_act, text.hidden_act) != ("gelu", "gelu"):
         raise CheckpointError(f"{folder} computes with {vision.hidden_act}/{text.hidden_act}; BLIP's layers are gelu.")
@@ -261,7 +261,7 @@ def _read_config(folder: Path, config: Any, layout: Layout, extra: SimpleNamespa
 
 
 def _write_config(config: BlipConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """transformers' settings of a model of ours."""
+    """config.json as transformers writes it."""
     import transformers
 
     hf_config = transformers.BlipConfig(
@@ -282,21 +282,21 @@ def _write_config(config: BlipConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """Our settings, by a table from our names to transformers'; ConfigError for what is no size."""
-    values = {ours: getattr(config, theirs) for ours, theirs in names.items()}
+    """Settings under our names, by a table to transformers' names; ConfigError for values that are no sizes."""
+    values = {name: getattr(config, hf_name) for name, hf_name in names.items()}
     strange = []
-    for ours, value in values.items():
-        may_be_zero = isinstance(value, float) or ours == "dropout"
+    for name, value in values.items():
+        may_be_zero = isinstance(value, float) or name == "dropout"
         if not isinstance(value, int | float) or not (value > 0 or (value == 0 and may_be_zero)):
-            strange.append(f"{names[ours]} {value}")
+            strange.append(f"{names[name]} {value}")
     if strange:
         raise ConfigError(f"{', '.join(strange)}: BLIP's settings are single numbers, sizes above 0.")
     return values
 
 
 def write_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """transformers' settings, the inverse of `read_sizes`."""
-    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+    """The same settings under transformers' names, the inverse of `read_sizes`."""
+    return {hf_name: getattr(config, name) for name, hf_name in names.items()}
 
 
 # What transformers' formats of BLIP and BLIP-2 have no place for: name -> conversion, and the value in a folder that

@@ -59,14 +59,14 @@ def qformer_keys(prefix: str, inner: str, *, norm: str, embeddings: str | None) 
     if embeddings is not None:
         table["embeddings.word"] = f"{embeddings}.word_embeddings"
         table["embeddings.position"] = f"{embeddings}.position_embeddings"
-    for ours, theirs in hf_blip.BERT_TEXT_KEYS.items():
-        if ".feed_forward." in ours:
-            query = theirs.replace(".intermediate.", ".intermediate_query.").replace(".output.", ".output_query.")
-            table[ours.replace("feed_forward", "query_feed_forward")] = prefix + query
+    for name, bert in hf_blip.BERT_TEXT_KEYS.items():
+        if ".feed_forward." in name:
+            query = bert.replace(".intermediate.", ".intermediate_query.").replace(".output.", ".output_query.")
+            table[name.replace("feed_forward", "query_feed_forward")] = prefix + query
             if embeddings is not None:
-                table[ours.replace("feed_forward", "text_feed_forward")] = prefix + theirs
-        elif ours.startswith("layers."):
-            table[ours] = prefix + theirs.replace(".self.", f".{inner}.")
+                table[name.replace("feed_forward", "text_feed_forward")] = prefix + bert
+        elif name.startswith("layers."):
+            table[name] = prefix + bert.replace(".self.", f".{inner}.")
     return add_prefix(table, "qformer.", "")
 
 
@@ -151,7 +151,7 @@ def _config_classes() -> Mapping[str, Any]:
 def _read_config(
     folder: Path, config: Any, layout: Layout, extra: SimpleNamespace, language: LanguageModel | None
 ) -> Blip2Config:
-    """Our settings of a model of transformers; CheckpointError for one that BLIP-2 does not have."""
+    """The settings of a model of transformers; CheckpointError for one that BLIP-2 does not have."""
     vision, qformer = config.vision_config, config.qformer_config
     if vision.hidden_act not in _ACTIVATIONS or qformer.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
@@ -267,7 +267,7 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     if model.language is not None:
         language = _writable_language_model(model.language)
         text_config = language.config.to_dict()
-        # The end that the model was taught, at which transformers' `generate` is to stop.
+        # The token that ends a text in training, at which transformers' `generate` is to stop.
         text_config["eos_token_id"] = model.language.end_id
         if text_config.get("pad_token_id") is None:
             text_config["pad_token_id"] = model.language.pad_id
@@ -298,7 +298,7 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
 
 
 def _class_for(config: Blip2Config) -> str:
-    """The class of transformers that can hold a model of ours."""
+    """The class of transformers that can hold such a model; CheckpointError when there is none."""
     name = state_dict.find_layout(_LAYOUTS, config)
     if name is None:
         itg = " It has none for itg, with which the Q-Former itself writes." if "itg" in config.heads else ""
@@ -312,11 +312,11 @@ def _class_for(config: Blip2Config) -> str:
 def _write_config(
     config: Blip2Config, text_config: Mapping[str, Any] | None, image_token: int | None
 ) -> dict[str, Any]:
-    """transformers' settings of a model of ours. image_token: id of the token that stands for a visual prompt."""
+    """config.json as transformers writes it. image_token: id of the token that stands for a visual prompt."""
     vision, qformer = config.vision, config.qformer
     if not isinstance(vision, VisionConfig) or vision.input_norm or vision.output_norm:
-        is_ours = isinstance(vision, VisionConfig)
-        problem = "has CLIP's first norm or a last norm" if is_ours else "is not OpenBLIP's ViT"
+        is_vit = isinstance(vision, VisionConfig)
+        problem = "has CLIP's first norm or a last norm" if is_vit else "is not OpenBLIP's ViT"
         raise CheckpointError(
             f"transformers' BLIP-2 has one kind of image encoder, and this model's {problem}: save as openblip."
         )

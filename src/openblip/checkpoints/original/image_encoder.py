@@ -47,7 +47,7 @@ class EncoderLayout(NamedTuple):
 
 EVA_CLIP = EncoderLayout(
     table={
-        **{ours: theirs for ours, theirs in TIMM_VISION_KEYS.items() if ours != "norm"},
+        **{name: timm_name for name, timm_name in TIMM_VISION_KEYS.items() if name != "norm"},
         # The released encoder has no bias for keys: the same bias for all keys changes no attention.
         "blocks.{i}.attention.qkv.bias": "blocks.{i}.attn.q_bias+k_bias+v_bias",
     },
