@@ -31,8 +31,8 @@ CAPTION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionRow:
-    """One text of one image. `index` counts the texts of a source within the sample; `itm` is P(match), `itc`
-    the cosine, `logprob` the captioner's own score, None for web text.
+    """One text of one image. `index` counts the texts of a source within the sample; `itm` is P(match), `itc` the
+    cosine, `logprob` the captioner's own score, None for web text.
     """
 
     key: str
@@ -65,8 +65,7 @@ def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
 
 
 def read_captions(directory: str | Path, shard: str) -> pa.Table:
-    """Every row of `directory/captions/<shard>.parquet`, in the order written, with the columns of
-    `CAPTION_SCHEMA`.
+    """Every row of `directory/captions/<shard>.parquet`, in the order written, with the columns of `CAPTION_SCHEMA`.
 
     Raises `SourceError` when the file is missing, damaged or has other columns.
     """

@@ -1,7 +1,6 @@
 """Samples, rejects, and `Source`: what every data format answers.
 
-A source is a list of shards. A shard is read front to back, once, by `Source.read`; nothing is indexed
-before.
+A source is a list of shards. A shard is read front to back, once, by `Source.read`; nothing is indexed before.
 """
 
 import errno
@@ -42,8 +41,8 @@ class Sample:
     image_id: str
     """Equal exactly for samples of the same image."""
     info: Mapping[str, Any] = field(default_factory=lambda: _NO_INFO)
-    """The sample's json. Its reference captions lie in `info["references"]` and are never trained on;
-    questions, statements, dialogs and labels have the names of docs/data.md.
+    """The sample's json. Its reference captions lie in `info["references"]` and are never trained on; questions,
+    statements, dialogs and labels have the names of docs/data.md.
     """
     second_image: bytes | None = None
     """The right one of two images (NLVR2)."""
@@ -91,8 +90,8 @@ class Selection(NamedTuple):
 class Source(ABC):
     """A set of shards in a stable order.
 
-    A source is pickled to worker processes, so it holds no open files. Listings of folders and annotation
-    files are read once, when it is opened.
+    A source is pickled to worker processes, so it holds no open files. Listings of folders and annotation files are
+    read once, when it is opened.
     """
 
     name: str
@@ -113,9 +112,9 @@ class Source(ABC):
     ) -> Iterator[Located]:
         """Read a shard front to back, yielding samples, and rejects where they are met.
 
-        The numbers of a shard's samples begin at 0 and never decrease. They depend on the shard alone, not on
-        the arguments. Several items may have one number: the reject of a repeated file beside its sample, or
-        the kept texts of one image. They come together.
+        The numbers of a shard's samples begin at 0 and never decrease. They depend on the shard alone, not on the
+        arguments. Several items may have one number: the reject of a repeated file beside its sample, or the kept texts
+        of one image. They come together.
 
         Args:
             shard: one of `shards()`.
@@ -172,9 +171,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """Strip outer spaces, and replace lone surrogates (json escapes can make them), which no
-    encoding can hold.
-    """
+    """Strip outer spaces, and replace lone surrogates (json escapes can make them), which no encoding can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
 
 
@@ -214,8 +211,7 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
 def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The info and captions in a sample's `json` and `txt` files, which are given by suffix.
 
-    Captions are what the json states in `caption` or `captions`; where it states none, the txt. Raises
-    `SourceError`.
+    Captions are what the json states in `caption` or `captions`; where it states none, the txt. Raises `SourceError`.
     """
     info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
     stated = (caption_texts(info.get(name), f"{where}.json") for name in ("caption", "captions"))
@@ -235,9 +231,7 @@ def sample_of_texts(source: str, shard: str, key: str, payloads: Mapping[str, by
 
 
 def image_id_of(source: str, shard: str, key: str, info: Mapping[str, Any]) -> str:
-    """The data set's own `image_id` where the info states one, else shard and key; no two sources share
-    one.
-    """
+    """The data set's own `image_id` where the info states one, else shard and key; no two sources share one."""
     stated = info.get("image_id")
     return f"{source}/{shard}/{key}" if stated is None else f"{source}#{stated}"
 

@@ -1,6 +1,4 @@
-"""The bootstrapped set of a CapFilt run: every text that the filter kept, with its image from the original
-shards.
-"""
+"""The bootstrapped set of a CapFilt run: every text that the filter kept, with its image from the original shards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
 class CapFiltSource(Source):
     """The finished shards of a CapFilt run, selected by the manifest's threshold at reading.
 
-    A kept text is a sample of its own, whose key is the original's with the text's source and index. Pairs of
-    one image have the original sample's `image_id`, so they are each other's positives.
+    A kept text is a sample of its own, whose key is the original's with the text's source and index. Pairs of one image
+    have the original sample's `image_id`, so they are each other's positives.
     """
 
     name: str
@@ -47,8 +45,8 @@ class CapFiltSource(Source):
     def shards(self) -> Sequence[str]:
         """The shards that have a report; a run that was stopped has fewer than its source.
 
-        Of a parquet file whose own shard is not finished they are the row groups that are: earlier versions
-        took each for a shard.
+        Of a parquet file whose own shard is not finished they are the row groups that are: earlier versions took each
+        for a shard.
         """
         done = finished_shards(self.directory)
         whole = set(self.original.shards()).intersection(done)

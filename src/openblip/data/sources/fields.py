@@ -11,9 +11,9 @@ from typing import Any
 from openblip.data.sample import clean_text
 from openblip.errors import SourceError
 
-_ROUNDS = ("dialog", "turns", "conversations")
+_ROUNDS = {"dialog", "turns", "conversations"}
 
-TASK_COLUMNS = ("question", "statement", "label", "instruction", *_ROUNDS)
+TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
 """Columns of which any makes a row useful without a caption."""
 
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
@@ -25,22 +25,18 @@ def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     Other fields stay as they are. Raises `SourceError` for a field of another type.
     """
     fields = {name: value for name, value in row.items() if name not in _TYPED or value not in (None, "")}
+    for name in fields.keys() & {"question", "statement", "instruction"}:
+        fields[name] = text_of(fields, name)
     if "question" in fields:
-        fields["question"] = _required_text(fields["question"], "question")
         fields["answers"] = text_list(fields.get("answers", fields.get("answer")), "answers")
         if "weight" in fields:
             fields["weight"] = _weight(fields["weight"])
         if "choices" in fields:
             fields |= choice_fields(fields["choices"], fields.get("correct_choice"))
-    if "statement" in fields:
-        fields["statement"] = _required_text(fields["statement"], "statement")
-        if "label" in fields:
-            fields["label"] = statement_label(fields["label"])
-    if "instruction" in fields:
-        fields["instruction"] = _required_text(fields["instruction"], "instruction")
-    for name in _ROUNDS:
-        if name in fields:
-            fields[name] = _rounds(fields[name], name)
+    if "statement" in fields and "label" in fields:
+        fields["label"] = statement_label(fields["label"])
+    for name in fields.keys() & _ROUNDS:
+        fields[name] = _rounds(fields[name], name)
     return fields
 
 
@@ -82,12 +78,6 @@ def statement_label(value: Any) -> bool | None:
     return label
 
 
-def _required_text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not (text := clean_text(value)):
-        raise SourceError(f"the {name} must be a text, not {value!r:.80}")
-    return text
-
-
 def _weight(value: Any) -> float:
     try:
         weight = float(value)
@@ -111,3 +101,40 @@ def _rounds(value: Any, name: str) -> list[Any]:
     ):
         raise SourceError(f"the {name} must be a list of rounds, each with a {said}")
     return value
+
+
+def text_of(item: Mapping[str, Any], name: str) -> str:
+    """A text that is not empty, cleaned; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if not isinstance(value, str) or not (text := clean_text(value)):
+        raise _wrong(item, name, "a text")
+    return text
+
+
+def id_of(item: Mapping[str, Any], name: str) -> int | str:
+    """A number or a text that names something; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise _wrong(item, name, "a number or a name")
+    return value
+
+
+def number_of(item: Mapping[str, Any], name: str) -> int:
+    """An id that is part of a file name, as of COCO; a text of digits counts. Raises `SourceError`."""
+    value = id_of(item, name)
+    try:
+        return int(value)
+    except ValueError as error:
+        raise _wrong(item, name, "a number") from error
+
+
+def file_name_of(item: Mapping[str, Any], name: str) -> str:
+    """The name of a file; raises `SourceError` for anything else."""
+    value = item.get(name)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _wrong(item, name, "the name of a file")
+    return value
+
+
+def _wrong(item: Mapping[str, Any], name: str, wanted: str) -> SourceError:
+    return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")

@@ -1,9 +1,8 @@
-"""A folder of images or of videos, with texts in files of the same stem: `dog.jpg` and `dog.txt` (or
-`dog.json`).
+"""A folder of images or of videos, with texts in files of the same stem: `dog.jpg` and `dog.txt` (or `dog.json`).
 
-The sub-folder that an image lies in is its label, as in ImageNet. `classes.json` in the folder itself says
-what the classes are called, by sub-folder: `{"n02084071": "dog"}`, or a list of names: the first one is the
-label, all of them are `label_names`. Sub-folders of the same name are one class.
+The sub-folder that an image lies in is its label, as in ImageNet. `classes.json` in the folder itself says what the
+classes are called, by sub-folder: `{"n02084071": "dog"}`, or a list of names: the first one is the label, all of them
+are `label_names`. Sub-folders of the same name are one class.
 """
 
 import itertools

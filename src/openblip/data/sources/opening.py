@@ -35,8 +35,8 @@ class Mixture:
 def open_source(spec: str, *, images: str | None = None) -> Source:
     """Open the source that `spec` names; docs/data.md lists the formats.
 
-    `images` is the folder of the images that an annotation file or table names. Raises `SourceError` when
-    there is nothing there, the format is unknown or `spec` is a mixture.
+    `images` is the folder of the images that an annotation file or table names. Raises `SourceError` when there is
+    nothing there, the format is unknown or `spec` is a mixture.
     """
     members = _split_mixture(spec)
     if len(members) != 1 or members[0][1] is not None:
@@ -47,9 +47,8 @@ def open_source(spec: str, *, images: str | None = None) -> Source:
 def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
     """Open `a.tar@0.7,b.parquet@0.3`, or one source alone.
 
-    A weight is the probability that a draw comes from the source; weights are scaled to sum 1. Nothing is
-    counted. Raises `SourceError` when only some members have a weight, one is not a positive number, or a
-    source is named twice.
+    A weight is the probability that a draw comes from the source; weights are scaled to sum 1. Nothing is counted.
+    Raises `SourceError` when only some members have a weight, one is not a positive number, or a source is named twice.
     """
     members = _split_mixture(spec)
     weights = [weight for _, weight in members if weight is not None]

@@ -1,8 +1,8 @@
 """Parquet files with the encoded image and its texts in each row, as Hugging Face datasets writes them.
 
 The image is in `image` (or `jpg`, `bytes`, ...) or is a video in `video`; the right one of two images is in
-`second_image`. Captions and the fields of tasks are in columns of their names; a null is a field that the row
-does not have. A file is a shard; a row group is read as texts first, then its images a few at a time.
+`second_image`. Captions and the fields of tasks are in columns of their names; a null is a field that the row does not
+have. A file is a shard; a row group is read as texts first, then its images a few at a time.
 """
 
 import os
@@ -32,8 +32,8 @@ _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 class ParquetSource(Source):
     """Parquet files, one shard each.
 
-    A row group of a file can be read as a shard of its own, `NAME-00003`: earlier versions named shards so,
-    and their CapFilt outputs do.
+    A row group of a file can be read as a shard of its own, `NAME-00003`: earlier versions named shards so, and their
+    CapFilt outputs do.
     """
 
     name: str
@@ -230,9 +230,7 @@ class _GroupReader:
 
 
 def _stated(value: Any) -> Any:
-    """The value without nulls, which a struct has for what this row does not say, and without other encoded
-    files.
-    """
+    """The value without nulls, which a struct has for what this row does not say, and without other encoded files."""
     if isinstance(value, Mapping):
         return {k: _stated(v) for k, v in value.items() if v is not None and not isinstance(v, bytes)}
     return [_stated(item) for item in value] if isinstance(value, list) else value

@@ -4,10 +4,10 @@ Tables, annotation files and folders are read through here, in shards of a bound
 """
 
 import errno
+import itertools
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resum
 Chunk = TypeVar("Chunk")
 
 _REMOTE_THREADS = 8
-_REMOTE_AHEAD = 32
+_ROWS_AT_ONCE = 32
 
 IMAGE_COLUMNS = (
     "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video",
@@ -96,36 +96,31 @@ class RowSource(Source):
         """The rows of a shard, each with the place in its file that errors name."""
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        """As every source does; several threads read remote images ahead."""
-        pool = ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files")
-        waiting: deque[tuple[int, Future[Sample | Reject | None]]] = deque()
+        """As every source does; several threads read remote images."""
+        wanted = self._wanted(shard, selection)
 
-        def finished(most: int) -> Iterator[Located]:
-            while len(waiting) > most:
-                number, future = waiting.popleft()
-                if (item := future.result()) is not None:
-                    yield Located(number, item)
+        def read(numbered: tuple[int, ImageRow | Reject]) -> Sample | Reject | None:
+            row = numbered[1]
+            return row if isinstance(row, Reject) else row.read(self.name, shard, selection)
 
+        with ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files") as pool:
+            while batch := list(itertools.islice(wanted, _ROWS_AT_ONCE)):
+                is_remote = any(isinstance(row, ImageRow) and storage.is_remote(row.image[0]) for _, row in batch)
+                items = pool.map(read, batch) if is_remote else map(read, batch)
+                for (number, _), item in zip(batch, items, strict=True):
+                    if item is not None:
+                        yield Located(number, item)
+
+    def _wanted(self, shard: str, selection: Selection) -> Iterator[tuple[int, ImageRow | Reject]]:
+        """The rows that are wanted, each with its number; a repeated key is a reject."""
         keys: set[str] = set()
-        try:
-            for number, (place, row) in enumerate(self.rows(shard)):
-                if isinstance(row, ImageRow):
-                    if (key := row.sample_key) in keys:
-                        row = Reject(shard, key, f"{place}: duplicate key, the first one stays")
-                    keys.add(key)
-                if not selection.has(number):
-                    continue
-                if isinstance(row, ImageRow) and storage.is_remote(row.image[0]):
-                    waiting.append((number, pool.submit(row.read, self.name, shard, selection)))
-                    yield from finished(_REMOTE_AHEAD)
-                    continue
-                yield from finished(0)
-                item = row if isinstance(row, Reject) else row.read(self.name, shard, selection)
-                if item is not None:
-                    yield Located(number, item)
-            yield from finished(0)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for number, (place, row) in enumerate(self.rows(shard)):
+            if isinstance(row, ImageRow):
+                if (key := row.sample_key) in keys:
+                    row = Reject(shard, key, f"{place}: duplicate key, the first one stays")
+                keys.add(key)
+            if selection.has(number):
+                yield number, row
 
 
 def _read_first(paths: Sequence[str]) -> bytes:

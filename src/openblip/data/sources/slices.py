@@ -29,9 +29,9 @@ def split_slice(spec: str) -> tuple[str, tuple[int, int] | None]:
 class PercentSlice(Source):
     """The samples whose image falls between `start` and `stop` percent.
 
-    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has
-    none. So nothing is counted, no image is on both sides of a split, and a copy of the source elsewhere is
-    split in the same way. The rejects of the whole source are given by every slice.
+    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has none. So
+    nothing is counted, no image is on both sides of a split, and a copy of the source elsewhere is split in the same
+    way. The rejects of the whole source are given by every slice.
     """
 
     name: str

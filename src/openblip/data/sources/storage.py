@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
-# A remote file is read in blocks of this size, a request each. Of the last ones read some are kept, because a
-# sample's texts may lie behind its image and are read before it.
+# A remote file is read in blocks of this size, a request each. Of the last ones read some are kept, because a sample's
+# texts may lie behind its image and are read before it.
 _BLOCK_BYTES = 4 << 20
 _BLOCKS_KEPT = 3
 
@@ -62,34 +62,21 @@ def _translated(path: str, call: Callable[[], Result]) -> Result:
         raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-class _RemoteFile(io.RawIOBase):
+class _RemoteFile:
     """An open file of fsspec, whose errors are `OSError`s."""
 
     def __init__(self, path: str, file: Any) -> None:
         self.path, self.file = path, file
 
-    def readable(self) -> bool:
-        return True
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.file, name)
+        return (lambda *args: _translated(self.path, lambda: value(*args))) if callable(value) else value
 
-    def seekable(self) -> bool:
-        return bool(self.file.seekable())
+    def __enter__(self) -> "_RemoteFile":
+        return self
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return _translated(self.path, lambda: int(self.file.seek(offset, whence)))
-
-    def tell(self) -> int:
-        return int(self.file.tell())
-
-    def read(self, size: int | None = -1) -> bytes:
-        return _translated(self.path, lambda: bytes(self.file.read(-1 if size is None else size)))
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def close(self) -> None:
-        if not self.closed:
-            self.file.close()
-        super().close()
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
 
 @contextmanager
@@ -144,9 +131,9 @@ def file_size(file: BinaryIO) -> int:
 def open_copied(path: str) -> BinaryIO:
     """Open a file that several streams read at once, each a piece of it: a remote one as a local copy.
 
-    The copy is made once for all processes of the machine, in the folder for temporary files. The copies are
-    bounded: those that were not opened for longest are removed, and a file beyond the bound is read where it
-    is. What the file system says of a file (size, time, ETag) is part of a copy's name. Raises `OSError`.
+    The copy is made once for all processes of the machine, in the folder for temporary files. The copies are bounded:
+    those that were not opened for longest are removed, and a file beyond the bound is read where it is. What the file
+    system says of a file (size, time, ETag) is part of a copy's name. Raises `OSError`.
     """
     if not is_remote(path):
         return open_binary(path)
@@ -243,8 +230,8 @@ def _expand_glob(path: str) -> list[str]:
 def expand_paths(spec: str) -> list[str]:
     """The existing files that a path with braces or wildcards names.
 
-    Of many remote files in one folder only the first and the last are looked for. Raises `SourceError` when a
-    named file is missing or nothing matches.
+    Of many remote files in one folder only the first and the last are looked for. Raises `SourceError` when a named
+    file is missing or nothing matches.
     """
     paths = [path for pattern in expand_braces(spec) for path in _expand_glob(os.path.expanduser(pattern))]
     if not paths:

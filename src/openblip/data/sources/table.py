@@ -1,9 +1,9 @@
 """Tables of image paths and texts: .jsonl, .csv and .tsv.
 
-The image's path is in `image` (or `image_path`, `file_name`, ...), relative to the table's folder or to
-`--images`; one caption or a list in `caption` (or `captions`, `text`, `txt`); the right one of two images in
-`second_image`, a video in `video`, and the fields of tasks under their own names. Rows of the same image, as
-Flickr30k's tables have them, share its image id. A broken row is a reject that names the line.
+The image's path is in `image` (or `image_path`, `file_name`, ...), relative to the table's folder or to `--images`; one
+caption or a list in `caption` (or `captions`, `text`, `txt`); the right one of two images in `second_image`, a video in
+`video`, and the fields of tasks under their own names. Rows of the same image, as Flickr30k's tables have them, share
+its image id. A broken row is a reject that names the line.
 
 pyarrow.csv is not used: it refuses a file for one broken row, and does not say in which line a row begins.
 """
@@ -66,8 +66,8 @@ class Dialect:
     def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
         """The rows from the file's position, the start of line `number`; empty lines are left out.
 
-        A line break within the quotes of a csv does not end a row. A quote that is never closed makes its own line
-        a broken row, and the next line is a row again.
+        A line break within the quotes of a csv does not end a row. A quote that is never closed makes its own line a
+        broken row, and the next line is a row again.
         """
         offset = file.tell()
         while first := file.readline():

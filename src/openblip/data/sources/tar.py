@@ -1,13 +1,12 @@
-"""Tar shards as webdataset and img2dataset write them: members that follow each other and share a key are one
-sample.
+"""Tar shards as webdataset and img2dataset write them: members that follow each other and share a key are one sample.
 
-A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with
-its texts in `KEY.json` or `KEY.txt`.
+A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with its texts
+in `KEY.json` or `KEY.txt`.
 
-A shard is read front to back, and payloads that are not wanted are skipped. Nothing is ever extracted, so a
-member's name is only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header,
-which would lose samples unnoticed: here only its header parser is used, and whatever ends a shard early
-becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie apart.
+A shard is read front to back, and payloads that are not wanted are skipped. Nothing is ever extracted, so a member's
+name is only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header, which would lose
+samples unnoticed: here only its header parser is used, and whatever ends a shard early becomes a reject. webdataset
+raises for a repeated file, and splits a sample whose files lie apart.
 """
 
 import io
@@ -346,9 +345,7 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
 
 
 def _plain_header(block: bytes) -> tarfile.TarInfo | None:
-    """The header of a plain file with a short name, as `tarfile` parses it but in a third of the time; else
-    None.
-    """
+    """The header of a plain file with a short name, as `tarfile` parses it but in a third of the time; else None."""
     if len(block) < _BLOCK or block[156] != tarfile.REGTYPE[0] or block[345] or not block[0]:
         return None
     size, checksum = block[124:135], block[148:154]

@@ -6,14 +6,8 @@ from typing import Any
 
 from openblip.data.sample import caption_texts
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.file import (
-    AnnotationFile,
-    AnnotationRows,
-    file_name_of,
-    first_objects,
-    id_of,
-    text_of,
-)
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, first_objects
+from openblip.data.sources.fields import file_name_of, id_of, text_of
 from openblip.data.sources.rows import ImageRow
 from openblip.errors import SourceError
 
@@ -21,8 +15,8 @@ from openblip.errors import SourceError
 def coco_rows(file: AnnotationFile) -> AnnotationRows:
     """COCO captions and NoCaps: the lists `images` and `annotations`; the key is the image's id.
 
-    Files of images alone (image_info_test2014.json, nocaps_test_image_info.json) give samples without
-    captions, to write predictions for. Raises `SourceError` for annotations that are no captions.
+    Files of images alone (image_info_test2014.json, nocaps_test_image_info.json) give samples without captions, to
+    write predictions for. Raises `SourceError` for annotations that are no captions.
     """
     images, annotations = file.content["images"], file.content.get("annotations") or []
     objects = first_objects(annotations)
@@ -63,8 +57,8 @@ def _domain(spelled: str) -> str:
 def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
     """Karpathy's splits of COCO and Flickr30k: dataset_coco.json and dataset_flickr30k.json.
 
-    The split stands after a `#`: `dataset_coco.json#test`. Training is `train` and `restval` together, as
-    everywhere. The key is COCO's id, or the file's own where it has none (Flickr30k).
+    The split stands after a `#`: `dataset_coco.json#test`. Training is `train` and `restval` together, as everywhere.
+    The key is COCO's id, or the file's own where it has none (Flickr30k).
     """
     images = file.content["images"]
     numbers, sizes = file.choose_split(images, "images")

@@ -7,16 +7,8 @@ from typing import Any
 
 from openblip.data.sample import clean_text
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.file import (
-    AnnotationFile,
-    AnnotationRows,
-    as_object,
-    id_of,
-    number_of,
-    read_document,
-    text_of,
-)
-from openblip.data.sources.fields import statement_label
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, as_object, read_document
+from openblip.data.sources.fields import id_of, number_of, statement_label, text_of
 from openblip.data.sources.rows import ImageRow
 from openblip.errors import SourceError
 
@@ -42,9 +34,9 @@ def is_nlvr(item: Any) -> bool:
 def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
     """NLVR2: a file of json lines per split, each a statement about a left and a right photograph.
 
-    The images of `train-10171-0-0` in directory 53 are `images/train/53/train-10171-0-img0.png` (left) and
-    `-img1.png`; the left one of `dev-850-0-0` is `dev/dev-850-0-img0.png`. The folder `images` may be left
-    out, and so may all of them. The key is the identifier; statements about one pair share an image id.
+    The images of `train-10171-0-0` in directory 53 are `images/train/53/train-10171-0-img0.png` (left) and `-img1.png`;
+    the left one of `dev-850-0-0` is `dev/dev-850-0-img0.png`. The folder `images` may be left out, and so may all of
+    them. The key is the identifier; statements about one pair share an image id.
     """
     places, items = list[str](), list[Any]()
     for place, item in file.lines():
@@ -75,9 +67,9 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
 def visdial_rows(file: AnnotationFile) -> AnnotationRows:
     """VisDial v1.0: dialogs of ten rounds about an image, their texts as indices into lists of the file.
 
-    `visdial_1.0_val_dense_annotations.json` beside `visdial_1.0_val.json` says how right each candidate of
-    one round is. The images of the training set are COCO's of 2014; the others are
-    `VisualDialog_val2018_000000185565.jpg` in a folder named so, or without it. The key is the image's id.
+    `visdial_1.0_val_dense_annotations.json` beside `visdial_1.0_val.json` says how right each candidate of one round
+    is. The images of the training set are COCO's of 2014; the others are `VisualDialog_val2018_000000185565.jpg` in a
+    folder named so, or without it. The key is the image's id.
     """
     data = file.content["data"]
     dialogs = data["dialogs"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from openblip.data.sample import Reject, Source, clean_text
+from openblip.data.sample import Reject, Source
 from openblip.data.sources import storage
 from openblip.data.sources.rows import ImageRow, RowSource
 from openblip.data.sources.table import Dialect
@@ -60,9 +60,9 @@ class AnnotationFile:
     def choose_split(self, items: list[Any], unit: str, *, may_omit: bool = False) -> tuple[list[int], dict[str, int]]:
         """The numbers of the items of the chosen split, and the size of each split; `restval` is part of `train`.
 
-        An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file
-        is taken where none is chosen. Raises `SourceError` that lists the splits when none is chosen, or one that
-        the file does not have.
+        An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file is
+        taken where none is chosen. Raises `SourceError` that lists the splits when none is chosen, or one that the file
+        does not have.
         """
         names = [item.get("split") if isinstance(item, dict) else None for item in items]
         splits = [("train" if s == "restval" else s) if isinstance(s, str) and s else None for s in names]
@@ -131,9 +131,9 @@ def read_document(path: str) -> Any:
 def _without_unread(parsed: dict[str, Any]) -> Any:
     """What is read of an object of a known kind, so that a file of hundreds of megabytes fits into memory.
 
-    VQA has ten answers to each of 440,000 questions, of which a few thousand are different; Karpathy the
-    tokens of 600,000 sentences; Visual Genome the objects that 1.7 million questions are about; VisDial a
-    hundred numbers for each of 1.2 million rounds.
+    VQA has ten answers to each of 440,000 questions, of which a few thousand are different; Karpathy the tokens of
+    600,000 sentences; Visual Genome the objects that 1.7 million questions are about; VisDial a hundred numbers for
+    each of 1.2 million rounds.
     """
     if "answer_confidence" in parsed:
         answer = parsed.get("answer")
@@ -162,40 +162,3 @@ def as_object(item: Any) -> Mapping[str, Any]:
     if not isinstance(item, dict):
         raise SourceError(f"expected an object, found {item!r:.80}")
     return item
-
-
-def text_of(item: Mapping[str, Any], name: str) -> str:
-    """A text that is not empty, cleaned; raises `SourceError` for anything else."""
-    value = item.get(name)
-    if not isinstance(value, str) or not (text := clean_text(value)):
-        raise _wrong(item, name, "a text")
-    return text
-
-
-def id_of(item: Mapping[str, Any], name: str) -> int | str:
-    """A number or a text that names something; raises `SourceError` for anything else."""
-    value = item.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise _wrong(item, name, "a number or a name")
-    return value
-
-
-def number_of(item: Mapping[str, Any], name: str) -> int:
-    """An id that is part of a file name, as of COCO; a text of digits counts. Raises `SourceError`."""
-    value = id_of(item, name)
-    try:
-        return int(value)
-    except ValueError as error:
-        raise _wrong(item, name, "a number") from error
-
-
-def file_name_of(item: Mapping[str, Any], name: str) -> str:
-    """The name of a file; raises `SourceError` for anything else."""
-    value = item.get(name)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise _wrong(item, name, "the name of a file")
-    return value
-
-
-def _wrong(item: Mapping[str, Any], name: str, wanted: str) -> SourceError:
-    return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")

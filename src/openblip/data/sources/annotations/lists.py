@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, file_name_of, first_objects
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, first_objects
 from openblip.data.sources.annotations.questions import VISUAL_GENOME_WEIGHT
-from openblip.data.sources.fields import task_fields
+from openblip.data.sources.fields import file_name_of, task_fields
 from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow, row_captions, row_key
 from openblip.errors import SourceError
 
@@ -17,13 +17,13 @@ def names_images(item: Mapping[str, Any]) -> bool:
 
 
 def listed_rows(file: AnnotationFile) -> AnnotationRows:
-    """Captions (`coco_karpathy_train.json`, `flickr30k_test.json`, `nocaps_val.json`): `image` with
-    `caption`, one or a list. Questions (`vqa_train.json`, `vg_qa.json`): `image`, `question` and `answer`,
-    one or a list. Pairs (`nlvr_train.json`): two `images`, `sentence` and `label`. Instructions of LLaVA
-    (`llava_instruct_150k.json`): `image` and `conversations`.
+    """Captions (`coco_karpathy_train.json`, `flickr30k_test.json`, `nocaps_val.json`): `image` with `caption`, one or a
+    list. Questions (`vqa_train.json`, `vg_qa.json`): `image`, `question` and `answer`, one or a list. Pairs
+    (`nlvr_train.json`): two `images`, `sentence` and `label`. Instructions of LLaVA (`llava_instruct_150k.json`):
+    `image` and `conversations`.
 
-    Paths are relative to the folder of images. The key is a question's id, an identifier or else the row's
-    number. Rows that state the same image id, or else the same image, share it.
+    Paths are relative to the folder of images. The key is a question's id, an identifier or else the row's number. Rows
+    that state the same image id, or else the same image, share it.
     """
 
     def row(item: Mapping[str, Any], number: int) -> ImageRow:

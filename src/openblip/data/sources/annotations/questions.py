@@ -6,17 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.file import (
-    AnnotationFile,
-    AnnotationRows,
-    file_name_of,
-    first_objects,
-    id_of,
-    number_of,
-    read_document,
-    text_of,
-)
-from openblip.data.sources.fields import choice_fields, text_list
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, first_objects, read_document
+from openblip.data.sources.fields import choice_fields, file_name_of, id_of, number_of, text_list, text_of
 from openblip.data.sources.rows import ImageRow
 from openblip.errors import SourceError
 
@@ -36,9 +27,9 @@ def question_row(
 def vqa_rows(file: AnnotationFile) -> AnnotationRows:
     """VQA, VQAv2 and OK-VQA: a questions file, with the annotators' answers in an annotations file beside it.
 
-    `v2_OpenEnded_mscoco_train2014_questions.json` goes with `v2_mscoco_train2014_annotations.json`. The
-    images are COCO's of 2014 and 2015, `train2014/COCO_train2014_000000000009.jpg` or without the folder.
-    Test sets have no annotations, so no answers. Raises `SourceError` when the annotations are missing.
+    `v2_OpenEnded_mscoco_train2014_questions.json` goes with `v2_mscoco_train2014_annotations.json`. The images are
+    COCO's of 2014 and 2015, `train2014/COCO_train2014_000000000009.jpg` or without the folder. Test sets have no
+    annotations, so no answers. Raises `SourceError` when the annotations are missing.
     """
     subtype = file.content.get("data_subtype")
     if not isinstance(subtype, str) or not subtype:
@@ -125,8 +116,8 @@ def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
 
 
 def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
-    """A-OKVQA: questions with four choices and ten free answers; the test set has neither the right choice
-    nor the answers.
+    """A-OKVQA: questions with four choices and ten free answers; the test set has neither the right choice nor the
+    answers.
 
     The images are COCO's of 2017, `train2017/000000000009.jpg` or without the folder.
     """

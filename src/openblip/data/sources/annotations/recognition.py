@@ -91,20 +91,20 @@ ANNOTATION_FORMATS = (
         "a list of videos (clip_name or video_id) with sentence or caption", video_list_rows, recognises=names_videos
     ),
 )
-"""Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that
-names the files of its videos needs no data set's rule for them.
+"""Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the
+files of its videos needs no data set's rule for them.
 """
 
 _NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", nlvr_rows)
 _VIDEO_LIST = ANNOTATION_FORMATS[-1]
-_LONGEST_LINE = 1 << 20  # bytes of the first line; no format of rows has a longer one
+_LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is longer
 
 
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
     """Open a .json, .jsonl, .csv or .tsv: an annotation file where its structure is of one, else a table.
 
-    `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError` when a .json is
-    neither, or a file that belongs to it or the folder of images is missing.
+    `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError` when a .json is neither,
+    or a file that belongs to it or the folder of images is missing.
     """
     known, is_table = _recognise_rows(path)
     content: Any = None
@@ -137,8 +137,8 @@ def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
         columns = Dialect.of(file, path)[0].columns
         if columns is not None:
             return (_VIDEO_LIST if names_videos(dict.fromkeys(columns)) else None), True
-        lines = (line.removeprefix(b"\xef\xbb\xbf") for line in iter(lambda: file.readline(_LONGEST_LINE), b""))
-        first = next((line for line in lines if line.strip()), b"")
+        head = file.read(_LONGEST_LINE).decode("utf-8-sig", "replace")
+    first = next((line for line in head.split("\n") if line.strip()), "")
     try:
         item = json.loads(first)
     except (ValueError, RecursionError):
@@ -149,7 +149,7 @@ def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
         return None, isinstance(item, dict) and not item.keys().isdisjoint(IMAGE_COLUMNS)
     if isinstance(item, dict) and names_videos(item):
         return _VIDEO_LIST, True
-    return None, not first.lstrip().startswith(b"[")
+    return None, not first.lstrip().startswith("[")
 
 
 def _described(content: Any) -> str:

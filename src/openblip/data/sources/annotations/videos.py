@@ -7,16 +7,9 @@ from typing import Any
 from openblip.data.sample import VIDEO_SUFFIXES, caption_texts
 from openblip.data.sources import storage
 from openblip.data.sources.annotations.captions import captions_by
-from openblip.data.sources.annotations.file import (
-    AnnotationFile,
-    AnnotationRows,
-    as_object,
-    first_objects,
-    id_of,
-    text_of,
-)
+from openblip.data.sources.annotations.file import AnnotationFile, AnnotationRows, as_object, first_objects
 from openblip.data.sources.annotations.questions import question_row
-from openblip.data.sources.fields import text_list
+from openblip.data.sources.fields import id_of, text_list, text_of
 from openblip.data.sources.rows import IMAGE_COLUMNS, ImageRow
 from openblip.errors import SourceError
 
@@ -61,8 +54,8 @@ class VideoFolder:
 def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
     """MSRVTT captions: `MSRVTT_data.json`, or `train_val_videodatainfo.json` and `test_videodatainfo.json`.
 
-    A file with several splits takes the one after a `#`: `MSRVTT_data.json#test`. The videos are
-    `video7010.mp4`; each is a sample with all its captions, and its name is the key.
+    A file with several splits takes the one after a `#`: `MSRVTT_data.json#test`. The videos are `video7010.mp4`; each
+    is a sample with all its captions, and its name is the key.
     """
     numbers, sizes = file.choose_split(file.content["videos"], "videos", may_omit=True)
     videos = [file.content["videos"][n] for n in numbers]
@@ -82,12 +75,12 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
 
 
 def video_list_rows(file: AnnotationFile) -> AnnotationRows:
-    """Lists of videos with captions: the test list of MSRVTT that retrieval is reported on,
-    `MSRVTT_JSFUSION_test.csv` (`video_id`, `sentence`), and the same as the authors of BLIP distribute it,
-    `msrvtt_test.jsonl` (`clip_name`, `caption`).
+    """Lists of videos with captions: the test list of MSRVTT that retrieval is reported on, `MSRVTT_JSFUSION_test.csv`
+    (`video_id`, `sentence`), and the same as the authors of BLIP distribute it, `msrvtt_test.jsonl` (`clip_name`,
+    `caption`).
 
-    Each video is a sample with the captions of all its rows, and its name is the key. The broken rows come
-    after all videos.
+    Each video is a sample with the captions of all its rows, and its name is the key. The broken rows come after all
+    videos.
     """
     captions: dict[str, tuple[str, ...]] = {}
     broken: dict[str, SourceError] = {}
@@ -125,10 +118,9 @@ def names_videos(item: Mapping[str, Any]) -> bool:
 def video_question_rows(file: AnnotationFile) -> AnnotationRows:
     """MSRVTT-QA and MSVD-QA: `train_qa.json`, `val_qa.json`, `test_qa.json`, questions about numbered videos.
 
-    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt`
-    beside the questions calls it: a line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`. The
-    questions of MSRVTT are told by the category of their videos. The key is a question's id; questions about
-    one video share its image id.
+    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt` beside the
+    questions calls it: a line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`. The questions of MSRVTT are
+    told by the category of their videos. The key is a question's id; questions about one video share its image id.
     """
     youtube: dict[str, str] = {}
     if any("category_id" in item for item in first_objects(file.content)):
