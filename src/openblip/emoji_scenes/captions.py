@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import permutations
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from openblip.emoji_scenes.scene import (
     BACKGROUNDS,
@@ -93,16 +93,8 @@ def class_templates() -> list[str]:
 
 # Noise: captions as they are on the web
 
-NoiseKind = Literal["other_caption", "wrong_object", "wrong_attribute", "file_name", "boilerplate", "truncated"]
-NOISE_SHARES: dict[NoiseKind, int] = {  # percent of the noisy captions
-    "other_caption": 35,
-    "wrong_object": 15,
-    "wrong_attribute": 15,
-    "file_name": 12,
-    "boilerplate": 13,
-    "truncated": 10,
-}
 WEB_TEXTS: dict[str, Any] = WORLD["noise"]
+NOISE_SHARES: dict[str, int] = WEB_TEXTS["shares"]
 OPEN_WORDS = frozenset((*BACKGROUNDS, *WEB_TEXTS["open_words"]))
 
 
@@ -111,16 +103,14 @@ def normalize(text: str) -> str:
     return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split())
 
 
-def draw_noisy_caption(
-    scene: Scene, split: Split, rng: Random, other_caption: Callable[[], str]
-) -> tuple[str, NoiseKind]:
+def draw_noisy_caption(scene: Scene, split: Split, rng: Random, other_caption: Callable[[], str]) -> tuple[str, str]:
     """Draw a caption that is not true of `scene`, and its kind.
 
     `other_caption` returns the caption of another image, a new one with every call.
     """
     captions = true_captions(scene)
     normalized = {normalize(caption) for caption in captions}
-    makers: dict[NoiseKind, Callable[[], str]] = {
+    makers: dict[str, Callable[[], str]] = {
         "other_caption": other_caption,
         "wrong_object": lambda: rng.choice(true_captions(_with_wrong_object(scene, split, rng))),
         "wrong_attribute": lambda: rng.choice(true_captions(_with_wrong_attribute(scene, rng))),

@@ -38,11 +38,7 @@ Medium = Literal["picture", "video"]  # what a question calls the image or the v
 Votes = dict[str, int]  # answer -> number of annotators who gave it
 
 NUM_ANNOTATORS = 10
-SIZE_VOTES: dict[Size, Votes] = {
-    "small": {"small": 8, "little": 2},
-    "normal": {"normal": 6, "medium": 4},
-    "big": {"big": 7, "large": 3},
-}
+SIZE_VOTES: dict[Size, Votes] = WORLD["size_votes"]
 QUESTION_FORMS: dict[str, list[str]] = WORLD["questions"]
 
 

@@ -218,11 +218,6 @@ def draw_group(rng: Random, name: str, count: int) -> Scene:
     return Scene(objects=(thing,), background=draw_background(rng))
 
 
-def draw_single(rng: Random, split: Split) -> Scene:
-    """Draw a scene with one thing; every noun is equally frequent in every split."""
-    return draw_group(rng, rng.choice(NOUNS), 1)
-
-
 def draw_pair(rng: Random, first: str, second: str, relation: Relation) -> Scene:
     """Draw a scene with the first noun left of or above the second."""
     objects = tuple(_draw_object(rng, name, num_things=2) for name in (first, second))

@@ -37,13 +37,6 @@ from openblip.emoji_scenes.scene import (
 STATEMENT_FORMS: dict[str, list[str]] = WORLD["statements"]
 OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
 OF_BOTH = [kind for kind in STATEMENT_FORMS if kind not in OF_A_SIDE]
-# What is claimed; the numbers of images that show the thing for which it is true, and false but nearly true.
-SHOWING_CLAIMS: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
-    ("both pictures show", (2,), (1,)),
-    ("only one of the pictures shows", (1,), (0, 2)),
-    ("at least one of the pictures shows", (1, 2), (0,)),
-    ("neither of the pictures shows", (0,), (1,)),
-)
 ARRANGEMENTS = ("above", "below", "next to")
 
 
@@ -120,8 +113,8 @@ class SceneContext:
                     self._arranged(name, other, stands), lambda: self._arranged(name, other, rng.choice(otherwise))
                 )
             case "how many pictures show":
-                self.words["claim"], true_of, false_of = rng.choice(SHOWING_CLAIMS)
-                number = rng.choice(true_of if label else false_of)
+                claim = rng.choice(WORLD["showing_claims"])
+                self.words["claim"], number = claim["text"], rng.choice(claim["true_of" if label else "false_of"])
                 name = self._draw_noun()
                 first = self._scene_with(name) if number > 0 else self._scene_without(name)
                 return self._of_both(first, self._scene_with(name) if number > 1 else self._scene_without(name))

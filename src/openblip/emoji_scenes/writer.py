@@ -21,13 +21,15 @@ from openblip.emoji_scenes.rendering import render, require_demo_packages
 from openblip.emoji_scenes.scene import (
     EVALUATION_SPLITS,
     KIND_NAMES,
+    NOUNS,
     SPLITS,
+    WORLD,
     Kind,
     Scene,
     Split,
+    draw_group,
     draw_moving_scene,
     draw_scene,
-    draw_single,
 )
 from openblip.emoji_scenes.statements import draw_statement
 from openblip.emoji_scenes.videos import encode_video, film, require_video_package
@@ -38,12 +40,6 @@ from openblip.progress import Progress
 MAX_REDRAWS = 5000  # in a row, before a split counts as exhausted
 LICENSE_FILE = "LICENSE.txt"
 REQUEST_FILE = ".request.json"
-ATTRIBUTION = (
-    "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and icon project.\n"
-    "License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/).\n"
-    "These pictures are composed of OpenMoji sprites, changed in size, rotation and surroundings,\n"
-    "and are shared under the same license.\n"
-)
 
 SampleFile = tuple[str, bytes]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
 
@@ -147,7 +143,7 @@ KINDS: dict[Kind, SampleKind] = {
     "clips": SampleKind(draw=draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
     "documents": SampleKind(draw=draw_scene, fields=_document_fields, claims=true_captions),
     "classes": SampleKind(
-        draw=draw_single,
+        draw=lambda rng, split: draw_group(rng, rng.choice(NOUNS), 1),  # nouns are equally frequent in all splits
         fields=lambda scene, *which: {"label": scene.names[0], **_caption_fields(scene, *which)},
         claims=lambda scene: (),  # two images may show the same, each in its own place and light
         companions=lambda: {"classes.json": class_phrases(), "templates.json": class_templates()},
@@ -306,7 +302,7 @@ def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
     write_text(record, json.dumps(asdict(request)) + "\n")
     for name, content in KINDS[request.kind].companions().items():
         write_text(folder / name, json.dumps(content) + "\n")
-    write_text(folder / LICENSE_FILE, ATTRIBUTION)
+    write_text(folder / LICENSE_FILE, WORLD["license"])
 
 
 def _write_shard(path: Path, request: SceneRequest, start: int, plans: list[Any]) -> int:
