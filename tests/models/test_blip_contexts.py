@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
 from openblip.errors import UnsupportedTaskError
-from openblip.models.blip import Blip, CrossKV
+from openblip.models.blip import Blip, CrossKV, encode_media
 from openblip.models.config import Head, Sharing
 from openblip.nn.attention import PairCrossAttention
 from tiny_blip import CLS, DEC, ENC, TINY, random_pixels, random_tokens, randomise, tiny_blip
@@ -150,7 +150,7 @@ def test_every_layers_mask_is_selected_with_its_context(head: Head) -> None:
 @torch.no_grad()
 def test_a_clip_is_its_frames_one_after_the_other() -> None:
     model, pixels = tiny_blip(), random_pixels(6).unflatten(0, (2, 3))
-    tokens = model.encode_video(pixels)
+    tokens = encode_media(model.encode_image, pixels)
     for clip in range(2):
         frames = [model.encode_image(pixels[clip, frame][None])[0] for frame in range(3)]
         torch.testing.assert_close(tokens[clip], torch.cat(frames), atol=1e-5, rtol=1e-5)
@@ -178,11 +178,11 @@ def test_a_clips_embedding_is_the_mean_of_its_frames_then_made_a_unit_vector(poo
             class_tokens = [model.vision.norm(token) for token in class_tokens]
         projected.append(sum(map(model.vision_proj, class_tokens)) / 3)
     expected = torch.stack([vector / vector.norm() for vector in projected])
-    found = model.embed_image(model.encode_video(pixels), num_frames=3)
+    found = model.embed_image(encode_media(model.encode_image, pixels), num_frames=3)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     single = model.embed_image(model.encode_image(pixels[:, 0]))
     torch.testing.assert_close(
-        single, model.embed_image(model.encode_video(pixels[:, :1]), num_frames=1), atol=1e-5, rtol=1e-5
+        single, model.embed_image(encode_media(model.encode_image, pixels[:, :1]), num_frames=1), atol=1e-5, rtol=1e-5
     )
     assert not torch.allclose(single, found, atol=1e-2)
 

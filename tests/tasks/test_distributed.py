@@ -45,7 +45,7 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str)
 
 
 def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tmp_path: Path) -> None:
-    """Accumulation, clipping, logged means, rejects of either process, and a state for each."""
+    """Accumulation, clipping, logged means, rejects of either process, and one joint cursor."""
     one = Process(0, 1, torch.device("cpu"))
     two_processes.train(tmp_path, one, joint_part, rejecting=True)
     runs = []
@@ -58,5 +58,5 @@ def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tm
         for name in ("itc", "itm", "lm", "loss", "gradient_norm"):
             assert together[name] == pytest.approx(alone[name], rel=1e-3), (alone["step"], name)
     assert (results / "run" / "rejects.jsonl").read_text() == (tmp_path / "rejects.jsonl").read_text()
-    cursors = (results / "run" / "checkpoints" / "step_00000003").glob("cursor_*.pt")
-    assert sorted(path.name for path in cursors) == ["cursor_00000.pt", "cursor_00001.pt"]
+    state = results / "run" / "checkpoints" / "step_00000003"
+    assert json.loads((state / "cursor.json").read_text())["cursor"] == {"next": 6, "positions": {}}

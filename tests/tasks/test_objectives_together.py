@@ -20,7 +20,7 @@ from openblip.objectives.matching import draw_negatives, negative_weights
 from openblip.tasks.base import replace_first
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.contrastive_matching import interleave
+from openblip.tasks.hard_negatives import interleave
 from tiny_blip import DEC, ENC, gradients, random_batch
 
 

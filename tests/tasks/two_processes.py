@@ -92,7 +92,7 @@ def train(out: Path, process: Process, batch_at: Callable[[int], ImageTextBatch]
         number = 0
         while True:
             rejects = [Reject("0000", "bad", "no image")] if rejecting and number == 2 else []
-            yield LoadedBatch(batch_at(number % STEPS), {"next": number + 1}, rejects)
+            yield LoadedBatch(batch_at(number % STEPS), {"next": number + 1, "positions": {}}, rejects)
             number += 1
 
     out.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ image width, D text width, E embedding width, H heads, V vocabulary, S image siz
 similarity matrix, Q queries of BLIP-2.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NamedTuple, cast
@@ -81,12 +81,6 @@ class Blip(nn.Module):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""
         tokens: Tensor = self.vision(pixels)
-        return tokens
-
-    def encode_video(self, pixels: Tensor) -> Tensor:
-        """Frames (B, F, 3, S, S) -> their tokens one after the other (B, F*N, Dv) (BLIP section 5.6)."""
-        frames = self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, F, N, Dv)
-        tokens: Tensor = frames.flatten(1, 2)
         return tokens
 
     def encode_pair(self, pixels: Tensor) -> Tensor:
@@ -223,6 +217,18 @@ def initialise(module: nn.Module) -> None:
         half = 0.5 * torch.eye(module.merge.out_features)
         with torch.no_grad():
             module.merge.weight.copy_(torch.cat([half, half], dim=1))
+
+
+def encode_media(encode_image: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Image tokens (B, N, Dv) of images (B, 3, S, S); of videos (B, F, 3, S, S) the tokens of all their frames, one
+    frame after the other, (B, F*N, Dv) (BLIP section 5.6).
+
+    encode_image: that of a BLIP or BLIP-2. pixels: normalised.
+    """
+    if pixels.dim() == 4:
+        return encode_image(pixels)
+    tokens: Tensor = encode_image(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).flatten(1, 2)
+    return tokens
 
 
 SIMILARITY_CHUNK = 64

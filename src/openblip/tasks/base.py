@@ -1,7 +1,7 @@
 """What all training tasks have in common, and what those of BLIP and of BLIP-2 share.
 
-A task wraps a model and the losses that train it. Its file says which heads of the model it trains, what it
-takes of a sample (a `SampleProcessor`), what its batch holds, and how its losses are computed.
+A task wraps a model and the losses that train it. Its file says which heads of the model it trains, what it takes of a
+sample (a `SampleProcessor`), what its batch holds, and how its losses are computed.
 
 B examples, R texts, F frames, S image size, N image tokens, T text tokens, D image width.
 """
@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from openblip.data.batch import Batch, ImageTextProcessor, SampleProcessor, pixel_reader
+from openblip.data.batch import Batch, Example, ImageTextProcessor, SampleProcessor, pixel_reader, shared_fields
 from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError
-from openblip.models.blip import Blip
+from openblip.models.blip import Blip, encode_media
 from openblip.models.blip2 import Blip2
 from openblip.models.vision_tower import encoder_depths
 
@@ -34,6 +34,8 @@ class Task(nn.Module, ABC):
         preprocessing: normalises pixels.
     """
 
+    trained_heads: ClassVar[tuple[Any, ...]] = ()
+    """The heads that the task trains, unless they depend on its settings."""
     text_model: ClassVar[str] = "model"
     """What errors call the part of the model that takes texts."""
 
@@ -54,9 +56,9 @@ class Task(nn.Module, ABC):
         return cls(config, model, tokenizer, preprocessing)
 
     @classmethod
-    @abstractmethod
     def heads(cls, config: Any) -> tuple[Any, ...]:
         """The heads that the model must have, and that the task trains."""
+        return cls.trained_heads
 
     @classmethod
     def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
@@ -86,23 +88,27 @@ class Task(nn.Module, ABC):
             generator: on the CPU and in the same state on every process.
         """
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`image_features` of the task's own model and preprocessing."""
+        return image_features(self.model, self.preprocessing, pixels)
+
     def after_step(self) -> None:
         """Called once after every optimizer step, also under gradient accumulation."""
 
     def frozen_parts(self) -> Sequence[nn.Module]:
         """Modules of this task that the run loads from elsewhere and never changes.
 
-        Checkpoints of the run leave out their weights, except those that require gradients (adapters), and
-        processes do not send them to each other. So weights that change in another way than by gradients, as
-        those of a momentum model, must not be here.
+        Checkpoints of the run leave out their weights, except those that require gradients (adapters), and processes do
+        not send them to each other. So weights that change in another way than by gradients, as those of a momentum
+        model, must not be here.
         """
         return ()
 
     def layers_above(self) -> Mapping[str, int]:
         """For parameters of an image encoder, by name: how many layers the encoder has from there to its end.
 
-        With layer-wise decay d a learning rate is multiplied by d to this power: for an encoder of L blocks 1
-        for the last, L for the first, L + 1 for the embeddings. Parameters that are not named have 0.
+        With layer-wise decay d a learning rate is multiplied by d to this power: for an encoder of L blocks 1 for the
+        last, L for the first, L + 1 for the embeddings. Parameters that are not named have 0.
         """
         return {}
 
@@ -117,10 +123,6 @@ class BlipTask(Task):
     def max_positions(cls, model: Blip) -> int:
         return model.config.text.max_positions
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 images (B, 3, S, S) or videos (B, F, 3, S, S) -> image tokens (B, F*N, D)."""
-        return encode_media(self.model, self.preprocessing.normalize(pixels))
-
 
 class Blip2Task(Task):
     """A task over a BLIP-2, parts of which are usually frozen."""
@@ -133,10 +135,6 @@ class Blip2Task(Task):
         """Those of the Q-Former; the language model cuts its texts itself."""
         return model.config.qformer.max_positions if model.config.has_text_branch else None
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """`image_features` of the task's own model and preprocessing."""
-        return image_features(self.model, self.preprocessing, pixels)
-
     def frozen_parts(self) -> Sequence[nn.Module]:
         """The image encoder and the language model, where they are frozen."""
         return self.model.frozen_parts()
@@ -146,25 +144,13 @@ class Blip2Task(Task):
         return {f"model.vision.{name}": depth for name, depth in encoder_depths(self.model.vision).items()}
 
 
-def encode_media(model: Blip, pixels: Tensor) -> Tensor:
-    """Normalised images (B, 3, S, S) or videos (B, F, 3, S, S) -> image tokens (B, F*N, D)."""
-    return model.encode_video(pixels) if pixels.dim() == 5 else model.encode_image(pixels)
+def image_features(model: Blip | Blip2, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+    """What the image encoder makes of a batch's pixels, (B, F*N, D).
 
-
-def image_features(model: Blip2, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
-    """Features of BLIP-2's image encoder, (B, F*N, D).
-
-    pixels: uint8 images (B, 3, S, S) or videos (B, F, 3, S, S); float features of a cache, (B, N, D), are
-    returned as they are.
+    pixels: uint8 images (B, 3, S, S) or videos (B, F, 3, S, S). Float features of a cache, (B, N, D), are returned
+    unchanged.
     """
-    if pixels.is_floating_point():
-        return pixels
-    normalized = preprocessing.normalize(pixels)
-    if pixels.dim() == 4:
-        return model.encode_image(normalized)
-    frames = model.encode_image(normalized.flatten(0, 1))  # (B*F, N, D)
-    features: Tensor = frames.unflatten(0, pixels.shape[:2]).flatten(1, 2)
-    return features
+    return pixels if pixels.is_floating_point() else encode_media(model.encode_image, preprocessing.normalize(pixels))
 
 
 def replace_first(tokens: Tokens, token_id: int) -> Tokens:
@@ -176,8 +162,20 @@ def replace_first(tokens: Tokens, token_id: int) -> Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextBatch(Batch):
-    """Texts as they are written, for a language model, which has a tokenizer of its own."""
+    """Texts for a language model, which has a tokenizer of its own: they are not normalised."""
 
     prompts: list[str]
     """Stand before the texts and are not predicted; "" for none."""
     texts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBatchProcessor(SampleProcessor):
+    """The base of processors whose content of an example is a text for a language model."""
+
+    prompt: str = ""
+    """Stands before every text."""
+
+    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer | None) -> TextBatch:
+        prompts, texts = [self.prompt] * len(examples), [example.content for example in examples]
+        return TextBatch(**shared_fields(examples), prompts=prompts, texts=texts)

@@ -1,15 +1,14 @@
 """Fine-tuning BLIP-2 on questions and instructions (BLIP-2 section 4.3; InstructBLIP section 2.2).
 
-The language model writes answers behind a prompt. Where the model is instructed, the Q-Former reads the
-question as well, so that its queries extract what the question asks about.
+The language model writes answers after a prompt. Where the model is instructed, the Q-Former reads the question as
+well, so that its queries extract what the question asks about.
 
-B images, R rows of text, Q queries, T text tokens, D width of the Q-Former, Dl of the language model,
-V vocabulary.
+B images, R rows of text, Q queries, T text tokens, D width of the Q-Former, Dl of the language model, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +22,14 @@ from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Head
 from openblip.models.language_model import Predicted
 from openblip.objectives.language_modeling import answer_loss, lm_loss
 from openblip.tasks.base import Blip2Task
-from openblip.tasks.config import InstructionConfig, PromptedAnsweringConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptedBatch(Batch):
-    """R texts after prompts, several about one of B images, for a language model, which has a tokenizer of
-    its own."""
+    """R texts after prompts, several about one of B images, for a language model, which has a tokenizer of its own."""
 
     prompts: list[str]
     """Read by the language model before the texts, and not predicted."""
@@ -60,7 +56,7 @@ class PromptedProcessor(SampleProcessor):
     """The base of both tasks' processors: the content of an example is a list of `PromptedText`."""
 
     question_prompt: str
-    """How a question or instruction is put to the language model; "{}" as it is."""
+    """How a question or instruction is put to the language model, with `{}` in its place."""
     instruction_tokens: int | None
     """Number of tokens of an instruction that the Q-Former reads at most; None: it reads none."""
 
@@ -69,9 +65,8 @@ class PromptedProcessor(SampleProcessor):
         instructions = None
         if self.instruction_tokens is not None:
             assert tokenizer is not None  # a Q-Former that reads instructions has one
-            instructions = tokenizer.encode(
-                [row.instruction for row in rows], self.instruction_tokens, BATCH_LENGTH_STEP
-            )
+            texts = [row.instruction for row in rows]
+            instructions = tokenizer.encode(texts, self.instruction_tokens, BATCH_LENGTH_STEP)
         return PromptedBatch(
             **shared_fields(examples),
             prompts=[row.prompt for row in rows],
@@ -96,9 +91,8 @@ class PromptedQuestionProcessor(PromptedProcessor):
 class InstructionProcessor(PromptedProcessor):
     """Every turn of a conversation about an image: its answer, after everything that was said before.
 
-    The Q-Former reads the turn's own instruction, the language model also the turns before it. A sample that
-    has only a question is one turn, with one of its annotators' answers, drawn at random. Texts are taken as
-    they are written.
+    The Q-Former reads the turn's own instruction, the language model also the turns before it. A sample that has only a
+    question is one turn, with one of its annotators' answers, drawn at random. Texts are not normalised.
     """
 
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
@@ -110,30 +104,19 @@ class InstructionProcessor(PromptedProcessor):
 
 
 class _PromptedTask(Blip2Task):
-    """A model with the head llm, and its language model's predictions of texts behind prompts."""
+    """The predictions of texts after prompts, by the language model of a BLIP-2; its settings say `instructed`."""
 
+    trained_heads = ("llm",)
     processor_class: ClassVar[type[PromptedProcessor]]
 
-    def __init__(
-        self,
-        config: PromptedAnsweringConfig | InstructionConfig,
-        model: Blip2,
-        tokenizer: Tokenizer | None,
-        preprocessing: Preprocessing,
-    ) -> None:
+    def __init__(self, config: Any, model: Blip2, tokenizer: Any, preprocessing: Preprocessing) -> None:
         super().__init__(config, model, tokenizer, preprocessing)
         if model.config.instructed and set(model.config.heads) == {"llm"}:
             # Nothing reads the states of the instruction after the last layer, so these get no gradient.
             model.qformer.layers[-1].text_feed_forward.requires_grad_(False)
 
     @classmethod
-    def heads(cls, config: PromptedAnsweringConfig | InstructionConfig) -> tuple[Blip2Head, ...]:
-        return ("llm",)
-
-    @classmethod
-    def sample_processor(
-        cls, config: PromptedAnsweringConfig | InstructionConfig, data: DataConfig, question_prompt: str
-    ) -> PromptedProcessor:
+    def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
         return cls.processor_class(
             read_pixels=pixel_reader(data.num_frames),
             question_prompt=question_prompt,
@@ -142,7 +125,7 @@ class _PromptedTask(Blip2Task):
 
     def predict(self, batch: PromptedBatch) -> Predicted:
         """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
-        image_kv = self.model.image_kv(self.features(batch.pixels))
+        image_kv = self.model.image_kv(self.encode(batch.pixels))
         if batch.instructions is None:
             visual = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)  # (B, Q, Dl)
             return self.model.predict_text(visual[batch.owners], batch.prompts, batch.texts)

@@ -1,10 +1,8 @@
-"""Stage 1 of BLIP-2: ITC, ITM and ITG teach the queries to extract what texts say about an image
-(BLIP-2 section 3.2).
+"""Stage 1 of BLIP-2: ITC, ITM and ITG teach the queries to extract what texts say about an image (BLIP-2 section 3.2).
 
 With the image encoder trained as well, this is fine-tuning for retrieval (section 4.4).
 
-B local batch, G joint batch of all processes, N image tokens, D their width, Q queries, T text tokens,
-E embedding width.
+B local batch, G joint batch of all processes, Q queries, D their width, T text tokens, E embedding width.
 """
 
 import torch
@@ -12,19 +10,18 @@ from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.distributed import gather, gather_with_gradient, world_size
+from openblip.distributed import gather, gather_with_gradient
 from openblip.models.blip import similarity_matrix
-from openblip.models.blip2 import ImageKV, QueryOutput
 from openblip.models.config import Blip2Head
 from openblip.objectives.contrastive import in_batch_itc_loss
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.base import Blip2Task, replace_first
 from openblip.tasks.config import Blip2Stage1Config
-from openblip.tasks.contrastive_matching import hard_negatives_loss
+from openblip.tasks.hard_negatives import hard_negatives_loss
 
 
 class Blip2Stage1(Blip2Task):
-    """A model with the heads itc and itm, and itg where its config says so, and the losses that train it."""
+    """ITC, ITM and, where the settings say so, ITG over a BLIP-2."""
 
     config: Blip2Stage1Config
     tokenizer: Tokenizer
@@ -35,28 +32,26 @@ class Blip2Stage1(Blip2Task):
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc, itm and, with its head, itg."""
-        features = self.features(batch.pixels)  # once for all three
+        features, tokens = self.encode(batch.pixels), batch.tokens  # encoded once for all three
         image_kv = self.model.image_kv(features)
         output = self.model.encode_queries(image_kv)
-        itc, similarities = self._itc(output.queries, batch.tokens, batch.image_ids)
-
-        def negative_kv(index: Tensor) -> ImageKV:
-            if world_size() == 1:
-                return image_kv.select(index)
-            joint = gather_with_gradient(features) if features.requires_grad else gather(features)
-            return self.model.image_kv(joint[index])
-
+        itc, similarities = self._itc(output.queries, tokens, batch.image_ids)
         itm = hard_negatives_loss(
-            self.model.match_logits, batch.tokens, image_kv, negative_kv, batch.image_ids, similarities, generator
+            self.model, tokens, features, image_kv, self.model.image_kv, batch.image_ids, similarities, generator
         )
-        losses = {"itc": itc, "itm": itm}
-        return losses | {"itg": self._itg(output, batch.tokens)} if self.config.itg else losses
+        if not self.config.itg:
+            return {"itc": itc, "itm": itm}
+        captions = replace_first(tokens, self.tokenizer.dec_id)
+        logits = self.model.caption_logits(captions.ids[:, :-1], output)
+        itg = lm_loss(logits, next_token_labels(captions.ids, captions.mask), self.config.label_smoothing)
+        return {"itc": itc, "itm": itm, "itg": itg}
 
     def _itc(self, queries: Tensor, tokens: Tokens, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The loss, and the similarities over temperature by which ITM chooses its negatives.
+        """The loss of queries (B, Q, D) and texts (B, T), and the similarities over temperature by which ITM chooses
+        its negatives.
 
-        Gradients reach the rows of every process. The released code cuts them off at gathered keys, but only
-        when there are several processes.
+        Gradients reach the rows of every process. The released code cuts them off at gathered keys, but only when there
+        are several processes.
         """
         image = self.model.embed_image(queries)  # (B, Q, E)
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
@@ -66,8 +61,3 @@ class Blip2Stage1(Blip2Task):
             text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
             loss = in_batch_itc_loss(image_to_text, text_to_image, ids, gather(ids), self.config.label_smoothing)
         return loss, (image_to_text, text_to_image)
-
-    def _itg(self, output: QueryOutput, tokens: Tokens) -> Tensor:
-        captions = replace_first(tokens, self.tokenizer.dec_id)
-        logits = self.model.caption_logits(captions.ids[:, :-1], output)
-        return lm_loss(logits, next_token_labels(captions.ids, captions.mask), self.config.label_smoothing)

@@ -5,6 +5,8 @@ Fine-tuned this way, a model is the captioner of CapFilt (section 3.3).
 B examples, P tokens of the prompt, T text tokens.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,32 +15,26 @@ from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
-from openblip.models.config import Head
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.base import BlipTask
 from openblip.tasks.config import CaptioningConfig
 
 
 class Captioning(BlipTask):
-    """A model with the head lm, and the loss that trains it."""
+    """LM over a BLIP."""
 
     config: CaptioningConfig
+    trained_heads = ("lm",)
     prompt_ids: Tensor
 
-    @classmethod
-    def heads(cls, config: CaptioningConfig) -> tuple[Head, ...]:
-        return ("lm",)
+    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
+        super().__init__(config, model, tokenizer, preprocessing)
+        self.register_buffer("prompt_ids", tokenizer.prompt(config.prompt), persistent=False)
 
     @classmethod
     def longest_text(cls, config: CaptioningConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
         # The prompt takes the place of [CLS], and [SEP] is only predicted.
         return data.max_text_length + len(tokenizer.prompt(config.prompt)) - 2
-
-    def __init__(
-        self, config: CaptioningConfig, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing
-    ) -> None:
-        super().__init__(config, model, tokenizer, preprocessing)
-        self.register_buffer("prompt_ids", tokenizer.prompt(config.prompt), persistent=False)
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss lm; [DEC] and the prompt are not predicted."""

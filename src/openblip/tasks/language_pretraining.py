@@ -3,21 +3,20 @@
 R texts, Dl width of the language model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.batch import Example, PixelReader, SampleProcessor, View, shared_fields
+from openblip.data.batch import PixelReader, SampleProcessor, View
 from openblip.data.config import DataConfig
 from openblip.data.fields import text_field
 from openblip.data.sample import Sample
-from openblip.data.tokenizer import Tokenizer
 from openblip.models.language_model import LanguageModel
 from openblip.objectives.language_modeling import lm_loss
-from openblip.tasks.base import Task, TextBatch
+from openblip.tasks.base import Task, TextBatch, TextBatchProcessor
 from openblip.tasks.config import LanguagePretrainingConfig
 from openblip.tasks.prefix_split import split_documents
 
@@ -28,18 +27,13 @@ def no_pixels(sample: Sample, view: View, rng: np.random.Generator) -> np.ndarra
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextProcessor(SampleProcessor):
-    """The field `text` as it is written, line breaks included, without the sample's image."""
+class TextProcessor(TextBatchProcessor):
+    """The field `text`, unchanged and with its line breaks, without the sample's image."""
 
     read_pixels: PixelReader = no_pixels
 
     def content(self, sample: Sample, rng: np.random.Generator) -> str:
         return text_field(sample, "text")
-
-    def collate(self, examples: Sequence[Example], tokenizer: Tokenizer | None) -> TextBatch:
-        return TextBatch(
-            **shared_fields(examples), prompts=[""] * len(examples), texts=[example.content for example in examples]
-        )
 
 
 class LanguagePretraining(Task):
@@ -49,13 +43,7 @@ class LanguagePretraining(Task):
     model: LanguageModel
 
     @classmethod
-    def heads(cls, config: LanguagePretrainingConfig) -> tuple[()]:
-        return ()
-
-    @classmethod
-    def sample_processor(
-        cls, config: LanguagePretrainingConfig, data: DataConfig, question_prompt: str
-    ) -> TextProcessor:
+    def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
         return TextProcessor()
 
     def forward(self, batch: TextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:

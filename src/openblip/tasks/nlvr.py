@@ -20,7 +20,6 @@ from openblip.data.prompts import MAX_STATEMENT_WORDS, normalize_caption
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
-from openblip.models.config import Head
 from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import NlvrConfig
 
@@ -48,9 +47,8 @@ def pair_pixels(sample: Sample, view: View, rng: np.random.Generator) -> np.ndar
 
 @dataclass(frozen=True, kw_only=True)
 class StatementProcessor(SampleProcessor):
-    """A statement about two images; every other time they change sides, and so do the words left and right.
-
-    This is the released code's augmentation for NLVR2.
+    """A statement about two images. In a random half of the samples they change sides, and so do the words left and
+    right: the released code's augmentation for NLVR2.
     """
 
     read_pixels: PixelReader = pair_pixels
@@ -59,9 +57,9 @@ class StatementProcessor(SampleProcessor):
     def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
         example = super().__call__(sample, view, rng)
         statement, label, swapped = example.content
-        if not swapped:
-            return example._replace(content=(statement, label))
-        return example._replace(pixels=example.pixels[::-1].copy(), content=(swap_sides(statement), label))
+        if swapped:
+            return example._replace(pixels=example.pixels[::-1].copy(), content=(swap_sides(statement), label))
+        return example._replace(content=(statement, label))
 
     def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, int, bool]:
         """The statement, its label, and whether the sides are exchanged."""
@@ -83,28 +81,24 @@ class StatementProcessor(SampleProcessor):
 def swap_sides(statement: str) -> str:
     """The same text with left and right exchanged, also in rightmost, left-hand and before a comma.
 
-    The released code passes over these, and so trains on a statement about the other image.
+    The released code overlooks these, and so trains on a statement about the other image.
     """
-    other = {"left": "right", "right": "left"}
-    return _SIDE.sub(lambda side: other[side[0]], statement)
+    return _SIDE.sub(lambda side: "left" if side[0] == "right" else "right", statement)
 
 
 class Nlvr(BlipTask):
-    """A model with the head nlvr, and the loss that trains it."""
+    """A BLIP that tells true statements from false ones."""
+
+    trained_heads = ("nlvr",)
 
     @classmethod
-    def heads(cls, config: NlvrConfig) -> tuple[Head, ...]:
-        return ("nlvr",)
-
-    @classmethod
-    def sample_processor(cls, config: NlvrConfig, data: DataConfig, question_prompt: str) -> StatementProcessor:
+    def sample_processor(cls, config: NlvrConfig, data: DataConfig, question_prompt: str) -> SampleProcessor:
         return StatementProcessor(max_text_length=data.max_text_length)
 
     def forward(self, batch: StatementBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss nlvr: cross-entropy of true and false."""
         image_tokens = self.model.encode_pair(self.preprocessing.normalize(batch.pixels))  # (B, 2, N, D)
         statements = replace_first(batch.statements, self.tokenizer.enc_id)
-        logits = self.model.judge_logits(
-            statements.ids, statements.mask, self.model.image_kv(image_tokens, "encode")
-        )  # (B, 2)
+        pair_kv = self.model.image_kv(image_tokens, "encode")
+        logits = self.model.judge_logits(statements.ids, statements.mask, pair_kv)  # (B, 2)
         return {"nlvr": F.cross_entropy(logits.float(), batch.labels)}

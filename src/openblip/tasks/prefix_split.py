@@ -1,7 +1,7 @@
 """Cutting texts in two for prefix language modelling: an encoder reads the prefix, a decoder writes the rest.
 
-BLIP-2 section 3.3. The paper does not say where a text is cut; here it is cut as its author describes in
-LAVIS issue 139.
+BLIP-2 section 3.3. The paper does not say where a text is cut; here it is cut as its author describes in LAVIS issue
+139. All shares are uniform from 0 to 1.
 
 G joint batch of all processes.
 """
@@ -29,8 +29,7 @@ def split_documents(texts: Sequence[str], generator: torch.Generator) -> list[tu
 def split_at_random(text: str, share: float) -> tuple[str, str]:
     """The first words of a text, and the rest, without the space between them.
 
-    With `share` uniform from 0 to 1, the number of first words is uniform from 1 to half of all. A text of
-    one word has an empty prefix.
+    The number of first words is uniform from 1 to half of all. A text of one word has an empty prefix.
     """
     words = text.split(" ")
     if len(words) < 2:
@@ -40,11 +39,11 @@ def split_at_random(text: str, share: float) -> tuple[str, str]:
 
 
 def split_document(text: str, line_share: float, cut_share: float, word_share: float) -> tuple[str, str]:
-    """A text of several lines: one line after the first is cut, and the lines behind it are left out.
+    """A text of several lines: one line after the first is cut, and the lines after it are left out.
 
-    The prefix holds all lines before the cut. Every other time the line is cut at a natural place, after its
-    last colon, where an answer begins, and without a colon before the line; otherwise at random. A text of
-    one line is cut at random. All shares are uniform from 0 to 1.
+    The prefix holds all lines before the cut. In a random half of the cases the line is cut at a natural place: after
+    its last colon, where an answer begins, and without a colon before the line; otherwise at random. A text of one line
+    is cut at random.
     """
     lines = text.split("\n")
     if len(lines) == 1:

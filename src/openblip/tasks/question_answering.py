@@ -5,6 +5,7 @@ B examples, A answers, T text tokens, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from openblip.data.fields import question_with_answers
 from openblip.data.prompts import MAX_QUESTION_TOKENS
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
-from openblip.models.config import Head
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
 from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import QuestionAnsweringConfig
@@ -59,18 +59,13 @@ class QuestionProcessor(SampleProcessor):
 
 
 class QuestionAnswering(BlipTask):
-    """A model with the head vqa, and the loss that trains it."""
+    """A BLIP whose decoder writes answers."""
 
     config: QuestionAnsweringConfig
+    trained_heads = ("vqa",)
 
     @classmethod
-    def heads(cls, config: QuestionAnsweringConfig) -> tuple[Head, ...]:
-        return ("vqa",)
-
-    @classmethod
-    def sample_processor(
-        cls, config: QuestionAnsweringConfig, data: DataConfig, question_prompt: str
-    ) -> QuestionProcessor:
+    def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
         return QuestionProcessor(read_pixels=pixel_reader(data.num_frames))
 
     @classmethod

@@ -1,27 +1,112 @@
 """Retrieval of texts, images and videos: fine-tuning with ITC and ITM (BLIP sections 5.1 and 5.6).
 
 Fine-tuned on clean pairs, the model is the filter of CapFilt (section 3.3).
+
+B local batch, G joint batch of all processes, F frames, N image tokens, D width, E embedding width.
 """
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
+from openblip.data.tokenizer import Tokenizer
+from openblip.data.transforms import Preprocessing
+from openblip.distributed import gather
+from openblip.models.blip import Blip, CrossKV, encode_media
 from openblip.models.config import Head
-from openblip.tasks.base import encode_media
-from openblip.tasks.config import RetrievalConfig
-from openblip.tasks.contrastive_matching import ContrastiveMatchingTask
+from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
+from openblip.objectives.momentum import EmbeddingQueue, update_average
+from openblip.tasks.base import BlipTask, replace_first
+from openblip.tasks.config import PretrainingConfig, RetrievalConfig
+from openblip.tasks.hard_negatives import hard_negatives_loss
 
 
-class Retrieval(ContrastiveMatchingTask):
-    """A model with the heads itc and itm, and the two objectives that train it."""
+class Retrieval(BlipTask):
+    """ITC and ITM over a BLIP; inference never sees their momentum model and queue."""
 
-    @classmethod
-    def heads(cls, config: RetrievalConfig) -> tuple[Head, ...]:
-        return ("itc", "itm")
+    config: RetrievalConfig | PretrainingConfig
+    trained_heads: ClassVar[tuple[Head, ...]] = ("itc", "itm")
+
+    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
+        super().__init__(config, model, tokenizer, preprocessing)
+        self.momentum_model = _make_momentum_model(model)
+        self.queue = EmbeddingQueue(config.contrastive.queue_size, model.config.embed_dim)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses itc and itm."""
         pixels = self.preprocessing.normalize(batch.pixels)
-        image_tokens = encode_media(self.model, pixels)
-        return self.contrastive_matching_losses(batch, pixels, image_tokens, step, generator)
+        image_tokens = encode_media(self.model.encode_image, pixels)
+        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
+        image_kv = self.model.image_kv(image_tokens, "encode")
+        return {"itc": itc, "itm": self.matching_loss(batch, image_tokens, image_kv, similarities, generator)}
+
+    def contrastive_loss(
+        self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """ITC, and the similarities over temperature of images to texts and of texts to images of the joint batch,
+        both (B, G), by which ITM chooses its negatives.
+
+        pixels: the batch's, normalised. image_tokens: (B, F*N, D), what the model's image encoder makes of them.
+        """
+        tokens, ids, temperature = batch.tokens, batch.image_ids, self.model.temperature
+        settings = self.config.contrastive
+        frames = pixels.shape[1] if pixels.dim() == 5 else 1
+        image = self.model.embed_image(image_tokens, frames)  # (B, E)
+        text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
+        with torch.no_grad():
+            momentum_tokens = encode_media(self.momentum_model.encode_image, pixels)
+            momentum_image = self.momentum_model.embed_image(momentum_tokens, frames)
+            momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
+        joint = (gather(momentum_image), gather(momentum_text), gather(ids))
+        self._pending.append(joint)
+        keys = ContrastiveKeys(*(torch.cat(pair) for pair in zip(joint, self.queue.content(), strict=True)))
+        alpha = alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
+        loss = itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
+        with torch.no_grad():
+            image_to_text = image @ joint[1].T / temperature
+            text_to_image = text @ joint[0].T / temperature
+        return loss, (image_to_text, text_to_image)
+
+    def matching_loss(
+        self,
+        batch: ImageTextBatch,
+        image_tokens: Tensor,
+        image_kv: CrossKV,
+        similarities: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """ITM with the negatives that `similarities` make likely. image_kv: of the image tokens, for "encode"."""
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        make_kv = partial(self.model.image_kv, mode="encode")
+        return hard_negatives_loss(
+            self.model, texts, image_tokens, image_kv, make_kv, batch.image_ids, similarities, generator
+        )
+
+    def after_step(self) -> None:
+        """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
+        clamp_temperature(self.model.log_temperature)
+        trained = dict(self.model.named_parameters())
+        average = dict(self.momentum_model.named_parameters())
+        momentum = self.config.contrastive.momentum
+        update_average(average.values(), (trained[name] for name in average), momentum)
+        for images, texts, ids in self._pending:
+            self.queue.put(images, texts, ids)
+        self._pending.clear()
+
+
+def _make_momentum_model(model: Blip) -> Blip:
+    """A frozen copy of what ITC needs: vision, text encoder and the two projections.
+
+    It has no dropout, also while the task trains: the released code leaves it on, which only adds noise to the targets.
+    """
+    vision = replace(model.config.vision, drop_path=0.0)
+    text = replace(model.config.text, dropout=0.0)
+    momentum_model = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
+    weights = model.state_dict()
+    momentum_model.load_state_dict({name: weights[name] for name in momentum_model.state_dict()})
+    return momentum_model.requires_grad_(False).eval()

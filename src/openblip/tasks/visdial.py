@@ -18,7 +18,6 @@ from openblip.data.prompts import MAX_DIALOG_CAPTION_TOKENS, dialog_turns, norma
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
-from openblip.models.config import Head
 from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import VisdialConfig
 
@@ -69,14 +68,12 @@ class DialogProcessor(SampleProcessor):
 
 
 class Visdial(BlipTask):
-    """A model with the head visdial, and the loss that trains it."""
+    """A BLIP that tells right answers from wrong ones."""
+
+    trained_heads = ("visdial",)
 
     @classmethod
-    def heads(cls, config: VisdialConfig) -> tuple[Head, ...]:
-        return ("visdial",)
-
-    @classmethod
-    def sample_processor(cls, config: VisdialConfig, data: DataConfig, question_prompt: str) -> DialogProcessor:
+    def sample_processor(cls, config: VisdialConfig, data: DataConfig, question_prompt: str) -> SampleProcessor:
         return DialogProcessor(num_negatives=config.num_negatives, max_text_length=data.max_text_length)
 
     def forward(self, batch: DialogBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
