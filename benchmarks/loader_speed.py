@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-NUM_SHARDS, SAMPLES, BATCH_SIZE = 16, 1000, 64
+NUM_SHARDS, SAMPLES, BATCH_SIZE, WARM_UP = 16, 1000, 64, 20
 
 
 def write_shard(path: Path, seed: int) -> None:
@@ -48,7 +48,7 @@ def write_shard(path: Path, seed: int) -> None:
 
 
 def measure(folder: str, num_workers: int, batches: int) -> None:
-    """Print samples per second after the first batch, the seconds until it, and CPU milliseconds a sample."""
+    """Print samples per second after some batches, the seconds until the first, and CPU milliseconds a sample."""
     import torch
 
     from openblip.data.loader import Loader
@@ -78,13 +78,16 @@ def measure(folder: str, num_workers: int, batches: int) -> None:
     iterator = iter(loader)
     next(iterator)
     first = time.perf_counter()
+    for _ in itertools.islice(iterator, WARM_UP):
+        pass
+    warm = time.perf_counter()
     for _ in itertools.islice(iterator, batches):
         pass
-    seconds = time.perf_counter() - first
+    seconds = time.perf_counter() - warm
     del iterator  # ends the workers, whose time is known then
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu_seconds = sum(part.ru_utime + part.ru_stime for part in usage)
-    print(batches * BATCH_SIZE / seconds, first - started, 1000 * cpu_seconds / (batches * BATCH_SIZE))
+    print(batches * BATCH_SIZE / seconds, first - started, 1000 * cpu_seconds / ((WARM_UP + batches) * BATCH_SIZE))
 
 
 def main() -> None:
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--earlier", help="the folder that holds the earlier version's package")
     parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--batches", type=int, default=250)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

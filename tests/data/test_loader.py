@@ -1,7 +1,9 @@
 """The loader: full batches for ever, the same whoever reads, exactly resumable, rejects named."""
 
+import itertools
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -122,6 +124,14 @@ def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
 def test_workers_change_nothing(odd_mixture, num_workers):
     plain = take(load(odd_mixture, augmentation=Augmentation()), 24)
     assert_same(take(load(odd_mixture, augmentation=Augmentation(), num_workers=num_workers), 24), plain)
+
+
+def test_what_a_worker_gets_can_be_pickled(odd_mixture):
+    """Where workers are not forked, it is sent to them."""
+    dataset = load(odd_mixture)._workers().dataset
+    (part,), (other,) = (itertools.islice(d, 1) for d in (dataset, pickle.loads(pickle.dumps(dataset))))
+    assert torch.equal(part.pixels, other.pixels)
+    assert part.positions == other.positions
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
