@@ -170,6 +170,13 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
+def file_kind(suffix: str) -> str:
+    """What a file of a sample is by its suffix in lower case: "image", "video", "json" or "txt"; else empty."""
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return "video" if suffix in VIDEO_SUFFIXES else suffix if suffix in TEXT_SUFFIXES else ""
+
+
 def clean_text(text: str) -> str:
     """Strip outer spaces, and replace lone surrogates (json escapes can make them), which no encoding can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()

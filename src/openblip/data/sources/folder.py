@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openblip.data.sample import (
-    IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
-    VIDEO_SUFFIXES,
     Sample,
     clean_text,
+    file_kind,
     parse_json_object,
     safe_name,
     sample_of_texts,
@@ -68,7 +67,7 @@ class FolderSource(RowSource):
         listed: dict[str, dict[str, list[str]]] = {}
         for path in storage.list_files(root, recursive=True):
             key, _, suffix = safe_name(path[len(root) + 1 :]).rpartition(".")
-            if key and not os.path.basename(key).startswith(".") and (kind := _kind(suffix.lower())):
+            if key and not os.path.basename(key).startswith(".") and (kind := file_kind(suffix.lower())):
                 listed.setdefault(key, {}).setdefault(kind, []).append(path)
         kind = "image" if any("image" in kinds for kinds in listed.values()) else "video"
         files = {key: kinds for key, kinds in listed.items() if kind in kinds}
@@ -98,14 +97,6 @@ class FolderSource(RowSource):
             for path in kinds[self.kind]:
                 row = FolderRow(key, (path,), text_paths=texts, class_names=names)
                 yield safe_name(os.path.basename(path)), row
-
-
-def _kind(suffix: str) -> str:
-    if suffix in IMAGE_SUFFIXES:
-        return "image"
-    if suffix in VIDEO_SUFFIXES:
-        return "video"
-    return suffix if suffix in TEXT_SUFFIXES else ""
 
 
 def _sub_folder(key: str) -> str:

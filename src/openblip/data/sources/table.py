@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from openblip.data.sample import Reject, parse_json_object
 from openblip.data.sources import rows, storage
-from openblip.data.sources.fields import TASK_COLUMNS, task_fields
+from openblip.data.sources.fields import TASK_COLUMNS, file_name_of, task_fields
 from openblip.data.sources.rows import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -160,8 +160,8 @@ class TableSource(RowSource):
 
 
 def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
-    image = _path(values, find_column(values, IMAGE_COLUMNS, "image"))
-    second = None if values.get("second_image") in (None, "") else _path(values, "second_image")
+    image = file_name_of(values, find_column(values, IMAGE_COLUMNS, "image"))
+    second = None if values.get("second_image") in (None, "") else file_name_of(values, "second_image")
     image_id = values.get("image_id")
     if image_id in (None, ""):
         image_id = image if second is None else f"{image} {second}"
@@ -173,13 +173,6 @@ def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
         info=task_fields(values),
         second_image=None if second is None else storage.join(folder, second),
     )
-
-
-def _path(values: Mapping[str, Any], column: str) -> str:
-    image = values[column]
-    if not isinstance(image, str) or not image or "\0" in image:
-        raise SourceError(f"the image must be a path, not {image!r:.80}")
-    return image
 
 
 def _cut(path: str) -> list[_Chunk]:

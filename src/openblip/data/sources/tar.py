@@ -16,17 +16,17 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 from openblip.data.sample import (
-    IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
-    VIDEO_SUFFIXES,
     Located,
     Reject,
     Sample,
     Selection,
     Source,
+    file_kind,
     parse_json_object,
     sample_of_texts,
 )
@@ -79,20 +79,19 @@ class _Group:
 
     def choose_images(self) -> tuple[list[_Member], str]:
         """The sample's image, or its left and right one, or none; and what is wrong with the group."""
-        members = self.members
-        if "image" in members:
-            others = members.keys() & {"left", "right", "video"}
-            reason = "several images with this key: the plain image stays" if others else ""
-            return [members["image"]], reason
-        if "left" in members and "right" in members:
-            reason = "two images and a video with this key: the images stay" if "video" in members else ""
+        members, roles = self.members, self.members.keys()
+        if "image" in roles:
+            has_others = bool(roles & {"left", "right", "video"})
+            return [members["image"]], "several images with this key: the plain image stays" if has_others else ""
+        if roles >= {"left", "right"}:
+            reason = "two images and a video with this key: the images stay" if "video" in roles else ""
             return [members["left"], members["right"]], reason
-        if "left" in members or "right" in members:
-            present, lacking = ("left", "right") if "left" in members else ("right", "left")
-            return [], f"of two images the {lacking} one is missing, there is only the {present} one"
-        if "video" in members:
+        for present, lacking in (("left", "right"), ("right", "left")):
+            if present in roles:
+                return [], f"of two images the {lacking} one is missing, there is only the {present} one"
+        if "video" in roles:
             return [members["video"]], ""
-        return ([], "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key")
+        return [], "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key"
 
 
 @dataclass
@@ -119,21 +118,18 @@ class TarSource(Source):
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         path = self.paths[shard]
-        is_shared = selection.pieces[1] > 1
-        with storage.source_errors(path, keep_transient=True):
-            file = storage.open_copied(path) if is_shared else storage.open_binary(path)
-            try:
+        opener = storage.open_copied if selection.pieces[1] > 1 else storage.open_binary
+        try:
+            with storage.source_errors(path, keep_transient=True), opener(path) as file:
                 for number, group, is_repeat in _wanted_groups(file, path, selection):
                     for item in self._items(file, shard, group, is_repeat, selection):
                         yield Located(number, item)
-            except _EndsEarlyError as stop:
-                if not stop.num_samples:
-                    raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
-                if selection.has(stop.num_samples):
-                    reason = f"the shard ends early, the rest is lost: {stop}"
-                    yield Located(stop.num_samples, Reject(shard, "", reason))
-            finally:
-                file.close()
+        except _EndsEarlyError as stop:
+            if not stop.num_samples:
+                raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
+            if selection.has(stop.num_samples):
+                reject = Reject(shard, "", f"the shard ends early, the rest is lost: {stop}")
+                yield Located(stop.num_samples, reject)
 
     def _items(
         self, file: BinaryIO, shard: str, group: _Group, is_repeat: bool, selection: Selection
@@ -183,49 +179,44 @@ class _Outline(NamedTuple):
     """The numbers of the samples whose key an earlier one has."""
     stop: _EndsEarlyError | None
 
-    @classmethod
-    def of(cls, file: io.BufferedReader, path: str) -> "_Outline":
-        """Read the headers of a shard, unless it is one of the last that this process has read."""
-        state = os.fstat(file.fileno())
-        version = path, state.st_size, state.st_mtime_ns
-        if version not in _outlines:
-            keys: set[str] = set()
-            outline = cls(array("Q"), set(), None)
-            try:
-                for number, group in enumerate(_groups(file, path)):
-                    outline.starts.append(group.start)
-                    if group.key in keys:
-                        outline.repeats.add(number)
-                    if group.members:
-                        keys.add(group.key)
-            except _EndsEarlyError as stop:
-                outline = outline._replace(stop=stop)
-            for oldest in [*_outlines][: 1 - _OUTLINES_KEPT]:
-                _outlines.pop(oldest, None)
-            _outlines[version] = outline
-        return _outlines[version]
 
-
-_outlines: dict[tuple[str, int, int], _Outline] = {}
+@lru_cache(_OUTLINES_KEPT)
+def _outline(file_name: str, path: str, version: tuple[int, int]) -> _Outline:
+    """Read the headers of a shard. `path` is what errors call it, `version` its size and time of change."""
+    starts, repeats = array("Q"), set[int]()
+    with open(file_name, "rb") as file:
+        try:
+            for number, group, is_repeat in _numbered_groups(file, path):
+                starts.append(group.start)
+                if is_repeat:
+                    repeats.add(number)
+        except _EndsEarlyError as stop:
+            return _Outline(starts, repeats, stop)
+    return _Outline(starts, repeats, None)
 
 
 def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[tuple[int, _Group, bool]]:
-    """The samples that are wanted, each with its number and whether an earlier one has its key.
-
-    Raises `_EndsEarlyError` after the last whole one of a damaged shard.
-    """
+    """The samples that are wanted, as `_numbered_groups` gives them."""
     if selection.pieces[1] > 1 and isinstance(file, io.BufferedReader):
-        outline = _Outline.of(file, path)
+        state = os.fstat(file.fileno())
+        outline = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
         for number, start in enumerate(outline.starts):
             if selection.has(number):
                 yield number, next(_groups(file, path, start)), number in outline.repeats
         if outline.stop is not None:
             raise outline.stop.with_traceback(None)
-        return
+    else:
+        yield from (item for item in _numbered_groups(file, path) if selection.has(item[0]))
+
+
+def _numbered_groups(file: BinaryIO, path: str) -> Iterator[tuple[int, _Group, bool]]:
+    """The samples of a shard, each with its number and whether an earlier one has its key.
+
+    Raises `_EndsEarlyError` after the last whole one of a damaged shard.
+    """
     keys: set[str] = set()
     for number, group in enumerate(_groups(file, path)):
-        if selection.has(number):
-            yield number, group, group.key in keys
+        yield number, group, group.key in keys
         if group.members:
             keys.add(group.key)
 
@@ -274,18 +265,11 @@ def _split_name(name: str) -> tuple[str, str]:
     """
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
-    return folder + slash + stem, _role(suffix.lower()) if stem else ""  # no stem: .DS_Store, ._0001.jpg
-
-
-def _role(suffix: str) -> str:
-    if suffix in IMAGE_SUFFIXES:
-        return "image"
-    if suffix in VIDEO_SUFFIXES:
-        return "video"
-    side, _, kind = suffix.partition(".")
-    if side in ("left", "right") and kind in IMAGE_SUFFIXES:
-        return side
-    return suffix if suffix in TEXT_SUFFIXES else ""
+    side, _, kind = suffix.lower().rpartition(".")
+    role = file_kind(kind)
+    if side:
+        role = side if side in ("left", "right") and role == "image" else ""
+    return folder + slash + stem, role if stem else ""  # no stem: .DS_Store, ._0001.jpg
 
 
 def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
