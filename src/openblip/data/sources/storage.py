@@ -3,13 +3,12 @@
 import fcntl
 import glob
 import io
-import itertools
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -137,10 +136,10 @@ def open_copied(path: str) -> BinaryIO:
     """
     if not is_remote(path):
         return open_binary(path)
-    info = _remote(path, lambda filesystem, inner: cast(dict[str, Any], filesystem.info(inner)))
+    info: dict[str, Any] = _remote(path, lambda filesystem, inner: filesystem.info(inner))
     folder = Path(tempfile.gettempdir()) / f"openblip-shards-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    copies = {file: file.stat() for file in folder.iterdir() if file.suffix == ".shard"}
+    copies = {file: file.stat() for file in folder.glob("*.shard")}
     used = sum(state.st_size for state in copies.values())
     bound = min(_COPIES_BYTES, (shutil.disk_usage(folder).free + used) // 2)
     size = info.get("size")
@@ -151,11 +150,10 @@ def open_copied(path: str) -> BinaryIO:
     with open(folder / f"{name[:2]}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
-            for file, state in sorted(copies.items(), key=lambda item: item[1].st_mtime):
-                if used + size <= bound:
-                    break
-                file.unlink(missing_ok=True)
-                used -= state.st_size
+            for file in sorted(copies, key=lambda file: copies[file].st_mtime):
+                if used + size > bound:
+                    file.unlink(missing_ok=True)
+                    used -= copies[file].st_size
             with atomic_file(copy) as partial:
                 _remote(path, lambda filesystem, inner: filesystem.get_file(inner, str(partial)))
         os.utime(copy)
@@ -184,17 +182,15 @@ def exists(path: str) -> bool:
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:
     """List every file in a directory, sorted; links to directories are not followed."""
     if is_remote(directory):
-        return _remote(
-            directory,
-            lambda filesystem, inner: sorted(
-                str(filesystem.unstrip_protocol(name))
-                for name in filesystem.find(inner, maxdepth=None if recursive else 1)
-            ),
-        )
+        depth = None if recursive else 1
+        return _remote_names(directory, lambda filesystem, inner: filesystem.find(inner, maxdepth=depth))
     if not recursive:
         return sorted(entry.path for entry in os.scandir(directory) if entry.is_file())
-    tree = os.walk(directory)
-    return sorted(os.path.join(folder, name) for folder, _, names in tree for name in names)
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names)
+
+
+def _remote_names(path: str, call: Callable[[Any, str], Iterable[str]]) -> list[str]:
+    return _remote(path, lambda filesystem, inner: sorted(map(filesystem.unstrip_protocol, call(filesystem, inner))))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -202,29 +198,22 @@ def expand_braces(pattern: str) -> list[str]:
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
-    numbers = _NUMBER_RANGE.fullmatch(match[1])
-    if numbers:
+    choices = match[1].split(",")
+    if numbers := _NUMBER_RANGE.fullmatch(match[1]):
         first, last = numbers.groups()
         step = 1 if int(first) <= int(last) else -1
         width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
         choices = [str(n).zfill(width) for n in range(int(first), int(last) + step, step)]
-    else:
-        choices = match[1].split(",")
-    expanded = (expand_braces(pattern[: match.start()] + c + pattern[match.end() :]) for c in choices)
-    return list(itertools.chain.from_iterable(expanded))
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [path for choice in choices for path in expand_braces(f"{before}{choice}{after}")]
 
 
 def _expand_glob(path: str) -> list[str]:
-    if not any(character in path for character in "*?["):
+    if not any(character in path for character in "*?[") or exists(path):  # a file may have a bracket in its name
         return [path]
-    if exists(path):  # a file whose name has a bracket in it
-        return [path]
-    if not is_remote(path):
-        return sorted(glob.glob(path, recursive=True))
-    return _remote(
-        path,
-        lambda filesystem, inner: sorted(str(filesystem.unstrip_protocol(name)) for name in filesystem.glob(inner)),
-    )
+    if is_remote(path):
+        return _remote_names(path, lambda filesystem, inner: filesystem.glob(inner))
+    return sorted(glob.glob(path, recursive=True))
 
 
 def expand_paths(spec: str) -> list[str]:
@@ -236,12 +225,10 @@ def expand_paths(spec: str) -> list[str]:
     paths = [path for pattern in expand_braces(spec) for path in _expand_glob(os.path.expanduser(pattern))]
     if not paths:
         raise SourceError(f"{spec}: no file matches")
-    looked_for = paths
+    looked_for: Iterable[str] = paths
     if is_remote(spec) and len(paths) > _FEW_PATHS:
-        by_folder: dict[str, list[str]] = {}
-        for path in paths:
-            by_folder.setdefault(parent(path), []).append(path)
-        looked_for = [path for files in by_folder.values() for path in {files[0]: 0, files[-1]: 0}]
+        # A dict keeps the last value of a key: here the first file of each folder, then the last file of each.
+        looked_for = [*{parent(p): p for p in reversed(paths)}.values(), *{parent(p): p for p in paths}.values()]
     missing = [path for path in looked_for if not exists(path)]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

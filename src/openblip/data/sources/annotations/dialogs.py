@@ -144,7 +144,7 @@ def _visdial_prefixes(images: str, split: str) -> list[str]:
     splits = _VISDIAL_FOLDERS.values() if kind is None else [_VISDIAL_FOLDERS[kind]]
     folders = {folder: prefix for names in splits for folder, prefix in names.items()}
     present = [folder for folder in folders if storage.is_directory(storage.join(images, folder))]
-    names = (*(f"{folder}/{folders[folder]}" for folder in present), *folders.values())
+    names = [*(f"{folder}/{folders[folder]}" for folder in present), *folders.values()]
     return [storage.join(images, name) for name in names]
 
 
