@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
+from openblip.nn.kv_cache import SelfAttentionCache
 
 
 def fed_cache(num_layers: int = 2, rows: int = 3, tokens: int = 2) -> SelfAttentionCache:
@@ -66,7 +66,7 @@ def test_tokens_beyond_the_length_are_refused_by_name() -> None:
 
 def test_a_growing_cache_keeps_gradients_and_branches() -> None:
     """What one branch reads, neither the other nor the trunk ever sees."""
-    trunk, first = GrowingCache(2), torch.ones(1, 1, 2, 3, requires_grad=True)
+    trunk, first = SelfAttentionCache(2), torch.ones(1, 1, 2, 3, requires_grad=True)
     for layer in trunk.layers:
         layer.append(first, 2 * first)
     branch, other = trunk.copy(), trunk.copy()
@@ -81,4 +81,4 @@ def test_a_growing_cache_keeps_gradients_and_branches() -> None:
 
 
 def test_a_new_growing_cache_has_read_nothing() -> None:
-    assert GrowingCache(2).length == GrowingCache(2).copy().length == 0
+    assert SelfAttentionCache(2).length == SelfAttentionCache(2).copy().length == 0

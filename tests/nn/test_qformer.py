@@ -14,7 +14,7 @@ from transformers import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from openblip.models.config import QFormerConfig
-from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
+from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.qformer import QFormer, generation_mask, matching_mask, without_padding
 from tiny_blip import contrastive_mask, gradients, randomise
 
@@ -141,7 +141,7 @@ def fast(kind: Any, model: QFormer, ids: Tensor, kv: Any) -> Tensor:
     """What a mask gives, without the mask: its parts one after another."""
     if kind is contrastive_mask:
         return torch.cat([model(image_kv=kv), model(ids)], dim=1)
-    cache = GrowingCache(TINY.num_layers)
+    cache = SelfAttentionCache(TINY.num_layers)
     queries = model(image_kv=kv, cache=cache)
     return torch.cat([queries, model(ids, causal=True, cache=cache)], dim=1)
 

@@ -19,7 +19,7 @@ from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, Visio
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention, capture_attention
-from openblip.nn.kv_cache import GrowingCache, SelfAttentionCache
+from openblip.nn.kv_cache import SelfAttentionCache
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
 
@@ -39,7 +39,7 @@ class QueryOutput(NamedTuple):
 
     queries: Tensor
     """(B, Q, D)"""
-    cache: GrowingCache
+    cache: SelfAttentionCache
     """Keys and values of the queries, by layer."""
 
 
@@ -160,7 +160,7 @@ class Blip2(nn.Module):
 
     def encode_queries(self, image_kv: ImageKV) -> QueryOutput:
         """Run the queries over B images, once for ITC, ITG and the language model."""
-        cache = GrowingCache(self.config.qformer.num_layers)
+        cache = SelfAttentionCache(self.config.qformer.num_layers)
         queries = self.qformer(image_kv=image_kv.layers, cache=cache)
         return QueryOutput(queries, cache)
 

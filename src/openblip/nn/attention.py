@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.kv_cache import GrowingLayerCache, LayerCache
+from openblip.nn.kv_cache import LayerCache
 
 
 class KeyValue(NamedTuple):
@@ -43,12 +43,9 @@ def merge_heads(x: Tensor) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False
 ) -> Tensor:
-    """Scaled dot-product attention of (B, H, T, E) over (B, H, S, E) -> (B, H, T, E).
-
-    On CPUs training computes it in float32, because the backward pass of torch's fused bfloat16 kernel takes
-    about five times as long there.
-    """
+    """Scaled dot-product attention of (B, H, T, E) over (B, H, S, E) -> (B, H, T, E)."""
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        # The backward pass of torch's fused bfloat16 kernel takes about five times as long as in float32.
         with torch.autocast("cpu", enabled=False):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, dropout, causal)
             return mixed.to(query.dtype)
@@ -70,23 +67,20 @@ class SelfAttention(nn.Module):
         self.attend = attend
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        cache: LayerCache | GrowingLayerCache | None = None,
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
     ) -> Tensor:
         """(R, T, D) -> (R, T, D).
 
-        mask: bool, True where a key may be attended, broadcastable to (R, H, T, S); None means everywhere.
-        causal: token t attends to tokens up to t. With a cache, keys and values of earlier tokens come
-        from it, and those of x are added to it.
+        mask: bool, True where a key may be attended, broadcastable to (R, H, T, S); None means everywhere. causal:
+        token t attends to tokens up to t. cache: holds earlier tokens; those of x are added to it.
         """
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             k, v = cache.append(k, v)
         if causal and (cache is not None or mask is not None):
-            causal_mask = _causal_mask(q.shape[2], k.shape[2], x.device)  # (T, S)
+            num_queries, num_keys = q.shape[2], k.shape[2]  # the queries are the last of the keys
+            causal_mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x.device)  # (T, S)
+            causal_mask = causal_mask.tril(num_keys - num_queries)
             mask = causal_mask if mask is None else mask & causal_mask
             causal = False
         dropout = self.dropout if self.training else 0.0
@@ -172,19 +166,12 @@ class PairCrossAttention(nn.Module):
         return merged
 
 
-def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """(T, S): the queries are the last T of the S tokens."""
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    return mask.tril(num_keys - num_queries)
-
-
 @contextmanager
 def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[list[Tensor]]:
     """Record the attention weights of every call within, for explanations.
 
-    Within, `attention` computes its softmax explicitly, with the same result, and the yielded list receives the
-    weights of each call, float32 or wider (B, H, K * T, N). They are part of the graph, so that outputs can be
-    differentiated with respect to them.
+    The yielded list receives the weights of each call, float32 or wider (B, H, K * T, N). They are part of the graph,
+    so that outputs can be differentiated with respect to them: the softmax is computed explicitly, with equal results.
     """
     weights: list[Tensor] = []
     original = attention.attend
@@ -197,7 +184,6 @@ def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[lis
         dropout: float = 0.0,
         causal: bool = False,
     ) -> Tensor:
-        """As `nn.attention.attend`; (B, H, K * T, E) over (B, H, N, E)."""
         if causal:
             raise ValueError("Captured attention is never causal; give its mask.")
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, H, K * T, N)

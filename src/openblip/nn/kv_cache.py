@@ -4,15 +4,20 @@ R rows, H heads, T text tokens, E head width.
 """
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one layer for the tokens so far, in buffers of a fixed length."""
+    """Keys and values of one layer for the tokens so far.
 
-    def __init__(self, max_length: int) -> None:
+    With a `max_length` they are written into buffers of that length, for decoding. Without, they are concatenated, so
+    that gradients flow: for training after a shared prefix.
+    """
+
+    def __init__(self, max_length: int | None = None) -> None:
         self.max_length = max_length
         self.length = 0
         self._key: Tensor | None = None
@@ -20,11 +25,16 @@ class LayerCache:
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
+        end = self.length + key.shape[2]
+        if self.max_length is None:
+            if self._key is not None and self._value is not None:
+                key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
+            self._key, self._value, self.length = key, value, end
+            return key, value
         if self._key is None or self._value is None:
             rows, heads, _, width = key.shape
             self._key = key.new_empty(rows, heads, self.max_length, width)
             self._value = value.new_empty(rows, heads, self.max_length, width)
-        end = self.length + key.shape[2]
         if end > self.max_length:
             raise ValueError(f"The cache holds {self.max_length} tokens; {end} were fed.")
         self._key[:, :, self.length : end] = key
@@ -33,62 +43,27 @@ class LayerCache:
         return self._key[:, :, :end], self._value[:, :, :end]
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply `change`, which works along the row axis, to both buffers."""
+        """Apply `change`, which works along the row axis, to keys and values."""
         if self._key is not None and self._value is not None:
             self._key, self._value = change(self._key), change(self._value)
 
 
-class GrowingLayerCache:
-    """Keys and values of one layer, concatenated so that gradients flow: for training after a shared prefix."""
-
-    def __init__(self, key_value: tuple[Tensor, Tensor] | None = None) -> None:
-        self._key_value = key_value
-
-    @property
-    def length(self) -> int:
-        """Number of tokens so far."""
-        return 0 if self._key_value is None else self._key_value[0].shape[2]
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
-        if self._key_value is not None:
-            key, value = (torch.cat([self._key_value[0], key], dim=2), torch.cat([self._key_value[1], value], dim=2))
-        self._key_value = key, value
-        return self._key_value
-
-    def copy(self) -> "GrowingLayerCache":
-        """A cache that continues from here; this one does not change."""
-        return GrowingLayerCache(self._key_value)
-
-
-class GrowingCache:
-    """One `GrowingLayerCache` per layer, for training."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [GrowingLayerCache() for _ in range(num_layers)]
-
-    @property
-    def length(self) -> int:
-        """Number of tokens so far."""
-        return self.layers[0].length
-
-    def copy(self) -> "GrowingCache":
-        """A cache that continues from here; this one does not change."""
-        other = GrowingCache(0)
-        other.layers = [layer.copy() for layer in self.layers]
-        return other
-
-
 class SelfAttentionCache:
-    """One `LayerCache` per layer, for cached decoding."""
+    """One `LayerCache` per layer. Without a `max_length` it is for training, and can be copied."""
 
-    def __init__(self, num_layers: int, max_length: int) -> None:
+    def __init__(self, num_layers: int, max_length: int | None = None) -> None:
         self.layers = [LayerCache(max_length) for _ in range(num_layers)]
 
     @property
     def length(self) -> int:
         """Number of tokens so far."""
         return self.layers[0].length
+
+    def copy(self) -> "SelfAttentionCache":
+        """A cache without `max_length` that continues from here; this one does not change."""
+        other = SelfAttentionCache(0)
+        other.layers = [copy(layer) for layer in self.layers]
+        return other
 
     def reorder(self, index: Tensor) -> None:
         """Row r becomes what row index[r] was; index (R') of int64, so rows can also be dropped."""

@@ -23,6 +23,7 @@ vocabulary.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import cast
 
 import torch
@@ -30,8 +31,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention
-from openblip.nn.kv_cache import GrowingCache, GrowingLayerCache, LayerCache, SelfAttentionCache
-from openblip.nn.text_transformer import LanguageModelHead, Residual
+from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
+from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
 
 
 def matching_mask(num_queries: int, num_tokens: int) -> Tensor:
@@ -77,18 +78,11 @@ class QFormerEmbeddings(nn.Module):
         """The queries, if asked for, then ids (R, T) whose first token stands at `start` -> (R, S, D)."""
         parts = [self.queries.expand(num_rows, -1, -1)] if with_queries else []
         if ids is not None:
-            parts.append(self._words(ids, start))
+            if self.word is None or self.position is None:
+                raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
+            parts.append(embed_words(self.word, self.position, ids, start))
         output: Tensor = self.dropout(self.norm(torch.cat(parts, dim=1)))
         return output
-
-    def _words(self, ids: Tensor, start: int) -> Tensor:
-        if self.word is None or self.position is None:
-            raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
-        end = start + ids.shape[1]
-        if end > self.position.num_embeddings:
-            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
-        embedded: Tensor = self.word(ids) + self.position(torch.arange(start, end, device=ids.device))
-        return embedded
 
 
 class QFormerLayer(nn.Module):
@@ -110,21 +104,12 @@ class QFormerLayer(nn.Module):
         def residual(branch: nn.Module) -> Residual:
             return Residual(branch, hidden_dim, dropout, eps)
 
-        def feed_forward() -> Residual:
-            return residual(nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim)))
-
         self.self_attention = residual(SelfAttention(hidden_dim, num_heads, dropout))
         self.cross_attention = (
             None if context_dim is None else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
         )
-        self.query_feed_forward = feed_forward()
-        self.text_feed_forward = feed_forward() if has_text_branch else None
-
-    def image_kv(self, image_tokens: Tensor) -> KeyValue | None:
-        """(B, N, Dv) -> keys and values for this layer's cross-attention; None where it has none."""
-        if self.cross_attention is None:
-            return None
-        return cast(CrossAttention, self.cross_attention.branch).project(image_tokens)
+        self.query_feed_forward = residual(feed_forward(hidden_dim, mlp_dim))
+        self.text_feed_forward = residual(feed_forward(hidden_dim, mlp_dim)) if has_text_branch else None
 
     def forward(
         self,
@@ -133,7 +118,7 @@ class QFormerLayer(nn.Module):
         mask: Tensor | None,
         causal: bool,
         image_kv: KeyValue | None,
-        cache: LayerCache | GrowingLayerCache | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S)."""
         x = self.self_attention(x, mask, causal=causal, cache=cache)
@@ -195,7 +180,8 @@ class QFormer(nn.Module):
 
     def image_kv(self, image_tokens: Tensor) -> list[KeyValue | None]:
         """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
-        return [cast(QFormerLayer, layer).image_kv(image_tokens) for layer in self.layers]
+        cross_attentions = [cast(QFormerLayer, layer).cross_attention for layer in self.layers]
+        return [None if c is None else cast(CrossAttention, c.branch).project(image_tokens) for c in cross_attentions]
 
     def forward(
         self,
@@ -204,7 +190,7 @@ class QFormer(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
-        cache: SelfAttentionCache | GrowingCache | None = None,
+        cache: SelfAttentionCache | None = None,
     ) -> Tensor:
         """States (R, S, D) of the queries, which are run when `image_kv` of B images is given, then of ids (R, T).
 
@@ -221,13 +207,12 @@ class QFormer(nn.Module):
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
-            if not checkpointing or isinstance(layer_cache, LayerCache):  # its buffers are written once
-                x = layer(x, num_queries, mask, causal, kv, layer_cache)
+            arguments = (x, num_queries, mask, causal, kv, layer_cache)
+            if not checkpointing or (layer_cache and layer_cache.max_length is not None):  # a buffer is written once
+                x = layer(*arguments)
                 continue
-            x, grown = checkpoint(
-                _run_layer_on_copied_cache, layer, x, num_queries, mask, causal, kv, layer_cache, use_reentrant=False
-            )
-            if isinstance(cache, GrowingCache):
+            x, grown = checkpoint(_run_layer_on_copied_cache, layer, *arguments, use_reentrant=False)
+            if cache is not None:
                 cache.layers[i] = grown
         return x
 
@@ -246,11 +231,11 @@ def _run_layer_on_copied_cache(
     mask: Tensor | None,
     causal: bool,
     image_kv: KeyValue | None,
-    cache: GrowingLayerCache | None,
-) -> tuple[Tensor, GrowingLayerCache | None]:
+    cache: LayerCache | None,
+) -> tuple[Tensor, LayerCache | None]:
     """Run a layer on a copy of its cache and return its output and the grown copy.
 
     The given cache is not changed, because activation checkpointing runs the layer again in the backward pass.
     """
-    grown = None if cache is None else cache.copy()
+    grown = copy(cache)
     return layer(x, num_queries, mask, causal, image_kv, grown), grown

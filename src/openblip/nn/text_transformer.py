@@ -50,16 +50,26 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """ids (R, T) whose first token stands at position `start` -> (R, T, D).
-
-        Raises ValueError for more tokens than positions, which on a GPU would only be a device assertion.
-        """
-        end = start + ids.shape[1]
-        if end > self.position.num_embeddings:
-            raise ValueError(f"A text of {end} tokens: the model has {self.position.num_embeddings} positions.")
-        positions = torch.arange(start, end, device=ids.device)
-        output: Tensor = self.dropout(self.norm(self.word(ids) + self.position(positions)))
+        """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
+        output: Tensor = self.dropout(self.norm(embed_words(self.word, self.position, ids, start)))
         return output
+
+
+def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: int) -> Tensor:
+    """Words plus positions of ids (R, T) whose first token stands at `start` -> (R, T, D).
+
+    Raises ValueError for more tokens than positions, which on a GPU would only be a device assertion.
+    """
+    end = start + ids.shape[1]
+    if end > position.num_embeddings:
+        raise ValueError(f"A text of {end} tokens: the model has {position.num_embeddings} positions.")
+    embedded: Tensor = word(ids) + position(torch.arange(start, end, device=ids.device))
+    return embedded
+
+
+def feed_forward(hidden_dim: int, mlp_dim: int) -> nn.Sequential:
+    """A feed-forward of BERT, (R, T, D) -> (R, T, D)."""
+    return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
 
 
 class Residual(nn.Module):
@@ -100,19 +110,13 @@ class MedLayer(nn.Module):
         def residual(branch: nn.Module) -> Residual:
             return Residual(branch, hidden_dim, dropout, eps)
 
-        def feed_forward() -> nn.Module:
-            return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
-
         self.self_attention = ByMode(
             lambda mode: residual(SelfAttention(hidden_dim, num_heads, dropout)), modes, "self_attention" in shared
         )
         self.cross_attention = ByMode(lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared)
-        self.feed_forward = ByMode(lambda mode: residual(feed_forward()), modes, "feed_forward" in shared)
-
-    def context_kv(self, context: Tensor, mode: _Mode, mask: Tensor | None) -> ContextKeyValue:
-        """(B, N, Dc) and bool (B, N) -> this layer's cross-attention keys and values."""
-        branch = cast(CrossAttention | PairCrossAttention, self.cross_attention[mode].branch)
-        return branch.project(context, mask)
+        self.feed_forward = ByMode(
+            lambda mode: residual(feed_forward(hidden_dim, mlp_dim)), modes, "feed_forward" in shared
+        )
 
     def forward(
         self, x: Tensor, mode: _Mode, mask: Tensor | None, context_kv: ContextKeyValue | None, cache: LayerCache | None
@@ -121,8 +125,8 @@ class MedLayer(nn.Module):
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)
-        x = self.feed_forward[mode](x)
-        return x
+        output: Tensor = self.feed_forward[mode](x)
+        return output
 
 
 class LanguageModelHead(nn.Module):
@@ -204,7 +208,8 @@ class TextTransformer(nn.Module):
         context: image tokens (B, N, Dv), those of two images (B, 2, N, Dv), or the states of another text
         (B, T, D), whose mask is bool (B, T), True at real tokens.
         """
-        return [cast(MedLayer, layer).context_kv(context, mode, mask) for layer in self.layers]
+        branches = [cast(MedLayer, layer).cross_attention[mode].branch for layer in self.layers]
+        return [cast(CrossAttention | PairCrossAttention, branch).project(context, mask) for branch in branches]
 
     def forward(
         self,

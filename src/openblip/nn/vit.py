@@ -101,7 +101,10 @@ class VisionTransformer(nn.Module):
 
         Raises ValueError when the images are not square or the patches do not tile them.
         """
-        patches = self.patch_embedding(self._checked(pixels))  # (B, D, G, G)
+        patch, (height, width) = self.patch_embedding.stride[0], pixels.shape[-2:]
+        if height != width or height % patch:
+            raise ValueError(f"An image of {height}x{width}: patches of {patch} need a square that they tile.")
+        patches = self.patch_embedding(pixels)  # (B, D, G, G)
         positions = interpolate_positions(self.position_embedding, patches.shape[-1])
         x = patches.flatten(2).transpose(1, 2)  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
@@ -113,13 +116,6 @@ class VisionTransformer(nn.Module):
                 x = block(x)
         output: Tensor = self.norm(x)
         return output
-
-    def _checked(self, pixels: Tensor) -> Tensor:
-        patch = self.patch_embedding.stride[0]
-        height, width = pixels.shape[-2:]
-        if height != width or height % patch:
-            raise ValueError(f"An image of {height}x{width}: patches of {patch} need a square that they tile.")
-        return pixels
 
 
 def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
