@@ -14,7 +14,7 @@ n images of a part, S their side in pixels, N image tokens, Dv their width.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,35 +116,27 @@ def build_cache(
         except ImageError as error:
             return _Decoded(located.number, key, str(error))
 
+    written: dict[str, list[Path]] = {}
+    for path in sorted((folder / PARTS).glob("*-*.json")):
+        written.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    units = _units(mixture, world_size)[rank::world_size]
     with Progress("encoding", unit="samples", visible=rank == 0) as bar:
-        for unit in _units(mixture, world_size)[rank::world_size]:
-            written = unit.written_parts(folder)
-            start = unit.next_number(written)
+        for unit in units:
+            part = len(written.get(unit.name, []))
+            start = unit.next_number(written.get(unit.name, []))
             if start is None:
                 continue
             items = unit.source.read(unit.shard, start=start, pieces=unit.pieces)
             images = read_ahead(items, decode, num_workers=max(1, num_workers), ahead=4 * IMAGES_PER_BATCH)
-            part, image = len(written), next(images, None)
-            while part == len(written) or image is not None:
+            first = next(images, None)
+            while True:
                 with PartWriter(folder, f"{unit.name}-{part:05d}") as writer:
-                    batch: list[_Decoded] = []
-                    count, last = 0, -1
-                    while image is not None and (count < SAMPLES_PER_PART or image.number == last):
-                        count, last = count + 1, image.number
-                        if image.pixels is not None and image.key not in new_keys:
-                            new_keys.add(image.key)
-                            batch.append(image)
-                        if len(batch) == IMAGES_PER_BATCH:
-                            writer.add_images(batch, encode)
-                            batch = []
-                        image = next(images, None)
-                        bar.advance(1)
-                    writer.add_images(batch, encode)
-                    writer.progress = {
-                        "end": None if image is None else image.number,
-                        "samples": unit.source.num_samples(unit.shard),
-                    }
+                    first = _write_part(writer, first, images, new_keys, encode, bar)
+                    end = None if first is None else first.number
+                    writer.progress = {"end": end, "samples": unit.source.num_samples(unit.shard)}
                 part += 1
+                if first is None:
+                    break
 
 
 class _Decoded(NamedTuple):
@@ -153,6 +145,34 @@ class _Decoded(NamedTuple):
     key: bytes
     pixels: np.ndarray | str | None
     """uint8 (3, S, S), or why the image cannot be read; None where there is nothing to do."""
+
+
+def _write_part(
+    writer: "PartWriter",
+    image: _Decoded | None,
+    images: Iterator[_Decoded],
+    new_keys: set[bytes],
+    encode: Encode,
+    bar: Progress,
+) -> _Decoded | None:
+    """Write a part that begins with `image`, and return the first image after it."""
+    batch: list[_Decoded] = []
+    count, last = 0, -1
+    while image is not None and (count < SAMPLES_PER_PART or image.number == last):
+        count, last = count + 1, image.number
+        if image.pixels is not None and image.key not in new_keys:
+            new_keys.add(image.key)
+            if isinstance(image.pixels, str):
+                writer.reject(image.key, image.pixels)
+            else:
+                batch.append(image)
+        image = next(images, None)
+        bar.advance(1)
+        if batch and (len(batch) == IMAGES_PER_BATCH or image is None or count >= SAMPLES_PER_PART):
+            pixels = torch.from_numpy(np.stack([np.asarray(one.pixels) for one in batch]))  # (n, 3, S, S)
+            writer.add([one.key for one in batch], encode(pixels))
+            batch = []
+    return image
 
 
 class _Unit(NamedTuple):
@@ -167,11 +187,8 @@ class _Unit(NamedTuple):
         """What the names of its parts begin with."""
         return hash_bytes(json.dumps([self.source.name, self.shard, *self.pieces])).hex()
 
-    def written_parts(self, folder: Path) -> list[Path]:
-        return sorted((folder / PARTS).glob(f"{self.name}-*.json"))
-
-    def next_number(self, written: list[Path]) -> int | None:
-        """The number of the sample to go on at; None when all are done."""
+    def next_number(self, written: Sequence[Path]) -> int | None:
+        """The number of the sample to go on at after the parts that are written; None when all are."""
         if not written:
             return 0
         last = read_json(written[-1])
@@ -213,16 +230,6 @@ class PartWriter:
         shape, dtype = self._layout or ((0, 0), "float32")
         layout = {"pictures": len(self._keys), "shape": shape, "dtype": dtype, "rejects": self._rejects}
         write_json(self.path.with_suffix(".json"), layout | self.progress)
-
-    def add_images(self, images: Sequence[_Decoded], encode: Encode) -> None:
-        """The features of a batch, and the reasons of those that cannot be read."""
-        readable = [(image.key, image.pixels) for image in images if isinstance(image.pixels, np.ndarray)]
-        if readable:
-            pixels = torch.from_numpy(np.stack([pixels for _, pixels in readable]))  # (n, 3, S, S)
-            self.add([key for key, _ in readable], encode(pixels))
-        for image in images:
-            if isinstance(image.pixels, str):
-                self.reject(image.key, image.pixels)
 
     def add(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
         """Features (n, N, Dv) of n images, float of any precision."""

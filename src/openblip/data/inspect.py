@@ -19,114 +19,6 @@ _MOST_FREQUENT = 10
 
 
 @dataclass
-class Inspection:
-    """Counts over a source."""
-
-    description: Mapping[str, object] = field(default_factory=dict)
-    """What the source says of itself."""
-    num_shards: int = 0
-    num_samples: int = 0
-    """Samples whose texts can be read; `tasks` counts all of them."""
-    num_read: int = 0
-    """Samples whose images were to be read; what follows up to `examples` counts those that could be."""
-    num_pairs: int = 0
-    num_videos: int = 0
-    captions_per_image: Counter[int] = field(default_factory=Counter)
-    caption_words: list[int] = field(default_factory=list)
-    image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    examples: list[Sample] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    missing_files: list[str] = field(default_factory=list)
-    tasks: "TaskCounts" = field(default_factory=lambda: TaskCounts())
-
-    def add(self, sample: Sample, image_sizes: list[tuple[int, int]], num_examples: int) -> None:
-        """Count a sample whose images have these sizes."""
-        self.num_pairs += sample.second_image is not None
-        self.num_videos += is_video(sample.image)
-        self.image_sizes.update(image_sizes)
-        self.captions_per_image[len(sample.captions)] += 1
-        self.caption_words += [len(caption.split()) for caption in sample.captions]
-        if len(self.examples) < num_examples:
-            self.examples.append(sample)
-
-
-def inspect_source(
-    source: Source, *, num_read: int | None = 200, num_examples: int = 5, on_shard: Callable[[], None] = lambda: None
-) -> Inspection:
-    """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source.
-
-    Args:
-        num_read: None reads and decodes all images. One that cannot be read becomes a reject.
-        num_examples: keep this many samples to show.
-        on_shard: called after each shard.
-
-    Raises:
-        SourceError: a whole shard cannot be opened.
-    """
-    result = Inspection(source.describe())
-    shards = source.shards()
-    quota = 0
-    for number, shard in enumerate(shards):
-        count = 0
-        for _, item in source.read(shard, images=False):
-            if isinstance(item, Reject):
-                result.rejects.append(item)
-            else:
-                result.tasks.add(item.info)
-                count += 1
-        if num_read is None:
-            quota = count
-        else:
-            quota += num_read * (number + 1) // len(shards) - num_read * number // len(shards)
-        num_chosen = min(quota, count)
-        quota -= num_chosen  # what a small shard lacks comes from the next ones
-        _read_some(source, shard, {i * count // num_chosen for i in range(num_chosen)}, result, num_examples)
-        result.num_samples += count
-        result.num_shards += 1
-        on_shard()
-    return result
-
-
-def _read_some(source: Source, shard: str, chosen: set[int], result: Inspection, num_examples: int) -> None:
-    """Read and decode the chosen samples of a shard, by their places among its samples."""
-    if not chosen:
-        return
-    place = -1
-
-    def is_skipped(shard: str, key: str) -> bool:
-        nonlocal place
-        place += 1
-        return place not in chosen
-
-    known = set(result.rejects)  # reading the texts has given some of them already
-    for entry in read_source(source, _image_sizes, shards=[shard], skip=is_skipped):
-        if not isinstance(entry, Reject):
-            result.add(*entry, num_examples)
-        elif isinstance(entry, MissingFile):
-            result.missing_files.append(entry.path)
-            result.rejects.append(Reject(entry.shard, entry.key, "no such file as its image"))
-        elif entry not in known:
-            result.rejects.append(entry)
-    result.num_read += len(chosen)
-
-
-def _image_sizes(sample: Sample) -> list[tuple[int, int]]:
-    """The sizes of the images that can be decoded; of a video that of its first frame."""
-    name = f"{sample.shard}/{sample.key}"
-    try:
-        images: list[Image.Image] = [
-            read_frames(sample.image, 1, name=name)[0]
-            if is_video(sample.image)
-            else read_image(sample.image, name=name)
-        ]
-        if sample.second_image is not None:
-            images.append(read_image(sample.second_image, name=f"{name} (right)"))
-    except MissingExtraError as error:
-        raise ImageError(str(error)) from error
-    return [image.size for image in images]
-
-
-@dataclass
 class TaskCounts:
     """Counts over the `info` of samples: questions, statements, dialogs, instructions, classes and domains,
     under the names of docs/data.md. Fields of other types than the documented ones are not counted.
@@ -215,6 +107,114 @@ class TaskCounts:
         if self.domains:
             facts["domains"] = dict(self.domains.most_common())
         return facts
+
+
+@dataclass
+class Inspection:
+    """Counts over a source."""
+
+    description: Mapping[str, object] = field(default_factory=dict)
+    """What the source says of itself."""
+    num_shards: int = 0
+    num_samples: int = 0
+    """Samples whose texts can be read; `tasks` counts all of them."""
+    num_read: int = 0
+    """Samples whose images were to be read; what follows up to `examples` counts those that could be."""
+    num_pairs: int = 0
+    num_videos: int = 0
+    captions_per_image: Counter[int] = field(default_factory=Counter)
+    caption_words: list[int] = field(default_factory=list)
+    image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    examples: list[Sample] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    missing_files: list[str] = field(default_factory=list)
+    tasks: TaskCounts = field(default_factory=TaskCounts)
+
+    def add(self, sample: Sample, image_sizes: list[tuple[int, int]], num_examples: int) -> None:
+        """Count a sample whose images have these sizes."""
+        self.num_pairs += sample.second_image is not None
+        self.num_videos += is_video(sample.image)
+        self.image_sizes.update(image_sizes)
+        self.captions_per_image[len(sample.captions)] += 1
+        self.caption_words += [len(caption.split()) for caption in sample.captions]
+        if len(self.examples) < num_examples:
+            self.examples.append(sample)
+
+
+def inspect_source(
+    source: Source, *, num_read: int | None = 200, num_examples: int = 5, on_shard: Callable[[], None] = lambda: None
+) -> Inspection:
+    """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source.
+
+    Args:
+        num_read: None reads and decodes all images. One that cannot be read becomes a reject.
+        num_examples: keep this many samples to show.
+        on_shard: called after each shard.
+
+    Raises:
+        SourceError: a whole shard cannot be opened.
+    """
+    result = Inspection(source.describe())
+    shards = source.shards()
+    quota = 0
+    for number, shard in enumerate(shards):
+        count = 0
+        for _, item in source.read(shard, images=False):
+            if isinstance(item, Reject):
+                result.rejects.append(item)
+            else:
+                result.tasks.add(item.info)
+                count += 1
+        if num_read is None:
+            quota = count
+        else:
+            quota += num_read * (number + 1) // len(shards) - num_read * number // len(shards)
+        num_chosen = min(quota, count)
+        quota -= num_chosen  # what a small shard lacks comes from the next ones
+        _read_some(source, shard, {i * count // num_chosen for i in range(num_chosen)}, result, num_examples)
+        result.num_samples += count
+        result.num_shards += 1
+        on_shard()
+    return result
+
+
+def _read_some(source: Source, shard: str, chosen: set[int], result: Inspection, num_examples: int) -> None:
+    """Read and decode the chosen samples of a shard, by their places among its samples."""
+    if not chosen:
+        return
+    place = -1
+
+    def is_skipped(shard: str, key: str) -> bool:
+        nonlocal place
+        place += 1
+        return place not in chosen
+
+    known = set(result.rejects)  # reading the texts has given some of them already
+    for entry in read_source(source, _image_sizes, shards=[shard], skip=is_skipped):
+        if not isinstance(entry, Reject):
+            result.add(*entry, num_examples)
+        elif isinstance(entry, MissingFile):
+            result.missing_files.append(entry.path)
+            result.rejects.append(Reject(entry.shard, entry.key, "no such file as its image"))
+        elif entry not in known:
+            result.rejects.append(entry)
+    result.num_read += len(chosen)
+
+
+def _image_sizes(sample: Sample) -> list[tuple[int, int]]:
+    """The sizes of the images that can be decoded; of a video that of its first frame."""
+    name = f"{sample.shard}/{sample.key}"
+    try:
+        images: list[Image.Image] = [
+            read_frames(sample.image, 1, name=name)[0]
+            if is_video(sample.image)
+            else read_image(sample.image, name=name)
+        ]
+        if sample.second_image is not None:
+            images.append(read_image(sample.second_image, name=f"{name} (right)"))
+    except MissingExtraError as error:
+        raise ImageError(str(error)) from error
+    return [image.size for image in images]
 
 
 def _share(part: int, whole: int) -> str:

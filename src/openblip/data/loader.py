@@ -2,8 +2,8 @@
 
 Every worker process owns some of the job's streams (`order.py`): it reads their shards front to back, one
 block ahead, decodes and augments. The training process puts the rows of a batch together, in the order of
-their draws, and makes tokens. Nothing is read or counted before the first batch but the shards' names, and
-nothing random depends on the number of workers or processes.
+their draws, and makes tokens. Before the first batch only the names of shards are known, and no random choice
+depends on the number of workers or processes.
 
 Shapes: B batch, S image size.
 """
@@ -378,10 +378,9 @@ class _UnusableSources:
         self.decoder = decoder
         self._slots_left: dict[str, int] = {}  # by source, until one of its samples could be used
         for pool in pools:
-            pieces = [source for source, _ in pool.items or pool.shards]
-            for source in pieces:
-                slots = 2 if pool.items is not None else 2 * pool.pieces_per_shard
-                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + slots
+            rounds = 2 if pool.items is not None else 2 * pool.pieces_per_shard
+            for source, _ in pool.items or pool.shards:
+                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + rounds
 
     def note_good(self, source: Source) -> None:
         """A sample of the source could be used."""
