@@ -30,12 +30,10 @@ class AnnotationFormat(NamedTuple):
     """Its name and what tells it, for the list of what can be read."""
     rows: Callable[[AnnotationFile], AnnotationRows]
     """Raises `SourceError` when a file that belongs to it is missing or nothing of it can be read."""
+    recognises: Callable[[Mapping[str, Any]], bool]
+    """Whether one of the first objects of a list is of this format."""
     list_path: tuple[str, ...] = ()
-    """The names that lead to its list of objects; none: the file itself is the list."""
-    fields: tuple[str, ...] = ()
-    """What one of the first objects of the list has."""
-    recognises: Callable[[Mapping[str, Any]], bool] = lambda item: True
-    """What else must be true of that object."""
+    """The names that lead to the list of objects; none: the file itself is the list."""
     has_splits: bool = False
     """Whether a file holds several splits, of which one is chosen after a `#`."""
 
@@ -43,59 +41,53 @@ class AnnotationFormat(NamedTuple):
         """Whether a parsed json has this format's structure."""
         for name in self.list_path:
             content = content.get(name) if isinstance(content, dict) else None
-        return any(
-            all(name in item for name in self.fields) and self.recognises(item) for item in first_objects(content)
-        )
+        return any(map(self.recognises, first_objects(content)))
+
+
+def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda item: item.keys() >= {*names}
 
 
 ANNOTATION_FORMATS = (
     AnnotationFormat(
-        "COCO or NoCaps captions (the lists images and annotations)", coco_rows, ("images",), ("file_name",)
+        "COCO or NoCaps captions (the lists images and annotations)", coco_rows, _has("file_name"), ("images",)
     ),
     AnnotationFormat(
         "Karpathy's dataset_*.json#SPLIT (images with split and sentences)",
-        karpathy_rows,
-        ("images",),
-        ("sentences", "split"),
-        has_splits=True,
+        karpathy_rows, _has("sentences", "split"), ("images",), has_splits=True,
     ),
     AnnotationFormat(
         "VQA, VQAv2 or OK-VQA questions (the list questions; its annotations are found beside it)",
-        vqa_rows,
-        ("questions",),
-        ("question_id", "question"),
+        vqa_rows, _has("question_id", "question"), ("questions",),
     ),
     AnnotationFormat(
-        "Visual Genome question_answers.json (a list of images with qas)", visual_genome_rows, fields=("qas",)
+        "Visual Genome question_answers.json (a list of images with qas)", visual_genome_rows, _has("qas")
     ),
-    AnnotationFormat("A-OKVQA (a list of questions with choices)", aokvqa_rows, fields=("choices", "question")),
-    AnnotationFormat("VisDial v1.0 (data with dialogs, questions and answers)", visdial_rows, ("data", "dialogs")),
+    AnnotationFormat("A-OKVQA (a list of questions with choices)", aokvqa_rows, _has("choices", "question")),
+    AnnotationFormat(
+        "VisDial v1.0 (data with dialogs, questions and answers)", visdial_rows, _has(), ("data", "dialogs")
+    ),
     AnnotationFormat(
         "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)",
-        msrvtt_rows,
-        ("videos",),
-        ("video_id",),
-        has_splits=True,
+        msrvtt_rows, _has("video_id"), ("videos",), has_splits=True,
     ),
     AnnotationFormat(
         "a list of objects with image (or two images) and caption, question, sentence or conversations",
-        listed_rows,
-        recognises=names_images,
+        listed_rows, names_images,
     ),
     AnnotationFormat(
         "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)",
-        video_question_rows,
-        fields=("question", "video_id"),
+        video_question_rows, _has("question", "video_id"),
     ),
     AnnotationFormat(
-        "a list of videos (clip_name or video_id) with sentence or caption", video_list_rows, recognises=names_videos
+        "a list of videos (clip_name or video_id) with sentence or caption", video_list_rows, names_videos
     ),
-)
+)  # fmt: skip
 """Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the
 files of its videos needs no data set's rule for them.
 """
 
-_NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", nlvr_rows)
+_NLVR = AnnotationFormat("NLVR2 (json lines with identifier and sentence)", nlvr_rows, is_nlvr)
 _VIDEO_LIST = ANNOTATION_FORMATS[-1]
 _LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is longer
 
@@ -153,22 +145,15 @@ def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
 
 
 def _described(content: Any) -> str:
-    """What a file has in it, what it may be instead, and what can be read."""
+    """What a file has in it, whose companion it may be, and what can be read."""
+    objects = first_objects(content)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(content, dict):
         what = f"an object with {', '.join(content) or 'nothing'}"
-    elif objects := first_objects(content):
-        what = f"a list of objects with {', '.join(objects[0]) or 'nothing'}"
     else:
-        what = f"{content!r:.40}"
-    known = "; ".join(known.known_as for known in (*ANNOTATION_FORMATS, _NLVR))
-    return f": it is {what}{_companion_of(content)}. Known are {known}"
-
-
-def _companion_of(content: Any) -> str:
-    """Whose file it is where it only belongs to another."""
-    annotations = content.get("annotations") if isinstance(content, dict) else None
+        what = f"a list of objects with {', '.join(objects[0]) or 'nothing'}" if objects else f"{content!r:.40}"
     if any("answers" in item for item in first_objects(annotations)):
-        return ", so the annotations of VQA questions: give the questions file, which finds them"
-    if any("round_id" in item for item in first_objects(content)):
-        return ", so the dense annotations of VisDial: give the dialogs file, which finds them"
-    return ""
+        what += ", so the annotations of VQA questions: give the questions file, which finds them"
+    elif any("round_id" in item for item in objects):
+        what += ", so the dense annotations of VisDial: give the dialogs file, which finds them"
+    return f": it is {what}. Known are {'; '.join(known.known_as for known in (*ANNOTATION_FORMATS, _NLVR))}"
