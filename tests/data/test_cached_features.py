@@ -225,9 +225,9 @@ def test_a_cache_travels_to_workers(source, folder):
 def test_keys_that_share_their_first_half(folder):
     """One of them is looked up behind the other."""
     keys = [b"same-one" + bytes([i]) * 8 for i in range(3)]
-    with PartWriter(folder, "a") as part:
+    with PartWriter.open(folder, "a") as part:
         part.add(keys[:2], torch.arange(2.0).view(2, 1, 1))
-        part.reject(keys[2], "damaged")
+        part.rejects[keys[2].hex()] = "damaged"
     cache = FeatureCache.open(folder)
     assert [cache.read(key).item() for key in keys[:2]] == [0.0, 1.0]
     assert cache.read(keys[2]) is None
@@ -245,8 +245,8 @@ def test_bits_survive(folder):
 
 def test_a_reject_keeps_its_reason(folder, source):
     sample = items_of(source.sources[0])[0]
-    with PartWriter(folder, "a") as part:
-        part.reject(image_key(sample.image), "0000/00000: not an image")
+    with PartWriter.open(folder, "a") as part:
+        part.rejects[image_key(sample.image).hex()] = "0000/00000: not an image"
     cache = FeatureCache.open(folder)
     with pytest.raises(ImageError, match="0000/00000: not an image"):
         cache(sample, None, None)

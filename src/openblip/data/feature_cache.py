@@ -14,12 +14,13 @@ n images of a part, S their side in pixels, N image tokens, Dv their width.
 
 import json
 import os
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
+_KEY = np.dtype("S16")
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """uint8 images (n, 3, S, S) -> features (n, N, Dv)."""
@@ -116,27 +118,51 @@ def build_cache(
         except ImageError as error:
             return _Decoded(located.number, key, str(error))
 
-    written: dict[str, list[Path]] = {}
+    shards = [(source, shard) for source in mixture.sources for shard in source.shards()]
+    num_pieces = -(-world_size // max(1, len(shards)))  # of a shard, where there are fewer than processes
+    units = [(source, shard, (j, num_pieces)) for source, shard in shards for j in range(num_pieces)]
+    written: dict[str, list[Path]] = {}  # by the beginning of their names, which tells shard and piece
     for path in sorted((folder / PARTS).glob("*-*.json")):
         written.setdefault(path.stem.rpartition("-")[0], []).append(path)
-    units = _units(mixture, world_size)[rank::world_size]
     with Progress("encoding", unit="samples", visible=rank == 0) as bar:
-        for unit in units:
-            part = len(written.get(unit.name, []))
-            start = unit.next_number(written.get(unit.name, []))
+        for source, shard, pieces in units[rank::world_size]:
+            name = hash_bytes(json.dumps([source.name, shard, *pieces])).hex()
+            earlier = written.get(name, [])
+            start = _next_number(earlier, source, shard)
             if start is None:
                 continue
-            items = unit.source.read(unit.shard, start=start, pieces=unit.pieces)
+            items = source.read(shard, start=start, pieces=pieces)
             images = read_ahead(items, decode, num_workers=max(1, num_workers), ahead=4 * IMAGES_PER_BATCH)
-            first = next(images, None)
-            while True:
-                with PartWriter(folder, f"{unit.name}-{part:05d}") as writer:
-                    first = _write_part(writer, first, images, new_keys, encode, bar)
-                    end = None if first is None else first.number
-                    writer.progress = {"end": end, "samples": unit.source.num_samples(unit.shard)}
+            part, image = len(earlier), next(images, None)
+            while part == len(earlier) or image is not None:
+                with PartWriter.open(folder, f"{name}-{part:05d}") as writer:
+                    batch: list[_Decoded] = []
+                    count, last = 0, -1
+                    # Items with one number stay in one part, so that their number tells where to go on.
+                    while image is not None and (count < SAMPLES_PER_PART or image.number == last):
+                        count, last = count + 1, image.number
+                        if image.pixels is not None and image.key not in new_keys:
+                            new_keys.add(image.key)
+                            batch.append(image)
+                        if len(batch) == IMAGES_PER_BATCH:
+                            _write_batch(writer, batch, encode)
+                            batch = []
+                        image = next(images, None)
+                        bar.advance(1)
+                    _write_batch(writer, batch, encode)
+                    end = None if image is None else image.number
+                    writer.progress = {"end": end, "samples": source.num_samples(shard)}
                 part += 1
-                if first is None:
-                    break
+
+
+def _next_number(written: list[Path], source: Source, shard: str) -> int | None:
+    """The number of the sample at which a shard goes on behind its written parts; None when all are done."""
+    if not written:
+        return 0
+    last = read_json(written[-1])
+    if last["end"] is None:
+        return None if source.num_samples(shard) in (None, last["samples"]) else 0
+    return int(last["end"])
 
 
 class _Decoded(NamedTuple):
@@ -147,101 +173,47 @@ class _Decoded(NamedTuple):
     """uint8 (3, S, S), or why the image cannot be read; None where there is nothing to do."""
 
 
-def _write_part(
-    writer: "PartWriter",
-    image: _Decoded | None,
-    images: Iterator[_Decoded],
-    new_keys: set[bytes],
-    encode: Encode,
-    bar: Progress,
-) -> _Decoded | None:
-    """Write a part that begins with `image`, and return the first image after it."""
-    batch: list[_Decoded] = []
-    count, last = 0, -1
-    while image is not None and (count < SAMPLES_PER_PART or image.number == last):
-        count, last = count + 1, image.number
-        if image.pixels is not None and image.key not in new_keys:
-            new_keys.add(image.key)
-            if isinstance(image.pixels, str):
-                writer.reject(image.key, image.pixels)
-            else:
-                batch.append(image)
-        image = next(images, None)
-        bar.advance(1)
-        if batch and (len(batch) == IMAGES_PER_BATCH or image is None or count >= SAMPLES_PER_PART):
-            pixels = torch.from_numpy(np.stack([np.asarray(one.pixels) for one in batch]))  # (n, 3, S, S)
-            writer.add([one.key for one in batch], encode(pixels))
-            batch = []
-    return image
-
-
-class _Unit(NamedTuple):
-    """What one process does of a shard: all of it where there are enough shards, else a piece."""
-
-    source: Source
-    shard: str
-    pieces: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        """What the names of its parts begin with."""
-        return hash_bytes(json.dumps([self.source.name, self.shard, *self.pieces])).hex()
-
-    def next_number(self, written: Sequence[Path]) -> int | None:
-        """The number of the sample to go on at after the parts that are written; None when all are."""
-        if not written:
-            return 0
-        last = read_json(written[-1])
-        if last["end"] is None:
-            count = self.source.num_samples(self.shard)
-            return None if count is None or count == last["samples"] else 0
-        return int(last["end"])
-
-
-def _units(mixture: Mixture, world_size: int) -> list[_Unit]:
-    shards = [(source, shard) for source in mixture.sources for shard in source.shards()]
-    num_pieces = -(-world_size // max(1, len(shards)))
-    return [_Unit(source, shard, (j, num_pieces)) for source, shard in shards for j in range(num_pieces)]
+def _write_batch(writer: "PartWriter", images: list[_Decoded], encode: Encode) -> None:
+    """Write the features of a batch, and the reasons of the images that cannot be read."""
+    readable = {image.key: image.pixels for image in images if isinstance(image.pixels, np.ndarray)}
+    if readable:
+        pixels = torch.from_numpy(np.stack(list(readable.values())))  # (n, 3, S, S)
+        writer.add(list(readable), encode(pixels))
+    writer.rejects |= {image.key.hex(): image.pixels for image in images if isinstance(image.pixels, str)}
 
 
 class PartWriter:
-    """Writes one part, which appears as a whole or not at all; a context manager around `add` and `reject`."""
+    """Writes one part of a cache."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / PARTS / name
+    def __init__(self, file: BinaryIO) -> None:
         self.progress: dict[str, int | None] = {}
-        self._rejects: dict[str, str] = {}
+        """How far the part goes in its shard, and the shard's number of samples."""
+        self.rejects: dict[str, str] = {}
+        """Why images cannot be read, by their hashes in hexadecimal digits."""
+        self._file = file
         self._keys: list[bytes] = []
-        self._layout: tuple[tuple[int, ...], str] | None = None
+        self._shape: tuple[int, ...] = (0, 0)
+        self._dtype = "float32"
 
-    def __enter__(self) -> Self:
-        self._stack = ExitStack()
-        self._file = self._stack.enter_context(atomic_file(self.path.with_suffix(".bin"))).open("wb")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._stack.__exit__(kind, error, trace)
-        if kind is not None:
-            return
-        write_bytes(self.path.with_suffix(".keys"), b"".join(self._keys))
-        shape, dtype = self._layout or ((0, 0), "float32")
-        layout = {"pictures": len(self._keys), "shape": shape, "dtype": dtype, "rejects": self._rejects}
-        write_json(self.path.with_suffix(".json"), layout | self.progress)
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, name: str) -> "Iterator[PartWriter]":
+        """A writer, whose part appears as a whole when the context ends, and not at all after an error."""
+        path = folder / PARTS / name
+        with atomic_file(path.with_suffix(".bin")) as partial, partial.open("wb") as file:
+            writer = cls(file)
+            yield writer
+        write_bytes(path.with_suffix(".keys"), b"".join(writer._keys))
+        layout = {"pictures": len(writer._keys), "shape": writer._shape, "dtype": writer._dtype}
+        write_json(path.with_suffix(".json"), {**layout, "rejects": writer.rejects, **writer.progress})
 
     def add(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
-        """Features (n, N, Dv) of n images, float of any precision."""
+        """Write features (n, N, Dv) of n images, of float32, float16 or bfloat16."""
         layout = tuple(features.shape[1:]), str(features.dtype).removeprefix("torch.")
-        assert self._layout in (None, layout)  # one encoder, images of one size
-        self._layout = layout
-        self._file.write(to_array(features).astype(_DTYPES[layout[1]], copy=False).tobytes())
+        assert not self._keys or layout == (self._shape, self._dtype)  # one encoder, images of one size
+        self._shape, self._dtype = layout
+        self._file.write(to_array(features).astype(_DTYPES[self._dtype], copy=False).tobytes())
         self._keys += keys
-
-    def reject(self, key: bytes, reason: str) -> None:
-        """Remember that an image cannot be read."""
-        self._rejects[key.hex()] = reason
 
 
 class _Part(NamedTuple):
@@ -261,10 +233,12 @@ class FeatureCache:
 
     folder: Path
     parts: list[_Part]
-    hashes: np.ndarray
-    """(images, 2) uint64, ascending by the first column."""
+    keys: np.ndarray
+    """(images,) of 16 bytes, ascending."""
     rows: np.ndarray
-    """(images, 2) int64: part, and row in it."""
+    """(images,): where an image is among those of all parts, counted through."""
+    first_rows: list[int]
+    """Of each part."""
     rejects: dict[bytes, str]
     _open: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -272,16 +246,16 @@ class FeatureCache:
     def open(cls, folder: str | os.PathLike[str]) -> "FeatureCache":
         """Every part of a folder. Raises `ConfigError` for one that is damaged."""
         folder = Path(folder)
-        parts = [_read_part(path) for path in sorted((folder / PARTS).glob("*.json"))]
-        hashes = [_read_hashes(part) for part in parts]
+        read = [_read_part(path) for path in sorted((folder / PARTS).glob("*.json"))]
+        parts = [part for part, _ in read]
         layouts = {(part.shape, part.dtype) for part in parts if part.num_images}
         if len(layouts) > 1:
             raise ConfigError(f"{folder} holds features of several shapes, {layouts}: choose another folder.")
-        rows = [np.stack([np.full(len(h), i), np.arange(len(h))], axis=1) for i, h in enumerate(hashes)]
-        joined = np.concatenate([*hashes, np.empty((0, 2), np.uint64)])
-        order = joined[:, 0].argsort(kind="stable")
+        keys = np.concatenate([np.empty(0, _KEY), *(keys for _, keys in read)])
+        rows = keys.argsort(kind="stable")
+        *first_rows, _ = accumulate((part.num_images for part in parts), initial=0)
         rejects = {bytes.fromhex(key): reason for part in parts for key, reason in part.rejects.items()}
-        return cls(folder, parts, joined[order], np.concatenate([*rows, np.empty((0, 2), np.int64)])[order], rejects)
+        return cls(folder, parts, keys[rows], rows, first_rows, rejects)
 
     def __call__(self, sample: Sample, view: object, rng: np.random.Generator) -> np.ndarray:
         """The features (N, Dv) of a sample's image, bfloat16 by its bits; there is one view alone.
@@ -305,28 +279,24 @@ class FeatureCache:
 
     def __len__(self) -> int:
         """The number of images; an image of several parts counts as often."""
-        return len(self.hashes)
+        return len(self.keys)
 
     def read(self, key: bytes) -> np.ndarray | None:
         """Features (N, Dv), bfloat16 by its bits; None for an image that is not there."""
-        row = self._find(key)
-        if row is None:
+        index = self._find(key)
+        if index is None:
             return None
-        number, place = (int(value) for value in self.rows[row])
+        row = int(self.rows[index])
+        number = bisect(self.first_rows, row) - 1
         if number not in self._open:
             part = self.parts[number]
             shape = (part.num_images, *part.shape)
             self._open[number] = np.memmap(part.path, _DTYPES[part.dtype], mode="r", shape=shape)
-        return np.array(self._open[number][place])
+        return np.array(self._open[number][row - self.first_rows[number]])
 
     def _find(self, key: bytes) -> int | None:
-        first, second = np.frombuffer(key, "<u8")
-        row = int(np.searchsorted(self.hashes[:, 0], first))
-        while row < len(self.hashes) and self.hashes[row, 0] == first:
-            if self.hashes[row, 1] == second:
-                return row
-            row += 1
-        return None
+        index = int(np.searchsorted(self.keys, np.frombuffer(key, _KEY))[0])
+        return index if self.keys[index : index + 1].tobytes() == key else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
@@ -343,23 +313,19 @@ def to_array(features: torch.Tensor) -> np.ndarray:
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
-def _read_part(path: Path) -> _Part:
+def _read_part(path: Path) -> tuple[_Part, np.ndarray]:
+    """A part, and the hashes of its images."""
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         shape = tuple(written["shape"])
         part = _Part(path.with_suffix(".bin"), written["pictures"], shape, written["dtype"], written["rejects"])
         expected = part.num_images * int(np.prod(shape)) * _DTYPES[part.dtype].itemsize
         size = part.path.stat().st_size
+        keys = np.fromfile(path.with_suffix(".keys"), _KEY)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: a damaged part of a feature cache ({error}); remove it.") from error
     if size != expected:
         raise ConfigError(f"{part.path} has {size} bytes and should have {expected}; remove {path}.")
-    return part
-
-
-def _read_hashes(part: _Part) -> np.ndarray:
-    path = part.path.with_suffix(".keys")
-    hashes = np.fromfile(path, "<u8").reshape(-1, 2)
-    if len(hashes) != part.num_images:
-        raise ConfigError(f"{path} has not {part.num_images} keys; remove {path.with_suffix('.json')}.")
-    return hashes
+    if len(keys) != part.num_images:
+        raise ConfigError(f"{path.with_suffix('.keys')} has not {part.num_images} keys; remove {path}.")
+    return part, keys

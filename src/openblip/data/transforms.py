@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     import torch
     from PIL import Image
-
-    Operation = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 # The statistics of CLIP's training images, which BLIP took over (configs of the released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,8 +48,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The training views of BLIP's released code: random resized crop (bicubic), horizontal flip,
-    RandAugment.
+    """The training views of BLIP's released code: random resized crop (bicubic), horizontal flip, RandAugment.
 
     `crop_scale` (0.5, 1.0) is the fine-tuning value, pre-training used (0.2, 1.0). A flip makes "left of"
     wrong; captions with sides want `horizontal_flip=False`.
@@ -86,9 +81,7 @@ def _to_planes(image: "Image.Image") -> "np.ndarray":
 def _crop_box(
     width: int, height: int, scale: tuple[float, float], rng: "np.random.Generator"
 ) -> tuple[int, int, int, int]:
-    """A crop of `scale` of the area with a ratio of 3/4 to 4/3 (log-uniform), or the whole image after ten
-    draws that do not fit.
-    """
+    """A crop of `scale` of the area with a ratio of 3/4 to 4/3 (log-uniform); after ten that do not fit, the image."""
     import numpy as np
 
     for _ in range(10):
@@ -102,101 +95,49 @@ def _crop_box(
 
 
 # RandAugment with the operations and levels of the released code (transform/randaugment.py), on PIL images.
-
-_MAX_MAGNITUDE = 10  # levels are fractions of this
-_TRANSLATE_PIXELS = 10
-_ROTATE_DEGREES = 30
-_SHEAR = 0.3
-_FILL = (128, 128, 128)
+OPERATIONS = (
+    *("identity", "auto_contrast", "brightness", "sharpness", "equalize"),
+    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+)
 
 
 def rand_augment(
     image: "Image.Image", rng: "np.random.Generator", num_ops: int, magnitude: float, probability: float
 ) -> "Image.Image":
-    """`num_ops` operations drawn with replacement, each applied with `probability`, at `magnitude` of 10.
-
-    Brightness and sharpness take the factor 1.8 * magnitude / 10 + 0.1, which is exactly 1, no change, at the
-    magnitude 5 of every BLIP configuration. That is what the released code does, so it is kept.
-    """
-    level = magnitude / _MAX_MAGNITUDE
+    """`num_ops` operations drawn with replacement, each applied with `probability`, at `magnitude` of 10."""
     for choice in rng.integers(len(OPERATIONS), size=num_ops):
         if rng.random() < probability:
-            image = OPERATIONS[choice](image, level, rng)
+            image = apply_operation(OPERATIONS[choice], image, magnitude / 10, rng)
     return image
 
 
-def _identity(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    return image
+def apply_operation(name: str, image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
+    """One of `OPERATIONS` at a level from 0 to 1. Those that move pixels draw a direction, and fill up with gray.
 
+    Brightness and sharpness take the factor 1.8 * level + 0.1, which is exactly 1, no change, at the magnitude 5
+    of every BLIP configuration. That is what the released code does, so it is kept.
+    """
+    from PIL import Image, ImageEnhance, ImageOps
 
-def _auto_contrast(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    from PIL import ImageOps
-
-    return ImageOps.autocontrast(image)
-
-
-def _brightness(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    from PIL import ImageEnhance
-
-    return ImageEnhance.Brightness(image).enhance(1.8 * level + 0.1)
-
-
-def _sharpness(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    from PIL import ImageEnhance
-
-    return ImageEnhance.Sharpness(image).enhance(1.8 * level + 0.1)
-
-
-def _equalize(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    from PIL import ImageOps
-
-    return ImageOps.equalize(image)
-
-
-def _shear_x(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    return _affine(image, (1, _signed(_SHEAR * level, rng), 0, 0, 1, 0))
-
-
-def _shear_y(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    return _affine(image, (1, 0, 0, _signed(_SHEAR * level, rng), 1, 0))
-
-
-def _translate_x(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    return _affine(image, (1, 0, _signed(_TRANSLATE_PIXELS * level, rng), 0, 1, 0))
-
-
-def _translate_y(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    return _affine(image, (1, 0, 0, 0, 1, _signed(_TRANSLATE_PIXELS * level, rng)))
-
-
-def _rotate(image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
-    from PIL import Image
-
-    degrees = _signed(_ROTATE_DEGREES * level, rng)
-    return image.rotate(degrees, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)
-
-
-def _affine(image: "Image.Image", matrix: tuple[float, float, float, float, float, float]) -> "Image.Image":
-    from PIL import Image
-
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=_FILL
-    )
-
-
-def _signed(value: float, rng: "np.random.Generator") -> float:
-    return -value if rng.random() < 0.5 else value
-
-
-OPERATIONS: "tuple[Operation, ...]" = (
-    _identity,
-    _auto_contrast,
-    _brightness,
-    _sharpness,
-    _equalize,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-    _rotate,
-)
+    match name:
+        case "identity":
+            return image
+        case "auto_contrast":
+            return ImageOps.autocontrast(image)
+        case "equalize":
+            return ImageOps.equalize(image)
+        case "brightness":
+            return ImageEnhance.Brightness(image).enhance(1.8 * level + 0.1)
+        case "sharpness":
+            return ImageEnhance.Sharpness(image).enhance(1.8 * level + 0.1)
+    level = -level if rng.random() < 0.5 else level
+    gray, bilinear = (128, 128, 128), Image.Resampling.BILINEAR
+    if name == "rotate":
+        return image.rotate(30 * level, resample=bilinear, fillcolor=gray)  # degrees
+    matrix = {
+        "shear_x": (1, 0.3 * level, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, 0.3 * level, 1, 0),
+        "translate_x": (1, 0, 10 * level, 0, 1, 0),  # pixels
+        "translate_y": (1, 0, 0, 0, 1, 10 * level),
+    }[name]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=bilinear, fillcolor=gray)
