@@ -221,6 +221,7 @@ def test_broken_rows_of_a_list(tmp_path, images, picture):
         ('[{"url": "x"}]', "a list of objects with url"),
         ("[1, 2]", r"\[1, 2\]"),
         ('{"images": [{"height": 5}]}', "an object with images"),
+        ('{"image": "a.jpg", "caption": "x"}', "an object with image, caption"),
     ],
 )
 def test_an_unknown_json_says_what_it_is_and_what_is_known(tmp_path, content, found):

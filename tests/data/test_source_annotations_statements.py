@@ -6,7 +6,6 @@ import pytest
 from annotation_files import read_all
 
 from openblip.data.sources import open_source
-from openblip.errors import SourceError
 
 
 @pytest.fixture
@@ -99,12 +98,6 @@ def test_broken_lines_are_named(tmp_path, images, picture):
     assert "dev-2-0-img1.png" in reasons["dev-2-0-0"]
     assert "broken json" in reasons["line 5"]
     assert "dev-850-0-0" in reasons["line 6"]
-
-
-def test_the_folder_of_pictures_is_asked_for(tmp_path):
-    path = write_lines(tmp_path / "dev.json", statement("dev-1-0-0", "Fine.", "True"))
-    with pytest.raises(SourceError, match="--images"):
-        open_source(str(path))
 
 
 def test_the_authors_list(tmp_path, images, picture):

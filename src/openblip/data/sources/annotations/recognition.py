@@ -138,7 +138,8 @@ def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
     if is_nlvr(item):
         return _NLVR, True
     if path.lower().endswith(".json"):
-        return None, isinstance(item, dict) and not item.keys().isdisjoint(IMAGE_COLUMNS)
+        has_more = len(head.strip()) > len(first.strip())  # one object alone is a document
+        return None, has_more and isinstance(item, dict) and not item.keys().isdisjoint(IMAGE_COLUMNS)
     if isinstance(item, dict) and names_videos(item):
         return _VIDEO_LIST, True
     return None, not first.lstrip().startswith("[")
