@@ -28,6 +28,8 @@ from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.language_run import LanguageRun
 from openblip.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def train(run: Blip2Run | LanguageRun) -> list[float]:
     """The losses by step."""

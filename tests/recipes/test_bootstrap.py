@@ -41,6 +41,7 @@ def words(world: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path) -> None:
     assert main(words(world, tmp_path)) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -52,6 +53,7 @@ def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path) -> Non
     assert config["data"]["source"] == f"{world / 'human'}[:95%],capfilt:{tmp_path / 'round_1' / 'capfilt'}"
 
 
+@pytest.mark.slow
 def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_numbers(world: Path, tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-m", "openblip", *words(world, tmp_path / "killed")])
     finished_stage = tmp_path / "killed" / "round_1" / "captioner" / "config.json"

@@ -59,6 +59,7 @@ def small(recipe, source, out, steps=2, **shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "end_of_text", "architecture"),
     [(blip2_mini_opt, "\n", "OPTForCausalLM"), (blip2_mini_t5, None, "T5ForConditionalGeneration")],
@@ -74,6 +75,7 @@ def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, en
     assert [language.decode(row) for row in rows] == [f"dark {color}" for color in ANSWERS.values()]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(source, tmp_path):
     run = small(blip2_mini_t5, source, tmp_path / "run", steps=4)
     run = replace(run, training=replace(run.training, checkpoint_every=2))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from small_training import write_scenes
 
@@ -16,6 +17,7 @@ from openblip.training.config import TrainingConfig
 from tiny_blip2 import tiny_blip2, tiny_language_model
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_saves_adapters(tmp_path):
     stage1: Blip2Checkpoint = tiny_blip2()
     save_native(tmp_path / "stage1", stage1)

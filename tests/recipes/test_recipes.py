@@ -161,6 +161,7 @@ def miniature(world, out, **changes):
     return replace(run, **changes)
 
 
+@pytest.mark.slow
 def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
     assert miniature(world, tmp_path / "base").train()
     losses = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]

@@ -27,6 +27,8 @@ from openblip.recipes.blip_mini import (
 from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
 
+pytestmark = pytest.mark.slow
+
 
 def trained(
     run: BlipRun, source: Source, folder: Path, *, steps: int, batch_size: int, vision_width: int = 64

@@ -20,7 +20,7 @@ from openblip.emoji_scenes.scene import (
     Scene,
     SceneObject,
     Split,
-    draw_background,
+    draw_other,
     nouns_allowed_with,
     sizes_of,
 )
@@ -148,7 +148,7 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
         attributes.append("count")
     attribute = rng.choice(attributes)
     if attribute == "background":
-        return replace(scene, background=draw_background(rng, other_than=scene.background))
+        return replace(scene, background=draw_other(rng, BACKGROUNDS, than=scene.background))
     if attribute == "relation":
         swapped = replace(scene, objects=scene.objects[::-1])
         (other,) = (relation for relation in RELATIONS if relation != scene.relation)
@@ -156,11 +156,9 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
     position = rng.randrange(len(scene.objects))
     thing = scene.objects[position]
     if attribute == "size":
-        sizes = [size for size in sizes_of(scene.num_things) if size != thing.size]
-        return _with_object(scene, position, size=rng.choice(sizes))
-    count = rng.choice([count for count in (1, 2, 3) if count != thing.count])
-    sizes = list(sizes_of(count))
-    size = thing.size if thing.size in sizes else rng.choice(sizes)
+        return _with_object(scene, position, size=draw_other(rng, sizes_of(scene.num_things), than=thing.size))
+    count = draw_other(rng, (1, 2, 3), than=thing.count)
+    size = thing.size if thing.size in sizes_of(count) else rng.choice(sizes_of(count))
     return _with_object(scene, position, count=count, size=size)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"]
 Split = Literal["web", "human", "val", "test"]
@@ -27,6 +27,8 @@ NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 WORLD: dict[str, Any] = tomllib.loads((Path(__file__).parent / "world.toml").read_text(encoding="utf-8"))
 NOUNS: tuple[str, ...] = tuple(WORLD["nouns"])
 BACKGROUNDS: dict[str, tuple[int, ...]] = {name: tuple(color) for name, color in WORLD["backgrounds"].items()}
+
+_T = TypeVar("_T")
 
 
 @cache
@@ -181,14 +183,14 @@ def sizes_of(num_things: int) -> tuple[Size, ...]:
     return SIZES if num_things == 1 else ("small", "normal")
 
 
-def draw_background(rng: Random, other_than: str = "") -> str:
-    """Draw any colour but `other_than`."""
-    return rng.choice([color for color in BACKGROUNDS if color != other_than])
+def draw_other(rng: Random, values: Iterable[_T], than: _T | None = None) -> _T:
+    """Draw any of the values but `than`."""
+    return rng.choice([value for value in values if value != than])
 
 
 def draw_scene(rng: Random, split: Split) -> Scene:
     """Draw a scene of `split`: pairs and triples of nouns come from the pairs of that split only."""
-    background = draw_background(rng)
+    background = draw_other(rng, BACKGROUNDS)
     kind = rng.random()
     if kind < SINGLE_PROBABILITY:
         count = rng.choice((1, 1, 2, 3))
@@ -208,19 +210,19 @@ def draw_moving_scene(rng: Random, split: Split) -> Scene:
         return draw_group(rng, rng.choice(NOUNS), rng.choice((1, 1, 2, 3)))
     names = rng.choice(pairs_of(split)) if num_nouns == 2 else rng.choice(triples_of(split))
     objects = tuple(_draw_object(rng, name, num_nouns) for name in rng.sample(names, num_nouns))
-    return Scene(objects=objects, background=draw_background(rng))
+    return Scene(objects=objects, background=draw_other(rng, BACKGROUNDS))
 
 
 def draw_group(rng: Random, name: str, count: int) -> Scene:
     """Draw a scene with `count` of one noun and nothing else."""
     thing = _draw_object(rng, name, num_things=count, count=count)
-    return Scene(objects=(thing,), background=draw_background(rng))
+    return Scene(objects=(thing,), background=draw_other(rng, BACKGROUNDS))
 
 
 def draw_pair(rng: Random, first: str, second: str, relation: Relation) -> Scene:
     """Draw a scene with the first noun left of or above the second."""
     objects = tuple(_draw_object(rng, name, num_things=2) for name in (first, second))
-    return Scene(objects=objects, background=draw_background(rng), relation=relation)
+    return Scene(objects=objects, background=draw_other(rng, BACKGROUNDS), relation=relation)
 
 
 def draw_scene_with(rng: Random, split: Split, name: str, size: Size | None = None) -> Scene:

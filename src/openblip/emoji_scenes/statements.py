@@ -13,6 +13,7 @@ from itertools import combinations
 from random import Random
 
 from openblip.emoji_scenes.scene import (
+    BACKGROUNDS,
     EVALUATION_SPLITS,
     NOUNS,
     NUMBER_WORDS,
@@ -24,8 +25,8 @@ from openblip.emoji_scenes.scene import (
     SceneObject,
     Size,
     Split,
-    draw_background,
     draw_group,
+    draw_other,
     draw_pair,
     draw_scene,
     draw_scene_with,
@@ -37,6 +38,7 @@ from openblip.emoji_scenes.scene import (
 STATEMENT_FORMS: dict[str, list[str]] = WORLD["statements"]
 OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
 OF_BOTH = [kind for kind in STATEMENT_FORMS if kind not in OF_A_SIDE]
+# How the first of a pair can be said to stand to the second.
 ARRANGEMENTS = ("above", "below", "next to")
 
 
@@ -94,13 +96,14 @@ class SceneContext:
                 scene = self._draw_scene()
                 self.words["color"] = color = scene.background
                 return self._of_side(
-                    scene, lambda: replace(self._draw_scene(), background=draw_background(rng, other_than=color))
+                    scene, lambda: replace(self._draw_scene(), background=draw_other(rng, BACKGROUNDS, than=color))
                 )
             case "size on a side":
                 name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
                 self.words["size"] = size
-                sizes = [other for other in SIZES if other != size]
-                return self._of_side(self._scene_with(name, size), lambda: self._scene_with(name, rng.choice(sizes)))
+                return self._of_side(
+                    self._scene_with(name, size), lambda: self._scene_with(name, draw_other(rng, SIZES, than=size))
+                )
             case "bigger on a side":
                 name, bigger = self._draw_noun(), rng.choice(("bigger", "smaller"))
                 self.words["bigger"] = bigger
@@ -108,9 +111,10 @@ class SceneContext:
                 return self._of_swapped(self._scene_with(name, size), self._scene_with(name, size_there))
             case "relation on a side":  # in the other image the same two stand differently
                 name, other = self._draw_pair()
-                stands, otherwise = self._draw_arrangement()
+                self.words["stands"] = stands = rng.choice(ARRANGEMENTS)
                 return self._of_side(
-                    self._arranged(name, other, stands), lambda: self._arranged(name, other, rng.choice(otherwise))
+                    self._arranged(name, other, stands),
+                    lambda: self._arranged(name, other, draw_other(rng, ARRANGEMENTS, than=stands)),
                 )
             case "how many pictures show":
                 claim = rng.choice(WORLD["showing_claims"])
@@ -129,13 +133,13 @@ class SceneContext:
                 name, is_same = self._draw_noun(), rng.random() < 0.5
                 self.words["claim"] = "the same number" if is_same == label else "different numbers"
                 count = rng.randint(1, 3)
-                other_count = count if is_same else rng.choice([n for n in (1, 2, 3) if n != count])
+                other_count = count if is_same else draw_other(rng, (1, 2, 3), than=count)
                 return self._of_both(draw_group(rng, name, count), draw_group(rng, name, other_count))
             case "backgrounds":  # whether both have the same background, or both have a certain one
                 is_same = rng.random() < 0.5
                 first, second = self._draw_scene(), self._draw_scene()
                 color = first.background
-                other_color = color if is_same else draw_background(rng, other_than=color)
+                other_color = color if is_same else draw_other(rng, BACKGROUNDS, than=color)
                 second = replace(second, background=other_color)
                 if is_same != label:
                     self.words["claim"] = "the two pictures have different backgrounds"
@@ -156,11 +160,11 @@ class SceneContext:
                 return self._of_both(first, self._scene_without(name, other))
             case "relation in one or both":  # elsewhere the same two stand differently
                 name, other = self._draw_pair()
-                stands, otherwise = self._draw_arrangement()
+                self.words["stands"] = stands = rng.choice(ARRANGEMENTS)
                 says_both = rng.random() < 0.5
                 self.words["claim"] = "in both pictures" if says_both else "in one of the pictures"
                 num_true = (1 if says_both else 0) + (1 if label else 0)
-                shown = [stands] * num_true + [rng.choice(otherwise) for _ in range(2 - num_true)]
+                shown = [stands] * num_true + [draw_other(rng, ARRANGEMENTS, than=stands) for _ in range(2 - num_true)]
                 return self._of_both(*(self._arranged(name, other, each) for each in shown))
         raise AssertionError(f"no statement of kind {self.kind}")
 
@@ -200,12 +204,6 @@ class SceneContext:
         self.words |= {"first": SceneObject(name=first), "second": SceneObject(name=second)}
         self.met.update((first, second))
         return first, second
-
-    def _draw_arrangement(self) -> tuple[str, list[str]]:
-        """Draw how the first of a pair is said to stand to the second; return also how else it could."""
-        stands = self.rng.choice(ARRANGEMENTS)
-        self.words["stands"] = stands
-        return stands, [other for other in ARRANGEMENTS if other != stands]
 
     def _arranged(self, first: str, second: str, stands: str) -> Scene:
         """Draw a scene with the pair one above the other, or side by side in any order."""

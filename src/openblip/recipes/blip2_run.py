@@ -1,29 +1,18 @@
 """A training of BLIP-2: its settings, and how a Q-Former is put between the models that they name."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from openblip.errors import ConfigError
-from openblip.models.config import (
-    Blip2Config,
-    Blip2Head,
-    LanguageConfig,
-    LoraSettings,
-    QFormerConfig,
-    TowerConfig,
-    VisionConfig,
-)
+from openblip.models.config import Blip2Config, LanguageConfig, LoraSettings, QFormerConfig
 from openblip.recipes.run import Run, check_text_start
 from openblip.tasks.config import Blip2TaskConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from openblip.checkpoints.checkpoint import Blip2Checkpoint, ImageEncoder
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.models.language_model import LanguageModel
-    from openblip.predictor import Blip2Predictor
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -128,7 +117,17 @@ class Blip2Run(Run):
         encoder = self._image_encoder(start)
         language, language_config = self._language_model(start) if "llm" in heads else (None, None)
         text_branch = start if self.text_branch is None else load_blip2_checkpoint(self.text_branch)
-        config = self._config(start, text_branch, encoder.config, language_config, heads)
+        if start is None or text_branch is None:
+            assert self.qformer is not None  # `check` has seen to it
+            config = Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
+        else:  # a checkpoint's shape stays, and its text branch may come from another
+            texts = text_branch.model.config.qformer
+            qformer = start.model.config.qformer
+            qformer = replace(qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
+            config = replace(start.model.config, qformer=qformer)
+        config = replace(
+            config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
+        )
         tokenizer = None
         if config.has_text_branch and text_branch is not None:
             if not text_branch.model.config.has_text_branch:
@@ -158,21 +157,14 @@ class Blip2Run(Run):
         features = cached_features(self.feature_cache, checkpoint, self.data, mixture)
         return replace(processor, read_pixels=features)
 
-    def predictor(self, checkpoint: "Blip2Checkpoint") -> "Blip2Predictor":
-        from openblip.predictor import Blip2Predictor
-
-        return Blip2Predictor(checkpoint)
-
     def _image_encoder(self, start: "Blip2Checkpoint | None") -> "ImageEncoder":
-        import torch
-
         from openblip.checkpoints.backbones import resize_encoder
         from openblip.checkpoints.checkpoint import ImageEncoder
         from openblip.checkpoints.loading import load_image_encoder
 
         if self.vision is not None:
             # Trained in half precision the encoder would soon be NaN (LAVIS issue 409).
-            dtype = torch.float32 if self.train_vision else as_dtype(self.vision.dtype)
+            dtype = as_dtype(None if self.train_vision else self.vision.dtype)
             return load_image_encoder(
                 self.vision.source, layer=self.vision.layer, image_size=self.image_size, dtype=dtype
             )
@@ -180,12 +172,28 @@ class Blip2Run(Run):
         encoder = ImageEncoder(start.model.vision, start.model.config.vision, start.preprocessing)
         if self.image_size is not None:
             encoder = resize_encoder(encoder, self.image_size)
-        encoder.model.to(torch.float32 if self.train_vision else as_dtype(self.frozen_dtype))
+        encoder.model.to(as_dtype(None if self.train_vision else self.frozen_dtype))
         return encoder
 
     def _language_model(self, start: "Blip2Checkpoint | None") -> "tuple[LanguageModel, LanguageConfig]":
+        from openblip.checkpoints.backbones import load_language_model
+        from openblip.models.language_model import with_lora
+
         if self.language is not None:
-            model, config = load_named_language_model(self.language)
+            settings = self.language
+            assert settings.source is not None  # `check` has seen to it
+            dtype = as_dtype(settings.dtype)
+            model = load_language_model(
+                settings.source, end_of_text=settings.end_of_text, dtype=dtype, quantization=settings.quantization
+            )
+            if settings.lora is not None:
+                with_lora(model, settings.lora)
+            config = LanguageConfig(
+                name=settings.source,
+                hidden_dim=model.hidden_dim,
+                end_of_text=settings.end_of_text,
+                max_text_tokens=settings.max_text_tokens,
+            )
         elif start is None or start.model.language is None or start.model.config.language is None:
             raise ConfigError(f"The recipe {self.recipe} needs a language model: name it with --language.source.")
         else:
@@ -194,26 +202,6 @@ class Blip2Run(Run):
         if self.max_text_tokens is not None:
             config = replace(config, max_text_tokens=self.max_text_tokens)
         return model, config
-
-    def _config(
-        self,
-        start: "Blip2Checkpoint | None",
-        text_branch: "Blip2Checkpoint | None",
-        vision: VisionConfig | TowerConfig,
-        language: LanguageConfig | None,
-        heads: tuple[Blip2Head, ...],
-    ) -> Blip2Config:
-        """A new model's shape is the run's; a checkpoint's stays, and its text branch may come from another."""
-        if start is None or text_branch is None:
-            assert self.qformer is not None  # `check` has seen to it
-            config = Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
-        else:
-            texts = text_branch.model.config.qformer
-            qformer = replace(
-                start.model.config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions
-            )
-            config = replace(start.model.config, qformer=qformer)
-        return replace(config, vision=vision, language=language, heads=heads, instructed=self.instructed)
 
     def _no_text_branch(self) -> ConfigError:
         if self.text_branch is not None:
@@ -241,29 +229,8 @@ def load_blip2_checkpoint(source: str) -> "Blip2Checkpoint":
     return checkpoint
 
 
-def load_named_language_model(named: LanguageModelSource) -> "tuple[LanguageModel, LanguageConfig]":
-    """A language model of Hugging Face, with new adapters where the settings want them."""
-    from openblip.checkpoints.backbones import load_language_model
-    from openblip.models.language_model import with_lora
-
-    assert named.source is not None  # `check` has seen to it
-    model = load_language_model(
-        named.source, end_of_text=named.end_of_text, dtype=as_dtype(named.dtype), quantization=named.quantization
-    )
-    if named.lora is not None:
-        with_lora(model, named.lora)
-    config = LanguageConfig(
-        name=named.source,
-        hidden_dim=model.hidden_dim,
-        end_of_text=named.end_of_text,
-        max_text_tokens=named.max_text_tokens,
-    )
-    return model, config
-
-
-def as_dtype(precision: Precision | None) -> "torch.dtype":
+def as_dtype(precision: Precision | None) -> Any:
     """torch's type of that name; float32 for None."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, precision or "float32")
-    return dtype
+    return getattr(torch, precision or "float32")

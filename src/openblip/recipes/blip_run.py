@@ -11,7 +11,6 @@ from openblip.tasks.config import BlipTaskConfig
 if TYPE_CHECKING:
     from openblip.checkpoints.checkpoint import BlipCheckpoint
     from openblip.data.sources import Mixture
-    from openblip.predictor import BlipPredictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,3 @@ class BlipRun(Run):
         if self.text_init is not None:
             init_text(model.text, self.text_init)
         return BlipCheckpoint(model, tokenizer, Preprocessing(image_size=self.model.vision.image_size))
-
-    def predictor(self, checkpoint: "BlipCheckpoint") -> "BlipPredictor":
-        from openblip.predictor import BlipPredictor
-
-        return BlipPredictor(checkpoint)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.distributed import Process
-    from openblip.predictor import BasePredictor
     from openblip.tasks.base import Task
     from openblip.training.trainer import Trainer
 
@@ -74,10 +73,6 @@ class Run(ABC):
 
         save_checkpoint(checkpoint, folder)
 
-    def predictor(self, checkpoint: Any) -> "BasePredictor":
-        """A predictor around the model of a checkpoint, neither moved nor cast, for validation."""
-        raise ConfigError("This model cannot be validated: leave out --training.validate-every.")
-
     def build(self, process: "Process") -> "Trainer":
         """A trainer with everything that the run names, at the newest checkpoint of the run folder.
 
@@ -104,7 +99,7 @@ class Run(ABC):
         if training.validate_every is not None:
             from openblip.recipes.validation import make_validation
 
-            validation = make_validation(self.task, data, self.predictor(checkpoint))
+            validation = make_validation(self.task, data, checkpoint)
 
         def load(cursor: dict[str, Any] | None) -> Loader:
             return Loader(

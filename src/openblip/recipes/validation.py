@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
@@ -11,19 +12,8 @@ from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
-from openblip.predictor import BasePredictor
-from openblip.tasks.config import (
-    Blip2Stage1Config,
-    Blip2Stage2Config,
-    CaptioningConfig,
-    InstructionConfig,
-    NlvrConfig,
-    PretrainingConfig,
-    PromptedAnsweringConfig,
-    QuestionAnsweringConfig,
-    RetrievalConfig,
-    VisdialConfig,
-)
+from openblip.predictor import Blip2Predictor, BlipPredictor
+from openblip.tasks import config as tasks
 from openblip.training.trainer import Validation
 
 
@@ -49,21 +39,23 @@ ANSWERING = Benchmark(
 )
 
 BENCHMARKS: dict[type, Benchmark] = {
-    PretrainingConfig: RETRIEVAL,
-    RetrievalConfig: RETRIEVAL,
-    CaptioningConfig: CAPTIONING,
-    QuestionAnsweringConfig: ANSWERING,
-    NlvrConfig: Benchmark(evaluate_nlvr, ("accuracy",)),
-    VisdialConfig: Benchmark(evaluate_visdial, ("mrr", "ndcg")),
-    Blip2Stage1Config: RETRIEVAL,
-    Blip2Stage2Config: CAPTIONING,
-    PromptedAnsweringConfig: ANSWERING,
-    InstructionConfig: ANSWERING,
+    tasks.PretrainingConfig: RETRIEVAL,
+    tasks.RetrievalConfig: RETRIEVAL,
+    tasks.CaptioningConfig: CAPTIONING,
+    tasks.QuestionAnsweringConfig: ANSWERING,
+    tasks.NlvrConfig: Benchmark(evaluate_nlvr, ("accuracy",)),
+    tasks.VisdialConfig: Benchmark(evaluate_visdial, ("mrr", "ndcg")),
+    tasks.Blip2Stage1Config: RETRIEVAL,
+    tasks.Blip2Stage2Config: CAPTIONING,
+    tasks.PromptedAnsweringConfig: ANSWERING,
+    tasks.InstructionConfig: ANSWERING,
 }
 
 
-def make_validation(task: Any, data: DataConfig, predictor: BasePredictor) -> Validation:
-    """Measures the model of `predictor`, with the weights that it has at the time, by the benchmark of a task.
+def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Validation:
+    """Measures the model of a checkpoint, with the weights that it has at the time, by the benchmark of a task.
+
+    The predictor around the model neither moves nor casts it.
 
     Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images.
     """
@@ -77,6 +69,7 @@ def make_validation(task: Any, data: DataConfig, predictor: BasePredictor) -> Va
         settings["num_frames"] = data.num_frames
     assert data.validation is not None  # `Run.check` has seen to it
     source = open_source(data.validation, images=data.images)
+    predictor = (Blip2Predictor if isinstance(checkpoint, Blip2Checkpoint) else BlipPredictor)(checkpoint)
 
     def evaluate(step: int) -> dict[str, float]:
         scores = flatten(benchmark.evaluate(predictor, source, **settings))
