@@ -14,7 +14,7 @@ Members = Iterable[tuple[str, bytes]]
 
 
 def jpeg(value: int = 0, size: tuple[int, int] = (24, 16)) -> bytes:
-    """A JPEG whose grey level tells pictures apart."""
+    """A JPEG whose grey level tells images apart."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (value % 256, 255 - value % 256, 128)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
@@ -72,13 +72,13 @@ def random_picture() -> Image.Image:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Where an annotation file's pictures lie."""
+    """Where an annotation file's images lie."""
     return tmp_path / "images"
 
 
 @pytest.fixture
-def picture(images: Path) -> Callable[..., None]:
-    """Writes pictures of different greys below `images`, by name."""
+def write_images(images: Path) -> Callable[..., None]:
+    """Writes images of different greys below `images`, by name."""
 
     def write(*names: str) -> None:
         for number, name in enumerate(names):

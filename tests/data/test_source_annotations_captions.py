@@ -24,8 +24,8 @@ NOCAPS = {
 }
 
 
-def test_nocaps_has_domains(tmp_path, images, picture):
-    picture("0013ea.jpg", "0015ef.jpg", "00177b.jpg")
+def test_nocaps_has_domains(tmp_path, images, write_images):
+    write_images("0013ea.jpg", "0015ef.jpg", "00177b.jpg")
     path = write(tmp_path / "nocaps_val_4500_captions.json", NOCAPS)
     samples, rejects = read_all(path, images)
     assert not rejects
@@ -36,8 +36,8 @@ def test_nocaps_has_domains(tmp_path, images, picture):
     assert open_source(str(path), images=str(images)).describe() == {"format": "NoCaps captions"}
 
 
-def test_images_without_annotations_are_for_prediction(tmp_path, images, picture):
-    picture("0000.jpg")
+def test_images_without_annotations_are_for_prediction(tmp_path, images, write_images):
+    write_images("0000.jpg")
     content = {"info": {}, "images": [{"id": 7, "file_name": "0000.jpg"}], "licenses": []}
     path = write(tmp_path / "nocaps_test_image_info.json", content)
     samples, rejects = read_all(path, images)
@@ -46,8 +46,8 @@ def test_images_without_annotations_are_for_prediction(tmp_path, images, picture
     assert "annotations" in open_source(str(path), images=str(images)).describe()["missing"]
 
 
-def test_annotations_that_are_no_captions(tmp_path, images, picture):
-    picture("a.jpg")
+def test_annotations_that_are_no_captions(tmp_path, images, write_images):
+    write_images("a.jpg")
     boxes = [{"image_id": 1, "bbox": [0, 0, 2, 2], "category_id": 3}]
     path = write(tmp_path / "instances.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": boxes})
     with pytest.raises(SourceError, match="no captions; found: image_id, bbox, category_id"):
@@ -70,8 +70,8 @@ def karpathy_coco(number, folder, split, *captions):
 
 
 @pytest.fixture
-def dataset_coco(tmp_path, picture):
-    picture(*(f"{folder}/COCO_{folder}_{n:012d}.jpg" for folder, n in (("train2014", 101), ("val2014", 102))))
+def dataset_coco(tmp_path, write_images):
+    write_images(*(f"{folder}/COCO_{folder}_{n:012d}.jpg" for folder, n in (("train2014", 101), ("val2014", 102))))
     content = {
         "dataset": "coco",
         "images": [
@@ -95,14 +95,14 @@ def test_karpathy_train_has_restval(dataset_coco, images):
     assert source.describe()["splits in the file"] == {"train": 2, "test": 1, "val": 1}
 
 
-def test_karpathy_test_and_a_picture_that_is_gone(dataset_coco, images):
+def test_karpathy_test_and_an_image_that_is_gone(dataset_coco, images):
     assert [s.captions for s in read_all(f"{dataset_coco}#test", images)[0]] == [("A test.",)]
     samples, rejects = read_all(f"{dataset_coco}#val", images)
     assert not samples
     assert "COCO_val2014_000000000103.jpg" in rejects[0].reason
 
 
-def test_pictures_without_their_folders(dataset_coco, images):
+def test_images_without_their_folders(dataset_coco, images):
     (images / "train2014" / f"COCO_train2014_{101:012d}.jpg").rename(images / f"COCO_train2014_{101:012d}.jpg")
     assert [s.key for s in read_all(f"{dataset_coco}#train", images)[0]] == ["101", "102"]
 
@@ -121,8 +121,8 @@ def test_a_part_and_a_mixture_of_splits(dataset_coco, images):
     assert open_source(f"{dataset_coco}#train[:99%]", images=str(images)).describe()["format"] == "Karpathy split"
 
 
-def test_karpathy_flickr30k(tmp_path, images, picture):
-    picture("flickr30k-images/1000.jpg", "1001.jpg")
+def test_karpathy_flickr30k(tmp_path, images, write_images):
+    write_images("flickr30k-images/1000.jpg", "1001.jpg")
     content = {
         "dataset": "flickr30k",
         "images": [
@@ -136,8 +136,8 @@ def test_karpathy_flickr30k(tmp_path, images, picture):
     assert [(s.key, s.captions) for s in samples] == [("0", ("Two men.",)), ("1", ("A girl.", "Another."))]
 
 
-def test_broken_karpathy_rows_are_named(tmp_path, images, picture):
-    picture("a.jpg")
+def test_broken_karpathy_rows_are_named(tmp_path, images, write_images):
+    write_images("a.jpg")
     rows = [
         karpathy_image(0, "test", "fine", filename="a.jpg"),
         karpathy_image(0, "test", "again", filename="a.jpg"),
@@ -156,8 +156,8 @@ def test_broken_karpathy_rows_are_named(tmp_path, images, picture):
     assert reasons["images[3]"] == "images[3]: no filename"
 
 
-def test_a_split_where_there_are_none(tmp_path, images, picture):
-    picture("0013ea.jpg")
+def test_a_split_where_there_are_none(tmp_path, images, write_images):
+    write_images("0013ea.jpg")
     path = write(tmp_path / "nocaps.json", NOCAPS)
     with pytest.raises(SourceError, match="no splits to choose from; leave out #val"):
         open_source(f"{path}#val", images=str(images))
@@ -166,8 +166,8 @@ def test_a_split_where_there_are_none(tmp_path, images, picture):
         open_source(str(odd), images=str(images))
 
 
-def test_the_authors_training_list(tmp_path, images, picture):
-    picture("val2014/a.jpg", "train2014/b.jpg")
+def test_the_authors_training_list(tmp_path, images, write_images):
+    write_images("val2014/a.jpg", "train2014/b.jpg")
     rows = [
         {"caption": "A woman.", "image": "val2014/a.jpg", "image_id": "coco_522418"},
         {"caption": "A woman cutting.", "image": "val2014/a.jpg", "image_id": "coco_522418"},
@@ -181,8 +181,8 @@ def test_the_authors_training_list(tmp_path, images, picture):
     assert len({s.key for s in samples}) == 3
 
 
-def test_the_authors_test_lists(tmp_path, images, picture):
-    picture("val2014/a.jpg", "b.jpg")
+def test_the_authors_test_lists(tmp_path, images, write_images):
+    write_images("val2014/a.jpg", "b.jpg")
     path = write(
         tmp_path / "flickr30k_test.json",
         [{"image": "val2014/a.jpg", "caption": ["1", "2", "3"]}, {"image": "b.jpg", "caption": ["4", "5"]}],
@@ -194,8 +194,8 @@ def test_the_authors_test_lists(tmp_path, images, picture):
     assert [(s.key, s.captions) for s in read_all(nocaps, images)[0]] == [("42", ())]
 
 
-def test_broken_rows_of_a_list(tmp_path, images, picture):
-    picture("a.jpg")
+def test_broken_rows_of_a_list(tmp_path, images, write_images):
+    write_images("a.jpg")
     rows = [
         {"image": "a.jpg", "caption": "fine"},
         {"image": 5, "caption": "x"},
@@ -237,7 +237,7 @@ def test_a_damaged_json(tmp_path, content):
         list(items_of(open_source(str(tmp_path / "x.json"), images=str(tmp_path))))
 
 
-def test_folders_of_pictures_are_asked_for(tmp_path):
+def test_folders_of_images_are_asked_for(tmp_path):
     path = write(tmp_path / "nocaps.json", NOCAPS)
     with pytest.raises(SourceError, match="--images"):
         open_source(str(path))
@@ -245,9 +245,9 @@ def test_folders_of_pictures_are_asked_for(tmp_path):
         open_source(str(path), images=str(tmp_path / "nowhere"))
 
 
-def test_long_files_are_cut_into_shards(tmp_path, images, picture, monkeypatch):
+def test_long_files_are_cut_into_shards(tmp_path, images, write_images, monkeypatch):
     monkeypatch.setattr("openblip.data.sources.rows.ROWS_PER_SHARD", 2)
-    picture("0013ea.jpg", "0015ef.jpg", "00177b.jpg")
+    write_images("0013ea.jpg", "0015ef.jpg", "00177b.jpg")
     source = open_source(str(write(tmp_path / "nocaps.json", NOCAPS)), images=str(images))
     assert source.shards() == ["nocaps-00000", "nocaps-00001"]
     assert [s.key for s in items_of(source)] == ["0", "1", "2"]

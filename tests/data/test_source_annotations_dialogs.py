@@ -28,8 +28,8 @@ def visdial(*dialogs, split="val2018"):
 
 
 @pytest.fixture
-def val(tmp_path, picture):
-    picture(*(f"VisualDialog_val2018/VisualDialog_val2018_{n:012d}.jpg" for n in (185565, 284024)))
+def val(tmp_path, write_images):
+    write_images(*(f"VisualDialog_val2018/VisualDialog_val2018_{n:012d}.jpg" for n in (185565, 284024)))
     rounds = turn(0, 0, [0, 1, 2], 0), turn(1, 3, [4, 3], 1)
     return write(
         tmp_path / "visdial_1.0_val.json", visdial(dialog(185565, *rounds), dialog(284024, turn(2, 4, [1, 4], 1)))
@@ -65,14 +65,14 @@ def test_dense_annotations_beside_it(val, images, companion, field):
     assert "missing" not in found
 
 
-def test_pictures_without_their_folder(val, images):
+def test_images_without_their_folder(val, images):
     for file in (images / "VisualDialog_val2018").iterdir():
         file.rename(images / file.name)
     assert len(read_all(val, images)[0]) == 2
 
 
-def test_training_pictures_are_of_both_coco_sets(tmp_path, images, picture):
-    picture("train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014_000000000042.jpg")
+def test_training_images_are_of_both_coco_sets(tmp_path, images, write_images):
+    write_images("train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014_000000000042.jpg")
     rounds = turn(0, 0, [0, 1], 0)
     path = write(
         tmp_path / "visdial_1.0_train.json",
@@ -85,8 +85,8 @@ def test_training_pictures_are_of_both_coco_sets(tmp_path, images, picture):
     assert "COCO_val2014_000000000043.jpg" in rejects[0].reason
 
 
-def test_the_last_round_of_a_test_dialog_has_no_answer(tmp_path, images, picture):
-    picture("VisualDialog_test2018/VisualDialog_test2018_000000000568.jpg")
+def test_the_last_round_of_a_test_dialog_has_no_answer(tmp_path, images, write_images):
+    write_images("VisualDialog_test2018/VisualDialog_test2018_000000000568.jpg")
     path = write(
         tmp_path / "visdial_1.0_test.json", visdial(dialog(568, turn(0, 0), turn(1, options=[0, 1])), split="test2018")
     )
@@ -98,8 +98,8 @@ def test_the_last_round_of_a_test_dialog_has_no_answer(tmp_path, images, picture
     ]
 
 
-def test_no_picture_of_this_split_is_looked_for_elsewhere(val, images, tmp_path):
-    """The same number is another picture in COCO's other sets."""
+def test_no_image_of_this_split_is_looked_for_elsewhere(val, images, tmp_path):
+    """The same number is another image in COCO's other sets."""
     (images / "VisualDialog_val2018" / "VisualDialog_val2018_000000284024.jpg").unlink()
     (images / "train2014").mkdir()
     (images / "train2014" / "COCO_train2014_000000284024.jpg").write_bytes(b"another")
@@ -132,8 +132,8 @@ def test_no_picture_of_this_split_is_looked_for_elsewhere(val, images, tmp_path)
         ("dialog", "expected an object"),
     ],
 )
-def test_broken_dialogs_are_named(tmp_path, images, picture, broken, reason):
-    picture("VisualDialog_val2018_000000000001.jpg")
+def test_broken_dialogs_are_named(tmp_path, images, write_images, broken, reason):
+    write_images("VisualDialog_val2018_000000000001.jpg")
     path = write(tmp_path / "dialogs.json", visdial(dialog(1, turn(0, 0, [0], 0)), broken))
     samples, rejects = read_all(path, images)
     assert [s.key for s in samples] == ["1"]

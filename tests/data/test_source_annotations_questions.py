@@ -46,9 +46,9 @@ def annotation(question_id, image_id, answers=ANSWERS):
 
 
 @pytest.fixture
-def vqa(tmp_path, picture):
-    """Two questions about one picture and one about another, which nobody answered."""
-    picture(*(f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 458752)))
+def vqa(tmp_path, write_images):
+    """Two questions about one image and one about another, which nobody answered."""
+    write_images(*(f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 458752)))
     rows = [
         question(458752000, 458752, "What is this photo taken looking through?"),
         question(458752001, 458752, "What position is this man playing?"),
@@ -82,7 +82,7 @@ def test_vqa(vqa, images):
     assert all(s.captions == () for s in samples)
 
 
-def test_vqa_pictures_directly_in_the_folder(vqa, images):
+def test_vqa_images_directly_in_the_folder(vqa, images):
     for file in (images / "train2014").iterdir():
         file.rename(images / file.name)
     assert len(read_all(vqa, images)[0]) == 3
@@ -110,8 +110,8 @@ def test_annotations_alone_ask_for_their_questions(vqa, images, tmp_path):
 
 
 @pytest.mark.parametrize(("subtype", "folder"), [("test2015", "test2015"), ("test-dev2015", "test2015")])
-def test_a_test_set_has_no_answers(tmp_path, images, picture, subtype, folder):
-    picture(f"{folder}/COCO_test2015_000000262144.jpg")
+def test_a_test_set_has_no_answers(tmp_path, images, write_images, subtype, folder):
+    write_images(f"{folder}/COCO_test2015_000000262144.jpg")
     path = write(
         tmp_path / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
         questions(question(262144000, 262144, "Is the ball flying?"), subtype=subtype),
@@ -122,8 +122,8 @@ def test_a_test_set_has_no_answers(tmp_path, images, picture, subtype, folder):
     assert describe(path, images) == {"format": "VQAv2 questions of a test set, without annotations"}
 
 
-def test_ok_vqa(tmp_path, images, picture):
-    picture("COCO_val2014_000000297147.jpg")
+def test_ok_vqa(tmp_path, images, write_images):
+    write_images("COCO_val2014_000000297147.jpg")
     info = {"description": "This is v1.0 of the OK-VQA dataset."}
     row = annotation(2971475, 297147, ["race", "race", "race"])
     for answer in row["answers"]:
@@ -137,12 +137,12 @@ def test_ok_vqa(tmp_path, images, picture):
     assert describe(path, images)["format"] == "OK-VQA questions with annotations"
 
 
-def test_broken_questions_are_named(tmp_path, images, picture):
-    picture("COCO_train2014_000000000009.jpg")
+def test_broken_questions_are_named(tmp_path, images, write_images):
+    write_images("COCO_train2014_000000000009.jpg")
     rows = [
         question(1, 9, "Fine?"),
         question(1, 9, "Again?"),
-        question(2, "nine", "Which picture?"),
+        question(2, "nine", "Which image?"),
         question(3, 9, ["no", "text"]),
         question(None, 9, "Who?"),
         question(5, 9, "Answers?"),
@@ -169,8 +169,8 @@ def test_a_broken_annotations_file_is_named(vqa, images, tmp_path, content):
         open_source(str(vqa), images=str(images))
 
 
-def test_questions_that_do_not_say_which_pictures(tmp_path, images, picture):
-    picture("x.jpg")
+def test_questions_that_do_not_say_which_images(tmp_path, images, write_images):
+    write_images("x.jpg")
     path = write(tmp_path / "questions.json", questions(question(1, 9, "Fine?"), subtype=None))
     with pytest.raises(SourceError, match=r"questions\.json: no data_subtype"):
         open_source(str(path), images=str(images))
@@ -202,8 +202,8 @@ VISUAL_GENOME = [
 ]
 
 
-def test_visual_genome(tmp_path, images, picture):
-    picture("VG_100K_2/1.jpg", "VG_100K/3.jpg")
+def test_visual_genome(tmp_path, images, write_images):
+    write_images("VG_100K_2/1.jpg", "VG_100K/3.jpg")
     path = write(tmp_path / "question_answers.json", VISUAL_GENOME)
     samples, rejects = read_all(path, images)
     assert not rejects
@@ -214,16 +214,16 @@ def test_visual_genome(tmp_path, images, picture):
     assert samples[2].image == (images / "VG_100K" / "3.jpg").read_bytes()
 
 
-def test_a_visual_genome_picture_that_is_in_no_folder(tmp_path, images, picture):
-    picture("VG_100K_2/1.jpg", "VG_100K/4.jpg")
+def test_a_visual_genome_image_that_is_in_no_folder(tmp_path, images, write_images):
+    write_images("VG_100K_2/1.jpg", "VG_100K/4.jpg")
     samples, rejects = read_all(write(tmp_path / "question_answers.json", VISUAL_GENOME), images)
     assert len(samples) == 2
     for folder in ("VG_100K/", "VG_100K_2/", ""):
         assert f"{images}/{folder}3.jpg" in rejects[0].reason
 
 
-def test_broken_visual_genome_rows(tmp_path, images, picture):
-    picture("VG_100K/3.jpg")
+def test_broken_visual_genome_rows(tmp_path, images, write_images):
+    write_images("VG_100K/3.jpg")
     content = [
         VISUAL_GENOME[2],
         {"id": 4},
@@ -248,8 +248,8 @@ def aokvqa(question_id, image_id, split, **fields):
     }
 
 
-def test_aokvqa(tmp_path, images, picture):
-    picture("train2017/000000299207.jpg")
+def test_aokvqa(tmp_path, images, write_images):
+    write_images("train2017/000000299207.jpg")
     row = aokvqa("22MexNkBPpdZGX6sxbxVBH", 299207, "train", correct_choice_idx=3, direct_answers=["ride"] * 10)
     row["rationales"] = ["A train would not be on the street."]
     path = write(tmp_path / "aokvqa_v1p0_train.json", [row])
@@ -262,8 +262,8 @@ def test_aokvqa(tmp_path, images, picture):
     assert describe(path, images) == {"format": "A-OKVQA questions"}
 
 
-def test_aokvqa_test_set_and_pictures_without_folders(tmp_path, images, picture):
-    picture("000000000009.jpg")
+def test_aokvqa_test_set_and_images_without_folders(tmp_path, images, write_images):
+    write_images("000000000009.jpg")
     samples, rejects = read_all(write(tmp_path / "test.json", [aokvqa("a", 9, "test")]), images)
     assert not rejects
     assert samples[0].info["answers"] == []
@@ -282,16 +282,16 @@ def test_aokvqa_test_set_and_pictures_without_folders(tmp_path, images, picture)
         ({"image_id": "x"}, "image_id must be a number"),
     ],
 )
-def test_broken_aokvqa_rows(tmp_path, images, picture, fields, reason):
-    picture("train2017/000000000009.jpg")
+def test_broken_aokvqa_rows(tmp_path, images, write_images, fields, reason):
+    write_images("train2017/000000000009.jpg")
     rows = [aokvqa("good", 9, "train"), aokvqa("bad", 9, "train") | fields]
     samples, rejects = read_all(write(tmp_path / "aokvqa.json", rows), images)
     assert [s.key for s in samples] == ["good"]
     assert reason in rejects[0].reason
 
 
-def test_the_authors_lists(tmp_path, images, picture):
-    picture("train2014/a.jpg", "VG_100K/1.jpg")
+def test_the_authors_lists(tmp_path, images, write_images):
+    write_images("train2014/a.jpg", "VG_100K/1.jpg")
     rows = [
         {"question_id": 1, "question": "What?", "answer": ANSWERS, "image": "train2014/a.jpg", "dataset": "vqa"},
         {"question_id": 2, "question": "Who?", "answer": "a man", "image": "VG_100K/1.jpg", "dataset": "vg"},
@@ -307,8 +307,8 @@ def test_the_authors_lists(tmp_path, images, picture):
     assert describe(path, images) == {"format": "list of questions"}
 
 
-def test_a_jsonl_table_of_questions(tmp_path, picture):
-    picture("a.jpg")
+def test_a_jsonl_table_of_questions(tmp_path, write_images):
+    write_images("a.jpg")
     rows = [
         {"image": "images/a.jpg", "question": "What?", "answers": ["x", "y", "x"]},
         {"image": "images/a.jpg", "question": "Who?", "answer": "z", "weight": 0.5, "extra": [1]},
@@ -327,8 +327,8 @@ def test_a_jsonl_table_of_questions(tmp_path, picture):
         assert any(f"t.jsonl line {line}: the {what}" in r or f"line {line}: {what}" in r for r in reasons)
 
 
-def test_a_csv_table_of_questions(tmp_path, picture):
-    picture("a.jpg")
+def test_a_csv_table_of_questions(tmp_path, write_images):
+    write_images("a.jpg")
     lines = [
         "image,question,answers,weight",
         'images/a.jpg,What?,"[""x"", ""y""]",0.5',
@@ -344,8 +344,8 @@ def test_a_csv_table_of_questions(tmp_path, picture):
     assert all("weight" not in s.info for s in samples[1:])
 
 
-def test_a_json_of_lines_is_a_table(tmp_path, picture):
-    picture("a.jpg")
+def test_a_json_of_lines_is_a_table(tmp_path, write_images):
+    write_images("a.jpg")
     rows = [{"image": "a.jpg", "question": "What?", "answers": ["x"]}] * 2
     (tmp_path / "t.json").write_text("\n".join(map(json.dumps, rows)))
     assert len(read_all(tmp_path / "t.json", tmp_path / "images")[0]) == 2

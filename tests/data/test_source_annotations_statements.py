@@ -39,8 +39,8 @@ def pair(folder, stem):
 
 
 @pytest.mark.parametrize("folder", ["images/train/53", "train/53", "53", "images/train", "train", "."])
-def test_train(tmp_path, images, picture, folder):
-    picture(*pair(folder, "train-10171-0"))
+def test_train(tmp_path, images, write_images, folder):
+    write_images(*pair(folder, "train-10171-0"))
     path = write_lines(
         tmp_path / "train.json",
         statement("train-10171-0-0", "An image shows one leather pencil case.", "False", directory=53),
@@ -59,8 +59,8 @@ def test_train(tmp_path, images, picture, folder):
 
 
 @pytest.mark.parametrize(("split", "file"), [("dev", "dev.json"), ("test1", "test1.json"), ("test2", "test2.jsonl")])
-def test_other_splits_and_other_names(tmp_path, images, picture, split, file):
-    picture(*pair(split, f"{split}-850-0"))
+def test_other_splits_and_other_names(tmp_path, images, write_images, split, file):
+    write_images(*pair(split, f"{split}-850-0"))
     path = write_lines(tmp_path / file, statement(f"{split}-850-0-0", "There is at least one dog.", "True"))
     samples, rejects = read_all(path, images)
     assert not rejects
@@ -68,14 +68,14 @@ def test_other_splits_and_other_names(tmp_path, images, picture, split, file):
     assert samples[0].second_image == (images / split / f"{split}-850-0-img1.png").read_bytes()
 
 
-def test_without_labels(tmp_path, images, picture):
-    picture(*pair("test1", "test1-0-1"))
+def test_without_labels(tmp_path, images, write_images):
+    write_images(*pair("test1", "test1-0-1"))
     samples, _ = read_all(write_lines(tmp_path / "t.json", statement("test1-0-1-0", "A dog.")), images)
     assert "label" not in samples[0].info
 
 
-def test_broken_lines_are_named(tmp_path, images, picture):
-    picture(*pair("dev", "dev-1-0"), "dev/dev-2-0-img0.png")
+def test_broken_lines_are_named(tmp_path, images, write_images):
+    write_images(*pair("dev", "dev-1-0"), "dev/dev-2-0-img0.png")
     path = write_lines(
         tmp_path / "dev.json",
         statement("dev-1-0-0", "Fine.", "True"),
@@ -100,8 +100,8 @@ def test_broken_lines_are_named(tmp_path, images, picture):
     assert "dev-850-0-0" in reasons["line 6"]
 
 
-def test_the_authors_list(tmp_path, images, picture):
-    picture("dev/a-img0.png", "dev/a-img1.png")
+def test_the_authors_list(tmp_path, images, write_images):
+    write_images("dev/a-img0.png", "dev/a-img1.png")
     both = ["dev/a-img0.png", "dev/a-img1.png"]
     rows = [
         {"images": both, "sentence": "There is a dog.", "label": "True"},
@@ -125,8 +125,8 @@ def test_the_authors_list(tmp_path, images, picture):
     assert described == {"format": "list of statements about two images"}
 
 
-def test_tables(tmp_path, images, picture):
-    picture("a.png", "b.png")
+def test_tables(tmp_path, images, write_images):
+    write_images("a.png", "b.png")
     lines = ["image,second_image,statement,label", "a.png,b.png,A dog.,true", "a.png,b.png,Two.,False"]
     lines += ["a.png,b.png,Unknown.,", "a.png,b.png,Odd.,maybe", "b.png,a.png,Swapped.,true", "a.png,,One.,true"]
     (images / "t.csv").write_text("\n".join(lines))
@@ -146,8 +146,8 @@ def test_tables(tmp_path, images, picture):
     assert "t.jsonl line 2" in rejects[0].reason
 
 
-def test_labels_of_classes_stay_texts(tmp_path, images, picture):
-    picture("a.png")
+def test_labels_of_classes_stay_texts(tmp_path, images, write_images):
+    write_images("a.png")
     (images / "t.csv").write_text("image,label\na.png,tabby cat\na.png,true\n")
     samples, _ = read_all(images / "t.csv", None)
     assert [s.info["label"] for s in samples] == ["tabby cat", "true"]

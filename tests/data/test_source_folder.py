@@ -17,7 +17,7 @@ def put(tmp_path):
     return put
 
 
-def test_a_folder_of_clips(tmp_path, put):
+def test_a_folder_of_videos(tmp_path, put):
     put("a.mp4", b"first")
     put("a.txt", b"a dog runs")
     put("b.WEBM", b"second")
@@ -32,13 +32,13 @@ def test_a_folder_of_clips(tmp_path, put):
     assert [(r.key, "a.mp4: duplicate key" in r.reason) for r in rejects] == [("a", True)]
 
 
-def test_pictures_go_before_clips(tmp_path, put):
-    put("a.mp4", b"clip")
-    put("a.jpg", b"picture")
-    put("b.mp4", b"clip")
-    put("b.mkv", b"clip")
+def test_images_go_before_videos(tmp_path, put):
+    put("a.mp4", b"video")
+    put("a.jpg", b"image")
+    put("b.mp4", b"video")
+    put("b.mkv", b"video")
     samples, rejects = read_all(tmp_path)
-    assert [(s.key, s.image) for s in samples] == [("a", b"picture")]
+    assert [(s.key, s.image) for s in samples] == [("a", b"image")]
     assert not rejects
 
 
@@ -54,7 +54,7 @@ def test_a_sub_folder_is_a_label(tmp_path, put):
     assert not any("label_names" in s.info for s in samples)
 
 
-def test_a_sub_folder_of_clips_is_a_label(tmp_path, put):
+def test_a_sub_folder_of_videos_is_a_label(tmp_path, put):
     put("jump/1.mp4")
     assert read_all(tmp_path)[0][0].info["label"] == "jump"
 
@@ -114,7 +114,7 @@ def test_classes_from_a_url(put, tmp_path):
     assert read_all("memory://labelled")[0][0].info["label"] == "tench"
 
 
-def test_neither_images_nor_clips(tmp_path, put):
+def test_neither_images_nor_videos(tmp_path, put):
     put("a.txt")
     with pytest.raises(SourceError, match=r"no image .* video .*mp4"):
         open_source(str(tmp_path))

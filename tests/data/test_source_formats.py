@@ -12,38 +12,38 @@ from source_items import items_of
 
 
 @pytest.fixture
-def pictures(tmp_path, make_image):
-    folder = tmp_path / "pictures"
+def images(tmp_path, make_image):
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in "abc":
         (folder / f"{name}.jpg").write_bytes(make_image(ord(name)))
     return folder
 
 
-def check_pair(sample, pictures, name, *captions):
-    assert sample.image == (pictures / f"{name}.jpg").read_bytes()
+def check_pair(sample, images, name, *captions):
+    assert sample.image == (images / f"{name}.jpg").read_bytes()
     assert sample.captions == captions
 
 
-def test_jsonl(tmp_path, pictures):
+def test_jsonl(tmp_path, images):
     rows = [
-        {"image": "pictures/a.jpg", "caption": "one", "extra": 1},
-        {"file_name": str(pictures / "b.jpg"), "captions": ["two", " ", "three"]},
-        {"image": "pictures/c.jpg"},
+        {"image": "images/a.jpg", "caption": "one", "extra": 1},
+        {"file_name": str(images / "b.jpg"), "captions": ["two", " ", "three"]},
+        {"image": "images/c.jpg"},
     ]
     (tmp_path / "t.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
     samples, rejects = read_all(tmp_path / "t.jsonl")
     assert not rejects
-    check_pair(samples[0], pictures, "a", "one")
-    check_pair(samples[1], pictures, "b", "two", "three")
-    check_pair(samples[2], pictures, "c")
+    check_pair(samples[0], images, "a", "one")
+    check_pair(samples[1], images, "b", "two", "three")
+    check_pair(samples[2], images, "c")
     assert samples[0].info["extra"] == 1
     assert [s.key for s in samples] == ["000000001", "000000003", "000000005"]
 
 
-def test_jsonl_broken_lines_are_named(tmp_path, pictures):
-    lines = ['{"image": "pictures/a.jpg", "caption": "one"}', "{broken", '"text"', '{"caption": "no image"}']
-    lines += ['{"image": "gone.jpg", "caption": "x"}', '{"image": 5}', '{"image": "pictures/b.jpg", "caption": "two"}']
+def test_jsonl_broken_lines_are_named(tmp_path, images):
+    lines = ['{"image": "images/a.jpg", "caption": "one"}', "{broken", '"text"', '{"caption": "no image"}']
+    lines += ['{"image": "gone.jpg", "caption": "x"}', '{"image": 5}', '{"image": "images/b.jpg", "caption": "two"}']
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     samples, rejects = read_all(tmp_path / "t.jsonl")
     assert [s.captions for s in samples] == [("one",), ("two",)]
@@ -54,33 +54,33 @@ def test_jsonl_broken_lines_are_named(tmp_path, pictures):
     assert "gone.jpg" in reasons["000000005"]
 
 
-def test_csv_with_bom_quotes_and_line_breaks(tmp_path, pictures):
+def test_csv_with_bom_quotes_and_line_breaks(tmp_path, images):
     with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerows(
-            [("image", "caption"), ("pictures/a.jpg", 'a "big", red\ndog'), ("pictures/b.jpg", "a cat"), ("x",)]
+            [("image", "caption"), ("images/a.jpg", 'a "big", red\ndog'), ("images/b.jpg", "a cat"), ("x",)]
         )
     samples, rejects = read_all(tmp_path / "t.csv")
-    check_pair(samples[0], pictures, "a", 'a "big", red\ndog')
-    check_pair(samples[1], pictures, "b", "a cat")
+    check_pair(samples[0], images, "a", 'a "big", red\ndog')
+    check_pair(samples[1], images, "b", "a cat")
     assert [r.key for r in rejects] == ["000000005"]
     assert "line 5: 1 values for 2 columns" in rejects[0].reason
 
 
-def test_csv_quote_never_closed_costs_one_line(tmp_path, pictures):
-    lines = ["image,caption", 'pictures/a.jpg,"never closed', "pictures/b.jpg,fine", 'pictures/c.jpg,5" pipe']
+def test_csv_quote_never_closed_costs_one_line(tmp_path, images):
+    lines = ["image,caption", 'images/a.jpg,"never closed', "images/b.jpg,fine", 'images/c.jpg,5" pipe']
     (tmp_path / "t.csv").write_text("\n".join(lines))
     samples, rejects = read_all(tmp_path / "t.csv")
-    check_pair(samples[0], pictures, "b", "fine")
-    check_pair(samples[1], pictures, "c", '5" pipe')
+    check_pair(samples[0], images, "b", "fine")
+    check_pair(samples[1], images, "c", '5" pipe')
     assert [r.key for r in rejects] == ["000000002"]
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_csv_with_other_delimiters(tmp_path, pictures, delimiter):
-    text = delimiter.join(["image", "caption"]) + "\n" + delimiter.join(["pictures/a.jpg", "a, b"]) + "\n"
+def test_csv_with_other_delimiters(tmp_path, images, delimiter):
+    text = delimiter.join(["image", "caption"]) + "\n" + delimiter.join(["images/a.jpg", "a, b"]) + "\n"
     (tmp_path / "t.tsv").write_text(text)
-    check_pair(read_all(tmp_path / "t.tsv")[0][0], pictures, "a", "a, b")
+    check_pair(read_all(tmp_path / "t.tsv")[0][0], images, "a", "a, b")
 
 
 @pytest.mark.parametrize(("header", "missing"), [("url,caption", "image"), ("image,alt", "caption")])
@@ -90,25 +90,25 @@ def test_missing_columns_name_those_found(tmp_path, header, missing):
         open_source(str(tmp_path / "t.csv"))
 
 
-def test_rows_of_one_image_share_its_id(tmp_path, pictures):
-    rows = [("pictures/a.jpg", "x"), ("pictures/a.jpg", "y"), ("pictures/b.jpg", "z")]
+def test_rows_of_one_image_share_its_id(tmp_path, images):
+    rows = [("images/a.jpg", "x"), ("images/a.jpg", "y"), ("images/b.jpg", "z")]
     (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{i},{c}\n" for i, c in rows))
     samples, _ = read_all(tmp_path / "t.csv")
     assert samples[0].image_id == samples[1].image_id != samples[2].image_id
 
 
-def test_a_table_with_the_images_elsewhere(tmp_path, pictures):
+def test_a_table_with_the_images_elsewhere(tmp_path, images):
     (tmp_path / "t.jsonl").write_text('{"image": "a.jpg", "caption": "one"}')
-    check_pair(read_all(tmp_path / "t.jsonl", images=pictures)[0][0], pictures, "a", "one")
+    check_pair(read_all(tmp_path / "t.jsonl", images=images)[0][0], images, "a", "one")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_long_tables_are_cut_into_shards(tmp_path, pictures, monkeypatch, suffix):
+def test_long_tables_are_cut_into_shards(tmp_path, images, monkeypatch, suffix):
     monkeypatch.setattr("openblip.data.sources.rows.ROWS_PER_SHARD", 4)
     if suffix == "csv":
-        lines = ["image,caption"] + [f'pictures/a.jpg,"text\n{i}"' for i in range(10)]
+        lines = ["image,caption"] + [f'images/a.jpg,"text\n{i}"' for i in range(10)]
     else:
-        lines = [json.dumps({"image": "pictures/a.jpg", "caption": f"text\n{i}"}) for i in range(10)]
+        lines = [json.dumps({"image": "images/a.jpg", "caption": f"text\n{i}"}) for i in range(10)]
     (tmp_path / f"t.{suffix}").write_text("\n".join(lines))
     source = open_source(str(tmp_path / f"t.{suffix}"))
     assert list(source.shards()) == ["t-00000", "t-00001", "t-00002"]
@@ -117,7 +117,7 @@ def test_long_tables_are_cut_into_shards(tmp_path, pictures, monkeypatch, suffix
     assert len({s.key for s in items_of(source)}) == 10
 
 
-def test_coco(tmp_path, pictures):
+def test_coco(tmp_path, images):
     content = {
         "images": [
             {"id": 4, "file_name": "b.jpg"},
@@ -133,9 +133,9 @@ def test_coco(tmp_path, pictures):
         ],
     }
     (tmp_path / "captions.json").write_text(json.dumps(content))
-    samples, rejects = read_all(tmp_path / "captions.json", images=pictures)
-    check_pair(samples[0], pictures, "b", "other")
-    check_pair(samples[1], pictures, "a", "first", "second")
+    samples, rejects = read_all(tmp_path / "captions.json", images=images)
+    check_pair(samples[0], images, "b", "other")
+    check_pair(samples[1], images, "a", "first", "second")
     assert [s.key for s in samples] == ["4", "2"]
     assert {r.key for r in rejects} == {"9", "2", "images[4]"}
     with pytest.raises(SourceError, match="--images"):
@@ -149,50 +149,50 @@ def test_a_json_that_is_not_coco(tmp_path, content):
         open_source(str(tmp_path / "captions.json"), images=str(tmp_path))
 
 
-def test_folder(tmp_path, pictures, make_image):
-    (pictures / "a.txt").write_text("a dog\n")
-    (pictures / "b.json").write_text('{"caption": "a cat", "image_id": 3}')
-    (pictures / "sub").mkdir()
-    (pictures / "sub" / "ü.PNG").write_bytes(make_image(3))
-    (pictures / "dir.jpg").mkdir()
-    (pictures / "a.jpeg").write_bytes(make_image(9))
-    (pictures / "notes.md").write_text("x")
-    (pictures / "orphan.txt").write_text("no image")
-    samples, rejects = read_all(pictures)
+def test_folder(tmp_path, images, make_image):
+    (images / "a.txt").write_text("a dog\n")
+    (images / "b.json").write_text('{"caption": "a cat", "image_id": 3}')
+    (images / "sub").mkdir()
+    (images / "sub" / "ü.PNG").write_bytes(make_image(3))
+    (images / "dir.jpg").mkdir()
+    (images / "a.jpeg").write_bytes(make_image(9))
+    (images / "notes.md").write_text("x")
+    (images / "orphan.txt").write_text("no image")
+    samples, rejects = read_all(images)
     assert [s.key for s in samples] == ["a", "b", "c", "sub/ü"]
     assert [s.captions for s in samples] == [("a dog",), ("a cat",), (), ()]
     assert len({s.image_id for s in samples}) == 4
-    assert [(r.shard, r.key) for r in rejects] == [("pictures", "a")]
+    assert [(r.shard, r.key) for r in rejects] == [("images", "a")]
 
 
-def test_folder_in_several_shards(pictures, monkeypatch):
+def test_folder_in_several_shards(images, monkeypatch):
     monkeypatch.setattr("openblip.data.sources.rows.ROWS_PER_SHARD", 2)
-    source = open_source(str(pictures))
-    assert list(source.shards()) == ["pictures-00000", "pictures-00001"]
+    source = open_source(str(images))
+    assert list(source.shards()) == ["images-00000", "images-00001"]
     assert [s.key for s in items_of(source)] == ["a", "b", "c"]
 
 
-def test_folder_from_a_url_and_from_within(tmp_path, pictures, monkeypatch):
-    (pictures / "sub").mkdir()
-    (pictures / "a.jpg").rename(pictures / "sub" / "a.jpg")
+def test_folder_from_a_url_and_from_within(tmp_path, images, monkeypatch):
+    (images / "sub").mkdir()
+    (images / "a.jpg").rename(images / "sub" / "a.jpg")
     memory = pytest.importorskip("fsspec").filesystem("memory")
-    memory.put(str(pictures), "/album", recursive=True)
-    monkeypatch.chdir(pictures)
+    memory.put(str(images), "/album", recursive=True)
+    monkeypatch.chdir(images)
     for spec in ("memory://album", "memory://album/", "."):
         source = open_source(spec)
         samples = list(items_of(source))
         assert [s.key for s in samples] == ["b", "c", "sub/a"]
-        assert [s.image for s in samples] == [s.image for s in items_of(open_source(str(pictures)))]
-        assert list(source.shards()) == ["pictures" if spec == "." else "album"]
+        assert [s.image for s in samples] == [s.image for s in items_of(open_source(str(images)))]
+        assert list(source.shards()) == ["images" if spec == "." else "album"]
 
 
-def test_tables_from_a_url(tmp_path, pictures):
+def test_tables_from_a_url(tmp_path, images):
     memory = pytest.importorskip("fsspec").filesystem("memory")
-    memory.put(str(pictures), "/tables/pictures", recursive=True)
-    memory.pipe_file("/tables/t.csv", b"image,caption\npictures/a.jpg,one\n")
+    memory.put(str(images), "/tables/images", recursive=True)
+    memory.pipe_file("/tables/t.csv", b"image,caption\nimages/a.jpg,one\n")
     pq.write_table(pa.table({"jpg": [b"x"], "txt": ["two"]}), tmp_path / "t.parquet")
     memory.pipe_file("/tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
-    check_pair(read_all("memory://tables/t.csv")[0][0], pictures, "a", "one")
+    check_pair(read_all("memory://tables/t.csv")[0][0], images, "a", "one")
     assert read_all("memory://tables/t.parquet")[0][0].captions == ("two",)
 
 
@@ -202,12 +202,12 @@ def test_a_folder_without_images(tmp_path):
 
 
 @pytest.mark.parametrize("style", ["bytes", "struct", "path"])
-def test_parquet(tmp_path, pictures, style):
-    payloads = [(pictures / f"{name}.jpg").read_bytes() for name in "abc"]
+def test_parquet(tmp_path, images, style):
+    payloads = [(images / f"{name}.jpg").read_bytes() for name in "abc"]
     column = {
         "bytes": payloads,
         "struct": [{"bytes": payload, "path": None} for payload in payloads],
-        "path": [{"bytes": None, "path": f"pictures/{name}.jpg"} for name in "abc"],
+        "path": [{"bytes": None, "path": f"images/{name}.jpg"} for name in "abc"],
     }[style]
     if style == "path":
         column = pa.array(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -219,13 +219,13 @@ def test_parquet(tmp_path, pictures, style):
     samples, rejects = read_all(tmp_path / "t.parquet")
     assert not rejects
     for sample, name, captions in zip(samples, "abc", (("one",), ("two",), ()), strict=True):
-        check_pair(sample, pictures, name, *captions)
+        check_pair(sample, images, name, *captions)
     assert [s.info["url"] for s in samples] == ["x", "y", "z"]
     assert len({s.key for s in samples}) == 3
 
 
-def test_parquet_keys_lists_and_holes(tmp_path, pictures):
-    payload = (pictures / "a.jpg").read_bytes()
+def test_parquet_keys_lists_and_holes(tmp_path, images):
+    payload = (images / "a.jpg").read_bytes()
     table = pa.table(
         {"image": [payload, payload, None], "captions": [["one", "two"], [], ["x"]], "key": ["k", "k", "n"]}
     )
@@ -266,21 +266,21 @@ def test_names_with_at_signs_and_commas(tmp_path, write_shards):
     assert len(list(items_of(open_source(str(folder))))) == 2
 
 
-def test_lone_surrogates_do_not_reach_captions(tmp_path, pictures):
-    (tmp_path / "t.jsonl").write_text('{"image": "pictures/a.jpg", "caption": "dog \\ud83d"}')
+def test_lone_surrogates_do_not_reach_captions(tmp_path, images):
+    (tmp_path / "t.jsonl").write_text('{"image": "images/a.jpg", "caption": "dog \\ud83d"}')
     caption = read_all(tmp_path / "t.jsonl")[0][0].captions[0]
     assert caption.encode("utf-8").startswith(b"dog ")
 
 
-def test_names_that_are_no_text(tmp_path, pictures):
+def test_names_that_are_no_text(tmp_path, images):
     """Lone surrogates: from json escapes, or from file names that are not UTF-8."""
     (tmp_path / "t.jsonl").write_text(
-        '{"image": "pictures/a.jpg", "key": "k\\ud800", "caption": "x"}\n{"image": "\\ud800.jpg", "caption": "y"}'
+        '{"image": "images/a.jpg", "key": "k\\ud800", "caption": "x"}\n{"image": "\\ud800.jpg", "caption": "y"}'
     )
     samples, rejects = read_all(tmp_path / "t.jsonl")
     assert [s.key for s in samples] == ["k\\ud800"]
     assert [r.key for r in rejects] == ["000000002"]
-    (pictures / "a.jpg").rename(pictures / "\udcff.jpg")
-    samples, rejects = read_all(pictures)
+    (images / "a.jpg").rename(images / "\udcff.jpg")
+    samples, rejects = read_all(images)
     assert [s.key for s in samples] == ["b", "c", "\\udcff"]
     assert not rejects

@@ -26,8 +26,8 @@ def llava(*rows):
     return [{"id": number, "image": image, "conversations": said} for number, image, said in rows]
 
 
-def test_llavas_list_has_several_conversations_about_one_picture(tmp_path, picture, images):
-    picture("train/1.jpg", "train/2.jpg")
+def test_llavas_list_has_several_conversations_about_one_image(tmp_path, write_images, images):
+    write_images("train/1.jpg", "train/2.jpg")
     rows = llava(("1", "train/1.jpg", MESSAGES), ("1", "train/1.jpg", MESSAGES[:2]), ("2", "train/2.jpg", MESSAGES))
     path = write(tmp_path / "llava_instruct_150k.json", rows)
     samples, rejects = read_all(path, images)
@@ -38,8 +38,8 @@ def test_llavas_list_has_several_conversations_about_one_picture(tmp_path, pictu
     assert describe(path, images)["format"] == "list of instructions about images"
 
 
-def test_a_text_without_picture_is_a_reject(tmp_path, picture, images):
-    picture("1.jpg")
+def test_a_text_without_image_is_a_reject(tmp_path, write_images, images):
+    write_images("1.jpg")
     text_alone = {"id": "x", "conversations": MESSAGES}
     path = write(tmp_path / "mix.json", [*llava(("1", "1.jpg", MESSAGES)), text_alone])
     samples, rejects = read_all(path, images)
@@ -56,8 +56,8 @@ def test_a_text_without_picture_is_a_reject(tmp_path, picture, images):
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_tables(tmp_path, picture, images, fields, turns, suffix):
-    picture("1.jpg")
+def test_tables(tmp_path, write_images, images, fields, turns, suffix):
+    write_images("1.jpg")
     path = tmp_path / f"table.{suffix}"
     row = {"image": "1.jpg", **fields}
     if suffix == "jsonl":
@@ -84,8 +84,8 @@ def test_tables(tmp_path, picture, images, fields, turns, suffix):
         ({"instruction": 7, "answer": "yes"}, "instruction must be a text"),
     ],
 )
-def test_what_is_broken_is_a_reject(tmp_path, picture, images, fields, message):
-    picture("1.jpg")
+def test_what_is_broken_is_a_reject(tmp_path, write_images, images, fields, message):
+    write_images("1.jpg")
     path = tmp_path / "table.jsonl"
     path.write_text(json.dumps({"image": "1.jpg", **fields}) + "\n")
     samples, rejects = read_all(path, images)
@@ -93,8 +93,8 @@ def test_what_is_broken_is_a_reject(tmp_path, picture, images, fields, message):
     assert message in rejects[0].reason
 
 
-def test_inspection_counts_instructions(tmp_path, picture, images):
-    picture("1.jpg")
+def test_inspection_counts_instructions(tmp_path, write_images, images):
+    write_images("1.jpg")
     path = write(tmp_path / "llava.json", llava(("1", "1.jpg", MESSAGES), ("1", "1.jpg", MESSAGES[:2])))
     facts = inspect_source(open_source(str(path), images=str(images))).tasks.facts()
     assert facts == {"samples with instructions": 2, "instructions": 3}

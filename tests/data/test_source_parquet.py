@@ -12,18 +12,18 @@ def read_all(table, path):
 
 
 @pytest.mark.parametrize("style", ["bytes", "struct", "path"])
-def test_clips(tmp_path, style):
-    (tmp_path / "b.mp4").write_bytes(b"clip b")
+def test_videos(tmp_path, style):
+    (tmp_path / "b.mp4").write_bytes(b"video b")
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     column = {
-        "bytes": pa.array([b"clip a", b"clip b"]),
-        "struct": pa.array([{"bytes": b"clip a", "path": "x.mp4"}, {"bytes": b"clip b"}], struct),
-        "path": pa.array([{"bytes": b"clip a"}, {"path": "b.mp4"}], struct),
+        "bytes": pa.array([b"video a", b"video b"]),
+        "struct": pa.array([{"bytes": b"video a", "path": "x.mp4"}, {"bytes": b"video b"}], struct),
+        "path": pa.array([{"bytes": b"video a"}, {"path": "b.mp4"}], struct),
     }[style]
     table = pa.table({"video": column, "question": ["what?", "who?"], "answers": [["that"], ["x", "y", "x"]]})
     samples, rejects = read_all(table, tmp_path / "t.parquet")
     assert not rejects
-    assert [s.image for s in samples] == [b"clip a", b"clip b"]
+    assert [s.image for s in samples] == [b"video a", b"video b"]
     assert [s.captions for s in samples] == [(), ()]
     assert dict(samples[1].info) == {"question": "who?", "answers": ["x", "y", "x"]}
 
@@ -67,11 +67,11 @@ def test_a_broken_field_is_a_reject(tmp_path):
     assert rejects[0].reason.startswith("t/000000000: answers")
 
 
-def test_a_picture_goes_before_a_clip_which_is_not_kept_in_the_info(tmp_path):
-    struct = pa.array([{"bytes": b"clip", "path": "a.mp4"}])
-    table = pa.table({"video": struct, "image": [b"picture"], "caption": ["x"], "thumbnail": [b"small"]})
+def test_an_image_goes_before_a_video_which_is_not_kept_in_the_info(tmp_path):
+    struct = pa.array([{"bytes": b"video", "path": "a.mp4"}])
+    table = pa.table({"video": struct, "image": [b"image"], "caption": ["x"], "thumbnail": [b"small"]})
     samples, _ = read_all(table, tmp_path / "t.parquet")
-    assert samples[0].image == b"picture"
+    assert samples[0].image == b"image"
     assert dict(samples[0].info) == {"video": {"path": "a.mp4"}, "caption": "x"}
 
 

@@ -16,18 +16,18 @@ def text(**fields):
 
 
 def test_webdataset_members_become_samples(tmp_path, write_tar, make_image):
-    picture = make_image(7)
+    image = make_image(7)
     path = write_tar(
         tmp_path / "a.tar",
         [
-            ("000.jpg", picture),
+            ("000.jpg", image),
             ("000.json", text(caption="a dog", references=["a hound"])),
-            ("dir/001.PNG", picture),
+            ("dir/001.PNG", image),
             ("dir/001.txt", "eine Katze, süß\n".encode()),
             ("002.seg.png", b"not the image"),
             ("002.json", text(captions=["one", "two"], image_id=5)),
-            ("002.webp", picture),
-            ("003.jpg", picture),
+            ("002.webp", image),
+            ("003.jpg", image),
             (".DS_Store", b"junk"),
         ],
     )
@@ -35,13 +35,13 @@ def test_webdataset_members_become_samples(tmp_path, write_tar, make_image):
     assert not rejects
     assert [s.key for s in samples] == ["000", "dir/001", "002", "003"]
     assert [s.captions for s in samples] == [("a dog",), ("eine Katze, süß",), ("one", "two"), ()]
-    assert samples[0].image == picture
+    assert samples[0].image == image
     assert samples[0].info["references"] == ["a hound"]
     assert samples[2].image_id == f"{path}#5"
     assert len({s.image_id for s in samples}) == 4
 
 
-def test_two_pictures_are_one_sample(tmp_path, write_tar, make_image):
+def test_two_images_are_one_sample(tmp_path, write_tar, make_image):
     left, right = make_image(1), make_image(2)
     members = [
         ("dir/a.right.JPG", right),
@@ -54,14 +54,14 @@ def test_two_pictures_are_one_sample(tmp_path, write_tar, make_image):
     ]
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
     assert not rejects
-    pictures = [(s.key, s.image, s.second_image) for s in samples]
-    assert pictures == [("dir/a", left, right), ("b", right, left), ("c", left, None)]
+    images = [(s.key, s.image, s.second_image) for s in samples]
+    assert images == [("dir/a", left, right), ("b", right, left), ("c", left, None)]
     assert dict(samples[0].info) == {"statement": "Both are grey.", "label": True}
 
 
 @pytest.mark.parametrize(("side", "lacking"), [("left", "right"), ("right", "left")])
-def test_one_of_two_pictures_is_a_reject(tmp_path, write_tar, make_image, side, lacking):
-    members = [(f"a.{side}.jpg", make_image()), ("a.mp4", b"clip"), ("b.jpg", make_image())]
+def test_one_of_two_images_is_a_reject(tmp_path, write_tar, make_image, side, lacking):
+    members = [(f"a.{side}.jpg", make_image()), ("a.mp4", b"video"), ("b.jpg", make_image())]
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
     assert [s.key for s in samples] == ["b"]
     assert [r.key for r in rejects] == ["a"]
@@ -69,14 +69,14 @@ def test_one_of_two_pictures_is_a_reject(tmp_path, write_tar, make_image, side, 
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "mkv", "avi", "MOV", "m4v"])
-def test_a_clip_is_the_image_of_its_sample(tmp_path, write_tar, suffix):
-    members = [(f"a.{suffix}", b"the clip"), ("a.json", text(question="what?", answers=["that"]))]
+def test_a_video_is_the_image_of_its_sample(tmp_path, write_tar, suffix):
+    members = [(f"a.{suffix}", b"the video"), ("a.json", text(question="what?", answers=["that"]))]
     samples, rejects = read_all(write_tar(tmp_path / "a.tar", members))
     assert not rejects
-    assert [(s.image, s.second_image, s.info["question"]) for s in samples] == [(b"the clip", None, "what?")]
+    assert [(s.image, s.second_image, s.info["question"]) for s in samples] == [(b"the video", None, "what?")]
 
 
-def test_a_clip_is_whole_only_with_what_the_first_one_has(tmp_path, write_tar):
+def test_a_video_is_whole_only_with_what_the_first_one_has(tmp_path, write_tar):
     members = [("a.mp4", b"1"), ("a.json", b"{}"), ("b.mp4", b"2"), ("b.json", b"{}")]
     whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: 6 * 512])
