@@ -11,6 +11,8 @@ from two_processes import STEPS
 
 from two_processes_of import assert_as_one, launch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(two_blip2_processes.__file__)
 
 

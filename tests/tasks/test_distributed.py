@@ -13,6 +13,8 @@ from openblip.data.batch import ImageTextBatch
 from openblip.distributed import Process
 from two_processes_of import assert_as_one, launch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(two_processes.__file__)
 
 

@@ -32,6 +32,7 @@ def losses(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_workers", "precision", "moment", "step"),
     [

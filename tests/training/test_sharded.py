@@ -49,6 +49,7 @@ def without_key_bias(name: str, value: Tensor) -> Tensor:
     return value.chunk(2)[1] if name.endswith("key_value.bias") else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in two_trainers.RUNS if "bf16" not in name])
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, tmp_path: Path, name: str) -> None:
     """Losses, joint gradient norms before clipping, and weights."""
@@ -66,6 +67,7 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, tmp_path: 
             torch.testing.assert_close(*pair, rtol=0, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"), [("whole", "sharded"), ("whole", "sharded-recomputed"), ("bf16", "sharded-bf16")]
 )
@@ -77,6 +79,7 @@ def test_dividing_and_recomputing_change_no_bit(results: Path, one: str, other: 
         assert torch.equal(others[key], value), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharded", "sharded-lora", "sharded-bf16"])
 def test_each_process_keeps_half_of_the_frozen_blocks(results: Path, name: str) -> None:
     """Adapters are whole everywhere, and at the end the main process has everything as it was."""
@@ -94,6 +97,7 @@ def test_each_process_keeps_half_of_the_frozen_blocks(results: Path, name: str) 
             assert torch.equal(main["state"][key], value), key
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_resumes_exactly(results: Path) -> None:
     """Divided language model, adapters and dropout; killed within the accumulation of its fifth step."""
     whole, killed = metrics(results / "uninterrupted"), metrics(results / "killed")
@@ -105,6 +109,7 @@ def test_a_killed_run_of_two_processes_resumes_exactly(results: Path) -> None:
             assert torch.equal(found["weights"][key], value), key
 
 
+@pytest.mark.slow
 def test_one_process_continues_a_run_of_two(results: Path, tmp_path: Path) -> None:
     """With a batch of twice the size, so that a step has the same samples."""
     folder = shutil.copytree(results / "whole", tmp_path / "run")
@@ -117,6 +122,7 @@ def test_one_process_continues_a_run_of_two(results: Path, tmp_path: Path) -> No
     assert [record["lm"] for record in metrics(folder)] == pytest.approx(of_two, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_changes_and_nothing_frozen(results: Path) -> None:
     """Also of a divided model: adapters are in it, and every number of them."""
     folder = results / "sharded-lora" / "checkpoints" / "step_00000005"
