@@ -1,8 +1,6 @@
 """What the CapFilt tests are made of: tiny random-weight checkpoints, pictures, tar shards."""
 
 import io
-import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
+from shared_files import as_json
 
 TEXT = "red green blue square dog cat bird on the grass a photo of two small large near above"
 WORDS = TEXT.split()
@@ -58,19 +57,9 @@ def picture(seed: int, *, format: str = "JPEG", size: tuple[int, int] = (40, 30)
     return encoded.getvalue()
 
 
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, payload in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(payload)
-            archive.addfile(member, io.BytesIO(payload))
-
-
 def sample_members(key: str, seed: int, captions: Sequence[str]) -> list[tuple[str, bytes]]:
     """A picture and the json of a sample."""
-    info = {"captions": list(captions), "width": 40}
-    return [(f"{key}.jpg", picture(seed)), (f"{key}.json", json.dumps(info).encode())]
+    return [(f"{key}.jpg", picture(seed)), (f"{key}.json", as_json(captions=list(captions), width=40))]
 
 
 def all_rows(out: Path) -> list[dict[str, Any]]:

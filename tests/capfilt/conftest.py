@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capfilt_world import WORDS, sample_members, write_checkpoint, write_tar
+from capfilt_world import WORDS, sample_members, write_checkpoint
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
+from shared_files import write_tar
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capfilt_world import all_rows, picture, sample_members, write_checkpoint, write_tar
+from capfilt_world import all_rows, picture, sample_members, write_checkpoint
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
@@ -20,6 +20,7 @@ from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.process import image_seed
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
+from shared_files import write_tar
 from source_items import items_of
 
 

@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from capfilt_world import all_rows, sample_members, write_tar
+from capfilt_world import all_rows, sample_members
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.report import Section, choose_images, table, write_report
 from openblip.capfilt.selection import select
+from shared_files import write_tar
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -1,8 +1,6 @@
 """`openblip answer` against a tiny real checkpoint."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +8,9 @@ import pytest
 
 import openblip
 from openblip.cli.main import main
+from shared_files import as_json, printed, read_lines, write_tar
 
 QUESTIONS = ["what is beside the tree?", "how many cars"]
-
-
-def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -200,16 +191,9 @@ def test_rows_that_cannot_be_answered_are_named_skipped_and_counted(
 
 
 def test_shards_are_asked_too(answerer: Path, image_folder: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for name, payload in (
-            ("x.png", (image_folder / "a.png").read_bytes()),
-            ("x.json", json.dumps({"question": QUESTIONS[0], "answers": []}).encode()),
-        ):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(payload)
-            tar.addfile(entry, io.BytesIO(payload))
-    out = tmp_path / "answers.jsonl"
-    assert main(["answer", str(tmp_path / "00000.tar"), "--model", str(answerer), "--out", str(out)]) == 0
+    members = {"x.png": (image_folder / "a.png").read_bytes(), "x.json": as_json(question=QUESTIONS[0], answers=[])}
+    shard, out = write_tar(tmp_path / "00000.tar", members.items()), tmp_path / "answers.jsonl"
+    assert main(["answer", str(shard), "--model", str(answerer), "--out", str(out)]) == 0
     assert [(line["key"], line["question"]) for line in read_lines(out)] == [("x", QUESTIONS[0])]
 
 

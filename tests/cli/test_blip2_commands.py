@@ -1,10 +1,7 @@
 """The commands with a tiny BLIP-2 checkpoint: what they print is what the predictor says."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +10,7 @@ import openblip
 from openblip.checkpoints.native import save_native
 from openblip.cli.main import main
 from openblip.metrics import java_programs
+from shared_files import as_json, printed, write_tar
 from tiny_blip2 import tiny_blip2
 
 QUESTIONS = ["what is it?", "how many cats are there?"]
@@ -30,26 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shard(tmp_path: Path, image_folder: Path) -> Path:
-    path = tmp_path / "00000.tar"
-    with tarfile.open(path, "w") as tar:
-        for index, (name, caption) in enumerate(PAIRS):
-            info = {
-                "caption": caption,
-                "question": QUESTIONS[index % 2],
-                "answers": ["two", "yes"],
-                "label": ["dog", "cat"][index % 2],
-                "noise": None if index else "shop",
-            }
-            members = {Path(name).suffix: (image_folder / name).read_bytes(), ".json": json.dumps(info).encode()}
-            for suffix, content in members.items():
-                entry = tarfile.TarInfo(f"{index:04}{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-    return path
-
-
-def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    members = []
+    for index, (name, caption) in enumerate(PAIRS):
+        info = as_json(
+            caption=caption,
+            question=QUESTIONS[index % 2],
+            answers=["two", "yes"],
+            label=["dog", "cat"][index % 2],
+            noise=None if index else "shop",
+        )
+        image = (image_folder / name).read_bytes()
+        members += [(f"{index:04}{Path(name).suffix}", image), (f"{index:04}.json", info)]
+    return write_tar(tmp_path / "00000.tar", members)
 
 
 def test_caption(folder: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

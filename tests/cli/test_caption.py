@@ -1,8 +1,6 @@
 """`openblip caption` against a tiny real checkpoint."""
 
-import io
 import json
-import tarfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,19 @@ import torch
 import openblip
 from openblip.cli.main import main
 from openblip.nn.attention import SelfAttention
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from shared_files import json_lines, printed, read_lines, write_tar
 
 
 def write_shard(path: Path, image_folder: Path) -> Path:
     """Two samples, x and y, and one whose image is no image."""
-    with tarfile.open(path, "w") as tar:
-        for key, payload in (
-            ("x", (image_folder / "a.png").read_bytes()),
-            ("y", (image_folder / "b.jpg").read_bytes()),
-            ("z", b"no image"),
-        ):
-            for suffix, content in ((".png", payload), (".txt", b"a dog")):
-                entry = tarfile.TarInfo(key + suffix)
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-    return path
+    images = [
+        ("x", (image_folder / "a.png").read_bytes()),
+        ("y", (image_folder / "b.jpg").read_bytes()),
+        ("z", b"none"),
+    ]
+    return write_tar(
+        path, [member for key, image in images for member in ((f"{key}.png", image), (f"{key}.txt", b"a"))]
+    )
 
 
 def test_files_and_folders_give_one_line_each_in_order(
@@ -39,7 +31,7 @@ def test_files_and_folders_give_one_line_each_in_order(
 ) -> None:
     first = str(image_folder / "b.jpg")
     assert main(["caption", first, str(image_folder), "--model", str(checkpoint)]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = printed(capsys)
     assert [line["key"] for line in lines] == [first, str(image_folder / "a.png"), str(image_folder / "deeper/c.webp")]
     expected = openblip.load(checkpoint).caption(first, return_scores=True)
     assert lines[0]["caption"] == expected.text
@@ -79,7 +71,7 @@ def test_a_data_source_gives_shard_and_key(
     shard = write_shard(tmp_path / "00000.tar", image_folder)
     assert main(["caption", str(shard), "--model", str(checkpoint)]) == 1
     captured = capsys.readouterr()
-    lines = [json.loads(line) for line in captured.out.splitlines()]
+    lines = json_lines(captured.out)
     assert [(line["shard"], line["key"]) for line in lines] == [("00000", "x"), ("00000", "y")]
     assert "00000/z" in captured.err
 
@@ -148,7 +140,7 @@ def test_hidden_files_and_names_of_any_bytes(
     (image_folder / "._a.png").write_bytes(b"what another system keeps")
     (image_folder / "b.jpg").rename(image_folder / b"b\xff.jpg".decode(errors="surrogateescape"))
     assert main(["caption", str(image_folder), "--model", str(checkpoint)]) == 0
-    keys = [json.loads(line)["key"] for line in capsys.readouterr().out.splitlines()]
+    keys = [line["key"] for line in printed(capsys)]
     assert [Path(key).name for key in keys] == ["a.png", "b\\udcff.jpg", "c.webp"]
 
 

@@ -11,6 +11,7 @@ import pytest
 import openblip
 from openblip.cli.main import main
 from openblip.cli.sidecar import SidecarOptions
+from shared_files import read_lines
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_prefix_and_suffix_are_in_the_files_and_not_in_the_lines(
     assert texts(image_folder, ".caption") == {
         str(Path(name).with_suffix(".caption")): f"ohwx, {text}, film\n" for name, text in captions.items()
     }
-    lines = [json.loads(line)["caption"] for line in out.read_text().splitlines()]
+    lines = [line["caption"] for line in read_lines(out)]
     assert lines == list(captions.values())
 
 

@@ -1,31 +1,30 @@
 import io
 import itertools
 import json
-import tarfile
 
 import pytest
 from PIL import Image
 
 from openblip.cli.main import main
+from shared_files import as_json, write_tar
+
+
+def png(size):
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture
 def shard(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10)).save(buffer, "PNG")
     members = {
-        "a.png": buffer.getvalue(),
-        "a.json": json.dumps({"captions": ["a dog", "one two three"]}).encode(),
+        "a.png": png((20, 10)),
+        "a.json": as_json(captions=["a dog", "one two three"]),
         "b.png": b"broken",
         "b.txt": b"a cat",
         "c.txt": b"no picture",
     }
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        for name, payload in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(payload)
-            tar.addfile(info, io.BytesIO(payload))
-    return tmp_path / "shard.tar"
+    return write_tar(tmp_path / "shard.tar", members.items())
 
 
 def test_json(shard, capsys):
@@ -155,18 +154,12 @@ def test_dialogs(tmp_path, capsys):
 
 def test_fields_of_other_types_are_shown_and_not_counted(tmp_path, capsys):
     """A tar's json goes into `info` as it is."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PNG")
     fields = {"question": "Who?", "answers": "me", "dialog": [5, {"question": 1}], "label": 7, "domain": 3}
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        for name, payload in {"a.png": buffer.getvalue(), "a.json": json.dumps(fields).encode()}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(payload)
-            tar.addfile(info, io.BytesIO(payload))
-    facts = inspect(capsys, tmp_path / "odd.tar")
+    shard = write_tar(tmp_path / "odd.tar", [("a.png", png((4, 4))), ("a.json", as_json(**fields))])
+    facts = inspect(capsys, shard)
     assert (facts["questions"], facts["questions without an answer"]) == (1, "1 (100.0%)")
     assert not {"domains", "classes"} & facts.keys()
-    assert main(["data", "inspect", str(tmp_path / "odd.tar")]) == 0
+    assert main(["data", "inspect", str(shard)]) == 0
     assert "Who? me | class 7 | 1 (no answer)" in capsys.readouterr().out
 
 

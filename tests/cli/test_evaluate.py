@@ -1,30 +1,25 @@
 """`openblip evaluate` against a tiny real checkpoint and a few pairs with known truth."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from openblip.cli.main import main
 from openblip.metrics import java_programs
+from shared_files import as_json, write_tar
 
 PAIRS = [("a.png", "a red dog", None), ("b.jpg", "buy shoes now", "shop"), ("deeper/c.webp", "a blue car", None)]
 
 
 @pytest.fixture
 def shard(tmp_path: Path, image_folder: Path) -> Path:
-    path = tmp_path / "test.tar"
-    with tarfile.open(path, "w") as tar:
-        for index, (name, caption, noise) in enumerate(PAIRS):
-            info = {"caption": caption, "references": [caption], "noise": noise}
-            members = {Path(name).suffix: (image_folder / name).read_bytes(), ".json": json.dumps(info).encode()}
-            for suffix, content in members.items():
-                entry = tarfile.TarInfo(f"{index:04}{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-    return path
+    members = []
+    for index, (name, caption, noise) in enumerate(PAIRS):
+        info = as_json(caption=caption, references=[caption], noise=noise)
+        image = (image_folder / name).read_bytes()
+        members += [(f"{index:04}{Path(name).suffix}", image), (f"{index:04}.json", info)]
+    return write_tar(tmp_path / "test.tar", members)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 import openblip
 from openblip.cli.main import main
+from shared_files import json_lines, printed, read_lines
 
 TEXTS = ["a red dog", "the small cat below a big tree"]
 
@@ -17,7 +18,7 @@ def test_one_line_per_text_with_both_scores(
 ) -> None:
     image = str(image_folder / "a.png")
     assert main(["match", image, *TEXTS, "--model", str(checkpoint)]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = printed(capsys)
     model = openblip.load(checkpoint)
     assert [line["text"] for line in lines] == TEXTS
     assert [line["match"] for line in lines] == pytest.approx(model.match([image] * 2, TEXTS).tolist(), abs=1e-5)
@@ -49,10 +50,6 @@ def test_a_text_is_needed(checkpoint: Path, image_folder: Path, capsys: pytest.C
     assert "no text" in capsys.readouterr().err
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def same_scores(found: list[dict[str, Any]], match: list[float], similarity: list[float]) -> None:
     assert [line["match"] for line in found] == pytest.approx(match, abs=1e-5)
     assert [line["similarity"] for line in found] == pytest.approx(similarity, abs=1e-5)
@@ -63,7 +60,7 @@ def test_every_image_of_a_folder_is_scored_with_the_texts(
 ) -> None:
     words = ["match", str(image_folder), *TEXTS, "--model", str(checkpoint), "--batch-size", "2"]
     assert main(words) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = printed(capsys)
     images = [image_folder / name for name in ("a.png", "b.jpg", "deeper/c.webp")]
     assert [list(line) for line in lines] == [["key", "text", "match", "similarity"]] * 6
     assert [(line["key"], line["text"]) for line in lines] == [(str(i), t) for i in images for t in TEXTS]
@@ -105,7 +102,7 @@ def test_the_captions_of_a_folder_are_beside_its_images(
     (image_folder / "b.json").write_text('{"captions": ["two cars", "a tree"]}')
     assert main(["match", str(image_folder), "--model", str(checkpoint)]) == 1
     captured = capsys.readouterr()
-    lines = [json.loads(line) for line in captured.out.splitlines()]
+    lines = json_lines(captured.out)
     assert [(Path(line["key"]).name, line["caption"]) for line in lines] == [
         ("a.png", "a red dog"),
         ("b.jpg", "two cars"),
@@ -216,6 +213,4 @@ def test_a_file_without_an_images_ending_is_still_an_image(
 ) -> None:
     (image_folder / "a.png").rename(image_folder / "image")
     assert main(["match", str(image_folder / "image"), *TEXTS, "--model", str(checkpoint)]) == 0
-    assert [list(json.loads(line)) for line in capsys.readouterr().out.splitlines()] == [
-        ["text", "match", "similarity"]
-    ] * 2
+    assert [list(line) for line in printed(capsys)] == [["text", "match", "similarity"]] * 2

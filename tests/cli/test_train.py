@@ -8,6 +8,7 @@ import pytest
 import openblip
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
+from shared_files import read_lines
 
 TINY = [
     "--model.vision.image-size=32", "--model.vision.hidden-dim=32", "--model.vision.num-layers=1",
@@ -24,7 +25,7 @@ def test_a_recipe_trains_and_its_model_loads(tmp_path: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["steps"] == 2
     assert config["model"]["vision"]["num_layers"] == 1
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in read_lines(out / "metrics.jsonl")]
     assert steps == [1, 2]
     assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
     assert main(words) == 2  # never written over

@@ -1,8 +1,7 @@
 """A CapFilt run held against what its samples say is true."""
 
-import io
 import json
-import tarfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,13 @@ import pytest
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.errors import SourceError
 from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
+from shared_files import as_json, write_tar
 
 
 def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, object]]) -> Path:
     (folder / "captions").mkdir(parents=True)
-    with tarfile.open(folder / "s.tar", "w") as tar:
-        for key, info in infos.items():
-            for name, payload in ((f"{key}.jpg", b"image"), (f"{key}.json", json.dumps(info).encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(payload)
-                tar.addfile(member, io.BytesIO(payload))
+    members = [[(f"{key}.jpg", b"image"), (f"{key}.json", as_json(**info))] for key, info in infos.items()]
+    write_tar(folder / "s.tar", chain.from_iterable(members))
     manifest = {"source": str(folder / "s.tar"), "images": None, "threshold": 0.5}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     write_captions(folder / "captions" / "s.parquet", rows)
