@@ -31,6 +31,7 @@ from released_blip2 import (
 from torch import Tensor
 
 import openblip
+from damaged_files import Exploit
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import PthFile, read_pth
@@ -349,16 +350,6 @@ def test_a_damaged_encoder_is_named(
     torch.save(state, tmp_path / "encoder.pth")
     with pytest.raises(CheckpointError, match=message):
         read_encoder(read_pth(tmp_path / "encoder.pth"))
-
-
-class Exploit:
-    """Unpickled, it leaves a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
 
 
 def test_hostile_files(tmp_path: Path, parts: Path) -> None:

@@ -3,7 +3,6 @@
 B images, Q queries, T text tokens, V vocabulary. Scores are floats of any shape; texts are ids without end.
 """
 
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import transformers
+from parity_cases import Outputs
 from tokenizers import Tokenizer as Words
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -34,14 +34,6 @@ DECODINGS: dict[str, dict[str, Any]] = {
 }
 WRITERS = ("Blip2ForConditionalGeneration", "InstructBlipForConditionalGeneration")
 RETRIEVER = "Blip2ForImageTextRetrieval"
-
-
-@dataclass
-class Outputs:
-    """What a model says: scores by name, texts by decoding."""
-
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    texts: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @cache
@@ -245,13 +237,3 @@ def _their_logits(theirs: Any, language: Language, inputs: dict[str, Tensor]) ->
 def until(row: list[int], end: int) -> list[int]:
     """A row without its end and what comes behind it."""
     return row[: row.index(end)] if end in row else row
-
-
-def assert_same(found: Outputs, expected: Outputs) -> None:
-    assert found.scores.keys() >= expected.scores.keys() != set()
-    for name, scores in expected.scores.items():
-        assert scores.std() > 1e-3, name  # something is compared
-        torch.testing.assert_close(found.scores[name], scores, atol=1e-5, rtol=0)
-    for name, texts in expected.texts.items():
-        assert found.texts[name] == texts
-        assert len({tuple(text) for text in texts}) > 1

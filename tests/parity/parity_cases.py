@@ -40,6 +40,16 @@ class Outputs:
     texts: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
+def assert_same(found: Outputs, expected: Outputs) -> None:
+    assert found.scores.keys() >= expected.scores.keys() != set()
+    for name, scores in expected.scores.items():
+        assert scores.std() > 1e-3, name  # something is compared
+        torch.testing.assert_close(found.scores[name], scores, atol=1e-5, rtol=0, msg=name)
+    for name, texts in expected.texts.items():
+        assert found.texts[name] == texts
+        assert len({tuple(text) for text in texts}) > 1
+
+
 def from_token(tokens: Tokens, first: int) -> Tensor:
     ids = tokens.ids.clone()
     ids[:, 0] = first

@@ -18,8 +18,6 @@ from blip2_cases import (
     TOKENIZER,
     WRITERS,
     Language,
-    Outputs,
-    assert_same,
     image_token,
     language_words,
     our_outputs,
@@ -27,7 +25,7 @@ from blip2_cases import (
     their_outputs,
     write_theirs,
 )
-from parity_cases import loaded_by_them
+from parity_cases import Outputs, assert_same, loaded_by_them
 from safetensors.torch import load_file
 
 from damaged_files import assert_same_weights, edit_config

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -102,12 +101,6 @@ KINDS: list[dict[str, Any]] = [
 
 def name_of(kind: dict[str, Any]) -> str:
     return "-".join(str(value) for value in kind.values())
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (50 + 9 * i, 64, 3), dtype=np.uint8)) for i in range(3)]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)

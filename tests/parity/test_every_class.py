@@ -8,6 +8,7 @@ from parity_cases import (
     CLASSES,
     TOKENIZER,
     Outputs,
+    assert_same,
     loaded_by_them,
     our_outputs,
     released_outputs,
@@ -19,16 +20,6 @@ from safetensors.torch import load_file
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import TRAINING_ONLY
 from released_files import KINDS, TEXT_DIM, released_file
-
-
-def assert_same(found: Outputs, expected: Outputs) -> None:
-    assert found.scores.keys() >= expected.scores.keys() != set()
-    for name, scores in expected.scores.items():
-        assert scores.std() > 1e-3, name  # something is compared
-        torch.testing.assert_close(found.scores[name], scores, atol=1e-5, rtol=0, msg=name)
-    for name, texts in expected.texts.items():
-        assert found.texts[name] == texts
-        assert len({tuple(text) for text in texts}) > 1
 
 
 @pytest.mark.parametrize("class_name", CLASSES)

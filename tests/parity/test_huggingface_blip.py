@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -40,12 +39,6 @@ QUESTIONS = "BlipForQuestionAnswering"
 TEXTS = ["a red dog", "two blue cars beside a tree", "a bird"]
 
 # ---- from images and texts to captions and scores, with the processors of both sides
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (50 + 9 * i, 64, 3), dtype=np.uint8)) for i in range(3)]
 
 
 def write_with_processor(folder: Path, class_name: str) -> Any:
