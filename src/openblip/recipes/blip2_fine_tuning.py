@@ -23,13 +23,7 @@ from openblip.data.config import DataConfig
 from openblip.recipes.blip2_pretraining import VIEWS
 from openblip.recipes.blip2_run import Blip2Run
 from openblip.recipes.blip_fine_tuning import QUESTIONS
-from openblip.tasks.config import (
-    Blip2Stage1Config,
-    Blip2Stage2Config,
-    Blip2TaskConfig,
-    InstructionConfig,
-    PromptedAnsweringConfig,
-)
+from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
 
 _EPOCHS = 5
@@ -51,7 +45,7 @@ def blip2_caption() -> Blip2Run:
     """
     return _fine_tuning(
         "blip2-caption",
-        Blip2Stage2Config(prompt=PROMPT),
+        tasks.Blip2Stage2Config(prompt=PROMPT),
         image_size=364,
         steps=_EPOCHS * (CAPTIONS // 256),
         batch_size=16,
@@ -76,7 +70,7 @@ def blip2_vqa() -> Blip2Run:
     """
     return _fine_tuning(
         "blip2-vqa",
-        PromptedAnsweringConfig(),
+        tasks.PromptedAnsweringConfig(),
         image_size=490,
         steps=_EPOCHS * (QUESTIONS // 128),
         batch_size=8,
@@ -101,7 +95,7 @@ def blip2_retrieval() -> Blip2Run:
             --images coco --rerank 128
     """
     return _fine_tuning(
-        "blip2-retrieval", Blip2Stage1Config(), image_size=364, steps=_EPOCHS * (CAPTIONS // 224), batch_size=14
+        "blip2-retrieval", tasks.Blip2Stage1Config(), image_size=364, steps=_EPOCHS * (CAPTIONS // 224), batch_size=14
     )
 
 
@@ -129,7 +123,7 @@ def blip2_instruct() -> Blip2Run:
     """
     return _fine_tuning(
         "blip2-instruct",
-        InstructionConfig(),
+        tasks.InstructionConfig(),
         steps=60_000,
         batch_size=12,
         max_text_length=128,
@@ -140,7 +134,7 @@ def blip2_instruct() -> Blip2Run:
 
 def _fine_tuning(
     name: str,
-    task: Blip2TaskConfig,
+    task: tasks.Blip2TaskConfig,
     *,
     image_size: int | None = None,
     max_text_length: int = 32,

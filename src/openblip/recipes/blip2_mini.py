@@ -4,7 +4,7 @@ Its language models are trained here too, on text alone: a tiny OPT and a tiny T
 smaller, with Muon beside AdamW. What to expect is in docs/results.md. Costs are those of one CPU core.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 from openblip.data.config import DataConfig
 from openblip.models.config import QFormerConfig
@@ -75,7 +75,7 @@ def blip2_mini_stage2_opt() -> Blip2Run:
 
     Source: BLIP-2 section 3.3. Cost: three minutes. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-stage2-opt", OPT, from_stage1=True)
+    return _stage2("blip2-mini-stage2-opt", from_stage1=True, **OPT)
 
 
 def blip2_mini_stage2_t5() -> Blip2Run:
@@ -83,7 +83,7 @@ def blip2_mini_stage2_t5() -> Blip2Run:
 
     Source: BLIP-2 section 3.3. Cost: three minutes. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-stage2-t5", T5, from_stage1=True)
+    return _stage2("blip2-mini-stage2-t5", from_stage1=True, **T5)
 
 
 def blip2_mini_scratch_opt() -> Blip2Run:
@@ -92,7 +92,7 @@ def blip2_mini_scratch_opt() -> Blip2Run:
     Source: BLIP-2 section 4.1, effect of representation learning. It takes as many operations as both stages together.
     Cost: twenty minutes. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-scratch-opt", OPT, from_stage1=False)
+    return _stage2("blip2-mini-scratch-opt", from_stage1=False, **OPT)
 
 
 def blip2_mini_scratch_t5() -> Blip2Run:
@@ -100,32 +100,25 @@ def blip2_mini_scratch_t5() -> Blip2Run:
 
     Source: BLIP-2 section 4.1. Cost: twenty minutes. Expected: docs/results.md.
     """
-    return _stage2("blip2-mini-scratch-t5", T5, from_stage1=False)
+    return _stage2("blip2-mini-scratch-t5", from_stage1=False, **T5)
 
 
-class _Prompts(NamedTuple):
-    end_of_text: str | None
-    caption: str
-    question: str
-
-
-OPT = _Prompts("\n", "a photo of", "Question: {} Answer:")
+OPT: dict[str, Any] = {"end_of_text": "\n", "prompt": "a photo of", "question_prompt": "Question: {} Answer:"}
 # Its decoder has learned to continue a prefix, or to write a whole line after none.
-T5 = _Prompts(None, "", "Question: {} Short answer:")
+T5: dict[str, Any] = {"end_of_text": None, "prompt": "", "question_prompt": "Question: {} Short answer:"}
 
 
-def _stage2(name: str, prompts: _Prompts, *, from_stage1: bool) -> Blip2Run:
+def _stage2(name: str, *, from_stage1: bool, end_of_text: str | None, **prompts: Any) -> Blip2Run:
     """From a checkpoint of stage 1 that the user names with --init, or from a new Q-Former."""
     return Blip2Run(
         recipe=name,
         vision=None if from_stage1 else ENCODER,
-        language=LanguageModelSource(end_of_text=prompts.end_of_text),
+        language=LanguageModelSource(end_of_text=end_of_text),
         qformer=None if from_stage1 else QFORMER,
         vocab_size=1000,
         data=DataConfig(),
         task=Blip2Stage2Config(),
         training=mini_training(steps=STAGE2_STEPS if from_stage1 else SCRATCH_STEPS),
-        prompt=prompts.caption,
-        question_prompt=prompts.question,
         out=f"runs/{name}",
+        **prompts,
     )

@@ -24,15 +24,7 @@ from openblip.data.config import DataConfig
 from openblip.data.prompts import MAX_DIALOG_TOKENS
 from openblip.data.transforms import Augmentation
 from openblip.recipes.blip_run import BlipRun
-from openblip.tasks.config import (
-    BlipTaskConfig,
-    CaptioningConfig,
-    ContrastiveConfig,
-    NlvrConfig,
-    QuestionAnsweringConfig,
-    RetrievalConfig,
-    VisdialConfig,
-)
+from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
 
 # Steps of one epoch: samples of the training split over the joint batch.
@@ -64,7 +56,7 @@ def caption() -> BlipRun:
     """
     return fine_tuning(
         "caption",
-        CaptioningConfig(prompt="a picture of ", label_smoothing=0.1),
+        tasks.CaptioningConfig(prompt="a picture of ", label_smoothing=0.1),
         steps=5 * COCO_STEPS,
         learning_rate=1e-5,
         max_text_length=40 - PROMPT_TOKENS,
@@ -145,7 +137,7 @@ def vqa() -> BlipRun:
     """
     return fine_tuning(
         "vqa",
-        QuestionAnsweringConfig(label_smoothing=0.1),
+        tasks.QuestionAnsweringConfig(label_smoothing=0.1),
         image_size=480,
         steps=10 * VQA_STEPS,
         learning_rate=2e-5,
@@ -167,7 +159,7 @@ def nlvr() -> BlipRun:
     Where this recipe deviates from the released code: the layer that merges both images starts as their mean, not from
     random weights.
     """
-    return fine_tuning("nlvr", NlvrConfig(), steps=15 * NLVR_STEPS, learning_rate=3e-5, drop_path=0.1)
+    return fine_tuning("nlvr", tasks.NlvrConfig(), steps=15 * NLVR_STEPS, learning_rate=3e-5, drop_path=0.1)
 
 
 def visdial() -> BlipRun:
@@ -183,7 +175,7 @@ def visdial() -> BlipRun:
     """
     return fine_tuning(
         "visdial",
-        VisdialConfig(num_negatives=3),
+        tasks.VisdialConfig(num_negatives=3),
         steps=20 * VISDIAL_STEPS,
         batch_size=30,
         learning_rate=2e-5,
@@ -228,7 +220,7 @@ def video_qa() -> BlipRun:
     """
     return fine_tuning(
         "video-qa",
-        QuestionAnsweringConfig(label_smoothing=0.1),
+        tasks.QuestionAnsweringConfig(label_smoothing=0.1),
         steps=5 * MSRVTT_QA_STEPS,
         batch_size=8,
         learning_rate=2e-5,
@@ -237,15 +229,15 @@ def video_qa() -> BlipRun:
     )
 
 
-def retrieval(steps_per_epoch: int) -> RetrievalConfig:
+def retrieval(steps_per_epoch: int) -> tasks.RetrievalConfig:
     """ITC and ITM as in the paper; alpha rises over the first epoch."""
-    contrastive = ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=steps_per_epoch)
-    return RetrievalConfig(contrastive=contrastive)
+    contrastive = tasks.ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=steps_per_epoch)
+    return tasks.RetrievalConfig(contrastive=contrastive)
 
 
 def fine_tuning(
     name: str,
-    task: BlipTaskConfig,
+    task: tasks.BlipTaskConfig,
     *,
     image_size: int = 384,
     drop_path: float | None = None,

@@ -11,16 +11,7 @@ from openblip.data.config import DataConfig
 from openblip.data.transforms import Augmentation
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes.blip_run import BlipRun
-from openblip.tasks.config import (
-    BlipTaskConfig,
-    CaptioningConfig,
-    ContrastiveConfig,
-    NlvrConfig,
-    PretrainingConfig,
-    QuestionAnsweringConfig,
-    RetrievalConfig,
-    VisdialConfig,
-)
+from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
 
 # Captions say left and right, big and small, one and two: no flips and hardly any crop.
@@ -42,7 +33,7 @@ def blip_mini() -> BlipRun:
         model=BlipConfig(vision=vision, text=text, embed_dim=128),
         vocab_size=1000,
         data=DataConfig(augmentation=AUGMENTATION),
-        task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
+        task=tasks.PretrainingConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
         training=mini_training(steps=2500, warmup_steps=200),
         out="runs/blip-mini",
     )
@@ -53,7 +44,7 @@ def blip_mini_captioner() -> BlipRun:
 
     Source: BLIP section 3.3. Cost: 29 minutes with AMX. Expected: docs/results.md.
     """
-    return fine_tuning_mini("blip-mini-captioner", CaptioningConfig(label_smoothing=0.0), steps=5000)
+    return fine_tuning_mini("blip-mini-captioner", tasks.CaptioningConfig(label_smoothing=0.0), steps=5000)
 
 
 def blip_mini_filter() -> BlipRun:
@@ -70,7 +61,7 @@ def blip_mini_vqa() -> BlipRun:
 
     Source: BLIP section 5.3. Cost: half an hour. Expected: docs/results.md.
     """
-    return fine_tuning_mini("blip-mini-vqa", QuestionAnsweringConfig(label_smoothing=0.0), steps=2500)
+    return fine_tuning_mini("blip-mini-vqa", tasks.QuestionAnsweringConfig(label_smoothing=0.0), steps=2500)
 
 
 def blip_mini_nlvr() -> BlipRun:
@@ -81,7 +72,7 @@ def blip_mini_nlvr() -> BlipRun:
     Cost: half an hour. Expected: docs/results.md.
     """
     return fine_tuning_mini(
-        "blip-mini-nlvr", NlvrConfig(), steps=4500, batch_size=32, learning_rate=1.5e-4, muon_learning_rate=None
+        "blip-mini-nlvr", tasks.NlvrConfig(), steps=4500, batch_size=32, learning_rate=1.5e-4, muon_learning_rate=None
     )
 
 
@@ -91,7 +82,7 @@ def blip_mini_visdial() -> BlipRun:
     Source: BLIP section 5.5. The model has 48 positions: it reads the end of a longer dialog.
     Cost: 20 minutes. Expected: docs/results.md.
     """
-    run = fine_tuning_mini("blip-mini-visdial", VisdialConfig(num_negatives=3), steps=900)
+    run = fine_tuning_mini("blip-mini-visdial", tasks.VisdialConfig(num_negatives=3), steps=900)
     return replace(run, data=replace(run.data, max_text_length=48))
 
 
@@ -109,16 +100,16 @@ def blip_mini_video_qa() -> BlipRun:
 
     Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA. Cost: 20 minutes. Expected: docs/results.md.
     """
-    run = fine_tuning_mini("blip-mini-video-qa", QuestionAnsweringConfig(label_smoothing=0.0), steps=500)
+    run = fine_tuning_mini("blip-mini-video-qa", tasks.QuestionAnsweringConfig(label_smoothing=0.0), steps=500)
     return replace(run, data=replace(run.data, num_frames=NUM_FRAMES))
 
 
-def retrieval_mini() -> RetrievalConfig:
+def retrieval_mini() -> tasks.RetrievalConfig:
     """ITC and ITM with a queue that is small enough for emoji scenes."""
-    return RetrievalConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
+    return tasks.RetrievalConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
 
 
-def fine_tuning_mini(name: str, task: BlipTaskConfig, **training: Any) -> BlipRun:
+def fine_tuning_mini(name: str, task: tasks.BlipTaskConfig, **training: Any) -> BlipRun:
     """A fine-tuning of blip-mini, at half the learning rates of its pre-training; `training` changes more."""
     slower = {"learning_rate": 5e-4, "muon_learning_rate": 2e-3, "warmup_steps": 50, "min_learning_rate": 1e-6}
     return BlipRun(
