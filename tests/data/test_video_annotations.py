@@ -82,19 +82,20 @@ def test_msrvtt_lists_the_splits_that_it_has(write, video_files, fragment, said)
 def test_msrvtt_with_videos_missing_and_rows_broken(write, video_files):
     videos = [video(1, "train"), video(2, "train"), "no object", video(3, None), video(4, "train"), video(1, "train")]
     videos[4]["video_id"] = 4
+    videos.append({"split": "train"})
     path = write("a.json", {"videos": videos, "sentences": ["broken", {"video_id": [3]}, sentence(1, "one")]})
     folder = video_files("video1.mp4", "video2.txt", "video3.mp4")
     samples, rejects = read_all(f"{path}#train", folder)
     assert [(s.key, s.captions) for s in samples] == [("video1", ("one",))]
     reasons = {r.key: r.reason for r in rejects}
-    assert list(reasons) == ["videos[1]", "videos[2]", "videos[3]", "videos[4]", "video1"]
+    assert list(reasons) == ["videos[1]", "videos[2]", "videos[3]", "videos[4]", "video1", "videos[6]"]
     assert f"no video video2 (avi, m4v, mkv, mov, mp4, webm) in {folder} or below" in reasons["videos[1]"]
     assert "expected an object" in reasons["videos[2]"]
     assert "split" in reasons["videos[3]"]
     source = open_source(f"{path}#train", images=str(folder))
     assert source.describe() == {
         "format": "MSRVTT captions",
-        "splits in the file": {"train": 4},
+        "splits in the file": {"train": 5},
         "missing": "1 of 3 videos, as video2",
     }
 

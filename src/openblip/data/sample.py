@@ -118,13 +118,12 @@ class Source(ABC):
 
         Args:
             shard: one of `shards()`.
-            start: the number of the first sample wanted. What is given from there is what a read from 0 gives
-                from there, so a number is all that is needed to resume. The images of earlier samples are not
-                read.
-            pieces: (j, m) reads piece j of m. The pieces of a shard do not overlap and together are the
-                shard; the images of the other pieces are not read where the format allows it.
-            skip: told a sample with its texts and an empty `image`; where it holds, the sample is passed over
-                and its image is not read.
+            start: the number of the first sample wanted. From there on the items are those of a read from 0, so a
+                number is all that is needed to resume. The images of earlier samples are not read.
+            pieces: (j, m) reads piece j of m. The pieces of a shard do not overlap and together are the shard; the
+                images of the other pieces are not read where the format allows it.
+            skip: is given a sample with its texts and an empty `image`; where it returns True, the sample is passed
+                over and its image is not read.
             images: False gives samples with their texts and an empty `image`; no image is read.
 
         Raises:

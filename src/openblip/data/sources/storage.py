@@ -80,7 +80,7 @@ class _RemoteFile:
 
 @contextmanager
 def source_errors(path: str, *, keep_transient: bool = False) -> Iterator[None]:
-    """Raise `SourceError` where a file cannot be read; `keep_transient`: but an outage as the `OSError` that it is."""
+    """Turn an `OSError` into a `SourceError` that names the file; `keep_transient`: unless it is an outage."""
     try:
         yield
     except OSError as error:

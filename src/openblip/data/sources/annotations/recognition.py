@@ -122,8 +122,8 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
 
 
 def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
-    """The format of a file of rows, which its first row tells, and whether it is one at all: an annotation file or
-    table, and no json document.
+    """The format of annotation file that the first row tells, if any, and whether the file consists of rows (json
+    lines or .csv) and is not one json document.
     """
     with storage.source_errors(path), storage.open_binary(path) as file:
         columns = Dialect.of(file, path)[0].columns

@@ -68,7 +68,7 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
         its_captions = caption_texts(captions.get(name), f"sentences of {name}")
         return ImageRow(name, folder.find(name), name, its_captions, info={**video, "image_id": name})
 
-    names = (video["video_id"] for video in videos if isinstance(video, dict))
+    names = (video.get("video_id") for video in videos if isinstance(video, dict))
     missing = folder.describe_missing(name for name in names if isinstance(name, str))
     description = {"format": "MSRVTT captions", "splits in the file": sizes, **missing}
     return AnnotationRows(videos, row, lambda n: f"videos[{numbers[n]}]", description)
