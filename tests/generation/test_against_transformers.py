@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_decoders import DEC, EOS, PAD, PROMPT, HuggingFaceDecoder, Images
+from tiny_decoders import DEC, EOS, PROMPT, HuggingFaceDecoder, Images
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from openblip.generation.decoding import Beam, Greedy
@@ -20,7 +20,7 @@ def test_greedy_equals_transformers(seed: int) -> None:
     lengths = set()
     for most, fewest in LIMITS:
         decoding = Greedy(max_new_tokens=most, min_new_tokens=fewest)
-        ours = generate(model, FOUR_IMAGES, PROMPT, 4, decoding, eos_id=EOS, pad_id=PAD)
+        ours = generate(model, FOUR_IMAGES, PROMPT, 4, decoding, eos_id=EOS)
         theirs = model.generate_there(FOUR_IMAGES, PROMPT, max_new_tokens=most, min_new_tokens=fewest)
         assert [texts[0].ids for texts in ours] == theirs
         lengths.update(len(ids) for ids in theirs)
@@ -33,7 +33,7 @@ def test_every_beam_equals_transformers(seed: int, num_beams: int) -> None:
     model = HuggingFaceDecoder(100 + seed)
     for (most, fewest), length_penalty in itertools.product(LIMITS, (-1.0, 0.0, 1.0, 2.0)):
         decoding = Beam(num_beams=num_beams, max_new_tokens=most, min_new_tokens=fewest, length_penalty=length_penalty)
-        ours = generate(model, FOUR_IMAGES, PROMPT, 4, decoding, num_captions=num_beams, eos_id=EOS, pad_id=PAD)
+        ours = generate(model, FOUR_IMAGES, PROMPT, 4, decoding, num_captions=num_beams, eos_id=EOS)
         theirs = model.generate_there(
             FOUR_IMAGES, PROMPT, num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=most,
             min_new_tokens=fewest, length_penalty=length_penalty, early_stopping=False,
@@ -48,7 +48,7 @@ def test_repetition_penalty_equals_transformers_beyond_the_prompt(decoding: Gree
     for seed in range(2):
         model = HuggingFaceDecoder(seed)
         penalised = type(decoding)(repetition_penalty=penalty)
-        ours = generate(model, FOUR_IMAGES, prompt, 4, penalised, eos_id=EOS, pad_id=PAD)
+        ours = generate(model, FOUR_IMAGES, prompt, 4, penalised, eos_id=EOS)
         beyond_prompt = RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=len(prompt))
         theirs = model.generate_there(
             FOUR_IMAGES, prompt, num_beams=getattr(decoding, "num_beams", 1), max_new_tokens=20,

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_decoders import DEC, EOS, PAD, PROMPT, TableDecoder, numbered_images
+from tiny_decoders import DEC, EOS, PROMPT, TableDecoder, numbered_images
 from torch import Tensor
 
 from openblip.errors import CheckpointError, ConfigError
@@ -14,7 +14,7 @@ STRATEGIES = [Greedy(), Beam(), Beam(length_penalty=0.0), Nucleus(top_p=0.95)]
 
 
 def write(model: Any, images: list[int], decoding: Decoding, **settings: Any) -> list[list[Generated]]:
-    return generate(model, numbered_images(*images), PROMPT, len(images), decoding, eos_id=EOS, pad_id=PAD, **settings)
+    return generate(model, numbered_images(*images), PROMPT, len(images), decoding, eos_id=EOS, **settings)
 
 
 def logprobs_of(model: TableDecoder, image: int, ids: list[int]) -> Tensor:
@@ -164,4 +164,4 @@ def test_what_cannot_be_is_refused(decoding: Decoding, settings: dict[str, Any],
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="prompt_ids"):
-        generate(TableDecoder(0), numbered_images(0), PROMPT[:0], 1, Greedy(), eos_id=EOS, pad_id=PAD)
+        generate(TableDecoder(0), numbered_images(0), PROMPT[:0], 1, Greedy(), eos_id=EOS)

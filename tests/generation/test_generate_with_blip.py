@@ -10,7 +10,7 @@ from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 
-EOS, PAD, PROMPT = 2, 0, torch.tensor([3, 7])
+EOS, PROMPT = 2, torch.tensor([3, 7])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ class UncachedImages:
     [(Greedy(), 1), (Beam(num_beams=4, min_new_tokens=3), 4), (Nucleus(seed=2, repetition_penalty=1.1), 3)],
 )
 def test_cached_equals_uncached(model: Blip, image_tokens: Tensor, decoding: Decoding, num_captions: int) -> None:
-    settings = {"num_captions": num_captions, "eos_id": EOS, "pad_id": PAD}
+    settings = {"num_captions": num_captions, "eos_id": EOS}
     image_kv = model.image_kv(image_tokens, "decode")
     cached = flat(generate(model, image_kv, PROMPT, 5, decoding, **settings))
     plain = flat(generate(Uncached(model), UncachedImages(image_tokens), PROMPT, 5, decoding, **settings))
@@ -85,9 +85,7 @@ def flat(texts: list[list[Generated]]) -> list[Generated]:
 
 def test_ranking_gives_a_written_text_the_score_it_was_written_with(model: Blip, image_tokens: Tensor) -> None:
     image_kv = model.image_kv(image_tokens, "decode")
-    texts = generate(
-        model, image_kv, PROMPT, 5, Beam(num_beams=3, max_new_tokens=25), num_captions=3, eos_id=EOS, pad_id=PAD
-    )
+    texts = generate(model, image_kv, PROMPT, 5, Beam(num_beams=3, max_new_tokens=25), num_captions=3, eos_id=EOS)
     ended = [(i, t) for i, of in enumerate(texts) for t in of if len(t.token_logprobs) > len(t.ids)]
     assert len(ended) > 0
     for image, text in ended:

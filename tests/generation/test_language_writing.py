@@ -113,7 +113,6 @@ def test_it_writes_what_the_loop_of_our_own_writes(language: LanguageModel, deco
             decoding,
             num_captions=num_captions,
             eos_id=language.end_id,
-            pad_id=language.pad_id,
             seeds=SEEDS,
         )
     same(found, expected)

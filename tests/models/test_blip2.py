@@ -19,7 +19,7 @@ from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, T
 from openblip.nn.qformer import generation_mask, matching_mask, without_padding
 from tiny_blip import SIZE, TINY, contrastive_mask, gradients, random_pixels, random_tokens, randomise
 
-QUERIES, CLS, DEC, EOS, PAD = 4, 2, 58, 3, 0
+QUERIES, CLS, DEC, EOS = 4, 2, 58, 3
 CONFIG = Blip2Config(
     vision=replace(TINY.vision, output_norm=False),
     qformer=QFormerConfig(
@@ -156,7 +156,7 @@ def test_cached_decoding_writes_what_the_uncached_model_writes(decoding: Decodin
     model = blip2(scale=0.4)
     kv, prompt = image_kv(model, 5), torch.tensor([DEC, 7])
     model.qformer.lm_head.bias[EOS] += 6.0  # so that texts end at different times
-    settings = {"num_captions": num_captions, "eos_id": EOS, "pad_id": PAD}
+    settings = {"num_captions": num_captions, "eos_id": EOS}
     cached = flat(generate(model, kv, prompt, 5, decoding, **settings))
     plain = flat(generate(Uncached(model), kv, prompt, 5, decoding, **settings))
     assert [text.ids for text in cached] == [text.ids for text in plain]

@@ -89,7 +89,7 @@ def our_outputs(checkpoint: BlipCheckpoint, encoder_id: int = TOKENIZER.enc_id) 
 
 def _ours(model: Any, kv: Any, count: int, decoding: Any) -> list[list[int]]:
     prompt = torch.tensor([TOKENIZER.dec_id])
-    texts = generate(model, kv, prompt, count, decoding, eos_id=TOKENIZER.sep_id, pad_id=TOKENIZER.pad_id)
+    texts = generate(model, kv, prompt, count, decoding, eos_id=TOKENIZER.sep_id)
     return [text.ids for (text,) in texts]
 
 

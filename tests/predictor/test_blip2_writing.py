@@ -95,7 +95,6 @@ def test_the_queries_caption_by_themselves_without_a_language_model() -> None:
             2,
             Greedy(max_new_tokens=5),
             eos_id=predictor.tokenizer.sep_id,
-            pad_id=predictor.tokenizer.pad_id,
         )
     assert [caption.ids[:5] for caption in found] == [(*own[0].ids,) for own in expected]
 

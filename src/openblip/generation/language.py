@@ -23,7 +23,6 @@ from openblip.generation.search import (
     Generated,
     adjust_scores,
     check_request,
-    derive_seeds,
     nucleus_chooser,
     to_generated,
 )
@@ -42,16 +41,14 @@ def write_texts(
 ) -> list[list[Generated]]:
     """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and text prompts.
 
-    Several captions and seeds are as in `generate`. Log-probabilities come from one more forward pass over
-    the generated texts.
-
-    Raises:
-        ConfigError: `num_captions` that the strategy cannot give, or another number of seeds than images.
-        CheckpointError: the model's logits are not numbers.
+    Several captions, seeds and errors are as in `generate`. Log-probabilities come from one more forward pass over the
+    generated texts.
     """
     check_request(len(visual), decoding, num_captions, seeds)
     if len(visual) == 0:
         return []
+    from transformers import LogitsProcessorList
+
     choose: ChooseToken | None = None
     settings: dict[str, Any] = {"num_beams": 1}
     if isinstance(decoding, Beam):
@@ -60,17 +57,19 @@ def write_texts(
             "length_penalty": decoding.length_penalty,
             "num_return_sequences": num_captions,
         }
-    repeated_visual, repeated_prompts = _repeat_rows(visual, prompts, num_captions)
+    repeated_visual = visual.repeat_interleave(num_captions, dim=0)
+    repeated_prompts = [prompt for prompt in prompts for _ in range(num_captions)]
     if isinstance(decoding, Nucleus):
-        seeds = derive_seeds(decoding.seed, len(visual)) if seeds is None else seeds
-        choose = nucleus_chooser(decoding, seeds, num_captions, visual.device)
+        choose = nucleus_chooser(decoding, seeds, len(visual), num_captions, visual.device)
         visual, prompts = repeated_visual, repeated_prompts
+    num_first = int(language.is_encoder_decoder)  # the decoder's start token
+    strategy: Any = _Strategy(decoding, choose, language.end_id, num_first)
     written = language.generate(
         visual,
         prompts,
         do_sample=False,
         max_new_tokens=decoding.max_new_tokens,
-        logits_processor=_processors(decoding, choose, language),
+        logits_processor=LogitsProcessorList([strategy]),
         **settings,
     )
     rows = [ids if len(ids) == decoding.max_new_tokens else [*ids, language.end_id] for ids in written]
@@ -90,13 +89,8 @@ def best_texts(
 ) -> list[Ranked]:
     """The candidate of highest log-probability, its end token included, after each visual prompt (R, Q, Dl).
 
-    candidates: a list for each row; of equal candidates the first counts. As in `best_candidates`, the
-    `num_candidates` whose first token is the most likely are compared, and all of them where the limit falls
-    between candidates with the same first token. `max_rows` bounds memory: the texts in one forward pass.
-
-    Raises:
-        ConfigError: a row without candidates, or `num_candidates` below 1.
-        CheckpointError: the model's logits are not numbers.
+    candidates: a list for each row; of equal candidates the first counts. They are compared as in `best_candidates`,
+    with the same errors. `max_rows` bounds memory: the texts in one forward pass.
     """
     if num_candidates < 1 or not all(candidates):
         raise ConfigError(f"ranking: num_candidates is {num_candidates}, or there are no candidates")
@@ -118,13 +112,10 @@ def best_texts(
         predicted = language.predict_ids(visual_of_rows, [prompts[row] for row in rows], texts)
         for row, ids, generated in zip(rows, texts, _read_out(predicted, language.end_id), strict=True):
             ranked = Ranked(indices[row][ids], generated)
-            if row not in best or _rank(ranked) > _rank(best[row]):
+            order = (generated.logprob, -ranked.position)
+            if row not in best or order > (best[row].generated.logprob, -best[row].position):
                 best[row] = ranked
     return [best[row] for row in range(len(indices))]
-
-
-def _rank(ranked: Ranked) -> tuple[float, int]:
-    return ranked.generated.logprob, -ranked.position
 
 
 def _likely_to_begin(
@@ -134,9 +125,7 @@ def _likely_to_begin(
     texts: Sequence[Iterable[tuple[int, ...]]],
     num_candidates: int,
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Yield for each row the texts whose first token is at least as likely as that of the text at rank
-    `num_candidates`.
-    """
+    """Yield for each row the texts whose first token is at least as likely as that of the text at that rank."""
     lists = [list(texts_of_row) for texts_of_row in texts]
     if all(len(texts_of_row) <= num_candidates for texts_of_row in lists):
         yield from lists
@@ -178,18 +167,5 @@ class _Strategy:
         scores = adjust_scores(scores, written, self.decoding, self.end_id)
         if self.choose is None:
             return scores
-        rows = torch.arange(len(scores), device=scores.device)
-        chosen = self.choose(scores, rows, written.shape[1])
+        chosen = self.choose(scores, torch.arange(len(scores), device=scores.device), written.shape[1])
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
-
-
-def _processors(decoding: Decoding, choose: ChooseToken | None, language: LanguageModel) -> Any:
-    from transformers import LogitsProcessorList
-
-    num_first = int(language.is_encoder_decoder)  # the decoder's start token
-    return LogitsProcessorList([_Strategy(decoding, choose, language.end_id, num_first)])
-
-
-def _repeat_rows(visual: Tensor, prompts: Sequence[str], count: int) -> tuple[Tensor, list[str]]:
-    """Repeat each row `count` times, its copies next to each other."""
-    return visual.repeat_interleave(count, dim=0), [prompt for prompt in prompts for _ in range(count)]

@@ -5,7 +5,7 @@ of those in one pass, P prompt tokens, T tokens of the longest candidate with it
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openblip.errors import ConfigError
-from openblip.generation.search import DecoderContext, Generated, TextDecoder, check_prompt, to_generated
+from openblip.generation.search import Generated, TextDecoder, check_prompt, to_generated
 
 
 class Ranked(NamedTuple):
@@ -26,7 +26,7 @@ class Ranked(NamedTuple):
 @torch.inference_mode()
 def best_candidates(
     model: TextDecoder,
-    context_kv: DecoderContext,
+    context_kv: Any,
     prompt_ids: Tensor,
     candidate_ids: Sequence[Sequence[int]],
     num_contexts: int,
@@ -37,14 +37,13 @@ def best_candidates(
 ) -> list[Ranked]:
     """The candidate of highest log-probability for each context.
 
-    As in the released code, the `num_candidates` whose first token is the most likely are compared by the
-    sum over all their tokens and the end token, which is added here. Unlike there, the sum has no label
-    smoothing, a list shorter than `num_candidates` is compared whole, and where the limit falls between
-    candidates with the same first token all of them are compared: the order of the list decides nothing.
+    As in the released code, the `num_candidates` whose first token is the most likely are compared by the sum over all
+    their tokens and the end token, which is added here. Unlike there, the sum has no label smoothing, a list shorter
+    than `num_candidates` is compared whole, and where the limit falls between candidates with the same first token all
+    of them are compared: the order of the list decides nothing.
 
-    `prompt_ids` int64 (P,), shared, starts with the decoder's first token. `candidate_ids`: token lists
-    without prompt and end token; of equal ones the first counts. `max_rows` bounds memory: the texts decoded
-    at once.
+    `prompt_ids` int64 (P,), shared, starts with the decoder's first token. `candidate_ids`: token lists without prompt
+    and end token; of equal ones the first counts. `max_rows` bounds memory: the texts decoded at once.
 
     Raises:
         ConfigError: no candidates, an empty prompt, or `num_candidates` below 1.
@@ -89,13 +88,12 @@ def best_candidates(
 
 
 def _likely_to_begin(
-    model: TextDecoder, context_kv: DecoderContext, prompts: Tensor, first_tokens: Tensor, num_candidates: int
+    model: TextDecoder, context_kv: Any, prompts: Tensor, first_tokens: Tensor, num_candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """Choose for each context the candidates whose first token is most likely.
+    """Choose for each context the candidates whose first token is at least as likely as that of the candidate at rank
+    `num_candidates`.
 
-    A candidate is chosen when its first token is at least as likely as that of the candidate at rank
-    `num_candidates`. Returns their rows of the table (B, M), padded with others, and how many of each context
-    were chosen (B,).
+    Returns their rows of the table (B, M), padded with others, and how many of each context were chosen (B,).
     """
     logits = model.decode(prompts, context_kv)[:, -1].float()  # (B, V)
     begin = logits[:, first_tokens]  # (B, C)
@@ -106,12 +104,9 @@ def _likely_to_begin(
     return order[:, : int(counts.max())], counts
 
 
-def _logprobs(model: TextDecoder, context_kv: DecoderContext, prompt_ids: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each token of targets (B, K, T), float32.
-
-    Padding stands last, where a causal decoder never sees it.
-    """
-    flat = targets.flatten(0, 1)  # (B * K, T)
+def _logprobs(model: TextDecoder, context_kv: Any, prompt_ids: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each token of targets (B, K, T), float32."""
+    flat = targets.flatten(0, 1)  # (B * K, T); padding stands last, where a causal decoder never sees it
     inputs = torch.cat([prompt_ids.expand(len(flat), -1), flat[:, :-1]], dim=1)  # (B * K, P + T - 1)
     logits = model.decode(inputs, context_kv)[:, len(prompt_ids) - 1 :].float()  # (B * K, T, V)
     logprobs = logits.gather(2, flat[..., None]).squeeze(2) - logits.logsumexp(dim=-1)

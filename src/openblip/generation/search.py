@@ -22,15 +22,11 @@ from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 
 
-class DecoderContext(Protocol):
-    """The images as the decoder reads them (cross-attention K and V): one entry per image, not per row."""
-
-    def select(self, index: Tensor, /) -> Any:
-        """The context of the images `index` (int64, any length)."""
-
-
 class TextDecoder(Protocol):
-    """A causal text decoder that attends to images, as `Blip` and `Blip2` are."""
+    """A causal text decoder that attends to images, as `Blip` and `Blip2` are.
+
+    context_kv: the images as the decoder reads them (`CrossKV` or `ImageKV`): one entry per image, not per row.
+    """
 
     def new_cache(self, max_length: int) -> Any:
         """An empty `SelfAttentionCache` for rows of at most `max_length` tokens."""
@@ -60,8 +56,7 @@ class Generated:
 def to_generated(tokens: Tensor, token_logprobs: Tensor, length: int, eos_id: int) -> Generated:
     """The text in the first `length` of tokens (S,) and token_logprobs (S,), both on the CPU.
 
-    Raises:
-        CheckpointError: a log-probability is not a number.
+    Raises CheckpointError for a log-probability that is not a number.
     """
     ids: list[int] = tokens[:length].tolist()
     logprobs: list[float] = token_logprobs[:length].tolist()
@@ -78,33 +73,30 @@ def to_generated(tokens: Tensor, token_logprobs: Tensor, length: int, eos_id: in
 @torch.inference_mode()
 def generate(
     model: TextDecoder,
-    context_kv: DecoderContext,
+    context_kv: Any,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Decoding,
     *,
     num_captions: int = 1,
     eos_id: int,
-    pad_id: int,
     seeds: Sequence[int] | None = None,
 ) -> list[list[Generated]]:
     """Write `num_captions` texts for each of `num_images` images.
 
-    `context_kv` holds the images once; beams and samples share it. `prompt_ids` int64 (P,) starts with the
-    decoder's first token ([DEC]) and is the same for all images; it lies on the model's device. A text ends
-    with `eos_id` or after `decoding.max_new_tokens` tokens.
+    `context_kv` holds the images once; beams and samples share it. `prompt_ids` int64 (P,), on the model's device,
+    starts with the decoder's first token ([DEC]) and is the same for all images. A text ends with `eos_id` or after
+    `decoding.max_new_tokens` tokens.
 
-    Several captions are the best beams (`Beam`, best first) or independent samples (`Nucleus`). A `Nucleus`
-    token depends only on the logits and on (seed of the image, number of the caption, step): not on the other
-    images, their order or their number. `seeds` gives the B seeds (any integers, taken modulo 2**64);
-    without, they come from `decoding.seed` and the image's position, or from fresh entropy when that is None
-    too. No global random state is read or changed.
-
-    Returns: per image, `num_captions` of `Generated`.
+    Several captions are the best beams (`Beam`, best first) or independent samples (`Nucleus`). A `Nucleus` token
+    depends only on the logits and on (seed of the image, number of the caption, step): not on the other images, their
+    order or their number. `seeds` gives the B seeds (any integers, taken modulo 2**64); without, they come from
+    `decoding.seed` and the image's position, or from fresh entropy when that is None too. No global random state is
+    read or changed.
 
     Raises:
-        ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not
-            one-dimensional, or a number of seeds other than `num_images`.
+        ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not one-dimensional, or a
+            number of seeds other than `num_images`.
         CheckpointError: the model's logits are not numbers.
     """
     check_prompt("generate", prompt_ids)
@@ -112,18 +104,11 @@ def generate(
     if num_images == 0:
         return []
     if isinstance(decoding, Beam) and decoding.num_beams > 1:
-        return _beam_search(
-            model, context_kv, prompt_ids, num_images, decoding,
-            num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
-        )  # fmt: skip
+        return _beam_search(model, context_kv, prompt_ids, num_images, decoding, num_captions, eos_id)
     choose: ChooseToken = choose_most_likely
     if isinstance(decoding, Nucleus):
-        image_seeds = derive_seeds(decoding.seed, num_images) if seeds is None else seeds
-        choose = nucleus_chooser(decoding, image_seeds, num_captions, prompt_ids.device)
-    return _decode_rows(
-        model, context_kv, prompt_ids, num_images, decoding, choose,
-        num_captions=num_captions, eos_id=eos_id, pad_id=pad_id,
-    )  # fmt: skip
+        choose = nucleus_chooser(decoding, seeds, num_images, num_captions, prompt_ids.device)
+    return _decode_rows(model, context_kv, prompt_ids, num_images, decoding, choose, num_captions, eos_id)
 
 
 def derive_seeds(seed: int | None, num_images: int) -> list[int]:
@@ -176,12 +161,7 @@ def adjust_scores(scores: Tensor, generated: Tensor, decoding: Decoding, eos_id:
 
 
 def _prefill(
-    model: TextDecoder,
-    context_kv: DecoderContext,
-    prompt_ids: Tensor,
-    num_images: int,
-    rows_per_image: int,
-    max_new_tokens: int,
+    model: TextDecoder, context_kv: Any, prompt_ids: Tensor, num_images: int, rows_per_image: int, max_new_tokens: int
 ) -> tuple[Tensor, Any]:
     """Logits for the first new token, float32 (B * K, V), and the cache with the prompt for B * K rows."""
     cache = model.new_cache(len(prompt_ids) + max_new_tokens)
@@ -194,10 +174,9 @@ def _prefill(
 
 
 def _worth_compacting(num_open: int, num_images: int) -> bool:
-    """Whether dropping finished images pays.
+    """Whether dropping finished images pays: once a quarter of them is finished, which happens only a few times.
 
-    Selecting images copies their cross-attention K and V, which costs about what one decoding step reads
-    anyway; it pays once a quarter of the images is finished, and happens only a few times then.
+    Selecting images copies their cross-attention K and V, which costs about what one decoding step reads anyway.
     """
     return num_open <= 0.75 * num_images
 
@@ -214,8 +193,11 @@ def choose_most_likely(scores: Tensor, rows: Tensor, step: int) -> Tensor:
     return scores.argmax(dim=-1)
 
 
-def nucleus_chooser(decoding: Nucleus, seeds: Sequence[int], num_captions: int, device: Any) -> ChooseToken:
+def nucleus_chooser(
+    decoding: Nucleus, seeds: Sequence[int] | None, num_images: int, num_captions: int, device: torch.device
+) -> ChooseToken:
     """A function that samples from the nucleus with one uniform number per (seed, caption, step)."""
+    seeds = derive_seeds(decoding.seed, num_images) if seeds is None else seeds
     table = torch.from_numpy(uniforms(seeds, num_captions, decoding.max_new_tokens)).to(device)
 
     def choose(scores: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -227,8 +209,8 @@ def nucleus_chooser(decoding: Nucleus, seeds: Sequence[int], num_captions: int, 
 def uniforms(seeds: Sequence[int], num_captions: int, steps: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float32 (B * num_captions, steps), from (seed, caption, step) alone.
 
-    Philox is counter-based: the key is (seed modulo 2**64, caption), the counter is the step. 24 bits are
-    kept, which float32 holds exactly, so 1.0 cannot come out of rounding.
+    Philox is counter-based: the key is (seed modulo 2**64, caption), the counter is the step. 24 bits are kept, which
+    float32 holds exactly, so 1.0 cannot come out of rounding.
     """
     raw = [
         np.random.Philox(key=np.array([seed % 2**64, caption], dtype=np.uint64)).random_raw(steps)
@@ -259,22 +241,20 @@ def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
 
 def _decode_rows(
     model: TextDecoder,
-    context_kv: DecoderContext,
+    context_kv: Any,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Decoding,
     choose: ChooseToken,
-    *,
     num_captions: int,
     eos_id: int,
-    pad_id: int,
 ) -> list[list[Generated]]:
     """`num_captions` texts per image, each row decoded on its own with `choose`."""
     device, steps = prompt_ids.device, decoding.max_new_tokens
     logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_captions, steps)
 
     num_rows = num_images * num_captions
-    tokens = torch.full((num_rows, steps), pad_id, device=device)
+    tokens = torch.zeros((num_rows, steps), dtype=torch.long, device=device)  # meaningless beyond `lengths`
     token_logprobs = torch.zeros((num_rows, steps), device=device)
     lengths = torch.full((num_rows,), steps, device=device)
     rows = torch.arange(num_rows, device=device)  # (A * K,) where the rows still open are kept
@@ -282,9 +262,8 @@ def _decode_rows(
 
     for step in range(steps):
         chosen = choose(adjust_scores(logits, tokens[rows, :step], decoding, eos_id), rows, step)
-        logprob = logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
-        tokens[rows, step] = chosen.masked_fill(finished, pad_id)
-        token_logprobs[rows, step] = logprob
+        tokens[rows, step] = chosen
+        token_logprobs[rows, step] = logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
         ended = (chosen == eos_id) & ~finished
         lengths[rows[ended]] = step + 1
         finished = finished | ended
@@ -326,12 +305,12 @@ class Hypotheses(NamedTuple):
     finished: Tensor
 
     @classmethod
-    def empty(cls, num_images: int, num_beams: int, steps: int, pad_id: int, device: torch.device) -> Hypotheses:
+    def empty(cls, num_images: int, num_beams: int, steps: int, device: torch.device) -> Hypotheses:
         """Hypotheses that have not begun, below every real score."""
         shape = (num_images, num_beams)
         return cls(
             scores=torch.full(shape, NEVER, device=device),
-            tokens=torch.full((*shape, steps), pad_id, device=device),
+            tokens=torch.zeros((*shape, steps), dtype=torch.long, device=device),
             token_logprobs=torch.zeros((*shape, steps), device=device),
             lengths=torch.zeros(shape, dtype=torch.long, device=device),
             finished=torch.zeros(shape, dtype=torch.bool, device=device),
@@ -342,27 +321,25 @@ class Hypotheses(NamedTuple):
         return Hypotheses(*(torch.take_along_dim(t, index if t.dim() == 2 else index[..., None], dim=1) for t in self))
 
     def of_images(self, index: Tensor) -> Hypotheses:
-        """All hypotheses of the images `index`."""
+        """All hypotheses of the images that `index` selects."""
         return Hypotheses(*(t[index] for t in self))
 
 
 def _beam_search(
     model: TextDecoder,
-    context_kv: DecoderContext,
+    context_kv: Any,
     prompt_ids: Tensor,
     num_images: int,
     decoding: Beam,
-    *,
     num_captions: int,
     eos_id: int,
-    pad_id: int,
 ) -> list[list[Generated]]:
     """The `num_captions` best texts of every image, best first."""
     device, steps, num_beams = prompt_ids.device, decoding.max_new_tokens, decoding.num_beams
     logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_beams, steps)
-    running = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
+    running = Hypotheses.empty(num_images, num_beams, steps, device)
     running.scores[:, 0] = 0.0  # the beams of an image start equal: all but one wait
-    finished = Hypotheses.empty(num_images, num_beams, steps, pad_id, device)
+    finished = Hypotheses.empty(num_images, num_beams, steps, device)
     images = torch.arange(num_images, device=device)  # (A,) the images still open
     improvable = torch.ones(num_images, dtype=torch.bool, device=device)  # (A,)
     results: list[list[Generated]] = [[] for _ in range(num_images)]
@@ -424,8 +401,7 @@ def _keep_finished(finished: Hypotheses, candidates: Hypotheses, ended: Tensor, 
 def _can_improve(running: Hypotheses, finished: Hypotheses, length: int, length_penalty: float) -> Tensor:
     """(A,) whether the best running text, ended now, would still enter the K best finished ones.
 
-    A guess where the penalty favours long texts: a longer text could score higher yet (transformers'
-    `early_stopping=False` makes the same guess).
+    As in transformers, this is a guess where the penalty favours long texts: a longer text could score higher yet.
     """
     divisor: float = float(length) ** length_penalty
     all_taken: Tensor = finished.finished.all(dim=1)

@@ -34,8 +34,7 @@ class VisionConfig:
     input_norm: bool = False
     """Whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP."""
     output_norm: bool = True
-    """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block and have
-    none."""
+    """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block without one."""
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -98,9 +97,7 @@ class BlipConfig:
     tanh pooler, and the projections have no bias."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.heads) - set(HEADS))
-        if unknown or not self.heads:
-            raise ConfigError(f"heads {self.heads}: choose at least one of {', '.join(HEADS)}.")
+        _check_heads(self.heads, HEADS)
         for head, others in _ALONE.items():
             clash = sorted(set(others) & set(self.heads))
             if head in self.heads and clash:
@@ -115,12 +112,8 @@ class BlipConfig:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes of the text transformer that these heads need."""
-        modes: list[Mode] = []
-        if set(self.heads) - {"lm"}:
-            modes.append("encode")
-        if {"lm", "vqa"} & set(self.heads):
-            modes.append("decode")
-        return tuple(modes)
+        needed = {"encode": set(self.heads) - {"lm"}, "decode": {"lm", "vqa"} & set(self.heads)}
+        return tuple(mode for mode in get_args(Mode) if needed[mode])
 
     @property
     def context_dims(self) -> dict[Mode, int]:
@@ -261,9 +254,7 @@ class Blip2Config:
     """Epsilon of the trained norm over the image features; transformers' conversions say 1e-6."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.heads) - set(BLIP2_HEADS))
-        if unknown or not self.heads:
-            raise ConfigError(f"heads {self.heads}: choose at least one of {', '.join(BLIP2_HEADS)}.")
+        _check_heads(self.heads, BLIP2_HEADS)
         if ("llm" in self.heads) != (self.language is not None):
             raise ConfigError("The head llm and a language model belong together: name both or neither.")
         if self.instructed and "llm" not in self.heads:
@@ -300,3 +291,8 @@ class Blip2Config:
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def _check_heads(heads: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if not heads or not set(heads) <= set(known):
+        raise ConfigError(f"heads {heads}: choose at least one of {', '.join(known)}.")

@@ -676,7 +676,6 @@ class BasePredictor(ABC):
                 decoding,
                 num_captions=num_captions,
                 eos_id=tokenizer.sep_id,
-                pad_id=tokenizer.pad_id,
                 seeds=None if seeds is None else [seeds[row] for row in rows],
             )
             for row, texts in zip(rows, written, strict=True):

@@ -110,7 +110,6 @@ class BlipPredictor(BasePredictor):
                 len(questions),
                 decoding,
                 eos_id=self.tokenizer.sep_id,
-                pad_id=self.tokenizer.pad_id,
                 seeds=sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True))),
             )
             return [self._scored(answers[0]) for answers in written]
