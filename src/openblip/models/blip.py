@@ -80,18 +80,16 @@ class Blip(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""
-        tokens: Tensor = self.vision(pixels)
-        return tokens
+        return cast(Tensor, self.vision(pixels))
 
     def encode_pair(self, pixels: Tensor) -> Tensor:
         """The left and the right image (B, 2, 3, S, S) -> their tokens (B, 2, N, Dv)."""
-        tokens: Tensor = self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        return tokens
+        return cast(Tensor, self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
     def image_kv(self, image_tokens: Tensor, mode: Mode) -> CrossKV:
         """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`).
 
-        Where both modes share their cross-attention (the paper's choice), one result serves both.
+        Where `shares_cross_attention` (the paper's choice), one result serves both modes.
         """
         return CrossKV(self.text.context_kv(image_tokens, mode))
 
@@ -136,15 +134,13 @@ class Blip(nn.Module):
         """(..., Dv) -> (..., E), the space in which ITC compares the class token; not of unit length."""
         self._require("itc")
         normed = self.vision.norm(image_tokens) if self.config.pooled else image_tokens
-        projected: Tensor = self.vision_proj(normed)
-        return projected
+        return cast(Tensor, self.vision_proj(normed))
 
     def project_text(self, states: Tensor) -> Tensor:
         """States (..., D) of a text alone -> (..., E), the space in which ITC compares [CLS]."""
         self._require("itc")
         pooled = states if self.text_pooler is None else self.text_pooler(states).tanh()
-        projected: Tensor = self.text_proj(pooled)
-        return projected
+        return cast(Tensor, self.text_proj(pooled))
 
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
         """ids (R, T) from [ENC] over B images -> (R, 2); index 1 means match. The image-grounded encoder.
@@ -152,16 +148,12 @@ class Blip(nn.Module):
         With `dialog_kv` the text is a dialog that ends with an answer, and index 1 means that it is right.
         """
         self._require("itm", "visdial")
-        hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
-        logits: Tensor = self.itm_head(hidden[:, 0])
-        return logits
+        return cast(Tensor, self.itm_head(self.text(ids, "encode", mask, image_kv.layers)[:, 0]))
 
     def judge_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
         """Statements (R, T) from [ENC] over B pairs of images -> (R, 2); index 1 means true (NLVR2)."""
         self._require("nlvr")
-        hidden = self.text(ids, "encode", mask=mask, context_kv=image_kv.layers)
-        logits: Tensor = self.nlvr_head(hidden[:, 0])
-        return logits
+        return cast(Tensor, self.nlvr_head(self.text(ids, "encode", mask, image_kv.layers)[:, 0]))
 
     def decode(
         self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None, mask: Tensor | None = None
@@ -182,8 +174,7 @@ class Blip(nn.Module):
     def capture_cross_attention(self, mode: Mode, layer: int) -> Iterator[list[Tensor]]:
         """Record where texts look: within, every forward pass appends weights (B, H, K * T, N) of one layer.
 
-        Passes in the other mode are recorded too where both modes share their cross-attention. Raises
-        ConfigError when there is no such layer.
+        Passes in the other mode are recorded too where both share their cross-attention. ConfigError: no such layer.
         """
         layers = self.text.layers
         if not 0 <= layer < len(layers):
@@ -193,11 +184,13 @@ class Blip(nn.Module):
             yield weights
 
     def _require(self, *heads: Head) -> None:
-        """Raise UnsupportedTaskError unless the model has one of `heads`."""
-        if not set(heads) & set(self.config.heads):
-            raise UnsupportedTaskError(
-                f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(self.config.heads)}."
-            )
+        require_head(self.config.heads, *heads)
+
+
+def require_head(present: Sequence[str], *heads: str) -> None:
+    """Raise UnsupportedTaskError unless one of `heads` is present."""
+    if not set(heads) & set(present):
+        raise UnsupportedTaskError(f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(present)}.")
 
 
 def initialise(module: nn.Module) -> None:

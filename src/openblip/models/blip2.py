@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.blip import INITIAL_TEMPERATURE, initialise
-from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, VisionConfig
+from openblip.models.blip import INITIAL_TEMPERATURE, initialise, require_head
+from openblip.models.config import Blip2Config, Blip2Head, VisionConfig
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention, capture_attention
@@ -76,7 +76,12 @@ class Blip2(nn.Module):
                     f"The image encoder {config.vision.name} must be given: it is a model of transformers."
                 )
             vision = VisionTransformer(**asdict(config.vision))
-        _check_width(language, config.language)
+        described = None if config.language is None else config.language.hidden_dim
+        if language is not None and language.hidden_dim != described:
+            raise ConfigError(
+                f"The language model is {language.hidden_dim} wide; the config says "
+                + ("that there is none." if described is None else f"{described}.")
+            )
         heads, width = set(config.heads), config.qformer.hidden_dim
         self.vision_norm = nn.LayerNorm(config.vision.hidden_dim, eps=config.vision_norm_eps)
         self.qformer = QFormer(
@@ -107,13 +112,10 @@ class Blip2(nn.Module):
         for name in parts:
             if name not in ("vision", "language"):
                 raise ValueError(f"{name} cannot be frozen: choose of vision and language.")
-        for name in ("vision", "language"):
-            part = getattr(self, name)
-            if part is not None:
-                for parameter_name, parameter in part.named_parameters():
-                    is_adapter = name == "language" and "lora_" in parameter_name
-                    if parameter.is_floating_point():
-                        parameter.requires_grad_(name not in parts or is_adapter)
+        for part, frozen in ((self.vision, "vision" in parts), (self.language, "language" in parts)):
+            for name, parameter in [] if part is None else part.named_parameters():
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(not frozen or (part is self.language and "lora_" in name))
         self.frozen = parts
         return self.train(self.training)
 
@@ -142,34 +144,24 @@ class Blip2(nn.Module):
         """
         if "vision" in self.frozen:
             return run_frozen(self.vision, pixels)
-        if not torch.is_grad_enabled():
-            return run_without_graph(self.vision, pixels)
-        features: Tensor = self.vision(pixels)
-        return features
+        return cast(Tensor, self.vision(pixels)) if torch.is_grad_enabled() else run_without_graph(self.vision, pixels)
 
     def image_kv(self, features: Tensor) -> ImageKV:
         """Features (B, N, Dv) -> the keys and values that the queries attend to, after the trained norm."""
-        normed = F.layer_norm(  # in float32, as the released code
-            features.float(),
-            self.vision_norm.normalized_shape,
-            self.vision_norm.weight.float(),
-            self.vision_norm.bias.float(),
-            self.vision_norm.eps,
-        )
-        return ImageKV(self.qformer.image_kv(normed.to(self.vision_norm.weight.dtype)))
+        norm = self.vision_norm  # in float32, as the released code
+        normed = F.layer_norm(features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        return ImageKV(self.qformer.image_kv(normed.to(norm.weight.dtype)))
 
     def encode_queries(self, image_kv: ImageKV) -> QueryOutput:
         """Run the queries over B images, once for ITC, ITG and the language model."""
         cache = SelfAttentionCache(self.config.qformer.num_layers)
-        queries = self.qformer(image_kv=image_kv.layers, cache=cache)
-        return QueryOutput(queries, cache)
+        return QueryOutput(self.qformer(image_kv=image_kv.layers, cache=cache), cache)
 
     def encode_multimodal(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
         """Queries (R, Q, D) that attend to texts (R, T) from [CLS] and to the image: ITM, instructions."""
         num_queries = self.qformer.num_queries
         both = without_padding(matching_mask(num_queries, ids.shape[1]), mask)
-        states: Tensor = self.qformer(ids, image_kv.layers, mask=both)
-        return states[:, :num_queries]
+        return cast(Tensor, self.qformer(ids, image_kv.layers, mask=both)[:, :num_queries])
 
     def embed_image(self, queries: Tensor) -> Tensor:
         """(B, Q, D) -> unit vectors (B, Q, E), one for each query."""
@@ -185,8 +177,7 @@ class Blip2(nn.Module):
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
         """ids (R, T) from [CLS] over B images -> (R, 2), the mean over the queries; index 1 means match."""
         self._require("itm")
-        logits: Tensor = self.itm_head(self.encode_multimodal(ids, mask, image_kv)).mean(dim=1)
-        return logits
+        return cast(Tensor, self.itm_head(self.encode_multimodal(ids, mask, image_kv)).mean(dim=1))
 
     def caption_logits(self, ids: Tensor, output: QueryOutput) -> Tensor:
         """ids (B, T) from [DEC] after the queries of B images -> logits (B, T, V), for training by ITG."""
@@ -217,8 +208,7 @@ class Blip2(nn.Module):
     def visual_prompts(self, queries: Tensor) -> Tensor:
         """Queries (R, Q, D) -> visual prompts of the language model (R, Q, Dl)."""
         self._require("llm")
-        prompts: Tensor = self.language_proj(queries)
-        return prompts
+        return cast(Tensor, self.language_proj(queries))
 
     def predict_text(self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Predicted:
         """Predict texts by the language model, after visual prompts (R, Q, Dl) and text prompts."""
@@ -237,8 +227,7 @@ class Blip2(nn.Module):
     def capture_query_attention(self, layer: int | None) -> Iterator["QueryAttention"]:
         """Record the attention of every forward pass within, of a layer whose queries attend to the image.
 
-        layer: None takes the middle one of these layers. Raises ConfigError for a layer without
-        cross-attention.
+        layer: None takes the middle one of these layers. ConfigError: a layer without cross-attention.
         """
         layers = [cast(QFormerLayer, module) for module in self.qformer.layers]
         attending = {i: m.cross_attention for i, m in enumerate(layers) if m.cross_attention is not None}
@@ -252,16 +241,4 @@ class Blip2(nn.Module):
             yield QueryAttention(image, tokens)
 
     def _require(self, head: Blip2Head) -> None:
-        """Raise UnsupportedTaskError unless the model has the head."""
-        if head not in self.config.heads:
-            raise UnsupportedTaskError(f"This checkpoint has no {head} head; it has {', '.join(self.config.heads)}.")
-
-
-def _check_width(language: LanguageModel | None, config: LanguageConfig | None) -> None:
-    """Raise ConfigError when the language model does not have the width that the config names."""
-    described = None if config is None else config.hidden_dim
-    if language is not None and language.hidden_dim != described:
-        raise ConfigError(
-            f"The language model is {language.hidden_dim} wide; the config says "
-            + ("that there is none." if described is None else f"{described}.")
-        )
+        require_head(self.config.heads, head)

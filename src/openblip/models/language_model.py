@@ -10,7 +10,7 @@ R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language mod
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +58,12 @@ class LanguageModel(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the word embeddings, in which the model computes."""
-        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
-        return dtype
+        return cast(torch.dtype, self.model.get_input_embeddings().weight.dtype)
 
     @property
     def device(self) -> torch.device:
         """The device of the word embeddings."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return cast(torch.device, self.model.get_input_embeddings().weight.device)
 
     @abstractmethod
     def predict(
@@ -83,9 +81,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
-        """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has
-        one.
-        """
+        """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has one."""
 
     @abstractmethod
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -116,8 +112,7 @@ class LanguageModel(nn.Module, ABC):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens and outer spaces."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _check_length(self, length: int, max_new_tokens: int) -> None:
         """Raise ConfigError when the model has too few positions for `max_new_tokens` after `length` of them."""
@@ -131,13 +126,16 @@ class LanguageModel(nn.Module, ABC):
 
     def _token_ids(self, text: str) -> list[int]:
         """Token ids of a text, without the special tokens that the tokenizer adds before and after it."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _embed(self, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """ids (R, T) padded at the right, their mask (R, T) and word embeddings (R, T, Dl)."""
-        ids, mask = padded_right(rows, self.pad_id, device)
-        return ids, mask, self.model.get_input_embeddings()(ids)
+    def _embed(self, visual: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids (R, T) padded at the right and their mask (R, T); then visual prompts and words as the model takes them:
+        embeddings (R, S, Dl) and their mask (R, S), int64.
+        """
+        ids, mask = padded_right(rows, self.pad_id, visual.device)
+        words = self.model.get_input_embeddings()(ids)
+        inputs = torch.cat([visual.to(words.dtype), words], dim=1)
+        return ids, mask, inputs, torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long()
 
 
 class CausalLanguageModel(LanguageModel):
@@ -159,10 +157,8 @@ class CausalLanguageModel(LanguageModel):
 
     def _predict(self, visual: Tensor, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Predicted:
         """Predict the tokens of each row from its position in `starts` on."""
-        ids, mask, embedded = self._embed(rows, visual.device)
-        inputs = torch.cat([visual.to(embedded.dtype), embedded], dim=1)  # (R, Q+T, Dl)
-        whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
-        logits = self.model(inputs_embeds=inputs, attention_mask=whole.long(), use_cache=False).logits
+        ids, mask, inputs, input_mask = self._embed(visual, rows)
+        logits = self.model(inputs_embeds=inputs, attention_mask=input_mask, use_cache=False).logits
         positions = torch.arange(ids.shape[1], device=ids.device)
         predicted = mask & (positions >= torch.tensor(starts, device=ids.device)[:, None])
         labels = ids.masked_fill(~predicted, IGNORED_LABEL)
@@ -172,13 +168,11 @@ class CausalLanguageModel(LanguageModel):
         return Predicted(logits[:, :-1], labels[:, 1:])
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _, mask, embedded = self._embed([self._prompt_ids(prompt) for prompt in prompts], visual.device)
-        inputs = torch.cat([visual.to(embedded.dtype), embedded], dim=1)
-        whole = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long()
-        order = whole.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
+        *_, inputs, mask = self._embed(visual, [self._prompt_ids(prompt) for prompt in prompts])
+        order = mask.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
         return {
             "inputs_embeds": inputs.gather(1, order[..., None].expand_as(inputs)),
-            "attention_mask": whole.gather(1, order),
+            "attention_mask": mask.gather(1, order),
         }
 
     def _prompt_ids(self, prompt: str) -> list[int]:
@@ -236,11 +230,8 @@ class Seq2SeqLanguageModel(LanguageModel):
         starts = [[*self.first_ids, *self._token_ids(prompt)] for prompt in prompts]
         room = None if max_tokens is None else max_tokens - len(self.last_ids)
         rows = [[*start[:room], *self.last_ids] for start in starts]
-        _, mask, embedded = self._embed(rows, visual.device)
-        return {
-            "inputs_embeds": torch.cat([visual.to(embedded.dtype), embedded], dim=1),
-            "attention_mask": torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1).long(),
-        }
+        *_, inputs, mask = self._embed(visual, rows)
+        return {"inputs_embeds": inputs, "attention_mask": mask}
 
 
 def wrap_language_model(model: Any, tokenizer: Any, end_of_text: str | None = None) -> LanguageModel:

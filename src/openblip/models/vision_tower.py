@@ -4,7 +4,7 @@ B images, S image size, P patch size, G = S/P patches a side, N image tokens, Dv
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,17 +49,15 @@ class VisionTower(nn.Module):
 
         For another S than `image_size` the position embeddings are interpolated, where the model can do so.
         """
-        output = self.model(**self._inputs(pixels), output_hidden_states=True)
-        features: Tensor = output.hidden_states[self.layer]
-        return features
-
-    def _inputs(self, pixels: Tensor) -> dict[str, Any]:
-        if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches
-            return flat_patches(pixels, int(self.model.config.patch_size))
         inputs: dict[str, Any] = {"pixel_values": pixels}
-        if pixels.shape[-1] != self.image_size and _takes_interpolation(self.model):
+        if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches
+            inputs = flat_patches(pixels, int(self.model.config.patch_size))
+        elif (
+            pixels.shape[-1] != self.image_size
+            and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        ):
             inputs["interpolate_pos_encoding"] = True
-        return inputs
+        return cast(Tensor, self.model(**inputs, output_hidden_states=True).hidden_states[self.layer])
 
 
 def check_layer(layer: int, num_layers: int) -> None:
@@ -85,10 +83,9 @@ def flat_patches(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
 def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """Features of a frozen encoder, computed in its own precision and without a graph.
 
-    An image's features do not depend on the other images of its batch nor on its position among them, to the
-    last bit: the encoder sees images in groups of a fixed size, filled up with zeros. On a CPU a group is one
-    image, because CPU kernels share the rows of a larger group among threads and round differently by
-    position; on accelerators it is GROUP_SIZE.
+    An image's features do not depend on the other images of its batch nor on its position among them, to the last bit:
+    the encoder sees images in groups of a fixed size, filled up with zeros. On a CPU a group is one image, because CPU
+    kernels share the rows of a larger group among threads and round differently by position.
     """
     size = _group_size(pixels.device)
     features = []
@@ -103,16 +100,11 @@ def run_without_graph(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """Features of all images at once, in the encoder's own precision and without a graph."""
     weights = next(encoder.parameters())
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        features: Tensor = encoder(pixels.to(weights.dtype))
-    return features
+        return cast(Tensor, encoder(pixels.to(weights.dtype)))
 
 
 def _group_size(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GROUP_SIZE
-
-
-def _takes_interpolation(model: nn.Module) -> bool:
-    return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
 
 def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
@@ -131,10 +123,10 @@ def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
         for name, module in encoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_blocks
     )
-    return {name: _depth(name, f"{blocks}.", used) for name, _ in encoder.named_parameters()}
-
-
-def _depth(name: str, blocks: str, used: int) -> int:
-    if name.startswith(blocks):
-        return max(0, used - int(name.removeprefix(blocks).split(".")[0]))
-    return 0 if name.startswith("norm.") else used + 1
+    depths = {}
+    for name, _ in encoder.named_parameters():
+        if name.startswith(f"{blocks}."):
+            depths[name] = max(0, used - int(name.removeprefix(f"{blocks}.").split(".")[0]))
+        else:
+            depths[name] = 0 if name.startswith("norm.") else used + 1
+    return depths

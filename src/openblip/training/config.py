@@ -60,14 +60,13 @@ class TrainingConfig:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every")
+        for name in (*counts, "model_every", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"training.{name} is {value}; it must be at least 1.")
         for name in ("model_every", "validate_every"):
-            every = getattr(self, name)
-            if every is not None and every < 1:
-                raise ConfigError(f"training.{name} is {every}; it must be at least 1.")
-            if every is not None and self.shard_frozen:
+            if getattr(self, name) is not None and self.shard_frozen:
                 raise ConfigError(
                     f"training.{name}: a model that shard_frozen divides is whole at the end only; leave out "
                     "one of the two."

@@ -71,14 +71,31 @@ def make_optimizers(
     Raises ConfigError for a layer-wise decay that would change nothing, because no encoder is trained.
     """
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
-    scales = _scales(trained, config.layer_decay, layers_above or {})
+    decay, depths = config.layer_decay, layers_above or {}
+    if decay is not None and not any(depths.get(name) for name in trained):
+        raise ConfigError(
+            f"training.layer_decay is {decay}, but this task trains no image encoder whose layers it could "
+            "slow down: leave it out, or train the encoder."
+        )
+    scales = {name: 1.0 if decay is None else decay ** depths.get(name, 0) for name in trained}
     linear = {id(module.weight) for module in task.modules() if isinstance(module, nn.Linear)}
     muon = {name for name, p in trained.items() if id(p) in linear} if config.muon_learning_rate else set()
-    rest = {name: parameter for name, parameter in trained.items() if name not in muon}
+
+    def groups(names: Iterable[str], rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of equal learning rate, the fastest first."""
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for name in names:
+            by_scale.setdefault(scales[name], []).append(trained[name])
+        return [
+            {"params": by_scale[scale], "lr": rate * scale, "weight_decay": weight_decay}
+            for scale in sorted(by_scale, reverse=True)
+        ]
+
+    rest = [name for name in trained if name not in muon]
     adamw = torch.optim.AdamW(
         [
-            *_groups({n: p for n, p in rest.items() if p.ndim > 1}, scales, config.learning_rate, config.weight_decay),
-            *_groups({n: p for n, p in rest.items() if p.ndim <= 1}, scales, config.learning_rate, 0.0),
+            *groups([n for n in rest if trained[n].ndim > 1], config.learning_rate, config.weight_decay),
+            *groups([n for n in rest if trained[n].ndim <= 1], config.learning_rate, 0.0),
         ],
         betas=(config.beta1, config.beta2),
         fused=True,
@@ -86,30 +103,5 @@ def make_optimizers(
     if config.muon_learning_rate is None:
         return Optimizers(adamw)
     # Scaled to the size of AdamW's updates (Liu et al. 2025, section 2.2), so that one decay serves both.
-    matrices = {name: trained[name] for name in trained if name in muon}
-    groups = _groups(matrices, scales, config.muon_learning_rate, config.weight_decay)
-    return Optimizers(adamw, torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw"))
-
-
-def _scales(trained: Iterable[str], decay: float | None, layers_above: Mapping[str, int]) -> dict[str, float]:
-    """The share of the learning rate that each trained parameter is given."""
-    depths = {name: 0 if decay is None else layers_above.get(name, 0) for name in trained}
-    if decay is not None and not any(depths.values()):
-        raise ConfigError(
-            f"training.layer_decay is {decay}, but this task trains no image encoder whose layers it could "
-            "slow down: leave it out, or train the encoder."
-        )
-    return {name: 1.0 if decay is None else decay**depth for name, depth in depths.items()}
-
-
-def _groups(
-    parameters: Mapping[str, nn.Parameter], scales: Mapping[str, float], rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimizer groups of equal learning rate, the fastest first."""
-    by_scale: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        by_scale.setdefault(scales[name], []).append(parameter)
-    return [
-        {"params": by_scale[scale], "lr": rate * scale, "weight_decay": weight_decay}
-        for scale in sorted(by_scale, reverse=True)
-    ]
+    matrices = groups([n for n in trained if n in muon], config.muon_learning_rate, config.weight_decay)
+    return Optimizers(adamw, torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"))

@@ -15,8 +15,7 @@ from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import read_json, read_jsonl, remove_partials, write_json, write_text
 from openblip.training.config import TrainingConfig
 
-CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
-REJECTS = "rejects.jsonl"
+METRICS, REJECTS, CHECKPOINTS = "metrics.jsonl", "rejects.jsonl", "checkpoints"
 MAY_CHANGE = ("training.batch_size ", "training.accumulation ", "training.num_threads ", "data.num_workers ")
 """Settings that a resumed run may change: how a step's samples are divided among processes and micro-batches."""
 
@@ -34,7 +33,7 @@ class RunFolder:
     @property
     def model(self) -> Path:
         """The folder of the final weights, which exists when the run is finished."""
-        return self.path / MODEL
+        return self.path / "model"
 
     @property
     def best(self) -> Path:
@@ -47,7 +46,7 @@ class RunFolder:
         Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the
         differences.
         """
-        file = self.path / CONFIG
+        file = self.path / "config.json"
         if file.exists():
             if not resume:
                 raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
@@ -75,23 +74,18 @@ class RunFolder:
 
         Returns the number of rejects up to `step`.
         """
-        self._keep_until(step, METRICS)
-        return self._keep_until(step, REJECTS)
-
-    def _keep_until(self, step: int, name: str) -> int:
-        """Remove the lines of later steps from a file and return how many stay."""
-        file = self.path / name
-        if not file.exists():
-            return 0
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # the line that was being written when the run was killed
-                continue
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        write_text(file, "".join(kept))
+        kept: list[str] = []
+        for file in (self.path / METRICS, self.path / REJECTS):
+            kept = []
+            for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the line that was being written when the run was killed
+                    continue
+                if record["step"] <= step:
+                    kept.append(line + "\n")
+            if file.exists():
+                write_text(file, "".join(kept))
         return len(kept)
 
     def best_score(self, name: str) -> float | None:
@@ -137,8 +131,21 @@ class Trackers:
     """Sends scalars to the trackers that the config names; without any it does nothing."""
 
     def __init__(self, config: TrainingConfig, folder: Path) -> None:
-        self._tensorboard = _tensorboard(folder) if config.tensorboard else None
-        self._wandb = _wandb(config.wandb_project, folder) if config.wandb_project else None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        name = "TensorBoard"
+        try:
+            if config.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            name = "wandb"
+            if config.wandb_project:
+                import wandb
+
+                self._wandb = wandb.init(project=config.wandb_project, dir=str(folder), id=folder.name, resume="allow")
+        except ImportError as error:
+            raise MissingExtraError(f'{name} is not installed: pip install "openblip[track]"') from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a record of metrics.jsonl."""
@@ -156,19 +163,3 @@ class Trackers:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError('TensorBoard is not installed: pip install "openblip[track]"') from error
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def _wandb(project: str, folder: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingExtraError('wandb is not installed: pip install "openblip[track]"') from error
-    return wandb.init(project=project, dir=str(folder), id=folder.name, resume="allow")

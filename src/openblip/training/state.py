@@ -8,7 +8,7 @@ seeds its generators from the run's seed and the step.
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,11 +39,8 @@ class FrozenParts:
         prefixes = tuple(f"{name}." for name, module in modules if id(module) in parts)
         parameters = task.named_parameters(remove_duplicate=False)
         trained = {name for name, parameter in parameters if parameter.requires_grad}
-        state = {
-            name: value
-            for name, value in task.state_dict().items()
-            if name.startswith(prefixes) and name not in trained
-        }
+        items = task.state_dict().items()
+        state = {name: value for name, value in items if name.startswith(prefixes) and name not in trained}
         self.names = frozenset(state)
         self.fingerprint = {name: fingerprint(value) for name, value in state.items()}
 
@@ -64,16 +61,18 @@ class FrozenParts:
 
     def check_as_saved(self, saved: Mapping[str, str], origin: str) -> None:
         """Raise CheckpointError unless the fingerprint is the one that `origin` was saved with."""
-        changes = [
-            f"{name} was {saved.get(name, 'not frozen')}, now {self.fingerprint.get(name, 'not frozen')}"
-            for name in sorted({*saved, *self.fingerprint})
-            if saved.get(name) != self.fingerprint.get(name)
-        ]
+        changes = _changes(saved, self.fingerprint, "not frozen")
         if changes:
             raise CheckpointError(
                 f"{origin} belongs to other frozen weights: {len(changes)} differ, first {changes[0]}. "
                 "Resume with the frozen models that the run began with."
             )
+
+
+def _changes(old: Mapping[str, object], new: Mapping[str, object], absent: str) -> list[str]:
+    """The differences of two mappings in words, by name."""
+    names = sorted({*old, *new})
+    return [f"{n} was {old.get(n, absent)}, now {new.get(n, absent)}" for n in names if old.get(n) != new.get(n)]
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -114,7 +113,7 @@ def load_state(
     The number of processes may have changed. Raises CheckpointError when a step now has another number of
     samples, or the run was saved with another model, frozen or not.
     """
-    saved = _read_object(folder / CURSOR)
+    saved = _read(folder / CURSOR)
     if saved.get("samples_per_step") != samples_per_step:
         raise CheckpointError(
             f"{folder} was written by a run of {saved.get('samples_per_step')} samples a step, this one has "
@@ -122,7 +121,7 @@ def load_state(
             "so that their product is the same."
         )
     if frozen.names:
-        frozen.check_as_saved(_read_object(folder / FROZEN), str(folder))
+        frozen.check_as_saved(_read(folder / FROZEN), str(folder))
     try:
         _restore(frozen.changing_state(task), _read(folder / TASK, device))
         optimizers.load_state_dict(_read(folder / OPTIMIZER, device))
@@ -136,33 +135,19 @@ def load_state(
 def _restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Copy saved values into a task's state. Raises ValueError before the first unless names and shapes agree."""
     shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
-    different = [
-        f"{name} was {saved_shapes.get(name, 'missing')}, now {shapes.get(name, 'missing')}"
-        for name in sorted({*shapes, *saved_shapes})
-        if shapes.get(name) != saved_shapes.get(name)
-    ]
-    if different:
-        raise ValueError("; ".join(different))
+    if changes := _changes(saved_shapes, shapes, "missing"):
+        raise ValueError("; ".join(changes))
     for name, tensor in state.items():
         tensor.copy_(saved[name])
 
 
-def _read(file: Path, device: torch.device) -> dict[str, Any]:
+def _read(file: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """The content of a json file, or of one that torch wrote."""
     try:
-        content: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise _unreadable(file, error) from error
-    return content
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file)
-    except ConfigError as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{file} cannot be read: {error}. Remove {file.parent.name} to go on from an earlier checkpoint."
-    )
+        if file.suffix == ".json":
+            return read_json(file)
+        return cast(dict[str, Any], torch.load(file, map_location=device, weights_only=True))
+    except (ConfigError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. Remove {file.parent.name} to go on from an earlier checkpoint."
+        ) from error

@@ -64,12 +64,8 @@ class Trainer:
         save_model: Callable[[Path], None] | None = None,
         validation: Validation | None = None,
     ) -> None:
-        self.save_model = save_model
-        self.validation = validation
-        self.task = task
-        self.config = config
-        self.folder = folder
-        self.process = process
+        self.task, self.config, self.folder, self.process = task, config, folder, process
+        self.save_model, self.validation = save_model, validation
         self.frozen = FrozenParts(task)
         self.frozen.check_equal_on_all_processes()
         if config.activation_checkpointing:
@@ -119,8 +115,9 @@ class Trainer:
                     bar.note(describe(record))
                     self._log(record, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
-                if self.validation is not None and self._validates_now():
-                    scores = self._validate()
+                every = config.validate_every
+                if self.validation and every and (self.step % every == 0 or self.step == config.steps):
+                    scores = self._validate(self.validation)
                     decisive = f"validation/{self.validation.best_by}"
                     bar.note(f"{decisive} {scores[decisive]:.4g}")
                     self._log({"step": self.step, **scores}, trackers)
@@ -153,9 +150,11 @@ class Trainer:
             rejects += loaded.rejects
             torch.manual_seed(derive_seed(config.seed, self.step, micro, self.process.rank))
             generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
-            with self._sync_only_if(micro == config.accumulation - 1):
+            # DDP averages gradients in the backward pass of the last micro-batch only.
+            last, forward = micro == config.accumulation - 1, self.forward
+            with forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext():
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    named = self.forward(loaded.batch.to(device), self.step, generator)
+                    named = forward(loaded.batch.to(device), self.step, generator)
                 total = torch.stack(list(named.values())).sum() / config.accumulation
                 total.backward()
             losses.append({name: loss.detach().float() for name, loss in named.items()})
@@ -196,23 +195,16 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)
         return sums, fetched[-1]
 
-    def _validates_now(self) -> bool:
-        every = self.config.validate_every
-        if self.validation is None or every is None:
-            return False
-        return self.step % every == 0 or self.step == self.config.steps
-
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, validation: Validation) -> dict[str, float]:
         """Measure the model, and keep it in best/ when no earlier one was better.
 
         Every process takes part and gets the same scores. Training mode and random state are restored.
         """
-        assert self.validation is not None
         self.task.eval()
         with torch.random.fork_rng():
-            scores = self.validation.evaluate(self.step)
+            scores = validation.evaluate(self.step)
         self.task.train()
-        score = scores[self.validation.best_by]
+        score = scores[validation.best_by]
         if self.best_score is None or score > self.best_score:
             self.best_score = score
             self._write_model(self.folder.best)
@@ -222,13 +214,6 @@ class Trainer:
         if trackers is not None:  # the main process
             self.folder.log(record)
             trackers.log(record)
-
-    @contextmanager
-    def _sync_only_if(self, last: bool) -> Iterator[None]:
-        """DDP averages gradients in the backward pass of the last micro-batch only."""
-        forward = self.forward
-        with forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext():
-            yield
 
     def _samples_per_step(self) -> int:
         return self.config.batch_size * self.config.accumulation * self.process.world_size
