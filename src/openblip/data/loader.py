@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -111,7 +112,9 @@ class Loader:
                     positions |= message.positions
                 next_draw += self.batch_size * self.order.world_size
                 cursor = self.order.cursor(next_draw, positions)
-                yield LoadedBatch(self._collate(parts), cursor, _rejects(parts))
+                # In the order of the rows that replaced them, whichever worker met them.
+                rejects = sorted((pair for part in parts for pair in part.rejects), key=itemgetter(0))
+                yield LoadedBatch(self._collate(parts), cursor, [reject for _, reject in rejects])
         finally:
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
@@ -137,12 +140,6 @@ class Loader:
         batch = self.processor.collate(in_order, cast(Tokenizer, self.tokenizer))
         # Copying pinned memory to the device does not make the host wait.
         return batch.pin_memory() if torch.cuda.is_available() else batch
-
-
-def _rejects(parts: "list[_Part]") -> list[Reject]:
-    """In the order of the rows that replaced them, whichever worker met them."""
-    rejects = sorted((pair for part in parts for pair in part.rejects), key=lambda pair: pair[0])
-    return [reject for _, reject in rejects]
 
 
 @dataclass(frozen=True)
@@ -210,9 +207,7 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
         def stream_of(stream: int, row: int) -> _Stream:
             pool = order.choose_pool(stream, row)
             if (stream, pool) not in streams:
-                position = order.positions[stream][pool]
-                reader = _BlockReader(order.pools[pool], len(order.pools), stream, position, closing)
-                streams[stream, pool] = _Stream(reader, position, threads, unusable)
+                streams[stream, pool] = _Stream(order, stream, pool, unusable, threads, closing)
             return streams[stream, pool]
 
         # The process's k-th draw is draw k * W + rank of the job.
@@ -246,16 +241,40 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
             yield part._replace(pixels=torch.from_numpy(np.stack(pixels))) if pixels else part
 
 
+class _Block(NamedTuple):
+    """Samples of a slot that are drawn in an order of their own."""
+
+    piece: Piece
+    start: Position
+    end: Position
+    samples: list[Sample | None]
+    """In the order of their drawing; None once drawn."""
+    rejects: list[Reject]
+    """What the source could not read among them."""
+
+
 class _Stream:
-    """The endless samples of one stream in one pool."""
+    """The endless samples of one stream in one pool. A thread reads their blocks, one ahead."""
 
     def __init__(
-        self, reader: "_BlockReader", position: Position, threads: ThreadPoolExecutor, unusable: "_UnusableSources"
+        self,
+        order: Order,
+        stream: int,
+        pool: int,
+        unusable: "_UnusableSources",
+        threads: ThreadPoolExecutor,
+        closing: threading.Event,
     ) -> None:
-        self.reader, self.threads, self.unusable = reader, threads, unusable
-        self._next_block: Future[_Block] = threads.submit(reader.read)
+        self.pool, self.num_pools, self.stream = order.pools[pool], len(order.pools), stream
+        self.unusable, self.threads, self.closing = unusable, threads, closing
+        position = order.positions[stream][pool]
         self._block: _Block | None = None
         self._taken = position.taken
+        # Of the reading thread:
+        self._start = position._replace(taken=0)
+        self._items: Iterator[Located] | None = None
+        self._ahead: Located | None = None  # the first item after the last block
+        self._next_block: Future[_Block] = threads.submit(self._read)
 
     @property
     def position(self) -> Position:
@@ -289,64 +308,37 @@ class _Stream:
                 self.unusable.note_slot(last.piece.source)
             self._taken = 0
         self._block = self._next_block.result()
-        self._next_block = self.threads.submit(self.reader.read)
+        self._next_block = self.threads.submit(self._read)
         if self._taken == 0:  # a run that stopped inside the block has named its rejects
             rejects += self._block.rejects
 
-
-class _Block(NamedTuple):
-    """Samples of a slot that are drawn in an order of their own."""
-
-    piece: Piece
-    start: Position
-    end: Position
-    samples: list[Sample | None]
-    """In the order of their drawing; None once drawn."""
-    rejects: list[Reject]
-    """What the source could not read among them."""
-
-
-class _BlockReader:
-    """Reads one stream's slots in one pool, block by block. Threads call it, never two at once."""
-
-    def __init__(self, pool: Pool, num_pools: int, stream: int, position: Position, closing: threading.Event) -> None:
-        self.pool, self.num_pools, self.stream, self.closing = pool, num_pools, stream, closing
-        self._start = position._replace(taken=0)
-        self._items: Iterator[Located] | None = None
-        self._ahead: Located | None = None  # the first item after the last block
-
-    def read(self) -> _Block:
-        """The next block, without a sample where a slot ends. Raises `SourceError` when the disk or the
-        network goes on failing.
+    def _read(self) -> _Block:
+        """The next block, which may be empty where a slot ends. Raises `SourceError` when the disk or the network
+        goes on failing.
         """
         for pause in _RETRY_PAUSES:
             try:
-                return self._read_block()
+                return self._read_once()
             except OSError:
                 self._items = self._ahead = None
                 self.closing.wait(pause)
         try:
-            return self._read_block()
+            return self._read_once()
         except OSError as error:
             piece = self.pool.piece(self._start.slot)
             raise SourceError(f"{piece.source.name}: shard {piece.shard} cannot be read: {error}") from error
 
-    def _read_block(self) -> _Block:
+    def _read_once(self) -> _Block:
         start = self._start
         piece = self.pool.piece(start.slot)
         most = block_size(self.stream, start, piece.pieces[1], self.num_pools)
         end = Position(start.slot + self.pool.num_streams, 0, 0)
-        samples: list[Sample | None] = []
+        samples: list[Sample] = []
         rejects: list[Reject] = []
-        if piece.item is not None:
-            self._start = end
-            if isinstance(piece.item, Reject):
-                return _Block(piece, start, end, [], [piece.item])
-            return _Block(piece, start, end, [piece.item], [])
         num_bytes, last_number = 0, -1
         try:
             if self._items is None:
-                self._items = piece.source.read(piece.shard, start=start.number, pieces=piece.pieces)
+                self._items = piece.read(start.number)
                 self._ahead = next(self._items, None)
             while self._ahead is not None and not self.closing.is_set():
                 number, item = self._ahead
@@ -368,7 +360,7 @@ class _BlockReader:
             self._items = None
         self._start = end
         shuffled = [samples[i] for i in self.pool.sample_order(start.slot, start.number, len(samples))]
-        return _Block(piece, start, end, shuffled, rejects)
+        return _Block(piece, start, end, [*shuffled], rejects)
 
 
 class _UnusableSources:
@@ -399,24 +391,16 @@ class _UnusableSources:
         for shard in source.shards():
             try:
                 for _, item in source.read(shard):
-                    reject = self._reject(item)
-                    if reject is None:
-                        self.note_good(source)
-                        return
-                    last = f"; the last, {reject.shard}/{reject.key}: {reject.reason}"
+                    if isinstance(item, Sample):
+                        try:
+                            self.decoder(item, 0)
+                            return self.note_good(source)
+                        except (SourceError, ImageError) as error:
+                            item = Reject(item.shard, item.key, str(error))
+                    last = f"; the last, {item.shard}/{item.key}: {item.reason}"
             except SourceError as error:
                 last = f"; the last, {shard}: {error}"
         raise SourceError(f"{source.name}: no sample can be used{last}")
-
-    def _reject(self, item: Sample | Reject) -> Reject | None:
-        """None for a sample that can be used."""
-        if isinstance(item, Reject):
-            return item
-        try:
-            self.decoder(item, 0)
-        except (SourceError, ImageError) as error:
-            return Reject(item.shard, item.key, str(error))
-        return None
 
 
 def unchanged(message: Any) -> Any:

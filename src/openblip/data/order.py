@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sample import Located, Reject, Sample, Source
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ConfigError, SourceError
 from openblip.files import hash_bytes, hash_int
@@ -54,6 +54,12 @@ class Piece(NamedTuple):
     epoch: int
     """How often every piece was read before this one."""
     item: Sample | Reject | None = None
+
+    def read(self, start: int) -> Iterator[Located]:
+        """Its samples and rejects from a number on, as `Source.read` gives them."""
+        if self.item is not None:
+            return iter([Located(0, self.item)])
+        return self.source.read(self.shard, start=start, pieces=self.pieces)
 
 
 @dataclass(frozen=True)
@@ -131,17 +137,20 @@ class Order:
                 f"seed {seed} must not be negative, and rank {rank} must be within world_size {world_size}"
             )
         self.seed, self.rank, self.world_size, self.weights = seed, rank, world_size, mixture.weights
-        self.num_streams = _num_streams(world_size) if cursor is None else int(cursor.get("streams", 0))
+        default = 64 if world_size <= 8 and 64 % world_size == 0 else 8 * world_size
+        self.num_streams = default if cursor is None else int(cursor.get("streams", 0))
         if self.num_streams < 1 or self.num_streams % world_size:
             raise ConfigError(
                 f"a run with {self.num_streams} streams of samples cannot go on with {world_size} processes; "
                 "their number must divide that of the streams"
             )
         self.streams = range(rank, self.num_streams, world_size)
-        shards = [[(source, shard) for shard in source.shards()] for source in mixture.sources]
-        for source, names in zip(mixture.sources, shards, strict=True):
+        shard_names = [source.shards() for source in mixture.sources]
+        shards = []
+        for source, names in zip(mixture.sources, shard_names, strict=True):
             if not names:
                 raise SourceError(f"{source.name}: no shards")
+            shards.append([(source, name) for name in names])
         if mixture.weights is None:
             shards = [[pair for names in shards for pair in names]]
         self.pools = [
@@ -151,7 +160,7 @@ class Order:
         self._cumulative_weights = list(accumulate(mixture.weights or (1.0,)))
         self._identity = {
             "seed": seed,
-            "shards": [_describe(source) for source in mixture.sources],
+            "shards": [f"{len(names)} ({hash_bytes(chr(0).join(names), 6).hex()})" for names in shard_names],
             "samples": [None if pool.items is None else len(pool.items) for pool in self.pools],
             "weights": None if mixture.weights is None else [round(weight, 9) for weight in mixture.weights],
         }
@@ -230,16 +239,6 @@ def _read_items(source: Source, shard: str, images: bool) -> Iterator[Sample | R
         yield Reject(shard, "", str(error))
     except OSError as error:
         raise SourceError(f"{source.name}: shard {shard} cannot be read: {error}") from error
-
-
-def _num_streams(world_size: int) -> int:
-    return 64 if world_size <= 8 and 64 % world_size == 0 else 8 * world_size
-
-
-def _describe(source: Source) -> str:
-    """The number of a source's shards and a hash of their names."""
-    shards = source.shards()
-    return f"{len(shards)} ({hash_bytes(chr(0).join(shards), 6).hex()})"
 
 
 def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
