@@ -78,6 +78,7 @@ def test_every_sample_of_a_small_pool_is_drawn_once_per_epoch(make_image):
     assert all(len(set(drawn[i : i + 12])) == 12 for i in range(0, 60, 12))
 
 
+@pytest.mark.slow
 def test_every_sample_is_drawn_about_equally_often(make_image, no_small_pools):
     source = numbered("a", [30, 50, 20, 10, 40], make_image())
     drawn = names(take(load(source, batch_size=150), 20))
@@ -97,6 +98,7 @@ def test_a_shard_per_stream_is_read_through_before_it_comes_again(make_image):
     assert len(counts) == 64 * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 10])
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_small_sources_fill_large_batches(request, make_image, size, is_streamed):
@@ -108,6 +110,7 @@ def test_small_sources_fill_large_batches(request, make_image, size, is_streamed
     assert min(counts.values()) >= (128 if is_streamed else 240) / size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
     options = {"augmentation": Augmentation(), "batch_size": 24}
@@ -163,6 +166,7 @@ def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
         assert sorted(rows) == sorted(whole[30 + 20 * step : 50 + 20 * step])
 
 
+@pytest.mark.slow
 def test_resuming_reads_from_the_open_blocks_on(make_image, monkeypatch):
     monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 16)
     source = numbered("a", [200] * 64, make_image())
@@ -198,6 +202,7 @@ def test_blocks_hold_few_samples_and_bytes(make_image, monkeypatch, no_small_poo
             assert taken < 2
 
 
+@pytest.mark.slow
 def test_samples_with_one_number_stay_together(make_image, monkeypatch):
     """As the kept texts of one image do, in a CapFilt run."""
 
@@ -390,6 +395,7 @@ def run_script(ending, source, log=""):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["exit", "interrupt"])
 def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_shards, ending):
     process = run_script(ending, write_shards(tmp_path, [30]))
@@ -403,6 +409,7 @@ def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_sh
         os.killpg(process.pid, 0)  # no process of the group is left
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_sequence_is_that_of_an_uninterrupted_run(tmp_path, write_shards, no_small_pools):
     folder = write_shards(tmp_path / "data", [40, 25, 60], corrupt={"00012": b"bad"})
     log = tmp_path / "log.jsonl"

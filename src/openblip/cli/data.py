@@ -1,7 +1,6 @@
 """`openblip data inspect`: what a source holds; `openblip data emoji-scenes`: the embedded world as tar shards."""
 
 import json
-import statistics
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from openblip.data.sample import Reject, Sample
 
 _LINES_SHOWN = 10
-_MISSING_SHOWN = 3
 
 
 def inspect_data(
@@ -49,7 +47,7 @@ def inspect_data(
     for number, member in enumerate(mixture.sources):
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
             inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
-        facts = _facts(inspection)
+        facts = inspection.facts()
         if mixture.weights is not None and len(mixture.sources) > 1:
             facts["weight"] = round(mixture.weights[number], 4)
         if as_json:
@@ -57,32 +55,6 @@ def inspect_data(
         else:
             _print_tables(member.name, facts, inspection)
     return 0
-
-
-def _facts(inspection: "Inspection") -> dict[str, Any]:
-    """What is printed, by name."""
-    tasks = inspection.tasks.facts()
-    facts: dict[str, Any] = {
-        **inspection.description,
-        "shards": inspection.num_shards,
-        "samples": inspection.num_samples,
-        **({"task fields counted in": inspection.num_samples} if tasks else {}),
-        **tasks,
-        "samples read": inspection.num_read,
-    }
-    for name, count in (("pairs of images", inspection.num_pairs), ("clips", inspection.num_videos)):
-        facts |= {name: count} if count else {}
-    if missing := inspection.missing_files:
-        facts["missing pictures"] = f"{len(missing)} of {inspection.num_read}"
-        facts["first missing"] = missing[:_MISSING_SHOWN]
-    words = sorted(inspection.caption_words)
-    spread = {"least": words[0], "median": statistics.median(words), "most": words[-1]} if words else {}
-    return facts | {
-        "rejects": len(inspection.rejects),
-        "captions per image": {str(num): images for num, images in sorted(inspection.captions_per_image.items())},
-        "words per caption": spread,
-        "image sizes": [f"{width}x{height}" for (width, height), _ in inspection.image_sizes.most_common(_LINES_SHOWN)],
-    }
 
 
 def _reasons(rejects: "list[Reject]") -> dict[str, int]:

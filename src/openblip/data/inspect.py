@@ -1,7 +1,8 @@
 """What a source holds, counted: the texts of every sample, and the images of some."""
 
 import contextlib
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,130 +16,128 @@ from openblip.data.sample import MissingFile, Reject, Sample, Source
 from openblip.data.video import is_video, read_frames
 from openblip.errors import ImageError, MissingExtraError, SourceError
 
-_MOST_FREQUENT = 10
-
-
-@dataclass
-class TaskCounts:
-    """Counts over the `info` of samples: questions, statements, dialogs, instructions, classes and domains,
-    under the names of docs/data.md. Fields of other types than the documented ones are not counted.
-    """
-
-    questions: int = 0
-    unanswered: int = 0
-    with_choices: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
-    statements: Counter[str] = field(default_factory=Counter)
-    dialogs: int = 0
-    rounds: int = 0
-    rounds_unanswered: int = 0
-    rounds_with_relevance: int = 0
-    options: Counter[int] = field(default_factory=Counter)
-    instructed: int = 0
-    instructions: int = 0
-    classes: Counter[str] = field(default_factory=Counter)
-    domains: Counter[str] = field(default_factory=Counter)
-
-    def add(self, info: Mapping[str, Any]) -> None:
-        """Count what a sample is annotated with."""
-        label = info.get("label")
-        if isinstance(info.get("question"), str):
-            self._add_question(info)
-        if isinstance(info.get("statement"), str):
-            self.statements[str(label).lower() if isinstance(label, bool) else "unlabelled"] += 1
-        elif isinstance(label, str):
-            self.classes[label] += 1
-        if isinstance(info.get("dialog"), list):
-            self._add_dialog(info["dialog"])
-        if info.keys() & {"instruction", "turns", "conversations"}:
-            with contextlib.suppress(SourceError):
-                self.instructions += len(turns_of(info))
-                self.instructed += 1
-        if isinstance(info.get("domain"), str):
-            self.domains[info["domain"]] += 1
-
-    def _add_question(self, info: Mapping[str, Any]) -> None:
-        answers = info.get("answers")
-        self.questions += 1
-        if isinstance(answers, list) and answers:
-            self.answers.update(answer for answer in answers if isinstance(answer, str))
-        else:
-            self.unanswered += 1
-        self.with_choices += isinstance(info.get("choices"), list)
-
-    def _add_dialog(self, rounds: list[Any]) -> None:
-        self.dialogs += 1
-        for turn in rounds:
-            if isinstance(turn, dict):
-                self.rounds += 1
-                self.rounds_unanswered += "answer" not in turn
-                self.rounds_with_relevance += "relevance" in turn
-                if isinstance(turn.get("options"), list):
-                    self.options[len(turn["options"])] += 1
-
-    def facts(self) -> dict[str, Any]:
-        """The counts by name, without those of tasks that no sample is annotated for."""
-        facts: dict[str, Any] = {}
-        if self.questions:
-            facts |= {
-                "questions": self.questions,
-                "questions without an answer": _share(self.unanswered, self.questions),
-                "answers": self.answers.total(),
-                "different answers": len(self.answers),
-                "most frequent answers": dict(self.answers.most_common(_MOST_FREQUENT)),
-            }
-        if self.with_choices:
-            facts["questions with choices"] = self.with_choices
-        if self.statements:
-            facts["statements"] = dict(self.statements.most_common())
-        if self.dialogs:
-            facts |= {
-                "dialogs": self.dialogs,
-                "rounds": self.rounds,
-                "rounds without an answer": _share(self.rounds_unanswered, self.rounds),
-                "rounds with relevance": self.rounds_with_relevance,
-                "candidates per round": {str(size): rounds for size, rounds in sorted(self.options.items())},
-            }
-        if self.instructed:
-            facts |= {"samples with instructions": self.instructed, "instructions": self.instructions}
-        if self.classes:
-            facts["classes"] = len(self.classes)
-            facts["most frequent classes"] = dict(self.classes.most_common(_MOST_FREQUENT))
-        if self.domains:
-            facts["domains"] = dict(self.domains.most_common())
-        return facts
+_NUM_SHOWN = 10  # of many values
+_NUM_MISSING_SHOWN = 3
 
 
 @dataclass
 class Inspection:
-    """Counts over a source."""
+    """Counts over a source. Those of tasks are over the fields of `Sample.info` that docs/data.md names; a field
+    of another type than it says is not counted.
+    """
 
     description: Mapping[str, object] = field(default_factory=dict)
     """What the source says of itself."""
     num_shards: int = 0
     num_samples: int = 0
-    """Samples whose texts can be read; `tasks` counts all of them."""
+    """Samples whose texts can be read; counts of tasks are over all of them."""
     num_read: int = 0
-    """Samples whose images were to be read; what follows up to `examples` counts those that could be."""
-    num_pairs: int = 0
-    num_videos: int = 0
-    captions_per_image: Counter[int] = field(default_factory=Counter)
-    caption_words: list[int] = field(default_factory=list)
-    image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Samples whose images were to be read; captions, image sizes and `examples` are of those that could be."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many samples, questions, rounds, ... there are of a kind."""
+    values: defaultdict[str, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
+    """How often a value occurs, by what it is a value of."""
     examples: list[Sample] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     missing_files: list[str] = field(default_factory=list)
-    tasks: TaskCounts = field(default_factory=TaskCounts)
 
-    def add(self, sample: Sample, image_sizes: list[tuple[int, int]], num_examples: int) -> None:
+    def add_sample(self, sample: Sample, image_sizes: list[tuple[int, int]], num_examples: int) -> None:
         """Count a sample whose images have these sizes."""
-        self.num_pairs += sample.second_image is not None
-        self.num_videos += is_video(sample.image)
-        self.image_sizes.update(image_sizes)
-        self.captions_per_image[len(sample.captions)] += 1
-        self.caption_words += [len(caption.split()) for caption in sample.captions]
+        self.counts["pairs of images"] += sample.second_image is not None
+        self.counts["clips"] += is_video(sample.image)
+        self.values["image sizes"].update(image_sizes)
+        self.values["captions per image"][len(sample.captions)] += 1
+        self.values["words per caption"].update(len(caption.split()) for caption in sample.captions)
         if len(self.examples) < num_examples:
             self.examples.append(sample)
+
+    def add_annotations(self, info: Mapping[str, Any]) -> None:
+        """Count what a sample is annotated with."""
+        counts, values = self.counts, self.values
+        label, answers, rounds = (info.get(name) for name in ("label", "answers", "dialog"))
+        if isinstance(info.get("question"), str):
+            counts["questions"] += 1
+            counts["questions with choices"] += isinstance(info.get("choices"), list)
+            if isinstance(answers, list) and answers:
+                values["answers"].update(answer for answer in answers if isinstance(answer, str))
+            else:
+                counts["questions without an answer"] += 1
+        if isinstance(info.get("statement"), str):
+            values["statements"][str(label).lower() if isinstance(label, bool) else "unlabelled"] += 1
+        elif isinstance(label, str):
+            values["classes"][label] += 1
+        if isinstance(rounds, list):
+            counts["dialogs"] += 1
+            for turn in rounds:
+                if isinstance(turn, dict):
+                    counts["rounds"] += 1
+                    counts["rounds without an answer"] += "answer" not in turn
+                    counts["rounds with relevance"] += "relevance" in turn
+                    if isinstance(turn.get("options"), list):
+                        values["candidates per round"][len(turn["options"])] += 1
+        if info.keys() & {"instruction", "turns", "conversations"}:
+            with contextlib.suppress(SourceError):
+                counts["instructions"] += len(turns_of(info))
+                counts["samples with instructions"] += 1
+        if isinstance(info.get("domain"), str):
+            values["domains"][info["domain"]] += 1
+
+    def facts(self) -> dict[str, Any]:
+        """All that was counted, by name. What no sample has is left out."""
+        counts, values = self.counts, self.values
+        tasks: dict[str, Any] = {}
+        if counts["questions"]:
+            tasks |= {
+                "questions": counts["questions"],
+                "questions without an answer": _share(counts["questions without an answer"], counts["questions"]),
+                "answers": values["answers"].total(),
+                "different answers": len(values["answers"]),
+                "most frequent answers": dict(values["answers"].most_common(_NUM_SHOWN)),
+            }
+        if counts["questions with choices"]:
+            tasks["questions with choices"] = counts["questions with choices"]
+        if values["statements"]:
+            tasks["statements"] = dict(values["statements"].most_common())
+        if counts["dialogs"]:
+            tasks |= {
+                "dialogs": counts["dialogs"],
+                "rounds": counts["rounds"],
+                "rounds without an answer": _share(counts["rounds without an answer"], counts["rounds"]),
+                "rounds with relevance": counts["rounds with relevance"],
+                "candidates per round": _by_number(values["candidates per round"]),
+            }
+        if counts["samples with instructions"]:
+            tasks |= {name: counts[name] for name in ("samples with instructions", "instructions")}
+        if values["classes"]:
+            tasks["classes"] = len(values["classes"])
+            tasks["most frequent classes"] = dict(values["classes"].most_common(_NUM_SHOWN))
+        if values["domains"]:
+            tasks["domains"] = dict(values["domains"].most_common())
+        facts = {**self.description, "shards": self.num_shards, "samples": self.num_samples}
+        if tasks:
+            facts |= {"task fields counted in": self.num_samples, **tasks}
+        facts["samples read"] = self.num_read
+        facts |= {name: counts[name] for name in ("pairs of images", "clips") if counts[name]}
+        if self.missing_files:
+            facts["missing pictures"] = f"{len(self.missing_files)} of {self.num_read}"
+            facts["first missing"] = self.missing_files[:_NUM_MISSING_SHOWN]
+        words = sorted(values["words per caption"].elements())
+        spread = {"least": words[0], "median": statistics.median(words), "most": words[-1]} if words else {}
+        sizes = values["image sizes"].most_common(_NUM_SHOWN)
+        return facts | {
+            "rejects": len(self.rejects),
+            "captions per image": _by_number(values["captions per image"]),
+            "words per caption": spread,
+            "image sizes": [f"{width}x{height}" for (width, height), _ in sizes],
+        }
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.1%})" if whole else "0"
+
+
+def _by_number(values: Counter[int]) -> dict[str, int]:
+    return {str(number): count for number, count in sorted(values.items())}
 
 
 def inspect_source(
@@ -163,7 +162,7 @@ def inspect_source(
             if isinstance(item, Reject):
                 result.rejects.append(item)
             else:
-                result.tasks.add(item.info)
+                result.add_annotations(item.info)
                 count += 1
         if num_read is None:
             quota = count
@@ -192,7 +191,7 @@ def _read_some(source: Source, shard: str, chosen: set[int], result: Inspection,
     known = set(result.rejects)  # reading the texts has given some of them already
     for entry in read_source(source, _image_sizes, shards=[shard], skip=is_skipped):
         if not isinstance(entry, Reject):
-            result.add(*entry, num_examples)
+            result.add_sample(*entry, num_examples)
         elif isinstance(entry, MissingFile):
             result.missing_files.append(entry.path)
             result.rejects.append(Reject(entry.shard, entry.key, "no such file as its image"))
@@ -215,7 +214,3 @@ def _image_sizes(sample: Sample) -> list[tuple[int, int]]:
     except MissingExtraError as error:
         raise ImageError(str(error)) from error
     return [image.size for image in images]
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} ({part / whole:.1%})" if whole else "0"
