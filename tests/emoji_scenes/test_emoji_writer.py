@@ -187,7 +187,7 @@ def test_other_files_are_never_touched(tmp_path):
         ({"num_samples": 0}, "at least 1"),
         ({"noise": 1.5}, "0..1"),
         ({"num_workers": 0}, "num_workers"),
-        ({"split": "val", "num_samples": 50_000}, "distinct captions"),
+        pytest.param({"split": "val", "num_samples": 50_000}, "distinct captions", marks=pytest.mark.slow),
     ],
 )
 def test_impossible_requests_write_nothing(tmp_path, options, message):

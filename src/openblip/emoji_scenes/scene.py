@@ -1,6 +1,6 @@
 """What a scene contains, without pixels: the nouns, which of them a split shows together, and the scenes.
 
-captions.py describes a scene, rendering.py paints it.
+world.toml has its nouns and colours; captions.py describes a scene, rendering.py paints it.
 """
 
 import hashlib
