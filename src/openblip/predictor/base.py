@@ -1,8 +1,7 @@
 """The calls of every predictor: images and texts in, captions, answers, scores and features out.
 
-`BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, refuses what the checkpoint
-cannot do or what does not belong together, and puts results in order. What the two models do in their own way are the
-methods below "What a model does in its own way".
+`BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, checks what it is given, and
+puts results in order. What differs between the two models are the methods below "What the models implement".
 
 B images or videos, F frames of a video, S side of a prepared image, N image tokens, Dv their width, I images, T texts
 or text tokens, R rows of text, C candidates, Q queries, L text tokens, E embedding width.
@@ -15,6 +14,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,39 +31,12 @@ from openblip.data.video import read_frames
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import Generated, generate
-from openblip.models.blip import Blip, similarity_matrix, similarity_of_pairs
+from openblip.models.blip import Blip, encode_media, similarity_matrix, similarity_of_pairs
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
-from openblip.predictor.explain import Words, join_pieces
-from openblip.predictor.inputs import (
-    DEFAULT_BATCH_SIZE,
-    MAX_ROWS,
-    Candidates,
-    ConversationInput,
-    DialogInput,
-    EncodedImages,
-    ImagePairs,
-    Images,
-    Prompts,
-    Rounds,
-    TextInput,
-    Videos,
-    as_list,
-    check_candidates,
-    check_equal,
-    check_prepared,
-    chunks,
-    group_by_count,
-    input_name,
-    is_single,
-    items_per_batch,
-    list_images,
-    pixels_seed,
-    read_conversation,
-    read_dialog,
-    read_pairs,
-    sampling_seeds,
-)
+from openblip.predictor import inputs
+from openblip.predictor.explain import Words, explain_read_text, join_pieces
+from openblip.predictor.inputs import EncodedImages, Images, Rounds, TextInput
 from openblip.predictor.results import Explanation, Features, ScoredText, TextScore, as_asked, scored_text
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
@@ -77,11 +50,11 @@ class BasePredictor(ABC):
     `encode_videos` returned. `batch_size` is the number of images that are encoded at a time; a video counts as its
     frames and a pair as two.
 
-    Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError for an image that
-    cannot be read, by its name, and ConfigError when what it was given does not belong together.
+    Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError, which names the image,
+    for one that cannot be read, and ConfigError for arguments that do not belong together.
 
-    The model is used where it is, in eval mode: a predictor around a model in training sees its weights as they change.
-    Subclasses move and cast it when they are told a device or dtype.
+    The model is put into eval mode. It is moved and cast only when a device or dtype is given, so a predictor around a
+    model in training sees its weights change.
     """
 
     model: Blip | Blip2
@@ -103,7 +76,7 @@ class BasePredictor(ABC):
     """Heads through which the model's own caption can be explained."""
 
     def __init__(self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]) -> None:
-        """max_positions: the most tokens of a text that the model reads or writes. embedding_shape: of one image."""
+        """max_positions: the most tokens of a text that the model takes. embedding_shape: of one image."""
         self._checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self.tokenizer = checkpoint.tokenizer
@@ -111,8 +84,6 @@ class BasePredictor(ABC):
         self.prompt = checkpoint.prompt
         self._max_positions = max_positions
         self._embedding_shape = embedding_shape
-
-    # What the checkpoint is.
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -131,7 +102,7 @@ class BasePredictor(ABC):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What `save` writes: the checkpoint, whose fields are attributes of the predictor, as they are now."""
+        """What `save` writes: its fields are the predictor's attributes, with their current values."""
         return self._checkpoint._replace(**{name: getattr(self, name) for name in self._checkpoint._fields})
 
     @property
@@ -147,9 +118,9 @@ class BasePredictor(ABC):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def fingerprint(self) -> str:
-        """A SHA-256 of all that decides the results: settings, vocabularies, and the weights as they are.
+        """A SHA-256 of all that decides the results: settings, vocabularies and current weights.
 
-        It is that of the loaded model, so it is the same wherever a checkpoint is read from.
+        It does not depend on the format that the checkpoint was read from.
         """
         digest = hashlib.sha256()
         digest.update(json.dumps(self.settings, sort_keys=True).encode())
@@ -165,8 +136,8 @@ class BasePredictor(ABC):
     def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
         """Write a checkpoint that `load` reads.
 
-        format: "openblip"; "huggingface", which transformers reads as well; or "original", a file (.pth) as the
-        released code has them. Raises CheckpointError when the format has no place for these heads.
+        format: "openblip"; "huggingface", which transformers reads as well; or "original", a .pth file of the released
+        code. Raises CheckpointError when the format has no place for these heads.
         """
         save_checkpoint(self.checkpoint, folder, format)
 
@@ -178,13 +149,13 @@ class BasePredictor(ABC):
         ImageError names an image that cannot be read by its path, or by its position counted from `first`.
         """
         pixels = [
-            self._prepare_image(image, input_name(image, position, "image"))
-            for position, image in enumerate(as_list(images), first)
+            self._prepare_image(image, inputs.input_name(image, position, "image"))
+            for position, image in enumerate(inputs.as_list(images), first)
         ]
         size = self.preprocessing.image_size
         return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
-    def prepare_videos(self, videos: Videos, num_frames: int = 8, first: int = 0) -> Tensor:
+    def prepare_videos(self, videos: inputs.Videos, num_frames: int = 8, first: int = 0) -> Tensor:
         """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
 
         Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError without PyAV.
@@ -192,9 +163,9 @@ class BasePredictor(ABC):
         if num_frames < 1:
             raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
         size, pixels = self.preprocessing.image_size, []
-        for position, video in enumerate(as_list(videos), first):
+        for position, video in enumerate(inputs.as_list(videos), first):
             source = video if isinstance(video, bytes) else str(video)
-            frames = read_frames(source, num_frames, name=input_name(video, position, "video"))
+            frames = read_frames(source, num_frames, name=inputs.input_name(video, position, "video"))
             pixels.append(torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames])))
         return torch.stack(pixels) if pixels else torch.zeros(0, num_frames, 3, size, size, dtype=torch.uint8)
 
@@ -203,36 +174,37 @@ class BasePredictor(ABC):
         """Run the image encoder once, for any number of later calls."""
         if isinstance(images, EncodedImages):
             return images
-        parts = [self._encode(pixels) for pixels in self._prepared_batches(images, batch_size)]
+        parts = [encoded for _, encoded in self.encoded_batches(images, batch_size)]
         none = images if isinstance(images, Tensor) else self.prepare([])
         return EncodedImages.join(parts or [self._encode(none)])
 
     @torch.inference_mode()
-    def encode_videos(self, videos: Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
+    def encode_videos(self, videos: inputs.Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
         """Encode frames spread evenly over each video (BLIP section 5.6); calls take the result as `images`.
 
         The paper takes 8 frames for retrieval and 16 for questions. batch_size: frames at a time. Raises as
         `prepare_videos` does.
         """
-        videos, size = as_list(videos), items_per_batch(batch_size, max(1, num_frames))
-        parts = [
-            self._encode(self.prepare_videos(videos[start : start + size], num_frames, start))
-            for start in range(0, max(1, len(videos)), size)
-        ]
-        return EncodedImages.join(parts)
+        videos, size = inputs.as_list(videos), inputs.items_per_batch(batch_size, max(1, num_frames))
+        starts = range(0, max(1, len(videos)), size)
+        prepared = (self.prepare_videos(videos[start : start + size], num_frames, start) for start in starts)
+        return EncodedImages.join([self._encode(pixels) for pixels in prepared])
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
-        if isinstance(images, EncodedImages):
-            size = items_per_batch(batch_size, images.num_frames)
-            for start in range(0, len(images), size):
-                rows = slice(start, min(start + size, len(images)))
-                yield rows, images.part(rows)
-            return
-        start = 0
-        for pixels in self._prepared_batches(images, batch_size):
-            yield slice(start, start + len(pixels)), self._encode(pixels)
-            start += len(pixels)
+        items, num_frames = inputs.list_images(images), 1
+        if isinstance(items, EncodedImages):
+            num_frames = items.num_frames
+        elif isinstance(items, Tensor):
+            inputs.check_prepared(items, self.preprocessing.image_size)
+            num_frames = items.shape[1] if items.dim() == 5 else 1
+        size = inputs.items_per_batch(batch_size, num_frames)
+        for start in range(0, len(items), size):
+            rows = slice(start, min(start + size, len(items)))
+            if isinstance(items, EncodedImages):
+                yield rows, items.part(rows)
+            else:
+                yield rows, self._encode(items[rows] if isinstance(items, Tensor) else self.prepare(items[rows], start))
 
     # Texts that the model writes.
 
@@ -240,7 +212,7 @@ class BasePredictor(ABC):
     def caption(
         self,
         images: Images,
-        prompt: Prompts = None,
+        prompt: inputs.Prompts = None,
         decoding: Decoding = CAPTION_DECODING,
         num_captions: int = 1,
         batch_size: int | None = None,
@@ -255,15 +227,15 @@ class BasePredictor(ABC):
         default they come from its seed and the image.
         """
         self._require("caption")
-        single, images = is_single(images), list_images(images)
+        single, images = inputs.is_single(images), inputs.list_images(images)
         shared = self.prompt if prompt is None else prompt
         self._check_length([shared] if isinstance(shared, str) else shared, decoding)
         prompts = [shared] * len(images) if isinstance(shared, str) else list(shared)
-        check_equal("caption", images=images, prompts=prompts)
-        check_equal("caption", images=images, seeds=images if seeds is None else seeds)
+        inputs.check_equal("caption", images=images, prompts=prompts)
+        inputs.check_equal("caption", images=images, seeds=images if seeds is None else seeds)
         captions: list[list[ScoredText]] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
-            row_seeds = sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
+            row_seeds = inputs.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
         results = [as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
@@ -273,7 +245,7 @@ class BasePredictor(ABC):
         self,
         images: Images,
         questions: TextInput,
-        candidates: Candidates | None = None,
+        candidates: inputs.Candidates | None = None,
         decoding: Decoding | None = None,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -286,24 +258,24 @@ class BasePredictor(ABC):
         `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
         """
         self._require("answer")
-        single = is_single(questions) and is_single(images)
-        questions, decoding = as_list(questions), decoding or self.answer_decoding
+        single = inputs.is_single(questions) and inputs.is_single(images)
+        questions, decoding = inputs.as_list(questions), decoding or self.answer_decoding
+        choices = [] if candidates is None else inputs.check_candidates(candidates, len(questions))
         if candidates is None:
             self._check_length([""], decoding)
-        else:
-            candidates = check_candidates(candidates, len(questions))
-        shared = candidates is None or isinstance(candidates[0], str)
         answers: list[ScoredText] = []
         for rows, encoded in self._question_batches(images, questions, batch_size):
-            choices = candidates if candidates is None or shared else candidates[rows]
-            answers += self._answer(encoded, questions[rows], choices, decoding, num_candidates)
+            if candidates is None:
+                answers += self._write_answers(encoded, questions[rows], decoding)
+            else:
+                answers += self._choose_answers(encoded, questions[rows], choices[rows], num_candidates)
         return as_asked(answers, return_scores, single)
 
     @torch.inference_mode()
     def chat(
         self,
         images: Images,
-        turns: ConversationInput | Sequence[ConversationInput],
+        turns: inputs.ConversationInput | Sequence[inputs.ConversationInput],
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -316,10 +288,10 @@ class BasePredictor(ABC):
         `ScoredText` objects instead of strings.
         """
         self._require("chat")
-        single, images = is_single(images), list_images(images)
+        single, images = inputs.is_single(images), inputs.list_images(images)
         given: list[Any] = [turns] if single else list(turns)
-        check_equal("chat", images=images, conversations=given)
-        conversations = [read_conversation(each, position) for position, each in enumerate(given)]
+        inputs.check_equal("chat", images=images, conversations=given)
+        conversations = [inputs.read_conversation(each, position) for position, each in enumerate(given)]
         replies: list[ScoredText] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
             replies += self._write_replies(encoded, conversations[rows], decoding)
@@ -331,8 +303,8 @@ class BasePredictor(ABC):
     def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU."""
         self._require("match")
-        images, texts, scores = list_images(images), as_list(texts), [torch.zeros(0)]
-        check_equal("match", images=images, texts=texts)
+        images, texts, scores = inputs.list_images(images), inputs.as_list(texts), [torch.zeros(0)]
+        inputs.check_equal("match", images=images, texts=texts)
         for rows, encoded in self.encoded_batches(images, batch_size):
             tokens = self._tokenize(texts[rows], self._encoder_id)
             scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
@@ -342,13 +314,13 @@ class BasePredictor(ABC):
     def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
         self._require("match_matrix")
-        texts = as_list(texts)
+        texts = inputs.as_list(texts)
         scores = [torch.zeros(0, len(texts))]
         for _, encoded in self.encoded_batches(images, batch_size):
             count = len(encoded)
             image_kv = self._image_kv(encoded.tokens, "encode")  # once for all texts
             columns = [torch.zeros(count, 0)]
-            for chunk in chunks(texts, max(1, 4 * DEFAULT_BATCH_SIZE // count)):
+            for chunk in inputs.chunks(texts, max(1, 4 * inputs.DEFAULT_BATCH_SIZE // count)):
                 tokens = self._tokenize(chunk, self._encoder_id)
                 repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
                 columns.append(self._match_probability(repeated, image_kv).view(count, -1))
@@ -372,7 +344,7 @@ class BasePredictor(ABC):
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
-        for chunk in chunks(as_list(texts), items_per_batch(batch_size)):
+        for chunk in inputs.chunks(inputs.as_list(texts), inputs.items_per_batch(batch_size)):
             tokens = self._tokenize(chunk, self._text_tokenizer().cls_id)
             vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(vectors)
@@ -388,28 +360,34 @@ class BasePredictor(ABC):
         """
         self._require("match")
         self._require("similarity")
-        images = list_images(images)
-        check_equal("score_texts", images=images, lists=texts)
+        images = inputs.list_images(images)
+        inputs.check_equal("score_texts", images=images, lists=texts)
         scores: list[list[TextScore]] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
-            scores += self._score_batch(encoded, texts[rows])
+            flat = [text for image_texts in texts[rows] for text in image_texts]  # R
+            owners = [image for image, image_texts in enumerate(texts[rows]) for _ in image_texts]
+            itm, itc = self._score_flat(encoded, flat, owners)
+            if not (itm.isfinite().all() and itc.isfinite().all()):
+                raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
+            flat_scores = map(TextScore, itm.tolist(), itc.tolist())
+            scores += [list(islice(flat_scores, len(image_texts))) for image_texts in texts[rows]]
         return scores
 
     @torch.inference_mode()
-    def judge(self, images: ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
+    def judge(self, images: inputs.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
 
         images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
         """
         self._require("judge")
-        statements, pairs = as_list(statements), read_pairs(images)
-        check_equal("judge", pairs=pairs, statements=statements)
+        statements, pairs = inputs.as_list(statements), inputs.read_pairs(images)
+        inputs.check_equal("judge", pairs=pairs, statements=statements)
         probabilities = [torch.zeros(0)]
-        size = items_per_batch(batch_size, 2)
+        size = inputs.items_per_batch(batch_size, 2)
         for start in range(0, len(pairs), size):
             rows = slice(start, start + size)
             sides = [
-                self._prepare_image(image, f"{input_name(image, position, 'pair')} ({side})")
+                self._prepare_image(image, f"{inputs.input_name(image, position, 'pair')} ({side})")
                 for position, pair in enumerate(pairs[rows], start)
                 for image, side in zip(pair, ("left", "right"), strict=True)
             ]
@@ -422,7 +400,7 @@ class BasePredictor(ABC):
         self,
         images: Images,
         captions: TextInput,
-        dialogs: DialogInput | Sequence[DialogInput],
+        dialogs: inputs.DialogInput | Sequence[inputs.DialogInput],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> Any:
@@ -433,11 +411,11 @@ class BasePredictor(ABC):
         BLIP section 5.5.)
         """
         self._require("rank_answers")
-        single, images = is_single(images), list_images(images)
+        single, images = inputs.is_single(images), inputs.list_images(images)
         given: list[Any] = [[each] if single else each for each in (captions, dialogs, candidates)]
         captions, dialogs, candidates = given
-        check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
-        rounds = [read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
+        inputs.check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
+        rounds = [inputs.read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
         results: list[Tensor] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
             results += self._rank_answers(encoded, captions[rows], rounds[rows], candidates[rows])
@@ -455,8 +433,7 @@ class BasePredictor(ABC):
         """
         if images is None and texts is None:
             raise ConfigError("features are those of images, of texts or of both: neither was given.")
-        images = None if images is None else list_images(images)
-        texts = None if texts is None else as_list(texts)
+        texts = None if texts is None else inputs.as_list(texts)
         heads = self.model.config.heads
         needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
         if texts is not None and not set(needed) & set(heads):
@@ -466,7 +443,7 @@ class BasePredictor(ABC):
                 + ("" if images is None else " Ask for images and texts apart.")
             )
         if images is not None and texts is not None:
-            check_equal("features", images=images, texts=texts)
+            inputs.check_equal("features", images=inputs.list_images(images), texts=texts)
         encoded = None if images is None else self.encode(images, batch_size)
         return Features(**self._features(encoded, texts, batch_size))
 
@@ -501,9 +478,14 @@ class BasePredictor(ABC):
             raise ConfigError("explain takes one image at a time, and no video.")
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor that was made in inference mode cannot be part of a graph.
-            return self._explain(replace(encoded, tokens=encoded.tokens.clone()), text, layer)
+            encoded = replace(encoded, tokens=encoded.tokens.clone())
+            if text is not None and "itm" in heads:
+                return self._explain_match(encoded.tokens, text, layer)
+            if text is not None and "answer" in self.tasks:
+                return self._explain_answer(encoded, text, layer)
+            return self._explain_caption(encoded, text, layer)
 
-    # What a model does in its own way.
+    # What the models implement.
 
     @abstractmethod
     def _image_kv(self, tokens: Tensor, mode: Mode) -> Any:
@@ -514,21 +496,14 @@ class BasePredictor(ABC):
         """Unit vectors (B, E), or (B, Q, E) of a model with queries."""
 
     @abstractmethod
-    def _save_vocabularies(self, folder: Path) -> None:
-        """Write a tokenizer.json for each vocabulary into the folder or one in it."""
+    def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
+        """An answer to each of R = B * K questions, K about each image."""
 
     @abstractmethod
-    def _answer(
-        self,
-        images: EncodedImages,
-        questions: Sequence[str],
-        candidates: Candidates | None,
-        decoding: Decoding,
-        num_candidates: int,
+    def _choose_answers(
+        self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
     ) -> list[ScoredText]:
-        """One answer to each of R = B * K questions, K about each image: written, or the likeliest of the candidates,
-        of equal ones the first.
-        """
+        """The likeliest of each question's candidates, of equal ones the first."""
 
     @abstractmethod
     def _features(
@@ -537,20 +512,28 @@ class BasePredictor(ABC):
         """The fields of `Features` that the model has, of images, texts or pairs of both."""
 
     @abstractmethod
-    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        """The explanation for one image, with gradients switched on."""
+    def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
+        """The logits (1, 2) of a match, and where in the image each token of the text looked for them, (T, G, G)."""
 
-    # Calls of which only one of the models can have the head; `_require` has refused them before.
+    @abstractmethod
+    def _explain_answer(self, images: EncodedImages, question: str, layer: int | None) -> Explanation:
+        """The explanation of the answer to a question about one image."""
+
+    @abstractmethod
+    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        """The explanation of a caption of one image, by default of the one that the model writes."""
+
+    # What only one of the models implements; the other never has the head, so that its call is refused before.
 
     def _write_replies(
         self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
     ) -> list[ScoredText]:
         """One reply to each conversation."""
-        raise self._unable("chat")
+        raise NotImplementedError
 
     def _judge(self, pixels: Tensor, statements: Sequence[str]) -> Tensor:
         """P(true) of statements about pairs, uint8 (B, 2, 3, S, S) -> float32 (B,) on the CPU."""
-        raise self._unable("judge")
+        raise NotImplementedError
 
     def _rank_answers(
         self,
@@ -560,47 +543,33 @@ class BasePredictor(ABC):
         candidates: Sequence[Sequence[str]],
     ) -> list[Tensor]:
         """P(right) of the candidates of each image, float32 (C,) on the CPU."""
-        raise self._unable("rank_answers")
+        raise NotImplementedError
 
     # What the calls are made of.
 
+    def _save_vocabularies(self, folder: Path) -> None:
+        """Write a tokenizer.json for each vocabulary, into the folder or one in it."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+
     def _require(self, call: str) -> None:
         if call not in self.tasks:
-            raise self._unable(call)
-
-    def _unable(self, call: str) -> UnsupportedTaskError:
-        return UnsupportedTaskError(
-            f"This checkpoint has no weights to {call}; it can do {', '.join(sorted(self.tasks))}."
-        )
+            can_do = ", ".join(sorted(self.tasks))
+            raise UnsupportedTaskError(f"This checkpoint has no weights to {call}; it can do {can_do}.")
 
     def _prepare_image(self, image: ImageInput, name: str) -> Tensor:
         """uint8 (3, S, S) on the CPU; ImageError calls the image `name`."""
         with read_image(image, name=name) as decoded:
             return torch.from_numpy(self.preprocessing(decoded))
 
-    def _prepared_batches(self, images: Images, batch_size: int | None) -> Iterator[Tensor]:
-        """Batches of prepared images, uint8 (B, 3, S, S), or of videos, (B, F, 3, S, S)."""
-        if isinstance(images, Tensor):
-            check_prepared(images, self.preprocessing.image_size)
-            size = items_per_batch(batch_size, images.shape[1] if images.dim() == 5 else 1)
-            yield from images.split(size) if len(images) else ()
-            return
-        assert not isinstance(images, EncodedImages)
-        size, images = items_per_batch(batch_size), as_list(images)
-        for start in range(0, len(images), size):
-            yield self.prepare(images[start : start + size], start)
-
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> EncodedImages:
         """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
         if not len(pixels):  # an encoder may refuse an empty batch: encode one image and leave it out
             return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
-        seeds = tuple(pixels_seed(image) for image in pixels)
-        normalized = self._normalize(pixels)
-        if pixels.dim() == 4:
-            return EncodedImages(self.model.encode_image(normalized), seeds)
-        frames = self.model.encode_image(normalized.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        return EncodedImages(frames.flatten(1, 2), seeds, pixels.shape[1])
+        seeds = tuple(inputs.pixels_seed(image) for image in pixels)
+        tokens = encode_media(self.model.encode_image, self._normalize(pixels))
+        return EncodedImages(tokens, seeds, num_frames=pixels.shape[1] if pixels.dim() == 5 else 1)
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (..., 3, S, S) -> the input of the image encoder, on its device."""
@@ -610,13 +579,13 @@ class BasePredictor(ABC):
         self, images: Images, questions: Sequence[str], batch_size: int | None
     ) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of images with the rows of their questions; of several questions about one image, the image alone."""
-        is_one = is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
+        is_one = inputs.is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
         if is_one and len(questions) > 1:
-            encoded, size = self.encode(images), items_per_batch(batch_size)
+            encoded, size = self.encode(images), inputs.items_per_batch(batch_size)
             for start in range(0, len(questions), size):
                 yield slice(start, start + size), encoded
         else:
-            check_equal("answer", images=list_images(images), questions=questions)
+            inputs.check_equal("answer", images=inputs.list_images(images), questions=questions)
             yield from self.encoded_batches(images, batch_size)
 
     def _text_tokenizer(self) -> Tokenizer:
@@ -667,10 +636,9 @@ class BasePredictor(ABC):
         captions: dict[int, list[ScoredText]] = {}
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, row_prompt in enumerate(prompts) if row_prompt == prompt]
-            some = len(rows) < len(prompts)  # usually all have one prompt: no copy of keys and values
             written = generate(
                 self.model,
-                image_kv.select(torch.tensor(rows, device=self.device)) if some else image_kv,
+                self._select(image_kv, rows, len(prompts)),
                 tokenizer.prompt(prompt).to(self.device),
                 len(rows),
                 decoding,
@@ -678,9 +646,14 @@ class BasePredictor(ABC):
                 eos_id=tokenizer.sep_id,
                 seeds=None if seeds is None else [seeds[row] for row in rows],
             )
-            for row, texts in zip(rows, written, strict=True):
-                captions[row] = [self._scored(text) for text in texts]
+            captions.update(zip(rows, ([self._scored(text) for text in texts] for texts in written), strict=True))
         return [captions[row] for row in range(len(prompts))]
+
+    def _select(self, context_kv: Any, rows: Sequence[int], count: int) -> Any:
+        """Keys and values of some of `count` images or questions; of all of them without a copy."""
+        if list(rows) == list(range(count)):
+            return context_kv
+        return context_kv.select(torch.tensor(rows, device=self.device))
 
     def _scored(self, generated: Generated, text: str | None = None) -> ScoredText:
         """What the model's own decoder wrote; `text` where it is more than its tokens decoded."""
@@ -693,28 +666,34 @@ class BasePredictor(ABC):
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
 
-    def _score_batch(self, images: EncodedImages, texts: Sequence[Sequence[str]]) -> list[list[TextScore]]:
-        """`score_texts` of one batch."""
-        flat = [text for image_texts in texts for text in image_texts]  # R
-        owners = [image for image, image_texts in enumerate(texts) for _ in image_texts]
-        scored = [row for row, text in enumerate(flat) if text.strip()]
-        itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
-        if scored:
-            image_kv = self._image_kv(images.tokens, "encode")
-            for group in group_by_count(scored, owners):
-                rows = [row for _, image_rows in group for row in image_rows]
-                tokens = self._tokenize([flat[row] for row in rows], self._encoder_id)
-                index = [image for image, _ in group]
-                some = index != list(range(len(texts)))  # usually it is all: no copy of keys and values
-                kv = image_kv.select(torch.tensor(index, device=self.device)) if some else image_kv
-                itm[rows] = self._match_probability(tokens, kv)
-            image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
-            text_vectors = self.embed_texts([flat[row] for row in scored], MAX_ROWS)
-            itc[scored] = similarity_of_pairs(image_vectors, text_vectors)
-        if not (itm.isfinite().all() and itc.isfinite().all()):
-            raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
-        pairs = iter(zip(itm.tolist(), itc.tolist(), strict=True))
-        return [[TextScore(*next(pairs)) for _ in image_texts] for image_texts in texts]
+    def _score_flat(self, images: EncodedImages, texts: Sequence[str], owners: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """ITM and ITC of R texts, each with the image that `owners` names, float32 (R,) on the CPU."""
+        itm, itc = torch.zeros(len(texts)), torch.zeros(len(texts))
+        scored = [row for row, text in enumerate(texts) if text.strip()]
+        if not scored:
+            return itm, itc
+        image_kv = self._image_kv(images.tokens, "encode")
+        for group in inputs.group_by_count(scored, owners):
+            rows = [row for _, image_rows in group for row in image_rows]
+            tokens = self._tokenize([texts[row] for row in rows], self._encoder_id)
+            itm[rows] = self._match_probability(
+                tokens, self._select(image_kv, [image for image, _ in group], len(images))
+            )
+        image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
+        itc[scored] = similarity_of_pairs(
+            image_vectors, self.embed_texts([texts[row] for row in scored], inputs.MAX_ROWS)
+        )
+        return itm, itc
+
+    def _explain_match(self, image_tokens: Tensor, text: str, layer: int | None) -> Explanation:
+        tokens = self._tokenize([text], self._encoder_id)
+        words = self._words(tokens)
+        logits, maps = self._match_maps(image_tokens, tokens, layer)
+        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
+
+    def _words(self, tokens: Tokens) -> Words:
+        """The words of a single text, (1, T)."""
+        return join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
 
     def _caption_to_explain(
         self, images: EncodedImages, text: str | None

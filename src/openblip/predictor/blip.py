@@ -5,9 +5,10 @@ width, E embedding width, L tokens of a written text, P prompt tokens, G patches
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
-from pathlib import Path
-from typing import ClassVar, cast
+from itertools import groupby
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +32,8 @@ from openblip.generation.search import generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import explain_read_text, explain_written_text, join_pieces, patch_maps, target_logprobs
-from openblip.predictor.inputs import (
-    MAX_ROWS,
-    Candidates,
-    EncodedImages,
-    Rounds,
-    chunks,
-    items_per_batch,
-    sampling_seeds,
-)
+from openblip.predictor.explain import explain_read_text, explain_written_text, patch_maps, target_logprobs
+from openblip.predictor.inputs import MAX_ROWS, EncodedImages, Rounds, chunks, items_per_batch, sampling_seeds
 from openblip.predictor.results import Explanation, ScoredText
 
 MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
@@ -87,55 +80,42 @@ class BlipPredictor(BasePredictor):
     def _embed(self, images: EncodedImages) -> Tensor:
         return self.model.embed_image(images.tokens, images.num_frames)
 
-    def _save_vocabularies(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-
     # Answers (BLIP section 5.3): the decoder attends to the states of the question, read with its image.
 
-    def _answer(
-        self,
-        images: EncodedImages,
-        questions: Sequence[str],
-        candidates: Candidates | None,
-        decoding: Decoding,
-        num_candidates: int,
-    ) -> list[ScoredText]:
+    def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
-        if candidates is None:
-            image_seeds = images.seeds * (len(questions) // len(images))
-            written = generate(
-                self.model,
-                question_kv,
-                self._answer_start(),
-                len(questions),
-                decoding,
-                eos_id=self.tokenizer.sep_id,
-                seeds=sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True))),
-            )
-            return [self._scored(answers[0]) for answers in written]
-        if isinstance(candidates[0], str):
-            return self._likeliest(cast(Sequence[str], candidates), question_kv, len(questions), num_candidates)
-        answers: list[ScoredText] = []
-        for row, texts in enumerate(candidates):
-            row_kv = question_kv.select(torch.tensor([row], device=self.device))
-            answers += self._likeliest(texts, row_kv, 1, num_candidates)
-        return answers
-
-    def _likeliest(
-        self, texts: Sequence[str], question_kv: CrossKV, num_questions: int, num_candidates: int
-    ) -> list[ScoredText]:
-        """The likeliest of the texts for each question."""
-        ranked = best_candidates(
+        image_seeds = images.seeds * (len(questions) // len(images))
+        seeds = sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True)))
+        written = generate(
             self.model,
             question_kv,
             self._answer_start(),
-            [self._candidate_ids(text) for text in texts],
-            num_questions,
+            len(questions),
+            decoding,
             eos_id=self.tokenizer.sep_id,
-            num_candidates=num_candidates,
-            max_rows=MAX_ROWS,
+            seeds=seeds,
         )
-        return [self._scored(generated, texts[position]) for position, generated in ranked]
+        return [self._scored(answer) for (answer,) in written]
+
+    def _choose_answers(
+        self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
+    ) -> list[ScoredText]:
+        question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
+        answers: list[ScoredText] = []
+        for texts, group in groupby(range(len(questions)), key=candidates.__getitem__):  # usually all have the same
+            rows = list(group)
+            ranked = best_candidates(
+                self.model,
+                self._select(question_kv, rows, len(questions)),
+                self._answer_start(),
+                [self._candidate_ids(text) for text in texts],
+                len(rows),
+                eos_id=self.tokenizer.sep_id,
+                num_candidates=num_candidates,
+                max_rows=MAX_ROWS,
+            )
+            answers += [self._scored(generated, texts[position]) for position, generated in ranked]
+        return answers
 
     def _tokenize_questions(self, questions: Sequence[str]) -> Tokens:
         """Questions as training read them (`normalize_question`), on the model's device."""
@@ -184,7 +164,7 @@ class BlipPredictor(BasePredictor):
         limit = min(MAX_DIALOG_TOKENS, self._max_positions)
         results = []
         for row, (earlier, question) in enumerate(dialogs):
-            row_kv = dialog_kv.select(torch.tensor([row], device=self.device))
+            row_kv = self._select(dialog_kv, [row], len(dialogs))
             probabilities = [torch.zeros(0)]
             for answers in chunks(candidates[row], MAX_ROWS // 4):  # dialogs are long
                 turns = [dialog_turns(earlier, question, answer) for answer in answers]
@@ -235,42 +215,36 @@ class BlipPredictor(BasePredictor):
 
     # Explanations.
 
-    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        num_layers, heads = self.model.config.text.num_layers, self.model.config.heads
+    def _capture(self, mode: Mode, layer: int | None) -> AbstractContextManager[list[Tensor]]:
+        """Record where texts look in a layer, by default the one in the middle, but not the last one, where what the
+        words see no longer reaches the score of a match.
+        """
+        num_layers = self.model.config.text.num_layers
         if layer is None:
-            # Not the last one, where what the words see no longer reaches the score of a match.
             layer = max(0, min(num_layers // 2, num_layers - 2))
-        if text is not None and "itm" in heads:
-            return self._explain_match(images, text, layer)
-        if text is not None and "vqa" in heads:
-            return self._explain_answer(images, text, layer)
-        return self._explain_caption(images, text, layer)
+        return self.model.capture_cross_attention(mode, layer)
 
-    def _explain_match(self, images: EncodedImages, text: str, layer: int) -> Explanation:
+    def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated."""
-        tokens = self._tokenize([text], self._encoder_id)
-        words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
-        with self.model.capture_cross_attention("encode", layer) as weights:
-            image_kv = self.model.image_kv(images.tokens, "encode")
-            logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
-        maps = patch_maps(logits[0, 1], weights[0])  # (T, G, G)
-        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
+        with self._capture("encode", layer) as weights:
+            logits = self.model.match_logits(tokens.ids, tokens.mask, self.model.image_kv(image_tokens, "encode"))
+        return logits, patch_maps(logits[0, 1], weights[0])
 
-    def _explain_answer(self, images: EncodedImages, question: str, layer: int) -> Explanation:
+    def _explain_answer(self, images: EncodedImages, question: str, layer: int | None) -> Explanation:
         """The answer's log-probability is differentiated, with respect to what the question's words saw."""
         (answer,) = self.answer(images, [question], return_scores=True)
         start = self._answer_start()
         ids = torch.cat([start, torch.tensor(answer.ids, device=self.device)])
         tokens = self._tokenize_questions([question])
-        words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
-        with self.model.capture_cross_attention("encode", layer) as weights:
+        words = self._words(tokens)
+        with self._capture("encode", layer) as weights:
             question_kv = self._question_kv(images.tokens, tokens)
             logits = self.model.decode(ids[None, :-1], question_kv)
         score = target_logprobs(logits, ids[len(start) :]).sum()
         # The first weights are those of the question: a layer shared with the decoder recorded the answer too.
         return explain_read_text(answer.text, float(score.detach()), words, patch_maps(score, weights[0]))
 
-    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int) -> Explanation:
+    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The log-probability of each word is differentiated, through all words read before it.
 
         Every word has a copy of the text in the batch, so that one backward pass gives the gradients of all.
@@ -280,7 +254,7 @@ class BlipPredictor(BasePredictor):
         image_kv = self.model.image_kv(images.tokens, "decode")
         maps, score = [], 0.0
         for positions in chunks(words.positions, max(1, MAX_EXPLAINED_TOKENS // len(ids))):  # K words
-            with self.model.capture_cross_attention("decode", layer) as weights:
+            with self._capture("decode", layer) as weights:
                 logits = self.model.decode(ids[None, :-1].expand(len(positions), -1), image_kv)
             logprobs = target_logprobs(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
             word_scores = torch.stack([logprobs[row, pieces].sum() for row, pieces in enumerate(positions)])

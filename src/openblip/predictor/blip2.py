@@ -7,7 +7,7 @@ vocabulary.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.prompts import conversation_prompt, normalize_question
+from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated
@@ -22,16 +23,8 @@ from openblip.models.blip2 import Blip2, ImageKV, QueryAttention
 from openblip.models.config import Mode
 from openblip.models.language_model import IGNORED_LABEL
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import (
-    Words,
-    explain_read_text,
-    explain_written_text,
-    join_language_pieces,
-    join_pieces,
-    patch_maps,
-    target_logprobs,
-)
-from openblip.predictor.inputs import MAX_ROWS, Candidates, EncodedImages, Rounds, items_per_batch, sampling_seeds
+from openblip.predictor.explain import Words, explain_written_text, join_language_pieces, patch_maps, target_logprobs
+from openblip.predictor.inputs import MAX_ROWS, EncodedImages, Rounds, items_per_batch, sampling_seeds
 from openblip.predictor.results import Explanation, ScoredText, scored_text
 
 MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
@@ -83,8 +76,7 @@ class Blip2Predictor(BasePredictor):
         return self.model.embed_image(self.model.encode_queries(self.model.image_kv(images.tokens)).queries)
 
     def _save_vocabularies(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
+        super()._save_vocabularies(folder)
         if self.model.language is not None:
             self.model.language.tokenizer.save_pretrained(folder / "language_model")
 
@@ -108,34 +100,21 @@ class Blip2Predictor(BasePredictor):
             return super()._write_captions(images, prompts, decoding, num_captions, seeds)
         return self._write(images, prompts, prompts, decoding, num_captions, seeds)
 
-    def _answer(
-        self,
-        images: EncodedImages,
-        questions: Sequence[str],
-        candidates: Candidates | None,
-        decoding: Decoding,
-        num_candidates: int,
+    def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
+        normalized, prompts = self._question_prompts(questions)
+        image_seeds = images.seeds * (len(questions) // len(images))
+        seeds = sampling_seeds(decoding, [f"{seed},{text}" for seed, text in zip(image_seeds, questions, strict=True)])
+        return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
+
+    def _choose_answers(
+        self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
     ) -> list[ScoredText]:
         normalized, prompts = self._question_prompts(questions)
-        if candidates is None:
-            image_seeds = images.seeds * (len(questions) // len(images))
-            seed_inputs = [f"{seed},{question}" for seed, question in zip(image_seeds, questions, strict=True)]
-            seeds = sampling_seeds(decoding, seed_inputs)
-            return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
-        shared = isinstance(candidates[0], str)
-        choices = cast(Sequence[Sequence[str]], [candidates] * len(prompts) if shared else candidates)
-        ranked = best_texts(
-            self.model.require_language(),
-            self._visual_prompts(images.tokens, normalized),
-            prompts,
-            choices,
-            num_candidates=num_candidates,
-            max_rows=MAX_ROWS,
-        )
-        return [
-            self._scored_by_language(generated, texts[position])
-            for (position, generated), texts in zip(ranked, choices, strict=True)
-        ]
+        visual = self._visual_prompts(images.tokens, normalized)
+        language = self.model.require_language()
+        ranked = best_texts(language, visual, prompts, candidates, num_candidates=num_candidates, max_rows=MAX_ROWS)
+        chosen = zip(ranked, candidates, strict=True)
+        return [self._scored_by_language(generated, texts[position]) for (position, generated), texts in chosen]
 
     def _write_replies(
         self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
@@ -225,49 +204,39 @@ class Blip2Predictor(BasePredictor):
 
     # Explanations: the queries look at the image, in a layer with cross-attention, and through them the words.
 
-    def _explain(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        heads = self.model.config.heads
-        if text is not None and "itm" in heads:
-            return self._explain_match(images, text, layer)
-        if "llm" in heads:
-            return self._explain_language(images, text, layer)
-        return self._explain_caption(images, text, layer)
-
-    def _explain_match(self, images: EncodedImages, text: str, layer: int | None) -> Explanation:
+    def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention: a word's
         map is the sum of theirs, weighted by how much the word attends to each.
         """
-        tokens = self._tokenize([text], self._encoder_id)
-        words = join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
         with self.model.capture_query_attention(layer) as weights:
-            image_kv = self.model.image_kv(images.tokens)
-            logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (1, 2)
+            logits = self.model.match_logits(tokens.ids, tokens.mask, self.model.image_kv(image_tokens))
         query_maps = patch_maps(logits[0, 1], weights.image[0])  # (Q, G, G)
         attention = weights.tokens[0].detach().float().mean(dim=1)[0].cpu()  # (Q + T, Q + T)
         text_to_queries = attention[len(query_maps) :, : len(query_maps)]  # (T, Q)
-        maps = torch.einsum("tq,qgh->tgh", text_to_queries, query_maps)
-        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
+        return logits, torch.einsum("tq,qgh->tgh", text_to_queries, query_maps)
 
-    def _explain_language(self, images: EncodedImages, question: str | None, layer: int | None) -> Explanation:
-        """The log-probability of each word that the language model writes is differentiated: of the answer to a
-        question, or without one of the caption.
-        """
+    def _explain_answer(self, images: EncodedImages, question: str, layer: int | None) -> Explanation:
+        ((instruction,), (prompt,)) = self._question_prompts([question])
+        (written,) = self.answer(images, [question], return_scores=True)
+        return self._explain_language(images.tokens, instruction, prompt, written, layer)
+
+    def _explain_language(
+        self, image_tokens: Tensor, instruction: str, prompt: str, written: ScoredText, layer: int | None
+    ) -> Explanation:
+        """The log-probability of each word that the language model has written is differentiated."""
         language = self.model.require_language()
-        if question is None:
-            instruction = prompt = self.prompt
-            (written,) = self.caption(images, return_scores=True)
-        else:
-            ((instruction,), (prompt,)) = self._question_prompts([question])
-            (written,) = self.answer(images, [question], return_scores=True)
         words = join_language_pieces(language.tokenizer, written.ids)
         with self.model.capture_query_attention(layer) as weights:
-            visual = self._visual_prompts(images.tokens, [instruction])  # (1, Q, Dl)
+            visual = self._visual_prompts(image_tokens, [instruction])  # (1, Q, Dl)
             predicted = language.predict_ids(visual, [prompt], [written.ids])
         logits = predicted.logits[:, predicted.labels[0] != IGNORED_LABEL]  # (1, L, V)
         return self._explain_words(weights, logits, written.text, written.ids, words)
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        """The log-probability of each word of a caption by the Q-Former is differentiated."""
+        """The log-probability of each word is differentiated, under the language model where there is one."""
+        if self.model.language is not None:
+            (written,) = self.caption(images, return_scores=True)
+            return self._explain_language(images.tokens, self.prompt, self.prompt, written, layer)
         text, text_ids, prompt_ids, words = self._caption_to_explain(images, text)
         ids = torch.tensor([[*prompt_ids, *text_ids[:-1]]], device=self.device)
         with self.model.capture_query_attention(layer) as weights:

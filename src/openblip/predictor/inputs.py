@@ -139,20 +139,19 @@ def pixels_seed(pixels: Tensor) -> int:
     return hash_int(pixels.cpu().numpy().tobytes())
 
 
-def check_candidates(candidates: Candidates, num_questions: int) -> list[str] | list[list[str]]:
-    """Candidates for all questions, or a list for each; ConfigError for none or the wrong number of lists."""
-    given = as_list(candidates)
-    if not given:
+def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequence[str]]:
+    """The candidates of each question; ConfigError for none or the wrong number of lists."""
+    items = as_list(candidates)
+    if not items:
         raise ConfigError("answer: the list of candidates is empty; leave it out to have answers written.")
-    if all(isinstance(each, str) for each in given):
-        return given
-    lists = [list(each) for each in given if not isinstance(each, str)]
-    if len(lists) < len(given) or len(lists) != num_questions or not all(lists):
+    if all(isinstance(item, str) for item in items):
+        return [items] * num_questions
+    if len(items) != num_questions or not all(item and not isinstance(item, str) for item in items):
         raise ConfigError(
             f"answer: candidates are texts for all {num_questions} questions, or one list that is not empty "
             "for each of them."
         )
-    return lists
+    return [list(item) for item in items]
 
 
 def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
