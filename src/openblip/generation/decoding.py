@@ -17,8 +17,7 @@ class Greedy:
     chosen before `min_new_tokens` others were. `repetition_penalty` > 1 makes tokens that were already
     generated less likely (CTRL, arXiv 1909.05858, section 4.1); tokens of the prompt are not penalised.
 
-    Raises:
-        ConfigError: a value is out of its range.
+    Raises ConfigError for a value out of its range.
     """
 
     max_new_tokens: int = 20
@@ -37,8 +36,7 @@ class Beam:
     counts generated tokens, the end token included: above 0 favours long texts, below 0 short ones. The other
     fields are those of `Greedy`. With one beam this is `Greedy`.
 
-    Raises:
-        ConfigError: a value is out of its range.
+    Raises ConfigError for a value out of its range.
     """
 
     num_beams: int = 3
@@ -62,8 +60,7 @@ class Nucleus:
     `temperature` divides the logits before. With a `seed` the texts are the same in every call; None takes a
     fresh seed per call. The other fields are those of `Greedy`.
 
-    Raises:
-        ConfigError: a value is out of its range.
+    Raises ConfigError for a value out of its range.
     """
 
     top_p: float = 0.9

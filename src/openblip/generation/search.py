@@ -39,10 +39,9 @@ class TextDecoder(Protocol):
 class Generated:
     """One generated text.
 
-    `ids`: the tokens without prompt and end token. `token_logprobs`: natural log-probability of every
-    generated token under the model's own distribution (temperature 1, no nucleus, no penalty, no minimum
-    length), in order; one longer than `ids` when the end token was generated, which counts. `logprob`: their
-    sum.
+    `ids`: the tokens without prompt and end token. `token_logprobs`: natural log-probability of every generated token
+    under the model's own distribution (temperature 1, no nucleus, no penalty, no minimum length), in order; one longer
+    than `ids` when the end token was generated, which counts. `logprob`: their sum.
     """
 
     ids: list[int]

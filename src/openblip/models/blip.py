@@ -220,8 +220,7 @@ def encode_media(encode_image: Callable[[Tensor], Tensor], pixels: Tensor) -> Te
     """
     if pixels.dim() == 4:
         return encode_image(pixels)
-    tokens: Tensor = encode_image(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).flatten(1, 2)
-    return tokens
+    return cast(Tensor, encode_image(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).flatten(1, 2))
 
 
 SIMILARITY_CHUNK = 64

@@ -85,8 +85,7 @@ class SelfAttention(nn.Module):
             causal = False
         dropout = self.dropout if self.training else 0.0
         mixed = self.attend(q, k, v, mask, dropout, causal)
-        output: Tensor = self.out(merge_heads(mixed))
-        return output
+        return cast(Tensor, self.out(merge_heads(mixed)))
 
 
 class CrossAttention(nn.Module):
@@ -124,8 +123,7 @@ class CrossAttention(nn.Module):
         query = split_heads(folded, self.num_heads)
         dropout = self.dropout if self.training else 0.0
         mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout=dropout)
-        output: Tensor = self.out(merge_heads(mixed).reshape(num_rows, num_tokens, -1))
-        return output
+        return cast(Tensor, self.out(merge_heads(mixed).reshape(num_rows, num_tokens, -1)))
 
 
 class PairKeyValue(NamedTuple):
@@ -162,8 +160,7 @@ class PairCrossAttention(nn.Module):
         first, second = self.first(x, context_kv.first), self.second(x, context_kv.second)
         if self.merge is None:
             return cast(Tensor, (first + second) / 2)
-        merged: Tensor = self.merge(torch.cat([first, second], dim=-1))
-        return merged
+        return cast(Tensor, self.merge(torch.cat([first, second], dim=-1)))
 
 
 @contextmanager

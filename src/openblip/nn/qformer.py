@@ -18,8 +18,7 @@ ITC keeps image and text apart, so neither can copy from the other: queries and 
 no mask is needed. In ITM every token attends to every token. In ITG the text attends to the queries and to its
 own past, and the queries never attend to the text that they help to generate.
 
-B images, R = B * K rows, Q queries, T text tokens, N image tokens, S = Q + T tokens in all, D width, V
-vocabulary.
+B images, R = B * K rows, Q queries, T text tokens, N image tokens, S = Q + T tokens in all, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -81,8 +80,7 @@ class QFormerEmbeddings(nn.Module):
             if self.word is None or self.position is None:
                 raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
             parts.append(embed_words(self.word, self.position, ids, start))
-        output: Tensor = self.dropout(self.norm(torch.cat(parts, dim=1)))
-        return output
+        return cast(Tensor, self.dropout(self.norm(torch.cat(parts, dim=1))))
 
 
 class QFormerLayer(nn.Module):
@@ -220,8 +218,7 @@ class QFormer(nn.Module):
         """Text states (R, T, D) -> logits (R, T, V). KeyError for a model without ITG's head."""
         if self.lm_head is None or self.embeddings.word is None:
             raise KeyError("This Q-Former has no ITG head, so it cannot write text.")
-        logits: Tensor = self.lm_head(states, self.embeddings.word.weight)
-        return logits
+        return cast(Tensor, self.lm_head(states, self.embeddings.word.weight))
 
 
 def _run_layer_on_copied_cache(

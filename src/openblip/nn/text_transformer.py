@@ -51,8 +51,7 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
-        output: Tensor = self.dropout(self.norm(embed_words(self.word, self.position, ids, start)))
-        return output
+        return cast(Tensor, self.dropout(self.norm(embed_words(self.word, self.position, ids, start))))
 
 
 def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: int) -> Tensor:
@@ -63,8 +62,7 @@ def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: 
     end = start + ids.shape[1]
     if end > position.num_embeddings:
         raise ValueError(f"A text of {end} tokens: the model has {position.num_embeddings} positions.")
-    embedded: Tensor = word(ids) + position(torch.arange(start, end, device=ids.device))
-    return embedded
+    return cast(Tensor, word(ids) + position(torch.arange(start, end, device=ids.device)))
 
 
 def feed_forward(hidden_dim: int, mlp_dim: int) -> nn.Sequential:
@@ -83,8 +81,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """(R, T, D) -> (R, T, D)."""
-        output: Tensor = self.norm(x + self.dropout(self.branch(x, *args, **kwargs)))
-        return output
+        return cast(Tensor, self.norm(x + self.dropout(self.branch(x, *args, **kwargs))))
 
 
 class MedLayer(nn.Module):
@@ -125,8 +122,7 @@ class MedLayer(nn.Module):
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)
-        output: Tensor = self.feed_forward[mode](x)
-        return output
+        return cast(Tensor, self.feed_forward[mode](x))
 
 
 class LanguageModelHead(nn.Module):
@@ -241,5 +237,4 @@ class TextTransformer(nn.Module):
         """Decoder states (R, T, D) -> logits (R, T, V). KeyError for a model without a decoder."""
         if self.lm_head is None:
             raise KeyError("This model has no decoder.")
-        logits: Tensor = self.lm_head(hidden, self.embeddings["decode"].word.weight)
-        return logits
+        return cast(Tensor, self.lm_head(hidden, self.embeddings["decode"].word.weight))

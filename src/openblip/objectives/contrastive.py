@@ -84,10 +84,9 @@ def in_batch_itc_loss(
 ) -> Tensor:
     """ITC without momentum and queue (BLIP-2 section 3.2), the mean of both directions, a scalar.
 
-    Similarities over temperature of the B local images to the texts of the joint batch and of the B local
-    texts to its images, both (B, G); ids (B,) and joint_ids (G,). All keys of the same image are positive;
-    the released code does so in retrieval only; in stage 1 it counts the other captions of an image as
-    negatives.
+    Similarities over temperature of the B local images to the texts of the joint batch and of the B local texts to its
+    images, both (B, G); ids (B,) and joint_ids (G,). All keys of the same image are positive; the released code does so
+    in retrieval only; in stage 1 it counts the other captions of an image as negatives.
     """
     hard = positive_targets(ids, joint_ids)
     targets = (1.0 - label_smoothing) * hard + label_smoothing / hard.shape[1]

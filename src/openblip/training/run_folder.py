@@ -43,8 +43,7 @@ class RunFolder:
     def start(self, config: dict[str, Any], resume: bool) -> None:
         """Write config.json, or with `resume` check that it is the same but for `MAY_CHANGE`.
 
-        Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the
-        differences.
+        Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the differences.
         """
         file = self.path / "config.json"
         if file.exists():

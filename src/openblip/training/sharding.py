@@ -1,11 +1,10 @@
 """Several processes in one run, and memory: what is trained is on each process, what is frozen can be divided.
 
 DDP replicates the trained weights and averages their gradients. FSDP2 divides the blocks of frozen models of
-transformers: each process keeps its share and gathers a block when it computes it. FSDP is given frozen
-weights only. Adapters within the blocks belong to DDP like everything that is trained, so optimizer, clipping
-and checkpoints meet plain tensors. Embeddings and output layer of a divided model stay whole on every
-process: they are used outside of its forward pass, and often are one tensor. docs/architecture.md says how
-much of a model they are.
+transformers: each process keeps its share and gathers a block when it computes it. FSDP is given frozen weights only.
+Adapters within the blocks belong to DDP like everything that is trained, so optimizer, clipping and checkpoints meet
+plain tensors. Embeddings and output layer of a divided model stay whole on every process: they are used outside of its
+forward pass, and often are one tensor. docs/architecture.md says how much of a model they are.
 """
 
 from collections.abc import Callable, Sequence

@@ -127,8 +127,7 @@ def load_state(
         optimizers.load_state_dict(_read(folder / OPTIMIZER, device))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    cursor: dict[str, Any] = saved["cursor"]
-    return cursor
+    return cast(dict[str, Any], saved["cursor"])
 
 
 @torch.no_grad()
