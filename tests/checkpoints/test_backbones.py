@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from marks import slow
 from openblip.checkpoints.backbones import init_qformer, init_text, init_vision
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
@@ -117,7 +118,7 @@ def some_ids():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sharing", ["all", "all_but_ca", "all_but_sa", "none"])
+@pytest.mark.parametrize("sharing", ["all_but_sa", *slow("all", "all_but_ca", "none")])
 @pytest.mark.parametrize("kind", ["bert", "pretraining"])
 def test_text_reads_as_bert_without_token_types(folders, sharing, kind):
     text = make_model(sharing=sharing).text

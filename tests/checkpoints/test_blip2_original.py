@@ -32,6 +32,7 @@ from torch import Tensor
 
 import openblip
 from damaged_files import Exploit
+from marks import slow
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import PthFile, read_pth
@@ -86,7 +87,7 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
 
 
 @pytest.mark.parametrize(("name", "instructed"), STAGE2)
-@pytest.mark.parametrize("kind", [Eva, Clip])
+@pytest.mark.parametrize("kind", [Eva, *slow(Clip)])
 @torch.no_grad()
 def test_stage_2_computes_what_the_released_code_does(
     tmp_path: Path, parts: Path, name: str, instructed: bool, kind: Kind

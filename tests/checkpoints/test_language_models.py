@@ -104,6 +104,7 @@ def test_precision(folders):
     assert language.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_what_is_no_language_model(folders, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
         load_language_model(str(tmp_path / "nothing"))

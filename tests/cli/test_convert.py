@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from marks import slow
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.cli.main import main
 
 CAPTIONER, FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 
 
-@pytest.mark.parametrize("source", [CAPTIONER, FILTER])
+@pytest.mark.parametrize("source", [CAPTIONER, *slow(FILTER)])
 @pytest.mark.parametrize(("format", "name"), [("huggingface", "theirs"), ("original", "released/theirs.pth")])
 def test_a_checkpoint_goes_there_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, format: str, name: str

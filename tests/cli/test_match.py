@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import openblip
+from marks import slow
 from openblip.cli.main import main
 from shared_files import json_lines, printed, read_lines
 
@@ -148,7 +149,7 @@ def test_unreadable_images_are_named_skipped_and_counted(
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("cut", [0, 30])
+@pytest.mark.parametrize("cut", [30, *slow(0)])
 def test_a_killed_run_is_continued_to_the_same_file(
     checkpoint: Path, image_folder: Path, tmp_path: Path, own: bool, cut: int
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from memory_source import TOKENIZER, MemorySource, load, names, numbered, take
 
+from marks import slow
 from openblip.data import loader as loader_module
 from openblip.data import order as order_module
 from openblip.data.order import join_cursors
@@ -98,8 +99,7 @@ def test_a_shard_per_stream_is_read_through_before_it_comes_again(make_image):
     assert len(counts) == 64 * 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 10])
+@pytest.mark.parametrize("size", [10, *slow(1, 2)])
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_small_sources_fill_large_batches(request, make_image, size, is_streamed):
     if is_streamed:  # with most pieces of the shard empty
@@ -110,8 +110,7 @@ def test_small_sources_fill_large_batches(request, make_image, size, is_streamed
     assert min(counts.values()) >= (128 if is_streamed else 240) / size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, *slow(2)])
 def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
     options = {"augmentation": Augmentation(), "batch_size": 24}
     whole = take(load(odd_mixture, **options), 16)
@@ -123,7 +122,7 @@ def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
     assert len(json.dumps(cursor)) < 8000
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_workers", [2, *slow(1, 3, 8)])
 def test_workers_change_nothing(odd_mixture, num_workers):
     plain = take(load(odd_mixture, augmentation=Augmentation()), 24)
     assert_same(take(load(odd_mixture, augmentation=Augmentation(), num_workers=num_workers), 24), plain)
@@ -137,7 +136,7 @@ def test_what_a_worker_gets_can_be_pickled(odd_mixture):
     assert part.positions == other.positions
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, *slow(4)])
 def test_processes_together_see_what_one_sees(odd_mixture, world_size):
     one = take(load(odd_mixture, batch_size=24), 10)
     ranks = [
@@ -236,7 +235,7 @@ def test_every_caption_of_a_sample_is_used_over_the_epochs(make_image):
     assert captions == {f"sample {n:05d} text {i}" for n in (0, 1) for i in range(3)}
 
 
-@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), (2, True)])
+@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), *slow((2, True))])
 def test_rejects_are_replaced_and_named(
     request, tmp_path, write_tar, write_shards, make_image, num_workers, is_streamed
 ):
@@ -304,6 +303,7 @@ def test_a_lost_connection_is_tried_again(make_image, monkeypatch):
         take(load(flaky, batch_size=64), 14)
 
 
+@pytest.mark.slow
 def test_mixture_weights_are_probabilities_of_draws(make_image):
     sources = (numbered("a", [2], make_image()), numbered("b", [50], make_image()))
     batches = take(load(Mixture(sources, (0.8, 0.2)), batch_size=200), 4)

@@ -8,6 +8,7 @@ import torch
 from clip_files import clip
 from memory_source import load, names, take
 
+from marks import slow
 from openblip.data.batch import ImageTextProcessor, VideoPixels
 from openblip.data.tokenizer import Tokens
 from openblip.data.transforms import Augmentation
@@ -76,7 +77,7 @@ def content(batch):
     return found
 
 
-@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("kind", ["questions", *slow(*(kind for kind in PROCESSORS if kind != "questions"))])
 def test_any_task_is_exactly_resumable_with_any_number_of_workers(tmp_path, write_tar, make_image, kind):
     folder = write_kind(tmp_path, write_tar, make_image, kind)
     options = {"processor": PROCESSORS[kind], "augmentation": Augmentation(), "batch_size": 16}

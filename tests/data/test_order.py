@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from memory_source import numbered
 
+from marks import slow
 from openblip.data.order import Order, Pool, Position, block_size, join_cursors
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
@@ -16,7 +17,7 @@ def make_order(source, seed=3, rank=0, world_size=1, cursor=None):
     return Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
 
 
-@pytest.mark.parametrize(("num_shards", "pieces"), [(1, 64), (5, 13), (63, 2), (64, 1), (200, 1)])
+@pytest.mark.parametrize(("num_shards", "pieces"), [(1, 64), (5, 13), (64, 1), *slow((63, 2), (200, 1))])
 def test_every_piece_is_read_once_per_epoch(num_shards, pieces):
     (pool,) = make_order(numbered("a", [600] * num_shards, b"")).pools
     assert pool.pieces_per_shard == pieces

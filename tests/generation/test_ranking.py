@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_decoders import EOS, PROMPT, VOCAB, HuggingFaceDecoder, Images, TableDecoder, numbered_images
 
+from marks import slow
 from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.ranking import Ranked, best_candidates
 from openblip.generation.search import TextDecoder
@@ -92,7 +93,7 @@ def test_a_context_is_read_with_the_candidates_that_it_chose() -> None:
     assert len({ranked.position for ranked in apart}) > 1
 
 
-@pytest.mark.parametrize("max_rows", [1, 4, 9, 512])
+@pytest.mark.parametrize("max_rows", [4, *slow(1, 9, 512)])
 def test_the_choice_does_not_depend_on_the_passes(max_rows: int) -> None:
     tokens = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
     model, prompt = HuggingFaceDecoder(0), torch.tensor([3, 9, 10])

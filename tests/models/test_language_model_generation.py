@@ -15,6 +15,7 @@ import torch
 from tiny_language_models import CAUSAL, END, MODELS, PAD, START, UNKNOWN, tiny_language_model, visual_prompts
 from torch import Tensor
 
+from marks import slow
 from openblip.errors import ConfigError
 from openblip.models.language_model import IGNORED_LABEL, CausalLanguageModel, LanguageModel, wrap_language_model
 from tiny_blip import randomise
@@ -102,7 +103,7 @@ def test_greedy_text_is_that_of_plain_passes(name: str, words: str) -> None:
     assert greedy(language, visual, PROMPTS, num_beams=1, max_new_tokens=3) == [row[:3] for row in found]
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, *slow({}, {"num_beams": 3, "num_return_sequences": 2})])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_prompts_of_different_lengths_do_not_disturb_each_other(name: str, settings: Any) -> None:
     language, visual = tiny_language_model(name), visual_prompts(4)

@@ -10,6 +10,7 @@ from tiny_predictor import IMAGES, TOKENIZER, make_predictor
 from torch import Tensor
 
 import openblip
+from marks import slow
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
 from openblip.models.config import Head
 from openblip.nn.attention import CrossAttention
@@ -86,7 +87,7 @@ def words_of(maps: Tensor, text: str) -> Tensor:
     return torch.stack([maps[1:-1][own].mean(dim=0)[1:].view(2, 2) for own in places])
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) -> None:
     predictor = in_double(make_predictor("itm"))
     tokens = TOKENIZER.encode(["a bird"])
@@ -108,7 +109,7 @@ def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) 
     assert found.score == pytest.approx(float(predictor.match(IMAGES[0], "a bird")), abs=1e-6)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) -> None:
     predictor = in_double(make_predictor("lm"))
     ids = TOKENIZER.prompt(predictor.prompt + "a bird")
@@ -132,7 +133,7 @@ def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) 
     torch.testing.assert_close(found.overall, found.heat.mean(dim=0))
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) -> None:
     """Also where the answer reads the question with the same cross-attention."""
     predictor = in_double(make_predictor("vqa"))

@@ -6,6 +6,7 @@ import torch
 from tiny_blip2_predictor import blip2_predictor
 from tiny_predictor import IMAGES, make_predictor
 
+from marks import slow
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.predictor import BasePredictor, TextScore
 from openblip.predictor.inputs import MAX_TEXTS_PER_IMAGE
@@ -18,7 +19,7 @@ def predictor(request: pytest.FixtureRequest) -> BasePredictor:
     return make_predictor("itc", "itm") if request.param == "blip" else blip2_predictor(("itc", "itm"))
 
 
-@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("batch_size", [2, *slow(None)])
 def test_ragged_texts_score_as_pairs_do(predictor: BasePredictor, batch_size: int | None) -> None:
     """From no text to more than one pass reads; empty ones among them."""
     rng = np.random.default_rng(0)

@@ -11,8 +11,6 @@ import pytest
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
 
-pytestmark = pytest.mark.slow
-
 SMALL = [
     f"--recipe.{run}.training.{field}={value}"
     for run in ("pretrain", "captioner", "filter")

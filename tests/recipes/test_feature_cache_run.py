@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from small_training import write_scenes
 
+from marks import slow
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_native
 from openblip.data.config import DataConfig
@@ -63,7 +64,7 @@ def losses(out):
     return [{name: line[name] for name in ("itc", "itm", "itg")} for line in lines if "itc" in line]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *slow("bfloat16")])
 def test_training_is_the_same_to_the_last_bit(inputs, tmp_path, dtype):
     cache = tmp_path / "cache"
     assert make_run(inputs, tmp_path / "plain", dtype).train()

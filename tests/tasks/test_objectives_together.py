@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tiny_tasks import TOKENIZER, make_task, train_step, videos
 from torch import Tensor, nn
 
+from marks import slow
 from openblip.data.batch import ImageTextBatch
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
@@ -110,8 +111,8 @@ VIDEOS = videos([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
 
 @pytest.mark.parametrize(
     ("sharing", "batch"),
-    [("all", BATCH), ("all_but_sa", BATCH), ("all_but_ca", BATCH), ("none", BATCH), ("all_but_sa", VIDEOS)],
-    ids=["all", "all_but_sa", "all_but_ca", "none", "videos"],
+    [("all_but_sa", BATCH), ("all_but_sa", VIDEOS), *slow(("all", BATCH), ("all_but_ca", BATCH), ("none", BATCH))],
+    ids=["all_but_sa", "videos", "all", "all_but_ca", "none"],
 )
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
 def test_losses_are_those_of_single_pairs_with_their_gradients(
@@ -147,7 +148,7 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(
             torch.testing.assert_close(found, wanted[parameter], atol=1e-4, rtol=1e-3, msg=parameter)
 
 
-@pytest.mark.parametrize("sharing", ["all", "all_but_sa", "all_but_ca", "none"])
+@pytest.mark.parametrize("sharing", ["all_but_sa", *slow("all", "all_but_ca", "none")])
 @pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
 @pytest.mark.parametrize("ids", [[7], [7, 7, 7], [7, 8, 9]], ids=["one", "one image", "many"])
 def test_any_batch_trains_every_weight(name: str, ids: list[int], sharing: Sharing) -> None:

@@ -359,6 +359,7 @@ def test_a_sample_without_text_is_a_reject(info: dict[str, Any]) -> None:
         TextProcessor()(sample(**info), no_view, rng())
 
 
+@pytest.mark.slow
 def test_processors_unpickle_in_spawned_workers_without_transformers() -> None:
     """A worker that is spawned imports no more than it needs: transformers alone takes seconds."""
     data = DataConfig(source="", num_frames=2)
