@@ -12,6 +12,7 @@ import pytest
 import torch
 from memory_source import MemorySource, load, take
 
+from marks import slow
 from openblip.data import feature_cache
 from openblip.data.batch import Example, ImageTextProcessor, stack_pixels
 from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, image_key, open_cache, to_array
@@ -62,7 +63,7 @@ def loaded(mixture, num_workers=0, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *slow(torch.float32, torch.float16)])
 def test_training_reads_what_it_would_compute(source, folder, dtype, num_workers):
     build_cache(folder, source, PREPROCESSING, lambda p: one_by_one(p, dtype), num_workers=num_workers)
     cached = loaded(source, num_workers, read_pixels=FeatureCache.open(folder))

@@ -101,6 +101,7 @@ def test_ten_annotators_disagree_only_in_how_they_say_it():
             assert not rarer
 
 
+@pytest.mark.slow
 @BOTH_KINDS
 def test_yes_and_no_are_even_within_each_kind_and_wording(kind):
     answers = defaultdict(Counter)

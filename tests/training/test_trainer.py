@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from marks import slow
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
 from openblip.data.transforms import Preprocessing
@@ -111,7 +112,7 @@ def test_accumulated_micro_batches_train_as_one_batch(tmp_path: Path) -> None:
     [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), lambda loss: loss + (0 * loss).sqrt()],
     ids=["loss nan", "loss inf", "gradient nan"],
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [2, *slow(1)])
 def test_a_non_finite_step_stops_before_the_update(
     tmp_path: Path, spoil: Callable[[Tensor], Tensor], accumulation: int
 ) -> None:
@@ -142,7 +143,7 @@ def test_logged_learning_rates_are_the_schedules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("muon", [None, 1e-2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_stops_after_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: int, muon: float | None) -> None:
     settings = config(muon_learning_rate=muon)
 
