@@ -37,14 +37,14 @@ def clip(
             if codec == "mpeg4":
                 stream.codec_context.qmin = stream.codec_context.qmax = 2  # near lossless
             for i, time in zip(range(num_frames), times or range(num_frames), strict=True):
-                frame = av.VideoFrame.from_ndarray(picture(i, size), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(image(i, size), format="rgb24")
                 frame.pts = time
                 output.mux(stream.encode(frame))
             output.mux(stream.encode())
         return path.read_bytes()
 
 
-def picture(number: int, size: tuple[int, int]) -> np.ndarray:
+def image(number: int, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     values = np.full((height, width, 3), GREY_STEP * number % 256, np.uint8)
     values[: height // 4, : width // 4] = (255, 0, 0)
@@ -53,18 +53,18 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def sound(container: str = "mp4", codec: str = "aac", *, cover: Image.Image | None = None) -> bytes:
-    """A tenth of a second of silence, with or without a picture as its cover."""
+    """A tenth of a second of silence, with or without an image as its cover."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=16_000)
         if cover is not None:
             encoded = io.BytesIO()
             cover.save(encoded, "JPEG")
-            picture: Any = output.add_stream("mjpeg", rate=10)
-            (picture.width, picture.height), picture.pix_fmt = cover.size, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            video: Any = output.add_stream("mjpeg", rate=10)
+            (video.width, video.height), video.pix_fmt = cover.size, "yuvj420p"
+            video.disposition = av.stream.Disposition.attached_pic
             packet = av.Packet(encoded.getvalue())
-            packet.stream, packet.pts, packet.dts = picture, 0, 0
+            packet.stream, packet.pts, packet.dts = video, 0, 0
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 16_000, 0
         output.mux(stream.encode(frame))

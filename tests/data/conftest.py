@@ -65,7 +65,7 @@ def write_shards(write_tar: Callable[[Path, Members], Path]) -> Callable[..., Pa
 
 
 @pytest.fixture
-def random_picture() -> Image.Image:
+def random_image() -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     return Image.fromarray(values)
 

@@ -16,7 +16,7 @@ def encode(image, kind, **options):
     return buffer.getvalue()
 
 
-def corner_picture():
+def corner_image():
     """Red in the upper left corner, blue elsewhere, wider than high."""
     image = Image.new("RGB", (40, 20), (0, 0, 255))
     image.paste((255, 0, 0), (0, 0, 10, 10))
@@ -27,11 +27,11 @@ def close(pixel, expected, tolerance=6):
     return all(abs(int(a) - b) <= tolerance for a, b in zip(pixel, expected, strict=True))
 
 
-def test_plain_rgb_is_unchanged_however_it_comes(tmp_path, random_picture):
-    expected = np.asarray(random_picture)
+def test_plain_rgb_is_unchanged_however_it_comes(tmp_path, random_image):
+    expected = np.asarray(random_image)
     path = tmp_path / "ünï code.png"
-    random_picture.save(path)
-    for given in (path, str(path), path.read_bytes(), random_picture, expected, expected[:, ::-1][:, ::-1]):
+    random_image.save(path)
+    for given in (path, str(path), path.read_bytes(), random_image, expected, expected[:, ::-1][:, ::-1]):
         image = read_image(given)
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), expected)
@@ -54,14 +54,14 @@ def test_plain_rgb_is_unchanged_however_it_comes(tmp_path, random_picture):
 def test_exif_orientation(orientation, size, red):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = read_image(encode(corner_picture(), "JPEG", exif=exif.tobytes(), quality=95))
+    image = read_image(encode(corner_image(), "JPEG", exif=exif.tobytes(), quality=95))
     assert image.size == size
     assert close(image.getpixel(red), (254, 0, 0), 12)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_no_orientation():
-    payload = encode(corner_picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
+    payload = encode(corner_image(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
     assert read_image(payload).size == (40, 20)
 
 
@@ -129,10 +129,10 @@ def bomb():
     ("payload", "reason"),
     [
         (b"", "empty"),
-        (b"I am a caption, not a picture", "known format"),
+        (b"I am a caption, not an image", "known format"),
         (b"\xff\xd8\xff\xe0" + b"\0" * 50, "known format|damaged"),
-        (encode(corner_picture().resize((400, 200)), "JPEG")[:2000], "truncated"),
-        (encode(corner_picture(), "PNG")[:-30], "truncated"),
+        (encode(corner_image().resize((400, 200)), "JPEG")[:2000], "truncated"),
+        (encode(corner_image(), "PNG")[:-30], "truncated"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "known format"),
         (bomb(), "bomb|limit"),
     ],
@@ -145,8 +145,8 @@ def test_what_cannot_be_read_is_named(payload, reason):
 
 def test_formats_beyond_jpeg_and_png():
     for kind in ("WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"):
-        assert close(read_image(encode(corner_picture(), kind)).getpixel((30, 15)), (0, 0, 255), 12)
-    frames = [corner_picture(), corner_picture().rotate(180)]
+        assert close(read_image(encode(corner_image(), kind)).getpixel((30, 15)), (0, 0, 255), 12)
+    frames = [corner_image(), corner_image().rotate(180)]
     phone = encode(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95)
     assert close(read_image(phone).getpixel((2, 2)), (254, 0, 0), 12)
 

@@ -83,7 +83,7 @@ def test_frames_that_an_edit_cuts_away_do_not_count():
     assert shown(read_frames(bytes(payload), 5)) == [5, 8, 11, 14, 17]
 
 
-# Where the axes of a stored picture go, as the file has it, and where its red upper left corner ends up.
+# Where the axes of a stored image go, as the file has it, and where its red upper left corner ends up.
 TURNS = {
     "none": ((1, 0, 0, 1), "upper left"),
     "right": ((0, 1, -1, 0), "upper right"),
@@ -145,7 +145,7 @@ def test_what_is_no_clip(payload, reason):
         read_frames(payload, 4, name="x")
 
 
-def test_a_picture_with_the_name_of_a_clip(tmp_path, make_image):
+def test_an_image_with_the_name_of_a_clip(tmp_path, make_image):
     (tmp_path / "a.mp4").write_bytes(make_image())
     with pytest.raises(VideoError, match=r"a\.mp4.*not a video"):
         read_frames(tmp_path / "a.mp4", 4)
@@ -161,7 +161,7 @@ def test_a_clip_that_is_cut_off(container, codec, share):
 
 @pytest.mark.parametrize("lost", [1, 200, 1500, "a whole frame"])
 def test_a_clip_that_is_cut_off_behind_its_index(lost):
-    """Where everything that says what the clip is stands before the pictures."""
+    """Where everything that says what the clip is stands before the frames."""
     whole = clip(options=AT_FRONT)
     assert shown(read_frames(whole, 4)) == [0, 5, 10, 15]
     if lost == "a whole frame":
@@ -176,7 +176,7 @@ def test_a_last_packet_that_is_cut_off():
         read_frames(whole[: whole.index(b"idx1") - 10], 4)
 
 
-def test_damage_in_the_middle_is_not_shown_as_a_picture():
+def test_damage_in_the_middle_is_not_shown_as_an_image():
     payload = bytearray(clip())
     start = payload.index(b"mdat") + 1000
     payload[start : start + 60] = bytes(60)
@@ -229,10 +229,10 @@ def test_an_index_of_millions_of_frames_is_refused():
 
 
 def test_few_frames_are_kept(monkeypatch):
-    """A long clip does not fill the memory: only what is asked for becomes a picture."""
+    """A long clip does not fill the memory: only what is asked for becomes an image."""
     converted = []
-    picture = Image.fromarray
-    monkeypatch.setattr(Image, "fromarray", lambda values: converted.append(1) or picture(values))
+    image = Image.fromarray
+    monkeypatch.setattr(Image, "fromarray", lambda values: converted.append(1) or image(values))
     read_frames(clip(200, size=(32, 32)), 3)
     assert len(converted) == 3
 

@@ -64,16 +64,10 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")
         self._wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _LAST])
         self._wordpiece.encode_special_tokens = True
-        self.pad_id = self._id("[PAD]")
-        self.cls_id = self._id("[CLS]")
-        self.sep_id = self._id("[SEP]")
-        self.dec_id = self._id("[DEC]")
-        self.enc_id = self._id("[ENC]")
-
-    def _id(self, token: str) -> int:
-        index = self._wordpiece.token_to_id(token)
-        assert index is not None  # the constructor has checked or added it
-        return int(index)
+        self.pad_id, self.cls_id, self.sep_id, self.dec_id, self.enc_id = (
+            self._wordpiece.token_to_id(token) or 0  # never None: they were checked or added above
+            for token in ("[PAD]", "[CLS]", "[SEP]", *_LAST)
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -81,7 +75,7 @@ class Tokenizer:
 
     @property
     def num_words(self) -> int:
-        """Entries without those added behind them: all that a text without [DEC] and [ENC] can need."""
+        """Number of entries without added ones: all that a text without [DEC] and [ENC] needs."""
         return int(self._wordpiece.get_vocab_size(with_added_tokens=False))
 
     @classmethod
@@ -91,11 +85,11 @@ class Tokenizer:
         Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises
         `ConfigError` when there is no text or `vocab_size` cannot hold the characters.
         """
-        blank = _bert_wordpiece({})
+        wordpiece = _bert_wordpiece({})
         counts = Counter(
             word
             for caption in captions
-            for word, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(caption))
+            for word, _ in wordpiece.pre_tokenizer.pre_tokenize_str(wordpiece.normalizer.normalize_str(caption))
         )
         if not counts:
             raise ConfigError("no captions to train a vocabulary on")
@@ -106,16 +100,16 @@ class Tokenizer:
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size - len(_LAST),
             min_frequency=2,
-            # Characters as fixed entries, in our order: the library numbers them in the order of a randomised
-            # hash map, and breaks ties between merges by number.
+            # Characters are fixed entries in our order: the library would number them in the order of a randomised
+            # hash map, and it breaks ties between merges by number.
             special_tokens=fixed,
             initial_alphabet=list(starts),
             limit_alphabet=len(starts),
             show_progress=False,
         )
-        # A word count becomes a repetition: sorted, so that the input's order has no influence either.
-        blank.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
-        learned = blank.get_vocab(with_added_tokens=False)
+        # Each word is repeated as often as it occurs; they are sorted, so that the order of captions has no influence.
+        wordpiece.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
+        learned = wordpiece.get_vocab(with_added_tokens=False)
         merges = sorted(learned.keys() - set(fixed), key=learned.__getitem__)
         return cls(_bert_wordpiece({token: index for index, token in enumerate([*fixed, *merges])}))
 
@@ -155,7 +149,7 @@ class Tokenizer:
         return str(self._wordpiece.to_str())
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and, for people, vocab.txt."""
+        """Write tokenizer.json and, for people to read, vocab.txt."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._wordpiece.save(str(folder / "tokenizer.json"))
@@ -171,8 +165,6 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
-        if max_length < 2:
-            raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
         rows = [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
         return self._padded(rows, max_length, pad_to_multiple_of)
 
@@ -181,11 +173,9 @@ class Tokenizer:
 
         A dialog of more than `max_length` tokens loses its oldest ones.
         """
-        if max_length < 2:
-            raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
         rows = []
         for turns in dialogs:
-            ids = [word for turn in turns for word in (*self._words(turn), self.sep_id)]
+            ids = [index for turn in turns for index in (*self._words(turn), self.sep_id)]
             rows.append([self.cls_id, *ids[-(max_length - 1) :]])
         return self._padded(rows, max_length, pad_to_multiple_of)
 
@@ -196,6 +186,8 @@ class Tokenizer:
     def _padded(self, rows: Sequence[Sequence[int]], max_length: int, multiple: int) -> Tokens:
         import torch
 
+        if max_length < 2:
+            raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
         longest = max((len(row) for row in rows), default=0)
         width = max(longest, min(-(-longest // multiple) * multiple, max_length))
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # (B, T)
@@ -245,9 +237,9 @@ def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:
 
 
 def _alphabet(counts: Counter[str], vocab_size: int) -> tuple[list[str], list[str]]:
-    """The characters that begin words, and those that continue them: all of ASCII and the most frequent others.
+    """The characters that begin words, and those that continue them: those of ASCII and the most frequent others.
 
-    The others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
+    Others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
     """
     alphanumeric = set(string.ascii_lowercase + string.digits)
     others: Counter[str] = Counter()

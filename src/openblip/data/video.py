@@ -18,7 +18,7 @@ from openblip.errors import ConfigError, MissingExtraError, OpenBlipError, Video
 # The containers that a source's suffixes stand for; all of them state their length. FFmpeg would also take a
 # playlist, and open the files that it names, here or on the net.
 _FORMATS = "mov,mp4,matroska,webm,avi"
-# The share of the stated length that may lack at the end: sound of a variable rate makes the length a guess.
+# The share of the stated length that may be missing at the end: with sound of a variable rate the length is a guess.
 _MISSING_SHARE = 0.1
 
 # By (swaps the axes, x runs backwards, y runs backwards), where x and y are those of the image as it is shown.
@@ -177,10 +177,12 @@ class _Video:
                     self._check_count(count)
                     if packet.pts is not None:
                         times.append(float(packet.pts * packet.time_base))
-            # The index of an mp4 or mov said it exactly above, and its edits make its times no guide.
+            # The index of an mp4 or mov was exact (see above), and its edits move times.
             is_exact = container.format.name.startswith("mov")
             promised = 0.0 if is_exact else (container.duration or 0) / 1e6
-            if promised - last > max(_MISSING_SHARE * promised, _longest_step(times)):
+            # The last frame may be shown as long as any other.
+            longest = max((later - earlier for earlier, later in itertools.pairwise(sorted(times))), default=0.0)
+            if promised - last > max(_MISSING_SHARE * promised, longest):
                 raise self._cut_off(f"it ends after {last:.1f} of {promised:.1f} seconds")
         return count
 
@@ -212,12 +214,6 @@ class _Video:
 
 def _uniform(total: int, num_frames: int) -> list[int]:
     return [i * total // num_frames for i in range(num_frames)]
-
-
-def _longest_step(times: list[float]) -> float:
-    """The longest time between two frames that follow each other; the last frame may be shown as long."""
-    times = sorted(times)
-    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
