@@ -13,6 +13,7 @@ from two_processes_of import assert_as_one, launch
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow  # starts two processes
 SCRIPT = Path(two_blip2_processes.__file__)
 
 

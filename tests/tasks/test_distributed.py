@@ -15,6 +15,7 @@ from two_processes_of import assert_as_one, launch
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow  # starts two processes
 SCRIPT = Path(two_processes.__file__)
 
 

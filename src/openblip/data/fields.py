@@ -164,7 +164,7 @@ def turns_of(info: Mapping[str, Any]) -> list[Turn]:
 
     `turns` or `dialog`: a list of objects with `question` and `answer`, up to the first without an answer.
     `conversations`: LLaVA's list of objects with `from` and `value`, human and gpt in alternation.
-    `instruction` with `answer` or `output`, and optionally `input`, which is put behind the instruction.
+    `instruction` with `answer` or `output`, and optionally `input`, which is put after the instruction.
 
     Raises `SourceError` when there is none of these, or it is not as described.
     """

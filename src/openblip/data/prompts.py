@@ -28,7 +28,7 @@ def normalize_question(text: str, max_words: int = 50) -> str:
 
 
 def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
-    """A question behind the turns before it: "Question: is it red? Answer: no. Question: why? Answer:".
+    """A question after the turns before it: "Question: is it red? Answer: no. Question: why? Answer:".
 
     BLIP-2 puts a single question this way; several turns are joined as in the examples of its Figure 4.
 

@@ -44,7 +44,7 @@ MAX_EXPLAINED_TOKENS = 1024
 class BlipPredictor(BasePredictor):
     """A BLIP ready for use.
 
-    device, dtype: where the model goes and the precision that it takes; None leaves it as it is.
+    device, dtype: where the model is moved and the precision that it is cast to; None changes nothing.
     """
 
     model: Blip

@@ -34,7 +34,7 @@ class Blip2Predictor(BasePredictor):
     """A BLIP-2 ready for use. Captions are the language model's, where there is one, else the Q-Former's.
 
     device: where the model goes. dtype: the precision that the image encoder and the language model take; the Q-Former
-    between them computes in its own, float32. None leaves them as they are.
+    between them computes in its own, float32. None changes nothing.
     """
 
     model: Blip2
@@ -95,7 +95,7 @@ class Blip2Predictor(BasePredictor):
         num_captions: int,
         seeds: Sequence[int] | None,
     ) -> list[list[ScoredText]]:
-        """By the language model where there is one; each image has a prompt of its own."""
+        """By the language model where there is one; prompts may differ between images."""
         if self.model.language is None:
             return super()._write_captions(images, prompts, decoding, num_captions, seeds)
         return self._write(images, prompts, prompts, decoding, num_captions, seeds)
@@ -119,7 +119,7 @@ class Blip2Predictor(BasePredictor):
     def _write_replies(
         self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
     ) -> list[ScoredText]:
-        """Unlike answers: turns are read as they are written, without `normalize_question`."""
+        """Unlike questions to answer, turns are not normalised."""
         prompts = [conversation_prompt(self.question_prompt, *turns) for turns in conversations]
         seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(images.seeds, prompts, strict=True)]
         questions, seeds = [question for _, question in conversations], sampling_seeds(decoding, seed_inputs)

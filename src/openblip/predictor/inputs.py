@@ -68,7 +68,7 @@ ImagePair = Sequence[ImageInput]
 ImagePairs = ImagePair | Sequence[ImagePair]
 TextInput = str | Sequence[str]
 Prompts = TextInput | None
-"""What captions go on from: one text for all images, one for each, or the checkpoint's own."""
+"""What captions continue: one text for all images, one for each, or the checkpoint's own."""
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Answers to choose from: texts for all questions, or a list for each question."""
 DialogInput = Sequence[str | tuple[str, str]]
@@ -156,8 +156,7 @@ def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequenc
 
 def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
     """The answered turns and the open question of a conversation; ConfigError for anything else."""
-    turns = [conversation] if isinstance(conversation, str) else list(conversation)
-    *earlier, question = turns or [""]
+    *earlier, question = as_list(conversation) or [""]
     answered = [(turn[0], turn[1]) for turn in earlier if not isinstance(turn, str) and len(turn) == 2]
     if not isinstance(question, str) or not question.strip() or len(answered) != len(earlier):
         raise ConfigError(
@@ -190,8 +189,8 @@ def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
 
 
 def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
-    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of its own seed and the input, or
-    fresh ones where it has no seed. None for the other strategies.
+    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of the strategy's seed and the
+    input, or fresh ones without a seed. None for the other strategies.
     """
     if not isinstance(decoding, Nucleus):
         return None
@@ -201,10 +200,8 @@ def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | 
 
 
 def group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
-    """Groups texts for the model, which reads equally many of each image in one pass.
-
-    A group holds images with the rows of their texts, at most `MAX_ROWS` rows together. Usually all images have the
-    same number of texts, and this is one group.
+    """Groups of images with the rows of their texts, at most `MAX_ROWS` rows in each: in one pass the model reads
+    the same number of texts of each image. Usually all images have the same number, and there is one group.
     """
     by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
     for image, image_rows in groupby(rows, key=lambda row: owners[row]):

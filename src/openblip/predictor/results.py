@@ -39,17 +39,12 @@ def scored_text(
     """What decoding returned, with its text and its word pieces (`pieces` finds them by their ids)."""
     ended = len(generated.token_logprobs) > len(generated.ids)
     ids = (*generated.ids, end_id) if ended else tuple(generated.ids)
-    return ScoredText(
-        text=text,
-        logprob=generated.logprob,
-        tokens=tuple(pieces(ids)),
-        token_logprobs=generated.token_logprobs,
-        ids=ids,
-    )
+    logprobs, tokens = generated.token_logprobs, tuple(pieces(ids))
+    return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=ids)
 
 
 def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
-    """The texts with their scores or as strings, in a list or as the only one."""
+    """The texts with their scores, or as strings; the first alone where `single`."""
     results = list(texts) if return_scores else [text.text for text in texts]
     return results[0] if single else results
 

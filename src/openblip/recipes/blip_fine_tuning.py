@@ -149,7 +149,7 @@ def nlvr() -> BlipRun:
     """Fine-tune a pre-trained BLIP to judge statements about two images, at 384 pixels on NLVR2.
 
     Source: section 5.4. 15 epochs; the learning rate starts at 3e-5; stochastic depth 0.1; the two images change places
-    every other time, and so do the words left and right.
+    in a random half of the samples, and so do the words left and right.
 
     Cost: hours on 8 GPUs. Expected (paper, Table 8, dev/test-P): 82.67/82.30 from blip-base on 14M bootstrapped pairs,
     82.48/83.08 on 129M.

@@ -77,7 +77,7 @@ class Visdial(BlipTask):
         return DialogProcessor(num_negatives=config.num_negatives, max_text_length=data.max_text_length)
 
     def forward(self, batch: DialogBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss itm: cross-entropy of right and wrong answers behind the same dialog."""
+        """The loss itm: cross-entropy of right and wrong answers after the same dialog."""
         image_tokens = self.model.encode_image(self.preprocessing.normalize(batch.pixels))
         context_kv = self.model.dialog_kv(image_tokens, batch.captions.ids, batch.captions.mask)
         dialogs = replace_first(batch.dialogs, self.tokenizer.enc_id)
