@@ -4,14 +4,18 @@ B batch, S side of the picture, T text tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from openblip.data.batch import ImageTextBatch
 from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.generation.decoding import Decoding
+from openblip.generation.search import generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
 
@@ -94,3 +98,57 @@ def contrastive_mask(num_queries: int, num_tokens: int) -> Tensor:
     """The uni-modal mask of the Q-Former's ITC, bool (S, S): ours runs queries and text one at a time."""
     is_text = torch.arange(num_queries + num_tokens) >= num_queries
     return is_text[:, None] == is_text[None, :]
+
+
+def saved_bytes(run: Callable[[], object]) -> int:
+    """What a forward pass leaves for the backward pass."""
+    total = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal total
+        total += x.numel() * x.element_size()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        run()
+    return total
+
+
+class Uncached:
+    """The same model, which reads every row from its first token again, with a copy of the image for each."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def new_cache(self, max_length: int) -> "Uncached":
+        self.ids: Tensor | None = None
+        return self
+
+    def reorder(self, index: Tensor) -> None:
+        self.ids = self.ids[index]
+
+    def repeat(self, count: int) -> None:
+        self.ids = self.ids.repeat_interleave(count, dim=0)
+
+    def decode(self, ids: Tensor, context_kv: Any, cache: object = None) -> Tensor:
+        num_new, num_images = ids.shape[1], len(context_kv.layers[0].key)
+        self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
+        copies = torch.arange(num_images).repeat_interleave(len(ids) // num_images)
+        return self.model.decode(self.ids, context_kv.select(copies))[:, -num_new:]
+
+
+def check_cached_decoding(model: Any, kv: Any, prompt: Tensor, decoding: Decoding, num_captions: int, eos: int) -> None:
+    """What is written for five images with caches is what the uncached model writes, and texts differ."""
+    cached, plain = (
+        [
+            text
+            for texts in generate(m, kv, prompt, 5, decoding, num_captions=num_captions, eos_id=eos)
+            for text in texts
+        ]
+        for m in (model, Uncached(model))
+    )
+    assert [text.ids for text in cached] == [text.ids for text in plain]
+    for ours, theirs in zip(cached, plain, strict=True):
+        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=1e-4)
+    assert len({tuple(text.ids) for text in cached}) > 2
+    assert len({len(text.ids) for text in cached}) > 1

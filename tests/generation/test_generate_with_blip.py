@@ -6,9 +6,10 @@ from torch import Tensor
 
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.ranking import best_candidates
-from openblip.generation.search import Generated, generate
+from openblip.generation.search import generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from tiny_blip import check_cached_decoding
 
 EOS, PROMPT = 2, torch.tensor([3, 7])
 
@@ -32,55 +33,13 @@ def image_tokens(model: Blip) -> Tensor:
         return model.encode_image(torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
 
 
-class Uncached:
-    """The same model, reading every row from its first token again with a copy of the image per row."""
-
-    def __init__(self, model: Blip) -> None:
-        self.model = model
-
-    def new_cache(self, max_length: int) -> "Uncached":
-        self.ids: Tensor | None = None
-        return self
-
-    def reorder(self, index: Tensor, /) -> None:
-        self.ids = self.ids[index]
-
-    def repeat(self, count: int, /) -> None:
-        self.ids = self.ids.repeat_interleave(count, dim=0)
-
-    def decode(self, ids: Tensor, image_kv: "UncachedImages", cache: object = None) -> Tensor:
-        num_new = ids.shape[1]
-        if cache is not None:
-            ids = self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
-        images = image_kv.tokens.repeat_interleave(len(ids) // len(image_kv.tokens), dim=0)
-        return self.model.decode(ids, self.model.image_kv(images, "decode"))[:, -num_new:]
-
-
-class UncachedImages:
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-
-    def select(self, index: Tensor, /) -> "UncachedImages":
-        return UncachedImages(self.tokens[index])
-
-
 @pytest.mark.parametrize(
     ("decoding", "num_captions"),
     [(Greedy(), 1), (Beam(num_beams=4, min_new_tokens=3), 4), (Nucleus(seed=2, repetition_penalty=1.1), 3)],
 )
 def test_cached_equals_uncached(model: Blip, image_tokens: Tensor, decoding: Decoding, num_captions: int) -> None:
-    settings = {"num_captions": num_captions, "eos_id": EOS}
     image_kv = model.image_kv(image_tokens, "decode")
-    cached = flat(generate(model, image_kv, PROMPT, 5, decoding, **settings))
-    plain = flat(generate(Uncached(model), UncachedImages(image_tokens), PROMPT, 5, decoding, **settings))
-    assert [text.ids for text in cached] == [text.ids for text in plain]
-    for ours, theirs in zip(cached, plain, strict=True):
-        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=1e-4)
-    assert len({tuple(text.ids) for text in cached}) > 2
-
-
-def flat(texts: list[list[Generated]]) -> list[Generated]:
-    return [text for of_image in texts for text in of_image]
+    check_cached_decoding(model, image_kv, PROMPT, decoding, num_captions, EOS)
 
 
 def test_ranking_gives_a_written_text_the_score_it_was_written_with(model: Blip, image_tokens: Tensor) -> None:

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.search import Generated, generate
 from openblip.models.blip2 import Blip2, ImageKV
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.nn.qformer import generation_mask, matching_mask, without_padding
-from tiny_blip import SIZE, TINY, contrastive_mask, gradients, random_pixels, random_tokens, randomise
+from tiny_blip import (
+    SIZE,
+    TINY,
+    check_cached_decoding,
+    contrastive_mask,
+    gradients,
+    random_pixels,
+    random_tokens,
+    randomise,
+)
 
 QUERIES, CLS, DEC, EOS = 4, 2, 58, 3
 CONFIG = Blip2Config(
@@ -124,29 +132,6 @@ def test_captions_step_by_step_are_the_masked_pass() -> None:
         model.decode(ids[:, :1], kv, cache)
 
 
-class Uncached:
-    """The same model, which reads every row from its first token again, with a copy of the image for each."""
-
-    def __init__(self, model: Blip2) -> None:
-        self.model = model
-
-    def new_cache(self, max_length: int) -> "Uncached":
-        self.ids: Tensor | None = None
-        return self
-
-    def reorder(self, index: Tensor, /) -> None:
-        self.ids = self.ids[index]
-
-    def repeat(self, count: int, /) -> None:
-        self.ids = self.ids.repeat_interleave(count, dim=0)
-
-    def decode(self, ids: Tensor, context_kv: ImageKV, cache: object = None) -> Tensor:
-        num_new, num_images = ids.shape[1], len(context_kv.layers[0].key)
-        self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
-        copies = torch.arange(num_images).repeat_interleave(len(ids) // num_images)
-        return self.model.decode(self.ids, context_kv.select(copies))[:, -num_new:]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("decoding", "num_captions"),
@@ -156,18 +141,7 @@ def test_cached_decoding_writes_what_the_uncached_model_writes(decoding: Decodin
     model = blip2(scale=0.4)
     kv, prompt = image_kv(model, 5), torch.tensor([DEC, 7])
     model.qformer.lm_head.bias[EOS] += 6.0  # so that texts end at different times
-    settings = {"num_captions": num_captions, "eos_id": EOS}
-    cached = flat(generate(model, kv, prompt, 5, decoding, **settings))
-    plain = flat(generate(Uncached(model), kv, prompt, 5, decoding, **settings))
-    assert [text.ids for text in cached] == [text.ids for text in plain]
-    for ours, theirs in zip(cached, plain, strict=True):
-        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=1e-4)
-    assert len({tuple(text.ids) for text in cached}) > 2
-    assert len({len(text.ids) for text in cached}) > 1
-
-
-def flat(texts: list[list[Generated]]) -> list[Generated]:
-    return [text for of_image in texts for text in of_image]
+    check_cached_decoding(model, kv, prompt, decoding, num_captions, EOS)
 
 
 @torch.no_grad()
