@@ -221,22 +221,27 @@ def _read_small_pool(
         items: list[tuple[Source, Sample | Reject]] = []
         num_bytes = 0
         for source, shard in shards:
-            for item in _read_items(source, shard, images):
-                items.append((source, item))
-                num_bytes += len(item.image) if isinstance(item, Sample) else 0
-                if len(items) > SMALL_POOL_SAMPLES * num_streams or num_bytes > SMALL_POOL_BYTES:
+            located: list[Located] = []
+            for entry in _read_halves(source, shard, images):
+                located.append(entry)
+                num_bytes += len(entry.item.image) if isinstance(entry.item, Sample) else 0
+                if len(items) + len(located) > SMALL_POOL_SAMPLES * num_streams or num_bytes > SMALL_POOL_BYTES:
                     return None
+            items += [(source, entry.item) for entry in sorted(located, key=lambda entry: entry.number)]
     if not items:
         raise SourceError(f"{shards[0][0].name}: no sample can be used, because it holds none")
     return items
 
 
-def _read_items(source: Source, shard: str, images: bool) -> Iterator[Sample | Reject]:
+def _read_halves(source: Source, shard: str, images: bool) -> Iterator[Located]:
+    """A shard in two pieces: of a remote shard, so read, a copy is made, which the streams need in any case."""
+    number = 0
     try:
-        for _, item in source.read(shard, images=images):
-            yield item
+        for piece in (0, 1):
+            for number, item in source.read(shard, images=images, pieces=(piece, 2)):
+                yield Located(number, item)
     except SourceError as error:  # of this shard: the others may be fine
-        yield Reject(shard, "", str(error))
+        yield Located(number, Reject(shard, "", str(error)))
     except OSError as error:
         raise SourceError(f"{source.name}: shard {shard} cannot be read: {error}") from error
 
