@@ -69,11 +69,6 @@ def test_a_config_from_before_there_was_pooling_is_read() -> None:
     assert BlipConfig.from_dict(values) == BlipConfig()
 
 
-def test_the_tokens_of_the_papers_resolutions() -> None:
-    assert VisionConfig(image_size=224).num_tokens == 197
-    assert VisionConfig(image_size=384).num_tokens == 577
-
-
 def test_readings_follow_from_heads() -> None:
     assert BlipConfig().modes == ("encode", "decode")
     assert BlipConfig(heads=("lm",)).modes == ("decode",)

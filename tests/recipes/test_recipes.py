@@ -43,7 +43,7 @@ def test_base_has_the_papers_size():
         model = Blip(blip_base().model)
     assert parameters(model) == pytest.approx(252e6, rel=0.005)  # Table 3, all but self-attention shared
     assert parameters(model.vision) == pytest.approx(85.8e6, rel=0.001)
-    assert model.config.vision.num_tokens == 197
+    assert model.config.vision.grid == 14
 
 
 def test_large_has_a_vit_l_beside_the_same_text():
@@ -189,7 +189,7 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
         tuned = openblip.load(tmp_path / recipe.recipe / "model")
         assert tasks <= tuned.tasks
         assert tuned.preprocessing.image_size == 80
-        assert tuned.model.config.vision.num_tokens == 26
+        assert tuned.model.config.vision.grid == 5
         pixels = torch.randn(1, 3, 80, 80)
         moved = tuned.model.encode_image(pixels) - pretrained.model.encode_image(pixels)
         assert moved.abs().max() < 1e-2  # one step at 1e-5 away from the interpolated positions

@@ -52,6 +52,7 @@ class Blip(nn.Module):
             images_per_text=2 if "nlvr" in heads else 1,
             modes=config.modes,
         )
+        self.shares_cross_attention = self.text.shares_cross_attention  # then `image_kv` is the same in both modes
         if "itc" in heads:
             self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim, bias=not config.pooled)
             self.text_pooler = nn.Linear(width, width) if config.pooled else None
@@ -113,11 +114,6 @@ class Blip(nn.Module):
         context = torch.cat([image_tokens, states.to(image_tokens.dtype)], dim=1)  # (B, N+T, Dv)
         whole = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1)
         return CrossKV(self.text.context_kv(context, "encode", whole))
-
-    @property
-    def shares_cross_attention(self) -> bool:
-        """Whether `image_kv` is the same in both modes."""
-        return self.text.shares_cross_attention
 
     def embed_image(self, image_tokens: Tensor, num_frames: int = 1) -> Tensor:
         """(B, F*N, Dv) -> unit vectors (B, E) from the class token; for a video, their mean over the frames."""

@@ -52,11 +52,6 @@ class VisionConfig:
         """Patches a side."""
         return self.image_size // self.patch_size
 
-    @property
-    def num_tokens(self) -> int:
-        """Patches plus the class token."""
-        return self.grid**2 + 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:

@@ -117,11 +117,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """The differences of two JSON values in words, by field."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
-        ]
+        inner = (_differences(old.get(name), new.get(name), f"{path}.{name}" if path else name) for name in names)
+        return [line for lines in inner for line in lines]
     plain = json.loads(json.dumps(new))
     return [] if old == plain else [f"{path} was {json.dumps(old)}, now {json.dumps(plain)}"]
 
