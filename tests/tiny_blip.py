@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.batch import ImageTextBatch
 from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.data.transforms import Preprocessing
 from openblip.generation.decoding import Decoding
 from openblip.generation.search import generate
 from openblip.models.blip import Blip
@@ -87,6 +89,18 @@ def tiny_tokenizer() -> Tokenizer:
     """Trained on a few captions; about 150 entries."""
     captions = ["a red dog beside two blue cars", "the small cat below a big tree", "a picture of a green bird"]
     return Tokenizer.train(captions * 2, vocab_size=150)
+
+
+def tiny_checkpoint(
+    heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all_but_sa", **settings: Any
+) -> BlipCheckpoint:
+    """A model with the words of `tiny_tokenizer`; `settings` are further fields of the checkpoint."""
+    tokenizer = tiny_tokenizer()
+    if heads == ("vqa",):  # texts are wider than images, so that cross-attention to both cannot be one
+        sharing = "none"
+    model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=tokenizer.vocab_size, sharing=sharing), heads=heads))
+    randomise(model, seed=0)
+    return BlipCheckpoint(model.eval(), tokenizer, Preprocessing(image_size=SIZE), **settings)
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:

@@ -4,30 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_native
-from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
-from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
+from openblip.models.config import Head
+from tiny_blip import tiny_checkpoint
 
 
 def save_tiny(folder: Path, heads: tuple[Head, ...]) -> Path:
     """A whole checkpoint of a few thousand random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["a red dog beside two blue cars", "the small cat below a big tree"], vocab_size=150)
-    config = BlipConfig(
-        vision=VisionConfig(image_size=16, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32),
-        text=TextConfig(
-            vocab_size=tokenizer.vocab_size, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=48
-        ),
-        embed_dim=8,
-        heads=heads,
-    )
-    save_native(folder, BlipCheckpoint(Blip(config), tokenizer, Preprocessing(image_size=16)))
+    save_native(folder, tiny_checkpoint(heads))
     return folder
 
 

@@ -6,7 +6,6 @@ Run under torchrun by test_distributed_evaluation.py: writes OUT/scores-<rank>.j
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,9 +14,7 @@ import numpy as np
 from PIL import Image
 
 from listed_source import ListSource
-from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.sample import Sample
-from openblip.data.transforms import Preprocessing
 from openblip.distributed import process_group
 from openblip.evaluation.captioning import evaluate_captioning
 from openblip.evaluation.classification import evaluate_classification
@@ -28,12 +25,10 @@ from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
 from openblip.generation.decoding import Beam
 from openblip.metrics import java_programs
-from openblip.models.blip import Blip
 from openblip.models.config import Head
 from openblip.predictor import BlipPredictor
-from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
+from tiny_blip import tiny_checkpoint
 
-TOKENIZER = tiny_tokenizer()
 TEXTS = ["a red dog", "two blue cars", "the small cat", "a big tree", "a green bird", "one tree", "two dogs"]
 COUNT, UNREADABLE, UNDECODABLE = 7, 2, 5
 SHORT = Beam(num_beams=2, max_new_tokens=4)
@@ -66,11 +61,7 @@ def source(second: bool = False, **fields: list[Any]) -> ListSource:
 
 
 def predictor(*heads: Head) -> BlipPredictor:
-    # TINY's text is wider than its images, so that answers and questions cannot share cross-attention.
-    text = replace(TINY.text, vocab_size=TOKENIZER.vocab_size, sharing="none" if heads == ("vqa",) else "all_but_sa")
-    model = Blip(replace(TINY, text=text, heads=heads))
-    randomise(model, seed=0)
-    return BlipPredictor(BlipCheckpoint(model.eval(), TOKENIZER, Preprocessing(image_size=SIZE)), device="cpu")
+    return BlipPredictor(tiny_checkpoint(heads), device="cpu")
 
 
 def dialog(number: int) -> list[dict[str, Any]]:
