@@ -96,5 +96,5 @@ def test_what_is_broken_is_a_reject(tmp_path, write_images, images, fields, mess
 def test_inspection_counts_instructions(tmp_path, write_images, images):
     write_images("1.jpg")
     path = write(tmp_path / "llava.json", llava(("1", "1.jpg", MESSAGES), ("1", "1.jpg", MESSAGES[:2])))
-    facts = inspect_source(open_source(str(path), images=str(images))).tasks.facts()
-    assert facts == {"samples with instructions": 2, "instructions": 3}
+    facts = inspect_source(open_source(str(path), images=str(images))).facts()
+    assert (facts["samples with instructions"], facts["instructions"]) == (2, 3)
