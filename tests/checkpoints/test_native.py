@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import openblip
 from damaged_files import Exploit, assert_same_weights, edit_config, edit_weights, truncate
+from marks import slow
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.tokenizer import Tokenizer
@@ -290,7 +291,9 @@ OF_BLIP2: list[tuple[Damage, str]] = [
 
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
-    [(BLIP, *row) for row in OF_BOTH + OF_BLIP] + [(WHOLE, *row) for row in OF_BOTH + OF_BLIP2],
+    [(BLIP, *row) for row in OF_BOTH + OF_BLIP]
+    + slow(*((WHOLE, *row) for row in OF_BOTH))
+    + [(WHOLE, *row) for row in OF_BLIP2],
 )
 def test_damage_is_named(folder: Path, kind: str, damage: Damage, message: str) -> None:
     damage(folder)

@@ -110,7 +110,8 @@ def test_small_sources_fill_large_batches(request, make_image, size, is_streamed
     assert min(counts.values()) >= (128 if is_streamed else 240) / size
 
 
-@pytest.mark.parametrize("num_workers", [0, *slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_gives_exactly_the_remaining_batches(odd_mixture, num_workers):
     options = {"augmentation": Augmentation(), "batch_size": 24}
     whole = take(load(odd_mixture, **options), 16)
@@ -155,6 +156,7 @@ def test_processes_together_see_what_one_sees(odd_mixture, world_size):
     assert names(rest) == names(one[5:])[1::2]
 
 
+@pytest.mark.slow
 def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
     whole = names(take(load(odd_mixture, batch_size=6), 20))
     cursor = take(load(odd_mixture, batch_size=6), 5)[-1].cursor
@@ -235,7 +237,7 @@ def test_every_caption_of_a_sample_is_used_over_the_epochs(make_image):
     assert captions == {f"sample {n:05d} text {i}" for n in (0, 1) for i in range(3)}
 
 
-@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), (0, True), *slow((2, True))])
+@pytest.mark.parametrize(("num_workers", "is_streamed"), [(0, False), *slow((0, True), (2, True))])
 def test_rejects_are_replaced_and_named(
     request, tmp_path, write_tar, write_shards, make_image, num_workers, is_streamed
 ):

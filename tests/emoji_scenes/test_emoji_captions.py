@@ -3,6 +3,7 @@
 from collections import Counter
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,7 @@ def noisy(num_samples: int) -> list[tuple[tuple[str, ...], str, str]]:
     return made
 
 
+@pytest.mark.slow
 def test_all_kinds_of_noise_in_their_shares_and_never_true():
     made = noisy(4000)
     counts = Counter(kind for _, _, kind in made)

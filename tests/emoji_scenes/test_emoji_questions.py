@@ -208,6 +208,7 @@ def documents(scene=None, number=3000):
         yield about, draw_document(about, "web", rng).split("\n")
 
 
+@pytest.mark.slow
 def test_the_first_line_is_a_caption_and_the_others_are_captions_or_questions():
     seen = {"questions": 0, "captions": 0, "prompted": 0}
     for scene, (first, *others) in documents():
@@ -234,6 +235,7 @@ def test_both_of_blip2s_question_prompts_occur():
         assert any(re.fullmatch(form.replace("?", r"\?").format(".+", ".+"), line) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_question_follows_from_the_captions_before_it():
     asked_for = {"background": 0, "relation": 0}
     answered = 0

@@ -25,6 +25,7 @@ def middle(box):
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
+@pytest.mark.slow
 def test_every_copy_is_whole_and_apart(rendered):
     for scene, painted in rendered:
         assert painted.image.size == (CANVAS, CANVAS)

@@ -36,6 +36,7 @@ def decoded(clip: bytes) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_things_are_whole_and_apart_in_every_frame(filmed):
     for scene, video in filmed:
         assert len(video.frames) == FRAMES_PER_VIDEO

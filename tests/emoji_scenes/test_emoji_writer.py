@@ -53,10 +53,7 @@ def test_same_request_same_bytes_for_any_number_of_workers(tmp_path):
 
 
 # The splits whose plans are drawn beforehand take the longer way to the workers; one kind shows the other.
-@pytest.mark.parametrize(
-    ("kind", "split"),
-    [("questions", "human"), ("captions", "test"), *slow(*((k, "test") for k in KIND_NAMES if k != "captions"))],
-)
+@pytest.mark.parametrize(("kind", "split"), [("questions", "human"), *slow(*((kind, "test") for kind in KIND_NAMES))])
 def test_every_kind_writes_the_same_for_any_number_of_workers_and_goes_on(tmp_path, kind, split):
     options = {"kind": kind, "split": split, "num_samples": 6, "samples_per_shard": 2}
     whole = contents(write(tmp_path, **options))
@@ -126,6 +123,7 @@ def test_json_describes_the_scene(tmp_path):
             assert thing["size"] in ("small", "normal", "big")
 
 
+@pytest.mark.slow
 def test_noise_rate_and_truth(tmp_path):
     made = samples(write(tmp_path, num_samples=400, noise=0.4))
     for sample in made:

@@ -104,6 +104,7 @@ def test_words_have_one_form_and_lines_come_back():
     assert ended[:-1] == tokenizer("a dog").input_ids
 
 
+@pytest.mark.slow
 def test_equal_texts_give_equal_vocabularies_in_every_process():
     code = (
         "import sys\n"
