@@ -51,7 +51,7 @@ def command(
     rows = truth_rows(measured)
     kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in measured["web"]["auc_by_kind"].items()]
     truth = table(("", ""), rows, numbers=(1,)) + table(("Kind of noise", "Filter AUC"), kinds, numbers=(1,))
-    write_report(out / "capfilt", extra_sections=[Section("Against the truth", truth)])
+    write_report(out / "capfilt", extra_sections=[Section("Against the ground truth", truth)])
     (out / "capfilt" / "report.html").replace(out / "report.html")
     seconds = round(time.monotonic() - started, 1)
     facts = {"seed": SEED, "captioner": CAPTIONER, "filter": FILTER, "seconds": seconds}
