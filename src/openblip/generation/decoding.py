@@ -1,6 +1,6 @@
 """How to decode: three strategies as frozen settings. No torch here, so that `--help` can read them.
 
-A strategy holds no state; `generation.generate` interprets it.
+A strategy holds no state; `generation.search` runs it, and `generation.language` for language models.
 """
 
 import math
