@@ -13,10 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from openblip.checkpoints.backbones import load_language_model
-from openblip.data.fields import answers_of, text_field
-from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
+from openblip.data.texts import answers_of, normalize_caption, text_field
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.captioning import exact_match

@@ -26,11 +26,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from openblip.data.batch import Batch, Example, SampleProcessor, View, shared_fields
+from openblip.data.config import Preprocessing
 from openblip.data.loader import Loader
 from openblip.data.sample import Sample
 from openblip.data.sources import open_mixture
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 
 LOG = "FETCHED_LOG"
 IMAGE_BYTES = 200_000

@@ -44,10 +44,10 @@ def load(spec: str, num_workers: int) -> None:
     import resource
 
     from openblip.data.batch import ImageTextProcessor
+    from openblip.data.config import Preprocessing
     from openblip.data.loader import Loader
     from openblip.data.sources import open_mixture
     from openblip.data.tokenizer import Tokenizer
-    from openblip.data.transforms import Preprocessing
 
     imported = time.perf_counter()
     loader = Loader(

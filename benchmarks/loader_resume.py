@@ -22,10 +22,10 @@ from typing import Any
 from loader_first_batch import write_shard
 
 from openblip.data.batch import ImageTextProcessor
+from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch, Loader
 from openblip.data.sources import open_mixture
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 
 NUM_SHARDS = 10
 

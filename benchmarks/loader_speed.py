@@ -54,7 +54,11 @@ def measure(folder: str, num_workers: int, batches: int) -> None:
     from openblip.data.loader import Loader
     from openblip.data.sources import open_mixture
     from openblip.data.tokenizer import Tokenizer
-    from openblip.data.transforms import Augmentation, Preprocessing
+
+    try:
+        from openblip.data.config import Augmentation, Preprocessing
+    except ImportError:  # the earlier version has them elsewhere
+        from openblip.data.transforms import Augmentation, Preprocessing
 
     torch.set_num_threads(1)
     settings: dict[str, Any] = {}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.data.batch import ImageTextBatch
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.generation.decoding import Decoding
 from openblip.generation.search import generate
 from openblip.models.blip import Blip

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Words
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, TowerConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model

@@ -12,8 +12,8 @@ from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_native
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
 from shared_files import as_json

@@ -38,7 +38,7 @@ from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import PthFile, read_pth
 from openblip.checkpoints.original.blip2 import frozen_sources, infer_blip2_config
 from openblip.checkpoints.original.image_encoder import EVA_CLIP, OPENAI_CLIP, infer_encoder, read_encoder
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig

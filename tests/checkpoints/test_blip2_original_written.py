@@ -29,7 +29,7 @@ from damaged_files import assert_same_weights, edit_pth
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.cli.main import main
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig

@@ -15,8 +15,8 @@ from damaged_files import Exploit, assert_same_weights, edit_config, edit_weight
 from marks import slow
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, Head, Sharing

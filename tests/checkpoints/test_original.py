@@ -15,8 +15,8 @@ from damaged_files import Exploit, assert_same_weights, edit_pth
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original.blip import TRAINING_ONLY, infer_blip_settings
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import TextConfig, VisionConfig

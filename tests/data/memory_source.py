@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openblip.data.batch import ImageTextProcessor
+from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch, Loader
 from openblip.data.sample import Located, Reject, Sample, Selection, Source
 from openblip.data.sources import Mixture, open_mixture
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 
 TOKENIZER = Tokenizer.train(["sample text 0123456789"], 150)
 

@@ -15,10 +15,10 @@ from memory_source import MemorySource, load, take
 from marks import slow
 from openblip.data import feature_cache
 from openblip.data.batch import Example, ImageTextProcessor, stack_pixels
+from openblip.data.config import Preprocessing
 from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, image_key, open_cache, to_array
 from openblip.data.sample import Sample
 from openblip.data.sources import Mixture, open_mixture
-from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, ImageError
 from source_items import items_of
 

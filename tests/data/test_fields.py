@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from openblip.data.fields import Turn, open_rounds, turns_of
 from openblip.data.sample import Sample
+from openblip.data.texts import Turn, open_rounds, turns_of
 from openblip.errors import SourceError
 
 

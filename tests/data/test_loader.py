@@ -19,11 +19,10 @@ from memory_source import TOKENIZER, MemorySource, load, names, numbered, take
 
 from marks import slow
 from openblip.data import loader as loader_module
-from openblip.data import order as order_module
-from openblip.data.order import join_cursors
+from openblip.data.config import Augmentation
+from openblip.data.loader import join_cursors
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import Mixture
-from openblip.data.transforms import Augmentation
 from openblip.errors import ConfigError, SourceError
 
 
@@ -41,7 +40,7 @@ def assert_same(left, right):
 @pytest.fixture
 def no_small_pools(monkeypatch):
     """Few samples are read as many are."""
-    monkeypatch.setattr(order_module, "SMALL_POOL_SAMPLES", 0)
+    monkeypatch.setattr(loader_module, "SMALL_POOL_SAMPLES", 0)
 
 
 @pytest.fixture(params=["streamed", "in memory"])
@@ -169,7 +168,7 @@ def test_another_batch_size_goes_on_in_the_same_order(odd_mixture):
 
 @pytest.mark.slow
 def test_resuming_reads_from_the_open_blocks_on(make_image, monkeypatch):
-    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 16)
+    monkeypatch.setattr(loader_module, "MAX_BLOCK_SAMPLES", 16)
     source = numbered("a", [200] * 64, make_image())
     cursor = take(load(source, batch_size=64), 60)[-1].cursor
     source.reads.clear()
@@ -191,7 +190,7 @@ def test_nothing_is_read_before_the_first_batch_and_little_for_it(make_image):
 
 
 def test_blocks_hold_few_samples_and_bytes(make_image, monkeypatch, no_small_pools):
-    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 5)
+    monkeypatch.setattr(loader_module, "MAX_BLOCK_SAMPLES", 5)
     source = numbered("a", [60], make_image())
     whole = take(load(source), 60)
     assert {p[0][1] // 64 for batch in whole for p in batch.cursor["positions"].values()} == {0}
@@ -213,7 +212,7 @@ def test_samples_with_one_number_stay_together(make_image, monkeypatch):
                 for text in "ab":
                     yield number, Sample(f"{item.key}-{text}", shard, item.image, (text,), item.image_id)
 
-    monkeypatch.setattr(order_module, "MAX_BLOCK_SAMPLES", 3)
+    monkeypatch.setattr(loader_module, "MAX_BLOCK_SAMPLES", 3)
     source = Twofold("a", numbered("a", [20] * 64, make_image()).content)
     whole = take(load(source, batch_size=64), 40)
     assert set(Counter(names(whole)).values()) == {1}
@@ -363,11 +362,11 @@ SCRIPT = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from memory_source import load, names
-from openblip.data import order
+from openblip.data import loader
 ending, source, log = sys.argv[2:]
 cursor = None
 if ending == "kill":
-    order.SMALL_POOL_SAMPLES = 0
+    loader.SMALL_POOL_SAMPLES = 0
     try:
         lines = [line for line in open(log).read().splitlines(True) if line.endswith("\\n")]
     except FileNotFoundError:

@@ -10,8 +10,8 @@ from memory_source import load, names, take
 
 from marks import slow
 from openblip.data.batch import ImageTextProcessor, VideoPixels
+from openblip.data.config import Augmentation
 from openblip.data.tokenizer import Tokens
-from openblip.data.transforms import Augmentation
 from openblip.tasks.base import TextBatch
 from openblip.tasks.language_pretraining import TextProcessor
 from openblip.tasks.nlvr import StatementBatch, StatementProcessor

@@ -7,7 +7,7 @@ import pytest
 from memory_source import numbered
 
 from marks import slow
-from openblip.data.order import Order, Pool, Position, block_size, join_cursors
+from openblip.data.loader import Order, Pool, Position, block_size, join_cursors
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 
@@ -50,7 +50,7 @@ def test_how_small_a_pool_is(sizes, is_small):
 
 
 def test_a_pool_of_few_large_images_is_not_kept_in_memory(monkeypatch):
-    monkeypatch.setattr("openblip.data.order.SMALL_POOL_BYTES", 100)
+    monkeypatch.setattr("openblip.data.loader.SMALL_POOL_BYTES", 100)
     assert make_order(numbered("a", [12], b"12345678")).pools[0].items is not None
     assert make_order(numbered("a", [13], b"12345678")).pools[0].items is None
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openblip.data.prompts import conversation_prompt, dialog_turns
+from openblip.data.texts import conversation_prompt, dialog_turns
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import ConfigError
 

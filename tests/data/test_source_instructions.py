@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from annotation_files import describe, read_all, write
 
-from openblip.data.fields import Turn, turns_of
 from openblip.data.inspect import inspect_source
 from openblip.data.sources import open_source
+from openblip.data.texts import Turn, turns_of
 
 TURNS = [Turn("What is it?", "A dog."), Turn("What color?", "Brown.")]
 MESSAGES = [

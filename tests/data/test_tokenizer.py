@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer as WordPiece
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from openblip.data.prompts import normalize_caption
+from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.transforms import Augmentation, Preprocessing, apply_operation, rand_augment
+from openblip.data.config import Augmentation, Preprocessing, apply_operation, rand_augment
 
 
 @pytest.mark.parametrize("size", [16, 96])

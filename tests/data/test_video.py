@@ -12,7 +12,7 @@ from clip_files import clip, level, sound
 from PIL import Image
 
 import openblip
-from openblip.data.video import read_frames
+from openblip.data.images import read_frames
 from openblip.errors import ConfigError, ImageError, MissingExtraError, VideoError
 
 CONTAINERS = [("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "mpeg4"), ("mkv", "libx264"), ("webm", "libvpx-vp9")]
@@ -214,7 +214,7 @@ def test_limits():
 
 def test_a_clip_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch):
     payload = clip(5, size=(1920, 1080))
-    monkeypatch.setattr("openblip.data.video._Video._decode", None)
+    monkeypatch.setattr("openblip.data.images._Video._decode", None)
     with pytest.raises(VideoError, match="1920x1080 is more"):
         read_frames(payload, 2, max_pixels=1_000_000)
     with pytest.raises(VideoError, match="limit of 4 frames"):

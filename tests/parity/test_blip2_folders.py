@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from damaged_files import assert_same_weights, edit_config
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 
 WRITER, INSTRUCTED = WRITERS
 LANGUAGES: list[Language] = ["opt", "llama", "t5"]

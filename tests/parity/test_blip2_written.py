@@ -24,7 +24,7 @@ from PIL import Image
 from damaged_files import assert_same_weights
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, VisionConfig

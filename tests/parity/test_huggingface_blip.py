@@ -27,7 +27,7 @@ import openblip
 from damaged_files import Exploit, assert_same_weights, edit_config, edit_weights
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig

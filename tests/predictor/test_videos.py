@@ -11,7 +11,7 @@ pytest.importorskip("av")
 
 from tiny_predictor import ORDER, TEXTS, make_predictor, random_video
 
-from openblip.data.video import read_frames
+from openblip.data.images import read_frames
 from openblip.errors import ConfigError, VideoError
 from openblip.generation.decoding import Greedy, Nucleus
 from openblip.predictor import BlipPredictor

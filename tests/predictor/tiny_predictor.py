@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint, EncoderToken
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import Head
 from openblip.predictor import BlipPredictor

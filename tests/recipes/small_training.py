@@ -14,10 +14,10 @@ import torch
 import openblip
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_native
+from openblip.data.config import Preprocessing
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.emoji_scenes.scene import Kind
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.models.blip import Blip

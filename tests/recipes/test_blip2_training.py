@@ -20,8 +20,8 @@ from small_blip2 import (
 
 import openblip
 from openblip.checkpoints.backbones import load_language_model
+from openblip.data.config import Augmentation
 from openblip.data.sources import open_source
-from openblip.data.transforms import Augmentation
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.recipes.blip2_run import Blip2Run

@@ -11,9 +11,8 @@ from small_training import write_scenes
 from marks import slow
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.native import save_native
-from openblip.data.config import DataConfig
+from openblip.data.config import Augmentation, DataConfig, Preprocessing
 from openblip.data.feature_cache import FeatureCache
-from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import QFormerConfig

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from openblip.data.batch import Example, SampleProcessor
+from openblip.data.config import Preprocessing
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import SourceError
 from openblip.tasks.base import TextBatch
 from openblip.tasks.blip2_answering import InstructionProcessor, PromptedBatch, PromptedQuestionProcessor

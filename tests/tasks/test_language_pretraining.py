@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.recipes.language_run import LanguageShape, new_language_model, train_tokenizer
 from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig

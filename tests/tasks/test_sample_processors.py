@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from openblip.data.batch import Example, ImageTextProcessor, SampleProcessor
-from openblip.data.config import DataConfig
+from openblip.data.config import Augmentation, DataConfig, Preprocessing
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Augmentation, Preprocessing
 from openblip.errors import ImageError, SourceError
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.language_pretraining import TextProcessor

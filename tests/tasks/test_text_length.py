@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.data.config import DataConfig
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.tasks.base import Task

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.batch import Batch, ImageTextBatch
-from openblip.data.config import DataConfig
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
 from openblip.tasks.catalog import TASKS

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from marks import slow
+from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
-from openblip.data.transforms import Preprocessing
 from openblip.distributed import Process
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip

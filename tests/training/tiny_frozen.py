@@ -13,8 +13,8 @@ from tokenizers import models, pre_tokenizers
 from torch import nn
 
 from openblip.data.batch import ImageTextBatch
+from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model

@@ -8,8 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from openblip.data.config import DataConfig
-from openblip.data.transforms import Augmentation
+from openblip.data.config import Augmentation, DataConfig
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig

@@ -32,7 +32,7 @@ from openblip.checkpoints import hub, state_dict
 from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
 from openblip.checkpoints.huggingface import blip as hf_blip
 from openblip.checkpoints.state_dict import State, Table
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model

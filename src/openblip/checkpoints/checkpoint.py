@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2

@@ -73,7 +73,7 @@ def command(
     predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
     import torch
 
-    from openblip.data.video import is_video, read_frames
+    from openblip.data.images import is_video, read_frames
 
     def prepare(sample: Sample) -> "Asked":
         question = sample.info.get("question")

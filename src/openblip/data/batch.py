@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openblip.data.fields import draw_caption
-from openblip.data.images import read_image
+from openblip.data.images import read_frames, read_image
 from openblip.data.sample import Sample
+from openblip.data.texts import draw_caption
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.files import hash_int
 
@@ -43,8 +43,6 @@ class VideoPixels:
     num_frames: int
 
     def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
-        from openblip.data.video import read_frames
-
         frames = read_frames(sample.image, self.num_frames, name=f"{sample.shard}/{sample.key}")
         return np.stack([view(frame, copy.deepcopy(rng)) for frame in frames])
 

@@ -1,8 +1,73 @@
-"""The data part of a run's configuration."""
+"""The data part of a run's settings: which samples it reads, and how an image becomes the model's input.
+
+`openblip train --help` imports these settings, so numpy, PIL and torch are imported where pixels are touched.
+
+Shapes: B batch, H and W of an image, S image size. Pixels are uint8 (3, S, S) until they are on the device.
+"""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from openblip.data.transforms import Augmentation
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+# The statistics of CLIP's training images, which BLIP took over (configs of the released code).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a checkpoint expects of pixels: squashed to a square, without crop, then normalised."""
+
+    image_size: int = 384
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __call__(self, image: "Image.Image") -> "np.ndarray":
+        """RGB image of any size -> uint8 (3, S, S): bicubic, whatever the image's proportions.
+
+        Bit for bit what transformers' BlipImageProcessorPil resizes to.
+        """
+        from PIL import Image
+
+        size = (self.image_size, self.image_size)
+        return _to_planes(image.resize(size, Image.Resampling.BICUBIC))
+
+    def normalize(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """uint8 (B, 3, S, S) -> float32 (B, 3, S, S), on the tensor's device."""
+        import torch
+
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return (pixels.to(torch.float32) / 255.0 - mean) / std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """The training views of BLIP's released code: random resized crop (bicubic), horizontal flip, RandAugment.
+
+    `crop_scale` (0.5, 1.0) is the fine-tuning value, pre-training used (0.2, 1.0). A flip makes "left of"
+    wrong; captions with sides want `horizontal_flip=False`.
+    """
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    horizontal_flip: bool = True
+    num_ops: int = 2
+    magnitude: float = 5
+    op_probability: float = 0.5
+
+    def __call__(self, image: "Image.Image", rng: "np.random.Generator", image_size: int) -> "np.ndarray":
+        """RGB image -> uint8 (3, S, S). Equal states of `rng` give equal views."""
+        from PIL import Image
+
+        box = _crop_box(image.width, image.height, self.crop_scale, rng)
+        view = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+        if self.horizontal_flip and rng.random() < 0.5:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _to_planes(rand_augment(view, rng, self.num_ops, self.magnitude, self.op_probability))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +93,75 @@ class DataConfig:
     """Tokens per caption, statement, dialog or instruction, [CLS] and [SEP] included."""
     num_frames: int | None = None
     """Frames of each video, evenly spaced; None: the source has images."""
+
+
+def _to_planes(image: "Image.Image") -> "np.ndarray":
+    """RGB image -> contiguous uint8 (3, H, W)."""
+    import numpy as np
+
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _crop_box(
+    width: int, height: int, scale: tuple[float, float], rng: "np.random.Generator"
+) -> tuple[int, int, int, int]:
+    """A crop of `scale` of the area with a ratio of 3/4 to 4/3 (log-uniform); after ten that do not fit, the image."""
+    import numpy as np
+
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+# RandAugment with the operations and levels of the released code (transform/randaugment.py), on PIL images.
+OPERATIONS = (
+    *("identity", "auto_contrast", "brightness", "sharpness", "equalize"),
+    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+)
+
+
+def rand_augment(
+    image: "Image.Image", rng: "np.random.Generator", num_ops: int, magnitude: float, probability: float
+) -> "Image.Image":
+    """`num_ops` operations drawn with replacement, each applied with `probability`, at `magnitude` of 10."""
+    for choice in rng.integers(len(OPERATIONS), size=num_ops):
+        if rng.random() < probability:
+            image = apply_operation(OPERATIONS[choice], image, magnitude / 10, rng)
+    return image
+
+
+def apply_operation(name: str, image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
+    """One of `OPERATIONS` at a level from 0 to 1. Those that move pixels draw a direction, and fill up with gray.
+
+    Brightness and sharpness take the factor 1.8 * level + 0.1, which is exactly 1, no change, at the magnitude 5
+    of every BLIP configuration. That is what the released code does, so it is kept.
+    """
+    from PIL import Image, ImageEnhance, ImageOps
+
+    match name:
+        case "identity":
+            return image
+        case "auto_contrast":
+            return ImageOps.autocontrast(image)
+        case "equalize":
+            return ImageOps.equalize(image)
+        case "brightness":
+            return ImageEnhance.Brightness(image).enhance(1.8 * level + 0.1)
+        case "sharpness":
+            return ImageEnhance.Sharpness(image).enhance(1.8 * level + 0.1)
+    level = -level if rng.random() < 0.5 else level
+    gray, bilinear = (128, 128, 128), Image.Resampling.BILINEAR
+    if name == "rotate":
+        return image.rotate(30 * level, resample=bilinear, fillcolor=gray)  # degrees
+    matrix = {
+        "shear_x": (1, 0.3 * level, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, 0.3 * level, 1, 0),
+        "translate_x": (1, 0, 10 * level, 0, 1, 0),  # pixels
+        "translate_y": (1, 0, 0, 0, 1, 10 * level),
+    }[name]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=bilinear, fillcolor=gray)

@@ -25,11 +25,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from openblip.data.config import Preprocessing
 from openblip.data.images import read_image
 from openblip.data.reader import read_ahead
 from openblip.data.sample import Located, Reject, Sample, Source
 from openblip.data.sources.opening import Mixture
-from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError, ImageError
 from openblip.files import atomic_file, hash_bytes, read_json, write_bytes, write_json
 from openblip.progress import Progress

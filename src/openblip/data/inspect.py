@@ -9,11 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from openblip.data.fields import turns_of
-from openblip.data.images import read_image
+from openblip.data.images import is_video, read_frames, read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import MissingFile, Reject, Sample, Source
-from openblip.data.video import is_video, read_frames
+from openblip.data.texts import turns_of
 from openblip.errors import ImageError, MissingExtraError, SourceError
 
 _NUM_SHOWN = 10  # of many values

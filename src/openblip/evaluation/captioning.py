@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from openblip.data.prompts import normalize_caption
 from openblip.data.sample import Sample, Source, caption_texts
+from openblip.data.texts import normalize_caption
 from openblip.evaluation.run import run_evaluation
 from openblip.generation.decoding import Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.fields import text_field
 from openblip.data.sample import Sample, Source
+from openblip.data.texts import text_field
 from openblip.errors import ConfigError
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import classification_accuracy

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.data.captions import read_captions
-from openblip.data.prompts import normalize_caption
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import open_source
 from openblip.data.sources.capfilt import CapFiltSource
+from openblip.data.texts import normalize_caption
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import require_caption, run_evaluation

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from openblip.data.fields import label_of, text_field
 from openblip.data.sample import Sample, Source
+from openblip.data.texts import label_of, text_field
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation
 from openblip.predictor import BasePredictor

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from openblip.data.fields import answers_of, text_field
 from openblip.data.sample import Sample, Source
+from openblip.data.texts import answers_of, text_field
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation, sample_images
 from openblip.generation.decoding import Beam, Decoding

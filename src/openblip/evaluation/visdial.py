@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openblip.data.fields import Round, open_rounds, text_field
 from openblip.data.sample import Sample, Source
+from openblip.data.texts import Round, open_rounds, text_field
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import answer_ranking, ndcg
 from openblip.predictor import BasePredictor

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Checkpoint, EncoderToken
 from openblip.checkpoints.loading import Format, save_checkpoint
-from openblip.data.images import ImageInput, read_image
-from openblip.data.prompts import normalize_caption
+from openblip.data.images import ImageInput, read_frames, read_image
+from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.data.video import read_frames
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import Generated, generate

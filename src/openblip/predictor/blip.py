@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.data.prompts import (
+from openblip.data.texts import (
     MAX_DIALOG_CAPTION_TOKENS,
     MAX_DIALOG_TOKENS,
     MAX_QUESTION_TOKENS,

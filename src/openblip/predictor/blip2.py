@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.data.prompts import conversation_prompt, normalize_question
+from openblip.data.texts import conversation_prompt, normalize_question
 from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts

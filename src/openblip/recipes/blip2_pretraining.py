@@ -22,8 +22,7 @@ batch.
 
 from dataclasses import replace
 
-from openblip.data.config import DataConfig
-from openblip.data.transforms import Augmentation
+from openblip.data.config import Augmentation, DataConfig
 from openblip.models.config import QFormerConfig
 from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config

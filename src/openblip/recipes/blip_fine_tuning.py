@@ -20,9 +20,8 @@ split (--training.validate-every keeps these too, in best/).
 from dataclasses import replace
 from typing import Any
 
-from openblip.data.config import DataConfig
-from openblip.data.prompts import MAX_DIALOG_TOKENS
-from openblip.data.transforms import Augmentation
+from openblip.data.config import Augmentation, DataConfig
+from openblip.data.texts import MAX_DIALOG_TOKENS
 from openblip.recipes.blip_run import BlipRun
 from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
@@ -166,7 +165,7 @@ def visdial() -> BlipRun:
     """Fine-tune a pre-trained BLIP to rank the answers of dialogs, at 384 pixels on VisDial v1.0.
 
     Source: section 5.5, Figure 5c. 20 epochs at a joint batch of 240 (30 * 8); the learning rate starts at 2e-5. The
-    authors released no code for this task: how a dialog becomes a text (`openblip.data.prompts`), how many wrong
+    authors released no code for this task: how a dialog becomes a text (`openblip.data.texts`), how many wrong
     answers accompany the right one (3), and that an epoch is one round of each dialog are choices of this recipe.
 
     Cost: hours on 8 GPUs. Expected (paper, Table 9, val): MRR 69.41, R@1 56.44.

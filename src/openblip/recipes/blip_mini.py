@@ -7,8 +7,7 @@ one CPU core. Fine-tunings start from the model that they name, by --init.
 from dataclasses import replace
 from typing import Any
 
-from openblip.data.config import DataConfig
-from openblip.data.transforms import Augmentation
+from openblip.data.config import Augmentation, DataConfig
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes.blip_run import BlipRun
 from openblip.tasks import config as tasks

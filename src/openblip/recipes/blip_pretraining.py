@@ -26,8 +26,7 @@ the released code reads one of five parts of LAION in turn, and everything else,
 
 from dataclasses import replace
 
-from openblip.data.config import DataConfig
-from openblip.data.transforms import Augmentation
+from openblip.data.config import Augmentation, DataConfig
 from openblip.models.config import BlipConfig, VisionConfig
 from openblip.recipes.blip_run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig

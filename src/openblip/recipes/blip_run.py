@@ -70,7 +70,7 @@ class BlipRun(Run):
         """A model with random weights, or with those of the backbones that the run names."""
         from openblip.checkpoints.backbones import init_text, init_vision
         from openblip.checkpoints.checkpoint import BlipCheckpoint
-        from openblip.data.transforms import Preprocessing
+        from openblip.data.config import Preprocessing
         from openblip.models.blip import Blip
         from openblip.recipes.initialize import make_tokenizer
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.data.prompts import normalize_caption
 from openblip.data.reader import read_texts
 from openblip.data.sources import Mixture
+from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer
 from openblip.distributed import gather_objects, rank
 from openblip.errors import ConfigError

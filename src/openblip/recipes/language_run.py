@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import ConfigError
 from openblip.files import atomic_folder
 from openblip.models.config import check_heads_divide
@@ -69,8 +69,8 @@ class LanguageRun(Run):
             )
 
     def initialize(self, mixture: "Mixture") -> LanguageCheckpoint:
-        from openblip.data.fields import text_field
         from openblip.data.reader import read_texts
+        from openblip.data.texts import text_field
         from openblip.distributed import gather_objects, rank
 
         trained = []

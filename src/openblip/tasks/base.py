@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from openblip.data.batch import Batch, Example, ImageTextProcessor, SampleProcessor, pixel_reader, shared_fields
-from openblip.data.config import DataConfig
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip, encode_media
 from openblip.models.blip2 import Blip2

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from openblip.data.batch import Batch, Example, SampleProcessor, pixel_reader, shared_fields
-from openblip.data.config import DataConfig
-from openblip.data.fields import draw_turns, question_with_answers
-from openblip.data.prompts import conversation_prompt
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.sample import Sample
+from openblip.data.texts import conversation_prompt, draw_turns, question_with_answers
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip2 import Blip2
 from openblip.models.language_model import Predicted
 from openblip.objectives.language_modeling import answer_loss, lm_loss

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from openblip.data.batch import SampleProcessor, pixel_reader
 from openblip.data.config import DataConfig
-from openblip.data.fields import draw_caption
 from openblip.data.sample import Sample
+from openblip.data.texts import draw_caption
 from openblip.objectives.language_modeling import lm_loss
 from openblip.tasks.base import Blip2Task, TextBatch, TextBatchProcessor
 from openblip.tasks.config import Blip2Stage2Config

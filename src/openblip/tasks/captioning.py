@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
-from openblip.data.config import DataConfig
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.models.blip import Blip
 from openblip.objectives.language_modeling import lm_loss, next_token_labels
 from openblip.tasks.base import BlipTask

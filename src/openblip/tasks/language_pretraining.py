@@ -12,8 +12,8 @@ from torch import Tensor
 
 from openblip.data.batch import PixelReader, SampleProcessor, View
 from openblip.data.config import DataConfig
-from openblip.data.fields import text_field
 from openblip.data.sample import Sample
+from openblip.data.texts import text_field
 from openblip.models.language_model import LanguageModel
 from openblip.objectives.language_modeling import lm_loss
 from openblip.tasks.base import Task, TextBatch, TextBatchProcessor

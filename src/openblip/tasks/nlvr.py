@@ -14,10 +14,9 @@ from torch import Tensor
 
 from openblip.data.batch import Batch, Example, PixelReader, SampleProcessor, View, shared_fields
 from openblip.data.config import DataConfig
-from openblip.data.fields import label_of, text_field
 from openblip.data.images import read_image
-from openblip.data.prompts import MAX_STATEMENT_WORDS, normalize_caption
 from openblip.data.sample import Sample
+from openblip.data.texts import MAX_STATEMENT_WORDS, label_of, normalize_caption, text_field
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.tasks.base import BlipTask, replace_first

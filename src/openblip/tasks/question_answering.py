@@ -13,9 +13,8 @@ from torch import Tensor
 
 from openblip.data.batch import Batch, Example, SampleProcessor, pixel_reader, shared_fields
 from openblip.data.config import DataConfig
-from openblip.data.fields import question_with_answers
-from openblip.data.prompts import MAX_QUESTION_TOKENS
 from openblip.data.sample import Sample
+from openblip.data.texts import MAX_QUESTION_TOKENS, question_with_answers
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.objectives.language_modeling import answer_loss, next_token_labels
 from openblip.tasks.base import BlipTask, replace_first

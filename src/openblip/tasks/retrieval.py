@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.distributed import gather
 from openblip.models.blip import Blip, CrossKV, encode_media
 from openblip.models.config import Head

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from openblip.data.batch import Batch, Example, SampleProcessor, shared_fields
 from openblip.data.config import DataConfig
-from openblip.data.fields import open_rounds, text_field
-from openblip.data.prompts import MAX_DIALOG_CAPTION_TOKENS, dialog_turns, normalize_caption, normalize_question
 from openblip.data.sample import Sample
+from openblip.data.texts import (
+    MAX_DIALOG_CAPTION_TOKENS,
+    dialog_turns,
+    normalize_caption,
+    normalize_question,
+    open_rounds,
+    text_field,
+)
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.tasks.base import BlipTask, replace_first

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from openblip.data.order import join_cursors
+from openblip.data.loader import join_cursors
 from openblip.distributed import Process, barrier, gather_objects
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_folder, hash_bytes, read_json, write_json

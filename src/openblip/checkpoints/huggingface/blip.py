@@ -16,8 +16,8 @@ from openblip.checkpoints import checkpoint as base
 from openblip.checkpoints import state_dict
 from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, PathOrName
 from openblip.checkpoints.state_dict import LOG_TEMPERATURE, WEIGHTS, Layout, Table, add_prefix
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import write_json
 from openblip.models.blip import INITIAL_TEMPERATURE

@@ -22,8 +22,8 @@ from openblip.checkpoints import state_dict
 from openblip.checkpoints.checkpoint import BlipCheckpoint, PathOrName
 from openblip.checkpoints.huggingface import blip as hf_blip
 from openblip.checkpoints.state_dict import LOG_TEMPERATURE, Layout, State, Table, add_prefix
+from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
-from openblip.data.transforms import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file
 from openblip.models.blip import INITIAL_TEMPERATURE

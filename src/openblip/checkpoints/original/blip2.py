@@ -25,7 +25,7 @@ from openblip.checkpoints.original import blip as pth
 from openblip.checkpoints.original import image_encoder as encoders
 from openblip.checkpoints.original.image_encoder import ENCODER_PREFIX, EncoderLayout
 from openblip.checkpoints.state_dict import LOG_TEMPERATURE, State, Table, add_prefix
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.config import STAGE1_HEADS, Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, has_lora

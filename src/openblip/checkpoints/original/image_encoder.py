@@ -14,7 +14,7 @@ from openblip.checkpoints.backbones import build_vit, empty_vit
 from openblip.checkpoints.checkpoint import ImageEncoder
 from openblip.checkpoints.original.blip import TIMM_VISION_KEYS, PthFile, infer_vit, layer_numbers
 from openblip.checkpoints.state_dict import State, Table
-from openblip.data.transforms import Preprocessing
+from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError
 from openblip.models.config import VisionConfig
 

@@ -4,16 +4,68 @@ The functions read the fields of a sample's json under the names of docs/data.md
 alike. They raise `SourceError` for a field that is missing or not as described there.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from openblip.data.prompts import normalize_caption, normalize_question
 from openblip.data.sample import Sample, clean_text, is_weight
 from openblip.errors import SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_QUESTION_TOKENS = 35  # released code
+MAX_STATEMENT_WORDS = 40  # released code
+MAX_DIALOG_TOKENS = 256  # ten rounds of VisDial have about 150 tokens
+MAX_DIALOG_CAPTION_TOKENS = 40
+
+_STRIPPED = re.compile(r"[.!\"()*#:;~]")
+_SENTENCE_ENDS = (".", "!", "?")
+
+
+def normalize_caption(text: str, max_words: int = 30) -> str:
+    """BLIP's `pre_caption`: lower case, `.!"()*#:;~` become spaces, one space between words, at most
+    `max_words` words.
+    """
+    return " ".join(_STRIPPED.sub(" ", text.lower()).split()[:max_words])
+
+
+def normalize_question(text: str, max_words: int = 50) -> str:
+    """BLIP's `pre_question`: lower case, `.!"()*#:;~` are removed, at most `max_words` words; "?" stays."""
+    return " ".join(_STRIPPED.sub("", text.lower()).split()[:max_words])
+
+
+def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
+    """A question after the turns before it: "Question: is it red? Answer: no. Question: why? Answer:".
+
+    BLIP-2 puts a single question this way; several turns are joined as in the examples of its Figure 4.
+
+    Args:
+        question_prompt: how one question is put, with `{}` in its place.
+        earlier: questions and answers of the turns before.
+        question: the question without an answer.
+    """
+    turns = [f"{question_prompt.format(asked)} {_as_sentence(answer)}" for asked, answer in earlier]
+    return " ".join([*turns, question_prompt.format(question)])
+
+
+def _as_sentence(answer: str) -> str:
+    return answer if answer.endswith(_SENTENCE_ENDS) else f"{answer}."
+
+
+def dialog_turns(rounds: Sequence[tuple[str, str]], question: str, answer: str) -> list[str]:
+    """A dialog as the turns that `Tokenizer.encode_turns` takes (BLIP section 5.5).
+
+    Each earlier question is followed by its answer, and the last question by the answer to be judged. Texts
+    are normalised as questions are. The paper leaves this format open.
+    """
+    return [
+        f"{normalize_question(asked)} {normalize_question(said)}".strip()
+        for asked, said in (*rounds, (question, answer))
+    ]
+
 
 CONVERSATION_FIELDS = frozenset({"turns", "dialog", "conversations", "instruction"})
 """Any of these fields makes a sample a conversation."""
@@ -29,7 +81,7 @@ def text_field(sample: Sample, name: str) -> str:
     return value
 
 
-def draw_caption(sample: Sample, rng: np.random.Generator) -> str:
+def draw_caption(sample: Sample, rng: "np.random.Generator") -> str:
     """One of the sample's captions at random, normalised; `SourceError` when it has none."""
     captions = [text for caption in sample.captions if (text := normalize_caption(caption))]
     if not captions:
@@ -145,7 +197,7 @@ class Turn(NamedTuple):
     answer: str
 
 
-def draw_turns(sample: Sample, rng: np.random.Generator) -> list[Turn]:
+def draw_turns(sample: Sample, rng: "np.random.Generator") -> list[Turn]:
     """The turns of a conversation, or a lone question with one of its answers at random.
 
     Raises `SourceError` for a sample with neither.
