@@ -9,7 +9,7 @@ import pytest
 import openblip
 from openblip.checkpoints.native import save_native
 from openblip.cli.main import main
-from openblip.metrics import java_programs
+from openblip.metrics import captioning
 from shared_files import as_json, printed, write_tar
 from tiny_blip2 import tiny_blip2
 
@@ -94,7 +94,7 @@ def test_evaluate(
     task: str,
     score: str,
 ) -> None:
-    monkeypatch.setattr(java_programs, "java_runs", lambda: False)  # METEOR takes ten seconds
+    monkeypatch.setattr(captioning, "java_runs", lambda: False)  # METEOR takes ten seconds
     assert main(["evaluate", task, "--model", str(folder), "--data", str(shard)]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert score in json.dumps(scores)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli.main import main
-from openblip.metrics import java_programs
+from openblip.metrics import captioning
 from shared_files import as_json, write_tar
 
 PAIRS = [("a.png", "a red dog", None), ("b.jpg", "buy shoes now", "shop"), ("deeper/c.webp", "a blue car", None)]
@@ -35,7 +35,7 @@ def test_scores_are_printed_and_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(java_programs, "java_runs", lambda: False)  # METEOR takes ten seconds
+    monkeypatch.setattr(captioning, "java_runs", lambda: False)  # METEOR takes ten seconds
     if task == "caption":
         pytest.importorskip("pycocoevalcap")
     out = tmp_path / "scores" / f"{task}.json"

@@ -24,7 +24,7 @@ from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
 from openblip.generation.decoding import Beam
-from openblip.metrics import java_programs
+from openblip.metrics import captioning
 from openblip.models.config import Head
 from openblip.predictor import BlipPredictor
 from tiny_blip import tiny_checkpoint
@@ -77,7 +77,7 @@ def dialog(number: int) -> list[dict[str, Any]]:
     ]
 
 
-@patch.object(java_programs, "java_runs", lambda: False)  # METEOR would only take time
+@patch.object(captioning, "java_runs", lambda: False)  # METEOR would only take time
 def evaluate_everything() -> dict[str, Any]:
     """The result of every evaluation, by its name."""
     kinds = [None, "shop", None, "shop", None, None, "shop"]

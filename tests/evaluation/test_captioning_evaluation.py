@@ -10,7 +10,7 @@ from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import evaluate_captioning, reference_captions
 from openblip.generation.decoding import Beam
-from openblip.metrics import java_programs
+from openblip.metrics import captioning
 
 pytest.importorskip("pycocoevalcap")
 
@@ -18,7 +18,7 @@ pytest.importorskip("pycocoevalcap")
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """METEOR and SPICE are tested with the metrics; here they would only take time."""
-    monkeypatch.setattr(java_programs, "java_runs", lambda: False)
+    monkeypatch.setattr(captioning, "java_runs", lambda: False)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
-from openblip.metrics import java_programs
+from openblip.metrics import captioning
 from openblip.recipes.blip_mini import (
     NUM_FRAMES,
     blip_mini_captioner,
@@ -50,7 +50,7 @@ def assert_fallen(losses: list[float], to: float) -> None:
 
 def test_captioning_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
-    monkeypatch.setattr(java_programs, "java_runs", lambda: False)
+    monkeypatch.setattr(captioning, "java_runs", lambda: False)
     source = write_scenes(tmp_path / "scenes", "captions", 12)
     learned = trained(blip_mini_captioner(), source, tmp_path, steps=80, batch_size=12)
     assert_fallen(learned.losses, 0.3)

@@ -19,7 +19,7 @@ from openblip.data.texts import normalize_caption
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import require_caption, run_evaluation
-from openblip.metrics.filtering import auc, filter_quality
+from openblip.metrics.ranking import auc, filter_quality
 from openblip.predictor import BasePredictor
 
 

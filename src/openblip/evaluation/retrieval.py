@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.data.sample import Sample, Source
 from openblip.evaluation.run import require_caption, run_evaluation, sample_images
-from openblip.metrics.retrieval import retrieval_recall
+from openblip.metrics.ranking import retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 

@@ -1,11 +1,11 @@
-"""Where one right answer stands among candidates: metrics of dialogs (VisDial) and of classification.
+"""Metrics of scores that rank: recall of retrieval, where a right answer stands (VisDial, classification), filters.
 
-R rounds, I images, C candidates or classes. Scores (R, C) or (I, C), the higher the better. Equal scores
-count by their expected value under a random order, so that constant scores rank as guessing does. VisDial's
-code takes whatever order its sort leaves, which is why these metrics are written here.
-Lists of candidates of unequal length are filled up with scores of minus infinity.
+Scores are the higher the better. Equal scores count by their expected value under a random order, so that constant
+scores rank as guessing does. VisDial's code takes whatever order its sort leaves, and sorting favours what comes first,
+which is why these metrics are written here. All raise `ConfigError` for shapes that do not fit and values that are not
+numbers.
 
-Each function raises `ConfigError` for no rows, shapes that do not fit, and values that are not numbers.
+I images, T texts, Q queries, G gallery entries, R rounds, C candidates or classes, N texts of a filter.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,82 @@ from numpy.typing import ArrayLike, NDArray
 
 from openblip.errors import ConfigError
 
+ROWS_PER_BLOCK = 512  # bounds the memory of the comparisons at ROWS_PER_BLOCK x G
+
+
+def retrieval_recall(
+    scores: ArrayLike,
+    image_ids: ArrayLike,
+    text_ids: ArrayLike,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    text_to_image: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Return the recall in [0, 1] of text retrieval (`tr_r1`, ...) and of image retrieval (`ir_r1`, ...).
+
+    Also the means that papers print: `tr_mean` and `ir_mean` over `ks`, and `r_mean` of these two. Papers that print
+    the sum of the six recalls in percent (RSUM) print 600 times `r_mean`. Raises as `recall_at_k`.
+
+    Args:
+        scores: (I, T).
+        image_ids: (I,), and `text_ids` (T,): an image and a text belong together where their ids are equal;
+            several texts of an image and several images with one id are all right answers.
+        ks: a k above the number of texts, or of images, means all of them.
+        text_to_image: (T, I), what a text ranks the images by, where re-ranking made that another matrix than
+            the transpose of `scores`.
+    """
+    to_text = recall_at_k(scores, image_ids, text_ids, ks)
+    to_image = recall_at_k(np.asarray(scores).T if text_to_image is None else text_to_image, text_ids, image_ids, ks)
+    tr_mean, ir_mean = (sum(recall.values()) / len(recall) for recall in (to_text, to_image))
+    recalls = {f"tr_r{k}": r for k, r in to_text.items()} | {f"ir_r{k}": r for k, r in to_image.items()}
+    return recalls | {"tr_mean": tr_mean, "ir_mean": ir_mean, "r_mean": (tr_mean + ir_mean) / 2}
+
+
+def recall_at_k(
+    scores: ArrayLike, query_ids: ArrayLike, gallery_ids: ArrayLike, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Return the share of queries with a right answer among their k best gallery entries, for every k of `ks`.
+
+    `scores` (Q, G). Right answers are the entries with the query's id. A k above G means all of G. Raises `ConfigError`
+    also for a query without a right answer, and for a k below 1.
+    """
+    matrix, queries, gallery = np.asarray(scores), np.asarray(query_ids), np.asarray(gallery_ids)
+    if matrix.shape != (len(queries), len(gallery)) or matrix.size == 0:
+        raise ConfigError(
+            f"recall_at_k: scores {matrix.shape} do not fit {len(queries)} queries and {len(gallery)} entries"
+        )
+    _check_ks("recall_at_k", ks)
+    hits = dict.fromkeys(ks, 0.0)
+    for start in range(0, len(queries), ROWS_PER_BLOCK):
+        values, ids = matrix[start : start + ROWS_PER_BLOCK], queries[start : start + ROWS_PER_BLOCK]  # (B, G), (B,)
+        if np.isnan(values).any():
+            row = int(np.isnan(values).any(axis=1).argmax()) + start
+            raise ConfigError(f"recall_at_k: query {row} has a score that is not a number")
+        right = ids[:, None] == gallery[None, :]  # (B, G)
+        if not right.any(axis=1).all():
+            row = int((~right.any(axis=1)).argmax())
+            raise ConfigError(f"recall_at_k: query {row + start} (id {ids[row]}) has no right answer; leave it out")
+        best = np.where(right, values, -np.inf).max(axis=1, keepdims=True)  # (B, 1)
+        above, tied = (values > best).sum(axis=1), values == best
+        tied_right, tied_wrong = (tied & right).sum(axis=1), (tied & ~right).sum(axis=1)
+        for k in ks:
+            # A miss fills all of the k - above places with wrong entries of the tied ones, drawn without replacement.
+            miss = np.ones(len(values))
+            for drawn in range(k):
+                share = np.maximum(tied_wrong - drawn, 0) / np.maximum(tied_wrong + tied_right - drawn, 1)
+                miss = np.where(drawn < k - above, miss * share, miss)
+            hits[k] += float((1.0 - miss).sum())
+    return {k: hit / len(queries) for k, hit in hits.items()}
+
 
 def answer_ranking(scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Return the answers' `mrr` (mean reciprocal rank), `r1`, ... (share of ranks up to k) and `mean_rank` (from 1).
 
-    `answer_index` (R,) int: the right candidate of every round. A k above C means all of C. Raises `ConfigError` also
-    for an answer that is not among the candidates, and for a k below 1.
+    `scores` (R, C); shorter lists of candidates are filled up with minus infinity. `answer_index` (R,) int: the right
+    candidate of every round. A k above C means all of C. Raises `ConfigError` also for no rounds, an answer that is not
+    among the candidates, and a k below 1.
     """
-    if min(ks, default=0) < 1:
-        raise ConfigError(f"answer_ranking: ks is {list(ks)}; give numbers from 1 on")
+    _check_ks("answer_ranking", ks)
     above, tied = _count_above_and_tied("answer_ranking", scores, answer_index)
     # The rank is each of above + 1, ..., above + tied with the same probability.
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((above + tied).max()) + 1))])
@@ -38,10 +105,10 @@ def answer_ranking(scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int]
 def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
     """Return the normalised discounted cumulative gain of the annotated rounds, in [0, 1], as the VisDial challenge's.
 
-    `relevance` (R, C), from 0 on: the share of annotators who took the candidate for right. A round's gain is
-    the sum over its K best candidates of relevance / log2(rank + 1), with K the number of candidates whose
-    relevance is not 0, divided by the gain of the best order. Raises `ConfigError` also for a negative relevance, and
-    for a round without a relevant candidate.
+    `scores` as for `answer_ranking`; `relevance` (R, C), from 0 on: the share of annotators who took the candidate for
+    right. A round's gain is the sum over its K best candidates of relevance / log2(rank + 1), with K the number of
+    candidates whose relevance is not 0, divided by the gain of the best order. Raises `ConfigError` also for a negative
+    relevance, and for a round without a relevant candidate.
     """
     values, gains = _matrix("ndcg", "scores", scores), _matrix("ndcg", "relevance", relevance)
     if values.shape != gains.shape:
@@ -52,16 +119,20 @@ def ndcg(scores: ArrayLike, relevance: ArrayLike) -> float:
     rank = np.arange(1, values.shape[1] + 1)
     discounts = np.where(rank <= num_relevant, 1 / np.log2(rank + 1), 0.0)  # (R, C)
     best = -np.sort(-gains, axis=1)
-    gained = np.stack([_expected_order(*round_) for round_ in zip(values, gains, strict=True)])
+    gained = np.empty_like(gains)  # relevance at every rank; tied candidates share their mean relevance
+    for row in range(len(values)):
+        order = np.argsort(-values[row], kind="stable")
+        _, group, sizes = np.unique(-values[row][order], return_inverse=True, return_counts=True)
+        gained[row] = (np.bincount(group, weights=gains[row][order]) / sizes)[group]
     return float(((gained * discounts).sum(axis=1) / (best * discounts).sum(axis=1)).mean())
 
 
 def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Return `top1`, `top5` and `mean_per_class`, in [0, 1].
 
-    `scores` (I, C), the higher the better; `labels` (I,) int, the right class of every image.
-    `mean_per_class` is the mean over classes of their images' top-1 accuracy; a class without images does not
-    count. With five classes or fewer `top5` is 1. Raises `ConfigError` also for a label that is not a class.
+    `scores` (I, C); `labels` (I,) int, the right class of every image. `mean_per_class` is the mean over classes of
+    their images' top-1 accuracy; a class without images does not count. With five classes or fewer `top5` is 1. Raises
+    `ConfigError` also for no images, and a label that is not a class.
     """
     above, tied = _count_above_and_tied("classification_accuracy", scores, labels)
     first = _share_of_first(above, tied, 1)
@@ -71,6 +142,34 @@ def classification_accuracy(scores: ArrayLike, labels: ArrayLike) -> dict[str, f
         "top5": float(_share_of_first(above, tied, 5).mean()),
         "mean_per_class": float((np.bincount(group, weights=first) / sizes).mean()),
     }
+
+
+def filter_quality(scores: ArrayLike, clean: ArrayLike, threshold: float) -> dict[str, float | None]:
+    """Return the shares of a filter that keeps texts with scores (N,) above `threshold` (BLIP section 3.3).
+
+    `clean` (N,) bool is the truth. `precision`: kept texts that are clean; `recall`: clean texts that are kept;
+    `noise_before` and `noise_after`: noisy texts among all and among the kept. A share of nothing is None.
+    """
+    values, truth = _check_filtering(scores, clean)
+    kept = values > threshold
+    parts = {"precision": truth[kept], "recall": kept[truth], "noise_before": ~truth, "noise_after": ~truth[kept]}
+    return {name: int(part.sum()) / len(part) if len(part) else None for name, part in parts.items()}
+
+
+def auc(scores: ArrayLike, clean: ArrayLike) -> float | None:
+    """Return the area under the ROC curve: how probably a clean text (N,) scores above a noisy one.
+
+    A tie counts half. Computed from ranks (Mann-Whitney), in O(N log N). None unless there are both clean and
+    noisy texts.
+    """
+    values, truth = _check_filtering(scores, clean)
+    num_clean, num_noisy = int(truth.sum()), int((~truth).sum())
+    if num_clean == 0 or num_noisy == 0:
+        return None
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # ranks from 1; equal scores share their mean rank
+    rank_sum = float(mean_rank[group][truth].sum())
+    return (rank_sum - num_clean * (num_clean + 1) / 2) / (num_clean * num_noisy)
 
 
 def _count_above_and_tied(
@@ -93,11 +192,18 @@ def _share_of_first(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -
     return np.clip((k - above) / tied, 0.0, 1.0)
 
 
-def _expected_order(scores: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relevance (C,) at every rank; tied candidates share their mean relevance."""
-    order = np.argsort(-scores, kind="stable")
-    _, group, sizes = np.unique(-scores[order], return_inverse=True, return_counts=True)
-    return (np.bincount(group, weights=gains[order]) / sizes)[group]
+def _check_ks(metric: str, ks: Sequence[int]) -> None:
+    if min(ks, default=0) < 1:
+        raise ConfigError(f"{metric}: ks is {list(ks)}; give numbers from 1 on")
+
+
+def _check_filtering(scores: ArrayLike, clean: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(clean, dtype=bool)
+    if values.ndim != 1 or values.shape != truth.shape:
+        raise ConfigError(f"filtering: scores {values.shape} and clean {truth.shape} must be two lists of one length")
+    if np.isnan(values).any():
+        raise ConfigError(f"filtering: score {int(np.isnan(values).argmax())} is not a number")
+    return values, truth
 
 
 def _matrix(metric: str, name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 
 from openblip.errors import ConfigError
-from openblip.metrics.captioning import check_references
+from openblip.metrics.captioning import References, check_references
 
 NUM_MATCHES = 3  # matching annotators for a full score
 
@@ -50,32 +50,44 @@ _CONTRACTIONS = {
 
 def normalise_answer(text: str) -> str:
     """Return the official normal form of an answer, by the rules above."""
-    words = [_NUMBERS.get(word, word) for word in _without_punctuation(_trimmed(text)).lower().split()]
+    text = _trimmed(text)
+    has_number = _COMMA_IN_NUMBER.search(text) is not None
+    replacements = {ord(mark): "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS}
+    text = _PERIOD.sub("", text.translate(replacements), count=_PERIODS)
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+def vqa_accuracy(predictions: Sequence[str], answers: References) -> list[float]:
     """Return the official accuracy of each question, in [0, 1]; VQAv2's, OK-VQA's and VizWiz' score is their mean.
 
     It is the mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's
     answer, repeats included: ten in VQAv2 and OK-VQA. Of n below 4, the best score is (n - 1) / 3.
 
-    Raises:
-        ConfigError: no questions, lists of unequal length, or a question with fewer than two answers:
-            leave-one-out gives one answer 0 whatever the prediction (`single_answer_accuracy` scores it).
+    Raises `ConfigError` for no questions, lists of unequal length, or a question with fewer than two answers:
+    leave-one-out gives one answer 0 whatever the prediction (`single_answer_accuracy` scores it).
     """
     _check("vqa_accuracy", predictions, answers, at_least=2)
-    return [_official(prediction, given) for prediction, given in zip(predictions, answers, strict=True)]
+    accuracies = []
+    for prediction, given in zip(predictions, answers, strict=True):
+        prediction, given = _trimmed(prediction), list(map(_trimmed, given))
+        if len(set(given)) > 1:
+            prediction, given = normalise_answer(prediction), list(map(normalise_answer, given))
+        matches = given.count(prediction)
+        # Leave-one-out: an annotator who gave this answer counts one match less than the others.
+        by_matching, by_others = min(1.0, (matches - 1) / NUM_MATCHES), min(1.0, matches / NUM_MATCHES)
+        accuracies.append((matches * by_matching + (len(given) - matches) * by_others) / len(given))
+    return accuracies
 
 
-def direct_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+def direct_answer_accuracy(predictions: Sequence[str], answers: References) -> float:
     """Return A-OKVQA's direct-answer accuracy, in [0, 1]: the mean of min(1, matches / 3), over all annotators.
 
     As in its official script, answers match as written and nothing is normalised. The script leaves questions
     marked `difficult_direct_answer` out; so must the caller. Raises `ConfigError` for no questions, lists of
     unequal length, or a question without answers.
     """
-    _check("direct_answer_accuracy", predictions, answers, at_least=1)
+    _check("direct_answer_accuracy", predictions, answers)
     matches = [list(given).count(prediction) for prediction, given in zip(predictions, answers, strict=True)]
     return sum(min(1.0, count / NUM_MATCHES) for count in matches) / len(matches)
 
@@ -87,32 +99,16 @@ def single_answer_accuracy(predictions: Sequence[str], answers: Sequence[str]) -
     """
     if isinstance(answers, str):
         raise ConfigError("single_answer_accuracy: give a list of predictions and a list of answers")
-    _check("single_answer_accuracy", predictions, [[answer] for answer in answers], at_least=1)
+    _check("single_answer_accuracy", predictions, [[answer] for answer in answers])
     pairs = zip(predictions, answers, strict=True)
     return sum(normalise_answer(p) == normalise_answer(a) for p, a in pairs) / len(answers)
-
-
-def _official(prediction: str, answers: Sequence[str]) -> float:
-    prediction, given = _trimmed(prediction), [_trimmed(answer) for answer in answers]
-    if len(set(given)) > 1:
-        prediction, given = normalise_answer(prediction), [normalise_answer(answer) for answer in given]
-    matches = given.count(prediction)
-    # Leave-one-out: an annotator who gave this answer counts one match less than the others.
-    by_matching, by_others = min(1.0, (matches - 1) / NUM_MATCHES), min(1.0, matches / NUM_MATCHES)
-    return (matches * by_matching + (len(given) - matches) * by_others) / len(given)
 
 
 def _trimmed(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_punctuation(text: str) -> str:
-    has_number = _COMMA_IN_NUMBER.search(text) is not None
-    replacements = {ord(mark): "" if has_number or f"{mark} " in text or f" {mark}" in text else " " for mark in _MARKS}
-    return _PERIOD.sub("", text.translate(replacements), count=_PERIODS)
-
-
-def _check(metric: str, predictions: Sequence[str], answers: Sequence[Sequence[str]], *, at_least: int) -> None:
+def _check(metric: str, predictions: Sequence[str], answers: References, at_least: int = 1) -> None:
     check_references(metric, predictions, answers, item="question", reference="answer")
     for question, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
         if not all(isinstance(text, str) for text in [prediction, *given]):
