@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "files": set(),
     "distributed": set(),
-    "nn": set(),
+    "nn": {"models.config"},
     "objectives": set(),
     "metrics": set(),
     "data": set(),

@@ -141,9 +141,6 @@ class Uncached:
     def reorder(self, index: Tensor) -> None:
         self.ids = self.ids[index]
 
-    def repeat(self, count: int) -> None:
-        self.ids = self.ids.repeat_interleave(count, dim=0)
-
     def decode(self, ids: Tensor, context_kv: Any, cache: object = None) -> Tensor:
         num_new, num_images = ids.shape[1], len(context_kv.layers[0].key)
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)

@@ -12,7 +12,7 @@ from marks import slow
 from openblip.checkpoints.backbones import init_qformer, init_text, init_vision
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, VisionConfig
 from openblip.nn.qformer import QFormer
 
 NUM_WORDS, NEW_WORDS = 60, 2
@@ -254,12 +254,12 @@ def test_unreadable_sources_are_named(folders, tmp_path, monkeypatch):
 
 def make_qformer(has_text_branch=True, has_lm_head=True, **changes):
     torch.manual_seed(0)
-    shape = {
-        "num_queries": 3, "hidden_dim": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "context_dim": 12,
-        "cross_attention_every": 2, "vocab_size": NUM_WORDS + 1, "max_positions": 24, "dropout": 0.0,
-        "layer_norm_eps": 1e-12, "activation_checkpointing": False, **changes,
-    }  # fmt: skip
-    return QFormer(**shape, has_text_branch=has_text_branch, has_lm_head=has_lm_head).eval()
+    config = QFormerConfig(
+        num_queries=3, hidden_dim=32, num_layers=2, num_heads=4, mlp_dim=48, vocab_size=NUM_WORDS + 1,
+        max_positions=24, dropout=0.0,
+    )  # fmt: skip
+    config = replace(config, **changes)
+    return QFormer(config, context_dim=12, has_text_branch=has_text_branch, has_lm_head=has_lm_head).eval()
 
 
 @torch.no_grad()

@@ -39,10 +39,6 @@ class Memory:
         assert self.rows is not None
         self.rows = [list(self.rows[i]) for i in index.tolist()]
 
-    def repeat(self, count: int) -> None:
-        assert self.rows is not None
-        self.rows = [list(row) for row in self.rows for _ in range(count)]
-
 
 class Context:
     """Visual prompts (B, Q, Dl) with the text that follows each."""

@@ -29,10 +29,6 @@ class TokenCache:
         assert self.ids is not None
         self.ids = self.ids[index]
 
-    def repeat(self, count: int, /) -> None:
-        assert self.ids is not None
-        self.ids = self.ids.repeat_interleave(count, dim=0)
-
     def extend(self, ids: Tensor) -> Tensor:
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
         return self.ids

@@ -125,7 +125,7 @@ def test_cached_beams_may_be_reordered_and_repeated() -> None:
     prompt = random_tokens([3, 3], first=DEC).ids
     cache = model.new_cache(6)
     model.decode(prompt, kv, cache)
-    cache.repeat(3)
+    cache.reorder(torch.arange(2).repeat_interleave(3))
     ids = torch.cat([prompt.repeat_interleave(3, dim=0), random_tokens([2] * 6, seed=1).ids], dim=1)
     model.decode(ids[:, 3:], kv, cache)
     order = torch.tensor([2, 0, 2, 4, 3, 3])  # within each image

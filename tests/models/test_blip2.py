@@ -13,7 +13,8 @@ from torch import Tensor
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.models.blip2 import Blip2, ImageKV
+from openblip.models.blip import CrossKV
+from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.nn.qformer import generation_mask, matching_mask, without_padding
 from tiny_blip import (
@@ -48,7 +49,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-def image_kv(model: Blip2, count: int) -> ImageKV:
+def image_kv(model: Blip2, count: int) -> CrossKV:
     dtype = model.vision_norm.weight.dtype
     return model.image_kv(model.encode_image(random_pixels(count).to(dtype)))
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.attention import CrossAttention, PairCrossAttention, SelfAttention, attend, capture_attention
-from openblip.nn.kv_cache import LayerCache
+from openblip.nn.attention import (
+    CrossAttention,
+    LayerCache,
+    PairCrossAttention,
+    SelfAttention,
+    attend,
+    capture_attention,
+)
 from tiny_blip import randomise
 
 

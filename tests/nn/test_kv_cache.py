@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.attention import SelfAttentionCache
 
 
 def fed_cache(num_layers: int = 2, rows: int = 3, tokens: int = 2) -> SelfAttentionCache:
@@ -47,14 +47,13 @@ def test_reorder_may_drop_rows() -> None:
 
 def test_repeat_makes_consecutive_copies() -> None:
     cache = fed_cache(rows=2)
-    cache.repeat(2)
+    cache.reorder(torch.tensor([0, 0, 1, 1]))
     assert rows_of(cache)[1][0] == [10.0, 10.0, 11.0, 11.0]
 
 
 def test_rows_of_a_new_cache_may_be_moved() -> None:
     cache = SelfAttentionCache(2, max_length=5)
     cache.reorder(torch.tensor([0]))
-    cache.repeat(3)
     assert cache.length == 0
 
 

@@ -3,7 +3,7 @@
 R rows, Q queries, T text tokens, N image tokens, Dv image width.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from transformers import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from openblip.models.config import QFormerConfig
-from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.attention import SelfAttentionCache
 from openblip.nn.qformer import QFormer, generation_mask, matching_mask, without_padding
 from tiny_blip import contrastive_mask, gradients, randomise, saved_bytes
 
@@ -28,7 +28,7 @@ KINDS = [contrastive_mask, matching_mask, generation_mask]
 
 def qformer(*, has_text_branch: bool = True, has_lm_head: bool = True, **changes: Any) -> QFormer:
     model = QFormer(
-        **asdict(replace(TINY, **changes)),
+        replace(TINY, **changes),
         context_dim=IMAGE_DIM,
         has_text_branch=has_text_branch,
         has_lm_head=has_lm_head and has_text_branch,

@@ -1,12 +1,11 @@
 """The text transformer: its two readings, padding, and what activation checkpointing leaves equal."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from openblip.nn.attention import CrossAttention, PairCrossAttention
-from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.attention import CrossAttention, PairCrossAttention, SelfAttentionCache
 from openblip.nn.text_transformer import TextTransformer
 from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
@@ -15,10 +14,7 @@ def transformer(
     modes: tuple[str, ...] = ("encode", "decode"), images_per_text: int = 1, **changes: object
 ) -> TextTransformer:
     model = TextTransformer(
-        **asdict(replace(TINY.text, **changes)),
-        context_dims=TINY.context_dims,
-        images_per_text=images_per_text,
-        modes=modes,
+        replace(TINY.text, **changes), context_dims=TINY.context_dims, images_per_text=images_per_text, modes=modes
     )
     randomise(model, seed=0)
     return model.eval()
@@ -115,8 +111,8 @@ def test_over_two_images_the_upper_half_of_the_layers_learns_to_merge(num_layers
 
 def test_readings_of_contexts_of_different_widths() -> None:
     """Questions read images, answers read questions."""
-    config = asdict(replace(TINY.text, sharing="none"))
-    model = TextTransformer(**config, context_dims={"encode": 24, "decode": 32}, modes=("encode", "decode")).eval()
+    config = replace(TINY.text, sharing="none")
+    model = TextTransformer(config, context_dims={"encode": 24, "decode": 32}, modes=("encode", "decode")).eval()
     randomise(model, seed=0)
     cross = model.layers[0].cross_attention
     assert isinstance(cross["encode"].branch, CrossAttention)

@@ -1,6 +1,6 @@
 """The vision transformer: positions, stochastic depth, activation checkpointing, and the forms of it."""
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tiny_blip import randomise, saved_bytes
 
 def vit(**changes: object) -> VisionTransformer:
     config = VisionConfig(image_size=24, patch_size=8, hidden_dim=16, num_layers=3, num_heads=2, mlp_dim=32)
-    model = VisionTransformer(**{**asdict(config), **changes})
+    model = VisionTransformer(replace(config, **changes))
     randomise(model, seed=0)
     return model
 

@@ -1,6 +1,6 @@
 """Our layers and modes against transformers' BLIP: tiny, random, float32, unusual sizes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_vision_model(size: int, eps: float) -> None:
     config = replace(VISION_CONFIG, layer_norm_eps=eps)
     theirs = modeling_blip.BlipVisionModel(vision_config(config)).eval()
     randomise(theirs, seed=0)
-    ours = VisionTransformer(**asdict(config)).eval()
+    ours = VisionTransformer(config).eval()
     copy_weights(theirs, ours, HF_VISION_KEYS)
     pixels = random_pixels(2, size=size)
     expected = theirs(pixel_values=pixels, interpolate_pos_encoding=size != 40).last_hidden_state
@@ -72,7 +72,7 @@ def test_vision_model(size: int, eps: float) -> None:
 
 def text_transformer(mode: str) -> TextTransformer:
     dims = {mode: VISION_CONFIG.hidden_dim}
-    return TextTransformer(**asdict(TEXT_CONFIG), context_dims=dims, modes=(mode,)).eval()
+    return TextTransformer(TEXT_CONFIG, context_dims=dims, modes=(mode,)).eval()
 
 
 def image_tokens(count: int) -> Tensor:

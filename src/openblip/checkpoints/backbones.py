@@ -19,7 +19,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -310,7 +310,7 @@ def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
 def empty_vit(config: VisionConfig) -> VisionTransformer:
     """A ViT without weights, on no device."""
     with torch.device("meta"):
-        return VisionTransformer(**asdict(config))
+        return VisionTransformer(config)
 
 
 def build_vit(config: VisionConfig, weights: State, source: object) -> VisionTransformer:

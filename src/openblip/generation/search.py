@@ -25,7 +25,7 @@ from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 class TextDecoder(Protocol):
     """A causal text decoder that attends to images, as `Blip` and `Blip2` are.
 
-    context_kv: the images as the decoder reads them (`CrossKV` or `ImageKV`): one entry per image, not per row.
+    context_kv: the images as the decoder reads them (`CrossKV`): one entry per image, not per row.
     """
 
     def new_cache(self, max_length: int) -> Any:
@@ -167,7 +167,7 @@ def _prefill(
     ids = prompt_ids.expand(num_images, -1)  # (B, P)
     logits = model.decode(ids, context_kv, cache)[:, -1].float()  # (B, V)
     if rows_per_image > 1:
-        cache.repeat(rows_per_image)
+        cache.reorder(torch.arange(num_images, device=logits.device).repeat_interleave(rows_per_image))
         logits = logits.repeat_interleave(rows_per_image, dim=0)
     return logits, cache
 

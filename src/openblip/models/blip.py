@@ -7,7 +7,6 @@ similarity matrix, Q queries of BLIP-2.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import NamedTuple, cast
 
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import BlipConfig, Head, Mode
-from openblip.nn.attention import CrossAttention, PairCrossAttention, capture_attention
-from openblip.nn.kv_cache import SelfAttentionCache
-from openblip.nn.text_transformer import ContextKeyValue, MedLayer, TextTransformer
+from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, capture_attention
+from openblip.nn.text_transformer import MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 
 INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
@@ -27,11 +25,11 @@ INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
 class CrossKV(NamedTuple):
     """Cross-attention keys and values of B contexts (images, videos, questions, ...), one entry per layer."""
 
-    layers: Sequence[ContextKeyValue]
+    layers: Sequence[LayerKV]
 
     def select(self, index: Tensor) -> "CrossKV":
         """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
-        return CrossKV([layer.select(index) for layer in self.layers])
+        return CrossKV([None if layer is None else layer.select(index) for layer in self.layers])
 
 
 class Blip(nn.Module):
@@ -45,12 +43,12 @@ class Blip(nn.Module):
         super().__init__()
         self.config = config
         width, heads = config.text.hidden_dim, set(config.heads)
-        self.vision = VisionTransformer(**asdict(config.vision))
+        self.vision = VisionTransformer(config.vision)
         self.text = TextTransformer(
-            **asdict(config.text),
+            config.text,
+            modes=config.modes,
             context_dims=config.context_dims,
             images_per_text=2 if "nlvr" in heads else 1,
-            modes=config.modes,
         )
         self.shares_cross_attention = self.text.shares_cross_attention  # then `image_kv` is the same in both modes
         if "itc" in heads:

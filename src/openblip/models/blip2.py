@@ -6,7 +6,6 @@ D width of the Q-Former, Dl width of the language model, E embedding width, H he
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import NamedTuple, Self, cast
 
 import torch
@@ -14,24 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.blip import INITIAL_TEMPERATURE, initialise, require_head
+from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, initialise, require_head
 from openblip.models.config import Blip2Config, Blip2Head, VisionConfig
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
-from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention, capture_attention
-from openblip.nn.kv_cache import SelfAttentionCache
+from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, capture_attention
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
-
-
-class ImageKV(NamedTuple):
-    """Cross-attention keys and values of B images, by layer; None for layers without cross-attention."""
-
-    layers: Sequence[KeyValue | None]
-
-    def select(self, index: Tensor) -> "ImageKV":
-        """Keys and values of the images in `index`, int64 (B'), repeats allowed."""
-        return ImageKV([None if kv is None else kv.select(index) for kv in self.layers])
 
 
 class QueryOutput(NamedTuple):
@@ -75,7 +63,7 @@ class Blip2(nn.Module):
                 raise ConfigError(
                     f"The image encoder {config.vision.name} must be given: it is a model of transformers."
                 )
-            vision = VisionTransformer(**asdict(config.vision))
+            vision = VisionTransformer(config.vision)
         described = None if config.language is None else config.language.hidden_dim
         if language is not None and language.hidden_dim != described:
             raise ConfigError(
@@ -85,7 +73,7 @@ class Blip2(nn.Module):
         heads, width = set(config.heads), config.qformer.hidden_dim
         self.vision_norm = nn.LayerNorm(config.vision.hidden_dim, eps=config.vision_norm_eps)
         self.qformer = QFormer(
-            **asdict(config.qformer),
+            config.qformer,
             context_dim=config.vision.hidden_dim,
             has_text_branch=config.has_text_branch,
             has_lm_head="itg" in heads,
@@ -146,18 +134,18 @@ class Blip2(nn.Module):
             return run_frozen(self.vision, pixels)
         return cast(Tensor, self.vision(pixels)) if torch.is_grad_enabled() else run_without_graph(self.vision, pixels)
 
-    def image_kv(self, features: Tensor) -> ImageKV:
+    def image_kv(self, features: Tensor) -> CrossKV:
         """Features (B, N, Dv) -> the keys and values that the queries attend to, after the trained norm."""
         norm = self.vision_norm  # in float32, as the released code
         normed = F.layer_norm(features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return ImageKV(self.qformer.image_kv(normed.to(norm.weight.dtype)))
+        return CrossKV(self.qformer.image_kv(normed.to(norm.weight.dtype)))
 
-    def encode_queries(self, image_kv: ImageKV) -> QueryOutput:
+    def encode_queries(self, image_kv: CrossKV) -> QueryOutput:
         """Run the queries over B images, once for ITC, ITG and the language model."""
         cache = SelfAttentionCache(self.config.qformer.num_layers)
         return QueryOutput(self.qformer(image_kv=image_kv.layers, cache=cache), cache)
 
-    def encode_multimodal(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+    def encode_multimodal(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
         """Queries (R, Q, D) that attend to texts (R, T) from [CLS] and to the image: ITM, instructions."""
         num_queries = self.qformer.num_queries
         both = without_padding(matching_mask(num_queries, ids.shape[1]), mask)
@@ -174,7 +162,7 @@ class Blip2(nn.Module):
         first = self.qformer(ids, mask=mask[:, None, None, :])[:, 0]
         return F.normalize(self.text_proj(first).float(), dim=-1)
 
-    def match_logits(self, ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+    def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
         """ids (R, T) from [CLS] over B images -> (R, 2), the mean over the queries; index 1 means match."""
         self._require("itm")
         return cast(Tensor, self.itm_head(self.encode_multimodal(ids, mask, image_kv)).mean(dim=1))
@@ -184,7 +172,7 @@ class Blip2(nn.Module):
         self._require("itg")
         return self.qformer.predict_words(self.qformer(ids, causal=True, cache=output.cache.copy()))
 
-    def decode(self, ids: Tensor, context_kv: ImageKV, cache: SelfAttentionCache | None = None) -> Tensor:
+    def decode(self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None) -> Tensor:
         """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains.
 
         With a cache, ids are only the tokens that it does not hold yet; into an empty one go the queries first.

@@ -1,32 +1,19 @@
 """Multi-head attention through scaled_dot_product_attention: self, cross, and cross over two images.
 
-B batch or contexts, R = B * K rows of text (K for each context), T text tokens, N context tokens (of an image,
-or of a self-attention the same tokens), S key tokens, D width, H heads, E head width.
+Self-attention has a cache for decoding. Cross-attention needs none: an image's keys and values are projected once.
+
+B batch or contexts, R = B * K rows of text (K for each context), T text tokens, N context tokens (of an image, or of a
+self-attention the same tokens), S key tokens, D width, H heads, E head width.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from openblip.nn.kv_cache import LayerCache
-
-
-class KeyValue(NamedTuple):
-    """Projected keys and values, each (B, H, S, E)."""
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None = None
-    """bool (B, 1, 1, S), True at real tokens; None when none is padding."""
-
-    def select(self, index: Tensor) -> "KeyValue":
-        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
-        mask = None if self.mask is None else self.mask[index]
-        return KeyValue(self.key[index], self.value[index], mask)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -52,11 +39,68 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
 
 
-class SelfAttention(nn.Module):
-    """Attention of a sequence over itself, optionally causal and with a cache of earlier tokens.
+class LayerCache:
+    """Keys and values of one layer for the tokens so far.
 
-    `attend` is an attribute so that `capture_attention` can replace it.
+    With a `max_length` they are written into buffers of that length, for decoding. Without, they are concatenated, so
+    that gradients flow: for training after a shared prefix.
     """
+
+    def __init__(self, max_length: int | None = None) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
+        end = self.length + key.shape[2]
+        if self.max_length is None:
+            if self._key is not None and self._value is not None:
+                key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
+            self._key, self._value, self.length = key, value, end
+            return key, value
+        if self._key is None or self._value is None:
+            rows, heads, _, width = key.shape
+            self._key = key.new_empty(rows, heads, self.max_length, width)
+            self._value = value.new_empty(rows, heads, self.max_length, width)
+        if end > self.max_length:
+            raise ValueError(f"The cache holds {self.max_length} tokens; {end} were fed.")
+        self._key[:, :, self.length : end] = key
+        self._value[:, :, self.length : end] = value
+        self.length = end
+        return self._key[:, :, :end], self._value[:, :, :end]
+
+    def reorder(self, index: Tensor) -> None:
+        if self._key is not None and self._value is not None:
+            self._key, self._value = self._key.index_select(0, index), self._value.index_select(0, index)
+
+
+class SelfAttentionCache:
+    """One `LayerCache` per layer. Without a `max_length` it is for training, and can be copied."""
+
+    def __init__(self, num_layers: int, max_length: int | None = None) -> None:
+        self.layers = [LayerCache(max_length) for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens so far."""
+        return self.layers[0].length
+
+    def copy(self) -> "SelfAttentionCache":
+        """A cache without `max_length` that continues from here; this one does not change."""
+        other = SelfAttentionCache(0)
+        other.layers = [copy(layer) for layer in self.layers]
+        return other
+
+    def reorder(self, index: Tensor) -> None:
+        """Row r becomes what row index[r] was; index (R') of int64, so rows can also be dropped or repeated."""
+        for layer in self.layers:
+            layer.reorder(index)
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence over itself, optionally causal and with a cache of earlier tokens."""
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -64,7 +108,7 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
-        self.attend = attend
+        self.attend = attend  # an attribute, so that `capture_attention` can replace it
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
@@ -79,8 +123,7 @@ class SelfAttention(nn.Module):
             k, v = cache.append(k, v)
         if causal and (cache is not None or mask is not None):
             num_queries, num_keys = q.shape[2], k.shape[2]  # the queries are the last of the keys
-            causal_mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x.device)  # (T, S)
-            causal_mask = causal_mask.tril(num_keys - num_queries)
+            causal_mask = x.new_ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)  # (T, S)
             mask = causal_mask if mask is None else mask & causal_mask
             causal = False
         dropout = self.dropout if self.training else 0.0
@@ -88,11 +131,24 @@ class SelfAttention(nn.Module):
         return cast(Tensor, self.out(merge_heads(mixed)))
 
 
+class KeyValue(NamedTuple):
+    """Projected keys and values of B contexts, each (B, H, S, E)."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    """bool (B, 1, 1, S), True at real tokens; None when none is padding."""
+
+    def select(self, index: Tensor) -> "KeyValue":
+        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
+        mask = None if self.mask is None else self.mask[index]
+        return KeyValue(self.key[index], self.value[index], mask)
+
+
 class CrossAttention(nn.Module):
     """Attention of text over a context: the tokens of its image, or of another text.
 
     `project` computes a context's keys and values once; `forward` may then be called for any number of texts.
-    `attend` is an attribute so that `capture_attention` can replace it.
     """
 
     def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -102,7 +158,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key_value = nn.Linear(context_dim, 2 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
-        self.attend = attend
+        self.attend = attend  # an attribute, so that `capture_attention` can replace it
 
     def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
         """(B, N, Dc), and bool (B, N), True at real tokens -> keys and values, each (B, H, N, E)."""
@@ -135,6 +191,10 @@ class PairKeyValue(NamedTuple):
     def select(self, index: Tensor) -> "PairKeyValue":
         """Keys and values of the pairs in `index`, int64 (B'), repeats allowed."""
         return PairKeyValue(self.first.select(index), self.second.select(index))
+
+
+LayerKV = KeyValue | PairKeyValue | None
+"""What a layer attends to; None for text alone, and in layers without cross-attention."""
 
 
 class PairCrossAttention(nn.Module):

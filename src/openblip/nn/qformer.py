@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.attention import CrossAttention, KeyValue, SelfAttention
-from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
+from openblip.models.config import QFormerConfig
+from openblip.nn.attention import CrossAttention, KeyValue, LayerCache, LayerKV, SelfAttention, SelfAttentionCache
 from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
 
 
@@ -56,22 +56,14 @@ def without_padding(mask: Tensor, text_mask: Tensor) -> Tensor:
 class QFormerEmbeddings(nn.Module):
     """Queries, then words plus positions, through one norm. Queries have no positions."""
 
-    def __init__(
-        self,
-        num_queries: int,
-        hidden_dim: int,
-        vocab_size: int,
-        max_positions: int,
-        dropout: float,
-        eps: float,
-        has_text_branch: bool,
-    ) -> None:
+    def __init__(self, config: QFormerConfig, has_text_branch: bool) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.zeros(1, num_queries, hidden_dim))
-        self.word = nn.Embedding(vocab_size, hidden_dim) if has_text_branch else None
-        self.position = nn.Embedding(max_positions, hidden_dim) if has_text_branch else None
-        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        width = config.hidden_dim
+        self.queries = nn.Parameter(torch.zeros(1, config.num_queries, width))
+        self.word = nn.Embedding(config.vocab_size, width) if has_text_branch else None
+        self.position = nn.Embedding(config.max_positions, width) if has_text_branch else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, num_rows: int, with_queries: bool, ids: Tensor | None, start: int) -> Tensor:
         """The queries, if asked for, then ids (R, T) whose first token stands at `start` -> (R, S, D)."""
@@ -86,28 +78,15 @@ class QFormerEmbeddings(nn.Module):
 class QFormerLayer(nn.Module):
     """Shared self-attention, cross-attention of the queries in layers that have one, two feed-forwards."""
 
-    def __init__(
-        self,
-        *,
-        hidden_dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        context_dim: int | None,
-        dropout: float,
-        eps: float,
-        has_text_branch: bool,
-    ) -> None:
+    def __init__(self, config: QFormerConfig, context_dim: int | None, has_text_branch: bool) -> None:
         super().__init__()
-
-        def residual(branch: nn.Module) -> Residual:
-            return Residual(branch, hidden_dim, dropout, eps)
-
-        self.self_attention = residual(SelfAttention(hidden_dim, num_heads, dropout))
+        width, num_heads, dropout = config.hidden_dim, config.num_heads, config.dropout
+        self.self_attention = Residual(SelfAttention(width, num_heads, dropout), config)
         self.cross_attention = (
-            None if context_dim is None else residual(CrossAttention(hidden_dim, context_dim, num_heads, dropout))
+            None if context_dim is None else Residual(CrossAttention(width, context_dim, num_heads, dropout), config)
         )
-        self.query_feed_forward = residual(feed_forward(hidden_dim, mlp_dim))
-        self.text_feed_forward = residual(feed_forward(hidden_dim, mlp_dim)) if has_text_branch else None
+        self.query_feed_forward = Residual(feed_forward(config), config)
+        self.text_feed_forward = Residual(feed_forward(config), config) if has_text_branch else None
 
     def forward(
         self,
@@ -115,7 +94,7 @@ class QFormerLayer(nn.Module):
         num_queries: int,
         mask: Tensor | None,
         causal: bool,
-        image_kv: KeyValue | None,
+        image_kv: LayerKV,
         cache: LayerCache | None,
     ) -> Tensor:
         """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S)."""
@@ -138,45 +117,18 @@ class QFormer(nn.Module):
     feed-forwards, which stage 2 drops. has_lm_head: whether there is the prediction head of ITG.
     """
 
-    def __init__(
-        self,
-        *,
-        num_queries: int,
-        hidden_dim: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        context_dim: int,
-        cross_attention_every: int,
-        vocab_size: int,
-        max_positions: int,
-        dropout: float,
-        layer_norm_eps: float,
-        has_text_branch: bool,
-        has_lm_head: bool,
-        activation_checkpointing: bool,
-    ) -> None:
+    def __init__(self, config: QFormerConfig, *, context_dim: int, has_text_branch: bool, has_lm_head: bool) -> None:
         super().__init__()
-        self.num_queries = num_queries
-        self.activation_checkpointing = activation_checkpointing
-        self.embeddings = QFormerEmbeddings(
-            num_queries, hidden_dim, vocab_size, max_positions, dropout, layer_norm_eps, has_text_branch
-        )
+        self.num_queries = config.num_queries
+        self.activation_checkpointing = config.activation_checkpointing
+        self.embeddings = QFormerEmbeddings(config, has_text_branch)
         self.layers = nn.ModuleList(
-            QFormerLayer(
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
-                context_dim=context_dim if i % cross_attention_every == 0 else None,
-                dropout=dropout,
-                eps=layer_norm_eps,
-                has_text_branch=has_text_branch,
-            )
-            for i in range(num_layers)
+            QFormerLayer(config, None if i % config.cross_attention_every else context_dim, has_text_branch)
+            for i in range(config.num_layers)
         )
-        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if has_lm_head else None
+        self.lm_head = LanguageModelHead(config) if has_lm_head else None
 
-    def image_kv(self, image_tokens: Tensor) -> list[KeyValue | None]:
+    def image_kv(self, image_tokens: Tensor) -> list[LayerKV]:
         """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
         cross_attentions = [cast(QFormerLayer, layer).cross_attention for layer in self.layers]
         return [None if c is None else cast(CrossAttention, c.branch).project(image_tokens) for c in cross_attentions]
@@ -184,7 +136,7 @@ class QFormer(nn.Module):
     def forward(
         self,
         ids: Tensor | None = None,
-        image_kv: Sequence[KeyValue | None] | None = None,
+        image_kv: Sequence[LayerKV] | None = None,
         *,
         mask: Tensor | None = None,
         causal: bool = False,
@@ -197,7 +149,7 @@ class QFormer(nn.Module):
         receives keys and values; text after cached queries counts its positions from 0.
         """
         with_queries = image_kv is not None
-        num_rows = len(ids) if ids is not None else next(kv.key.shape[0] for kv in image_kv or () if kv)
+        num_rows = next(len(kv.key) for kv in image_kv or () if isinstance(kv, KeyValue)) if ids is None else len(ids)
         start = 0 if cache is None or with_queries else cache.length - self.num_queries
         num_queries = self.num_queries if with_queries else 0
         x: Tensor = self.embeddings(num_rows, with_queries, ids, start)
@@ -205,11 +157,11 @@ class QFormer(nn.Module):
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
-            arguments = (x, num_queries, mask, causal, kv, layer_cache)
+            arguments = (x, num_queries, mask, causal, kv)
             if not checkpointing or (layer_cache and layer_cache.max_length is not None):  # a buffer is written once
-                x = layer(*arguments)
+                x = layer(*arguments, layer_cache)
                 continue
-            x, grown = checkpoint(_run_layer_on_copied_cache, layer, *arguments, use_reentrant=False)
+            x, grown = checkpoint(_run_layer_on_copied_cache, layer, layer_cache, *arguments, use_reentrant=False)
             if cache is not None:
                 cache.layers[i] = grown
         return x
@@ -222,17 +174,11 @@ class QFormer(nn.Module):
 
 
 def _run_layer_on_copied_cache(
-    layer: nn.Module,
-    x: Tensor,
-    num_queries: int,
-    mask: Tensor | None,
-    causal: bool,
-    image_kv: KeyValue | None,
-    cache: LayerCache | None,
+    layer: nn.Module, cache: LayerCache | None, *arguments: object
 ) -> tuple[Tensor, LayerCache | None]:
     """Run a layer on a copy of its cache and return its output and the grown copy.
 
     The given cache is not changed, because activation checkpointing runs the layer again in the backward pass.
     """
     grown = copy(cache)
-    return layer(x, num_queries, mask, causal, image_kv, grown), grown
+    return layer(*arguments, grown), grown

@@ -15,24 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.attention import CrossAttention, KeyValue, PairCrossAttention, PairKeyValue, SelfAttention
-from openblip.nn.kv_cache import LayerCache, SelfAttentionCache
+from openblip.models.config import Mode, QFormerConfig, Sharing, TextConfig
+from openblip.nn.attention import (
+    CrossAttention,
+    LayerCache,
+    LayerKV,
+    PairCrossAttention,
+    SelfAttention,
+    SelfAttentionCache,
+)
 
-_Mode = Literal["encode", "decode"]
 M = TypeVar("M", bound=nn.Module)
-ContextKeyValue = KeyValue | PairKeyValue
 
 
 class ByMode(nn.Module, Generic[M]):
     """One module for every mode (`shared`), or one for each."""
 
-    def __init__(self, make: Callable[[_Mode], M], modes: Sequence[_Mode], shared: bool) -> None:
+    def __init__(self, make: Callable[[Mode], M], modes: Sequence[Mode], shared: bool) -> None:
         super().__init__()
         self.variants = nn.ModuleDict({"shared": make(modes[0])} if shared else {m: make(m) for m in modes})
         self.modes = tuple(modes)
         self.shared = shared
 
-    def __getitem__(self, mode: _Mode) -> M:
+    def __getitem__(self, mode: Mode) -> M:
         """The module of `mode`. Raises KeyError when the model does not have this mode."""
         if mode not in self.modes:
             raise KeyError(f"This model cannot {mode}; it has {', '.join(self.modes)}.")
@@ -42,12 +47,12 @@ class ByMode(nn.Module, Generic[M]):
 class TextEmbeddings(nn.Module):
     """Word plus position embedding, normalised. BLIP has no token types."""
 
-    def __init__(self, vocab_size: int, max_positions: int, hidden_dim: int, dropout: float, eps: float) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(vocab_size, hidden_dim)
-        self.position = nn.Embedding(max_positions, hidden_dim)
-        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.word = nn.Embedding(config.vocab_size, config.hidden_dim)
+        self.position = nn.Embedding(config.max_positions, config.hidden_dim)
+        self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
@@ -65,23 +70,32 @@ def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: 
     return cast(Tensor, word(ids) + position(torch.arange(start, end, device=ids.device)))
 
 
-def feed_forward(hidden_dim: int, mlp_dim: int) -> nn.Sequential:
+def feed_forward(config: TextConfig | QFormerConfig) -> nn.Sequential:
     """A feed-forward of BERT, (R, T, D) -> (R, T, D)."""
-    return nn.Sequential(nn.Linear(hidden_dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_dim))
+    width = config.hidden_dim
+    return nn.Sequential(nn.Linear(width, config.mlp_dim), nn.GELU(), nn.Linear(config.mlp_dim, width))
 
 
 class Residual(nn.Module):
     """norm(x + dropout(branch(x, ...))): BERT's post-norm residual around attention."""
 
-    def __init__(self, branch: nn.Module, hidden_dim: int, dropout: float, eps: float) -> None:
+    def __init__(self, branch: nn.Module, config: TextConfig | QFormerConfig) -> None:
         super().__init__()
         self.branch = branch
-        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """(R, T, D) -> (R, T, D)."""
         return cast(Tensor, self.norm(x + self.dropout(self.branch(x, *args, **kwargs))))
+
+
+_SHARED_PARTS: dict[Sharing, frozenset[str]] = {  # BLIP Table 3
+    "all": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
+    "all_but_ca": frozenset({"embeddings", "self_attention", "feed_forward"}),
+    "all_but_sa": frozenset({"embeddings", "cross_attention", "feed_forward"}),
+    "none": frozenset(),
+}
 
 
 class MedLayer(nn.Module):
@@ -90,35 +104,21 @@ class MedLayer(nn.Module):
     `cross_attention` makes the attention of a mode: a CrossAttention, or over two images a PairCrossAttention.
     """
 
-    def __init__(
-        self,
-        *,
-        cross_attention: Callable[[_Mode], nn.Module],
-        hidden_dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        dropout: float,
-        eps: float,
-        modes: Sequence[_Mode],
-        shared: frozenset[str],
-    ) -> None:
+    def __init__(self, config: TextConfig, modes: Sequence[Mode], cross_attention: Callable[[Mode], nn.Module]) -> None:
         super().__init__()
 
-        def residual(branch: nn.Module) -> Residual:
-            return Residual(branch, hidden_dim, dropout, eps)
+        def by_mode(part: str, make: Callable[[Mode], nn.Module]) -> ByMode[Residual]:
+            return ByMode(lambda mode: Residual(make(mode), config), modes, part in _SHARED_PARTS[config.sharing])
 
-        self.self_attention = ByMode(
-            lambda mode: residual(SelfAttention(hidden_dim, num_heads, dropout)), modes, "self_attention" in shared
-        )
-        self.cross_attention = ByMode(lambda mode: residual(cross_attention(mode)), modes, "cross_attention" in shared)
-        self.feed_forward = ByMode(
-            lambda mode: residual(feed_forward(hidden_dim, mlp_dim)), modes, "feed_forward" in shared
-        )
+        width, num_heads = config.hidden_dim, config.num_heads
+        self.self_attention = by_mode("self_attention", lambda _: SelfAttention(width, num_heads, config.dropout))
+        self.cross_attention = by_mode("cross_attention", cross_attention)
+        self.feed_forward = by_mode("feed_forward", lambda _: feed_forward(config))
 
     def forward(
-        self, x: Tensor, mode: _Mode, mask: Tensor | None, context_kv: ContextKeyValue | None, cache: LayerCache | None
+        self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: LayerKV, cache: LayerCache | None
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens; without context_kv, text alone."""
+        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)
@@ -128,77 +128,50 @@ class MedLayer(nn.Module):
 class LanguageModelHead(nn.Module):
     """BERT's prediction head: transform, normalise, compare with every word embedding."""
 
-    def __init__(self, hidden_dim: int, vocab_size: int, eps: float) -> None:
+    def __init__(self, config: TextConfig | QFormerConfig) -> None:
         super().__init__()
-        self.transform = nn.Linear(hidden_dim, hidden_dim)
-        self.norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.transform = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
         """(R, T, D) and the (V, D) word embeddings of the decoder -> logits (R, T, V)."""
         return F.linear(self.norm(F.gelu(self.transform(x))), word_embeddings, self.bias)
 
 
-_SHARED_PARTS: dict[str, frozenset[str]] = {  # BLIP Table 3
-    "all": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
-    "all_but_ca": frozenset({"embeddings", "self_attention", "feed_forward"}),
-    "all_but_sa": frozenset({"embeddings", "cross_attention", "feed_forward"}),
-    "none": frozenset(),
-}
-
-
 class TextTransformer(nn.Module):
-    """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one."""
+    """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one.
+
+    context_dims: width of what each mode attends to.
+    """
 
     def __init__(
         self,
+        config: TextConfig,
         *,
-        vocab_size: int,
-        hidden_dim: int,
-        context_dims: Mapping[_Mode, int],
+        modes: Sequence[Mode],
+        context_dims: Mapping[Mode, int],
         images_per_text: Literal[1, 2] = 1,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        max_positions: int,
-        dropout: float,
-        layer_norm_eps: float,
-        sharing: str,
-        modes: Sequence[_Mode],
-        activation_checkpointing: bool,
     ) -> None:
         super().__init__()
-        shared = _SHARED_PARTS[sharing]
-        self.activation_checkpointing = activation_checkpointing
+        shared = _SHARED_PARTS[config.sharing]
+        self.activation_checkpointing = config.activation_checkpointing
         self.shares_cross_attention = "cross_attention" in shared
-        self.embeddings = ByMode(
-            lambda mode: TextEmbeddings(vocab_size, max_positions, hidden_dim, dropout, layer_norm_eps),
-            modes,
-            "embeddings" in shared,
-        )
+        self.embeddings = ByMode(lambda mode: TextEmbeddings(config), modes, "embeddings" in shared)
 
-        def cross_attention(layer: int, mode: _Mode) -> nn.Module:
+        def cross_attention(layer: int, mode: Mode) -> nn.Module:
+            shape = (config.hidden_dim, context_dims[mode], config.num_heads, config.dropout)
             if images_per_text == 1:
-                return CrossAttention(hidden_dim, context_dims[mode], num_heads, dropout)
-            learned_merge = layer >= num_layers // 2  # BLIP section 5.4: the mean in the first six of twelve
-            return PairCrossAttention(hidden_dim, context_dims[mode], num_heads, dropout, learned_merge)
+                return CrossAttention(*shape)
+            # BLIP section 5.4: the mean in the first six of twelve
+            return PairCrossAttention(*shape, learned_merge=layer >= config.num_layers // 2)
 
         self.layers = nn.ModuleList(
-            MedLayer(
-                cross_attention=partial(cross_attention, layer),
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                mlp_dim=mlp_dim,
-                dropout=dropout,
-                eps=layer_norm_eps,
-                modes=modes,
-                shared=shared,
-            )
-            for layer in range(num_layers)
+            MedLayer(config, modes, partial(cross_attention, layer)) for layer in range(config.num_layers)
         )
-        self.lm_head = LanguageModelHead(hidden_dim, vocab_size, layer_norm_eps) if "decode" in modes else None
+        self.lm_head = LanguageModelHead(config) if "decode" in modes else None
 
-    def context_kv(self, context: Tensor, mode: _Mode, mask: Tensor | None = None) -> list[ContextKeyValue]:
+    def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[LayerKV]:
         """Cross-attention keys and values of every layer, for the context that texts attend to.
 
         context: image tokens (B, N, Dv), those of two images (B, 2, N, Dv), or the states of another text
@@ -210,9 +183,9 @@ class TextTransformer(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        mode: _Mode,
+        mode: Mode,
         mask: Tensor | None = None,
-        context_kv: Sequence[ContextKeyValue] | None = None,
+        context_kv: Sequence[LayerKV] | None = None,
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
         """Hidden states (R, T, D) of ids (R, T).

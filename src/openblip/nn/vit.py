@@ -3,11 +3,14 @@
 B batch, S image size in pixels, P patch size, G = S/P patches a side, N = G*G + 1 tokens, D width.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openblip.models.config import VisionConfig
 from openblip.nn.attention import SelfAttention
 
 
@@ -40,61 +43,38 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": Quick
 class VitBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self, hidden_dim: int, num_heads: int, mlp_dim: int, drop_path: float, eps: float, activation: str
-    ) -> None:
+    def __init__(self, config: VisionConfig, drop_path: float) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.attention = SelfAttention(hidden_dim, num_heads)
-        self.mlp_norm = nn.LayerNorm(hidden_dim, eps=eps)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_dim, mlp_dim), _ACTIVATIONS[activation](), nn.Linear(mlp_dim, hidden_dim)
-        )
+        width = config.hidden_dim
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = SelfAttention(width, config.num_heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        activation = _ACTIVATIONS[config.activation]()
+        self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), activation, nn.Linear(config.mlp_dim, width))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         x = x + self.drop_path(self.attention(self.attention_norm(x)))
-        x = x + self.drop_path(self.mlp(self.mlp_norm(x)))
-        return x
+        return cast(Tensor, x + self.drop_path(self.mlp(self.mlp_norm(x))))
 
 
 class VisionTransformer(nn.Module):
-    """Images to token features. Images are square and tiled by the patches; for other sizes than `image_size`
-    the position embeddings are interpolated.
-
-    input_norm: whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP.
-    output_norm: whether there is a norm after the blocks; BLIP-2's features of a second-last block have none.
+    """Images to token features. Images are square and tiled by the patches; for other sizes than the config's
+    `image_size` the position embeddings are interpolated.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        hidden_dim: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        drop_path: float,
-        layer_norm_eps: float,
-        activation: str,
-        input_norm: bool,
-        output_norm: bool,
-        activation_checkpointing: bool,
-    ) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
-        grid = image_size // patch_size
-        self.patch_embedding = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size, bias=not input_norm)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_dim))
-        self.position_embedding = nn.Parameter(torch.zeros(1, grid * grid + 1, hidden_dim))
-        rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        self.blocks = nn.ModuleList(
-            VitBlock(hidden_dim, num_heads, mlp_dim, rate, layer_norm_eps, activation) for rate in rates
-        )
-        self.input_norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps) if input_norm else nn.Identity()
-        self.norm = nn.LayerNorm(hidden_dim, eps=layer_norm_eps) if output_norm else nn.Identity()
+        self.activation_checkpointing = config.activation_checkpointing
+        width, patch, eps = config.hidden_dim, config.patch_size, config.layer_norm_eps
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=not config.input_norm)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.grid**2 + 1, width))
+        last = max(config.num_layers - 1, 1)
+        self.blocks = nn.ModuleList(VitBlock(config, config.drop_path * i / last) for i in range(config.num_layers))
+        self.input_norm = nn.LayerNorm(width, eps=eps) if config.input_norm else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=eps) if config.output_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first.
@@ -114,8 +94,7 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        output: Tensor = self.norm(x)
-        return output
+        return cast(Tensor, self.norm(x))
 
 
 def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:

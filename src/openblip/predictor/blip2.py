@@ -19,7 +19,8 @@ from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated
-from openblip.models.blip2 import Blip2, ImageKV, QueryAttention
+from openblip.models.blip import CrossKV
+from openblip.models.blip2 import Blip2, QueryAttention
 from openblip.models.config import Mode
 from openblip.models.language_model import IGNORED_LABEL
 from openblip.predictor.base import BasePredictor
@@ -68,7 +69,7 @@ class Blip2Predictor(BasePredictor):
         )
         self.question_prompt = checkpoint.question_prompt
 
-    def _image_kv(self, tokens: Tensor, mode: Mode) -> ImageKV:
+    def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
         """The same in both modes: texts reach the image through the queries."""
         return self.model.image_kv(tokens)
 
