@@ -12,7 +12,7 @@ from capfilt_world import all_rows, sample_members
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.report import Section, choose_images, table, write_report
+from openblip.capfilt.report import ReportTable, choose_images, write_report
 from openblip.capfilt.selection import select
 from shared_files import write_tar
 
@@ -116,8 +116,8 @@ def test_the_same_run_gives_the_same_page(run_copy: Path) -> None:
 
 
 def test_extra_sections(run_copy: Path) -> None:
-    body = table(("Measure", "Value"), [("AUC <filter>", 0.98)], numbers=(1,))
-    write_report(run_copy, extra_sections=[Section("Against the truth", body)])
+    table = ReportTable(("Measure", "Value"), [("AUC <filter>", 0.98)], numbers=(1,))
+    write_report(run_copy, extra_tables={"Against the truth": [table]})
     text = (run_copy / "report.html").read_text("utf-8")
     assert "Against the truth" in text
     assert "AUC &lt;filter&gt;" in text

@@ -9,8 +9,8 @@ import pytest
 from capfilt_world import all_rows
 
 from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.folder import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.scores import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.selection import select
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError

@@ -1,4 +1,4 @@
-"""The folder of a CapFilt run: its files, what the run was made with, and whether a command continues it.
+"""The folder of a CapFilt run: its files, what the run was made with, whether a command continues it, and its scores.
 
 ```
 DIR/manifest.json                  what was run; written first
@@ -8,49 +8,54 @@ DIR/captions/<shard>.report.json   written last: the shard is done
 DIR/captions/<shard>.failure.json  why the shard could not be finished; removed once it is
 DIR/report.html
 ```
+
+R rows (texts) of a shard, I images of a shard.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from openblip.capfilt.config import CapFiltConfig
-from openblip.data.captions import finished_shards
+from openblip.data.captions import finished_shards, is_kept
 from openblip.errors import ConfigError
 from openblip.files import read_json, remove_partials, write_json
 from openblip.predictor import BasePredictor
 
+SOURCES = ("web", "synthetic")
+NUM_BINS = 40
+COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))
+"""(web kept, synthetic kept) of an image's first texts."""
 
-@dataclass(frozen=True)
+
 class CapFiltFolder:
     """Paths of a run's files, and what they say about its state."""
 
-    root: Path
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def report_page(self) -> Path:
-        return self.root / "report.html"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = root / "manifest.json"
+        self.report_page = root / "report.html"
 
     def captions(self, shard: str) -> Path:
         return self.root / "captions" / f"{shard}.parquet"
 
     def rejects(self, shard: str) -> Path:
-        return self.captions(shard).with_name(f"{shard}.rejects.jsonl")
+        return self.root / "captions" / f"{shard}.rejects.jsonl"
 
     def report(self, shard: str) -> Path:
-        return self.captions(shard).with_name(f"{shard}.report.json")
+        return self.root / "captions" / f"{shard}.report.json"
 
     def failure(self, shard: str) -> Path:
-        return self.captions(shard).with_name(f"{shard}.failure.json")
+        return self.root / "captions" / f"{shard}.failure.json"
 
     def is_done(self, shard: str) -> bool:
         """Whether a shard is done: its report is written last. A caption file removed by hand is made again."""
@@ -114,6 +119,7 @@ def build_manifest(
     Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory. A model's hash is
     of everything that decides its output.
     """
+    models = {"captioner": (config.captioner, captioner), "filter": (config.filter, filter_)}
     return {
         "openblip": version("openblip"),
         "source": _absolute(config.source),
@@ -122,10 +128,7 @@ def build_manifest(
         "threshold": config.threshold,
         **{
             role: {"checkpoint": checkpoint, "parameters": model.num_parameters, "sha256": model.fingerprint()}
-            for role, checkpoint, model in (
-                ("captioner", config.captioner, captioner),
-                ("filter", config.filter, filter_),
-            )
+            for role, (checkpoint, model) in models.items()
         },
         "config": config.row_settings(),
     }
@@ -157,3 +160,61 @@ def _absolute(path: str | None) -> str | None:
         return path
     prefix = "capfilt:" if path.startswith("capfilt:") else ""
     return prefix + os.path.abspath(os.path.expanduser(path.removeprefix(prefix)))
+
+
+@dataclass
+class SourceScores:
+    """Texts of one source, those kept, and how many fall into each of `NUM_BINS` equal bins of ITM from 0 to 1."""
+
+    texts: int = 0
+    kept: int = 0
+    histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+
+
+@dataclass
+class RunScores:
+    """The scores of the shards that were added, at one threshold."""
+
+    images: int = 0
+    sources: dict[str, SourceScores] = field(default_factory=lambda: {name: SourceScores() for name in SOURCES})
+    combinations: dict[tuple[bool, bool], int] = field(default_factory=lambda: dict.fromkeys(COMBINATIONS, 0))
+    """For each of `COMBINATIONS`, the images whose first web and first synthetic text fared so. Images without web text
+    are in none."""
+
+    @property
+    def texts(self) -> int:
+        return sum(scores.texts for scores in self.sources.values())
+
+    @property
+    def kept(self) -> int:
+        return sum(scores.kept for scores in self.sources.values())
+
+    def add_shard(self, captions: Path, threshold: float) -> dict[tuple[bool, bool], np.ndarray[Any, Any]]:
+        """Add the scores in one caption file, and return the first rows (int64) of the images of each combination.
+
+        Only the score columns are read.
+        """
+        table = pq.read_table(captions, columns=["key", "index", "source", "itm"])
+        itm = table["itm"].to_numpy()  # (R,) float32
+        kept = is_kept(itm, threshold)  # (R,) bool
+        key = table["key"].combine_chunks()
+        starts_image = np.ones(len(itm), bool)  # the rows of an image stand together
+        if len(itm) > 1:
+            starts_image[1:] = pc.not_equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False)
+        first_rows = np.flatnonzero(starts_image)  # (I,)
+        image = np.cumsum(starts_image) - 1  # (R,) number of the image that a row belongs to
+        is_first = table["index"].to_numpy() == 0
+        fate = {name: np.full(len(first_rows), -1, np.int8) for name in SOURCES}  # (I,) -1: no such text
+        self.images += len(first_rows)
+        for name, scores in self.sources.items():
+            rows = pc.equal(table["source"], name).to_numpy(zero_copy_only=False)  # (R,) bool
+            scores.texts += int(rows.sum())
+            scores.kept += int(kept[rows].sum())
+            scores.histogram += np.histogram(itm[rows], bins=NUM_BINS, range=(0.0, 1.0))[0].astype(np.int64)
+            firsts = np.flatnonzero(is_first & rows)
+            fate[name][image[firsts]] = kept[firsts]
+        rows_of = {}
+        for web, synthetic in COMBINATIONS:
+            rows_of[web, synthetic] = first_rows[(fate["web"] == web) & (fate["synthetic"] == synthetic)]
+            self.combinations[web, synthetic] += len(rows_of[web, synthetic])
+        return rows_of

@@ -15,10 +15,9 @@ import torch
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, build_manifest
+from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest
 from openblip.capfilt.process import DecodedSample, Models, decode_shard, process
 from openblip.capfilt.report import write_report
-from openblip.capfilt.scores import RunScores
 from openblip.data.sample import Reject
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
@@ -28,11 +27,8 @@ from openblip.progress import Progress
 
 @dataclass(kw_only=True)
 class RunSummary:
-    """The result of `run_capfilt`.
-
-    done and skipped: shards finished now and before. failed: (shard, error). scores: of all finished shards,
-    at the run's threshold. report: the page.
-    """
+    """Shards finished now (`done`) and before (`skipped`), (shard, error) of those that `failed`, the scores of all
+    finished shards at the run's threshold, and the report page."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -44,8 +40,8 @@ class RunSummary:
 def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = None) -> RunSummary:
     """Caption and filter every shard of `config.source` into `out`; the same call again resumes.
 
-    Finished shards are skipped. A shard that fails is recorded in its `failure.json` and the others go on;
-    the next call tries it again. After a kill at any moment the folder holds only whole files.
+    Finished shards are skipped. A shard that fails is recorded in its `failure.json` and the others go on; the next
+    call tries it again. After a kill at any moment the folder holds only whole files.
 
     Args:
         device: where the models run; None takes what `openblip.load` takes.
@@ -65,8 +61,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     folder = CapFiltFolder(Path(out))
     folder.start_or_resume(manifest)
     summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
-    done_before = set(summary.skipped)
-    waiting = [shard for shard in shards if shard not in done_before]
+    waiting = [shard for shard in shards if not folder.is_done(shard)]
 
     def start(shard: str) -> tuple[list[DecodedSample | Reject], Generator[DecodedSample | Reject]]:
         """Begin to read a shard: its first entry, so that its threads decode the next ones, and the others."""

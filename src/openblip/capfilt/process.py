@@ -10,15 +10,13 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, config_hash
-from openblip.capfilt.scores import RunScores
+from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
@@ -32,28 +30,11 @@ DecodedSample = tuple[Sample, tuple[Pixels, Pixels]]
 """A sample with its image as captioner and filter take it, each uint8 (3, S, S) with its own S."""
 
 
-@dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """The two checkpoints of a run, on their device."""
 
     captioner: BasePredictor
     filter: BasePredictor
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time that is spent within to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def decode_shard(
@@ -85,15 +66,14 @@ def process(
     """Caption and score one shard, and write its files.
 
     The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
-    synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing
-    that looks finished.
+    synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
+    looks finished.
 
     Args:
-        shard: the name of the shard.
-        entries: its samples, from `decode_shard`.
+        entries: the samples of the shard, from `decode_shard`.
         on_images: called with the number of samples just done, rejects included.
     """
-    watch = Stopwatch()
+    seconds: dict[str, float] = {}
     rejects: list[Reject] = []
 
     def rows() -> Iterator[CaptionRow]:
@@ -101,7 +81,7 @@ def process(
         while not is_last:
             batch: list[DecodedSample] = []
             num_rejects = len(rejects)
-            with watch.stage("read"):  # the time that the models wait, not the time that the threads work
+            with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
                 while len(batch) < config.batch_size and (entry := next(entries, None)) is not None:
                     if isinstance(entry, Reject):
                         rejects.append(entry)
@@ -109,10 +89,10 @@ def process(
                         batch.append(entry)
             is_last = len(batch) < config.batch_size
             if batch:
-                yield from _caption_and_filter(batch, shard, models, config, watch)
+                yield from _caption_and_filter(batch, shard, models, config, seconds)
             on_images(len(batch) + len(rejects) - num_rejects)
 
-    with watch.stage("total"):
+    with _timed(seconds, "total"):
         write_captions(folder.captions(shard), rows())
         rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
         write_jsonl(folder.rejects(shard), ({"shard": shard, **reject} for reject in rejected))
@@ -126,7 +106,7 @@ def process(
         "threshold": manifest["threshold"],
         "kept": {name: source.kept for name, source in scores.sources.items()},
         "rejects": rejected,
-        "seconds": {name: round(spent, 3) for name, spent in watch.seconds.items()},
+        "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
         "captioner": manifest["captioner"]["sha256"],
         "filter": manifest["filter"]["sha256"],
         "config": config_hash(manifest),
@@ -137,17 +117,27 @@ def process(
     folder.failure(shard).unlink(missing_ok=True)
 
 
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that is spent within to a stage of `seconds`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
 def image_seed(seed: int, shard: str, key: str) -> int:
     """The sampling seed of an image, a stable hash: the same in any batch, order, process or resumed run."""
     return hash_int(json.dumps([seed, shard, key]))
 
 
 def _caption_and_filter(
-    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, watch: Stopwatch
+    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, seconds: dict[str, float]
 ) -> Iterator[CaptionRow]:
     """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
     samples = [sample for sample, _ in batch]
-    with watch.stage("caption"):
+    with _timed(seconds, "caption"):
         captions = models.captioner.caption(
             torch.from_numpy(np.stack([pixels for _, (pixels, _) in batch])),  # uint8 (B, 3, S, S)
             prompt=config.prompt,
@@ -158,7 +148,7 @@ def _caption_and_filter(
             seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
         )
     written: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
-    with watch.stage("filter"):
+    with _timed(seconds, "filter"):
         scores = models.filter.score_texts(
             torch.from_numpy(np.stack([pixels for _, (_, pixels) in batch])),
             [

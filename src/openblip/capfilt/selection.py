@@ -10,9 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from openblip.capfilt.config import check_threshold
-from openblip.capfilt.folder import CapFiltFolder, config_hash
+from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
 from openblip.capfilt.report import write_report
-from openblip.capfilt.scores import RunScores
 from openblip.data.captions import read_captions
 from openblip.data.images import read_image
 from openblip.data.reader import read_source

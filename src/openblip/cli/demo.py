@@ -31,7 +31,7 @@ def command(
         raise ConfigError("--num-samples must be at least 10")
     from openblip.capfilt.config import CapFiltConfig
     from openblip.capfilt.local import run_capfilt
-    from openblip.capfilt.report import Section, table, write_report
+    from openblip.capfilt.report import ReportTable, write_report
     from openblip.emoji_scenes.writer import write_emoji_scenes
     from openblip.evaluation.filtering import measure_capfilt
 
@@ -50,8 +50,11 @@ def command(
     measured = measure_capfilt(out / "capfilt")
     rows = truth_rows(measured)
     kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in measured["web"]["auc_by_kind"].items()]
-    truth = table(("", ""), rows, numbers=(1,)) + table(("Kind of noise", "Filter AUC"), kinds, numbers=(1,))
-    write_report(out / "capfilt", extra_sections=[Section("Against the ground truth", truth)])
+    truth = [
+        ReportTable(("", ""), rows, numbers=(1,)),
+        ReportTable(("Kind of noise", "Filter AUC"), kinds, numbers=(1,)),
+    ]
+    write_report(out / "capfilt", extra_tables={"Against the ground truth": truth})
     (out / "capfilt" / "report.html").replace(out / "report.html")
     seconds = round(time.monotonic() - started, 1)
     facts = {"seed": SEED, "captioner": CAPTIONER, "filter": FILTER, "seconds": seconds}
