@@ -8,12 +8,9 @@ with Progress("captioning", total=1000, unit="images") as bar:
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+from typing import Self
 
 
 class Progress:
@@ -25,38 +22,34 @@ class Progress:
         unit: the name of a unit, plural.
         done: units an earlier run has done already; they count as done, not towards the rate.
         visible: False shows no progress, e.g. on ranks other than 0; notes are printed all the same.
-        stream: where to write; standard error when None.
-        interval: seconds between two plain lines.
     """
 
+    interval = 5.0  # seconds between two plain lines
+
     def __init__(
-        self,
-        label: str,
-        *,
-        total: int | None = None,
-        unit: str = "items",
-        done: int = 0,
-        visible: bool = True,
-        stream: TextIO | None = None,
-        interval: float = 5.0,
+        self, label: str, *, total: int | None = None, unit: str = "items", done: int = 0, visible: bool = True
     ) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.done = done
-        self._first = done
+        from rich import console, progress
+
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._first, self._printed = done, -1
         self._total_is_estimate = False
-        self._visible = visible
-        self._stream = stream if stream is not None else sys.stderr
-        self._interval = interval
-        self._status = ""
-        self._started = self._last_line = time.monotonic()
-        self._printed = -1
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._stream = sys.stderr
+        self._prints_lines = visible and not self._stream.isatty()
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=console.Console(file=self._stream),
+            disable=self._prints_lines or not visible,
+        )
+        self._task = self._bar.add_task(label, total=total, completed=done, rate="")
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
-        if self._visible and self._stream.isatty():
-            self._open_bar()
+        self._bar.start()
         return self
 
     def __exit__(
@@ -64,24 +57,16 @@ class Progress:
     ) -> None:
         if self._total_is_estimate and kind is None:
             self.total = self.done
-        if self._bar is not None:
-            if self._task is not None:
-                self._bar.update(self._task, total=self.total)
-            self._bar.stop()
-            self._bar = None
-        elif self._visible and (self.done != self._printed or self._total_is_estimate):
+        self._bar.update(self._task, total=self.total)
+        self._bar.stop()
+        if self._prints_lines and (self.done != self._printed or self._total_is_estimate):
             self._print_line()
 
-    def advance(self, count: int = 1, status: str | None = None) -> None:
-        """Adds `count` finished units; `status` is a short text beside the numbers, e.g. "loss 2.31"."""
+    def advance(self, count: int = 1) -> None:
+        """Adds `count` finished units."""
         self.done += count
-        if status is not None:
-            self._status = status
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, total=self.total, completed=self.done, rate=self._rate_text(), status=self._status
-            )
-        elif self._visible and time.monotonic() - self._last_line >= self._interval:
+        self._bar.update(self._task, total=self.total, completed=self.done, rate=self._rate_text())
+        if self._prints_lines and time.monotonic() - self._last_line >= self.interval:
             self._print_line()
 
     def estimate_total(self, parts_done: int, num_parts: int) -> None:
@@ -89,15 +74,14 @@ class Progress:
         if 0 < parts_done < num_parts:
             self._total_is_estimate = True
             self.total = max(self.done * num_parts // parts_done, self.done + 1)
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, total=self.total)
+            self._bar.update(self._task, total=self.total)
 
     def note(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        if self._bar.disable:
             print(text, file=self._stream, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
 
     @property
     def rate(self) -> float:
@@ -109,36 +93,9 @@ class Progress:
         return f"{self.rate:,.{digits}f} {self.unit}/s"
 
     def _print_line(self) -> None:
-        parts = [f"{self.done:,} {self.unit}", self._rate_text()]
-        if self.total:
-            parts[0] = f"{self.done:,}/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
-            if self.done < self.total and self.rate > 0:
-                parts.append(f"{_clock((self.total - self.done) / self.rate)} left")
-        if self._status:
-            parts.append(self._status)
-        print(f"{self.label}: {', '.join(parts)}", file=self._stream, flush=True)
+        share = f"/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)" if self.total else f" {self.unit}"
+        left = ""
+        if self.total and self.done < self.total and self.rate > 0:
+            left = f", {timedelta(seconds=round((self.total - self.done) / self.rate))} left"
+        print(f"{self.label}: {self.done:,}{share}, {self._rate_text()}{left}", file=self._stream, flush=True)
         self._last_line, self._printed = time.monotonic(), self.done
-
-    def _open_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[status]}", markup=False),
-            console=Console(file=self._stream),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, rate="", status=self._status)
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
