@@ -1,7 +1,7 @@
 """OpenBLIP: Bootstrapping Language-Image Pre-training, open.
 
-`openblip.load(source)` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and
-`Nucleus` say how it writes.
+`openblip.load(source)` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and `Nucleus` say
+how it writes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,22 +23,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Beam",
-    "Blip2Predictor",
-    "BlipPredictor",
-    "CheckpointError",
-    "ConfigError",
-    "Greedy",
-    "ImageError",
-    "MissingExtraError",
-    "Nucleus",
-    "OpenBlipError",
-    "SourceError",
-    "UnsupportedTaskError",
-    "VideoError",
-    "load",
-]
+__all__ = ["Beam", "Blip2Predictor", "BlipPredictor", "Greedy", "Nucleus", "load"]
+__all__ += ["CheckpointError", "ConfigError", "ImageError", "MissingExtraError", "OpenBlipError", "SourceError"]
+__all__ += ["UnsupportedTaskError", "VideoError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,6 @@
 """The processes of one run, as torchrun starts them, and sums and rows across them.
 
-Without a process group every function works on one process, so that objectives and evaluations are written
-once.
+Without a process group every function works on one process, so that objectives and evaluations are written once.
 
 B local batch, W processes, G = W * B joint batch.
 """
@@ -33,33 +32,32 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def process_group(timeout_minutes: int = 10) -> Iterator[Process]:
-    """Join torchrun's group: NCCL with GPUs, gloo without. A lost process ends the run by the timeout."""
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    number = int(os.environ.get("RANK", "0"))
+def process_group() -> Iterator[Process]:
+    """Join torchrun's group: NCCL with GPUs, gloo without. A lost process ends the run after 10 minutes."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if num_processes == 1:
-        yield Process(number, num_processes, device)
+    process = Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device)
+    if process.world_size == 1:
+        yield process
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
-        yield Process(number, num_processes, device)
+        yield process
     finally:
         dist.destroy_process_group()
 
 
 def world_size() -> int:
     """Number of processes in the group; 1 without one."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number; 0 without a group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def barrier() -> None:
@@ -128,8 +126,8 @@ def gather_padded(x: Tensor, fill: int | bool) -> Tensor:
 def global_mean(values: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean over all processes of local values and weights of one shape, as a local scalar.
 
-    Scaled so that the average which DDP takes over processes has the gradient of the mean over the joint
-    batch, also when processes hold different numbers of counted tokens. Zero when nothing counts.
+    Scaled so that the average which DDP takes over processes has the gradient of the mean over the joint batch, also
+    when processes hold different numbers of counted tokens. Zero when nothing counts.
     """
     total = weights.sum().to(values.dtype)
     if world_size() > 1:

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, JSON, JSON lines that resume, and hashes.
 
-A writer works on a file or folder beside the real one whose name ends in `.partial`. It is flushed and
-renamed when it is whole, so a reader, or a process that resumes after a kill, never sees a part of it.
+A writer works on a file or folder beside the real one whose name ends in `.partial`. It is flushed and renamed when it
+is whole, so a reader, or a process that resumes after a kill, never sees a part of it.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ PARTIAL = ".partial"
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield the path to write to; on success the file appears at `path`, on an error nothing does.
 
-    The temporary name holds host and process, so that two processes may write the same file at once. The
-    parent folder is made when it is missing.
+    The parent folder is made when it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With host and process, so that two processes may write the same file at once.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
@@ -114,9 +114,9 @@ class JsonLine(NamedTuple):
 def read_jsonl(path: str | Path) -> Iterator[JsonLine]:
     """Yield the whole lines of a file that a process appends to; an absent file has none.
 
-    A last line without a line break was being written when its process was killed: it is left out, and a
-    writer that goes on truncates the file to the `end` of the last line it keeps. Raises `ConfigError`, which
-    names file and line, for a whole line that is not JSON.
+    A last line without a line break was being written when its process was killed: it is left out, and a writer that
+    goes on truncates the file to the `end` of the last line it keeps. Raises `ConfigError`, which names file and line,
+    for a whole line that is not JSON.
     """
     if not Path(path).exists():
         return
@@ -134,10 +134,7 @@ def read_jsonl(path: str | Path) -> Iterator[JsonLine]:
 
 
 def hash_bytes(data: str | bytes, num_bytes: int = 16) -> bytes:
-    """A hash of `num_bytes` bytes that is the same on every machine; text is hashed in UTF-8.
-
-    Lone surrogates, which file names may hold, are hashed as they are.
-    """
+    """A hash of `num_bytes` bytes, the same on every machine. Text is hashed in UTF-8, lone surrogates as they are."""
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=num_bytes).digest()
