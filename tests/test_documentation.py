@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from openblip.cli.main import COMMANDS
-from openblip.cli.parsing import parse
+from openblip.cli.options import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import openblip
+from openblip.cli.caption import SidecarOptions
 from openblip.cli.main import main
-from openblip.cli.sidecar import SidecarOptions
 from shared_files import read_lines
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main as cli
-from openblip.cli import parsing
-from openblip.cli.parsing import parse, parse_call
+from openblip.cli import options
+from openblip.cli.options import parse, parse_call
 from openblip.errors import ConfigError, OpenBlipError, SourceError
 
 HELP_OF_EVERY_COMMAND = """
@@ -245,6 +245,6 @@ def test_errors_name_every_option_and_the_closest(capsys: pytest.CaptureFixture[
 
 def test_an_error_that_tyro_words_itself_is_still_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version may know errors that the hook is not told about."""
-    monkeypatch.setattr(parsing._errors, "on_parse_error", lambda hook: contextlib.nullcontext())
+    monkeypatch.setattr(options._errors, "on_parse_error", lambda hook: contextlib.nullcontext())
     with pytest.raises(ConfigError, match=r"^the options cannot be understood; see `probe --help`$"):
         parse(Options, ["--unknown"], prog="probe", default=Options(inner=Inner()))

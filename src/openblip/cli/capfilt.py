@@ -29,7 +29,6 @@ def clean_pairs(
     Args:
         capfilt: what is cleaned, and how.
         out: the folder of the output.
-        decoding: how captions are written.
         engine: where shards are worked on: local, on this machine, one after another.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
     """
@@ -43,8 +42,7 @@ def clean_pairs(
     for shard, error in summary.failed:
         print(f"failed: {shard}: {error}", file=sys.stderr)
     if summary.failed:
-        advice = "the same command again tries them"
-        print(f"{len(summary.failed)} shards could not be finished; {advice}", file=sys.stderr)
+        print(f"{len(summary.failed)} shards could not be finished; the same command again tries them", file=sys.stderr)
     return 1 if summary.failed else 0
 
 

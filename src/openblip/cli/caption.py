@@ -1,16 +1,96 @@
 """`openblip caption`: one JSON line per caption, and a text file beside each image on request."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from openblip.cli.batches import OutputLines, decode_image
-from openblip.cli.inputs import FileSource, find_sources
-from openblip.cli.options import DecodingOptions, ModelOptions, ReadingOptions
-from openblip.cli.sidecar import SidecarOptions
-from openblip.data.sample import safe_name
-from openblip.errors import ConfigError
+from openblip.cli import lines
+from openblip.cli.options import DecodingOptions, ModelOptions
+from openblip.data.sample import Source, safe_name
+from openblip.errors import ConfigError, SourceError
+from openblip.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidecarOptions:
+    """Text files with the captions beside the images, as trainers of diffusion models read them."""
+
+    sidecar: bool = False
+    """Write the captions of a.jpg to a.txt beside it, one a line; images that have one are left alone."""
+    prefix: str = ""
+    """Sidecar: stands before every caption, with a space between."""
+    suffix: str = ""
+    """Sidecar: stands behind every caption, with a space between unless it begins with one or with punctuation."""
+    extension: str = ".txt"
+    """Sidecar: the ending of the text files, in place of the image's."""
+    overwrite: bool = False
+    """Sidecar: caption also images that have a text file, and write it anew."""
+
+    def __post_init__(self) -> None:
+        if not self.sidecar:
+            for name in ("prefix", "suffix", "extension", "overwrite"):
+                if getattr(self, name) != getattr(SidecarOptions, name):
+                    raise ConfigError(f"--{name} is for the text files that --sidecar writes; add --sidecar")
+        ending = self.extension
+        if not ending.startswith(".") or len(ending) < 2 or "/" in ending or os.sep in ending:
+            raise ConfigError(f"--extension {ending!r} is no ending of a file, as .txt and .caption are")
+        if ending.lower() in lines.IMAGE_FILE_SUFFIXES:
+            raise ConfigError(f"--extension {ending} is that of images, which would be written over")
+        if len((self.prefix + self.suffix).splitlines()) > 1:
+            raise ConfigError("--prefix and --suffix must be one line: each line of a text file is a caption")
+
+    def text_file(self, image: str) -> Path:
+        """Return the path of an image's text file."""
+        return Path(image).with_suffix(self.extension)
+
+    def line(self, caption: str) -> str:
+        """Put a caption between prefix and suffix."""
+        text = caption
+        if self.prefix:
+            text = f"{self.prefix}{'' if self.prefix[-1].isspace() or not text else ' '}{text}"
+        if self.suffix:
+            is_joined = self.suffix[0].isspace() or self.suffix.startswith(tuple(",.;:!?)")) or not text
+            text = f"{text}{'' if is_joined or text[-1].isspace() else ' '}{self.suffix}"
+        return text
+
+    def write(self, image: str, captions: Sequence[str]) -> None:
+        """Write the text file of an image, whole or not at all."""
+        write_text(self.text_file(image), "".join(f"{self.line(caption)}\n" for caption in captions))
+
+    def choose(self, sources: Sequence[Source]) -> tuple[list[str], int]:
+        """Return the images to write for, and how many are left alone because they have a text file.
+
+        Raises:
+            SourceError: a source has no image files of this machine, or two images share a text file.
+            ConfigError: a folder cannot be written into.
+        """
+        paths: list[str] = []
+        for source in sources:
+            if not isinstance(source, lines.FileSource) or any("://" in path for path in source.paths):
+                raise SourceError(
+                    f"{source.name} is no image file on this machine, so no text file can stand beside it; "
+                    "for --sidecar name image files or folders of them, or leave it out and name --out"
+                )
+            paths += source.paths
+        chosen = [path for path in paths if self.overwrite or not self.text_file(path).exists()]
+        image_of_text: dict[str, str] = {}
+        pairs = [(image_of_text.setdefault(os.path.abspath(self.text_file(path)), path), path) for path in chosen]
+        if shared := [(first, path) for first, path in pairs if first is not path]:
+            first, second = shared[0]
+            more = f", and {len(shared) - 1} more such images" if len(shared) > 1 else ""
+            raise SourceError(f"{first} and {second} would share {self.text_file(first)}{more}; rename or move one")
+        # An image that is not there is reported where it is read.
+        for folder in dict.fromkeys(Path(path).parent for path in chosen if Path(path).exists()):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    f"{folder} cannot be written into, so its images can have no text files; change its "
+                    "permissions, or leave --sidecar out and name --out"
+                )
+        return chosen, len(paths) - len(chosen)
 
 
 def command(
@@ -18,14 +98,13 @@ def command(
     /,
     *,
     model: ModelOptions,
-    out: Path | None = None,
+    reading: lines.ReadingOptions,
     sidecar: SidecarOptions,
     prompt: str | None = None,
     num_captions: int = 1,
     confidences: bool = False,
     decoding: DecodingOptions,
     seed: int = 0,
-    reading: ReadingOptions,
 ) -> int:
     """Captions images: one JSON line {"key", "caption", "logprob"} per caption.
 
@@ -35,61 +114,53 @@ def command(
 
     Args:
         sources: image files, folders of images (searched recursively), or data sources ("shards/*.tar").
-        model: which model runs, where and how.
-        out: write the lines to this file; to standard output when not given.
-        sidecar: text files beside the images.
         prompt: the first words of every caption; the checkpoint's own when not given.
         num_captions: captions per image.
         confidences: add "tokens", the word pieces, and "token_logprobs" to each line.
-        decoding: how captions are written.
         seed: nucleus: with the image it decides the sampled captions, whatever the order or batch.
-        reading: how images are read.
     """
     if num_captions < 1:
         raise ConfigError("--num-captions must be at least 1")
     strategy = decoding.build(seed)
-    inputs, num_left_alone = find_sources(sources, images=reading.images), 0
+    inputs, left_alone = lines.find_sources(sources, reading.images), ""
     path_of_key: dict[str, str] = {}
     if sidecar.sidecar:
         paths, num_left_alone = sidecar.choose(inputs)
-        inputs = [FileSource("images", paths)]
+        inputs = [lines.FileSource("images", paths)]
         path_of_key = {safe_name(path): path for path in paths}
+        if num_left_alone:
+            left_alone = f", left {num_left_alone} alone that have a {sidecar.extension} file"
     predictor = model.load()
     predictor.caption([], prompt=prompt, decoding=strategy)  # raises what it cannot do, before a file is made
     import torch
 
-    names = ("tokens", "token_logprobs") if confidences else ()
-    with OutputLines(
-        out, fields=("caption", "logprob", *names), num_lines=num_captions, printed=not sidecar.sidecar
-    ) as lines:
-        # A run that was stopped has written these lines, and maybe not their text files.
-        for (_, key), present in lines.present.items():
-            if key in path_of_key:
-                sidecar.write(path_of_key[key], [row["caption"] for row in present])
-        for samples, images in lines.batches(
-            inputs,
-            lambda sample: torch.from_numpy(predictor.preprocessing(decode_image(sample))),
-            reading,
-            label="captioning",
-        ):
-            captions = predictor.caption(
-                torch.stack(images),  # (B, 3, S, S) uint8
-                prompt=prompt,
-                decoding=strategy,
-                num_captions=num_captions,
-                batch_size=reading.batch_size,
-                return_scores=True,
-            )
-            rows: list[list[dict[str, Any]]] = [[] for _ in samples]
-            for row, of_image in zip(rows, captions, strict=True):
-                for caption in [of_image] if num_captions == 1 else of_image:
-                    row.append({"caption": caption.text, "logprob": round(caption.logprob, 6)})
-                    if confidences:
-                        row[-1]["tokens"] = list(caption.tokens)
-                        row[-1]["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
-            lines.write(samples, rows)
-            if sidecar.sidecar:
-                for sample, row in zip(samples, rows, strict=True):
-                    sidecar.write(path_of_key[sample.key], [caption["caption"] for caption in row])
-    left_alone = f", left {num_left_alone} alone that have a {sidecar.extension} file"
-    return lines.finish("captioned", left_alone if num_left_alone else "")
+    names = ("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ()))
+    output = lines.OutputLines(reading, names, num_captions, printed=not sidecar.sidecar)
+    # A run that was stopped has written these lines, and maybe not their text files.
+    for (_, key), present in output.present.items():
+        if key in path_of_key:
+            sidecar.write(path_of_key[key], [row["caption"] for row in present])
+
+    for samples, images in output.batches(
+        inputs, lambda sample: torch.from_numpy(predictor.preprocessing(lines.decode_image(sample))), label="captioning"
+    ):
+        captions = predictor.caption(
+            torch.stack(images),  # (B, 3, S, S) uint8
+            prompt=prompt,
+            decoding=strategy,
+            num_captions=num_captions,
+            batch_size=reading.batch_size,
+            return_scores=True,
+        )
+        rows: list[list[dict[str, Any]]] = [[] for _ in samples]
+        for row, of_image in zip(rows, captions, strict=True):
+            for caption in [of_image] if num_captions == 1 else of_image:
+                row.append({"caption": caption.text, "logprob": round(caption.logprob, 6)})
+                if confidences:
+                    row[-1]["tokens"] = list(caption.tokens)
+                    row[-1]["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
+        output.write(samples, rows)
+        if sidecar.sidecar:
+            for sample, row in zip(samples, rows, strict=True):
+                sidecar.write(path_of_key[sample.key], [caption["caption"] for caption in row])
+    return output.finish("captioned", left_alone)

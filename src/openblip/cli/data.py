@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from openblip.data.sample import Reject, Sample
 from openblip.emoji_scenes.scene import Kind, Split
 from openblip.errors import ConfigError
+from openblip.progress import Progress
 
 if TYPE_CHECKING:
     from openblip.data.inspect import Inspection
-    from openblip.data.sample import Reject, Sample
 
 _LINES_SHOWN = 10
 
@@ -30,19 +31,17 @@ def inspect_data(
     missing and what cannot be read.
 
     Args:
-        source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a
-            mixture of them.
+        source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a mixture.
         images: Folder of the images that an annotation file (or a table) names.
         samples: Samples whose images are decoded, spread over the source; 0 decodes all and so checks every image.
         examples: Samples to show.
         as_json: Print one json object per source instead of tables.
     """
-    from openblip.data.inspect import inspect_source
-    from openblip.data.sources import open_mixture
-    from openblip.progress import Progress
-
     if samples < 0 or examples < 0:
         raise ConfigError("--samples and --examples count samples: 0 or more")
+    from openblip.data.inspect import inspect_source
+    from openblip.data.sources import open_mixture
+
     mixture = open_mixture(source, images=images)
     for number, member in enumerate(mixture.sources):
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
@@ -57,12 +56,9 @@ def inspect_data(
     return 0
 
 
-def _reasons(rejects: "list[Reject]") -> dict[str, int]:
+def _reasons(rejects: list[Reject]) -> dict[str, int]:
     """How often each reason was given, most frequent first, without the sample's name."""
-    reasons = (
-        reject.reason.removeprefix(f"{reject.shard}/{reject.key}: ").removeprefix(f"{reject.key}: ")
-        for reject in rejects
-    )
+    reasons = (r.reason.removeprefix(f"{r.shard}/{r.key}: ").removeprefix(f"{r.key}: ") for r in rejects)
     return dict(Counter(reasons).most_common())
 
 
@@ -90,7 +86,7 @@ def _print_tables(name: str, facts: dict[str, Any], inspection: "Inspection") ->
         console.print(Text(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}"))
 
 
-def _describe(sample: "Sample") -> str:
+def _describe(sample: Sample) -> str:
     """The texts of a sample, in a line."""
     info, texts = sample.info, list(sample.captions)
 

@@ -2,14 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from openblip.cli.options import DeviceOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
 SEED = 777_001  # trainings use small seeds; no training ever sees these scenes
-NOISE = 0.4
 CAPTIONER, FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 
 
@@ -25,7 +23,6 @@ def command(
         out: folder of everything that is written.
         num_samples: noisy pairs to make and clean.
         num_workers: processes that draw, threads that decode.
-        device: where and how the models run.
     """
     if num_samples < 10:
         raise ConfigError("--num-samples must be at least 10")
@@ -36,26 +33,39 @@ def command(
     from openblip.evaluation.filtering import measure_capfilt
 
     started = time.monotonic()
-    web = out / "web"
+    web, cleaned = out / "web", out / "capfilt"
     write_emoji_scenes(
-        web, split="web", num_samples=num_samples, seed=SEED, noise=NOISE, num_workers=num_workers,
-        samples_per_shard=250,
-    )  # fmt: skip
+        web, split="web", num_samples=num_samples, seed=SEED, noise=0.4, num_workers=num_workers, samples_per_shard=250
+    )
     config = CapFiltConfig(
         source=str(web), captioner=CAPTIONER, filter=FILTER, num_workers=num_workers, dtype=device.dtype
     )
-    summary = run_capfilt(config, out / "capfilt", device=device.device)
+    summary = run_capfilt(config, cleaned, device=device.device)
     if summary.failed:
         raise ConfigError(f"{len(summary.failed)} shards could not be finished: {summary.failed[0][1]}")
-    measured = measure_capfilt(out / "capfilt")
-    rows = truth_rows(measured)
-    kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in measured["web"]["auc_by_kind"].items()]
-    truth = [
+    measured = measure_capfilt(cleaned)
+    of_web, synthetic = measured["web"], measured["synthetic"]
+
+    def percent(value: float | None) -> str:
+        return "nothing to count" if value is None else f"{value:.1%}"
+
+    rows = [
+        ("Noise before: web texts that are not true", percent(measured["noise_before"])),
+        ("Noise after: kept texts, web and synthetic, that are not true", percent(measured["noise_after"])),
+        ("Filter AUC on web texts", f"{of_web['auc']:.3f}"),
+        ("Filter precision: kept web texts that are true", percent(of_web["precision"])),
+        ("Filter recall: true web texts that are kept", percent(of_web["recall"])),
+        ("Synthetic captions that are true", percent(synthetic["correct"])),
+        ("Synthetic captions that are true, of those kept", percent(synthetic["correct_kept"])),
+        ("Texts kept", f"{measured['num_kept']:,} of {measured['num_texts']:,}"),
+    ]
+    kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in of_web["auc_by_kind"].items()]
+    tables = [
         ReportTable(("", ""), rows, numbers=(1,)),
         ReportTable(("Kind of noise", "Filter AUC"), kinds, numbers=(1,)),
     ]
-    write_report(out / "capfilt", extra_tables={"Against the ground truth": truth})
-    (out / "capfilt" / "report.html").replace(out / "report.html")
+    write_report(cleaned, extra_tables={"Against the ground truth": tables})
+    (cleaned / "report.html").replace(out / "report.html")
     seconds = round(time.monotonic() - started, 1)
     facts = {"seed": SEED, "captioner": CAPTIONER, "filter": FILTER, "seconds": seconds}
     write_json(out / "results.json", {**measured, **facts})
@@ -65,22 +75,3 @@ def command(
         print(f"  {name:<{width}}{value:>16}")
     print(f"\nreport: {out / 'report.html'}\nnumbers: {out / 'results.json'}\n{seconds:.0f} seconds")
     return 0
-
-
-def truth_rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a person wants to know of a cleaned set whose truth is known: (name, value)."""
-    web, synthetic = measured["web"], measured["synthetic"]
-
-    def percent(value: float | None) -> str:
-        return "nothing to count" if value is None else f"{value:.1%}"
-
-    return [
-        ("Noise before: web texts that are not true", percent(measured["noise_before"])),
-        ("Noise after: kept texts, web and synthetic, that are not true", percent(measured["noise_after"])),
-        ("Filter AUC on web texts", f"{web['auc']:.3f}"),
-        ("Filter precision: kept web texts that are true", percent(web["precision"])),
-        ("Filter recall: true web texts that are kept", percent(web["recall"])),
-        ("Synthetic captions that are true", percent(synthetic["correct"])),
-        ("Synthetic captions that are true, of those kept", percent(synthetic["correct_kept"])),
-        ("Texts kept", f"{measured['num_kept']:,} of {measured['num_texts']:,}"),
-    ]

@@ -84,13 +84,11 @@ def command(
 
     Args:
         task: what to measure.
-        model: which model runs, where and how.
         data: any one data source.
         out: write the scores, the predictions and what was skipped to this JSON file as well.
         results: write the predictions to this JSON file as the data set's evaluation server takes them.
         images: the folder of the images or videos that an annotation file names.
         limit: use only the first so many samples.
-        tasks: settings of single tasks.
         batch_size: images in one step of the model.
     """
     from openblip.data.sources import open_source

@@ -1,8 +1,7 @@
 """The `openblip` command: find the command that was asked for, run it, and turn errors into exit codes.
 
-Nothing heavy is imported here: a command's module is imported when the command is chosen, and torch when it
-runs. Exit codes: 0 done; 1 done, with failures that were listed; 2 bad input or nothing could start; 130
-interrupted.
+A command's module is imported when the command is chosen, and torch when it runs. Exit codes: 0 done; 1 done, with
+failures that were listed; 2 bad input or nothing could start; 130 interrupted.
 """
 
 import difflib
@@ -12,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 from openblip.errors import ConfigError, OpenBlipError
@@ -34,7 +34,7 @@ class Command(NamedTuple):
         function: Callable[..., int] = getattr(importlib.import_module(self.module), self.function)
         if list(inspect.signature(function).parameters) == ["argv"]:
             return functools.partial(function, arguments)
-        from openblip.cli.parsing import parse_call
+        from openblip.cli.options import parse_call
 
         return parse_call(function, arguments, prog=prog)
 
@@ -49,7 +49,7 @@ COMMANDS = {
         ("capfilt", "capfilt", "clean_pairs", "caption and filter noisy image-text pairs"),
         ("capfilt-select", "capfilt", "select_texts", "change the threshold of a CapFilt run"),
         ("capfilt-export", "capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
-        ("bootstrap", "bootstrap", "run_bootstrap", "train, clean the data, train anew, compare"),
+        ("bootstrap", "train", "run_bootstrap", "train, clean the data, train anew, compare"),
         ("train", "train", "run_recipe", "train a recipe, on one machine or under torchrun"),
         ("evaluate", "evaluate", "command", "measure a model on any of its tasks"),
         ("convert", "convert", "command", "write a checkpoint in another format"),
@@ -60,16 +60,13 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code.
-
-    argv: the words after `openblip`; those of the process when None.
-    """
+    """Run the words after `openblip`, those of the process when None, and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]  # it may stand anywhere before a --
     words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        code = _find_call(words)()
+        code = _find_call(words)() or 0
         sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
     except BrokenPipeError:
@@ -89,12 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _find_call(words: list[str]) -> Callable[[], int]:
+def _find_call(words: list[str]) -> Callable[[], int | None]:
     """The call that the words ask for, with its options; raises `ConfigError` when there is none."""
     if words == ["--version"]:
-        from importlib.metadata import version
-
-        return functools.partial(_print, f"openblip {version('openblip')}")
+        return functools.partial(print, f"openblip {version('openblip')}")
     for name in (" ".join(words[:2]), " ".join(words[:1])):
         if name in COMMANDS:
             return COMMANDS[name].bind(words[len(name.split()) :], prog=f"openblip {name}")
@@ -102,16 +97,11 @@ def _find_call(words: list[str]) -> Callable[[], int]:
     listed = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
     rest = words[1:] if group else words
     if listed and (not rest or rest[0] in ("-h", "--help")):
-        return functools.partial(_print, _overview(listed))
+        return functools.partial(print, _overview(listed))
     asked = " ".join(words[:2]) if listed else words[0]
     close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
     raise ConfigError(f"there is no command `{asked}`; {hint}")
-
-
-def _print(text: str) -> int:
-    print(text)
-    return 0
 
 
 def _overview(commands: Mapping[str, Command]) -> str:

@@ -5,14 +5,12 @@ B images, R texts of all images, S image size, E embedding width, Q queries.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from openblip.cli.batches import OutputLines, decode_image
-from openblip.cli.inputs import find_sources, has_texts, is_one_file, read_file
-from openblip.cli.options import ModelOptions, ReadingOptions
+from openblip.cli import lines
+from openblip.cli.options import ModelOptions
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 
@@ -26,8 +24,7 @@ def command(
     /,
     *,
     model: ModelOptions,
-    out: Path | None = None,
-    reading: ReadingOptions,
+    reading: lines.ReadingOptions,
 ) -> int:
     """Scores texts against an image: one JSON line {"text", "match", "similarity"} per text.
 
@@ -42,13 +39,10 @@ def command(
     Args:
         source: an image file, a folder of images (searched recursively), or a data source ("shards/*.tar").
         texts: the texts to score.
-        model: which model runs, where and how.
-        out: write the lines to this file; to standard output when not given.
-        reading: how images are read.
     """
-    is_alone = out is None and is_one_file(source)
-    sources = [] if is_alone else find_sources([source], images=reading.images, with_texts=not texts)
-    if not texts and not has_texts(sources):
+    is_alone = reading.out is None and lines.is_one_file(source)
+    sources = [] if is_alone else lines.find_sources([source], reading.images, with_texts=not texts)
+    if not texts and not lines.has_texts(sources):
         raise ConfigError("there is no text to score; write at least one after the image")
     predictor = model.load()
     can_match, can_embed = ("match" in predictor.tasks), ("similarity" in predictor.tasks)
@@ -63,7 +57,7 @@ def command(
     def prepare(sample: Sample) -> "Tensor":
         if not texts and not sample.captions:
             raise SourceError("it has no caption to score")
-        return torch.from_numpy(predictor.preprocessing(decode_image(sample)))
+        return torch.from_numpy(predictor.preprocessing(lines.decode_image(sample)))
 
     def score(samples: Sequence[Sample], pixels: Sequence["Tensor"]) -> list[list[dict[str, Any]]]:
         images = predictor.encode(torch.stack(list(pixels)), batch_size)  # once for both scores
@@ -77,25 +71,28 @@ def command(
             if can_embed:
                 similarity = predictor.similarity(images, texts, batch_size).flatten().tolist()
         else:
-            owners = torch.tensor([i for i, of_image in enumerate(texts_of_image) for _ in of_image])
+            owners = torch.tensor([index for index, of_image in enumerate(texts_of_image) for _ in of_image])
             if can_match:
                 match = predictor.match(images.select(owners), all_texts, batch_size).tolist()
             if can_embed:
                 vectors = predictor.embed_images(images, batch_size)[owners]  # (R, E) or (R, Q, E)
                 similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
-        rows = iter(
-            {field: text, "match": probability, "similarity": cosine}
-            for text, probability, cosine in zip(all_texts, match, similarity, strict=True)
-        )
-        return [[next(rows) for _ in of_image] for of_image in texts_of_image]
+        scores = zip(match, similarity, strict=True)
+        return [
+            [
+                {field: text, "match": probability, "similarity": cosine}
+                for text, (probability, cosine) in zip(of_image, scores, strict=False)
+            ]
+            for of_image in texts_of_image
+        ]
 
     if is_alone:
-        sample = read_file(source)
+        sample = lines.read_file(source)
         for row in score([sample], [prepare(sample)])[0]:
             print(json.dumps(row, ensure_ascii=False))
         return 0
     fields = (field, "match", "similarity")
-    with OutputLines(out, fields=fields, num_lines=len(texts) or None, given=texts or None) as lines:
-        for samples, pixels in lines.batches(sources, prepare, reading, label="scoring"):
-            lines.write(samples, score(samples, pixels))
-    return lines.finish("scored")
+    output = lines.OutputLines(reading, fields, len(texts) or None, texts)
+    for samples, pixels in output.batches(sources, prepare, label="scoring"):
+        output.write(samples, score(samples, pixels))
+    return output.finish("scored")

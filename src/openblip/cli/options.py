@@ -1,15 +1,118 @@
-"""Options that several commands share, and texts in JSON files that options name."""
+"""How a command's options are read from its signature, and the options that several commands share."""
 
+import contextlib
+import difflib
+import functools
+import io
 import json
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import tyro
+
+# tyro has no public way to word its errors; this hook hands them over as data. An error that a later version
+# of tyro adds is reported by a general message, see `parse`.
+from tyro import _errors
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 
 if TYPE_CHECKING:
     from openblip.predictor import Blip2Predictor, BlipPredictor
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
+    """Bind `arguments` to the parameters of `command`, without calling it.
+
+    Fields of a parameter that is a dataclass are options without its name before them. Raises as `parse`.
+    """
+
+    @functools.wraps(command)
+    def bind(*args: object, **kwargs: object) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return parse(bind, arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def parse(
+    target: Callable[..., Parsed],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    config: Sequence[Any] = (tyro.conf.AvoidSubcommands,),
+    **options: Any,
+) -> Parsed:
+    """Build `target` from command-line words.
+
+    Args:
+        target: a dataclass or a function, whose annotated fields or parameters are the options. What the help says
+            of them are the docstrings of the fields, or the `Args:` section of the function's docstring.
+        arguments: the words to read.
+        prog: what the help calls the command, e.g. "openblip match".
+        config: markers of tyro. By default alternatives, among which a recipe has chosen, are options.
+        options: of `tyro.cli`, e.g. `default`, an instance whose values are the defaults.
+
+    Raises:
+        ConfigError: a wrong or missing option, on one line.
+        SystemExit: help was asked for and printed (code 0).
+    """
+    build = functools.partial(tyro.cli, target, prog=prog, config=config, **options)
+
+    def unknown(words: Sequence[str]) -> str:
+        """Say which options there are not, with the closest that there are."""
+        wrong = [word.split("=")[0] for word in words if word.startswith("-")]
+        if not wrong:
+            return f"{_listed(words, 'and')} cannot be understood here"
+        text = io.StringIO()
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+            build(args=["--help"])
+        names = list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", text.getvalue())))
+        close: list[str] = []
+        for option in wrong:
+            parts = [name for name in names if option.lstrip("-") in name]
+            close += [*difflib.get_close_matches(option, names, n=2, cutoff=0.7), *parts][:3]
+        hint = f"; did you mean {_listed(list(dict.fromkeys(close)), 'or')}?" if close else ""
+        return f"there is no option {_listed(wrong, 'or')}{hint}"
+
+    def report(event: _errors.ParseErrorEvent) -> None:
+        match event:
+            case _errors.MissingArgs():
+                arguments = [argument.arg for argument in event.missing_arguments]
+                names = [str(a.lowered.metavar) if a.is_positional() else a.display_name() for a in arguments]
+                prefix = f"{unknown(words)}; " if (words := event.unrecognized_tokens) else ""
+                message = f"{prefix}{_listed(names, 'and')} must be given"
+            case _errors.UnrecognizedArgs():
+                message = unknown(event.tokens)
+            case _errors.InvalidChoice():
+                choices = _listed([choice for choice in event.choices if choice != "None"], "or")
+                message = f"{event.argument.display_name()} cannot be {event.value}; choose {choices}"
+            case _errors.BadValue(reason="too_few_values"):
+                message = f"{event.argument.display_name()} needs a value after it"
+            case _errors.InstantiationFailure():
+                message = f"{'' if event.argument is None else f'{event.argument.display_name()}: '}{event.message}"
+            case _:
+                message = "the options cannot be understood"
+        raise ConfigError(f"{message}; see `{prog} --help`")
+
+    try:
+        with _errors.on_parse_error(report), contextlib.redirect_stderr(io.StringIO()):
+            built: Parsed = build(args=list(arguments))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(f"the options cannot be understood; see `{prog} --help`") from None
+    return built
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    """ "a, b and c"."""
+    *first, end = names
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +140,8 @@ class ModelOptions(DeviceOptions):
         """Load the checkpoint; raises as `openblip.load` does."""
         import openblip
 
-        return openblip.load(
-            self.model, self.device, self.dtype, tokenizer=self.tokenizer, encoder_token=self.encoder_token
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """How images are read."""
-
-    images: str | None = None
-    """The folder of the images or videos that an annotation file or table names."""
-    batch_size: int = 32
-    """Images, or frames of videos, in one step of the model."""
-    num_workers: int = 2
-    """Threads that read and decode images."""
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.num_workers) < 1:
-            raise ConfigError("--batch-size and --num-workers must be at least 1")
+        options = asdict(self)
+        return openblip.load(options.pop("model"), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +198,4 @@ def _read_texts(path: Path, option: str) -> list[str] | dict[str, str] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--{option} {path} is not readable JSON: {error}") from error
     texts = list(content.values()) if isinstance(content, dict) else content
-    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-        return content  # type: ignore[no-any-return]
-    return None
+    return content if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else None

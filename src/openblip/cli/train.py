@@ -1,14 +1,34 @@
-"""`openblip train RECIPE`: trains a recipe, with any of its settings changed."""
+"""`openblip train RECIPE` and `openblip bootstrap RECIPE`: trainings by name, with any of their settings changed."""
 
+import functools
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from openblip.cli.parsing import parse
+import tyro
+
+from openblip.cli.options import parse
 from openblip.errors import ConfigError
+from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, bootstrap
 from openblip.recipes.catalog import RECIPES
 from openblip.recipes.run import Run
+
+# What the table of a bootstrap says, and where it stands in evaluation.json.
+ROWS = {
+    "captions: exact match %": ("captioning", "exact_match"),
+    "captions: CIDEr": ("captioning", "cider"),
+    "captions: BLEU-4": ("captioning", "bleu_4"),
+    "text retrieval R@1 %, ITC": ("retrieval", "itc", "tr_r1"),
+    "image retrieval R@1 %, ITC": ("retrieval", "itc", "ir_r1"),
+    "text retrieval R@1 %, ITM": ("retrieval", "itm", "tr_r1"),
+    "text retrieval R@5 %, ITM": ("retrieval", "itm", "tr_r5"),
+    "text retrieval R@10 %, ITM": ("retrieval", "itm", "tr_r10"),
+    "image retrieval R@1 %, ITM": ("retrieval", "itm", "ir_r1"),
+    "image retrieval R@5 %, ITM": ("retrieval", "itm", "ir_r5"),
+    "image retrieval R@10 %, ITM": ("retrieval", "itm", "ir_r10"),
+}
 
 
 def run_recipe(argv: Sequence[str]) -> int:
@@ -23,6 +43,41 @@ def run_recipe(argv: Sequence[str]) -> int:
         return 0
     print(f"stopped; go on with the same command and --resume ({chosen.out})", file=sys.stderr)
     return 130
+
+
+def run_bootstrap(argv: Sequence[str]) -> int:
+    """Trains, cleans the data with what was trained, trains anew and compares, with the recipe of the first word."""
+    name, options = choose_recipe("bootstrap", FAMILIES, argv)
+    config = parse(
+        BootstrapConfig,
+        options,
+        prog=f"openblip bootstrap {name}",
+        default=BootstrapConfig(web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()),
+        description="Train on human and noisy pairs, clean the noisy ones (CapFilt), train anew, compare.",
+    )
+    results = bootstrap(config)
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ["human + raw web", *(f"bootstrapped {number}" for number in range(1, len(results["models"])))]
+    table = Table("", title=f"Pre-trained models on {results['test']}")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, path in ROWS.items():
+        scores = [functools.reduce(operator.getitem, path, model) for model in results["models"]]
+        table.add_row(label, *(f"{100 * score:.1f}" for score in scores))
+    console = Console()
+    console.print(table)
+    for number, measured in enumerate(results["capfilt"], start=1):
+        console.print(
+            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, "
+            f"{measured['noise_after'] or 0:.1%} after; "
+            f"filter AUC {measured['web']['auc']:.3f}, precision {measured['web']['precision']:.3f}, "
+            f"recall {measured['web']['recall']:.3f}; "
+            f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"
+        )
+    print(f"\nall numbers: {config.out}/results.json")
+    return 0
 
 
 def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:

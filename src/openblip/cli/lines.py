@@ -1,0 +1,306 @@
+"""What `openblip caption`, `answer` and `match` share: which images are meant, and JSON lines about them that resume.
+
+output = OutputLines(options, fields=("caption", "logprob"))
+for samples, images in output.batches(sources, prepare, label="captioning"):
+    output.write(samples, rows)
+return output.finish("captioned")
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from openblip.data.reader import Prepared, read_source
+from openblip.data.sample import VIDEO_SUFFIXES, Located, Reject, Sample, Selection, Source, parse_texts, safe_name
+from openblip.errors import ConfigError, ImageError, SourceError
+from openblip.files import JsonLine, read_jsonl
+from openblip.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_FILE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
+VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
+SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How images are read, and where the lines go."""
+
+    out: Path | None = None
+    """Write the lines to this file; to standard output when not given."""
+    images: str | None = None
+    """The folder of the images or videos that an annotation file or table names."""
+    batch_size: int = 32
+    """Images, or frames of videos, in one step of the model."""
+    num_workers: int = 2
+    """Threads that read and decode images."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.num_workers) < 1:
+            raise ConfigError("--batch-size and --num-workers must be at least 1")
+
+
+@dataclass
+class FileSource(Source):
+    """Image and video files as a source. It has one shard, whose name is empty; a key is a path or URL."""
+
+    name: str
+    paths: list[str]
+    with_texts: bool = False
+    """Whether samples have the texts of the .txt or .json beside the file."""
+
+    def shards(self) -> Sequence[str]:
+        return [""]
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        for number, path in enumerate(self.paths):
+            if not selection.has(number):
+                continue
+            key = safe_name(path)
+            try:
+                texts = {file.suffix[1:]: file.read_bytes() for file in text_files(path)} if self.with_texts else {}
+                info, captions = parse_texts(texts, key)
+                sample = Sample(key, shard, b"", captions, key, info)
+                if not selection.skips(sample):
+                    yield Located(number, read_file(path, sample) if selection.images else sample)
+            except (SourceError, ImageError) as error:
+                yield Located(number, Reject(shard, key, str(error)))
+
+
+def read_file(path: str, sample: Sample | None = None) -> Sample:
+    """Read an image or video file into its sample; raises `ImageError`."""
+    from openblip.data.sources import storage
+
+    key = safe_name(path)
+    try:
+        return replace(sample or Sample(key, "", b"", (), key), image=storage.read_bytes(path))
+    except OSError as error:
+        raise ImageError(f"{key}: cannot be read: {error.strerror or error}") from error
+
+
+def text_files(path: str) -> list[Path]:
+    """The .txt and .json beside a file."""
+    beside = [] if "://" in path else [Path(path).with_suffix(suffix) for suffix in (".json", ".txt")]
+    return [file for file in beside if file.is_file()]
+
+
+def has_texts(sources: Iterable[Source]) -> bool:
+    """Whether samples may have texts of their own; image files have none unless some lie beside them."""
+    return any(not isinstance(source, FileSource) or any(map(text_files, source.paths)) for source in sources)
+
+
+def is_one_file(spec: str) -> bool:
+    """Whether this names one image or video, and neither a folder nor a data source."""
+    path, suffix = Path(spec), Path(spec).suffix.lower()
+    is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
+    return not path.is_dir() and (is_image or (suffix not in SOURCE_SUFFIXES and path.is_file()))
+
+
+def find_sources(
+    specs: Iterable[str], images: str | None, *, videos: bool = False, with_texts: bool = False
+) -> list[Source]:
+    """Open what `specs` name: image files, each once, folders (searched recursively) and data sources.
+
+    Args:
+        images: the folder of the images that an annotation file or table names.
+        videos: whether files and folders may hold videos too.
+        with_texts: whether image files come with the texts beside them.
+
+    Raises:
+        SourceError: nothing is named, a name is no source, or two sources have a shard of the same name.
+    """
+    wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES if videos else IMAGE_FILE_SUFFIXES
+    sources: list[Source] = []
+    seen: set[str] = set()
+    spec_of_shard: dict[str, str] = {}
+    for spec in dict.fromkeys(specs):
+        path, paths = Path(spec), [spec]
+        if path.is_dir():
+            files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and file.is_file())
+            paths = [str(file) for file in files if not file.name.startswith(".")]
+        elif path.suffix.lower() not in wanted:
+            paths = []
+        elif "://" not in spec:  # a Path would take a slash from a URL
+            paths = [str(path)]
+        if paths:
+            sources.append(FileSource(spec, [path for path in paths if path not in seen], with_texts))
+            seen.update(paths)
+            continue
+        from openblip.data.sources import open_source
+
+        source = open_source(spec, images=images)
+        for shard in source.shards():
+            if (other := spec_of_shard.setdefault(shard, spec)) != spec:
+                raise SourceError(
+                    f"{other} and {spec} both have a shard {shard}, so their keys cannot be told apart; name them in "
+                    "two commands"
+                )
+        sources.append(source)
+    if not sources:
+        raise SourceError("there is no image to work on; name image files, folders of images or a data source")
+    return sources
+
+
+def sample_name(shard: str, key: str) -> str:
+    """What messages call a sample."""
+    return f"{shard}/{key}" if shard else key
+
+
+def decode_image(sample: Sample) -> "Image":
+    """Decode the image of a sample; raises `ImageError`, which names the sample."""
+    from openblip.data.images import read_image
+
+    return read_image(sample.image, name=sample_name(sample.shard, sample.key))
+
+
+@dataclass
+class OutputLines:
+    """The lines that a command writes, and the samples they are about.
+
+    A file that a killed run left is continued. What is half-written at its end, a line or a sample without all its
+    lines, is cut off; where the number of lines is not known, the last sample is. Raises `ConfigError` when the file
+    holds something else than such lines.
+    """
+
+    options: ReadingOptions
+    fields: Sequence[str]
+    """What lines hold beside shard and key."""
+    num_lines: int | None = 1
+    """The number of lines for each sample; None where samples have different numbers of lines."""
+    given: Sequence[str] = ()
+    """Texts of the command line, which stand in the first field, one for each line of a sample."""
+    printed: bool = True
+    """False writes nothing where there is no file."""
+    present: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict, init=False)
+    """The lines that the file held before, by shard and key; the shard of image files is empty and in no line."""
+    stream: TextIO | None = field(default=None, init=False)
+    num_done: int = field(default=0, init=False)
+    num_skipped: int = field(default=0, init=False)
+    num_passed: int = field(default=0, init=False)
+    """Samples whose lines were present."""
+
+    def __post_init__(self) -> None:
+        if (out := self.options.out) is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            end = self._read_present(out)
+            if out.exists() and end < out.stat().st_size:
+                os.truncate(out, end)
+
+    def batches(
+        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], *, label: str
+    ) -> Iterator[tuple[list[Sample], list[Prepared]]]:
+        """Yield samples with what `prepare` made of them in threads, in the order of the sources.
+
+        Samples whose lines are there already are passed over. Those that cannot be read are named on standard
+        error and counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
+        """
+        out, file_sources = self.options.out, [source for source in sources if isinstance(source, FileSource)]
+        total, num_done = None, len(self.present)
+        if len(file_sources) == len(sources):
+            names = [safe_name(path) for source in file_sources for path in source.paths]
+            total, num_done = len(names), sum(("", name) in self.present for name in names)
+        with ExitStack() as stack:
+            if out is not None:
+                self.stream = stack.enter_context(out.open("a", encoding="utf-8"))
+            elif self.printed:
+                self.stream = sys.stdout
+            # On a terminal lines show how far the work is, and a bar would break them.
+            visible = self.stream is None or not self.stream.isatty()
+            bar = stack.enter_context(Progress(label, total=total, unit="images", done=num_done, visible=visible))
+            readable = self._readable(sources, prepare, bar)
+            while batch := list(islice(readable, self.options.batch_size)):
+                yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
+                self.num_done += len(batch)
+                bar.advance(len(batch))
+        if not (file_sources or self.num_done or self.num_skipped or self.num_passed):
+            raise SourceError(f"{sources[0].name}: there is no image to work on")
+
+    def _readable(
+        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], bar: Progress
+    ) -> Iterator[tuple[Sample, Prepared]]:
+        num_shards = sum(len(source.shards()) for source in sources)
+        seen: set[str] = set()
+
+        def is_present(shard: str, key: str) -> bool:
+            self.num_passed += (shard, key) in self.present
+            return (shard, key) in self.present
+
+        num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
+        for source in sources:
+            for entry in read_source(source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead):
+                shard = (entry if isinstance(entry, Reject) else entry[0]).shard
+                if shard and shard not in seen:
+                    bar.estimate_total(len(seen), num_shards)
+                    seen.add(shard)
+                if isinstance(entry, Reject):
+                    self.num_skipped += 1
+                    name = sample_name(entry.shard, entry.key)
+                    bar.note(f"skipped {name}: {entry.reason.removeprefix(f'{name}: ')}")
+                    bar.advance(1)
+                else:
+                    yield entry
+
+    def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Write the lines of a batch, a list of rows for each sample."""
+        if self.stream is None:
+            return
+        for sample, rows_of_sample in zip(samples, rows, strict=True):
+            place = {"shard": sample.shard, "key": sample.key} if sample.shard else {"key": sample.key}
+            for row in rows_of_sample:
+                self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+    def finish(self, verb: str, more: str = "") -> int:
+        """Say on standard error how many samples are done, and return the exit code."""
+        print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
+        return 1 if self.num_skipped else 0
+
+    def _read_present(self, path: Path) -> int:
+        """Fill `present` and return the byte where the last whole sample ends."""
+
+        def error(line: JsonLine) -> ConfigError:
+            number = "" if self.num_lines is None else f"{self.num_lines} for each image, "
+            texts = f", for the same {self.fields[0]}s" if self.given else ""
+            return ConfigError(
+                f"{path}:{line.number} was not written by this command with these options, which give lines ({number}"
+                f"{', '.join(('key', *self.fields))}{texts}); name another --out"
+            )
+
+        def identity(line: JsonLine) -> tuple[str, str]:
+            if not isinstance(line.value, dict) or "key" not in line.value:
+                raise error(line)
+            return str(line.value.get("shard", "")), str(line.value["key"])
+
+        try:
+            all_lines = list(read_jsonl(path))
+        except ConfigError as damage:
+            raise ConfigError(f"{damage}; name another --out") from damage
+        end = start_of_last = 0
+        incomplete: JsonLine | None = None  # the first line of a sample without all its lines: only the last may be so
+        for name, group in groupby(all_lines, identity):
+            lines = list(group)
+            if incomplete or name in self.present:
+                raise error(incomplete or lines[0])
+            rows = [line.value for line in lines]
+            is_wrong = any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
+            if self.given and not is_wrong:
+                is_wrong = [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)])
+            if is_wrong or (self.num_lines is not None and len(rows) > self.num_lines):
+                raise error(lines[0])
+            if self.num_lines is None or len(rows) == self.num_lines:
+                self.present[name] = rows
+                start_of_last, end = end, lines[-1].end
+            else:
+                incomplete = lines[0]
+        if self.num_lines is None and self.present:
+            self.present.popitem()
+            return start_of_last
+        return end
