@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.cli.train import choose_recipe, parse_run
 from openblip.distributed import Process
-from openblip.recipes.catalog import RECIPES
+from openblip.recipes import RECIPES
 
 
 def main() -> None:

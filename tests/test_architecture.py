@@ -51,7 +51,7 @@ LIGHT_MODULES = (
     "capfilt.config",
     "cli.*",
 )
-HEAVY_MODULES = ("recipes.initialize", "recipes.feature_cache", "recipes.validation")
+HEAVY_MODULES = ("recipes.initialize", "recipes.validation")
 
 
 def module_name(file: Path) -> str:

@@ -13,15 +13,14 @@ from small_training import SIZE, untrained
 
 from openblip.data.sources import open_source
 from openblip.models.config import QFormerConfig
-from openblip.recipes.blip2_mini import (
+from openblip.recipes.mini import (
     blip2_mini_opt,
     blip2_mini_stage1,
     blip2_mini_stage2_opt,
     blip2_mini_stage2_t5,
     blip2_mini_t5,
 )
-from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource, LanguageModelSource
-from openblip.recipes.language_run import LanguageRun, LanguageShape
+from openblip.recipes.run import Blip2Run, ImageEncoderSource, LanguageModelSource, LanguageRun, LanguageShape
 from openblip.tasks.config import Blip2Stage1Config
 
 replace = dataclasses.replace

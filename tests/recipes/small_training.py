@@ -23,7 +23,7 @@ from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.predictor import BlipPredictor
-from openblip.recipes.blip_run import BlipRun
+from openblip.recipes.run import BlipRun
 
 replace = dataclasses.replace
 SIZE = 32

@@ -8,9 +8,17 @@ import torch
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, VisionConfig
-from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
-from openblip.recipes.blip2_pretraining import blip2_stage1, blip2_stage1_vit_l, blip2_stage2_opt, blip2_stage2_t5
-from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
+from openblip.recipes.blip2 import (
+    blip2_caption,
+    blip2_instruct,
+    blip2_retrieval,
+    blip2_stage1,
+    blip2_stage1_vit_l,
+    blip2_stage2_opt,
+    blip2_stage2_t5,
+    blip2_vqa,
+)
+from openblip.recipes.run import Blip2Run, ImageEncoderSource
 from openblip.training.optimizer import learning_rate_at
 
 GPUS = 16

@@ -23,9 +23,8 @@ from openblip.checkpoints.backbones import load_language_model
 from openblip.data.config import Augmentation
 from openblip.data.sources import open_source
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
-from openblip.recipes.blip2_run import Blip2Run
-from openblip.recipes.language_run import LanguageRun
+from openblip.recipes.blip2 import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
+from openblip.recipes.run import Blip2Run, LanguageRun
 from openblip.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow

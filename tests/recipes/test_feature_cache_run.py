@@ -16,8 +16,8 @@ from openblip.data.feature_cache import FeatureCache
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import QFormerConfig
-from openblip.recipes.blip2_run import Blip2Run, ImageEncoderSource
-from openblip.recipes.feature_cache import describe_encoder
+from openblip.recipes.initialize import describe_encoder
+from openblip.recipes.run import Blip2Run, ImageEncoderSource
 from openblip.tasks.config import Blip2Stage1Config
 from openblip.training.config import TrainingConfig
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer

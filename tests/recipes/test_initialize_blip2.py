@@ -13,9 +13,8 @@ from openblip.data.config import DataConfig
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.recipes.blip2_fine_tuning import blip2_caption, blip2_retrieval, blip2_vqa
-from openblip.recipes.blip2_pretraining import blip2_stage2_opt
-from openblip.recipes.blip2_run import Blip2Run, LanguageModelSource
+from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage2_opt, blip2_vqa
+from openblip.recipes.run import Blip2Run, LanguageModelSource
 from openblip.tasks.blip2_stage1 import Blip2Stage1
 from openblip.tasks.config import Blip2Stage1Config
 from tiny_blip import SIZE

@@ -14,8 +14,9 @@ import torch
 from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_mixture
 from openblip.errors import CheckpointError, ConfigError
-from openblip.recipes.blip2_mini import blip2_mini_opt, blip2_mini_t5
-from openblip.recipes.language_run import END_OF_LINE, LanguageShape, train_tokenizer
+from openblip.recipes.initialize import END_OF_LINE, train_language_tokenizer
+from openblip.recipes.mini import blip2_mini_opt, blip2_mini_t5
+from openblip.recipes.run import LanguageShape
 from openblip.tasks.language_pretraining import no_visual
 from openblip.training.run_folder import RunFolder
 
@@ -89,7 +90,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(source, tmp_path):
 
 
 def test_words_have_one_form_and_lines_come_back():
-    tokenizer = train_tokenizer(TEXTS, 400, ends=False)
+    tokenizer = train_language_tokenizer(TEXTS, 400, ends=False)
     ids = tokenizer(TEXTS[0]).input_ids
     assert len(tokenizer(END_OF_LINE).input_ids) == 1
     assert ids.count(tokenizer(END_OF_LINE).input_ids[0]) == 1
@@ -99,7 +100,7 @@ def test_words_have_one_form_and_lines_come_back():
     assert [line.strip() for line in lines] == TEXTS[0].split("\n")
     unseen = "Zebra, 7 & é"
     assert tokenizer.decode(tokenizer(unseen).input_ids).strip() == unseen
-    ended = train_tokenizer(TEXTS, 400, ends=True)("a dog").input_ids
+    ended = train_language_tokenizer(TEXTS, 400, ends=True)("a dog").input_ids
     assert ended[-1] == tokenizer.eos_token_id
     assert ended[:-1] == tokenizer("a dog").input_ids
 
@@ -108,11 +109,11 @@ def test_words_have_one_form_and_lines_come_back():
 def test_equal_texts_give_equal_vocabularies_in_every_process():
     code = (
         "import sys\n"
-        "from openblip.recipes.language_run import train_tokenizer\n"
-        "print(train_tokenizer(sys.argv[1:], 340, ends=True).backend_tokenizer.to_str())\n"
+        "from openblip.recipes.initialize import train_language_tokenizer\n"
+        "print(train_language_tokenizer(sys.argv[1:], 340, ends=True).backend_tokenizer.to_str())\n"
     )
     elsewhere = subprocess.run([sys.executable, "-c", code, *TEXTS], capture_output=True, text=True, check=True).stdout
-    assert elsewhere.strip() == train_tokenizer(TEXTS, 340, ends=True).backend_tokenizer.to_str()
+    assert elsewhere.strip() == train_language_tokenizer(TEXTS, 340, ends=True).backend_tokenizer.to_str()
 
 
 @pytest.mark.parametrize("recipe", [blip2_mini_opt, blip2_mini_t5])
@@ -137,7 +138,7 @@ def test_what_cannot_be_is_refused(source, tmp_path):
     with pytest.raises(ConfigError, match="heads"):
         LanguageShape(architecture="t5", hidden_dim=30, num_heads=4)
     with pytest.raises(ConfigError, match="no text to train a vocabulary on"):
-        train_tokenizer([], 400, ends=False)
+        train_language_tokenizer([], 400, ends=False)
     with pytest.raises(CheckpointError, match="must be one"):
         load_end_of_two_tokens(source, tmp_path)
 

@@ -11,8 +11,8 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.native import load_native, save_native
 from openblip.data.config import DataConfig
 from openblip.models.config import LoraSettings
-from openblip.recipes.blip2_mini import blip2_mini_stage2_opt
-from openblip.recipes.blip2_run import LanguageModelSource
+from openblip.recipes.mini import blip2_mini_stage2_opt
+from openblip.recipes.run import LanguageModelSource
 from openblip.training.config import TrainingConfig
 from tiny_blip2 import tiny_blip2, tiny_language_model
 

@@ -13,9 +13,8 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes.blip_fine_tuning import caption, caption_large, filter_, filter_large
-from openblip.recipes.blip_pretraining import blip_base, blip_large
-from openblip.recipes.catalog import RECIPES
+from openblip.recipes import RECIPES
+from openblip.recipes.blip import blip_base, blip_large, caption, caption_large, filter_, filter_large
 from openblip.recipes.run import cpu_threads
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at

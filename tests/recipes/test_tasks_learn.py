@@ -14,7 +14,7 @@ from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
 from openblip.metrics import captioning
-from openblip.recipes.blip_mini import (
+from openblip.recipes.mini import (
     NUM_FRAMES,
     blip_mini_captioner,
     blip_mini_filter,
@@ -24,7 +24,7 @@ from openblip.recipes.blip_mini import (
     blip_mini_visdial,
     blip_mini_vqa,
 )
-from openblip.recipes.blip_run import BlipRun
+from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,13 @@ from small_training import small, untrained, write_scenes
 import openblip
 from openblip.errors import ConfigError
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.recipes.blip2_mini import blip2_mini_opt, blip2_mini_stage2_opt
-from openblip.recipes.blip_mini import blip_mini_captioner, blip_mini_filter, blip_mini_video_retrieval
+from openblip.recipes.mini import (
+    blip2_mini_opt,
+    blip2_mini_stage2_opt,
+    blip_mini_captioner,
+    blip_mini_filter,
+    blip_mini_video_retrieval,
+)
 from openblip.recipes.validation import BENCHMARKS, flatten, make_validation
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import LanguagePretrainingConfig

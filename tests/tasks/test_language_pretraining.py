@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from openblip.data.config import Preprocessing
-from openblip.recipes.language_run import LanguageShape, new_language_model, train_tokenizer
+from openblip.recipes.initialize import train_language_tokenizer
+from openblip.recipes.run import LanguageShape
 from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig
 from openblip.tasks.language_pretraining import LanguagePretraining
@@ -20,12 +21,12 @@ TEXTS = ["a photo of a tree", "a red dog\nQuestion: how many dogs are there? Ans
 
 
 def tiny(architecture, seed=0):
-    tokenizer = train_tokenizer(TEXTS * 3, 400, ends=architecture == "t5")
+    tokenizer = train_language_tokenizer(TEXTS * 3, 400, ends=architecture == "t5")
     shape = LanguageShape(
         architecture=architecture, hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=32, max_positions=64
     )
     torch.manual_seed(seed)
-    language = new_language_model(shape, tokenizer)
+    language = shape.build(tokenizer)
     with torch.no_grad():  # so random that texts differ
         for parameter in language.parameters():
             parameter.normal_(std=0.3)

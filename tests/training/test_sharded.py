@@ -14,7 +14,7 @@ from torch import Tensor
 from openblip.distributed import Process
 from openblip.errors import CheckpointError, ConfigError
 from openblip.training.run_folder import RunFolder
-from openblip.training.state import FrozenParts
+from openblip.training.state import RunState
 from openblip.training.trainer import Trainer
 from two_processes_of import launch
 
@@ -171,7 +171,7 @@ def test_one_changed_weight_shows_in_the_fingerprint() -> None:
     before, after = stage2(), stage2()
     with torch.no_grad():
         after.model.language.model.get_input_embeddings().weight[5, 3] += 1e-3
-    ours, theirs = FrozenParts(before).fingerprint, FrozenParts(after).fingerprint
+    ours, theirs = (RunState(task, 2, ALONE).fingerprint for task in (before, after))
     assert [key for key in ours if ours[key] != theirs[key]] == [
         "model.language.model.model.decoder.embed_tokens.weight",
         "model.language.model.lm_head.weight",

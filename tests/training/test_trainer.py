@@ -23,7 +23,7 @@ from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
-from openblip.training.trainer import NonFiniteError, Trainer, Validation
+from openblip.training.trainer import NonFiniteError, Trainer
 from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
 PROCESS = Process(0, 1, torch.device("cpu"))
@@ -254,17 +254,16 @@ def validated(folder: RunFolder, scores: list[float], steps: int, saved: list[in
     task, settings = Counting(), config(steps=steps, checkpoint_every=2, validate_every=2)
     folder.path.mkdir(exist_ok=True)
 
-    def evaluate(step: int) -> dict[str, float]:
+    def validate() -> dict[str, float]:
         assert not task.training
         torch.rand(3)  # must not change what is drawn afterwards
-        return {"good": scores[step // 2 - 1], "bad": float(step)}
+        return {"score": scores[current.step // 2 - 1], "other": float(current.step)}
 
     def save(to: Path) -> None:
         saved.append(current.step)
         to.mkdir(exist_ok=True)
 
-    validation = Validation(evaluate, best_by="good")
-    current = Trainer(task, loader_of(settings.batch_size), settings, folder, PROCESS, save, validation)
+    current = Trainer(task, loader_of(settings.batch_size), settings, folder, PROCESS, save, validate)
     current.run()
     return task
 
@@ -278,7 +277,7 @@ def test_the_best_model_is_kept_also_over_a_resume(tmp_path: Path) -> None:
     assert saved == [2, 4, 8]
     assert task.training
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    scores = [(line["step"], line["validation/good"]) for line in lines if "validation/good" in line]
+    scores = [(line["step"], line["validation/score"]) for line in lines if "validation/score" in line]
     assert scores == [(2, 0.2), (4, 0.5), (6, 0.4), (8, 0.6)]
 
 

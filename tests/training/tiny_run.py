@@ -10,7 +10,7 @@ from typing import Any
 
 from openblip.data.config import Augmentation, DataConfig
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes.blip_run import BlipRun
+from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state
 from openblip.training.config import TrainingConfig

@@ -11,8 +11,8 @@ import tyro
 
 from openblip.cli.options import parse
 from openblip.errors import ConfigError
+from openblip.recipes import RECIPES
 from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, bootstrap
-from openblip.recipes.catalog import RECIPES
 from openblip.recipes.run import Run
 
 # What the table of a bootstrap says, and where it stands in evaluation.json.

@@ -17,10 +17,8 @@ from typing import Any
 
 from openblip.errors import OpenBlipError
 from openblip.files import read_json, write_json
-from openblip.recipes.blip_fine_tuning import caption, caption_large, filter_, filter_large
-from openblip.recipes.blip_mini import blip_mini, blip_mini_captioner, blip_mini_filter
-from openblip.recipes.blip_pretraining import blip_base, blip_large
-from openblip.recipes.blip_run import BlipRun
+from openblip.recipes import blip, mini
+from openblip.recipes.run import BlipRun
 
 TEST_LIMIT = 1000
 
@@ -35,9 +33,13 @@ class Family:
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
-    "blip-mini": lambda: Family(pretrain=blip_mini(), captioner=blip_mini_captioner(), filter=blip_mini_filter()),
-    "blip-base": lambda: Family(pretrain=blip_base(), captioner=caption(), filter=filter_()),
-    "blip-large": lambda: Family(pretrain=blip_large(), captioner=caption_large(), filter=filter_large()),
+    "blip-mini": lambda: Family(
+        pretrain=mini.blip_mini(), captioner=mini.blip_mini_captioner(), filter=mini.blip_mini_filter()
+    ),
+    "blip-base": lambda: Family(pretrain=blip.blip_base(), captioner=blip.caption(), filter=blip.filter_()),
+    "blip-large": lambda: Family(
+        pretrain=blip.blip_large(), captioner=blip.caption_large(), filter=blip.filter_large()
+    ),
 }
 
 

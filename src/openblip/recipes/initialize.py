@@ -1,29 +1,39 @@
-"""Weights that a training starts from: strict about which parameters may stay random.
+"""What a training starts from: weights, vocabularies, and the features of a frozen image encoder.
 
-`BlipRun.initialize` and `Blip2Run.initialize` put these steps together.
+It is strict about which parameters may stay random. The runs of `run.py` put these steps together.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint
+from openblip.checkpoints.loading import load_checkpoint
+from openblip.data.config import DataConfig
+from openblip.data.feature_cache import FeatureCache, build_cache, open_cache
 from openblip.data.reader import read_texts
 from openblip.data.sources import Mixture
-from openblip.data.texts import normalize_caption
+from openblip.data.texts import normalize_caption, text_field
 from openblip.data.tokenizer import Tokenizer
-from openblip.distributed import gather_objects, rank
+from openblip.distributed import barrier, gather_objects, rank, world_size
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Head
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import interpolate_positions
+from openblip.tasks.base import image_features
 
-MAX_VOCABULARY_CAPTIONS = 200_000  # enough for every word that matters; more only costs time
+# Enough for every word that matters; more only costs time.
+MAX_VOCABULARY_CAPTIONS, MAX_VOCABULARY_TEXTS = 200_000, 10_000
+END_OF_LINE = "\n"
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 # Parts of a head that no earlier training has, or has in another width: they keep their random weights.
 FRESH: dict[Head, tuple[str, ...]] = {
@@ -33,6 +43,11 @@ FRESH: dict[Head, tuple[str, ...]] = {
 }
 BLIP2_FRESH = ("language_proj.",)
 TEXT_EMBEDDINGS = ("qformer.embeddings.word.", "qformer.embeddings.position.")
+# What does not decide an encoder's features: our settings that matter only while it is trained, and transformers' about
+# a model's files, where they lie and who wrote them.
+NOT_OF_ENCODER = (
+    "drop_path", "activation_checkpointing", "_name_or_path", "architectures", "transformers_version", "dtype",
+)  # fmt: skip
 
 
 def with_heads(model: Blip, heads: tuple[Head, ...], drop_path: float | None = None) -> Blip:
@@ -60,7 +75,12 @@ def take_weights(model: Blip2, start: Blip2, text_branch: Blip2) -> None:
     `text_branch` gives the weights that read text where `start` has none. Raises ConfigError for a weight
     that neither has and that is no fresh part of a head.
     """
-    weights = {n: w for n, w in text_branch.state_dict().items() if _reads_text(n)} | start.state_dict()
+    reads_text = {
+        name: weight
+        for name, weight in text_branch.state_dict().items()
+        if name.startswith(TEXT_EMBEDDINGS) or ".text_feed_forward." in name
+    }
+    weights = reads_text | start.state_dict()
     parameters = {
         name: parameter.data
         for name, parameter in model.named_parameters()
@@ -97,11 +117,6 @@ def _blip_origins(name: str) -> tuple[str, str, str]:
     one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
     shared = re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", one_image)
     return name, one_image, shared
-
-
-def _reads_text(name: str) -> bool:
-    """Whether it is a weight of the Q-Former that only text needs."""
-    return name.startswith(TEXT_EMBEDDINGS) or ".text_feed_forward." in name
 
 
 def cannot_start(before: Sequence[str], after: Sequence[str], missing: Sequence[str]) -> ConfigError:
@@ -141,6 +156,14 @@ def freeze_unused(model: Blip2, image_size: int) -> None:
         parameter.requires_grad_(gradient is not None)
 
 
+def load_blip2_checkpoint(source: str) -> Blip2Checkpoint:
+    """The checkpoint of BLIP-2 that `source` names; ConfigError for one of BLIP."""
+    checkpoint = load_checkpoint(source)
+    if not isinstance(checkpoint, Blip2Checkpoint):
+        raise ConfigError(f"{source} is no checkpoint of BLIP-2; name one with --init.")
+    return checkpoint
+
+
 def make_tokenizer(name: str | None, vocab_size: int, mixture: Mixture) -> Tokenizer:
     """The tokenizer called `name`, or a WordPiece vocabulary of the captions, trained by one process."""
     if name is not None:
@@ -150,3 +173,97 @@ def make_tokenizer(name: str | None, vocab_size: int, mixture: Mixture) -> Token
         texts = read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS)
         trained.append(Tokenizer.train(map(normalize_caption, texts), vocab_size).to_json())
     return Tokenizer.from_json(gather_objects(trained)[0])
+
+
+def make_language_tokenizer(mixture: Mixture, vocab_size: int, *, ends: bool) -> Any:
+    """`train_language_tokenizer` on the field text of a mixture's samples, by one process."""
+    trained = []
+    if rank() == 0:
+        texts = read_texts(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS)
+        trained.append(train_language_tokenizer(texts, vocab_size, ends=ends))
+    return gather_objects(trained)[0]
+
+
+def train_language_tokenizer(texts: Iterable[str], vocab_size: int, *, ends: bool) -> Any:
+    """A byte-level BPE vocabulary as a tokenizer of transformers: every text can be written and read back.
+
+    A line break is one token, and each line begins as after a space, so a word has one form. `ends`: whether each text
+    is closed with the end token, as T5 has it. Raises ConfigError without texts.
+    """
+    import transformers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer as Bpe
+
+    library: Any = transformers  # its tokenizers are not typed
+    bpe = Bpe(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # one entry is left for the line break
+        special_tokens=[PAD, END, UNKNOWN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    lines = [line for text in texts for line in text.split(END_OF_LINE)]
+    if not lines:
+        raise ConfigError("no text to train a vocabulary on: samples need the field text")
+    bpe.train_from_iterator(lines, trainer)
+    bpe.add_tokens([AddedToken(END_OF_LINE, normalized=False)])
+    if ends:
+        special_tokens = [(END, bpe.token_to_id(END))]
+        bpe.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=special_tokens)
+    return library.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, eos_token=END, bos_token=END, unk_token=UNKNOWN
+    )
+
+
+def cached_features(folder: str, checkpoint: Blip2Checkpoint, data: DataConfig, mixture: Mixture) -> FeatureCache:
+    """The features of all images of a mixture; all processes together compute those that are missing.
+
+    To the last bit they are what the run would compute from the images at every step on this kind of device. Raises
+    ConfigError where the images of a run or its encoder change from step to step, and for a folder that belongs to
+    another encoder.
+    """
+    model, preprocessing = checkpoint.model, checkpoint.preprocessing
+    if data.augmentation is not None:
+        raise ConfigError(
+            "A feature cache holds one view of each image, and augmentation makes a new one at every step: "
+            "leave out --data.augmentation or --feature-cache."
+        )
+    if data.num_frames is not None:
+        raise ConfigError("A feature cache is for images, not for videos: leave out --feature-cache.")
+    if "vision" not in model.frozen:
+        raise ConfigError(
+            "The image encoder is trained, so its features change: leave out --train-vision or --feature-cache."
+        )
+    root = Path(folder)
+    open_cache(root, describe_encoder(checkpoint))
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    model.vision.to(device)
+
+    def encode(pixels: Tensor) -> Tensor:
+        return image_features(model, preprocessing, pixels.to(device))
+
+    process = {"rank": rank(), "world_size": world_size()}
+    build_cache(root, mixture, preprocessing, encode, **process, num_workers=data.num_workers)
+    barrier()  # until every process has computed its share
+    return FeatureCache.open(root)
+
+
+def describe_encoder(checkpoint: Blip2Checkpoint) -> dict[str, Any]:
+    """All that decides an encoder's features: its shape, its preprocessing, and a hash of its weights."""
+    model = checkpoint.model.vision
+    if isinstance(model, VisionTower):
+        settings = {**model.model.config.to_dict(), "layer": model.layer}
+    else:
+        settings = asdict(checkpoint.model.config.vision)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {
+        **{f"encoder.{name}": value for name, value in settings.items() if name not in NOT_OF_ENCODER},
+        **{f"pixels.{name}": value for name, value in asdict(checkpoint.preprocessing).items()},
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "weights": digest.hexdigest(),
+    }

@@ -8,20 +8,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from openblip.data.config import DataConfig
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.errors import ConfigError
+from openblip.files import atomic_folder
+from openblip.models.config import (
+    Blip2Config,
+    BlipConfig,
+    LanguageConfig,
+    LoraSettings,
+    QFormerConfig,
+    check_heads_divide,
+)
+from openblip.tasks.config import Blip2TaskConfig, BlipTaskConfig, LanguagePretrainingConfig
 from openblip.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, ImageEncoder
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.distributed import Process
+    from openblip.models.language_model import LanguageModel
     from openblip.tasks.base import Task
     from openblip.training.trainer import Trainer
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +57,8 @@ class Run(ABC):
     def initialize(self, mixture: "Mixture") -> Any:
         """The model with the heads of the task, its tokenizer and preprocessing, as a checkpoint.
 
-        The weights come from where the run says. Raises ConfigError when a weight is missing there that no
-        task may start without.
+        The weights come from where the run says. Raises ConfigError when a weight is missing there that no task may
+        start without.
         """
 
     def check(self) -> None:
@@ -82,6 +96,7 @@ class Run(ABC):
 
         from openblip.data.loader import Loader
         from openblip.data.sources import open_mixture
+        from openblip.recipes.validation import make_validation
         from openblip.training.run_folder import RunFolder
         from openblip.training.trainer import Trainer
 
@@ -94,12 +109,7 @@ class Run(ABC):
         tokenizer, preprocessing = checkpoint.tokenizer, checkpoint.preprocessing
         task = self.task_class.build(self.task, data, checkpoint.model, tokenizer, preprocessing)
         processor = self.sample_processor(checkpoint, mixture)
-
-        validation = None
-        if training.validate_every is not None:
-            from openblip.recipes.validation import make_validation
-
-            validation = make_validation(self.task, data, checkpoint)
+        validate = None if training.validate_every is None else make_validation(self.task, data, checkpoint)
 
         def load(cursor: dict[str, Any] | None) -> Loader:
             return Loader(
@@ -119,7 +129,7 @@ class Run(ABC):
         def save(folder: "Path") -> None:
             self.save(checkpoint, folder)
 
-        return Trainer(task, load, training, RunFolder(self.out), process, save, validation)
+        return Trainer(task, load, training, RunFolder(self.out), process, save, validate)
 
     def train(self, resume: bool = False) -> bool:
         """Train, or with `resume` continue, and write model/. False when a signal stopped the training.
@@ -153,14 +163,6 @@ class Run(ABC):
         return asdict(self)
 
 
-def check_text_start(init: str | None, text_init: str | None, tokenizer: str | None) -> None:
-    """Raise ConfigError for a tokenizer beside a checkpoint, and for a BERT without its tokenizer."""
-    if init is not None and tokenizer is not None:
-        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
-    if text_init is not None and tokenizer is None:
-        raise ConfigError(f"--text-init {text_init} was trained with a tokenizer: name it with --tokenizer.")
-
-
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Set torch's number of threads, or leave it for None; afterwards it is what it was before."""
@@ -173,3 +175,371 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_text_start(init: str | None, text_init: str | None, tokenizer: str | None) -> None:
+    """Raise ConfigError for a tokenizer beside a checkpoint, and for a BERT without its tokenizer."""
+    if init is not None and tokenizer is not None:
+        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
+    if text_init is not None and tokenizer is None:
+        raise ConfigError(f"--text-init {text_init} was trained with a tokenizer: name it with --tokenizer.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlipRun(Run):
+    """A training of BLIP from its data to its final weights."""
+
+    init: str | None = None
+    """Checkpoint to start from; None starts from random weights."""
+    model: BlipConfig | None = None
+    """The shape of a model that starts from random weights; None takes the checkpoint's."""
+    vocab_size: int = 30524
+    """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
+    tokenizer: str | None = None
+    """Tokenizer to use instead of training one: a folder, or a name on the Hugging Face hub."""
+    task: BlipTaskConfig
+    vision_init: str | None = None
+    """ViT or DeiT to start the image side of a new model from: a Hugging Face folder or hub name."""
+    text_init: str | None = None
+    """BERT to start the text side of a new model from, likewise; needs that BERT's `tokenizer`."""
+    image_size: int | None = None
+    """Resolution to fine-tune the checkpoint at; None keeps its own."""
+    drop_path: float | None = None
+    """Stochastic depth of the checkpoint's image encoder while it is fine-tuned; None keeps its own."""
+
+    def check(self) -> None:
+        super().check()
+        if self.init is None and self.model is None:
+            raise ConfigError(f"The recipe {self.recipe} starts from a checkpoint: name one with --init.")
+        if self.init is not None and (self.vision_init is not None or self.text_init is not None):
+            raise ConfigError("--init brings all weights: leave out --vision-init and --text-init, or --init.")
+        if self.init is None and self.drop_path is not None:
+            raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
+        if self.init is None and self.image_size is not None:
+            raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
+        check_text_start(self.init, self.text_init, self.tokenizer)
+
+    def initialize(self, mixture: "Mixture") -> "BlipCheckpoint":
+        from openblip.checkpoints import backbones
+        from openblip.checkpoints.checkpoint import BlipCheckpoint
+        from openblip.checkpoints.loading import load_checkpoint
+        from openblip.models.blip import Blip
+        from openblip.recipes.initialize import at_image_size, make_tokenizer, with_heads
+
+        heads = self.task_class.heads(self.task)
+        if self.init is not None:
+            checkpoint = load_checkpoint(self.init)
+            if not isinstance(checkpoint, BlipCheckpoint):
+                raise ConfigError(f"{self.init} is a checkpoint of BLIP-2; the recipe {self.recipe} trains BLIP.")
+            checkpoint = checkpoint._replace(model=with_heads(checkpoint.model, heads, self.drop_path))
+            if self.image_size is not None:
+                checkpoint = at_image_size(checkpoint, self.image_size)
+        else:
+            assert self.model is not None  # `check` has seen to it
+            tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+            text = replace(self.model.text, vocab_size=tokenizer.vocab_size)
+            model = Blip(replace(self.model, text=text, heads=heads))
+            if self.vision_init is not None:
+                backbones.init_vision(model.vision, self.vision_init)
+            if self.text_init is not None:
+                backbones.init_text(model.text, self.text_init)
+            checkpoint = BlipCheckpoint(model, tokenizer, Preprocessing(image_size=self.model.vision.image_size))
+        # Every task that reads texts beside images begins them with [ENC], whatever the checkpoint did.
+        return checkpoint._replace(prompt=getattr(self.task, "prompt", checkpoint.prompt), encoder_token="[ENC]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderSource:
+    """An image encoder that somebody else has trained."""
+
+    source: str
+    """An OpenBLIP checkpoint, whose ViT is taken; a Hugging Face vision model by folder or hub name."""
+    layer: int | None = None
+    """The layer whose output is taken: -2 is the second last, -1 the last. None is the paper's choice: the
+    second last, or the last of an encoder that was cut there already."""
+    dtype: Precision = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelSource:
+    """A language model that somebody else has trained."""
+
+    source: str | None = None
+    """A causal or sequence-to-sequence model of Hugging Face, by folder or hub name."""
+    end_of_text: str | None = None
+    """What ends a text; None is the tokenizer's own end. BLIP-2 ends OPT's texts with a line break."""
+    dtype: Precision = "float32"
+    quantization: Literal["8bit", "4bit"] | None = None
+    max_text_tokens: int = 32
+    """Budget of a text and its prompt, the end included."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained in a language model which is frozen otherwise; None trains nothing of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2Run(Run):
+    """A training of a Q-Former from its data to its final weights."""
+
+    init: str | None = None
+    """BLIP-2 checkpoint to start from, for stage 2 that of stage 1; None starts from a new Q-Former."""
+    vision: ImageEncoderSource | None = None
+    """The image encoder; None takes the checkpoint's."""
+    language: LanguageModelSource | None = None
+    """The language model of a generative task; None takes the checkpoint's."""
+    qformer: QFormerConfig | None = None
+    """The shape of a new Q-Former; None takes the checkpoint's."""
+    vocab_size: int = 30524
+    """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
+    tokenizer: str | None = None
+    """Tokenizer of the Q-Former instead of a trained one: a folder, or a name on the Hugging Face hub."""
+    task: Blip2TaskConfig
+    embed_dim: int = 256
+    """Width of the space in which ITC compares queries and texts."""
+    text_init: str | None = None
+    """BERT to start a new Q-Former from: a Hugging Face folder or hub name; needs that BERT's `tokenizer`."""
+    text_branch: str | None = None
+    """BLIP-2 checkpoint whose Q-Former gives the weights that read text to a model that is to read
+    instructions: stage 2 has dropped them. Name that of stage 1; None where `init` still has its own."""
+    train_vision: bool = False
+    """Also train the image encoder, as the paper does in fine-tuning; its weights become float32."""
+    frozen_dtype: Precision | None = None
+    """Precision of the checkpoint's image encoder and language model where they are frozen; None: float32."""
+    max_text_tokens: int | None = None
+    """Budget of a text and its prompt; None keeps that of the checkpoint or of `language`."""
+    image_size: int | None = None
+    """Resolution of the images; None keeps the image encoder's own."""
+    prompt: str = "a photo of"
+    """Text that the trained model's captions continue, unless the caller says otherwise."""
+    question_prompt: str = "Question: {} Answer:"
+    """How the trained model puts a question to its language model."""
+    feature_cache: str | None = None
+    """Folder for the features of the frozen image encoder, computed once and then reused; None computes them
+    at every step. Without augmentation only."""
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the Q-Former is to read questions or instructions for its language model."""
+        return bool(getattr(self.task, "instructed", False))
+
+    def check(self) -> None:
+        super().check()
+        if self.init is None and self.qformer is None and self.vision is None:
+            raise ConfigError(f"The recipe {self.recipe} starts from a BLIP-2 checkpoint: name one with --init.")
+        if self.init is None and (self.qformer is None or self.vision is None):
+            raise ConfigError("A new Q-Former needs its shape and an image encoder: --qformer and --vision.source.")
+        if self.init is not None and self.text_init is not None:
+            raise ConfigError("--init brings all weights: leave out --text-init, or --init.")
+        check_text_start(self.init, self.text_init, self.tokenizer)
+        if self.text_branch is not None and (self.init is None or not self.instructed):
+            raise ConfigError("--text-branch is for a checkpoint whose Q-Former is to read instructions.")
+        if self.vision is not None and not self.vision.source:
+            raise ConfigError("Name the image encoder with --vision.source.")
+        if self.language is not None and not self.language.source:
+            raise ConfigError("Name the language model with --language.source.")
+
+    def initialize(self, mixture: "Mixture") -> "Blip2Checkpoint":
+        from openblip.checkpoints.backbones import init_qformer
+        from openblip.checkpoints.checkpoint import Blip2Checkpoint
+        from openblip.models.blip2 import Blip2
+        from openblip.recipes.initialize import freeze_unused, load_blip2_checkpoint, make_tokenizer, take_weights
+
+        heads = self.task_class.heads(self.task)
+        start = None if self.init is None else load_blip2_checkpoint(self.init)
+        encoder = self._image_encoder(start)
+        language, language_config = self._language_model(start) if "llm" in heads else (None, None)
+        text_branch = start if self.text_branch is None else load_blip2_checkpoint(self.text_branch)
+        if start is None or text_branch is None:
+            assert self.qformer is not None  # `check` has seen to it
+            config = Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
+        else:  # a checkpoint's shape stays, and its text branch may come from another
+            texts = text_branch.model.config.qformer
+            qformer = start.model.config.qformer
+            qformer = replace(qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
+            config = replace(start.model.config, qformer=qformer)
+        config = replace(
+            config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
+        )
+        tokenizer = None
+        if config.has_text_branch and text_branch is not None:
+            if not text_branch.model.config.has_text_branch:
+                raise self._no_text_branch()
+            tokenizer = text_branch.tokenizer
+        elif config.has_text_branch:
+            tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+            # [ENC], the last token of our vocabularies, does not exist in BLIP-2.
+            config = replace(config, qformer=replace(config.qformer, vocab_size=tokenizer.vocab_size - 1))
+        model = Blip2(config, encoder.model, language)
+        if start is not None and text_branch is not None:
+            take_weights(model, start.model, text_branch.model)
+        elif self.text_init is not None:
+            init_qformer(model.qformer, self.text_init)
+        model.freeze(*(["language"] if self.train_vision else ["vision", "language"]))
+        if self.train_vision:
+            freeze_unused(model, encoder.preprocessing.image_size)
+        prompt = getattr(self.task, "prompt", "") or self.prompt
+        return Blip2Checkpoint(model, tokenizer, encoder.preprocessing, prompt, self.question_prompt)
+
+    def sample_processor(self, checkpoint: "Blip2Checkpoint", mixture: "Mixture") -> "SampleProcessor":
+        processor = self.task_class.sample_processor(self.task, self.data, self.question_prompt)
+        if self.feature_cache is None:
+            return processor
+        from openblip.recipes.initialize import cached_features
+
+        features = cached_features(self.feature_cache, checkpoint, self.data, mixture)
+        return replace(processor, read_pixels=features)
+
+    def _image_encoder(self, start: "Blip2Checkpoint | None") -> "ImageEncoder":
+        import torch
+
+        from openblip.checkpoints.backbones import resize_encoder
+        from openblip.checkpoints.checkpoint import ImageEncoder
+        from openblip.checkpoints.loading import load_image_encoder
+
+        # Trained in half precision the encoder would soon be NaN (LAVIS issue 409).
+        precision = self.frozen_dtype if self.vision is None else self.vision.dtype
+        dtype = getattr(torch, "float32" if self.train_vision or precision is None else precision)
+        if self.vision is not None:
+            source, layer = self.vision.source, self.vision.layer
+            return load_image_encoder(source, layer=layer, image_size=self.image_size, dtype=dtype)
+        assert start is not None  # `check` has seen to it
+        encoder = ImageEncoder(start.model.vision, start.model.config.vision, start.preprocessing)
+        if self.image_size is not None:
+            encoder = resize_encoder(encoder, self.image_size)
+        encoder.model.to(dtype)
+        return encoder
+
+    def _language_model(self, start: "Blip2Checkpoint | None") -> "tuple[LanguageModel, LanguageConfig]":
+        import torch
+
+        from openblip.checkpoints.backbones import load_language_model
+        from openblip.models.language_model import with_lora
+
+        if self.language is not None:
+            settings = self.language
+            assert settings.source is not None  # `check` has seen to it
+            name, end, dtype = settings.source, settings.end_of_text, getattr(torch, settings.dtype)
+            model = load_language_model(name, end_of_text=end, dtype=dtype, quantization=settings.quantization)
+            if settings.lora is not None:
+                with_lora(model, settings.lora)
+            budget = settings.max_text_tokens
+            config = LanguageConfig(name=name, hidden_dim=model.hidden_dim, end_of_text=end, max_text_tokens=budget)
+        elif start is None or start.model.language is None or start.model.config.language is None:
+            raise ConfigError(f"The recipe {self.recipe} needs a language model: name it with --language.source.")
+        else:
+            model, config = start.model.language, start.model.config.language
+            model.to(getattr(torch, self.frozen_dtype or "float32"))
+        if self.max_text_tokens is not None:
+            config = replace(config, max_text_tokens=self.max_text_tokens)
+        return model, config
+
+    def _no_text_branch(self) -> ConfigError:
+        if self.text_branch is not None:
+            return ConfigError(
+                f"The Q-Former of {self.text_branch} reads no text: name one of stage 1 with --text-branch."
+            )
+        if self.instructed:
+            return ConfigError(
+                f"The Q-Former is to read questions, and that of {self.init} has dropped the weights which "
+                "read text: name the checkpoint of stage 1 with --text-branch, or add --task.no-instructed."
+            )
+        return ConfigError(
+            f"The Q-Former of {self.init} reads no text, and {self.recipe} trains it on texts: start from stage 1."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageShape:
+    """The shape of a language model that starts from random weights."""
+
+    architecture: Literal["opt", "t5"]
+    """opt: a decoder. t5: an encoder-decoder, as T5 1.1 and FlanT5."""
+    hidden_dim: int = 128
+    num_layers: int = 4
+    """Layers of the decoder; for t5 the encoder has as many."""
+    num_heads: int = 4
+    mlp_dim: int = 512
+    max_positions: int = 160
+    """Visual prompts and tokens together; t5 knows only distances and has no limit."""
+
+    def __post_init__(self) -> None:
+        check_heads_divide("shape", self.hidden_dim, self.num_heads)
+
+    def build(self, tokenizer: Any) -> "LanguageModel":
+        """An OPT or T5 of transformers with random weights. OPT ends what it writes with a line break."""
+        import transformers
+
+        from openblip.models.language_model import wrap_language_model
+
+        library: Any = transformers  # their settings are not typed
+        special = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        if self.architecture == "opt":
+            config = library.OPTConfig(
+                **special,
+                bos_token_id=tokenizer.eos_token_id,
+                hidden_size=self.hidden_dim,
+                word_embed_proj_dim=self.hidden_dim,
+                num_hidden_layers=self.num_layers,
+                num_attention_heads=self.num_heads,
+                ffn_dim=self.mlp_dim,
+                max_position_embeddings=self.max_positions,
+                dropout=0.0,
+            )
+            return wrap_language_model(library.OPTForCausalLM(config), tokenizer, end_of_text="\n")
+        config = library.T5Config(
+            **special,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            d_model=self.hidden_dim,
+            d_kv=self.hidden_dim // self.num_heads,
+            d_ff=self.mlp_dim,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.num_layers,
+            num_heads=self.num_heads,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+        return wrap_language_model(library.T5ForConditionalGeneration(config), tokenizer)
+
+
+class LanguageCheckpoint(NamedTuple):
+    """A language model in the form in which a run takes the checkpoints of BLIP and BLIP-2."""
+
+    model: "LanguageModel"
+    tokenizer: None = None  # the model has its own
+    preprocessing: Preprocessing = Preprocessing(image_size=1)  # no image is decoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRun(Run):
+    """A training of a language model from random weights, on text alone, for a BLIP-2 to freeze.
+
+    model/ of the run is a folder of Hugging Face.
+    """
+
+    shape: LanguageShape
+    vocab_size: int
+    """Size of the vocabulary (byte-level BPE) trained on the texts."""
+    task: LanguagePretrainingConfig
+
+    def check(self) -> None:
+        super().check()
+        longest, positions = self.task.max_text_tokens, self.shape.max_positions
+        if self.shape.architecture == "opt" and longest > positions:
+            raise ConfigError(
+                f"Texts of up to {longest} tokens: the model has {positions} positions; lower --task.max-text-tokens."
+            )
+
+    def initialize(self, mixture: "Mixture") -> LanguageCheckpoint:
+        from openblip.recipes.initialize import make_language_tokenizer
+
+        tokenizer = make_language_tokenizer(mixture, self.vocab_size, ends=self.shape.architecture == "t5")
+        return LanguageCheckpoint(self.shape.build(tokenizer))
+
+    def save(self, checkpoint: LanguageCheckpoint, folder: "Path") -> None:
+        with atomic_folder(folder) as partial:
+            checkpoint.model.model.save_pretrained(partial)
+            checkpoint.model.tokenizer.save_pretrained(partial)

@@ -12,9 +12,8 @@ from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
-from openblip.predictor import Blip2Predictor, BlipPredictor
+from openblip.predictor import BasePredictor, Blip2Predictor, BlipPredictor
 from openblip.tasks import config as tasks
-from openblip.training.trainer import Validation
 
 
 class Benchmark(NamedTuple):
@@ -26,17 +25,16 @@ class Benchmark(NamedTuple):
     takes_videos: bool = False
 
 
+def _answer(predictor: BasePredictor, source: Any, **settings: Any) -> dict[str, Any]:
+    return evaluate_question_answering(predictor, source, decoding=predictor.answer_decoding, **settings)
+
+
 # The released code chooses its best model by the mean of all recalls after re-ranking, by BLEU-4 + CIDEr, and by
 # accuracy; here CIDEr alone chooses captioners.
 RETRIEVAL = Benchmark(evaluate_retrieval, ("itm/r_mean",), takes_videos=True)
 CAPTIONING = Benchmark(evaluate_captioning, ("cider",))
-ANSWERING = Benchmark(
-    lambda predictor, source, **settings: evaluate_question_answering(
-        predictor, source, decoding=predictor.answer_decoding, **settings
-    ),
-    ("vqa_accuracy", "accuracy", "direct_answer_accuracy", "multiple_choice_accuracy"),
-    takes_videos=True,
-)
+ACCURACIES = ("vqa_accuracy", "accuracy", "direct_answer_accuracy", "multiple_choice_accuracy")
+ANSWERING = Benchmark(_answer, ACCURACIES, takes_videos=True)
 
 BENCHMARKS: dict[type, Benchmark] = {
     tasks.PretrainingConfig: RETRIEVAL,
@@ -52,12 +50,11 @@ BENCHMARKS: dict[type, Benchmark] = {
 }
 
 
-def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Validation:
-    """Measures the model of a checkpoint, with the weights that it has at the time, by the benchmark of a task.
+def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[], dict[str, float]]:
+    """A function that measures the model of a checkpoint, with the weights that it has then, by the task's benchmark.
 
-    The predictor around the model neither moves nor casts it.
-
-    Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images.
+    The predictor around the model neither moves nor casts it. `score` among the results is the one by which models
+    compare. Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images.
     """
     benchmark = BENCHMARKS.get(type(task))
     if benchmark is None:
@@ -71,7 +68,7 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Validation:
     source = open_source(data.validation, images=data.images)
     predictor = (Blip2Predictor if isinstance(checkpoint, Blip2Checkpoint) else BlipPredictor)(checkpoint)
 
-    def evaluate(step: int) -> dict[str, float]:
+    def validate() -> dict[str, float]:
         scores = flatten(benchmark.evaluate(predictor, source, **settings))
         decisive = next((scores[name] for name in benchmark.best_by if name in scores), None)
         if decisive is None:
@@ -81,7 +78,7 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Validation:
             )
         return {**scores, "score": decisive}
 
-    return Validation(evaluate, best_by="score")
+    return validate
 
 
 def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -23,22 +23,14 @@ MAY_CHANGE = ("training.batch_size ", "training.accumulation ", "training.num_th
 class RunFolder:
     """Paths and files of one run.
 
-    metrics.jsonl has a line per logged step. rejects.jsonl names every sample that was skipped: the step that
-    would have used it, shard, key, reason.
+    metrics.jsonl has a line per logged step. rejects.jsonl names every sample that was skipped: the step that would
+    have used it, shard, key, reason. model/ has the final weights and exists when the run is finished, best/ those with
+    the best validation score.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-
-    @property
-    def model(self) -> Path:
-        """The folder of the final weights, which exists when the run is finished."""
-        return self.path / "model"
-
-    @property
-    def best(self) -> Path:
-        """The folder of the weights with the best validation score, when the run validates."""
-        return self.path / "best"
+        self.model, self.best = self.path / "model", self.path / "best"
 
     def start(self, config: dict[str, Any], resume: bool) -> None:
         """Write config.json, or with `resume` check that it is the same but for `MAY_CHANGE`.
@@ -87,10 +79,10 @@ class RunFolder:
                 write_text(file, "".join(kept))
         return len(kept)
 
-    def best_score(self, name: str) -> float | None:
-        """The highest value of a validation score in metrics.jsonl; None when there is none."""
+    def best_score(self) -> float | None:
+        """The highest validation score in metrics.jsonl; None when there is none."""
         lines = (line.value for line in read_jsonl(self.path / METRICS))
-        return max((line[f"validation/{name}"] for line in lines if f"validation/{name}" in line), default=None)
+        return max((line["validation/score"] for line in lines if "validation/score" in line), default=None)
 
     def model_at(self, step: int) -> Path:
         """The folder of the model at an earlier step, for `training.model_every`."""

@@ -7,9 +7,9 @@ plain tensors. Embeddings and output layer of a divided model stay whole on ever
 forward pass, and often are one tensor. docs/architecture.md says how much of a model they are.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from functools import partial, update_wrapper
+from typing import NamedTuple
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from openblip.distributed import Process
 from openblip.errors import ConfigError
 from openblip.tasks.base import Task
-from openblip.training.state import FrozenParts
 
 
 class Stack(NamedTuple):
@@ -34,8 +33,7 @@ class Stack(NamedTuple):
 def find_stacks(module: nn.Module) -> list[Stack]:
     """The outermost models of transformers in a module, with their blocks.
 
-    transformers names the classes of blocks in `_no_split_modules`. The list also names embeddings; blocks are
-    those modules that stand in a ModuleList.
+    transformers names the classes of blocks in `_no_split_modules`, and of embeddings; blocks stand in a ModuleList.
     """
     kinds = getattr(module, "_no_split_modules", None)
     if not kinds:
@@ -56,15 +54,8 @@ def recompute_activations(task: nn.Module) -> None:
             module.activation_checkpointing = True  # type: ignore[assignment]  # torch types all as modules
     for stack in find_stacks(task):
         for block in stack.blocks:
-            block.forward = _recomputed(block.forward)
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)
-    def run(*args: Any, **settings: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **settings)
-
-    return run
+            recomputed = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = update_wrapper(recomputed, block.forward)
 
 
 def shard_frozen(parts: Sequence[nn.Module], process: Process) -> None:
@@ -103,14 +94,14 @@ def gather_frozen(parts: Sequence[nn.Module], process: Process) -> None:
                         setattr(module, name, nn.Parameter(whole.cpu(), requires_grad=False))
 
 
-def replicate(task: Task, frozen: FrozenParts, process: Process) -> nn.Module:
+def replicate(task: Task, frozen_names: Collection[str], process: Process) -> nn.Module:
     """The task with its gradients averaged over all processes, which begin with the main one's weights.
 
-    Frozen parts are not broadcast: every process has loaded them from their source.
+    Frozen weights are not broadcast: every process has loaded them from their source.
     """
     if process.world_size == 1:
         return task
-    if frozen.names:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, sorted(frozen.names))
+    if frozen_names:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, sorted(frozen_names))
     # The buffers are the queue, which every process fills with the same values: no need to broadcast them.
     return DistributedDataParallel(task, broadcast_buffers=False)

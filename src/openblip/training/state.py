@@ -1,8 +1,8 @@
 """Exact resume: everything that a run needs to continue as if it had not been stopped.
 
-That is everything that changes: weights, momentum model, queue, optimizer and data cursor. Frozen models are
-loaded from their source again, and their fingerprint is compared. The random state needs no file: each step
-seeds its generators from the run's seed and the step.
+That is everything that changes: weights, momentum model, queue, optimizer and data cursor. Frozen models are loaded
+from their source again, and their fingerprint is compared. The random state needs no file: each step seeds its
+generators from the run's seed and the step.
 """
 
 import pickle
@@ -25,54 +25,83 @@ NUM_SAMPLED = 4096
 TASK, OPTIMIZER, FROZEN, CURSOR = "task.pt", "optimizer.pt", "frozen.json", "cursor.json"
 
 
-class FrozenParts:
-    """Names and fingerprints of the weights that never change during a run.
+class RunState:
+    """Writes and restores the state of a run, and knows which weights never change.
 
-    names: keys of the task's state within `Task.frozen_parts`, without those that require gradients.
-    fingerprint: precision, shape and a hash of evenly spaced values, by name. It is taken at construction,
+    frozen_names: keys of the task's state within `Task.frozen_parts`, without those that require gradients.
+    fingerprint: precision, shape and a hash of evenly spaced values of these, by name. It is taken at construction,
     because later the weights may be divided among processes.
+
+    Raises CheckpointError when processes have loaded different frozen weights.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, samples_per_step: int, process: Process) -> None:
+        self.task, self.samples_per_step, self.process = task, samples_per_step, process
         parts = {id(part) for part in task.frozen_parts()}
         modules = task.named_modules(remove_duplicate=False)
         prefixes = tuple(f"{name}." for name, module in modules if id(module) in parts)
         parameters = task.named_parameters(remove_duplicate=False)
         trained = {name for name, parameter in parameters if parameter.requires_grad}
         items = task.state_dict().items()
-        state = {name: value for name, value in items if name.startswith(prefixes) and name not in trained}
-        self.names = frozenset(state)
-        self.fingerprint = {name: fingerprint(value) for name, value in state.items()}
-
-    def changing_state(self, task: Task) -> dict[str, Tensor]:
-        """The task's state without frozen weights, sharing its memory: weights, momentum model, queue."""
-        return {name: value for name, value in task.state_dict().items() if name not in self.names}
-
-    def check_equal_on_all_processes(self) -> None:
-        """Raise CheckpointError when processes have loaded different frozen weights."""
-        digest = hash_bytes(repr(sorted(self.fingerprint.items())))
-        others = gather_objects([digest])
-        different = [rank for rank, other in enumerate(others) if other != others[0]]
+        frozen = {name: value for name, value in items if name.startswith(prefixes) and name not in trained}
+        self.frozen_names = frozenset(frozen)
+        self.fingerprint = {name: fingerprint(value) for name, value in frozen.items()}
+        digests = gather_objects([hash_bytes(repr(sorted(self.fingerprint.items())))])
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if different:
             raise CheckpointError(
                 f"Processes {', '.join(map(str, different))} hold other frozen weights than process 0: make sure "
                 "that all machines load the same files."
             )
 
-    def check_as_saved(self, saved: Mapping[str, str], origin: str) -> None:
-        """Raise CheckpointError unless the fingerprint is the one that `origin` was saved with."""
-        changes = _changes(saved, self.fingerprint, "not frozen")
-        if changes:
+    def _changing(self) -> dict[str, Tensor]:
+        """The task's state without frozen weights, sharing its memory: weights, momentum model, queue."""
+        return {name: value for name, value in self.task.state_dict().items() if name not in self.frozen_names}
+
+    def save(self, folder: Path, optimizers: Optimizers, cursor: dict[str, Any]) -> None:
+        """Write weights, momentum model, queue, optimizer and the joint data cursor of all processes, atomically."""
+        cursors = gather_objects([cursor])
+        if self.process.is_main:
+            with atomic_folder(folder) as partial:
+                if self.frozen_names:
+                    write_json(partial / FROZEN, self.fingerprint)
+                joint = {"samples_per_step": self.samples_per_step, "cursor": join_cursors(cursors)}
+                write_json(partial / CURSOR, joint)
+                torch.save(self._changing(), partial / TASK)
+                torch.save(optimizers.state_dict(), partial / OPTIMIZER)
+        barrier()
+
+    def load(self, folder: Path, optimizers: Optimizers) -> dict[str, Any]:
+        """Restore what `save` wrote and return the data cursor, which serves any process of the run.
+
+        The number of processes may have changed. Raises CheckpointError when a step now has another number of samples,
+        or the run was saved with another model, frozen or not.
+        """
+        joint = _read(folder / CURSOR)
+        if joint.get("samples_per_step") != self.samples_per_step:
             raise CheckpointError(
-                f"{origin} belongs to other frozen weights: {len(changes)} differ, first {changes[0]}. "
+                f"{folder} was written by a run of {joint.get('samples_per_step')} samples a step, this one has "
+                f"{self.samples_per_step}; choose training.batch_size, training.accumulation and the number of "
+                "processes so that their product is the same."
+            )
+        if self.frozen_names and (changes := _changes(_read(folder / FROZEN), self.fingerprint, "not frozen")):
+            raise CheckpointError(
+                f"{folder} belongs to other frozen weights: {len(changes)} differ, first {changes[0]}. "
                 "Resume with the frozen models that the run began with."
             )
-
-
-def _changes(old: Mapping[str, object], new: Mapping[str, object], absent: str) -> list[str]:
-    """The differences of two mappings in words, by name."""
-    names = sorted({*old, *new})
-    return [f"{n} was {old.get(n, absent)}, now {new.get(n, absent)}" for n in names if old.get(n) != new.get(n)]
+        device, state = self.process.device, self._changing()
+        try:
+            saved = _read(folder / TASK, device)
+            shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
+            if changes := _changes(saved_shapes, shapes, "missing"):
+                raise ValueError("; ".join(changes))
+            with torch.no_grad():
+                for name, tensor in state.items():
+                    tensor.copy_(saved[name])
+            optimizers.load_state_dict(_read(folder / OPTIMIZER, device))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+        return cast(dict[str, Any], joint["cursor"])
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -84,60 +113,10 @@ def fingerprint(tensor: Tensor) -> str:
     return f"{precision} {'x'.join(map(str, tensor.shape))} {digest}"
 
 
-def save_state(
-    folder: Path,
-    task: Task,
-    frozen: FrozenParts,
-    optimizers: Optimizers,
-    cursor: dict[str, Any],
-    samples_per_step: int,
-    process: Process,
-) -> None:
-    """Write weights, momentum model, queue, optimizer and the joint data cursor of all processes, atomically."""
-    cursors = gather_objects([cursor])
-    if process.is_main:
-        with atomic_folder(folder) as partial:
-            if frozen.names:
-                write_json(partial / FROZEN, frozen.fingerprint)
-            write_json(partial / CURSOR, {"samples_per_step": samples_per_step, "cursor": join_cursors(cursors)})
-            torch.save(frozen.changing_state(task), partial / TASK)
-            torch.save(optimizers.state_dict(), partial / OPTIMIZER)
-    barrier()
-
-
-def load_state(
-    folder: Path, task: Task, frozen: FrozenParts, optimizers: Optimizers, samples_per_step: int, device: torch.device
-) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return the data cursor, which serves any process of the run.
-
-    The number of processes may have changed. Raises CheckpointError when a step now has another number of
-    samples, or the run was saved with another model, frozen or not.
-    """
-    saved = _read(folder / CURSOR)
-    if saved.get("samples_per_step") != samples_per_step:
-        raise CheckpointError(
-            f"{folder} was written by a run of {saved.get('samples_per_step')} samples a step, this one has "
-            f"{samples_per_step}; choose training.batch_size, training.accumulation and the number of processes "
-            "so that their product is the same."
-        )
-    if frozen.names:
-        frozen.check_as_saved(_read(folder / FROZEN), str(folder))
-    try:
-        _restore(frozen.changing_state(task), _read(folder / TASK, device))
-        optimizers.load_state_dict(_read(folder / OPTIMIZER, device))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    return cast(dict[str, Any], saved["cursor"])
-
-
-@torch.no_grad()
-def _restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy saved values into a task's state. Raises ValueError before the first unless names and shapes agree."""
-    shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
-    if changes := _changes(saved_shapes, shapes, "missing"):
-        raise ValueError("; ".join(changes))
-    for name, tensor in state.items():
-        tensor.copy_(saved[name])
+def _changes(old: Mapping[str, object], new: Mapping[str, object], absent: str) -> list[str]:
+    """The differences of two mappings in words, by name."""
+    names = sorted({*old, *new})
+    return [f"{n} was {old.get(n, absent)}, now {new.get(n, absent)}" for n in names if old.get(n) != new.get(n)]
 
 
 def _read(file: Path, device: torch.device | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +25,11 @@ from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import RunFolder, Trackers
 from openblip.training.sharding import gather_frozen, recompute_activations, replicate, shard_frozen
-from openblip.training.state import FrozenParts, load_state, save_state
+from openblip.training.state import RunState
 
 
 class NonFiniteError(OpenBlipError):
     """A loss or gradient that is not a number; that step did not change the weights."""
-
-
-class Validation(NamedTuple):
-    """How a model is measured while it is trained."""
-
-    evaluate: Callable[[int], dict[str, float]]
-    """Scores of the model after a number of steps. Every process calls it, with the task in eval mode."""
-    best_by: str
-    """The score that decides which model is the best; higher is better."""
 
 
 class Trainer:
@@ -51,7 +42,8 @@ class Trainer:
         folder: where the run writes.
         process: this process of the run.
         save_model: writes the model to a folder, for `config.model_every` and the best model.
-        validation: how the model is measured, for `config.validate_every`.
+        validate: measures the model, for `config.validate_every`; of its scores `score` decides which model is the
+            best, higher is better. Every process calls it, with the task in eval mode.
     """
 
     def __init__(
@@ -62,33 +54,30 @@ class Trainer:
         folder: RunFolder,
         process: Process,
         save_model: Callable[[Path], None] | None = None,
-        validation: Validation | None = None,
+        validate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.task, self.config, self.folder, self.process = task, config, folder, process
-        self.save_model, self.validation = save_model, validation
-        self.frozen = FrozenParts(task)
-        self.frozen.check_equal_on_all_processes()
+        self.save_model, self.validate = save_model, validate
+        self.samples_per_step = config.batch_size * config.accumulation * process.world_size
+        self.state = RunState(task, self.samples_per_step, process)
         if config.activation_checkpointing:
             recompute_activations(task)
         if config.shard_frozen:
             shard_frozen(task.frozen_parts(), process)
         task.to(process.device)
         self.optimizers = make_optimizers(task, config, task.layers_above())
-        self.step = 0
-        self.num_rejects = 0
+        self.step, self.num_rejects = 0, 0
         self._cursor: dict[str, Any] | None = None
         last = folder.last_checkpoint()
         if last is not None:
             self.step, checkpoint = last
-            self._cursor = load_state(
-                checkpoint, task, self.frozen, self.optimizers, self._samples_per_step(), process.device
-            )
+            self._cursor = self.state.load(checkpoint, self.optimizers)
         self.loader = loader_at(self._cursor)
         if process.is_main:
             self.num_rejects = folder.forget_after(self.step)
         barrier()  # metrics.jsonl ends at this step now
-        self.best_score = None if validation is None else folder.best_score(validation.best_by)
-        self.forward = replicate(task, self.frozen, process)
+        self.best_score = None if validate is None else folder.best_score()
+        self.forward = replicate(task, self.state.frozen_names, process)
 
     def run(self) -> bool:
         """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
@@ -98,10 +87,10 @@ class Trainer:
         Raises NonFiniteError before an update with a loss or gradient that is not a number.
         """
         config = self.config
-        trackers = Trackers(config, self.folder.path) if self.process.is_main else None
+        is_main = self.process.is_main
+        trackers = Trackers(config, self.folder.path) if is_main else None
         self.task.train()
-        visible = self.process.is_main
-        progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=visible)
+        progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=is_main)
         with stop_signals() as stop, progress as bar:
             batches = iter(self.loader)
             started, since = time.perf_counter(), self.step
@@ -109,18 +98,17 @@ class Trainer:
                 record = self._train_step(batches)
                 bar.advance(1)
                 if self.step % config.log_every == 0 or self.step == config.steps:
-                    samples = (self.step - since) * self._samples_per_step()
+                    samples = (self.step - since) * self.samples_per_step
                     record["samples_per_second"] = round(samples / (time.perf_counter() - started), 2)
                     started, since = time.perf_counter(), self.step
                     bar.note(describe(record))
                     self._log(record, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
                 every = config.validate_every
-                if self.validation and every and (self.step % every == 0 or self.step == config.steps):
-                    scores = self._validate(self.validation)
-                    decisive = f"validation/{self.validation.best_by}"
-                    bar.note(f"{decisive} {scores[decisive]:.4g}")
-                    self._log({"step": self.step, **scores}, trackers)
+                if self.validate and every and (self.step % every == 0 or self.step == config.steps):
+                    scores = self._measure(self.validate)
+                    bar.note(f"validation/score {scores['score']:.4g}")
+                    self._log({"step": self.step, **{f"validation/{n}": v for n, v in scores.items()}}, trackers)
                     started, since = time.perf_counter(), self.step
                 stopped = not all_true(not stop.is_set(), self.process.device)
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
@@ -166,14 +154,8 @@ class Trainer:
         num_rejects, *totals = all_reduce_sum([len(rejects), *sums.values()], self.process.device)
         self.num_rejects += int(num_rejects)
         means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
-        return {
-            "step": self.step,
-            **means,
-            "loss": sum(means.values()),
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "rejects": self.num_rejects,
-        }
+        overall = {"loss": sum(means.values()), "gradient_norm": norm, "learning_rate": rate}
+        return {"step": self.step, **means, **overall, "rejects": self.num_rejects}
 
     def _clip_gradients(self, losses: list[dict[str, Tensor]]) -> tuple[dict[str, float], float]:
         """Clip as configured; returns the step's losses and the gradient norm before clipping.
@@ -195,28 +177,24 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)
         return sums, fetched[-1]
 
-    def _validate(self, validation: Validation) -> dict[str, float]:
-        """Measure the model, and keep it in best/ when no earlier one was better.
+    def _measure(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The scores of the model, which is kept in best/ when no earlier one was better.
 
         Every process takes part and gets the same scores. Training mode and random state are restored.
         """
         self.task.eval()
         with torch.random.fork_rng():
-            scores = validation.evaluate(self.step)
+            scores = validate()
         self.task.train()
-        score = scores[validation.best_by]
-        if self.best_score is None or score > self.best_score:
-            self.best_score = score
+        if self.best_score is None or scores["score"] > self.best_score:
+            self.best_score = scores["score"]
             self._write_model(self.folder.best)
-        return {f"validation/{name}": value for name, value in scores.items()}
+        return scores
 
     def _log(self, record: dict[str, float], trackers: Trackers | None) -> None:
         if trackers is not None:  # the main process
             self.folder.log(record)
             trackers.log(record)
-
-    def _samples_per_step(self) -> int:
-        return self.config.batch_size * self.config.accumulation * self.process.world_size
 
     def _write_model(self, folder: Path) -> None:
         if self.process.is_main and self.save_model is not None:
@@ -226,9 +204,7 @@ class Trainer:
     def _save(self) -> None:
         target = self.folder.checkpoint(self.step)
         if self._cursor is not None and not target.exists():
-            save_state(
-                target, self.task, self.frozen, self.optimizers, self._cursor, self._samples_per_step(), self.process
-            )
+            self.state.save(target, self.optimizers, self._cursor)
         if self.process.is_main:
             self.folder.keep_last(self.config.keep_checkpoints)
 
