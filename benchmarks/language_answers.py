@@ -21,7 +21,7 @@ from openblip.evaluation.run import run_evaluation
 from openblip.metrics.captioning import exact_match
 from openblip.metrics.vqa import vqa_accuracy
 from openblip.models.language_model import LanguageModel
-from openblip.tasks.language_pretraining import no_visual
+from openblip.tasks.language_model import no_visual
 
 MAX_WRITTEN_TOKENS = 30
 

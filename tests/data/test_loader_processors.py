@@ -12,8 +12,7 @@ from marks import slow
 from openblip.data.batch import ImageTextProcessor, VideoPixels
 from openblip.data.config import Augmentation
 from openblip.data.tokenizer import Tokens
-from openblip.tasks.base import TextBatch
-from openblip.tasks.language_pretraining import TextProcessor
+from openblip.tasks.language_model import PromptedBatch, TextProcessor
 from openblip.tasks.nlvr import StatementBatch, StatementProcessor
 from openblip.tasks.question_answering import QuestionBatch, QuestionProcessor
 from openblip.tasks.visdial import DialogBatch, DialogProcessor
@@ -113,7 +112,7 @@ def test_what_a_processor_draws_depends_on_the_sample_alone(tmp_path, write_tar,
         ("statements", StatementBatch, (4, 2, 3, 8, 8)),
         ("dialogs", DialogBatch, (4, 3, 8, 8)),
         ("clip-questions", QuestionBatch, (4, 2, 3, 8, 8)),
-        ("texts", TextBatch, (4, 0)),
+        ("texts", PromptedBatch, (4, 0)),
     ],
 )
 def test_batches_of_every_kind_move_whole(tmp_path, write_tar, make_image, kind, batch_type, shape):

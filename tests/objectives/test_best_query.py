@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from openblip.models.blip import similarity_matrix
-from openblip.objectives.contrastive import in_batch_itc_loss
+from openblip.objectives import in_batch_itc_loss
 
 
 def unit(*degrees: float) -> torch.Tensor:

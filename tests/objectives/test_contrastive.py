@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss, positive_targets
+from openblip.objectives import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss, positive_targets
 
 
 def unit(count: int, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.language_modeling import IGNORE_INDEX, answer_loss, lm_loss, next_token_labels
+from openblip.objectives import IGNORE_INDEX, answer_loss, lm_loss, next_token_labels
 
 
 def lm_by_loops(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int, smoothing: float) -> Tensor:

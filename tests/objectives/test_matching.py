@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openblip.objectives import matching
-from openblip.objectives.matching import EPSILON, draw_negatives, itm_loss, negative_weights
+from openblip import objectives
+from openblip.objectives import EPSILON, draw_negatives, itm_loss, negative_weights
 
 
 def test_itm_is_what_loops_say_with_its_gradients() -> None:
@@ -85,7 +85,7 @@ def test_a_negative_is_never_of_the_same_image(ids: list[int], seed: int) -> Non
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53, 1.0])
 def test_the_ends_of_the_unit_interval_draw_possible_columns(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        matching.torch, "rand", lambda size, generator, dtype: torch.full((size,), uniform, dtype=dtype)
+        objectives.torch, "rand", lambda size, generator, dtype: torch.full((size,), uniform, dtype=dtype)
     )
     weights = torch.tensor([[0.0, 0.1, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1e-4, 0.0], [0.3, 0.0, 0.1, 0.7]])
     index, possible = draw_negatives(weights, torch.Generator())

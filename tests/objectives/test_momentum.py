@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ConfigError
-from openblip.objectives.momentum import EmbeddingQueue, update_average
+from openblip.objectives import EmbeddingQueue, update_average
 
 
 def rows(first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

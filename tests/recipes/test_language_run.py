@@ -17,7 +17,7 @@ from openblip.errors import CheckpointError, ConfigError
 from openblip.recipes.initialize import END_OF_LINE, train_language_tokenizer
 from openblip.recipes.mini import blip2_mini_opt, blip2_mini_t5
 from openblip.recipes.run import LanguageShape
-from openblip.tasks.language_pretraining import no_visual
+from openblip.tasks.language_model import no_visual
 from openblip.training.run_folder import RunFolder
 
 replace = dataclasses.replace

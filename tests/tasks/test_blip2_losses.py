@@ -7,8 +7,7 @@ from torch import Tensor
 
 from openblip.models.blip2 import Blip2
 from openblip.tasks.base import Blip2Task
-from openblip.tasks.blip2_answering import PromptedBatch
-from openblip.tasks.prefix_split import split_prefixes
+from openblip.tasks.language_model import PromptedBatch, split_prefixes
 from tiny_blip import gradients, random_batch
 
 

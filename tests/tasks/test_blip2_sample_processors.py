@@ -13,9 +13,12 @@ from openblip.data.config import Preprocessing
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import SourceError
-from openblip.tasks.base import TextBatch
-from openblip.tasks.blip2_answering import InstructionProcessor, PromptedBatch, PromptedQuestionProcessor
-from openblip.tasks.blip2_stage2 import PromptedCaptionProcessor
+from openblip.tasks.language_model import (
+    InstructionProcessor,
+    PromptedBatch,
+    PromptedCaptionProcessor,
+    PromptedQuestionProcessor,
+)
 
 TOKENIZER = Tokenizer.train(["what color is the dog? how many cats are there? is it big? yes no"] * 2, 300)
 ASKED = "Question: {} Answer:"
@@ -42,10 +45,10 @@ def collate(processor: Any, examples: list[Example], tokenizer: Tokenizer | None
 def test_captions_are_drawn_after_one_prompt() -> None:
     processor = PromptedCaptionProcessor(prompt="a photo of")
     given = sample(("A red dog.", "Two cats!"))
-    texts = {process(processor, given, seed).content for seed in range(20)}
+    texts = {process(processor, given, seed).content[0].text for seed in range(20)}
     assert texts == {"a red dog", "two cats"}
     batch = collate(processor, [process(processor, given), process(processor, given, 3)], None)
-    assert isinstance(batch, TextBatch)
+    assert isinstance(batch, PromptedBatch)
     assert batch.prompts == ["a photo of"] * 2
     with pytest.raises(SourceError, match="no caption"):
         process(processor, sample(("...",)))

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from openblip.data.config import Preprocessing
+from openblip.data.sample import Sample
 from openblip.recipes.initialize import train_language_tokenizer
 from openblip.recipes.run import LanguageShape
-from openblip.tasks.base import TextBatch
 from openblip.tasks.config import LanguagePretrainingConfig
-from openblip.tasks.language_pretraining import LanguagePretraining
-from openblip.tasks.prefix_split import split_documents
+from openblip.tasks.language_model import LanguagePretraining, TextProcessor, split_documents
 
 TEXTS = ["a photo of a tree", "a red dog\nQuestion: how many dogs are there? Answer: two\na small dog"]
 
@@ -34,10 +33,12 @@ def tiny(architecture, seed=0):
 
 
 def batch_of(texts):
-    names = [str(number) for number in range(len(texts))]
-    return TextBatch(
-        pixels=torch.zeros(len(texts), 0), keys=names, shards=names, prompts=[""] * len(texts), texts=texts
-    )
+    def view(image, rng):
+        raise AssertionError("a text has no image")
+
+    processor = TextProcessor()
+    samples = [Sample(str(number), "s", b"", (), "x", {"text": text}) for number, text in enumerate(texts)]
+    return processor.collate([processor(sample, view, None) for sample in samples], None)
 
 
 def loss_of(language, texts, max_text_tokens=64):
@@ -65,7 +66,7 @@ def test_a_decoder_is_trained_on_every_word_and_the_end_of_each_text():
 def test_an_encoder_decoder_is_trained_on_what_follows_the_prefix():
     language = tiny("t5")
     losses = []
-    for prefix, rest in split_documents(TEXTS, torch.Generator().manual_seed(3)):
+    for prefix, rest in zip(*split_documents(TEXTS, torch.Generator().manual_seed(3)), strict=True):
         read, written = (torch.tensor([language.tokenizer(text).input_ids]) for text in (prefix, rest))
         assert written[0, -1] == language.tokenizer.eos_token_id
         logits = language.model(input_ids=read, labels=written).logits[0]

@@ -15,13 +15,10 @@ from marks import slow
 from openblip.data.batch import ImageTextBatch
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
-from openblip.objectives.contrastive import ContrastiveKeys, itc_loss
-from openblip.objectives.language_modeling import lm_loss
-from openblip.objectives.matching import draw_negatives, negative_weights
-from openblip.tasks.base import replace_first
+from openblip.objectives import ContrastiveKeys, draw_negatives, itc_loss, lm_loss, negative_weights
+from openblip.tasks.base import interleave, replace_first
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.hard_negatives import interleave
 from tiny_blip import DEC, ENC, gradients, random_batch
 
 

@@ -21,7 +21,7 @@ from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import ImageError, SourceError
 from openblip.tasks.catalog import TASKS
-from openblip.tasks.language_pretraining import TextProcessor
+from openblip.tasks.language_model import TextProcessor
 from openblip.tasks.nlvr import StatementProcessor, pair_pixels, swap_sides
 from openblip.tasks.question_answering import QuestionProcessor
 from openblip.tasks.visdial import DialogProcessor

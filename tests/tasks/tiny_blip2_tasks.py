@@ -12,8 +12,7 @@ from tiny_tasks import names, random_bytes
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokens
-from openblip.tasks.base import Blip2Task, TextBatch
-from openblip.tasks.blip2_answering import PromptedBatch
+from openblip.tasks.base import Blip2Task
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import (
     Blip2Stage1Config,
@@ -22,6 +21,7 @@ from openblip.tasks.config import (
     InstructionConfig,
     PromptedAnsweringConfig,
 )
+from openblip.tasks.language_model import PromptedBatch
 from tiny_blip import SIZE, random_tokens
 from tiny_blip2 import tiny_blip2
 
@@ -59,12 +59,14 @@ def sentence(length: int, seed: int) -> str:
     return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator))
 
 
-def texts(lengths: Sequence[int], seed: int = 0, prompt: str = "") -> TextBatch:
+def texts(lengths: Sequence[int], seed: int = 0, prompt: str = "") -> PromptedBatch:
     """One text of so many words for each image, after a prompt that all have in common."""
-    return TextBatch(
+    return PromptedBatch(
         pixels=random_bytes(len(lengths), 3, SIZE, SIZE, seed=seed),
         prompts=[prompt] * len(lengths),
         texts=[sentence(length, 10 * seed + row) for row, length in enumerate(lengths)],
+        owners=torch.arange(len(lengths)),
+        weights=torch.ones(len(lengths)),
         **names(len(lengths), seed),
     )
 

@@ -18,10 +18,10 @@ from openblip.data.loader import LoadedBatch
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
-from openblip.tasks.base import Task, TextBatch
+from openblip.tasks.base import Task
 from openblip.tasks.blip2_stage1 import Blip2Stage1
-from openblip.tasks.blip2_stage2 import Blip2Stage2
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
+from openblip.tasks.language_model import Blip2Stage2, PromptedBatch
 from tiny_blip import SIZE, random_batch, randomise, tiny_tokenizer
 
 TEXTS = ["a dog", "two big dogs", "a small red dog left of a cat", "cats", "a cat and a big dog", "big red cats"]
@@ -98,13 +98,16 @@ def stage1() -> Task:
     return Blip2Stage1(Blip2Stage1Config(), tiny_blip2(None), TOKENIZER, Preprocessing(image_size=SIZE))
 
 
-def texts_at(number: int, rows: slice) -> TextBatch:
+def texts_at(number: int, rows: slice) -> PromptedBatch:
     """Rows of the joint batch of four that one step, or one of its micro-batches, sees."""
     pixels = random_batch([3] * 4, [10 * number + row for row in range(4)]).pixels
     texts = [TEXTS[(number + row) % len(TEXTS)] for row in range(4)]
     names = [f"{number}-{row}" for row in range(4)]
-    empty = [""] * 4
-    return TextBatch(pixels=pixels[rows], keys=names[rows], shards=names[rows], prompts=empty[rows], texts=texts[rows])
+    count = len(names[rows])
+    return PromptedBatch(
+        pixels=pixels[rows], keys=names[rows], shards=names[rows], prompts=[""] * count, texts=texts[rows],
+        owners=torch.arange(count), weights=torch.ones(count),
+    )  # fmt: skip
 
 
 def pairs_at(number: int, rows: slice) -> ImageTextBatch:

@@ -85,7 +85,7 @@ class Blip(nn.Module):
         """The left and the right image (B, 2, 3, S, S) -> their tokens (B, 2, N, Dv)."""
         return cast(Tensor, self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
-    def image_kv(self, image_tokens: Tensor, mode: Mode) -> CrossKV:
+    def image_kv(self, image_tokens: Tensor, mode: Mode = "encode") -> CrossKV:
         """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`).
 
         Where `shares_cross_attention` (the paper's choice), one result serves both modes.

@@ -13,11 +13,9 @@ from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.distributed import gather, gather_with_gradient
 from openblip.models.blip import similarity_matrix
 from openblip.models.config import Blip2Head
-from openblip.objectives.contrastive import in_batch_itc_loss
-from openblip.objectives.language_modeling import lm_loss, next_token_labels
-from openblip.tasks.base import Blip2Task, replace_first
+from openblip.objectives import in_batch_itc_loss, lm_loss, next_token_labels
+from openblip.tasks.base import Blip2Task, hard_negatives_loss, replace_first
 from openblip.tasks.config import Blip2Stage1Config
-from openblip.tasks.hard_negatives import hard_negatives_loss
 
 
 class Blip2Stage1(Blip2Task):
@@ -36,9 +34,7 @@ class Blip2Stage1(Blip2Task):
         image_kv = self.model.image_kv(features)
         output = self.model.encode_queries(image_kv)
         itc, similarities = self._itc(output.queries, tokens, batch.image_ids)
-        itm = hard_negatives_loss(
-            self.model, tokens, features, image_kv, self.model.image_kv, batch.image_ids, similarities, generator
-        )
+        itm = hard_negatives_loss(self.model, tokens, features, image_kv, batch.image_ids, similarities, generator)
         if not self.config.itg:
             return {"itc": itc, "itm": itm}
         captions = replace_first(tokens, self.tokenizer.dec_id)

@@ -14,7 +14,7 @@ from openblip.data.batch import ImageTextBatch
 from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.models.blip import Blip
-from openblip.objectives.language_modeling import lm_loss, next_token_labels
+from openblip.objectives import lm_loss, next_token_labels
 from openblip.tasks.base import BlipTask
 from openblip.tasks.config import CaptioningConfig
 

@@ -2,15 +2,12 @@
 
 from openblip.tasks import config
 from openblip.tasks.base import Task
-from openblip.tasks.blip2_answering import InstructionFollowing, PromptedAnswering
 from openblip.tasks.blip2_stage1 import Blip2Stage1
-from openblip.tasks.blip2_stage2 import Blip2Stage2
 from openblip.tasks.captioning import Captioning
-from openblip.tasks.language_pretraining import LanguagePretraining
+from openblip.tasks.language_model import Blip2Stage2, InstructionFollowing, LanguagePretraining, PromptedAnswering
 from openblip.tasks.nlvr import Nlvr
-from openblip.tasks.pretraining import Pretraining
 from openblip.tasks.question_answering import QuestionAnswering
-from openblip.tasks.retrieval import Retrieval
+from openblip.tasks.retrieval import Pretraining, Retrieval
 from openblip.tasks.visdial import Visdial
 
 TASKS: dict[type, type[Task]] = {

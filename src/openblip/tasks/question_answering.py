@@ -16,7 +16,7 @@ from openblip.data.config import DataConfig
 from openblip.data.sample import Sample
 from openblip.data.texts import MAX_QUESTION_TOKENS, question_with_answers
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
-from openblip.objectives.language_modeling import answer_loss, next_token_labels
+from openblip.objectives import answer_loss, next_token_labels
 from openblip.tasks.base import BlipTask, replace_first
 from openblip.tasks.config import QuestionAnsweringConfig
 

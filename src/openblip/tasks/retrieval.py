@@ -1,12 +1,12 @@
-"""Retrieval of texts, images and videos: fine-tuning with ITC and ITM (BLIP sections 5.1 and 5.6).
+"""BLIP's tasks with ITC: retrieval of texts, images and videos, and pre-training (BLIP sections 3.2, 5.1 and 5.6).
 
-Fine-tuned on clean pairs, the model is the filter of CapFilt (section 3.3).
+Fine-tuned for retrieval on clean pairs, a model is the filter of CapFilt (section 3.3).
 
-B local batch, G joint batch of all processes, F frames, N image tokens, D width, E embedding width.
+B local batch, G joint batch of all processes, F frames, N image tokens, T text tokens, D width, E embedding width, V
+vocabulary.
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +17,19 @@ from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.distributed import gather
 from openblip.models.blip import Blip, CrossKV, encode_media
-from openblip.models.config import Head
-from openblip.objectives.contrastive import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss
-from openblip.objectives.momentum import EmbeddingQueue, update_average
-from openblip.tasks.base import BlipTask, replace_first
+from openblip.models.config import PRETRAINING_HEADS, Head
+from openblip.objectives import (
+    ContrastiveKeys,
+    EmbeddingQueue,
+    alpha_at,
+    clamp_temperature,
+    itc_loss,
+    lm_loss,
+    next_token_labels,
+    update_average,
+)
+from openblip.tasks.base import BlipTask, hard_negatives_loss, replace_first
 from openblip.tasks.config import PretrainingConfig, RetrievalConfig
-from openblip.tasks.hard_negatives import hard_negatives_loss
 
 
 class Retrieval(BlipTask):
@@ -42,7 +49,7 @@ class Retrieval(BlipTask):
         pixels = self.preprocessing.normalize(batch.pixels)
         image_tokens = encode_media(self.model.encode_image, pixels)
         itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
-        image_kv = self.model.image_kv(image_tokens, "encode")
+        image_kv = self.model.image_kv(image_tokens)
         return {"itc": itc, "itm": self.matching_loss(batch, image_tokens, image_kv, similarities, generator)}
 
     def contrastive_loss(
@@ -68,9 +75,7 @@ class Retrieval(BlipTask):
         alpha = alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
         loss = itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
         with torch.no_grad():
-            image_to_text = image @ joint[1].T / temperature
-            text_to_image = text @ joint[0].T / temperature
-        return loss, (image_to_text, text_to_image)
+            return loss, (image @ joint[1].T / temperature, text @ joint[0].T / temperature)
 
     def matching_loss(
         self,
@@ -80,12 +85,9 @@ class Retrieval(BlipTask):
         similarities: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> Tensor:
-        """ITM with the negatives that `similarities` make likely. image_kv: of the image tokens, for "encode"."""
+        """ITM with the negatives that `similarities` make likely."""
         texts = replace_first(batch.tokens, self.tokenizer.enc_id)
-        make_kv = partial(self.model.image_kv, mode="encode")
-        return hard_negatives_loss(
-            self.model, texts, image_tokens, image_kv, make_kv, batch.image_ids, similarities, generator
-        )
+        return hard_negatives_loss(self.model, texts, image_tokens, image_kv, batch.image_ids, similarities, generator)
 
     def after_step(self) -> None:
         """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
@@ -110,3 +112,24 @@ def _make_momentum_model(model: Blip) -> Blip:
     weights = model.state_dict()
     momentum_model.load_state_dict({name: weights[name] for name in momentum_model.state_dict()})
     return momentum_model.requires_grad_(False).eval()
+
+
+class Pretraining(Retrieval):
+    """What retrieval trains, and LM over the same images."""
+
+    config: PretrainingConfig
+    trained_heads = PRETRAINING_HEADS
+
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses itc, itm and lm."""
+        pixels = self.preprocessing.normalize(batch.pixels)
+        image_tokens = encode_media(self.model.encode_image, pixels)  # once for all three
+        image_kv = self.model.image_kv(image_tokens)
+        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
+        itm = self.matching_loss(batch, image_tokens, image_kv, similarities, generator)
+        shared = self.model.shares_cross_attention
+        decode_kv = image_kv if shared else self.model.image_kv(image_tokens, "decode")
+        captions = replace_first(batch.tokens, self.tokenizer.dec_id)
+        logits = self.model.decode(captions.ids[:, :-1], decode_kv)  # (B, T - 1, V)
+        labels = next_token_labels(captions.ids, captions.mask)
+        return {"itc": itc, "itm": itm, "lm": lm_loss(logits, labels, self.config.label_smoothing)}
