@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+from torch.nn import functional
 
 Item = TypeVar("Item")
 
@@ -68,11 +69,7 @@ def barrier() -> None:
 
 def all_true(condition: bool, device: torch.device | str = "cpu") -> bool:
     """Whether the condition holds on every process. device: where the backend communicates."""
-    if world_size() == 1:
-        return condition
-    flag = torch.tensor(int(condition), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
+    return all_reduce_sum([not condition], device) == [0]
 
 
 def all_reduce_sum(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
@@ -116,11 +113,8 @@ def gather_padded(x: Tensor, fill: int | bool) -> Tensor:
     """(B, T) with T different by process -> (G, max T), padded on the right with `fill`. No gradient."""
     if world_size() == 1:
         return x.detach()
-    longest = torch.tensor(x.shape[1], device=x.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    padded = x.new_full((x.shape[0], int(longest)), fill)
-    padded[:, : x.shape[1]] = x
-    return gather(padded)
+    longest = int(gather(x.new_tensor([x.shape[1]], dtype=torch.int64)).max())
+    return gather(functional.pad(x, (0, longest - x.shape[1]), value=fill))
 
 
 def global_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -137,5 +131,4 @@ def global_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def local_rows(x: Tensor, local_size: int) -> Tensor:
     """This process's rows of something (G, ...) that every process holds."""
-    start = rank() * local_size
-    return x[start : start + local_size]
+    return x[rank() * local_size :][:local_size]

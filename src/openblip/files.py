@@ -88,10 +88,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises `ConfigError`, which names the file, when it is missing, damaged or holds something else.
-    """
+    """Read a JSON object; raises `ConfigError`, which names the file, for one that is missing, damaged or no object."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -102,13 +99,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 class JsonLine(NamedTuple):
-    """One line of a JSON lines file."""
+    """One line of a JSON lines file, with its number, counted from 1, and the byte offset after its line break."""
 
     number: int
-    """Counted from 1."""
     value: Any
     end: int
-    """The byte offset after its line break."""
 
 
 def read_jsonl(path: str | Path) -> Iterator[JsonLine]:

@@ -183,9 +183,9 @@ def test_a_killed_run_is_continued_to_the_same_file(
     prepared: list[int] = []
     caption = openblip.BlipPredictor.caption
 
-    def counting(self: openblip.BlipPredictor, images: torch.Tensor, **options: Any) -> Any:
+    def counting(self: openblip.BlipPredictor, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
         prepared.append(len(images))
-        return caption(self, images, **options)
+        return caption(self, images, *rest, **options)
 
     monkeypatch.setattr(openblip.BlipPredictor, "caption", counting)
     assert main(words) == 0

@@ -36,9 +36,9 @@ def count_captioned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     caption = openblip.BlipPredictor.caption
 
-    def counting(self: openblip.BlipPredictor, images: Any, **options: Any) -> Any:
+    def counting(self: openblip.BlipPredictor, images: Any, *rest: Any, **options: Any) -> Any:
         sizes.append(len(images))
-        return caption(self, images, **options)
+        return caption(self, images, *rest, **options)
 
     monkeypatch.setattr(openblip.BlipPredictor, "caption", counting)
     return sizes

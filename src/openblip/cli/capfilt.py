@@ -23,8 +23,8 @@ def clean_pairs(
 ) -> int:
     """Writes a caption for every image, scores it and the web text, and keeps what matches.
 
-    The same command again resumes. Every text and its scores stay in the output; read what is kept as the
-    data source capfilt:OUT, or write it out with `openblip capfilt-export`.
+    The same command again resumes. Every text and its scores stay in the output; read what is kept as the data source
+    capfilt:OUT, or write it out with `openblip capfilt-export`.
 
     Args:
         capfilt: what is cleaned, and how.

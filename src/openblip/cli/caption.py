@@ -64,17 +64,15 @@ class SidecarOptions:
     def choose(self, sources: Sequence[Source]) -> tuple[list[str], int]:
         """Return the images to write for, and how many are left alone because they have a text file.
 
-        Raises:
-            SourceError: a source has no image files of this machine, or two images share a text file.
-            ConfigError: a folder cannot be written into.
+        Raises `SourceError` when a source has no image files of this machine or two images share a text file, and
+        `ConfigError` when a folder cannot be written into.
         """
         paths: list[str] = []
         for source in sources:
             if not isinstance(source, lines.FileSource) or any("://" in path for path in source.paths):
-                raise SourceError(
-                    f"{source.name} is no image file on this machine, so no text file can stand beside it; "
-                    "for --sidecar name image files or folders of them, or leave it out and name --out"
-                )
+                advice = "for --sidecar name image files or folders of them, or leave it out and name --out"
+                problem = "is no image file on this machine, so no text file can stand beside it"
+                raise SourceError(f"{source.name} {problem}; {advice}")
             paths += source.paths
         chosen = [path for path in paths if self.overwrite or not self.text_file(path).exists()]
         image_of_text: dict[str, str] = {}
@@ -86,10 +84,8 @@ class SidecarOptions:
         # An image that is not there is reported where it is read.
         for folder in dict.fromkeys(Path(path).parent for path in chosen if Path(path).exists()):
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise ConfigError(
-                    f"{folder} cannot be written into, so its images can have no text files; change its "
-                    "permissions, or leave --sidecar out and name --out"
-                )
+                advice = "change its permissions, or leave --sidecar out and name --out"
+                raise ConfigError(f"{folder} cannot be written into, so its images can have no text files; {advice}")
         return chosen, len(paths) - len(chosen)
 
 
@@ -108,9 +104,9 @@ def command(
 ) -> int:
     """Captions images: one JSON line {"key", "caption", "logprob"} per caption.
 
-    Images that cannot be read are named on standard error and skipped; the exit code is then 1. With --out,
-    the same command again continues where it was stopped. So it does with --sidecar, which prints no lines;
-    together with --overwrite it needs --out to know what is done.
+    Images that cannot be read are named on standard error and skipped; the exit code is then 1. With --out, the same
+    command again continues where it was stopped. So it does with --sidecar, which prints no lines; together with
+    --overwrite it needs --out to know what is done.
 
     Args:
         sources: image files, folders of images (searched recursively), or data sources ("shards/*.tar").
@@ -140,17 +136,12 @@ def command(
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
-
     for samples, images in output.batches(
         inputs, lambda sample: torch.from_numpy(predictor.preprocessing(lines.decode_image(sample))), label="captioning"
     ):
+        pixels = torch.stack(images)  # (B, 3, S, S) uint8
         captions = predictor.caption(
-            torch.stack(images),  # (B, 3, S, S) uint8
-            prompt=prompt,
-            decoding=strategy,
-            num_captions=num_captions,
-            batch_size=reading.batch_size,
-            return_scores=True,
+            pixels, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
         )
         rows: list[list[dict[str, Any]]] = [[] for _ in samples]
         for row, of_image in zip(rows, captions, strict=True):

@@ -23,15 +23,13 @@ def command(
     LAVIS' .pth files of BLIP-2 leave out what was frozen: say where it is.
 
     Args:
-        source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a model on the
-            Hugging Face hub (owner/model), or the name of a shipped model.
+        source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a model on the Hugging Face hub
+            (owner/model), or the name of a shipped model.
         out: the new folder; for the original format the new file, whose name ends with .pth.
         format: openblip, huggingface for what transformers reads too, or original for the released code.
         tokenizer: folder or hub name of the vocabulary, for a source that has none beside it.
-        vision: image encoder of a LAVIS file that leaves it out: a .pth file (eva_vit_g.pth), a folder, or a
-            name on the hub.
-        language_model: language model of a LAVIS file of stage 2: a folder, or a name on the hub
-            (facebook/opt-2.7b).
+        vision: image encoder of a LAVIS file that leaves it out: a .pth file (eva_vit_g.pth), a folder, or a hub name.
+        language_model: language model of a LAVIS file of stage 2: a folder, or a hub name (facebook/opt-2.7b).
     """
     from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 

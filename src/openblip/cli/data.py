@@ -3,17 +3,14 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from openblip.data.sample import Reject, Sample
+from openblip.data.sample import Sample
 from openblip.emoji_scenes.scene import Kind, Split
 from openblip.errors import ConfigError
 from openblip.progress import Progress
-
-if TYPE_CHECKING:
-    from openblip.data.inspect import Inspection
 
 _LINES_SHOWN = 10
 
@@ -39,6 +36,10 @@ def inspect_data(
     """
     if samples < 0 or examples < 0:
         raise ConfigError("--samples and --examples count samples: 0 or more")
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
     from openblip.data.inspect import inspect_source
     from openblip.data.sources import open_mixture
 
@@ -47,43 +48,30 @@ def inspect_data(
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
             inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
         facts = inspection.facts()
+        reasons = (r.reason.removeprefix(f"{r.shard}/{r.key}: ").removeprefix(f"{r.key}: ") for r in inspection.rejects)
+        count_of_reason = dict(Counter(reasons).most_common())
         if mixture.weights is not None and len(mixture.sources) > 1:
             facts["weight"] = round(mixture.weights[number], 4)
         if as_json:
-            print(json.dumps({"source": member.name, **facts, "reasons": _reasons(inspection.rejects)}))
-        else:
-            _print_tables(member.name, facts, inspection)
+            print(json.dumps({"source": member.name, **facts, "reasons": count_of_reason}))
+            continue
+        table = Table("", Column(overflow="fold"), title=Text(member.name), show_header=False, title_justify="left")
+        for fact, value in facts.items():
+            if value not in ({}, []):
+                shown = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else value
+                table.add_row(fact, Text(", ".join(shown) if isinstance(shown, list) else str(shown)))
+        Console(soft_wrap=True).print(table)
+        if inspection.examples:
+            print("Examples")
+            for sample in inspection.examples:
+                print(f"  {sample.shard}/{sample.key}  {_describe(sample)}")
+        if rejects := inspection.rejects:
+            print(f"Rejects ({len(rejects)})")
+            for reason, count in list(count_of_reason.items())[:_LINES_SHOWN]:
+                print(f"  {count} x {reason}")
+            names = ", ".join(f"{reject.shard}/{reject.key}" for reject in rejects[:_LINES_SHOWN])
+            print(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}")
     return 0
-
-
-def _reasons(rejects: list[Reject]) -> dict[str, int]:
-    """How often each reason was given, most frequent first, without the sample's name."""
-    reasons = (r.reason.removeprefix(f"{r.shard}/{r.key}: ").removeprefix(f"{r.key}: ") for r in rejects)
-    return dict(Counter(reasons).most_common())
-
-
-def _print_tables(name: str, facts: dict[str, Any], inspection: "Inspection") -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    console = Console(soft_wrap=True)
-    table = Table("", Column(overflow="fold"), title=Text(name), show_header=False, title_justify="left")
-    for fact, value in facts.items():
-        if value not in ({}, []):
-            shown = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else value
-            table.add_row(fact, Text(", ".join(shown) if isinstance(shown, list) else str(shown)))
-    console.print(table)
-    if inspection.examples:
-        console.print("Examples")
-        for sample in inspection.examples:
-            console.print(Text(f"  {sample.shard}/{sample.key}  {_describe(sample)}"))
-    if rejects := inspection.rejects:
-        console.print(f"Rejects ({len(rejects)})")
-        for reason, count in list(_reasons(rejects).items())[:_LINES_SHOWN]:
-            console.print(Text(f"  {count} x {reason}"))
-        names = ", ".join(f"{reject.shard}/{reject.key}" for reject in rejects[:_LINES_SHOWN])
-        console.print(Text(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}"))
 
 
 def _describe(sample: Sample) -> str:
@@ -122,8 +110,8 @@ def write_scenes(
 ) -> int:
     """Write emoji scenes with captions, or with what another task needs, as tar shards.
 
-    Everything true of a scene is known. The same request gives the same bytes; interrupted, the same command
-    goes on where it stopped.
+    Everything true of a scene is known. The same request gives the same bytes; interrupted, the same command goes on
+    where it stopped.
 
     Args:
         out: Folder for 0000.tar, 0001.tar, ...; new, empty, or of the same request.
@@ -131,9 +119,8 @@ def write_scenes(
             occur in no other split. No two samples of one of them share a true caption, or show and ask the same.
         num_samples: Number of samples.
         kind: What a sample holds: an image with captions, a question and its answers (questions), a dialog and
-            candidate answers (dialogs), a label (classes) or a text about it (documents); two images with a
-            statement that is true or false (statements); or a short video with captions (clips) or a question
-            (clip-questions).
+            candidate answers (dialogs), a label (classes) or a text about it (documents); two images with a statement
+            that is true or false (statements); or a short video with captions (clips) or a question (clip-questions).
         seed: Same kind, split and seed, same scenes.
         noise: Share of noisy captions of kind captions in split web; all else is true.
         samples_per_shard: Samples per tar file.

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -109,27 +109,21 @@ def find_sources(
 ) -> list[Source]:
     """Open what `specs` name: image files, each once, folders (searched recursively) and data sources.
 
-    Args:
-        images: the folder of the images that an annotation file or table names.
-        videos: whether files and folders may hold videos too.
-        with_texts: whether image files come with the texts beside them.
-
-    Raises:
-        SourceError: nothing is named, a name is no source, or two sources have a shard of the same name.
+    images: the folder of the images that an annotation file or table names. videos: whether files and folders may hold
+    videos too. with_texts: whether image files come with the texts beside them. Raises `SourceError` when nothing is
+    named, a name is no source, or two sources have a shard of the same name.
     """
     wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES if videos else IMAGE_FILE_SUFFIXES
     sources: list[Source] = []
     seen: set[str] = set()
     spec_of_shard: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
-        path, paths = Path(spec), [spec]
+        path, paths = Path(spec), []
         if path.is_dir():
             files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and file.is_file())
             paths = [str(file) for file in files if not file.name.startswith(".")]
-        elif path.suffix.lower() not in wanted:
-            paths = []
-        elif "://" not in spec:  # a Path would take a slash from a URL
-            paths = [str(path)]
+        elif path.suffix.lower() in wanted:
+            paths = [spec if "://" in spec else str(path)]  # a Path would take a slash from a URL
         if paths:
             sources.append(FileSource(spec, [path for path in paths if path not in seen], with_texts))
             seen.update(paths)
@@ -139,10 +133,8 @@ def find_sources(
         source = open_source(spec, images=images)
         for shard in source.shards():
             if (other := spec_of_shard.setdefault(shard, spec)) != spec:
-                raise SourceError(
-                    f"{other} and {spec} both have a shard {shard}, so their keys cannot be told apart; name them in "
-                    "two commands"
-                )
+                same = f"{other} and {spec} both have a shard {shard}"
+                raise SourceError(f"{same}, so their keys cannot be told apart; name them in two commands")
         sources.append(source)
     if not sources:
         raise SourceError("there is no image to work on; name image files, folders of images or a data source")
@@ -179,15 +171,12 @@ class OutputLines:
     """Texts of the command line, which stand in the first field, one for each line of a sample."""
     printed: bool = True
     """False writes nothing where there is no file."""
-    present: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict, init=False)
-    """The lines that the file held before, by shard and key; the shard of image files is empty and in no line."""
-    stream: TextIO | None = field(default=None, init=False)
-    num_done: int = field(default=0, init=False)
-    num_skipped: int = field(default=0, init=False)
-    num_passed: int = field(default=0, init=False)
-    """Samples whose lines were present."""
 
     def __post_init__(self) -> None:
+        self.stream: TextIO | None = None
+        self.num_done = self.num_skipped = self.num_passed = 0
+        # The lines that the file held before, by shard and key; the shard of image files is empty and in no line.
+        self.present: dict[tuple[str, str], list[dict[str, Any]]] = {}
         if (out := self.options.out) is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             end = self._read_present(out)
@@ -207,19 +196,17 @@ class OutputLines:
         if len(file_sources) == len(sources):
             names = [safe_name(path) for source in file_sources for path in source.paths]
             total, num_done = len(names), sum(("", name) in self.present for name in names)
-        with ExitStack() as stack:
-            if out is not None:
-                self.stream = stack.enter_context(out.open("a", encoding="utf-8"))
-            elif self.printed:
-                self.stream = sys.stdout
+        with (
+            out.open("a", encoding="utf-8") if out else nullcontext(sys.stdout if self.printed else None) as self.stream
+        ):
             # On a terminal lines show how far the work is, and a bar would break them.
             visible = self.stream is None or not self.stream.isatty()
-            bar = stack.enter_context(Progress(label, total=total, unit="images", done=num_done, visible=visible))
-            readable = self._readable(sources, prepare, bar)
-            while batch := list(islice(readable, self.options.batch_size)):
-                yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
-                self.num_done += len(batch)
-                bar.advance(len(batch))
+            with Progress(label, total=total, unit="images", done=num_done, visible=visible) as bar:
+                readable = self._readable(sources, prepare, bar)
+                while batch := list(islice(readable, self.options.batch_size)):
+                    yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
+                    self.num_done += len(batch)
+                    bar.advance(len(batch))
         if not (file_sources or self.num_done or self.num_skipped or self.num_passed):
             raise SourceError(f"{sources[0].name}: there is no image to work on")
 

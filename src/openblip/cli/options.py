@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 
-# tyro has no public way to word its errors; this hook hands them over as data. An error that a later version
-# of tyro adds is reported by a general message, see `parse`.
+# tyro has no public way to word its errors; this hook hands them over as data. An error that a later version of tyro
+# adds is reported by a general message, see `parse`.
 from tyro import _errors
 
 from openblip.errors import ConfigError
@@ -52,7 +52,6 @@ def parse(
     Args:
         target: a dataclass or a function, whose annotated fields or parameters are the options. What the help says
             of them are the docstrings of the fields, or the `Args:` section of the function's docstring.
-        arguments: the words to read.
         prog: what the help calls the command, e.g. "openblip match".
         config: markers of tyro. By default alternatives, among which a recipe has chosen, are options.
         options: of `tyro.cli`, e.g. `default`, an instance whose values are the defaults.
@@ -96,7 +95,7 @@ def parse(
             case _errors.InstantiationFailure():
                 message = f"{'' if event.argument is None else f'{event.argument.display_name()}: '}{event.message}"
             case _:
-                message = "the options cannot be understood"
+                return  # tyro prints its own error and ends the process, which is reported below
         raise ConfigError(f"{message}; see `{prog} --help`")
 
     try:
@@ -181,10 +180,7 @@ def read_text_list(path: Path, option: str) -> list[str]:
 
 
 def read_named_texts(path: Path, option: str) -> dict[str, str]:
-    """Read a JSON object with a text for each name, or a list, whose texts are their own names.
-
-    Raises `ConfigError`, which names the option, for anything else.
-    """
+    """Read a JSON object with a text for each name, or a list, whose texts are their own names; raises likewise."""
     content = _read_texts(path, option)
     if content is None:
         raise ConfigError(f"--{option} {path} is neither a JSON list of strings nor an object of them")

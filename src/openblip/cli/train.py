@@ -32,10 +32,7 @@ ROWS = {
 
 
 def run_recipe(argv: Sequence[str]) -> int:
-    """Trains the recipe that the first word names, changed by the options that follow it.
-
-    The exit code is 0 when the training reached its end, 130 when a signal stopped it.
-    """
+    """Trains the recipe that the first word names; the exit code is 130 when a signal stopped it."""
     name, options = choose_recipe("train", RECIPES, argv)
     chosen = parse_run(name, [word for word in options if word != "--resume"], prog=f"openblip train {name}")
     if chosen.train(resume="--resume" in options):
@@ -59,10 +56,9 @@ def run_bootstrap(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    names = ["human + raw web", *(f"bootstrapped {number}" for number in range(1, len(results["models"])))]
     table = Table("", title=f"Pre-trained models on {results['test']}")
-    for name in names:
-        table.add_column(name, justify="right")
+    for number in range(len(results["models"])):
+        table.add_column(f"bootstrapped {number}" if number else "human + raw web", justify="right")
     for label, path in ROWS.items():
         scores = [functools.reduce(operator.getitem, path, model) for model in results["models"]]
         table.add_row(label, *(f"{100 * score:.1f}" for score in scores))
@@ -82,8 +78,7 @@ def run_bootstrap(argv: Sequence[str]) -> int:
 
 def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     """The recipe `name` with changed settings."""
-    recipe = RECIPES[name]
-    default = recipe()
+    recipe, default = RECIPES[name], RECIPES[name]()
     shared = inspect.getdoc(inspect.getmodule(recipe))
     text = f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped."
     chosen: Run = parse(type(default), options, prog=prog, default=default, description=text)
