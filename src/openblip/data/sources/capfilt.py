@@ -52,11 +52,8 @@ class CapFiltSource(Source):
         whole = set(self.original.shards()).intersection(done)
         files = {self.file_name(shard) for shard in whole}
         shards = [shard for shard in self.original.shards() if shard in whole]
-        shards += [
-            shard
-            for shard in done
-            if shard not in whole and self.original.has_shard(shard) and self.file_name(shard) not in files
-        ]
+        parts = (shard for shard in done if shard not in whole and self.original.has_shard(shard))
+        shards += [shard for shard in parts if self.file_name(shard) not in files]
         if not shards:
             raise SourceError(f"{self.name}: no shard is finished; run the same openblip capfilt command again")
         return shards

@@ -7,7 +7,7 @@ are `label_names`. Sub-folders of the same name are one class.
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,21 +29,15 @@ _CLASSES = "classes"  # of a .json; beside an image of the same stem it holds it
 
 @dataclass(frozen=True, slots=True)
 class FolderRow(ImageRow):
-    """An image file with the text files beside it, and what its class is called."""
+    """An image file with the text files beside it; `info` has what its folder says of it."""
 
     text_paths: Mapping[str, str] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
 
     def texts(self, source: str, shard: str) -> Sample:
-        """The sample without its image; a label in its json goes before its folder's."""
         payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
         sample = sample_of_texts(source, shard, self.sample_key, payloads)
-        info = dict(sample.info)
-        if self.class_names:
-            info.setdefault("label", self.class_names[0])
-        if len(self.class_names) > 1:
-            info.setdefault("label_names", list(self.class_names))
-        return replace(sample, info=info)
+        missing = {name: value for name, value in self.info.items() if name not in sample.info}
+        return replace(sample, info={**sample.info, **missing})
 
 
 @dataclass
@@ -57,7 +51,8 @@ class FolderSource(RowSource):
     kind: str
     files: dict[str, dict[str, list[str]]] = field(repr=False)
     """Key -> kind ("image", "video", "txt" or "json") -> paths."""
-    class_names: Mapping[str, tuple[str, ...]] = field(repr=False)
+    classes: Mapping[str, list[str]] = field(repr=False)
+    """Name of a sub-folder -> names of its class."""
     chunks: dict[str, range] = field(repr=False)
 
     @classmethod
@@ -76,11 +71,11 @@ class FolderSource(RowSource):
                 f"{spec}: no image (jpg, jpeg, png or webp), video (mp4, webm, mkv, avi, mov or m4v), tar or "
                 "parquet file in this folder"
             )
-        names: dict[str, tuple[str, ...]] = {name: (name,) for key in files if (name := _sub_folder(key))}
-        if names and _CLASSES not in files and (paths := listed.get(_CLASSES, {}).get("json")):
-            names = _read_class_names(paths[0], names)
+        classes = {name: [name] for key in files if (name := _sub_folder(key))}
+        if classes and _CLASSES not in files and (paths := listed.get(_CLASSES, {}).get("json")):
+            classes = _read_classes(paths[0], classes)
         stem = safe_name(os.path.basename(root)) or "images"
-        return cls(spec, kind, files, names, chunk_names(stem, cut_rows(len(files))))
+        return cls(spec, kind, files, classes, chunk_names(stem, cut_rows(len(files))))
 
     def num_samples(self, shard: str) -> int:
         return sum(1 for _ in self.rows(shard))
@@ -91,12 +86,13 @@ class FolderSource(RowSource):
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow]]:
         chunk = self.chunks[shard]
         for key in itertools.islice(self.files, chunk.start, chunk.stop):
-            kinds = self.files[key]
+            kinds, names = self.files[key], self.classes.get(_sub_folder(key), [])
             texts = {kind: kinds[kind][0] for kind in TEXT_SUFFIXES if kind in kinds}
-            names = self.class_names.get(_sub_folder(key), ())
+            info: dict[str, object] = {"label": names[0]} if names else {}
+            if len(names) > 1:
+                info["label_names"] = names
             for path in kinds[self.kind]:
-                row = FolderRow(key, (path,), text_paths=texts, class_names=names)
-                yield safe_name(os.path.basename(path)), row
+                yield safe_name(os.path.basename(path)), FolderRow(key, (path,), info=info, text_paths=texts)
 
 
 def _sub_folder(key: str) -> str:
@@ -104,11 +100,11 @@ def _sub_folder(key: str) -> str:
     return os.path.basename(os.path.dirname(key))
 
 
-def _read_class_names(path: str, folders: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
     """The names of the class of each folder; raises `SourceError` when one has none."""
     with storage.source_errors(path):
         stated = parse_json_object(storage.read_bytes(path), path)
-    classes: dict[str, tuple[str, ...]] = {}
+    classes: dict[str, list[str]] = {}
     for folder in folders:
         value = stated.get(folder)
         names: list[Any] = value if isinstance(value, list) else [value]
@@ -118,5 +114,5 @@ def _read_class_names(path: str, folders: Mapping[str, Any]) -> dict[str, tuple[
                 f"{path}: must map the name of every sub-folder with images to the name of its class, or to "
                 f"a list of names; it has {what}"
             )
-        classes[folder] = tuple(clean_text(name) for name in names)
+        classes[folder] = [clean_text(name) for name in names]
     return classes

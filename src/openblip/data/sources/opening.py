@@ -1,23 +1,25 @@
-"""From what the user typed to sources: which format a spec names, and mixtures of several with weights."""
+"""From what the user typed to sources: formats, mixtures with weights, and parts of a source."""
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from openblip.data.sample import Source
+from openblip.data.sample import Located, Sample, Selection, Source
 from openblip.data.sources import storage
-from openblip.data.sources.annotations.recognition import open_annotated
+from openblip.data.sources.annotations import open_annotated
 from openblip.data.sources.folder import FolderSource
-from openblip.data.sources.slices import PercentSlice, split_slice
 from openblip.data.sources.table import TableSource
 from openblip.data.sources.tar import TarSource
 from openblip.errors import SourceError
+from openblip.files import hash_int
 
 _FORMATS = (
     "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
     "the annotation file of a public data set (.json) with --images DIR, a folder of images, or capfilt:DIR; "
     "any of them may end in a part, [:95%]"
 )
+_SLICE = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$")
 _SPLIT = re.compile(r"(?P<path>.+\.json)#(?P<split>[\w-]*)")
 
 
@@ -92,9 +94,11 @@ def _split_weight(part: str) -> tuple[str, float | None]:
 
 def _open_one(spec: str, images: str | None) -> Source:
     """The modules that need pyarrow are imported when a spec names their format."""
-    plain, percents = split_slice(spec)
-    if percents is not None:
-        return PercentSlice.open(spec, _open_one(plain, images), *percents)
+    if part := _SLICE.match(spec):
+        start, stop = int(part["start"] or 0), int(part["stop"] or 100)
+        if not 0 <= start < stop <= 100:
+            raise SourceError(f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]")
+        return PercentSlice.open(spec, _open_one(part["spec"], images), start, stop)
     if spec.startswith("capfilt:"):
         from openblip.data.sources.capfilt import CapFiltSource
 
@@ -104,11 +108,11 @@ def _open_one(spec: str, images: str | None) -> Source:
     if match is not None and (storage.is_remote(spec) or not storage.exists(spec)):
         named, split = match["path"], match["split"]
     paths = storage.expand_paths(named)
-    if len(paths) == 1 and storage.is_directory(paths[0]):
+    if len(paths) == 1 and storage.is_directory(folder := paths[0]):
         # A folder is a source of shards where it holds any, else of images.
-        files = storage.list_files(paths[0])
+        files = storage.list_files(folder)
         shards = ([path for path in files if _suffix(path) == suffix] for suffix in ("tar", "parquet"))
-        folder, paths = paths[0], next(filter(None, shards), [])
+        paths = next(filter(None, shards), [])
         if not paths:
             return FolderSource.open(spec, folder)
     suffixes = {_suffix(path) for path in paths}
@@ -132,3 +136,56 @@ def _open_one(spec: str, images: str | None) -> Source:
 
 def _suffix(path: str) -> str:
     return path.rsplit(".", 1)[-1].lower()
+
+
+@dataclass
+class PercentSlice(Source):
+    """The samples whose image falls between `start` and `stop` percent.
+
+    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has none. So
+    nothing is counted, no image is on both sides of a split, and a copy of the source elsewhere is split in the same
+    way. The rejects of the whole source are given by every slice.
+    """
+
+    name: str
+    whole: Source = field(repr=False)
+    start: int
+    stop: int
+
+    @classmethod
+    def open(cls, spec: str, whole: Source, start: int, stop: int) -> "PercentSlice":
+        """Read texts until a sample of the slice is met; raises `SourceError` when there is none."""
+        source = cls(spec, whole, start, stop)
+        failure: SourceError | None = None
+        for shard in whole.shards():
+            try:
+                if any(isinstance(item, Sample) for _, item in source.read(shard, images=False)):
+                    return source
+            except SourceError as error:  # of this shard; others may be whole
+                failure = failure or error
+        raise failure or SourceError(f"{spec}: no sample falls into this part; the source is too small")
+
+    def shards(self) -> Sequence[str]:
+        return self.whole.shards()
+
+    def has_shard(self, shard: str) -> bool:
+        return self.whole.has_shard(shard)
+
+    def file_name(self, shard: str) -> str:
+        return self.whole.file_name(shard)
+
+    @property
+    def image_id_prefix(self) -> str:
+        return self.whole.image_id_prefix
+
+    def describe(self) -> Mapping[str, object]:
+        return self.whole.describe()
+
+    def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        def is_outside(sample: Sample) -> bool:
+            image_id = sample.image_id.removeprefix(self.image_id_prefix)
+            if not image_id.startswith("#"):  # then it is shard and key
+                image_id = f"{self.file_name(sample.shard)}/{image_id.removeprefix(f'/{sample.shard}/')}"
+            return not self.start <= hash_int(image_id) % 100 < self.stop or selection.skips(sample)
+
+        return self.whole.read_selected(shard, selection._replace(skip=is_outside))

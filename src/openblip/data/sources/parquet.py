@@ -16,9 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, image_id_of, is_transient
-from openblip.data.sources import storage
-from openblip.data.sources.fields import TASK_COLUMNS, task_fields
-from openblip.data.sources.rows import CAPTION_COLUMNS, KEY_COLUMNS, find_column, reject_of, row_captions, row_key
+from openblip.data.sources import rows, storage
 from openblip.errors import SourceError
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4")
@@ -52,10 +50,18 @@ class ParquetSource(Source):
         return list(self.paths)
 
     def has_shard(self, shard: str) -> bool:
-        return self.file_of(shard)[0] in self.paths
+        return self._file_of(shard)[0] in self.paths
 
     def file_name(self, shard: str) -> str:
-        return os.path.basename(self.paths[self.file_of(shard)[0]])
+        return os.path.basename(self.path(shard))
+
+    def path(self, shard: str) -> str:
+        return self.paths[self._file_of(shard)[0]]
+
+    def _file_of(self, shard: str) -> tuple[str, int | None]:
+        """The shard name of a file, and the number of the row group where `shard` is one."""
+        match = None if shard in self.paths else _ROW_GROUP.fullmatch(shard)
+        return (shard, None) if match is None else (match["shard"], int(match["group"]))
 
     def num_samples(self, shard: str) -> int:
         with self._opened(shard) as (file, groups):
@@ -68,23 +74,17 @@ class ParquetSource(Source):
             reader = _GroupReader(self, shard, file, selection)
             for index, group in enumerate(groups):
                 begin = sum(sizes[:group])
-                rows = _rows_of_piece(selection.pieces, index, len(groups), sizes[group])
-                wanted = [row for row in rows if begin + row >= first + selection.start]
+                in_piece = _rows_of_piece(selection.pieces, index, len(groups), sizes[group])
+                wanted = [row for row in in_piece if begin + row >= first + selection.start]
                 for row, item in reader.items(group, begin, wanted):
                     yield Located(begin + row - first, item)
             if reader.damage and not reader.is_readable:
                 raise SourceError(f"{shard}: nothing can be read: {reader.damage}")
 
-    def file_of(self, shard: str) -> tuple[str, int | None]:
-        """The shard name of a file, and the number of the row group where `shard` is one."""
-        match = None if shard in self.paths else _ROW_GROUP.fullmatch(shard)
-        return (shard, None) if match is None else (match["shard"], int(match["group"]))
-
     @contextmanager
     def _opened(self, shard: str, *, is_shared: bool = False) -> Iterator[tuple[pq.ParquetFile, list[int]]]:
         """The open file of a shard and the row groups that belong to the shard."""
-        stem, group = self.file_of(shard)
-        path = self.paths[stem]
+        path, (_, group) = self.path(shard), self._file_of(shard)
         with storage.source_errors(path, keep_transient=True):
             binary = storage.open_copied(path) if is_shared else storage.open_binary(path)
         with binary:
@@ -94,8 +94,7 @@ class ParquetSource(Source):
                 if is_transient(error):
                     raise
                 raise SourceError(f"{path}: not a readable parquet file: {error}") from error
-            find_column(file.schema_arrow.names, _IMAGE_COLUMNS, "image", f"{path}: ")
-            find_column(file.schema_arrow.names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+            rows.check_columns(file.schema_arrow.names, _IMAGE_COLUMNS, path)
             groups = list(range(file.num_row_groups)) if group is None else [group]
             if groups and groups[-1] >= file.num_row_groups:
                 raise SourceError(f"{path}: has no row group {group}")
@@ -122,12 +121,12 @@ class _GroupReader:
     def __init__(self, source: ParquetSource, shard: str, file: pq.ParquetFile, selection: Selection) -> None:
         self.source, self.shard, self.file, self.selection = source, shard, file, selection
         schema = file.schema_arrow
-        image = find_column(schema.names, _IMAGE_COLUMNS, "image")
+        image = rows.find_column(schema.names, _IMAGE_COLUMNS, "image")
         self.image_columns = [image, *({_SECOND_IMAGE} & {*schema.names})]
         is_encoded = {c.name: pa.types.is_binary(c.type) or pa.types.is_large_binary(c.type) for c in schema}
         self.text_columns = [name for name in schema.names if not (name in self.image_columns or is_encoded[name])]
         has_conversations = "conversations" in schema.names  # whose ids are no keys
-        self.key_columns = [name for name in self.text_columns if name in KEY_COLUMNS and not has_conversations]
+        self.key_columns = [name for name in self.text_columns if name in rows.KEY_COLUMNS and not has_conversations]
         self.keys: set[str] = set()
         self.is_readable, self.damage = False, ""
 
@@ -142,13 +141,17 @@ class _GroupReader:
             if wanted:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
-        rows, items = set(wanted), dict[int, Sample | Reject]()
+        wanted_rows, items = set(wanted), dict[int, Sample | Reject]()
         for row in range(texts.num_rows):
-            key = self._key(texts, row, first + row)
-            if row in rows:
+            stated: Mapping[str, Any] = {}
+            if self.key_columns:
+                with suppress(ValueError):  # a text that is not UTF-8
+                    stated = texts.select(self.key_columns).slice(row, 1).to_pylist()[0]
+            key = rows.row_key(stated, first + row)
+            if row in wanted_rows:
                 if key in self.keys:
                     items[row] = Reject(self.shard, key, f"row {first + row}: duplicate key, the first one stays")
-                elif (item := self._texts(texts, row, key)) is not None:
+                elif (item := self._texts(texts.slice(row, 1), key)) is not None:
                     items[row] = item
             self.keys.add(key)
         if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
@@ -157,18 +160,11 @@ class _GroupReader:
             self.is_readable = True
             yield from items.items()
 
-    def _key(self, texts: pa.Table, row: int, number: int) -> str:
-        values: Mapping[str, Any] = {}
-        if self.key_columns:
-            with suppress(ValueError):  # a text that is not UTF-8
-                values = texts.select(self.key_columns).slice(row, 1).to_pylist()[0]
-        return row_key(values, number)
-
-    def _texts(self, texts: pa.Table, row: int, key: str) -> Sample | Reject | None:
+    def _texts(self, row: pa.Table, key: str) -> Sample | Reject | None:
         """The sample without its image, None where it is skipped."""
         try:
-            values = texts.slice(row, 1).to_pylist()[0]
-            captions, info = row_captions(values), task_fields(_stated(values))
+            values = row.to_pylist()[0]
+            captions, info = rows.row_captions(values), rows.task_fields(_stated(values))
         except (SourceError, pa.ArrowException, ValueError) as error:
             return self._broken(key, error)
         sample = Sample(key, self.shard, b"", captions, image_id_of(self.source.name, self.shard, key, info), info)
@@ -182,10 +178,9 @@ class _GroupReader:
         self, group: int, first: int, items: dict[int, Sample | Reject]
     ) -> Iterator[tuple[int, Sample | Reject]]:
         row, last = 0, max(items)
+        columns = self.image_columns
         try:
-            for batch in self.file.iter_batches(
-                _ROWS_AT_ONCE, row_groups=[group], columns=self.image_columns, use_threads=False
-            ):
+            for batch in self.file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
                 self.is_readable = True
                 for place in range(batch.num_rows):
                     if (item := items.get(row)) is not None:
@@ -196,16 +191,16 @@ class _GroupReader:
         except (OSError, pa.ArrowException) as error:
             yield row, self._damaged(first + row, error)
 
-    def _with_image(self, sample: Sample, batch: pa.RecordBatch) -> Sample | Reject:
+    def _with_image(self, sample: Sample, row: pa.RecordBatch) -> Sample | Reject:
         try:
-            values = batch.to_pylist()[0]
+            values = row.to_pylist()[0]
             image, *second = (
                 self._image(values[column], column)
                 for column in self.image_columns
                 if column != _SECOND_IMAGE or values[column] is not None
             )
         except (SourceError, OSError) as error:
-            return reject_of(self.shard, sample.key, error)
+            return rows.reject_of(self.shard, sample.key, error)
         except (pa.ArrowException, ValueError) as error:
             return self._broken(sample.key, error)
         return replace(sample, image=image, second_image=next(iter(second), None))
@@ -214,7 +209,7 @@ class _GroupReader:
         """The bytes themselves, or {bytes, path} with either of them."""
         if isinstance(value, Mapping):
             if value.get("bytes") is None and isinstance(value.get("path"), str):
-                folder = storage.parent(self.source.paths[self.source.file_of(self.shard)[0]])
+                folder = storage.parent(self.source.path(self.shard))
                 return storage.read_bytes(storage.join(folder, value["path"]))
             value = value.get("bytes")
         if not isinstance(value, bytes):

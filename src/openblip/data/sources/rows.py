@@ -1,10 +1,15 @@
 """Rows: samples whose texts are in a table or list and whose images are files of their own.
 
-Tables, annotation files and folders are read through here, in shards of a bounded number of rows.
+Tables, annotation files and folders are read through here, in shards of a bounded number of rows. The fields of tasks
+are checked and brought to the types of docs/data.md. A cell of a .csv is a text, so a list is written there as json and
+a label as `true`.
 """
 
+import contextlib
 import errno
 import itertools
+import json
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +24,7 @@ from openblip.data.sample import (
     Selection,
     Source,
     caption_texts,
+    clean_text,
     is_transient,
     safe_name,
 )
@@ -36,6 +42,11 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
+TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
+"""Columns of which any makes a row useful without a caption."""
+
+_ROUNDS = {"dialog", "turns", "conversations"}
+_TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,19 @@ class ImageRow:
             return replace(sample, image=_read_first(self.image), second_image=second)
         except (SourceError, OSError) as error:
             return reject_of(shard, self.sample_key, error)
+
+
+def _read_first(paths: Sequence[str]) -> bytes:
+    """Read the first of the files that exists; raises `FileNotFoundError` that names all of them."""
+    for path in paths:
+        try:
+            return storage.read_bytes(path)
+        except FileNotFoundError as error:
+            if len(paths) == 1:
+                raise
+            missing = error
+    others = ", nor ".join(paths[1:])
+    raise FileNotFoundError(errno.ENOENT, f"No such file, nor {others}", paths[0]) from missing
 
 
 def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
@@ -123,22 +147,6 @@ class RowSource(Source):
                 yield number, row
 
 
-def _read_first(paths: Sequence[str]) -> bytes:
-    """Read the first of the files that exists; raises `FileNotFoundError` that names all of them."""
-    for path in paths[:-1]:
-        try:
-            return storage.read_bytes(path)
-        except FileNotFoundError:
-            continue
-    try:
-        return storage.read_bytes(paths[-1])
-    except FileNotFoundError as error:
-        if len(paths) == 1:
-            raise
-        others = ", nor ".join(paths[1:])
-        raise FileNotFoundError(errno.ENOENT, f"No such file, nor {others}", paths[0]) from error
-
-
 def cut_rows(num_rows: int) -> list[range]:
     """The rows of each shard of a list."""
     starts = range(0, num_rows, ROWS_PER_SHARD)
@@ -162,6 +170,12 @@ def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: s
     raise SourceError(f"{place}no {what} column ({', '.join(wanted)}); found: {', '.join(names) or 'none'}")
 
 
+def check_columns(names: Sequence[str], image_columns: Sequence[str], path: str) -> None:
+    """Raise `SourceError` for a file without a column of images, or without one of captions or of a task."""
+    find_column(names, image_columns, "image", f"{path}: ")
+    find_column(names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+
+
 def row_key(row: Mapping[str, Any], number: int) -> str:
     """The row's own key where it has one, else its number.
 
@@ -173,7 +187,125 @@ def row_key(row: Mapping[str, Any], number: int) -> str:
     return f"{number:09d}"
 
 
-def row_captions(row: Mapping[str, Any]) -> tuple[str, ...]:
+def row_captions(row: Mapping[str, Any], columns: Sequence[str] = CAPTION_COLUMNS) -> tuple[str, ...]:
     """The captions of the first column that has any; raises `SourceError`."""
-    stated = (caption_texts(row.get(name), name) for name in CAPTION_COLUMNS)
-    return next(filter(None, stated), ())
+    return next(filter(None, (caption_texts(row.get(name), name) for name in columns)), ())
+
+
+def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its task fields in their types and without those that are empty.
+
+    Other fields stay as they are. Raises `SourceError` for a field of another type.
+    """
+    fields = {name: value for name, value in row.items() if name not in _TYPED or value not in (None, "")}
+    for name in fields.keys() & {"question", "statement", "instruction"}:
+        fields[name] = text_of(fields, name)
+    if "question" in fields:
+        fields["answers"] = text_list(fields.get("answers", fields.get("answer")), "answers")
+        if "weight" in fields:
+            fields["weight"] = _weight(fields["weight"])
+        if "choices" in fields:
+            fields |= choice_fields(fields["choices"], fields.get("correct_choice"))
+    if "statement" in fields and "label" in fields:
+        fields["label"] = statement_label(fields["label"])
+    for name in fields.keys() & _ROUNDS:
+        fields[name] = _rounds(fields[name], name)
+    return fields
+
+
+def text_list(value: Any, name: str) -> list[str]:
+    """A text, a list of texts or nothing as a list, cleaned; repeats and empty texts stay. Raises `SourceError`."""
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):  # an answer that begins with a bracket
+            value = json.loads(value)
+    if value is None or value == "":
+        return []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise SourceError(f"{name} must be a text or a list of texts, not {value!r:.80}")
+    # Nearly all are ASCII, which has no lone surrogates: a table of millions is read fast.
+    return [text.strip() if text.isascii() else clean_text(text) for text in texts]
+
+
+def choice_fields(choices: Any, correct: Any) -> dict[str, Any]:
+    """The fields of a multiple choice; `correct` is the index of the right one, None where it is unknown."""
+    listed = text_list(choices, "choices")
+    if correct in (None, ""):
+        return {"choices": listed}
+    try:
+        index = int(correct)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"the correct choice must be a number, not {correct!r:.80}") from error
+    if not 0 <= index < len(listed):
+        raise SourceError(f"the correct choice is number {index} of {len(listed)} choices, counted from 0")
+    return {"choices": listed, "correct_choice": index}
+
+
+def statement_label(value: Any) -> bool | None:
+    """Whether a statement holds; None where the row does not say."""
+    if value is None or value == "":
+        return None
+    label = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(label, bool):
+        raise SourceError(f"the label of a statement must be true or false, not {value!r:.80}")
+    return label
+
+
+def _weight(value: Any) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise SourceError(f"the weight must be a positive number, not {value!r:.80}")
+    return weight
+
+
+def _rounds(value: Any, name: str) -> list[Any]:
+    """A list of objects, each with what was asked or said."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise SourceError(f"the {name} is broken json: {error}") from error
+    said = "value" if name == "conversations" else "question"
+    if not isinstance(value, list) or not all(isinstance(t, dict) and isinstance(t.get(said), str) for t in value):
+        raise SourceError(f"the {name} must be a list of rounds, each with a {said}")
+    return value
+
+
+def text_of(item: Mapping[str, Any], name: str) -> str:
+    """A text that is not empty, cleaned; this and the next three raise `SourceError` for anything else."""
+    value = item.get(name)
+    if not isinstance(value, str) or not (text := clean_text(value)):
+        raise _wrong(item, name, "a text")
+    return text
+
+
+def id_of(item: Mapping[str, Any], name: str) -> int | str:
+    """A number or a text that names something."""
+    value = item.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise _wrong(item, name, "a number or a name")
+    return value
+
+
+def number_of(item: Mapping[str, Any], name: str) -> int:
+    """An id that is part of a file name, as of COCO; a text of digits counts."""
+    value = id_of(item, name)
+    try:
+        return int(value)
+    except ValueError as error:
+        raise _wrong(item, name, "a number") from error
+
+
+def file_name_of(item: Mapping[str, Any], name: str) -> str:
+    """The name of a file."""
+    value = item.get(name)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _wrong(item, name, "the name of a file")
+    return value
+
+
+def _wrong(item: Mapping[str, Any], name: str, wanted: str) -> SourceError:
+    return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")

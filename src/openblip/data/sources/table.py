@@ -18,16 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from openblip.data.sample import Reject, parse_json_object
 from openblip.data.sources import rows, storage
-from openblip.data.sources.fields import TASK_COLUMNS, file_name_of, task_fields
-from openblip.data.sources.rows import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    ImageRow,
-    RowSource,
-    find_column,
-    row_captions,
-    row_key,
-)
+from openblip.data.sources.rows import ImageRow, RowSource, find_column
 from openblip.errors import SourceError
 
 _BOM = b"\xef\xbb\xbf"
@@ -133,7 +124,15 @@ class TableSource(RowSource):
         """Pass once over each file to cut it into shards; raises `SourceError`."""
         shards: dict[str, _Chunk] = {}
         for stem, path in storage.shard_names(paths).items():
-            shards |= rows.chunk_names(stem, _cut(path))
+            chunks = []
+            with storage.source_errors(path), storage.open_binary(path) as file:
+                dialect, number = Dialect.of(file, path)
+                if dialect.columns is not None:
+                    rows.check_columns(dialect.columns, rows.IMAGE_COLUMNS, path)
+                lines = dialect.lines(file, number)
+                while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
+                    chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
+            shards |= rows.chunk_names(stem, chunks)
         if not shards:
             raise SourceError(f"{spec}: no rows")
         return cls(spec, images, shards)
@@ -160,30 +159,16 @@ class TableSource(RowSource):
 
 
 def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
-    image = file_name_of(values, find_column(values, IMAGE_COLUMNS, "image"))
-    second = None if values.get("second_image") in (None, "") else file_name_of(values, "second_image")
+    image = rows.file_name_of(values, find_column(values, rows.IMAGE_COLUMNS, "image"))
+    second = None if values.get("second_image") in (None, "") else rows.file_name_of(values, "second_image")
     image_id = values.get("image_id")
     if image_id in (None, ""):
         image_id = image if second is None else f"{image} {second}"
     return ImageRow(
-        key=row_key(values, number),
+        key=rows.row_key(values, number),
         image=(storage.join(folder, image),),
         image_id=image_id,
-        captions=row_captions(values),
-        info=task_fields(values),
+        captions=rows.row_captions(values),
+        info=rows.task_fields(values),
         second_image=None if second is None else storage.join(folder, second),
     )
-
-
-def _cut(path: str) -> list[_Chunk]:
-    """Cut a file into shards with one pass over its lines."""
-    chunks = []
-    with storage.source_errors(path), storage.open_binary(path) as file:
-        dialect, number = Dialect.of(file, path)
-        if dialect.columns is not None:
-            find_column(dialect.columns, IMAGE_COLUMNS, "image", f"{path}: ")
-            find_column(dialect.columns, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
-        lines = dialect.lines(file, number)
-        while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
-            chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
-    return chunks

@@ -1,16 +1,16 @@
 """Tar shards as webdataset and img2dataset write them: members that follow each other and share a key are one sample.
 
 A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with its texts
-in `KEY.json` or `KEY.txt`.
+in `KEY.json` or `KEY.txt`. Nothing is ever extracted, so a member's name is only a key, whatever path it claims.
 
-A shard is read front to back, and payloads that are not wanted are skipped. Nothing is ever extracted, so a member's
-name is only a key, whatever path it claims. `tarfile` itself silently stops at a damaged header, which would lose
-samples unnoticed: here only its header parser is used, and whatever ends a shard early becomes a reject. webdataset
-raises for a repeated file, and splits a sample whose files lie apart.
+`tarfile` itself silently stops at a damaged header, which would lose samples unnoticed: here only its header parser is
+used, and whatever ends a shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose
+files lie apart.
 """
 
 import io
 import os
+import re
 import tarfile
 from array import array
 from collections import Counter
@@ -34,6 +34,9 @@ from openblip.data.sources import storage
 from openblip.errors import SourceError
 
 _BLOCK = tarfile.BLOCKSIZE
+_PLAIN_HEADER = re.compile(  # of a file with a short name
+    rb"(?s)(?P<name>[^\0].{99}).{24}(?P<size>[0-7]{11})[\0 ].{12}(?P<checksum>[0-7]{6})[\0 ].0.{188}\0.{166}"
+)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
 _OUTLINES_KEPT = 64  # shards whose samples a process remembers the places of
@@ -45,10 +48,8 @@ class _EndsEarlyError(Exception):
 
     def __init__(self, reason: str, *, goes_on: bool = False) -> None:
         super().__init__(reason)
-        self.goes_on = goes_on
-        """There is more after the archive's end mark, so the samples before it are whole."""
-        self.num_samples = 0
-        """The number of whole samples before it."""
+        self.goes_on = goes_on  # there is more after the archive's end mark, so the samples before it are whole
+        self.num_samples = 0  # whole ones before it
 
 
 class _Member(NamedTuple):
@@ -61,15 +62,19 @@ class _Member(NamedTuple):
     is_file: bool
 
 
+@dataclass
 class _Group:
     """The members of one sample, by their role: "image", "left", "right", "video", "json" or "txt"."""
 
-    def __init__(self, key: str, start: int) -> None:
-        self.key = key
-        self.start = start  # the byte at which its first header begins
-        self.members: dict[str, _Member] = {}
-        self.repeats: Counter[str] = Counter()
-        self.links: list[str] = []
+    key: str
+    start: int
+    """The byte at which its first header begins."""
+    number: int
+    is_repeat: bool
+    """Whether an earlier sample has its key."""
+    members: dict[str, _Member] = field(default_factory=dict)
+    repeats: Counter[str] = field(default_factory=Counter)
+    links: list[str] = field(default_factory=list)
 
     def add(self, role: str, member: _Member) -> None:
         if not member.is_file:
@@ -121,9 +126,9 @@ class TarSource(Source):
         opener = storage.open_copied if selection.pieces[1] > 1 else storage.open_binary
         try:
             with storage.source_errors(path, keep_transient=True), opener(path) as file:
-                for number, group, is_repeat in _wanted_groups(file, path, selection):
-                    for item in self._items(file, shard, group, is_repeat, selection):
-                        yield Located(number, item)
+                for group in _wanted_groups(file, path, selection):
+                    for item in self._items(file, shard, group, selection):
+                        yield Located(group.number, item)
         except _EndsEarlyError as stop:
             if not stop.num_samples:
                 raise SourceError(f"{path}: nothing of this shard can be read: {stop}") from stop
@@ -131,16 +136,14 @@ class TarSource(Source):
                 reject = Reject(shard, "", f"the shard ends early, the rest is lost: {stop}")
                 yield Located(stop.num_samples, reject)
 
-    def _items(
-        self, file: BinaryIO, shard: str, group: _Group, is_repeat: bool, selection: Selection
-    ) -> Iterator[Sample | Reject]:
+    def _items(self, file: BinaryIO, shard: str, group: _Group, selection: Selection) -> Iterator[Sample | Reject]:
         """What a group of members is: a sample, rejects, or both."""
         key = group.key
         for name in group.links:
             yield Reject(shard, key, f"{name} is a link or special file, not a plain one")
         if not group.members:
             return
-        if is_repeat:
+        if group.is_repeat:
             yield Reject(shard, key, "duplicate key: the first one stays; files of a sample must not lie apart")
             return
         for _ in range(max(group.repeats.values(), default=0)):
@@ -171,54 +174,39 @@ def _payload(file: BinaryIO, member: _Member) -> bytes:
     return data
 
 
-class _Outline(NamedTuple):
-    """Where the samples of a local shard begin; for a process that reads the shard in many pieces."""
-
-    starts: "array[int]"
-    repeats: set[int]
-    """The numbers of the samples whose key an earlier one has."""
-    stop: _EndsEarlyError | None
+def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[_Group]:
+    """The samples that are wanted; raises as `_groups` does."""
+    if selection.pieces[1] == 1 or not isinstance(file, io.BufferedReader):
+        yield from (group for group in _groups(file, path) if selection.has(group.number))
+        return
+    state = os.fstat(file.fileno())
+    starts, repeats, stop = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
+    for number, start in enumerate(starts):
+        if selection.has(number):
+            yield replace(next(_groups(file, path, start)), number=number, is_repeat=number in repeats)
+    if stop is not None:
+        raise stop.with_traceback(None)
 
 
 @lru_cache(_OUTLINES_KEPT)
-def _outline(file_name: str, path: str, version: tuple[int, int]) -> _Outline:
-    """Read the headers of a shard. `path` is what errors call it, `version` its size and time of change."""
-    starts, repeats = array("Q"), set[int]()
-    with open(file_name, "rb") as file:
-        try:
-            for number, group, is_repeat in _numbered_groups(file, path):
-                starts.append(group.start)
-                if is_repeat:
-                    repeats.add(number)
-        except _EndsEarlyError as stop:
-            return _Outline(starts, repeats, stop)
-    return _Outline(starts, repeats, None)
+def _outline(
+    file_name: str, path: str, version: tuple[int, int]
+) -> tuple["array[int]", set[int], _EndsEarlyError | None]:
+    """Where the samples of a local shard begin, which ones repeat a key, and the error at its end.
 
-
-def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[tuple[int, _Group, bool]]:
-    """The samples that are wanted, as `_numbered_groups` gives them."""
-    if selection.pieces[1] > 1 and isinstance(file, io.BufferedReader):
-        state = os.fstat(file.fileno())
-        outline = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
-        for number, start in enumerate(outline.starts):
-            if selection.has(number):
-                yield number, next(_groups(file, path, start)), number in outline.repeats
-        if outline.stop is not None:
-            raise outline.stop.with_traceback(None)
-    else:
-        yield from (item for item in _numbered_groups(file, path) if selection.has(item[0]))
-
-
-def _numbered_groups(file: BinaryIO, path: str) -> Iterator[tuple[int, _Group, bool]]:
-    """The samples of a shard, each with its number and whether an earlier one has its key.
-
-    Raises `_EndsEarlyError` after the last whole one of a damaged shard.
+    It is for a process that reads the shard in many pieces. `path` is what errors call the file, `version` its size and
+    time of change.
     """
-    keys: set[str] = set()
-    for number, group in enumerate(_groups(file, path)):
-        yield number, group, group.key in keys
-        if group.members:
-            keys.add(group.key)
+    starts, repeats = array("Q"), set[int]()
+    try:
+        with open(file_name, "rb") as file:
+            for group in _groups(file, path):
+                starts.append(group.start)
+                if group.is_repeat:
+                    repeats.add(group.number)
+    except _EndsEarlyError as stop:
+        return starts, repeats, stop
+    return starts, repeats, None
 
 
 def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Group]:
@@ -226,9 +214,10 @@ def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Gr
 
     Raises `_EndsEarlyError` after the last whole one of a damaged shard.
     """
-    first: _Group | None = None
+    first: _Group | None = None  # that has any member
     group: _Group | None = None
-    num_groups = 0
+    keys: set[str] = set()
+    number = 0
     try:
         for member in _members(file, path, start or 0):
             key, role = _split_name(member.name)
@@ -237,15 +226,17 @@ def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Gr
             if group is None or group.key != key:
                 if group is not None:
                     yield group
-                    num_groups += 1
-                    first = first or (group if group.members else None)
-                group = _Group(key, member.start)
+                    number += 1
+                    if group.members:
+                        first = first or group
+                        keys.add(group.key)
+                group = _Group(key, member.start, number, key in keys)
             group.add(role, member)
     except _EndsEarlyError as stop:
         if group is not None and (start is not None or stop.goes_on or not _is_partial(group, first)):
             yield group
-            num_groups += 1
-        stop.num_samples = num_groups
+            number += 1
+        stop.num_samples = number
         raise
     if group is not None:
         yield group
@@ -253,9 +244,7 @@ def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Gr
 
 def _is_partial(last: _Group, first: _Group | None) -> bool:
     """Whether the sample that was being written where a shard was cut lacks a file that the first one has."""
-    if first is None:
-        return len(last.members) < 2
-    return not last.members.keys() >= first.members.keys()
+    return len(last.members) < 2 if first is None else not last.members.keys() >= first.members.keys()
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -281,13 +270,7 @@ def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
     start = offset
     long_name: str | None = None
     pax: dict[str, Any] = {}
-    while True:
-        header = _read_header(file, offset, path)
-        if header is None:
-            if end - offset > _LONGEST_PADDING:  # archives joined by cat, or a download with a hole
-                reason = f"end mark at byte {offset}, yet {end - offset} bytes follow"
-                raise _EndsEarlyError(reason, goes_on=True)
-            return
+    while (header := _read_header(file, offset, path)) is not None:
         payload = offset + _BLOCK
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             pax = _parse_pax(_read_extension(file, payload, header.size, end))
@@ -306,40 +289,36 @@ def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
             long_name, pax = None, {}
             start = payload + -(-header.size // _BLOCK) * _BLOCK
         offset = payload + -(-header.size // _BLOCK) * _BLOCK
+    if end - offset > _LONGEST_PADDING:  # archives joined by cat, or a download with a hole
+        raise _EndsEarlyError(f"end mark at byte {offset}, yet {end - offset} bytes follow", goes_on=True)
 
 
 def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | None:
-    """The header at `offset`, None at the archive's end mark."""
+    """The header at `offset`, None at the archive's end mark.
+
+    The usual one is parsed as `tarfile` parses it, but in a third of the time.
+    """
     file.seek(offset)
     block = file.read(_BLOCK)
     if not block and offset == 0:
         raise _EndsEarlyError("the file is empty")
     if len(block) == _BLOCK and not any(block):
         return None
+    plain = _PLAIN_HEADER.fullmatch(block)
+    if plain is not None and int(plain["checksum"], 8) == sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        header = tarfile.TarInfo(plain["name"].partition(b"\0")[0].decode("utf-8", "backslashreplace"))
+        header.size = int(plain["size"], 8)
+        return header
     try:
-        return _plain_header(block) or tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
-        if offset == 0:
-            for magic, compression in _COMPRESSED.items():
-                if block.startswith(magic):
-                    what = f"compressed with {compression}; decompress it first, shards must be plain tar"
-                    raise SourceError(f"{path}: {what}") from error
-            raise _EndsEarlyError(f"not a tar archive ({error})") from error
-        raise _EndsEarlyError(f"no archive end mark, {error} at byte {offset}") from error
-
-
-def _plain_header(block: bytes) -> tarfile.TarInfo | None:
-    """The header of a plain file with a short name, as `tarfile` parses it but in a third of the time; else None."""
-    if len(block) < _BLOCK or block[156] != tarfile.REGTYPE[0] or block[345] or not block[0]:
-        return None
-    size, checksum = block[124:135], block[148:154]
-    if (size + checksum).strip(b"01234567") or block[135] not in b"\0 " or block[154] not in b"\0 ":
-        return None
-    if int(checksum, 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
-        return None
-    header = tarfile.TarInfo(block[:100].partition(b"\0")[0].decode("utf-8", "backslashreplace"))
-    header.size = int(size, 8)
-    return header
+        if offset > 0:
+            raise _EndsEarlyError(f"no archive end mark, {error} at byte {offset}") from error
+        for magic, compression in _COMPRESSED.items():
+            if block.startswith(magic):
+                what = f"compressed with {compression}; decompress it first, shards must be plain tar"
+                raise SourceError(f"{path}: {what}") from error
+        raise _EndsEarlyError(f"not a tar archive ({error})") from error
 
 
 def _read_extension(file: BinaryIO, offset: int, size: int, end: int) -> bytes:
@@ -359,6 +338,6 @@ def _parse_pax(data: bytes) -> dict[str, Any]:
         keyword, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         fields[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
-    if "size" in fields and not fields["size"].isdigit():
+    if not fields.get("size", "0").isdigit():
         raise _EndsEarlyError("a damaged extended header")
     return fields

@@ -1,4 +1,4 @@
-"""What the readers of annotation files share: the file, the source of its rows, and checked fields."""
+"""What the readers of annotation files share: the file with its images, and the source of its rows."""
 
 import contextlib
 import json
@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from openblip.data.sample import Reject, Source
 from openblip.data.sources import storage
-from openblip.data.sources.rows import ImageRow, RowSource
+from openblip.data.sources.rows import ImageRow
 from openblip.data.sources.table import Dialect
 from openblip.errors import SourceError
 
@@ -57,22 +56,27 @@ class AnnotationFile:
                 except SourceError as error:
                     yield f"line {line.number}", error
 
-    def choose_split(self, items: list[Any], unit: str, *, may_omit: bool = False) -> tuple[list[int], dict[str, int]]:
-        """The numbers of the items of the chosen split, and the size of each split; `restval` is part of `train`.
+    def choose_split(
+        self, name: str, *, may_omit: bool = False
+    ) -> tuple[list[Any], Callable[[int], str], dict[str, int]]:
+        """The items of the chosen split in the list `name` and where in the file each stands, and the size of each
+        split; `restval` is part of `train`.
 
         An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file is
         taken where none is chosen. Raises `SourceError` that lists the splits when none is chosen, or one that the file
         does not have.
         """
-        names = [item.get("split") if isinstance(item, dict) else None for item in items]
-        splits = [("train" if s == "restval" else s) if isinstance(s, str) and s else None for s in names]
+        items: list[Any] = self.content[name]
+        stated = [item.get("split") if isinstance(item, dict) else None for item in items]
+        splits = [("train" if s == "restval" else s) if isinstance(s, str) and s else None for s in stated]
         sizes = Counter(split for split in splits if split is not None)
         chosen = next(iter(sizes)) if self.split is None and may_omit and len(sizes) == 1 else self.split
         if chosen not in sizes:
-            listed = ", ".join(f"#{split} ({size} {unit})" for split, size in sizes.items())
+            listed = ", ".join(f"#{split} ({size} {name})" for split, size in sizes.items())
             wanted = "say which split after a #" if chosen is None else f"there is no split {chosen}"
             raise SourceError(f"{self.source}: {wanted}; the file has {listed or 'none'}")
-        return [n for n, split in enumerate(splits) if split in (chosen, None)], dict(sizes)
+        numbers = [n for n, split in enumerate(splits) if split in (chosen, None)]
+        return [items[n] for n in numbers], lambda n: f"{name}[{numbers[n]}]", dict(sizes)
 
 
 class AnnotationRows(NamedTuple):
@@ -82,40 +86,10 @@ class AnnotationRows(NamedTuple):
     """What the file states of each sample: an object, or a `SourceError` for what could not be parsed."""
     row: Callable[[Mapping[str, Any], int], ImageRow]
     """Makes a row of an object and its number from 0; raises `SourceError` for a broken one."""
-    place: Callable[[int], str]
-    """Where in the file an item stands: `images[7]`."""
     description: Mapping[str, object]
     """The format's name under `format`, and what of the file's companions is there or is `missing`."""
-
-
-@dataclass
-class AnnotationSource(RowSource):
-    """An annotation file in shards of a bounded number of rows, in its order."""
-
-    name: str
-    listed: AnnotationRows = field(repr=False)
-    chunks: dict[str, range] = field(repr=False)
-    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
-    """A process that is not forked opens the file anew: rows are not pickled."""
-
-    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
-        return self.reopen
-
-    def num_samples(self, shard: str) -> int:
-        return len(self.chunks[shard])
-
-    def describe(self) -> Mapping[str, object]:
-        return self.listed.description
-
-    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
-        for number in self.chunks[shard]:
-            place, item = self.listed.place(number), self.listed.items[number]
-            try:
-                if isinstance(item, SourceError):
-                    raise item.with_traceback(None)
-                yield place, self.listed.row(as_object(item), number)
-            except SourceError as error:
-                yield place, Reject(shard, place, f"{place}: {error}")
+    place: Callable[[int], str] = "[{}]".format
+    """Where in the file an item stands: `images[7]`."""
 
 
 def read_document(path: str) -> Any:
@@ -149,12 +123,12 @@ def _without_unread(parsed: dict[str, Any]) -> Any:
     return parsed
 
 
-def first_objects(items: Any, count: int = 100) -> list[Mapping[str, Any]]:
-    """The objects among the first of a list, which tell its format even where some are broken.
+def first_objects(items: Any) -> list[Mapping[str, Any]]:
+    """The objects among the first hundred of a list, which tell its format even where some are broken.
 
     There are none in anything else than a list.
     """
-    return [item for item in items[:count] if isinstance(item, dict)] if isinstance(items, list) else []
+    return [item for item in items[:100] if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def as_object(item: Any) -> Mapping[str, Any]:
@@ -162,3 +136,10 @@ def as_object(item: Any) -> Mapping[str, Any]:
     if not isinstance(item, dict):
         raise SourceError(f"expected an object, found {item!r:.80}")
     return item
+
+
+def objects_by_id(items: Any, name: str) -> Iterator[tuple[int | str, Mapping[str, Any]]]:
+    """The objects of a list that have an id in the field `name`; others are of no use."""
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(item.get(name), (int, str)):
+            yield item[name], item
