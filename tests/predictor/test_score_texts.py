@@ -9,7 +9,7 @@ from tiny_predictor import IMAGES, make_predictor
 from marks import slow
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.predictor import BasePredictor, TextScore
-from openblip.predictor.inputs import MAX_TEXTS_PER_IMAGE
+from openblip.predictor.values import MAX_TEXTS_PER_IMAGE
 
 WORDS = ["a", "small", "red", "dog", "beside", "two", "blue", "cars", "below", "the", "big", "green", "tree"]
 

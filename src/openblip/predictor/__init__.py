@@ -15,8 +15,8 @@ from openblip.errors import ConfigError
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.blip import BlipPredictor
 from openblip.predictor.blip2 import Blip2Predictor
-from openblip.predictor.inputs import EncodedImages, Images
-from openblip.predictor.results import Explanation, Features, ScoredText, TextScore
+from openblip.predictor.explain import Explanation
+from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextScore
 
 __all__ = [
     "BasePredictor",

@@ -1,7 +1,8 @@
 """The calls of every predictor: images and texts in, captions, answers, scores and features out.
 
 `BasePredictor` does what BLIP and BLIP-2 have in common: it reads images, makes batches, checks what it is given, and
-puts results in order. What differs between the two models are the methods below "What the models implement".
+puts results in order. What differs between the two models are the methods below "What the models implement", and calls
+of one model only.
 
 B images or videos, F frames of a video, S side of a prepared image, N image tokens, Dv their width, I images, T texts
 or text tokens, R rows of text, C candidates, Q queries, L text tokens, E embedding width.
@@ -28,15 +29,16 @@ from openblip.data.images import ImageInput, read_frames, read_image
 from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
+from openblip.files import hash_int
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip, encode_media, similarity_matrix, similarity_of_pairs
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
-from openblip.predictor import inputs
-from openblip.predictor.explain import Words, explain_read_text, join_pieces
-from openblip.predictor.inputs import EncodedImages, Images, Rounds, TextInput
-from openblip.predictor.results import Explanation, Features, ScoredText, TextScore, as_asked, scored_text
+from openblip.models.language_model import LanguageModel
+from openblip.predictor import values
+from openblip.predictor.explain import Explanation, Words, explain_read_text, join_pieces
+from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextInput, TextScore
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
@@ -124,7 +126,10 @@ class BasePredictor(ABC):
         digest = hashlib.sha256()
         digest.update(json.dumps(self.settings, sort_keys=True).encode())
         with tempfile.TemporaryDirectory() as folder:
-            self._save_vocabularies(Path(folder))
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+            if self._language is not None:
+                self._language.tokenizer.save_pretrained(Path(folder) / "language_model")
             for vocabulary in sorted(Path(folder).rglob("tokenizer.json")):
                 digest.update(vocabulary.read_bytes())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -148,13 +153,13 @@ class BasePredictor(ABC):
         ImageError names an image that cannot be read by its path, or by its position counted from `first`.
         """
         pixels = [
-            self._prepare_image(image, inputs.input_name(image, position, "image"))
-            for position, image in enumerate(inputs.as_list(images), first)
+            self._prepare_image(image, values.input_name(image, position, "image"))
+            for position, image in enumerate(values.as_list(images), first)
         ]
         size = self.preprocessing.image_size
         return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
-    def prepare_videos(self, videos: inputs.Videos, num_frames: int = 8, first: int = 0) -> Tensor:
+    def prepare_videos(self, videos: values.Videos, num_frames: int = 8, first: int = 0) -> Tensor:
         """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
 
         Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError without PyAV.
@@ -162,9 +167,9 @@ class BasePredictor(ABC):
         if num_frames < 1:
             raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
         size, pixels = self.preprocessing.image_size, []
-        for position, video in enumerate(inputs.as_list(videos), first):
+        for position, video in enumerate(values.as_list(videos), first):
             source = video if isinstance(video, bytes) else str(video)
-            frames = read_frames(source, num_frames, name=inputs.input_name(video, position, "video"))
+            frames = read_frames(source, num_frames, name=values.input_name(video, position, "video"))
             pixels.append(torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames])))
         return torch.stack(pixels) if pixels else torch.zeros(0, num_frames, 3, size, size, dtype=torch.uint8)
 
@@ -174,36 +179,35 @@ class BasePredictor(ABC):
         if isinstance(images, EncodedImages):
             return images
         parts = [encoded for _, encoded in self.encoded_batches(images, batch_size)]
-        none = images if isinstance(images, Tensor) else self.prepare([])
-        return EncodedImages.join(parts or [self._encode(none)])
+        return EncodedImages.join(parts or [self._encode(images if isinstance(images, Tensor) else self.prepare([]))])
 
     @torch.inference_mode()
-    def encode_videos(self, videos: inputs.Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
+    def encode_videos(self, videos: values.Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
         """Encode frames spread evenly over each video (BLIP section 5.6); calls take the result as `images`.
 
         The paper takes 8 frames for retrieval and 16 for questions. batch_size: frames at a time. Raises as
         `prepare_videos` does.
         """
-        videos, size = inputs.as_list(videos), inputs.items_per_batch(batch_size, max(1, num_frames))
-        starts = range(0, max(1, len(videos)), size)
-        prepared = (self.prepare_videos(videos[start : start + size], num_frames, start) for start in starts)
+        videos = values.as_list(videos)
+        batches = values.batches(max(1, len(videos)), batch_size, max(1, num_frames))
+        prepared = (self.prepare_videos(videos[rows], num_frames, rows.start) for rows in batches)
         return EncodedImages.join([self._encode(pixels) for pixels in prepared])
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
-        items, num_frames = inputs.list_images(images), 1
+        items, num_frames = values.list_images(images), 1
         if isinstance(items, EncodedImages):
             num_frames = items.num_frames
         elif isinstance(items, Tensor):
-            inputs.check_prepared(items, self.preprocessing.image_size)
+            values.check_prepared(items, self.preprocessing.image_size)
             num_frames = items.shape[1] if items.dim() == 5 else 1
-        size = inputs.items_per_batch(batch_size, num_frames)
-        for start in range(0, len(items), size):
-            rows = slice(start, min(start + size, len(items)))
+        for rows in values.batches(len(items), batch_size, num_frames):
             if isinstance(items, EncodedImages):
                 yield rows, items.part(rows)
+            elif isinstance(items, Tensor):
+                yield rows, self._encode(items[rows])
             else:
-                yield rows, self._encode(items[rows] if isinstance(items, Tensor) else self.prepare(items[rows], start))
+                yield rows, self._encode(self.prepare(items[rows], rows.start))
 
     # Texts that the model writes.
 
@@ -211,7 +215,7 @@ class BasePredictor(ABC):
     def caption(
         self,
         images: Images,
-        prompt: inputs.Prompts = None,
+        prompt: TextInput | None = None,
         decoding: Decoding = CAPTION_DECODING,
         num_captions: int = 1,
         batch_size: int | None = None,
@@ -226,17 +230,17 @@ class BasePredictor(ABC):
         default they come from its seed and the image.
         """
         self._require("caption")
-        single, images = inputs.is_single(images), inputs.list_images(images)
+        single, images = values.is_single(images), values.list_images(images)
         shared = self.prompt if prompt is None else prompt
         self._check_length([shared] if isinstance(shared, str) else shared, decoding)
         prompts = [shared] * len(images) if isinstance(shared, str) else list(shared)
-        inputs.check_equal("caption", images=images, prompts=prompts)
-        inputs.check_equal("caption", images=images, seeds=images if seeds is None else seeds)
+        values.check_equal("caption", images=images, prompts=prompts)
+        values.check_equal("caption", images=images, seeds=images if seeds is None else seeds)
         captions: list[list[ScoredText]] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
-            row_seeds = inputs.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
+            row_seeds = values.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
-        results = [as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
+        results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
 
     @torch.inference_mode()
@@ -244,7 +248,7 @@ class BasePredictor(ABC):
         self,
         images: Images,
         questions: TextInput,
-        candidates: inputs.Candidates | None = None,
+        candidates: values.Candidates | None = None,
         decoding: Decoding | None = None,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -257,24 +261,30 @@ class BasePredictor(ABC):
         `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
         """
         self._require("answer")
-        single = inputs.is_single(questions) and inputs.is_single(images)
-        questions, decoding = inputs.as_list(questions), decoding or self.answer_decoding
-        choices = [] if candidates is None else inputs.check_candidates(candidates, len(questions))
+        single_image = values.is_single(images)
+        single = single_image and values.is_single(questions)
+        questions, decoding = values.as_list(questions), decoding or self.answer_decoding
+        choices = [] if candidates is None else values.check_candidates(candidates, len(questions))
         if candidates is None:
             self._check_length([""], decoding)
+        if len(questions) > 1 and (single_image or (isinstance(images, EncodedImages) and len(images) == 1)):
+            encoded_once = self.encode(images)
+            batches = ((rows, encoded_once) for rows in values.batches(len(questions), batch_size))
+        else:
+            values.check_equal("answer", images=values.list_images(images), questions=questions)
+            batches = self.encoded_batches(images, batch_size)
         answers: list[ScoredText] = []
-        for rows, encoded in self._question_batches(images, questions, batch_size):
+        for rows, encoded in batches:
             if candidates is None:
                 answers += self._write_answers(encoded, questions[rows], decoding)
             else:
                 answers += self._choose_answers(encoded, questions[rows], choices[rows], num_candidates)
-        return as_asked(answers, return_scores, single)
+        return values.as_asked(answers, return_scores, single)
 
-    @torch.inference_mode()
     def chat(
         self,
         images: Images,
-        turns: inputs.ConversationInput | Sequence[inputs.ConversationInput],
+        turns: values.ConversationInput | Sequence[values.ConversationInput],
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -286,15 +296,7 @@ class BasePredictor(ABC):
         Answer: .... Question: ... Answer:", in the words of the checkpoint's `question_prompt`. return_scores:
         `ScoredText` objects instead of strings.
         """
-        self._require("chat")
-        single, images = inputs.is_single(images), inputs.list_images(images)
-        given: list[Any] = [turns] if single else list(turns)
-        inputs.check_equal("chat", images=images, conversations=given)
-        conversations = [inputs.read_conversation(each, position) for position, each in enumerate(given)]
-        replies: list[ScoredText] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            replies += self._write_replies(encoded, conversations[rows], decoding)
-        return as_asked(replies, return_scores, single)
+        raise self._unsupported("chat")
 
     # How well texts and images fit.
 
@@ -302,8 +304,8 @@ class BasePredictor(ABC):
     def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU."""
         self._require("match")
-        images, texts, scores = inputs.list_images(images), inputs.as_list(texts), [torch.zeros(0)]
-        inputs.check_equal("match", images=images, texts=texts)
+        images, texts, scores = values.list_images(images), values.as_list(texts), [torch.zeros(0)]
+        values.check_equal("match", images=images, texts=texts)
         for rows, encoded in self.encoded_batches(images, batch_size):
             tokens = self._tokenize(texts[rows], self._encoder_id)
             scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
@@ -313,13 +315,13 @@ class BasePredictor(ABC):
     def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
         self._require("match_matrix")
-        texts = inputs.as_list(texts)
+        texts = values.as_list(texts)
         scores = [torch.zeros(0, len(texts))]
         for _, encoded in self.encoded_batches(images, batch_size):
             count = len(encoded)
             image_kv = self._image_kv(encoded.tokens, "encode")  # once for all texts
             columns = [torch.zeros(count, 0)]
-            for chunk in inputs.chunks(texts, max(1, 4 * inputs.DEFAULT_BATCH_SIZE // count)):
+            for chunk in values.chunks(texts, max(1, 4 * values.DEFAULT_BATCH_SIZE // count)):
                 tokens = self._tokenize(chunk, self._encoder_id)
                 repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
                 columns.append(self._match_probability(repeated, image_kv).view(count, -1))
@@ -343,8 +345,9 @@ class BasePredictor(ABC):
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
-        for chunk in inputs.chunks(inputs.as_list(texts), inputs.items_per_batch(batch_size)):
-            tokens = self._tokenize(chunk, self._text_tokenizer().cls_id)
+        texts = values.as_list(texts)
+        for rows in values.batches(len(texts), batch_size):
+            tokens = self._tokenize(texts[rows], self._text_tokenizer().cls_id)
             vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(vectors)
 
@@ -359,8 +362,8 @@ class BasePredictor(ABC):
         """
         self._require("match")
         self._require("similarity")
-        images = inputs.list_images(images)
-        inputs.check_equal("score_texts", images=images, lists=texts)
+        images = values.list_images(images)
+        values.check_equal("score_texts", images=images, lists=texts)
         scores: list[list[TextScore]] = []
         for rows, encoded in self.encoded_batches(images, batch_size):
             flat = [text for image_texts in texts[rows] for text in image_texts]  # R
@@ -372,34 +375,18 @@ class BasePredictor(ABC):
             scores += [list(islice(flat_scores, len(image_texts))) for image_texts in texts[rows]]
         return scores
 
-    @torch.inference_mode()
-    def judge(self, images: inputs.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
+    def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
 
         images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
         """
-        self._require("judge")
-        statements, pairs = inputs.as_list(statements), inputs.read_pairs(images)
-        inputs.check_equal("judge", pairs=pairs, statements=statements)
-        probabilities = [torch.zeros(0)]
-        size = inputs.items_per_batch(batch_size, 2)
-        for start in range(0, len(pairs), size):
-            rows = slice(start, start + size)
-            sides = [
-                self._prepare_image(image, f"{inputs.input_name(image, position, 'pair')} ({side})")
-                for position, pair in enumerate(pairs[rows], start)
-                for image, side in zip(pair, ("left", "right"), strict=True)
-            ]
-            pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
-            probabilities.append(self._judge(pixels, statements[rows]))
-        return torch.cat(probabilities)
+        raise self._unsupported("judge")
 
-    @torch.inference_mode()
     def rank_answers(
         self,
         images: Images,
         captions: TextInput,
-        dialogs: inputs.DialogInput | Sequence[inputs.DialogInput],
+        dialogs: values.DialogInput | Sequence[values.DialogInput],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> Any:
@@ -409,16 +396,7 @@ class BasePredictor(ABC):
         list of the earlier rounds, each as (question, answer) or in one string, and last the open question. (VisDial,
         BLIP section 5.5.)
         """
-        self._require("rank_answers")
-        single, images = inputs.is_single(images), inputs.list_images(images)
-        given: list[Any] = [[each] if single else each for each in (captions, dialogs, candidates)]
-        captions, dialogs, candidates = given
-        inputs.check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
-        rounds = [inputs.read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
-        results: list[Tensor] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            results += self._rank_answers(encoded, captions[rows], rounds[rows], candidates[rows])
-        return results[0] if single else results
+        raise self._unsupported("rank_answers")
 
     # What the model sees.
 
@@ -432,7 +410,7 @@ class BasePredictor(ABC):
         """
         if images is None and texts is None:
             raise ConfigError("features are those of images, of texts or of both: neither was given.")
-        texts = None if texts is None else inputs.as_list(texts)
+        texts = None if texts is None else values.as_list(texts)
         heads = self.model.config.heads
         needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
         if texts is not None and not set(needed) & set(heads):
@@ -442,7 +420,7 @@ class BasePredictor(ABC):
                 + ("" if images is None else " Ask for images and texts apart.")
             )
         if images is not None and texts is not None:
-            inputs.check_equal("features", images=inputs.list_images(images), texts=texts)
+            values.check_equal("features", images=values.list_images(images), texts=texts)
         encoded = None if images is None else self.encode(images, batch_size)
         return Features(**self._features(encoded, texts, batch_size))
 
@@ -479,7 +457,10 @@ class BasePredictor(ABC):
             # A tensor that was made in inference mode cannot be part of a graph.
             encoded = replace(encoded, tokens=encoded.tokens.clone())
             if text is not None and "itm" in heads:
-                return self._explain_match(encoded.tokens, text, layer)
+                tokens = self._tokenize([text], self._encoder_id)
+                words = self._words(tokens)
+                logits, maps = self._match_maps(encoded.tokens, tokens, layer)
+                return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
             if text is not None and "answer" in self.tasks:
                 return self._explain_answer(encoded, text, layer)
             return self._explain_caption(encoded, text, layer)
@@ -522,39 +503,20 @@ class BasePredictor(ABC):
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The explanation of a caption of one image, by default of the one that the model writes."""
 
-    # What only one of the models implements; the other never has the head, so that its call is refused before.
-
-    def _write_replies(
-        self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
-    ) -> list[ScoredText]:
-        """One reply to each conversation."""
-        raise NotImplementedError
-
-    def _judge(self, pixels: Tensor, statements: Sequence[str]) -> Tensor:
-        """P(true) of statements about pairs, uint8 (B, 2, 3, S, S) -> float32 (B,) on the CPU."""
-        raise NotImplementedError
-
-    def _rank_answers(
-        self,
-        images: EncodedImages,
-        captions: Sequence[str],
-        dialogs: Sequence[Rounds],
-        candidates: Sequence[Sequence[str]],
-    ) -> list[Tensor]:
-        """P(right) of the candidates of each image, float32 (C,) on the CPU."""
-        raise NotImplementedError
-
     # What the calls are made of.
-
-    def _save_vocabularies(self, folder: Path) -> None:
-        """Write a tokenizer.json for each vocabulary, into the folder or one in it."""
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
 
     def _require(self, call: str) -> None:
         if call not in self.tasks:
-            can_do = ", ".join(sorted(self.tasks))
-            raise UnsupportedTaskError(f"This checkpoint has no weights to {call}; it can do {can_do}.")
+            raise self._unsupported(call)
+
+    def _unsupported(self, call: str) -> UnsupportedTaskError:
+        can_do = ", ".join(sorted(self.tasks))
+        return UnsupportedTaskError(f"This checkpoint has no weights to {call}; it can do {can_do}.")
+
+    @property
+    def _language(self) -> LanguageModel | None:
+        """The language model of a BLIP-2 that has one."""
+        return self.model.language if isinstance(self.model, Blip2) else None
 
     def _prepare_image(self, image: ImageInput, name: str) -> Tensor:
         """uint8 (3, S, S) on the CPU; ImageError calls the image `name`."""
@@ -566,26 +528,13 @@ class BasePredictor(ABC):
         """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
         if not len(pixels):  # an encoder may refuse an empty batch: encode one image and leave it out
             return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
-        seeds = tuple(inputs.pixels_seed(image) for image in pixels)
+        seeds = tuple(hash_int(each.cpu().numpy().tobytes()) for each in pixels)
         tokens = encode_media(self.model.encode_image, self._normalize(pixels))
         return EncodedImages(tokens, seeds, num_frames=pixels.shape[1] if pixels.dim() == 5 else 1)
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (..., 3, S, S) -> the input of the image encoder, on its device."""
         return self.preprocessing.normalize(pixels.to(self.device)).to(self.dtype)
-
-    def _question_batches(
-        self, images: Images, questions: Sequence[str], batch_size: int | None
-    ) -> Iterator[tuple[slice, EncodedImages]]:
-        """Batches of images with the rows of their questions; of several questions about one image, the image alone."""
-        is_one = inputs.is_single(images) or (isinstance(images, EncodedImages) and len(images) == 1)
-        if is_one and len(questions) > 1:
-            encoded, size = self.encode(images), inputs.items_per_batch(batch_size)
-            for start in range(0, len(questions), size):
-                yield slice(start, start + size), encoded
-        else:
-            inputs.check_equal("answer", images=inputs.list_images(images), questions=questions)
-            yield from self.encoded_batches(images, batch_size)
 
     def _text_tokenizer(self) -> Tokenizer:
         """The model's own vocabulary; UnsupportedTaskError for a BLIP-2 whose Q-Former reads no text."""
@@ -611,7 +560,12 @@ class BasePredictor(ABC):
         return tokens
 
     def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
-        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions."""
+        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions.
+
+        A language model checks the length itself: it also depends on its visual prompts.
+        """
+        if self._language is not None:
+            return
         for prompt in dict.fromkeys(prompts):
             length = len(self._text_tokenizer().prompt(prompt))
             longest = length + decoding.max_new_tokens - 1  # the last token is not read
@@ -658,7 +612,7 @@ class BasePredictor(ABC):
         """What the model's own decoder wrote; `text` where it is more than its tokens decoded."""
         tokenizer = self._text_tokenizer()
         text = tokenizer.decode(generated.ids) if text is None else text
-        return scored_text(generated, text, tokenizer.sep_id, tokenizer.pieces)
+        return values.scored_text(generated, text, tokenizer.sep_id, tokenizer.pieces)
 
     def _match_probability(self, tokens: Tokens, image_kv: Any) -> Tensor:
         """P(match) of R texts over B images, float32 (R,) on the CPU."""
@@ -672,7 +626,7 @@ class BasePredictor(ABC):
         if not scored:
             return itm, itc
         image_kv = self._image_kv(images.tokens, "encode")
-        for group in inputs.group_by_count(scored, owners):
+        for group in values.group_by_count(scored, owners):
             rows = [row for _, image_rows in group for row in image_rows]
             tokens = self._tokenize([texts[row] for row in rows], self._encoder_id)
             itm[rows] = self._match_probability(
@@ -680,15 +634,9 @@ class BasePredictor(ABC):
             )
         image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
         itc[scored] = similarity_of_pairs(
-            image_vectors, self.embed_texts([texts[row] for row in scored], inputs.MAX_ROWS)
+            image_vectors, self.embed_texts([texts[row] for row in scored], values.MAX_ROWS)
         )
         return itm, itc
-
-    def _explain_match(self, image_tokens: Tensor, text: str, layer: int | None) -> Explanation:
-        tokens = self._tokenize([text], self._encoder_id)
-        words = self._words(tokens)
-        logits, maps = self._match_maps(image_tokens, tokens, layer)
-        return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
 
     def _words(self, tokens: Tokens) -> Words:
         """The words of a single text, (1, T)."""

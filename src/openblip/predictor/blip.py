@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,10 @@ from openblip.generation.ranking import best_candidates
 from openblip.generation.search import generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
+from openblip.predictor import values
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import explain_read_text, explain_written_text, patch_maps, target_logprobs
-from openblip.predictor.inputs import MAX_ROWS, EncodedImages, Rounds, chunks, items_per_batch, sampling_seeds
-from openblip.predictor.results import Explanation, ScoredText
+from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, patch_maps, target_logprobs
+from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, TextInput, chunks, sampling_seeds
 
 MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
 MAX_EXPLAINED_TOKENS = 1024
@@ -143,36 +143,57 @@ class BlipPredictor(BasePredictor):
 
     # Two images (BLIP section 5.4), and dialogs (section 5.5).
 
-    def _judge(self, pixels: Tensor, statements: Sequence[str]) -> Tensor:
-        normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in statements]
-        tokens = self._tokens(normalized, MAX_STATEMENT_TOKENS, self._encoder_id)
-        image_tokens = self.model.encode_pair(self._normalize(pixels))  # (B, 2, N, Dv)
-        pair_kv = self.model.image_kv(image_tokens, "encode")
-        logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
-        return logits.float().softmax(dim=1)[:, 1].cpu()
+    @torch.inference_mode()
+    def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
+        self._require("judge")
+        statements, pairs = values.as_list(statements), values.read_pairs(images)
+        values.check_equal("judge", pairs=pairs, statements=statements)
+        probabilities = [torch.zeros(0)]
+        for rows in values.batches(len(pairs), batch_size, 2):
+            sides = [
+                self._prepare_image(image, f"{values.input_name(image, position, 'pair')} ({side})")
+                for position, pair in enumerate(pairs[rows], rows.start)
+                for image, side in zip(pair, ("left", "right"), strict=True)
+            ]
+            pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
+            normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in statements[rows]]
+            tokens = self._tokens(normalized, MAX_STATEMENT_TOKENS, self._encoder_id)
+            pair_kv = self._image_kv(self.model.encode_pair(self._normalize(pixels)), "encode")
+            logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
+            probabilities.append(logits.float().softmax(dim=1)[:, 1].cpu())
+        return torch.cat(probabilities)
 
-    def _rank_answers(
+    @torch.inference_mode()
+    def rank_answers(
         self,
-        images: EncodedImages,
-        captions: Sequence[str],
-        dialogs: Sequence[Rounds],
-        candidates: Sequence[Sequence[str]],
-    ) -> list[Tensor]:
-        normalized = [normalize_caption(caption) for caption in captions]
-        tokens = self._tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, self.tokenizer.cls_id)
-        dialog_kv = self.model.dialog_kv(images.tokens, tokens.ids, tokens.mask)
+        images: Images,
+        captions: TextInput,
+        dialogs: values.DialogInput | Sequence[values.DialogInput],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> Any:
+        self._require("rank_answers")
+        single, images = values.is_single(images), values.list_images(images)
+        given: list[Any] = [[each] if single else each for each in (captions, dialogs, candidates)]
+        captions, dialogs, candidates = given
+        values.check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
+        rounds = [values.read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
         limit = min(MAX_DIALOG_TOKENS, self._max_positions)
-        results = []
-        for row, (earlier, question) in enumerate(dialogs):
-            row_kv = self._select(dialog_kv, [row], len(dialogs))
-            probabilities = [torch.zeros(0)]
-            for answers in chunks(candidates[row], MAX_ROWS // 4):  # dialogs are long
-                turns = [dialog_turns(earlier, question, answer) for answer in answers]
-                texts = self.tokenizer.encode_turns(turns, limit).to(self.device)
-                texts.ids[:, 0] = self._encoder_id
-                probabilities.append(self._match_probability(texts, row_kv))  # (K,)
-            results.append(torch.cat(probabilities))
-        return results
+        results: list[Tensor] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            normalized = [normalize_caption(caption) for caption in captions[rows]]
+            tokens = self._tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, self.tokenizer.cls_id)
+            dialog_kv = self.model.dialog_kv(encoded.tokens, tokens.ids, tokens.mask)
+            for row, ((earlier, question), answers) in enumerate(zip(rounds[rows], candidates[rows], strict=True)):
+                row_kv = self._select(dialog_kv, [row], len(encoded))
+                probabilities = [torch.zeros(0)]
+                for some in chunks(answers, MAX_ROWS // 4):  # dialogs are long
+                    turns = [dialog_turns(earlier, question, answer) for answer in some]
+                    texts = self.tokenizer.encode_turns(turns, limit).to(self.device)
+                    texts.ids[:, 0] = self._encoder_id
+                    probabilities.append(self._match_probability(texts, row_kv))  # (K,)
+                results.append(torch.cat(probabilities))
+        return results[0] if single else results
 
     # Features.
 
@@ -206,9 +227,7 @@ class BlipPredictor(BasePredictor):
         ids = tokens.ids.clone()
         ids[:, :1] = self.tokenizer.cls_id if images is None else self._encoder_id
         states = [torch.zeros(0, ids.shape[1], self.model.config.text.hidden_dim, device=self.device)]
-        size = items_per_batch(batch_size, 1 if images is None else images.num_frames)
-        for start in range(0, len(ids), size):
-            rows = slice(start, start + size)
+        for rows in values.batches(len(ids), batch_size, 1 if images is None else images.num_frames):
             kv = None if images is None else self.model.image_kv(images.tokens[rows], "encode").layers
             states.append(self.model.text(ids[rows], "encode", tokens.mask[rows], kv))
         return torch.cat([part.to(self.dtype) for part in states])

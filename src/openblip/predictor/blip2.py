@@ -5,9 +5,8 @@ text tokens, E embedding width, Dl width of the language model, L tokens of a wr
 vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,17 @@ from openblip.models.blip import CrossKV
 from openblip.models.blip2 import Blip2, QueryAttention
 from openblip.models.config import Mode
 from openblip.models.language_model import IGNORED_LABEL
-from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import Words, explain_written_text, join_language_pieces, patch_maps, target_logprobs
-from openblip.predictor.inputs import MAX_ROWS, EncodedImages, Rounds, items_per_batch, sampling_seeds
-from openblip.predictor.results import Explanation, ScoredText, scored_text
+from openblip.predictor import values
+from openblip.predictor.base import CHAT_DECODING, BasePredictor
+from openblip.predictor.explain import (
+    Explanation,
+    Words,
+    explain_written_text,
+    join_language_pieces,
+    patch_maps,
+    target_logprobs,
+)
+from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, sampling_seeds
 
 MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
 
@@ -76,17 +82,7 @@ class Blip2Predictor(BasePredictor):
     def _embed(self, images: EncodedImages) -> Tensor:
         return self.model.embed_image(self.model.encode_queries(self.model.image_kv(images.tokens)).queries)
 
-    def _save_vocabularies(self, folder: Path) -> None:
-        super()._save_vocabularies(folder)
-        if self.model.language is not None:
-            self.model.language.tokenizer.save_pretrained(folder / "language_model")
-
     # What the language model writes: captions, answers, and replies in a conversation.
-
-    def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
-        """A language model checks the length itself: it also depends on its visual prompts."""
-        if self.model.language is None:
-            super()._check_length(prompts, decoding)
 
     def _write_captions(
         self,
@@ -117,14 +113,29 @@ class Blip2Predictor(BasePredictor):
         chosen = zip(ranked, candidates, strict=True)
         return [self._scored_by_language(generated, texts[position]) for (position, generated), texts in chosen]
 
-    def _write_replies(
-        self, images: EncodedImages, conversations: Sequence[Rounds], decoding: Decoding
-    ) -> list[ScoredText]:
-        """Unlike questions to answer, turns are not normalised."""
-        prompts = [conversation_prompt(self.question_prompt, *turns) for turns in conversations]
-        seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(images.seeds, prompts, strict=True)]
-        questions, seeds = [question for _, question in conversations], sampling_seeds(decoding, seed_inputs)
-        return [reply for (reply,) in self._write(images, questions, prompts, decoding, 1, seeds)]
+    @torch.inference_mode()
+    def chat(
+        self,
+        images: Images,
+        turns: values.ConversationInput | Sequence[values.ConversationInput],
+        decoding: Decoding = CHAT_DECODING,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+    ) -> Any:
+        self._require("chat")
+        single, images = values.is_single(images), values.list_images(images)
+        given: list[Any] = [turns] if single else list(turns)
+        values.check_equal("chat", images=images, conversations=given)
+        conversations = [values.read_conversation(each, position) for position, each in enumerate(given)]
+        # Unlike questions to answer, turns are not normalised.
+        prompts = [conversation_prompt(self.question_prompt, *conversation) for conversation in conversations]
+        replies: list[ScoredText] = []
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(encoded.seeds, prompts[rows], strict=True)]
+            questions = [question for _, question in conversations[rows]]
+            seeds = sampling_seeds(decoding, seed_inputs)
+            replies += [reply for (reply,) in self._write(encoded, questions, prompts[rows], decoding, 1, seeds)]
+        return values.as_asked(replies, return_scores, single)
 
     def _write(
         self,
@@ -161,8 +172,7 @@ class Blip2Predictor(BasePredictor):
         """What the language model wrote; `text` where it is more than its tokens decoded."""
         language = self.model.require_language()
         text = language.decode(generated.ids) if text is None else text
-        pieces = language.tokenizer.convert_ids_to_tokens
-        return scored_text(generated, text, language.end_id, lambda ids: pieces(list(ids)))
+        return values.scored_text(generated, text, language.end_id, language.tokenizer.convert_ids_to_tokens)
 
     # Features.
 
@@ -192,10 +202,8 @@ class Blip2Predictor(BasePredictor):
         """(B, Q, D) on the model's device, of images alone or each with its text."""
         config = self.model.config.qformer
         queries = [torch.zeros(0, config.num_queries, config.hidden_dim, device=self.device)]
-        size = items_per_batch(batch_size, images.num_frames)
-        for start in range(0, len(images), size):
-            rows = slice(start, start + size)
-            image_kv = self.model.image_kv(images.tokens[rows])
+        for rows, encoded in self.encoded_batches(images, batch_size):
+            image_kv = self.model.image_kv(encoded.tokens)
             if texts is None:
                 queries.append(self.model.encode_queries(image_kv).queries)
             else:

@@ -3,21 +3,72 @@ raise the score (Grad-CAM, arXiv 1610.02391; on cross-attention as in ALBEF, arX
 
 The map of a head is attention * relu(d score / d attention); heads are averaged and the class token is left out, as
 LAVIS does for the matching head. Here any layer, resolution and number of heads will do, and captions and answers are
-explained, too. The predictors run their models; this file turns what they recorded into maps.
+explained, too. The predictors run their models; this file turns what they recorded into maps, and draws them.
 
 W words, K of them at a time, Q text tokens or queries that attend, T text tokens, L tokens of a written text, N image
 tokens, G patches a side, H heads, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from openblip.data.images import ImageInput, read_image
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.predictor.results import Explanation
+
+# Red, green and blue from cold to hot, at even steps of heat.
+_RAMP = np.array([(30, 40, 130), (20, 150, 190), (90, 200, 90), (250, 210, 50), (225, 40, 30)], np.float32)
+_OPACITY = 0.75  # of the hottest patch; cold patches keep the image's own colours
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """How much each patch of the image spoke for a result, through each of its words."""
+
+    text: str
+    """The text that was matched, the caption, or the answer."""
+    score: float
+    """What was explained: P(match), or the log-probability of the caption or the answer with its end."""
+    words: tuple[str, ...]
+    """The words of the text or caption, or of the question that was answered (for BLIP-2: of the answer); word pieces
+    are joined."""
+    heat: Tensor
+    """(W, G, G) float32 on the CPU, not negative, row by row as in the image; without unit."""
+    overall: Tensor
+    """(G, G), the mean over all words. For a text that was read and not written, its first token, which stands for the
+    whole, and its end count as words here."""
+
+    def overlay(self, image: ImageInput, word: str | int | None = None) -> Image.Image:
+        """The image with the heat of a word, or of all words, drawn over it: RGB, as large as the image.
+
+        The hottest patch is red. word: one of `words` (where it occurs several times, the first), or its position.
+        Raises ConfigError for another word and ImageError for an image that cannot be read.
+        """
+        heat = self.overall
+        if word is not None:
+            position = self.words.index(word) if isinstance(word, str) and word in self.words else word
+            if isinstance(position, str) or not -len(self.words) <= position < len(self.words):
+                raise ConfigError(
+                    f"The explanation has no word {word!r}; it has {', '.join(self.words)}, at positions 0 to "
+                    f"{len(self.words) - 1}."
+                )
+            heat = self.heat[position]
+        decoded, peak = read_image(image), float(heat.max())
+        if peak <= 0:
+            return decoded.copy()
+        scaled = Image.fromarray((heat / peak).numpy().astype(np.float32))
+        smooth = np.asarray(scaled.resize(decoded.size, Image.Resampling.BICUBIC)).clip(0.0, 1.0)  # (height, width)
+        steps = np.linspace(0.0, 1.0, len(_RAMP))
+        colours = np.stack([np.interp(smooth, steps, channel) for channel in _RAMP.T], axis=-1)  # (height, width, 3)
+        share = _OPACITY * smooth[..., None]
+        blended = (1.0 - share) * np.asarray(decoded, np.float32) + share * colours
+        return Image.fromarray((blended + 0.5).astype(np.uint8))
 
 
 class Words(NamedTuple):
@@ -29,17 +80,10 @@ class Words(NamedTuple):
 
 def join_pieces(pieces: Sequence[str]) -> Words:
     """The words of pieces of WordPiece, where "##s" continues the word before; ConfigError for no pieces."""
-    words: list[str] = []
-    positions: list[list[int]] = []
-    for position, piece in enumerate(pieces):
-        if piece.startswith("##") and words:
-            words[-1] += piece.removeprefix("##")
-            positions[-1].append(position)
-        else:
-            words.append(piece)
-            positions.append([position])
-    if not words:
+    positions = _group_positions({i: not piece.startswith("##") for i, piece in enumerate(pieces)})
+    if not positions:
         raise ConfigError("explain shows where words look: the text has no words.")
+    words = [pieces[first] + "".join(pieces[i].removeprefix("##") for i in others) for first, *others in positions]
     return Words(tuple(words), positions)
 
 
@@ -48,21 +92,24 @@ def join_language_pieces(tokenizer: Any, ids: Sequence[int]) -> Words:
 
     Special tokens belong to no word. Raises ConfigError when there are no words.
     """
-    pieces: list[list[str]] = []
-    positions: list[list[int]] = []
-    for position, piece in enumerate(tokenizer.convert_ids_to_tokens(list(ids))):
-        if ids[position] in tokenizer.all_special_ids:
-            continue
-        if piece.startswith(("Ġ", "▁")) or not pieces:
-            pieces.append([])
-            positions.append([])
-        pieces[-1].append(piece)
-        positions[-1].append(position)
-    words = [tokenizer.convert_tokens_to_string(word_pieces).strip() for word_pieces in pieces]
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    ordinary = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids]
+    positions = _group_positions({i: pieces[i].startswith(("Ġ", "▁")) for i in ordinary})
+    words = [tokenizer.convert_tokens_to_string([pieces[i] for i in group]).strip() for group in positions]
     if not any(words):
         raise ConfigError("explain shows where words look: nothing was written.")
     kept = [i for i, word in enumerate(words) if word]
     return Words(tuple(words[i] for i in kept), [positions[i] for i in kept])
+
+
+def _group_positions(begins_word: Mapping[int, bool]) -> list[list[int]]:
+    """The positions of each word's pieces, from whether the piece at each position begins one; the first does."""
+    groups: list[list[int]] = []
+    for position, begins in begins_word.items():
+        if begins or not groups:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
 
 
 def patch_maps(score: Tensor, weights: Tensor, retain_graph: bool = False) -> Tensor:

@@ -1,15 +1,16 @@
-"""What callers give a predictor: images, videos, texts, candidates, dialogs, each alone or in a list.
+"""What goes into the calls of a predictor, checked and in batches, and the texts, scores and states that come out.
 
-B images or videos, F frames of a video, N image tokens, Dv their width, S side of a prepared image.
+B images, videos or pairs, F frames of a video, N image tokens, Dv their width, S side of a prepared image, I images, T
+texts, L text tokens, Q queries, D width of text states, E embedding width.
 """
 
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from openblip.data.images import ImageInput
 from openblip.errors import ConfigError
 from openblip.files import hash_int
 from openblip.generation.decoding import Decoding, Nucleus
+from openblip.generation.search import Generated
 
 DEFAULT_BATCH_SIZE = 64
 MAX_ROWS = 512
@@ -67,8 +69,6 @@ ImagePair = Sequence[ImageInput]
 """A left and a right image."""
 ImagePairs = ImagePair | Sequence[ImagePair]
 TextInput = str | Sequence[str]
-Prompts = TextInput | None
-"""What captions continue: one text for all images, one for each, or the checkpoint's own."""
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Answers to choose from: texts for all questions, or a list for each question."""
 DialogInput = Sequence[str | tuple[str, str]]
@@ -95,19 +95,21 @@ def list_images(images: Images) -> list[ImageInput] | Tensor | EncodedImages:
 
 
 def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    """Consecutive slices of at most `size` items."""
+    """Consecutive parts of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def items_per_batch(batch_size: int | None, images_per_item: int = 1) -> int:
-    """How many items of several images each (frames, a pair) make a batch of about `batch_size` images.
+def batches(num_items: int, batch_size: int | None, images_per_item: int = 1) -> Iterator[slice]:
+    """The rows of batches of about `batch_size` images, where an item is several of them (frames, a pair).
 
     None takes the default size. Raises ConfigError for a batch size below 1.
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-    return max(1, (batch_size or DEFAULT_BATCH_SIZE) // images_per_item)
+    size = max(1, (batch_size or DEFAULT_BATCH_SIZE) // images_per_item)
+    for start in range(0, num_items, size):
+        yield slice(start, min(start + size, num_items))
 
 
 def check_equal(call: str, **inputs: Sized) -> None:
@@ -132,11 +134,6 @@ def check_prepared(pixels: Tensor, size: int) -> None:
             f"A {str(pixels.dtype).removeprefix('torch.')} tensor of {tuple(pixels.shape)} is no batch of "
             f"prepared images, uint8 (B, 3, {size}, {size}); give images, or what `prepare` returned."
         )
-
-
-def pixels_seed(pixels: Tensor) -> int:
-    """A 63-bit hash of a prepared image, uint8 (3, S, S), or of a video's frames, (F, 3, S, S)."""
-    return hash_int(pixels.cpu().numpy().tobytes())
 
 
 def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequence[str]]:
@@ -204,8 +201,74 @@ def group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[
     the same number of texts of each image. Usually all images have the same number, and there is one group.
     """
     by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
-    for image, image_rows in groupby(rows, key=lambda row: owners[row]):
+    for image, image_rows in groupby(rows, key=owners.__getitem__):
         for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
             by_count[len(part)].append((image, part))
     groups = sorted(by_count.items())
     return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredText:
+    """A caption or an answer with its log-probability under the model (natural logarithm)."""
+
+    text: str
+    logprob: float
+    """Of the whole text: the sum of `token_logprobs`."""
+    tokens: tuple[str, ...]
+    """The word pieces as the vocabulary has them. The last one is the end ([SEP]), unless the text was cut off at its
+    greatest length. In BLIP "##s" continues a word; language models have marks of their own ("Ġdog", "▁dog")."""
+    token_logprobs: tuple[float, ...]
+    """Of each of `tokens`, given those before it; `math.exp` turns one into a probability."""
+    ids: tuple[int, ...]
+    """The positions of `tokens` in the vocabulary."""
+
+
+def scored_text(
+    generated: Generated, text: str, end_id: int, pieces: Callable[[list[int]], Sequence[str]]
+) -> ScoredText:
+    """What decoding returned, with its text and its word pieces (`pieces` finds them by their ids)."""
+    ended = len(generated.token_logprobs) > len(generated.ids)
+    ids = [*generated.ids, end_id] if ended else list(generated.ids)
+    logprobs, tokens = generated.token_logprobs, tuple(pieces(ids))
+    return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+
+
+def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
+    """The texts with their scores, or as strings; the first alone where `single`."""
+    results = list(texts) if return_scores else [text.text for text in texts]
+    return results[0] if single else results
+
+
+class TextScore(NamedTuple):
+    """How well a text describes its image."""
+
+    itm: float
+    """P(match) of the ITM head."""
+    itc: float
+    """Cosine of the ITC embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """States of the model, float32 on the CPU; None for what was not asked for or the model does not have.
+
+    The first token stands for the whole image, and for the whole text. A text that is shorter than the longest is
+    padded with zeros.
+    """
+
+    image: Tensor | None = None
+    """(I, N, Dv), for videos (I, F * N, Dv): the class token, then the patches row by row."""
+    queries: Tensor | None = None
+    """BLIP-2: (I, Q, D), the output of the queries, which the language model reads after a projection."""
+    image_projected: Tensor | None = None
+    """(I, N, E), unit vectors in the space of ITC; the first is what `embed_images` returns. For BLIP-2 those of the
+    queries, (I, Q, E), which are all that `embed_images` returns."""
+    text: Tensor | None = None
+    """(T, L, D), of texts that are read alone."""
+    text_projected: Tensor | None = None
+    """(T, L, E), unit vectors in the space of ITC; the first is what `embed_texts` returns."""
+    text_mask: Tensor | None = None
+    """bool (T, L), True at real tokens."""
+    multimodal: Tensor | None = None
+    """(B, L, D), each text read together with its image; for BLIP-2 the queries that read it, (B, Q, D)."""
