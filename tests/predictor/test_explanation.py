@@ -169,15 +169,6 @@ def test_without_a_text_the_caption_is_explained(predictor: BlipPredictor) -> No
     assert found.heat.dtype == found.overall.dtype == torch.float32
 
 
-def test_long_captions_are_explained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = make_predictor("lm")
-    whole = predictor.explain(IMAGES[0], TEXT)
-    monkeypatch.setattr("openblip.predictor.blip.MAX_EXPLAINED_TOKENS", 30)  # two words at a time
-    parts = predictor.explain(IMAGES[0], TEXT)
-    torch.testing.assert_close(parts.heat, whole.heat, atol=1e-6, rtol=1e-4)
-    assert parts.score == pytest.approx(whole.score)
-
-
 def test_word_pieces_are_joined() -> None:
     words, places = join_pieces(["a", "bir", "##d", "##s", ",", "##x"])
     assert words == ("a", "birds", ",x")

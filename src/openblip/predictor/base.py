@@ -14,6 +14,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -37,8 +38,18 @@ from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
 from openblip.models.language_model import LanguageModel
 from openblip.predictor import values
-from openblip.predictor.explain import Explanation, Words, explain_read_text, join_pieces
-from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextInput, TextScore
+from openblip.predictor.explain import Explanation, Words, explain_read_text, explain_written_text, join_pieces
+from openblip.predictor.values import (
+    Candidates,
+    Dialogs,
+    EncodedImages,
+    Features,
+    Images,
+    ScoredText,
+    Seeds,
+    TextInput,
+    TextScore,
+)
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
@@ -220,7 +231,7 @@ class BasePredictor(ABC):
         num_captions: int = 1,
         batch_size: int | None = None,
         return_scores: bool = False,
-        seeds: Sequence[int] | None = None,
+        seeds: Seeds = None,
     ) -> Any:
         """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
 
@@ -267,12 +278,12 @@ class BasePredictor(ABC):
         choices = [] if candidates is None else values.check_candidates(candidates, len(questions))
         if candidates is None:
             self._check_length([""], decoding)
+        batches: Iterable[tuple[slice, EncodedImages]] = self.encoded_batches(images, batch_size)
         if len(questions) > 1 and (single_image or (isinstance(images, EncodedImages) and len(images) == 1)):
-            encoded_once = self.encode(images)
-            batches = ((rows, encoded_once) for rows in values.batches(len(questions), batch_size))
+            once = self.encode(images)
+            batches = [(rows, once) for rows in values.batches(len(questions), batch_size)]
         else:
             values.check_equal("answer", images=values.list_images(images), questions=questions)
-            batches = self.encoded_batches(images, batch_size)
         answers: list[ScoredText] = []
         for rows, encoded in batches:
             if candidates is None:
@@ -284,7 +295,7 @@ class BasePredictor(ABC):
     def chat(
         self,
         images: Images,
-        turns: values.ConversationInput | Sequence[values.ConversationInput],
+        turns: values.Conversations,
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -386,8 +397,8 @@ class BasePredictor(ABC):
         self,
         images: Images,
         captions: TextInput,
-        dialogs: values.DialogInput | Sequence[values.DialogInput],
-        candidates: Sequence[str] | Sequence[Sequence[str]],
+        dialogs: Dialogs,
+        candidates: Candidates,
         batch_size: int | None = None,
     ) -> Any:
         """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
@@ -500,8 +511,8 @@ class BasePredictor(ABC):
         """The explanation of the answer to a question about one image."""
 
     @abstractmethod
-    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        """The explanation of a caption of one image, by default of the one that the model writes."""
+    def _capture(self, mode: Mode, layer: int | None) -> AbstractContextManager[list[Tensor]]:
+        """Record where texts of `mode`, or the queries, look in a layer: weights (1, H, T or Q, N) of each pass."""
 
     # What the calls are made of.
 
@@ -577,12 +588,7 @@ class BasePredictor(ABC):
                 )
 
     def _write_captions(
-        self,
-        images: EncodedImages,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        num_captions: int,
-        seeds: Sequence[int] | None,
+        self, images: EncodedImages, prompts: Sequence[str], decoding: Decoding, num_captions: int, seeds: Seeds
     ) -> list[list[ScoredText]]:
         """`num_captions` for each image, by the model's own decoder, which reads one prompt at a time."""
         tokenizer, image_kv = self._text_tokenizer(), self._image_kv(images.tokens, "decode")
@@ -642,23 +648,22 @@ class BasePredictor(ABC):
         """The words of a single text, (1, T)."""
         return join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
 
-    def _caption_to_explain(
-        self, images: EncodedImages, text: str | None
-    ) -> tuple[str, tuple[int, ...], list[int], Words]:
-        """The given caption, or the one that the model's own decoder writes: its text, its token ids with the end, the
-        token ids of the prompt, and its words.
-        """
+    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        """The explanation of a given caption of one image, or of the one that the model's own decoder writes."""
         tokenizer = self._text_tokenizer()
-        prompt_ids: list[int] = tokenizer.prompt(self.prompt).tolist()
+        prompt_ids: list[int] = tokenizer.prompt(self.prompt).tolist()  # P
         if text is None:
             (caption,) = self.caption(images, return_scores=True)
             text, ids = caption.text, caption.ids
         else:
-            ids = (*tokenizer.prompt(text).tolist()[1:], tokenizer.sep_id)
+            ids = (*tokenizer.prompt(text).tolist()[1:], tokenizer.sep_id)  # L, with the end
         words = join_pieces(tokenizer.pieces([i for i in ids if i != tokenizer.sep_id]))
         if len(prompt_ids) + len(ids) - 1 > self._max_positions:
             raise ConfigError(
                 f"A text of {len(ids)} tokens with its end, after a prompt of {len(prompt_ids)}: the model reads at "
                 f"most {self._max_positions}; give a shorter one."
             )
-        return text, ids, prompt_ids, words
+        image_kv = self._image_kv(images.tokens, "decode")
+        with self._capture("decode", layer) as weights:
+            logits = self.model.decode(torch.tensor([[*prompt_ids, *ids[:-1]]], device=self.device), image_kv)
+        return explain_written_text(text, ids, words, logits[:, len(prompt_ids) - 1 :], weights[0])

@@ -33,12 +33,10 @@ from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor import values
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, patch_maps, target_logprobs
+from openblip.predictor.explain import Explanation, explain_read_text, patch_maps, target_logprobs
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, TextInput, chunks, sampling_seeds
 
 MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
-MAX_EXPLAINED_TOKENS = 1024
-"""Tokens, of all copies of a caption together, that the decoder reads at a time to explain its words."""
 
 
 class BlipPredictor(BasePredictor):
@@ -168,8 +166,8 @@ class BlipPredictor(BasePredictor):
         self,
         images: Images,
         captions: TextInput,
-        dialogs: values.DialogInput | Sequence[values.DialogInput],
-        candidates: Sequence[str] | Sequence[Sequence[str]],
+        dialogs: values.Dialogs,
+        candidates: values.Candidates,
         batch_size: int | None = None,
     ) -> Any:
         self._require("rank_answers")
@@ -259,28 +257,9 @@ class BlipPredictor(BasePredictor):
         with self._capture("encode", layer) as weights:
             question_kv = self._question_kv(images.tokens, tokens)
             logits = self.model.decode(ids[None, :-1], question_kv)
-        score = target_logprobs(logits, ids[len(start) :]).sum()
+        score = target_logprobs(logits, answer.ids).sum()
         # The first weights are those of the question: a layer shared with the decoder recorded the answer too.
         return explain_read_text(answer.text, float(score.detach()), words, patch_maps(score, weights[0]))
-
-    def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        """The log-probability of each word is differentiated, through all words read before it.
-
-        Every word has a copy of the text in the batch, so that one backward pass gives the gradients of all.
-        """
-        text, text_ids, prompt_ids, words = self._caption_to_explain(images, text)
-        ids = torch.tensor([*prompt_ids, *text_ids], device=self.device)  # (P + L,)
-        image_kv = self.model.image_kv(images.tokens, "decode")
-        maps, score = [], 0.0
-        for positions in chunks(words.positions, max(1, MAX_EXPLAINED_TOKENS // len(ids))):  # K words
-            with self._capture("decode", layer) as weights:
-                logits = self.model.decode(ids[None, :-1].expand(len(positions), -1), image_kv)
-            logprobs = target_logprobs(logits[:, len(prompt_ids) - 1 :], ids[len(prompt_ids) :])  # (K, L)
-            word_scores = torch.stack([logprobs[row, pieces].sum() for row, pieces in enumerate(positions)])
-            token_maps = patch_maps(word_scores.sum(), weights[0])  # (K * (P + L - 1), G, G)
-            maps.append(token_maps.unflatten(0, (len(positions), -1)).sum(dim=1))
-            score = float(logprobs[0].detach().sum())
-        return explain_written_text(text, score, words, torch.cat(maps))
 
 
 def _unit_vectors(projected: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ text tokens, E embedding width, Dl width of the language model, L tokens of a wr
 vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -19,20 +20,13 @@ from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated
 from openblip.models.blip import CrossKV
-from openblip.models.blip2 import Blip2, QueryAttention
+from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
 from openblip.models.language_model import IGNORED_LABEL
 from openblip.predictor import values
 from openblip.predictor.base import CHAT_DECODING, BasePredictor
-from openblip.predictor.explain import (
-    Explanation,
-    Words,
-    explain_written_text,
-    join_language_pieces,
-    patch_maps,
-    target_logprobs,
-)
-from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, sampling_seeds
+from openblip.predictor.explain import Explanation, explain_written_text, join_language_pieces, patch_maps
+from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, Seeds, sampling_seeds
 
 MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
 
@@ -85,12 +79,7 @@ class Blip2Predictor(BasePredictor):
     # What the language model writes: captions, answers, and replies in a conversation.
 
     def _write_captions(
-        self,
-        images: EncodedImages,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        num_captions: int,
-        seeds: Sequence[int] | None,
+        self, images: EncodedImages, prompts: Sequence[str], decoding: Decoding, num_captions: int, seeds: Seeds
     ) -> list[list[ScoredText]]:
         """By the language model where there is one; prompts may differ between images."""
         if self.model.language is None:
@@ -117,7 +106,7 @@ class Blip2Predictor(BasePredictor):
     def chat(
         self,
         images: Images,
-        turns: values.ConversationInput | Sequence[values.ConversationInput],
+        turns: values.Conversations,
         decoding: Decoding = CHAT_DECODING,
         batch_size: int | None = None,
         return_scores: bool = False,
@@ -144,7 +133,7 @@ class Blip2Predictor(BasePredictor):
         prompts: Sequence[str],
         decoding: Decoding,
         num_texts: int,
-        seeds: Sequence[int] | None,
+        seeds: Seeds,
     ) -> list[list[ScoredText]]:
         """`num_texts` after each of R = B * K prompts; instructions are what the Q-Former reads of them."""
         language, visual = self.model.require_language(), self._visual_prompts(images.tokens, instructions)
@@ -213,6 +202,11 @@ class Blip2Predictor(BasePredictor):
 
     # Explanations: the queries look at the image, in a layer with cross-attention, and through them the words.
 
+    @contextmanager
+    def _capture(self, mode: Mode, layer: int | None) -> Iterator[list[Tensor]]:
+        with self.model.capture_query_attention(layer) as weights:
+            yield weights.image
+
     def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention: a word's
         map is the sum of theirs, weighted by how much the word attends to each.
@@ -235,32 +229,15 @@ class Blip2Predictor(BasePredictor):
         """The log-probability of each word that the language model has written is differentiated."""
         language = self.model.require_language()
         words = join_language_pieces(language.tokenizer, written.ids)
-        with self.model.capture_query_attention(layer) as weights:
+        with self._capture("decode", layer) as weights:
             visual = self._visual_prompts(image_tokens, [instruction])  # (1, Q, Dl)
             predicted = language.predict_ids(visual, [prompt], [written.ids])
         logits = predicted.logits[:, predicted.labels[0] != IGNORED_LABEL]  # (1, L, V)
-        return self._explain_words(weights, logits, written.text, written.ids, words)
+        return explain_written_text(written.text, written.ids, words, logits, weights[0])
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
-        """The log-probability of each word is differentiated, under the language model where there is one."""
-        if self.model.language is not None:
-            (written,) = self.caption(images, return_scores=True)
-            return self._explain_language(images.tokens, self.prompt, self.prompt, written, layer)
-        text, text_ids, prompt_ids, words = self._caption_to_explain(images, text)
-        ids = torch.tensor([[*prompt_ids, *text_ids[:-1]]], device=self.device)
-        with self.model.capture_query_attention(layer) as weights:
-            logits = self.model.decode(ids, self.model.image_kv(images.tokens))
-        return self._explain_words(weights, logits[:, len(prompt_ids) - 1 :], text, text_ids, words)
-
-    def _explain_words(
-        self, weights: QueryAttention, logits: Tensor, text: str, ids: Sequence[int], words: Words
-    ) -> Explanation:
-        """logits (1, L, V) of a text of L tokens with the end. It depends on all queries: a word's map is the sum of
-        theirs, by a backward pass for every word.
-        """
-        logprobs = target_logprobs(logits.float(), torch.tensor(ids, device=logits.device))[0]  # (L,)
-        maps = [
-            patch_maps(logprobs[positions].sum(), weights.image[0], retain_graph=True).sum(dim=0)
-            for positions in words.positions
-        ]
-        return explain_written_text(text, float(logprobs.detach().sum()), words, torch.stack(maps))
+        """By the language model where there is one."""
+        if self.model.language is None:
+            return super()._explain_caption(images, text, layer)
+        (written,) = self.caption(images, return_scores=True)
+        return self._explain_language(images.tokens, self.prompt, self.prompt, written, layer)

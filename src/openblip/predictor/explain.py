@@ -5,7 +5,7 @@ The map of a head is attention * relu(d score / d attention); heads are averaged
 LAVIS does for the matching head. Here any layer, resolution and number of heads will do, and captions and answers are
 explained, too. The predictors run their models; this file turns what they recorded into maps, and draws them.
 
-W words, K of them at a time, Q text tokens or queries that attend, T text tokens, L tokens of a written text, N image
+W words, Q text tokens or queries that attend, T text tokens, L tokens of a written text, N image
 tokens, G patches a side, H heads, V vocabulary.
 """
 
@@ -131,10 +131,10 @@ def patch_maps(score: Tensor, weights: Tensor, retain_graph: bool = False) -> Te
     return patches.float().cpu()
 
 
-def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits (K, L, V) and the tokens (L,) that they should predict -> log-probabilities (K, L)."""
-    index = targets.expand(len(logits), -1)[..., None]
-    return logits.gather(2, index).squeeze(2) - logits.logsumexp(dim=-1)
+def target_logprobs(logits: Tensor, targets: Sequence[int]) -> Tensor:
+    """Logits (1, L, V) and the L tokens that they should predict -> log-probabilities (L,)."""
+    index = torch.tensor(targets, device=logits.device)[None, :, None]
+    return (logits.gather(2, index).squeeze(2) - logits.logsumexp(dim=-1))[0]
 
 
 def explain_read_text(text: str, score: float, words: Words, maps: Tensor) -> Explanation:
@@ -143,6 +143,14 @@ def explain_read_text(text: str, score: float, words: Words, maps: Tensor) -> Ex
     return Explanation(text=text, score=score, words=words.words, heat=heat, overall=maps.mean(dim=0))
 
 
-def explain_written_text(text: str, score: float, words: Words, heat: Tensor) -> Explanation:
-    """The explanation of a text that was written, from maps (W, G, G) of its words."""
+def explain_written_text(text: str, ids: Sequence[int], words: Words, logits: Tensor, weights: Tensor) -> Explanation:
+    """The explanation of a text that was written, through the log-probability of each of its words.
+
+    logits (1, L, V) of its L tokens with the end, attention weights (1, H, Q, N) that they depend on. A word's map is
+    the sum of those of all Q, by a backward pass for every word.
+    """
+    logprobs = target_logprobs(logits.float(), ids)
+    maps = [patch_maps(logprobs[pieces].sum(), weights, retain_graph=True).sum(dim=0) for pieces in words.positions]
+    heat = torch.stack(maps)
+    score = float(logprobs.detach().sum())
     return Explanation(text=text, score=score, words=words.words, heat=heat, overall=heat.mean(dim=0))

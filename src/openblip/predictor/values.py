@@ -70,11 +70,15 @@ ImagePair = Sequence[ImageInput]
 ImagePairs = ImagePair | Sequence[ImagePair]
 TextInput = str | Sequence[str]
 Candidates = Sequence[str] | Sequence[Sequence[str]]
-"""Answers to choose from: texts for all questions, or a list for each question."""
+"""Answers to choose from: texts for all questions or images, or a list for each."""
 DialogInput = Sequence[str | tuple[str, str]]
 """Earlier rounds, each as (question, answer) or in one string, and last the open question."""
+Dialogs = DialogInput | Sequence[DialogInput]
 ConversationInput = str | Sequence[str | tuple[str, str]]
 """Earlier turns as (question, answer), and last the open question; or the question alone."""
+Conversations = ConversationInput | Sequence[ConversationInput]
+Seeds = Sequence[int] | None
+"""One for each image or text that `Nucleus` continues; None for the other strategies."""
 Rounds = tuple[list[tuple[str, str]], str]
 """A dialog or conversation as it was read: the answered rounds, and the open question."""
 
@@ -185,10 +189,8 @@ def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
     return [list(pair) for pair in given]
 
 
-def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> list[int] | None:
-    """Seeds for `Nucleus`, one for each input (an image's hash, a question): a hash of the strategy's seed and the
-    input, or fresh ones without a seed. None for the other strategies.
-    """
+def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> Seeds:
+    """Seeds from the strategy's seed and each input (an image's hash, a question), or fresh ones without a seed."""
     if not isinstance(decoding, Nucleus):
         return None
     if decoding.seed is None:
