@@ -21,23 +21,19 @@ def evaluate_captioning(
 ) -> dict[str, Any]:
     """Return the scores of COCO evaluation and exact match of one caption per image, with the predictions.
 
-    Images without captions are captioned and not scored. Where all samples have a `domain` (NoCaps), each
-    domain has scores of its own too. `results` is the list that COCO's evaluation server takes; its
-    `image_id` is the data set's where the sample has one, else the key.
+    Images without captions are captioned and not scored. Where all samples have a `domain` (NoCaps), each domain has
+    scores of its own too. `results` is the list that COCO's evaluation server takes; its `image_id` is the data set's
+    where the sample has one, else the key.
 
-    Raises:
-        SourceError: no image can be captioned.
-        MissingExtraError: pycocoevalcap is not installed.
+    Raises `SourceError` when no image can be captioned, and `MissingExtraError` without pycocoevalcap.
     """
 
     def predict(samples: list[Sample]) -> list[str]:
-        captions: list[str] = predictor.caption(
-            [sample.image for sample in samples], decoding=decoding, batch_size=batch_size
-        )
+        images = [sample.image for sample in samples]
+        captions: list[str] = predictor.caption(images, decoding=decoding, batch_size=batch_size)
         return captions
 
     run = run_evaluation(source, predict, label="captioning", check_sample=reference_captions, limit=limit)
-    image_ids = [sample.info.get("image_id", sample.key) for sample in run.samples]
     scored = [
         (caption, references, sample.info.get("domain"))
         for sample, caption in run.pairs()
@@ -52,17 +48,11 @@ def evaluate_captioning(
         else:
             by_domain = scores_by_domain(captions, references, domains)
             scores |= {**by_domain["entire"], "by_domain": by_domain}
-    return run.report(
-        {"num_images": len(run.results), "num_scored": len(scored)},
-        scores,
-        predictions=[
-            {"shard": sample.shard, "key": sample.key, "image_id": image_id, "caption": caption}
-            for (sample, caption), image_id in zip(run.pairs(), image_ids, strict=True)
-        ],
-        results=[
-            {"image_id": image_id, "caption": caption} for image_id, caption in zip(image_ids, run.results, strict=True)
-        ],
-    )
+    rows = [
+        {"image_id": sample.info.get("image_id", sample.key), "caption": caption} for sample, caption in run.pairs()
+    ]
+    counts = {"num_images": len(rows), "num_scored": len(scored)}
+    return run.report(counts, scores, predictions=run.named(rows), results=rows)
 
 
 def reference_captions(sample: Sample) -> list[str]:

@@ -4,6 +4,7 @@ I images, C classes, P templates, E embedding width.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +21,9 @@ from openblip.predictor import BasePredictor
 
 # The seven templates that the authors of CLIP found to do as well as all their eighty on ImageNet.
 TEMPLATES = (
-    "itap of a {}",
-    "a bad photo of the {}",
-    "a origami {}",
-    "a photo of the large {}",
-    "a {} in a video game",
-    "art of the {}",
-    "a photo of the small {}",
-)
+    "itap of a {}", "a bad photo of the {}", "a origami {}", "a photo of the large {}", "a {} in a video game",
+    "art of the {}", "a photo of the small {}",
+)  # fmt: skip
 
 
 def evaluate_classification(
@@ -41,17 +37,11 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """Return top-1 accuracy, top-5 accuracy and the mean over classes, in [0, 1], with the predictions.
 
-    Args:
-        predictor: embeds images and texts.
-        source: samples with a `label`.
-        classes: for each label the words for it in a text; None: the labels that occur, as they are.
-        templates: texts with {} for the class. The embedding of a class is their mean, of unit length.
-        limit: use only this many samples.
-        batch_size: images in one step of the model.
+    Samples have a `label`. `classes` has the words for each label in a text; None: the labels that occur, as they are.
+    `templates` are texts with {} for the class, whose embedding is their mean, of unit length.
 
-    Raises:
-        ConfigError: a template has no {}, or a sample's label is none of the classes.
-        SourceError: no sample can be used.
+    Raises `ConfigError` for a template without {} and for a label that is none of the classes, and `SourceError` when
+    no sample can be used.
     """
     for template in templates:
         if "{}" not in template:
@@ -60,10 +50,8 @@ def evaluate_classification(
     def predict(samples: list[Sample]) -> list[Tensor]:
         return list(predictor.embed_images([sample.image for sample in samples], batch_size))
 
-    def check_sample(sample: Sample) -> None:
-        text_field(sample, "label")
-
-    run = run_evaluation(source, predict, label="classifying", check_sample=check_sample, limit=limit)
+    has_label = partial(text_field, name="label")
+    run = run_evaluation(source, predict, label="classifying", check_sample=has_label, limit=limit)
     labels = [sample.info["label"] for sample in run.samples]
     phrases = classes or {label: label for label in sorted(set(labels))}
     names = list(phrases)
@@ -72,14 +60,12 @@ def evaluate_classification(
         raise ConfigError(f"{source.name} has the label {unknown[0]}, none of the {len(names)} classes.")
     class_vectors = embed_classes(predictor, list(phrases.values()), templates, batch_size)
     scores = similarity_matrix(torch.stack(run.results), class_vectors)  # (I, C)
-    predicted = scores.argmax(dim=1).tolist()
+    predicted = [names[index] for index in scores.argmax(dim=1).tolist()]
+    rows = [{"label": label, "predicted": name} for label, name in zip(labels, predicted, strict=True)]
     return run.report(
         {"num_images": len(labels), "num_classes": len(names), "num_templates": len(templates)},
         classification_accuracy(scores.numpy(), [names.index(label) for label in labels]),
-        predictions=[
-            {"shard": sample.shard, "key": sample.key, "label": sample.info["label"], "predicted": names[i]}
-            for sample, i in zip(run.samples, predicted, strict=True)
-        ],
+        predictions=run.named(rows),
     )
 
 

@@ -22,6 +22,8 @@ from openblip.evaluation.run import require_caption, run_evaluation
 from openblip.metrics.ranking import auc, filter_quality
 from openblip.predictor import BasePredictor
 
+TRUTH_FIELDS = {"noise", "references"}  # of samples that say what is true of them, as emoji scenes do
+
 
 def evaluate_filter(
     predictor: BasePredictor,
@@ -70,6 +72,9 @@ def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], thre
     return {"threshold": threshold, "auc": auc(scores, clean), **quality, "auc_by_kind": by_kind}
 
 
+# A CapFilt run whose source says what is true
+
+
 def _open_run(directory: str | Path) -> CapFiltSource:
     run = open_source(f"capfilt:{directory}")
     assert isinstance(run, CapFiltSource)
@@ -77,11 +82,11 @@ def _open_run(directory: str | Path) -> CapFiltSource:
 
 
 def has_ground_truth(directory: str | Path) -> bool:
-    """Whether the samples of a CapFilt run's source say what is true of them, as emoji scenes do."""
+    """Whether the samples of a CapFilt run's source say what is true of them."""
     run = _open_run(directory)
     for entry in read_source(run.original, lambda sample: None, shards=run.shards()[:1]):
         if not isinstance(entry, Reject):
-            return entry[0].info.keys() >= {"noise", "references"}
+            return entry[0].info.keys() >= TRUTH_FIELDS
     return False
 
 
@@ -91,8 +96,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     A web text is true when its sample says `noise: null`; a synthetic one when it is among the sample's
     `references`. The bootstrapped set is every kept text of both sources.
 
-    Raises:
-        SourceError: a sample cannot be read, or does not say what is true of it.
+    Raises `SourceError` when a sample cannot be read, or does not say what is true of it.
     """
     run = _open_run(directory)
     web: list[tuple[float, str | None]] = []  # P(match) and kind of noise
@@ -108,7 +112,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
                 continue
             sample, true_captions = entry
             for row in rows_by_key.pop(sample.key, []):
-                if not sample.info.keys() >= {"noise", "references"}:
+                if not sample.info.keys() >= TRUTH_FIELDS:
                     raise SourceError(f"{run.original.name}: {shard}/{sample.key} does not say what is true of it.")
                 if row["source"] == "web":
                     web.append((row["itm"], sample.info["noise"]))
@@ -116,22 +120,19 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
                     synthetic.append((row["itm"], normalize_caption(row["caption"]) in true_captions))
         if rows_by_key:
             raise SourceError(f"{run.original.name}: {shard}/{next(iter(rows_by_key))} is no longer there.")
+    kinds = [kind for _, kind in web]
     itm = np.array([score for score, _ in [*web, *synthetic]])
-    clean = np.array([*(kind is None for _, kind in web), *(is_true for _, is_true in synthetic)])
-    kept = itm > run.threshold
+    clean = np.array([*(kind is None for kind in kinds), *(is_true for _, is_true in synthetic)])
     of_synthetic: dict[str, Any] = {"num_texts": len(synthetic)}
     if synthetic:
-        written, correct = itm[len(web) :], clean[len(web) :]
-        quality = filter_quality(written, correct, run.threshold)
-        of_synthetic |= {
-            "correct": float(correct.mean()),
-            "correct_kept": quality["precision"],
-            "recall": quality["recall"],
-            "auc": auc(written, correct),
-        }
+        scores, is_true = itm[len(web) :], clean[len(web) :]
+        quality = filter_quality(scores, is_true, run.threshold)
+        kept_and_recall = {"correct_kept": quality["precision"], "recall": quality["recall"]}
+        of_synthetic |= {"correct": float(is_true.mean()), **kept_and_recall, "auc": auc(scores, is_true)}
+    kept = itm > run.threshold
     return {
         "num_images": len(web),
-        "web": filter_report(itm[: len(web)], [kind for _, kind in web], run.threshold),
+        "web": filter_report(itm[: len(web)], kinds, run.threshold),
         "synthetic": of_synthetic,
         "noise_before": float(1 - clean[: len(web)].mean()),
         "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,

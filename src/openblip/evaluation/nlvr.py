@@ -30,19 +30,10 @@ def evaluate_nlvr(
             raise SourceError("no second image")
 
     run = run_evaluation(source, predict, label="judging", check_sample=check_sample, limit=limit)
-    predictions = [
-        {
-            "shard": sample.shard,
-            "key": sample.key,
-            "statement": sample.info["statement"],
-            "probability": probability,
-            "label": sample.info.get("label"),
-        }
+    rows = [
+        {"statement": sample.info["statement"], "probability": probability, "label": sample.info.get("label")}
         for sample, probability in run.pairs()
     ]
-    correct = [(row["probability"] > 0.5) == row["label"] for row in predictions if row["label"] is not None]
-    return run.report(
-        {"num_statements": len(predictions)},
-        {"accuracy": sum(correct) / len(correct)} if correct else {},
-        predictions=predictions,
-    )
+    correct = [(row["probability"] > 0.5) == row["label"] for row in rows if row["label"] is not None]
+    scores = {"accuracy": sum(correct) / len(correct)} if correct else {}
+    return run.report({"num_statements": len(rows)}, scores, predictions=run.named(rows))

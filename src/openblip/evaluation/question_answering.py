@@ -8,7 +8,7 @@ import torch
 from openblip.data.sample import Sample, Source
 from openblip.data.texts import answers_of, text_field
 from openblip.errors import SourceError
-from openblip.evaluation.run import run_evaluation, sample_images
+from openblip.evaluation.run import EvaluationResults, run_evaluation, sample_images
 from openblip.generation.decoding import Beam, Decoding
 from openblip.metrics.vqa import direct_answer_accuracy, single_answer_accuracy, vqa_accuracy
 from openblip.predictor import BasePredictor
@@ -56,19 +56,13 @@ def evaluate_question_answering(
         return [(answer, choices.get(i)) for i, answer in enumerate(answers)]
 
     run = run_evaluation(source, predict, label="answering", check_sample=_check_question, limit=limit)
-    results = [
+    rows = [
         {"question_id": sample.info.get("question_id", sample.key), "answer": answer}
         for sample, (answer, _) in run.pairs()
     ]
-    return run.report(
-        {"num_questions": len(results)},
-        _accuracies([(sample, answer, choice) for sample, (answer, choice) in run.pairs()]),
-        predictions=[
-            {"shard": sample.shard, "key": sample.key, "question": sample.info["question"], **row}
-            for sample, row in zip(run.samples, results, strict=True)
-        ],
-        results=results,
-    )
+    asked = [{"question": sample.info["question"]} for sample in run.samples]
+    predictions = run.named(question | row for question, row in zip(asked, rows, strict=True))
+    return run.report({"num_questions": len(rows)}, _accuracies(run), predictions=predictions, results=rows)
 
 
 def _check_question(sample: Sample) -> None:
@@ -83,27 +77,24 @@ def _check_question(sample: Sample) -> None:
         raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
 
 
-def _accuracies(rows: Sequence[tuple[Sample, str, str | None]]) -> dict[str, Any]:
-    """Each accuracy that the annotations allow, over the questions that it applies to.
-
-    rows: sample, answer, and the likeliest choice where the sample offers some.
-    """
+def _accuracies(run: EvaluationResults[tuple[str, str | None]]) -> dict[str, Any]:
+    """Each accuracy that the annotations allow, over the questions that it applies to."""
     several: list[tuple[str, list[str], str]] = []  # answer, right answers, type of question
     single: list[tuple[str, str]] = []
     direct: list[tuple[str, list[str]]] = []
     is_right_choice: list[bool] = []
-    for sample, answer, choice in rows:
+    for sample, (answer, choice) in run.pairs():
         info, right = sample.info, answers_of(sample)
-        if choice is None and len(right) > 1:
-            # VQAv2's type of the answer, or the emoji scenes' kind of question.
-            several.append((answer, right, str(info.get("answer_type") or info.get("question_kind") or "other")))
-        elif choice is None and right:
-            single.append((answer, right[0]))
-        elif choice is not None:
+        if choice is not None:
             if right and not info.get("difficult_direct_answer"):
                 direct.append((answer, right))
             if (correct := info.get("correct_choice")) is not None:
                 is_right_choice.append(choice == info["choices"][correct])
+        elif len(right) > 1:
+            # VQAv2's type of the answer, or the emoji scenes' kind of question.
+            several.append((answer, right, str(info.get("answer_type") or info.get("question_kind") or "other")))
+        elif right:
+            single.append((answer, right[0]))
     scores: dict[str, Any] = {}
     if several:
         answers, right_answers, types = zip(*several, strict=True)

@@ -29,11 +29,10 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """Return R@1/5/10 of text retrieval (TR) and image retrieval (IR), by ITC and re-ranked by ITM.
 
-    All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where
-    there are fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM
-    score is P(match), where the released code adds the raw logit. With `num_frames` the source's videos take
-    the place of images (section 5.6). Images are read twice, so that no more than a batch of them is in
-    memory.
+    All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where there are
+    fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM score is P(match),
+    where the released code adds the raw logit. With `num_frames` the source's videos take the place of images (section
+    5.6). Images are read twice, so that no more than a batch of them is in memory.
 
     Raises `SourceError` when no sample has a caption.
     """
@@ -59,26 +58,21 @@ def evaluate_retrieval(
         scores = []
         for i, sample in enumerate(samples):
             columns = needed[row_of_sample[sample.shard, sample.key]].nonzero().flatten().tolist()
-            image = images.select(torch.tensor([i]))
-            scores.append(predictor.match_matrix(image, [texts[c] for c in columns], batch_size)[0])
+            image, candidates = images.select(torch.tensor([i])), [texts[column] for column in columns]
+            scores.append(predictor.match_matrix(image, candidates, batch_size)[0])
         return scores
 
     matched = run_evaluation(source, match, label="re-ranking", check_sample=require_caption, limit=limit)
     itm = torch.zeros_like(similarity)
     itm[needed] = torch.cat(matched.results)
-    return run.report(
-        {"num_images": len(run.results), "num_texts": len(texts)},
-        {
-            "itc": retrieval_recall(similarity.numpy(), image_ids, text_ids),
-            "itm": retrieval_recall(
-                rerank_scores(similarity, itm, top_of_image).numpy(),
-                image_ids,
-                text_ids,
-                text_to_image=rerank_scores(similarity, itm, top_of_text).T.numpy(),
-            ),
-            "reranked": min(rerank, max(similarity.shape)),
-        },
-    )
+    by_image = rerank_scores(similarity, itm, top_of_image).numpy()
+    by_text = rerank_scores(similarity, itm, top_of_text).T.numpy()
+    scores = {
+        "itc": retrieval_recall(similarity.numpy(), image_ids, text_ids),
+        "itm": retrieval_recall(by_image, image_ids, text_ids, text_to_image=by_text),
+        "reranked": min(rerank, max(similarity.shape)),
+    }
+    return run.report({"num_images": len(run.results), "num_texts": len(texts)}, scores)
 
 
 def topk_mask(scores: Tensor, k: int) -> Tensor:

@@ -4,7 +4,7 @@ Under torchrun every process reads and predicts its share; afterwards all of the
 source's order. A sample that cannot be used is named and skipped. No image stays in memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from openblip.progress import Progress
 SAMPLES_PER_BATCH = 64
 
 Result = TypeVar("Result")
+Outcome = Reject | tuple[Sample, Result]  # the sample without its images
 
 
 class EvaluationResults(NamedTuple, Generic[Result]):
@@ -32,15 +33,15 @@ class EvaluationResults(NamedTuple, Generic[Result]):
         """Every sample with its result."""
         return zip(self.samples, self.results, strict=True)
 
+    def named(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The row of every sample, after the sample's shard and key."""
+        pairs = zip(self.samples, rows, strict=True)
+        return [{"shard": sample.shard, "key": sample.key, **row} for sample, row in pairs]
+
     def report(self, counts: Mapping[str, int], scores: Mapping[str, Any], **lists: Any) -> dict[str, Any]:
         """What an evaluation returns: counts, scores, the `lists` (predictions, ...), and the rejects."""
-        return {
-            **counts,
-            "num_rejects": len(self.rejects),
-            **scores,
-            **lists,
-            "rejects": [asdict(reject) for reject in self.rejects],
-        }
+        rejects = [asdict(reject) for reject in self.rejects]
+        return {**counts, "num_rejects": len(rejects), **scores, **lists, "rejects": rejects}
 
 
 def run_evaluation(
@@ -63,33 +64,32 @@ def run_evaluation(
         limit: use only this many samples of the source.
         samples_per_batch: number of samples given to `predict` at once.
 
-    Raises:
-        SourceError: no sample of the source can be used, or a whole shard cannot be opened.
+    Raises `SourceError` when no sample of the source can be used, or a whole shard cannot be opened.
     """
     share = Share(rank(), world_size())
     entries = enumerate(read_source(source, check_sample, share=share, limit=limit))
-    outcomes: list[tuple[int, Sample | None, Result | Reject]] = []  # by number in the source
+    outcomes: list[tuple[int, Outcome[Result]]] = []  # by number in the source
     shards_seen: set[str] = set()
     with Progress(label, unit="samples", visible=share.index == 0) as bar:
         while batch := list(islice(entries, samples_per_batch)):
             samples: list[tuple[int, Sample]] = []
             for place, entry in batch:
-                number = place * share.count + share.index
-                shards_seen.add((entry if isinstance(entry, Reject) else entry[0]).shard)
-                if isinstance(entry, Reject):
-                    outcomes.append((number, None, entry))
+                number, item = place * share.count + share.index, entry if isinstance(entry, Reject) else entry[0]
+                shards_seen.add(item.shard)
+                if isinstance(item, Reject):
+                    outcomes.append((number, item))
                 else:
-                    samples.append((number, entry[0]))
+                    samples.append((number, item))
             outcomes += _predict(samples, predict)
             bar.advance(len(batch))
             bar.estimate_total(len(shards_seen) - 1, len(source.shards()))
     run: EvaluationResults[Result] = EvaluationResults([], [], [])
-    for _, sample, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
+    for _, outcome in sorted(gather_objects(outcomes), key=lambda numbered: numbered[0]):
         if isinstance(outcome, Reject):
             run.rejects.append(outcome)
-        elif sample is not None:
-            run.samples.append(sample)
-            run.results.append(outcome)
+        else:
+            run.samples.append(outcome[0])
+            run.results.append(outcome[1])
     if not run.results:
         reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in run.rejects[:3])
         raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
@@ -112,8 +112,7 @@ def require_caption(sample: Sample) -> None:
 
 def _predict(
     samples: Sequence[tuple[int, Sample]], predict: Callable[[list[Sample]], Sequence[Result]]
-) -> list[tuple[int, Sample | None, Result | Reject]]:
-    """Each numbered sample without its images, and its outcome."""
+) -> list[tuple[int, Outcome[Result]]]:
     if not samples:
         return []
     try:
@@ -122,8 +121,8 @@ def _predict(
         if len(samples) > 1:
             return [outcome for one in samples for outcome in _predict([one], predict)]
         ((number, sample),) = samples
-        return [(number, None, Reject(sample.shard, sample.key, str(error)))]
+        return [(number, Reject(sample.shard, sample.key, str(error)))]
     return [
-        (number, replace(sample, image=b"", second_image=None, info=dict(sample.info)), result)
+        (number, (replace(sample, image=b"", second_image=None, info=dict(sample.info)), result))
         for (number, sample), result in zip(samples, results, strict=True)
     ]

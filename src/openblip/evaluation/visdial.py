@@ -4,7 +4,7 @@ R rounds, C candidates.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,6 @@ from openblip.predictor import BasePredictor
 DIALOGS_PER_BATCH = 8  # of ten rounds each
 
 
-class _RankedRound(NamedTuple):
-    round: Round
-    scores: list[float]
-    """P(right) of each candidate."""
-
-
 def evaluate_visdial(
     predictor: BasePredictor, source: Source, *, limit: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:
@@ -36,7 +30,8 @@ def evaluate_visdial(
     Raises `SourceError` when no sample can be used.
     """
 
-    def predict(samples: list[Sample]) -> list[list[_RankedRound]]:
+    def predict(samples: list[Sample]) -> list[list[tuple[Round, list[float]]]]:
+        """For each sample its rounds with P(right) of each candidate."""
         rounds = [open_rounds(sample) for sample in samples]
         flat = [(i, each) for i, rounds_of_image in enumerate(rounds) for each in rounds_of_image]
         images = predictor.encode([sample.image for sample in samples], batch_size)
@@ -47,10 +42,8 @@ def evaluate_visdial(
             [each.options for _, each in flat],
             batch_size=batch_size,
         )
-        ranked: list[list[_RankedRound]] = [[] for _ in samples]
-        for (i, each), of_round in zip(flat, scores, strict=True):
-            ranked[i].append(_RankedRound(each, of_round.tolist()))
-        return ranked
+        remaining = iter(scores)
+        return [[(each, next(remaining).tolist()) for each in rounds_of_image] for rounds_of_image in rounds]
 
     def check_sample(sample: Sample) -> None:
         text_field(sample, "caption")
@@ -58,25 +51,22 @@ def evaluate_visdial(
 
     options: dict[str, Any] = {"limit": limit, "samples_per_batch": DIALOGS_PER_BATCH}
     run = run_evaluation(source, predict, label="ranking", check_sample=check_sample, **options)
-    ranks = [
-        {
-            "image_id": sample.info.get("image_id", sample.key),
-            "round_id": each.round.number + 1,
-            "ranks": _ranks(each.scores),
-        }
-        for sample, dialog in run.pairs()
-        for each in dialog
-    ]
-    ranked = [each for dialog in run.results for each in dialog]
-    answered = [each for each in ranked if each.round.answer_index is not None]
-    judged = [each for each in ranked if any(each.round.relevance or ())]
+    ranks = []
+    for sample, dialog in run.pairs():
+        for each, values in dialog:
+            order = np.argsort(-np.array(values), kind="stable")  # of equal scores the first comes first
+            own = {"round_id": each.number + 1, "ranks": (np.argsort(order) + 1).tolist()}
+            ranks.append({"image_id": sample.info.get("image_id", sample.key), **own})
+    ranked = [pair for dialog in run.results for pair in dialog]
+    answered = [(values, each.answer_index) for each, values in ranked if each.answer_index is not None]
+    judged = [(values, each.relevance) for each, values in ranked if each.relevance and any(each.relevance)]
     scores: dict[str, float] = {}
     if answered:
-        index = np.array([each.round.answer_index for each in answered])
-        scores |= answer_ranking(_matrix([each.scores for each in answered], -np.inf), index)
+        of_rounds, index = zip(*answered, strict=True)
+        scores |= answer_ranking(_matrix(of_rounds, -np.inf), np.array(index))
     if judged:
-        relevance = _matrix([each.round.relevance or [] for each in judged], 0.0)
-        scores["ndcg"] = ndcg(_matrix([each.scores for each in judged], -np.inf), relevance)
+        of_rounds, relevance = zip(*judged, strict=True)
+        scores["ndcg"] = ndcg(_matrix(of_rounds, -np.inf), _matrix(relevance, 0.0))
     counts = {"num_dialogs": len(run.results), "num_rounds": len(ranked)}
     return run.report(counts, scores, predictions=ranks, results=ranks)
 
@@ -85,10 +75,3 @@ def _matrix(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]
     """(R, C) from rows of unequal length, the shorter ones filled up."""
     longest = max(map(len, rows))
     return np.array([[*row, *[fill] * (longest - len(row))] for row in rows])
-
-
-def _ranks(scores: Sequence[float]) -> list[int]:
-    """The rank of every candidate, from 1; of equal scores the first comes first."""
-    order = np.argsort(-np.array(scores), kind="stable")
-    ranks: list[int] = (np.argsort(order) + 1).tolist()
-    return ranks
