@@ -11,19 +11,8 @@ from itertools import permutations
 from random import Random
 from typing import Any
 
-from openblip.emoji_scenes.scene import (
-    BACKGROUNDS,
-    NOUNS,
-    RELATIONS,
-    WORLD,
-    Relation,
-    Scene,
-    SceneObject,
-    Split,
-    draw_other,
-    nouns_allowed_with,
-    sizes_of,
-)
+from openblip.emoji_scenes import scene as world
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, WORLD, Relation, Scene, SceneObject, Split, draw_other
 
 RELATION_WORDS: dict[Relation, dict[str, list[str]]] = WORLD["relations"]
 # True both ways, and said only together with the background, so that captions with it tell scenes apart too.
@@ -110,55 +99,54 @@ def draw_noisy_caption(scene: Scene, split: Split, rng: Random, other_caption: C
     """
     captions = true_captions(scene)
     normalized = {normalize(caption) for caption in captions}
-    makers: dict[str, Callable[[], str]] = {
-        "other_caption": other_caption,
-        "wrong_object": lambda: rng.choice(true_captions(_with_wrong_object(scene, split, rng))),
-        "wrong_attribute": lambda: rng.choice(true_captions(_with_wrong_attribute(scene, rng))),
-        "file_name": lambda: _draw_file_name(rng),
-        "boilerplate": lambda: _draw_boilerplate(rng),
-        "truncated": lambda: _truncate(rng.choice(captions), rng),
-    }
     (kind,) = rng.choices(list(NOISE_SHARES), list(NOISE_SHARES.values()))
     while True:
-        caption = makers[kind]()
+        match kind:
+            case "other_caption":
+                caption = other_caption()
+            case "wrong_object":
+                caption = rng.choice(true_captions(_with_wrong_object(scene, split, rng)))
+            case "wrong_attribute":
+                caption = rng.choice(true_captions(_with_wrong_attribute(scene, rng)))
+            case "truncated":
+                caption = _truncate(rng.choice(captions), rng)
+            case _:
+                caption = _draw_web_text(kind, rng)
         if normalize(caption) not in normalized:
             return caption, kind
 
 
 def _with_object(scene: Scene, position: int, **changes: Any) -> Scene:
-    objects = list(scene.objects)
-    objects[position] = replace(objects[position], **changes)
-    return replace(scene, objects=tuple(objects))
+    changed = replace(scene.objects[position], **changes)
+    return replace(scene, objects=(*scene.objects[:position], changed, *scene.objects[position + 1 :]))
 
 
 def _with_wrong_object(scene: Scene, split: Split, rng: Random) -> Scene:
     """Replace one noun by another; the pairs of nouns stay within those of the split."""
     position = rng.randrange(len(scene.objects))
     others = [name for index, name in enumerate(scene.names) if index != position]
-    choices = [name for name in nouns_allowed_with(split, others) if name not in scene.names]
+    choices = [name for name in world.nouns_allowed_with(split, others) if name not in scene.names]
     return _with_object(scene, position, name=rng.choice(choices))
 
 
 def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
     """Change the size, the count, the background or the relation; the result is a scene that could exist."""
     attributes = ["size", "background"]
-    if scene.relation is not None:
-        attributes.append("relation")
-    if len(scene.objects) == 1:
-        attributes.append("count")
+    attributes += ["relation"] if scene.relation is not None else []
+    attributes += ["count"] if len(scene.objects) == 1 else []
     attribute = rng.choice(attributes)
     if attribute == "background":
         return replace(scene, background=draw_other(rng, BACKGROUNDS, than=scene.background))
     if attribute == "relation":
         swapped = replace(scene, objects=scene.objects[::-1])
-        (other,) = (relation for relation in RELATIONS if relation != scene.relation)
+        (other,) = (relation for relation in world.RELATIONS if relation != scene.relation)
         return rng.choice([swapped, swapped, replace(scene, relation=other), replace(swapped, relation=other)])
     position = rng.randrange(len(scene.objects))
     thing = scene.objects[position]
     if attribute == "size":
-        return _with_object(scene, position, size=draw_other(rng, sizes_of(scene.num_things), than=thing.size))
+        return _with_object(scene, position, size=draw_other(rng, world.sizes_of(scene.num_things), than=thing.size))
     count = draw_other(rng, (1, 2, 3), than=thing.count)
-    size = thing.size if thing.size in sizes_of(count) else rng.choice(sizes_of(count))
+    size = thing.size if thing.size in world.sizes_of(count) else rng.choice(world.sizes_of(count))
     return _with_object(scene, position, count=count, size=size)
 
 
@@ -177,25 +165,18 @@ def _truncate(caption: str, rng: Random) -> str:
     return rng.choice(cuts)
 
 
-def _draw_file_name(rng: Random) -> str:
-    """Draw a name that a camera, a phone or a download folder gives an image."""
-    ending = rng.choice(WEB_TEXTS["file_endings"])
-    noun = rng.choice(NOUNS).replace(" ", rng.choice("-_"))
-    return _draw_filled(WEB_TEXTS["file_names"], rng, {"noun": noun}) + str(ending)
-
-
-def _draw_boilerplate(rng: Random) -> str:
-    """Draw a text of a shop or a search engine, some with nouns stuffed in."""
-    words = dict(zip("abc", rng.sample(NOUNS, 3), strict=True))
-    words["plural"] = SceneObject(name=rng.choice(NOUNS)).plural
-    words["year"] = str(rng.randint(2012, 2025))
-    words["price"] = str(rng.choice(WEB_TEXTS["prices"]))
-    words["site"] = rng.choice(WEB_TEXTS["sites"])
-    return _draw_filled(WEB_TEXTS["boilerplate"], rng, words)
-
-
-def _draw_filled(templates: Iterable[str], rng: Random, words: Mapping[str, str]) -> str:
-    """Fill all templates, in their order, and draw one."""
+def _draw_web_text(kind: str, rng: Random) -> str:
+    """Draw the name of an image's file, or the text of a shop or a search engine, some with nouns stuffed in."""
+    if kind == "file_name":
+        ending = str(rng.choice(WEB_TEXTS["file_endings"]))
+        templates, words = WEB_TEXTS["file_names"], {"noun": rng.choice(NOUNS).replace(" ", rng.choice("-_"))}
+    else:
+        ending, templates = "", WEB_TEXTS["boilerplate"]
+        words = dict(zip("abc", rng.sample(NOUNS, 3), strict=True))
+        words["plural"] = SceneObject(name=rng.choice(NOUNS)).plural
+        words["year"] = str(rng.randint(2012, 2025))
+        words["price"] = str(rng.choice(WEB_TEXTS["prices"]))
+        words["site"] = rng.choice(WEB_TEXTS["sites"])
 
     def fill(field: re.Match[str]) -> str:
         content = field[1]
@@ -207,4 +188,5 @@ def _draw_filled(templates: Iterable[str], rng: Random, words: Mapping[str, str]
         choice = rng.choice(content.split("|")) if "|" in content else content
         return words.get(choice, choice)
 
-    return rng.choice([re.sub(r"\{(.+?)\}", fill, template) for template in templates])
+    # All templates are filled, in their order, before one is drawn.
+    return rng.choice([re.sub(r"\{(.+?)\}", fill, template) for template in templates]) + ending

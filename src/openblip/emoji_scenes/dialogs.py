@@ -9,25 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, permutations
 from random import Random
-from typing import Any, Literal, get_args
+from typing import Any
 
+from openblip.emoji_scenes import scene as world
 from openblip.emoji_scenes.captions import RELATION_WORDS, relation_from_both_ends
-from openblip.emoji_scenes.scene import (
-    BACKGROUNDS,
-    EVALUATION_SPLITS,
-    NOUNS,
-    SIZES,
-    WORLD,
-    Scene,
-    SceneObject,
-    Split,
-    draw_absent_noun,
-    draw_scene,
-    lookalikes,
-    nouns_allowed_with,
-)
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SIZES, WORLD, Scene, SceneObject, Split
 
-QuestionFamily = Literal["background", "size", "number", "presence", "place", "comparison"]
 Sentences = tuple[str, ...]
 
 NUM_ROUNDS = 5
@@ -37,10 +24,15 @@ NUM_WRONG_LISTINGS = 20  # of two things, not both of which are right
 COUNTS = (1, 2, 3, 4, 5)
 DIALOG_QUESTIONS: dict[str, list[str]] = WORLD["dialogs"]["questions"]
 DIALOG_ANSWERS: dict[str, list[str]] = WORLD["dialogs"]["answers"]
+# The family of answers to each kind of question; no sentence of another family answers it.
+FAMILY_OF_KIND = {
+    "background": "background", "size": "size", "number": "number", "total": "number", "else": "presence",
+    "presence": "presence", "place": "place", "bigger": "comparison",
+}  # fmt: skip
 
 
 def _fill(forms: Iterable[str], *values: object, **words: str) -> Sentences:
-    """Return the forms with each of the values."""
+    """Return the forms with each of the values; the values are the outer loop."""
     return tuple(form.format(value, **words) for value in values for form in forms)
 
 
@@ -63,9 +55,8 @@ def _say_number(name: str, *counts: int, several: str = "several") -> Sentences:
 
 
 def _say_presence(name: str, *is_there: bool) -> Sentences:
-    return tuple(
-        answer for each in is_there for answer in _say("present" if each else "absent", SceneObject(name=name))
-    )
+    thing = SceneObject(name=name)
+    return tuple(answer for each in is_there for answer in _say("present" if each else "absent", thing))
 
 
 def _say_also(*names: str) -> Sentences:
@@ -75,31 +66,27 @@ def _say_also(*names: str) -> Sentences:
 
 
 @cache
-def sentences_of(family: QuestionFamily, name: str) -> Sentences:
-    """Return all sentences of `family` about `name` (for places: seen from there)."""
-    match family:
-        case "background":
-            return _say("background", *BACKGROUNDS)
-        case "size":
-            return _say_size(*(SceneObject(name=name, size=s, count=n) for n in (1, 2) for s in SIZES))
-        case "number":
-            return _say_number(name, *COUNTS)
-        case "presence":
-            return *_say_also(name), *_say_presence(name, True, False)
-        case "place":
-            ways = [
-                way for direction in ("forward", "backward") for w in RELATION_WORDS.values() for way in w[direction]
-            ]
-            return _say("place", *ways, other=name)
-        case "comparison":
-            return _say("bigger", name)
+def sentences_about(name: str) -> dict[str, Sentences]:
+    """Return all sentences of every family about `name` (for places: seen from there)."""
+    things = [SceneObject(name=name, size=size, count=count) for count in (1, 2) for size in SIZES]
+    ways = [
+        way for direction in ("forward", "backward") for words in RELATION_WORDS.values() for way in words[direction]
+    ]
+    return {
+        "background": _say("background", *BACKGROUNDS),
+        "size": _say_size(*things),
+        "number": _say_number(name, *COUNTS),
+        "presence": (*_say_also(name), *_say_presence(name, True, False)),
+        "place": _say("place", *ways, other=name),
+        "comparison": _say("bigger", name),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogRound:
-    """A question, the answer that is given, and candidates; no sentence of another family answers it."""
+    """A question, the answer that is given, and candidates."""
 
-    family: QuestionFamily
+    family: str
     question: str
     answer: str
     right: Sentences
@@ -107,13 +94,15 @@ class DialogRound:
     wrong: Sentences
 
     def as_json(self, nouns: Sequence[str], rng: Random) -> dict[str, Any]:
-        """Return the round with NUM_OPTIONS different candidates in random order: all of its own, and
-        sentences of other families about some of `nouns`.
+        """Return the round with NUM_OPTIONS different candidates in random order.
+
+        They are all of its own, and sentences of other families about some of `nouns`.
         """
         options = dict.fromkeys((*self.right, *self.half_right, *self.wrong))
-        families = [family for family in get_args(QuestionFamily) if family != self.family]
+        families = [family for family in dict.fromkeys(FAMILY_OF_KIND.values()) if family != self.family]
         while len(options) < NUM_OPTIONS:
-            options[rng.choice(sentences_of(rng.choice(families), rng.choice(nouns)))] = None
+            family = rng.choice(families)
+            options[rng.choice(sentences_about(rng.choice(nouns))[family])] = None
         shuffled = rng.sample(list(options), NUM_OPTIONS)
         relevance = dict.fromkeys(self.right, 1.0) | dict.fromkeys(self.half_right, 0.5)
         return {
@@ -132,7 +121,7 @@ class SceneDialog:
     scenes: tuple[Scene]
     caption: str
     rounds: tuple[DialogRound, ...]
-    nouns: tuple[str, ...]
+    nouns: Sentences
 
     @property
     def text(self) -> str:
@@ -146,19 +135,20 @@ class SceneDialog:
 
 def draw_dialog(rng: Random, split: Split) -> SceneDialog:
     """Draw a scene and NUM_ROUNDS different questions, each one possible after those before it."""
-    scene = draw_scene(rng, split)
+    scene = world.draw_scene(rng, split)
     if len(scene.objects) == 1 and rng.random() < 0.5:
-        scene = draw_scene(rng, split)  # there is more to say about several, and more often a yes
-    conversation = DialogContext(scene, split, rng)
-    caption = conversation.caption()
+        scene = world.draw_scene(rng, split)  # there is more to say about several, and more often a yes
+    dialog = DialogContext(scene, split, rng)
+    first = dialog.things[dialog.mentioned[0]]  # the caption names it, but not its size, number or background
     asked: set[tuple[str, str]] = set()
     rounds = []
     for _ in range(NUM_ROUNDS):
-        questions = [each for each in conversation.open_questions() if each[:2] not in asked]
+        questions = [each for each in dialog.open_questions() if each[:2] not in asked]
         ((kind, name, _),) = rng.choices(questions, [weight for *_, weight in questions])
         asked.add((kind, name))
-        rounds.append(conversation.ask(kind, name))
-    return SceneDialog(scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(conversation.nouns))
+        rounds.append(dialog.ask(kind, name))
+    caption = f"a picture with {first.a_noun if first.count == 1 else first.plural}"
+    return SceneDialog(scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(dialog.nouns))
 
 
 class DialogContext:
@@ -171,67 +161,54 @@ class DialogContext:
     def __init__(self, scene: Scene, split: Split, rng: Random) -> None:
         self.scene, self.split, self.rng = scene, split, rng
         self.things = {thing.name: thing for thing in scene.objects}
-        first = rng.choice(scene.names)
-        self.mentioned = [first]
-        self.topic: str | None = first
+        self.mentioned = [rng.choice(scene.names)]
+        self.topic: str | None = self.mentioned[0]
         absent = [name for name in NOUNS if name not in scene.names]
-        self.nouns = absent if split in EVALUATION_SPLITS else nouns_allowed_with(split, scene.names)
-
-    def caption(self) -> str:
-        """Name the first thing, but not its size, number or background."""
-        first = self.things[self.mentioned[0]]
-        return f"a picture with {first.a_noun if first.count == 1 else first.plural}"
+        self.nouns = absent if split in world.EVALUATION_SPLITS else world.nouns_allowed_with(split, scene.names)
 
     def open_questions(self) -> Iterator[tuple[str, str, int]]:
         """Yield what can be asked now: the kind of question, the thing that it names if any, its weight."""
         unmentioned, is_single = self._unmentioned(), len(self.things) == 1
-        yield "background", "", 2
-        yield "else", "", 3
+        yield from (("background", "", 2), ("else", "", 3))
         if unmentioned or is_single:
             yield "presence", "", 4
         yield from (("size", name, 2) for name in self.mentioned)
-        if is_single:
-            yield "number", self.mentioned[0], 2
-        else:
-            yield "total", "", 1
+        yield ("number", self.mentioned[0], 2) if is_single else ("total", "", 1)
         if self.scene.relation is not None and not unmentioned:
             yield from (("place", "", 4), ("bigger", "", 2))
 
     def ask(self, kind: str, name: str) -> DialogRound:
         """Draw a round with a question of a kind, which `open_questions` gave with `name`."""
         scene, rng, unmentioned = self.scene, self.rng, self._unmentioned()
-        family: QuestionFamily
         questions: Sequence[str] = DIALOG_QUESTIONS[kind]
+        topic: str | None = None  # after this round
         # `half_right` may hold what is right, and `wrong` what is either: they are left out there at the end.
         half_right: Sequence[str] = ()
         match kind:
             case "background":
-                family, self.topic = "background", None
                 right, wrong = _say("background", scene.background), [*_say("background", *BACKGROUNDS)]
             case "size":
-                family, thing = "size", self.things[name]
+                thing, topic = self.things[name], name
                 questions = _fill(questions, thing, subject=self._reference_to(name))
-                self.topic = name
                 negations = {size: f"{thing.pronoun} {thing.verb} not {size}" for size in ("small", "big")}
                 right = _say_size(thing)
                 half_right = [text for size, text in negations.items() if size != thing.size]
                 wrong = [*_say_size(*(replace(thing, size=size) for size in SIZES)), *negations.values()]
                 wrong += [_say_size(replace(thing, name=other))[1] for other in self._other_nouns()]
             case "number":  # how many there are of the only kind of thing
-                family, count = "number", self.things[name].count
+                count, topic = self.things[name].count, name
                 questions = DIALOG_QUESTIONS["number_of_topic"] if self.topic == name else questions
                 questions = _fill(questions, self.things[name])
-                self.topic = name
                 right, half_right = _say_number(name, count), ("more than one",) if count > 1 else ()
                 wrong = [*_say_number(name, *COUNTS)]
                 wrong += [_say_number(other, count)[0] for other in self._other_nouns()]
             case "total":  # how many things there are of all kinds
-                family, self.topic, count = "number", None, scene.num_things
+                count = scene.num_things
                 right, half_right = _say_number("thing", count, several="total"), ("more than one",)
                 wrong = [*_say_number("thing", *COUNTS, several="total")]
                 wrong += [_say_number(each, count)[0] for each in self.things]
             case "else":  # what was not mentioned yet: nothing, or one or two things
-                family, others = "presence", self._other_nouns()
+                others = self._other_nouns()
                 pairs = combinations([*others[:4], *self.things], 2)
                 wrong = rng.sample([text for pair in pairs for text in _say_also(*pair)], NUM_WRONG_LISTINGS)
                 wrong += [text for each in (*others, *self.mentioned) for text in _say_also(each)]
@@ -242,49 +219,47 @@ class DialogContext:
                 else:
                     right, half_right = tuple(DIALOG_ANSWERS["nothing_else"]), ("no",)
                     wrong += ["yes"]
-                self.topic = unmentioned[0] if len(unmentioned) == 1 else None
+                topic = unmentioned[0] if len(unmentioned) == 1 else None
                 self.mentioned += unmentioned
             case "presence":  # whether there is a thing: one that was not mentioned yet, or one that is not there
                 # A scene of one kind of thing has only absent ones to ask for; this evens yes and no over all scenes.
                 is_there = bool(unmentioned) and rng.random() < 0.9
-                name = rng.choice(unmentioned) if is_there else draw_absent_noun(rng, self.split, scene.names)
+                name = rng.choice(unmentioned) if is_there else world.draw_absent_noun(rng, self.split, scene.names)
+                topic = name if is_there else None
                 self.mentioned += [name] if is_there else []
-                family, self.topic = "presence", name if is_there else None
                 questions = _fill(questions, SceneObject(name=name))
-                right, half_right = _say_presence(name, is_there), ("yes",) if is_there else ("no",)
+                right, half_right = _say_presence(name, is_there), ("yes" if is_there else "no",)
                 wrong = [*_say_presence(name, True, False), "yes", "no"]
                 wrong += [_say_presence(other, is_there)[0] for other in self._other_nouns() if other != name]
             case "place":  # where one of a pair is; the answers say it towards the other
                 assert scene.relation is not None
-                name = self.topic or rng.choice(scene.names)
-                questions = _fill(questions, self._reference_to(name))
-                family, self.topic, index = "place", name, scene.names.index(name)
+                topic = self.topic or rng.choice(scene.names)
+                questions = _fill(questions, self._reference_to(topic))
+                index, relations = scene.names.index(topic), RELATION_WORDS.values()
                 _, words, neighbor = relation_from_both_ends(scene)[index]
-                place = RELATION_WORDS[scene.relation]["places"][index]
                 next_to = f"it is next to the {neighbor.name}"
-                right = (*_say("place", *words, other=neighbor.name), f"it is {place}")
+                right = _say("place", *words, other=neighbor.name)
+                right += (f"it is {RELATION_WORDS[scene.relation]['places'][index]}",)
                 half_right = (next_to,) if scene.relation == "left of" else ()
-                ways = [way for each in RELATION_WORDS.values() for way in (*each["forward"], *each["backward"])]
+                ways = [way for each in relations for way in (*each["forward"], *each["backward"])]
                 wrong = [*_say("place", *ways, other=neighbor.name), next_to]
-                wrong += [f"it is {where}" for each in RELATION_WORDS.values() for where in each["places"]]
+                wrong += [f"it is {place}" for each in relations for place in each["places"]]
                 wrong += [f"it is {words[0]} the {noun}" for noun in self._other_nouns()]
             case "bigger":  # which of a pair is bigger; perhaps neither is
                 first, second = scene.objects
                 bigger = max(first, second, key=lambda thing: SIZES.index(thing.size))
-                family, self.topic = "comparison", None if first.size == second.size else bigger.name
+                topic = None if first.size == second.size else bigger.name
                 same_size = tuple(DIALOG_ANSWERS["same_size"])
-                right = _say("bigger", self.topic) if self.topic else same_size
+                right = _say("bigger", topic) if topic else same_size
                 wrong = [*same_size, *_say("bigger", first.name, second.name, *self._other_nouns())]
             case _:
                 raise AssertionError(f"no question of kind {kind}")
+        self.topic = topic
         half_right = tuple(text for text in dict.fromkeys(half_right) if text not in right)
+        wrong = [text for text in dict.fromkeys(wrong) if text not in (*right, *half_right)]
+        question, answer, family = rng.choice(questions), rng.choice(right), FAMILY_OF_KIND[kind]
         return DialogRound(
-            family=family,
-            question=rng.choice(questions),
-            answer=rng.choice(right),
-            right=right,
-            half_right=half_right,
-            wrong=tuple(text for text in dict.fromkeys(wrong) if text not in (*right, *half_right)),
+            family=family, question=question, answer=answer, right=right, half_right=half_right, wrong=tuple(wrong)
         )
 
     def _unmentioned(self) -> list[str]:
@@ -296,6 +271,6 @@ class DialogContext:
 
     def _other_nouns(self) -> list[str]:
         """Draw some nouns that are not shown, the lookalikes of what is shown first."""
-        alike = {other for name in self.scene.names for other in lookalikes(name)}
+        alike = {other for name in self.scene.names for other in world.lookalikes(name)}
         shuffled = self.rng.sample(self.nouns, len(self.nouns))
         return sorted(shuffled, key=lambda name: name not in alike)[:NUM_OTHER_NOUNS]

@@ -13,26 +13,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from openblip.emoji_scenes.captions import (
-    RELATION_WORDS,
-    fill_forms,
-    relation_from_both_ends,
-    says_background,
-    says_relation,
-    true_captions,
-)
-from openblip.emoji_scenes.scene import (
-    BACKGROUNDS,
-    NOUNS,
-    NUMBER_WORDS,
-    WORLD,
-    Scene,
-    SceneObject,
-    Size,
-    Split,
-    draw_absent_noun,
-    sizes_of,
-)
+from openblip.emoji_scenes import captions
+from openblip.emoji_scenes import scene as world
+from openblip.emoji_scenes.captions import RELATION_WORDS, relation_from_both_ends
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, WORLD, Scene, SceneObject, Size, Split, sizes_of
 
 Medium = Literal["picture", "video"]  # what a question calls the image or the video that it is about
 Votes = dict[str, int]  # answer -> number of annotators who gave it
@@ -65,7 +49,6 @@ def unanimous(answer: str) -> Votes:
 
 
 def yes_or_no(is_true: bool) -> Votes:
-    """Every annotator says yes, or every one says no."""
     return unanimous("yes" if is_true else "no")
 
 
@@ -78,17 +61,13 @@ def naming_votes(thing: SceneObject) -> Votes:
 
 def counting_votes(count: int) -> Votes:
     """Most people write a number in digits, some as a word."""
-    return {str(count): 7, NUMBER_WORDS[count]: 3}
+    return {str(count): 7, world.NUMBER_WORDS[count]: 3}
 
 
 def list_answers() -> list[str]:
     """Return all answers that can occur, sorted."""
-    things = [
-        SceneObject(name=name, size=size, count=count)
-        for name in NOUNS
-        for count in (1, 2, 3)
-        for size in sizes_of(count)
-    ]
+    counts_and_sizes = [(count, size) for count in (1, 2, 3) for size in sizes_of(count)]
+    things = [SceneObject(name=name, size=size, count=count) for name in NOUNS for count, size in counts_and_sizes]
     kinds_of_votes = [unanimous(answer) for answer in ("yes", "no", *BACKGROUNDS)]
     kinds_of_votes += [*map(counting_votes, (1, 2, 3)), *SIZE_VOTES.values(), *map(naming_votes, things)]
     return sorted({answer for votes in kinds_of_votes for answer in votes})
@@ -111,57 +90,51 @@ def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Qu
     """Draw one of the questions that can be asked about `scene`, each kind with its weight."""
     kinds, weights = zip(*_question_weights(scene), strict=True)
     (kind,) = rng.choices(kinds, weights)
-    votes, fillings = _votes_and_fillings(kind, scene, split, rng)
-    wordings = fill_forms(QUESTION_FORMS[kind], [words | {"medium": medium} for words in fillings])
-    answers = tuple(answer for answer, count in votes.items() for _ in range(count))
-    return Question(kind=kind, text=rng.choice(wordings), answers=answers, scenes=(scene,))
-
-
-def _votes_and_fillings(kind: str, scene: Scene, split: Split, rng: Random) -> tuple[Votes, list[dict[str, object]]]:
-    """Draw what a question of `kind` asks about: its answers, and the words that fill its forms.
-
-    There are several fillings where a relation can be said in several ways.
-    """
+    fillings: list[dict[str, object]] = [{}]  # words for the question's forms; several where a relation has several
     match kind:
         case "background":
-            return unanimous(scene.background), [{}]
+            votes = unanimous(scene.background)
         case "count":
             thing = rng.choice(scene.objects)
-            return counting_votes(thing.count), [{"thing": thing}]
+            votes, fillings = counting_votes(thing.count), [{"thing": thing}]
         case "total":
-            return counting_votes(scene.num_things), [{}]
+            votes = counting_votes(scene.num_things)
         case "existence":  # in equal parts of a noun that is there and of one that is not
             is_there = rng.random() < 0.5
-            name = rng.choice(scene.names) if is_there else draw_absent_noun(rng, split, scene.names)
-            return yes_or_no(is_there), [{"thing": SceneObject(name=name)}]
+            name = rng.choice(scene.names) if is_there else world.draw_absent_noun(rng, split, scene.names)
+            votes, fillings = yes_or_no(is_there), [{"thing": SceneObject(name=name)}]
         case "name":
             (thing,) = scene.objects
-            return naming_votes(thing), [{}]
+            votes = naming_votes(thing)
         case "size":
             thing = rng.choice(scene.objects)
-            return SIZE_VOTES[thing.size], [{"thing": thing}]
+            votes, fillings = SIZE_VOTES[thing.size], [{"thing": thing}]
         case "whether size":
             thing = rng.choice(scene.objects)
             asked = _draw_size_to_ask(thing, scene, rng)
-            return yes_or_no(thing.size == asked), [{"thing": thing, "size": asked}]
+            votes, fillings = yes_or_no(thing.size == asked), [{"thing": thing, "size": asked}]
         case "which is small":
             (thing,) = (thing for thing in scene.objects if thing.size == "small")
-            return naming_votes(thing), [{}]
+            votes = naming_votes(thing)
         case "neighbor":
             thing, relations, other = rng.choice(relation_from_both_ends(scene))
-            return naming_votes(thing), [{"relation": words, "other": other} for words in relations]
+            votes, fillings = naming_votes(thing), [{"relation": words, "other": other} for words in relations]
         case "whether relation":  # in equal parts true and reversed
             thing, relations, other = rng.choice(relation_from_both_ends(scene))
             is_true = rng.random() < 0.5
             first, second = (thing, other) if is_true else (other, thing)
+            votes = yes_or_no(is_true)
             fillings = [{"first": first, "relation": words, "second": second} for words in relations]
-            return yes_or_no(is_true), fillings
         case "place":
             assert scene.relation is not None
             places = RELATION_WORDS[scene.relation]["places"]
             thing, place = rng.choice(list(zip(scene.objects, places, strict=True)))
-            return naming_votes(thing), [{"place": place}]
-    raise AssertionError(f"no question of kind {kind}")
+            votes, fillings = naming_votes(thing), [{"place": place}]
+        case _:
+            raise AssertionError(f"no question of kind {kind}")
+    wordings = captions.fill_forms(QUESTION_FORMS[kind], [words | {"medium": medium} for words in fillings])
+    answers = tuple(answer for answer, count in votes.items() for _ in range(count))
+    return Question(kind=kind, text=rng.choice(wordings), answers=answers, scenes=(scene,))
 
 
 def _draw_size_to_ask(thing: SceneObject, scene: Scene, rng: Random) -> Size:
@@ -192,21 +165,22 @@ RELATIONAL = frozenset({"place", "whether relation"})
 
 def complete_captions(scene: Scene) -> list[str]:
     """Return the true captions that leave nothing unsaid that can be asked."""
-    return [c for c in true_captions(scene) if says_background(scene, c) and says_relation(scene, c)]
+    true = captions.true_captions(scene)
+    return [text for text in true if captions.says_background(scene, text) and captions.says_relation(scene, text)]
 
 
 def draw_document(scene: Scene, split: Split, rng: Random) -> str:
     """Draw a caption and two to five more lines: questions that the captions so far answer, or captions."""
-    captions = true_captions(scene)
+    true = captions.true_captions(scene)
     is_complete = rng.random() < COMPLETE_PROBABILITY
-    said = [rng.choice(complete_captions(scene) if is_complete else captions)]
+    said = [rng.choice(complete_captions(scene) if is_complete else true)]
     lines = list(said)
     for _ in range(rng.choice((2, 3, 4, 5))):
         if rng.random() < QUESTION_PROBABILITY:
             question = _draw_answered_question(scene, split, said, rng)
             lines.append(rng.choice(DOCUMENT_QUESTION_FORMS).format(question.text, question.answers[0]))
         else:
-            caption = rng.choice(captions)
+            caption = rng.choice(true)
             is_prompted = rng.random() < PROMPTED_PROBABILITY and not caption.startswith(NOT_AFTER_THE_PROMPT)
             said.append(caption)
             lines.append(f"{DOCUMENT_CAPTION_PROMPT} {caption}" if is_prompted else caption)
@@ -215,11 +189,9 @@ def draw_document(scene: Scene, split: Split, rng: Random) -> str:
 
 def _draw_answered_question(scene: Scene, split: Split, said: list[str], rng: Random) -> Question:
     """Draw a question whose answer follows from what was said."""
-    knows_background = any(says_background(scene, caption) for caption in said)
-    knows_relation = any(says_relation(scene, caption) for caption in said)
-    unsaid = set() if knows_background else {"background"}
-    if not knows_relation:
-        unsaid |= RELATIONAL | {"neighbor"}
+    knows_relation = any(captions.says_relation(scene, text) for text in said)
+    unsaid = set() if any(captions.says_background(scene, text) for text in said) else {"background"}
+    unsaid |= set() if knows_relation else RELATIONAL | {"neighbor"}
     asks_relation = knows_relation and scene.relation is not None and rng.random() < RELATIONAL_PROBABILITY
     while True:  # every scene has so many kinds of answered questions that this ends soon
         question = draw_question(scene, split, "picture", rng)

@@ -16,13 +16,15 @@ from typing import Any, Literal, TypeVar, get_args
 Kind = Literal["captions", "questions", "statements", "dialogs", "clips", "clip-questions", "classes", "documents"]
 Split = Literal["web", "human", "val", "test"]
 Size = Literal["small", "normal", "big"]
+Relation = Literal["left of", "above"]
 KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
 SPLITS: tuple[Split, ...] = get_args(Split)
 SIZES: tuple[Size, ...] = get_args(Size)  # in ascending order
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 EVALUATION_SPLITS = ("val", "test")  # they show pairs of nouns that no other split shows
-
+SINGLE_PROBABILITY = 0.4  # of a scene with one noun, one to three of it
+PAIR_PROBABILITY = 0.5  # of two nouns in a relation; the rest are three nouns
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-
 # The nouns, colours and sentences of the world; the texts of this file and of the grammars come from here.
 WORLD: dict[str, Any] = tomllib.loads((Path(__file__).parent / "world.toml").read_text(encoding="utf-8"))
 NOUNS: tuple[str, ...] = tuple(WORLD["nouns"])
@@ -88,16 +90,14 @@ def draw_absent_noun(rng: Random, split: Split, shown: Collection[str]) -> str:
 
 # Scenes
 
-Relation = Literal["left of", "above"]
-RELATIONS: tuple[Relation, ...] = get_args(Relation)
-
-SINGLE_PROBABILITY = 0.4  # one noun, one to three of it
-PAIR_PROBABILITY = 0.5  # two nouns in a relation; the rest are three nouns
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneObject:
-    """`count` things of one noun and one size; the forms of the grammars take the words for it from here."""
+    """`count` things of one noun and one size, and the words for them, which fill the forms of the grammars.
+
+    `a_noun` ("an owl") and `plural` ("owls") are the same for any number and size; `noun` ("owl", "owls"), `number`
+    ("one", "two"), `verb` ("is", "are") and `pronoun` ("it", "they") go by the number.
+    """
 
     name: str
     size: Size = "normal"
@@ -112,32 +112,26 @@ class SceneObject:
 
     @property
     def a_noun(self) -> str:
-        """ "a dog", whatever its number and size."""
         return f"an {self.name}" if self.name[0] in "aeiou" and self.name != "unicorn" else f"a {self.name}"
 
     @property
     def plural(self) -> str:
-        """ "dogs", whatever its number and size."""
         return str(WORLD["irregular_plurals"].get(self.name, f"{self.name}s"))
 
     @property
     def noun(self) -> str:
-        """ "dog" or "dogs", by its number."""
         return self.name if self.count == 1 else self.plural
 
     @property
     def number(self) -> str:
-        """ "one", "two", ..."""
         return NUMBER_WORDS[self.count]
 
     @property
     def verb(self) -> str:
-        """ "is" or "are"."""
         return "is" if self.count == 1 else "are"
 
     @property
     def pronoun(self) -> str:
-        """ "it" or "they"."""
         return "it" if self.count == 1 else "they"
 
 
@@ -194,50 +188,41 @@ def draw_scene(rng: Random, split: Split) -> Scene:
     kind = rng.random()
     if kind < SINGLE_PROBABILITY:
         count = rng.choice((1, 1, 2, 3))
-        thing = _draw_object(rng, rng.choice(NOUNS), num_things=count, count=count)
-        return Scene(objects=(thing,), background=background)
+        return draw_scene_of(rng, rng.choice(NOUNS), count=count, background=background)
     is_pair = kind < SINGLE_PROBABILITY + PAIR_PROBABILITY
     names = list(rng.choice(pairs_of(split)) if is_pair else rng.choice(triples_of(split)))
     rng.shuffle(names)
-    objects = tuple(_draw_object(rng, name, num_things=len(names)) for name in names)
-    return Scene(objects=objects, background=background, relation=rng.choice(RELATIONS) if is_pair else None)
+    scene = draw_scene_of(rng, *names, background=background)
+    return replace(scene, relation=rng.choice(RELATIONS)) if is_pair else scene
 
 
 def draw_moving_scene(rng: Random, split: Split) -> Scene:
     """Draw the scene of a video: things of one kind, or one of each of two or three kinds; no relation."""
-    num_nouns = rng.choices((1, 2, 3), (40, 40, 20))[0]
+    (num_nouns,) = rng.choices((1, 2, 3), (40, 40, 20))
     if num_nouns == 1:
-        return draw_group(rng, rng.choice(NOUNS), rng.choice((1, 1, 2, 3)))
+        return draw_scene_of(rng, rng.choice(NOUNS), count=rng.choice((1, 1, 2, 3)))
     names = rng.choice(pairs_of(split)) if num_nouns == 2 else rng.choice(triples_of(split))
-    objects = tuple(_draw_object(rng, name, num_nouns) for name in rng.sample(names, num_nouns))
-    return Scene(objects=objects, background=draw_other(rng, BACKGROUNDS))
-
-
-def draw_group(rng: Random, name: str, count: int) -> Scene:
-    """Draw a scene with `count` of one noun and nothing else."""
-    thing = _draw_object(rng, name, num_things=count, count=count)
-    return Scene(objects=(thing,), background=draw_other(rng, BACKGROUNDS))
-
-
-def draw_pair(rng: Random, first: str, second: str, relation: Relation) -> Scene:
-    """Draw a scene with the first noun left of or above the second."""
-    objects = tuple(_draw_object(rng, name, num_things=2) for name in (first, second))
-    return Scene(objects=objects, background=draw_other(rng, BACKGROUNDS), relation=relation)
+    return draw_scene_of(rng, *rng.sample(names, num_nouns))
 
 
 def draw_scene_with(rng: Random, split: Split, name: str, size: Size | None = None) -> Scene:
     """Draw a scene with one thing of noun `name`, alone or in a pair of `split`; any size when it is None."""
     pairs = [pair for pair in pairs_of(split) if name in pair]
     if pairs and size != "big" and rng.random() < 0.5:
-        first, second = rng.sample(rng.choice(pairs), 2)
-        scene = draw_pair(rng, first, second, rng.choice(RELATIONS))
+        names = rng.sample(rng.choice(pairs), 2)
+        scene = draw_scene_of(rng, *names, relation=rng.choice(RELATIONS))
     else:
-        scene = draw_group(rng, name, 1)
+        scene = draw_scene_of(rng, name)
     if size is None:
         return scene
     objects = tuple(replace(thing, size=size) if thing.name == name else thing for thing in scene.objects)
     return replace(scene, objects=objects)
 
 
-def _draw_object(rng: Random, name: str, num_things: int, count: int = 1) -> SceneObject:
-    return SceneObject(name=name, size=rng.choice(sizes_of(num_things)), count=count)
+def draw_scene_of(
+    rng: Random, *names: str, count: int = 1, relation: Relation | None = None, background: str | None = None
+) -> Scene:
+    """Draw a scene with `count` of each noun and nothing else, in sizes that fit; any background when it is None."""
+    sizes = sizes_of(count * len(names))
+    objects = tuple(SceneObject(name=name, size=rng.choice(sizes), count=count) for name in names)
+    return Scene(objects=objects, background=background or draw_other(rng, BACKGROUNDS), relation=relation)

@@ -8,32 +8,12 @@ words, and a statement stays as true as it was.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from random import Random
 
-from openblip.emoji_scenes.scene import (
-    BACKGROUNDS,
-    EVALUATION_SPLITS,
-    NOUNS,
-    NUMBER_WORDS,
-    RELATIONS,
-    SIZES,
-    WORLD,
-    Relation,
-    Scene,
-    SceneObject,
-    Size,
-    Split,
-    draw_group,
-    draw_other,
-    draw_pair,
-    draw_scene,
-    draw_scene_with,
-    lookalikes,
-    pair_allowed,
-    pairs_of,
-)
+from openblip.emoji_scenes import scene as world
+from openblip.emoji_scenes.scene import BACKGROUNDS, SIZES, WORLD, Scene, SceneObject, Size, Split, draw_other
 
 STATEMENT_FORMS: dict[str, list[str]] = WORLD["statements"]
 OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
@@ -55,10 +35,9 @@ class Statement:
 def draw_statement(rng: Random, split: Split) -> Statement:
     """Draw a statement: half of them speak of left and right, and half of each kind are true."""
     kind = rng.choice(rng.choice((OF_A_SIDE, OF_BOTH)))
-    return SceneContext(rng=rng, split=split, kind=kind, label=rng.random() < 0.5).draw_statement()
+    return SceneContext(rng, split, kind, label=rng.random() < 0.5).draw_statement()
 
 
-@dataclass(slots=True, kw_only=True)
 class SceneContext:
     """A statement in the making: its kind, its split, whether it is true, and the stream that decides it.
 
@@ -66,16 +45,14 @@ class SceneContext:
     out, since such two do not even meet in one sample.
     """
 
-    rng: Random
-    split: Split
-    kind: str
-    label: bool
-    words: dict[str, object] = field(default_factory=dict)
-    met: set[str] = field(default_factory=set)
+    def __init__(self, rng: Random, split: Split, kind: str, label: bool) -> None:
+        self.rng, self.split, self.kind, self.label = rng, split, kind, label
+        self.words: dict[str, object] = {}
+        self.met: set[str] = set()
 
     def draw_statement(self) -> Statement:
         """Draw the scenes and the words of a statement of this kind."""
-        rng, label = self.rng, self.label
+        rng, label, words = self.rng, self.label, self.words
         match self.kind:
             case "shown on a side":
                 name = self._draw_noun()
@@ -83,86 +60,83 @@ class SceneContext:
             case "count on a side":
                 name = self._draw_noun()
                 count, *others = rng.sample((1, 2, 3), 3)
-                self.words["things"] = SceneObject(name=name, count=count)
-                return self._of_side(draw_group(rng, name, count), lambda: draw_group(rng, name, rng.choice(others)))
+                words["things"] = SceneObject(name=name, count=count)
+                return self._of_side(self._group(name, count), lambda: self._group(name, rng.choice(others)))
             case "more on a side":  # a third of the false ones are of equal numbers
                 name, more = self._draw_noun(), rng.choice(("more", "fewer"))
+                words["more"] = more
                 count, count_there = sorted(rng.sample((1, 2, 3), 2), reverse=more == "more")
                 if not label and rng.random() < 1 / 3:
                     count = count_there
-                self.words["more"] = more
-                return self._of_swapped(draw_group(rng, name, count), draw_group(rng, name, count_there))
+                return self._of_swapped(self._group(name, count), self._group(name, count_there))
             case "background on a side":
                 scene = self._draw_scene()
-                self.words["color"] = color = scene.background
+                words["color"] = color = scene.background
                 return self._of_side(
                     scene, lambda: replace(self._draw_scene(), background=draw_other(rng, BACKGROUNDS, than=color))
                 )
             case "size on a side":
                 name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
-                self.words["size"] = size
+                words["size"] = size
                 return self._of_side(
                     self._scene_with(name, size), lambda: self._scene_with(name, draw_other(rng, SIZES, than=size))
                 )
             case "bigger on a side":
                 name, bigger = self._draw_noun(), rng.choice(("bigger", "smaller"))
-                self.words["bigger"] = bigger
+                words["bigger"] = bigger
                 size, size_there = sorted(rng.sample(SIZES, 2), key=SIZES.index, reverse=bigger == "bigger")
                 return self._of_swapped(self._scene_with(name, size), self._scene_with(name, size_there))
             case "relation on a side":  # in the other image the same two stand differently
                 name, other = self._draw_pair()
-                self.words["stands"] = stands = rng.choice(ARRANGEMENTS)
+                words["stands"] = stands = rng.choice(ARRANGEMENTS)
                 return self._of_side(
                     self._arranged(name, other, stands),
                     lambda: self._arranged(name, other, draw_other(rng, ARRANGEMENTS, than=stands)),
                 )
             case "how many pictures show":
                 claim = rng.choice(WORLD["showing_claims"])
-                self.words["claim"], number = claim["text"], rng.choice(claim["true_of" if label else "false_of"])
+                words["claim"], number = claim["text"], rng.choice(claim["true_of" if label else "false_of"])
                 name = self._draw_noun()
                 first = self._scene_with(name) if number > 0 else self._scene_without(name)
                 return self._of_both(first, self._scene_with(name) if number > 1 else self._scene_without(name))
             case "total":  # the claim is drawn first, so that it tells nothing; a false one is off by one
                 name, claimed = self._draw_noun(), rng.randint(2, 6)
-                self.words["number"] = NUMBER_WORDS[claimed]
+                words["number"] = world.NUMBER_WORDS[claimed]
                 near = [number for number in (claimed - 1, claimed + 1) if 2 <= number <= 6]
                 total = claimed if label else rng.choice(near)
                 count = rng.randint(max(1, total - 3), min(3, total - 1))
-                return self._of_both(draw_group(rng, name, count), draw_group(rng, name, total - count))
+                return self._of_both(self._group(name, count), self._group(name, total - count))
             case "same count":
                 name, is_same = self._draw_noun(), rng.random() < 0.5
-                self.words["claim"] = "the same number" if is_same == label else "different numbers"
+                words["claim"] = "the same number" if is_same == label else "different numbers"
                 count = rng.randint(1, 3)
                 other_count = count if is_same else draw_other(rng, (1, 2, 3), than=count)
-                return self._of_both(draw_group(rng, name, count), draw_group(rng, name, other_count))
+                return self._of_both(self._group(name, count), self._group(name, other_count))
             case "backgrounds":  # whether both have the same background, or both have a certain one
                 is_same = rng.random() < 0.5
                 first, second = self._draw_scene(), self._draw_scene()
                 color = first.background
-                other_color = color if is_same else draw_other(rng, BACKGROUNDS, than=color)
-                second = replace(second, background=other_color)
+                second = replace(second, background=color if is_same else draw_other(rng, BACKGROUNDS, than=color))
                 if is_same != label:
-                    self.words["claim"] = "the two pictures have different backgrounds"
+                    words["claim"] = "the two pictures have different backgrounds"
                 elif rng.random() < 0.5:
-                    self.words["claim"] = "the two pictures have the same background"
+                    words["claim"] = "the two pictures have the same background"
                 else:
-                    self.words["claim"] = f"both pictures have a {color} background"
+                    words["claim"] = f"both pictures have a {color} background"
                 return self._of_both(first, second)
             case "one each":  # if false, one is missing or both stand together
                 name, other = self._draw_pair()
-                if label:
-                    first = self._scene_with(name, without=other)
-                    return self._of_both(first, self._scene_with(other, without=name))
-                if rng.random() < 2 / 3:
+                if label or rng.random() < 2 / 3:
                     first = self._scene_with(name, without=other)
                 else:
-                    first = draw_pair(rng, name, other, rng.choice(RELATIONS))
-                return self._of_both(first, self._scene_without(name, other))
+                    first = world.draw_scene_of(rng, name, other, relation=rng.choice(world.RELATIONS))
+                second = self._scene_with(other, without=name) if label else self._scene_without(name, other)
+                return self._of_both(first, second)
             case "relation in one or both":  # elsewhere the same two stand differently
                 name, other = self._draw_pair()
-                self.words["stands"] = stands = rng.choice(ARRANGEMENTS)
+                words["stands"] = stands = rng.choice(ARRANGEMENTS)
                 says_both = rng.random() < 0.5
-                self.words["claim"] = "in both pictures" if says_both else "in one of the pictures"
+                words["claim"] = "in both pictures" if says_both else "in one of the pictures"
                 num_true = (1 if says_both else 0) + (1 if label else 0)
                 shown = [stands] * num_true + [draw_other(rng, ARRANGEMENTS, than=stands) for _ in range(2 - num_true)]
                 return self._of_both(*(self._arranged(name, other, each) for each in shown))
@@ -170,8 +144,7 @@ class SceneContext:
 
     def _of_both(self, first: Scene, second: Scene) -> Statement:
         """Say something of two images whose order does not matter: they come in any."""
-        left, right = self.rng.sample((first, second), 2)
-        return self._state(left, right)
+        return self._state(*self.rng.sample((first, second), 2))
 
     def _of_side(self, here: Scene, there: Callable[[], Scene]) -> Statement:
         """Say what is true of `here` on {side} and a scene of `there` on {other}.
@@ -193,39 +166,40 @@ class SceneContext:
         return Statement(kind=self.kind, text=text, label=self.label, scenes=(left, right))
 
     def _draw_noun(self) -> str:
-        name = self.rng.choice(NOUNS)
+        name = self.rng.choice(world.NOUNS)
         self.words["thing"] = SceneObject(name=name)
         self.met.add(name)
         return name
 
     def _draw_pair(self) -> tuple[str, str]:
         """Draw two nouns of the split, in any order."""
-        first, second = self.rng.sample(self.rng.choice(pairs_of(self.split)), 2)
+        first, second = self.rng.sample(self.rng.choice(world.pairs_of(self.split)), 2)
         self.words |= {"first": SceneObject(name=first), "second": SceneObject(name=second)}
         self.met.update((first, second))
         return first, second
+
+    def _group(self, name: str, count: int) -> Scene:
+        return world.draw_scene_of(self.rng, name, count=count)
 
     def _arranged(self, first: str, second: str, stands: str) -> Scene:
         """Draw a scene with the pair one above the other, or side by side in any order."""
         if stands == "below" or (stands == "next to" and self.rng.random() < 0.5):
             first, second = second, first
-        relation: Relation = "left of" if stands == "next to" else "above"
-        return draw_pair(self.rng, first, second, relation)
+        return world.draw_scene_of(self.rng, first, second, relation="left of" if stands == "next to" else "above")
 
     def _draw_scene(self) -> Scene:
-        return self._draw_fitting(lambda: draw_scene(self.rng, self.split))
+        return self._draw_fitting(lambda: world.draw_scene(self.rng, self.split))
 
     def _scene_with(self, name: str, size: Size | None = None, without: str = "") -> Scene:
         """Draw a scene with one of `name`, alone or in a pair, and none of `without`."""
-        return self._draw_fitting(lambda: draw_scene_with(self.rng, self.split, name, size), without)
+        return self._draw_fitting(lambda: world.draw_scene_with(self.rng, self.split, name, size), without)
 
     def _scene_without(self, *names: str) -> Scene:
         """Draw such a scene with none of `names`, half of the time with a lookalike of the last."""
 
         def draw() -> Scene:
-            is_alike = self.rng.random() < 0.5
-            shown = self.rng.choice(lookalikes(names[-1]) if is_alike else NOUNS)
-            return draw_scene_with(self.rng, self.split, shown)
+            shown = self.rng.choice(world.lookalikes(names[-1]) if self.rng.random() < 0.5 else world.NOUNS)
+            return world.draw_scene_with(self.rng, self.split, shown)
 
         return self._draw_fitting(draw, *names)
 
@@ -235,8 +209,8 @@ class SceneContext:
             scene = draw()
             names = self.met.union(scene.names)
             # The few pairs of val and test hold within a scene, not between the two of a sample.
-            may_meet = self.split in EVALUATION_SPLITS or all(
-                pair_allowed(self.split, *pair) for pair in combinations(names, 2)
+            may_meet = self.split in world.EVALUATION_SPLITS or all(
+                world.pair_allowed(self.split, *pair) for pair in combinations(names, 2)
             )
             if may_meet and not set(scene.names).intersection(without):
                 self.met = names

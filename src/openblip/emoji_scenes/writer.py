@@ -28,9 +28,9 @@ from openblip.emoji_scenes.scene import (
     Kind,
     Scene,
     Split,
-    draw_group,
     draw_moving_scene,
     draw_scene,
+    draw_scene_of,
 )
 from openblip.emoji_scenes.statements import draw_statement
 from openblip.emoji_scenes.videos import encode_video, film
@@ -144,7 +144,7 @@ KINDS: dict[Kind, SampleKind] = {
     "clips": SampleKind(draw=draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
     "documents": SampleKind(draw=draw_scene, fields=_document_fields, claims=true_captions),
     "classes": SampleKind(
-        draw=lambda rng, split: draw_group(rng, rng.choice(NOUNS), 1),  # nouns are equally frequent in all splits
+        draw=lambda rng, split: draw_scene_of(rng, rng.choice(NOUNS)),  # nouns are equally frequent in all splits
         fields=lambda scene, *which: {"label": scene.names[0], **_caption_fields(scene, *which)},
         claims=lambda scene: (),  # two images may show the same, each in its own place and light
         companions=lambda: {"classes.json": class_phrases(), "templates.json": class_templates()},
