@@ -13,10 +13,9 @@ pytest.importorskip("av")
 
 import av
 
-from openblip.emoji_scenes import videos
-from openblip.emoji_scenes.rendering import CANVAS, MARGIN
+from openblip.emoji_scenes import rendering
+from openblip.emoji_scenes.rendering import CANVAS, FRAMES_PER_SECOND, FRAMES_PER_VIDEO, MARGIN, encode_video, film
 from openblip.emoji_scenes.scene import BACKGROUNDS, draw_moving_scene
-from openblip.emoji_scenes.videos import FRAMES_PER_SECOND, FRAMES_PER_VIDEO, encode_video, film
 from openblip.emoji_scenes.writer import sample_members, write_emoji_scenes
 from openblip.errors import MissingExtraError
 
@@ -117,11 +116,11 @@ def test_backgrounds_survive_the_encoding(filmed):
         assert names[distances.argmin()] == scene.background
 
 
-@pytest.mark.parametrize("encoder", list(videos.ENCODERS))
+@pytest.mark.parametrize("encoder", list(rendering.ENCODERS))
 def test_same_frames_same_bytes_with_each_encoder(filmed, monkeypatch, encoder):
     if encoder not in av.codecs_available:
         pytest.skip(f"FFmpeg without {encoder}")
-    monkeypatch.setattr(videos, "ENCODERS", {encoder: videos.ENCODERS[encoder]})
+    monkeypatch.setattr(rendering, "ENCODERS", {encoder: rendering.ENCODERS[encoder]})
     frames, others = (video.frames for _, video in filmed[:2])
     clip = encode_video(frames)
     assert clip == encode_video(frames) != encode_video(others)

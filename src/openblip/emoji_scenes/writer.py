@@ -15,25 +15,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from openblip.emoji_scenes.captions import class_phrases, class_templates, draw_noisy_caption, true_captions
-from openblip.emoji_scenes.dialogs import draw_dialog
-from openblip.emoji_scenes.questions import Medium, complete_captions, draw_document, draw_question, list_answers
-from openblip.emoji_scenes.rendering import render
-from openblip.emoji_scenes.scene import (
-    EVALUATION_SPLITS,
-    KIND_NAMES,
-    NOUNS,
-    SPLITS,
-    WORLD,
-    Kind,
-    Scene,
-    Split,
-    draw_moving_scene,
-    draw_scene,
-    draw_scene_of,
-)
-from openblip.emoji_scenes.statements import draw_statement
-from openblip.emoji_scenes.videos import encode_video, film
+from openblip.emoji_scenes import captions, dialogs, questions, rendering, statements
+from openblip.emoji_scenes import scene as world
+from openblip.emoji_scenes.scene import Kind, Scene, Split
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import atomic_file, remove_partials, write_text
 from openblip.progress import Progress
@@ -57,10 +41,12 @@ class SceneRequest:
     samples_per_shard: int
 
     def __post_init__(self) -> None:
-        if self.kind not in KIND_NAMES:
-            raise ConfigError(f"emoji scenes come in no kind '{self.kind}'; choose one of {', '.join(KIND_NAMES)}")
-        if self.split not in SPLITS:
-            raise ConfigError(f"emoji scenes have no split '{self.split}'; choose one of {', '.join(SPLITS)}")
+        if self.kind not in world.KIND_NAMES:
+            raise ConfigError(
+                f"emoji scenes come in no kind '{self.kind}'; choose one of {', '.join(world.KIND_NAMES)}"
+            )
+        if self.split not in world.SPLITS:
+            raise ConfigError(f"emoji scenes have no split '{self.split}'; choose one of {', '.join(world.SPLITS)}")
         if self.num_samples < 1 or self.samples_per_shard < 1:
             raise ConfigError("num_samples and samples_per_shard must be at least 1")
         if not 0.0 <= self.noise <= 1.0:
@@ -80,10 +66,10 @@ class SceneRequest:
 class SampleKind:
     """How the samples of one kind are made: a plan of what is shown and said, then the files for it.
 
-    `draw` returns the plan: a Scene, or a Question, Statement or SceneDialog about its `scenes`. `claims` returns
-    what no other sample of split val or test may claim too; the default is the content of the scenes with the
-    `text` about them. `fields` returns the fields of the json file besides the scenes, `companions` the json
-    files beside the shards.
+    `draw` returns the plan: a Scene, or a Question, Statement or SceneDialog about its `scenes`. `claims` returns what
+    no other sample of split val or test may claim too; the default is the content of the scenes with the `text` about
+    them. `fields` returns the fields of the json file besides the scenes, `companions` the json files beside the
+    shards.
     """
 
     draw: Callable[[Random, Split], Any]
@@ -96,71 +82,68 @@ class SampleKind:
 
 
 def _caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
-    captions = true_captions(scene)
-    return {"caption": request.rng(index, "caption").choice(captions), "references": captions}
+    true = captions.true_captions(scene)
+    return {"caption": request.rng(index, "caption").choice(true), "references": true}
 
 
 def _noisy_caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
-    fields = _caption_fields(scene, request, index) | {"noise": None}
     rng = request.rng(index, "noise")
+
+    def other_caption() -> str:
+        """Draw the true caption of another image of the request, or of one after its end when it has few."""
+        other = index
+        while other == index:
+            other = rng.randrange(max(request.num_samples, 1000))
+        shown = world.draw_scene(request.rng(other, "scene"), request.split)
+        return str(_caption_fields(shown, request, other)["caption"])
+
+    fields = _caption_fields(scene, request, index) | {"noise": None}
     if rng.random() < request.noise:
-        other_caption = partial(_draw_caption_of_another, request, index, rng)
-        fields["caption"], fields["noise"] = draw_noisy_caption(scene, request.split, rng, other_caption)
+        fields["caption"], fields["noise"] = captions.draw_noisy_caption(scene, request.split, rng, other_caption)
     return fields
-
-
-def _draw_caption_of_another(request: SceneRequest, index: int, rng: Random) -> str:
-    """Draw the true caption of another image of the request, or of one after its end when it has few."""
-    while True:
-        other = rng.randrange(max(request.num_samples, 1000))
-        if other != index:
-            scene = draw_scene(request.rng(other, "scene"), request.split)
-            return str(_caption_fields(scene, request, other)["caption"])
 
 
 def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
     """The text, and what tests a model that was trained on such texts: a context, a question, references."""
     rng = request.rng(index, "examination")
     return {
-        "text": draw_document(scene, request.split, request.rng(index, "text")),
-        "context": rng.choice(complete_captions(scene)),
-        **draw_question(scene, request.split, "picture", rng).as_json(index),
-        "references": true_captions(scene),
+        "text": questions.draw_document(scene, request.split, request.rng(index, "text")),
+        "context": rng.choice(questions.complete_captions(scene)),
+        **questions.draw_question(scene, request.split, "picture", rng).as_json(index),
+        "references": captions.true_captions(scene),
     }
 
 
-def _question_kind(draw_asked_scene: Callable[[Random, Split], Scene], medium: Medium) -> SampleKind:
+def _question_kind(draw_asked_scene: Callable[[Random, Split], Scene], medium: questions.Medium) -> SampleKind:
     return SampleKind(
-        draw=lambda rng, split: draw_question(draw_asked_scene(rng, split), split, medium, rng),
+        draw=lambda rng, split: questions.draw_question(draw_asked_scene(rng, split), split, medium, rng),
         fields=lambda question, request, index: question.as_json(index),
-        companions=lambda: {"answer_list.json": list_answers()},
+        companions=lambda: {"answer_list.json": questions.list_answers()},
         is_video=medium == "video",
     )
 
 
+# Distinct scenes share no true caption, so that retrieval over them has one right answer.
 KINDS: dict[Kind, SampleKind] = {
-    # Distinct scenes share no true caption, so that retrieval over them has one right answer.
-    "captions": SampleKind(draw=draw_scene, fields=_noisy_caption_fields, claims=true_captions),
-    "clips": SampleKind(draw=draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
-    "documents": SampleKind(draw=draw_scene, fields=_document_fields, claims=true_captions),
+    "captions": SampleKind(draw=world.draw_scene, fields=_noisy_caption_fields, claims=captions.true_captions),
+    "clips": SampleKind(
+        draw=world.draw_moving_scene, fields=_caption_fields, claims=captions.true_captions, is_video=True
+    ),
+    "documents": SampleKind(draw=world.draw_scene, fields=_document_fields, claims=captions.true_captions),
     "classes": SampleKind(
-        draw=lambda rng, split: draw_scene_of(rng, rng.choice(NOUNS)),  # nouns are equally frequent in all splits
+        draw=lambda rng, split: world.draw_scene_of(rng, rng.choice(world.NOUNS)),  # nouns are equally frequent
         fields=lambda scene, *which: {"label": scene.names[0], **_caption_fields(scene, *which)},
         claims=lambda scene: (),  # two images may show the same, each in its own place and light
-        companions=lambda: {"classes.json": class_phrases(), "templates.json": class_templates()},
+        companions=lambda: {"classes.json": captions.class_phrases(), "templates.json": captions.class_templates()},
     ),
-    "questions": _question_kind(draw_scene, "picture"),
-    "clip-questions": _question_kind(draw_moving_scene, "video"),
+    "questions": _question_kind(world.draw_scene, "picture"),
+    "clip-questions": _question_kind(world.draw_moving_scene, "video"),
     "statements": SampleKind(
-        draw=draw_statement,
-        fields=lambda statement, *_: {
-            "statement": statement.text,
-            "label": statement.label,
-            "statement_kind": statement.kind,
-        },
+        draw=statements.draw_statement,
+        fields=lambda plan, *_: {"statement": plan.text, "label": plan.label, "statement_kind": plan.kind},
     ),
     "dialogs": SampleKind(
-        draw=draw_dialog, fields=lambda dialog, request, index: dialog.as_json(request.rng(index, "options"))
+        draw=dialogs.draw_dialog, fields=lambda plan, request, index: plan.as_json(request.rng(index, "options"))
     ),
 }
 
@@ -200,11 +183,11 @@ def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[
     for side, scene in zip(sides, plan.scenes, strict=True):
         rng = request.rng(index, f"{side} image".lstrip())
         if kind.is_video:
-            filmed = film(scene, rng)
-            members.append(("mp4", encode_video(filmed.frames)))
+            filmed = rendering.film(scene, rng)
+            members.append(("mp4", rendering.encode_video(filmed.frames)))
             described.append(scene.as_json(filmed.details()))
         else:
-            rendered = render(scene, rng)
+            rendered = rendering.render(scene, rng)
             members.append((f"{side}.jpg".lstrip("."), rendered.jpeg()))
             described.append(scene.as_json({"boxes": boxes} for boxes in rendered.boxes))
     content = kind.fields(plan, request, index)
@@ -252,7 +235,7 @@ def write_emoji_scenes(
     if num_workers is not None and num_workers < 1:
         raise ConfigError("num_workers must be at least 1")
     require_packages(KINDS[kind].is_video)
-    plans = draw_distinct(request) if split in EVALUATION_SPLITS else [None] * num_samples
+    plans = draw_distinct(request) if split in world.EVALUATION_SPLITS else [None] * num_samples
     folder = Path(out)
     _open_folder(folder, request, overwrite)
     shards = {
@@ -313,7 +296,7 @@ def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
     write_text(record, json.dumps(asdict(request)) + "\n")
     for name, content in KINDS[request.kind].companions().items():
         write_text(folder / name, json.dumps(content) + "\n")
-    write_text(folder / LICENSE_FILE, WORLD["license"])
+    write_text(folder / LICENSE_FILE, world.WORLD["license"])
 
 
 def _write_shard(path: Path, request: SceneRequest, start: int, plans: list[Any]) -> int:
