@@ -101,7 +101,7 @@ def test_every_architecture_by_folder(folders, name, capfd):
 
 def test_precision(folders):
     language = load_language_model(folders / "opt", dtype=torch.bfloat16)
-    assert language.dtype == torch.bfloat16
+    assert language.model.dtype == torch.bfloat16
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_gradients_reach_the_visual_prompts_of_every_row(name: str) -> None:
 def test_visual_prompts_follow_the_precision_of_the_model() -> None:
     language = tiny_language_model("llama")
     language.model.bfloat16()
-    assert language.dtype == torch.bfloat16
+    assert language.model.dtype == torch.bfloat16
     assert language.predict(visual_prompts(1), ["a"], ["dog"], 20).logits.dtype == torch.bfloat16
     assert len(language.generate(visual_prompts(1), ["a"], max_new_tokens=2, min_new_tokens=2)[0]) == 2
 

@@ -7,12 +7,10 @@ B images, A images still open, K texts or beams per image, R rows (B * K: K cons
 prompt tokens, T tokens written so far, S most new tokens, N hypotheses, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -37,15 +35,13 @@ class TextDecoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generated:
-    """One generated text.
-
-    `ids`: the tokens without prompt and end token. `token_logprobs`: natural log-probability of every generated token
-    under the model's own distribution (temperature 1, no nucleus, no penalty, no minimum length), in order; one longer
-    than `ids` when the end token was generated, which counts. `logprob`: their sum.
-    """
+    """One generated text."""
 
     ids: list[int]
+    """The tokens without prompt and end token."""
     token_logprobs: tuple[float, ...]
+    """Natural log-probability of every generated token under the model's own distribution (temperature 1, no nucleus,
+    no penalty, no minimum length), in order; one longer than `ids` when the end token was generated, which counts."""
 
     @property
     def logprob(self) -> float:
@@ -57,9 +53,8 @@ def to_generated(tokens: Tensor, token_logprobs: Tensor, length: int, eos_id: in
 
     Raises CheckpointError for a log-probability that is not a number.
     """
-    ids: list[int] = tokens[:length].tolist()
-    logprobs: list[float] = token_logprobs[:length].tolist()
-    if any(math.isnan(logprob) for logprob in logprobs):
+    ids, logprobs = tokens[:length].tolist(), token_logprobs[:length].tolist()
+    if any(map(math.isnan, logprobs)):
         raise CheckpointError(
             "The model gave probabilities that are not numbers while writing; "
             "its weights are damaged, or the dtype is too narrow: try float32"
@@ -104,16 +99,10 @@ def generate(
         return []
     if isinstance(decoding, Beam) and decoding.num_beams > 1:
         return _beam_search(model, context_kv, prompt_ids, num_images, decoding, num_captions, eos_id)
-    choose: ChooseToken = choose_most_likely
+    choose: ChooseToken = _choose_most_likely
     if isinstance(decoding, Nucleus):
         choose = nucleus_chooser(decoding, seeds, num_images, num_captions, prompt_ids.device)
     return _decode_rows(model, context_kv, prompt_ids, num_images, decoding, choose, num_captions, eos_id)
-
-
-def derive_seeds(seed: int | None, num_images: int) -> list[int]:
-    """One seed per image position, from `seed` (the first n are the same for every number of images >= n)."""
-    root = np.random.SeedSequence(seed)
-    return [int(child.generate_state(1, np.uint64)[0]) for child in root.spawn(num_images)]
 
 
 def check_prompt(caller: str, prompt_ids: Tensor) -> None:
@@ -187,9 +176,14 @@ ChooseToken = Callable[[Tensor, Tensor, int], Tensor]
 """(adjusted scores (R', V), the rows they belong to (R',), step) -> chosen tokens (R',)."""
 
 
-def choose_most_likely(scores: Tensor, rows: Tensor, step: int) -> Tensor:
-    """The token of highest score in every row."""
+def _choose_most_likely(scores: Tensor, rows: Tensor, step: int) -> Tensor:
     return scores.argmax(dim=-1)
+
+
+def derive_seeds(seed: int | None, num_images: int) -> list[int]:
+    """One seed per image position, from `seed` (the first n are the same for every number of images >= n)."""
+    root = np.random.SeedSequence(seed)
+    return [int(child.generate_state(1, np.uint64)[0]) for child in root.spawn(num_images)]
 
 
 def nucleus_chooser(
@@ -277,9 +271,9 @@ def _decode_rows(
             rows, finished, chosen = rows[keep], finished[keep], chosen[keep]
         logits = model.decode(chosen[:, None], context_kv, cache)[:, -1].float()
 
-    tokens, token_logprobs, ends = tokens.cpu(), token_logprobs.cpu(), lengths.tolist()
-    texts = [to_generated(tokens[r], token_logprobs[r], ends[r], eos_id) for r in range(num_rows)]
-    return [texts[i * num_captions : (i + 1) * num_captions] for i in range(num_images)]
+    rows_of_texts = zip(tokens.cpu(), token_logprobs.cpu(), lengths.tolist(), strict=True)
+    texts = [to_generated(*row, eos_id) for row in rows_of_texts]
+    return [texts[start : start + num_captions] for start in range(0, num_rows, num_captions)]
 
 
 # --- Beam search, with the scoring and stopping of transformers 5.23 (`early_stopping=False`)
@@ -290,21 +284,21 @@ NEVER = -1e9
 
 
 class Hypotheses(NamedTuple):
-    """N texts for each of A images.
-
-    scores (A, N) float32: summed adjusted log-probabilities while a text runs, divided by length **
-    length_penalty once it is finished. tokens (A, N, S) int64. token_logprobs (A, N, S) float32: the model's
-    own. lengths (A, N) int64: generated tokens, the end token included. finished (A, N) bool.
-    """
+    """N texts for each of A images."""
 
     scores: Tensor
+    """(A, N) float32: summed adjusted log-probabilities; divided by length ** length_penalty once finished."""
     tokens: Tensor
+    """(A, N, S) int64."""
     token_logprobs: Tensor
+    """(A, N, S) float32, the model's own."""
     lengths: Tensor
+    """(A, N) int64: generated tokens, the end token included."""
     finished: Tensor
+    """(A, N) bool."""
 
     @classmethod
-    def empty(cls, num_images: int, num_beams: int, steps: int, device: torch.device) -> Hypotheses:
+    def empty(cls, num_images: int, num_beams: int, steps: int, device: torch.device) -> Self:
         """Hypotheses that have not begun, below every real score."""
         shape = (num_images, num_beams)
         return cls(
@@ -315,11 +309,11 @@ class Hypotheses(NamedTuple):
             finished=torch.zeros(shape, dtype=torch.bool, device=device),
         )
 
-    def gather(self, index: Tensor) -> Hypotheses:
+    def gather(self, index: Tensor) -> "Hypotheses":
         """The hypotheses index (A, M) of every image, in that order."""
         return Hypotheses(*(torch.take_along_dim(t, index if t.dim() == 2 else index[..., None], dim=1) for t in self))
 
-    def of_images(self, index: Tensor) -> Hypotheses:
+    def of_images(self, index: Tensor) -> "Hypotheses":
         """All hypotheses of the images that `index` selects."""
         return Hypotheses(*(t[index] for t in self))
 
@@ -411,9 +405,6 @@ def _collect(
     results: list[list[Generated]], images: Tensor, finished: Hypotheses, num_captions: int, eos_id: int
 ) -> None:
     """Write the best texts of `images` (A,) to their positions in `results`."""
-    tokens, logprobs = finished.tokens.cpu(), finished.token_logprobs.cpu()
-    lengths = finished.lengths.tolist()
-    for row, image in enumerate(images.tolist()):
-        results[image] = [
-            to_generated(tokens[row, n], logprobs[row, n], lengths[row][n], eos_id) for n in range(num_captions)
-        ]
+    rows = zip(finished.tokens.cpu(), finished.token_logprobs.cpu(), finished.lengths.tolist(), strict=True)
+    for image, texts in zip(images.tolist(), rows, strict=True):
+        results[image] = [to_generated(*text, eos_id) for text in list(zip(*texts, strict=True))[:num_captions]]

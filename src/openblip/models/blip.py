@@ -102,8 +102,7 @@ class Blip(nn.Module):
         """Keys and values for `match_logits` of a dialog: B images (B, N, Dv), each followed by the states of its
         caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c).
 
-        Caption states of another width than the image's are projected to it; the paper's ViT-B and BERT have
-        the same width.
+        Caption states of another width than the image's, which the paper does not have, are projected to it.
         """
         self._require("visdial")
         states = self.text(ids, "encode", mask=mask)  # (B, T, D)
@@ -193,8 +192,7 @@ def initialise(module: nn.Module) -> None:
     Their standard deviation of 0.02 suits a width of 768; it is scaled for other widths.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
-        fan_in = module.weight[0].numel()
-        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / fan_in) ** 0.5)
+        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / module.weight[0].numel()) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
@@ -207,10 +205,8 @@ def initialise(module: nn.Module) -> None:
 
 
 def encode_media(encode_image: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    """Image tokens (B, N, Dv) of images (B, 3, S, S); of videos (B, F, 3, S, S) the tokens of all their frames, one
-    frame after the other, (B, F*N, Dv) (BLIP section 5.6).
-
-    encode_image: that of a BLIP or BLIP-2. pixels: normalised.
+    """Image tokens (B, N, Dv) of images (B, 3, S, S), normalised; of videos (B, F, 3, S, S) the tokens of all their
+    frames, one frame after the other, (B, F*N, Dv) (BLIP section 5.6).
     """
     if pixels.dim() == 4:
         return encode_image(pixels)

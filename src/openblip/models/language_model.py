@@ -56,16 +56,10 @@ class LanguageModel(nn.Module, ABC):
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the word embeddings, in which the model computes."""
-        return cast(torch.dtype, self.model.get_input_embeddings().weight.dtype)
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompts."""
+        return bool(self.model.config.is_encoder_decoder)
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the word embeddings."""
-        return cast(torch.device, self.model.get_input_embeddings().weight.device)
-
-    @abstractmethod
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
@@ -74,48 +68,48 @@ class LanguageModel(nn.Module, ABC):
         Only the text and its end token are predicted. A text that is too long for `max_text_tokens`, prompt
         included, is cut before its end token, which always stays; None cuts nothing.
         """
+        rows = [(self._prompt_ids(p), self.text_ids(p, text)) for p, text in zip(prompts, texts, strict=True)]
+        if max_text_tokens is not None:
+            rows = [self._cut(prompt, text, max_text_tokens) for prompt, text in rows]
+        return self._predict(visual, [prompt for prompt, _ in rows], [[*text, self.end_id] for _, text in rows])
+
+    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
+        """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has one."""
+        return self._predict(visual, [self._prompt_ids(prompt) for prompt in prompts], written)
 
     @abstractmethod
     def text_ids(self, prompt: str, text: str) -> list[int]:
         """The token ids of a text that continues a prompt, without an end token."""
 
     @abstractmethod
-    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
-        """Predict token ids as `generate` writes them after the prompts, each row with its end token if it has one."""
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """The token ids of a prompt, with the special tokens around it."""
 
     @abstractmethod
+    def _cut(self, prompt: list[int], text: list[int], max_text_tokens: int) -> tuple[list[int], list[int]]:
+        """As much of a prompt and the text after it as `predict` takes."""
+
+    @abstractmethod
+    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+        """Predict the token ids of each row in `written` after its prompt."""
+
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The inputs of transformers' `generate`: inputs_embeds (R, S, Dl) and attention_mask (R, S)."""
+        *_, inputs, mask = self._embed(visual, [self._prompt_ids(prompt) for prompt in prompts])
+        return {"inputs_embeds": inputs, "attention_mask": mask}
 
     @torch.inference_mode()
     def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
         """Token ids written after each prompt, without end token and padding; `num_return_sequences` rows each.
 
         settings: arguments of transformers' `generate`, `max_new_tokens` among them; the rest are its
-        defaults, whatever the model's own generation_config says.
+        defaults, whatever the model's own generation_config says. Raises ConfigError when the model has too few
+        positions.
         """
         if "max_new_tokens" not in settings:
             raise ConfigError("max_new_tokens is missing: say how many tokens may be generated.")
-        inputs = self.generation_inputs(visual, prompts)
-        self._check_length(inputs["inputs_embeds"].shape[1], settings["max_new_tokens"])
-        output = _with_default_generation(self.model).generate(
-            **inputs, eos_token_id=self.end_id, pad_token_id=self.pad_id, **settings
-        )
-        first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
-        rows: list[list[int]] = output[:, first:].tolist()
-        return [row[: row.index(self.end_id)] if self.end_id in row else row for row in rows]
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether an encoder reads the prompts."""
-        return bool(self.model.config.is_encoder_decoder)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens and outer spaces."""
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def _check_length(self, length: int, max_new_tokens: int) -> None:
-        """Raise ConfigError when the model has too few positions for `max_new_tokens` after `length` of them."""
+        inputs, max_new_tokens = self.generation_inputs(visual, prompts), settings["max_new_tokens"]
+        length = inputs["inputs_embeds"].shape[1]
         positions = getattr(self.model.config, "max_position_embeddings", None)  # T5 has none and no limit
         longest = length if self.is_encoder_decoder else length + max_new_tokens - 1  # the last is not read
         if positions is not None and longest > positions:
@@ -123,6 +117,16 @@ class LanguageModel(nn.Module, ABC):
                 f"Visual prompts and prompt take {length} tokens and max_new_tokens is {max_new_tokens}: the "
                 f"language model reads at most {positions}."
             )
+        output = _with_default_generation(self.model).generate(
+            **inputs, eos_token_id=self.end_id, pad_token_id=self.pad_id, **settings
+        )
+        first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
+        rows: list[list[int]] = output[:, first:].tolist()
+        return [row[: row.index(self.end_id)] if self.end_id in row else row for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens and outer spaces."""
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _token_ids(self, text: str) -> list[int]:
         """Token ids of a text, without the special tokens that the tokenizer adds before and after it."""
@@ -141,26 +145,32 @@ class LanguageModel(nn.Module, ABC):
 class CausalLanguageModel(LanguageModel):
     """A decoder: visual prompts, its first token, the prompt and the text (BLIP-2 Figure 3, top)."""
 
-    def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
-    ) -> Predicted:
-        pairs = [self._split_ids(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        room = None if max_text_tokens is None else max_text_tokens - 1
-        rows = [[*[*prompt, *text][:room], self.end_id] for prompt, text in pairs]
-        starts = [len(prompt[:room]) for prompt, _ in pairs]
-        return self._predict(visual, rows, starts)
+    def text_ids(self, prompt: str, text: str) -> list[int]:
+        """Prompt and text are tokenised together, because in many tokenizers the space between them is part of the
+        text's first token. Where that would change the prompt's tokens (two line breaks are one token, unless a word
+        follows), the text is tokenised alone.
+        """
+        if not text:
+            return []
+        before, prompt = self._prompt_ids(prompt), prompt.rstrip(" ")
+        space = " " if prompt and not prompt[-1].isspace() else ""
+        whole = [*self.first_ids, *self._token_ids(f"{prompt}{space}{text}")]
+        return whole[len(before) :] if whole[: len(before)] == before else self._token_ids(text)
 
-    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
-        before = [self._prompt_ids(prompt) for prompt in prompts]
-        rows = [[*prompt, *ids] for prompt, ids in zip(before, written, strict=True)]
-        return self._predict(visual, rows, [len(prompt) for prompt in before])
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """The tokenizer's first token and the prompt, whose last space belongs to the text."""
+        return [*self.first_ids, *self._token_ids(prompt.rstrip(" "))]
 
-    def _predict(self, visual: Tensor, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Predicted:
-        """Predict the tokens of each row from its position in `starts` on."""
+    def _cut(self, prompt: list[int], text: list[int], max_text_tokens: int) -> tuple[list[int], list[int]]:
+        row = [*prompt, *text][: max_text_tokens - 1]
+        return row[: len(prompt)], row[len(prompt) :]
+
+    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+        rows = [[*prompt, *ids] for prompt, ids in zip(prompts, written, strict=True)]
         ids, mask, inputs, input_mask = self._embed(visual, rows)
         logits = self.model(inputs_embeds=inputs, attention_mask=input_mask, use_cache=False).logits
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        predicted = mask & (positions >= torch.tensor(starts, device=ids.device)[:, None])
+        starts = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
+        predicted = mask & (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])
         labels = ids.masked_fill(~predicted, IGNORED_LABEL)
         first = visual.shape[1]
         if first:  # the last visual prompt predicts the first token of the text
@@ -168,70 +178,34 @@ class CausalLanguageModel(LanguageModel):
         return Predicted(logits[:, :-1], labels[:, 1:])
 
     def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        *_, inputs, mask = self._embed(visual, [self._prompt_ids(prompt) for prompt in prompts])
+        inputs, mask = super().generation_inputs(visual, prompts).values()
         order = mask.argsort(dim=1, stable=True)  # padding to the very left, the rest in its order
         return {
             "inputs_embeds": inputs.gather(1, order[..., None].expand_as(inputs)),
             "attention_mask": mask.gather(1, order),
         }
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        """The tokenizer's first token and the prompt, whose last space belongs to the text."""
-        return [*self.first_ids, *self._token_ids(prompt.rstrip(" "))]
-
-    def text_ids(self, prompt: str, text: str) -> list[int]:
-        return self._split_ids(prompt, text)[1]
-
-    def _split_ids(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of a prompt, exactly those that generation reads, and of the text that continues it.
-
-        Prompt and text are tokenised together, because in many tokenizers the space between them is part of
-        the text's first token. Where that would change the prompt's tokens (two line breaks are one token,
-        unless a word follows), the text is tokenised alone.
-        """
-        before = self._prompt_ids(prompt)
-        if not text:
-            return before, []
-        prompt = prompt.rstrip(" ")
-        space = " " if prompt and not prompt[-1].isspace() else ""
-        whole = [*self.first_ids, *self._token_ids(f"{prompt}{space}{text}")]
-        if whole[: len(before)] == before:
-            return before, whole[len(before) :]
-        return before, self._token_ids(text)
-
 
 class Seq2SeqLanguageModel(LanguageModel):
     """An encoder-decoder: the encoder reads visual prompts and prompt, the decoder writes the text."""
 
-    def predict(
-        self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
-    ) -> Predicted:
-        starts = [self.text_ids(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        room = None if max_text_tokens is None else max_text_tokens - 1
-        targets = [[*start[:room], self.end_id] for start in starts]
-        return self._predict(self._encoder_inputs(visual, prompts, max_text_tokens), targets, visual.device)
-
     def text_ids(self, prompt: str, text: str) -> list[int]:
         return [*self.first_ids, *self._token_ids(text)]
 
-    def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:
-        return self._predict(self._encoder_inputs(visual, prompts, None), written, visual.device)
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        return [*self.first_ids, *self._token_ids(prompt), *self.last_ids]
 
-    def _predict(self, inputs: dict[str, Tensor], targets: Sequence[Sequence[int]], device: torch.device) -> Predicted:
-        ids, mask = padded_right(targets, self.pad_id, device)
-        labels = ids.masked_fill(~mask, IGNORED_LABEL)
-        logits = self.model(**inputs, labels=labels, use_cache=False).logits  # shifts the labels itself
+    def _cut(self, prompt: list[int], text: list[int], max_text_tokens: int) -> tuple[list[int], list[int]]:
+        num_last = len(self.last_ids)
+        body = prompt[: len(prompt) - num_last][: max_text_tokens - num_last]
+        return [*body, *self.last_ids], text[: max_text_tokens - 1]
+
+    def _predict(self, visual: Tensor, prompts: list[list[int]], written: Sequence[Sequence[int]]) -> Predicted:
+        *_, inputs, input_mask = self._embed(visual, prompts)
+        ids, mask = padded_right(written, self.pad_id, visual.device)
+        labels = ids.masked_fill(~mask, IGNORED_LABEL)  # the model shifts them itself
+        logits = self.model(inputs_embeds=inputs, attention_mask=input_mask, labels=labels, use_cache=False).logits
         return Predicted(logits, labels)
-
-    def generation_inputs(self, visual: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return self._encoder_inputs(visual, prompts, None)
-
-    def _encoder_inputs(self, visual: Tensor, prompts: Sequence[str], max_tokens: int | None) -> dict[str, Tensor]:
-        starts = [[*self.first_ids, *self._token_ids(prompt)] for prompt in prompts]
-        room = None if max_tokens is None else max_tokens - len(self.last_ids)
-        rows = [[*start[:room], *self.last_ids] for start in starts]
-        *_, inputs, mask = self._embed(visual, rows)
-        return {"inputs_embeds": inputs, "attention_mask": mask}
 
 
 def wrap_language_model(model: Any, tokenizer: Any, end_of_text: str | None = None) -> LanguageModel:

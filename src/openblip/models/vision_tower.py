@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from openblip.errors import CheckpointError
 from openblip.nn.vit import VisionTransformer
 
-GROUP_SIZE = 32
-"""Number of images that a frozen encoder takes at a time on an accelerator."""
-
 
 class VisionTower(nn.Module):
     """A vision model of transformers (SigLIP, DINOv2, ViT, ...) whose output is that of one of its layers.
@@ -41,8 +38,7 @@ class VisionTower(nn.Module):
         config = self.model.config
         if config.model_type == "siglip2_vision_model":
             return int(round(config.num_patches**0.5) * config.patch_size)
-        size = config.image_size
-        return int(size if isinstance(size, int) else size[0])
+        return int(config.image_size if isinstance(config.image_size, int) else config.image_size[0])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float (B, 3, S, S), normalised -> features (B, N, Dv), without the model's final norm.
@@ -87,8 +83,7 @@ def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
     the encoder sees images in groups of a fixed size, filled up with zeros. On a CPU a group is one image, because CPU
     kernels share the rows of a larger group among threads and round differently by position.
     """
-    size = _group_size(pixels.device)
-    features = []
+    size, features = _group_size(pixels.device), []
     for group in pixels.split(size):
         missing = size - len(group)
         filled = torch.cat([group, group.new_zeros(missing, *group.shape[1:])]) if missing else group
@@ -96,15 +91,16 @@ def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat(features)
 
 
+def _group_size(device: torch.device) -> int:
+    """Number of images that a frozen encoder takes at a time."""
+    return 1 if device.type == "cpu" else 32
+
+
 def run_without_graph(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """Features of all images at once, in the encoder's own precision and without a graph."""
     weights = next(encoder.parameters())
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         return cast(Tensor, encoder(pixels.to(weights.dtype)))
-
-
-def _group_size(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else GROUP_SIZE
 
 
 def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
@@ -118,15 +114,12 @@ def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
         used = encoder.layer if encoder.layer >= 0 else num_blocks + 1 + encoder.layer
     else:
         num_blocks = used = len(encoder.blocks)
-    blocks = next(
-        name
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
-    )
+    lists = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    blocks = next(f"{name}." for name, module in lists if len(module) == num_blocks)
     depths = {}
     for name, _ in encoder.named_parameters():
-        if name.startswith(f"{blocks}."):
-            depths[name] = max(0, used - int(name.removeprefix(f"{blocks}.").split(".")[0]))
+        if name.startswith(blocks):
+            depths[name] = max(0, used - int(name.removeprefix(blocks).split(".")[0]))
         else:
             depths[name] = 0 if name.startswith("norm.") else used + 1
     return depths

@@ -126,8 +126,7 @@ class SelfAttention(nn.Module):
             causal_mask = x.new_ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)  # (T, S)
             mask = causal_mask if mask is None else mask & causal_mask
             causal = False
-        dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(q, k, v, mask, dropout, causal)
+        mixed = self.attend(q, k, v, mask, self.dropout if self.training else 0.0, causal)
         return cast(Tensor, self.out(merge_heads(mixed)))
 
 
@@ -178,7 +177,7 @@ class CrossAttention(nn.Module):
         folded = self.query(x).reshape(num_contexts, -1, x.shape[-1])  # (B, K*T, D)
         query = split_heads(folded, self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout=dropout)
+        mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout)
         return cast(Tensor, self.out(merge_heads(mixed).reshape(num_rows, num_tokens, -1)))
 
 
@@ -189,7 +188,6 @@ class PairKeyValue(NamedTuple):
     second: KeyValue
 
     def select(self, index: Tensor) -> "PairKeyValue":
-        """Keys and values of the pairs in `index`, int64 (B'), repeats allowed."""
         return PairKeyValue(self.first.select(index), self.second.select(index))
 
 
@@ -231,7 +229,6 @@ def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[lis
     so that outputs can be differentiated with respect to them: the softmax is computed explicitly, with equal results.
     """
     weights: list[Tensor] = []
-    original = attention.attend
 
     def attend_and_record(
         query: Tensor,
@@ -252,7 +249,7 @@ def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[lis
         weights.append(probs)
         return F.dropout(probs, dropout).to(value.dtype) @ value
 
-    attention.attend = attend_and_record
+    original, attention.attend = attention.attend, attend_and_record
     try:
         yield weights
     finally:

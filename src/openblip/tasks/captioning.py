@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
-from openblip.data.config import DataConfig, Preprocessing
+from openblip.data.config import DataConfig
 from openblip.data.tokenizer import Tokenizer
-from openblip.models.blip import Blip
 from openblip.objectives import lm_loss, next_token_labels
 from openblip.tasks.base import BlipTask
 from openblip.tasks.config import CaptioningConfig
@@ -26,9 +25,9 @@ class Captioning(BlipTask):
     trained_heads = ("lm",)
     prompt_ids: Tensor
 
-    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__(config, model, tokenizer, preprocessing)
-        self.register_buffer("prompt_ids", tokenizer.prompt(config.prompt), persistent=False)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("prompt_ids", self.tokenizer.prompt(self.config.prompt), persistent=False)
 
     @classmethod
     def longest_text(cls, config: CaptioningConfig, data: DataConfig, tokenizer: Tokenizer) -> int:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from openblip.data import texts as data_texts
 from openblip.data.batch import Batch, Example, PixelReader, SampleProcessor, View, pixel_reader, shared_fields
-from openblip.data.config import DataConfig, Preprocessing
+from openblip.data.config import DataConfig
 from openblip.data.sample import Sample
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.distributed import local_rows, world_size
-from openblip.models.blip2 import Blip2
 from openblip.models.language_model import LanguageModel, Predicted
 from openblip.objectives import answer_loss, lm_loss
 from openblip.tasks.base import Blip2Task, Task
@@ -164,11 +163,11 @@ class InstructionFollowing(PromptedTask):
 
     processor_class: ClassVar[type[InstructionProcessor | PromptedQuestionProcessor]] = InstructionProcessor
 
-    def __init__(self, config: Any, model: Blip2, tokenizer: Any, preprocessing: Preprocessing) -> None:
-        super().__init__(config, model, tokenizer, preprocessing)
-        if model.config.instructed and set(model.config.heads) == {"llm"}:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model.config.instructed and set(self.model.config.heads) == {"llm"}:
             # Nothing reads the states of the instruction after the last layer, so these get no gradient.
-            model.qformer.layers[-1].text_feed_forward.requires_grad_(False)
+            self.model.qformer.layers[-1].text_feed_forward.requires_grad_(False)
 
     @classmethod
     def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
@@ -228,7 +227,8 @@ class LanguagePretraining(Task):
 
 def no_visual(language: LanguageModel, num_rows: int) -> Tensor:
     """The visual prompts (R, 0, Dl) of texts without images."""
-    return torch.zeros(num_rows, 0, language.hidden_dim, dtype=language.dtype, device=language.device)
+    words: Tensor = language.model.get_input_embeddings().weight
+    return words.new_zeros(num_rows, 0, language.hidden_dim)
 
 
 # --- Texts cut in two for prefix language modelling: an encoder reads the prefix, a decoder writes the rest

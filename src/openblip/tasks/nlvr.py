@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.data import texts
 from openblip.data.batch import Batch, Example, PixelReader, SampleProcessor, View, shared_fields
 from openblip.data.config import DataConfig
 from openblip.data.images import read_image
 from openblip.data.sample import Sample
-from openblip.data.texts import MAX_STATEMENT_WORDS, label_of, normalize_caption, text_field
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.tasks.base import BlipTask, replace_first
@@ -62,8 +62,8 @@ class StatementProcessor(SampleProcessor):
 
     def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, int, bool]:
         """The statement, its label, and whether the sides are exchanged."""
-        statement = normalize_caption(text_field(sample, "statement"), MAX_STATEMENT_WORDS)
-        label = label_of(sample)
+        statement = texts.normalize_caption(texts.text_field(sample, "statement"), texts.MAX_STATEMENT_WORDS)
+        label = texts.label_of(sample)
         if label is None:
             raise SourceError("no label that is true or false")
         return statement, int(label), bool(rng.random() < 0.5)

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from openblip.data.batch import ImageTextBatch
-from openblip.data.config import Preprocessing
-from openblip.data.tokenizer import Tokenizer
 from openblip.distributed import gather
-from openblip.models.blip import Blip, CrossKV, encode_media
+from openblip.models.blip import Blip, encode_media
 from openblip.models.config import PRETRAINING_HEADS, Head
 from openblip.objectives import (
     ContrastiveKeys,
@@ -38,10 +36,10 @@ class Retrieval(BlipTask):
     config: RetrievalConfig | PretrainingConfig
     trained_heads: ClassVar[tuple[Head, ...]] = ("itc", "itm")
 
-    def __init__(self, config: Any, model: Blip, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
-        super().__init__(config, model, tokenizer, preprocessing)
-        self.momentum_model = _make_momentum_model(model)
-        self.queue = EmbeddingQueue(config.contrastive.queue_size, model.config.embed_dim)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.momentum_model = _make_momentum_model(self.model)
+        self.queue = EmbeddingQueue(self.config.contrastive.queue_size, self.model.config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -50,7 +48,9 @@ class Retrieval(BlipTask):
         image_tokens = encode_media(self.model.encode_image, pixels)
         itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
         image_kv = self.model.image_kv(image_tokens)
-        return {"itc": itc, "itm": self.matching_loss(batch, image_tokens, image_kv, similarities, generator)}
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        pairs = (texts, image_tokens, image_kv, batch.image_ids)
+        return {"itc": itc, "itm": hard_negatives_loss(self.model, *pairs, similarities, generator)}
 
     def contrastive_loss(
         self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
@@ -77,23 +77,10 @@ class Retrieval(BlipTask):
         with torch.no_grad():
             return loss, (image @ joint[1].T / temperature, text @ joint[0].T / temperature)
 
-    def matching_loss(
-        self,
-        batch: ImageTextBatch,
-        image_tokens: Tensor,
-        image_kv: CrossKV,
-        similarities: tuple[Tensor, Tensor],
-        generator: torch.Generator,
-    ) -> Tensor:
-        """ITM with the negatives that `similarities` make likely."""
-        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
-        return hard_negatives_loss(self.model, texts, image_tokens, image_kv, batch.image_ids, similarities, generator)
-
     def after_step(self) -> None:
         """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
         clamp_temperature(self.model.log_temperature)
-        trained = dict(self.model.named_parameters())
-        average = dict(self.momentum_model.named_parameters())
+        trained, average = (dict(model.named_parameters()) for model in (self.model, self.momentum_model))
         momentum = self.config.contrastive.momentum
         update_average(average.values(), (trained[name] for name in average), momentum)
         for images, texts, ids in self._pending:
@@ -126,10 +113,12 @@ class Pretraining(Retrieval):
         image_tokens = encode_media(self.model.encode_image, pixels)  # once for all three
         image_kv = self.model.image_kv(image_tokens)
         itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
-        itm = self.matching_loss(batch, image_tokens, image_kv, similarities, generator)
-        shared = self.model.shares_cross_attention
-        decode_kv = image_kv if shared else self.model.image_kv(image_tokens, "decode")
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        pairs = (texts, image_tokens, image_kv, batch.image_ids)
+        itm = hard_negatives_loss(self.model, *pairs, similarities, generator)
+        if not self.model.shares_cross_attention:
+            image_kv = self.model.image_kv(image_tokens, "decode")
         captions = replace_first(batch.tokens, self.tokenizer.dec_id)
-        logits = self.model.decode(captions.ids[:, :-1], decode_kv)  # (B, T - 1, V)
+        logits = self.model.decode(captions.ids[:, :-1], image_kv)  # (B, T - 1, V)
         labels = next_token_labels(captions.ids, captions.mask)
         return {"itc": itc, "itm": itm, "lm": lm_loss(logits, labels, self.config.label_smoothing)}

@@ -11,17 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.data import texts
 from openblip.data.batch import Batch, Example, SampleProcessor, shared_fields
 from openblip.data.config import DataConfig
 from openblip.data.sample import Sample
-from openblip.data.texts import (
-    MAX_DIALOG_CAPTION_TOKENS,
-    dialog_turns,
-    normalize_caption,
-    normalize_question,
-    open_rounds,
-    text_field,
-)
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.errors import SourceError
 from openblip.tasks.base import BlipTask, replace_first
@@ -49,25 +42,25 @@ class DialogProcessor(SampleProcessor):
 
     def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[list[str]]]:
         """The caption, and the turns of the dialog with each answer."""
-        rounds = [(turn, turn.answer) for turn in open_rounds(sample) if turn.answer is not None]
+        rounds = [(turn, turn.answer) for turn in texts.open_rounds(sample) if turn.answer is not None]
         if not rounds:
             raise SourceError("no round with options and their right one")
         turn, right = rounds[int(rng.integers(len(rounds)))]
-        same = normalize_question(right)  # candidates of VisDial may differ by a period alone
-        wrong = [text for text in turn.options if normalize_question(text) != same]
+        same = texts.normalize_question(right)  # candidates of VisDial may differ by a period alone
+        wrong = [text for text in turn.options if texts.normalize_question(text) != same]
         if not wrong:
             raise SourceError(f"round {turn.number} has no wrong answer among its options")
         drawn = rng.choice(len(wrong), self.num_negatives, replace=len(wrong) < self.num_negatives)
         answers = [right, *(wrong[i] for i in drawn)]
-        dialogs = [dialog_turns(turn.history, turn.question, answer) for answer in answers]
-        return normalize_caption(text_field(sample, "caption")), dialogs
+        dialogs = [texts.dialog_turns(turn.history, turn.question, answer) for answer in answers]
+        return texts.normalize_caption(texts.text_field(sample, "caption")), dialogs
 
     def collate(self, examples: Sequence[Example], tokenizer: Tokenizer) -> DialogBatch:
         captions = [example.content[0] for example in examples]
         dialogs = [turns for example in examples for turns in example.content[1]]
         return DialogBatch(
             **shared_fields(examples),
-            captions=tokenizer.encode(captions, MAX_DIALOG_CAPTION_TOKENS, BATCH_LENGTH_STEP),
+            captions=tokenizer.encode(captions, texts.MAX_DIALOG_CAPTION_TOKENS, BATCH_LENGTH_STEP),
             dialogs=tokenizer.encode_turns(dialogs, self.max_text_length, BATCH_LENGTH_STEP),
             labels=torch.tensor([1] + [0] * self.num_negatives).repeat(len(examples)),
         )
