@@ -177,7 +177,7 @@ class CrossAttention(nn.Module):
         folded = self.query(x).reshape(num_contexts, -1, x.shape[-1])  # (B, K*T, D)
         query = split_heads(folded, self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout)
+        mixed = self.attend(query, context_kv.key, context_kv.value, context_kv.mask, dropout=dropout)
         return cast(Tensor, self.out(merge_heads(mixed).reshape(num_rows, num_tokens, -1)))
 
 
