@@ -3,7 +3,6 @@
 B images or videos, F frames of each, S image size.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -59,8 +58,7 @@ def command(
     given = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
     Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_text_list(candidates, "candidates")
-    is_alone = reading.out is None and lines.is_one_file(source)
-    sources = [] if is_alone else lines.find_sources([source], reading.images, videos=True, with_texts=not questions)
+    sources = lines.find_source(source, reading, videos=True, with_texts=not questions)
     if not questions and not lines.has_texts(sources):
         raise ConfigError("there is no question; write at least one in quotes after the image")
     predictor = model.load()
@@ -105,11 +103,7 @@ def command(
                 ]
         return rows
 
-    if is_alone:
-        for row in answer([prepare(lines.read_file(source))])[0]:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    output = lines.OutputLines(reading, ("question", "answer", "logprob"), len(questions) or 1, questions)
-    for samples, asked in output.batches(sources, prepare, label="answering"):
+    output = lines.OutputLines(sources, reading, ("question", "answer", "logprob"), len(questions) or 1, questions)
+    for samples, asked in output.batches(prepare, label="answering"):
         output.write(samples, answer(asked))
     return output.finish("answered about")

@@ -131,13 +131,13 @@ def command(
     import torch
 
     names = ("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ()))
-    output = lines.OutputLines(reading, names, num_captions, printed=not sidecar.sidecar)
+    output = lines.OutputLines(inputs, reading, names, num_captions, printed=not sidecar.sidecar)
     # A run that was stopped has written these lines, and maybe not their text files.
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
     for samples, images in output.batches(
-        inputs, lambda sample: torch.from_numpy(predictor.preprocessing(lines.decode_image(sample))), label="captioning"
+        lambda sample: torch.from_numpy(predictor.preprocessing(lines.decode_image(sample))), label="captioning"
     ):
         pixels = torch.stack(images)  # (B, 3, S, S) uint8
         captions = predictor.caption(

@@ -1,7 +1,7 @@
 """What `openblip caption`, `answer` and `match` share: which images are meant, and JSON lines about them that resume.
 
-output = OutputLines(options, fields=("caption", "logprob"))
-for samples, images in output.batches(sources, prepare, label="captioning"):
+output = OutputLines(sources, options, fields=("caption", "logprob"))
+for samples, images in output.batches(prepare, label="captioning"):
     output.write(samples, rows)
 return output.finish("captioned")
 """
@@ -56,34 +56,30 @@ class FileSource(Source):
     paths: list[str]
     with_texts: bool = False
     """Whether samples have the texts of the .txt or .json beside the file."""
+    is_alone: bool = False
+    """Whether this is one file whose lines are printed: they have no key, and what cannot be read is an error."""
 
     def shards(self) -> Sequence[str]:
         return [""]
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
+        from openblip.data.sources import storage
+
         for number, path in enumerate(self.paths):
             if not selection.has(number):
                 continue
             key = safe_name(path)
+            texts = {file.suffix[1:]: file.read_bytes() for file in text_files(path)} if self.with_texts else {}
             try:
-                texts = {file.suffix[1:]: file.read_bytes() for file in text_files(path)} if self.with_texts else {}
                 info, captions = parse_texts(texts, key)
                 sample = Sample(key, shard, b"", captions, key, info)
                 if not selection.skips(sample):
-                    yield Located(number, read_file(path, sample) if selection.images else sample)
-            except (SourceError, ImageError) as error:
+                    image = storage.read_bytes(path) if selection.images else b""
+                    yield Located(number, replace(sample, image=image))
+            except SourceError as error:
                 yield Located(number, Reject(shard, key, str(error)))
-
-
-def read_file(path: str, sample: Sample | None = None) -> Sample:
-    """Read an image or video file into its sample; raises `ImageError`."""
-    from openblip.data.sources import storage
-
-    key = safe_name(path)
-    try:
-        return replace(sample or Sample(key, "", b"", (), key), image=storage.read_bytes(path))
-    except OSError as error:
-        raise ImageError(f"{key}: cannot be read: {error.strerror or error}") from error
+            except OSError as error:
+                yield Located(number, Reject(shard, key, f"{key}: cannot be read: {error.strerror or error}"))
 
 
 def text_files(path: str) -> list[Path]:
@@ -94,14 +90,16 @@ def text_files(path: str) -> list[Path]:
 
 def has_texts(sources: Iterable[Source]) -> bool:
     """Whether samples may have texts of their own; image files have none unless some lie beside them."""
-    return any(not isinstance(source, FileSource) or any(map(text_files, source.paths)) for source in sources)
+    return any(not isinstance(s, FileSource) or (s.with_texts and any(map(text_files, s.paths))) for s in sources)
 
 
-def is_one_file(spec: str) -> bool:
-    """Whether this names one image or video, and neither a folder nor a data source."""
+def find_source(spec: str, options: ReadingOptions, *, videos: bool = False, with_texts: bool = False) -> list[Source]:
+    """As `find_sources`, but one file, which is an image if it has no other ending, is alone without --out."""
     path, suffix = Path(spec), Path(spec).suffix.lower()
-    is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
-    return not path.is_dir() and (is_image or (suffix not in SOURCE_SUFFIXES and path.is_file()))
+    is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
+    if options.out is None and is_image and not path.is_dir():
+        return [FileSource(spec, [spec], is_alone=True)]
+    return find_sources([spec], options.images, videos=videos, with_texts=with_texts)
 
 
 def find_sources(
@@ -162,6 +160,7 @@ class OutputLines:
     holds something else than such lines.
     """
 
+    sources: Sequence[Source]
     options: ReadingOptions
     fields: Sequence[str]
     """What lines hold beside shard and key."""
@@ -173,6 +172,8 @@ class OutputLines:
     """False writes nothing where there is no file."""
 
     def __post_init__(self) -> None:
+        self.file_sources = [source for source in self.sources if isinstance(source, FileSource)]
+        self.is_alone = any(source.is_alone for source in self.file_sources)
         self.stream: TextIO | None = None
         self.num_done = self.num_skipped = self.num_passed = 0
         # The lines that the file held before, by shard and key; the shard of image files is empty and in no line.
@@ -184,36 +185,32 @@ class OutputLines:
                 os.truncate(out, end)
 
     def batches(
-        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], *, label: str
+        self, prepare: Callable[[Sample], Prepared], *, label: str
     ) -> Iterator[tuple[list[Sample], list[Prepared]]]:
         """Yield samples with what `prepare` made of them in threads, in the order of the sources.
 
-        Samples whose lines are there already are passed over. Those that cannot be read are named on standard
-        error and counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
+        Samples whose lines are there already are passed over. Those that cannot be read are named on standard error and
+        counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
         """
-        out, file_sources = self.options.out, [source for source in sources if isinstance(source, FileSource)]
-        total, num_done = None, len(self.present)
-        if len(file_sources) == len(sources):
-            names = [safe_name(path) for source in file_sources for path in source.paths]
+        total, num_done, out = None, len(self.present), self.options.out
+        if len(self.file_sources) == len(self.sources):
+            names = [safe_name(path) for source in self.file_sources for path in source.paths]
             total, num_done = len(names), sum(("", name) in self.present for name in names)
-        with (
-            out.open("a", encoding="utf-8") if out else nullcontext(sys.stdout if self.printed else None) as self.stream
-        ):
+        target = out.open("a", encoding="utf-8") if out else nullcontext(sys.stdout if self.printed else None)
+        with target as self.stream:
             # On a terminal lines show how far the work is, and a bar would break them.
-            visible = self.stream is None or not self.stream.isatty()
+            visible = not self.is_alone and (self.stream is None or not self.stream.isatty())
             with Progress(label, total=total, unit="images", done=num_done, visible=visible) as bar:
-                readable = self._readable(sources, prepare, bar)
+                readable = self._readable(prepare, bar)
                 while batch := list(islice(readable, self.options.batch_size)):
                     yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
                     self.num_done += len(batch)
                     bar.advance(len(batch))
-        if not (file_sources or self.num_done or self.num_skipped or self.num_passed):
-            raise SourceError(f"{sources[0].name}: there is no image to work on")
+        if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
+            raise SourceError(f"{self.sources[0].name}: there is no image to work on")
 
-    def _readable(
-        self, sources: Sequence[Source], prepare: Callable[[Sample], Prepared], bar: Progress
-    ) -> Iterator[tuple[Sample, Prepared]]:
-        num_shards = sum(len(source.shards()) for source in sources)
+    def _readable(self, prepare: Callable[[Sample], Prepared], bar: Progress) -> Iterator[tuple[Sample, Prepared]]:
+        num_shards = sum(len(source.shards()) for source in self.sources)
         seen: set[str] = set()
 
         def is_present(shard: str, key: str) -> bool:
@@ -221,12 +218,14 @@ class OutputLines:
             return (shard, key) in self.present
 
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
-        for source in sources:
+        for source in self.sources:
             for entry in read_source(source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead):
                 shard = (entry if isinstance(entry, Reject) else entry[0]).shard
                 if shard and shard not in seen:
                     bar.estimate_total(len(seen), num_shards)
                     seen.add(shard)
+                if isinstance(entry, Reject) and self.is_alone:
+                    raise ImageError(entry.reason)
                 if isinstance(entry, Reject):
                     self.num_skipped += 1
                     name = sample_name(entry.shard, entry.key)
@@ -240,13 +239,16 @@ class OutputLines:
         if self.stream is None:
             return
         for sample, rows_of_sample in zip(samples, rows, strict=True):
-            place = {"shard": sample.shard, "key": sample.key} if sample.shard else {"key": sample.key}
+            place = {"shard": sample.shard, "key": sample.key}
+            place = {name: value for name, value in place.items() if value and not self.is_alone}
             for row in rows_of_sample:
                 self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
         self.stream.flush()
 
     def finish(self, verb: str, more: str = "") -> int:
         """Say on standard error how many samples are done, and return the exit code."""
+        if self.is_alone:
+            return 0
         print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
         return 1 if self.num_skipped else 0
 
@@ -274,14 +276,15 @@ class OutputLines:
         incomplete: JsonLine | None = None  # the first line of a sample without all its lines: only the last may be so
         for name, group in groupby(all_lines, identity):
             lines = list(group)
-            if incomplete or name in self.present:
-                raise error(incomplete or lines[0])
             rows = [line.value for line in lines]
-            is_wrong = any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
-            if self.given and not is_wrong:
-                is_wrong = [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)])
-            if is_wrong or (self.num_lines is not None and len(rows) > self.num_lines):
-                raise error(lines[0])
+            if (
+                incomplete
+                or name in self.present
+                or any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
+                or (self.given and [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)]))
+                or (self.num_lines is not None and len(rows) > self.num_lines)
+            ):
+                raise error(incomplete or lines[0])
             if self.num_lines is None or len(rows) == self.num_lines:
                 self.present[name] = rows
                 start_of_last, end = end, lines[-1].end

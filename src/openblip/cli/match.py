@@ -3,7 +3,6 @@
 B images, R texts of all images, S image size, E embedding width, Q queries.
 """
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +39,7 @@ def command(
         source: an image file, a folder of images (searched recursively), or a data source ("shards/*.tar").
         texts: the texts to score.
     """
-    is_alone = reading.out is None and lines.is_one_file(source)
-    sources = [] if is_alone else lines.find_sources([source], reading.images, with_texts=not texts)
+    sources = lines.find_source(source, reading, with_texts=not texts)
     if not texts and not lines.has_texts(sources):
         raise ConfigError("there is no text to score; write at least one after the image")
     predictor = model.load()
@@ -86,13 +84,7 @@ def command(
             for of_image in texts_of_image
         ]
 
-    if is_alone:
-        sample = lines.read_file(source)
-        for row in score([sample], [prepare(sample)])[0]:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    fields = (field, "match", "similarity")
-    output = lines.OutputLines(reading, fields, len(texts) or None, texts)
-    for samples, pixels in output.batches(sources, prepare, label="scoring"):
+    output = lines.OutputLines(sources, reading, (field, "match", "similarity"), len(texts) or None, texts)
+    for samples, pixels in output.batches(prepare, label="scoring"):
         output.write(samples, score(samples, pixels))
     return output.finish("scored")

@@ -47,18 +47,14 @@ def parse(
     config: Sequence[Any] = (tyro.conf.AvoidSubcommands,),
     **options: Any,
 ) -> Parsed:
-    """Build `target` from command-line words.
+    """Build `target`, a dataclass or a function, from command-line words.
 
-    Args:
-        target: a dataclass or a function, whose annotated fields or parameters are the options. What the help says
-            of them are the docstrings of the fields, or the `Args:` section of the function's docstring.
-        prog: what the help calls the command, e.g. "openblip match".
-        config: markers of tyro. By default alternatives, among which a recipe has chosen, are options.
-        options: of `tyro.cli`, e.g. `default`, an instance whose values are the defaults.
+    Its annotated fields or parameters are the options. What the help says of them are the docstrings of the fields, or
+    the `Args:` section of the function's docstring. prog: what the help calls the command. config: markers of tyro; by
+    default alternatives, among which a recipe has chosen, are options. options: of `tyro.cli`, e.g. `default`, an
+    instance whose values are the defaults.
 
-    Raises:
-        ConfigError: a wrong or missing option, on one line.
-        SystemExit: help was asked for and printed (code 0).
+    Raises `ConfigError` for a wrong or missing option, on one line; SystemExit (0) when help was asked for and printed.
     """
     build = functools.partial(tyro.cli, target, prog=prog, config=config, **options)
 

@@ -65,11 +65,10 @@ def run_bootstrap(argv: Sequence[str]) -> int:
     console = Console()
     console.print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
+        web = measured["web"]
         console.print(
-            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, "
-            f"{measured['noise_after'] or 0:.1%} after; "
-            f"filter AUC {measured['web']['auc']:.3f}, precision {measured['web']['precision']:.3f}, "
-            f"recall {measured['web']['recall']:.3f}; "
+            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, {measured['noise_after'] or 0:.1%} after; "
+            f"filter AUC {web['auc']:.3f}, precision {web['precision']:.3f}, recall {web['recall']:.3f}; "
             f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"
         )
     print(f"\nall numbers: {config.out}/results.json")
