@@ -26,7 +26,7 @@ GPUS = 32
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_whole_run(name):
     run = RECIPES[name]()
-    assert json.loads(json.dumps(run.to_dict()))["recipe"] == run.recipe
+    assert json.loads(json.dumps(dataclasses.asdict(run)))["recipe"] == run.recipe
     assert run.out == f"runs/{name}"
     assert run.out
     for word in ("Source:", "Cost:", "Expected"):

@@ -42,30 +42,22 @@ from openblip.recipes.run import BlipRun
 from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
 
+COCO_CAPTIONS = 566_747  # of the Karpathy split
+QUESTIONS = 443_757 + 214_354 + 1_445_322  # VQAv2 train and val, Visual Genome 1.2
 # Steps of one epoch: samples of the training split over the joint batch.
 BASE_STEPS = 14_000_000 // 2880
 LARGE_STEPS = (14_000_000 + 115_000_000 // 5) // 2400
-COCO_CAPTIONS = 566_747  # of the Karpathy split
 COCO_STEPS = COCO_CAPTIONS // 256
 FLICKR_STEPS = 145_000 // 256  # captions
-QUESTIONS = 443_757 + 214_354 + 1_445_322  # VQAv2 train and val, Visual Genome 1.2
-VQA_STEPS = QUESTIONS // 256
-NLVR_STEPS = 86_373 // 256  # statements
-VISDIAL_STEPS = 123_287 // 240  # dialogs; a step sees one round of each
 MSRVTT_STEPS = 180_000 // 64  # MSRVTT 1k-A: 9,000 videos with 20 captions each
-MSRVTT_QA_STEPS = 158_581 // 64  # questions
-
-PROMPT_TOKENS = 3  # "a picture of"
 
 
 def blip_base() -> BlipRun:
     """Pre-train BLIP with ViT-B/16 on 14M pairs (ITC + ITM + LM), as in the paper.
 
     Source: section 4.1. ViT from DeiT-B, text from bert-base-uncased, cross-attention random. An epoch at a joint batch
-    of 2880 (90 * 32) is 4,861 steps, 20 epochs are 97,220.
-
-    DATA: 'web/*.tar,human/*.tar'. With LAION (129M) an epoch is 37M pairs: --training.steps 256940
-    --training.decay-every 12847 --task.contrastive.alpha-ramp-steps 25694
+    of 2880 (90 * 32) is 4,861 steps, 20 epochs are 97,220. DATA: 'web/*.tar,human/*.tar'. With LAION (129M) an epoch is
+    37M pairs: --training.steps 256940 --training.decay-every 12847 --task.contrastive.alpha-ramp-steps 25694
 
     Cost: not in the paper; 252M parameters, 90 pairs per GPU. Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned,
     Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps CIDEr): 78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs;
@@ -100,25 +92,21 @@ def blip_large() -> BlipRun:
 
     Source: section 4.1. ViT-L/16 from ImageNet-21k with drop path 0.1, Google's, where the released code takes timm's
     vit_large_patch16_224_in21k; the text side as in blip-base. An epoch at a joint batch of 2400 (75 * 32) is 15,416
-    steps, 20 epochs are 308,320.
-
-    DATA: 'web/*.tar,human/*.tar,laion/*.tar'. On the 14M alone, which the paper has no ViT-L for: --training.steps
-    116660 --training.decay-every 5833 --task.contrastive.alpha-ramp-steps 11666
+    steps, 20 epochs are 308,320. DATA: 'web/*.tar,human/*.tar,laion/*.tar'. On the 14M alone, which the paper has no
+    ViT-L for: --training.steps 116660 --training.decay-every 5833 --task.contrastive.alpha-ramp-steps 11666
 
     Cost: not in the paper; 75 pairs per GPU; short of memory, add --model.vision.activation-checkpointing True.
     Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, COCO CIDEr, NoCaps CIDEr): 80.6/64.1, 135.5, 112.5 on the raw
     pairs; 82.4/65.1, 136.7, 113.2 on the bootstrapped, and 96.7/86.7 Flickr30K TR@1/IR@1 zero-shot.
     """
-    base = blip_base()
+    base, epoch = blip_base(), LARGE_STEPS
     vision = VisionConfig(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path=0.1)
     return base.derive(
         "blip-large",
         model=BlipConfig(vision=vision),
         vision_init="google/vit-large-patch16-224-in21k",
-        task=tasks.PretrainingConfig(contrastive=tasks.ContrastiveConfig(alpha_ramp_steps=2 * LARGE_STEPS)),
-        training=replace(
-            base.training, steps=20 * LARGE_STEPS, decay_every=LARGE_STEPS, batch_size=75, learning_rate=2e-4
-        ),
+        task=tasks.PretrainingConfig(contrastive=tasks.ContrastiveConfig(alpha_ramp_steps=2 * epoch)),
+        training=replace(base.training, steps=20 * epoch, decay_every=epoch, batch_size=75, learning_rate=2e-4),
     )
 
 
@@ -128,19 +116,12 @@ def caption() -> BlipRun:
     Source: sections 3.3 and 5.2. 5 epochs over 566,747 captions, 2,213 steps each; the learning rate starts at 1e-5.
     Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw
     pairs, 129.7 / 105.1 on the bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
-
     DATA: --data.source captions_train.json --data.images coco
-
     Where this recipe deviates from the released code: a caption is cut so that prompt and caption together have 40
     tokens, and the last token kept is always [SEP].
     """
-    return fine_tuning(
-        "caption",
-        tasks.CaptioningConfig(prompt="a picture of "),
-        steps=5 * COCO_STEPS,
-        learning_rate=1e-5,
-        max_text_length=40 - PROMPT_TOKENS,
-    )
+    task, length = tasks.CaptioningConfig(prompt="a picture of "), 40 - 3  # the prompt has three tokens
+    return fine_tuning("caption", task, steps=5 * COCO_STEPS, learning_rate=1e-5, max_text_length=length)
 
 
 def caption_large() -> BlipRun:
@@ -159,9 +140,7 @@ def filter_() -> BlipRun:
     Source: sections 3.3 and 5.1. 6 epochs over 566,747 captions, 2,213 steps each; the learning rate starts at 1e-5;
     alpha rises to 0.4 over the first epoch. Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO TR@1/IR@1, ITC
     candidates re-ranked by ITM with k=256): 78.4/60.7 from blip-base on 14M raw pairs, 80.6/63.1 on the bootstrapped.
-
     DATA: --data.source captions_train.json --data.images coco
-
     Where this recipe deviates from the released code: the momentum encoders start as copies of the model and the queue
     empty, where the released code continues with those of the pre-training; ITM weights have a small constant added, so
     that drawing a negative cannot fail.
@@ -184,7 +163,6 @@ def retrieval_flickr() -> BlipRun:
 
     Source: section 5.1: 6 epochs over 145,000 captions, 566 steps each. Cost: about an hour on 8 GPUs. Expected (LAVIS,
     from 129M bootstrapped pairs, TR@1/IR@1, re-ranked with k=128): 96.9/87.5.
-
     DATA: --data.source 'dataset_flickr30k.json#train' --data.images flickr30k
     """
     run = filter_()
@@ -200,7 +178,6 @@ def vqa() -> BlipRun:
     decoder start from the same weights and are trained apart, as in the released code. Cost: about a day on 8 GPUs.
     Expected (paper, Table 8, VQAv2 test-dev/test-std, answers ranked): 77.54/77.62 from blip-base on 14M bootstrapped
     pairs, 78.24/78.17 on 129M.
-
     DATA: --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images
     Evaluate by ranking the 3,128 answers that the authors distribute, or by writing:
         openblip evaluate vqa --model runs/vqa/model --data vqa_test.json --images images
@@ -209,9 +186,8 @@ def vqa() -> BlipRun:
     For OK-VQA and A-OKVQA start from this model, with the questions of that data set as the source; LAVIS does so with
     a learning rate of 1e-5 for a few epochs.
     """
-    return fine_tuning(
-        "vqa", tasks.QuestionAnsweringConfig(), image_size=480, steps=10 * VQA_STEPS, learning_rate=2e-5, drop_path=0.1
-    )
+    task, steps = tasks.QuestionAnsweringConfig(), 10 * (QUESTIONS // 256)
+    return fine_tuning("vqa", task, image_size=480, steps=steps, learning_rate=2e-5, drop_path=0.1)
 
 
 def nlvr() -> BlipRun:
@@ -220,13 +196,12 @@ def nlvr() -> BlipRun:
     Source: section 5.4. 15 epochs; the learning rate starts at 3e-5; stochastic depth 0.1; the two images change places
     in a random half of the samples, and so do the words left and right. Cost: hours on 8 GPUs. Expected (paper, Table
     8, dev/test-P): 82.67/82.30 from blip-base on 14M bootstrapped pairs, 82.48/83.08 on 129M.
-
     DATA: --data.source train.json --data.images nlvr2
-
     Where this recipe deviates from the released code: the layer that merges both images starts as their mean, not from
     random weights.
     """
-    return fine_tuning("nlvr", tasks.NlvrConfig(), steps=15 * NLVR_STEPS, learning_rate=3e-5, drop_path=0.1)
+    steps = 15 * (86_373 // 256)  # statements
+    return fine_tuning("nlvr", tasks.NlvrConfig(), steps=steps, learning_rate=3e-5, drop_path=0.1)
 
 
 def visdial() -> BlipRun:
@@ -236,16 +211,11 @@ def visdial() -> BlipRun:
     authors released no code for this task: how a dialog becomes a text (`openblip.data.texts`), how many wrong
     answers accompany the right one (3), and that an epoch is one round of each dialog are choices of this recipe.
     Cost: hours on 8 GPUs. Expected (paper, Table 9, val): MRR 69.41, R@1 56.44.
-
     DATA: --data.source visdial_1.0_train.json --data.images coco
     """
+    task, steps = tasks.VisdialConfig(num_negatives=3), 20 * (123_287 // 240)  # dialogs; a step sees a round of each
     return fine_tuning(
-        "visdial",
-        tasks.VisdialConfig(num_negatives=3),
-        steps=20 * VISDIAL_STEPS,
-        batch_size=30,
-        learning_rate=2e-5,
-        max_text_length=MAX_DIALOG_TOKENS,
+        "visdial", task, steps=steps, batch_size=30, learning_rate=2e-5, max_text_length=MAX_DIALOG_TOKENS
     )
 
 
@@ -257,17 +227,10 @@ def video_retrieval() -> BlipRun:
     untried. Cost: unknown; hours on 8 GPUs. Expected without this fine-tuning (paper, Table 10, MSRVTT text to video
     R@1/5/10): 43.3/65.6/74.7:
         openblip evaluate video-retrieval --model MODEL --data msrvtt_test.jsonl --images videos --rerank 128
-
     It starts from runs/filter/model. DATA: --data.source 'train_val_videodatainfo.json#train' --data.images videos
     """
-    return fine_tuning(
-        "video-retrieval",
-        retrieval(MSRVTT_STEPS),
-        steps=5 * MSRVTT_STEPS,
-        batch_size=8,
-        learning_rate=1e-5,
-        num_frames=8,
-    )
+    task, steps = retrieval(MSRVTT_STEPS), 5 * MSRVTT_STEPS
+    return fine_tuning("video-retrieval", task, steps=steps, batch_size=8, learning_rate=1e-5, num_frames=8)
 
 
 def video_qa() -> BlipRun:
@@ -277,18 +240,10 @@ def video_qa() -> BlipRun:
     batch of 64 (8 * 8), and untried. Cost: unknown; hours on 8 GPUs. Expected without this fine-tuning (paper, Table
     11): MSRVTT-QA 19.2, MSVD-QA 35.2:
         openblip evaluate video-qa --model MODEL --data test_qa.json --images videos
-
     It starts from runs/vqa/model. DATA: --data.source train_qa.json --data.images videos
     """
-    return fine_tuning(
-        "video-qa",
-        tasks.QuestionAnsweringConfig(),
-        steps=5 * MSRVTT_QA_STEPS,
-        batch_size=8,
-        learning_rate=2e-5,
-        num_frames=16,
-        drop_path=0.1,
-    )
+    task, steps = tasks.QuestionAnsweringConfig(), 5 * (158_581 // 64)  # questions
+    return fine_tuning("video-qa", task, steps=steps, batch_size=8, learning_rate=2e-5, num_frames=16, drop_path=0.1)
 
 
 def retrieval(steps_per_epoch: int) -> tasks.RetrievalConfig:

@@ -46,11 +46,9 @@ def blip2_stage1() -> Blip2Run:
     Source: sections 3.2 and 3.4. 250k steps at a joint batch of 1680 (105 * 16); a cosine to 1e-5. The Q-Former's
     self-attention, both feed-forwards and word embeddings start from bert-base-uncased, queries and cross-attention
     from random weights. The encoder is frozen in float16 and read at its second-last layer.
-
     Cost: in the paper under six days on 16 A100 of 40 GB, both stages with the largest models under nine. Expected
     (paper, Tables 1 and 5): Flickr30K zero-shot TR@1/IR@1 97.6/89.7, after fine-tuning on COCO (`blip2-retrieval`)
     85.4/68.3 there.
-
     Where this recipe deviates from the released code: captions of the same image are positives in ITC and never
     negatives in ITM; gradients of ITC reach the keys of all processes; the temperature is learned as its logarithm.
     """
@@ -87,19 +85,16 @@ def blip2_stage2_opt() -> Blip2Run:
     Source: sections 3.3 and 3.4. 80k steps at a joint batch of 1920 (120 * 16); a cosine to 5e-5. The Q-Former loses
     its text side and ITC, ITM and ITG; a new linear layer takes the queries to the width of the language model, which
     writes the caption and a line break. For OPT-6.7B: --language.source facebook/opt-6.7b.
-
     Cost: in the paper under three days on 16 A100 of 40 GB with the largest models. Expected (paper, Tables 2 and 3,
     zero-shot VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr): 52.3; 119.7 and 145.8. With OPT-6.7B 52.6;
     121.0 and 145.2. On ViT-L with OPT-2.7B VQAv2 49.7.
-
     Where this recipe deviates from the released code: OPT computes in bfloat16; a caption that is too long keeps its
     line break; what OPT begins every text with is not predicted.
     """
-    language = LanguageModelSource(source="facebook/opt-2.7b", end_of_text="\n", dtype="bfloat16")
     return Blip2Run(
         recipe="blip2-stage2-opt",
         frozen_dtype="float16",
-        language=language,
+        language=LanguageModelSource(source="facebook/opt-2.7b", end_of_text="\n", dtype="bfloat16"),
         data=DataConfig(augmentation=VIEWS, num_workers=4),
         task=tasks.Blip2Stage2Config(),
         training=_pretraining(steps=80_000, batch_size=120, min_learning_rate=5e-5),
@@ -115,11 +110,9 @@ def blip2_stage2_t5() -> Blip2Run:
     modelling, of which the released code leaves out the data side: the encoder reads the queries and the first words of
     a caption, the decoder writes the others; the caption is cut at random in its first half (its author, LAVIS issue
     139). For FlanT5-XXL: --language.source google/flan-t5-xxl.
-
     Cost: in the paper under three days on 16 A100 of 40 GB with FlanT5-XXL. Expected (paper, Tables 2 and 3, zero-shot
     VQAv2 test-dev; after `blip2-caption` NoCaps and COCO CIDEr): 63.0; 121.6 and 144.5. With FlanT5-XXL VQAv2 65.0. On
     ViT-L with FlanT5-XL 62.3.
-
     Where this recipe deviates from the released code: FlanT5 keeps its own activation, which the released code
     exchanges for an exact GELU.
     """
@@ -143,16 +136,12 @@ def blip2_caption() -> Blip2Run:
     Source: section 4.2 and appendix. 5 epochs over 566,747 captions at a joint batch of 256 (16 * 16), 2,213 steps
     each; every block of the image encoder at 0.95 of the learning rate of the block above (without effect in the
     released code, whose schedule overwrites it). The prompt is "a photo of".
-
     Cost: about a day. Expected (paper, Table 3, NoCaps CIDEr / COCO BLEU@4 and CIDEr): OPT-2.7B 119.7 / 43.7 and 145.8,
     OPT-6.7B 121.0 / 43.5 and 145.2, FlanT5-XL 121.6 / 42.4 and 144.5; decode with a beam of 5, 8 to 30 tokens.
-
     START: runs/blip2-stage2-opt/model. DATA: --data.source 'dataset_coco.json#train' --data.images coco
     """
-    task = tasks.Blip2Stage2Config(prompt=PROMPT)
-    return _fine_tuning(
-        "blip2-caption", task, image_size=364, steps=5 * (COCO_CAPTIONS // 256), batch_size=16, layer_decay=0.95
-    )
+    task, steps = tasks.Blip2Stage2Config(prompt=PROMPT), 5 * (COCO_CAPTIONS // 256)
+    return _fine_tuning("blip2-caption", task, image_size=364, steps=steps, batch_size=16, layer_decay=0.95)
 
 
 def blip2_vqa() -> Blip2Run:
@@ -162,22 +151,15 @@ def blip2_vqa() -> Blip2Run:
     OPT-6.7B: --training.layer-decay 0.9). The Q-Former reads the question beside its queries. The released code has
     nothing for this task. What the paper leaves open is done as in BLIP: all answers of a question are trained on, each
     weighted by the share of annotators who gave it, Visual Genome's by 0.2.
-
     Cost: days. Expected (paper, Table 4, VQAv2 test-dev/test-std): FlanT5-XL 81.55/81.66, OPT-2.7B 81.59/81.74,
     OPT-6.7B 82.19/82.30; decode with a beam of 5 and length penalty -1. People who tried with the released code report
     less (LAVIS issue 460: 76.58).
-
     START: runs/blip2-stage2-t5/model --text-branch runs/blip2-stage1/model
     DATA: --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images
     """
+    task, steps = tasks.PromptedAnsweringConfig(), 5 * (QUESTIONS // 128)
     return _fine_tuning(
-        "blip2-vqa",
-        tasks.PromptedAnsweringConfig(),
-        image_size=490,
-        steps=5 * (QUESTIONS // 128),
-        batch_size=8,
-        layer_decay=0.95,
-        max_text_length=35,
+        "blip2-vqa", task, image_size=490, steps=steps, batch_size=8, layer_decay=0.95, max_text_length=35
     )
 
 
@@ -187,11 +169,9 @@ def blip2_retrieval() -> Blip2Run:
     Source: section 4.4 and appendix. 5 epochs over 566,747 captions at a joint batch of 224 (14 * 16), 2,530 steps
     each; for ViT-L the learning rate rises to 5e-6 (--training.learning-rate 5e-6). There is no layer-wise decay, which
     the paper does not mention here. Otherwise as `blip2-stage1`.
-
     Cost: about a day. Expected (paper, Table 5, COCO TR@1/IR@1 and Flickr30K zero-shot, 128 candidates re-ranked by
     ITM): ViT-g 85.4/68.3 and 97.6/89.7, ViT-L 83.5/66.3 and 96.9/88.6; without ITG 84.5/67.2 on COCO (Table 6), which
     is --task.no-itg.
-
     START: runs/blip2-stage1/model. DATA: --data.source 'dataset_coco.json#train' --data.images coco
         openblip evaluate retrieval --model runs/blip2-retrieval/model --data 'dataset_coco.json#test'
             --images coco --rerank 128
@@ -205,42 +185,25 @@ def blip2_instruct() -> Blip2Run:
 
     Source: InstructBLIP (arXiv 2305.06500) sections 2.2 to 2.6: 60k steps at a joint batch of 192 (12 * 16), warm-up
     from 1e-8; image encoder and language model frozen, 224 pixels.
-
     Data: samples with an instruction and its answer, several turns, or LLaVA's conversations (docs/data.md).
     InstructBLIP mixes public sets with probabilities in proportion to the square roots of their sizes, and turns them
     into instructions by hand-written templates. Neither is part of this recipe: --data.source gives the weights of the
     mixture and the texts.
-
     Cost: InstructBLIP took a day and a half on 16 A100 of 40 GB. Expected (InstructBLIP, Table 1, zero-shot,
     FlanT5-XL): NoCaps CIDEr 119.9, Flickr30K CIDEr 84.5, GQA accuracy 48.4.
-
     START: runs/blip2-stage2-t5/model --text-branch runs/blip2-stage1/model
     DATA: --data.source llava_instruct_150k.json --data.images train2017
-
     The paper leaves open how several turns are trained on. Here each answer follows all turns before it, joined as
     `chat` joins them, and the Q-Former reads the instruction of its turn. An instruction is put as a question,
     "Question: {} Answer:", as stage 2 is used; InstructBLIP puts it without a frame, which is --question-prompt "{}".
     Texts longer than 256 tokens, prompt included, are cut.
     """
-    return _fine_tuning(
-        "blip2-instruct",
-        tasks.InstructionConfig(),
-        steps=60_000,
-        batch_size=12,
-        max_text_length=128,
-        max_text_tokens=256,
-        warmup_learning_rate=1e-8,
-    )
+    run = _fine_tuning("blip2-instruct", tasks.InstructionConfig(), steps=60_000, batch_size=12, max_text_length=128)
+    return replace(run, max_text_tokens=256, training=replace(run.training, warmup_learning_rate=1e-8))
 
 
 def _fine_tuning(
-    name: str,
-    task: tasks.Blip2TaskConfig,
-    *,
-    image_size: int | None = None,
-    max_text_length: int = 32,
-    max_text_tokens: int | None = None,
-    **training: Any,
+    name: str, task: tasks.Blip2TaskConfig, *, image_size: int | None = None, max_text_length: int = 32, **training: Any
 ) -> Blip2Run:
     """With an image size the encoder is trained at it. A batch size in `training` is that of each of 16 processes."""
     trains_vision = image_size is not None
@@ -254,6 +217,5 @@ def _fine_tuning(
         task=task,
         training=TrainingConfig(**settings),
         prompt=PROMPT,
-        max_text_tokens=max_text_tokens,
         out=f"runs/{name}",
     )

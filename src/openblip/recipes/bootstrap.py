@@ -89,17 +89,16 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
     from openblip.training.run_folder import RunFolder
 
-    root = Path(config.out)
+    root, recipe = Path(config.out), config.recipe.pretrain
     RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
     open_source(config.pairs_for_test)  # raises now for a wrong name, not hours later
-    raw = f"{config.human_for_training},{config.web}"
-    pretrained = [_train(config.recipe.pretrain, root / "round_0" / "pretrain", raw)]
+    human = config.human_for_training
+    pretrained = [_train(recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
         folder = root / f"round_{number}"
         cleaned.append(_clean(config, pretrained[-1], folder))
-        bootstrapped = f"{config.human_for_training},capfilt:{cleaned[-1]}"
-        pretrained.append(_train(config.recipe.pretrain, folder / "pretrain", bootstrapped))
+        pretrained.append(_train(recipe, folder / "pretrain", f"{human},capfilt:{cleaned[-1]}"))
     results = {
         "test": config.pairs_for_test,
         "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
@@ -133,12 +132,8 @@ def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
 
 def _train(recipe: BlipRun, folder: Path, source: str, init: Path | None = None) -> Path:
     """Train a recipe on `source` in `folder`, or resume it; the folder of its final weights."""
-    run = replace(
-        recipe,
-        init=recipe.init if init is None else str(init),
-        data=replace(recipe.data, source=source),
-        out=str(folder),
-    )
+    start = recipe.init if init is None else str(init)
+    run = replace(recipe, init=start, data=replace(recipe.data, source=source), out=str(folder))
     if not run.train(resume=(folder / "config.json").exists()):
         raise StoppedError(f"stopped while training {folder}; resume with the same command")
     return folder / "model"
@@ -154,14 +149,10 @@ def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
     file = model.parents[1] / "evaluation.json"
     if file.exists():
         return read_json(file)
-    predictor = openblip.load(model)
-    source = open_source(pairs)
+    predictor, source = openblip.load(model), open_source(pairs)
     captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
     del captioning["predictions"]
-    result = {
-        "model": str(model),
-        "captioning": captioning,
-        "retrieval": evaluate_retrieval(predictor, source, limit=TEST_LIMIT),
-    }
+    retrieval = evaluate_retrieval(predictor, source, limit=TEST_LIMIT)
+    result = {"model": str(model), "captioning": captioning, "retrieval": retrieval}
     write_json(file, result)
     return result

@@ -5,7 +5,7 @@ It is strict about which parameters may stay random. The runs of `run.py` put th
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint
+from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.feature_cache import FeatureCache, build_cache, open_cache
@@ -36,12 +36,12 @@ END_OF_LINE = "\n"
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 # Parts of a head that no earlier training has, or has in another width: they keep their random weights.
-FRESH: dict[Head, tuple[str, ...]] = {
+FRESH: dict[str, tuple[str, ...]] = {
     "nlvr": ("nlvr_head.", ".merge."),
     "visdial": ("caption_proj.", "itm_head."),
+    "llm": ("language_proj.",),
     "vqa": (".cross_attention.variants.decode.branch.key_value.weight",),  # reads questions, not images
 }
-BLIP2_FRESH = ("language_proj.",)
 TEXT_EMBEDDINGS = ("qformer.embeddings.word.", "qformer.embeddings.position.")
 # What does not decide an encoder's features: our settings that matter only while it is trained, and transformers' about
 # a model's files, where they lie and who wrote them.
@@ -50,102 +50,69 @@ NOT_OF_ENCODER = (
 )  # fmt: skip
 
 
-def with_heads(model: Blip, heads: tuple[Head, ...], drop_path: float | None = None) -> Blip:
+def with_heads(model: Blip, heads: tuple[Head, ...], **vision: Any) -> Blip:
     """A model with other heads and the same weights (BLIP section 5: a task takes the parts that it needs).
 
-    Both branches over two images start from the one branch that the model has. Questions and answers get
-    separate weights, as in the released VQA fine-tuning. `drop_path` is that of the image encoder; None keeps
-    the model's. Raises ConfigError when the model lacks a weight that is no fresh part of a head.
+    Both branches over two images start from the one branch that the model has. Questions and answers get separate
+    weights, as in the released VQA fine-tuning. `vision` are fields of the image encoder's settings that change; for
+    another image size, position embeddings are interpolated once and for all. Raises ConfigError when the model lacks a
+    weight that is no fresh part of a head.
     """
-    vision = model.config.vision if drop_path is None else replace(model.config.vision, drop_path=drop_path)
-    text = model.config.text
-    if "vqa" in heads:
-        text = replace(text, sharing="none")
-    target = Blip(replace(model.config, heads=heads, vision=vision, text=text))
-    fresh = tuple(part for head in heads for part in FRESH.get(head, ()))
-    missing = copy_weights(target.state_dict(), model.state_dict(), fresh, _blip_origins)
-    if missing:
-        raise cannot_start(model.config.heads, heads, missing)
+    text = replace(model.config.text, sharing="none") if "vqa" in heads else model.config.text
+    target = Blip(replace(model.config, heads=heads, vision=replace(model.config.vision, **vision), text=text))
+    weights, positions = model.state_dict(), "vision.position_embedding"
+    weights[positions] = interpolate_positions(weights[positions], target.config.vision.grid)
+    copy_weights(target.state_dict(), weights, model.config.heads, heads)
     return target
 
 
 def take_weights(model: Blip2, start: Blip2, text_branch: Blip2) -> None:
     """Copy the weights of `start` into a model with other heads; image encoder and language model stay.
 
-    `text_branch` gives the weights that read text where `start` has none. Raises ConfigError for a weight
-    that neither has and that is no fresh part of a head.
+    `text_branch` gives the weights that read text where `start` has none. Raises ConfigError for a weight that neither
+    has and that is no fresh part of a head.
     """
-    reads_text = {
+    weights = {
         name: weight
         for name, weight in text_branch.state_dict().items()
         if name.startswith(TEXT_EMBEDDINGS) or ".text_feed_forward." in name
-    }
-    weights = reads_text | start.state_dict()
-    parameters = {
-        name: parameter.data
-        for name, parameter in model.named_parameters()
-        if not name.startswith(("vision.", "language."))
-    }
-    missing = copy_weights(parameters, weights, BLIP2_FRESH)
-    if missing:
-        raise cannot_start(start.config.heads, model.config.heads, missing)
+    } | start.state_dict()
+    named = model.named_parameters()
+    parameters = {name: part.data for name, part in named if not name.startswith(("vision.", "language."))}
+    copy_weights(parameters, weights, start.config.heads, model.config.heads)
 
 
 def copy_weights(
-    parameters: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    fresh: Sequence[str],
-    origins: Callable[[str], Sequence[str]] = lambda name: (name,),
-) -> list[str]:
-    """Copy into each parameter the weight of its name and shape; the names of those that have none.
+    parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], before: Sequence[str], after: Sequence[str]
+) -> None:
+    """Copy into each parameter of a model with the heads `after` its weight in a model with the heads `before`.
 
-    Parameters whose name contains one of `fresh` keep what they hold and are not reported. `origins` gives
-    the names that a parameter may have in `weights`, the preferred one first.
+    It has the parameter's name and shape, or the name of the branch over one image or of weights that modes share.
+    Fresh parts of heads may have none; ConfigError for others.
     """
+    fresh = [part for head in after for part in FRESH.get(head, ())]
     missing = []
     for name, parameter in parameters.items():
-        weight = next((weights[origin] for origin in origins(name) if origin in weights), None)
+        one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
+        shared = re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", one_image)
+        weight = next((weights[origin] for origin in (name, one_image, shared) if origin in weights), None)
         if weight is not None and weight.shape == parameter.shape:
             parameter.copy_(weight)
         elif not any(part in name for part in fresh):
             missing.append(name)
-    return missing
-
-
-def _blip_origins(name: str) -> tuple[str, str, str]:
-    """Names of a parameter in a model: the same, of the branch over one image, of weights that modes share."""
-    one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
-    shared = re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", one_image)
-    return name, one_image, shared
-
-
-def cannot_start(before: Sequence[str], after: Sequence[str], missing: Sequence[str]) -> ConfigError:
-    """The error of a checkpoint that has no weights for some parameters of a model with other heads."""
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return ConfigError(
-        f"The checkpoint has the heads {', '.join(before)}, from which a model with {', '.join(after)} "
-        f"cannot start: there is no {missing[0]}{more} of that shape. Start from a pre-trained one."
-    )
-
-
-def at_image_size(checkpoint: BlipCheckpoint, image_size: int) -> BlipCheckpoint:
-    """The same model for images of another size, its position embeddings interpolated once and for all."""
-    config = checkpoint.model.config
-    vision = replace(config.vision, image_size=image_size)
-    weights = checkpoint.model.state_dict()
-    name = "vision.position_embedding"
-    weights[name] = interpolate_positions(weights[name], image_size // vision.patch_size)
-    resized = Blip(replace(config, vision=vision))
-    resized.load_state_dict(weights)
-    preprocessing = replace(checkpoint.preprocessing, image_size=image_size)
-    return checkpoint._replace(model=resized, preprocessing=preprocessing)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(
+            f"The checkpoint has the heads {', '.join(before)}, from which a model with {', '.join(after)} "
+            f"cannot start: there is no {missing[0]}{more} of that shape. Start from a pre-trained one."
+        )
 
 
 def freeze_unused(model: Blip2, image_size: int) -> None:
     """Freeze what does not contribute to the features of a Hugging Face image encoder that is trained.
 
-    These are layers above the one whose output is taken, and poolers. They would get no gradient, and
-    several processes that exchange gradients would wait for it.
+    These are layers above the one whose output is taken, and poolers. They would get no gradient, and several processes
+    that exchange gradients would wait for it.
     """
     if not isinstance(model.vision, VisionTower):
         return

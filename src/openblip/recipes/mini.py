@@ -15,8 +15,9 @@ from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig
 
 # Captions say left and right, big and small, one and two: no flips and hardly any crop.
-AUGMENTATION = Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_ops=0)
+DATA = DataConfig(augmentation=Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_ops=0))
 NUM_FRAMES = 4
+RETRIEVAL_MINI = tasks.RetrievalConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
 STAGE1_STEPS, STAGE2_STEPS = 600, 600
 # A step of stage 1 takes 5.4 times as many operations as one of stage 2 (benchmarks/step_operations.py).
 SCRATCH_STEPS = STAGE2_STEPS + round(5.4 * STAGE1_STEPS)
@@ -35,7 +36,7 @@ def blip_mini() -> BlipRun:
         recipe="blip-mini",
         model=BlipConfig(vision=vision, text=text, embed_dim=128),
         vocab_size=1000,
-        data=DataConfig(augmentation=AUGMENTATION),
+        data=DATA,
         task=tasks.PretrainingConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=1000)),
         training=mini_training(steps=2500, warmup_steps=200),
         out="runs/blip-mini",
@@ -56,7 +57,7 @@ def blip_mini_filter() -> BlipRun:
     Source: BLIP section 3.3. Cost: 17 minutes with AMX. Expected: docs/results.md.
     """
     # A larger batch has harder negatives: the filter must learn one wrong attribute, not one wrong scene.
-    return fine_tuning_mini("blip-mini-filter", retrieval_mini(), steps=500, batch_size=256)
+    return fine_tuning_mini("blip-mini-filter", RETRIEVAL_MINI, steps=500, batch_size=256)
 
 
 def blip_mini_vqa() -> BlipRun:
@@ -85,7 +86,8 @@ def blip_mini_visdial() -> BlipRun:
     Source: BLIP section 5.5. The model has 48 positions: it reads the end of a longer dialog.
     Cost: 20 minutes. Expected: docs/results.md.
     """
-    return fine_tuning_mini("blip-mini-visdial", tasks.VisdialConfig(num_negatives=3), max_text_length=48, steps=900)
+    data = replace(DATA, max_text_length=48)
+    return fine_tuning_mini("blip-mini-visdial", tasks.VisdialConfig(num_negatives=3), data, steps=900)
 
 
 def blip_mini_video_retrieval() -> BlipRun:
@@ -93,7 +95,8 @@ def blip_mini_video_retrieval() -> BlipRun:
 
     Source: BLIP section 5.6, which does this without training. Cost: 20 minutes. Expected: docs/results.md.
     """
-    return fine_tuning_mini("blip-mini-video-retrieval", retrieval_mini(), num_frames=NUM_FRAMES, steps=500)
+    data = replace(DATA, num_frames=NUM_FRAMES)
+    return fine_tuning_mini("blip-mini-video-retrieval", RETRIEVAL_MINI, data, steps=500)
 
 
 def blip_mini_video_qa() -> BlipRun:
@@ -101,27 +104,14 @@ def blip_mini_video_qa() -> BlipRun:
 
     Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA. Cost: 20 minutes. Expected: docs/results.md.
     """
-    task = tasks.QuestionAnsweringConfig(label_smoothing=0.0)
-    return fine_tuning_mini("blip-mini-video-qa", task, num_frames=NUM_FRAMES, steps=500)
+    task, data = tasks.QuestionAnsweringConfig(label_smoothing=0.0), replace(DATA, num_frames=NUM_FRAMES)
+    return fine_tuning_mini("blip-mini-video-qa", task, data, steps=500)
 
 
-def retrieval_mini() -> tasks.RetrievalConfig:
-    """ITC and ITM with a queue that is small enough for emoji scenes."""
-    return tasks.RetrievalConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
-
-
-def fine_tuning_mini(
-    name: str, task: tasks.BlipTaskConfig, *, max_text_length: int = 30, num_frames: int | None = None, **training: Any
-) -> BlipRun:
+def fine_tuning_mini(name: str, task: tasks.BlipTaskConfig, data: DataConfig = DATA, **training: Any) -> BlipRun:
     """A fine-tuning of blip-mini, at half the learning rates of its pre-training; `training` changes more."""
     slower = {"learning_rate": 5e-4, "muon_learning_rate": 2e-3, "warmup_steps": 50, "min_learning_rate": 1e-6}
-    return blip_mini().derive(
-        name,
-        model=None,
-        data=DataConfig(augmentation=AUGMENTATION, max_text_length=max_text_length, num_frames=num_frames),
-        task=task,
-        training=mini_training(**{**slower, **training}),
-    )
+    return blip_mini().derive(name, model=None, data=data, task=task, training=mini_training(**{**slower, **training}))
 
 
 def blip2_mini_opt() -> LanguageRun:
@@ -221,16 +211,8 @@ def _scratch(name: str, stage2: Blip2Run) -> Blip2Run:
     return stage2.derive(name, vision=stage1.vision, qformer=stage1.qformer, training=training)
 
 
-def mini_training(*, steps: int, **changes: Any) -> TrainingConfig:
+def mini_training(**changes: Any) -> TrainingConfig:
     """How all mini models are trained, language models included: batches of 64, AdamW and Muon."""
-    settings: dict[str, Any] = {
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-        "muon_learning_rate": 4e-3,
-        "warmup_steps": 100,
-        "min_learning_rate": 1e-5,
-        "beta2": 0.98,
-        "clip_norm": 1.0,
-        "checkpoint_every": 100,
-    }
-    return TrainingConfig(steps=steps, **{**settings, **changes})
+    rates = {"learning_rate": 1e-3, "muon_learning_rate": 4e-3, "warmup_steps": 100, "min_learning_rate": 1e-5}
+    settings = {"batch_size": 64, **rates, **changes}
+    return TrainingConfig(beta2=0.98, clip_norm=1.0, checkpoint_every=100, **settings)

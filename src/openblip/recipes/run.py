@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from openblip.data.config import DataConfig, Preprocessing
@@ -126,9 +127,7 @@ class Run(ABC):
                 cursor=cursor,
             )
 
-        def save(folder: "Path") -> None:
-            self.save(checkpoint, folder)
-
+        save = partial(self.save, checkpoint)
         return Trainer(task, load, training, RunFolder(self.out), process, save, validate)
 
     def train(self, resume: bool = False) -> bool:
@@ -143,7 +142,7 @@ class Run(ABC):
         folder = RunFolder(self.out)
         with process_group() as process, cpu_threads(self.training.num_threads):
             if process.is_main:
-                folder.start(self.to_dict(), resume)
+                folder.start(asdict(self), resume)
             barrier()
             if resume and (folder.model / "config.json").is_file():
                 return True
@@ -157,10 +156,6 @@ class Run(ABC):
     def derive(self, recipe: str, **changes: Any) -> Self:
         """Another recipe, which differs from this one in `changes`, in its name and in its folder."""
         return replace(self, recipe=recipe, out=f"runs/{recipe}", **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
-        return asdict(self)
 
 
 @contextmanager
@@ -224,16 +219,21 @@ class BlipRun(Run):
         from openblip.checkpoints.checkpoint import BlipCheckpoint
         from openblip.checkpoints.loading import load_checkpoint
         from openblip.models.blip import Blip
-        from openblip.recipes.initialize import at_image_size, make_tokenizer, with_heads
+        from openblip.recipes.initialize import make_tokenizer, with_heads
 
         heads = self.task_class.heads(self.task)
         if self.init is not None:
             checkpoint = load_checkpoint(self.init)
             if not isinstance(checkpoint, BlipCheckpoint):
                 raise ConfigError(f"{self.init} is a checkpoint of BLIP-2; the recipe {self.recipe} trains BLIP.")
-            checkpoint = checkpoint._replace(model=with_heads(checkpoint.model, heads, self.drop_path))
+            vision, preprocessing = {}, checkpoint.preprocessing
+            if self.drop_path is not None:
+                vision["drop_path"] = self.drop_path
             if self.image_size is not None:
-                checkpoint = at_image_size(checkpoint, self.image_size)
+                vision["image_size"] = self.image_size
+                preprocessing = replace(preprocessing, image_size=self.image_size)
+            model = with_heads(checkpoint.model, heads, **vision)
+            checkpoint = checkpoint._replace(model=model, preprocessing=preprocessing)
         else:
             assert self.model is not None  # `check` has seen to it
             tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
@@ -362,7 +362,7 @@ class Blip2Run(Run):
         tokenizer = None
         if config.has_text_branch and text_branch is not None:
             if not text_branch.model.config.has_text_branch:
-                raise self._no_text_branch()
+                raise ConfigError(self._no_text_branch())
             tokenizer = text_branch.tokenizer
         elif config.has_text_branch:
             tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
@@ -432,19 +432,15 @@ class Blip2Run(Run):
             config = replace(config, max_text_tokens=self.max_text_tokens)
         return model, config
 
-    def _no_text_branch(self) -> ConfigError:
+    def _no_text_branch(self) -> str:
         if self.text_branch is not None:
-            return ConfigError(
-                f"The Q-Former of {self.text_branch} reads no text: name one of stage 1 with --text-branch."
-            )
+            return f"The Q-Former of {self.text_branch} reads no text: name one of stage 1 with --text-branch."
         if self.instructed:
-            return ConfigError(
+            return (
                 f"The Q-Former is to read questions, and that of {self.init} has dropped the weights which "
                 "read text: name the checkpoint of stage 1 with --text-branch, or add --task.no-instructed."
             )
-        return ConfigError(
-            f"The Q-Former of {self.init} reads no text, and {self.recipe} trains it on texts: start from stage 1."
-        )
+        return f"The Q-Former of {self.init} reads no text, and {self.recipe} trains it on texts: start from stage 1."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,7 +492,6 @@ class LanguageShape:
             d_kv=self.hidden_dim // self.num_heads,
             d_ff=self.mlp_dim,
             num_layers=self.num_layers,
-            num_decoder_layers=self.num_layers,
             num_heads=self.num_heads,
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",

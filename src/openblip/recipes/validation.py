@@ -82,7 +82,7 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[]
 
 
 def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested scores, with their path as name; lists and texts are left out."""
+    """The numbers among nested scores, with their path as name."""
     flat: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, dict):

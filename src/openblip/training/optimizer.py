@@ -16,12 +16,11 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     if step < config.warmup_steps:
         share = step / config.warmup_steps
         return config.warmup_learning_rate + share * (config.learning_rate - config.warmup_learning_rate)
-    after = step - config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
+    after = step - config.warmup_steps
     if config.schedule == "step_decay":
-        decayed = config.learning_rate * config.decay_rate ** (after // config.decay_every)
-        return max(decayed, config.min_learning_rate)
+        return max(config.learning_rate * config.decay_rate ** (after // config.decay_every), config.min_learning_rate)
     progress = min(1.0, after / max(1, config.steps - config.warmup_steps))
     cosine = (1.0 + math.cos(math.pi * progress)) / 2
     return config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
@@ -41,17 +40,14 @@ class Optimizers:
                 group["lr"] = share * peak
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """One update of every trained parameter."""
         for member in self.members:
             member.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` of equally made optimizers restores."""
         return {"members": [member.state_dict() for member in self.members]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,10 +61,9 @@ def make_optimizers(
 ) -> Optimizers:
     """AdamW over what requires gradients; with `muon_learning_rate`, Muon over the weights of linear layers.
 
-    layers_above: as `Task.layers_above` gives it, for `layer_decay`. The released code decays every
-    parameter; biases, norms and the temperature are left out here, as usual.
-
-    Raises ConfigError for a layer-wise decay that would change nothing, because no encoder is trained.
+    layers_above: as `Task.layers_above` gives it, for `layer_decay`. The released code decays every parameter; biases,
+    norms and the temperature are left out here, as usual. Raises ConfigError for a layer-wise decay that would change
+    nothing, because no encoder is trained.
     """
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     decay, depths = config.layer_decay, layers_above or {}
@@ -86,22 +81,15 @@ def make_optimizers(
         by_scale: dict[float, list[nn.Parameter]] = {}
         for name in names:
             by_scale.setdefault(scales[name], []).append(trained[name])
-        return [
-            {"params": by_scale[scale], "lr": rate * scale, "weight_decay": weight_decay}
-            for scale in sorted(by_scale, reverse=True)
-        ]
+        ordered = sorted(by_scale.items(), reverse=True)
+        return [{"params": part, "lr": rate * scale, "weight_decay": weight_decay} for scale, part in ordered]
 
     rest = [name for name in trained if name not in muon]
-    adamw = torch.optim.AdamW(
-        [
-            *groups([n for n in rest if trained[n].ndim > 1], config.learning_rate, config.weight_decay),
-            *groups([n for n in rest if trained[n].ndim <= 1], config.learning_rate, 0.0),
-        ],
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    matrices = groups([n for n in rest if trained[n].ndim > 1], config.learning_rate, config.weight_decay)
+    vectors = groups([n for n in rest if trained[n].ndim <= 1], config.learning_rate, 0.0)
+    adamw = torch.optim.AdamW([*matrices, *vectors], betas=(config.beta1, config.beta2), fused=True)
     if config.muon_learning_rate is None:
         return Optimizers(adamw)
     # Scaled to the size of AdamW's updates (Liu et al. 2025, section 2.2), so that one decay serves both.
-    matrices = groups([n for n in trained if n in muon], config.muon_learning_rate, config.weight_decay)
-    return Optimizers(adamw, torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"))
+    linear_weights = groups([n for n in trained if n in muon], config.muon_learning_rate, config.weight_decay)
+    return Optimizers(adamw, torch.optim.Muon(linear_weights, adjust_lr_fn="match_rms_adamw"))

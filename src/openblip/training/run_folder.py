@@ -5,12 +5,9 @@ Also the trackers, TensorBoard and Weights & Biases, which receive the same reco
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openblip.data.sample import Reject
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import read_json, read_jsonl, remove_partials, write_json, write_text
 from openblip.training.config import TrainingConfig
@@ -25,7 +22,7 @@ class RunFolder:
 
     metrics.jsonl has a line per logged step. rejects.jsonl names every sample that was skipped: the step that would
     have used it, shard, key, reason. model/ has the final weights and exists when the run is finished, best/ those with
-    the best validation score.
+    the best validation score, and models/step_*/ those of `training.model_every`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,33 +35,22 @@ class RunFolder:
         Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the differences.
         """
         file = self.path / "config.json"
-        if file.exists():
-            if not resume:
-                raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
-            differences = [line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)]
-            if differences:
-                raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
+        if not file.exists():
+            write_json(file, config)
             return
-        write_json(file, config)
+        if not resume:
+            raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
+        differences = [line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)]
+        if differences:
+            raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        self._append(METRICS, [record])
-
-    def log_rejects(self, step: int, rejects: Sequence[Reject]) -> None:
-        """Append a line to rejects.jsonl for each reject; every process may call this."""
-        self._append(REJECTS, [{"step": step, **asdict(reject)} for reject in rejects])
-
-    def _append(self, name: str, records: Sequence[dict[str, Any]]) -> None:
-        if records:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in records))
+    def log(self, record: dict[str, Any], name: str = METRICS) -> None:
+        """Append a line to metrics.jsonl, or to rejects.jsonl, where every process may."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> int:
-        """Remove metrics and rejects of steps after `step`, which a resumed run writes again, and torn lines.
-
-        Returns the number of rejects up to `step`.
-        """
+        """Remove metrics and rejects after `step`, which a resumed run writes again; the number of rejects up to it."""
         kept: list[str] = []
         for file in (self.path / METRICS, self.path / REJECTS):
             kept = []
@@ -83,10 +69,6 @@ class RunFolder:
         """The highest validation score in metrics.jsonl; None when there is none."""
         lines = (line.value for line in read_jsonl(self.path / METRICS))
         return max((line["validation/score"] for line in lines if "validation/score" in line), default=None)
-
-    def model_at(self, step: int) -> Path:
-        """The folder of the model at an earlier step, for `training.model_every`."""
-        return self.path / "models" / f"step_{step:08d}"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the exact state after `step` steps."""

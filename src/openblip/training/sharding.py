@@ -1,10 +1,10 @@
 """Several processes in one run, and memory: what is trained is on each process, what is frozen can be divided.
 
 DDP replicates the trained weights and averages their gradients. FSDP2 divides the blocks of frozen models of
-transformers: each process keeps its share and gathers a block when it computes it. FSDP is given frozen weights only.
-Adapters within the blocks belong to DDP like everything that is trained, so optimizer, clipping and checkpoints meet
-plain tensors. Embeddings and output layer of a divided model stay whole on every process: they are used outside of its
-forward pass, and often are one tensor. docs/architecture.md says how much of a model they are.
+transformers: each process keeps its share and gathers a block when it computes it. Adapters within the blocks belong to
+DDP like everything that is trained, so optimizer, clipping and checkpoints meet plain tensors. Embeddings and output
+layer of a divided model stay whole on every process: they are used outside of its forward pass, and often are one
+tensor. docs/architecture.md says how much of a model they are.
 """
 
 from collections.abc import Collection, Sequence
@@ -45,9 +45,9 @@ def find_stacks(module: nn.Module) -> list[Stack]:
 def recompute_activations(task: nn.Module) -> None:
     """Keep only the inputs of every transformer block for the backward pass, which computes the block again.
 
-    Our own transformers have a switch for it. That of transformers' models does nothing in eval mode, in which
-    frozen language models stay, so their blocks are wrapped here. Only `forward` is wrapped, so that the hooks
-    around a block, such as FSDP's, run once.
+    Our own transformers have a switch for it. That of transformers' models does nothing in eval mode, in which frozen
+    language models stay, so their blocks are wrapped here. Only `forward` is, so that the hooks around a block, such as
+    FSDP's, run once.
     """
     for module in task.modules():
         if isinstance(getattr(module, "activation_checkpointing", None), bool):
@@ -61,8 +61,8 @@ def recompute_activations(task: nn.Module) -> None:
 def shard_frozen(parts: Sequence[nn.Module], process: Process) -> None:
     """Divide the frozen weights of the blocks in `parts` among the processes; with one process, keep them.
 
-    Blocks move to the process's device one by one, so the whole model need not fit there. Raises ConfigError
-    when there is nothing to divide.
+    Blocks move to the process's device one by one, so the whole model need not fit there. Raises ConfigError when there
+    is nothing to divide.
     """
     stacks = [stack for part in parts for stack in find_stacks(part)]
     if not any(stack.blocks for stack in stacks):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from openblip.progress import Progress
 from openblip.tasks.base import Task
 from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
-from openblip.training.run_folder import RunFolder, Trackers
+from openblip.training.run_folder import REJECTS, RunFolder, Trackers
 from openblip.training.sharding import gather_frozen, recompute_activations, replicate, shard_frozen
 from openblip.training.state import RunState
 
@@ -38,9 +39,6 @@ class Trainer:
     Args:
         task: what is trained; it is moved to the process's device.
         loader_at: makes the loader of this process's batches from a cursor; None is the beginning.
-        config: how to optimise.
-        folder: where the run writes.
-        process: this process of the run.
         save_model: writes the model to a folder, for `config.model_every` and the best model.
         validate: measures the model, for `config.validate_every`; of its scores `score` decides which model is the
             best, higher is better. Every process calls it, with the task in eval mode.
@@ -68,8 +66,7 @@ class Trainer:
         self.optimizers = make_optimizers(task, config, task.layers_above())
         self.step, self.num_rejects = 0, 0
         self._cursor: dict[str, Any] | None = None
-        last = folder.last_checkpoint()
-        if last is not None:
+        if last := folder.last_checkpoint():
             self.step, checkpoint = last
             self._cursor = self.state.load(checkpoint, self.optimizers)
         self.loader = loader_at(self._cursor)
@@ -82,12 +79,10 @@ class Trainer:
     def run(self) -> bool:
         """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
 
-        Afterwards the main process has all weights of the task, also those that were divided.
-
-        Raises NonFiniteError before an update with a loss or gradient that is not a number.
+        Afterwards the main process has all weights of the task, also those that were divided. Raises NonFiniteError
+        before an update with a loss or gradient that is not a number.
         """
-        config = self.config
-        is_main = self.process.is_main
+        config, is_main = self.config, self.process.is_main
         trackers = Trackers(config, self.folder.path) if is_main else None
         self.task.train()
         progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=is_main)
@@ -114,7 +109,7 @@ class Trainer:
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
                 if config.model_every is not None and self.step % config.model_every == 0:
-                    self._write_model(self.folder.model_at(self.step))
+                    self._write_model(self.folder.path / "models" / f"step_{self.step:08d}")
                 if stopped:
                     break
         if trackers is not None:
@@ -150,7 +145,8 @@ class Trainer:
         self.optimizers.step()
         self.task.after_step()
         self.step += 1
-        self.folder.log_rejects(self.step, rejects)
+        for reject in rejects:
+            self.folder.log({"step": self.step, **asdict(reject)}, REJECTS)
         num_rejects, *totals = all_reduce_sum([len(rejects), *sums.values()], self.process.device)
         self.num_rejects += int(num_rejects)
         means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
