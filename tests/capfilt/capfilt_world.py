@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_native
+from openblip.checkpoints.checkpoint import BlipCheckpoint, save_native
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.models.blip import Blip

@@ -35,9 +35,16 @@ from damaged_files import Exploit
 from marks import slow
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.checkpoints.original.blip import PthFile, read_pth
-from openblip.checkpoints.original.blip2 import frozen_sources, infer_blip2_config
-from openblip.checkpoints.original.image_encoder import EVA_CLIP, OPENAI_CLIP, infer_encoder, read_encoder
+from openblip.checkpoints.original import (
+    EVA_CLIP,
+    OPENAI_CLIP,
+    PthFile,
+    frozen_sources,
+    infer_blip2_config,
+    infer_encoder,
+    read_encoder,
+    read_pth,
+)
 from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 import openblip
-from openblip.checkpoints.hub import is_hub_name
+from openblip.checkpoints.loading import is_hub_name
 from openblip.errors import CheckpointError
 
 

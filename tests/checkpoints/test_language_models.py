@@ -13,7 +13,7 @@ import transformers
 
 from openblip.checkpoints import backbones
 from openblip.checkpoints.backbones import load_language_model, save_language_model
-from openblip.checkpoints.native import load_native, save_native
+from openblip.checkpoints.checkpoint import load_native, save_native
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
 from openblip.models.language_model import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from damaged_files import Exploit, assert_same_weights, edit_pth
 from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.checkpoints.original.blip import TRAINING_ONLY, infer_blip_settings
+from openblip.checkpoints.original import TRAINING_ONLY, infer_blip_settings
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openblip.checkpoints.native import save_native
+from openblip.checkpoints.checkpoint import save_native
 from openblip.models.config import Head
 from tiny_blip import tiny_checkpoint
 

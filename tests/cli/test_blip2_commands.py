@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import openblip
-from openblip.checkpoints.native import save_native
+from openblip.checkpoints.checkpoint import save_native
 from openblip.cli.main import main
 from openblip.metrics import captioning
 from shared_files import as_json, printed, write_tar

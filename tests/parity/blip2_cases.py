@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.huggingface.blip2 import QFORMER_TOKENIZER
+from openblip.checkpoints.huggingface import QFORMER_TOKENIZER
 from openblip.models.language_model import IGNORED_LABEL
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
 

@@ -8,7 +8,7 @@ from copied_weights import copy_weights
 from torch import Tensor
 from transformers.models.blip import configuration_blip, modeling_blip, modeling_blip_text
 
-from openblip.checkpoints.huggingface.blip import BERT_LM_HEAD_KEYS, BERT_TEXT_KEYS, HF_VISION_KEYS
+from openblip.checkpoints.backbones import BERT_LM_HEAD_KEYS, BERT_TEXT_KEYS, HF_VISION_KEYS
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.nn.text_transformer import TextTransformer

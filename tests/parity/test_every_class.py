@@ -18,7 +18,7 @@ from parity_cases import (
 from safetensors.torch import load_file
 
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
-from openblip.checkpoints.original.blip import TRAINING_ONLY
+from openblip.checkpoints.original import TRAINING_ONLY
 from released_files import KINDS, TEXT_DIM, released_file
 
 

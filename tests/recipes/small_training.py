@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 import openblip
-from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_native
+from openblip.checkpoints.checkpoint import BlipCheckpoint, save_native
 from openblip.data.config import Preprocessing
 from openblip.data.sample import Sample, Source
 from openblip.data.sources import open_source

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from small_training import write_scenes
 
 from marks import slow
-from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.checkpoints.native import save_native
+from openblip.checkpoints.checkpoint import BlipCheckpoint, save_native
 from openblip.data.config import Augmentation, DataConfig, Preprocessing
 from openblip.data.feature_cache import FeatureCache
 from openblip.errors import ConfigError

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native import load_native, save_native
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, load_native, save_native
 from openblip.data.config import DataConfig
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError

@@ -7,8 +7,7 @@ import torch
 from small_training import write_scenes
 
 from openblip.checkpoints.backbones import save_language_model
-from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.native import load_native, save_native
+from openblip.checkpoints.checkpoint import Blip2Checkpoint, load_native, save_native
 from openblip.data.config import DataConfig
 from openblip.models.config import LoraSettings
 from openblip.recipes.mini import blip2_mini_stage2_opt

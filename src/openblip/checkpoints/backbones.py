@@ -6,8 +6,8 @@
   is read; every other vision model stays as it is, behind `VisionTower`.
 - Language models to freeze, quantised by transformers, with LoRA through peft.
 
-transformers fetches them and knows every layout of files. The key tables say which of its tensors each of our
-parameters is; what a table and the named exceptions do not account for is an error.
+transformers fetches them and knows every layout of files; it takes a second to import, so functions import it. The key
+tables say which of its tensors each of our parameters is; what they and the named exceptions do not cover is an error.
 
 R rows of the word embeddings, D width, N image tokens, S side of an image in pixels.
 """
@@ -18,48 +18,97 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints import hub, state_dict
-from openblip.checkpoints.checkpoint import ImageEncoder, PathOrName
-from openblip.checkpoints.huggingface import blip as hf_blip
-from openblip.checkpoints.state_dict import State, Table
+from openblip.checkpoints import state_dict
+from openblip.checkpoints.state_dict import Layout, State, Table
 from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
-from openblip.nn.attention import SelfAttention
-from openblip.nn.qformer import QFormer, QFormerLayer
+from openblip.nn.qformer import QFormer
 from openblip.nn.text_transformer import TextTransformer
-from openblip.nn.vit import VisionTransformer, VitBlock, interpolate_positions
+from openblip.nn.vit import VisionTransformer, interpolate_positions
 
 Quantization = Literal["8bit", "4bit"]
+PathOrName = str | os.PathLike[str]  # a folder or file, or a name on the Hugging Face hub
+# What transformers, the hub and safetensors raise for a checkpoint that is missing, unknown or torn.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 
-# ---- names
 
-_VIT_KEYS: Table = {  # ViTModel, DeiTModel
-    "class_token": "embeddings.cls_token",
-    "position_embedding": "embeddings.position_embeddings",
-    "patch_embedding": "embeddings.patch_embeddings.projection",
-    "blocks.{i}.attention_norm": "layers.{i}.layernorm_before",
-    "blocks.{i}.attention.qkv": "layers.{i}.attention.q_proj+k_proj+v_proj",
-    "blocks.{i}.attention.out": "layers.{i}.attention.o_proj",
-    "blocks.{i}.mlp_norm": "layers.{i}.layernorm_after",
-    "blocks.{i}.mlp.0": "layers.{i}.mlp.fc1",
-    "blocks.{i}.mlp.2": "layers.{i}.mlp.fc2",
-    "norm": "layernorm",
+class ImageEncoder(NamedTuple):
+    """An image encoder, its part of a `Blip2Config`, and the preprocessing that it expects."""
+
+    model: VisionTransformer | VisionTower
+    config: VisionConfig | TowerConfig
+    preprocessing: Preprocessing
+
+
+# ---- names of settings and weights in transformers
+
+_SIZES = {
+    "hidden_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "layer_norm_eps": "layer_norm_eps",
 }
-# Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in the
-# table.
+HF_VISION_SETTINGS = {"image_size": "image_size", "patch_size": "patch_size"} | _SIZES  # BlipVisionConfig
+HF_TEXT_SETTINGS = _SIZES | {  # BlipTextConfig
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "dropout": "hidden_dropout_prob",
+}
+_B, _HF, _VIT = "blocks.{i}", "encoder.layers.{i}", "layers.{i}"
+_VIT_NAMES = (  # ours; BlipVisionModel's; those of ViTModel and DeiTModel; those of timm's VisionTransformer
+    ("class_token", "embeddings.class_embedding", "embeddings.cls_token", "cls_token"),
+    ("position_embedding", "embeddings.position_embedding", "embeddings.position_embeddings", "pos_embed"),
+    ("patch_embedding", "embeddings.patch_embedding", "embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    (f"{_B}.attention_norm", f"{_HF}.layer_norm1", f"{_VIT}.layernorm_before", f"{_B}.norm1"),
+    (f"{_B}.attention.qkv", f"{_HF}.self_attn.qkv", f"{_VIT}.attention.q_proj+k_proj+v_proj", f"{_B}.attn.qkv"),
+    (f"{_B}.attention.out", f"{_HF}.self_attn.projection", f"{_VIT}.attention.o_proj", f"{_B}.attn.proj"),
+    (f"{_B}.mlp_norm", f"{_HF}.layer_norm2", f"{_VIT}.layernorm_after", f"{_B}.norm2"),
+    (f"{_B}.mlp.0", f"{_HF}.mlp.fc1", f"{_VIT}.mlp.fc1", f"{_B}.mlp.fc1"),
+    (f"{_B}.mlp.2", f"{_HF}.mlp.fc2", f"{_VIT}.mlp.fc2", f"{_B}.mlp.fc2"),
+    ("norm", "post_layernorm", "layernorm", "norm"),
+)
+HF_VISION_KEYS: Table = {row[0]: row[1] for row in _VIT_NAMES}
+_VIT_KEYS: Table = {row[0]: row[2] for row in _VIT_NAMES}
+TIMM_VISION_KEYS: Table = {row[0]: row[3] for row in _VIT_NAMES}
+# Blip2VisionModel, whose last norm is kept apart
+HF_EVA_KEYS: Table = {name: hf_name for name, hf_name in HF_VISION_KEYS.items() if name != "norm"}
+_SELF, _CROSS = "encoder.layer.{i}.attention", "encoder.layer.{i}.crossattention"
+BERT_TEXT_KEYS: Table = {  # BlipTextModel, whose names are BERT's
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layers.{i}.self_attention.branch.qkv": f"{_SELF}.self.query+key+value",
+    "layers.{i}.self_attention.branch.out": f"{_SELF}.output.dense",
+    "layers.{i}.self_attention.norm": f"{_SELF}.output.LayerNorm",
+    "layers.{i}.cross_attention.branch.query": f"{_CROSS}.self.query",
+    "layers.{i}.cross_attention.branch.key_value": f"{_CROSS}.self.key+value",
+    "layers.{i}.cross_attention.branch.out": f"{_CROSS}.output.dense",
+    "layers.{i}.cross_attention.norm": f"{_CROSS}.output.LayerNorm",
+    "layers.{i}.feed_forward.branch.0": "encoder.layer.{i}.intermediate.dense",
+    "layers.{i}.feed_forward.branch.2": "encoder.layer.{i}.output.dense",
+    "layers.{i}.feed_forward.norm": "encoder.layer.{i}.output.LayerNorm",
+}
+BERT_LM_HEAD_KEYS: Table = {  # BlipTextLMPredictionHead
+    "lm_head.transform": "cls.predictions.transform.dense",
+    "lm_head.norm": "cls.predictions.transform.LayerNorm",
+    "lm_head.bias": "cls.predictions.bias",
+}
+# Older releases of transformers name a ViT's parameters in memory as its files do; newer ones as in the table.
 _OLD_VIT_NAMES = {
     "encoder.layer.": "layers.",
     "attention.attention.query.": "attention.q_proj.",
@@ -70,7 +119,7 @@ _OLD_VIT_NAMES = {
     "output.dense.": "mlp.fc2.",
 }
 _CLIP_KEYS: Table = {  # CLIPVisionModel
-    **hf_blip.HF_EVA_KEYS,
+    **HF_EVA_KEYS,
     "position_embedding": "embeddings.position_embedding.weight",
     "input_norm": "pre_layrnorm",
     "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.q_proj+k_proj+v_proj",
@@ -78,8 +127,8 @@ _CLIP_KEYS: Table = {  # CLIPVisionModel
 }
 # BertForMaskedLM. Our names have no mode, since both modes start from the same BERT, which has no cross-attention.
 _BERT_KEYS: Table = {
-    **{name: f"bert.{bert}" for name, bert in hf_blip.BERT_TEXT_KEYS.items() if "cross_attention" not in name},
-    **hf_blip.BERT_LM_HEAD_KEYS,
+    **{name: f"bert.{bert}" for name, bert in BERT_TEXT_KEYS.items() if "cross_attention" not in name},
+    **BERT_LM_HEAD_KEYS,
 }
 # A Q-Former has a feed-forward for queries and one for text, which both start as BERT's.
 _BERT_QFORMER_KEYS: Table = {
@@ -91,15 +140,12 @@ _BERT_QFORMER_KEYS: Table = {
 # What a checkpoint may have that BLIP has no use for.
 _UNUSED_VISION = (
     "pooler.",  # a layer over the class token that only classification trains; BLIP projects the token itself
-    "classifier.",  # ImageNet's classes
-    "cls_classifier.",
-    "distillation_classifier.",
+    *("classifier.", "cls_classifier.", "distillation_classifier."),  # ImageNet's classes
     "embeddings.distillation_token",  # DeiT's second class token; the paper's DeiT-B was trained without it
     "embeddings.mask_token",  # of masked-image training
 )
 _UNUSED_TEXT = (
-    "bert.pooler.",  # for next-sentence prediction
-    "cls.seq_relationship.",  # next-sentence prediction
+    *("bert.pooler.", "cls.seq_relationship."),  # for next-sentence prediction
     "bert.embeddings.position_ids",  # 0, 1, 2, ..., in older files
     # BLIP has one kind of text and no token types. BERT adds row 0 to every token; the released code drops it
     # without folding it into the other embeddings, and so is it here.
@@ -111,7 +157,75 @@ _FRESH_TEXT = (".cross_attention.", "embeddings.queries")
 _NUM_NEW_WORDS = 2  # [DEC] and [ENC], whose rows keep their random start
 # Weights that say nothing about hidden states: files of classifiers and of training lack them.
 _NEVER_READ = ("pooler.", "embeddings.mask_token")
-_FINAL_NORM = "post_layernorm."
+
+# ---- what transformers loads, by folder or by name on the Hugging Face hub
+
+
+def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
+    """What `load`, a `from_pretrained` of transformers, returns: without its warnings, errors as CheckpointErrors."""
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
+        raise CheckpointError(f"There is no folder {name}; name one, or a model on the Hugging Face hub.")
+    problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
+    with quietly():
+        try:
+            return load(name, **settings)
+        except LOADING_ERRORS as error:
+            raise CheckpointError(
+                f"{name} {'cannot be read' if is_folder else problem} ({type(error).__name__}: {first_line(error)})."
+            ) from error
+
+
+def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, set[str], set[str]]:
+    """A model, the names of weights that its file lacks, which the caller has to judge, and of those left over."""
+    model, report = load_from_hub(model_class.from_pretrained, name, output_loading_info=True, **settings)
+    return model, set(report["missing_keys"]), set(report["unexpected_keys"])
+
+
+def read_hub_tokenizer(name: str) -> Any:
+    """The tokenizer of a language model; CheckpointError also where transformers would make an empty one."""
+    import transformers
+
+    try:
+        tokenizer = load_from_hub(transformers.AutoTokenizer.from_pretrained, name)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        raise CheckpointError(f"{name}: the language model's tokenizer cannot be read: {first_line(error)}.") from error
+    files = ("tokenizer.json", *tokenizer.vocab_files_names.values())
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise CheckpointError(
+            f"{name} has no tokenizer of the language model: put its tokenizer.json and tokenizer_config.json there, "
+            "or name the folder that has them as the tokenizer."
+        )
+    return tokenizer
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence transformers' warnings and its progress bar over weights, but not the bars of downloads."""
+    import transformers
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    log: Any = transformers.utils.logging
+    verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    hub_had_bars = not are_progress_bars_disabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    if hub_had_bars:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if had_bars:
+            log.enable_progress_bar()
+            if not hub_had_bars:
+                disable_progress_bars()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: libraries put advice about their own calls below it."""
+    return str(error).strip().split("\n")[0]
+
 
 # ---- weights to start a training from
 
@@ -123,24 +237,23 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
     in the released code, where Hugging Face's ViTs say 1e-12.
 
     source: folder or hub name, e.g. "facebook/deit-base-patch16-224". Raises CheckpointError when there is no such
-    checkpoint, it cannot be fetched, it is of another kind or shape, or keys are missing or left over; they are listed.
+    checkpoint, it is of another kind or shape, or keys are missing or left over; they are listed.
     """
-    block = cast(VitBlock, vision.blocks[0])
+    num_heads = cast(Any, vision.blocks[0]).attention.num_heads
     classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
-    model_type, state = _read_backbone(source, "image", classes, block.attention.num_heads, _UNUSED_VISION)
-    table = hf_blip.HF_VISION_KEYS
+    model_type, state = _read_backbone(source, "image", classes, num_heads, _UNUSED_VISION)
+    table = HF_VISION_KEYS
     if model_type != "blip_vision_model":
         table = _VIT_KEYS
         for old, new in _OLD_VIT_NAMES.items():
             state = {name.replace(old, new): tensor for name, tensor in state.items()}
-    parameters = dict(vision.named_parameters())
-    weights = state_dict.translate(table, state, parameters, _UNUSED_VISION, source)
+    weights = state_dict.translate(Layout(table, _UNUSED_VISION), state, vision.state_dict(), source)
     positions = weights["position_embedding"]  # (1, N, D)
     if model_type == "deit":
         positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)  # without the distillation token's
     grid = math.isqrt(vision.position_embedding.shape[1] - 1)
     weights["position_embedding"] = interpolate_positions(positions, grid)
-    _copy_into(parameters, weights, source)
+    state_dict.load_weights(vision, weights, source)
 
 
 def init_text(text: TextTransformer, source: str) -> None:
@@ -148,25 +261,20 @@ def init_text(text: TextTransformer, source: str) -> None:
 
     Both modes start from BERT's self-attention, feed-forward and embeddings, the decoder's head from BERT's where the
     checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC] and [ENC], the last
-    ones), keep their random start.
-
-    source: folder or hub name, e.g. "bert-base-uncased". Raises CheckpointError as `init_vision`, and when `text` has
-    another vocabulary.
+    ones), keep their random start. `source` and errors are those of `init_vision`; another vocabulary is one, too.
     """
-    modes = cast(Any, text.layers[0]).self_attention.variants.values()
+    mode = next(iter(cast(Any, text.layers[0]).self_attention.variants.values()))
     unused = () if text.lm_head is not None else ("cls.predictions.",)
-    _init_from_bert(text, _BERT_KEYS, source, next(iter(modes)).branch.num_heads, unused)
+    _init_from_bert(text, _BERT_KEYS, source, mode.branch.num_heads, unused)
 
 
 def init_qformer(qformer: QFormer, source: str) -> None:
-    """Start a Q-Former from a Hugging Face BERT, in place.
+    """Start a Q-Former from a Hugging Face BERT, in place, as `init_text` does.
 
-    Self-attention and the feed-forwards of queries and of text start as BERT's, and so do embeddings and ITG's head
-    where the Q-Former has them. Queries, cross-attention and the rows of new words ([DEC]) keep their random start, as
-    in the released code. Source and errors are those of `init_text`.
+    The feed-forwards of queries and of text both start as BERT's. Queries keep their random start, too, as in the
+    released code.
     """
-    first = cast(QFormerLayer, qformer.layers[0])
-    num_heads = cast(SelfAttention, first.self_attention.branch).num_heads
+    num_heads = cast(Any, qformer.layers[0]).self_attention.branch.num_heads
     unused = [] if qformer.lm_head is not None else ["cls.predictions."]
     if qformer.embeddings.word is None:
         unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
@@ -182,7 +290,7 @@ def _init_from_bert(model: nn.Module, table: Table, source: str, num_heads: int,
         for name, parameter in model.named_parameters()
         if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
     }
-    weights = state_dict.translate(table, state, parameters, (*_UNUSED_TEXT, *unused), source)
+    weights = state_dict.translate(Layout(table, (*_UNUSED_TEXT, *unused)), state, parameters, source)
     for name, tensor in weights.items():
         rows = len(parameters[name])
         if name.endswith((".word.weight", "lm_head.bias")):
@@ -191,20 +299,20 @@ def _init_from_bert(model: nn.Module, table: Table, source: str, num_heads: int,
             weights[name] = torch.cat([tensor, parameters[name].detach()[len(tensor) :].to(tensor)])  # (R, D) or (R,)
         elif name.endswith(".position.weight"):
             weights[name] = tensor[:rows]  # positions are absolute: a shorter text uses the first ones
-    _copy_into(parameters, weights, source)
+    state_dict.load_weights(model, weights, source, parameters)
 
 
 def _read_backbone(
     source: str, side: str, classes: Mapping[str, str], num_heads: int, unused: tuple[str, ...]
 ) -> tuple[str, dict[str, Tensor]]:
-    """The model_type of `source`, and its float32 weights under the names of the class of its model_type.
+    """The model_type of `source`, and the float32 weights that it has, under the names of its class.
 
-    Weights that the class has and the file has not are left out. Raises CheckpointError for what the shapes of weights
-    do not show, and when the file has names, besides `unused`, that the class does not know.
+    Raises CheckpointError for what the shapes of weights do not show, and for names that neither the class nor `unused`
+    knows.
     """
     import transformers
 
-    config = hub.read_hub_config(source)
+    config = load_from_hub(transformers.AutoConfig.from_pretrained, source)
     if config.model_type not in classes:
         raise CheckpointError(
             f"{source} is a {config.model_type}; the {side} side starts from a {' or '.join(classes)}."
@@ -216,22 +324,23 @@ def _read_backbone(
     if config.hidden_act != "gelu":
         raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
     model_class = getattr(transformers, classes[config.model_type])
-    model, missing, left_over = hub.read_hub_model(model_class, source, dtype=torch.float32)
+    model, missing, left_over = read_hub_model(model_class, source, dtype=torch.float32)
     prefix = f"{model.base_model_prefix}."  # a file of the bare model has names without it
     left_over = {n for n in left_over if not (n.startswith(unused) or f"{prefix}{n}".startswith(unused))}
     state_dict.raise_on_mismatch(source, (), left_over)
     return config.model_type, {n: t for n, t in model.state_dict().items() if n not in missing}
 
 
-def _copy_into(parameters: Mapping[str, nn.Parameter], weights: State, source: str) -> None:
-    """Copy `weights` into `parameters` of the same names; CheckpointError when shapes differ."""
-    state_dict.check_weights(parameters, weights, source)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-
-
 # ---- image encoders
+
+
+# model_type of models whose image side becomes our ViT: its class, its key table, and the layer that BLIP-2 reads.
+_OUR_VITS = {
+    "blip-2": ("Blip2VisionModel", HF_EVA_KEYS, -1),
+    "instructblip": ("InstructBlipVisionModel", HF_EVA_KEYS, -1),
+    "clip": ("CLIPVisionModel", _CLIP_KEYS, -2),
+    "clip_vision_model": ("CLIPVisionModel", _CLIP_KEYS, -2),
+}
 
 
 def read_transformers_encoder(
@@ -241,43 +350,31 @@ def read_transformers_encoder(
 
     `image_size` and `dtype` are for a `VisionTower`; our own ViT comes in float32, at the size of its file.
     """
-    config = hub.read_hub_config(name)
-    config = getattr(config, "vision_config", config)  # the image side of a whole CLIP or BLIP-2
-    if model_type in ("blip-2", "instructblip"):
-        is_instructed = config.model_type == "instructblip_vision_model"
-        model_class = "InstructBlipVisionModel" if is_instructed else "Blip2VisionModel"
-        settings = {"key_mapping": {r"^vision_model\.": ""}}  # the other parts are not loaded
-        return _as_our_vit(name, model_class, config, -1 if layer is None else layer, hf_blip.HF_EVA_KEYS, **settings)
-    layer = -2 if layer is None else layer
-    if model_type in ("clip", "clip_vision_model") and config.hidden_act in ("gelu", "quick_gelu"):
-        return _as_our_vit(name, "CLIPVisionModel", config, layer, _CLIP_KEYS)
-    return _read_tower(name, layer, image_size, dtype)
-
-
-def _as_our_vit(name: str, model_class: str, config: Any, layer: int, table: Table, **settings: Any) -> ImageEncoder:
-    """A vision model of transformers as our ViT, up to a layer."""
     import transformers
 
-    vit = VisionConfig(
-        **{name: getattr(config, hf_name) for name, hf_name in hf_blip.HF_VISION_SETTINGS.items()},
-        activation=config.hidden_act,
-        input_norm="input_norm" in table,
-        output_norm=False,
-    )
-    vit = cut_vit(vit, layer)
-    hf_class = getattr(transformers, model_class)
-    model, missing, _ = hub.read_hub_model(hf_class, name, config=config, dtype=torch.float32, **settings)
+    config = load_from_hub(transformers.AutoConfig.from_pretrained, name)
+    config = getattr(config, "vision_config", config)  # the image side of a whole CLIP or BLIP-2
+    is_clip = model_type in ("clip", "clip_vision_model")
+    if model_type not in _OUR_VITS or (is_clip and config.hidden_act not in ("gelu", "quick_gelu")):
+        return _read_tower(name, -2 if layer is None else layer, image_size, dtype)
+    class_name, table, default_layer = _OUR_VITS[model_type]
+    sizes = {ours: getattr(config, theirs) for ours, theirs in HF_VISION_SETTINGS.items()}
+    vit = VisionConfig(**sizes, activation=config.hidden_act, input_norm=is_clip, output_norm=False)
+    vit = cut_vit(vit, default_layer if layer is None else layer)
+    # The other parts of a BLIP-2 are not loaded.
+    settings = {} if is_clip else {"key_mapping": {r"^vision_model\.": ""}}
+    hf_class = getattr(transformers, class_name)
+    model, missing, _ = read_hub_model(hf_class, name, config=config, dtype=torch.float32, **settings)
     # Older releases of transformers put a prefix before CLIP's names.
     state = {k.removeprefix("vision_model."): t for k, t in model.state_dict().items() if k not in missing}
     cut_off = tuple(f"encoder.layers.{i}." for i in range(vit.num_layers, config.num_hidden_layers))
     expected = empty_vit(vit).state_dict()
-    weights = state_dict.translate(table, state, expected, (_FINAL_NORM, *cut_off), name)
+    weights = state_dict.translate(Layout(table, ("post_layernorm.", *cut_off)), state, expected, name)
     for key, tensor in weights.items():
         if tensor.numel() == expected[key].numel():  # it may lack the axis of images
             weights[key] = tensor.view_as(expected[key])
     preprocessing = read_hub_preprocessing(name, Preprocessing(image_size=vit.image_size))
-    encoder = ImageEncoder(build_vit(vit, weights, name), vit, preprocessing)
-    return resize_encoder(encoder, preprocessing.image_size)
+    return resize_encoder(ImageEncoder(build_vit(vit, weights, name), vit, preprocessing), preprocessing.image_size)
 
 
 def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtype) -> ImageEncoder:
@@ -289,15 +386,14 @@ def _read_tower(name: str, layer: int, image_size: int | None, dtype: torch.dtyp
         features = run_without_graph(tower, torch.zeros(1, 3, size, size, dtype=dtype))
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{name} cannot encode images of {size}x{size}: {hub.first_line(error)} Choose its own image size."
+            f"{name} cannot encode images of {size}x{size}: {first_line(error)} Choose its own image size."
         ) from error
     if features.dim() != 3 or features.shape[2] != tower.hidden_dim:
         raise CheckpointError(
             f"{name} turns an image into features of shape {tuple(features.shape[1:])}; the Q-Former attends to a "
             "sequence of tokens as wide as the model, as vision transformers give it."
         )
-    config = TowerConfig(name=name, hidden_dim=tower.hidden_dim, layer=layer)
-    return ImageEncoder(tower, config, preprocessing)
+    return ImageEncoder(tower, TowerConfig(name=name, hidden_dim=tower.hidden_dim, layer=layer), preprocessing)
 
 
 def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
@@ -316,10 +412,9 @@ def empty_vit(config: VisionConfig) -> VisionTransformer:
 def build_vit(config: VisionConfig, weights: State, source: object) -> VisionTransformer:
     """Our ViT with those of `weights` that it needs; CheckpointError when they do not fit."""
     model = empty_vit(config)
-    expected = model.state_dict()
+    expected = model.state_dict().keys()
     needed = {name: tensor for name, tensor in weights.items() if name in expected}
-    state_dict.check_weights(expected, needed, source)
-    model.load_state_dict(needed, assign=True)
+    state_dict.load_weights(model, needed, source, assign=True)
     return model
 
 
@@ -335,6 +430,12 @@ def resize_encoder(encoder: ImageEncoder, image_size: int) -> ImageEncoder:
     return ImageEncoder(build_vit(config, weights, "The image encoder"), config, preprocessing)
 
 
+def rgb(values: Any) -> tuple[float, float, float]:
+    """Three numbers, of red, green and blue; ValueError or TypeError for anything else."""
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
 def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> Preprocessing:
     """Size, mean and standard deviation of a model's image processor; `default` when it has none.
 
@@ -343,11 +444,11 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
     """
     from transformers.image_processing_base import ImageProcessingMixin
 
-    with hub.quietly():
+    read: Any = ImageProcessingMixin.get_image_processor_dict
+    with quietly():
         try:
-            read: Any = ImageProcessingMixin.get_image_processor_dict
             settings: dict[str, Any] = read(name)[0]
-        except hub.LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             if default is not None:
                 return default
             raise CheckpointError(
@@ -359,8 +460,7 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         size = _square_size(settings)
         if not settings.get("do_normalize", True):
             return Preprocessing(image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        mean, std = hf_blip.rgb(settings["image_mean"]), hf_blip.rgb(settings["image_std"])
-        return Preprocessing(image_size=size, mean=mean, std=std)
+        return Preprocessing(image_size=size, mean=rgb(settings["image_mean"]), std=rgb(settings["image_std"]))
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name} prepares images in a way that is not known here: {settings}.") from error
 
@@ -389,9 +489,9 @@ def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype
     import transformers
 
     name = os.fspath(source)
-    config = hub.read_hub_config(name)
+    config = load_from_hub(transformers.AutoConfig.from_pretrained, name)
     config = getattr(config, "vision_config", config)  # what else the file holds is not read
-    model, missing, _ = hub.read_hub_model(transformers.AutoModel, name, config=config, dtype=dtype)
+    model, missing, _ = read_hub_model(transformers.AutoModel, name, config=config, dtype=dtype)
     if model.main_input_name != "pixel_values":
         raise CheckpointError(f"{name} is a {config.model_type}, which takes no images.")
     state_dict.raise_on_mismatch(name, {weight for weight in missing if not weight.startswith(_NEVER_READ)}, ())
@@ -400,8 +500,7 @@ def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype
 
 # ---- language models
 
-# A folder is one of transformers. Adapters are in a folder of it, apart from the weights that they change.
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
+_ADAPTER = "adapter"  # folder of the adapters in a folder of transformers, which has the weights that they change
 
 
 def load_language_model(
@@ -422,18 +521,35 @@ def load_language_model(
     import transformers
 
     name = os.fspath(source)
-    config = hub.read_hub_config(name, **(changes or {}))
-    tokenizer = hub.read_hub_tokenizer(name)
-    auto: Any = transformers.AutoModelForCausalLM
-    if config.is_encoder_decoder:
-        auto = transformers.AutoModelForSeq2SeqLM
+    config = load_from_hub(transformers.AutoConfig.from_pretrained, name, **(changes or {}))
+    tokenizer = read_hub_tokenizer(name)
+    is_seq2seq = config.is_encoder_decoder
+    auto: Any = transformers.AutoModelForSeq2SeqLM if is_seq2seq else transformers.AutoModelForCausalLM
     if getattr(config, "quantization_config", None) is not None:  # it was saved so
         _require_bitsandbytes()
-    model, missing, _ = hub.read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
+    model, missing, _ = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
     state_dict.raise_on_mismatch(name, missing, ())
     if (Path(name) / _ADAPTER).is_dir():
         model = _with_adapters(model, Path(name) / _ADAPTER)
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
+
+
+def _with_adapters(model: Any, folder: Path) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        problem = f"{folder} holds LoRA adapters, which need peft"
+        raise MissingExtraError(f'{problem}: pip install "openblip[language]"') from error
+    path = folder / "adapter_model.safetensors"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of missing weights, which are an error below
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        written = load_file(path)
+    except LOADING_ERRORS as error:
+        raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
+    state_dict.check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
+    return adapted
 
 
 def save_language_model(folder: Path, language: LanguageModel) -> None:
@@ -441,7 +557,7 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
     if (folder / _ADAPTER).is_dir():
         shutil.rmtree(folder / _ADAPTER)  # of an earlier model
     model = language.model
-    with hub.quietly():
+    with quietly():
         if has_lora(language):
             # A copy that shares its weights loses its adapters; the given one keeps them.
             shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -450,25 +566,6 @@ def save_language_model(folder: Path, language: LanguageModel) -> None:
         else:
             model.save_pretrained(folder)
         language.tokenizer.save_pretrained(folder)
-
-
-def _with_adapters(model: Any, folder: Path) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError(
-            f'{folder} holds LoRA adapters, which need peft: pip install "openblip[language]"'
-        ) from error
-    path = folder / _ADAPTER_WEIGHTS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of missing weights, which are an error below
-            adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        written = load_file(path)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
-    state_dict.check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
-    return adapted
 
 
 def quantize_language_model(
@@ -480,12 +577,10 @@ def quantize_language_model(
     """
     model = language.model
     if has_lora(language) or getattr(model, "is_quantized", False):
-        raise ConfigError(
-            f"quantization {quantization}: the language model has LoRA adapters or is quantised already; leave "
-            "quantization out."
-        )
+        problem = "the language model has LoRA adapters or is quantised already"
+        raise ConfigError(f"quantization {quantization}: {problem}; leave quantization out.")
     settings = {"dtype": dtype, "device_map": {"": device}, **_quantized(quantization, dtype)}
-    with hub.quietly():
+    with quietly():
         config, weights = copy.deepcopy(model.config), model.state_dict()
         quantized = type(model).from_pretrained(None, config=config, state_dict=weights, **settings)
     language.model = quantized.eval()
@@ -512,8 +607,7 @@ def _require_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            'A language model in 8 or 4 bits needs bitsandbytes: pip install "openblip[quantized]"'
-        ) from error
+        problem = "A language model in 8 or 4 bits needs bitsandbytes"
+        raise MissingExtraError(f'{problem}: pip install "openblip[quantized]"') from error
     # It logs at every layer of every step that it computes in float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

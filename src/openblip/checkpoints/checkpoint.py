@@ -1,9 +1,14 @@
-"""What a checkpoint is: a model, and what turns images and texts into its input.
+"""What a checkpoint is: a model, and what turns images and texts into its input; and OpenBLIP's own folders of it.
 
 Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint` in float32 on the CPU, in eval mode, and every
 writer takes one. Readers raise a CheckpointError for a file that is missing or damaged, for weights that are missing,
 left over or of a wrong shape (they are listed), and for a tokenizer or preprocessing that does not fit the model.
 Writers raise one for a model that their format cannot hold.
+
+An OpenBLIP folder holds all of a model under the names of its parameters: config.json, model.safetensors and
+tokenizer.json. In that of a BLIP-2, model.safetensors has the Q-Former, the heads, and our own ViT where that is the
+image encoder; tokenizer.json is there when the Q-Former has a text branch; and `language_model/` and `vision_model/`
+are folders of transformers.
 """
 
 import os
@@ -15,28 +20,26 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 
+from openblip.checkpoints import backbones, state_dict
+from openblip.checkpoints.backbones import PathOrName
+from openblip.checkpoints.state_dict import WEIGHTS
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
+from openblip.files import write_json
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, BlipConfig, TowerConfig, VisionConfig
+from openblip.models.config import Blip2Config, BlipConfig, TowerConfig
 from openblip.models.language_model import LanguageModel
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
 
-CONFIG_FILE = "config.json"
-"""The file that says what a folder is. Writers write it last: a folder without it is not a checkpoint yet."""
-BERT_NAME = "bert-base-uncased"
-"""All released models have the vocabulary of this BERT."""
+CONFIG_FILE = "config.json"  # says what a folder is. Written last: a folder without it is not a checkpoint yet.
+BERT_NAME = "bert-base-uncased"  # all released models have the vocabulary of this BERT
 QUESTION_PROMPT = "Question: {} Answer:"
-OPENBLIP_FORMAT = "openblip"
-"""`format` in config.json of OpenBLIP's own folders."""
-BLIP2_TYPE = "blip2"
-"""`model_type` there of a BLIP-2; transformers calls its own "blip-2"."""
+OPENBLIP_FORMAT = "openblip"  # `format` in config.json of OpenBLIP's own folders
+BLIP2_TYPE = "blip2"  # `model_type` there of a BLIP-2; transformers calls its own "blip-2"
 
-PathOrName = str | os.PathLike[str]
-"""A folder or file, or a name on the Hugging Face hub."""
 EncoderToken = Literal["[ENC]", "[CLS]"]
 ConfigT = TypeVar("ConfigT", BlipConfig, Blip2Config)
 
@@ -47,34 +50,24 @@ class BlipCheckpoint(NamedTuple):
     model: Blip
     tokenizer: Tokenizer
     preprocessing: Preprocessing
-    prompt: str = ""
-    """What captions begin with, unless the caller says otherwise."""
-    encoder_token: EncoderToken = "[ENC]"
-    """First token of a text that is encoded together with an image; BLIP was trained with [ENC]."""
+    prompt: str = ""  # what captions begin with, unless the caller says otherwise
+    encoder_token: EncoderToken = "[ENC]"  # first token of a text beside an image; BLIP was trained with [ENC]
 
 
 class Blip2Checkpoint(NamedTuple):
     """A BLIP-2 model with what turns images and texts into its input."""
 
     model: Blip2
-    tokenizer: Tokenizer | None
-    """The Q-Former's; None when it has no text branch."""
+    tokenizer: Tokenizer | None  # the Q-Former's; None when it has no text branch
     preprocessing: Preprocessing
-    prompt: str = ""
-    """What captions begin with, unless the caller says otherwise; "a photo of" in the released captioners."""
-    question_prompt: str = QUESTION_PROMPT
-    """How a question is put to the language model."""
+    prompt: str = ""  # what captions begin with; "a photo of" in the released captioners
+    question_prompt: str = QUESTION_PROMPT  # how a question is put to the language model
 
 
 Checkpoint = BlipCheckpoint | Blip2Checkpoint
 
 
-class ImageEncoder(NamedTuple):
-    """An image encoder, its part of a `Blip2Config`, and the preprocessing that it expects."""
-
-    model: VisionTransformer | VisionTower
-    config: VisionConfig | TowerConfig
-    preprocessing: Preprocessing
+# ---- what all formats need
 
 
 def settings_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -148,8 +141,7 @@ def empty_blip2(
 
 def check_parts_fit(source: object, checkpoint: BlipCheckpoint) -> None:
     """Raise a CheckpointError for a tokenizer or preprocessing whose words or images the model cannot take."""
-    config = checkpoint.model.config
-    num_entries = checkpoint.tokenizer.vocab_size
+    config, num_entries = checkpoint.model.config, checkpoint.tokenizer.vocab_size
     check_vocabulary(source, num_entries, "the model", config.text.vocab_size, "entries, with [DEC] and [ENC],")
     check_image_size(source, checkpoint.preprocessing.image_size, config.vision.patch_size)
 
@@ -183,3 +175,59 @@ def find_tokenizer(source: Path, folder: Path, named: PathOrName | None) -> Toke
             f"{source} has no vocabulary. Put the tokenizer.json or vocab.txt of {BERT_NAME} into {folder}, or name "
             f"its folder as the tokenizer; by name it could not be fetched: {error}."
         ) from error
+
+
+# ---- OpenBLIP's folders
+
+_LANGUAGE_FOLDER, _VISION_FOLDER = "language_model", "vision_model"
+
+
+def save_native(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a folder that `load_native` reads, every part in its own precision. config.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(checkpoint, Blip2Checkpoint):
+        language, vision = checkpoint.model.language, checkpoint.model.vision
+        if language is not None:
+            backbones.save_language_model(folder / _LANGUAGE_FOLDER, language)
+        if isinstance(vision, VisionTower):
+            with backbones.quietly():
+                vision.model.save_pretrained(folder / _VISION_FOLDER)
+    weights = state_dict.without(_prefixes_in_folders(checkpoint.model.config), checkpoint.model.state_dict())
+    state_dict.write_safetensors(folder / WEIGHTS, weights)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save(folder)
+    write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
+
+
+def load_native(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint:
+    """Read a folder of `save_native`.
+
+    tokenizer: folder or hub name of the vocabulary, in a BLIP-2 of its Q-Former; None is the checkpoint's own.
+    """
+    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS
+    tokenizer_source = folder if tokenizer is None else os.fspath(tokenizer)
+    written = state_dict.read_json_object(config_file)
+    if written.get("model_type") != BLIP2_TYPE:
+        config, others = read_settings(BlipConfig, written, config_file)
+        model = empty_blip(config)
+        state_dict.load_weights(model, state_dict.read_safetensors(weights_file), weights_file)
+        blip = BlipCheckpoint(model.eval(), Tokenizer.load(tokenizer_source), **others)
+        check_parts_fit(folder, blip)
+        return blip
+    blip2_config, others = read_settings(Blip2Config, written, config_file)
+    language = vision = None
+    if blip2_config.language is not None:
+        end_of_text = blip2_config.language.end_of_text
+        language = backbones.load_language_model(folder / _LANGUAGE_FOLDER, end_of_text=end_of_text)
+    if isinstance(blip2_config.vision, TowerConfig):
+        vision = backbones.load_vision_tower(folder / _VISION_FOLDER, layer=blip2_config.vision.layer)
+    blip2 = empty_blip2(folder, blip2_config, vision, language)
+    expected = state_dict.without(_prefixes_in_folders(blip2_config), blip2.state_dict())
+    state_dict.load_weights(blip2, state_dict.read_safetensors(weights_file), weights_file, expected, assign=True)
+    has_tokenizer = tokenizer is not None or blip2_config.has_text_branch
+    return Blip2Checkpoint(blip2.eval(), Tokenizer.load(tokenizer_source) if has_tokenizer else None, **others)
+
+
+def _prefixes_in_folders(config: BlipConfig | Blip2Config) -> tuple[str, ...]:
+    """Prefixes of the names whose weights are in folders of transformers; a BLIP has no such names."""
+    return ("language.", "vision.") if isinstance(config.vision, TowerConfig) else ("language.",)

@@ -4,6 +4,7 @@ Parts that a checkpoint leaves out are checkpoints themselves. They are loaded h
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from openblip.checkpoints import backbones, hub
+from openblip.checkpoints import backbones, huggingface, original
 from openblip.checkpoints import checkpoint as base
-from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, Checkpoint, ImageEncoder, PathOrName
-from openblip.checkpoints.huggingface.blip import load_huggingface_blip, save_huggingface_blip
-from openblip.checkpoints.huggingface.blip2 import HF_BLIP2_TYPES, load_huggingface_blip2, save_huggingface_blip2
-from openblip.checkpoints.native import load_native, save_native
-from openblip.checkpoints.original.blip import load_original_blip, read_pth, save_original_blip
-from openblip.checkpoints.original.blip2 import frozen_sources, load_original_blip2, save_original_blip2
-from openblip.checkpoints.original.image_encoder import holds_encoder, is_blip2_file, read_encoder
+from openblip.checkpoints.backbones import ImageEncoder, PathOrName
+from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, Checkpoint
 from openblip.checkpoints.state_dict import read_json_object
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.config import TowerConfig
@@ -27,6 +23,7 @@ from openblip.models.vision_tower import VisionTower
 
 Format = Literal["openblip", "huggingface", "original"]
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/model
 
 
 def load_checkpoint(
@@ -49,25 +46,23 @@ def load_checkpoint(
     path = Path(source)
     if not path.is_dir() and (PRETRAINED / str(source)).is_dir():
         path = PRETRAINED / str(source)
-    if not path.exists() and hub.is_hub_name(str(source)):
-        path = hub.hub_folder(str(source))
+    if not path.exists() and is_hub_name(str(source)):
+        path = _hub_folder(str(source))
     path = _model_folder(path)
-    file = read_pth(path) if path.is_file() else None
-    if file is not None and is_blip2_file(file):
-        sources = frozen_sources(file, vision, language_model)
-        encoder = language = None
-        if sources.vision is not None:
-            encoder = load_image_encoder(sources.vision)
-        if sources.language_model is not None:
-            language = backbones.load_language_model(
-                sources.language_model, end_of_text=sources.end_of_text, changes=sources.changes
-            )
-        return load_original_blip2(file, sources, encoder, language, tokenizer)
+    file = original.read_pth(path) if path.is_file() else None
+    if file is not None and original.is_blip2_file(file):
+        parts = original.frozen_sources(file, vision, language_model)
+        encoder = None if parts.vision is None else load_image_encoder(parts.vision)
+        language = None
+        if parts.layout is not None and parts.language_model is not None:
+            end_of_text, changes = parts.layout.end_of_text, parts.layout.changes
+            language = backbones.load_language_model(parts.language_model, end_of_text=end_of_text, changes=changes)
+        return original.load_original_blip2(file, parts, encoder, language, tokenizer)
     for part in (vision, language_model):
         if part is not None:
             raise ConfigError(f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts.")
     if file is not None:
-        return load_original_blip(file, tokenizer)
+        return original.load_original_blip(file, tokenizer)
     if not (path / CONFIG_FILE).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
@@ -77,10 +72,34 @@ def load_checkpoint(
         )
     config = read_json_object(path / CONFIG_FILE)
     if config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT:
-        return load_native(path, tokenizer)
-    if config.get("model_type") in HF_BLIP2_TYPES:
-        return load_huggingface_blip2(path, tokenizer)
-    return load_huggingface_blip(path, tokenizer)
+        return base.load_native(path, tokenizer)
+    return huggingface.load_huggingface(path, tokenizer)
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` reads like owner/model."""
+    return _HUB_NAME.fullmatch(source) is not None
+
+
+def _hub_folder(name: str) -> Path:
+    """The folder of the hub's local cache with a model's files, which are fetched when they are not there yet.
+
+    Weights are safetensors, or pytorch_model.bin or its shards where there are none.
+    """
+    import huggingface_hub  # takes a while to import, and few checkpoints come from there
+
+    try:
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
+            patterns = ["*.json", "vocab.txt", weights]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            if any(folder.glob(weights)):
+                break
+    except (OSError, ValueError) as error:  # offline, no such model, or not a model's name
+        raise CheckpointError(
+            f"There is no checkpoint {name}: there is no such folder, and the Hugging Face hub has none of that name; "
+            f"offline, name a folder or a shipped model ({type(error).__name__}: {backbones.first_line(error)})."
+        ) from error
+    return folder
 
 
 def _model_folder(folder: Path) -> Path:
@@ -108,9 +127,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no such format.
     """
     writers: dict[str, tuple[Callable[[Path, Any], None], Callable[[Path, Any], None]]] = {
-        "openblip": (save_native, save_native),
-        "huggingface": (save_huggingface_blip, save_huggingface_blip2),
-        "original": (save_original_blip, save_original_blip2),
+        "openblip": (base.save_native, base.save_native),
+        "huggingface": (huggingface.save_huggingface_blip, huggingface.save_huggingface_blip2),
+        "original": (original.save_original_blip, original.save_original_blip2),
     }
     if format not in writers:
         raise ConfigError(f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.')
@@ -146,7 +165,7 @@ def load_image_encoder(
         name = str(_model_folder(Path(name)))
     # Shipped models and .pth files have no settings that transformers could read.
     has_none = Path(name).is_file() or (not Path(name).is_dir() and (PRETRAINED / name).is_dir())
-    settings = {} if has_none else hub.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
+    settings = {} if has_none else backbones.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
     model_type = settings.get("model_type")
     if has_none or settings.get("format") == base.OPENBLIP_FORMAT or model_type == "blip":
         encoder = _cut_encoder(name, layer)
@@ -165,9 +184,9 @@ def _cut_encoder(name: str, layer: int | None) -> ImageEncoder:
 
     None is the layer that BLIP-2 uses: the second last of a whole encoder.
     """
-    file = read_pth(Path(name)) if Path(name).is_file() else None
-    if file is not None and holds_encoder(file):
-        model, config, preprocessing = read_encoder(file)
+    file = original.read_pth(Path(name)) if Path(name).is_file() else None
+    if file is not None and original.holds_encoder(file):
+        model, config, preprocessing = original.read_encoder(file)
     else:
         checkpoint = load_checkpoint(name)
         model, config = checkpoint.model.vision, checkpoint.model.config.vision

@@ -30,14 +30,13 @@ State = Mapping[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
-LOG_TEMPERATURE = "log_temperature"
-"""Our parameter for the temperature of ITC. Other formats keep another function of it, or nothing."""
+LOG_TEMPERATURE = "log_temperature"  # our temperature of ITC; a format whose key table has no such row keeps none
+
+# What other formats keep of the temperature -> from that to ours, and back.
+_TEMPERATURES = {"temp": (torch.log, torch.exp), "logit_scale": (torch.neg, torch.neg)}
 
 _MODE = re.compile(r"\.variants\.([a-z]+)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
-
-
-# ---- files
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, floating ones as float32; CheckpointError when it cannot be read."""
+    """The tensors of a safetensors file, floating ones as float32."""
     _check_is_file(path)
     try:
         return as_float32(load_file(path))
@@ -64,11 +63,10 @@ def write_safetensors(path: Path, tensors: State) -> None:
     copies: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        copy = tensor.detach().to("cpu").contiguous()
-        if copy.untyped_storage().data_ptr() in storages:  # the format stores no tensors that share memory
-            copy = copy.clone()
-        storages.add(copy.untyped_storage().data_ptr())
-        copies[name] = copy
+        copies[name] = tensor.detach().to("cpu").contiguous()
+        if copies[name].untyped_storage().data_ptr() in storages:  # the format stores no tensors that share memory
+            copies[name] = copies[name].clone()
+        storages.add(copies[name].untyped_storage().data_ptr())
     with atomic_file(path) as partial:
         save_file(copies, partial, metadata={"format": "pt"})
 
@@ -122,25 +120,24 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder of transformers, whole or in the shards that an index names, floating ones as float32."""
     for file_name in (WEIGHTS, PICKLED_WEIGHTS):
         index = folder / f"{file_name}.index.json"
-        if (folder / file_name).is_file() or index.is_file():
-            names = [file_name] if (folder / file_name).is_file() else _shards(index)
-            if file_name == WEIGHTS:
-                return {n: t for name in names for n, t in read_safetensors(folder / name).items()}
-            states = (as_state_dict(read_pickle(folder / name), folder / name) for name in names)
-            return as_float32({n: t for state in states for n, t in state.items()})
+        if (folder / file_name).is_file():
+            names = [file_name]
+        elif index.is_file():
+            weight_map = read_json_object(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise CheckpointError(f"{index} names no shards.")
+            names = sorted({str(shard) for shard in weight_map.values()})
+            elsewhere = [name for name in names if Path(name).name != name]
+            if elsewhere:
+                raise CheckpointError(f"{index} names files outside its folder: {', '.join(elsewhere)}.")
+        else:
+            continue
+        state: dict[str, Tensor] = {}
+        for path in (folder / name for name in names):
+            is_safe = file_name == WEIGHTS
+            state |= read_safetensors(path) if is_safe else as_float32(as_state_dict(read_pickle(path), path))
+        return state
     raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards.")
-
-
-def _shards(index: Path) -> list[str]:
-    """The files that an index names; CheckpointError unless they lie beside it."""
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} names no shards.")
-    shards = sorted({str(shard) for shard in weight_map.values()})
-    elsewhere = [shard for shard in shards if Path(shard).name != shard]
-    if elsewhere:
-        raise CheckpointError(f"{index} names files outside its folder: {', '.join(elsewhere)}.")
-    return shards
 
 
 # ---- checks
@@ -166,44 +163,35 @@ def check_weights(expected: State, weights: State, source: object) -> None:
     raise_on_mismatch(source, expected.keys() - weights.keys(), weights.keys() - expected.keys(), shapes)
 
 
-def load_weights(model: nn.Module, weights: State, source: object) -> None:
-    """Copy `weights` into the model; CheckpointError unless names and shapes are exactly the model's."""
-    check_weights(model.state_dict(), weights, source)
-    model.load_state_dict(weights)
+def load_weights(
+    model: nn.Module, weights: State, source: object, expected: State | None = None, *, assign: bool = False
+) -> None:
+    """Give a model its weights; CheckpointError unless names and shapes are exactly those expected.
 
-
-def assign_weights(model: nn.Module, weights: State, source: object, loaded: tuple[str, ...] = ()) -> None:
-    """Make `weights` the model's parameters, without a copy and whatever device or precision those had.
-
-    loaded: prefixes of the parameters that have their weights already. The others must be exactly those of `weights`.
+    expected: the parameters that get weights; None is all of the model's. assign: the tensors become the parameters, in
+    their own device and precision, in place of being copied.
     """
-    check_weights(without(loaded, model.state_dict()), weights, source)
-    for name, tensor in weights.items():
-        module, _, parameter = name.rpartition(".")
-        setattr(model.get_submodule(module), parameter, nn.Parameter(tensor))
+    check_weights(model.state_dict() if expected is None else expected, weights, source)
+    model.load_state_dict(weights, strict=False, assign=assign)
 
 
 # ---- key tables
 
 
 class Layout(NamedTuple):
-    """How another format keeps one kind of model."""
+    """How another format keeps one kind of model, or a part of one."""
 
-    heads: tuple[Any, ...]
     table: Table
-    derived: tuple[str, ...]
-    """Prefixes of names whose tensors follow from other tensors: they may be there, and are ignored."""
-    text_prefixes: Mapping[str, str] = {}
-    """Mode -> prefix of the text transformer's names in that mode."""
+    ignored: tuple[str, ...] = ()  # prefixes of what may be there: it follows from the rest, or has no use here
+    heads: tuple[Any, ...] = ()
+    text_prefixes: Mapping[str, str] = {}  # mode -> prefix of the text transformer's names in that mode
     pooled: bool = False
-    instructed: bool = False
 
 
 def find_layout(layouts: Mapping[str, Layout], config: BlipConfig | Blip2Config) -> str | None:
     """Name of the first layout that holds a model with this config; None when there is none."""
-    kind = (set(config.heads), getattr(config, "pooled", False), getattr(config, "instructed", False))
-    matching = (name for name, layout in layouts.items() if (set(layout.heads), *layout[-2:]) == kind)
-    return next(matching, None)
+    kind = set(config.heads), getattr(config, "pooled", False)
+    return next((name for name, layout in layouts.items() if (set(layout.heads), layout.pooled) == kind), None)
 
 
 def add_prefix(table: Table, our_prefix: str, other_prefix: str) -> dict[str, str]:
@@ -211,59 +199,48 @@ def add_prefix(table: Table, our_prefix: str, other_prefix: str) -> dict[str, st
     return {our_prefix + name: other_prefix + other for name, other in table.items()}
 
 
-def source_keys(table: Table, name: str, text_prefixes: Mapping[str, str] | None = None) -> list[list[str]]:
+def _source_keys(layout: Layout, name: str) -> list[list[str]]:
     """The tensors that one of our parameters is made of, once for every copy that the format keeps."""
-    mode = _MODE.search(name)
-    row = _MODE.sub(".", name)
-    layer = _LAYER.search(row)
+    mode, row = _MODE.search(name), _MODE.sub(".", name)
+    layer, suffix = _LAYER.search(row), ""
     if layer is not None:
         row = row.replace(layer[0], ".{i}.", 1)
-    suffix = ""
-    if row not in table:
+    if row not in layout.table:
         row, _, kind = row.rpartition(".")
         suffix = f".{kind}"
-    leaves = table[row].rpartition(".")[2]
-    stem = table[row].removesuffix(leaves)
-    if not text_prefixes:
-        prefixes = [""]
-    elif mode is not None and mode[1] in text_prefixes:
-        prefixes = [text_prefixes[mode[1]]]
-    else:  # shared by all modes
-        prefixes = list(text_prefixes.values())
-    number = layer[1] if layer else ""
-    copies = [
-        tuple(f"{stem}{leaf}".format(i=number, text=prefix) + suffix for leaf in leaves.split("+"))
-        for prefix in prefixes
-    ]
-    return [list(copy) for copy in dict.fromkeys(copies)]
+    prefixes = list(layout.text_prefixes.values()) or [""]  # what all modes share is kept under each
+    if mode is not None and mode[1] in layout.text_prefixes:
+        prefixes = [layout.text_prefixes[mode[1]]]
+    leaves = layout.table[row].rpartition(".")[2]
+    stem = layout.table[row].removesuffix(leaves)
+    copies = []
+    for prefix in prefixes:
+        keys = [f"{stem}{leaf}".format(i=layer[1] if layer else "", text=prefix) for leaf in leaves.split("+")]
+        copy = [key + suffix for key in keys]
+        if copy not in copies:
+            copies.append(copy)
+    return copies
 
 
-def translate(
-    table: Table,
-    state: State,
-    names: Iterable[str],
-    ignored: tuple[str, ...],
-    source: object,
-    text_prefixes: Mapping[str, str] | None = None,
-) -> dict[str, Tensor]:
-    """The weights of another format under our `names`.
+def translate(layout: Layout, state: State, names: Iterable[str], source: object) -> dict[str, Tensor]:
+    """The weights of another format under our `names`, without the temperature where the format keeps none.
 
-    ignored: prefixes of names in `state` that may be left over. Raises a CheckpointError that lists what is missing,
-    left over, of shapes that do not stack, or different where encoder and decoder share it.
+    Raises a CheckpointError that lists what is missing, left over, of shapes that do not stack, or different where
+    encoder and decoder share it.
     """
-    keys = {name: source_keys(table, name, text_prefixes) for name in names}
+    names = [name for name in names if name != LOG_TEMPERATURE or name in layout.table]
+    keys = {name: _source_keys(layout, name) for name in names}
     all_copies = [copy for copies in keys.values() for copy in copies]
     used = {key for copy in all_copies for key in copy}
-    raise_on_mismatch(source, used - state.keys(), without(ignored, state).keys() - used)
+    raise_on_mismatch(source, used - state.keys(), without(layout.ignored, state).keys() - used)
     unlike = [
         ", ".join(f"{key} {tuple(state[key].shape)}" for key in copy)
         for copy in all_copies
         if len({state[key].shape for key in copy}) > 1
     ]
     if unlike:
-        raise CheckpointError(
-            f"{source} has weights that belong together and differ in shape: {'; '.join(sorted(unlike))}."
-        )
+        problem = "weights that belong together and differ in shape"
+        raise CheckpointError(f"{source} has {problem}: {'; '.join(sorted(unlike))}.")
     weights, different = {}, []
     for name, copies in keys.items():
         # A scalar does not stack.
@@ -271,26 +248,33 @@ def translate(
         weights[name] = stacked[0]
         different += [copies[0][0] for other in stacked[1:] if not torch.equal(other, stacked[0])]
     if different:
-        raise CheckpointError(
-            f"{source}: encoder and decoder should share weights that differ: {'; '.join(sorted(different))}."
-        )
+        problem = "encoder and decoder should share weights that differ"
+        raise CheckpointError(f"{source}: {problem}: {'; '.join(sorted(different))}.")
+    if LOG_TEMPERATURE in weights:
+        from_theirs, _ = _TEMPERATURES[layout.table[LOG_TEMPERATURE]]
+        weights[LOG_TEMPERATURE] = from_theirs(weights[LOG_TEMPERATURE])
     return weights
 
 
-def translate_back(table: Table, weights: State, text_prefixes: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+def translate_back(layout: Layout, weights: State) -> dict[str, Tensor]:
     """Our weights under the names of another format, the inverse of `translate`."""
     state: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        for copy in source_keys(table, name, text_prefixes):
+        if name == LOG_TEMPERATURE:
+            if name in layout.table:
+                _, to_theirs = _TEMPERATURES[layout.table[name]]
+                state[layout.table[name]] = to_theirs(tensor)
+            continue
+        for copy in _source_keys(layout, name):
             state |= zip(copy, tensor.chunk(len(copy)) if len(copy) > 1 else [tensor], strict=True)
     return state
 
 
-# ---- text transformers of other formats, which all have BERT's names
+# ---- what encoder and decoder share, in formats whose text transformers have BERT's names
 
 
 def infer_sharing(state: State, text_prefixes: Mapping[str, str]) -> Sharing:
-    """What encoder and decoder share: as in the paper where their tensors are the same, else nothing."""
+    """As in the paper where tensors of encoder and decoder are the same, else nothing."""
     if len(text_prefixes) == 1:
         return "all_but_sa"  # there is one mode, and nothing to share it with
     encoder, decoder = (below(f"{text_prefixes[mode]}.", state) for mode in ("encode", "decode"))
@@ -302,15 +286,6 @@ def infer_sharing(state: State, text_prefixes: Mapping[str, str]) -> Sharing:
     return "all_but_sa"
 
 
-def _tied(decoder: str) -> dict[str, str]:
-    """What files of a decoder keep twice: name of the copy -> name of what it is a copy of."""
-    head = f"{decoder}.cls.predictions"
-    return {
-        f"{head}.decoder.weight": f"{decoder}.bert.embeddings.word_embeddings.weight",
-        f"{head}.decoder.bias": f"{head}.bias",
-    }
-
-
 def check_tied(state: State, source: object, decoder: str = "text_decoder") -> None:
     """Raise a CheckpointError when a copy of the decoder's matrix (V, D) or bias differs from its original."""
     for copy, original in _tied(decoder).items():
@@ -320,6 +295,12 @@ def check_tied(state: State, source: object, decoder: str = "text_decoder") -> N
 
 def tied_copies(state: State, decoder: str = "text_decoder") -> dict[str, Tensor]:
     """The copies that `check_tied` looks at, for a file that is to have them."""
-    if f"{decoder}.cls.predictions.bias" not in state:
-        return {}
-    return {copy: state[original] for copy, original in _tied(decoder).items()}
+    has_head = f"{decoder}.cls.predictions.bias" in state
+    return {copy: state[original] for copy, original in _tied(decoder).items()} if has_head else {}
+
+
+def _tied(decoder: str) -> dict[str, str]:
+    """What files of a decoder keep twice: name of the copy -> name of what it is a copy of."""
+    head = f"{decoder}.cls.predictions"
+    words = f"{decoder}.bert.embeddings.word_embeddings.weight"
+    return {f"{head}.decoder.weight": words, f"{head}.decoder.bias": f"{head}.bias"}

@@ -28,7 +28,8 @@ from openblip.training.config import TrainingConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, ImageEncoder
+    from openblip.checkpoints.backbones import ImageEncoder
+    from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint
     from openblip.data.batch import SampleProcessor
     from openblip.data.sources import Mixture
     from openblip.distributed import Process
@@ -391,8 +392,7 @@ class Blip2Run(Run):
     def _image_encoder(self, start: "Blip2Checkpoint | None") -> "ImageEncoder":
         import torch
 
-        from openblip.checkpoints.backbones import resize_encoder
-        from openblip.checkpoints.checkpoint import ImageEncoder
+        from openblip.checkpoints.backbones import ImageEncoder, resize_encoder
         from openblip.checkpoints.loading import load_image_encoder
 
         # Trained in half precision the encoder would soon be NaN (LAVIS issue 409).
