@@ -16,7 +16,7 @@ import torch
 import openblip
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest
-from openblip.capfilt.process import DecodedSample, Models, decode_shard, process
+from openblip.capfilt.process import DecodedSample, ShardProcessor
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
 from openblip.data.sources import open_source
@@ -55,57 +55,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
-    models = _load_models(config, device)
-    config = replace(config, dtype=str(models.captioner.dtype).removeprefix("torch."))  # what "auto" chose
-    manifest = build_manifest(config, models.captioner, models.filter, num_shards=len(shards))
-    folder = CapFiltFolder(Path(out))
-    folder.start_or_resume(manifest)
-    summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
-    waiting = [shard for shard in shards if not folder.is_done(shard)]
-
-    def start(shard: str) -> tuple[list[DecodedSample | Reject], Generator[DecodedSample | Reject]]:
-        """Begin to read a shard: its first entry, so that its threads decode the next ones, and the others."""
-        entries = decode_shard(shard, source, models, config)
-        return list(islice(entries, 1)), entries
-
-    with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading:
-        if summary.skipped:
-            bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
-        started = [reading.submit(start, shard) for shard in waiting[:1]]
-        for position, shard in enumerate(waiting):
-            current = started.pop()
-            started += [reading.submit(start, name) for name in waiting[position + 1 : position + 2]]
-            try:
-                first, others = current.result()
-                with closing(others):
-                    process(
-                        shard, chain(first, others), folder=folder, models=models, config=config, manifest=manifest,
-                        on_images=bar.advance,
-                    )  # fmt: skip
-                summary.done.append(shard)
-                bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
-            except Exception as error:  # whatever it was, the other shards go on and this one is named
-                message = _record_failure(folder, shard, error)
-                summary.failed.append((shard, message))
-                bar.note(f"{shard} could not be finished: {message}")
-    summary.scores = write_report(folder.root)
-    return summary
-
-
-def _record_failure(folder: CapFiltFolder, shard: str, error: Exception) -> str:
-    """Write the shard's failure.json and return the error as one line."""
-    message = f"{type(error).__name__}: {error}" if not isinstance(error, OpenBlipError) else str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
-    message = " ".join(message.split())
-    details = "".join(traceback.format_exception(error))
-    write_json(folder.failure(shard), {"shard": shard, "error": message, "traceback": details})
-    return message
-
-
-def _load_models(config: CapFiltConfig, device: str | None) -> Models:
-    captioner = openblip.load(config.captioner, device=device, dtype=config.dtype)
-    filter_ = captioner
+    captioner = filter_ = openblip.load(config.captioner, device=device, dtype=config.dtype)
     if config.filter != config.captioner:
         filter_ = openblip.load(config.filter, device=device, dtype=config.dtype)
     for role, checkpoint, model, needed in (
@@ -117,4 +67,42 @@ def _load_models(config: CapFiltConfig, device: str | None) -> Models:
                 f"{checkpoint} cannot be the {role}: it has no {', '.join(sorted(missing))}, "
                 f"only {', '.join(sorted(model.tasks))}"
             )
-    return Models(captioner, filter_)
+    config = replace(config, dtype=str(captioner.dtype).removeprefix("torch."))  # what "auto" chose
+    manifest = build_manifest(config, captioner, filter_, num_shards=len(shards))
+    folder = CapFiltFolder(Path(out))
+    folder.start_or_resume(manifest)
+    processor = ShardProcessor(
+        source=source, captioner=captioner, filter=filter_, config=config, folder=folder, manifest=manifest
+    )
+
+    def start(shard: str) -> tuple[list[DecodedSample | Reject], Generator[DecodedSample | Reject]]:
+        """Begin to read a shard: its first entry, so that its threads decode the next ones, and the others."""
+        entries = processor.decode(shard)
+        return list(islice(entries, 1)), entries
+
+    summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
+    waiting = [shard for shard in shards if not folder.is_done(shard)]
+    with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading:
+        if summary.skipped:
+            bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
+        started = [reading.submit(start, shard) for shard in waiting[:1]]
+        for position, shard in enumerate(waiting):
+            current = started.pop()
+            started += [reading.submit(start, name) for name in waiting[position + 1 : position + 2]]
+            try:
+                first, others = current.result()
+                with closing(others):
+                    processor.process(shard, chain(first, others), on_images=bar.advance)
+                summary.done.append(shard)
+                bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
+            except Exception as error:  # whatever it was, the other shards go on and this one is named
+                message = str(error) if isinstance(error, OpenBlipError) else f"{type(error).__name__}: {error}"
+                if isinstance(error, torch.OutOfMemoryError):
+                    message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
+                message = " ".join(message.split())
+                details = "".join(traceback.format_exception(error))
+                write_json(folder.failure(shard), {"shard": shard, "error": message, "traceback": details})
+                summary.failed.append((shard, message))
+                bar.note(f"{shard} could not be finished: {message}")
+    summary.scores = write_report(folder.root)
+    return summary

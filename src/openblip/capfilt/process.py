@@ -1,7 +1,7 @@
 """One shard in, one caption file out: the whole of CapFilt for a shard (BLIP section 3.3).
 
-Idempotent and deterministic per sample: a row depends on its image, its texts, the two checkpoints and the
-settings, not on batches, order, workers or earlier attempts.
+Idempotent and deterministic per sample: a row depends on its image, its texts, the two checkpoints and the settings,
+not on batches, order, workers or earlier attempts.
 
 B images of a batch, S image size.
 """
@@ -10,7 +10,8 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,91 +31,116 @@ DecodedSample = tuple[Sample, tuple[Pixels, Pixels]]
 """A sample with its image as captioner and filter take it, each uint8 (3, S, S) with its own S."""
 
 
-class Models(NamedTuple):
-    """The two checkpoints of a run, on their device."""
+@dataclass(frozen=True, kw_only=True)
+class ShardProcessor:
+    """Captions and scores the shards of a run, with both models on their device."""
 
+    source: Source
     captioner: BasePredictor
     filter: BasePredictor
+    config: CapFiltConfig
+    folder: CapFiltFolder
+    manifest: Mapping[str, Any]
 
+    def decode(self, shard: str) -> Generator[DecodedSample | Reject]:
+        """Read a shard and decode its images ahead of the models, in order and in constant memory."""
+        captioner, filter_ = self.captioner.preprocessing, self.filter.preprocessing
 
-def decode_shard(
-    shard: str, source: Source, models: Models, config: CapFiltConfig
-) -> Generator[DecodedSample | Reject]:
-    """Read a shard and decode its images ahead of the models, in order and in constant memory."""
-    captioner, filter_ = models.captioner.preprocessing, models.filter.preprocessing
+        def prepare(sample: Sample) -> tuple[Pixels, Pixels]:
+            with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
+                pixels = captioner(image)
+                return pixels, pixels if captioner == filter_ else filter_(image)
 
-    def prepare(sample: Sample) -> tuple[Pixels, Pixels]:
-        with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
-            pixels = captioner(image)
-            return pixels, pixels if captioner == filter_ else filter_(image)
+        ahead = BATCHES_AHEAD * self.config.batch_size
+        return read_source(self.source, prepare, shards=[shard], num_workers=self.config.num_workers, ahead=ahead)
 
-    return read_source(
-        source, prepare, shards=[shard], num_workers=config.num_workers, ahead=BATCHES_AHEAD * config.batch_size
-    )
+    def process(
+        self,
+        shard: str,
+        entries: Iterator[DecodedSample | Reject],
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Caption and score one shard, whose samples come from `decode`, and write its files.
 
+        The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
+        synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
+        looks finished. `on_images` is called with the number of samples just done, rejects included.
+        """
+        seconds: dict[str, float] = {}
+        rejects: list[Reject] = []
 
-def process(
-    shard: str,
-    entries: Iterator[DecodedSample | Reject],
-    *,
-    folder: CapFiltFolder,
-    models: Models,
-    config: CapFiltConfig,
-    manifest: Mapping[str, Any],
-    on_images: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Caption and score one shard, and write its files.
+        def rows() -> Iterator[CaptionRow]:
+            is_last = False
+            while not is_last:
+                batch: list[DecodedSample] = []
+                num_rejects = len(rejects)
+                with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
+                    while len(batch) < self.config.batch_size and (entry := next(entries, None)) is not None:
+                        if isinstance(entry, Reject):
+                            rejects.append(entry)
+                        else:
+                            batch.append(entry)
+                is_last = len(batch) < self.config.batch_size
+                if batch:
+                    yield from self._caption_and_filter(batch, shard, seconds)
+                on_images(len(batch) + len(rejects) - num_rejects)
 
-    The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
-    synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
-    looks finished.
+        folder, manifest = self.folder, self.manifest
+        with _timed(seconds, "total"):
+            write_captions(folder.captions(shard), rows())
+            rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
+            write_jsonl(folder.rejects(shard), ({"shard": shard, **reject} for reject in rejected))
+        scores = RunScores()
+        scores.add_shard(folder.captions(shard), manifest["threshold"])
+        report = {
+            "shard": shard,
+            "images": scores.images,
+            **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
+            "threshold": manifest["threshold"],
+            "kept": {name: source.kept for name, source in scores.sources.items()},
+            "rejects": rejected,
+            "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
+            **{role: manifest[role]["sha256"] for role in ("captioner", "filter")},
+            "config": config_hash(manifest),
+            "device": str(self.filter.device),
+            "openblip": manifest["openblip"],
+        }
+        write_json(folder.report(shard), report)
+        folder.failure(shard).unlink(missing_ok=True)
 
-    Args:
-        entries: the samples of the shard, from `decode_shard`.
-        on_images: called with the number of samples just done, rejects included.
-    """
-    seconds: dict[str, float] = {}
-    rejects: list[Reject] = []
-
-    def rows() -> Iterator[CaptionRow]:
-        is_last = False
-        while not is_last:
-            batch: list[DecodedSample] = []
-            num_rejects = len(rejects)
-            with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
-                while len(batch) < config.batch_size and (entry := next(entries, None)) is not None:
-                    if isinstance(entry, Reject):
-                        rejects.append(entry)
-                    else:
-                        batch.append(entry)
-            is_last = len(batch) < config.batch_size
-            if batch:
-                yield from _caption_and_filter(batch, shard, models, config, seconds)
-            on_images(len(batch) + len(rejects) - num_rejects)
-
-    with _timed(seconds, "total"):
-        write_captions(folder.captions(shard), rows())
-        rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
-        write_jsonl(folder.rejects(shard), ({"shard": shard, **reject} for reject in rejected))
-    scores = RunScores()
-    scores.add_shard(folder.captions(shard), manifest["threshold"])
-    report = {
-        "shard": shard,
-        "images": scores.images,
-        "web_texts": scores.sources["web"].texts,
-        "synthetic_texts": scores.sources["synthetic"].texts,
-        "threshold": manifest["threshold"],
-        "kept": {name: source.kept for name, source in scores.sources.items()},
-        "rejects": rejected,
-        "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
-        "captioner": manifest["captioner"]["sha256"],
-        "filter": manifest["filter"]["sha256"],
-        "config": config_hash(manifest),
-        "device": str(models.filter.device),
-        "openblip": manifest["openblip"],
-    }
-    write_json(folder.report(shard), report)
-    folder.failure(shard).unlink(missing_ok=True)
+    def _caption_and_filter(
+        self, batch: Sequence[DecodedSample], shard: str, seconds: dict[str, float]
+    ) -> Iterator[CaptionRow]:
+        """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
+        config, samples = self.config, [sample for sample, _ in batch]
+        with _timed(seconds, "caption"):
+            captions = self.captioner.caption(
+                torch.from_numpy(np.stack([pixels for _, (pixels, _) in batch])),  # uint8 (B, 3, S, S)
+                prompt=config.prompt,
+                decoding=config.decoding,
+                num_captions=config.num_captions,
+                batch_size=config.batch_size,
+                return_scores=True,
+                seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
+            )
+        written: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
+        texts = [
+            [*sample.captions, *(caption.text for caption in synthetic)]
+            for sample, synthetic in zip(samples, written, strict=True)
+        ]
+        with _timed(seconds, "filter"):
+            pixels = torch.from_numpy(np.stack([pixels for _, (_, pixels) in batch]))
+            scores = self.filter.score_texts(pixels, texts, batch_size=len(batch))
+        for sample, synthetic, image_scores in zip(samples, written, scores, strict=True):
+            rows: list[dict[str, Any]] = [
+                {"source": "web", "index": i, "caption": text} for i, text in enumerate(sample.captions)
+            ]
+            rows += [
+                {"source": "synthetic", "index": i, "caption": caption.text, "logprob": caption.logprob}
+                for i, caption in enumerate(synthetic)
+            ]
+            for row, score in zip(rows, image_scores, strict=True):
+                yield CaptionRow(key=sample.key, shard=sample.shard, **row, **score._asdict())
 
 
 @contextmanager
@@ -130,39 +156,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def image_seed(seed: int, shard: str, key: str) -> int:
     """The sampling seed of an image, a stable hash: the same in any batch, order, process or resumed run."""
     return hash_int(json.dumps([seed, shard, key]))
-
-
-def _caption_and_filter(
-    batch: Sequence[DecodedSample], shard: str, models: Models, config: CapFiltConfig, seconds: dict[str, float]
-) -> Iterator[CaptionRow]:
-    """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
-    samples = [sample for sample, _ in batch]
-    with _timed(seconds, "caption"):
-        captions = models.captioner.caption(
-            torch.from_numpy(np.stack([pixels for _, (pixels, _) in batch])),  # uint8 (B, 3, S, S)
-            prompt=config.prompt,
-            decoding=config.decoding,
-            num_captions=config.num_captions,
-            batch_size=config.batch_size,
-            return_scores=True,
-            seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
-        )
-    written: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
-    with _timed(seconds, "filter"):
-        scores = models.filter.score_texts(
-            torch.from_numpy(np.stack([pixels for _, (_, pixels) in batch])),
-            [
-                [*sample.captions, *(caption.text for caption in synthetic)]
-                for sample, synthetic in zip(samples, written, strict=True)
-            ],
-            batch_size=len(batch),
-        )
-    for sample, synthetic, scores_of_image in zip(samples, written, scores, strict=True):
-        place: dict[str, Any] = {"key": sample.key, "shard": sample.shard}
-        rows = [dict(place, source="web", index=i, caption=text) for i, text in enumerate(sample.captions)]
-        rows += [
-            dict(place, source="synthetic", index=i, caption=caption.text, logprob=caption.logprob)
-            for i, caption in enumerate(synthetic)
-        ]
-        for row, score in zip(rows, scores_of_image, strict=True):
-            yield CaptionRow(**row, **score._asdict())

@@ -30,13 +30,12 @@ _UNSAFE = re.compile(r"[%.\\\x00-\x1f\x7f]|^/")
 def select(directory: str | Path, threshold: float) -> RunScores:
     """Give the run in `directory` another threshold and a new report, and return what is kept now.
 
-    `capfilt:DIR` and `capfilt-export` read the manifest's threshold, so they follow at once. Raises
-    `ConfigError` when the threshold is not a probability or the folder is not a CapFilt run.
+    `capfilt:DIR` and `capfilt-export` read the manifest's threshold, so they follow at once. Raises `ConfigError` when
+    the threshold is not a probability or the folder is not a CapFilt run.
     """
     check_threshold(threshold)
     folder = CapFiltFolder(Path(directory))
-    manifest = folder.read_manifest()
-    write_json(folder.manifest, {**manifest, "threshold": threshold})
+    write_json(folder.manifest, {**folder.read_manifest(), "threshold": threshold})
     return write_report(folder.root)
 
 
@@ -51,11 +50,10 @@ class ExportSummary(NamedTuple):
 def export(directory: str | Path, out: str | Path) -> ExportSummary:
     """Write what `capfilt:DIR` keeps to `out/<shard>.tar`.
 
-    A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats become png) and
-    `<key>.json`: the sample's own json with `caption`, `source`, `itm`, `itc`, `logprob`, `image_id` and the
-    origin's shard and key. Keys are those of `capfilt:DIR`, with dots and other characters that a tar key
-    cannot hold percent-encoded. The same input gives the same bytes. A shard of which nothing is kept is not
-    written.
+    A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats become png) and `<key>.json`: the
+    sample's own json with `caption`, `source`, `itm`, `itc`, `logprob`, `image_id` and the origin's shard and key. Keys
+    are those of `capfilt:DIR`, with dots and other characters that a tar key cannot hold percent-encoded. The same
+    input gives the same bytes. A shard of which nothing is kept is not written.
 
     Raises:
         ConfigError: `directory` is not a CapFilt run, or `out` holds something other than an export of it.
@@ -77,11 +75,9 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
     rejects: list[Reject] = []
     with Progress("exporting", total=len(shards), unit="shards") as bar:
         for shard in shards:
-            num_pairs, unreadable = _write_tar(target / f"{shard}.tar", source, shard, folder)
-            rejects += unreadable
-            if num_pairs:
-                pairs[shard] = num_pairs
+            pairs[shard] = _write_tar(target / f"{shard}.tar", source, shard, folder, rejects)
             bar.advance()
+    pairs = {shard: count for shard, count in pairs.items() if count}
     for tar in target.glob("*.tar"):
         if tar.stem not in pairs:  # nothing of it is kept now
             tar.unlink()
@@ -89,19 +85,18 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
     return ExportSummary(sum(pairs.values()), len(pairs), rejects)
 
 
-def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder) -> tuple[int, list[Reject]]:
-    """Write the kept pairs of a shard; returns their number and the rejects."""
+def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder, rejects: list[Reject]) -> int:
+    """Write the kept pairs of a shard, and return their number; those that cannot be read join `rejects`."""
     rows = read_captions(folder.root, shard).to_pylist()
     by_key = {f"{row['key']}-{row['source']}-{row['index']}": row for row in rows}  # keys of `capfilt:DIR`
-    num_pairs, rejects = 0, []
+    num_pairs = 0
     with atomic_file(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
         for entry in read_source(source, _image_file, shards=[shard]):
             if isinstance(entry, Reject):
                 rejects.append(entry)
                 continue
             sample, (suffix, image) = entry
-            key = tar_key(sample.key)
-            row = by_key[sample.key]
+            key, row = tar_key(sample.key), by_key[sample.key]
             info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
             info |= {name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")}
             info |= {"image_id": sample.image_id, "origin_shard": row["shard"], "origin_key": row["key"]}
@@ -110,7 +105,7 @@ def _write_tar(path: Path, source: Source, shard: str, folder: CapFiltFolder) ->
                 member.size = len(payload)
                 archive.addfile(member, io.BytesIO(payload))
             num_pairs += 1
-    return num_pairs, rejects
+    return num_pairs
 
 
 def tar_key(key: str) -> str:
@@ -120,14 +115,15 @@ def tar_key(key: str) -> str:
 
 def _image_file(sample: Sample) -> tuple[str, bytes]:
     """Suffix and bytes of the image: unchanged where a tar shard may hold the format, else as png."""
+    name = f"{sample.shard}/{sample.key}"
     try:
         with Image.open(io.BytesIO(sample.image)) as image:
             suffix = SUFFIXES.get(image.format or "")
     except OSError as error:
-        raise ImageError(f"{sample.shard}/{sample.key}: the image can no longer be read: {error}") from error
+        raise ImageError(f"{name}: the image can no longer be read: {error}") from error
     if suffix:
         return suffix, sample.image
     png = io.BytesIO()
-    with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
+    with read_image(sample.image, name=name) as image:
         image.save(png, "PNG")
     return "png", png.getvalue()
