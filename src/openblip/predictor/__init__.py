@@ -31,7 +31,7 @@ __all__ = [
     "load",
 ]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(
@@ -50,17 +50,15 @@ def load(
     Args:
         source: what `checkpoints.loading.load_checkpoint` reads.
         device: where it runs; by default the GPU if there is one.
-        dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or
-            "auto", which is bfloat16 on a GPU that computes with it and float32 elsewhere. For a BLIP-2 it is
-            that of the image encoder and the language model only. Results are float32 always.
-        quantization: "8bit" or "4bit" for the linear layers of a BLIP-2's language model, by bitsandbytes; `dtype`
-            is then that of its other layers, and what 4 bits compute in.
-        encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by
-            default what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS], and
-            BLIP-2 knows no other.
+        dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or "auto",
+            which is bfloat16 on a GPU that computes with it and float32 elsewhere. For a BLIP-2 it is that of the image
+            encoder and the language model only. Results are float32 always.
+        quantization: "8bit" or "4bit" for the linear layers of a BLIP-2's language model, by bitsandbytes; `dtype` is
+            then that of its other layers, and what 4 bits compute in.
+        encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by default
+            what the checkpoint says. BLIP was trained with [ENC]; transformers leaves [CLS]; BLIP-2 knows no other.
         tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
-        vision, language_model: where the frozen parts are that LAVIS' .pth files of BLIP-2 leave out, see
-            docs/checkpoints.md.
+        vision, language_model: the frozen parts that LAVIS' .pth files of BLIP-2 leave out, see docs/checkpoints.md.
 
     Raises CheckpointError when there is no such checkpoint or it is not whole; ConfigError for a dtype, quantization or
     encoder_token that does not exist or that this checkpoint cannot have; MissingExtraError for a quantization without
@@ -69,28 +67,21 @@ def load(
     if quantization not in (None, *get_args(Quantization)):
         raise ConfigError(f"quantization is {quantization}: choose one of {', '.join(get_args(Quantization))}.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = _chosen_dtype(dtype, device)
+    if dtype == "auto":
+        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype is None or dtype in DTYPES:
+        dtype = getattr(torch, dtype or "float32")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(DTYPES)} and auto.")
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     if isinstance(checkpoint, Blip2Checkpoint):
         if encoder_token not in (None, "[CLS]"):
             raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
         if quantization is not None:
-            language = checkpoint.model.require_language()
-            quantize_language_model(language, quantization, dtype=dtype, device=device)
+            quantize_language_model(checkpoint.model.require_language(), quantization, dtype=dtype, device=device)
         return Blip2Predictor(checkpoint, device, dtype)
     if quantization is not None:
         raise ConfigError(f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised.")
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
     return BlipPredictor(checkpoint, device, dtype)
-
-
-def _chosen_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """The precision that `load` was asked for; ConfigError, which names the choices, for any other."""
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-        return dtype
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if dtype is None or dtype in _DTYPES:
-        return _DTYPES[dtype or "float32"]
-    raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(_DTYPES)} and auto.")

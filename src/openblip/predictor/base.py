@@ -72,20 +72,15 @@ class BasePredictor(ABC):
     model: Blip | Blip2
     tokenizer: Tokenizer | None
     encoder_token: EncoderToken = "[CLS]"
-    calls_by_head: ClassVar[Mapping[str, tuple[str, ...]]]
-    """The calls that each head makes possible."""
-    answer_decoding: ClassVar[Beam]
-    """How answers are written unless the caller says otherwise."""
-    max_match_tokens: ClassVar[int]
-    """Tokens of a text that is matched or embedded, as in training."""
+    calls_by_head: ClassVar[Mapping[str, tuple[str, ...]]]  # the calls that each head makes possible
+    answer_decoding: ClassVar[Beam]  # how answers are written unless the caller says otherwise
+    max_match_tokens: ClassVar[int]  # of a text that is matched or embedded, as in training
+    # Heads that have taught the model to read texts alone, and together with images; through which a given text, and
+    # the model's own caption, can be explained.
     text_feature_heads: ClassVar[tuple[str, ...]]
-    """Heads that have taught the model to read texts alone."""
     multimodal_feature_heads: ClassVar[tuple[str, ...]]
-    """Heads that have taught the model to read texts together with images."""
     text_explanation_heads: ClassVar[tuple[str, ...]]
-    """Heads through which a given text can be explained."""
     caption_explanation_heads: ClassVar[tuple[str, ...]]
-    """Heads through which the model's own caption can be explained."""
 
     def __init__(self, checkpoint: Checkpoint, *, max_positions: int, embedding_shape: tuple[int, ...]) -> None:
         """max_positions: the most tokens of a text that the model takes. embedding_shape: of one image."""
@@ -379,7 +374,18 @@ class BasePredictor(ABC):
         for rows, encoded in self.encoded_batches(images, batch_size):
             flat = [text for image_texts in texts[rows] for text in image_texts]  # R
             owners = [image for image, image_texts in enumerate(texts[rows]) for _ in image_texts]
-            itm, itc = self._score_flat(encoded, flat, owners)
+            itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
+            described = [row for row, text in enumerate(flat) if text.strip()]
+            if described:
+                vectors = self.embed_images(encoded)[[owners[row] for row in described]]  # (R', E) or (R', Q, E)
+                text_vectors = self.embed_texts([flat[row] for row in described], values.MAX_ROWS)
+                itc[described] = similarity_of_pairs(vectors, text_vectors)
+            image_kv = self._image_kv(encoded.tokens, "encode")
+            for group in values.group_by_count(described, owners):
+                group_rows = [row for _, image_rows in group for row in image_rows]
+                tokens = self._tokenize([flat[row] for row in group_rows], self._encoder_id)
+                group_kv = self._select(image_kv, [image for image, _ in group], len(encoded))
+                itm[group_rows] = self._match_probability(tokens, group_kv)
             if not (itm.isfinite().all() and itc.isfinite().all()):
                 raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
             flat_scores = map(TextScore, itm.tolist(), itc.tolist())
@@ -571,20 +577,16 @@ class BasePredictor(ABC):
         return tokens
 
     def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
-        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions.
-
-        A language model checks the length itself: it also depends on its visual prompts.
-        """
+        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions."""
         if self._language is not None:
-            return
+            return  # it checks the length itself, which also depends on its visual prompts
         for prompt in dict.fromkeys(prompts):
             length = len(self._text_tokenizer().prompt(prompt))
             longest = length + decoding.max_new_tokens - 1  # the last token is not read
             if longest > self._max_positions:
                 raise ConfigError(
-                    f"max_new_tokens {decoding.max_new_tokens} after a prompt of {length} tokens: the model "
-                    f"reads at most {self._max_positions}; ask for "
-                    f"{max(self._max_positions - length + 1, 0)} or fewer."
+                    f"max_new_tokens {decoding.max_new_tokens} after a prompt of {length} tokens: the model reads at "
+                    f"most {self._max_positions}; ask for {max(self._max_positions - length + 1, 0)} or fewer."
                 )
 
     def _write_captions(
@@ -624,25 +626,6 @@ class BasePredictor(ABC):
         """P(match) of R texts over B images, float32 (R,) on the CPU."""
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
-
-    def _score_flat(self, images: EncodedImages, texts: Sequence[str], owners: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """ITM and ITC of R texts, each with the image that `owners` names, float32 (R,) on the CPU."""
-        itm, itc = torch.zeros(len(texts)), torch.zeros(len(texts))
-        scored = [row for row, text in enumerate(texts) if text.strip()]
-        if not scored:
-            return itm, itc
-        image_kv = self._image_kv(images.tokens, "encode")
-        for group in values.group_by_count(scored, owners):
-            rows = [row for _, image_rows in group for row in image_rows]
-            tokens = self._tokenize([texts[row] for row in rows], self._encoder_id)
-            itm[rows] = self._match_probability(
-                tokens, self._select(image_kv, [image for image, _ in group], len(images))
-            )
-        image_vectors = self.embed_images(images)[[owners[row] for row in scored]]  # (R, E) or (R, Q, E)
-        itc[scored] = similarity_of_pairs(
-            image_vectors, self.embed_texts([texts[row] for row in scored], values.MAX_ROWS)
-        )
-        return itm, itc
 
     def _words(self, tokens: Tokens) -> Words:
         """The words of a single text, (1, T)."""

@@ -55,7 +55,7 @@ class BlipPredictor(BasePredictor):
         "nlvr": ("judge",),
         "visdial": ("rank_answers",),
     }
-    answer_decoding: ClassVar[Beam] = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
+    answer_decoding = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
     max_match_tokens = 35  # released code: retrieval and matching
     text_feature_heads = ("itc", "visdial")
     multimodal_feature_heads = ("itm", "vqa")
@@ -132,11 +132,9 @@ class BlipPredictor(BasePredictor):
     def _read_candidate(self, text: str) -> list[int]:
         """The tokens of a candidate; ConfigError for one that the model cannot read whole."""
         ids: list[int] = self.tokenizer.prompt(text).tolist()[1:]
-        longest = self._max_positions - 1  # [DEC] stands before it
-        if len(ids) > longest:
-            raise ConfigError(
-                f'The candidate "{text[:60]}..." has {len(ids)} tokens; the model reads at most {longest}.'
-            )
+        most = self._max_positions - 1  # [DEC] stands before it
+        if len(ids) > most:
+            raise ConfigError(f'The candidate "{text[:60]}..." has {len(ids)} tokens; the model reads at most {most}.')
         return ids
 
     # Two images (BLIP section 5.4), and dialogs (section 5.5).

@@ -45,9 +45,7 @@ class Blip2Predictor(BasePredictor):
         "itg": ("caption",),
         "llm": ("caption", "answer", "chat"),
     }
-    answer_decoding: ClassVar[Beam] = Beam(
-        num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0
-    )  # BLIP-2 section 4.1
+    answer_decoding = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)  # BLIP-2 section 4.1
     max_match_tokens = 32  # released code
     text_feature_heads = ("itc",)
     multimodal_feature_heads = ("itm",)
@@ -61,12 +59,9 @@ class Blip2Predictor(BasePredictor):
         model.vision.to(dtype=dtype)
         if model.language is not None:
             model.language.to(dtype=dtype)
-        qformer = model.config.qformer
-        super().__init__(
-            checkpoint,
-            max_positions=qformer.max_positions,
-            embedding_shape=(qformer.num_queries, model.config.embed_dim),
-        )
+        qformer, embed_dim = model.config.qformer, model.config.embed_dim
+        shape = (qformer.num_queries, embed_dim)
+        super().__init__(checkpoint, max_positions=qformer.max_positions, embedding_shape=shape)
         self.question_prompt = checkpoint.question_prompt
 
     def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
