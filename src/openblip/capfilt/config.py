@@ -13,8 +13,8 @@ from openblip.generation.decoding import Beam, Greedy, Nucleus
 class CapFiltConfig:
     """One CapFilt run: which pairs, which two checkpoints, how captions are written (BLIP section 3.3).
 
-    Defaults are the paper's: one caption per image by nucleus sampling with p = 0.9, and a text is kept when
-    its ITM probability is above 0.5. Raises `ConfigError` for values that cannot work together.
+    Defaults are the paper's: one caption per image by nucleus sampling with p = 0.9, and a text is kept when its ITM
+    probability is above 0.5. Raises `ConfigError` for values that cannot work together.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -57,8 +57,7 @@ class CapFiltConfig:
             )
 
     def row_settings(self) -> dict[str, Any]:
-        """Every setting, other than data and models, that changes a row of the output; batch size and workers
-        do not."""
+        """The settings, other than data and models, that change rows of the output, as they are compared and shown."""
         decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
         return {
             "num_captions": self.num_captions,

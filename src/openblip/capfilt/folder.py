@@ -33,8 +33,7 @@ from openblip.predictor import BasePredictor
 
 SOURCES = ("web", "synthetic")
 NUM_BINS = 40
-COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))
-"""(web kept, synthetic kept) of an image's first texts."""
+COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 
 
 class CapFiltFolder:
@@ -45,21 +44,13 @@ class CapFiltFolder:
         self.manifest = root / "manifest.json"
         self.report_page = root / "report.html"
 
-    def captions(self, shard: str) -> Path:
-        return self.root / "captions" / f"{shard}.parquet"
-
-    def rejects(self, shard: str) -> Path:
-        return self.root / "captions" / f"{shard}.rejects.jsonl"
-
-    def report(self, shard: str) -> Path:
-        return self.root / "captions" / f"{shard}.report.json"
-
-    def failure(self, shard: str) -> Path:
-        return self.root / "captions" / f"{shard}.failure.json"
+    def file(self, shard: str, suffix: str) -> Path:
+        """`captions/<shard>.<suffix>`; see above for what there is."""
+        return self.root / "captions" / f"{shard}.{suffix}"
 
     def is_done(self, shard: str) -> bool:
         """Whether a shard is done: its report is written last. A caption file removed by hand is made again."""
-        return self.report(shard).is_file() and self.captions(shard).is_file()
+        return all(self.file(shard, suffix).is_file() for suffix in ("report.json", "parquet"))
 
     def done_shards(self) -> list[str]:
         """Names of the finished shards, sorted."""
@@ -100,12 +91,10 @@ class CapFiltFolder:
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
             lines = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed)
-            advice = (
-                f"To change the threshold run `openblip capfilt-select {self.root} --threshold "
-                f"{manifest['threshold']}`, which needs no model"
-                if changed == ["threshold"]
-                else "Repeat the earlier settings to resume it, or choose another --out"
-            )
+            advice = "Repeat the earlier settings to resume it, or choose another --out"
+            if changed == ["threshold"]:
+                command = f"openblip capfilt-select {self.root} --threshold {manifest['threshold']}"
+                advice = f"To change the threshold run `{command}`, which needs no model"
             raise ConfigError(f"{self.root} holds a CapFilt run with other settings: {lines}. {advice}.")
         if earlier.get("num_shards") != manifest["num_shards"]:  # the source has grown by new shards
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})

@@ -101,7 +101,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                     message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
                 message = " ".join(message.split())
                 details = "".join(traceback.format_exception(error))
-                write_json(folder.failure(shard), {"shard": shard, "error": message, "traceback": details})
+                write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": message, "traceback": details})
                 summary.failed.append((shard, message))
                 bar.note(f"{shard} could not be finished: {message}")
     summary.scores = write_report(folder.root)

@@ -87,11 +87,11 @@ class ShardProcessor:
 
         folder, manifest = self.folder, self.manifest
         with _timed(seconds, "total"):
-            write_captions(folder.captions(shard), rows())
+            write_captions(folder.file(shard, "parquet"), rows())
             rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
-            write_jsonl(folder.rejects(shard), ({"shard": shard, **reject} for reject in rejected))
+            write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
         scores = RunScores()
-        scores.add_shard(folder.captions(shard), manifest["threshold"])
+        scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
         report = {
             "shard": shard,
             "images": scores.images,
@@ -105,8 +105,8 @@ class ShardProcessor:
             "device": str(self.filter.device),
             "openblip": manifest["openblip"],
         }
-        write_json(folder.report(shard), report)
-        folder.failure(shard).unlink(missing_ok=True)
+        write_json(folder.file(shard, "report.json"), report)
+        folder.file(shard, "failure.json").unlink(missing_ok=True)
 
     def _caption_and_filter(
         self, batch: Sequence[DecodedSample], shard: str, seconds: dict[str, float]

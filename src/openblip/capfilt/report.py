@@ -7,9 +7,9 @@ escaped, and a Content-Security-Policy forbids scripts in addition.
 import base64
 import io
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +27,17 @@ from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
 from openblip.files import hash_int, read_json, write_text
 
-MAX_LISTED = 50
-"""Rejects and unfinished shards that are listed."""
+MAX_LISTED = 50  # rejects, and unfinished shards
 IMAGES_PER_COMBINATION = 8
-MAX_SHARDS = 16
-"""Number of shards that images are drawn from: a report must not open a thousand archives."""
+MAX_SHARDS = 16  # that images are drawn from: a report must not open a thousand archives
 THUMBNAIL_SIZE = 360
 NOTHING = "\N{EN DASH}"
-TITLES = {
+TITLES = {  # of the images of each combination, in the order in which they are shown
     (False, True): "Web text rejected, synthetic accepted",
     (True, True): "Both accepted",
     (True, False): "Web text accepted, synthetic rejected",
     (False, False): "Both rejected",
 }
-"""Of the images of each combination, in the order in which they are shown."""
 
 
 class ReportTable(NamedTuple):
@@ -67,11 +64,10 @@ def write_report(
     folder = CapFiltFolder(Path(directory))
     manifest = folder.read_manifest()
     shards = folder.done_shards()
-    reports = [read_json(folder.report(shard)) for shard in shards]
+    reports = [read_json(folder.file(shard, "report.json")) for shard in shards]
     scores = RunScores()
     for shard in shards:
-        scores.add_shard(folder.captions(shard), manifest["threshold"])
-    settings = {**manifest["config"], "threshold": manifest["threshold"]}
+        scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
     environment = Environment(
         loader=PackageLoader("openblip.capfilt", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -90,10 +86,10 @@ def write_report(
         titles=TITLES,
         gallery=choose_images(folder, manifest),
         models=[
-            (role, model["checkpoint"], f"{model['parameters']:,}", model["sha256"][:16])
-            for role, model in ((role, manifest[role]) for role in ("captioner", "filter"))
+            (role, manifest[role]["checkpoint"], f"{manifest[role]['parameters']:,}", manifest[role]["sha256"][:16])
+            for role in ("captioner", "filter")
         ],
-        settings=[(name, NOTHING if value is None else value) for name, value in settings.items()],
+        settings=[*manifest["config"].items(), ("threshold", manifest["threshold"])],
         timing=list(_timing(reports)),
     )
     write_text(folder.report_page, page)
@@ -102,8 +98,9 @@ def write_report(
 
 def escape(text: object) -> Markup:
     """Any text as inert HTML: markup is escaped, control characters become visible, and overrides of the writing
-    direction end with the text."""
-    shown = "".join("\ufffd" if unicodedata.category(char) in {"Cc", "Cs"} else char for char in str(text))
+    direction end with the text. None is a dash."""
+    text = NOTHING if text is None else str(text)
+    shown = "".join("\ufffd" if unicodedata.category(char) in {"Cc", "Cs"} else char for char in text)
     return Markup("<bdi>{}</bdi>").format(shown)
 
 
@@ -122,16 +119,13 @@ def _timing(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, st
 # The gallery: a few images for each fate of their texts, chosen by hash.
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShownImage:
+class ShownImage(NamedTuple):
     """An image of the gallery with the rows of its texts."""
 
     shard: str
     key: str
-    rows: list[dict[str, Any]]
-    """Rows of the caption file, each with `kept`."""
-    thumbnail: str | None
-    """A data URI; None when the original can no longer be read."""
+    rows: list[dict[str, Any]]  # of the caption file, each with `kept`
+    thumbnail: str | None  # a data URI; None when the original can no longer be read
 
 
 def choose_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[tuple[bool, bool], list[ShownImage]]:
@@ -141,16 +135,15 @@ def choose_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[tu
     """
     candidates: dict[tuple[bool, bool], list[tuple[int, str, int]]] = {name: [] for name in COMBINATIONS}
     for shard in sorted(folder.done_shards(), key=hash_int)[:MAX_SHARDS]:
-        rows_of = RunScores().add_shard(folder.captions(shard), manifest["threshold"])
+        rows_of = RunScores().add_shard(folder.file(shard, "parquet"), manifest["threshold"])
         for combination, rows in rows_of.items():
             order = np.random.default_rng(hash_int(shard)).permutation(rows)[:IMAGES_PER_COMBINATION]
             # The rank comes first, so that every shard gives its first image before one gives its second.
             candidates[combination] += [(rank, shard, int(row)) for rank, row in enumerate(order)]
     chosen = {name: sorted(ranked)[:IMAGES_PER_COMBINATION] for name, ranked in candidates.items()}
-    first_rows: dict[str, list[int]] = {}
-    for ranked in chosen.values():
-        for _, shard, row in ranked:
-            first_rows.setdefault(shard, []).append(row)
+    first_rows: dict[str, list[int]] = defaultdict(list)
+    for _, shard, row in chain(*chosen.values()):
+        first_rows[shard].append(row)
     shown = {shard: _shown_images(folder, manifest, shard, rows) for shard, rows in first_rows.items()}
     return {name: [shown[shard][row] for _, shard, row in ranked] for name, ranked in chosen.items()}
 
@@ -159,15 +152,12 @@ def _shown_images(
     folder: CapFiltFolder, manifest: Mapping[str, Any], shard: str, first_rows: Sequence[int]
 ) -> dict[int, ShownImage]:
     """The images whose texts begin at `first_rows` of the shard's caption file."""
-    table = pq.read_table(folder.captions(shard))
+    table = pq.read_table(folder.file(shard, "parquet"))
     texts: dict[int, list[dict[str, Any]]] = {}
     for first in first_rows:
-        rows = table.slice(first).to_batches(max_chunksize=64)[0].to_pylist()
-        texts[first] = [
-            {**row, "kept": bool(is_kept(np.float32(row["itm"]), manifest["threshold"]))}
-            for row in rows
-            if row["key"] == rows[0]["key"]  # the rows of an image stand together
-        ]
+        rows = table.slice(first, 64).to_pylist()
+        same = [row for row in rows if row["key"] == rows[0]["key"]]  # the rows of an image stand together
+        texts[first] = [{**row, "kept": bool(is_kept(row["itm"], manifest["threshold"]))} for row in same]
     keys = {first: rows[0]["key"] for first, rows in texts.items()}
 
     def encode(sample: Sample) -> str:
@@ -184,7 +174,4 @@ def _shown_images(
         thumbnails = {entry[0].key: entry[1] for entry in entries if not isinstance(entry, Reject)}
     except (OpenBlipError, OSError):
         pass  # the originals have moved: the page says so at each image
-    return {
-        first: ShownImage(shard=shard, key=key, rows=texts[first], thumbnail=thumbnails.get(key))
-        for first, key in keys.items()
-    }
+    return {first: ShownImage(shard, key, texts[first], thumbnails.get(key)) for first, key in keys.items()}

@@ -129,8 +129,7 @@ class BasePredictor(ABC):
 
         It does not depend on the format that the checkpoint was read from.
         """
-        digest = hashlib.sha256()
-        digest.update(json.dumps(self.settings, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         with tempfile.TemporaryDirectory() as folder:
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
@@ -597,16 +596,10 @@ class BasePredictor(ABC):
         captions: dict[int, list[ScoredText]] = {}
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, row_prompt in enumerate(prompts) if row_prompt == prompt]
-            written = generate(
-                self.model,
-                self._select(image_kv, rows, len(prompts)),
-                tokenizer.prompt(prompt).to(self.device),
-                len(rows),
-                decoding,
-                num_captions=num_captions,
-                eos_id=tokenizer.sep_id,
-                seeds=None if seeds is None else [seeds[row] for row in rows],
-            )
+            rows_kv, ids = self._select(image_kv, rows, len(prompts)), tokenizer.prompt(prompt).to(self.device)
+            rows_seeds = None if seeds is None else [seeds[row] for row in rows]
+            settings: dict[str, Any] = {"num_captions": num_captions, "eos_id": tokenizer.sep_id, "seeds": rows_seeds}
+            written = generate(self.model, rows_kv, ids, len(rows), decoding, **settings)
             captions.update(zip(rows, ([self._scored(text) for text in texts] for texts in written), strict=True))
         return [captions[row] for row in range(len(prompts))]
 

@@ -84,34 +84,23 @@ class BlipPredictor(BasePredictor):
         question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
         image_seeds = images.seeds * (len(questions) // len(images))
         seeds = sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True)))
-        written = generate(
-            self.model,
-            question_kv,
-            self._answer_start(),
-            len(questions),
-            decoding,
-            eos_id=self.tokenizer.sep_id,
-            seeds=seeds,
-        )
+        start, end_id = self._answer_start(), self.tokenizer.sep_id
+        written = generate(self.model, question_kv, start, len(questions), decoding, eos_id=end_id, seeds=seeds)
         return [self._scored(answer) for (answer,) in written]
 
     def _choose_answers(
         self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
     ) -> list[ScoredText]:
         question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
+        settings = {"eos_id": self.tokenizer.sep_id, "num_candidates": num_candidates, "max_rows": MAX_ROWS}
         answers: list[ScoredText] = []
         for texts, group in groupby(range(len(questions)), key=candidates.__getitem__):  # usually all have the same
             rows = list(group)
-            ranked = best_candidates(
-                self.model,
+            rows_kv, ids = (
                 self._select(question_kv, rows, len(questions)),
-                self._answer_start(),
                 [self._candidate_ids(text) for text in texts],
-                len(rows),
-                eos_id=self.tokenizer.sep_id,
-                num_candidates=num_candidates,
-                max_rows=MAX_ROWS,
             )
+            ranked = best_candidates(self.model, rows_kv, self._answer_start(), ids, len(rows), **settings)
             answers += [self._scored(generated, texts[position]) for position, generated in ranked]
         return answers
 
@@ -201,7 +190,8 @@ class BlipPredictor(BasePredictor):
         if images is not None:
             features["image"] = images.tokens.float().cpu()
             if "itc" in heads:
-                features["image_projected"] = _unit_vectors(self.model.project_image(images.tokens))
+                projected = F.normalize(self.model.project_image(images.tokens).float(), dim=-1)
+                features["image_projected"] = projected.cpu()
         if texts is not None:
             # A model that only answers reads texts as questions.
             as_questions = "vqa" in heads and "itm" not in heads
@@ -211,8 +201,8 @@ class BlipPredictor(BasePredictor):
                 states = self._text_states(tokens, None, batch_size)
                 features["text"] = states.float().cpu() * mask[..., None]
                 if "itc" in heads:
-                    features["text_projected"] = _unit_vectors(self.model.project_text(states))
-                    features["text_projected"] *= mask[..., None]
+                    projected = F.normalize(self.model.project_text(states).float(), dim=-1)
+                    features["text_projected"] = projected.cpu() * mask[..., None]
             if images is not None:
                 states = self._text_states(tokens, images, batch_size)
                 features["multimodal"] = states.float().cpu() * mask[..., None]
@@ -258,8 +248,3 @@ class BlipPredictor(BasePredictor):
         score = target_logprobs(logits, answer.ids).sum()
         # The first weights are those of the question: a layer shared with the decoder recorded the answer too.
         return explain_read_text(answer.text, float(score.detach()), words, patch_maps(score, weights[0]))
-
-
-def _unit_vectors(projected: Tensor) -> Tensor:
-    """float32 on the CPU."""
-    return F.normalize(projected.float(), dim=-1).cpu()

@@ -24,10 +24,8 @@ from openblip.generation.decoding import Decoding, Nucleus
 from openblip.generation.search import Generated
 
 DEFAULT_BATCH_SIZE = 64
-MAX_ROWS = 512
-"""Texts that the model reads at a time where many go with one image."""
-MAX_TEXTS_PER_IMAGE = 64
-"""Texts of one image that `score_texts` reads in one pass; an image with more is read in several."""
+MAX_ROWS = 512  # texts that the model reads at a time where many go with one image
+MAX_TEXTS_PER_IMAGE = 64  # that `score_texts` reads in one pass; an image with more is read in several
 
 _Item = TypeVar("_Item")
 
@@ -36,12 +34,10 @@ _Item = TypeVar("_Item")
 class EncodedImages:
     """Images or videos that a predictor has encoded; its calls take them as `images`."""
 
-    tokens: Tensor
-    """(B, F * N, Dv), on the model's device."""
+    tokens: Tensor  # (B, F * N, Dv), on the model's device; the tokens of a video's frames follow each other
     seeds: tuple[int, ...]
     """A hash of each prepared image: what is sampled depends on the image and not on its place in a list."""
-    num_frames: int = 1
-    """F; the tokens of a video's frames follow each other."""
+    num_frames: int = 1  # F
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -62,25 +58,18 @@ class EncodedImages:
 
 
 Images = ImageInput | Sequence[ImageInput] | Tensor | EncodedImages
-VideoInput = str | os.PathLike[str] | bytes
-"""A video by its path or fsspec URL, or its encoded bytes."""
+VideoInput = str | os.PathLike[str] | bytes  # a path or fsspec URL, or the encoded bytes
 Videos = VideoInput | Sequence[VideoInput]
-ImagePair = Sequence[ImageInput]
-"""A left and a right image."""
+ImagePair = Sequence[ImageInput]  # left and right
 ImagePairs = ImagePair | Sequence[ImagePair]
 TextInput = str | Sequence[str]
-Candidates = Sequence[str] | Sequence[Sequence[str]]
-"""Answers to choose from: texts for all questions or images, or a list for each."""
-DialogInput = Sequence[str | tuple[str, str]]
-"""Earlier rounds, each as (question, answer) or in one string, and last the open question."""
+Candidates = Sequence[str] | Sequence[Sequence[str]]  # texts for all questions or images, or a list for each
+DialogInput = Sequence[str | tuple[str, str]]  # rounds, as (question, answer) or one string, then the open question
 Dialogs = DialogInput | Sequence[DialogInput]
-ConversationInput = str | Sequence[str | tuple[str, str]]
-"""Earlier turns as (question, answer), and last the open question; or the question alone."""
+ConversationInput = str | Sequence[str | tuple[str, str]]  # turns as (question, answer), then the open question
 Conversations = ConversationInput | Sequence[ConversationInput]
-Seeds = Sequence[int] | None
-"""One for each image or text that `Nucleus` continues; None for the other strategies."""
-Rounds = tuple[list[tuple[str, str]], str]
-"""A dialog or conversation as it was read: the answered rounds, and the open question."""
+Rounds = tuple[list[tuple[str, str]], str]  # of a dialog or conversation: what was answered, and the open question
+Seeds = Sequence[int] | None  # one for each image or text that `Nucleus` continues; None for the other strategies
 
 
 def is_single(item: Any) -> bool:
@@ -245,10 +234,8 @@ def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> 
 class TextScore(NamedTuple):
     """How well a text describes its image."""
 
-    itm: float
-    """P(match) of the ITM head."""
-    itc: float
-    """Cosine of the ITC embeddings."""
+    itm: float  # P(match) of the ITM head
+    itc: float  # cosine of the ITC embeddings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
