@@ -1,50 +1,34 @@
-"""A tiny checkpoint with random weights, and images."""
+"""Tiny checkpoints with random weights, images, and a way to run commands."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import save_native
+from openblip.cli.main import main
 from openblip.models.config import Head
+from shared_files import json_lines
 from tiny_blip import tiny_checkpoint
 
 
-def save_tiny(folder: Path, heads: tuple[Head, ...]) -> Path:
-    """A whole checkpoint of a few thousand random weights."""
-    save_native(folder, tiny_checkpoint(heads))
-    return folder
+def saved(*heads: Head) -> Any:
+    """A fixture: the folder of a whole checkpoint of a few thousand random weights."""
+
+    @pytest.fixture(scope="session")
+    def save(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("_".join(heads))
+        save_native(folder, tiny_checkpoint(heads))
+        return folder
+
+    return save
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It can do everything."""
-    return save_tiny(tmp_path_factory.mktemp("tiny"), ("itc", "itm", "lm"))
-
-
-@pytest.fixture(scope="session")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It can only caption."""
-    return save_tiny(tmp_path_factory.mktemp("captioner"), ("lm",))
-
-
-@pytest.fixture(scope="session")
-def matcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It has only the head for matching."""
-    return save_tiny(tmp_path_factory.mktemp("matcher"), ("itm",))
-
-
-@pytest.fixture(scope="session")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It can only embed."""
-    return save_tiny(tmp_path_factory.mktemp("embedder"), ("itc",))
-
-
-@pytest.fixture(scope="session")
-def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It can only answer questions."""
-    return save_tiny(tmp_path_factory.mktemp("answerer"), ("vqa",))
+checkpoint = saved("itc", "itm", "lm")
+captioner, matcher, embedder, answerer = saved("lm"), saved("itm"), saved("itc"), saved("vqa")
 
 
 @pytest.fixture
@@ -56,3 +40,43 @@ def image_folder(tmp_path: Path) -> Path:
     for name in ("a.png", "b.jpg", "deeper/c.webp"):
         Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / name)
     return folder
+
+
+class Printed(NamedTuple):
+    """What a command wrote."""
+
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[Any]:
+        """The JSON lines on standard output."""
+        return json_lines(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Printed]:
+    """Runs the command of the words, which is to end with `code`."""
+
+    def run(*words: object, code: int = 0) -> Printed:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        return Printed(*capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refusal(run: Callable[..., Printed]) -> Callable[..., str]:
+    """Runs a command that has to end with code 2, and nothing but one line on standard error, which is returned."""
+
+    def refusal(*words: object) -> str:
+        printed = run(*words, code=2)
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return refusal
+
+
+Run, Refusal = Callable[..., Printed], Callable[..., str]
