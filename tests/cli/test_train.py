@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import openblip
-from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from shared_files import read_lines
 
@@ -17,19 +17,19 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_a_recipe_trains_and_its_model_loads(tmp_path: Path) -> None:
+def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path) -> None:
     write_emoji_scenes(tmp_path / "web", split="web", num_samples=8, seed=1, num_workers=1, progress=False)
     out = tmp_path / "run"
-    words = ["train", "blip-mini", "--data.source", str(tmp_path / "web"), "--out", str(out), *TINY]
-    assert main(words) == 0
+    words = ["train", "blip-mini", "--data.source", tmp_path / "web", "--out", out, *TINY]
+    run(*words)
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["steps"] == 2
     assert config["model"]["vision"]["num_layers"] == 1
     steps = [line["step"] for line in read_lines(out / "metrics.jsonl")]
     assert steps == [1, 2]
     assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
-    assert main(words) == 2  # never written over
-    assert main([*words, "--resume"]) == 0
+    run(*words, code=2)  # never written over
+    run(*words, "--resume")
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,11 @@ def test_a_recipe_trains_and_its_model_loads(tmp_path: Path) -> None:
         (["blip-mini", "--training.steps", "0"], "at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+def test_what_is_wrong_is_said_in_a_line(refusal: Any, words: list[str], message: str) -> None:
+    assert message in refusal("train", *words)
 
 
-def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
-    printed = capsys.readouterr().out
+def test_help_lists_the_recipes(run: Any) -> None:
+    printed = run("train", "--help").out
     assert "blip-mini-captioner" in printed
     assert "blip-large" in printed
