@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.ranking import best_candidates
-from openblip.generation.search import generate
+from openblip.generation.search import best_candidates, generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from tiny_blip import check_cached_decoding

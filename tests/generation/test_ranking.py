@@ -9,8 +9,7 @@ from tiny_decoders import EOS, PROMPT, VOCAB, HuggingFaceDecoder, Images, TableD
 
 from marks import slow
 from openblip.errors import CheckpointError, ConfigError
-from openblip.generation.ranking import Ranked, best_candidates
-from openblip.generation.search import TextDecoder
+from openblip.generation.search import Ranked, TextDecoder, best_candidates
 
 CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11], [6, 7], [5, 5], [9]]
 

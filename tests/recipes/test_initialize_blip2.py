@@ -14,8 +14,8 @@ from openblip.errors import ConfigError
 from openblip.models.blip2 import Blip2
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage2_opt, blip2_vqa
 from openblip.recipes.run import Blip2Run, LanguageModelSource
-from openblip.tasks.blip2_stage1 import Blip2Stage1
 from openblip.tasks.config import Blip2Stage1Config
+from openblip.tasks.contrastive import Blip2Stage1
 from tiny_blip import SIZE
 from tiny_blip2 import tiny_blip2, weights_of
 

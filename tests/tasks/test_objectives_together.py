@@ -16,9 +16,9 @@ from openblip.data.batch import ImageTextBatch
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
 from openblip.objectives import ContrastiveKeys, draw_negatives, itc_loss, lm_loss, negative_weights
-from openblip.tasks.base import interleave, replace_first
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
+from openblip.tasks.contrastive import interleave, replace_first
 from tiny_blip import DEC, ENC, gradients, random_batch
 
 

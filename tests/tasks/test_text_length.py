@@ -10,9 +10,9 @@ from openblip.data.tokenizer import Tokens
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.tasks.base import Task
-from openblip.tasks.blip2_stage1 import Blip2Stage1
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config, CaptioningConfig, PretrainingConfig
+from openblip.tasks.contrastive import Blip2Stage1
 from openblip.tasks.language_model import Blip2Stage2
 from tiny_blip import SIZE, TINY, random_batch, tiny_tokenizer
 from tiny_blip2 import tiny_blip2

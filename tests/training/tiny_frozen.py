@@ -19,8 +19,8 @@ from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.tasks.base import Task
-from openblip.tasks.blip2_stage1 import Blip2Stage1
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
+from openblip.tasks.contrastive import Blip2Stage1
 from openblip.tasks.language_model import Blip2Stage2, PromptedBatch
 from tiny_blip import SIZE, random_batch, randomise, tiny_tokenizer
 

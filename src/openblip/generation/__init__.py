@@ -1,1 +1,1 @@
-"""Decoding: strategies (`decoding`), the loop (`generate`), ranking of given texts (`ranking`)."""
+"""Decoding: strategies (`decoding`), search and the ranking of given texts (`search`, `language`)."""

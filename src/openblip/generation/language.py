@@ -17,10 +17,10 @@ from torch import Tensor
 
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Nucleus
-from openblip.generation.ranking import Ranked
 from openblip.generation.search import (
     ChooseToken,
     Generated,
+    Ranked,
     adjust_scores,
     check_request,
     nucleus_chooser,

@@ -27,8 +27,7 @@ from openblip.data.texts import (
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding
-from openblip.generation.ranking import best_candidates
-from openblip.generation.search import generate
+from openblip.generation.search import best_candidates, generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor import values

@@ -3,8 +3,7 @@
 A task wraps a model and the losses that train it. Its file says which heads of the model it trains, what it takes of a
 sample (a `SampleProcessor`), what its batch holds, and how its losses are computed.
 
-B local batch, G joint batch of all processes, R texts, F frames, S image size, N image tokens, T text tokens, D image
-width.
+B examples, R texts, F frames, S image size, N image tokens, T text tokens, D image width.
 """
 
 from abc import ABC, abstractmethod
@@ -12,18 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.batch import ImageTextProcessor, SampleProcessor, pixel_reader
 from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokenizer, Tokens
-from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
 from openblip.errors import ConfigError
-from openblip.models.blip import Blip, CrossKV, encode_media
+from openblip.models.blip import Blip, encode_media
 from openblip.models.blip2 import Blip2
 from openblip.models.vision_tower import encoder_depths
-from openblip.objectives import draw_negatives, itm_loss, negative_weights
 
 
 class Task(nn.Module, ABC):
@@ -160,59 +156,3 @@ def replace_first(tokens: Tokens, token_id: int) -> Tokens:
     ids = tokens.ids.clone()
     ids[:, 0] = token_id
     return Tokens(ids, tokens.mask)
-
-
-def hard_negatives_loss(
-    model: Blip | Blip2,
-    texts: Tokens,
-    features: Tensor,
-    image_kv: CrossKV,
-    ids: Tensor,
-    similarities: tuple[Tensor, Tensor],
-    generator: torch.Generator,
-) -> Tensor:
-    """ITM over every pair as positive, one hard negative text per image and one hard negative image per text.
-
-    Negatives come from the joint batch. The released pre-training code draws them from the process's own batch; with
-    one process that is the same.
-
-    Args:
-        model: has the head itm.
-        texts: (B, T), beginning as the model's `match_logits` needs them.
-        features: (B, N, D), what the image encoder makes of the images.
-        image_kv: `model.image_kv` of these features.
-        ids: (B,) image ids.
-        similarities: over temperature, of images to texts and of texts to images of the joint batch, (B, G).
-        generator: in the same state on every process.
-    """
-    image_to_text, text_to_image = similarities
-    joint_ids = gather(ids)
-    text_index, has_text = draw_negatives(negative_weights(image_to_text, ids, joint_ids), generator)
-    image_index, has_image = draw_negatives(negative_weights(text_to_image, ids, joint_ids), generator)
-
-    joint_texts = Tokens(gather_padded(texts.ids, 0), gather_padded(texts.mask, False))
-    negative_texts = Tokens(joint_texts.ids[text_index], joint_texts.mask[text_index])
-    of_image = interleave(texts, negative_texts)
-    text_logits = model.match_logits(of_image.ids, of_image.mask, image_kv)  # (2B, 2)
-    if world_size() == 1:
-        negative_kv = image_kv.select(image_index)
-    else:  # gradients reach the processes that hold the images
-        joint_features = gather_with_gradient(features) if features.requires_grad else gather(features)
-        negative_kv = model.image_kv(joint_features[image_index])
-    image_logits = model.match_logits(texts.ids, texts.mask, negative_kv)  # (B, 2)
-
-    labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
-    counted = torch.stack([torch.ones_like(has_text), has_text], dim=1).flatten()
-    return itm_loss(
-        torch.cat([text_logits, image_logits]),
-        torch.cat([labels, torch.zeros_like(ids)]),
-        torch.cat([counted, has_image]),
-    )
-
-
-def interleave(first: Tokens, second: Tokens) -> Tokens:
-    """Two sets of B texts -> (2B, T): first[0], second[0], first[1], ..., padded to the longer."""
-    length = max(first.ids.shape[1], second.ids.shape[1])
-    ids = [F.pad(t.ids, (0, length - t.ids.shape[1])) for t in (first, second)]
-    mask = [F.pad(t.mask, (0, length - t.mask.shape[1])) for t in (first, second)]
-    return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))

@@ -2,12 +2,11 @@
 
 from openblip.tasks import config
 from openblip.tasks.base import Task
-from openblip.tasks.blip2_stage1 import Blip2Stage1
 from openblip.tasks.captioning import Captioning
+from openblip.tasks.contrastive import Blip2Stage1, Pretraining, Retrieval
 from openblip.tasks.language_model import Blip2Stage2, InstructionFollowing, LanguagePretraining, PromptedAnswering
 from openblip.tasks.nlvr import Nlvr
 from openblip.tasks.question_answering import QuestionAnswering
-from openblip.tasks.retrieval import Pretraining, Retrieval
 from openblip.tasks.visdial import Visdial
 
 TASKS: dict[type, type[Task]] = {

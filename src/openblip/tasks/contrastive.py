@@ -1,0 +1,211 @@
+"""Tasks with ITC and ITM: retrieval and pre-training of BLIP, stage 1 of BLIP-2.
+
+BLIP sections 3.2, 5.1 and 5.6; fine-tuned for retrieval on clean pairs, a model is the filter of CapFilt (section 3.3).
+BLIP-2 section 3.2; with the image encoder trained as well, stage 1 is fine-tuning for retrieval (section 4.4).
+
+B local batch, G joint batch of all processes, F frames, Q queries, N image tokens, T text tokens, D width, E embedding
+width, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip import objectives
+from openblip.data.batch import ImageTextBatch
+from openblip.data.tokenizer import Tokenizer, Tokens
+from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
+from openblip.models.blip import Blip, CrossKV, encode_media, similarity_matrix
+from openblip.models.blip2 import Blip2
+from openblip.models.config import PRETRAINING_HEADS, Blip2Head, Head
+from openblip.tasks.base import Blip2Task, BlipTask, replace_first
+from openblip.tasks.config import Blip2Stage1Config, PretrainingConfig, RetrievalConfig
+
+
+class Retrieval(BlipTask):
+    """ITC and ITM over a BLIP; inference never sees their momentum model and queue."""
+
+    config: RetrievalConfig | PretrainingConfig
+    trained_heads: ClassVar[tuple[Head, ...]] = ("itc", "itm")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.momentum_model = _make_momentum_model(self.model)
+        self.queue = objectives.EmbeddingQueue(self.config.contrastive.queue_size, self.model.config.embed_dim)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses itc and itm."""
+        pixels = self.preprocessing.normalize(batch.pixels)
+        image_tokens = encode_media(self.model.encode_image, pixels)
+        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
+        image_kv = self.model.image_kv(image_tokens)
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        pairs = (texts, image_tokens, image_kv, batch.image_ids)
+        return {"itc": itc, "itm": hard_negatives_loss(self.model, *pairs, similarities, generator)}
+
+    def contrastive_loss(
+        self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """ITC, and the similarities over temperature of images to texts and of texts to images of the joint batch,
+        both (B, G), by which ITM chooses its negatives.
+
+        pixels: the batch's, normalised. image_tokens: (B, F*N, D), what the model's image encoder makes of them.
+        """
+        tokens, ids, temperature = batch.tokens, batch.image_ids, self.model.temperature
+        settings = self.config.contrastive
+        frames = pixels.shape[1] if pixels.dim() == 5 else 1
+        image = self.model.embed_image(image_tokens, frames)  # (B, E)
+        text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
+        with torch.no_grad():
+            momentum_tokens = encode_media(self.momentum_model.encode_image, pixels)
+            momentum_image = self.momentum_model.embed_image(momentum_tokens, frames)
+            momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
+        joint = (gather(momentum_image), gather(momentum_text), gather(ids))
+        self._pending.append(joint)
+        keys = objectives.ContrastiveKeys(*(torch.cat(pair) for pair in zip(joint, self.queue.content(), strict=True)))
+        alpha = objectives.alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
+        loss = objectives.itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
+        with torch.no_grad():
+            return loss, (image @ joint[1].T / temperature, text @ joint[0].T / temperature)
+
+    def after_step(self) -> None:
+        """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
+        objectives.clamp_temperature(self.model.log_temperature)
+        trained, average = (dict(model.named_parameters()) for model in (self.model, self.momentum_model))
+        momentum = self.config.contrastive.momentum
+        objectives.update_average(average.values(), (trained[name] for name in average), momentum)
+        for images, texts, ids in self._pending:
+            self.queue.put(images, texts, ids)
+        self._pending.clear()
+
+
+def _make_momentum_model(model: Blip) -> Blip:
+    """A frozen copy of what ITC needs: vision, text encoder and the two projections.
+
+    It has no dropout, also while the task trains: the released code leaves it on, which only adds noise to the targets.
+    """
+    vision = replace(model.config.vision, drop_path=0.0)
+    text = replace(model.config.text, dropout=0.0)
+    momentum_model = Blip(replace(model.config, vision=vision, text=text, heads=("itc",)))
+    weights = model.state_dict()
+    momentum_model.load_state_dict({name: weights[name] for name in momentum_model.state_dict()})
+    return momentum_model.requires_grad_(False).eval()
+
+
+class Pretraining(Retrieval):
+    """What retrieval trains, and LM over the same images."""
+
+    config: PretrainingConfig
+    trained_heads = PRETRAINING_HEADS
+
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses itc, itm and lm."""
+        pixels = self.preprocessing.normalize(batch.pixels)
+        image_tokens = encode_media(self.model.encode_image, pixels)  # once for all three
+        image_kv = self.model.image_kv(image_tokens)
+        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
+        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+        pairs = (texts, image_tokens, image_kv, batch.image_ids)
+        itm = hard_negatives_loss(self.model, *pairs, similarities, generator)
+        if not self.model.shares_cross_attention:
+            image_kv = self.model.image_kv(image_tokens, "decode")
+        captions = replace_first(batch.tokens, self.tokenizer.dec_id)
+        logits = self.model.decode(captions.ids[:, :-1], image_kv)  # (B, T - 1, V)
+        labels = objectives.next_token_labels(captions.ids, captions.mask)
+        return {"itc": itc, "itm": itm, "lm": objectives.lm_loss(logits, labels, self.config.label_smoothing)}
+
+
+class Blip2Stage1(Blip2Task):
+    """ITC, ITM and, where the settings say so, ITG over a BLIP-2."""
+
+    config: Blip2Stage1Config
+    tokenizer: Tokenizer
+
+    @classmethod
+    def heads(cls, config: Blip2Stage1Config) -> tuple[Blip2Head, ...]:
+        return ("itc", "itm", "itg") if config.itg else ("itc", "itm")
+
+    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses itc, itm and, with its head, itg."""
+        features, tokens = self.encode(batch.pixels), batch.tokens  # encoded once for all three
+        image_kv = self.model.image_kv(features)
+        output = self.model.encode_queries(image_kv)
+        itc, similarities = self._itc(output.queries, tokens, batch.image_ids)
+        itm = hard_negatives_loss(self.model, tokens, features, image_kv, batch.image_ids, similarities, generator)
+        if not self.config.itg:
+            return {"itc": itc, "itm": itm}
+        captions = replace_first(tokens, self.tokenizer.dec_id)
+        logits = self.model.caption_logits(captions.ids[:, :-1], output)
+        labels = objectives.next_token_labels(captions.ids, captions.mask)
+        return {"itc": itc, "itm": itm, "itg": objectives.lm_loss(logits, labels, self.config.label_smoothing)}
+
+    def _itc(self, queries: Tensor, tokens: Tokens, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The loss of queries (B, Q, D) and texts (B, T), and the similarities over temperature by which ITM chooses
+        its negatives.
+
+        Gradients reach the rows of every process. The released code cuts them off at gathered keys, but only when there
+        are several processes.
+        """
+        image = self.model.embed_image(queries)  # (B, Q, E)
+        text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
+        with torch.autocast(image.device.type, enabled=False):  # bf16 similarities over 0.07 are too coarse
+            temperature = self.model.temperature
+            image_to_text = similarity_matrix(image, gather_with_gradient(text)) / temperature  # (B, G)
+            text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
+            similarities = (image_to_text, text_to_image)
+            loss = objectives.in_batch_itc_loss(*similarities, ids, gather(ids), self.config.label_smoothing)
+        return loss, similarities
+
+
+def hard_negatives_loss(
+    model: Blip | Blip2,
+    texts: Tokens,
+    features: Tensor,
+    image_kv: CrossKV,
+    ids: Tensor,
+    similarities: tuple[Tensor, Tensor],
+    generator: torch.Generator,
+) -> Tensor:
+    """ITM over every pair as positive, one hard negative text per image and one hard negative image per text.
+
+    Negatives come from the joint batch. The released pre-training code draws them from the process's own batch; with
+    one process that is the same.
+
+    texts: (B, T), beginning as the model's `match_logits` needs them. features: (B, N, D), what the image encoder makes
+    of the images; image_kv: `model.image_kv` of these. ids: (B,) image ids. similarities: over temperature, of images
+    to texts and of texts to images of the joint batch, (B, G). generator: in the same state on every process.
+    """
+    joint_ids = gather(ids)
+    weights = [objectives.negative_weights(similarity, ids, joint_ids) for similarity in similarities]
+    (text_index, has_text), (image_index, has_image) = (objectives.draw_negatives(w, generator) for w in weights)
+
+    joint_texts = Tokens(gather_padded(texts.ids, 0), gather_padded(texts.mask, False))
+    negative_texts = Tokens(joint_texts.ids[text_index], joint_texts.mask[text_index])
+    of_image = interleave(texts, negative_texts)
+    text_logits = model.match_logits(of_image.ids, of_image.mask, image_kv)  # (2B, 2)
+    if world_size() == 1:
+        negative_kv = image_kv.select(image_index)
+    else:  # gradients reach the processes that hold the images
+        joint_features = gather_with_gradient(features) if features.requires_grad else gather(features)
+        negative_kv = model.image_kv(joint_features[image_index])
+    image_logits = model.match_logits(texts.ids, texts.mask, negative_kv)  # (B, 2)
+
+    labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
+    counted = torch.stack([torch.ones_like(has_text), has_text], dim=1).flatten()
+    return objectives.itm_loss(
+        torch.cat([text_logits, image_logits]),
+        torch.cat([labels, torch.zeros_like(ids)]),
+        torch.cat([counted, has_image]),
+    )
+
+
+def interleave(first: Tokens, second: Tokens) -> Tokens:
+    """Two sets of B texts -> (2B, T): first[0], second[0], first[1], ..., padded to the longer."""
+    length = max(first.ids.shape[1], second.ids.shape[1])
+    ids = [F.pad(t.ids, (0, length - t.ids.shape[1])) for t in (first, second)]
+    mask = [F.pad(t.mask, (0, length - t.mask.shape[1])) for t in (first, second)]
+    return Tokens(torch.stack(ids, dim=1).flatten(0, 1), torch.stack(mask, dim=1).flatten(0, 1))
