@@ -198,9 +198,8 @@ def itm_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
 
 
 def next_token_labels(ids: Tensor, mask: Tensor, prompt_length: int = 1) -> Tensor:
-    """ids (R, T) and mask (R, T), True at real tokens -> labels (R, T-1) for logits[:, :-1].
-
-    Padding and the first `prompt_length` tokens ([DEC] and the prompt) are not predicted: IGNORE_INDEX.
+    """ids (R, T) and mask (R, T), True at real tokens -> labels (R, T-1) for logits[:, :-1]. Padding and the first
+    `prompt_length` tokens ([DEC] and the prompt) are not predicted: IGNORE_INDEX.
     """
     labels = ids.masked_fill(~mask, IGNORE_INDEX)[:, 1:].clone()
     labels[:, : max(prompt_length - 1, 0)] = IGNORE_INDEX

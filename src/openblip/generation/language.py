@@ -10,6 +10,7 @@ V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,10 +40,8 @@ def write_texts(
     num_captions: int = 1,
     seeds: Sequence[int] | None = None,
 ) -> list[list[Generated]]:
-    """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and text prompts.
-
-    Several captions, seeds and errors are as in `generate`. Log-probabilities come from one more forward pass over the
-    generated texts.
+    """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and text prompts. Several captions, seeds
+    and errors are as in `generate`. Log-probabilities come from one more forward pass over the generated texts.
     """
     check_request(len(visual), decoding, num_captions, seeds)
     if len(visual) == 0:
@@ -62,8 +61,7 @@ def write_texts(
     if isinstance(decoding, Nucleus):
         choose = nucleus_chooser(decoding, seeds, len(visual), num_captions, visual.device)
         visual, prompts = repeated_visual, repeated_prompts
-    num_first = int(language.is_encoder_decoder)  # the decoder's start token
-    strategy: Any = _Strategy(decoding, choose, language.end_id, num_first)
+    strategy: Any = _Strategy(decoding, choose, language.end_id, num_first=int(language.is_encoder_decoder))
     written = language.generate(
         visual,
         prompts,
@@ -105,17 +103,14 @@ def best_texts(
         for ids in texts
     ]
     pairs.sort(key=lambda pair: len(pair[1]))  # so that the texts of a pass have about the same length
-    best: dict[int, Ranked] = {}
+    ranked: list[list[Ranked]] = [[] for _ in indices]
     for start in range(0, len(pairs), max_rows):
         rows, texts = zip(*pairs[start : start + max_rows], strict=True)
         visual_of_rows = visual[torch.tensor(rows, device=visual.device)]
         predicted = language.predict_ids(visual_of_rows, [prompts[row] for row in rows], texts)
         for row, ids, generated in zip(rows, texts, _read_out(predicted, language.end_id), strict=True):
-            ranked = Ranked(indices[row][ids], generated)
-            order = (generated.logprob, -ranked.position)
-            if row not in best or order > (best[row].generated.logprob, -best[row].position):
-                best[row] = ranked
-    return [best[row] for row in range(len(indices))]
+            ranked[row].append(Ranked(indices[row][ids], generated))
+    return [max(texts, key=lambda text: (text.generated.logprob, -text.position)) for texts in ranked]
 
 
 def _likely_to_begin(
@@ -144,25 +139,26 @@ def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
     logprobs = predicted.logits.float().log_softmax(dim=-1)  # (R, T, V)
     targets = predicted.labels.clamp(min=0)
     token_logprobs = logprobs.gather(2, targets[..., None]).squeeze(2).cpu()
-    labels = predicted.labels.cpu()
     texts = []
-    for ids, row in zip(labels, token_logprobs, strict=True):
-        predicted_tokens = ids != IGNORED_LABEL
-        texts.append(to_generated(ids[predicted_tokens], row[predicted_tokens], int(predicted_tokens.sum()), end_id))
+    for ids, row in zip(predicted.labels.cpu(), token_logprobs, strict=True):
+        written = ids != IGNORED_LABEL
+        texts.append(to_generated(ids[written].tolist(), row[written].tolist(), end_id))
     return texts
 
 
+@dataclass
 class _Strategy:
     """A logits processor of transformers that applies `decoding`; where it samples, one token is left."""
 
-    def __init__(self, decoding: Decoding, choose: ChooseToken | None, end_id: int, num_first: int) -> None:
-        self.decoding = decoding
-        self.choose = choose
-        self.end_id = end_id
-        self.num_first = num_first
+    decoding: Decoding
+    choose: ChooseToken | None
+    end_id: int
+    num_first: int
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids (R, num_first + T) and scores (R, V), of beams log-probabilities -> (R, V)."""
+        """input_ids (R, num_first + T), after a decoder's start token, and scores (R, V), of beams log-probabilities ->
+        (R, V).
+        """
         written = input_ids[:, self.num_first :]
         scores = adjust_scores(scores, written, self.decoding, self.end_id)
         if self.choose is None:

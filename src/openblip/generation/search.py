@@ -51,20 +51,15 @@ class Generated:
         return sum(self.token_logprobs)
 
 
-def to_generated(tokens: Tensor, token_logprobs: Tensor, length: int, eos_id: int) -> Generated:
-    """The text in the first `length` of tokens (S,) and token_logprobs (S,), both on the CPU.
-
-    Raises CheckpointError for a log-probability that is not a number.
-    """
-    ids, logprobs = tokens[:length].tolist(), token_logprobs[:length].tolist()
+def to_generated(ids: Sequence[int], logprobs: Sequence[float], eos_id: int) -> Generated:
+    """A text with its end token, if it has one. Raises CheckpointError for a log-probability that is not a number."""
     if any(map(math.isnan, logprobs)):
         raise CheckpointError(
             "The model gave probabilities that are not numbers while writing; "
             "its weights are damaged, or the dtype is too narrow: try float32"
         )
-    if ids and ids[-1] == eos_id:
-        ids.pop()
-    return Generated(ids=ids, token_logprobs=tuple(logprobs))
+    has_end = bool(ids) and ids[-1] == eos_id
+    return Generated(ids=list(ids[:-1] if has_end else ids), token_logprobs=tuple(logprobs))
 
 
 @torch.inference_mode()
@@ -166,7 +161,6 @@ def _prefill(
 
 def _worth_compacting(num_open: int, num_images: int) -> bool:
     """Whether dropping finished images pays: once a quarter of them is finished, which happens only a few times.
-
     Selecting images copies their cross-attention K and V, which costs about what one decoding step reads anyway.
     """
     return num_open <= 0.75 * num_images
@@ -274,8 +268,8 @@ def _decode_rows(
             rows, finished, chosen = rows[keep], finished[keep], chosen[keep]
         logits = model.decode(chosen[:, None], context_kv, cache)[:, -1].float()
 
-    rows_of_texts = zip(tokens.cpu(), token_logprobs.cpu(), lengths.tolist(), strict=True)
-    texts = [to_generated(*row, eos_id) for row in rows_of_texts]
+    finals = zip(tokens.tolist(), token_logprobs.tolist(), lengths.tolist(), strict=True)
+    texts = [to_generated(ids[:length], logprobs[:length], eos_id) for ids, logprobs, length in finals]
     return [texts[start : start + num_captions] for start in range(0, num_rows, num_captions)]
 
 
@@ -366,9 +360,8 @@ def _beam_search(
 
 
 def _extend(running: Hypotheses, logits: Tensor, step: int, decoding: Beam, eos_id: int) -> tuple[Hypotheses, Tensor]:
-    """The 2K best one-token extensions of every image's K beams, and the beam (A, 2K) each extends.
-
-    2K, because up to K of them may end their text and K must remain to go on with.
+    """The 2K best one-token extensions of every image's K beams, and the beam (A, 2K) each extends. 2K, because up to K
+    of them may end their text and K must remain to go on with.
     """
     num_images, num_beams = running.scores.shape
     vocab_size = logits.shape[-1]
@@ -395,9 +388,8 @@ def _keep_finished(finished: Hypotheses, candidates: Hypotheses, ended: Tensor, 
 
 
 def _can_improve(running: Hypotheses, finished: Hypotheses, length: int, length_penalty: float) -> Tensor:
-    """(A,) whether the best running text, ended now, would still enter the K best finished ones.
-
-    As in transformers, this is a guess where the penalty favours long texts: a longer text could score higher yet.
+    """(A,) whether the best running text, ended now, would still enter the K best finished ones. As in transformers,
+    this is a guess where the penalty favours long texts: a longer text could score higher yet.
     """
     divisor: float = float(length) ** length_penalty
     all_taken: Tensor = finished.finished.all(dim=1)
@@ -408,9 +400,10 @@ def _collect(
     results: list[list[Generated]], images: Tensor, finished: Hypotheses, num_captions: int, eos_id: int
 ) -> None:
     """Write the best texts of `images` (A,) to their positions in `results`."""
-    rows = zip(finished.tokens.cpu(), finished.token_logprobs.cpu(), finished.lengths.tolist(), strict=True)
-    for image, texts in zip(images.tolist(), rows, strict=True):
-        results[image] = [to_generated(*text, eos_id) for text in list(zip(*texts, strict=True))[:num_captions]]
+    tokens, logprobs, lengths = (t[:, :num_captions].tolist() for t in finished[1:4])
+    for row, image in enumerate(images.tolist()):
+        texts = zip(tokens[row], logprobs[row], lengths[row], strict=True)
+        results[image] = [to_generated(ids[:length], values[:length], eos_id) for ids, values, length in texts]
 
 
 # --- Answers from a closed list: the given text that the decoder finds most likely (BLIP section 5.3, VQA)
@@ -460,54 +453,35 @@ def best_candidates(
     for index, ids in enumerate(candidate_ids):
         indices.setdefault((*ids, eos_id), index)
     texts = sorted(indices, key=len)  # so that the texts of a pass have about the same length
-    device = prompt_ids.device
+    device, num_prompt = prompt_ids.device, len(prompt_ids)
     rows = [torch.tensor(text, device=device) for text in texts]
     table = pad_sequence(rows, batch_first=True, padding_value=eos_id)  # (C, T)
     lengths = torch.tensor([len(text) for text in texts], device=device)
 
-    chosen, counts = _likely_to_begin(
-        model, context_kv, prompt_ids.expand(num_contexts, -1), table[:, 0], num_candidates
-    )
-    passes = []
-    for part in chosen.split(max(1, max_rows // num_contexts), dim=1):  # (B, K)
-        longest = int(lengths[part].max())
-        logprobs = _logprobs(model, context_kv, prompt_ids, table[part, :longest])  # (B, K, T)
-        padding = torch.arange(longest, device=device) >= lengths[part][..., None]
-        passes.append(F.pad(logprobs.masked_fill(padding, 0.0), (0, table.shape[1] - longest)))
-    token_logprobs = torch.cat(passes, dim=1)  # (B, M, T)
-    spare = torch.arange(chosen.shape[1], device=device) >= counts[:, None]
-    best = token_logprobs.sum(dim=-1).masked_fill(spare, -torch.inf).argmax(dim=1)  # (B,)
-    return [
-        Ranked(indices[texts[c]], to_generated(torch.tensor(texts[c]), logprobs, len(texts[c]), eos_id))
-        for c, logprobs in zip(
-            chosen.gather(1, best[:, None]).squeeze(1).tolist(),
-            token_logprobs[torch.arange(num_contexts, device=device), best].cpu(),
-            strict=True,
-        )
-    ]
-
-
-def _likely_to_begin(
-    model: TextDecoder, context_kv: Any, prompts: Tensor, first_tokens: Tensor, num_candidates: int
-) -> tuple[Tensor, Tensor]:
-    """Choose for each context the candidates whose first token is at least as likely as that of the candidate at rank
-    `num_candidates`.
-
-    Returns their rows of the table (B, M), padded with others, and how many of each context were chosen (B,).
-    """
-    logits = model.decode(prompts, context_kv)[:, -1].float()  # (B, V)
-    begin = logits[:, first_tokens]  # (B, C)
-    limit = begin.topk(min(num_candidates, len(first_tokens)), dim=1).values[:, -1:]
+    begin = model.decode(prompt_ids.expand(num_contexts, -1), context_kv)[:, -1].float()[:, table[:, 0]]  # (B, C)
+    limit = begin.topk(min(num_candidates, len(texts)), dim=1).values[:, -1:]
     likely = ~(begin < limit)  # NaN stays in, and is reported when it is scored
     counts = likely.sum(dim=1)
     order = likely.int().sort(dim=1, descending=True, stable=True).indices
-    return order[:, : int(counts.max())], counts
+    chosen = order[:, : int(counts.max())]  # (B, M) rows of the table, those beyond a context's count are spare
 
+    passes = []
+    for part in chosen.split(max(1, max_rows // num_contexts), dim=1):  # (B, K)
+        longest = int(lengths[part].max())
+        targets = table[part, :longest].flatten(0, 1)  # (B * K, T); a causal decoder never sees the padding at its end
+        inputs = torch.cat([prompt_ids.expand(len(targets), -1), targets[:, :-1]], dim=1)  # (B * K, P + T - 1)
+        logits = model.decode(inputs, context_kv)[:, num_prompt - 1 :].float()  # (B * K, T, V)
+        logprobs = logits.gather(2, targets[..., None]).squeeze(2) - logits.logsumexp(dim=-1)
+        padding = torch.arange(longest, device=device) >= lengths[part][..., None]
+        logprobs = logprobs.view(padding.shape).masked_fill(padding, 0.0)  # (B, K, T)
+        passes.append(F.pad(logprobs, (0, table.shape[1] - longest)))
+    token_logprobs = torch.cat(passes, dim=1)  # (B, M, T)
+    spare = torch.arange(chosen.shape[1], device=device) >= counts[:, None]
+    best = token_logprobs.sum(dim=-1).masked_fill(spare, -torch.inf).argmax(dim=1)  # (B,)
 
-def _logprobs(model: TextDecoder, context_kv: Any, prompt_ids: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each token of targets (B, K, T), float32."""
-    flat = targets.flatten(0, 1)  # (B * K, T); padding stands last, where a causal decoder never sees it
-    inputs = torch.cat([prompt_ids.expand(len(flat), -1), flat[:, :-1]], dim=1)  # (B * K, P + T - 1)
-    logits = model.decode(inputs, context_kv)[:, len(prompt_ids) - 1 :].float()  # (B * K, T, V)
-    logprobs = logits.gather(2, flat[..., None]).squeeze(2) - logits.logsumexp(dim=-1)
-    return logprobs.view(targets.shape)
+    best_texts = [texts[row] for row in chosen.gather(1, best[:, None]).squeeze(1).tolist()]
+    values = token_logprobs[torch.arange(num_contexts, device=device), best].tolist()
+    return [
+        Ranked(indices[text], to_generated(text, logprobs_of_text[: len(text)], eos_id))
+        for text, logprobs_of_text in zip(best_texts, values, strict=True)
+    ]

@@ -86,9 +86,8 @@ class Blip(nn.Module):
         return cast(Tensor, self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
     def image_kv(self, image_tokens: Tensor, mode: Mode = "encode") -> CrossKV:
-        """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`).
-
-        Where `shares_cross_attention` (the paper's choice), one result serves both modes.
+        """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`). Where
+        `shares_cross_attention` (the paper's choice), one result serves both modes.
         """
         return CrossKV(self.text.context_kv(image_tokens, mode))
 
@@ -136,9 +135,8 @@ class Blip(nn.Module):
         return cast(Tensor, self.text_proj(pooled))
 
     def match_logits(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> Tensor:
-        """ids (R, T) from [ENC] over B images -> (R, 2); index 1 means match. The image-grounded encoder.
-
-        With `dialog_kv` the text is a dialog that ends with an answer, and index 1 means that it is right.
+        """ids (R, T) from [ENC] over B images -> (R, 2); index 1 means match. The image-grounded encoder. With
+        `dialog_kv` the text is a dialog that ends with an answer, and index 1 means that it is right.
         """
         self._require("itm", "visdial")
         return cast(Tensor, self.itm_head(self.text(ids, "encode", mask, image_kv.layers)[:, 0]))
@@ -165,9 +163,8 @@ class Blip(nn.Module):
 
     @contextmanager
     def capture_cross_attention(self, mode: Mode, layer: int) -> Iterator[list[Tensor]]:
-        """Record where texts look: within, every forward pass appends weights (B, H, K * T, N) of one layer.
-
-        Passes in the other mode are recorded too where both share their cross-attention. ConfigError: no such layer.
+        """Record where texts look: within, every forward pass appends weights (B, H, K * T, N) of one layer. Passes in
+        the other mode are recorded too where both share their cross-attention. ConfigError: no such layer.
         """
         layers = self.text.layers
         if not 0 <= layer < len(layers):
@@ -187,9 +184,8 @@ def require_head(present: Sequence[str], *heads: str) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """Set truncated normal weights and zero biases, as ViT and BERT start.
-
-    Their standard deviation of 0.02 suits a width of 768; it is scaled for other widths.
+    """Set truncated normal weights and zero biases, as ViT and BERT start. Their standard deviation of 0.02 suits a
+    width of 768; it is scaled for other widths.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02 * (768 / module.weight[0].numel()) ** 0.5)
@@ -217,9 +213,8 @@ SIMILARITY_CHUNK = 64
 
 
 def similarity_matrix(images: Tensor, texts: Tensor) -> Tensor:
-    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T).
-
-    With queries, the highest cosine over an image's queries counts (BLIP-2 section 3.2).
+    """Unit vectors (I, E) or (I, Q, E), and (T, E) -> the cosine of every image with every text, (I, T). With queries,
+    the highest cosine over an image's queries counts (BLIP-2 section 3.2).
     """
     if images.dim() == 2:
         return images @ texts.T

@@ -94,7 +94,6 @@ class Blip2(nn.Module):
 
     def freeze(self, *parts: str) -> Self:
         """Freeze the named parts, of "vision" and "language", and unfreeze the other: no gradients, always eval mode.
-
         LoRA adapters of a language model stay trainable.
         """
         for name in parts:
@@ -126,9 +125,8 @@ class Blip2(nn.Module):
         return self.log_temperature.exp()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm.
-
-        A frozen encoder keeps no graph and computes in its own precision, so that its features can be stored.
+        """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm. A frozen encoder keeps
+        no graph and computes in its own precision, so that its features can be stored.
         """
         if "vision" in self.frozen:
             return run_frozen(self.vision, pixels)
@@ -173,9 +171,8 @@ class Blip2(nn.Module):
         return self.qformer.predict_words(self.qformer(ids, causal=True, cache=output.cache.copy()))
 
     def decode(self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None) -> Tensor:
-        """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains.
-
-        With a cache, ids are only the tokens that it does not hold yet; into an empty one go the queries first.
+        """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains. With a cache, ids are
+        only the tokens that it does not hold yet; into an empty one go the queries first.
         """
         self._require("itg")
         num_queries = self.qformer.num_queries

@@ -22,9 +22,8 @@ IGNORED_LABEL = -100
 
 
 class Predicted(NamedTuple):
-    """Logits (R, T, V) of a language model over texts, and the labels (R, T) that they are compared with.
-
-    IGNORED_LABEL marks what is not predicted: visual prompts, the text prompt and padding.
+    """Logits (R, T, V) of a language model over texts, and the labels (R, T) that they are compared with. IGNORED_LABEL
+    marks what is not predicted: visual prompts, the text prompt and padding.
     """
 
     logits: Tensor

@@ -41,9 +41,8 @@ class VisionTower(nn.Module):
         return int(config.image_size if isinstance(config.image_size, int) else config.image_size[0])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float (B, 3, S, S), normalised -> features (B, N, Dv), without the model's final norm.
-
-        For another S than `image_size` the position embeddings are interpolated, where the model can do so.
+        """float (B, 3, S, S), normalised -> features (B, N, Dv), without the model's final norm. For another S than
+        `image_size` the position embeddings are interpolated, where the model can do so.
         """
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches

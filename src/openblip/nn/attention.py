@@ -40,10 +40,8 @@ def attend(
 
 
 class LayerCache:
-    """Keys and values of one layer for the tokens so far.
-
-    With a `max_length` they are written into buffers of that length, for decoding. Without, they are concatenated, so
-    that gradients flow: for training after a shared prefix.
+    """Keys and values of one layer for the tokens so far. With a `max_length` they are written into buffers of that
+    length, for decoding. Without, they are concatenated, so that gradients flow: for training after a shared prefix.
     """
 
     def __init__(self, max_length: int | None = None) -> None:
@@ -145,9 +143,8 @@ class KeyValue(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Attention of text over a context: the tokens of its image, or of another text.
-
-    `project` computes a context's keys and values once; `forward` may then be called for any number of texts.
+    """Attention of text over a context: the tokens of its image, or of another text. `project` computes a context's
+    keys and values once; `forward` may then be called for any number of texts.
     """
 
     def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -166,9 +163,8 @@ class CrossAttention(nn.Module):
         return KeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads), key_mask)
 
     def forward(self, x: Tensor, context_kv: KeyValue) -> Tensor:
-        """(R, T, D) over B contexts -> (R, T, D); K consecutive rows belong to one context.
-
-        The K rows are folded into the query axis, so a context's keys and values are never copied.
+        """(R, T, D) over B contexts -> (R, T, D); K consecutive rows belong to one context. The K rows are folded into
+        the query axis, so a context's keys and values are never copied.
         """
         num_rows, num_tokens, _ = x.shape
         num_contexts = context_kv.key.shape[0]
@@ -196,9 +192,8 @@ LayerKV = KeyValue | PairKeyValue | None
 
 
 class PairCrossAttention(nn.Module):
-    """Attention of text over two images, with a branch for each (BLIP section 5.4, Figure 5b).
-
-    The branches are merged by their mean, or with `learned_merge` by a linear layer over both.
+    """Attention of text over two images, with a branch for each (BLIP section 5.4, Figure 5b). The branches are merged
+    by their mean, or with `learned_merge` by a linear layer over both.
     """
 
     def __init__(self, hidden_dim: int, context_dim: int, num_heads: int, dropout: float, learned_merge: bool) -> None:

@@ -176,9 +176,8 @@ class QFormer(nn.Module):
 def _run_layer_on_copied_cache(
     layer: nn.Module, cache: LayerCache | None, *arguments: object
 ) -> tuple[Tensor, LayerCache | None]:
-    """Run a layer on a copy of its cache and return its output and the grown copy.
-
-    The given cache is not changed, because activation checkpointing runs the layer again in the backward pass.
+    """Run a layer on a copy of its cache and return its output and the grown copy. The given cache is not changed,
+    because activation checkpointing runs the layer again in the backward pass.
     """
     grown = copy(cache)
     return layer(*arguments, grown), grown

@@ -60,9 +60,8 @@ class TextEmbeddings(nn.Module):
 
 
 def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: int) -> Tensor:
-    """Words plus positions of ids (R, T) whose first token stands at `start` -> (R, T, D).
-
-    Raises ValueError for more tokens than positions, which on a GPU would only be a device assertion.
+    """Words plus positions of ids (R, T) whose first token stands at `start` -> (R, T, D). Raises ValueError for more
+    tokens than positions, which on a GPU would only be a device assertion.
     """
     end = start + ids.shape[1]
     if end > position.num_embeddings:
@@ -100,7 +99,6 @@ _SHARED_PARTS: dict[Sharing, frozenset[str]] = {  # BLIP Table 3
 
 class MedLayer(nn.Module):
     """Self-attention, cross-attention to the image and a feed-forward, each shared by the modes as configured.
-
     `cross_attention` makes the attention of a mode: a CrossAttention, or over two images a PairCrossAttention.
     """
 

@@ -77,9 +77,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps) if config.output_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first.
-
-        Raises ValueError when the images are not square or the patches do not tile them.
+        """pixels: float (B, 3, S, S), normalised -> tokens (B, N, D), the class token first. Raises ValueError when the
+        images are not square or the patches do not tile them.
         """
         patch, (height, width) = self.patch_embedding.stride[0], pixels.shape[-2:]
         if height != width or height % patch:
@@ -98,9 +97,8 @@ class VisionTransformer(nn.Module):
 
 
 def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
-    """Positions (1, N0, D) of a square grid -> (1, grid*grid + 1, D), bicubic, the class token kept.
-
-    The released code's choice (bicubic, align_corners=False), so that its checkpoints fit any size.
+    """Positions (1, N0, D) of a square grid -> (1, grid*grid + 1, D), bicubic, the class token kept. The released
+    code's choice (bicubic, align_corners=False), so that its checkpoints fit any size.
     """
     old_grid = round((position_embedding.shape[1] - 1) ** 0.5)
     if old_grid == grid:

@@ -84,9 +84,8 @@ class Retrieval(BlipTask):
 
 
 def _make_momentum_model(model: Blip) -> Blip:
-    """A frozen copy of what ITC needs: vision, text encoder and the two projections.
-
-    It has no dropout, also while the task trains: the released code leaves it on, which only adds noise to the targets.
+    """A frozen copy of what ITC needs: vision, text encoder and the two projections. It has no dropout, also while the
+    task trains: the released code leaves it on, which only adds noise to the targets.
     """
     vision = replace(model.config.vision, drop_path=0.0)
     text = replace(model.config.text, dropout=0.0)

@@ -250,9 +250,8 @@ def split_documents(texts: Sequence[str], generator: torch.Generator) -> tuple[l
 def _split(
     texts: Sequence[str], split: Callable[..., tuple[str, str]], num_shares: int, generator: torch.Generator
 ) -> tuple[list[str], list[str]]:
-    """Cut each text by its own shares, out of those for all G, which every process draws alike.
-
-    So several processes cut as one process would, whatever the lengths of their texts.
+    """Cut each text by its own shares, out of those for all G, which every process draws alike. So several processes
+    cut as one process would, whatever the lengths of their texts.
     """
     joint = torch.rand(len(texts) * world_size(), num_shares, generator=generator, dtype=torch.float64)
     shares = local_rows(joint, len(texts)).tolist()
@@ -261,9 +260,8 @@ def _split(
 
 
 def split_at_random(text: str, share: float) -> tuple[str, str]:
-    """The first words of a text, and the rest, without the space between them.
-
-    The number of first words is uniform from 1 to half of all. A text of one word has an empty prefix.
+    """The first words of a text, and the rest, without the space between them. The number of first words is uniform
+    from 1 to half of all. A text of one word has an empty prefix.
     """
     words = text.split(" ")
     if len(words) < 2:

@@ -78,9 +78,8 @@ class StatementProcessor(SampleProcessor):
 
 
 def swap_sides(statement: str) -> str:
-    """The same text with left and right exchanged, also in rightmost, left-hand and before a comma.
-
-    The released code overlooks these, and so trains on a statement about the other image.
+    """The same text with left and right exchanged, also in rightmost, left-hand and before a comma. The released code
+    overlooks these, and so trains on a statement about the other image.
     """
     return _SIDE.sub(lambda side: "left" if side[0] == "right" else "right", statement)
 
