@@ -39,10 +39,9 @@ class ContrastiveKeys(NamedTuple):
 
 
 def positive_targets(query_ids: Tensor, key_ids: Tensor) -> Tensor:
-    """(B,) and (K,) image ids -> (B, K): equal shares over all keys of the same image.
-
-    The released pre-training code counts only a pair's own caption as positive, which makes other captions
-    of the same image negatives; its retrieval fine-tuning does it as here.
+    """(B,) and (K,) image ids -> (B, K): equal shares over all keys of the same image. The released pre-training code
+    counts only a pair's own caption as positive, which makes other captions of the same image negatives; its retrieval
+    fine-tuning does it as here.
     """
     same = (query_ids[:, None] == key_ids[None, :]).float()
     return same / same.sum(dim=1, keepdim=True).clamp_min(1.0)
@@ -109,10 +108,9 @@ def clamp_temperature(log_temperature: Tensor) -> None:
 
 
 class EmbeddingQueue(nn.Module):
-    """The last Q image and text embeddings of the momentum encoders, with their image ids.
-
-    Empty slots are not used as negatives. The released code starts with Q random vectors instead, and asks
-    that the global batch divide Q; here any batch goes with any queue.
+    """The last Q image and text embeddings of the momentum encoders, with their image ids. Empty slots are not used as
+    negatives. The released code starts with Q random vectors instead, and asks that the global batch divide Q; here any
+    batch goes with any queue.
     """
 
     images: Tensor
@@ -226,10 +224,9 @@ def lm_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Ten
 def answer_loss(
     logits: Tensor, labels: Tensor, weights: Tensor, num_questions: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over answers of weight * cross-entropy, a question's share (BLIP section 5.3, released code).
-
-    logits (A, T, V), labels (A, T), weights (A,); an answer's cross-entropy is the sum over its tokens, and
-    the sum over answers is divided by the number of questions.
+    """Sum over answers of weight * cross-entropy, a question's share (BLIP section 5.3, released code). logits (A, T,
+    V), labels (A, T), weights (A,); an answer's cross-entropy is the sum over its tokens, and the sum over answers is
+    divided by the number of questions.
     """
     per_answer = token_losses(logits, labels, label_smoothing).sum(dim=1)  # (A,)
     return (weights * per_answer).sum() / num_questions

@@ -17,16 +17,8 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ConfigError
+from openblip.generation import search
 from openblip.generation.decoding import Beam, Decoding, Nucleus
-from openblip.generation.search import (
-    ChooseToken,
-    Generated,
-    Ranked,
-    adjust_scores,
-    check_request,
-    nucleus_chooser,
-    to_generated,
-)
 from openblip.models.language_model import IGNORED_LABEL, LanguageModel, Predicted
 
 
@@ -39,16 +31,16 @@ def write_texts(
     *,
     num_captions: int = 1,
     seeds: Sequence[int] | None = None,
-) -> list[list[Generated]]:
+) -> list[list[search.Generated]]:
     """Write `num_captions` texts after each of B visual prompts (B, Q, Dl) and text prompts. Several captions, seeds
     and errors are as in `generate`. Log-probabilities come from one more forward pass over the generated texts.
     """
-    check_request(len(visual), decoding, num_captions, seeds)
+    search.check_request(len(visual), decoding, num_captions, seeds)
     if len(visual) == 0:
         return []
     from transformers import LogitsProcessorList
 
-    choose: ChooseToken | None = None
+    choose: search.ChooseToken | None = None
     settings: dict[str, Any] = {"num_beams": 1}
     if isinstance(decoding, Beam):
         settings = {
@@ -59,7 +51,7 @@ def write_texts(
     repeated_visual = visual.repeat_interleave(num_captions, dim=0)
     repeated_prompts = [prompt for prompt in prompts for _ in range(num_captions)]
     if isinstance(decoding, Nucleus):
-        choose = nucleus_chooser(decoding, seeds, len(visual), num_captions, visual.device)
+        choose = search.nucleus_chooser(decoding, seeds, len(visual), num_captions, visual.device)
         visual, prompts = repeated_visual, repeated_prompts
     strategy: Any = _Strategy(decoding, choose, language.end_id, num_first=int(language.is_encoder_decoder))
     written = language.generate(
@@ -84,7 +76,7 @@ def best_texts(
     *,
     num_candidates: int = 128,
     max_rows: int = 512,
-) -> list[Ranked]:
+) -> list[search.Ranked]:
     """The candidate of highest log-probability, its end token included, after each visual prompt (R, Q, Dl).
 
     candidates: a list for each row; of equal candidates the first counts. They are compared as in `best_candidates`,
@@ -103,13 +95,13 @@ def best_texts(
         for ids in texts
     ]
     pairs.sort(key=lambda pair: len(pair[1]))  # so that the texts of a pass have about the same length
-    ranked: list[list[Ranked]] = [[] for _ in indices]
+    ranked: list[list[search.Ranked]] = [[] for _ in indices]
     for start in range(0, len(pairs), max_rows):
         rows, texts = zip(*pairs[start : start + max_rows], strict=True)
         visual_of_rows = visual[torch.tensor(rows, device=visual.device)]
         predicted = language.predict_ids(visual_of_rows, [prompts[row] for row in rows], texts)
         for row, ids, generated in zip(rows, texts, _read_out(predicted, language.end_id), strict=True):
-            ranked[row].append(Ranked(indices[row][ids], generated))
+            ranked[row].append(search.Ranked(indices[row][ids], generated))
     return [max(texts, key=lambda text: (text.generated.logprob, -text.position)) for texts in ranked]
 
 
@@ -134,7 +126,7 @@ def _likely_to_begin(
         yield [ids for ids, first in zip(texts_of_row, firsts, strict=True) if not first < limit]
 
 
-def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
+def _read_out(predicted: Predicted, end_id: int) -> list[search.Generated]:
     """The texts of a forward pass, with the log-probability of every token."""
     logprobs = predicted.logits.float().log_softmax(dim=-1)  # (R, T, V)
     targets = predicted.labels.clamp(min=0)
@@ -142,7 +134,7 @@ def _read_out(predicted: Predicted, end_id: int) -> list[Generated]:
     texts = []
     for ids, row in zip(predicted.labels.cpu(), token_logprobs, strict=True):
         written = ids != IGNORED_LABEL
-        texts.append(to_generated(ids[written].tolist(), row[written].tolist(), end_id))
+        texts.append(search.to_generated(ids[written].tolist(), row[written].tolist(), end_id))
     return texts
 
 
@@ -151,7 +143,7 @@ class _Strategy:
     """A logits processor of transformers that applies `decoding`; where it samples, one token is left."""
 
     decoding: Decoding
-    choose: ChooseToken | None
+    choose: search.ChooseToken | None
     end_id: int
     num_first: int
 
@@ -160,7 +152,7 @@ class _Strategy:
         (R, V).
         """
         written = input_ids[:, self.num_first :]
-        scores = adjust_scores(scores, written, self.decoding, self.end_id)
+        scores = search.adjust_scores(scores, written, self.decoding, self.end_id)
         if self.choose is None:
             return scores
         chosen = self.choose(scores, torch.arange(len(scores), device=scores.device), written.shape[1])

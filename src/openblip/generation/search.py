@@ -197,10 +197,9 @@ def nucleus_chooser(
 
 
 def uniforms(seeds: Sequence[int], num_captions: int, steps: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float32 (B * num_captions, steps), from (seed, caption, step) alone.
-
-    Philox is counter-based: the key is (seed modulo 2**64, caption), the counter is the step. 24 bits are kept, which
-    float32 holds exactly, so 1.0 cannot come out of rounding.
+    """Uniform numbers in [0, 1), float32 (B * num_captions, steps), from (seed, caption, step) alone. Philox is
+    counter-based: the key is (seed modulo 2**64, caption), the counter is the step. 24 bits are kept, which float32
+    holds exactly, so 1.0 cannot come out of rounding.
     """
     raw = [
         np.random.Philox(key=np.array([seed % 2**64, caption], dtype=np.uint64)).random_raw(steps)
@@ -211,10 +210,9 @@ def uniforms(seeds: Sequence[int], num_captions: int, steps: int) -> np.ndarray:
 
 
 def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """One token per row of logits (R, V) by inverse CDF at uniform (R,) in [0, 1); int64 (R,).
-
-    The nucleus is the smallest set of most likely tokens with probability >= top_p, at least one token
-    (arXiv 1904.09751, section 3.1). Equal probabilities are ordered by token id.
+    """One token per row of logits (R, V) by inverse CDF at uniform (R,) in [0, 1); int64 (R,). The nucleus is the
+    smallest set of most likely tokens with probability >= top_p, at least one token (arXiv 1904.09751, section 3.1).
+    Equal probabilities are ordered by token id.
     """
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
     probs = sorted_logits.softmax(dim=-1)
@@ -342,7 +340,11 @@ def _beam_search(
         chosen = running.scores.topk(num_beams, dim=1).indices  # (A, K)
         running, parents = running.gather(chosen), parents.gather(1, chosen)
 
-        improvable = improvable & _can_improve(running, finished, step + 1, decoding.length_penalty)
+        # Whether the best running text, ended now, would still enter the K best finished ones. As in transformers, this
+        # is a guess where the penalty favours long texts: a longer text could score higher yet.
+        divisor = float(step + 1) ** decoding.length_penalty
+        enters = running.scores[:, 0] / divisor > finished.scores.amin(dim=1)
+        improvable = improvable & (~finished.finished.all(dim=1) | enters)
         still_open = improvable.nonzero().squeeze(1)
         if step + 1 == steps or len(still_open) == 0:
             break
@@ -385,15 +387,6 @@ def _keep_finished(finished: Hypotheses, candidates: Hypotheses, ended: Tensor, 
     new = candidates._replace(scores=scores.masked_fill(~ended, NEVER), finished=ended)
     joined = Hypotheses(*(torch.cat(pair, dim=1) for pair in zip(finished, new, strict=True)))
     return joined.gather(joined.scores.topk(num_beams, dim=1).indices)
-
-
-def _can_improve(running: Hypotheses, finished: Hypotheses, length: int, length_penalty: float) -> Tensor:
-    """(A,) whether the best running text, ended now, would still enter the K best finished ones. As in transformers,
-    this is a guess where the penalty favours long texts: a longer text could score higher yet.
-    """
-    divisor: float = float(length) ** length_penalty
-    all_taken: Tensor = finished.finished.all(dim=1)
-    return ~all_taken | (running.scores[:, 0] / divisor > finished.scores.amin(dim=1))
 
 
 def _collect(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.config import BlipConfig, Head, Mode
+from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head, Mode
 from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, capture_attention
 from openblip.nn.text_transformer import MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
@@ -32,12 +32,36 @@ class CrossKV(NamedTuple):
         return CrossKV([None if layer is None else layer.select(index) for layer in self.layers])
 
 
-class Blip(nn.Module):
-    """Image encoder, text encoder and decoder, with the heads named in `config.heads`.
+class ModelWithHeads(nn.Module):
+    """What BLIP and BLIP-2 share: heads, which the config names, and the temperature of ITC."""
 
-    The first token of a text says how it is encoded, and the caller sets it: [CLS] for `embed_text` and
-    captions of dialogs, [ENC] for texts that attend to an image, [DEC] for `decode`.
+    config: BlipConfig | Blip2Config
+    log_temperature: nn.Parameter
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature that ITC divides similarities by, a scalar. Its logarithm is learned, so that a step changes
+        it by a share of itself. The released code learns the value itself: at small scale it then reaches its bounds
+        within a hundred steps and spoils the losses.
+        """
+        self._require("itc")
+        return self.log_temperature.exp()
+
+    def _require(self, *heads: Head | Blip2Head) -> None:
+        """Raise UnsupportedTaskError unless one of `heads` is present."""
+        present = self.config.heads
+        if not set(heads) & set(present):
+            has = ", ".join(present)
+            raise UnsupportedTaskError(f"This checkpoint has no {' or '.join(heads)} head; it has {has}.")
+
+
+class Blip(ModelWithHeads):
+    """Image encoder, text encoder and decoder, with the heads named in `config.heads`. The first token of a text says
+    how it is encoded, and the caller sets it: [CLS] for `embed_text` and captions of dialogs, [ENC] for texts that
+    attend to an image, [DEC] for `decode`.
     """
+
+    config: BlipConfig
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -67,16 +91,6 @@ class Blip(nn.Module):
         with torch.no_grad():
             self.vision.position_embedding.copy_(sine_positions(config.vision.grid, config.vision.hidden_dim))
 
-    @property
-    def temperature(self) -> Tensor:
-        """The temperature that ITC divides similarities by, a scalar.
-
-        Its logarithm is learned, so that a step changes it by a share of itself. The released code learns the
-        value itself: at small scale it then reaches its bounds within a hundred steps and spoils the losses.
-        """
-        self._require("itc")
-        return self.log_temperature.exp()
-
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""
         return cast(Tensor, self.vision(pixels))
@@ -99,9 +113,8 @@ class Blip(nn.Module):
 
     def dialog_kv(self, image_tokens: Tensor, ids: Tensor, mask: Tensor) -> CrossKV:
         """Keys and values for `match_logits` of a dialog: B images (B, N, Dv), each followed by the states of its
-        caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c).
-
-        Caption states of another width than the image's, which the paper does not have, are projected to it.
+        caption, ids (B, T) from [CLS] (BLIP section 5.5, Figure 5c). Caption states of another width than the image's,
+        which the paper does not have, are projected to it.
         """
         self._require("visdial")
         states = self.text(ids, "encode", mask=mask)  # (B, T, D)
@@ -149,10 +162,9 @@ class Blip(nn.Module):
     def decode(
         self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder.
-
-        With a cache, ids are only the tokens that it does not hold yet. mask: bool (R, T), True at real tokens;
-        needed only where padding stands before real tokens, since the decoder is causal.
+        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder. With a
+        cache, ids are only the tokens that it does not hold yet. mask: bool (R, T), True at real tokens; needed only
+        where padding stands before real tokens, since the decoder is causal.
         """
         self._require("lm", "vqa")
         return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers, cache))
@@ -172,15 +184,6 @@ class Blip(nn.Module):
         attention = cast(MedLayer, layers[layer]).cross_attention[mode].branch
         with capture_attention(cast(CrossAttention, attention)) as weights:
             yield weights
-
-    def _require(self, *heads: Head) -> None:
-        require_head(self.config.heads, *heads)
-
-
-def require_head(present: Sequence[str], *heads: str) -> None:
-    """Raise UnsupportedTaskError unless one of `heads` is present."""
-    if not set(heads) & set(present):
-        raise UnsupportedTaskError(f"This checkpoint has no {' or '.join(heads)} head; it has {', '.join(present)}.")
 
 
 def initialise(module: nn.Module) -> None:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, initialise, require_head
-from openblip.models.config import Blip2Config, Blip2Head, VisionConfig
+from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
+from openblip.models.config import Blip2Config, VisionConfig
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, capture_attention
@@ -41,7 +41,7 @@ class QueryAttention(NamedTuple):
     before the queries look)."""
 
 
-class Blip2(nn.Module):
+class Blip2(ModelWithHeads):
     """A Q-Former with the heads named in `config.heads`, between a frozen image encoder and language model.
 
     vision: the image encoder; None makes our ViT as `config.vision` describes it. language: the language model
@@ -49,6 +49,8 @@ class Blip2(nn.Module):
 
     Raises ConfigError for a language model of another width than the config says.
     """
+
+    config: Blip2Config
 
     def __init__(
         self,
@@ -117,12 +119,6 @@ class Blip2(nn.Module):
             part.eval()
             train_adapters(part, mode)
         return self
-
-    @property
-    def temperature(self) -> Tensor:
-        """The temperature that ITC divides similarities by, a scalar; its logarithm is learned, as in `Blip`."""
-        self._require("itc")
-        return self.log_temperature.exp()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image features (B, N, Dv), before the norm. A frozen encoder keeps
@@ -224,6 +220,3 @@ class Blip2(nn.Module):
         following = cast(SelfAttention, layers[min(layer + 1, len(layers) - 1)].self_attention.branch)
         with capture_attention(cross) as image, capture_attention(following) as tokens:
             yield QueryAttention(image, tokens)
-
-    def _require(self, head: Blip2Head) -> None:
-        require_head(self.config.heads, head)

@@ -123,13 +123,9 @@ class BlipConfig:
     def from_dict(cls, values: dict[str, Any]) -> "BlipConfig":
         """The inverse of `to_dict`; an unknown or missing field is a ConfigError."""
         try:
-            return cls(
-                vision=VisionConfig(**values["vision"]),
-                text=TextConfig(**values["text"]),
-                embed_dim=values["embed_dim"],
-                heads=tuple(values["heads"]),
-                pooled=values.get("pooled", False),
-            )
+            vision, text = VisionConfig(**values["vision"]), TextConfig(**values["text"])
+            heads, pooled = tuple(values["heads"]), values.get("pooled", False)
+            return cls(vision=vision, text=text, embed_dim=values["embed_dim"], heads=heads, pooled=pooled)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
 
@@ -169,8 +165,7 @@ class QFormerConfig:
         for name, value in asdict(self).items():
             if name not in ("dropout", "layer_norm_eps", "activation_checkpointing"):
                 _check_positive(f"qformer.{name}", value)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"qformer.dropout is {self.dropout}; it must be from 0 to below 1.")
+        _check("qformer.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +197,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         _check_positive("language.hidden_dim", self.hidden_dim)
-        if self.max_text_tokens < 2:
-            raise ConfigError(f"language.max_text_tokens is {self.max_text_tokens}; it must be at least 2.")
+        _check("language.max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 2, "at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +215,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"lora: rank {self.rank} and alpha {self.alpha} must be above 0.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"lora.dropout is {self.dropout}; it must be from 0 to below 1.")
+        _check("lora.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,20 +265,21 @@ class Blip2Config:
             raise ConfigError(f"The model config cannot be read: missing or unknown are {', '.join(unlike)}.")
         vision, language = values["vision"], values["language"]
         try:
-            parts = {
-                "vision": TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision),
-                "qformer": QFormerConfig(**values["qformer"]),
-                "language": None if language is None else LanguageConfig(**language),
-                "heads": tuple(values["heads"]),
-            }
-            return cls(**{**values, **parts})
+            vision = TowerConfig(**vision) if "layer" in vision else VisionConfig(**vision)
+            language = None if language is None else LanguageConfig(**language)
+            qformer, heads = QFormerConfig(**values["qformer"]), tuple(values["heads"])
+            return cls(**{**values, "vision": vision, "qformer": qformer, "language": language, "heads": heads})
         except TypeError as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
 
 
 def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    _check(name, value, value >= 1, "at least 1")
+
+
+def _check(name: str, value: float, holds: bool, demand: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}; it must be {demand}.")
 
 
 def _check_heads(heads: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -31,14 +31,10 @@ class Predicted(NamedTuple):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A language model with its tokenizer.
+    """A language model of transformers, or of peft around one, with its tokenizer.
 
-    Args:
-        model: of transformers (`AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`), or of peft around one.
-        tokenizer: its tokenizer of transformers.
-        end_of_text: a text of one token that ends generated texts; None is the tokenizer's end token.
-
-    Raises CheckpointError when the end is not one token of this tokenizer.
+    end_of_text: a text of one token that ends generated texts; None is the tokenizer's end token. Raises
+    CheckpointError when it is not one token of this tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, end_of_text: str | None = None) -> None:
@@ -62,10 +58,9 @@ class LanguageModel(nn.Module, ABC):
     def predict(
         self, visual: Tensor, prompts: Sequence[str], texts: Sequence[str], max_text_tokens: int | None
     ) -> Predicted:
-        """Predict each text after its visual prompts (R, Q, Dl) and its text prompt.
-
-        Only the text and its end token are predicted. A text that is too long for `max_text_tokens`, prompt
-        included, is cut before its end token, which always stays; None cuts nothing.
+        """Predict each text after its visual prompts (R, Q, Dl) and its text prompt. Only the text and its end token
+        are predicted. A text that is too long for `max_text_tokens`, prompt included, is cut before its end token,
+        which always stays; None cuts nothing.
         """
         rows = [(self._prompt_ids(p), self.text_ids(p, text)) for p, text in zip(prompts, texts, strict=True)]
         if max_text_tokens is not None:
@@ -224,10 +219,9 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
 
 
 def _with_default_generation(model: Any) -> Any:
-    """A model that shares everything with `model` except that its generation_config names only first tokens.
-
-    What the model's own generation_config says (sampling, lengths, forced or suppressed tokens) would apply
-    wherever a caller passes no setting.
+    """A model that shares everything with `model` except that its generation_config names only first tokens. What the
+    model's own generation_config says (sampling, lengths, forced or suppressed tokens) would apply wherever a caller
+    passes no setting.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's adapters are inside
     settings, shared = base.generation_config, copy(base)

@@ -103,10 +103,9 @@ def run_without_graph(encoder: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def encoder_depths(encoder: VisionTransformer | VisionTower) -> dict[str, int]:
-    """How deep each parameter of an image encoder stands, by name, for a layer-wise learning rate decay.
-
-    Parameters of the last block that is computed are at 1, of the first of L blocks at L, before the blocks at
-    L + 1, after them at 0.
+    """How deep each parameter of an image encoder stands, by name, for a layer-wise learning rate decay. Parameters of
+    the last block that is computed are at 1, of the first of L blocks at L, before the blocks at L + 1, after them at
+    0.
     """
     if isinstance(encoder, VisionTower):
         num_blocks = int(encoder.model.config.num_hidden_layers)

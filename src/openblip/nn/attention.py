@@ -218,10 +218,9 @@ class PairCrossAttention(nn.Module):
 
 @contextmanager
 def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[list[Tensor]]:
-    """Record the attention weights of every call within, for explanations.
-
-    The yielded list receives the weights of each call, float32 or wider (B, H, K * T, N). They are part of the graph,
-    so that outputs can be differentiated with respect to them: the softmax is computed explicitly, with equal results.
+    """Record the attention weights of every call within, for explanations. The yielded list receives the weights of
+    each call, float32 or wider (B, H, K * T, N). They are part of the graph, so that outputs can be differentiated with
+    respect to them: the softmax is computed explicitly, with equal results.
     """
     weights: list[Tensor] = []
 

@@ -25,11 +25,9 @@ from openblip.models.vision_tower import encoder_depths
 class Task(nn.Module, ABC):
     """A module that holds a model and its losses. Every task has one line in `tasks.catalog`.
 
-    Args:
-        config: the task's settings, its class in `tasks.config`.
-        model: the model to train, with the task's heads.
-        tokenizer: the model's own, which also makes the tokens of batches; None where the model has none.
-        preprocessing: normalises pixels.
+    config: the task's settings, its class in `tasks.config`. model: the model to train, with the task's heads.
+    tokenizer: the model's own, which also makes the tokens of batches; None where the model has none. preprocessing:
+    normalises pixels.
     """
 
     trained_heads: ClassVar[tuple[Any, ...]] = ()
@@ -80,10 +78,8 @@ class Task(nn.Module, ABC):
     def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, scalars with gradients, whose sum is minimised.
 
-        Args:
-            batch: as the task's sample processor collates it.
-            step: number of finished steps.
-            generator: on the CPU and in the same state on every process.
+        batch: as the task's sample processor collates it. step: number of finished steps. generator: on the CPU and in
+        the same state on every process.
         """
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -94,19 +90,16 @@ class Task(nn.Module, ABC):
         """Called once after every optimizer step, also under gradient accumulation."""
 
     def frozen_parts(self) -> Sequence[nn.Module]:
-        """Modules of this task that the run loads from elsewhere and never changes.
-
-        Checkpoints of the run leave out their weights, except those that require gradients (adapters), and processes do
-        not send them to each other. So weights that change in another way than by gradients, as those of a momentum
-        model, must not be here.
+        """Modules of this task that the run loads from elsewhere and never changes. Checkpoints of the run leave out
+        their weights, except those that require gradients (adapters), and processes do not send them to each other. So
+        weights that change in another way than by gradients, as those of a momentum model, must not be here.
         """
         return ()
 
     def layers_above(self) -> Mapping[str, int]:
-        """For parameters of an image encoder, by name: how many layers the encoder has from there to its end.
-
-        With layer-wise decay d a learning rate is multiplied by d to this power: for an encoder of L blocks 1 for the
-        last, L for the first, L + 1 for the embeddings. Parameters that are not named have 0.
+        """For parameters of an image encoder, by name: how many layers the encoder has from there to its end. With
+        layer-wise decay d a learning rate is multiplied by d to this power: for an encoder of L blocks 1 for the last,
+        L for the first, L + 1 for the embeddings. Parameters that are not named have 0.
         """
         return {}
 

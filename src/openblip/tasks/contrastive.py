@@ -144,10 +144,8 @@ class Blip2Stage1(Blip2Task):
 
     def _itc(self, queries: Tensor, tokens: Tokens, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The loss of queries (B, Q, D) and texts (B, T), and the similarities over temperature by which ITM chooses
-        its negatives.
-
-        Gradients reach the rows of every process. The released code cuts them off at gathered keys, but only when there
-        are several processes.
+        its negatives. Gradients reach the rows of every process. The released code cuts them off at gathered keys, but
+        only when there are several processes.
         """
         image = self.model.embed_image(queries)  # (B, Q, E)
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)

@@ -131,7 +131,7 @@ class PromptedQuestionProcessor(PromptedProcessor):
     """A question with its distinct answers, each weighted by the share of annotators who gave it."""
 
     question_prompt: str
-    """How a question is put to the language model, with `{}` in its place."""
+    """How a question or instruction is put to the language model, with `{}` in its place."""
 
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
         question, answers = data_texts.question_with_answers(sample)
@@ -140,15 +140,11 @@ class PromptedQuestionProcessor(PromptedProcessor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructionProcessor(PromptedProcessor):
-    """Every turn of a conversation about an image: its answer, after everything that was said before.
-
-    The Q-Former reads the turn's own instruction, the language model also the turns before it. A sample that has only a
-    question is one turn, with one of its annotators' answers, drawn at random.
+class InstructionProcessor(PromptedQuestionProcessor):
+    """Every turn of a conversation about an image: its answer, after everything that was said before. The Q-Former
+    reads the turn's own instruction, the language model also the turns before it. A sample that has only a question is
+    one turn, with one of its annotators' answers, drawn at random.
     """
-
-    question_prompt: str
-    """How an instruction is put to the language model, with `{}` in its place."""
 
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
         turns, rows = data_texts.draw_turns(sample, rng), []
@@ -161,7 +157,7 @@ class InstructionProcessor(PromptedProcessor):
 class InstructionFollowing(PromptedTask):
     """Conversations, in which every token of every answer counts alike."""
 
-    processor_class: ClassVar[type[InstructionProcessor | PromptedQuestionProcessor]] = InstructionProcessor
+    processor_class: ClassVar[type[PromptedQuestionProcessor]] = InstructionProcessor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
