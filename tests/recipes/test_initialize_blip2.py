@@ -98,7 +98,7 @@ def test_a_trained_encoder_is_float32_at_its_new_size(folders: Path) -> None:
     assert found.preprocessing.image_size == found.model.config.vision.image_size == 2 * SIZE  # type: ignore[union-attr]
     assert {p.dtype for p in found.model.vision.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in found.model.vision.parameters())
-    assert found.model.require_language().dtype == torch.bfloat16
+    assert next(found.model.require_language().parameters()).dtype == torch.bfloat16
     assert found.model.encode_image(torch.randn(1, 3, 2 * SIZE, 2 * SIZE)).shape[1] == (2 * SIZE // 8) ** 2 + 1
     frozen = begin(replace(run, train_vision=False, frozen_dtype="float16"))
     assert {p.dtype for p in frozen.model.vision.parameters()} == {torch.float16}

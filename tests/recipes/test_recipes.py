@@ -15,7 +15,6 @@ from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, TextConfig, VisionConfig
 from openblip.recipes import RECIPES
 from openblip.recipes.blip import blip_base, blip_large, caption, caption_large, filter_, filter_large
-from openblip.recipes.run import cpu_threads
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at
 
@@ -212,10 +211,12 @@ def test_a_backbone_that_is_not_there_is_named(world, tmp_path):
         miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")).train()
 
 
-def test_a_run_gives_the_number_of_threads_back():
-    before = torch.get_num_threads()
-    with cpu_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with cpu_threads(None):
-        assert torch.get_num_threads() == before
+def test_a_run_gives_the_number_of_threads_back(world, tmp_path, monkeypatch):
+    run, counts = miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")), []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    for num_threads in (None, 7):
+        with pytest.raises(CheckpointError):
+            replace(
+                run, training=replace(run.training, num_threads=num_threads), out=f"{run.out}-{num_threads}"
+            ).train()
+    assert counts == [7, torch.get_num_threads()]

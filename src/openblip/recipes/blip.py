@@ -58,7 +58,6 @@ def blip_base() -> BlipRun:
     Source: section 4.1. ViT from DeiT-B, text from bert-base-uncased, cross-attention random. An epoch at a joint batch
     of 2880 (90 * 32) is 4,861 steps, 20 epochs are 97,220. DATA: 'web/*.tar,human/*.tar'. With LAION (129M) an epoch is
     37M pairs: --training.steps 256940 --training.decay-every 12847 --task.contrastive.alpha-ramp-steps 25694
-
     Cost: not in the paper; 252M parameters, 90 pairs per GPU. Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned,
     Flickr30K TR@1/IR@1 zero-shot, COCO CIDEr, NoCaps CIDEr): 78.4/60.7, 93.9/82.1, 127.8, 102.2 on the raw pairs;
     80.6/63.1, 94.8/84.9, 129.7, 105.1 on the bootstrapped. Losses itc/itm/lm of the authors on the bootstrapped 14M
@@ -94,7 +93,6 @@ def blip_large() -> BlipRun:
     vit_large_patch16_224_in21k; the text side as in blip-base. An epoch at a joint batch of 2400 (75 * 32) is 15,416
     steps, 20 epochs are 308,320. DATA: 'web/*.tar,human/*.tar,laion/*.tar'. On the 14M alone, which the paper has no
     ViT-L for: --training.steps 116660 --training.decay-every 5833 --task.contrastive.alpha-ramp-steps 11666
-
     Cost: not in the paper; 75 pairs per GPU; short of memory, add --model.vision.activation-checkpointing True.
     Expected (paper, Table 1, COCO TR@1/IR@1 fine-tuned, COCO CIDEr, NoCaps CIDEr): 80.6/64.1, 135.5, 112.5 on the raw
     pairs; 82.4/65.1, 136.7, 113.2 on the bootstrapped, and 96.7/86.7 Flickr30K TR@1/IR@1 zero-shot.
@@ -113,9 +111,9 @@ def blip_large() -> BlipRun:
 def caption() -> BlipRun:
     """Fine-tune a pre-trained BLIP to caption (LM alone), at 384 pixels on COCO, as in the paper.
 
-    Source: sections 3.3 and 5.2. 5 epochs over 566,747 captions, 2,213 steps each; the learning rate starts at 1e-5.
-    Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw
-    pairs, 129.7 / 105.1 on the bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
+    Source: sections 3.3 and 5.2. 5 epochs over 566,747 captions, 2,213 steps each. Cost: hours on 8 GPUs. Expected
+    (paper, Table 1, COCO / NoCaps CIDEr): 127.8 / 102.2 from blip-base on 14M raw pairs, 129.7 / 105.1 on the
+    bootstrapped; decode with a beam of 3, at most 20 and at least 5 tokens.
     DATA: --data.source captions_train.json --data.images coco
     Where this recipe deviates from the released code: a caption is cut so that prompt and caption together have 40
     tokens, and the last token kept is always [SEP].
@@ -137,9 +135,9 @@ def caption_large() -> BlipRun:
 def filter_() -> BlipRun:
     """Fine-tune a pre-trained BLIP to match (ITC + ITM), at 384 pixels on COCO, as in the paper.
 
-    Source: sections 3.3 and 5.1. 6 epochs over 566,747 captions, 2,213 steps each; the learning rate starts at 1e-5;
-    alpha rises to 0.4 over the first epoch. Cost: hours on 8 GPUs. Expected (paper, Table 1, COCO TR@1/IR@1, ITC
-    candidates re-ranked by ITM with k=256): 78.4/60.7 from blip-base on 14M raw pairs, 80.6/63.1 on the bootstrapped.
+    Source: sections 3.3 and 5.1. 6 epochs over 566,747 captions, 2,213 steps each. Cost: hours on 8 GPUs. Expected
+    (paper, Table 1, COCO TR@1/IR@1, ITC candidates re-ranked by ITM with k=256): 78.4/60.7 from blip-base on 14M raw
+    pairs, 80.6/63.1 on the bootstrapped.
     DATA: --data.source captions_train.json --data.images coco
     Where this recipe deviates from the released code: the momentum encoders start as copies of the model and the queue
     empty, where the released code continues with those of the pre-training; ITM weights have a small constant added, so
@@ -173,16 +171,14 @@ def retrieval_flickr() -> BlipRun:
 def vqa() -> BlipRun:
     """Fine-tune a pre-trained BLIP to answer questions, at 480 pixels on VQAv2 and Visual Genome.
 
-    Source: section 5.3. 10 epochs; the learning rate starts at 2e-5; stochastic depth 0.1 in the image encoder; an
-    answer's loss is weighted by the share of annotators who gave it, that of Visual Genome's by 0.2. Encoder and
-    decoder start from the same weights and are trained apart, as in the released code. Cost: about a day on 8 GPUs.
-    Expected (paper, Table 8, VQAv2 test-dev/test-std, answers ranked): 77.54/77.62 from blip-base on 14M bootstrapped
-    pairs, 78.24/78.17 on 129M.
+    Source: section 5.3. 10 epochs; an answer's loss is weighted by the share of annotators who gave it, that of Visual
+    Genome's by 0.2. Encoder and decoder start from the same weights and are trained apart, as in the released code.
+    Cost: about a day on 8 GPUs. Expected (paper, Table 8, VQAv2 test-dev/test-std, answers ranked): 77.54/77.62 from
+    blip-base on 14M bootstrapped pairs, 78.24/78.17 on 129M.
     DATA: --data.source vqa_train.json,vqa_val.json,vg_qa.json --data.images images
     Evaluate by ranking the 3,128 answers that the authors distribute, or by writing:
         openblip evaluate vqa --model runs/vqa/model --data vqa_test.json --images images
             --answers answer_list.json --results submission.json
-
     For OK-VQA and A-OKVQA start from this model, with the questions of that data set as the source; LAVIS does so with
     a learning rate of 1e-5 for a few epochs.
     """
@@ -193,9 +189,9 @@ def vqa() -> BlipRun:
 def nlvr() -> BlipRun:
     """Fine-tune a pre-trained BLIP to judge statements about two images, at 384 pixels on NLVR2.
 
-    Source: section 5.4. 15 epochs; the learning rate starts at 3e-5; stochastic depth 0.1; the two images change places
-    in a random half of the samples, and so do the words left and right. Cost: hours on 8 GPUs. Expected (paper, Table
-    8, dev/test-P): 82.67/82.30 from blip-base on 14M bootstrapped pairs, 82.48/83.08 on 129M.
+    Source: section 5.4. 15 epochs; the two images change places in a random half of the samples, and so do the words
+    left and right. Cost: hours on 8 GPUs. Expected (paper, Table 8, dev/test-P): 82.67/82.30 from blip-base on 14M
+    bootstrapped pairs, 82.48/83.08 on 129M.
     DATA: --data.source train.json --data.images nlvr2
     Where this recipe deviates from the released code: the layer that merges both images starts as their mean, not from
     random weights.
@@ -207,10 +203,10 @@ def nlvr() -> BlipRun:
 def visdial() -> BlipRun:
     """Fine-tune a pre-trained BLIP to rank the answers of dialogs, at 384 pixels on VisDial v1.0.
 
-    Source: section 5.5, Figure 5c. 20 epochs at a joint batch of 240 (30 * 8); the learning rate starts at 2e-5. The
-    authors released no code for this task: how a dialog becomes a text (`openblip.data.texts`), how many wrong
-    answers accompany the right one (3), and that an epoch is one round of each dialog are choices of this recipe.
-    Cost: hours on 8 GPUs. Expected (paper, Table 9, val): MRR 69.41, R@1 56.44.
+    Source: section 5.5, Figure 5c. 20 epochs at a joint batch of 240 (30 * 8). The authors released no code for this
+    task: how a dialog becomes a text (`openblip.data.texts`), how many wrong answers accompany the right one (3), and
+    that an epoch is one round of each dialog are choices of this recipe. Cost: hours on 8 GPUs. Expected (paper, Table
+    9, val): MRR 69.41, R@1 56.44.
     DATA: --data.source visdial_1.0_train.json --data.images coco
     """
     task, steps = tasks.VisdialConfig(num_negatives=3), 20 * (123_287 // 240)  # dialogs; a step sees a round of each

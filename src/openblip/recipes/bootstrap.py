@@ -66,14 +66,6 @@ class BootstrapConfig:
     recipe: Family
     """The settings of the three trainings."""
 
-    @property
-    def human_for_training(self) -> str:
-        return self.human if self.test is not None else f"{self.human}[:95%]"
-
-    @property
-    def pairs_for_test(self) -> str:
-        return self.test if self.test is not None else f"{self.human}[95%:]"
-
 
 class StoppedError(OpenBlipError):
     """A signal stopped a stage after it had saved its state."""
@@ -82,8 +74,8 @@ class StoppedError(OpenBlipError):
 def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     """Run or resume the loop; returns what results.json holds.
 
-    Raises StoppedError when a signal stopped a training, ConfigError when `config.out` holds another
-    bootstrap, and OpenBlipError when a shard of CapFilt could not be finished.
+    Raises StoppedError when a signal stopped a training, ConfigError when `config.out` holds another bootstrap, and
+    OpenBlipError when a shard of CapFilt could not be finished.
     """
     from openblip.data.sources import open_source
     from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
@@ -91,33 +83,34 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
 
     root, recipe = Path(config.out), config.recipe.pretrain
     RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
-    open_source(config.pairs_for_test)  # raises now for a wrong name, not hours later
-    human = config.human_for_training
+    human, test = config.human, config.test
+    if test is None:
+        human, test = f"{human}[:95%]", f"{human}[95%:]"
+    open_source(test)  # raises now for a wrong name, not hours later
     pretrained = [_train(recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
         folder = root / f"round_{number}"
-        cleaned.append(_clean(config, pretrained[-1], folder))
+        cleaned.append(_clean(config, human, pretrained[-1], folder))
         pretrained.append(_train(recipe, folder / "pretrain", f"{human},capfilt:{cleaned[-1]}"))
     results = {
-        "test": config.pairs_for_test,
-        "models": [_evaluate(model, config.pairs_for_test) for model in pretrained],
+        "test": test,
+        "models": [_evaluate(model, test) for model in pretrained],
         "capfilt": [measure_capfilt(folder) for folder in cleaned if has_ground_truth(folder)],
     }
     write_json(root / "results.json", results)
     return results
 
 
-def _clean(config: BootstrapConfig, pretrained: Path, folder: Path) -> Path:
+def _clean(config: BootstrapConfig, human: str, pretrained: Path, folder: Path) -> Path:
     """Captioner and filter from one model, separately, then CapFilt with them; the folder it wrote."""
     from openblip.capfilt.config import CapFiltConfig
     from openblip.capfilt.local import run_capfilt
 
-    human, recipe = config.human_for_training, config.recipe
     settings = CapFiltConfig(
         source=config.web,
-        captioner=str(_train(recipe.captioner, folder / "captioner", human, init=pretrained)),
-        filter=str(_train(recipe.filter, folder / "filter", human, init=pretrained)),
+        captioner=str(_train(config.recipe.captioner, folder / "captioner", human, init=pretrained)),
+        filter=str(_train(config.recipe.filter, folder / "filter", human, init=pretrained)),
         threshold=config.threshold,
         num_captions=config.num_captions,
         seed=config.seed,

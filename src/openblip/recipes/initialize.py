@@ -50,16 +50,22 @@ NOT_OF_ENCODER = (
 )  # fmt: skip
 
 
-def with_heads(model: Blip, heads: tuple[Head, ...], **vision: Any) -> Blip:
+def with_heads(
+    model: Blip, heads: tuple[Head, ...], drop_path: float | None = None, image_size: int | None = None
+) -> Blip:
     """A model with other heads and the same weights (BLIP section 5: a task takes the parts that it needs).
 
     Both branches over two images start from the one branch that the model has. Questions and answers get separate
-    weights, as in the released VQA fine-tuning. `vision` are fields of the image encoder's settings that change; for
-    another image size, position embeddings are interpolated once and for all. Raises ConfigError when the model lacks a
-    weight that is no fresh part of a head.
+    weights, as in the released VQA fine-tuning. `drop_path` and `image_size` are those of the image encoder, None keeps
+    the model's; position embeddings are interpolated once and for all. Raises ConfigError when the model lacks a weight
+    that is no fresh part of a head.
     """
-    text = replace(model.config.text, sharing="none") if "vqa" in heads else model.config.text
-    target = Blip(replace(model.config, heads=heads, vision=replace(model.config.vision, **vision), text=text))
+    vision, text = model.config.vision, model.config.text
+    drop_path = vision.drop_path if drop_path is None else drop_path
+    vision = replace(vision, drop_path=drop_path, image_size=image_size or vision.image_size)
+    if "vqa" in heads:
+        text = replace(text, sharing="none")
+    target = Blip(replace(model.config, heads=heads, vision=vision, text=text))
     weights, positions = model.state_dict(), "vision.position_embedding"
     weights[positions] = interpolate_positions(weights[positions], target.config.vision.grid)
     copy_weights(target.state_dict(), weights, model.config.heads, heads)
@@ -135,20 +141,15 @@ def make_tokenizer(name: str | None, vocab_size: int, mixture: Mixture) -> Token
     """The tokenizer called `name`, or a WordPiece vocabulary of the captions, trained by one process."""
     if name is not None:
         return Tokenizer.load(name)
-    trained = []
-    if rank() == 0:
-        texts = read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS)
-        trained.append(Tokenizer.train(map(normalize_caption, texts), vocab_size).to_json())
+    texts = map(normalize_caption, read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS))
+    trained = [Tokenizer.train(texts, vocab_size).to_json()] if rank() == 0 else []
     return Tokenizer.from_json(gather_objects(trained)[0])
 
 
 def make_language_tokenizer(mixture: Mixture, vocab_size: int, *, ends: bool) -> Any:
     """`train_language_tokenizer` on the field text of a mixture's samples, by one process."""
-    trained = []
-    if rank() == 0:
-        texts = read_texts(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS)
-        trained.append(train_language_tokenizer(texts, vocab_size, ends=ends))
-    return gather_objects(trained)[0]
+    texts = read_texts(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS)
+    return gather_objects([train_language_tokenizer(texts, vocab_size, ends=ends)] if rank() == 0 else [])[0]
 
 
 def train_language_tokenizer(texts: Iterable[str], vocab_size: int, *, ends: bool) -> Any:

@@ -5,29 +5,20 @@ A recipe is a function that returns a `Run`. Nothing here imports torch before a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from openblip.data.config import DataConfig, Preprocessing
 from openblip.errors import ConfigError
 from openblip.files import atomic_folder
-from openblip.models.config import (
-    Blip2Config,
-    BlipConfig,
-    LanguageConfig,
-    LoraSettings,
-    QFormerConfig,
-    check_heads_divide,
-)
+from openblip.models import config as models
 from openblip.tasks.config import Blip2TaskConfig, BlipTaskConfig, LanguagePretrainingConfig
 from openblip.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from openblip.checkpoints.backbones import ImageEncoder
     from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint
     from openblip.data.batch import SampleProcessor
@@ -59,8 +50,7 @@ class Run(ABC):
     def initialize(self, mixture: "Mixture") -> Any:
         """The model with the heads of the task, its tokenizer and preprocessing, as a checkpoint.
 
-        The weights come from where the run says. Raises ConfigError when a weight is missing there that no task may
-        start without.
+        Raises ConfigError when a weight that no task may start without is missing where the run says.
         """
 
     def check(self) -> None:
@@ -83,7 +73,7 @@ class Run(ABC):
         """What the task takes of a sample."""
         return self.task_class.sample_processor(self.task, self.data, question_prompt="{}")
 
-    def save(self, checkpoint: Any, folder: "Path") -> None:
+    def save(self, checkpoint: Any, folder: Path) -> None:
         """Write what `initialize` has made, with its present weights; the folder's config.json comes last."""
         from openblip.checkpoints.loading import save_checkpoint
 
@@ -112,22 +102,19 @@ class Run(ABC):
         task = self.task_class.build(self.task, data, checkpoint.model, tokenizer, preprocessing)
         processor = self.sample_processor(checkpoint, mixture)
         validate = None if training.validate_every is None else make_validation(self.task, data, checkpoint)
-
-        def load(cursor: dict[str, Any] | None) -> Loader:
-            return Loader(
-                mixture,
-                tokenizer=tokenizer,
-                preprocessing=preprocessing,
-                augmentation=data.augmentation,
-                batch_size=training.batch_size,
-                seed=training.seed,
-                processor=processor,
-                rank=process.rank,
-                world_size=process.world_size,
-                num_workers=data.num_workers,
-                cursor=cursor,
-            )
-
+        load = partial(
+            Loader,
+            mixture,
+            tokenizer=tokenizer,
+            preprocessing=preprocessing,
+            augmentation=data.augmentation,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            processor=processor,
+            rank=process.rank,
+            world_size=process.world_size,
+            num_workers=data.num_workers,
+        )
         save = partial(self.save, checkpoint)
         return Trainer(task, load, training, RunFolder(self.out), process, save, validate)
 
@@ -136,12 +123,17 @@ class Run(ABC):
 
         Raises ConfigError for settings that contradict each other or an earlier run in the same folder.
         """
+        import torch
+
         from openblip.distributed import barrier, process_group
         from openblip.training.run_folder import RunFolder
 
         self.check()
         folder = RunFolder(self.out)
-        with process_group() as process, cpu_threads(self.training.num_threads):
+        with process_group() as process, ExitStack() as afterwards:
+            if self.training.num_threads is not None:
+                afterwards.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(self.training.num_threads)
             if process.is_main:
                 folder.start(asdict(self), resume)
             barrier()
@@ -149,28 +141,13 @@ class Run(ABC):
                 return True
             trainer = self.build(process)
             finished = trainer.run()
-            if finished and process.is_main and trainer.save_model is not None:
-                trainer.save_model(folder.model)
-            barrier()
+            if finished:
+                trainer.write_model(folder.model)
             return finished
 
     def derive(self, recipe: str, **changes: Any) -> Self:
         """Another recipe, which differs from this one in `changes`, in its name and in its folder."""
         return replace(self, recipe=recipe, out=f"runs/{recipe}", **changes)
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Set torch's number of threads, or leave it for None; afterwards it is what it was before."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_text_start(init: str | None, text_init: str | None, tokenizer: str | None) -> None:
@@ -187,7 +164,7 @@ class BlipRun(Run):
 
     init: str | None = None
     """Checkpoint to start from; None starts from random weights."""
-    model: BlipConfig | None = None
+    model: models.BlipConfig | None = None
     """The shape of a model that starts from random weights; None takes the checkpoint's."""
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
@@ -227,14 +204,11 @@ class BlipRun(Run):
             checkpoint = load_checkpoint(self.init)
             if not isinstance(checkpoint, BlipCheckpoint):
                 raise ConfigError(f"{self.init} is a checkpoint of BLIP-2; the recipe {self.recipe} trains BLIP.")
-            vision, preprocessing = {}, checkpoint.preprocessing
-            if self.drop_path is not None:
-                vision["drop_path"] = self.drop_path
-            if self.image_size is not None:
-                vision["image_size"] = self.image_size
-                preprocessing = replace(preprocessing, image_size=self.image_size)
-            model = with_heads(checkpoint.model, heads, **vision)
-            checkpoint = checkpoint._replace(model=model, preprocessing=preprocessing)
+            size = self.image_size or checkpoint.preprocessing.image_size
+            model = with_heads(checkpoint.model, heads, self.drop_path, self.image_size)
+            checkpoint = checkpoint._replace(
+                model=model, preprocessing=replace(checkpoint.preprocessing, image_size=size)
+            )
         else:
             assert self.model is not None  # `check` has seen to it
             tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
@@ -273,7 +247,7 @@ class LanguageModelSource:
     quantization: Literal["8bit", "4bit"] | None = None
     max_text_tokens: int = 32
     """Budget of a text and its prompt, the end included."""
-    lora: LoraSettings | None = None
+    lora: models.LoraSettings | None = None
     """Adapters that are trained in a language model which is frozen otherwise; None trains nothing of it."""
 
 
@@ -287,7 +261,7 @@ class Blip2Run(Run):
     """The image encoder; None takes the checkpoint's."""
     language: LanguageModelSource | None = None
     """The language model of a generative task; None takes the checkpoint's."""
-    qformer: QFormerConfig | None = None
+    qformer: models.QFormerConfig | None = None
     """The shape of a new Q-Former; None takes the checkpoint's."""
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
@@ -351,12 +325,11 @@ class Blip2Run(Run):
         text_branch = start if self.text_branch is None else load_blip2_checkpoint(self.text_branch)
         if start is None or text_branch is None:
             assert self.qformer is not None  # `check` has seen to it
-            config = Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
+            config = models.Blip2Config(qformer=self.qformer, embed_dim=self.embed_dim)
         else:  # a checkpoint's shape stays, and its text branch may come from another
-            texts = text_branch.model.config.qformer
-            qformer = start.model.config.qformer
-            qformer = replace(qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
-            config = replace(start.model.config, qformer=qformer)
+            config, texts = start.model.config, text_branch.model.config.qformer
+            qformer = replace(config.qformer, vocab_size=texts.vocab_size, max_positions=texts.max_positions)
+            config = replace(config, qformer=qformer)
         config = replace(
             config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
         )
@@ -408,7 +381,7 @@ class Blip2Run(Run):
         encoder.model.to(dtype)
         return encoder
 
-    def _language_model(self, start: "Blip2Checkpoint | None") -> "tuple[LanguageModel, LanguageConfig]":
+    def _language_model(self, start: "Blip2Checkpoint | None") -> "tuple[LanguageModel, models.LanguageConfig]":
         import torch
 
         from openblip.checkpoints.backbones import load_language_model
@@ -422,7 +395,9 @@ class Blip2Run(Run):
             if settings.lora is not None:
                 with_lora(model, settings.lora)
             budget = settings.max_text_tokens
-            config = LanguageConfig(name=name, hidden_dim=model.hidden_dim, end_of_text=end, max_text_tokens=budget)
+            config = models.LanguageConfig(
+                name=name, hidden_dim=model.hidden_dim, end_of_text=end, max_text_tokens=budget
+            )
         elif start is None or start.model.language is None or start.model.config.language is None:
             raise ConfigError(f"The recipe {self.recipe} needs a language model: name it with --language.source.")
         else:
@@ -458,7 +433,7 @@ class LanguageShape:
     """Visual prompts and tokens together; t5 knows only distances and has no limit."""
 
     def __post_init__(self) -> None:
-        check_heads_divide("shape", self.hidden_dim, self.num_heads)
+        models.check_heads_divide("shape", self.hidden_dim, self.num_heads)
 
     def build(self, tokenizer: Any) -> "LanguageModel":
         """An OPT or T5 of transformers with random weights. OPT ends what it writes with a line break."""
@@ -467,15 +442,12 @@ class LanguageShape:
         from openblip.models.language_model import wrap_language_model
 
         library: Any = transformers  # their settings are not typed
-        special = {
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        special = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end}
         if self.architecture == "opt":
             config = library.OPTConfig(
                 **special,
-                bos_token_id=tokenizer.eos_token_id,
+                bos_token_id=end,
                 hidden_size=self.hidden_dim,
                 word_embed_proj_dim=self.hidden_dim,
                 num_hidden_layers=self.num_layers,
@@ -487,7 +459,7 @@ class LanguageShape:
             return wrap_language_model(library.OPTForCausalLM(config), tokenizer, end_of_text="\n")
         config = library.T5Config(
             **special,
-            decoder_start_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=pad,
             d_model=self.hidden_dim,
             d_kv=self.hidden_dim // self.num_heads,
             d_ff=self.mlp_dim,
@@ -510,10 +482,7 @@ class LanguageCheckpoint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageRun(Run):
-    """A training of a language model from random weights, on text alone, for a BLIP-2 to freeze.
-
-    model/ of the run is a folder of Hugging Face.
-    """
+    """A training of a language model on text alone, for a BLIP-2 to freeze; its model/ is a folder of Hugging Face."""
 
     shape: LanguageShape
     vocab_size: int
@@ -534,7 +503,7 @@ class LanguageRun(Run):
         tokenizer = make_language_tokenizer(mixture, self.vocab_size, ends=self.shape.architecture == "t5")
         return LanguageCheckpoint(self.shape.build(tokenizer))
 
-    def save(self, checkpoint: LanguageCheckpoint, folder: "Path") -> None:
+    def save(self, checkpoint: LanguageCheckpoint, folder: Path) -> None:
         with atomic_folder(folder) as partial:
             checkpoint.model.model.save_pretrained(partial)
             checkpoint.model.tokenizer.save_pretrained(partial)

@@ -59,17 +59,15 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[]
     benchmark = BENCHMARKS.get(type(task))
     if benchmark is None:
         raise ConfigError("This task has no benchmark: leave out --training.validate-every.")
-    settings: dict[str, Any] = {"limit": data.validation_limit}
-    if data.num_frames is not None:
-        if not benchmark.takes_videos:
-            raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
-        settings["num_frames"] = data.num_frames
+    if data.num_frames is not None and not benchmark.takes_videos:
+        raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
+    frames = {"num_frames": data.num_frames} if benchmark.takes_videos else {}
     assert data.validation is not None  # `Run.check` has seen to it
     source = open_source(data.validation, images=data.images)
     predictor = (Blip2Predictor if isinstance(checkpoint, Blip2Checkpoint) else BlipPredictor)(checkpoint)
 
     def validate() -> dict[str, float]:
-        scores = flatten(benchmark.evaluate(predictor, source, **settings))
+        scores = flatten(benchmark.evaluate(predictor, source, limit=data.validation_limit, **frames))
         decisive = next((scores[name] for name in benchmark.best_by if name in scores), None)
         if decisive is None:
             raise ConfigError(

@@ -39,10 +39,6 @@ class Optimizers:
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = share * peak
 
-    def zero_grad(self) -> None:
-        for member in self.members:
-            member.zero_grad(set_to_none=True)
-
     def step(self) -> None:
         for member in self.members:
             member.step()

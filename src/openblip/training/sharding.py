@@ -1,13 +1,13 @@
-"""Several processes in one run, and memory: what is trained is on each process, what is frozen can be divided.
+"""Less memory: frozen models are divided among the processes, and activations are computed again.
 
-DDP replicates the trained weights and averages their gradients. FSDP2 divides the blocks of frozen models of
-transformers: each process keeps its share and gathers a block when it computes it. Adapters within the blocks belong to
-DDP like everything that is trained, so optimizer, clipping and checkpoints meet plain tensors. Embeddings and output
-layer of a divided model stay whole on every process: they are used outside of its forward pass, and often are one
-tensor. docs/architecture.md says how much of a model they are.
+The trainer replicates trained weights with DDP, which averages their gradients. FSDP2 divides the blocks of frozen
+models of transformers: each process keeps its share and gathers a block when it computes it. Adapters within the blocks
+belong to DDP like everything that is trained, so optimizer, clipping and checkpoints meet plain tensors. Embeddings and
+output layer of a divided model stay whole on every process: they are used outside of its forward pass, and often are
+one tensor. docs/architecture.md says how much of a model they are.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial, update_wrapper
 from typing import NamedTuple
 
@@ -15,12 +15,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from openblip.distributed import Process
 from openblip.errors import ConfigError
-from openblip.tasks.base import Task
 
 
 class Stack(NamedTuple):
@@ -92,16 +90,3 @@ def gather_frozen(parts: Sequence[nn.Module], process: Process) -> None:
                     whole = parameter.full_tensor()  # every process takes part
                     if process.is_main:
                         setattr(module, name, nn.Parameter(whole.cpu(), requires_grad=False))
-
-
-def replicate(task: Task, frozen_names: Collection[str], process: Process) -> nn.Module:
-    """The task with its gradients averaged over all processes, which begin with the main one's weights.
-
-    Frozen weights are not broadcast: every process has loaded them from their source.
-    """
-    if process.world_size == 1:
-        return task
-    if frozen_names:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, sorted(frozen_names))
-    # The buffers are the queue, which every process fills with the same values: no need to broadcast them.
-    return DistributedDataParallel(task, broadcast_buffers=False)

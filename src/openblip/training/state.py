@@ -40,8 +40,7 @@ class RunState:
         parts = {id(part) for part in task.frozen_parts()}
         modules = task.named_modules(remove_duplicate=False)
         prefixes = tuple(f"{name}." for name, module in modules if id(module) in parts)
-        parameters = task.named_parameters(remove_duplicate=False)
-        trained = {name for name, parameter in parameters if parameter.requires_grad}
+        trained = {name for name, part in task.named_parameters(remove_duplicate=False) if part.requires_grad}
         items = task.state_dict().items()
         frozen = {name: value for name, value in items if name.startswith(prefixes) and name not in trained}
         self.frozen_names = frozenset(frozen)

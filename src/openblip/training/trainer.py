@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
@@ -25,8 +24,10 @@ from openblip.tasks.base import Task
 from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import REJECTS, RunFolder, Trackers
-from openblip.training.sharding import gather_frozen, recompute_activations, replicate, shard_frozen
+from openblip.training.sharding import gather_frozen, recompute_activations, shard_frozen
 from openblip.training.state import RunState
+
+NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "samples_per_second")
 
 
 class NonFiniteError(OpenBlipError):
@@ -38,7 +39,7 @@ class Trainer:
 
     Args:
         task: what is trained; it is moved to the process's device.
-        loader_at: makes the loader of this process's batches from a cursor; None is the beginning.
+        loader_at: makes the loader of this process's batches from a `cursor`; None is the beginning.
         save_model: writes the model to a folder, for `config.model_every` and the best model.
         validate: measures the model, for `config.validate_every`; of its scores `score` decides which model is the
             best, higher is better. Every process calls it, with the task in eval mode.
@@ -47,7 +48,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        loader_at: Callable[[dict[str, Any] | None], Loader],
+        loader_at: Callable[..., Loader],
         config: TrainingConfig,
         folder: RunFolder,
         process: Process,
@@ -64,17 +65,21 @@ class Trainer:
             shard_frozen(task.frozen_parts(), process)
         task.to(process.device)
         self.optimizers = make_optimizers(task, config, task.layers_above())
-        self.step, self.num_rejects = 0, 0
+        self.step = 0
         self._cursor: dict[str, Any] | None = None
         if last := folder.last_checkpoint():
             self.step, checkpoint = last
             self._cursor = self.state.load(checkpoint, self.optimizers)
-        self.loader = loader_at(self._cursor)
-        if process.is_main:
-            self.num_rejects = folder.forget_after(self.step)
+        self.loader = loader_at(cursor=self._cursor)
+        self.num_rejects = folder.forget_after(self.step) if process.is_main else 0
         barrier()  # metrics.jsonl ends at this step now
         self.best_score = None if validate is None else folder.best_score()
-        self.forward = replicate(task, self.state.frozen_names, process)
+        self.forward: nn.Module = task
+        if process.world_size > 1:
+            # Frozen weights are not broadcast: every process has loaded them from their source. Nor are buffers: they
+            # are the queue, which every process fills with the same values.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, sorted(self.state.frozen_names))
+            self.forward = DistributedDataParallel(task, broadcast_buffers=False)
 
     def run(self) -> bool:
         """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
@@ -96,7 +101,9 @@ class Trainer:
                     samples = (self.step - since) * self.samples_per_step
                     record["samples_per_second"] = round(samples / (time.perf_counter() - started), 2)
                     started, since = time.perf_counter(), self.step
-                    bar.note(describe(record))
+                    names = [name for name in record if name not in NOT_LOSSES]
+                    losses = " ".join(f"{name} {record[name]:.3f}" for name in names)
+                    bar.note(f"{losses} | {record['samples_per_second']:.0f} samples/s")
                     self._log(record, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
                 every = config.validate_every
@@ -109,7 +116,7 @@ class Trainer:
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
                 if config.model_every is not None and self.step % config.model_every == 0:
-                    self._write_model(self.folder.path / "models" / f"step_{self.step:08d}")
+                    self.write_model(self.folder.path / "models" / f"step_{self.step:08d}")
                 if stopped:
                     break
         if trackers is not None:
@@ -124,7 +131,7 @@ class Trainer:
         config, device = self.config, self.process.device
         rate = learning_rate_at(self.step, config)
         self.optimizers.set_learning_rate(rate / config.learning_rate)
-        self.optimizers.zero_grad()
+        self.task.zero_grad()
         losses: list[dict[str, Tensor]] = []  # of each micro-batch, on the device
         rejects: list[Reject] = []
         for micro in range(config.accumulation):
@@ -184,7 +191,7 @@ class Trainer:
         self.task.train()
         if self.best_score is None or scores["score"] > self.best_score:
             self.best_score = scores["score"]
-            self._write_model(self.folder.best)
+            self.write_model(self.folder.best)
         return scores
 
     def _log(self, record: dict[str, float], trackers: Trackers | None) -> None:
@@ -192,7 +199,8 @@ class Trainer:
             self.folder.log(record)
             trackers.log(record)
 
-    def _write_model(self, folder: Path) -> None:
+    def write_model(self, folder: Path) -> None:
+        """Write the model with its present weights; every process calls this."""
         if self.process.is_main and self.save_model is not None:
             self.save_model(folder)
         barrier()
@@ -210,13 +218,6 @@ def derive_seed(*parts: int) -> int:
     return hash_int(",".join(map(str, parts)))
 
 
-def describe(record: dict[str, float]) -> str:
-    """The losses of a record, for the progress line."""
-    hidden = {"step", "gradient_norm", "learning_rate", "rejects", "samples_per_second"}
-    losses = " ".join(f"{name} {value:.3f}" for name, value in record.items() if name not in hidden)
-    return f"{losses} | {record['samples_per_second']:.0f} samples/s"
-
-
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, so that a run stops between steps; a second signal interrupts."""
@@ -225,7 +226,7 @@ def stop_signals() -> Iterator[threading.Event]:
         yield event
         return
 
-    def request_stop(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
