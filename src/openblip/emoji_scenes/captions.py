@@ -81,7 +81,6 @@ def class_templates() -> list[str]:
 
 
 # Noise: captions as they are on the web
-
 WEB_TEXTS: dict[str, Any] = WORLD["noise"]
 NOISE_SHARES: dict[str, int] = WEB_TEXTS["shares"]
 OPEN_WORDS = frozenset((*BACKGROUNDS, *WEB_TEXTS["open_words"]))

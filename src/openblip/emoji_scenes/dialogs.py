@@ -5,15 +5,15 @@ than the whole answer) and wrong ones of the same make. Answers to other questio
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, permutations
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from openblip.emoji_scenes import scene as world
 from openblip.emoji_scenes.captions import RELATION_WORDS, relation_from_both_ends
-from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SIZES, WORLD, Scene, SceneObject, Split
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, SIZES, WORLD, Scene, SceneObject, SceneText, Split
 
 Sentences = tuple[str, ...]
 
@@ -24,11 +24,7 @@ NUM_WRONG_LISTINGS = 20  # of two things, not both of which are right
 COUNTS = (1, 2, 3, 4, 5)
 DIALOG_QUESTIONS: dict[str, list[str]] = WORLD["dialogs"]["questions"]
 DIALOG_ANSWERS: dict[str, list[str]] = WORLD["dialogs"]["answers"]
-# The family of answers to each kind of question; no sentence of another family answers it.
-FAMILY_OF_KIND = {
-    "background": "background", "size": "size", "number": "number", "total": "number", "else": "presence",
-    "presence": "presence", "place": "place", "bigger": "comparison",
-}  # fmt: skip
+FAMILY_OF_KIND: dict[str, str] = WORLD["dialogs"]["families"]
 
 
 def _fill(forms: Iterable[str], *values: object, **words: str) -> Sentences:
@@ -82,9 +78,8 @@ def sentences_about(name: str) -> dict[str, Sentences]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DialogRound:
-    """A question, the answer that is given, and candidates."""
+class DialogRound(NamedTuple):
+    """A question, the answer that is given, and candidates; `nouns` may be named in answers to other questions."""
 
     family: str
     question: str
@@ -92,8 +87,9 @@ class DialogRound:
     right: Sentences
     half_right: Sentences
     wrong: Sentences
+    nouns: Sequence[str]
 
-    def as_json(self, nouns: Sequence[str], rng: Random) -> dict[str, Any]:
+    def as_json(self, rng: Random) -> dict[str, Any]:
         """Return the round with NUM_OPTIONS different candidates in random order.
 
         They are all of its own, and sentences of other families about some of `nouns`.
@@ -102,7 +98,7 @@ class DialogRound:
         families = [family for family in dict.fromkeys(FAMILY_OF_KIND.values()) if family != self.family]
         while len(options) < NUM_OPTIONS:
             family = rng.choice(families)
-            options[rng.choice(sentences_about(rng.choice(nouns))[family])] = None
+            options[rng.choice(sentences_about(rng.choice(self.nouns))[family])] = None
         shuffled = rng.sample(list(options), NUM_OPTIONS)
         relevance = dict.fromkeys(self.right, 1.0) | dict.fromkeys(self.half_right, 0.5)
         return {
@@ -114,32 +110,17 @@ class DialogRound:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneDialog:
-    """A scene, a caption of it and the rounds; `nouns` may be named in answers to other questions."""
+def draw_dialog(rng: Random, split: Split) -> SceneText:
+    """Draw a scene and NUM_ROUNDS different questions, each one possible after those before it.
 
-    scenes: tuple[Scene]
-    caption: str
-    rounds: tuple[DialogRound, ...]
-    nouns: Sentences
-
-    @property
-    def text(self) -> str:
-        """The caption and the questions."""
-        return "\n".join([self.caption, *(each.question for each in self.rounds)])
-
-    def as_json(self, rng: Random) -> dict[str, Any]:
-        """Return the fields of a VisDial sample; `rng` draws the options of each round."""
-        return {"caption": self.caption, "dialog": [each.as_json(self.nouns, rng) for each in self.rounds]}
-
-
-def draw_dialog(rng: Random, split: Split) -> SceneDialog:
-    """Draw a scene and NUM_ROUNDS different questions, each one possible after those before it."""
+    The fields are those of a VisDial sample, but for the rounds, which draw their options later.
+    """
     scene = world.draw_scene(rng, split)
     if len(scene.objects) == 1 and rng.random() < 0.5:
         scene = world.draw_scene(rng, split)  # there is more to say about several, and more often a yes
     dialog = DialogContext(scene, split, rng)
     first = dialog.things[dialog.mentioned[0]]  # the caption names it, but not its size, number or background
+    caption = f"a picture with {first.a_noun if first.count == 1 else first.plural}"
     asked: set[tuple[str, str]] = set()
     rounds = []
     for _ in range(NUM_ROUNDS):
@@ -147,8 +128,8 @@ def draw_dialog(rng: Random, split: Split) -> SceneDialog:
         ((kind, name, _),) = rng.choices(questions, [weight for *_, weight in questions])
         asked.add((kind, name))
         rounds.append(dialog.ask(kind, name))
-    caption = f"a picture with {first.a_noun if first.count == 1 else first.plural}"
-    return SceneDialog(scenes=(scene,), caption=caption, rounds=tuple(rounds), nouns=tuple(dialog.nouns))
+    text = "\n".join([caption, *(each.question for each in rounds)])
+    return SceneText(scenes=(scene,), kind="dialog", text=text, fields={"caption": caption, "dialog": rounds})
 
 
 class DialogContext:
@@ -258,9 +239,7 @@ class DialogContext:
         half_right = tuple(text for text in dict.fromkeys(half_right) if text not in right)
         wrong = [text for text in dict.fromkeys(wrong) if text not in (*right, *half_right)]
         question, answer, family = rng.choice(questions), rng.choice(right), FAMILY_OF_KIND[kind]
-        return DialogRound(
-            family=family, question=question, answer=answer, right=right, half_right=half_right, wrong=tuple(wrong)
-        )
+        return DialogRound(family, question, answer, right, half_right, tuple(wrong), self.nouns)
 
     def _unmentioned(self) -> list[str]:
         return [name for name in self.scene.names if name not in self.mentioned]

@@ -9,14 +9,13 @@ answers from what stands before, which is a caption or what takes its place (BLI
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from openblip.emoji_scenes import captions
 from openblip.emoji_scenes import scene as world
 from openblip.emoji_scenes.captions import RELATION_WORDS, relation_from_both_ends
-from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, WORLD, Scene, SceneObject, Size, Split, sizes_of
+from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, WORLD, Scene, SceneObject, SceneText, Size, Split, sizes_of
 
 Medium = Literal["picture", "video"]  # what a question calls the image or the video that it is about
 Votes = dict[str, int]  # answer -> number of annotators who gave it
@@ -26,30 +25,8 @@ SIZE_VOTES: dict[Size, Votes] = WORLD["size_votes"]
 QUESTION_FORMS: dict[str, list[str]] = WORLD["questions"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A question about a scene, and the answers of all annotators, the majority's first.
-
-    `kind` is the key of QUESTION_FORMS that says what it asks for.
-    """
-
-    kind: str
-    text: str
-    answers: tuple[str, ...]
-    scenes: tuple[Scene]
-
-    def as_json(self, question_id: int) -> dict[str, Any]:
-        """Return the fields of a VQA sample."""
-        return {"question": self.text, "answers": self.answers, "question_id": question_id, "question_kind": self.kind}
-
-
-def unanimous(answer: str) -> Votes:
-    """Every annotator gives the same answer."""
-    return {answer: NUM_ANNOTATORS}
-
-
 def yes_or_no(is_true: bool) -> Votes:
-    return unanimous("yes" if is_true else "no")
+    return {"yes" if is_true else "no": NUM_ANNOTATORS}
 
 
 def naming_votes(thing: SceneObject) -> Votes:
@@ -68,9 +45,8 @@ def list_answers() -> list[str]:
     """Return all answers that can occur, sorted."""
     counts_and_sizes = [(count, size) for count in (1, 2, 3) for size in sizes_of(count)]
     things = [SceneObject(name=name, size=size, count=count) for name in NOUNS for count, size in counts_and_sizes]
-    kinds_of_votes = [unanimous(answer) for answer in ("yes", "no", *BACKGROUNDS)]
-    kinds_of_votes += [*map(counting_votes, (1, 2, 3)), *SIZE_VOTES.values(), *map(naming_votes, things)]
-    return sorted({answer for votes in kinds_of_votes for answer in votes})
+    votes = [*map(counting_votes, (1, 2, 3)), *SIZE_VOTES.values(), *map(naming_votes, things)]
+    return sorted({"yes", "no", *BACKGROUNDS}.union(*votes))
 
 
 def _question_weights(scene: Scene) -> Iterator[tuple[str, int]]:
@@ -86,14 +62,18 @@ def _question_weights(scene: Scene) -> Iterator[tuple[str, int]]:
         yield from (("neighbor", 4), ("place", 3), ("whether relation", 2))
 
 
-def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Question:
-    """Draw one of the questions that can be asked about `scene`, each kind with its weight."""
+def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> SceneText:
+    """Draw one of the questions that can be asked about `scene`, each kind with its weight.
+
+    Its fields are those of a VQA sample, with the answers of all annotators, the majority's first. The writer numbers
+    it.
+    """
     kinds, weights = zip(*_question_weights(scene), strict=True)
     (kind,) = rng.choices(kinds, weights)
     fillings: list[dict[str, object]] = [{}]  # words for the question's forms; several where a relation has several
     match kind:
         case "background":
-            votes = unanimous(scene.background)
+            votes = {scene.background: NUM_ANNOTATORS}
         case "count":
             thing = rng.choice(scene.objects)
             votes, fillings = counting_votes(thing.count), [{"thing": thing}]
@@ -109,9 +89,15 @@ def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Qu
         case "size":
             thing = rng.choice(scene.objects)
             votes, fillings = SIZE_VOTES[thing.size], [{"thing": thing}]
-        case "whether size":
+        case "whether size":  # "is it small?" and, where a thing may be big, "is it big?" are half true
             thing = rng.choice(scene.objects)
-            asked = _draw_size_to_ask(thing, scene, rng)
+            asked: Size = "small"
+            if "big" in sizes_of(scene.num_things):
+                # Two of three sizes can be asked for: asking for the thing's own in three of four evens yes and no.
+                asks_for_its_own = rng.random() < 0.75
+                other_size: Size = "big" if thing.size == "small" else "small"
+                asked = thing.size if asks_for_its_own else other_size
+                asked = rng.choice(("small", "big")) if thing.size == "normal" else asked
             votes, fillings = yes_or_no(thing.size == asked), [{"thing": thing, "size": asked}]
         case "which is small":
             (thing,) = (thing for thing in scene.objects if thing.size == "small")
@@ -133,24 +119,13 @@ def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> Qu
         case _:
             raise AssertionError(f"no question of kind {kind}")
     wordings = captions.fill_forms(QUESTION_FORMS[kind], [words | {"medium": medium} for words in fillings])
-    answers = tuple(answer for answer, count in votes.items() for _ in range(count))
-    return Question(kind=kind, text=rng.choice(wordings), answers=answers, scenes=(scene,))
-
-
-def _draw_size_to_ask(thing: SceneObject, scene: Scene, rng: Random) -> Size:
-    """Draw a size so that "is it small?" and, where a thing may be big, "is it big?" are half true."""
-    if "big" not in sizes_of(scene.num_things):
-        return "small"
-    # Two of three sizes can be asked for: asking for the thing's own in three of four evens yes and no.
-    asks_for_its_own = rng.random() < 0.75
-    if thing.size == "normal":
-        return rng.choice(("small", "big"))
-    other: Size = "big" if thing.size == "small" else "small"
-    return thing.size if asks_for_its_own else other
+    text = rng.choice(wordings)
+    answers = [answer for answer, count in votes.items() for _ in range(count)]
+    fields = {"question": text, "answers": answers, "question_id": 0, "question_kind": kind}
+    return SceneText(scenes=(scene,), kind=kind, text=text, fields=fields)
 
 
 # Documents
-
 DOCUMENT_QUESTION_FORMS = ("Question: {} Answer: {}", "Question: {} Short answer: {}")  # BLIP-2's prompts
 DOCUMENT_CAPTION_PROMPT = "a photo of"
 NOT_AFTER_THE_PROMPT = ("there ", "on ", "a picture of ", "a drawing of ")
@@ -178,7 +153,7 @@ def draw_document(scene: Scene, split: Split, rng: Random) -> str:
     for _ in range(rng.choice((2, 3, 4, 5))):
         if rng.random() < QUESTION_PROBABILITY:
             question = _draw_answered_question(scene, split, said, rng)
-            lines.append(rng.choice(DOCUMENT_QUESTION_FORMS).format(question.text, question.answers[0]))
+            lines.append(rng.choice(DOCUMENT_QUESTION_FORMS).format(question.text, question.fields["answers"][0]))
         else:
             caption = rng.choice(true)
             is_prompted = rng.random() < PROMPTED_PROBABILITY and not caption.startswith(NOT_AFTER_THE_PROMPT)
@@ -187,7 +162,7 @@ def draw_document(scene: Scene, split: Split, rng: Random) -> str:
     return "\n".join(lines)
 
 
-def _draw_answered_question(scene: Scene, split: Split, said: list[str], rng: Random) -> Question:
+def _draw_answered_question(scene: Scene, split: Split, said: list[str], rng: Random) -> SceneText:
     """Draw a question whose answer follows from what was said."""
     knows_relation = any(captions.says_relation(scene, text) for text in said)
     unsaid = set() if any(captions.says_background(scene, text) for text in said) else {"background"}

@@ -9,14 +9,14 @@ OpenMoji is licensed CC BY-SA 4.0, and so are images made of its sprites.
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from openblip.emoji_scenes.scene import BACKGROUNDS, WORLD, Relation, Scene, SceneObject, Size
 from openblip.errors import MissingExtraError
@@ -77,18 +77,13 @@ def render(scene: Scene, rng: Random) -> RenderedScene:
     # Jitter fades from try to try; without it, the sizes that scene.sizes_of allows always fit.
     for attempt in range(PLACEMENT_TRIES):
         jitter = 1.0 - attempt / PLACEMENT_TRIES
-        sprites = [
-            _rotate(_draw_sprite(thing, jitter, rng), jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION))
-            for thing in things
-        ]
+        sprites = [_rotate(_draw_sprite(thing, jitter, rng), _draw_angle(jitter, rng)) for thing in things]
         boxes = _place(scene.relation, [sprite.size for sprite in sprites], rng)
         if boxes is not None:
-            break
-    else:
-        raise AssertionError(f"no room for {scene}")
-    for sprite, box in zip(sprites, boxes, strict=True):
-        image.paste(sprite, box[:2], sprite)
-    return RenderedScene(image, _group_copies(scene, boxes))
+            for sprite, box in zip(sprites, boxes, strict=True):
+                image.paste(sprite, box[:2], sprite)
+            return RenderedScene(image, _group_copies(scene, boxes))
+    raise AssertionError(f"no room for {scene}")
 
 
 def _group_copies(scene: Scene, values: Iterable[_T]) -> tuple[tuple[_T, ...], ...]:
@@ -98,8 +93,6 @@ def _group_copies(scene: Scene, values: Iterable[_T]) -> tuple[tuple[_T, ...], .
 
 
 # Background and clutter
-
-
 def _paint_backdrop(background: str, rng: Random) -> Image.Image:
     """Paint what is behind the things: the colour with a gradient and noise, and clutter."""
     base = _jittered(BACKGROUNDS[background], 12, rng)
@@ -125,7 +118,7 @@ def _shaded(color: Color, shade: int) -> Color:
 
 @cache
 def _noise_tile(index: int) -> np.ndarray:
-    """A fixed tile of pixel noise, one level per pixel."""
+    """A fixed tile of noise, one level per pixel."""
     return np.rint(np.random.default_rng(index).normal(0.0, 4.0, (CANVAS, CANVAS, 1))).astype(np.int16)
 
 
@@ -156,8 +149,6 @@ def _paint_clutter(draw: ImageDraw.ImageDraw, color: Color, rng: Random) -> None
 
 
 # Places
-
-
 def _place(relation: Relation | None, sizes: list[tuple[int, int]], rng: Random) -> list[Box] | None:
     """Draw a box for each size; None if a sprite is larger than its room."""
     if relation == "above":  # side by side, with x and y exchanged
@@ -190,26 +181,33 @@ def _place_in_rooms(sizes: list[tuple[int, int]], rooms: list[Box], rng: Random)
 
 def _spare_room(room: Box, width: int, height: int) -> tuple[int, int] | None:
     """Return how far a sprite can move in a room, MARGIN from its walls; None if the sprite is larger."""
-    left, top, right, bottom = room
-    x, y = right - left - width - 2 * MARGIN, bottom - top - height - 2 * MARGIN
+    x, y = room[2] - room[0] - width - 2 * MARGIN, room[3] - room[1] - height - 2 * MARGIN
     return (x, y) if x >= 0 and y >= 0 else None
 
 
 # Sprites
-
-
 def _draw_sprite(thing: SceneObject, jitter: float, rng: Random) -> Image.Image:
     """Return the sprite as RGBA, up to SIZE_JITTER x `jitter` larger or smaller than its nominal size."""
     image = load_sprite(thing.name, thing.size)
     scale = 1.0 + jitter * rng.uniform(-SIZE_JITTER, SIZE_JITTER)
-    factor = NOMINAL_SIDE[thing.size] * scale / max(image.size)
+    return _scaled(image, NOMINAL_SIDE[thing.size] * scale / max(image.size), Image.Resampling.BILINEAR)
+
+
+def _scaled(image: Image.Image, factor: float, resampling: Image.Resampling) -> Image.Image:
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(size, resampling)
+
+
+def _draw_angle(jitter: float, rng: Random) -> float:
+    return jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION)
 
 
 def _rotate(image: Image.Image, angle: float) -> Image.Image:
     """Rotate a sprite by `angle` degrees, and crop it to what is seen of it."""
-    image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    return _cropped(image.rotate(angle, Image.Resampling.BICUBIC, expand=True))
+
+
+def _cropped(image: Image.Image) -> Image.Image:
     return image.crop(image.getchannel("A").getbbox())
 
 
@@ -223,13 +221,9 @@ def load_sprite(name: str, size: Size) -> Image.Image:
 
     side = NOMINAL_SIDE[size] * OVERSAMPLING
     png = resvg_py.svg_to_bytes(svg_string=_load_svg(name), width=2 * side, skip_system_fonts=True)
-    raster = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    raster = raster.crop(raster.getchannel("A").getbbox())
-    scale = (side - 2 * RIM) / max(raster.size)
-    width, height = (max(1, round(length * scale)) for length in raster.size)
-    raster = raster.resize((width, height), Image.Resampling.LANCZOS)
-    framed = Image.new("RGBA", (raster.width + 2 * RIM, raster.height + 2 * RIM), (255, 255, 255, 0))
-    framed.paste(raster, (RIM, RIM))
+    raster = _cropped(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    raster = _scaled(raster, (side - 2 * RIM) / max(raster.size), Image.Resampling.LANCZOS)
+    framed = ImageOps.expand(raster, RIM, (255, 255, 255, 0))
     rimmed = Image.new("RGBA", framed.size, (255, 255, 255, 0))
     rimmed.putalpha(framed.getchannel("A").filter(ImageFilter.MaxFilter(2 * RIM + 1)))
     return Image.alpha_composite(rimmed, framed)
@@ -254,8 +248,6 @@ def _load_svg(name: str) -> str:
 
 
 # Videos
-
-
 @dataclass(frozen=True, slots=True)
 class Track:
     """One copy of a thing: the frames in which it is seen, and its sprite and box in each of them."""
@@ -266,8 +258,7 @@ class Track:
 
     def meets(self, other: "Track") -> bool:
         """Whether the two come closer than twice MARGIN in any frame that shows both."""
-        shared = range(max(self.frames.start, other.frames.start), min(self.frames.stop, other.frames.stop))
-        for frame in shared:
+        for frame in set(self.frames).intersection(other.frames):
             a, b = (track.boxes[frame - track.frames.start] for track in (self, other))
             if max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) < 2 * MARGIN:
                 return True
@@ -281,15 +272,11 @@ class FilmedScene:
     frames: tuple[Image.Image, ...]
     tracks: tuple[tuple[Track, ...], ...]
 
-    def details(self) -> list[dict[str, Any]]:
-        """Return, for each object, the frames [first, last + 1] and for every copy its box in both."""
-        return [
-            {
-                "frames": (copies[0].frames.start, copies[0].frames.stop),
-                "boxes": [(track.boxes[0], track.boxes[-1]) for track in copies],
-            }
-            for copies in self.tracks
-        ]
+    def details(self) -> Iterator[dict[str, Any]]:
+        """Yield, for each object, the frames [first, last + 1] and for every copy its box in both."""
+        for copies in self.tracks:
+            boxes = [(track.boxes[0], track.boxes[-1]) for track in copies]
+            yield {"frames": (copies[0].frames.start, copies[0].frames.stop), "boxes": boxes}
 
 
 def film(scene: Scene, rng: Random) -> FilmedScene:
@@ -298,15 +285,10 @@ def film(scene: Scene, rng: Random) -> FilmedScene:
     # All copies of a thing come and go together: two dogs that are never seen at once could be one dog.
     things = [(thing, stay) for thing in scene.objects for stay in [_draw_stay(rng)] * thing.count]
     tracks = _draw_tracks(things, rng)
-    frames = []
-    for index in range(FRAMES_PER_VIDEO):
-        frame = backdrop.copy()
-        for track in tracks:
-            if index in track.frames:
-                position = track.frames.index(index)
-                sprite = track.sprites[position]
-                frame.paste(sprite, track.boxes[position][:2], sprite)
-        frames.append(frame)
+    frames = [backdrop.copy() for _ in range(FRAMES_PER_VIDEO)]
+    for track in tracks:
+        for index, sprite, box in zip(track.frames, track.sprites, track.boxes, strict=True):
+            frames[index].paste(sprite, box[:2], sprite)
     return FilmedScene(tuple(frames), _group_copies(scene, tracks))
 
 
@@ -331,8 +313,7 @@ def _draw_tracks(things: list[tuple[SceneObject, range]], rng: Random) -> list[T
             tracks: list[Track] = []
             for stay, sprites in turning:
                 paths = (_draw_track(stay, sprites, WHOLE, rng) for _ in range(PATH_TRIES))
-                free = (path for path in paths if path and not any(map(path.meets, tracks)))
-                track = next(free, None)
+                track = next((path for path in paths if path and not any(map(path.meets, tracks))), None)
                 if track is None:
                     break
                 tracks.append(track)
@@ -340,16 +321,15 @@ def _draw_tracks(things: list[tuple[SceneObject, range]], rng: Random) -> list[T
                 return tracks
         rooms = rng.sample(QUARTERS, len(turning))
         in_quarters = [_draw_track(*each, room, rng) for each, room in zip(turning, rooms, strict=True)]
-        tracks = [track for track in in_quarters if track is not None]
-        if len(tracks) == len(things):
-            return tracks
+        if all(in_quarters):
+            return [track for track in in_quarters if track is not None]
     raise AssertionError(f"no room for {things}")
 
 
 def _turn_sprite(thing: SceneObject, num_frames: int, jitter: float, rng: Random) -> tuple[Image.Image, ...]:
     """Draw the sprite in each of `num_frames` frames: it turns a little."""
     sprite = _draw_sprite(thing, jitter, rng)
-    first, last = (jitter * rng.uniform(-MAX_ROTATION, MAX_ROTATION) for _ in range(2))
+    first, last = _draw_angle(jitter, rng), _draw_angle(jitter, rng)
     angles = [first + (last - first) * step / (ROTATION_STEPS - 1) for step in range(ROTATION_STEPS)]
     steps = [_rotate(sprite, angle) for angle in angles]
     return tuple(steps[frame * ROTATION_STEPS // num_frames] for frame in range(num_frames))

@@ -77,18 +77,12 @@ def draw_absent_noun(rng: Random, split: Split, shown: Collection[str]) -> str:
     that are held out. Val and test have few pairs: there one such pair is enough, or none where none exists.
     """
     absent = [name for name in NOUNS if name not in shown]
-    choices = (
-        nouns_allowed_with(split, shown)
-        or [name for name in absent if any(pair_allowed(split, name, other) for other in shown)]
-        or absent
-    )
+    allowed_with_one = [name for name in absent if any(pair_allowed(split, name, other) for other in shown)]
+    choices = nouns_allowed_with(split, shown) or allowed_with_one or absent
     if rng.random() < 0.5:
         alike = {other for name in shown for other in lookalikes(name)}
         choices = [name for name in choices if name in alike] or choices
     return rng.choice(choices)
-
-
-# Scenes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +99,10 @@ class SceneObject:
 
     def __str__(self) -> str:
         """ "a dog", "an owl", "a small owl", "two small dogs": the size is said when it is not normal."""
-        if self.count == 1 and self.size == "normal":
-            return self.a_noun
         number = "a" if self.count == 1 else self.number
-        return f"{number} {self.noun}" if self.size == "normal" else f"{number} {self.size} {self.noun}"
+        if self.size != "normal":
+            return f"{number} {self.size} {self.noun}"
+        return self.a_noun if self.count == 1 else f"{number} {self.noun}"
 
     @property
     def a_noun(self) -> str:
@@ -148,28 +142,35 @@ class Scene:
 
     @property
     def scenes(self) -> tuple["Scene", ...]:
-        """The scene itself, as a question or a statement has the scenes that it is about."""
+        """The scene itself, as a text has the scenes that it is about."""
         return (self,)
 
     @property
     def names(self) -> list[str]:
-        """The nouns that are shown."""
         return [thing.name for thing in self.objects]
 
     @property
     def num_things(self) -> int:
-        """The number of things, all copies counted."""
         return sum(thing.count for thing in self.objects)
 
     def content(self) -> Hashable:
         """Return a value that is equal exactly for scenes that show the same."""
-        objects = frozenset(self.objects) if self.relation is None else self.objects
-        return objects, self.relation, self.background
+        return frozenset(self.objects) if self.relation is None else self.objects, self.relation, self.background
 
     def as_json(self, details: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the scene as plain values in a fixed key order, each object with its details (boxes)."""
         objects = [asdict(thing) | dict(more) for thing, more in zip(self.objects, details, strict=True)]
         return {"objects": objects, "relation": self.relation, "background": self.background}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneText:
+    """A text about one scene, or about two (left, right): its kind, and the fields of the json file that it decides."""
+
+    scenes: tuple[Scene, ...]
+    kind: str
+    text: str
+    fields: dict[str, Any]
 
 
 def sizes_of(num_things: int) -> tuple[Size, ...]:

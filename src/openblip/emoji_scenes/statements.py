@@ -8,12 +8,22 @@ words, and a statement stays as true as it was.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from random import Random
 
 from openblip.emoji_scenes import scene as world
-from openblip.emoji_scenes.scene import BACKGROUNDS, SIZES, WORLD, Scene, SceneObject, Size, Split, draw_other
+from openblip.emoji_scenes.scene import (
+    BACKGROUNDS,
+    SIZES,
+    WORLD,
+    Scene,
+    SceneObject,
+    SceneText,
+    Size,
+    Split,
+    draw_other,
+)
 
 STATEMENT_FORMS: dict[str, list[str]] = WORLD["statements"]
 OF_A_SIDE = [kind for kind in STATEMENT_FORMS if kind.endswith("on a side")]
@@ -22,17 +32,7 @@ OF_BOTH = [kind for kind in STATEMENT_FORMS if kind not in OF_A_SIDE]
 ARRANGEMENTS = ("above", "below", "next to")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
-    """What is said about two scenes, left and right; whether it is true; and what kind of thing it says."""
-
-    kind: str
-    text: str
-    label: bool
-    scenes: tuple[Scene, Scene]
-
-
-def draw_statement(rng: Random, split: Split) -> Statement:
+def draw_statement(rng: Random, split: Split) -> SceneText:
     """Draw a statement: half of them speak of left and right, and half of each kind are true."""
     kind = rng.choice(rng.choice((OF_A_SIDE, OF_BOTH)))
     return SceneContext(rng, split, kind, label=rng.random() < 0.5).draw_statement()
@@ -50,7 +50,7 @@ class SceneContext:
         self.words: dict[str, object] = {}
         self.met: set[str] = set()
 
-    def draw_statement(self) -> Statement:
+    def draw_statement(self) -> SceneText:
         """Draw the scenes and the words of a statement of this kind."""
         rng, label, words = self.rng, self.label, self.words
         match self.kind:
@@ -142,11 +142,11 @@ class SceneContext:
                 return self._of_both(*(self._arranged(name, other, each) for each in shown))
         raise AssertionError(f"no statement of kind {self.kind}")
 
-    def _of_both(self, first: Scene, second: Scene) -> Statement:
+    def _of_both(self, first: Scene, second: Scene) -> SceneText:
         """Say something of two images whose order does not matter: they come in any."""
         return self._state(*self.rng.sample((first, second), 2))
 
-    def _of_side(self, here: Scene, there: Callable[[], Scene]) -> Statement:
+    def _of_side(self, here: Scene, there: Callable[[], Scene]) -> SceneText:
         """Say what is true of `here` on {side} and a scene of `there` on {other}.
 
         It is made false by swapping the two, or half of the time by two scenes of `there`.
@@ -155,15 +155,16 @@ class SceneContext:
             here = there()
         return self._of_swapped(here, there())
 
-    def _of_swapped(self, here: Scene, there: Scene) -> Statement:
+    def _of_swapped(self, here: Scene, there: Scene) -> SceneText:
         """Say what is true of `here` on {side} and `there` on {other}, and false of the two swapped."""
         side, other = self.rng.choice((("left", "right"), ("right", "left")))
         self.words |= {"side": side, "other": other}
         return self._state(here, there) if (side == "left") == self.label else self._state(there, here)
 
-    def _state(self, left: Scene, right: Scene) -> Statement:
+    def _state(self, left: Scene, right: Scene) -> SceneText:
         text = self.rng.choice(STATEMENT_FORMS[self.kind]).format(**self.words)
-        return Statement(kind=self.kind, text=text, label=self.label, scenes=(left, right))
+        fields = {"statement": text, "label": self.label, "statement_kind": self.kind}
+        return SceneText(scenes=(left, right), kind=self.kind, text=text, fields=fields)
 
     def _draw_noun(self) -> str:
         name = self.rng.choice(world.NOUNS)

@@ -17,16 +17,12 @@ from typing import Any
 
 from openblip.emoji_scenes import captions, dialogs, questions, rendering, statements
 from openblip.emoji_scenes import scene as world
-from openblip.emoji_scenes.scene import Kind, Scene, Split
+from openblip.emoji_scenes.scene import Kind, Scene, SceneText, Split
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import atomic_file, remove_partials, write_text
 from openblip.progress import Progress
 
 MAX_REDRAWS = 5000  # in a row, before a split counts as exhausted
-LICENSE_FILE = "LICENSE.txt"
-REQUEST_FILE = ".request.json"
-
-SampleFile = tuple[str, bytes]  # what follows the key in a file's name (`jpg`, `left.jpg`, `json`), its content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +38,8 @@ class SceneRequest:
 
     def __post_init__(self) -> None:
         if self.kind not in world.KIND_NAMES:
-            raise ConfigError(
-                f"emoji scenes come in no kind '{self.kind}'; choose one of {', '.join(world.KIND_NAMES)}"
-            )
+            names = ", ".join(world.KIND_NAMES)
+            raise ConfigError(f"emoji scenes come in no kind '{self.kind}'; choose one of {names}")
         if self.split not in world.SPLITS:
             raise ConfigError(f"emoji scenes have no split '{self.split}'; choose one of {', '.join(world.SPLITS)}")
         if self.num_samples < 1 or self.samples_per_shard < 1:
@@ -59,21 +54,17 @@ class SceneRequest:
         return Random(f"{prefix}{self.split}/{self.seed}/{index}/{purpose}")
 
 
-# The kinds of samples
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleKind:
     """How the samples of one kind are made: a plan of what is shown and said, then the files for it.
 
-    `draw` returns the plan: a Scene, or a Question, Statement or SceneDialog about its `scenes`. `claims` returns what
-    no other sample of split val or test may claim too; the default is the content of the scenes with the `text` about
-    them. `fields` returns the fields of the json file besides the scenes, `companions` the json files beside the
-    shards.
+    `draw` returns the plan: a Scene, or a SceneText about its `scenes`. `claims` returns what no other sample of split
+    val or test may claim too; the default is the content of the scenes with the text about them. `fields` returns the
+    fields of the json file besides the scenes, `companions` the json files beside the shards.
     """
 
     draw: Callable[[Random, Split], Any]
-    fields: Callable[[Any, SceneRequest, int], dict[str, Any]]
+    fields: Callable[[Any, SceneRequest, int], dict[str, Any]] = lambda plan, request, index: plan.fields
     claims: Callable[[Any], Iterable[Hashable]] = lambda plan: [
         (*(scene.content() for scene in plan.scenes), plan.text)
     ]
@@ -106,18 +97,27 @@ def _noisy_caption_fields(scene: Scene, request: SceneRequest, index: int) -> di
 def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
     """The text, and what tests a model that was trained on such texts: a context, a question, references."""
     rng = request.rng(index, "examination")
-    return {
+    fields = {
         "text": questions.draw_document(scene, request.split, request.rng(index, "text")),
         "context": rng.choice(questions.complete_captions(scene)),
-        **questions.draw_question(scene, request.split, "picture", rng).as_json(index),
-        "references": captions.true_captions(scene),
     }
+    question = questions.draw_question(scene, request.split, "picture", rng)
+    return fields | _question_fields(question, request, index) | {"references": captions.true_captions(scene)}
 
 
-def _question_kind(draw_asked_scene: Callable[[Random, Split], Scene], medium: questions.Medium) -> SampleKind:
+def _question_fields(question: SceneText, request: SceneRequest, index: int) -> dict[str, Any]:
+    return question.fields | {"question_id": index}
+
+
+def _dialog_fields(dialog: SceneText, request: SceneRequest, index: int) -> dict[str, Any]:
+    rng = request.rng(index, "options")
+    return dialog.fields | {"dialog": [each.as_json(rng) for each in dialog.fields["dialog"]]}
+
+
+def _question_kind(draw_scene: Callable[[Random, Split], Scene], medium: questions.Medium) -> SampleKind:
     return SampleKind(
-        draw=lambda rng, split: questions.draw_question(draw_asked_scene(rng, split), split, medium, rng),
-        fields=lambda question, request, index: question.as_json(index),
+        draw=lambda rng, split: questions.draw_question(draw_scene(rng, split), split, medium, rng),
+        fields=_question_fields,
         companions=lambda: {"answer_list.json": questions.list_answers()},
         is_video=medium == "video",
     )
@@ -138,13 +138,8 @@ KINDS: dict[Kind, SampleKind] = {
     ),
     "questions": _question_kind(world.draw_scene, "picture"),
     "clip-questions": _question_kind(world.draw_moving_scene, "video"),
-    "statements": SampleKind(
-        draw=statements.draw_statement,
-        fields=lambda plan, *_: {"statement": plan.text, "label": plan.label, "statement_kind": plan.kind},
-    ),
-    "dialogs": SampleKind(
-        draw=dialogs.draw_dialog, fields=lambda plan, request, index: plan.as_json(request.rng(index, "options"))
-    ),
+    "statements": SampleKind(draw=statements.draw_statement),
+    "dialogs": SampleKind(draw=dialogs.draw_dialog, fields=_dialog_fields),
 }
 
 
@@ -158,23 +153,23 @@ def draw_distinct(request: SceneRequest) -> list[Any]:
     claimed: set[Hashable] = set()
     for index in range(request.num_samples):
         rng = request.rng(index, "scene")
-        for _ in range(MAX_REDRAWS):
-            plan = kind.draw(rng, request.split)
-            claims = tuple(kind.claims(plan))
-            if claimed.isdisjoint(claims):
-                break
-        else:
+        redraws = (kind.draw(rng, request.split) for _ in range(MAX_REDRAWS))
+        plan = next((plan for plan in redraws if claimed.isdisjoint(kind.claims(plan))), None)
+        if plan is None:
             raise ConfigError(
                 f"split {request.split} has no {request.num_samples} distinct {request.kind}: after "
                 f"{len(plans)} no new one was found; ask for fewer samples"
             )
-        claimed.update(claims)
+        claimed.update(kind.claims(plan))
         plans.append(plan)
     return plans
 
 
-def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[SampleFile]:
-    """Return the files of sample `index` of a request; `plan` is given if it was drawn before (val, test)."""
+def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[tuple[str, bytes]]:
+    """Return the files of sample `index`: what follows the key in the name (`jpg`, `left.jpg`, `json`), the content.
+
+    `plan` is given if it was drawn before (val, test).
+    """
     kind = KINDS[request.kind]
     if plan is None:
         plan = kind.draw(request.rng(index, "scene"), request.split)
@@ -190,12 +185,9 @@ def sample_members(request: SceneRequest, index: int, plan: Any = None) -> list[
             rendered = rendering.render(scene, rng)
             members.append((f"{side}.jpg".lstrip("."), rendered.jpeg()))
             described.append(scene.as_json({"boxes": boxes} for boxes in rendered.boxes))
-    content = kind.fields(plan, request, index)
-    content |= {"scene": described[0]} if len(described) == 1 else {"scenes": described}
-    return [*members, ("json", json.dumps(content, ensure_ascii=False).encode())]
-
-
-# Folders and shards
+    seen = {"scene": described[0]} if len(described) == 1 else {"scenes": described}
+    content = json.dumps(kind.fields(plan, request, index) | seen, ensure_ascii=False)
+    return [*members, ("json", content.encode())]
 
 
 def write_emoji_scenes(
@@ -211,26 +203,20 @@ def write_emoji_scenes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write samples of `split` to OUT/0000.tar, OUT/0001.tar, ..., and beside them the licence of the sprites
-    and the files that samples of that kind need (the list of answers).
+    """Write samples of `split` to OUT/0000.tar, OUT/0001.tar, ..., and beside them the licence of the sprites and the
+    files that samples of that kind need (the list of answers).
 
-    `noise` is the share of noisy captions of kind captions, split web; all else has none. The same request
-    writes the same bytes for any `num_workers` (None: one for each processor). Samples of val and of test are
-    distinct: no two of one split share a true caption, or show the same with the same question.
+    `noise` is the share of noisy captions of kind captions, split web; all else has none. The same request writes the
+    same bytes for any `num_workers` (None: one for each processor). Samples of val and of test are distinct: no two of
+    one split share a true caption, or show the same with the same question. An interrupted request goes on where it
+    stopped when it is made again; `overwrite` starts anew.
 
-    An interrupted request goes on where it stopped when it is made again; `overwrite` starts anew.
-
-    Raises ConfigError for an impossible request or a folder that holds anything else (`overwrite` replaces
-    scenes of another request, but no other files), and MissingExtraError without the packages that the kind
-    needs.
+    Raises ConfigError for an impossible request or a folder that holds anything else (`overwrite` replaces scenes of
+    another request, but no other files), and MissingExtraError without the packages that the kind needs.
     """
+    noise = noise if kind == "captions" and split == "web" else 0.0
     request = SceneRequest(
-        kind=kind,
-        split=split,
-        num_samples=num_samples,
-        seed=seed,
-        noise=noise if kind == "captions" and split == "web" else 0.0,
-        samples_per_shard=samples_per_shard,
+        kind=kind, split=split, num_samples=num_samples, seed=seed, noise=noise, samples_per_shard=samples_per_shard
     )
     if num_workers is not None and num_workers < 1:
         raise ConfigError("num_workers must be at least 1")
@@ -265,7 +251,7 @@ def require_packages(is_video: bool) -> None:
 
 def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
     """Prepare `folder` for `request`: what it holds comes from the same request or is removed."""
-    record = folder / REQUEST_FILE
+    record = folder / ".request.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_empty = not any(folder.iterdir())
@@ -277,26 +263,22 @@ def _open_folder(folder: Path, request: SceneRequest, overwrite: bool) -> None:
             earlier = {"kind": "captions", **json.loads(record.read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{folder} is not empty and not of emoji scenes; name another folder") from error
+        changed = {name: value for name, value in asdict(request).items() if earlier.get(name) != value}
+        if changed and not overwrite:
+            changes = ", ".join(f"{name} {earlier.get(name)} -> {value}" for name, value in changed.items())
+            raise ConfigError(
+                f"{folder} holds scenes of another request ({changes}); name another folder, or replace them with "
+                "--overwrite"
+            )
         if overwrite:
             names = {name for kind in KINDS.values() for name in kind.companions()}
             for stale in (*folder.glob("*.tar"), *(folder / name for name in names)):
                 stale.unlink(missing_ok=True)
-        else:
-            changes = ", ".join(
-                f"{name} {earlier.get(name)} -> {value}"
-                for name, value in asdict(request).items()
-                if earlier.get(name) != value
-            )
-            if changes:
-                raise ConfigError(
-                    f"{folder} holds scenes of another request ({changes}); name another folder, or replace "
-                    "them with --overwrite"
-                )
         remove_partials(folder)
     write_text(record, json.dumps(asdict(request)) + "\n")
     for name, content in KINDS[request.kind].companions().items():
         write_text(folder / name, json.dumps(content) + "\n")
-    write_text(folder / LICENSE_FILE, world.WORLD["license"])
+    write_text(folder / "LICENSE.txt", world.WORLD["license"])
 
 
 def _write_shard(path: Path, request: SceneRequest, start: int, plans: list[Any]) -> int:

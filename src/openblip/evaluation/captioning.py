@@ -30,8 +30,7 @@ def evaluate_captioning(
 
     def predict(samples: list[Sample]) -> list[str]:
         images = [sample.image for sample in samples]
-        captions: list[str] = predictor.caption(images, decoding=decoding, batch_size=batch_size)
-        return captions
+        return list(predictor.caption(images, decoding=decoding, batch_size=batch_size))
 
     run = run_evaluation(source, predict, label="captioning", check_sample=reference_captions, limit=limit)
     scored = [
@@ -48,9 +47,8 @@ def evaluate_captioning(
         else:
             by_domain = scores_by_domain(captions, references, domains)
             scores |= {**by_domain["entire"], "by_domain": by_domain}
-    rows = [
-        {"image_id": sample.info.get("image_id", sample.key), "caption": caption} for sample, caption in run.pairs()
-    ]
+    image_ids = [sample.info.get("image_id", sample.key) for sample in run.samples]
+    rows = [{"image_id": name, "caption": caption} for name, caption in zip(image_ids, run.results, strict=True)]
     counts = {"num_images": len(rows), "num_scored": len(scored)}
     return run.report(counts, scores, predictions=run.named(rows), results=rows)
 

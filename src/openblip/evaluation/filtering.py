@@ -41,8 +41,7 @@ def evaluate_filter(
 
     def predict(samples: list[Sample]) -> list[float]:
         images, texts = [sample.image for sample in samples], [sample.captions[0] for sample in samples]
-        scores: list[float] = predictor.match(images, texts, batch_size).tolist()
-        return scores
+        return list(predictor.match(images, texts, batch_size).tolist())
 
     def check_sample(sample: Sample) -> None:
         require_caption(sample)
@@ -73,8 +72,6 @@ def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], thre
 
 
 # A CapFilt run whose source says what is true
-
-
 def _open_run(directory: str | Path) -> CapFiltSource:
     run = open_source(f"capfilt:{directory}")
     assert isinstance(run, CapFiltSource)
@@ -127,8 +124,8 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     if synthetic:
         scores, is_true = itm[len(web) :], clean[len(web) :]
         quality = filter_quality(scores, is_true, run.threshold)
-        kept_and_recall = {"correct_kept": quality["precision"], "recall": quality["recall"]}
-        of_synthetic |= {"correct": float(is_true.mean()), **kept_and_recall, "auc": auc(scores, is_true)}
+        of_synthetic |= {"correct": float(is_true.mean()), "correct_kept": quality["precision"]}
+        of_synthetic |= {"recall": quality["recall"], "auc": auc(scores, is_true)}
     kept = itm > run.threshold
     return {
         "num_images": len(web),

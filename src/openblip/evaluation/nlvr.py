@@ -20,8 +20,7 @@ def evaluate_nlvr(
     def predict(samples: list[Sample]) -> list[float]:
         pairs: list[Any] = [(sample.image, sample.second_image) for sample in samples]
         statements = [sample.info["statement"] for sample in samples]
-        probabilities: list[float] = predictor.judge(pairs, statements, batch_size=batch_size).tolist()
-        return probabilities
+        return list(predictor.judge(pairs, statements, batch_size=batch_size).tolist())
 
     def check_sample(sample: Sample) -> None:
         text_field(sample, "statement")

@@ -28,11 +28,11 @@ def evaluate_question_answering(
 ) -> dict[str, Any]:
     """Return the accuracy of one answer per question, with the predictions.
 
-    An answer is written freely, or with `candidates` it is the likeliest of them. Questions with several
-    annotators' answers are scored by VQA's official accuracy, those with a single answer by whether it was
-    given. Where samples have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the
-    likeliest choice as multiple choice. Questions without answers are answered and not scored. `results` is
-    the list that VQA's evaluation server takes. With `num_frames` the questions are about videos.
+    An answer is written freely, or with `candidates` it is the likeliest of them. Questions with several annotators'
+    answers are scored by VQA's official accuracy, those with a single answer by whether it was given. Where samples
+    have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the likeliest choice as multiple
+    choice. Questions without answers are answered and not scored. `results` is the list that VQA's evaluation server
+    takes. With `num_frames` the questions are about videos.
 
     Raises `SourceError` when no sample can be used.
     """
@@ -45,24 +45,20 @@ def evaluate_question_answering(
         with_choices = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
         choices: dict[int, str] = {}
         if with_choices:
-            likeliest = predictor.answer(
-                images.select(torch.tensor(with_choices)),
-                [questions[i] for i in with_choices],
-                [samples[i].info["choices"] for i in with_choices],
-                decoding=decoding,
-                batch_size=batch_size,
+            asked_images = images.select(torch.tensor(with_choices))
+            asked, offered = zip(*((questions[i], samples[i].info["choices"]) for i in with_choices), strict=True)
+            chosen = predictor.answer(
+                asked_images, list(asked), list(offered), decoding=decoding, batch_size=batch_size
             )
-            choices = dict(zip(with_choices, likeliest, strict=True))
+            choices = dict(zip(with_choices, chosen, strict=True))
         return [(answer, choices.get(i)) for i, answer in enumerate(answers)]
 
     run = run_evaluation(source, predict, label="answering", check_sample=_check_question, limit=limit)
-    rows = [
-        {"question_id": sample.info.get("question_id", sample.key), "answer": answer}
-        for sample, (answer, _) in run.pairs()
-    ]
-    asked = [{"question": sample.info["question"]} for sample in run.samples]
-    predictions = run.named(question | row for question, row in zip(asked, rows, strict=True))
-    return run.report({"num_questions": len(rows)}, _accuracies(run), predictions=predictions, results=rows)
+    rows, asked = [], []
+    for sample, (answer, _) in run.pairs():
+        rows.append({"question_id": sample.info.get("question_id", sample.key), "answer": answer})
+        asked.append({"question": sample.info["question"], **rows[-1]})
+    return run.report({"num_questions": len(rows)}, _accuracies(run), predictions=run.named(asked), results=rows)
 
 
 def _check_question(sample: Sample) -> None:

@@ -55,16 +55,10 @@ def run_evaluation(
 ) -> EvaluationResults[Result]:
     """Predict all samples of a source and return the results, the same on every process.
 
-    Args:
-        source: what is read.
-        predict: returns one result for each sample of a batch. When it raises `ImageError`, the samples of
-            the batch are predicted one by one, and those for which it raises again become rejects.
-        label: what the progress display calls the work.
-        check_sample: raises `SourceError` for a sample without what the benchmark needs.
-        limit: use only this many samples of the source.
-        samples_per_batch: number of samples given to `predict` at once.
-
-    Raises `SourceError` when no sample of the source can be used, or a whole shard cannot be opened.
+    `predict` returns one result for each sample of a batch. When it raises `ImageError`, the samples of the batch are
+    predicted one by one, and those for which it raises again become rejects. `check_sample` raises `SourceError` for a
+    sample without what the benchmark needs. `limit`: use only this many samples of the source. `label` is what the
+    progress display calls the work. Raises `SourceError` when no sample can be used, or a whole shard cannot be opened.
     """
     share = Share(rank(), world_size())
     entries = enumerate(read_source(source, check_sample, share=share, limit=limit))
