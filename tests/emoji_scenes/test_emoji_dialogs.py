@@ -24,7 +24,7 @@ def drawn(split="web", number=120):
 
 
 def rounds_of(dialog, seed=0):
-    return [each.as_json(dialog.nouns, Random(seed)) for each in dialog.rounds]
+    return [each.as_json(Random(seed)) for each in dialog.fields["dialog"]]
 
 
 def nouns_in(text) -> list[str]:
@@ -38,7 +38,7 @@ class Listener:
     def __init__(self, dialog):
         (self.scene,) = dialog.scenes
         self.things = {thing.name: thing for thing in dialog.scenes[0].objects}
-        self.known = nouns_in(dialog.caption)
+        self.known = nouns_in(dialog.fields["caption"])
         self.topic = self.known[0]
 
     def relevance_of(self, question):
@@ -165,7 +165,7 @@ def test_every_candidate_is_as_relevant_as_it_says(split):
         for each in rounds_of(dialog):
             relevance = listener.relevance_of(each["question"])
             for option, stated in zip(each["options"], each["relevance"], strict=True):
-                assert relevance(option) == stated, (dialog.caption, dialog.scenes, each["question"], option)
+                assert relevance(option) == stated, (dialog.fields["caption"], dialog.scenes, each["question"], option)
 
 
 def test_rounds_have_a_hundred_different_options_and_the_answer_at_its_index():
@@ -183,7 +183,7 @@ def test_rounds_have_a_hundred_different_options_and_the_answer_at_its_index():
 def test_wrong_candidates_of_the_same_make_are_many():
     """So that the image is needed: the words of a question alone leave many answers open."""
     for dialog in drawn(number=300):
-        for each in dialog.rounds:
+        for each in dialog.fields["dialog"]:
             assert len(each.wrong) >= 9
             if each.family == "presence":
                 is_yes = "no" not in each.right[0].split(",")
@@ -192,15 +192,17 @@ def test_wrong_candidates_of_the_same_make_are_many():
 
 def test_dialogs_have_five_different_questions_and_tell_nothing_in_the_caption():
     for dialog in drawn():
-        assert len(dialog.rounds) == 5
-        repeated = [text for text, times in Counter(each.question for each in dialog.rounds).items() if times > 1]
+        assert len(dialog.fields["dialog"]) == 5
+        repeated = [
+            text for text, times in Counter(each.question for each in dialog.fields["dialog"]).items() if times > 1
+        ]
         assert all("it?" in text or "they?" in text for text in repeated)  # which is another thing each time
-        assert re.fullmatch(r"a picture with (an? )?[a-z ]+", dialog.caption)
-        assert not {"small", "big", "two", "three", *BACKGROUNDS} & set(dialog.caption.split())
+        assert re.fullmatch(r"a picture with (an? )?[a-z ]+", dialog.fields["caption"])
+        assert not {"small", "big", "two", "three", *BACKGROUNDS} & set(dialog.fields["caption"].split())
 
 
 def test_questions_refer_to_what_was_said_before():
-    questions = [each.question for dialog in drawn() for each in dialog.rounds]
+    questions = [each.question for dialog in drawn() for each in dialog.fields["dialog"]]
     leaning = [text for text in questions if re.search(r"\b(it|they|them|else|one)\b|how many are there", text)]
     assert 0.3 < len(leaning) / len(questions) < 0.8
 
@@ -209,7 +211,7 @@ def test_questions_refer_to_what_was_said_before():
 def test_yes_and_no_are_about_even():
     answers = Counter()
     for dialog in drawn(number=1200):
-        for each in dialog.rounds:
+        for each in dialog.fields["dialog"]:
             if re.match("is |can ", each.question) and "else" not in each.question:
                 answers[each.answer.split(",")[0]] += 1
     assert set(answers) == {"yes", "no"}
@@ -219,7 +221,7 @@ def test_yes_and_no_are_about_even():
 @pytest.mark.parametrize("split", ["human", *slow("web")])
 def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
     for dialog in drawn(split):
-        texts = [dialog.caption]
+        texts = [dialog.fields["caption"]]
         for each in rounds_of(dialog):
             texts += [each["question"], *each["options"]]
         named = set(nouns_in(" | ".join(texts)))
@@ -230,7 +232,10 @@ def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
 @pytest.mark.parametrize("split", ["test", *slow("val")])
 def test_no_dialog_is_held_twice_about_the_same(split):
     plans = draw_distinct(request("dialogs", split, 800))
-    told = {(plan.scenes[0].content(), plan.caption, tuple(each.question for each in plan.rounds)) for plan in plans}
+    told = {
+        (plan.scenes[0].content(), plan.fields["caption"], tuple(each.question for each in plan.fields["dialog"]))
+        for plan in plans
+    }
     assert len(told) == 800
 
 

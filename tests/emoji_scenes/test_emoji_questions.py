@@ -85,12 +85,12 @@ def holds(scene, subject, relation, other) -> bool:
 @pytest.mark.parametrize("split", SPLITS)
 def test_answers_are_true(split, kind):
     for asked in drawn(split, 1500, kind):
-        assert asked.answers[0] == true_answer(asked.text, asked.scenes[0]), asked
+        assert asked.fields["answers"][0] == true_answer(asked.text, asked.scenes[0]), asked
 
 
 def test_ten_annotators_disagree_only_in_how_they_say_it():
     for asked in drawn(number=1500):
-        counts = Counter(asked.answers)
+        counts = Counter(asked.fields["answers"])
         (best, votes), *rarer = counts.most_common()
         assert sum(counts.values()) == 10
         assert votes >= 6
@@ -106,9 +106,9 @@ def test_ten_annotators_disagree_only_in_how_they_say_it():
 def test_yes_and_no_are_even_within_each_kind_and_wording(kind):
     answers = defaultdict(Counter)
     for asked in drawn(number=12000, kind=kind):
-        if asked.answers[0] in ("yes", "no"):
+        if asked.fields["answers"][0] in ("yes", "no"):
             word = "big" if "big" in asked.text else ""
-            answers[asked.kind + word][asked.answers[0]] += 1
+            answers[asked.kind + word][asked.fields["answers"][0]] += 1
     relations = {"whether relation"} if kind == "questions" else set()
     assert set(answers) == {"existence", "whether size", "whether sizebig"} | relations
     for kind, counts in answers.items():
@@ -135,7 +135,7 @@ def test_the_list_has_exactly_the_answers_that_occur():
     listed = list_answers()
     assert listed == sorted(set(listed))
     asked_things = drawn(number=12000) + drawn(number=3000, kind="clip-questions")
-    occurring = {answer for asked in asked_things for answer in asked.answers}
+    occurring = {answer for asked in asked_things for answer in asked.fields["answers"]}
     assert occurring <= set(listed)
     assert len(occurring) > 0.97 * len(listed)
 

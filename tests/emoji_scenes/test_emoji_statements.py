@@ -102,12 +102,12 @@ def swapped_words(text: str) -> str:
 @pytest.mark.parametrize("split", ["val", *slow("web", "human", "test")])
 def test_labels_are_true(split):
     for statement in drawn(split, 2500):
-        assert is_true(statement.text, *statement.scenes) == statement.label, statement
+        assert is_true(statement.text, *statement.scenes) == statement.fields["label"], statement
 
 
 def test_the_left_right_swap_of_nlvr2_training_keeps_the_label():
     for statement in drawn(number=2500):
-        assert is_true(swapped_words(statement.text), *statement.scenes[::-1]) == statement.label
+        assert is_true(swapped_words(statement.text), *statement.scenes[::-1]) == statement.fields["label"]
 
 
 @pytest.mark.slow
@@ -115,9 +115,9 @@ def test_each_kind_and_wording_is_true_half_the_time():
     """No word of the statement tells its label; so a model of text alone stays at chance."""
     labels, words = defaultdict(Counter), defaultdict(Counter)
     for statement in drawn(number=12000):
-        labels[statement.kind][statement.label] += 1
+        labels[statement.kind][statement.fields["label"]] += 1
         for word in set(re.findall(r"\w+", statement.text)):
-            words[word][statement.label] += 1
+            words[word][statement.fields["label"]] += 1
     assert len(labels) == len(OF_A_SIDE) + len(OF_BOTH)
     for counts in (*labels.values(), *words.values()):
         assert abs(counts[True] - counts[False]) < 4 * counts.total() ** 0.5
@@ -137,7 +137,9 @@ def test_one_image_tells_little():
         for statement in drawn(number=6000):
             if statement.kind.endswith("on a side"):
                 things = sorted(thing.size for thing in statement.scenes[0].objects)
-                seen[statement.scenes[0].background if show == "background" else tuple(things)][statement.label] += 1
+                seen[statement.scenes[0].background if show == "background" else tuple(things)][
+                    statement.fields["label"]
+                ] += 1
         for counts in seen.values():
             assert abs(counts[True] - counts[False]) < 4 * counts.total() ** 0.5
 

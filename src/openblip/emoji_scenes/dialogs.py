@@ -4,7 +4,7 @@ Each question has all its right answers (they say the same in other words), half
 than the whole answer) and wrong ones of the same make. Answers to other questions fill up 100, as in VisDial.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, permutations
@@ -27,14 +27,9 @@ DIALOG_ANSWERS: dict[str, list[str]] = WORLD["dialogs"]["answers"]
 FAMILY_OF_KIND: dict[str, str] = WORLD["dialogs"]["families"]
 
 
-def _fill(forms: Iterable[str], *values: object, **words: str) -> Sentences:
-    """Return the forms with each of the values; the values are the outer loop."""
-    return tuple(form.format(value, **words) for value in values for form in forms)
-
-
 def _say(row: str, *values: object, **words: str) -> Sentences:
     """Return the answers of a row with each of the values."""
-    return _fill(DIALOG_ANSWERS[row], *values, **words)
+    return tuple(form.format(value, **words) for value in values for form in DIALOG_ANSWERS[row])
 
 
 def _say_size(*things: SceneObject) -> Sentences:
@@ -161,7 +156,7 @@ class DialogContext:
     def ask(self, kind: str, name: str) -> DialogRound:
         """Draw a round with a question of a kind, which `open_questions` gave with `name`."""
         scene, rng, unmentioned = self.scene, self.rng, self._unmentioned()
-        questions: Sequence[str] = DIALOG_QUESTIONS[kind]
+        row, about, subject = kind, SceneObject(name=name), ""  # of questions, and what fills them
         topic: str | None = None  # after this round
         # `half_right` may hold what is right, and `wrong` what is either: they are left out there at the end.
         half_right: Sequence[str] = ()
@@ -170,7 +165,7 @@ class DialogContext:
                 right, wrong = _say("background", scene.background), [*_say("background", *BACKGROUNDS)]
             case "size":
                 thing, topic = self.things[name], name
-                questions = _fill(questions, thing, subject=self._reference_to(name))
+                about, subject = thing, self._reference_to(name)
                 negations = {size: f"{thing.pronoun} {thing.verb} not {size}" for size in ("small", "big")}
                 right = _say_size(thing)
                 half_right = [text for size, text in negations.items() if size != thing.size]
@@ -178,8 +173,7 @@ class DialogContext:
                 wrong += [_say_size(replace(thing, name=other))[1] for other in self._other_nouns()]
             case "number":  # how many there are of the only kind of thing
                 count, topic = self.things[name].count, name
-                questions = DIALOG_QUESTIONS["number_of_topic"] if self.topic == name else questions
-                questions = _fill(questions, self.things[name])
+                row, about = "number_of_topic" if self.topic == name else "number", self.things[name]
                 right, half_right = _say_number(name, count), ("more than one",) if count > 1 else ()
                 wrong = [*_say_number(name, *COUNTS)]
                 wrong += [_say_number(other, count)[0] for other in self._other_nouns()]
@@ -208,14 +202,14 @@ class DialogContext:
                 name = rng.choice(unmentioned) if is_there else world.draw_absent_noun(rng, self.split, scene.names)
                 topic = name if is_there else None
                 self.mentioned += [name] if is_there else []
-                questions = _fill(questions, SceneObject(name=name))
+                about = SceneObject(name=name)
                 right, half_right = _say_presence(name, is_there), ("yes" if is_there else "no",)
                 wrong = [*_say_presence(name, True, False), "yes", "no"]
                 wrong += [_say_presence(other, is_there)[0] for other in self._other_nouns() if other != name]
             case "place":  # where one of a pair is; the answers say it towards the other
                 assert scene.relation is not None
                 topic = self.topic or rng.choice(scene.names)
-                questions = _fill(questions, self._reference_to(topic))
+                subject = self._reference_to(topic)
                 index, relations = scene.names.index(topic), RELATION_WORDS.values()
                 _, words, neighbor = relation_from_both_ends(scene)[index]
                 next_to = f"it is next to the {neighbor.name}"
@@ -238,7 +232,8 @@ class DialogContext:
         self.topic = topic
         half_right = tuple(text for text in dict.fromkeys(half_right) if text not in right)
         wrong = [text for text in dict.fromkeys(wrong) if text not in (*right, *half_right)]
-        question, answer, family = rng.choice(questions), rng.choice(right), FAMILY_OF_KIND[kind]
+        question = rng.choice(DIALOG_QUESTIONS[row]).format(about, subject=subject)
+        answer, family = rng.choice(right), FAMILY_OF_KIND[kind]
         return DialogRound(family, question, answer, right, half_right, tuple(wrong), self.nouns)
 
     def _unmentioned(self) -> list[str]:

@@ -72,15 +72,13 @@ class SceneContext:
             case "background on a side":
                 scene = self._draw_scene()
                 words["color"] = color = scene.background
-                return self._of_side(
-                    scene, lambda: replace(self._draw_scene(), background=draw_other(rng, BACKGROUNDS, than=color))
-                )
+                colors = [name for name in BACKGROUNDS if name != color]
+                return self._of_side(scene, lambda: replace(self._draw_scene(), background=rng.choice(colors)))
             case "size on a side":
                 name, size = self._draw_noun(), rng.choice((SIZES[0], SIZES[-1]))
                 words["size"] = size
-                return self._of_side(
-                    self._scene_with(name, size), lambda: self._scene_with(name, draw_other(rng, SIZES, than=size))
-                )
+                here = self._scene_with(name, size)
+                return self._of_side(here, lambda: self._scene_with(name, draw_other(rng, SIZES, than=size)))
             case "bigger on a side":
                 name, bigger = self._draw_noun(), rng.choice(("bigger", "smaller"))
                 words["bigger"] = bigger
@@ -89,10 +87,9 @@ class SceneContext:
             case "relation on a side":  # in the other image the same two stand differently
                 name, other = self._draw_pair()
                 words["stands"] = stands = rng.choice(ARRANGEMENTS)
-                return self._of_side(
-                    self._arranged(name, other, stands),
-                    lambda: self._arranged(name, other, draw_other(rng, ARRANGEMENTS, than=stands)),
-                )
+                elsewhere = [each for each in ARRANGEMENTS if each != stands]
+                here = self._arranged(name, other, stands)
+                return self._of_side(here, lambda: self._arranged(name, other, rng.choice(elsewhere)))
             case "how many pictures show":
                 claim = rng.choice(WORLD["showing_claims"])
                 words["claim"], number = claim["text"], rng.choice(claim["true_of" if label else "false_of"])

@@ -3,7 +3,8 @@
 R rounds, C candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,14 @@ def evaluate_visdial(
     scores: dict[str, float] = {}
     if answered:
         of_rounds, index = zip(*answered, strict=True)
-        scores |= answer_ranking(_matrix(of_rounds, -np.inf), np.array(index))
+        scores |= answer_ranking(_filled_up(of_rounds, -np.inf), np.array(index))
     if judged:
         of_rounds, relevance = zip(*judged, strict=True)
-        scores["ndcg"] = ndcg(_matrix(of_rounds, -np.inf), _matrix(relevance, 0.0))
+        scores["ndcg"] = ndcg(_filled_up(of_rounds, -np.inf), _filled_up(relevance, 0.0))
     counts = {"num_dialogs": len(run.results), "num_rounds": len(ranked)}
     return run.report(counts, scores, predictions=ranks, results=ranks)
 
 
-def _matrix(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]:
-    """(R, C) from rows of unequal length, the shorter ones filled up."""
-    longest = max(map(len, rows))
-    return np.array([[*row, *[fill] * (longest - len(row))] for row in rows])
+def _filled_up(rows: Iterable[Iterable[float]], fill: float) -> NDArray[np.float64]:
+    """(R, C) from rows of unequal length."""
+    return np.array(list(zip_longest(*rows, fillvalue=fill)), dtype=np.float64).T

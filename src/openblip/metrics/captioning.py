@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -28,40 +28,27 @@ References = Sequence[Sequence[str]]  # of every image
 TokenizedCaptions = Mapping[int, Sequence[str]]  # by image
 
 
-class CaptionScores(TypedDict):
-    """The scores of COCO evaluation of one prediction per image.
+def caption_scores(predictions: Sequence[str], references: References) -> dict[str, Any]:
+    """Return the scores of COCO evaluation of one prediction per image against that image's references.
 
-    All are in [0, 1] but CIDEr, which is on pycocoevalcap's scale, where 1.333 is what papers print as 133.3.
-    """
-
-    cider: float
-    """CIDEr-D (arXiv 1411.5726). The weights of n-grams come from the references given, so scores of different
-    sets do not compare, and a set of one image scores 0."""
-    bleu_1: float  # BLEU is over the whole set, with the closest reference length
-    bleu_2: float
-    bleu_3: float
-    bleu_4: float
-    rouge_l: float
-    """The F score (beta 1.2) of the longest common subsequence, a mean over images; precision and recall are each
-    the best over the references, as pycocoevalcap computes them."""
-    meteor: NotRequired[float]  # METEOR 1.5 (English, normalised) over the whole set
-    spice: NotRequired[float]  # SPICE (arXiv 1607.08822), the mean F score over images
-    absent: dict[str, str]  # the metrics that could not be computed here, each with the reason
-
-
-def caption_scores(predictions: Sequence[str], references: References) -> CaptionScores:
-    """Score one prediction per image against that image's references.
+    `cider`: CIDEr-D (arXiv 1411.5726) on pycocoevalcap's scale, where 1.333 is what papers print as 133.3. The weights
+    of n-grams come from the references given, so scores of different sets do not compare, and a set of one image scores
+    0. All others are in [0, 1]. `bleu_1` to `bleu_4` are over the whole set, with the closest reference length.
+    `rouge_l`: the F score (beta 1.2) of the longest common subsequence, a mean over images; precision and recall are
+    each the best over the references, as pycocoevalcap computes them. `absent` (by metric, the reason) says which of
+    these could not be computed here: `meteor`, METEOR 1.5 (English, normalised) over the whole set, and `spice`, SPICE
+    (arXiv 1607.08822), the mean F score over images.
 
     Raises:
         ConfigError: no predictions, lists of unequal length, or an image without a reference that has words.
-        MissingExtraError: pycocoevalcap is not installed. Where METEOR or SPICE cannot run, it is among `absent`.
+        MissingExtraError: pycocoevalcap is not installed.
     """
     return _scores_of_groups("caption_scores", predictions, references, {ENTIRE: range(len(predictions))})[ENTIRE]
 
 
 def scores_by_domain(
     predictions: Sequence[str], references: References, domains: Sequence[str]
-) -> dict[str, CaptionScores]:
+) -> dict[str, dict[str, Any]]:
     """Score the images of each domain, by its name, and all of them as "entire" (NoCaps).
 
     CIDEr weights n-grams by all references together, so that "entire" is the mean of the domains weighted by their
@@ -111,7 +98,7 @@ def check_references(
 
 def _scores_of_groups(
     metric: str, predictions: Sequence[str], references: References, groups: Mapping[str, Sequence[int]]
-) -> dict[str, CaptionScores]:
+) -> dict[str, dict[str, Any]]:
     """The scores of each group of images; every Java program starts once."""
     check_references(metric, predictions, references)
     try:
@@ -142,11 +129,12 @@ def _scores_of_groups(
     for name, images in groups.items():
         bleus, _ = Bleu(4).compute_score({i: truth[i] for i in images}, {i: written[i] for i in images}, verbose=0)
         means = {key: float(np.mean(values[list(images)])) for key, values in of_images.items()}
-        one, two, three, four = map(float, bleus)
-        scores[name] = CaptionScores(
-            cider=means["cider"], bleu_1=one, bleu_2=two, bleu_3=three, bleu_4=four, rouge_l=means["rouge_l"],
-            absent=dict(absent),
-        )  # fmt: skip
+        scores[name] = {
+            "cider": means["cider"],
+            **{f"bleu_{n}": float(bleu) for n, bleu in enumerate(bleus, start=1)},
+            "rouge_l": means["rouge_l"],
+            "absent": dict(absent),
+        }
         if name in meteors:
             scores[name]["meteor"] = meteors[name]
         if "spice" in means:
