@@ -1,9 +1,9 @@
 """The shape of the code: who imports whom, and what stays light to import."""
 
 import ast
+import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -59,48 +59,39 @@ def module_name(file: Path) -> str:
     return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def imported_modules(source: str, module: str) -> Iterator[str]:
-    """Names below `openblip` that the source of `module` imports, anywhere in the file.
-
-    What the package itself offers (`import openblip`, `from openblip import load`) is called `__init__`.
-    """
+def imported_files(source: str, module: str) -> set[Path]:
+    """The files of the package that the source of `module` imports, also inside functions and for types only."""
+    imported: set[Path] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join(["openblip", *module.split(".")[: -node.level], *filter(None, [base])])
+            above = ["openblip", *module.split(".")[: -node.level]] if node.level else []
             # `from openblip.data import loader` may name a module or a thing in one; the longer name serves
-            names = [f"{base}.{alias.name}" for alias in node.names]
+            names = [".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names]
         else:
             continue
         for name in names:
             root, *parts = name.split(".")
             if root == "openblip":
-                yield ".".join(parts) if parts and parts[0] in MAY_IMPORT | {"cli": set()} else "__init__"
-
-
-def allowed_parts(module: str) -> set[str]:
-    """The entry of the longest name in the table that `module` lies in."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        entry = ".".join(parts[:length])
-        if entry in MAY_IMPORT:
-            return MAY_IMPORT[entry] | EVERYONE | {parts[0]}
-    raise AssertionError(f"openblip.{module} is in no row of the import table of tests/test_architecture.py")
+                path = PACKAGE.joinpath(*parts)
+                candidates = [
+                    file for above in (path, path.parent) for file in (above.with_suffix(".py"), above / "__init__.py")
+                ]
+                imported |= {next(file for file in candidates if file.is_file())}
+    return imported
 
 
 def forbidden_imports(source: str, module: str) -> list[str]:
-    """The imports of `module` that the table does not allow."""
-    if module.split(".")[0] in ("cli", "__main__"):
+    """The imports of `module` that the entry of the longest name in the table that it lies in does not allow."""
+    parts = module.split(".")
+    if parts[0] in ("cli", "__main__"):
         return []
-    allowed = allowed_parts(module)
-    return [
-        name
-        for name in imported_modules(source, module)
-        if not any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
-    ]
+    entries = [entry for n in range(len(parts), 0, -1) if (entry := ".".join(parts[:n])) in MAY_IMPORT]
+    assert entries, f"openblip.{module} is in no row of the import table of tests/test_architecture.py"
+    allowed = MAY_IMPORT[entries[0]] | EVERYONE | {parts[0]}
+    names = map(module_name, imported_files(source, module))
+    return [name for name in names if not any(name == entry or name.startswith(f"{entry}.") for entry in allowed)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
@@ -142,62 +133,9 @@ def test_an_allowed_import_is_not_reported(module: str, line: str) -> None:
     assert forbidden_imports(line, module) == []
 
 
-def file_imports(file: Path) -> set[Path]:
-    """The files of the package that a file imports, also inside functions and for types only."""
-    package = PACKAGE.parent
-    imported: set[Path] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [(node.module, alias.name) for alias in node.names]
-        else:
-            continue
-        for module, name in names:
-            if module.split(".")[0] != "openblip":
-                continue
-            path = package.joinpath(*module.split("."))
-            inner = path / f"{name}.py"
-            candidates = [inner, path.with_suffix(".py"), path / "__init__.py"]
-            imported |= {next(candidate for candidate in candidates if candidate.is_file())}
-    return imported - {file}
-
-
-def circles(imports: dict[Path, set[Path]]) -> list[list[str]]:
-    """Groups of files that reach each other, by Tarjan's algorithm."""
-    index: dict[Path, int] = {}
-    low: dict[Path, int] = {}
-    stack: list[Path] = []
-    groups: list[list[str]] = []
-
-    def visit(file: Path) -> None:
-        index[file] = low[file] = len(index)
-        stack.append(file)
-        for other in imports[file]:
-            if other not in index:
-                visit(other)
-            if other in stack:
-                low[file] = min(low[file], low[other])
-        if low[file] == index[file]:
-            group = []
-            while not group or group[-1] != file:
-                group.append(stack.pop())
-            if len(group) > 1:
-                groups.append(sorted(map(str, group)))
-
-    for file in imports:
-        if file not in index:
-            visit(file)
-    return groups
-
-
 def test_no_circle_of_files() -> None:
-    assert circles({file: file_imports(file) for file in FILES}) == []
-
-
-def test_a_circle_of_files_is_found() -> None:
-    a, b, c, d = map(Path, "abcd")
-    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [["a", "b", "c"]]
+    imports = {file: imported_files(file.read_text(), module_name(file)) - {file} for file in FILES}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the files
 
 
 def test_no_public_name_is_defined_twice() -> None:
