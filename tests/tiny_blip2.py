@@ -5,7 +5,6 @@ Each build is fresh and the same: a test may change the one that it gets.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
@@ -156,13 +155,3 @@ def language_tokenizer(kind: Language) -> Any:
 def weights_of(checkpoint: Blip2Checkpoint) -> dict[str, torch.Tensor]:
     """Copies of all weights by name."""
     return {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
-
-
-def with_end(checkpoint: Blip2Checkpoint, end_of_text: str) -> Blip2Checkpoint:
-    """The same, whose texts end with another token, as OPT's with a line's end."""
-    language = checkpoint.model.require_language()
-    config = checkpoint.model.config
-    assert config.language is not None
-    checkpoint.model.config = replace(config, language=replace(config.language, end_of_text=end_of_text))
-    checkpoint.model.language = wrap_language_model(language.model, language.tokenizer, end_of_text)
-    return checkpoint

@@ -11,6 +11,7 @@ from PIL import Image
 from openblip.checkpoints.checkpoint import save_native
 from openblip.cli.main import main
 from openblip.models.config import Head
+from openblip.predictor import BlipPredictor
 from shared_files import json_lines
 from tiny_blip import tiny_checkpoint
 
@@ -67,6 +68,24 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Printed]:
 
 
 @pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
+    """Notes from then on how many images (of `caption`) or questions (of `answer`) a call of the predictor is given."""
+
+    def watch(name: str) -> list[int]:
+        counts: list[int] = []
+        call = getattr(BlipPredictor, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            counts.append(len(arguments[2 if name == "answer" else 1]))
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(BlipPredictor, name, counting)
+        return counts
+
+    return watch
+
+
+@pytest.fixture
 def refusal(run: Callable[..., Printed]) -> Callable[..., str]:
     """Runs a command that has to end with code 2, and nothing but one line on standard error, which is returned."""
 
@@ -77,6 +96,3 @@ def refusal(run: Callable[..., Printed]) -> Callable[..., str]:
         return printed.err
 
     return refusal
-
-
-Run, Refusal = Callable[..., Printed], Callable[..., str]

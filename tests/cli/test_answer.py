@@ -91,24 +91,17 @@ def test_every_image_of_a_folder_is_asked_the_questions_given(
 
 @pytest.mark.parametrize("cut", [0, 25])
 def test_a_killed_run_is_continued_to_the_same_file(
-    run: Any, answerer: Path, image_folder: Path, out: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+    run: Any, watch: Any, answerer: Path, image_folder: Path, out: Path, cut: int
 ) -> None:
     words = ["answer", image_folder, *QUESTIONS, "--model", answerer, "--out", out]
     run(*words)
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
-    asked: list[int] = []
-    answer = openblip.BlipPredictor.answer
-
-    def counting(self: openblip.BlipPredictor, images: Any, questions: Any, *rest: Any, **options: Any) -> Any:
-        asked.append(len(questions))
-        return answer(self, images, questions, *rest, **options)
-
-    monkeypatch.setattr(openblip.BlipPredictor, "answer", counting)
+    counts = watch("answer")
     run(*words)
     assert out.read_bytes() == whole
-    assert sum(asked) == 4  # two questions about the second image, whose lines were not whole, and the third
+    assert sum(counts) == 4  # two questions about the second image, whose lines were not whole, and the third
 
 
 def test_an_interrupt_leaves_what_is_done(

@@ -6,7 +6,6 @@ from typing import Any
 
 import fsspec
 import pytest
-import torch
 
 import openblip
 from openblip.cli.main import main
@@ -53,16 +52,18 @@ def test_batches_do_not_change_sampled_captions(run: Any, words: list[object], t
     assert one != other
 
 
+@pytest.mark.parametrize("texts", [[], ["--sidecar"]])
 def test_unreadable_images_are_named_skipped_and_counted(
-    run: Any, words: list[object], image_folder: Path, tmp_path: Path, out: Path
+    run: Any, words: list[object], image_folder: Path, tmp_path: Path, out: Path, texts: list[str]
 ) -> None:
     (image_folder / "bad.jpg").write_bytes(b"no image")
-    words.insert(2, tmp_path / "gone.png")
-    messages = run(*words, "--out", out, code=1).err
+    words.insert(2, tmp_path / "nowhere" / "gone.png")
+    messages = run(*words, "--out", out, *texts, code=1).err
     assert len(read_lines(out)) == 3
     assert "bad.jpg" in messages
     assert "gone.png" in messages
     assert "captioned 3 images, skipped 2" in messages
+    assert sorted(file.name for file in tmp_path.rglob("*.txt")) == (["a.txt", "b.txt", "c.txt"] if texts else [])
 
 
 def test_a_data_source_gives_shard_and_key(run: Any, checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_two_sources_with_the_same_shard_are_refused(
 
 @pytest.mark.parametrize("cut", [1, 40, 0])
 def test_a_killed_run_is_continued_to_the_same_file(
-    run: Any, words: list[object], out: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+    run: Any, watch: Any, words: list[object], out: Path, cut: int
 ) -> None:
     words += ["--out", out, "--num-captions", "2"]
     run(*words)
@@ -157,17 +158,10 @@ def test_a_killed_run_is_continued_to_the_same_file(
     lines = whole.splitlines(keepends=True)
     # the second image's second caption is half-written, or not even begun
     out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
-    prepared: list[int] = []
-    caption = openblip.BlipPredictor.caption
-
-    def counting(self: openblip.BlipPredictor, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        prepared.append(len(images))
-        return caption(self, images, *rest, **options)
-
-    monkeypatch.setattr(openblip.BlipPredictor, "caption", counting)
+    counts = watch("caption")
     run(*words)
     assert out.read_bytes() == whole
-    assert sum(prepared) == 2  # the first image was not captioned again
+    assert sum(counts) == 2  # the first image was not captioned again
 
 
 def test_a_foreign_file_is_not_touched(refusal: Any, words: list[object], tmp_path: Path) -> None:

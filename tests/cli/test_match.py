@@ -83,13 +83,11 @@ def test_the_captions_of_a_folder_are_beside_its_images(run: Any, checkpoint: Pa
 def test_a_score_without_weights_is_null(
     run: Any, model: str, missing: str, image_folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    (image_folder / "a.txt").write_text("a red dog\n")
-    with_one_caption = ["match", image_folder, "--model", request.getfixturevalue(model)]
-    (image_folder / "b.txt").write_text("two cars\n")
-    (image_folder / "deeper" / "c.txt").write_text("a tree\n")
-    image = image_folder / "a.png"
-    for words in (["match", image, TEXTS[0], *with_one_caption[2:]], [*with_one_caption, TEXTS[0]], with_one_caption):
-        line = run(*words).lines[0]
+    for name in ("a.txt", "b.txt", "deeper/c.txt"):
+        (image_folder / name).write_text("a red dog\n")
+    more = ["--model", request.getfixturevalue(model)]
+    for words in ([image_folder / "a.png", TEXTS[0]], [image_folder, TEXTS[0]], [image_folder]):
+        line = run("match", *words, *more).lines[0]
         assert line.pop(missing) is None
         assert None not in line.values()
 
