@@ -15,20 +15,18 @@ from openblip.data.sources.rows import ImageRow
 from openblip.data.sources.table import Dialect
 from openblip.errors import SourceError
 
+Fields = Mapping[str, Any]  # a json object
+
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
     """An annotation file and where its images are."""
 
-    source: str
-    """The spec that named it."""
+    source: str  # the spec that named it
     path: str
-    content: Any = field(repr=False)
-    """The parsed json; None for a file of rows (json lines or .csv), which `lines` reads."""
-    images: str
-    """The folder of its images or videos."""
-    split: str | None = None
-    """What stood after a `#`."""
+    content: Any = field(repr=False)  # the parsed json; None for a file of rows (json lines or .csv): `lines` reads it
+    images: str  # the folder of its images or videos
+    split: str | None = None  # what stood after a `#`
 
     @property
     def stem(self) -> str:
@@ -39,9 +37,7 @@ class AnnotationFile:
         return storage.join(storage.parent(self.path), name)
 
     def image_paths(self, *folders: str) -> Callable[[str], list[str]]:
-        """A function that returns the paths at which an image of a name may lie: in those of the named folders that
-        exist, and in the folder of images itself.
-        """
+        """A function from an image's name to its possible paths: in those of the folders that exist, and in `images`."""
         paths = (storage.join(self.images, folder) for folder in folders)
         present = [*(path for path in paths if storage.is_directory(path)), self.images]
         return lambda name: [storage.join(path, name) for path in present]
@@ -59,12 +55,10 @@ class AnnotationFile:
     def choose_split(
         self, name: str, *, may_omit: bool = False
     ) -> tuple[list[Any], Callable[[int], str], dict[str, int]]:
-        """The items of the chosen split in the list `name` and where in the file each stands, and the size of each
-        split; `restval` is part of `train`.
+        """The items of the chosen split in the list `name`, their places in the file, and the size of each split.
 
-        An item without a split is broken, and becomes a reject of every split. `may_omit`: the only split of a file is
-        taken where none is chosen. Raises `SourceError` that lists the splits when none is chosen, or one that the file
-        does not have.
+        `restval` is part of `train`. An item without a split is broken, and becomes a reject of every split.
+        `may_omit`: the only split of a file is taken where none is chosen. Raises `SourceError` that lists the splits.
         """
         items: list[Any] = self.content[name]
         stated = [item.get("split") if isinstance(item, dict) else None for item in items]
@@ -80,16 +74,17 @@ class AnnotationFile:
 
 
 class AnnotationRows(NamedTuple):
-    """The samples that a file lists; each row is made when it is read."""
+    """The samples that a file lists; each row is made when it is read.
+
+    `items` are what the file states of each sample: an object, or a `SourceError` for what could not be parsed. `row`
+    makes a row of an object and its number from 0, or raises `SourceError`. `place` says where in the file an item
+    stands. `description` has the format's name, and which companions of the file are there or missing.
+    """
 
     items: Sequence[Any]
-    """What the file states of each sample: an object, or a `SourceError` for what could not be parsed."""
-    row: Callable[[Mapping[str, Any], int], ImageRow]
-    """Makes a row of an object and its number from 0; raises `SourceError` for a broken one."""
+    row: Callable[[Fields, int], ImageRow]
     description: Mapping[str, object]
-    """The format's name under `format`, and what of the file's companions is there or is `missing`."""
     place: Callable[[int], str] = "[{}]".format
-    """Where in the file an item stands: `images[7]`."""
 
 
 def read_document(path: str) -> Any:
@@ -123,22 +118,19 @@ def _without_unread(parsed: dict[str, Any]) -> Any:
     return parsed
 
 
-def first_objects(items: Any) -> list[Mapping[str, Any]]:
-    """The objects among the first hundred of a list, which tell its format even where some are broken.
-
-    There are none in anything else than a list.
-    """
+def first_objects(items: Any) -> list[Fields]:
+    """The objects among the first hundred of a list, which tell its format; none in anything else than a list."""
     return [item for item in items[:100] if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def as_object(item: Any) -> Mapping[str, Any]:
+def as_object(item: Any) -> Fields:
     """The item; raises `SourceError` when it is no json object."""
     if not isinstance(item, dict):
         raise SourceError(f"expected an object, found {item!r:.80}")
     return item
 
 
-def objects_by_id(items: Any, name: str) -> Iterator[tuple[int | str, Mapping[str, Any]]]:
+def objects_by_id(items: Any, name: str) -> Iterator[tuple[int | str, Fields]]:
     """The objects of a list that have an id in the field `name`; others are of no use."""
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and isinstance(item.get(name), (int, str)):

@@ -17,6 +17,7 @@ from openblip.data.sources import rows, storage
 from openblip.data.sources.annotation_file import (
     AnnotationFile,
     AnnotationRows,
+    Fields,
     as_object,
     first_objects,
     objects_by_id,
@@ -24,9 +25,6 @@ from openblip.data.sources.annotation_file import (
 )
 from openblip.data.sources.rows import ImageRow, file_name_of, id_of, number_of, text_of
 from openblip.errors import SourceError
-
-Fields = Mapping[str, Any]
-"""A json object."""
 
 _VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
 _NLVR_IDENTIFIER = re.compile(r"(?P<pair>(?P<split>train|dev|test\d)-\d+-\d+)-\d+")
@@ -99,9 +97,8 @@ def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
 def listed_rows(file: AnnotationFile) -> AnnotationRows:
     """A list of objects, one sample each: how the authors of BLIP distribute annotations, and LLaVA its instructions.
 
-    Captions have `image` and `caption`, one or a list; questions `image`, `question` and `answer`, one or a list; pairs
-    two `images`, `sentence` and `label`; instructions `image` and `conversations`. The key is a question's id, an
-    identifier or else the row's number. Rows that state the same image id, or else the same image, share it.
+    The key is a question's id, an identifier or else the row's number. Rows that state the same image id, or else the
+    same image, share it.
     """
 
     def row(item: Fields, number: int) -> ImageRow:
@@ -162,11 +159,7 @@ def _question_row(
 
 
 def vqa_rows(file: AnnotationFile) -> AnnotationRows:
-    """VQA, VQAv2 and OK-VQA: a questions file, with the annotators' answers in an annotations file beside it.
-
-    `v2_OpenEnded_mscoco_train2014_questions.json` goes with `v2_mscoco_train2014_annotations.json`. Test sets have no
-    annotations, so no answers.
-    """
+    """VQA, VQAv2 and OK-VQA: questions, with the answers in an annotations file beside them except for test sets."""
     subtype = file.content.get("data_subtype")
     if not isinstance(subtype, str) or not subtype:
         raise SourceError(f"{file.path}: no data_subtype (train2014, ...), which the images are named after")
@@ -298,8 +291,7 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
 def visdial_rows(file: AnnotationFile) -> AnnotationRows:
     """VisDial v1.0: dialogs of ten rounds about an image, their texts as indices into lists of the file.
 
-    `visdial_1.0_val_dense_annotations.json` beside `visdial_1.0_val.json` says how right each candidate of one round
-    is. The key is the image's id.
+    Dense annotations beside it say how right each candidate of one round is. The key is the image's id.
     """
     data = file.content["data"]
     texts: dict[str, list[str]] = {}
@@ -392,9 +384,9 @@ def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
 
 
 class VideoFolder:
-    """The videos in a folder and its sub-folders, by name without suffix: annotation files name them so.
+    """The videos in a folder and below, by name without suffix; of several of one name the outermost counts.
 
-    Of videos of one name the one in the fewest sub-folders counts. Raises `SourceError` when there is none.
+    Raises `SourceError` when there is none.
     """
 
     def __init__(self, path: str) -> None:
@@ -440,10 +432,8 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
 
 
 def video_list_rows(file: AnnotationFile) -> AnnotationRows:
-    """Lists of videos with captions, in rows or one json: `MSRVTT_JSFUSION_test.csv`, `msrvtt_test.jsonl`.
-
-    Each video is a sample with the captions of all its rows, and its name is the key. The broken rows come after all
-    videos.
+    """Lists of videos with captions (MSRVTT_JSFUSION_test.csv, msrvtt_test.jsonl): each video is a sample with the
+    captions of all its rows, and its name is the key. The broken rows come after all videos.
     """
     captions: dict[str, tuple[str, ...]] = {}
     broken: dict[str, SourceError] = {}
@@ -476,11 +466,10 @@ def _names_videos(item: Fields) -> bool:
 
 
 def video_question_rows(file: AnnotationFile) -> AnnotationRows:
-    """MSRVTT-QA and MSVD-QA: questions about numbered videos; those about one video share its image id.
+    """MSRVTT-QA and MSVD-QA: questions about numbered videos; the category of their videos tells those of MSRVTT.
 
-    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt` beside the
-    questions calls it: a line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`. The questions of MSRVTT are
-    told by the category of their videos.
+    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt` calls it: a
+    line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`.
     """
     youtube: dict[str, str] = {}
     if any("category_id" in item for item in first_objects(file.content)):
@@ -535,14 +524,10 @@ class AnnotationFormat(NamedTuple):
     """A format of annotation files, and how it is told."""
 
     rows: Callable[[AnnotationFile], AnnotationRows]
-    list_path: tuple[str, ...]
-    """The names that lead to the list of objects; none: the file itself is the list."""
-    fields: Set[str] | Callable[[Fields], bool]
-    """What one of the first objects of the list has, or a function that recognises it."""
-    known_as: str
-    """The format's name and what tells it, for the list of what can be read."""
-    has_splits: bool = False
-    """Whether a file holds several splits, of which one is chosen after a `#`."""
+    list_path: tuple[str, ...]  # the names that lead to the list of objects; none: the file itself is the list
+    fields: Set[str] | Callable[[Fields], bool]  # what one of the first objects has, or a function that recognises it
+    known_as: str  # its name and what tells it, for the list of what can be read
+    has_splits: bool = False  # whether a file holds several splits, of which one is chosen after a `#`
 
     def recognises(self, item: Any) -> bool:
         """Whether an item of the list is of this format."""

@@ -49,10 +49,8 @@ class FolderSource(RowSource):
 
     name: str
     kind: str
-    files: dict[str, dict[str, list[str]]] = field(repr=False)
-    """Key -> kind ("image", "video", "txt" or "json") -> paths."""
-    classes: Mapping[str, list[str]] = field(repr=False)
-    """Name of a sub-folder -> names of its class."""
+    files: dict[str, dict[str, list[str]]] = field(repr=False)  # key -> kind ("image", "txt", ...) -> paths
+    classes: Mapping[str, list[str]] = field(repr=False)  # name of a sub-folder -> names of its class
     chunks: dict[str, range] = field(repr=False)
 
     @classmethod

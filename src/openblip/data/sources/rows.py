@@ -42,8 +42,8 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
+# Any of these makes a row useful without a caption.
 TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
-"""Columns of which any makes a row useful without a caption."""
 
 _ROUNDS = {"dialog", "turns", "conversations"}
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
@@ -54,10 +54,8 @@ class ImageRow:
     """What a table or annotation file says of one sample, whose files are still to be read."""
 
     key: int | str
-    image: Sequence[str]
-    """Where the image may lie: the first path that exists counts."""
-    image_id: Any = None
-    """The data set's own name of the image: rows with the same one show the same image."""
+    image: Sequence[str]  # where the image may lie: the first path that exists counts
+    image_id: Any = None  # the data set's own: rows with the same one show the same image
     captions: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
     second_image: str | None = None
@@ -109,8 +107,7 @@ def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
 class RowSource(Source):
     """A source whose shards are lists of rows."""
 
-    chunks: Mapping[str, Any]
-    """By shard name, which rows they are."""
+    chunks: Mapping[str, Any]  # by shard name, which rows they are
 
     def shards(self) -> Sequence[str]:
         return list(self.chunks)
@@ -159,10 +156,7 @@ def chunk_names(stem: str, chunks: Sequence[Chunk]) -> dict[str, Chunk]:
 
 
 def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: str = "") -> str:
-    """The first of the `wanted` columns that exists.
-
-    Raises `SourceError`, whose message begins with `place` and names the columns that do exist.
-    """
+    """The first of the `wanted` columns that exists; raises `SourceError` that names the existing ones."""
     names = list(names)
     for name in wanted:
         if name in names:
@@ -177,11 +171,8 @@ def check_columns(names: Sequence[str], image_columns: Sequence[str], path: str)
 
 
 def row_key(row: Mapping[str, Any], number: int) -> str:
-    """The row's own key where it has one, else its number.
-
-    The ids of LLaVA's conversations name the image, about which there are several: they are no keys.
-    """
-    for name in () if "conversations" in row else KEY_COLUMNS:
+    """The row's own key where it has one, else its number."""
+    for name in () if "conversations" in row else KEY_COLUMNS:  # LLaVA's ids name images, with several rows each
         if isinstance(row.get(name), (str, int)) and str(row[name]):
             return safe_name(str(row[name]))
     return f"{number:09d}"
@@ -193,10 +184,7 @@ def row_captions(row: Mapping[str, Any], columns: Sequence[str] = CAPTION_COLUMN
 
 
 def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with its task fields in their types and without those that are empty.
-
-    Other fields stay as they are. Raises `SourceError` for a field of another type.
-    """
+    """The row with its task fields in their types, without empty ones; raises `SourceError` for other types."""
     fields = {name: value for name, value in row.items() if name not in _TYPED or value not in (None, "")}
     for name in fields.keys() & {"question", "statement", "instruction"}:
         fields[name] = text_of(fields, name)

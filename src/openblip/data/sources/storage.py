@@ -1,4 +1,7 @@
-"""Files of a source: local paths through the operating system, anything with `scheme://` through fsspec."""
+"""Files of a source: local paths through the operating system, anything with `scheme://` through fsspec.
+
+Functions raise `OSError` for what cannot be read, whatever a client library raises.
+"""
 
 import fcntl
 import glob
@@ -26,9 +29,7 @@ _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 # texts may lie behind its image and are read before it.
 _BLOCK_BYTES = 4 << 20
 _BLOCKS_KEPT = 3
-
 _FEW_PATHS = 16  # as many remote paths are looked for one by one
-
 _COPIES_BYTES = 64 << 30  # of remote shards in the folder for temporary files
 
 
@@ -36,11 +37,18 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _remote(path: str, call: Callable[[Any, str], Result]) -> Result:
-    """Return `call(file system, path within it)`.
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
-    Whatever a client library raises becomes an `OSError`, as for a local file.
-    """
+
+def _remote(path: str, call: Callable[[Any, str], Result]) -> Result:
+    """Return `call(file system, path within it)`."""
     import fsspec
 
     try:
@@ -49,16 +57,8 @@ def _remote(path: str, call: Callable[[Any, str], Result]) -> Result:
         raise MissingExtraError(f"{path}: {error}") from error
     except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
-    return _translated(path, lambda: call(filesystem, inner))
-
-
-def _translated(path: str, call: Callable[[], Result]) -> Result:
-    try:
-        return call()
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
+    with _os_errors(path):
+        return call(filesystem, inner)
 
 
 class _RemoteFile:
@@ -69,7 +69,7 @@ class _RemoteFile:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.file, name)
-        return (lambda *args: _translated(self.path, lambda: value(*args))) if callable(value) else value
+        return _os_errors(self.path)(value) if callable(value) else value  # as a decorator
 
     def __enter__(self) -> "_RemoteFile":
         return self
@@ -90,16 +90,13 @@ def source_errors(path: str, *, keep_transient: bool = False) -> Iterator[None]:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open a file for reading, seekable; raises `OSError` when it is not there.
-
-    A remote file is read in large blocks, so that reading it front to back takes few requests.
-    """
-    if not is_remote(path):
-        try:
-            return open(path, "rb")
-        except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
-            raise OSError(f"{path!a}: {error}") from error
-    return cast(BinaryIO, _RemoteFile(path, _remote(path, _open_blocks)))
+    """Open a file for reading, seekable. A remote one is read in large blocks, so in few requests."""
+    if is_remote(path):
+        return cast(BinaryIO, _RemoteFile(path, _remote(path, _open_blocks)))
+    try:
+        return open(path, "rb")
+    except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
+        raise OSError(f"{path!a}: {error}") from error
 
 
 def _open_blocks(filesystem: Any, inner: str) -> Any:
@@ -113,11 +110,11 @@ def _open_blocks(filesystem: Any, inner: str) -> Any:
 
 
 def read_bytes(path: str) -> bytes:
-    """Read a whole file; raises `OSError`."""
-    if not is_remote(path):
-        with open_binary(path) as file:
-            return file.read()
-    return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
+    """Read a whole file."""
+    if is_remote(path):
+        return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
+    with open_binary(path) as file:
+        return file.read()
 
 
 def file_size(file: BinaryIO) -> int:
@@ -132,7 +129,7 @@ def open_copied(path: str) -> BinaryIO:
 
     The copy is made once for all processes of the machine, in the folder for temporary files. The copies are bounded:
     those that were not opened for longest are removed, and a file beyond the bound is read where it is. What the file
-    system says of a file (size, time, ETag) is part of a copy's name. Raises `OSError`.
+    system says of a file (size, time, ETag) is part of a copy's name.
     """
     if not is_remote(path):
         return open_binary(path)
@@ -161,22 +158,22 @@ def open_copied(path: str) -> BinaryIO:
 
 
 def is_directory(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.isdir(path)
-    return _remote(path, lambda filesystem, inner: bool(filesystem.isdir(inner)))
+    if is_remote(path):
+        return bool(_remote(path, lambda filesystem, inner: filesystem.isdir(inner)))
+    return os.path.isdir(path)
+
+
+def exists(path: str) -> bool:
+    if is_remote(path):
+        return bool(_remote(path, lambda filesystem, inner: filesystem.exists(inner)))
+    return os.path.exists(path)
 
 
 def canonical(path: str) -> str:
     """The path as listings begin: absolute, or the URL as its file system spells it."""
-    if not is_remote(path):
-        return os.path.abspath(path)
-    return _remote(path, lambda filesystem, inner: str(filesystem.unstrip_protocol(inner)))
-
-
-def exists(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.exists(path)
-    return _remote(path, lambda filesystem, inner: bool(filesystem.exists(inner)))
+    if is_remote(path):
+        return _remote(path, lambda filesystem, inner: str(filesystem.unstrip_protocol(inner)))
+    return os.path.abspath(path)
 
 
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:
@@ -208,21 +205,21 @@ def expand_braces(pattern: str) -> list[str]:
     return [path for choice in choices for path in expand_braces(f"{before}{choice}{after}")]
 
 
-def _expand_glob(path: str) -> list[str]:
-    if not any(character in path for character in "*?[") or exists(path):  # a file may have a bracket in its name
-        return [path]
-    if is_remote(path):
-        return _remote_names(path, lambda filesystem, inner: filesystem.glob(inner))
-    return sorted(glob.glob(path, recursive=True))
-
-
 def expand_paths(spec: str) -> list[str]:
     """The existing files that a path with braces or wildcards names.
 
     Of many remote files in one folder only the first and the last are looked for. Raises `SourceError` when a named
     file is missing or nothing matches.
     """
-    paths = [path for pattern in expand_braces(spec) for path in _expand_glob(os.path.expanduser(pattern))]
+    paths: list[str] = []
+    for path in expand_braces(spec):
+        path = os.path.expanduser(path)
+        if not any(character in path for character in "*?[") or exists(path):  # a name may have a bracket
+            paths.append(path)
+        elif is_remote(path):
+            paths += _remote_names(path, lambda filesystem, inner: filesystem.glob(inner))
+        else:
+            paths += sorted(glob.glob(path, recursive=True))
     if not paths:
         raise SourceError(f"{spec}: no file matches")
     looked_for: Iterable[str] = paths
@@ -248,10 +245,7 @@ def parent(path: str) -> str:
 
 
 def shard_names(paths: list[str]) -> dict[str, str]:
-    """Map shard names to paths.
-
-    A name is the file's stem; where files share it, it has as many parent folders as tell all apart.
-    """
+    """Shard name -> path: the file's stem, and where files share it as many parent folders as tell all apart."""
     parts = {path: (*Path(path).parts[:-1], Path(path).stem) for path in paths}
     depth = dict.fromkeys(paths, 1)
     while True:
@@ -260,8 +254,7 @@ def shard_names(paths: list[str]) -> dict[str, str]:
         shared = [path for path in paths if count[names[path]] > 1]
         if not shared:
             return {name: path for path, name in names.items()}
-        # Only the suffix differs: a.jsonl beside a.csv.
-        if all(depth[path] > len(parts[path]) for path in shared):
+        if all(depth[path] > len(parts[path]) for path in shared):  # only the suffix differs: a.jsonl beside a.csv
             return {_joined(Path(path).parts): path for path in paths}
         for path in shared:
             depth[path] += 1

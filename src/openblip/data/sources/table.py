@@ -37,10 +37,8 @@ class Line(NamedTuple):
 class Dialect:
     """How the rows of a file are written: one json object per line, or values under the header of a .csv or .tsv."""
 
-    columns: tuple[str, ...] | None = None
-    """The header; None for json."""
-    delimiter: str = ","
-    """Comma, semicolon or tab."""
+    columns: tuple[str, ...] | None = None  # the header; None for json
+    delimiter: str = ","  # or semicolon or tab
 
     @classmethod
     def of(cls, file: BinaryIO, path: str) -> tuple["Dialect", int]:

@@ -44,7 +44,7 @@ _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
 
 
 class _EndsEarlyError(Exception):
-    """The archive is damaged or cut here; the message is the reject's reason."""
+    """The archive is damaged or cut here, as the message says."""
 
     def __init__(self, reason: str, *, goes_on: bool = False) -> None:
         super().__init__(reason)
@@ -67,11 +67,9 @@ class _Group:
     """The members of one sample, by their role: "image", "left", "right", "video", "json" or "txt"."""
 
     key: str
-    start: int
-    """The byte at which its first header begins."""
+    start: int  # the byte at which its first header begins
     number: int
-    is_repeat: bool
-    """Whether an earlier sample has its key."""
+    is_repeat: bool  # an earlier sample has its key
     members: dict[str, _Member] = field(default_factory=dict)
     repeats: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
@@ -82,21 +80,34 @@ class _Group:
         elif self.members.setdefault(role, member) is not member:
             self.repeats[role] += 1
 
-    def choose_images(self) -> tuple[list[_Member], str]:
-        """The sample's image, or its left and right one, or none; and what is wrong with the group."""
-        members, roles = self.members, self.members.keys()
+    def examine(self) -> tuple[list[_Member], list[str]]:
+        """The sample's image or video, or its left and right image, or none; and all that is wrong with the group."""
+        reasons = [f"{name} is a link or special file, not a plain one" for name in self.links]
+        roles = self.members.keys()
+        images: list[str] = []
+        if self.is_repeat and roles:
+            return [], [*reasons, "duplicate key: the first one stays; files of a sample must not lie apart"]
+        reasons += ["duplicate key: the first one stays"] * max(self.repeats.values(), default=0)
         if "image" in roles:
-            has_others = bool(roles & {"left", "right", "video"})
-            return [members["image"]], "several images with this key: the plain image stays" if has_others else ""
-        if roles >= {"left", "right"}:
-            reason = "two images and a video with this key: the images stay" if "video" in roles else ""
-            return [members["left"], members["right"]], reason
-        for present, lacking in (("left", "right"), ("right", "left")):
-            if present in roles:
-                return [], f"of two images the {lacking} one is missing, there is only the {present} one"
-        if "video" in roles:
-            return [members["video"]], ""
-        return [], "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key"
+            images = ["image"]
+            if roles & {"left", "right", "video"}:
+                reasons.append("several images with this key: the plain image stays")
+        elif roles >= {"left", "right"}:
+            images = ["left", "right"]
+            if "video" in roles:
+                reasons.append("two images and a video with this key: the images stay")
+        elif roles & {"left", "right"}:
+            present, lacking = ("left", "right") if "left" in roles else ("right", "left")
+            reasons.append(f"of two images the {lacking} one is missing, there is only the {present} one")
+        elif "video" in roles:
+            images = ["video"]
+        elif roles:
+            reasons.append("no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key")
+        return [self.members[role] for role in images], reasons
+
+
+_Outline = tuple["array[int]", set[int], _EndsEarlyError | None]
+"""Where the samples of a shard begin, the numbers of those that repeat a key, and the error at its end."""
 
 
 @dataclass
@@ -139,17 +150,8 @@ class TarSource(Source):
     def _items(self, file: BinaryIO, shard: str, group: _Group, selection: Selection) -> Iterator[Sample | Reject]:
         """What a group of members is: a sample, rejects, or both."""
         key = group.key
-        for name in group.links:
-            yield Reject(shard, key, f"{name} is a link or special file, not a plain one")
-        if not group.members:
-            return
-        if group.is_repeat:
-            yield Reject(shard, key, "duplicate key: the first one stays; files of a sample must not lie apart")
-            return
-        for _ in range(max(group.repeats.values(), default=0)):
-            yield Reject(shard, key, "duplicate key: the first one stays")
-        members, reason = group.choose_images()
-        if reason:
+        members, reasons = group.examine()
+        for reason in reasons:
             yield Reject(shard, key, reason)
         if not members:
             return
@@ -189,14 +191,8 @@ def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[
 
 
 @lru_cache(_OUTLINES_KEPT)
-def _outline(
-    file_name: str, path: str, version: tuple[int, int]
-) -> tuple["array[int]", set[int], _EndsEarlyError | None]:
-    """Where the samples of a local shard begin, which ones repeat a key, and the error at its end.
-
-    It is for a process that reads the shard in many pieces. `path` is what errors call the file, `version` its size and
-    time of change.
-    """
+def _outline(file_name: str, path: str, version: tuple[int, int]) -> _Outline:
+    """The outline of a local shard that is read in pieces; `version` is the file's size and time of change."""
     starts, repeats = array("Q"), set[int]()
     try:
         with open(file_name, "rb") as file:
@@ -210,10 +206,7 @@ def _outline(
 
 
 def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Group]:
-    """The samples of a shard in order, or from byte `start` on, where a whole one begins.
-
-    Raises `_EndsEarlyError` after the last whole one of a damaged shard.
-    """
+    """The samples of a shard, or those from byte `start` on, where a whole one begins; raises `_EndsEarlyError`."""
     first: _Group | None = None  # that has any member
     group: _Group | None = None
     keys: set[str] = set()
@@ -233,25 +226,20 @@ def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Gr
                 group = _Group(key, member.start, number, key in keys)
             group.add(role, member)
     except _EndsEarlyError as stop:
-        if group is not None and (start is not None or stop.goes_on or not _is_partial(group, first)):
-            yield group
-            number += 1
+        if group is not None:
+            # Where a shard was cut, the sample that was being written lacks a file that the first one has.
+            is_whole = len(group.members) > 1 if first is None else group.members.keys() >= first.members.keys()
+            if is_whole or start is not None or stop.goes_on:
+                yield group
+                number += 1
         stop.num_samples = number
         raise
     if group is not None:
         yield group
 
 
-def _is_partial(last: _Group, first: _Group | None) -> bool:
-    """Whether the sample that was being written where a shard was cut lacks a file that the first one has."""
-    return len(last.members) < 2 if first is None else not last.members.keys() >= first.members.keys()
-
-
 def _split_name(name: str) -> tuple[str, str]:
-    """(key, role) by webdataset's rule: the key ends at the first dot of the base name.
-
-    The role is empty for files that are no part of a sample.
-    """
+    """(key, role) by webdataset's rule: the key ends at the first dot. A file without a role is no part of a sample."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
     side, _, kind = suffix.lower().rpartition(".")
@@ -262,10 +250,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
-    """Every member in order, from byte `offset` on, where one begins.
-
-    Raises `_EndsEarlyError` where the archive stops being one.
-    """
+    """Every member from byte `offset` on, where one begins; raises `_EndsEarlyError`."""
     end = storage.file_size(file)
     start = offset
     long_name: str | None = None
@@ -294,10 +279,7 @@ def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
 
 
 def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | None:
-    """The header at `offset`, None at the archive's end mark.
-
-    The usual one is parsed as `tarfile` parses it, but in a third of the time.
-    """
+    """The header at `offset`, None at the end mark. The usual one is parsed as by `tarfile`, in a third of the time."""
     file.seek(offset)
     block = file.read(_BLOCK)
     if not block and offset == 0:
