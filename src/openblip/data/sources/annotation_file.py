@@ -1,4 +1,4 @@
-"""What the readers of annotation files share: the file with its images, and the source of its rows."""
+"""What all annotation files share: the file with its images, the source of its rows, and how its json is read."""
 
 import contextlib
 import json
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from openblip.data.sample import Reject, Source
 from openblip.data.sources import storage
-from openblip.data.sources.rows import ImageRow
+from openblip.data.sources.rows import ImageRow, RowSource
 from openblip.data.sources.table import Dialect
 from openblip.errors import SourceError
 
@@ -37,7 +38,7 @@ class AnnotationFile:
         return storage.join(storage.parent(self.path), name)
 
     def image_paths(self, *folders: str) -> Callable[[str], list[str]]:
-        """A function from an image's name to its possible paths: in those of the folders that exist, and in `images`."""
+        """A function from an image's name to its possible paths: in the folders that exist, and in `images`."""
         paths = (storage.join(self.images, folder) for folder in folders)
         present = [*(path for path in paths if storage.is_directory(path)), self.images]
         return lambda name: [storage.join(path, name) for path in present]
@@ -46,11 +47,11 @@ class AnnotationFile:
         """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
         with storage.open_binary(self.path) as file:
             dialect, number = Dialect.of(file, self.path)
-            for line in dialect.lines(file, number):
+            for line, _, data in dialect.lines(file, number):
                 try:
-                    yield f"line {line.number}", dialect.parse(line.data)
+                    yield f"line {line}", dialect.parse(data)
                 except SourceError as error:
-                    yield f"line {line.number}", error
+                    yield f"line {line}", error
 
     def choose_split(
         self, name: str, *, may_omit: bool = False
@@ -85,6 +86,36 @@ class AnnotationRows(NamedTuple):
     row: Callable[[Fields, int], ImageRow]
     description: Mapping[str, object]
     place: Callable[[int], str] = "[{}]".format
+
+
+@dataclass
+class AnnotationSource(RowSource):
+    """An annotation file in shards of a bounded number of rows, in its order."""
+
+    name: str
+    listed: AnnotationRows = field(repr=False)
+    chunks: dict[str, range] = field(repr=False)
+    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
+
+    # A process that is not forked opens the file anew: rows are not pickled.
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return self.reopen
+
+    def num_samples(self, shard: str) -> int:
+        return len(self.chunks[shard])
+
+    def describe(self) -> Mapping[str, object]:
+        return self.listed.description
+
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        for number in self.chunks[shard]:
+            place, item = self.listed.place(number), self.listed.items[number]
+            try:
+                if isinstance(item, SourceError):
+                    raise item.with_traceback(None)
+                yield place, self.listed.row(as_object(item), number)
+            except SourceError as error:
+                yield place, Reject(shard, place, f"{place}: {error}")
 
 
 def read_document(path: str) -> Any:

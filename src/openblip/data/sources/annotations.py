@@ -1,55 +1,556 @@
-"""Opens annotation files: which one a .json, .jsonl or .csv is, is told by its structure, whatever its name."""
+"""The annotation files of public data sets: for each format a function that makes rows of a file's content.
+
+docs/data.md lists the files, and where their images lie. The functions raise `SourceError` when a file that belongs to
+an annotation file is missing or nothing of it can be read. A format is told by a file's structure, whatever its name:
+see `ANNOTATION_FORMATS`.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import os
+import re
+import sys
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
-from openblip.data.sample import Reject, Source
-from openblip.data.sources import rows, storage
-from openblip.data.sources.annotation_file import (
-    AnnotationFile,
-    AnnotationRows,
-    as_object,
-    first_objects,
-    read_document,
-)
-from openblip.data.sources.annotation_formats import ANNOTATION_FORMATS, NLVR, VIDEO_LIST, AnnotationFormat
-from openblip.data.sources.rows import ImageRow, RowSource
+from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
+from openblip.data.sources import annotation_file, rows, storage
+from openblip.data.sources.annotation_file import AnnotationFile, AnnotationRows, Fields, first_objects, objects_by_id
+from openblip.data.sources.rows import ImageRow, file_name_of, id_of, number_of, text_of
 from openblip.data.sources.table import Dialect, TableSource
 from openblip.errors import SourceError
 
+_VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
+_AOKVQA_FIELDS = ("rationales", "difficult_direct_answer", "split")
+_NLVR_IDENTIFIER = re.compile(r"(?P<pair>(?P<split>train|dev|test\d)-\d+-\d+)-\d+")
+_NLVR_FIELDS = ("identifier", "sentence", "label", "directory")
+_VISDIAL_FOLDERS = {
+    "train": {"train2014": "COCO_train2014", "val2014": "COCO_val2014"},
+    "val": {"VisualDialog_val2018": "VisualDialog_val2018", "val2014": "COCO_val2014"},
+    "test": {"VisualDialog_test2018": "VisualDialog_test2018"},
+}
+"""Split -> folder -> how its images' names begin. The second of validation is version 0.9's."""
+_VIDEO_NAMES = ("clip_name", "video_id")
+_VIDEO_CAPTIONS = ("sentence", "caption", "captions")
+_VIDEO_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
 _LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is longer
 
 
-@dataclass
-class AnnotationSource(RowSource):
-    """An annotation file in shards of a bounded number of rows, in its order."""
+def coco_rows(file: AnnotationFile) -> AnnotationRows:
+    """COCO captions and NoCaps: all captions of an image are one sample, whose key is the image's id.
 
-    name: str
-    listed: AnnotationRows = field(repr=False)
-    chunks: dict[str, range] = field(repr=False)
-    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
-    """A process that is not forked opens the file anew: rows are not pickled."""
+    Files of images alone (image_info_test2014.json) give samples without captions, to write predictions for.
+    """
+    images, annotations = file.content["images"], file.content.get("annotations") or []
+    objects = first_objects(annotations)
+    if annotations and not any("caption" in annotation for annotation in objects):
+        fields = ", ".join(objects[0]) if objects else f"{annotations!r:.80}"
+        raise SourceError(f"{file.path}: its annotations are no captions; found: {fields}")
+    captions = _captions_by(annotations, "image_id")
+    has_domains = any("domain" in image for image in first_objects(images))
+    description = {"format": "NoCaps captions" if has_domains else "COCO captions"}
+    if not captions:
+        description["missing"] = "the list of annotations: no image has a caption"
 
-    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
-        return self.reopen
+    def row(image: Fields, number: int) -> ImageRow:
+        path, image_id = storage.join(file.images, file_name_of(image, "file_name")), id_of(image, "id")
+        info = {**image, "image_id": image_id}
+        if isinstance(spelled := image.get("domain"), str):
+            domain = spelled.lower().replace("_", "-").split("-")[0].removesuffix("domain").strip()
+            info["domain"] = f"{domain}-domain" if domain in ("in", "near", "out") else spelled
+        return ImageRow(image_id, (path,), image_id, caption_texts(captions.get(image_id), "annotations"), info)
 
-    def num_samples(self, shard: str) -> int:
-        return len(self.chunks[shard])
+    return AnnotationRows(images, row, description, "images[{}]".format)
 
-    def describe(self) -> Mapping[str, object]:
-        return self.listed.description
 
-    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
-        for number in self.chunks[shard]:
-            place, item = self.listed.place(number), self.listed.items[number]
-            try:
-                if isinstance(item, SourceError):
-                    raise item.with_traceback(None)
-                yield place, self.listed.row(as_object(item), number)
-            except SourceError as error:
-                yield place, Reject(shard, place, f"{place}: {error}")
+def _captions_by(annotations: Any, name: str) -> Mapping[Any, list[Any]]:
+    """The captions of each image or video, by its id, which is in the field `name` of a list of annotations."""
+    captions: dict[Any, list[Any]] = defaultdict(list)
+    for item_id, annotation in objects_by_id(annotations, name):
+        captions[item_id].append(annotation.get("caption"))
+    return captions
+
+
+def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
+    """Karpathy's splits of COCO and Flickr30k. The key is COCO's id, or the file's own where it has none."""
+    images, place, sizes = file.choose_split("images")
+    paths_of = file.image_paths("flickr30k-images", "flickr30k_images")
+
+    def row(image: Fields, number: int) -> ImageRow:
+        name, image_id = file_name_of(image, "filename"), id_of(image, "cocoid" if "cocoid" in image else "imgid")
+        paths = paths_of(name)
+        if image.get("filepath"):
+            paths.insert(0, storage.join(storage.join(file.images, file_name_of(image, "filepath")), name))
+        sentences = image.get("sentences")
+        if not isinstance(sentences, list):
+            raise SourceError(f"sentences must be a list, not {sentences!r:.80}")
+        info = {"image_id": image_id, "file_name": name, "split": text_of(image, "split")}
+        return ImageRow(image_id, paths, image_id, caption_texts(sentences, "sentences"), info)
+
+    return AnnotationRows(images, row, {"format": "Karpathy split", "splits in the file": sizes}, place)
+
+
+def listed_rows(file: AnnotationFile) -> AnnotationRows:
+    """A list of objects, one sample each: how the authors of BLIP distribute annotations, and LLaVA its instructions.
+
+    The key is a question's id, an identifier or else the row's number. Rows that state the same image id, or else the
+    same image, share it.
+    """
+
+    def row(item: Fields, number: int) -> ImageRow:
+        if _is_pair(item):
+            names = [file_name_of({"images": name}, "images") for name in item["images"]]
+        elif (column := next((name for name in rows.IMAGE_COLUMNS if name in item), None)) is not None:
+            names = [file_name_of(item, column)]
+        else:
+            raise SourceError(f"no image; found: {', '.join(item) or 'nothing'}")
+        ids = (item.get(name) for name in ("question_id", "identifier", "img_id"))
+        key = next((value for value in ids if isinstance(value, (int, str)) and value != ""), None)
+        key = rows.row_key(item, number) if key is None else key
+        image_id = item.get("image_id", item.get("img_id"))
+        image_id = " ".join(names) if image_id is None else image_id
+        captions, fields = rows.row_captions(item), dict(item)
+        if _is_pair(item) and "sentence" in item:
+            fields["statement"] = fields.pop("sentence")
+        fields = rows.task_fields(fields)
+        if "question" in fields:
+            fields.pop("answer", None)
+            fields.setdefault("question_id", number)
+            if item.get("dataset") == "vg":
+                fields.setdefault("weight", _VISUAL_GENOME_WEIGHT)
+        image, *second = (storage.join(file.images, name) for name in names)
+        return ImageRow(key, (image,), image_id, captions, fields, second[0] if second else None)
+
+    first = first_objects(file.content)[0]
+    if _is_pair(first):
+        name = "list of statements about two images"
+    elif first.keys() & {"conversations", "instruction", "turns"}:
+        name = "list of instructions about images"
+    else:
+        name = "list of questions" if "question" in first else "list of captioned images"
+    return AnnotationRows(file.content, row, {"format": name})
+
+
+def _is_pair(item: Fields) -> bool:
+    images = item.get("images")
+    return isinstance(images, list) and len(images) == 2
+
+
+def _names_images(item: Fields) -> bool:
+    return _is_pair(item) or not item.keys().isdisjoint(rows.IMAGE_COLUMNS)
+
+
+def _question_row(
+    item: Fields, question_id: Any, image_id: Any, paths: Sequence[str], answers: list[str], **others: Any
+) -> ImageRow:
+    """A row with the fields that every format of questions has, and others. The key is the question's id."""
+    question = text_of(item, "question")
+    info = {"question": question, "answers": answers, "question_id": question_id, "image_id": image_id, **others}
+    return ImageRow(question_id, paths, image_id, info=info)
+
+
+def vqa_rows(file: AnnotationFile) -> AnnotationRows:
+    """VQA, VQAv2 and OK-VQA: questions, with the answers in an annotations file beside them except for test sets."""
+    subtype = file.content.get("data_subtype")
+    if not isinstance(subtype, str) or not subtype:
+        raise SourceError(f"{file.path}: no data_subtype (train2014, ...), which the images are named after")
+    name = _dataset_name(file.content)
+    description = {"format": f"{name} questions of a test set, without annotations"}
+    annotations: dict[Any, Fields] = {}
+    if not subtype.startswith("test"):
+        if "questions" not in file.stem:
+            raise SourceError(f"{file.path}: its annotations are found by its name, which has to end in questions.json")
+        stem = re.sub("OpenEnded_|MultipleChoice_", "", file.stem).replace("questions", "annotations")
+        companion = file.beside(f"{stem}.json")
+        if not storage.exists(companion):
+            raise SourceError(f"{file.path}: the answers to its questions are missing: there is no {companion}")
+        content = annotation_file.read_document(companion)
+        annotations = _vqa_annotations(content, companion)
+        description = {"format": f"{_dataset_name(content, name)} questions with annotations", "annotations": companion}
+    subtype = subtype.replace("test-dev", "test")
+    paths_of = file.image_paths(subtype)
+
+    def row(question: Fields, number: int) -> ImageRow:
+        question_id, image_id = id_of(question, "question_id"), number_of(question, "image_id")
+        types = dict(annotations.get(question_id, {}))
+        answers = rows.text_list(types.pop("answers", None), "answers")
+        paths = paths_of(f"COCO_{subtype}_{image_id:012d}.jpg")
+        return _question_row(question, question_id, image_id, paths, answers, **types)
+
+    return AnnotationRows(file.content["questions"], row, description, "questions[{}]".format)
+
+
+def _vqa_annotations(content: Any, path: str) -> dict[Any, Fields]:
+    """Question id -> its answers as the file has them, and the types that the official evaluation reports by."""
+    items = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise SourceError(f"{path}: not the annotations of VQA questions, which are in the list annotations")
+    annotations: dict[Any, Fields] = {}
+    for question_id, item in objects_by_id(items, "question_id"):
+        names = ("question_type", "answer_type")
+        types = {name: sys.intern(item[name]) for name in names if type(item.get(name)) is str}
+        annotations.setdefault(question_id, {"answers": item.get("answers"), **types})
+    return annotations
+
+
+def _dataset_name(content: Any, otherwise: str = "VQA") -> str:
+    """`VQAv2`, `OK-VQA` or what else the file's info says that it is."""
+    info = content.get("info") if isinstance(content, dict) else None
+    description = info.get("description") if isinstance(info, dict) else None
+    match = re.search(r"v(\d+)[.\d]* of the ([\w-]*VQA)\b", str(description))
+    if match is None:
+        return otherwise
+    version, name = match.groups()
+    return f"{name}v{version}" if name == "VQA" and version != "1" else name
+
+
+def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
+    """Visual Genome: one answer to each question, weighted as BLIP weights it for VQA. The id is its `qa_id`."""
+    questions, places = list[Any](), list[tuple[int, int]]()
+    for index, image in enumerate(file.content):
+        qas = image.get("qas") if isinstance(image, dict) else None
+        # A broken image counts as one broken question, so that it is named.
+        items = qas if isinstance(qas, list) else [image]
+        questions += items
+        places += ((index, number) for number in range(len(items)))
+    paths_of = file.image_paths("VG_100K", "VG_100K_2")
+
+    def row(question: Fields, number: int) -> ImageRow:
+        question_id, image_id = id_of(question, "qa_id"), number_of(question, "image_id")
+        paths, answers = paths_of(f"{image_id}.jpg"), [text_of(question, "answer")]
+        return _question_row(question, question_id, image_id, paths, answers, weight=_VISUAL_GENOME_WEIGHT)
+
+    description = {"format": "Visual Genome questions"}
+    return AnnotationRows(questions, row, description, lambda n: "[{}].qas[{}]".format(*places[n]))
+
+
+def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
+    """A-OKVQA: questions with four choices and ten free answers; the test set has neither answers nor right choice."""
+    splits = {str(item.get("split")) for item in first_objects(file.content)}
+    paths_of = file.image_paths(*(f"{split}2017" for split in sorted(splits)))
+
+    def row(question: Fields, number: int) -> ImageRow:
+        # LAVIS adds the path of the image in COCO's release of 2014.
+        has_path = "image" in question
+        name = file_name_of(question, "image") if has_path else f"{number_of(question, 'image_id'):012d}.jpg"
+        question_id, image_id = id_of(question, "question_id"), question.get("image_id", name)
+        answers = rows.text_list(question.get("direct_answers"), "direct_answers")
+        fields = rows.choice_fields(question.get("choices"), question.get("correct_choice_idx"))
+        others = {name: question[name] for name in _AOKVQA_FIELDS if name in question}
+        return _question_row(question, question_id, image_id, paths_of(name), answers, **fields, **others)
+
+    return AnnotationRows(file.content, row, {"format": "A-OKVQA questions"})
+
+
+def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
+    """NLVR2: a file of json lines per split, each a statement about a left and a right photograph.
+
+    The folder `images` of `images/train/53/train-10171-0-img0.png` may be left out, and so may all of them. The key is
+    the identifier; statements about one pair share an image id.
+    """
+    places, items = list[str](), list[Any]()
+    for place, item in file.lines():
+        places.append(place)
+        # Of a line four fields are kept: nine tenths are addresses and the writers' validations.
+        items.append({n: item[n] for n in _NLVR_FIELDS if n in item} if isinstance(item, dict) else item)
+    layouts: dict[str, Callable[[str], list[str]]] = {}  # folder of a pair, relative -> where its images may lie
+
+    def row(item: Fields, number: int) -> ImageRow:
+        identifier = text_of(item, "identifier")
+        match = _NLVR_IDENTIFIER.fullmatch(identifier)
+        if match is None:
+            raise SourceError(f"the identifier must be like dev-850-0-0, not {identifier:.80}")
+        split, directory = match["split"], item.get("directory")
+        inner = split if directory is None else f"{split}/{directory}"
+        if inner not in layouts:
+            others = [] if directory is None else [str(directory), f"images/{split}", split]
+            layouts[inner] = file.image_paths(f"images/{inner}", inner, *others)
+        info: dict[str, Any] = {"statement": text_of(item, "sentence"), "identifier": identifier}
+        if (label := rows.statement_label(item.get("label"))) is not None:
+            info["label"] = label
+        left, right = (layouts[inner](f"{match['pair']}-img{n}.png")[0] for n in (0, 1))
+        return ImageRow(identifier, (left,), match["pair"], info=info, second_image=right)
+
+    return AnnotationRows(items, row, {"format": "NLVR2 statements"}, places.__getitem__)
+
+
+def visdial_rows(file: AnnotationFile) -> AnnotationRows:
+    """VisDial v1.0: dialogs of ten rounds about an image, their texts as indices into lists of the file.
+
+    Dense annotations beside it say how right each candidate of one round is. The key is the image's id.
+    """
+    data = file.content["data"]
+    texts: dict[str, list[str]] = {}
+    for name in ("questions", "answers"):
+        listed = data.get(name)
+        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+            raise SourceError(f"{file.path}: {name} of its data must be a list of texts")
+        texts[name] = [clean_text(text) for text in listed]
+    description: dict[str, object] = {"format": "VisDial dialogs"}
+    companions = [file.beside(f"{file.stem}_{name}.json") for name in ("dense_annotations", "dense_sample")]
+    companion = next((path for path in companions if storage.exists(path)), None)
+    if companion is None:
+        description["missing"] = f"{companions[0]}, without which no candidate has a relevance (NDCG)"
+    else:
+        description["dense annotations"] = companion
+    relevances = {} if companion is None else _visdial_relevances(companion)
+    split = str(file.content.get("split"))
+    kinds = [kind for kind in _VISDIAL_FOLDERS if kind in split][:1] or _VISDIAL_FOLDERS
+    folders = {folder: prefix for kind in kinds for folder, prefix in _VISDIAL_FOLDERS[kind].items()}
+    present = [folder for folder in folders if storage.is_directory(storage.join(file.images, folder))]
+    prefixes = [*(f"{folder}/{folders[folder]}" for folder in present), *folders.values()]
+
+    def row(dialog: Fields, number: int) -> ImageRow:
+        image_number, image_id, turns = number_of(dialog, "image_id"), id_of(dialog, "image_id"), dialog.get("dialog")
+        if not isinstance(turns, list) or not turns:
+            raise SourceError(f"dialog must be a list of rounds, not {turns!r:.80}")
+        rounds = [_visdial_round(turn, f"round {n}", **texts) for n, turn in enumerate(turns, 1)]
+        if image_id in relevances:
+            index, values = relevances[image_id]
+            _check_index(index, rounds, "round_id of the dense annotations, from 0")
+            if len(values) != len(rounds[index].get("options", ())):
+                raise SourceError(f"round {index + 1}: {len(values)} values of relevance for other candidates")
+            rounds[index]["relevance"] = values
+        caption = text_of(dialog, "caption")
+        paths = [storage.join(file.images, f"{prefix}_{image_number:012d}.jpg") for prefix in prefixes]
+        info = {"caption": caption, "dialog": rounds, "image_id": image_id}
+        return ImageRow(image_id, paths, image_id, (caption,), info)
+
+    return AnnotationRows(data["dialogs"], row, description, "dialogs[{}]".format)
+
+
+def _visdial_round(turn: Any, place: str, questions: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """The texts of a round; raises `SourceError` where an index points at nothing."""
+    turn = annotation_file.as_object(turn)
+    _check_index(turn.get("question"), questions, f"{place}: question")
+    texts: dict[str, Any] = {"question": questions[turn["question"]]}
+    if turn.get("answer") is not None:
+        _check_index(turn["answer"], answers, f"{place}: answer")
+        texts["answer"] = answers[turn["answer"]]
+    options = turn.get("answer_options")
+    if options is not None:
+        if not isinstance(options, array) or not options:
+            raise SourceError(f"{place}: answer_options must be a list of numbers, not {options!r:.80}")
+        for index in (min(options), max(options)):
+            _check_index(index, answers, f"{place}: answer_options")
+        texts["options"] = [answers[index] for index in options]
+    if turn.get("gt_index") is not None:
+        _check_index(turn["gt_index"], options or (), f"{place}: gt_index")
+        texts["answer_index"] = turn["gt_index"]
+    return texts
+
+
+def _check_index(index: Any, items: Sequence[Any], what: str) -> None:
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise SourceError(f"{what} must be a number, not {index!r:.80}")
+    if not 0 <= index < len(items):
+        raise SourceError(f"{what} is {index}, of {len(items)}")
+
+
+def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
+    """Image id -> number of a round from 0, and how right each of its candidates is, 0 to 1.
+
+    The field is `gt_relevance` for validation, `relevance` for the sample of training.
+    """
+    items = annotation_file.read_document(path)
+    if not isinstance(items, list):
+        raise SourceError(f"{path}: dense annotations must be a list")
+    relevances: dict[Any, tuple[int, list[float]]] = {}
+    for number, item in enumerate(items):
+        values = item.get("gt_relevance", item.get("relevance")) if isinstance(item, dict) else None
+        if (
+            not isinstance(values, list)
+            or not all(isinstance(value, (int, float)) for value in values)
+            or not isinstance(item.get("round_id"), int)
+            or not isinstance(item.get("image_id"), (int, str))
+        ):
+            raise SourceError(f"{path}: [{number}] lacks image_id, round_id or a list of relevance")
+        relevances[item["image_id"]] = (item["round_id"] - 1, [float(value) for value in values])
+    return relevances
+
+
+class VideoFolder:
+    """The videos in a folder and below, by name without suffix; of several of one name the outermost counts.
+
+    Raises `SourceError` when there is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.videos: dict[str, str] = {}
+        files = storage.list_files(path, recursive=True)
+        for file in sorted(files, key=lambda file: (file.count("/"), file)):
+            name, _, suffix = os.path.basename(file).rpartition(".")
+            if suffix.lower() in VIDEO_SUFFIXES:
+                self.videos.setdefault(name, file)
+        if not self.videos:
+            raise SourceError(f"{path}: no video ({_VIDEO_SUFFIXES}) in this folder or below")
+
+    def find(self, *names: str) -> tuple[str]:
+        """The path of the first video that exists; raises `SourceError` that says what was looked for."""
+        for name in names:
+            if name in self.videos:
+                return (self.videos[name],)
+        raise SourceError(f"no video {' or '.join(names)} ({_VIDEO_SUFFIXES}) in {self.path} or below")
+
+    def describe_missing(self, names: Iterable[str]) -> dict[str, str]:
+        """How many of the videos do not exist, and one of them; empty when all do."""
+        wanted = dict.fromkeys(names)
+        missing = [name for name in wanted if name not in self.videos]
+        return {"missing": f"{len(missing)} of {len(wanted)} videos, as {missing[0]}"} if missing else {}
+
+
+def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
+    """MSRVTT captions: each video of the split is a sample with all its captions, and its name is the key."""
+    videos, place, sizes = file.choose_split("videos", may_omit=True)
+    captions = _captions_by(file.content.get("sentences"), "video_id")
+    folder = VideoFolder(file.images)
+
+    def row(video: Fields, number: int) -> ImageRow:
+        text_of(video, "split")
+        name = text_of(video, "video_id")
+        its_captions = caption_texts(captions.get(name), f"sentences of {name}")
+        return ImageRow(name, folder.find(name), name, its_captions, info={**video, "image_id": name})
+
+    names = (video.get("video_id") for video in videos if isinstance(video, dict))
+    missing = folder.describe_missing(name for name in names if isinstance(name, str))
+    return AnnotationRows(videos, row, {"format": "MSRVTT captions", "splits in the file": sizes, **missing}, place)
+
+
+def video_list_rows(file: AnnotationFile) -> AnnotationRows:
+    """Lists of videos with captions (MSRVTT_JSFUSION_test.csv, msrvtt_test.jsonl): each video is a sample with the
+    captions of all its rows, and its name is the key. The broken rows come after all videos.
+    """
+    captions: dict[str, tuple[str, ...]] = {}
+    broken: dict[str, SourceError] = {}
+    listed = file.lines() if file.content is None else ((f"[{n}]", item) for n, item in enumerate(file.content))
+    for place, item in listed:
+        try:
+            if isinstance(item, SourceError):
+                raise item
+            name = text_of(
+                annotation_file.as_object(item), next((name for name in _VIDEO_NAMES if name in item), _VIDEO_NAMES[0])
+            )
+            captions[name] = captions.get(name, ()) + rows.row_captions(item, _VIDEO_CAPTIONS)
+        except SourceError as error:
+            broken[place] = error
+    folder = VideoFolder(file.images)
+
+    def row(item: Fields, number: int) -> ImageRow:
+        name = item["name"]
+        return ImageRow(name, folder.find(name), name, captions[name], {"image_id": name})
+
+    items = [*({"name": name} for name in captions), *broken.values()]
+    description = {"format": "list of captioned videos", **folder.describe_missing(captions)}
+    return AnnotationRows(items, row, description, [*captions, *broken].__getitem__)
+
+
+def _names_videos(item: Fields) -> bool:
+    """Whether a row has captions of a video that it names without a path."""
+    has_name, has_captions, has_path = (
+        any(name in item for name in names) for names in (_VIDEO_NAMES, _VIDEO_CAPTIONS, rows.IMAGE_COLUMNS)
+    )
+    return has_name and has_captions and not has_path
+
+
+def video_question_rows(file: AnnotationFile) -> AnnotationRows:
+    """MSRVTT-QA and MSVD-QA: questions about numbered videos; the category of their videos tells those of MSRVTT.
+
+    Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt` calls it: a
+    line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`.
+    """
+    youtube: dict[str, str] = {}
+    if any("category_id" in item for item in first_objects(file.content)):
+        description = {"format": "MSRVTT-QA questions"}
+    else:
+        description = {"format": "MSVD-QA questions"}
+        mapping = file.beside("youtube_mapping.txt")
+        if storage.exists(mapping):
+            youtube, description["youtube_mapping.txt"] = _read_youtube_names(mapping), mapping
+        else:
+            description["missing"] = f"{mapping}, without which videos are looked for as vid5"
+    folder = VideoFolder(file.images)
+
+    def names_of(question: Fields) -> list[str]:
+        """What the video of a question may be called, last the name that the data set gives it."""
+        video = id_of(question, "video_id")
+        if isinstance(video, str) and not video.isdecimal():
+            return [video]
+        if "category_id" in question:
+            return [f"video{video}"]
+        name = f"vid{video}"
+        return [youtube[name], name] if name in youtube else [name]
+
+    def row(question: Fields, number: int) -> ImageRow:
+        question_id = id_of(question, "id") if "id" in question else number
+        names = names_of(question)
+        answers = rows.text_list(question.get("answer"), "answer")
+        others = question.keys() - {"id", "answer", "question", "answers", "question_id", "image_id"}
+        fields = {name: question[name] for name in question if name in others}
+        return _question_row(question, question_id, names[-1], folder.find(*names), answers, **fields)
+
+    return AnnotationRows(file.content, row, description)
+
+
+def _read_youtube_names(path: str) -> dict[str, str]:
+    """The data set's name -> YouTube's; raises `SourceError` that names a broken line."""
+    try:
+        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        youtube, _, name = line.strip().rpartition(" ")
+        if youtube and name.startswith("vid"):
+            names[name] = youtube.strip()
+        elif line.strip():
+            raise SourceError(f"{path} line {number}: expected a name and vid with a number, not {line:.80}")
+    return names
+
+
+class _Format(NamedTuple):
+    """A format of annotation files, and how it is told."""
+
+    rows: Callable[[AnnotationFile], AnnotationRows]
+    list_path: tuple[str, ...]  # the names that lead to the list of objects; none: the file itself is the list
+    fields: Set[str] | Callable[[Fields], bool]  # what one of the first objects has, or a function that recognises it
+    known_as: str  # its name and what tells it, for the list of what can be read
+    has_splits: bool = False  # whether a file holds several splits, of which one is chosen after a `#`
+
+    def recognises(self, item: Any) -> bool:
+        """Whether an item of the list is of this format."""
+        return isinstance(item, dict) and (self.fields(item) if callable(self.fields) else item.keys() >= self.fields)
+
+    def is_of(self, content: Any) -> bool:
+        """Whether a parsed json has this format's structure."""
+        for name in self.list_path:
+            content = content.get(name) if isinstance(content, dict) else None
+        return any(map(self.recognises, first_objects(content)))
+
+
+ANNOTATION_FORMATS = (
+    _Format(coco_rows, ("images",), {"file_name"}, "COCO or NoCaps captions (the lists images and annotations)"),
+    _Format(karpathy_rows, ("images",), {"sentences", "split"},
+            "Karpathy's dataset_*.json#SPLIT (images with split and sentences)", has_splits=True),
+    _Format(vqa_rows, ("questions",), {"question_id", "question"},
+            "VQA, VQAv2 or OK-VQA questions (the list questions; its annotations are found beside it)"),
+    _Format(visual_genome_rows, (), {"qas"}, "Visual Genome question_answers.json (a list of images with qas)"),
+    _Format(aokvqa_rows, (), {"choices", "question"}, "A-OKVQA (a list of questions with choices)"),
+    _Format(visdial_rows, ("data", "dialogs"), set(), "VisDial v1.0 (data with dialogs, questions and answers)"),
+    _Format(msrvtt_rows, ("videos",), {"video_id"},
+            "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)", has_splits=True),
+    _Format(listed_rows, (), _names_images,
+            "a list of objects with image (or two images) and caption, question, sentence or conversations"),
+    _Format(video_question_rows, (), {"question", "video_id"},
+            "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)"),
+    _Format(video_list_rows, (), _names_videos, "a list of videos (clip_name or video_id) with sentence or caption"),
+)  # fmt: skip
+"""Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the
+files of its videos needs no data set's rule for them.
+"""
+_VIDEO_LIST = ANNOTATION_FORMATS[-1]
+_NLVR = _Format(nlvr_rows, (), {"identifier", "sentence"}, "NLVR2 (json lines with identifier and sentence)")
 
 
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
@@ -61,7 +562,7 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     known, is_table = _recognise_rows(path)
     content: Any = None
     if known is None and not is_table:
-        content = read_document(path)
+        content = annotation_file.read_document(path)
         known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
         if known is None:
             raise SourceError(f"{path}: not an annotation file that can be read{_described(content)}")
@@ -78,30 +579,28 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     if not listed.items:
         raise SourceError(f"{spec}: it lists no samples")
     chunks = rows.chunk_names(file.stem if split is None else f"{file.stem}-{split}", rows.cut_rows(len(listed.items)))
-    return AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
+    return annotation_file.AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
 
 
-def _recognise_rows(path: str) -> tuple[AnnotationFormat | None, bool]:
-    """The format of annotation file that the first row tells, if any, and whether the file consists of rows (json
-    lines or .csv) and is not one json document.
-    """
+def _recognise_rows(path: str) -> tuple[_Format | None, bool]:
+    """The format that the first row tells, if any, and whether the file has rows and is not one json document."""
     with storage.source_errors(path), storage.open_binary(path) as file:
         columns = Dialect.of(file, path)[0].columns
         if columns is not None:
-            return (VIDEO_LIST if VIDEO_LIST.recognises(dict.fromkeys(columns)) else None), True
+            return (_VIDEO_LIST if _VIDEO_LIST.recognises(dict.fromkeys(columns)) else None), True
         head = file.read(_LONGEST_LINE).decode("utf-8-sig", "replace")
     first = next((line for line in head.split("\n") if line.strip()), "")
     try:
         item = json.loads(first)
     except (ValueError, RecursionError):
         item = None  # a part of a document, or a broken line of a table, which names it
-    if NLVR.recognises(item):
-        return NLVR, True
+    if _NLVR.recognises(item):
+        return _NLVR, True
     if path.lower().endswith(".json"):
         has_more = len(head.strip()) > len(first.strip())  # one object alone is a document
         return None, has_more and isinstance(item, dict) and not item.keys().isdisjoint(rows.IMAGE_COLUMNS)
-    if VIDEO_LIST.recognises(item):
-        return VIDEO_LIST, True
+    if _VIDEO_LIST.recognises(item):
+        return _VIDEO_LIST, True
     return None, not first.lstrip().startswith("[")
 
 
@@ -117,4 +616,4 @@ def _described(content: Any) -> str:
         what += ", so the annotations of VQA questions: give the questions file, which finds them"
     elif any("round_id" in item for item in objects):
         what += ", so the dense annotations of VisDial: give the dialogs file, which finds them"
-    return f": it is {what}. Known are {'; '.join(known.known_as for known in (*ANNOTATION_FORMATS, NLVR))}"
+    return f": it is {what}. Known are {'; '.join(known.known_as for known in (*ANNOTATION_FORMATS, _NLVR))}"

@@ -3,22 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from openblip.data.captions import finished_shards, is_kept, read_captions
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
 from openblip.errors import SourceError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass
 class CapFiltSource(Source):
     """The finished shards of a CapFilt run, selected by the manifest's threshold at reading.
 
-    A kept text is a sample of its own, whose key is the original's with the text's source and index. Pairs of one image
-    have the original sample's `image_id`, so they are each other's positives.
+    A kept text is a sample of its own, whose key is the original's with the text's source and index, and whose
+    `image_id` is the original's.
     """
 
     name: str
@@ -33,9 +31,8 @@ class CapFiltSource(Source):
         try:
             manifest = parse_json_object(path.read_bytes(), str(path))
         except OSError as error:
-            raise SourceError(
-                f"{spec}: no manifest.json there, so no CapFilt run; make one with openblip capfilt"
-            ) from error
+            reason = "no manifest.json there, so no CapFilt run; make one with openblip capfilt"
+            raise SourceError(f"{spec}: {reason}") from error
         missing = {"source", "threshold"} - manifest.keys()
         if missing:
             raise SourceError(f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt")
@@ -43,10 +40,9 @@ class CapFiltSource(Source):
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
     def shards(self) -> Sequence[str]:
-        """The shards that have a report; a run that was stopped has fewer than its source.
+        """The shards that have a report.
 
-        Of a parquet file whose own shard is not finished they are the row groups that are: earlier versions took each
-        for a shard.
+        Of a parquet file without one they are the row groups that have: earlier versions took each for a shard.
         """
         done = finished_shards(self.directory)
         whole = set(self.original.shards()).intersection(done)
@@ -98,6 +94,6 @@ class CapFiltSource(Source):
                     reason = f"the original shard has no sample {original} any more"
                     yield Located(number, Reject(shard, key, reason))
 
-    def _kept(self, shard: str) -> "pa.Table":
+    def _kept(self, shard: str) -> pa.Table:
         table = read_captions(self.directory, shard)
         return table.filter(is_kept(table["itm"].to_numpy(), self.threshold))

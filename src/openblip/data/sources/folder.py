@@ -11,15 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from openblip.data.sample import (
-    TEXT_SUFFIXES,
-    Sample,
-    clean_text,
-    file_kind,
-    parse_json_object,
-    safe_name,
-    sample_of_texts,
-)
+from openblip.data import sample as samples
+from openblip.data.sample import TEXT_SUFFIXES, Sample, safe_name
 from openblip.data.sources import storage
 from openblip.data.sources.rows import ImageRow, RowSource, chunk_names, cut_rows
 from openblip.errors import SourceError
@@ -35,7 +28,7 @@ class FolderRow(ImageRow):
 
     def texts(self, source: str, shard: str) -> Sample:
         payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
-        sample = sample_of_texts(source, shard, self.sample_key, payloads)
+        sample = samples.sample_of_texts(source, shard, self.sample_key, payloads)
         missing = {name: value for name, value in self.info.items() if name not in sample.info}
         return replace(sample, info={**sample.info, **missing})
 
@@ -60,7 +53,7 @@ class FolderSource(RowSource):
         listed: dict[str, dict[str, list[str]]] = {}
         for path in storage.list_files(root, recursive=True):
             key, _, suffix = safe_name(path[len(root) + 1 :]).rpartition(".")
-            if key and not os.path.basename(key).startswith(".") and (kind := file_kind(suffix.lower())):
+            if key and not os.path.basename(key).startswith(".") and (kind := samples.file_kind(suffix.lower())):
                 listed.setdefault(key, {}).setdefault(kind, []).append(path)
         kind = "image" if any("image" in kinds for kinds in listed.values()) else "video"
         files = {key: kinds for key, kinds in listed.items() if kind in kinds}
@@ -101,7 +94,7 @@ def _sub_folder(key: str) -> str:
 def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
     """The names of the class of each folder; raises `SourceError` when one has none."""
     with storage.source_errors(path):
-        stated = parse_json_object(storage.read_bytes(path), path)
+        stated = samples.parse_json_object(storage.read_bytes(path), path)
     classes: dict[str, list[str]] = {}
     for folder in folders:
         value = stated.get(folder)
@@ -112,5 +105,5 @@ def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
                 f"{path}: must map the name of every sub-folder with images to the name of its class, or to "
                 f"a list of names; it has {what}"
             )
-        classes[folder] = [clean_text(name) for name in names]
+        classes[folder] = [samples.clean_text(name) for name in names]
     return classes

@@ -25,20 +25,16 @@ _SPLIT = re.compile(r"(?P<path>.+\.json)#(?P<split>[\w-]*)")
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Several sources; `weights[i]` is the probability that a drawn sample comes from `sources[i]`.
-
-    Without weights every sample of all sources is as likely as every other.
-    """
+    """Several sources. Without weights every sample of all sources is as likely as every other."""
 
     sources: tuple[Source, ...]
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None  # the probability that a drawn sample comes from each source
 
 
 def open_source(spec: str, *, images: str | None = None) -> Source:
-    """Open the source that `spec` names; docs/data.md lists the formats.
+    """Open the source that `spec` names; docs/data.md lists the formats. Raises `SourceError`, also for a mixture.
 
-    `images` is the folder of the images that an annotation file or table names. Raises `SourceError` when there is
-    nothing there, the format is unknown or `spec` is a mixture.
+    `images` is the folder of the images that an annotation file or table names.
     """
     members = _split_mixture(spec)
     if len(members) != 1 or members[0][1] is not None:
@@ -47,9 +43,8 @@ def open_source(spec: str, *, images: str | None = None) -> Source:
 
 
 def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
-    """Open `a.tar@0.7,b.parquet@0.3`, or one source alone.
+    """Open `a.tar@0.7,b.parquet@0.3`, or one source alone. Weights are scaled to sum 1, and nothing is counted.
 
-    A weight is the probability that a draw comes from the source; weights are scaled to sum 1. Nothing is counted.
     Raises `SourceError` when only some members have a weight, one is not a positive number, or a source is named twice.
     """
     members = _split_mixture(spec)
@@ -103,11 +98,10 @@ def _open_one(spec: str, images: str | None) -> Source:
         from openblip.data.sources.capfilt import CapFiltSource
 
         return CapFiltSource.open(spec, spec.removeprefix("capfilt:"), open_source)
-    named, split = spec, None
     match = _SPLIT.fullmatch(spec)  # dataset_coco.json#test
-    if match is not None and (storage.is_remote(spec) or not storage.exists(spec)):
-        named, split = match["path"], match["split"]
-    paths = storage.expand_paths(named)
+    if match is not None and not storage.is_remote(spec) and storage.exists(spec):
+        match = None
+    paths = storage.expand_paths(spec if match is None else match["path"])
     if len(paths) == 1 and storage.is_directory(folder := paths[0]):
         # A folder is a source of shards where it holds any, else of images.
         files = storage.list_files(folder)
@@ -126,7 +120,7 @@ def _open_one(spec: str, images: str | None) -> Source:
 
         return ParquetSource.open(spec, paths)
     if suffix in {"json", "jsonl", "csv", "tsv"} and len(paths) == 1:
-        return open_annotated(spec, paths[0], images, split)
+        return open_annotated(spec, paths[0], images, match and match["split"])
     if suffix in {"jsonl", "csv", "tsv"}:
         return TableSource.open(spec, paths, images)
     if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
@@ -142,9 +136,8 @@ def _suffix(path: str) -> str:
 class PercentSlice(Source):
     """The samples whose image falls between `start` and `stop` percent.
 
-    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has none. So
-    nothing is counted, no image is on both sides of a split, and a copy of the source elsewhere is split in the same
-    way. The rejects of the whole source are given by every slice.
+    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has none:
+    docs/data.md says why. The rejects of the whole source are given by every slice.
     """
 
     name: str

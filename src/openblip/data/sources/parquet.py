@@ -1,8 +1,7 @@
 """Parquet files with the encoded image and its texts in each row, as Hugging Face datasets writes them.
 
-The image is in `image` (or `jpg`, `bytes`, ...) or is a video in `video`; the right one of two images is in
-`second_image`. Captions and the fields of tasks are in columns of their names; a null is a field that the row does not
-have. A file is a shard; a row group is read as texts first, then its images a few at a time.
+A null is a field that the row does not have. A file is a shard; a row group is read as texts first, then its images a
+few at a time.
 """
 
 import os
@@ -23,15 +22,14 @@ _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
 _SECOND_IMAGE = "second_image"
 _ROWS_AT_ONCE = 32  # images that are in memory together
 _BUFFER_BYTES = 4 << 20  # a column is read in requests of this size
+_Item = Sample | Reject
 _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 
 
 @dataclass
 class ParquetSource(Source):
-    """Parquet files, one shard each.
-
-    A row group of a file can be read as a shard of its own, `NAME-00003`: earlier versions named shards so, and their
-    CapFilt outputs do.
+    """Parquet files, one shard each. A row group can be read as a shard of its own, `NAME-00003`: earlier versions did
+    so, and their CapFilt outputs are named so.
     """
 
     name: str
@@ -102,10 +100,7 @@ class ParquetSource(Source):
 
 
 def _rows_of_piece(pieces: tuple[int, int], group: int, num_groups: int, num_rows: int) -> range:
-    """The rows of a row group that belong to a piece.
-
-    Pieces are whole groups where there are enough; else several pieces share a group, which each reads.
-    """
+    """The rows of a row group in a piece: all or none where there are enough groups, else several pieces share one."""
     piece, num_pieces = pieces
     if num_pieces <= num_groups:
         return range(num_rows if group % num_pieces == piece else 0)
@@ -130,7 +125,7 @@ class _GroupReader:
         self.keys: set[str] = set()
         self.is_readable, self.damage = False, ""
 
-    def items(self, group: int, first: int, wanted: Sequence[int]) -> Iterator[tuple[int, Sample | Reject]]:
+    def items(self, group: int, first: int, wanted: Sequence[int]) -> Iterator[tuple[int, _Item]]:
         """The wanted rows of a group, whose first row is row `first` of the file, each with its place."""
         columns = self.text_columns if wanted else self.key_columns
         if not columns:
@@ -141,7 +136,7 @@ class _GroupReader:
             if wanted:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
-        wanted_rows, items = set(wanted), dict[int, Sample | Reject]()
+        wanted_rows, items = set(wanted), dict[int, _Item]()
         for row in range(texts.num_rows):
             stated: Mapping[str, Any] = {}
             if self.key_columns:
@@ -160,7 +155,7 @@ class _GroupReader:
             self.is_readable = True
             yield from items.items()
 
-    def _texts(self, row: pa.Table, key: str) -> Sample | Reject | None:
+    def _texts(self, row: pa.Table, key: str) -> _Item | None:
         """The sample without its image, None where it is skipped."""
         try:
             values = row.to_pylist()[0]
@@ -174,9 +169,7 @@ class _GroupReader:
         reason = str(error) if isinstance(error, SourceError) else f"cannot be read: {error}"
         return Reject(self.shard, key, f"{self.shard}/{key}: {reason}")
 
-    def _with_images(
-        self, group: int, first: int, items: dict[int, Sample | Reject]
-    ) -> Iterator[tuple[int, Sample | Reject]]:
+    def _with_images(self, group: int, first: int, items: dict[int, _Item]) -> Iterator[tuple[int, _Item]]:
         row, last = 0, max(items)
         columns = self.image_columns
         try:
@@ -191,7 +184,7 @@ class _GroupReader:
         except (OSError, pa.ArrowException) as error:
             yield row, self._damaged(first + row, error)
 
-    def _with_image(self, sample: Sample, row: pa.RecordBatch) -> Sample | Reject:
+    def _with_image(self, sample: Sample, row: pa.RecordBatch) -> _Item:
         try:
             values = row.to_pylist()[0]
             image, *second = (

@@ -16,26 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from openblip.data.sample import (
-    Located,
-    MissingFile,
-    Reject,
-    Sample,
-    Selection,
-    Source,
-    caption_texts,
-    clean_text,
-    is_transient,
-    safe_name,
-)
+from openblip.data import sample as samples
+from openblip.data.sample import Located, MissingFile, Reject, Sample, Selection, Source
 from openblip.data.sources import storage
 from openblip.errors import SourceError
 
-ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
 Chunk = TypeVar("Chunk")
 
-_REMOTE_THREADS = 8
+ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
 _ROWS_AT_ONCE = 32
+_REMOTE_THREADS = 8
 
 IMAGE_COLUMNS = (
     "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video",
@@ -44,8 +34,6 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
 # Any of these makes a row useful without a caption.
 TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
-
-_ROUNDS = {"dialog", "turns", "conversations"}
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
 
 
@@ -62,7 +50,7 @@ class ImageRow:
 
     @property
     def sample_key(self) -> str:
-        return safe_name(str(self.key))
+        return samples.safe_name(str(self.key))
 
     def texts(self, source: str, shard: str) -> Sample:
         """The sample without its image; raises `SourceError` or `OSError`."""
@@ -97,7 +85,7 @@ def _read_first(paths: Sequence[str]) -> bytes:
 
 def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
     """The reject of a sample that cannot be read; an error of the machine or network is raised again."""
-    if is_transient(error):
+    if samples.is_transient(error):
         raise error
     if isinstance(error, FileNotFoundError):
         return MissingFile(shard, key, f"cannot be read: {error}", str(error.filename or error))
@@ -157,7 +145,6 @@ def chunk_names(stem: str, chunks: Sequence[Chunk]) -> dict[str, Chunk]:
 
 def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: str = "") -> str:
     """The first of the `wanted` columns that exists; raises `SourceError` that names the existing ones."""
-    names = list(names)
     for name in wanted:
         if name in names:
             return name
@@ -174,13 +161,13 @@ def row_key(row: Mapping[str, Any], number: int) -> str:
     """The row's own key where it has one, else its number."""
     for name in () if "conversations" in row else KEY_COLUMNS:  # LLaVA's ids name images, with several rows each
         if isinstance(row.get(name), (str, int)) and str(row[name]):
-            return safe_name(str(row[name]))
+            return samples.safe_name(str(row[name]))
     return f"{number:09d}"
 
 
 def row_captions(row: Mapping[str, Any], columns: Sequence[str] = CAPTION_COLUMNS) -> tuple[str, ...]:
     """The captions of the first column that has any; raises `SourceError`."""
-    return next(filter(None, (caption_texts(row.get(name), name) for name in columns)), ())
+    return next(filter(None, (samples.caption_texts(row.get(name), name) for name in columns)), ())
 
 
 def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +183,7 @@ def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
             fields |= choice_fields(fields["choices"], fields.get("correct_choice"))
     if "statement" in fields and "label" in fields:
         fields["label"] = statement_label(fields["label"])
-    for name in fields.keys() & _ROUNDS:
+    for name in fields.keys() & {"dialog", "turns", "conversations"}:
         fields[name] = _rounds(fields[name], name)
     return fields
 
@@ -212,7 +199,7 @@ def text_list(value: Any, name: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise SourceError(f"{name} must be a text or a list of texts, not {value!r:.80}")
     # Nearly all are ASCII, which has no lone surrogates: a table of millions is read fast.
-    return [text.strip() if text.isascii() else clean_text(text) for text in texts]
+    return [text.strip() if text.isascii() else samples.clean_text(text) for text in texts]
 
 
 def choice_fields(choices: Any, correct: Any) -> dict[str, Any]:
@@ -240,13 +227,11 @@ def statement_label(value: Any) -> bool | None:
 
 
 def _weight(value: Any) -> float:
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         weight = float(value)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
-        raise SourceError(f"the weight must be a positive number, not {value!r:.80}")
-    return weight
+        if math.isfinite(weight) and weight > 0:
+            return weight
+    raise SourceError(f"the weight must be a positive number, not {value!r:.80}")
 
 
 def _rounds(value: Any, name: str) -> list[Any]:
@@ -265,7 +250,7 @@ def _rounds(value: Any, name: str) -> list[Any]:
 def text_of(item: Mapping[str, Any], name: str) -> str:
     """A text that is not empty, cleaned; this and the next three raise `SourceError` for anything else."""
     value = item.get(name)
-    if not isinstance(value, str) or not (text := clean_text(value)):
+    if not isinstance(value, str) or not (text := samples.clean_text(value)):
         raise _wrong(item, name, "a text")
     return text
 
@@ -280,15 +265,13 @@ def id_of(item: Mapping[str, Any], name: str) -> int | str:
 
 def number_of(item: Mapping[str, Any], name: str) -> int:
     """An id that is part of a file name, as of COCO; a text of digits counts."""
-    value = id_of(item, name)
     try:
-        return int(value)
+        return int(id_of(item, name))
     except ValueError as error:
         raise _wrong(item, name, "a number") from error
 
 
 def file_name_of(item: Mapping[str, Any], name: str) -> str:
-    """The name of a file."""
     value = item.get(name)
     if not isinstance(value, str) or not value or "\0" in value:
         raise _wrong(item, name, "the name of a file")

@@ -1,11 +1,8 @@
 """Tables of image paths and texts: .jsonl, .csv and .tsv.
 
-The image's path is in `image` (or `image_path`, `file_name`, ...), relative to the table's folder or to `--images`; one
-caption or a list in `caption` (or `captions`, `text`, `txt`); the right one of two images in `second_image`, a video in
-`video`, and the fields of tasks under their own names. Rows of the same image, as Flickr30k's tables have them, share
-its image id. A broken row is a reject that names the line.
-
-pyarrow.csv is not used: it refuses a file for one broken row, and does not say in which line a row begins.
+docs/data.md has their columns. Rows of the same image, as Flickr30k's tables have them, share its image id. A broken
+row is a reject that names the line. pyarrow.csv is not used: it refuses a file for one broken row, and does not say in
+which line a row begins.
 """
 
 import csv
@@ -23,14 +20,6 @@ from openblip.errors import SourceError
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
-
-
-class Line(NamedTuple):
-    """The bytes of one row, where they begin, and the number of the line that they begin in, from 1."""
-
-    number: int
-    offset: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +41,11 @@ class Dialect:
         delimiter = max(",;\t", key=text.count)
         return cls(tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])), delimiter), 2
 
-    def lines(self, file: BinaryIO, number: int) -> Iterator[Line]:
-        """The rows from the file's position, the start of line `number`; empty lines are left out.
+    def lines(self, file: BinaryIO, number: int) -> Iterator[tuple[int, int, bytes]]:
+        """The rows from the file's position, the start of line `number`: number of the first line, offset and bytes.
 
-        A line break within the quotes of a csv does not end a row. A quote that is never closed makes its own line a
-        broken row, and the next line is a row again.
+        Empty lines are left out. A line break within the quotes of a csv does not end a row. A quote that is never
+        closed makes its own line a broken row, and the next line is a row again.
         """
         offset = file.tell()
         while first := file.readline():
@@ -69,7 +58,7 @@ class Dialect:
                 data = first
                 file.seek(offset + len(first))
             if data.removeprefix(_BOM).strip():
-                yield Line(number, offset, data)
+                yield number, offset, data
             number += data.count(b"\n")
             offset += len(data)
 
@@ -104,8 +93,8 @@ class _Chunk(NamedTuple):
 
     path: str
     dialect: Dialect
-    offset: int
     line: int
+    offset: int
     num_rows: int
 
 
@@ -129,7 +118,7 @@ class TableSource(RowSource):
                     rows.check_columns(dialect.columns, rows.IMAGE_COLUMNS, path)
                 lines = dialect.lines(file, number)
                 while chunk := list(itertools.islice(lines, rows.ROWS_PER_SHARD)):
-                    chunks.append(_Chunk(path, dialect, chunk[0].offset, chunk[0].number, len(chunk)))
+                    chunks.append(_Chunk(path, dialect, *chunk[0][:2], len(chunk)))
             shards |= rows.chunk_names(stem, chunks)
         if not shards:
             raise SourceError(f"{spec}: no rows")
@@ -148,12 +137,12 @@ class TableSource(RowSource):
             file = storage.open_binary(chunk.path)
         with file:
             file.seek(chunk.offset)
-            for line in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
-                place = f"{self.file_name(shard)} line {line.number}"
+            for number, _, data in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
+                place = f"{self.file_name(shard)} line {number}"
                 try:
-                    yield place, _row(chunk.dialect.parse(line.data), line.number, folder)
+                    yield place, _row(chunk.dialect.parse(data), number, folder)
                 except SourceError as error:
-                    yield place, Reject(shard, f"{line.number:09d}", f"{place}: {error}")
+                    yield place, Reject(shard, f"{number:09d}", f"{place}: {error}")
 
 
 def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:

@@ -3,9 +3,9 @@
 A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with its texts
 in `KEY.json` or `KEY.txt`. Nothing is ever extracted, so a member's name is only a key, whatever path it claims.
 
-`tarfile` itself silently stops at a damaged header, which would lose samples unnoticed: here only its header parser is
-used, and whatever ends a shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose
-files lie apart.
+`tarfile` silently stops at a damaged header, which would lose samples unnoticed: only its header parser is used, and
+whatever ends a shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie
+apart.
 """
 
 import io
@@ -19,17 +19,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
-from openblip.data.sample import (
-    TEXT_SUFFIXES,
-    Located,
-    Reject,
-    Sample,
-    Selection,
-    Source,
-    file_kind,
-    parse_json_object,
-    sample_of_texts,
-)
+from openblip.data import sample as samples
+from openblip.data.sample import Located, Reject, Sample, Selection, Source
 from openblip.data.sources import storage
 from openblip.errors import SourceError
 
@@ -127,7 +118,7 @@ class TarSource(Source):
         """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
         path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
         try:
-            count = parse_json_object(storage.read_bytes(path)).get("successes")
+            count = samples.parse_json_object(storage.read_bytes(path)).get("successes")
         except (SourceError, OSError):
             return None
         return count if isinstance(count, int) else None
@@ -156,8 +147,10 @@ class TarSource(Source):
         if not members:
             return
         try:
-            texts = {kind: _payload(file, group.members[kind]) for kind in TEXT_SUFFIXES if kind in group.members}
-            sample = sample_of_texts(self.name, shard, key, texts)
+            texts = {
+                kind: _payload(file, group.members[kind]) for kind in samples.TEXT_SUFFIXES if kind in group.members
+            }
+            sample = samples.sample_of_texts(self.name, shard, key, texts)
             if selection.skips(sample):
                 return
             if selection.images:
@@ -243,7 +236,7 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
     side, _, kind = suffix.lower().rpartition(".")
-    role = file_kind(kind)
+    role = samples.file_kind(kind)
     if side:
         role = side if side in ("left", "right") and role == "image" else ""
     return folder + slash + stem, role if stem else ""  # no stem: .DS_Store, ._0001.jpg
@@ -257,11 +250,15 @@ def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
     pax: dict[str, Any] = {}
     while (header := _read_header(file, offset, path)) is not None:
         payload = offset + _BLOCK
-        if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            pax = _parse_pax(_read_extension(file, payload, header.size, end))
-        elif header.type == tarfile.GNUTYPE_LONGNAME:
-            extension = _read_extension(file, payload, header.size, end)
-            long_name = extension.rstrip(b"\0").decode("utf-8", "backslashreplace")
+        if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if not 0 <= header.size <= _LONG_NAMES_LIMIT or payload + header.size > end:
+                raise _EndsEarlyError(f"extended header of {header.size} bytes at byte {payload}")
+            file.seek(payload)
+            extension = file.read(header.size)
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = extension.rstrip(b"\0").decode("utf-8", "backslashreplace")
+            else:
+                pax = _parse_pax(extension)
         elif header.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             header.size = int(pax.get("size", header.size)) if header.isreg() else 0
             if not 0 <= header.size <= end - payload:
@@ -298,16 +295,9 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
             raise _EndsEarlyError(f"no archive end mark, {error} at byte {offset}") from error
         for magic, compression in _COMPRESSED.items():
             if block.startswith(magic):
-                what = f"compressed with {compression}; decompress it first, shards must be plain tar"
-                raise SourceError(f"{path}: {what}") from error
+                reason = f"compressed with {compression}; decompress it first, shards must be plain tar"
+                raise SourceError(f"{path}: {reason}") from error
         raise _EndsEarlyError(f"not a tar archive ({error})") from error
-
-
-def _read_extension(file: BinaryIO, offset: int, size: int, end: int) -> bytes:
-    if not 0 <= size <= _LONG_NAMES_LIMIT or offset + size > end:
-        raise _EndsEarlyError(f"extended header of {size} bytes at byte {offset}")
-    file.seek(offset)
-    return file.read(size)
 
 
 def _parse_pax(data: bytes) -> dict[str, Any]:
