@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from openblip.data.sample import Reject, Source
 from openblip.data.sources import storage
-from openblip.data.sources.rows import ImageRow, RowSource
-from openblip.data.sources.table import Dialect
+from openblip.data.sources.rows import Dialect, ImageRow, RowSource
 from openblip.errors import SourceError
 
 Fields = Mapping[str, Any]  # a json object
@@ -129,21 +128,16 @@ def read_document(path: str) -> Any:
 
 
 def _without_unread(parsed: dict[str, Any]) -> Any:
-    """What is read of an object of a known kind, so that a file of hundreds of megabytes fits into memory.
-
-    VQA has ten answers to each of 440,000 questions, of which a few thousand are different; Karpathy the tokens of
-    600,000 sentences; Visual Genome the objects that 1.7 million questions are about; VisDial a hundred numbers for
-    each of 1.2 million rounds.
-    """
-    if "answer_confidence" in parsed:
+    """What is read of an object of a known kind, so that a file of hundreds of megabytes fits into memory."""
+    if "answer_confidence" in parsed:  # VQA: ten answers to each of 440,000 questions, few of them different
         answer = parsed.get("answer")
         return sys.intern(answer) if type(answer) is str else parsed
-    if "raw" in parsed:
+    if "raw" in parsed:  # Karpathy: the tokens of 600,000 sentences
         return parsed["raw"]
-    if "answer_options" in parsed:
+    if "answer_options" in parsed:  # VisDial: a hundred numbers for each of 1.2 million rounds
         with contextlib.suppress(TypeError, OverflowError):  # no list of numbers: its reader says so
             parsed["answer_options"] = array("i", parsed["answer_options"])
-    elif "qa_id" in parsed:
+    elif "qa_id" in parsed:  # Visual Genome: the objects that 1.7 million questions are about
         parsed.pop("a_objects", None)
         parsed.pop("q_objects", None)
     return parsed

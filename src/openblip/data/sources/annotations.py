@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
 from openblip.data.sources import annotation_file, rows, storage
 from openblip.data.sources.annotation_file import AnnotationFile, AnnotationRows, Fields, first_objects, objects_by_id
-from openblip.data.sources.rows import ImageRow, file_name_of, id_of, number_of, text_of
-from openblip.data.sources.table import Dialect, TableSource
+from openblip.data.sources.rows import Dialect, ImageRow, TableSource, file_name_of, id_of, number_of, text_of
 from openblip.errors import SourceError
 
 _VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
@@ -120,7 +119,7 @@ def listed_rows(file: AnnotationFile) -> AnnotationRows:
             if item.get("dataset") == "vg":
                 fields.setdefault("weight", _VISUAL_GENOME_WEIGHT)
         image, *second = (storage.join(file.images, name) for name in names)
-        return ImageRow(key, (image,), image_id, captions, fields, second[0] if second else None)
+        return ImageRow(key, (image,), image_id, captions, fields, *second)
 
     first = first_objects(file.content)[0]
     if _is_pair(first):
@@ -308,10 +307,10 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
         rounds = [_visdial_round(turn, f"round {n}", **texts) for n, turn in enumerate(turns, 1)]
         if image_id in relevances:
             index, values = relevances[image_id]
-            _check_index(index, rounds, "round_id of the dense annotations, from 0")
-            if len(values) != len(rounds[index].get("options", ())):
+            dense = _item_at(index, rounds, "round_id of the dense annotations, from 0")
+            if len(values) != len(dense.get("options", ())):
                 raise SourceError(f"round {index + 1}: {len(values)} values of relevance for other candidates")
-            rounds[index]["relevance"] = values
+            dense["relevance"] = values
         caption = text_of(dialog, "caption")
         paths = [storage.join(file.images, f"{prefix}_{image_number:012d}.jpg") for prefix in prefixes]
         info = {"caption": caption, "dialog": rounds, "image_id": image_id}
@@ -323,41 +322,38 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
 def _visdial_round(turn: Any, place: str, questions: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
     """The texts of a round; raises `SourceError` where an index points at nothing."""
     turn = annotation_file.as_object(turn)
-    _check_index(turn.get("question"), questions, f"{place}: question")
-    texts: dict[str, Any] = {"question": questions[turn["question"]]}
+    texts: dict[str, Any] = {"question": _item_at(turn.get("question"), questions, f"{place}: question")}
     if turn.get("answer") is not None:
-        _check_index(turn["answer"], answers, f"{place}: answer")
-        texts["answer"] = answers[turn["answer"]]
+        texts["answer"] = _item_at(turn["answer"], answers, f"{place}: answer")
     options = turn.get("answer_options")
     if options is not None:
         if not isinstance(options, array) or not options:
             raise SourceError(f"{place}: answer_options must be a list of numbers, not {options!r:.80}")
         for index in (min(options), max(options)):
-            _check_index(index, answers, f"{place}: answer_options")
+            _item_at(index, answers, f"{place}: answer_options")
         texts["options"] = [answers[index] for index in options]
     if turn.get("gt_index") is not None:
-        _check_index(turn["gt_index"], options or (), f"{place}: gt_index")
+        _item_at(turn["gt_index"], options or (), f"{place}: gt_index")
         texts["answer_index"] = turn["gt_index"]
     return texts
 
 
-def _check_index(index: Any, items: Sequence[Any], what: str) -> None:
+def _item_at(index: Any, items: Sequence[Any], what: str) -> Any:
     if isinstance(index, bool) or not isinstance(index, int):
         raise SourceError(f"{what} must be a number, not {index!r:.80}")
     if not 0 <= index < len(items):
         raise SourceError(f"{what} is {index}, of {len(items)}")
+    return items[index]
 
 
 def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
-    """Image id -> number of a round from 0, and how right each of its candidates is, 0 to 1.
-
-    The field is `gt_relevance` for validation, `relevance` for the sample of training.
-    """
+    """Image id -> number of a round from 0, and how right each of its candidates is, 0 to 1."""
     items = annotation_file.read_document(path)
     if not isinstance(items, list):
         raise SourceError(f"{path}: dense annotations must be a list")
     relevances: dict[Any, tuple[int, list[float]]] = {}
     for number, item in enumerate(items):
+        # `gt_relevance` for validation, `relevance` for the sample of training
         values = item.get("gt_relevance", item.get("relevance")) if isinstance(item, dict) else None
         if (
             not isinstance(values, list)
@@ -448,10 +444,8 @@ def video_list_rows(file: AnnotationFile) -> AnnotationRows:
 
 def _names_videos(item: Fields) -> bool:
     """Whether a row has captions of a video that it names without a path."""
-    has_name, has_captions, has_path = (
-        any(name in item for name in names) for names in (_VIDEO_NAMES, _VIDEO_CAPTIONS, rows.IMAGE_COLUMNS)
-    )
-    return has_name and has_captions and not has_path
+    names, captions, paths = (item.keys() & {*c} for c in (_VIDEO_NAMES, _VIDEO_CAPTIONS, rows.IMAGE_COLUMNS))
+    return bool(names and captions and not paths)
 
 
 def video_question_rows(file: AnnotationFile) -> AnnotationRows:
@@ -556,8 +550,7 @@ _NLVR = _Format(nlvr_rows, (), {"identifier", "sentence"}, "NLVR2 (json lines wi
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
     """Open a .json, .jsonl, .csv or .tsv: an annotation file where its structure is of one, else a table.
 
-    `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError` when a .json is neither,
-    or a file that belongs to it or the folder of images is missing.
+    `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError`.
     """
     known, is_table = _recognise_rows(path)
     content: Any = None

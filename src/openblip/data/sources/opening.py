@@ -1,5 +1,6 @@
 """From what the user typed to sources: formats, mixtures with weights, and parts of a source."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from openblip.data.sample import Located, Sample, Selection, Source
 from openblip.data.sources import storage
 from openblip.data.sources.annotations import open_annotated
 from openblip.data.sources.folder import FolderSource
-from openblip.data.sources.table import TableSource
+from openblip.data.sources.rows import TableSource
 from openblip.data.sources.tar import TarSource
 from openblip.errors import SourceError
 from openblip.files import hash_int
@@ -69,22 +70,19 @@ def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
             parts.append("")
         else:
             parts[-1] += character
-    return [_split_weight(part.strip()) for part in parts]
-
-
-def _split_weight(part: str) -> tuple[str, float | None]:
-    if not part:
-        raise SourceError("an empty source name; between the commas of a mixture each part names a source")
-    name, at, tail = part.rpartition("@")
-    if not at or (not storage.is_remote(part) and storage.exists(part)):
-        return part, None
-    try:
-        weight = float(tail)
-    except ValueError:
-        return part, None  # an @ of the name itself, s3://user@host/...
-    if not (math.isfinite(weight) and weight > 0):
-        raise SourceError(f"{part}: the weight after @ must be a positive number")
-    return name, weight
+    members: list[tuple[str, float | None]] = []
+    for part in map(str.strip, parts):
+        if not part:
+            raise SourceError("an empty source name; between the commas of a mixture each part names a source")
+        name, at, tail = part.rpartition("@")
+        weight = None
+        if at and (storage.is_remote(part) or not storage.exists(part)):
+            with contextlib.suppress(ValueError):  # an @ of the name itself, s3://user@host/...
+                weight = float(tail)
+        if weight is not None and not (math.isfinite(weight) and weight > 0):
+            raise SourceError(f"{part}: the weight after @ must be a positive number")
+        members.append((part if weight is None else name, weight))
+    return members
 
 
 def _open_one(spec: str, images: str | None) -> Source:

@@ -25,10 +25,8 @@ Result = TypeVar("Result")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
-# A remote file is read in blocks of this size, a request each. Of the last ones read some are kept, because a sample's
-# texts may lie behind its image and are read before it.
-_BLOCK_BYTES = 4 << 20
-_BLOCKS_KEPT = 3
+_BLOCK_BYTES = 4 << 20  # a remote file is read in blocks of this size, a request each
+_BLOCKS_KEPT = 3  # of the last ones read: a sample's texts may lie behind its image and are read before it
 _FEW_PATHS = 16  # as many remote paths are looked for one by one
 _COPIES_BYTES = 64 << 30  # of remote shards in the folder for temporary files
 
@@ -91,22 +89,22 @@ def source_errors(path: str, *, keep_transient: bool = False) -> Iterator[None]:
 
 def open_binary(path: str) -> BinaryIO:
     """Open a file for reading, seekable. A remote one is read in large blocks, so in few requests."""
-    if is_remote(path):
-        return cast(BinaryIO, _RemoteFile(path, _remote(path, _open_blocks)))
-    try:
-        return open(path, "rb")
-    except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
-        raise OSError(f"{path!a}: {error}") from error
+    if not is_remote(path):
+        try:
+            return open(path, "rb")
+        except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
+            raise OSError(f"{path!a}: {error}") from error
 
+    def open_remote(filesystem: Any, inner: str) -> Any:
+        options = {"cache_type": "blockcache", "cache_options": {"maxblocks": _BLOCKS_KEPT}}
+        try:
+            file = filesystem.open(inner, "rb", block_size=_BLOCK_BYTES, **options)
+        except TypeError:  # a file system without these options
+            file = filesystem.open(inner, "rb")
+        # fsspec's memory file system hands out one file object to everyone who opens the file.
+        return io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
 
-def _open_blocks(filesystem: Any, inner: str) -> Any:
-    options = {"cache_type": "blockcache", "cache_options": {"maxblocks": _BLOCKS_KEPT}}
-    try:
-        file = filesystem.open(inner, "rb", block_size=_BLOCK_BYTES, **options)
-    except TypeError:  # a file system without these options
-        file = filesystem.open(inner, "rb")
-    # fsspec's memory file system hands out one file object to everyone who opens the file.
-    return io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
+    return cast(BinaryIO, _RemoteFile(path, _remote(path, open_remote)))
 
 
 def read_bytes(path: str) -> bytes:
@@ -127,9 +125,9 @@ def file_size(file: BinaryIO) -> int:
 def open_copied(path: str) -> BinaryIO:
     """Open a file that several streams read at once, each a piece of it: a remote one as a local copy.
 
-    The copy is made once for all processes of the machine, in the folder for temporary files. The copies are bounded:
-    those that were not opened for longest are removed, and a file beyond the bound is read where it is. What the file
-    system says of a file (size, time, ETag) is part of a copy's name.
+    The copy is made once for all processes of the machine, in the folder for temporary files, and named after what the
+    file system says of the file (size, time, ETag). Copies that were not opened for longest make room for others, and a
+    file beyond the bound is read where it is.
     """
     if not is_remote(path):
         return open_binary(path)
@@ -206,10 +204,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def expand_paths(spec: str) -> list[str]:
-    """The existing files that a path with braces or wildcards names.
+    """The files that a path with braces or wildcards names; raises `SourceError` when one is missing or there is none.
 
-    Of many remote files in one folder only the first and the last are looked for. Raises `SourceError` when a named
-    file is missing or nothing matches.
+    Of many remote files in one folder only the first and the last are looked for.
     """
     paths: list[str] = []
     for path in expand_braces(spec):
