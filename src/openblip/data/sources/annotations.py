@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
-from openblip.data.sources import annotation_file, rows, storage
-from openblip.data.sources.annotation_file import AnnotationFile, AnnotationRows, Fields, first_objects, objects_by_id
-from openblip.data.sources.rows import Dialect, ImageRow, TableSource, file_name_of, id_of, number_of, text_of
+from openblip.data.sources import rows, storage
+from openblip.data.sources.rows import AnnotationFile, AnnotationRows, Fields, ImageRow, id_of, number_of, text_of
 from openblip.errors import SourceError
 
 _VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
@@ -42,18 +41,18 @@ def coco_rows(file: AnnotationFile) -> AnnotationRows:
     Files of images alone (image_info_test2014.json) give samples without captions, to write predictions for.
     """
     images, annotations = file.content["images"], file.content.get("annotations") or []
-    objects = first_objects(annotations)
+    objects = rows.first_objects(annotations)
     if annotations and not any("caption" in annotation for annotation in objects):
         fields = ", ".join(objects[0]) if objects else f"{annotations!r:.80}"
         raise SourceError(f"{file.path}: its annotations are no captions; found: {fields}")
     captions = _captions_by(annotations, "image_id")
-    has_domains = any("domain" in image for image in first_objects(images))
+    has_domains = any("domain" in image for image in rows.first_objects(images))
     description = {"format": "NoCaps captions" if has_domains else "COCO captions"}
     if not captions:
         description["missing"] = "the list of annotations: no image has a caption"
 
     def row(image: Fields, number: int) -> ImageRow:
-        path, image_id = storage.join(file.images, file_name_of(image, "file_name")), id_of(image, "id")
+        path, image_id = storage.join(file.images, rows.file_name_of(image, "file_name")), id_of(image, "id")
         info = {**image, "image_id": image_id}
         if isinstance(spelled := image.get("domain"), str):
             domain = spelled.lower().replace("_", "-").split("-")[0].removesuffix("domain").strip()
@@ -66,7 +65,7 @@ def coco_rows(file: AnnotationFile) -> AnnotationRows:
 def _captions_by(annotations: Any, name: str) -> Mapping[Any, list[Any]]:
     """The captions of each image or video, by its id, which is in the field `name` of a list of annotations."""
     captions: dict[Any, list[Any]] = defaultdict(list)
-    for item_id, annotation in objects_by_id(annotations, name):
+    for item_id, annotation in rows.objects_by_id(annotations, name):
         captions[item_id].append(annotation.get("caption"))
     return captions
 
@@ -77,10 +76,10 @@ def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
     paths_of = file.image_paths("flickr30k-images", "flickr30k_images")
 
     def row(image: Fields, number: int) -> ImageRow:
-        name, image_id = file_name_of(image, "filename"), id_of(image, "cocoid" if "cocoid" in image else "imgid")
+        name, image_id = rows.file_name_of(image, "filename"), id_of(image, "cocoid" if "cocoid" in image else "imgid")
         paths = paths_of(name)
         if image.get("filepath"):
-            paths.insert(0, storage.join(storage.join(file.images, file_name_of(image, "filepath")), name))
+            paths.insert(0, storage.join(storage.join(file.images, rows.file_name_of(image, "filepath")), name))
         sentences = image.get("sentences")
         if not isinstance(sentences, list):
             raise SourceError(f"sentences must be a list, not {sentences!r:.80}")
@@ -99,9 +98,9 @@ def listed_rows(file: AnnotationFile) -> AnnotationRows:
 
     def row(item: Fields, number: int) -> ImageRow:
         if _is_pair(item):
-            names = [file_name_of({"images": name}, "images") for name in item["images"]]
+            names = [rows.file_name_of({"images": name}, "images") for name in item["images"]]
         elif (column := next((name for name in rows.IMAGE_COLUMNS if name in item), None)) is not None:
-            names = [file_name_of(item, column)]
+            names = [rows.file_name_of(item, column)]
         else:
             raise SourceError(f"no image; found: {', '.join(item) or 'nothing'}")
         ids = (item.get(name) for name in ("question_id", "identifier", "img_id"))
@@ -121,7 +120,7 @@ def listed_rows(file: AnnotationFile) -> AnnotationRows:
         image, *second = (storage.join(file.images, name) for name in names)
         return ImageRow(key, (image,), image_id, captions, fields, *second)
 
-    first = first_objects(file.content)[0]
+    first = rows.first_objects(file.content)[0]
     if _is_pair(first):
         name = "list of statements about two images"
     elif first.keys() & {"conversations", "instruction", "turns"}:
@@ -164,7 +163,7 @@ def vqa_rows(file: AnnotationFile) -> AnnotationRows:
         companion = file.beside(f"{stem}.json")
         if not storage.exists(companion):
             raise SourceError(f"{file.path}: the answers to its questions are missing: there is no {companion}")
-        content = annotation_file.read_document(companion)
+        content = rows.read_document(companion)
         annotations = _vqa_annotations(content, companion)
         description = {"format": f"{_dataset_name(content, name)} questions with annotations", "annotations": companion}
     subtype = subtype.replace("test-dev", "test")
@@ -186,7 +185,7 @@ def _vqa_annotations(content: Any, path: str) -> dict[Any, Fields]:
     if not isinstance(items, list):
         raise SourceError(f"{path}: not the annotations of VQA questions, which are in the list annotations")
     annotations: dict[Any, Fields] = {}
-    for question_id, item in objects_by_id(items, "question_id"):
+    for question_id, item in rows.objects_by_id(items, "question_id"):
         names = ("question_type", "answer_type")
         types = {name: sys.intern(item[name]) for name in names if type(item.get(name)) is str}
         annotations.setdefault(question_id, {"answers": item.get("answers"), **types})
@@ -226,13 +225,13 @@ def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
 
 def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
     """A-OKVQA: questions with four choices and ten free answers; the test set has neither answers nor right choice."""
-    splits = {str(item.get("split")) for item in first_objects(file.content)}
+    splits = {str(item.get("split")) for item in rows.first_objects(file.content)}
     paths_of = file.image_paths(*(f"{split}2017" for split in sorted(splits)))
 
     def row(question: Fields, number: int) -> ImageRow:
         # LAVIS adds the path of the image in COCO's release of 2014.
         has_path = "image" in question
-        name = file_name_of(question, "image") if has_path else f"{number_of(question, 'image_id'):012d}.jpg"
+        name = rows.file_name_of(question, "image") if has_path else f"{number_of(question, 'image_id'):012d}.jpg"
         question_id, image_id = id_of(question, "question_id"), question.get("image_id", name)
         answers = rows.text_list(question.get("direct_answers"), "direct_answers")
         fields = rows.choice_fields(question.get("choices"), question.get("correct_choice_idx"))
@@ -321,7 +320,7 @@ def visdial_rows(file: AnnotationFile) -> AnnotationRows:
 
 def _visdial_round(turn: Any, place: str, questions: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
     """The texts of a round; raises `SourceError` where an index points at nothing."""
-    turn = annotation_file.as_object(turn)
+    turn = rows.as_object(turn)
     texts: dict[str, Any] = {"question": _item_at(turn.get("question"), questions, f"{place}: question")}
     if turn.get("answer") is not None:
         texts["answer"] = _item_at(turn["answer"], answers, f"{place}: answer")
@@ -348,7 +347,7 @@ def _item_at(index: Any, items: Sequence[Any], what: str) -> Any:
 
 def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
     """Image id -> number of a round from 0, and how right each of its candidates is, 0 to 1."""
-    items = annotation_file.read_document(path)
+    items = rows.read_document(path)
     if not isinstance(items, list):
         raise SourceError(f"{path}: dense annotations must be a list")
     relevances: dict[Any, tuple[int, list[float]]] = {}
@@ -425,9 +424,7 @@ def video_list_rows(file: AnnotationFile) -> AnnotationRows:
         try:
             if isinstance(item, SourceError):
                 raise item
-            name = text_of(
-                annotation_file.as_object(item), next((name for name in _VIDEO_NAMES if name in item), _VIDEO_NAMES[0])
-            )
+            name = text_of(rows.as_object(item), next((name for name in _VIDEO_NAMES if name in item), _VIDEO_NAMES[0]))
             captions[name] = captions.get(name, ()) + rows.row_captions(item, _VIDEO_CAPTIONS)
         except SourceError as error:
             broken[place] = error
@@ -455,7 +452,7 @@ def video_question_rows(file: AnnotationFile) -> AnnotationRows:
     line `mv89psg6zh4_33_46 vid5` stands for `mv89psg6zh4_33_46.avi`.
     """
     youtube: dict[str, str] = {}
-    if any("category_id" in item for item in first_objects(file.content)):
+    if any("category_id" in item for item in rows.first_objects(file.content)):
         description = {"format": "MSRVTT-QA questions"}
     else:
         description = {"format": "MSVD-QA questions"}
@@ -520,7 +517,7 @@ class _Format(NamedTuple):
         """Whether a parsed json has this format's structure."""
         for name in self.list_path:
             content = content.get(name) if isinstance(content, dict) else None
-        return any(map(self.recognises, first_objects(content)))
+        return any(map(self.recognises, rows.first_objects(content)))
 
 
 ANNOTATION_FORMATS = (
@@ -555,14 +552,14 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     known, is_table = _recognise_rows(path)
     content: Any = None
     if known is None and not is_table:
-        content = annotation_file.read_document(path)
+        content = rows.read_document(path)
         known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
         if known is None:
             raise SourceError(f"{path}: not an annotation file that can be read{_described(content)}")
     if split is not None and (known is None or not known.has_splits):
         raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
     if known is None:
-        return TableSource.open(spec, [path], images)
+        return rows.TableSource.open(spec, [path], images)
     if images is None:
         raise SourceError(f"{path}: give the folder of its images with --images DIR")
     if not storage.is_directory(images):
@@ -572,13 +569,13 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
     if not listed.items:
         raise SourceError(f"{spec}: it lists no samples")
     chunks = rows.chunk_names(file.stem if split is None else f"{file.stem}-{split}", rows.cut_rows(len(listed.items)))
-    return annotation_file.AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
+    return rows.AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
 
 
 def _recognise_rows(path: str) -> tuple[_Format | None, bool]:
     """The format that the first row tells, if any, and whether the file has rows and is not one json document."""
     with storage.source_errors(path), storage.open_binary(path) as file:
-        columns = Dialect.of(file, path)[0].columns
+        columns = rows.Dialect.of(file, path)[0].columns
         if columns is not None:
             return (_VIDEO_LIST if _VIDEO_LIST.recognises(dict.fromkeys(columns)) else None), True
         head = file.read(_LONGEST_LINE).decode("utf-8-sig", "replace")
@@ -599,13 +596,13 @@ def _recognise_rows(path: str) -> tuple[_Format | None, bool]:
 
 def _described(content: Any) -> str:
     """What a file has in it, whose companion it may be, and what can be read."""
-    objects = first_objects(content)
+    objects = rows.first_objects(content)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(content, dict):
         what = f"an object with {', '.join(content) or 'nothing'}"
     else:
         what = f"a list of objects with {', '.join(objects[0]) or 'nothing'}" if objects else f"{content!r:.40}"
-    if any("answers" in item for item in first_objects(annotations)):
+    if any("answers" in item for item in rows.first_objects(annotations)):
         what += ", so the annotations of VQA questions: give the questions file, which finds them"
     elif any("round_id" in item for item in objects):
         what += ", so the dense annotations of VisDial: give the dialogs file, which finds them"

@@ -13,8 +13,11 @@ import itertools
 import json
 import math
 import os
+import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -25,6 +28,8 @@ from openblip.data.sources import storage
 from openblip.errors import SourceError
 
 Chunk = TypeVar("Chunk")
+Fields = Mapping[str, Any]
+"""A json object, or the named values of a row."""
 
 ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
 _ROWS_AT_ONCE = 32
@@ -50,7 +55,7 @@ class ImageRow:
     image: Sequence[str]  # where the image may lie: the first path that exists counts
     image_id: Any = None  # the data set's own: rows with the same one show the same image
     captions: tuple[str, ...] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Fields = field(default_factory=dict)
     second_image: str | None = None
 
     @property
@@ -100,7 +105,7 @@ def reject_of(shard: str, key: str, error: SourceError | OSError) -> Reject:
 class RowSource(Source):
     """A source whose shards are lists of rows."""
 
-    chunks: Mapping[str, Any]  # by shard name, which rows they are
+    chunks: Fields  # by shard name, which rows they are
 
     def shards(self) -> Sequence[str]:
         return list(self.chunks)
@@ -161,7 +166,7 @@ def check_columns(names: Sequence[str], image_columns: Sequence[str], path: str)
     find_column(names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
 
 
-def row_key(row: Mapping[str, Any], number: int) -> str:
+def row_key(row: Fields, number: int) -> str:
     """The row's own key where it has one, else its number."""
     for name in () if "conversations" in row else KEY_COLUMNS:  # LLaVA's ids name images, with several rows each
         if isinstance(row.get(name), (str, int)) and str(row[name]):
@@ -169,12 +174,12 @@ def row_key(row: Mapping[str, Any], number: int) -> str:
     return f"{number:09d}"
 
 
-def row_captions(row: Mapping[str, Any], columns: Sequence[str] = CAPTION_COLUMNS) -> tuple[str, ...]:
+def row_captions(row: Fields, columns: Sequence[str] = CAPTION_COLUMNS) -> tuple[str, ...]:
     """The captions of the first column that has any; raises `SourceError`."""
     return next(filter(None, (samples.caption_texts(row.get(name), name) for name in columns)), ())
 
 
-def task_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+def task_fields(row: Fields) -> dict[str, Any]:
     """The row with its task fields in their types, without empty ones; raises `SourceError` for other types."""
     fields = {name: value for name, value in row.items() if name not in _TYPED or value not in (None, "")}
     for name in fields.keys() & {"question", "statement", "instruction"}:
@@ -251,7 +256,7 @@ def _rounds(value: Any, name: str) -> list[Any]:
     return value
 
 
-def text_of(item: Mapping[str, Any], name: str) -> str:
+def text_of(item: Fields, name: str) -> str:
     """A text that is not empty, cleaned; this and the next three raise `SourceError` for anything else."""
     value = item.get(name)
     if not isinstance(value, str) or not (text := samples.clean_text(value)):
@@ -259,7 +264,7 @@ def text_of(item: Mapping[str, Any], name: str) -> str:
     return text
 
 
-def id_of(item: Mapping[str, Any], name: str) -> int | str:
+def id_of(item: Fields, name: str) -> int | str:
     """A number or a text that names something."""
     value = item.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
@@ -267,7 +272,7 @@ def id_of(item: Mapping[str, Any], name: str) -> int | str:
     return value
 
 
-def number_of(item: Mapping[str, Any], name: str) -> int:
+def number_of(item: Fields, name: str) -> int:
     """An id that is part of a file name, as of COCO; a text of digits counts."""
     try:
         return int(id_of(item, name))
@@ -275,14 +280,14 @@ def number_of(item: Mapping[str, Any], name: str) -> int:
         raise _wrong(item, name, "a number") from error
 
 
-def file_name_of(item: Mapping[str, Any], name: str) -> str:
+def file_name_of(item: Fields, name: str) -> str:
     value = item.get(name)
     if not isinstance(value, str) or not value or "\0" in value:
         raise _wrong(item, name, "the name of a file")
     return value
 
 
-def _wrong(item: Mapping[str, Any], name: str, wanted: str) -> SourceError:
+def _wrong(item: Fields, name: str, wanted: str) -> SourceError:
     return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")
 
 
@@ -339,7 +344,7 @@ class Dialect:
         text = io.StringIO(data.decode("utf-8", errors), newline="")
         return next(csv.reader(text, delimiter=self.delimiter, strict=True))
 
-    def parse(self, data: bytes) -> Mapping[str, Any]:
+    def parse(self, data: bytes) -> Fields:
         """The named values of a row; raises `SourceError`."""
         if self.columns is None:
             return samples.parse_json_object(data.removeprefix(_BOM))
@@ -409,7 +414,7 @@ class TableSource(RowSource):
                     yield place, Reject(shard, f"{number:09d}", f"{place}: {error}")
 
 
-def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
+def _row(values: Fields, number: int, folder: str) -> ImageRow:
     """The image of the first column that names one, and `second_image`; rows of the same images share their id."""
     names = [file_name_of(values, find_column(values, IMAGE_COLUMNS, "image"))]
     if values.get("second_image") not in (None, ""):
@@ -418,3 +423,147 @@ def _row(values: Mapping[str, Any], number: int, folder: str) -> ImageRow:
     image_id = " ".join(names) if image_id in (None, "") else image_id
     image, *second = (storage.join(folder, name) for name in names)
     return ImageRow(row_key(values, number), (image,), image_id, row_captions(values), task_fields(values), *second)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationFile:
+    """An annotation file and where its images are."""
+
+    source: str  # the spec that named it
+    path: str
+    content: Any = field(repr=False)  # the parsed json; None for a file of rows (json lines or .csv): `lines` reads it
+    images: str  # the folder of its images or videos
+    split: str | None = None  # what stood after a `#`
+
+    @property
+    def stem(self) -> str:
+        return os.path.basename(self.path).rpartition(".")[0]
+
+    def beside(self, name: str) -> str:
+        """The path of a file in the same folder."""
+        return storage.join(storage.parent(self.path), name)
+
+    def image_paths(self, *folders: str) -> Callable[[str], list[str]]:
+        """A function from an image's name to its possible paths: in the folders that exist, and in `images`."""
+        paths = (storage.join(self.images, folder) for folder in folders)
+        present = [*(path for path in paths if storage.is_directory(path)), self.images]
+        return lambda name: [storage.join(path, name) for path in present]
+
+    def lines(self) -> Iterator[tuple[str, Any]]:
+        """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
+        with storage.open_binary(self.path) as file:
+            dialect, number = Dialect.of(file, self.path)
+            for line, _, data in dialect.lines(file, number):
+                try:
+                    yield f"line {line}", dialect.parse(data)
+                except SourceError as error:
+                    yield f"line {line}", error
+
+    def choose_split(
+        self, name: str, *, may_omit: bool = False
+    ) -> tuple[list[Any], Callable[[int], str], dict[str, int]]:
+        """The items of the chosen split in the list `name`, their places in the file, and the size of each split.
+
+        `restval` is part of `train`. An item without a split is broken, and becomes a reject of every split.
+        `may_omit`: the only split of a file is taken where none is chosen. Raises `SourceError` that lists the splits.
+        """
+        items: list[Any] = self.content[name]
+        stated = [item.get("split") if isinstance(item, dict) else None for item in items]
+        splits = [("train" if s == "restval" else s) if isinstance(s, str) and s else None for s in stated]
+        sizes = Counter(split for split in splits if split is not None)
+        chosen = next(iter(sizes)) if self.split is None and may_omit and len(sizes) == 1 else self.split
+        if chosen not in sizes:
+            listed = ", ".join(f"#{split} ({size} {name})" for split, size in sizes.items())
+            wanted = "say which split after a #" if chosen is None else f"there is no split {chosen}"
+            raise SourceError(f"{self.source}: {wanted}; the file has {listed or 'none'}")
+        numbers = [n for n, split in enumerate(splits) if split in (chosen, None)]
+        return [items[n] for n in numbers], lambda n: f"{name}[{numbers[n]}]", dict(sizes)
+
+
+class AnnotationRows(NamedTuple):
+    """The samples that a file lists; each row is made when it is read.
+
+    `items` are what the file states of each sample: an object, or a `SourceError` for what could not be parsed. `row`
+    makes a row of an object and its number from 0, or raises `SourceError`. `place` says where in the file an item
+    stands. `description` has the format's name, and which companions of the file are there or missing.
+    """
+
+    items: Sequence[Any]
+    row: Callable[[Fields, int], ImageRow]
+    description: Mapping[str, object]
+    place: Callable[[int], str] = "[{}]".format
+
+
+@dataclass
+class AnnotationSource(RowSource):
+    """An annotation file in shards of a bounded number of rows, in its order."""
+
+    name: str
+    listed: AnnotationRows = field(repr=False)
+    chunks: dict[str, range] = field(repr=False)
+    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
+
+    # A process that is not forked opens the file anew: rows are not pickled.
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return self.reopen
+
+    def num_samples(self, shard: str) -> int:
+        return len(self.chunks[shard])
+
+    def describe(self) -> Mapping[str, object]:
+        return self.listed.description
+
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        for number in self.chunks[shard]:
+            place, item = self.listed.place(number), self.listed.items[number]
+            try:
+                if isinstance(item, SourceError):
+                    raise item.with_traceback(None)
+                yield place, self.listed.row(as_object(item), number)
+            except SourceError as error:
+                yield place, Reject(shard, place, f"{place}: {error}")
+
+
+def read_document(path: str) -> Any:
+    """The parsed json of a file, less what is never read of it; raises `SourceError`."""
+    with storage.source_errors(path):
+        data = storage.read_bytes(path)
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_hook=_without_unread)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise SourceError(f"{path}: broken json: {error}") from error
+
+
+def _without_unread(parsed: dict[str, Any]) -> Any:
+    """What is read of an object of a known kind, so that a file of hundreds of megabytes fits into memory."""
+    if "answer_confidence" in parsed:  # VQA: ten answers to each of 440,000 questions, few of them different
+        answer = parsed.get("answer")
+        return sys.intern(answer) if type(answer) is str else parsed
+    if "raw" in parsed:  # Karpathy: the tokens of 600,000 sentences
+        return parsed["raw"]
+    if "answer_options" in parsed:  # VisDial: a hundred numbers for each of 1.2 million rounds
+        with contextlib.suppress(TypeError, OverflowError):  # no list of numbers: its reader says so
+            parsed["answer_options"] = array("i", parsed["answer_options"])
+    elif "qa_id" in parsed:  # Visual Genome: the objects that 1.7 million questions are about
+        parsed.pop("a_objects", None)
+        parsed.pop("q_objects", None)
+    return parsed
+
+
+def first_objects(items: Any) -> list[Fields]:
+    """The objects among the first hundred of a list, which tell its format; none in anything else than a list."""
+    return [item for item in items[:100] if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def as_object(item: Any) -> Fields:
+    """The item; raises `SourceError` when it is no json object."""
+    if not isinstance(item, dict):
+        raise SourceError(f"expected an object, found {item!r:.80}")
+    return item
+
+
+def objects_by_id(items: Any, name: str) -> Iterator[tuple[int | str, Fields]]:
+    """The objects of a list that have an id in the field `name`; others are of no use."""
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(item.get(name), (int, str)):
+            yield item[name], item
