@@ -8,8 +8,7 @@ embedding width, R rows of texts or pairs, T tokens, A answers, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +24,6 @@ NO_ID = -1  # no sample has it, so an empty slot of the queue is nobody's positi
 
 
 # --- ITC
-
-
-class ContrastiveKeys(NamedTuple):
-    """What queries are compared with: the momentum batch of all processes, then the queue."""
-
-    image: Tensor
-    """(K, E) unit vectors, no gradient."""
-    text: Tensor
-    """(K, E) unit vectors, no gradient."""
-    ids: Tensor
-    """(K,) int64 image ids."""
 
 
 def positive_targets(query_ids: Tensor, key_ids: Tensor) -> Tensor:
@@ -59,7 +47,7 @@ def itc_loss(
     momentum_image: Tensor,
     momentum_text: Tensor,
     ids: Tensor,
-    keys: ContrastiveKeys,
+    keys: Sequence[Tensor],
     temperature: Tensor,
     alpha: float,
 ) -> Tensor:
@@ -68,9 +56,11 @@ def itc_loss(
     The targets of a direction are alpha * softmax(momentum similarity / temperature) + (1 - alpha) * positives.
 
     image, text: (B, E) unit vectors with gradients; momentum_image, momentum_text: the same pairs through
-    the momentum encoders; ids: (B,) int64; alpha: weight of the soft targets, 0 to 1.
+    the momentum encoders; ids: (B,) int64; keys: image embeddings (K, E), text embeddings (K, E), both unit vectors
+    without gradient, and ids (K,); alpha: weight of the soft targets, 0 to 1.
     """
-    hard = positive_targets(ids, keys.ids)
+    key_images, key_texts, key_ids = keys
+    hard = positive_targets(ids, key_ids)
 
     def one_way(query: Tensor, momentum_query: Tensor, of_keys: Tensor) -> Tensor:
         with torch.no_grad():
@@ -79,7 +69,7 @@ def itc_loss(
         return similarity_loss(query @ of_keys.T / temperature, targets)
 
     with torch.autocast(image.device.type, enabled=False):  # bf16 similarities over 0.07 are too coarse
-        return (one_way(image, momentum_image, keys.text) + one_way(text, momentum_text, keys.image)) / 2
+        return (one_way(image, momentum_image, key_texts) + one_way(text, momentum_text, key_images)) / 2
 
 
 def in_batch_itc_loss(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives import ContrastiveKeys, alpha_at, clamp_temperature, itc_loss, positive_targets
+from openblip.objectives import alpha_at, clamp_temperature, itc_loss, positive_targets
 
 
 def unit(count: int, seed: int) -> Tensor:
@@ -44,7 +44,7 @@ def test_itc_is_what_loops_say_with_its_gradients(alpha: float, num_queued: int)
     queued_ids = [8, 1, 2, 8, 3][:num_queued]  # the queue holds the image of pair 1 twice
     momentum_image, momentum_text = unit(4, 3), unit(4, 4)
     key_ids = ids + queued_ids
-    keys = ContrastiveKeys(
+    keys = (
         torch.cat([momentum_image, unit(num_queued, 5)]),
         torch.cat([momentum_text, unit(num_queued, 6)]),
         torch.tensor(key_ids),
@@ -53,8 +53,8 @@ def test_itc_is_what_loops_say_with_its_gradients(alpha: float, num_queued: int)
     image, text, temperature = inputs
     ours = itc_loss(image, text, momentum_image, momentum_text, torch.tensor(ids), keys, temperature, alpha)
     slow = 0.5 * (
-        one_way_by_loops(image, momentum_image, keys.text, ids, key_ids, temperature, alpha)
-        + one_way_by_loops(text, momentum_text, keys.image, ids, key_ids, temperature, alpha)
+        one_way_by_loops(image, momentum_image, keys[1], ids, key_ids, temperature, alpha)
+        + one_way_by_loops(text, momentum_text, keys[0], ids, key_ids, temperature, alpha)
     )
     torch.testing.assert_close(ours, slow, atol=1e-5, rtol=1e-5)
     for found, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(slow, inputs), strict=True):
@@ -70,7 +70,7 @@ def test_every_key_of_the_same_image_is_an_equal_positive() -> None:
 def test_similarities_stay_float32_under_autocast() -> None:
     """bf16 similarities over a temperature of 0.01 would be off by about one."""
     image, text = unit(8, 1), unit(8, 2)
-    keys = ContrastiveKeys(image, text, torch.arange(8))
+    keys = (image, text, torch.arange(8))
     arguments = (image, text, image, text, torch.arange(8), keys, torch.tensor(0.01), 0.4)
     exact = itc_loss(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
@@ -80,7 +80,7 @@ def test_similarities_stay_float32_under_autocast() -> None:
 
 def test_no_gradient_reaches_the_targets() -> None:
     momentum_image, momentum_text = unit(3, 3).requires_grad_(), unit(3, 4).requires_grad_()
-    keys = ContrastiveKeys(momentum_image.detach(), momentum_text.detach(), torch.arange(3))
+    keys = (momentum_image.detach(), momentum_text.detach(), torch.arange(3))
     loss = itc_loss(
         unit(3, 1).requires_grad_(), unit(3, 2), momentum_image, momentum_text, torch.arange(3), keys,
         torch.tensor(0.1), 0.4,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openblip.models.blip2 import Blip2
 from openblip.tasks.base import Blip2Task
-from openblip.tasks.language_model import PromptedBatch, split_prefixes
+from openblip.tasks.language_model import PromptedBatch, split_at_random, split_texts
 from tiny_blip import gradients, random_batch
 
 
@@ -62,7 +62,7 @@ def test_without_a_prompt_every_word_is_predicted() -> None:
 def test_an_encoder_reads_the_prefix_and_the_decoder_writes_the_rest() -> None:
     task, _ = make_blip2("stage2-t5")
     batch = texts([6, 1, 9])
-    prefixes, rests = split_prefixes(batch.texts, torch.Generator().manual_seed(3))
+    prefixes, rests = split_texts(batch.texts, split_at_random, 1, torch.Generator().manual_seed(3))
     assert prefixes[1] == ""
     language = task.model.require_language()
     t5, tokenizer = language.model, language.tokenizer

@@ -14,7 +14,7 @@ from openblip.data.sample import Sample
 from openblip.recipes.initialize import train_language_tokenizer
 from openblip.recipes.run import LanguageShape
 from openblip.tasks.config import LanguagePretrainingConfig
-from openblip.tasks.language_model import LanguagePretraining, TextProcessor, split_documents
+from openblip.tasks.language_model import LanguagePretraining, TextProcessor, split_document, split_texts
 
 TEXTS = ["a photo of a tree", "a red dog\nQuestion: how many dogs are there? Answer: two\na small dog"]
 
@@ -66,7 +66,7 @@ def test_a_decoder_is_trained_on_every_word_and_the_end_of_each_text():
 def test_an_encoder_decoder_is_trained_on_what_follows_the_prefix():
     language = tiny("t5")
     losses = []
-    for prefix, rest in zip(*split_documents(TEXTS, torch.Generator().manual_seed(3)), strict=True):
+    for prefix, rest in zip(*split_texts(TEXTS, split_document, 3, torch.Generator().manual_seed(3)), strict=True):
         read, written = (torch.tensor([language.tokenizer(text).input_ids]) for text in (prefix, rest))
         assert written[0, -1] == language.tokenizer.eos_token_id
         logits = language.model(input_ids=read, labels=written).logits[0]

@@ -15,7 +15,7 @@ from marks import slow
 from openblip.data.batch import ImageTextBatch
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
-from openblip.objectives import ContrastiveKeys, draw_negatives, itc_loss, lm_loss, negative_weights
+from openblip.objectives import draw_negatives, itc_loss, lm_loss, negative_weights
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
 from openblip.tasks.contrastive import interleave, replace_first
@@ -78,7 +78,7 @@ def itc_by_definition(task: nn.Module, batch: ImageTextBatch, queued: tuple[Tens
     image, text = embed(task.model)
     with torch.no_grad():
         momentum = embed(task.momentum_model)
-    keys = ContrastiveKeys(
+    keys = (
         torch.cat([momentum[0], queued[0]]),
         torch.cat([momentum[1], queued[1]]),
         torch.cat([batch.image_ids, queued[2]]),

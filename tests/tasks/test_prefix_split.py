@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from openblip.tasks.language_model import split_at_random, split_documents, split_prefixes
+from openblip.tasks.language_model import split_at_random, split_document, split_texts
 
 DOCUMENT = "one two three four\nQuestion: what is it? Answer: big dog\nfive six"
 
@@ -15,7 +15,7 @@ def generator(seed=0):
 
 def test_a_text_is_cut_after_one_word_to_half_of_them_equally_often():
     text = "a b c d e f g"
-    prefixes, rests = split_prefixes([text] * 3000, generator())
+    prefixes, rests = split_texts([text] * 3000, split_at_random, 1, generator())
     assert all(f"{prefix} {rest}" == text for prefix, rest in zip(prefixes, rests, strict=True))
     counts = Counter(prefixes)
     assert set(counts) == {"a", "a b", "a b c"}
@@ -30,7 +30,7 @@ def test_the_ends_of_the_range_are_its_first_and_last_place():
 
 
 def test_a_document_is_cut_in_a_line_that_has_lines_before_it():
-    counts = Counter(zip(*split_documents([DOCUMENT] * 4000, generator()), strict=True))
+    counts = Counter(zip(*split_texts([DOCUMENT] * 4000, split_document, 3, generator()), strict=True))
     first, question, last = DOCUMENT.split("\n")
     for prefix, rest in counts:
         *before, cut = prefix.split("\n")
@@ -43,10 +43,10 @@ def test_a_document_is_cut_in_a_line_that_has_lines_before_it():
 
 
 def test_a_document_of_one_line_is_cut_at_random():
-    assert set(split_documents(["a b c d"] * 200, generator())[0]) == {"a", "a b"}
+    assert set(split_texts(["a b c d"] * 200, split_document, 3, generator())[0]) == {"a", "a b"}
 
 
 def test_the_generator_decides():
     texts = [DOCUMENT] * 20
-    assert split_documents(texts, generator(1)) == split_documents(texts, generator(1))
-    assert split_documents(texts, generator(1)) != split_documents(texts, generator(2))
+    assert split_texts(texts, split_document, 3, generator(1)) == split_texts(texts, split_document, 3, generator(1))
+    assert split_texts(texts, split_document, 3, generator(1)) != split_texts(texts, split_document, 3, generator(2))

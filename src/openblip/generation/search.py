@@ -24,9 +24,8 @@ from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 
 
 class TextDecoder(Protocol):
-    """A causal text decoder that attends to images, as `Blip` and `Blip2` are.
-
-    context_kv: the images as the decoder reads them (`CrossKV`): one entry per image, not per row.
+    """A causal text decoder that attends to images, as `Blip` and `Blip2` are. context_kv: the images as the decoder
+    reads them (`CrossKV`): one entry per image, not per row.
     """
 
     def new_cache(self, max_length: int) -> Any:
@@ -86,21 +85,25 @@ def generate(
     `decoding.seed` and the image's position, or from fresh entropy when that is None too. No global random state is
     read or changed.
 
-    Raises:
-        ConfigError: `num_captions` that the strategy cannot give, a prompt that is empty or not one-dimensional, or a
-            number of seeds other than `num_images`.
-        CheckpointError: the model's logits are not numbers.
+    Raises ConfigError for `num_captions` that the strategy cannot give, a prompt that is empty or not one-dimensional,
+    or a number of seeds other than `num_images`; CheckpointError when the model's logits are not numbers.
     """
     check_prompt("generate", prompt_ids)
     check_request(num_images, decoding, num_captions, seeds)
     if num_images == 0:
         return []
+    cache = model.new_cache(len(prompt_ids) + decoding.max_new_tokens)
+    logits = model.decode(prompt_ids.expand(num_images, -1), context_kv, cache)[:, -1].float()  # (B, V)
+    rows_per_image = decoding.num_beams if isinstance(decoding, Beam) else num_captions
+    if rows_per_image > 1:
+        cache.reorder(torch.arange(num_images, device=logits.device).repeat_interleave(rows_per_image))
+        logits = logits.repeat_interleave(rows_per_image, dim=0)  # (B * K, V)
     if isinstance(decoding, Beam) and decoding.num_beams > 1:
-        return _beam_search(model, context_kv, prompt_ids, num_images, decoding, num_captions, eos_id)
+        return _beam_search(model, context_kv, cache, logits, decoding, num_captions, eos_id)
     choose: ChooseToken = _choose_most_likely
     if isinstance(decoding, Nucleus):
-        choose = nucleus_chooser(decoding, seeds, num_images, num_captions, prompt_ids.device)
-    return _decode_rows(model, context_kv, prompt_ids, num_images, decoding, choose, num_captions, eos_id)
+        choose = nucleus_chooser(decoding, seeds, num_images, num_captions, logits.device)
+    return _decode_rows(model, context_kv, cache, logits, decoding, choose, num_captions, eos_id)
 
 
 def check_prompt(caller: str, prompt_ids: Tensor) -> None:
@@ -144,19 +147,6 @@ def adjust_scores(scores: Tensor, generated: Tensor, decoding: Decoding, eos_id:
         end = torch.arange(scores.shape[1], device=scores.device) == eos_id
         scores = scores.masked_fill(end, -torch.inf)
     return scores
-
-
-def _prefill(
-    model: TextDecoder, context_kv: Any, prompt_ids: Tensor, num_images: int, rows_per_image: int, max_new_tokens: int
-) -> tuple[Tensor, Any]:
-    """Logits for the first new token, float32 (B * K, V), and the cache with the prompt for B * K rows."""
-    cache = model.new_cache(len(prompt_ids) + max_new_tokens)
-    ids = prompt_ids.expand(num_images, -1)  # (B, P)
-    logits = model.decode(ids, context_kv, cache)[:, -1].float()  # (B, V)
-    if rows_per_image > 1:
-        cache.reorder(torch.arange(num_images, device=logits.device).repeat_interleave(rows_per_image))
-        logits = logits.repeat_interleave(rows_per_image, dim=0)
-    return logits, cache
 
 
 def _worth_compacting(num_open: int, num_images: int) -> bool:
@@ -230,18 +220,15 @@ def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
 def _decode_rows(
     model: TextDecoder,
     context_kv: Any,
-    prompt_ids: Tensor,
-    num_images: int,
+    cache: Any,
+    logits: Tensor,
     decoding: Decoding,
     choose: ChooseToken,
     num_captions: int,
     eos_id: int,
 ) -> list[list[Generated]]:
-    """`num_captions` texts per image, each row decoded on its own with `choose`."""
-    device, steps = prompt_ids.device, decoding.max_new_tokens
-    logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_captions, steps)
-
-    num_rows = num_images * num_captions
+    """`num_captions` texts per image, each row decoded on its own with `choose`; logits (R, V) after the prompt."""
+    device, steps, num_rows = logits.device, decoding.max_new_tokens, len(logits)
     tokens = torch.zeros((num_rows, steps), dtype=torch.long, device=device)  # meaningless beyond `lengths`
     token_logprobs = torch.zeros((num_rows, steps), device=device)
     lengths = torch.full((num_rows,), steps, device=device)
@@ -314,17 +301,11 @@ class Hypotheses(NamedTuple):
 
 
 def _beam_search(
-    model: TextDecoder,
-    context_kv: Any,
-    prompt_ids: Tensor,
-    num_images: int,
-    decoding: Beam,
-    num_captions: int,
-    eos_id: int,
+    model: TextDecoder, context_kv: Any, cache: Any, logits: Tensor, decoding: Beam, num_captions: int, eos_id: int
 ) -> list[list[Generated]]:
-    """The `num_captions` best texts of every image, best first."""
-    device, steps, num_beams = prompt_ids.device, decoding.max_new_tokens, decoding.num_beams
-    logits, cache = _prefill(model, context_kv, prompt_ids, num_images, num_beams, steps)
+    """The `num_captions` best texts of every image, best first; logits (R, V) after the prompt."""
+    device, steps, num_beams = logits.device, decoding.max_new_tokens, decoding.num_beams
+    num_images = len(logits) // num_beams
     running = Hypotheses.empty(num_images, num_beams, steps, device)
     running.scores[:, 0] = 0.0  # the beams of an image start equal: all but one wait
     finished = Hypotheses.empty(num_images, num_beams, steps, device)
@@ -431,9 +412,8 @@ def best_candidates(
     `prompt_ids` int64 (P,), shared, starts with the decoder's first token. `candidate_ids`: token lists without prompt
     and end token; of equal ones the first counts. `max_rows` bounds memory: the texts decoded at once.
 
-    Raises:
-        ConfigError: no candidates, an empty prompt, or `num_candidates` below 1.
-        CheckpointError: the model's logits are not numbers.
+    Raises ConfigError for no candidates, an empty prompt, or `num_candidates` below 1; CheckpointError when the model's
+    logits are not numbers.
     """
     check_prompt("ranking", prompt_ids)
     if not candidate_ids:

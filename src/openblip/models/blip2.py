@@ -206,9 +206,8 @@ class Blip2(ModelWithHeads):
 
     @contextmanager
     def capture_query_attention(self, layer: int | None) -> Iterator["QueryAttention"]:
-        """Record the attention of every forward pass within, of a layer whose queries attend to the image.
-
-        layer: None takes the middle one of these layers. ConfigError: a layer without cross-attention.
+        """Record the attention of every forward pass within, of a layer whose queries attend to the image. layer: None
+        takes the middle one of these layers. ConfigError: a layer without cross-attention.
         """
         layers = [cast(QFormerLayer, module) for module in self.qformer.layers]
         attending = {i: m.cross_attention for i, m in enumerate(layers) if m.cross_attention is not None}

@@ -253,12 +253,11 @@ def _end_id(tokenizer: Any, end_of_text: str | None) -> int:
 
 
 def with_lora(language: LanguageModel, settings: LoraSettings) -> LanguageModel:
-    """Add LoRA adapters, through peft; they start at zero, so outputs do not change yet.
+    """Add LoRA adapters, through peft; they start at zero, so outputs do not change yet. `Blip2.freeze("language")`
+    leaves the adapters trainable, and nothing else of the language model.
 
-    `Blip2.freeze("language")` leaves the adapters trainable, and nothing else of the language model.
-
-    Raises ConfigError when the model has adapters already, or no layers of the given names;
-    MissingExtraError without peft.
+    Raises ConfigError when the model has adapters already, or no layers of the given names; MissingExtraError without
+    peft.
     """
     try:
         import peft

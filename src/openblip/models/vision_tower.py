@@ -46,7 +46,12 @@ class VisionTower(nn.Module):
         """
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches
-            inputs = flat_patches(pixels, int(self.model.config.patch_size))
+            patch = int(self.model.config.patch_size)
+            patches = F.unfold(pixels, patch, stride=patch).transpose(1, 2)  # (B, G*G, 3*P*P)
+            patches = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # channels last
+            shapes = torch.full((len(pixels), 2), pixels.shape[-1] // patch, dtype=torch.long, device=pixels.device)
+            mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)  # none is padding
+            inputs = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
         elif (
             pixels.shape[-1] != self.image_size
             and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
@@ -61,18 +66,6 @@ def check_layer(layer: int, num_layers: int) -> None:
         raise CheckpointError(
             f"The image encoder has {num_layers + 1} hidden states, embeddings first, and no layer {layer}."
         )
-
-
-def flat_patches(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
-    """The inputs of SigLIP 2 with flexible shapes, for square images: patches (B, G*G, P*P*3), none padding."""
-    patches = F.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)  # (B, G*G, 3*P*P)
-    patches = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # channels last
-    grid = pixels.shape[-1] // patch_size
-    return {
-        "pixel_values": patches,
-        "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device),
-        "spatial_shapes": torch.full((len(patches), 2), grid, dtype=torch.long, device=pixels.device),
-    }
 
 
 def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:

@@ -138,9 +138,8 @@ class LanguageModelHead(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one.
-
-    context_dims: width of what each mode attends to.
+    """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one. context_dims:
+    width of what each mode attends to.
     """
 
     def __init__(
@@ -186,10 +185,8 @@ class TextTransformer(nn.Module):
         context_kv: Sequence[LayerKV] | None = None,
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
-        """Hidden states (R, T, D) of ids (R, T).
-
-        mask: bool (R, T), True at real tokens; None when none is padding. Not with a cache, whose rows
-        have no padding. context_kv: per layer, of B contexts, R = B * K; None for text alone.
+        """Hidden states (R, T, D) of ids (R, T). mask: bool (R, T), True at real tokens; None when none is padding. Not
+        with a cache, whose rows have no padding. context_kv: per layer, of B contexts, R = B * K; None for text alone.
         """
         if cache is not None and mask is not None:
             raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")

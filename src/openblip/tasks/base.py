@@ -58,9 +58,8 @@ class Task(nn.Module, ABC):
 
     @classmethod
     def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
-        """What the task takes of samples; here an image or video with one of its captions.
-
-        question_prompt: how a question is put to a language model, with `{}` in its place.
+        """What the task takes of samples; here an image or video with one of its captions. question_prompt: how a
+        question is put to a language model, with `{}` in its place.
         """
         return ImageTextProcessor(read_pixels=pixel_reader(data.num_frames), max_text_length=data.max_text_length)
 
@@ -136,10 +135,8 @@ class Blip2Task(Task):
 
 
 def image_features(model: Blip | Blip2, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
-    """What the image encoder makes of a batch's pixels, (B, F*N, D).
-
-    pixels: uint8 images (B, 3, S, S) or videos (B, F, 3, S, S). Float features of a cache, (B, N, D), are returned
-    unchanged.
+    """What the image encoder makes of a batch's pixels, (B, F*N, D). pixels: uint8 images (B, 3, S, S) or videos (B, F,
+    3, S, S). Float features of a cache, (B, N, D), are returned unchanged.
     """
     return pixels if pixels.is_floating_point() else encode_media(model.encode_image, preprocessing.normalize(pixels))
 

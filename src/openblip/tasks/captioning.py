@@ -1,6 +1,4 @@
-"""Captioning: fine-tuning with LM on clean pairs, after a prompt (BLIP section 5.2).
-
-Fine-tuned this way, a model is the captioner of CapFilt (section 3.3).
+"""Captioning: fine-tuning with LM on clean pairs, after a prompt (BLIP section 5.2), as CapFilt's captioner (3.3).
 
 B examples, P tokens of the prompt, T text tokens.
 """

@@ -66,7 +66,7 @@ class Retrieval(BlipTask):
             momentum_text = self.momentum_model.embed_text(tokens.ids, tokens.mask)
         joint = (gather(momentum_image), gather(momentum_text), gather(ids))
         self._pending.append(joint)
-        keys = objectives.ContrastiveKeys(*(torch.cat(pair) for pair in zip(joint, self.queue.content(), strict=True)))
+        keys = [torch.cat(pair) for pair in zip(joint, self.queue.content(), strict=True)]
         alpha = objectives.alpha_at(step, settings.alpha, settings.alpha_ramp_steps)
         loss = objectives.itc_loss(image, text, momentum_image, momentum_text, ids, keys, temperature, alpha)
         with torch.no_grad():

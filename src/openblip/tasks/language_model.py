@@ -121,7 +121,7 @@ class Blip2Stage2(PromptedTask):
         random, and the decoder writes the rest.
         """
         if self.model.require_language().is_encoder_decoder and not any(batch.prompts):
-            prompts, rests = split_prefixes(batch.texts, generator)
+            prompts, rests = split_texts(batch.texts, split_at_random, 1, generator)
             batch = replace(batch, prompts=prompts, texts=rests)
         return super().forward(batch, step, generator)
 
@@ -216,7 +216,7 @@ class LanguagePretraining(Task):
         """The loss lm: cross-entropy, the mean over tokens."""
         prompts, texts = batch.prompts, batch.texts
         if self.model.is_encoder_decoder:
-            prompts, texts = split_documents(texts, generator)
+            prompts, texts = split_texts(texts, split_document, 3, generator)
         visual = no_visual(self.model, len(texts))
         return {"lm": lm_loss(*self.model.predict(visual, prompts, texts, self.config.max_text_tokens))}
 
@@ -233,21 +233,13 @@ def no_visual(language: LanguageModel, num_rows: int) -> Tensor:
 # 139. All shares are uniform from 0 to 1.
 
 
-def split_prefixes(texts: Sequence[str], generator: torch.Generator) -> tuple[list[str], list[str]]:
-    """The prefixes and the rests of this process's texts, cut by `split_at_random`."""
-    return _split(texts, split_at_random, 1, generator)
-
-
-def split_documents(texts: Sequence[str], generator: torch.Generator) -> tuple[list[str], list[str]]:
-    """The prefixes and the rests of this process's texts, cut by `split_document`."""
-    return _split(texts, split_document, 3, generator)
-
-
-def _split(
+def split_texts(
     texts: Sequence[str], split: Callable[..., tuple[str, str]], num_shares: int, generator: torch.Generator
 ) -> tuple[list[str], list[str]]:
-    """Cut each text by its own shares, out of those for all G, which every process draws alike. So several processes
-    cut as one process would, whatever the lengths of their texts.
+    """The prefixes and the rests of this process's texts, cut by `split`, which takes a text and `num_shares` shares.
+
+    Every process draws the shares of all G texts alike. So several processes cut as one process would, whatever the
+    lengths of their texts.
     """
     joint = torch.rand(len(texts) * world_size(), num_shares, generator=generator, dtype=torch.float64)
     shares = local_rows(joint, len(texts)).tolist()
