@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from marks import slow
-from openblip.checkpoints.backbones import init_qformer, init_text, init_vision
+from openblip.checkpoints.backbones import init_text, init_vision
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, VisionConfig
@@ -266,7 +266,7 @@ def make_qformer(has_text_branch=True, has_lm_head=True, **changes):
 def test_text_alone_is_read_and_predicted_as_by_bert(folders):
     qformer = make_qformer()
     fresh = make_qformer()
-    init_qformer(qformer, str(folders / "bert"))
+    init_text(qformer, str(folders / "bert"))
     theirs = zeroed_token_types(transformers.BertForMaskedLM.from_pretrained(folders / "bert"))
     ids = torch.randint(0, NUM_WORDS, (2, 7))
     mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
@@ -281,7 +281,7 @@ def test_text_alone_is_read_and_predicted_as_by_bert(folders):
 @torch.no_grad()
 def test_queries_start_with_berts_feed_forward_too(folders):
     qformer, fresh = make_qformer(), make_qformer()
-    init_qformer(qformer, str(folders / "bert"))
+    init_text(qformer, str(folders / "bert"))
     before = fresh.state_dict()
     for name, weight in qformer.state_dict().items():
         if ".query_feed_forward." in name:
@@ -293,8 +293,8 @@ def test_queries_start_with_berts_feed_forward_too(folders):
 
 def test_a_qformer_without_text_takes_what_queries_need(folders):
     whole, queries = make_qformer(), make_qformer(has_text_branch=False, has_lm_head=False)
-    init_qformer(whole, str(folders / "bert"))
-    init_qformer(queries, str(folders / "bert"))
+    init_text(whole, str(folders / "bert"))
+    init_text(queries, str(folders / "bert"))
     for name, weight in queries.state_dict().items():
         if ".cross_attention." not in name and name != "embeddings.queries":
             assert torch.equal(weight, whole.state_dict()[name]), name
@@ -302,8 +302,8 @@ def test_a_qformer_without_text_takes_what_queries_need(folders):
 
 def test_a_qformer_of_another_shape_or_vocabulary_is_refused(folders):
     with pytest.raises(CheckpointError, match="4 attention heads, the run's model 8"):
-        init_qformer(make_qformer(num_heads=8), str(folders / "bert"))
+        init_text(make_qformer(num_heads=8), str(folders / "bert"))
     with pytest.raises(CheckpointError, match="use BERT's own"):
-        init_qformer(make_qformer(vocab_size=99), str(folders / "bert"))
+        init_text(make_qformer(vocab_size=99), str(folders / "bert"))
     with pytest.raises(CheckpointError, match=r"exactly the weights of the model: .*\(48,.*\(64,"):
-        init_qformer(make_qformer(mlp_dim=64), str(folders / "bert"))
+        init_text(make_qformer(mlp_dim=64), str(folders / "bert"))

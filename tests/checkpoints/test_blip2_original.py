@@ -41,7 +41,7 @@ from openblip.checkpoints.original import (
     PthFile,
     frozen_sources,
     infer_blip2_config,
-    infer_encoder,
+    infer_vit,
     read_encoder,
     read_pth,
 )
@@ -174,7 +174,7 @@ def test_the_released_sizes(width: int, layout: Any, vision: VisionConfig) -> No
         **{f"{layout.blocks}{i}.x": torch.empty(1, device="meta") for i in range(vision.num_layers)},
         f"{mlp}.weight": torch.empty(vision.mlp_dim, width, device="meta"),
     }
-    assert infer_encoder(theirs, layout, "x") == vision
+    assert infer_vit(theirs, layout.table, "", "x", layout.settings, layout.head_width) == vision
     qformer = {
         "query_tokens": model.qformer.embeddings.queries,
         "vision_proj.weight": model.vision_proj.weight,

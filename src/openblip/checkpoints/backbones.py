@@ -6,8 +6,8 @@
   is read; every other vision model stays as it is, behind `VisionTower`.
 - Language models to freeze, quantised by transformers, with LoRA through peft.
 
-transformers fetches them and knows every layout of files; it takes a second to import, so functions import it. The key
-tables say which of its tensors each of our parameters is; what they and the named exceptions do not cover is an error.
+transformers takes a second to import, so functions import it. The key tables say which of its tensors each of our
+parameters is; what they and the named exceptions do not cover is an error.
 
 R rows of the word embeddings, D width, N image tokens, S side of an image in pixels.
 """
@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.checkpoints import state_dict
 from openblip.checkpoints.state_dict import Layout, State, Table
@@ -36,6 +36,7 @@ from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
+from openblip.nn.attention import SelfAttention
 from openblip.nn.qformer import QFormer
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, interpolate_positions
@@ -125,16 +126,16 @@ _CLIP_KEYS: Table = {  # CLIPVisionModel
     "blocks.{i}.attention.qkv": "encoder.layers.{i}.self_attn.q_proj+k_proj+v_proj",
     "blocks.{i}.attention.out": "encoder.layers.{i}.self_attn.out_proj",
 }
-# BertForMaskedLM. Our names have no mode, since both modes start from the same BERT, which has no cross-attention.
+# BertForMaskedLM. Our names have no mode, since both modes start from the same BERT, which has no cross-attention. A
+# Q-Former has a feed-forward for queries and one for text, which both start as BERT's.
 _BERT_KEYS: Table = {
-    **{name: f"bert.{bert}" for name, bert in BERT_TEXT_KEYS.items() if "cross_attention" not in name},
+    **{
+        name.replace(".feed_forward", f".{kind}feed_forward"): f"bert.{bert}"
+        for name, bert in BERT_TEXT_KEYS.items()
+        for kind in ("", "query_", "text_")
+        if "cross_attention" not in name
+    },
     **BERT_LM_HEAD_KEYS,
-}
-# A Q-Former has a feed-forward for queries and one for text, which both start as BERT's.
-_BERT_QFORMER_KEYS: Table = {
-    name.replace(".feed_forward", f".{kind}_feed_forward"): bert
-    for name, bert in _BERT_KEYS.items()
-    for kind in ("query", "text")
 }
 
 # What a checkpoint may have that BLIP has no use for.
@@ -171,9 +172,8 @@ def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
         try:
             return load(name, **settings)
         except LOADING_ERRORS as error:
-            raise CheckpointError(
-                f"{name} {'cannot be read' if is_folder else problem} ({type(error).__name__}: {first_line(error)})."
-            ) from error
+            problem = "cannot be read" if is_folder else problem
+            raise CheckpointError(f"{name} {problem} ({type(error).__name__}: {first_line(error)}).") from error
 
 
 def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, set[str], set[str]]:
@@ -234,10 +234,8 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
     """Start a ViT from a Hugging Face ViTModel, DeiTModel or BlipVisionModel, in place.
 
     Position embeddings are interpolated to the resolution of `vision`. The layer norms keep their own epsilon: 1e-6 as
-    in the released code, where Hugging Face's ViTs say 1e-12.
-
-    source: folder or hub name, e.g. "facebook/deit-base-patch16-224". Raises CheckpointError when there is no such
-    checkpoint, it is of another kind or shape, or keys are missing or left over; they are listed.
+    in the released code, where Hugging Face's ViTs say 1e-12. source: folder or hub name. Raises CheckpointError when
+    there is no such checkpoint, it is of another kind or shape, or keys are missing or left over; they are listed.
     """
     num_heads = cast(Any, vision.blocks[0]).attention.num_heads
     classes = {"vit": "ViTModel", "deit": "DeiTModel", "blip_vision_model": "BlipVisionModel"}
@@ -256,41 +254,28 @@ def init_vision(vision: VisionTransformer, source: str) -> None:
     state_dict.load_weights(vision, weights, source)
 
 
-def init_text(text: TextTransformer, source: str) -> None:
-    """Start a text transformer from a Hugging Face BERT, in place, whatever its modes share.
+def init_text(model: TextTransformer | QFormer, source: str) -> None:
+    """Start a text transformer, whatever its modes share, or a Q-Former from a Hugging Face BERT, in place.
 
-    Both modes start from BERT's self-attention, feed-forward and embeddings, the decoder's head from BERT's where the
-    checkpoint has one. Cross-attention, and the rows of the words that BERT does not know ([DEC] and [ENC], the last
-    ones), keep their random start. `source` and errors are those of `init_vision`; another vocabulary is one, too.
+    Self-attention (in both modes), feed-forwards and embeddings start as BERT's, and so does the head where both have
+    one. Cross-attention, queries, and the rows of the words that BERT does not know ([DEC] and [ENC], the last ones),
+    keep their random start, as in the released code. `source` and errors are those of `init_vision`; another vocabulary
+    is one, too.
     """
-    mode = next(iter(cast(Any, text.layers[0]).self_attention.variants.values()))
-    unused = () if text.lm_head is not None else ("cls.predictions.",)
-    _init_from_bert(text, _BERT_KEYS, source, mode.branch.num_heads, unused)
-
-
-def init_qformer(qformer: QFormer, source: str) -> None:
-    """Start a Q-Former from a Hugging Face BERT, in place, as `init_text` does.
-
-    The feed-forwards of queries and of text both start as BERT's. Queries keep their random start, too, as in the
-    released code.
-    """
-    num_heads = cast(Any, qformer.layers[0]).self_attention.branch.num_heads
-    unused = [] if qformer.lm_head is not None else ["cls.predictions."]
-    if qformer.embeddings.word is None:
-        unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
-    _init_from_bert(qformer, _BERT_QFORMER_KEYS, source, num_heads, tuple(unused))
-
-
-def _init_from_bert(model: nn.Module, table: Table, source: str, num_heads: int, unused: tuple[str, ...]) -> None:
-    """Copy a BERT's weights into a model. unused: prefixes of those for which the model has no place."""
+    num_heads = next(module.num_heads for module in model.modules() if isinstance(module, SelfAttention))
     _, state = _read_backbone(source, "text", {"bert": "BertForMaskedLM"}, num_heads, _UNUSED_TEXT)
+    unused = list(_UNUSED_TEXT)  # and that for which the model has no place
+    if model.lm_head is None:
+        unused.append("cls.predictions.")
+    if isinstance(model, QFormer) and model.embeddings.word is None:
+        unused += ["bert.embeddings.word_embeddings.", "bert.embeddings.position_embeddings."]
     has_head = any(n.startswith("cls.predictions.") for n in state_dict.without(_UNUSED_TEXT, state))
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
         if not any(part in name for part in _FRESH_TEXT) and (has_head or not name.startswith("lm_head."))
     }
-    weights = state_dict.translate(Layout(table, (*_UNUSED_TEXT, *unused)), state, parameters, source)
+    weights = state_dict.translate(Layout(_BERT_KEYS, tuple(unused)), state, parameters, source)
     for name, tensor in weights.items():
         rows = len(parameters[name])
         if name.endswith((".word.weight", "lm_head.bias")):
@@ -307,20 +292,17 @@ def _read_backbone(
 ) -> tuple[str, dict[str, Tensor]]:
     """The model_type of `source`, and the float32 weights that it has, under the names of its class.
 
-    Raises CheckpointError for what the shapes of weights do not show, and for names that neither the class nor `unused`
-    knows.
+    Raises CheckpointError for what shapes do not show, and for names that neither the class nor `unused` knows.
     """
     import transformers
 
     config = load_from_hub(transformers.AutoConfig.from_pretrained, source)
     if config.model_type not in classes:
-        raise CheckpointError(
-            f"{source} is a {config.model_type}; the {side} side starts from a {' or '.join(classes)}."
-        )
-    if config.num_attention_heads != num_heads:
-        raise CheckpointError(
-            f"{source} has {config.num_attention_heads} attention heads, the run's model {num_heads}."
-        )
+        kinds = " or ".join(classes)
+        raise CheckpointError(f"{source} is a {config.model_type}; the {side} side starts from a {kinds}.")
+    given_heads = config.num_attention_heads
+    if given_heads != num_heads:
+        raise CheckpointError(f"{source} has {given_heads} attention heads, the run's model {num_heads}.")
     if config.hidden_act != "gelu":
         raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
     model_class = getattr(transformers, classes[config.model_type])
@@ -346,7 +328,7 @@ _OUR_VITS = {
 def read_transformers_encoder(
     name: str, model_type: str, *, layer: int | None, image_size: int | None, dtype: torch.dtype
 ) -> ImageEncoder:
-    """The image encoder of a model of transformers; see `loading.load_image_encoder`.
+    """The image encoder of a model of transformers, see `loading.load_image_encoder`.
 
     `image_size` and `dtype` are for a `VisionTower`; our own ViT comes in float32, at the size of its file.
     """
@@ -437,10 +419,10 @@ def rgb(values: Any) -> tuple[float, float, float]:
 
 
 def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> Preprocessing:
-    """Size, mean and standard deviation of a model's image processor; `default` when it has none.
+    """Size, mean and standard deviation of a model's image processor, not its cropping nor its way of resizing.
 
-    Its cropping is not taken over, nor its way of resizing. Raises CheckpointError for a processor that says no square
-    size or scales pixels otherwise than to 0...1, or when there is none and no default.
+    Raises CheckpointError for a processor that says no square size or scales pixels otherwise than to 0...1, or when
+    there is none and no default.
     """
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -451,9 +433,8 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         except LOADING_ERRORS as error:
             if default is not None:
                 return default
-            raise CheckpointError(
-                f"{name} has no preprocessor_config.json, which says how it wants its pixels."
-            ) from error
+            problem = "has no preprocessor_config.json, which says how it wants its pixels"
+            raise CheckpointError(f"{name} {problem}.") from error
     try:
         if not settings.get("do_rescale", True) or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
             raise ValueError("pixels are not scaled to 0...1")
@@ -483,8 +464,7 @@ def _square_size(settings: dict[str, Any]) -> int:
 def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype = torch.float32) -> VisionTower:
     """A vision model of transformers, or the image side of a model of images and texts, in eval mode.
 
-    layer: the one whose output is taken, see `VisionTower`. Raises CheckpointError also when the model has no such
-    layer or no image side.
+    layer: see `VisionTower`. Raises CheckpointError also when the model has no such layer or no image side.
     """
     import transformers
 
@@ -523,8 +503,8 @@ def load_language_model(
     name = os.fspath(source)
     config = load_from_hub(transformers.AutoConfig.from_pretrained, name, **(changes or {}))
     tokenizer = read_hub_tokenizer(name)
-    is_seq2seq = config.is_encoder_decoder
-    auto: Any = transformers.AutoModelForSeq2SeqLM if is_seq2seq else transformers.AutoModelForCausalLM
+    is_decoder = not config.is_encoder_decoder
+    auto: Any = transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForSeq2SeqLM
     if getattr(config, "quantization_config", None) is not None:  # it was saved so
         _require_bitsandbytes()
     model, missing, _ = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
@@ -599,8 +579,7 @@ def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping
     }
     if quantization not in settings:
         raise ConfigError(f"quantization {quantization}: choose 8bit or 4bit.")
-    make: Any = transformers.BitsAndBytesConfig
-    return {"quantization_config": make(**settings[quantization])}
+    return {"quantization_config": cast(Any, transformers.BitsAndBytesConfig)(**settings[quantization])}
 
 
 def _require_bitsandbytes() -> None:

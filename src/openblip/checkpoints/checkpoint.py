@@ -7,8 +7,7 @@ Writers raise one for a model that their format cannot hold.
 
 An OpenBLIP folder holds all of a model under the names of its parameters: config.json, model.safetensors and
 tokenizer.json. In that of a BLIP-2, model.safetensors has the Q-Former, the heads, and our own ViT where that is the
-image encoder; tokenizer.json is there when the Q-Former has a text branch; and `language_model/` and `vision_model/`
-are folders of transformers.
+image encoder; tokenizer.json is there for a text branch; `language_model/` and `vision_model/` are transformers' own.
 """
 
 import os
@@ -22,7 +21,6 @@ import torch
 
 from openblip.checkpoints import backbones, state_dict
 from openblip.checkpoints.backbones import PathOrName
-from openblip.checkpoints.state_dict import WEIGHTS
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
@@ -67,9 +65,6 @@ class Blip2Checkpoint(NamedTuple):
 Checkpoint = BlipCheckpoint | Blip2Checkpoint
 
 
-# ---- what all formats need
-
-
 def settings_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint without weights and vocabulary, as numbers, strings, lists and dicts."""
     settings = checkpoint._asdict()
@@ -89,10 +84,8 @@ def read_settings(
     """The inverse of `settings_to_dict`: the model's config, and the checkpoint's other fields but the tokenizer."""
     try:
         config = config_class.from_dict(written["model"])
-        # A way through JSON turns tuples into lists.
-        values: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in written["preprocessing"].items()
-        }
+        items = written["preprocessing"].items()  # JSON turns tuples into lists
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in items}
         others = {"preprocessing": Preprocessing(**values), "prompt": str(written["prompt"])}
         if isinstance(config, BlipConfig):
             return config, others | {"encoder_token": checked_encoder_token(written.get("encoder_token", "[ENC]"))}
@@ -118,7 +111,7 @@ def checked_encoder_token(token: str) -> EncoderToken:
 
 
 def empty_blip(config: BlipConfig) -> Blip:
-    """A model on the CPU without initial weights, to be filled: drawing random ones would take time."""
+    """A model on the CPU to be filled: drawing random weights would take time."""
     with torch.device("meta"):
         model = Blip(config)
     model.to_empty(device="cpu")
@@ -131,9 +124,9 @@ def empty_blip2(
     vision: VisionTransformer | VisionTower | None = None,
     language: LanguageModel | None = None,
 ) -> Blip2:
-    """A model around parts that have their weights; its other weights are on no device until they are assigned.
+    """A model around parts that have their weights already, and must be of the width that the config says.
 
-    Raises CheckpointError when a part is not of the width that the config says.
+    Its other weights are on no device until they are assigned.
     """
     with as_checkpoint_errors(source), torch.device("meta"):
         return Blip2(config, vision, language)
@@ -157,9 +150,8 @@ def check_vocabulary(source: object, num_entries: int, model: str, num_rows: int
 def check_image_size(source: object, image_size: int, patch_size: int) -> None:
     """Raise a CheckpointError unless patches tile the images."""
     if image_size < 1 or image_size % patch_size:
-        raise CheckpointError(
-            f"{source}: preprocessing.image_size {image_size} is no multiple of the patch size {patch_size}."
-        )
+        problem = f"image_size {image_size} is no multiple of the patch size {patch_size}"
+        raise CheckpointError(f"{source}: preprocessing.{problem}.")
 
 
 def find_tokenizer(source: Path, folder: Path, named: PathOrName | None) -> Tokenizer:
@@ -192,19 +184,15 @@ def save_native(folder: Path, checkpoint: Checkpoint) -> None:
         if isinstance(vision, VisionTower):
             with backbones.quietly():
                 vision.model.save_pretrained(folder / _VISION_FOLDER)
-    weights = state_dict.without(_prefixes_in_folders(checkpoint.model.config), checkpoint.model.state_dict())
-    state_dict.write_safetensors(folder / WEIGHTS, weights)
+    state_dict.write_safetensors(folder / state_dict.WEIGHTS, _own_weights(checkpoint.model))
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
     write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
 
 
 def load_native(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint:
-    """Read a folder of `save_native`.
-
-    tokenizer: folder or hub name of the vocabulary, in a BLIP-2 of its Q-Former; None is the checkpoint's own.
-    """
-    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS
+    """Read a folder of `save_native`. tokenizer: folder or hub name of another vocabulary, BLIP's or the Q-Former's."""
+    config_file, weights_file = folder / CONFIG_FILE, folder / state_dict.WEIGHTS
     tokenizer_source = folder if tokenizer is None else os.fspath(tokenizer)
     written = state_dict.read_json_object(config_file)
     if written.get("model_type") != BLIP2_TYPE:
@@ -222,12 +210,13 @@ def load_native(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint
     if isinstance(blip2_config.vision, TowerConfig):
         vision = backbones.load_vision_tower(folder / _VISION_FOLDER, layer=blip2_config.vision.layer)
     blip2 = empty_blip2(folder, blip2_config, vision, language)
-    expected = state_dict.without(_prefixes_in_folders(blip2_config), blip2.state_dict())
-    state_dict.load_weights(blip2, state_dict.read_safetensors(weights_file), weights_file, expected, assign=True)
+    weights, expected = state_dict.read_safetensors(weights_file), _own_weights(blip2)
+    state_dict.load_weights(blip2, weights, weights_file, expected, assign=True)
     has_tokenizer = tokenizer is not None or blip2_config.has_text_branch
     return Blip2Checkpoint(blip2.eval(), Tokenizer.load(tokenizer_source) if has_tokenizer else None, **others)
 
 
-def _prefixes_in_folders(config: BlipConfig | Blip2Config) -> tuple[str, ...]:
-    """Prefixes of the names whose weights are in folders of transformers; a BLIP has no such names."""
-    return ("language.", "vision.") if isinstance(config.vision, TowerConfig) else ("language.",)
+def _own_weights(model: Blip | Blip2) -> dict[str, torch.Tensor]:
+    """The weights that are not in folders of transformers, which only a BLIP-2 has."""
+    prefixes = ("language.", "vision.") if isinstance(model.vision, VisionTower) else ("language.",)
+    return state_dict.without(prefixes, model.state_dict())

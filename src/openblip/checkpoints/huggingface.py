@@ -111,7 +111,7 @@ _POOLED_HEAD_KEYS = {
 _PROJECTIONS = {"vision_proj": "vision_projection", "text_proj": "text_projection", "itm_head": "itm_head"}
 _PROMPTS = {"language_proj": "language_projection"}
 _WRITER, _RETRIEVER = "Blip2ForConditionalGeneration", "Blip2ForImageTextRetrieval"
-_INSTRUCTBLIP, _QFORMER = "InstructBlipForConditionalGeneration", "qformer.embeddings"
+_QFORMER = "qformer.embeddings"
 _CLASSES: Mapping[str, Mapping[str, Layout]] = {  # model_type in config.json -> class -> layout
     "blip": {
         "BlipForConditionalGeneration": blip_layout(("lm",), _BODY, TEXT_DECODER),
@@ -125,7 +125,9 @@ _CLASSES: Mapping[str, Mapping[str, Layout]] = {  # model_type in config.json ->
         _RETRIEVER: _blip2_layout("itc", "itm", head_keys=_PROJECTIONS, embeddings="embeddings"),
     },
     "instructblip": {
-        _INSTRUCTBLIP: _blip2_layout("llm", head_keys=_PROMPTS, norm=f"{_QFORMER}.layernorm", embeddings=_QFORMER)
+        "InstructBlipForConditionalGeneration": _blip2_layout(
+            "llm", head_keys=_PROMPTS, norm=f"{_QFORMER}.layernorm", embeddings=_QFORMER
+        )
     },
 }
 
@@ -216,9 +218,6 @@ def _write_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
     return {hf_name: getattr(config, name) for name, hf_name in names.items()}
 
 
-# ---- processors
-
-
 def _read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     """The folder's preprocessing, or BLIP's where it says nothing; CheckpointError for one that BLIP does not have."""
     settings: dict[str, Any] = {}
@@ -238,9 +237,8 @@ def _read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
         std = backbones.rgb(settings.get("image_std", Preprocessing.std))
         return Preprocessing(image_size=int(height), mean=mean, std=std)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder} prepares images unlike any BLIP (bicubic to a square, 1/255): {settings}."
-        ) from error
+        problem = "prepares images unlike any BLIP (bicubic to a square, 1/255)"
+        raise CheckpointError(f"{folder} {problem}: {settings}.") from error
 
 
 def _write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: str) -> None:
@@ -271,11 +269,10 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_huggingface(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint:
-    """Read a folder of transformers' `save_pretrained`.
+    """Read a folder of transformers' `save_pretrained`; CheckpointError also for a class or setting that is not known.
 
     tokenizer: folder or hub name of BLIP's or of the Q-Former's when it has a text branch, else of the language
-    model's; None is the folder's own, or BERT's from the hub when BLIP or the Q-Former has none. Raises CheckpointError
-    also for another class of model, and for a setting that BLIP or BLIP-2 does not have.
+    model's; None is the folder's own, or BERT's from the hub when BLIP or the Q-Former has none.
     """
     config = _read_hf_config(folder)
     state = state_dict.read_folder_weights(folder)
@@ -386,10 +383,10 @@ def _load_blip2(
         base.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
     preprocessing = _read_preprocessing(folder, vision.image_size)
     base.check_image_size(folder, preprocessing.image_size, vision.patch_size)
-    is_short = instructed or (language is not None and language.is_encoder_decoder)  # as in the papers
-    question_prompt = SHORT_QUESTION_PROMPT if is_short else QUESTION_PROMPT
-    if extra.question_prompt is not None:
-        question_prompt = extra.question_prompt
+    question_prompt = extra.question_prompt
+    if question_prompt is None:  # as in the papers
+        is_short = instructed or (language is not None and language.is_encoder_decoder)
+        question_prompt = SHORT_QUESTION_PROMPT if is_short else QUESTION_PROMPT
     return Blip2Checkpoint(model.eval(), vocabulary, preprocessing, extra.prompt, question_prompt)
 
 
@@ -521,7 +518,19 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
         raise CheckpointError(
             f"transformers' BLIP-2 has one kind of image encoder, and this model's {problem}: save as openblip."
         )
-    language = None if model.language is None else _writable_language_model(model.language)
+    language: Any = None
+    if model.language is not None:
+        language = model.language.model
+        if has_lora(model.language):
+            raise CheckpointError(
+                "transformers' BLIP-2 has no place for the language model's LoRA adapters: merge them into it "
+                "(model.language.model.merge_and_unload()), or save as openblip."
+            )
+        if getattr(language, "is_quantized", False):
+            problem = "transformers' BLIP-2 would read it as if it were not"
+            raise CheckpointError(f"The language model is quantised, and {problem}: save as openblip.")
+        _language_class("The checkpoint", language.config)
+        _check_language_width("The checkpoint", language.config, model.language.hidden_dim)
     folder.mkdir(parents=True, exist_ok=True)
     state = state_dict.translate_back(layouts[class_name], state_dict.without(_OUR_LANGUAGE, model.state_dict()))
     settings: dict[str, Any] = {
@@ -537,7 +546,7 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     if not instructed:
         settings["image_text_hidden_size"] = config.embed_dim
         settings["qformer_config"]["use_qformer_text_input"] = config.has_text_branch
-    if model.language is not None and language is not None:
+    if model.language is not None:
         settings["image_token_index"] = _write_language_tokenizer(folder, model.language)
         # The token that ends a text in training, at which transformers' `generate` is to stop.
         text_config = language.config.to_dict() | {"eos_token_id": model.language.end_id}
@@ -571,22 +580,6 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
     config_class = transformers.InstructBlipConfig if instructed else transformers.Blip2Config
     hf_config = config_class(**settings).to_dict()
     write_json(folder / CONFIG_FILE, {**hf_config, "architectures": [class_name], "openblip": extra})
-
-
-def _writable_language_model(language: LanguageModel) -> Any:
-    """transformers' model of a language model; CheckpointError when transformers' BLIP-2 cannot hold it."""
-    model = language.model
-    if has_lora(language):
-        raise CheckpointError(
-            "transformers' BLIP-2 has no place for the language model's LoRA adapters: merge them into it "
-            "(model.language.model.merge_and_unload()), or save as openblip."
-        )
-    if getattr(model, "is_quantized", False):
-        problem = "transformers' BLIP-2 would read it as if it were not"
-        raise CheckpointError(f"The language model is quantised, and {problem}: save as openblip.")
-    _language_class("The checkpoint", model.config)
-    _check_language_width("The checkpoint", model.config, language.hidden_dim)
-    return model
 
 
 def _write_language_tokenizer(folder: Path, language: LanguageModel) -> int:

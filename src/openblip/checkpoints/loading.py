@@ -5,10 +5,9 @@ Parts that a checkpoint leaves out are checkpoints themselves. They are loaded h
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -82,10 +81,7 @@ def is_hub_name(source: str) -> bool:
 
 
 def _hub_folder(name: str) -> Path:
-    """The folder of the hub's local cache with a model's files, which are fetched when they are not there yet.
-
-    Weights are safetensors, or pytorch_model.bin or its shards where there are none.
-    """
+    """The folder of the hub's local cache with a model's files; weights are safetensors, or .bin if there are none."""
     import huggingface_hub  # takes a while to import, and few checkpoints come from there
 
     try:
@@ -103,10 +99,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def _model_folder(folder: Path) -> Path:
-    """`model/` of a run folder of a training, and any other path as it is.
-
-    Raises CheckpointError for a run that has not finished.
-    """
+    """`model/` of the run folder of a finished training, and any other path as it is."""
     if not (folder / CONFIG_FILE).is_file() or "recipe" not in read_json_object(folder / CONFIG_FILE):
         return folder
     if (folder / "model" / CONFIG_FILE).is_file():
@@ -120,22 +113,20 @@ def _model_folder(folder: Path) -> Path:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: PathOrName, format: Format = "openblip") -> None:
-    """Write a checkpoint that `load_checkpoint` reads.
-
-    path: a folder; for "original" a file whose name ends with .pth.
+    """Write a checkpoint that `load_checkpoint` reads: a folder, or for "original" a file whose name ends with .pth.
 
     Raises CheckpointError when the format has no place for the model's heads, ConfigError when there is no such format.
     """
-    writers: dict[str, tuple[Callable[[Path, Any], None], Callable[[Path, Any], None]]] = {
-        "openblip": (base.save_native, base.save_native),
-        "huggingface": (huggingface.save_huggingface_blip, huggingface.save_huggingface_blip2),
-        "original": (original.save_original_blip, original.save_original_blip2),
-    }
-    if format not in writers:
+    if format not in get_args(Format):
         raise ConfigError(f'Format "{format}" cannot be written; choose one of {", ".join(get_args(Format))}.')
-    save_as_blip, save_as_blip2 = writers[format]
-    save = save_as_blip if isinstance(checkpoint, BlipCheckpoint) else save_as_blip2
-    save(Path(path), checkpoint)
+    if format == "openblip":
+        base.save_native(Path(path), checkpoint)
+    elif isinstance(checkpoint, BlipCheckpoint):
+        save_blip = huggingface.save_huggingface_blip if format == "huggingface" else original.save_original_blip
+        save_blip(Path(path), checkpoint)
+    else:
+        save_blip2 = huggingface.save_huggingface_blip2 if format == "huggingface" else original.save_original_blip2
+        save_blip2(Path(path), checkpoint)
 
 
 def load_image_encoder(
@@ -146,14 +137,12 @@ def load_image_encoder(
     Images are squashed to a square, bicubic, whatever the encoder's own processor does (most crop), so that nothing at
     the sides is lost; size, mean and standard deviation are its own.
 
-    Args:
-        source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth, clip_vit_L.pth, or of
-            a BLIP-2 that holds its encoder, whatever else it leaves out); or a folder or hub name of a vision model of
-            transformers, or of a model of images and texts, whose image side is taken.
-        layer: the layer whose output is taken, as an index into the hidden states: 0 is the embeddings, -1 the last
-            layer. None is BLIP-2's choice, the second last; an encoder that was cut there already is taken whole.
-        image_size: side in pixels, where it is not to be the checkpoint's own; position embeddings are interpolated.
-        dtype: of the weights, in which the encoder computes.
+    source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth, clip_vit_L.pth, or of a
+    BLIP-2 that holds its encoder, whatever else it leaves out); or a folder or hub name of a vision model of
+    transformers, or of a model of images and texts, whose image side is taken. layer: the layer whose output is taken,
+    as an index into the hidden states: 0 is the embeddings, -1 the last layer. None is BLIP-2's choice, the second
+    last; an encoder that was cut there already is taken whole. image_size: side in pixels, where it is not to be the
+    checkpoint's own; position embeddings are interpolated. dtype: of the weights, in which the encoder computes.
 
     Raises CheckpointError when there is no such checkpoint, or it is not whole, does not have the layer, gives no
     tokens of an image, or does not take images of this size.
@@ -180,10 +169,7 @@ def load_image_encoder(
 
 
 def _cut_encoder(name: str, layer: int | None) -> ImageEncoder:
-    """The image encoder of a BLIP, of a BLIP-2 or of a .pth file of its own, up to a layer.
-
-    None is the layer that BLIP-2 uses: the second last of a whole encoder.
-    """
+    """The image encoder of a BLIP, of a BLIP-2 or of a .pth file of its own, up to a layer; None is BLIP-2's choice."""
     file = original.read_pth(Path(name)) if Path(name).is_file() else None
     if file is not None and original.holds_encoder(file):
         model, config, preprocessing = original.read_encoder(file)

@@ -4,8 +4,8 @@ A file that OpenBLIP wrote has what the format has no place for (settings, promp
 "model", under "openblip". In files of others, names and shapes of the tensors tell the settings.
 
 BLIP's image encoder has timm's names, its text transformer those that transformers took over. LAVIS' files of BLIP-2
-hold what was trained. What was frozen is left out, and loaded from elsewhere. The Q-Former has BERT's names, with a
-second feed-forward for the queries. The image encoder is EVA-CLIP's or CLIP's; each of them has a file of its own, too.
+hold what was trained: a Q-Former with BERT's names and a second feed-forward for the queries. What was frozen is left
+out, and loaded from elsewhere. The image encoder is EVA-CLIP's or CLIP's; each of them has a file of its own, too.
 
 N image tokens, D width, V vocabulary.
 """
@@ -93,11 +93,11 @@ def _pth_tokenizer(file: PthFile, named: PathOrName | None) -> Tokenizer:
     return base.find_tokenizer(file.path, file.path.parent, named)
 
 
-def _check_entry(file: PthFile) -> str:
-    """How errors name the "openblip" entry of a file; CheckpointError when it is damaged."""
+def _read_entry(file: PthFile, config_class: type[base.ConfigT]) -> tuple[base.ConfigT, dict[str, Any]]:
+    """The settings that OpenBLIP wrote; CheckpointError when they are damaged."""
     if not isinstance(file.entry, dict):
         raise CheckpointError(f"{file.path}: its openblip entry is damaged, a {type(file.entry).__name__}.")
-    return f"{file.path}, its openblip entry"
+    return base.read_settings(config_class, file.entry, f"{file.path}, its openblip entry")
 
 
 def _check_temperature(state: State, path: Path) -> None:
@@ -107,7 +107,7 @@ def _check_temperature(state: State, path: Path) -> None:
         raise CheckpointError(f"{path}: temp is {temperature.tolist()}; ITC divides by one number above 0.")
 
 
-def _infer_vit(
+def infer_vit(
     state: State, table: Table, prefix: str, source: object, settings: Mapping[str, Any], head_width: int = _HEAD_WIDTH
 ) -> VisionConfig:
     """The config of a ViT whose names are those of a key table below `prefix`; `settings` are what no shape tells."""
@@ -117,9 +117,8 @@ def _infer_vit(
     mlp_dim, _ = _shape_of(state, f"{prefix}{blocks}.0.{mlp}.weight", 2, source)
     grid = math.isqrt(max(num_tokens - 1, 0))
     if grid < 1 or grid**2 != num_tokens - 1:
-        raise CheckpointError(
-            f"{source} has {num_tokens} image tokens, where a class token and a square of patches are expected."
-        )
+        problem = "where a class token and a square of patches are expected"
+        raise CheckpointError(f"{source} has {num_tokens} image tokens, {problem}.")
     with base.as_checkpoint_errors(source):
         return VisionConfig(
             image_size=grid * patch_size,
@@ -180,15 +179,15 @@ _BODY = {
     **add_prefix(backbones.TIMM_VISION_KEYS, "vision.", "visual_encoder."),
     **add_prefix(backbones.BERT_TEXT_KEYS, "text.", "{text}."),
 }
-_ENCODER, _BOTH = TEXT_ENCODER, TEXT_ENCODER | TEXT_DECODER
+_BOTH = TEXT_ENCODER | TEXT_DECODER
 _MATCHING = {LOG_TEMPERATURE: _TEMPERATURE, **MATCHING_KEYS}  # the file has no logarithm
 
 _BLIP_LAYOUTS: Mapping[str, Layout] = {
     "pre-trained": huggingface.blip_layout(("itc", "itm", "lm"), _BODY, _BOTH, _MATCHING),  # BLIP_Pretrain
     "captions": huggingface.blip_layout(("lm",), _BODY, TEXT_DECODER),  # BLIP_Decoder
-    "retrieval": huggingface.blip_layout(("itc", "itm"), _BODY, _ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
+    "retrieval": huggingface.blip_layout(("itc", "itm"), _BODY, TEXT_ENCODER, _MATCHING),  # BLIP_Retrieval, BLIP_ITM
     "VQA": huggingface.blip_layout(("vqa",), _BODY, _BOTH),  # BLIP_VQA
-    "NLVR2": huggingface.blip_layout(("nlvr",), _BODY, _ENCODER, _NLVR_KEYS),  # BLIP_NLVR
+    "NLVR2": huggingface.blip_layout(("nlvr",), _BODY, TEXT_ENCODER, _NLVR_KEYS),  # BLIP_NLVR
 }
 
 
@@ -196,10 +195,7 @@ def load_original_blip(file: PthFile, tokenizer: PathOrName | None = None) -> Bl
     """The model of a .pth file, without the state of its training: see `TRAINING_ONLY`."""
     path = file.path
     state = state_dict.as_float32(state_dict.without(TRAINING_ONLY, file.weights))
-    if file.entry is None:
-        config, others = infer_blip_settings(state, path)
-    else:
-        config, others = base.read_settings(BlipConfig, file.entry, _check_entry(file))
+    config, others = infer_blip_settings(state, path) if file.entry is None else _read_entry(file, BlipConfig)
     layout = _layout_for(config)
     state_dict.check_tied(state, path)
     _check_temperature(state, path)
@@ -214,10 +210,7 @@ def load_original_blip(file: PthFile, tokenizer: PathOrName | None = None) -> Bl
 
 
 def save_original_blip(path: Path, checkpoint: BlipCheckpoint) -> None:
-    """Write one .pth file that the released code and `load_original_blip` read, without momentum copies and queues.
-
-    Raises ConfigError unless its name ends with .pth.
-    """
+    """Write one .pth file that the released code and `load_original_blip` read; ConfigError unless its name says so."""
     config = checkpoint.model.config
     layout = _layout_for(config)
     weights = {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()}
@@ -243,8 +236,7 @@ def _layout_for(config: BlipConfig) -> Layout:
 def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[str, Any]]:
     """What `read_settings` returns, of a released file: what shapes show, and what is the same in all released models.
 
-    Raises CheckpointError when the tensors are not those of a BLIP, when one that would show something is missing or of
-    a strange shape, or when the number of heads cannot be told from the width.
+    Raises CheckpointError when the tensors are not those of a BLIP, or the width does not tell the number of heads.
     """
     has_encoder = any(name.startswith("text_encoder.") for name in state)
     has_decoder = any(name.startswith("text_decoder.") for name in state)
@@ -261,7 +253,7 @@ def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[
             f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}."
         )
     text = next(iter(layout.text_prefixes.values()))
-    vision = _infer_vit(state, backbones.TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": _VISION_EPS})
+    vision = infer_vit(state, backbones.TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": _VISION_EPS})
     vocab_size, width = _shape_of(state, f"{text}.embeddings.word_embeddings.weight", 2, source)
     max_positions, _ = _shape_of(state, f"{text}.embeddings.position_embeddings.weight", 2, source)
     mlp_dim, _ = _shape_of(state, f"{text}.encoder.layer.0.intermediate.dense.weight", 2, source)
@@ -341,7 +333,6 @@ OPENAI_CLIP = EncoderLayout(
     after_blocks=("ln_post.", "ln_final.", "proj"),
     papers={1024: "LAVIS' clip_vit_L.pth"},
 )
-_ENCODER_LAYOUTS = (EVA_CLIP, OPENAI_CLIP)
 
 
 def is_blip2_file(file: PthFile) -> bool:
@@ -351,7 +342,7 @@ def is_blip2_file(file: PthFile) -> bool:
 
 def holds_encoder(file: PthFile) -> bool:
     """Whether a .pth file is one for `read_encoder`."""
-    names = [f"{layout.table['patch_embedding']}.weight" for layout in _ENCODER_LAYOUTS]
+    names = [f"{layout.table['patch_embedding']}.weight" for layout in (EVA_CLIP, OPENAI_CLIP)]
     return is_blip2_file(file) or any(name in file.weights for name in names)
 
 
@@ -359,8 +350,7 @@ def read_encoder(file: PthFile) -> ImageEncoder:
     """The image encoder of a .pth file.
 
     A file of an encoder alone gives all blocks but the last one, and not what follows it (BLIP-2 section 3.1); one that
-    was cut there already is read as it is. A file of a BLIP-2 gives the encoder that it was trained with, if it holds
-    one.
+    was cut there already is read as it is. A file of a BLIP-2 gives the encoder that it holds, if it does.
     """
     if is_blip2_file(file):
         state = state_dict.below(_VISION, file.weights)
@@ -376,7 +366,7 @@ def read_encoder(file: PthFile) -> ImageEncoder:
         if depth == layout.released_depth or any(name.startswith(layout.after_blocks) for name in state):
             state = state_dict.without((f"{layout.blocks}{depth - 1}.", *layout.after_blocks), state)
     state = _add_implied_tensors(state_dict.as_float32(state), layout)
-    config = infer_encoder(state, layout, file.path)
+    config = infer_vit(state, layout.table, "", file.path, layout.settings, layout.head_width)
     weights = state_dict.translate(Layout(layout.table), state, backbones.empty_vit(config).state_dict(), file.path)
     model = backbones.build_vit(config, weights, file.path)
     return ImageEncoder(model.eval(), config, Preprocessing(image_size=config.image_size))
@@ -386,11 +376,6 @@ def _encoder_layout(state: State, prefix: str = "") -> EncoderLayout:
     """The kind of image encoder below `prefix`."""
     is_clip = any(name.startswith(f"{prefix}{OPENAI_CLIP.blocks}") for name in state)
     return OPENAI_CLIP if is_clip else EVA_CLIP
-
-
-def infer_encoder(state: State, layout: EncoderLayout, source: object, prefix: str = "") -> VisionConfig:
-    """The config of the encoder below `prefix`, from shapes; `state` is that of `_add_implied_tensors`."""
-    return _infer_vit(state, layout.table, prefix, source, layout.settings, layout.head_width)
 
 
 def _add_implied_tensors(state: State, layout: EncoderLayout, prefix: str = "") -> dict[str, Tensor]:
@@ -412,9 +397,7 @@ _EMBEDDINGS = f"{_BERT}.embeddings"
 _WORDS = f"{_EMBEDDINGS}.word_embeddings.weight"
 _POSITION_IDS = f"{_EMBEDDINGS}.position_ids"  # a buffer, in every file
 _TIED = f"{_QFORMER}.cls.predictions.decoder."  # the word embeddings and cls.predictions.bias once more
-_CLIP_TYPE = "clip_vision_model"  # model_type of transformers' CLIP
 _ROTARY = ".rotary_emb.inv_freq"  # constants that older releases of transformers kept with the weights
-
 _TRAINED: Table = {  # Blip2Qformer, and what Blip2OPT and Blip2T5 keep of it
     "vision_norm": "ln_vision",
     **huggingface.qformer_keys(f"{_BERT}.", "self", norm=f"{_EMBEDDINGS}.LayerNorm", embeddings=_EMBEDDINGS),
@@ -473,11 +456,11 @@ def frozen_sources(
     has_encoder = any(name.startswith(_VISION) for name in file.weights)
     settings = None
     if file.entry is not None:
-        entry_name = _check_entry(file)
-        settings = base.read_settings(Blip2Config, file.entry, entry_name)
+        settings = _read_entry(file, Blip2Config)
         tower, language = settings[0].vision, settings[0].language
         if (language is None) != (layout is None) or (has_encoder and isinstance(tower, TowerConfig)):
-            raise CheckpointError(f"{entry_name} is damaged: it describes another kind of model than the weights.")
+            problem = "its openblip entry is damaged: it describes another kind of model than the weights"
+            raise CheckpointError(f"{path}, {problem}.")
         if vision is None and isinstance(tower, TowerConfig):
             vision = tower.name
         if layout is not None and language is not None:
@@ -496,9 +479,8 @@ def frozen_sources(
         paper = _in_the_paper(layout.papers, _language_dim(file, layout))
         missing.append(f"its language model with language_model= or --language-model ({paper})")
     if missing:
-        raise CheckpointError(
-            f"{path} holds what BLIP-2 has trained, not what was frozen. Name {', and '.join(missing)}."
-        )
+        problem = "holds what BLIP-2 has trained, not what was frozen"
+        raise CheckpointError(f"{path} {problem}. Name {', and '.join(missing)}.")
     return FrozenSources(settings, layout, vision, language_model)
 
 
@@ -521,10 +503,10 @@ def load_original_blip2(
     language: LanguageModel | None,
     tokenizer: PathOrName | None = None,
 ) -> Blip2Checkpoint:
-    """The model of a .pth file around the frozen parts that it leaves out.
+    """The model of a .pth file around the frozen parts that it leaves out, which must be those it was trained with.
 
     sources: those of `frozen_sources`. encoder, language: what was loaded from there; None for a part that the file
-    holds or does not have. Raises CheckpointError also when a part is not the one that the file was trained with.
+    holds or does not have.
     """
     path, layout = file.path, sources.layout
     widths = []
@@ -561,9 +543,28 @@ def load_original_blip2(
         state = state_dict.as_state_dict(file.entry[_EXTRA_WEIGHTS], path) | state
     state_dict.check_tied(state, path, _QFORMER)
     _check_temperature(state, path)
-    encoder_layout = _encoder_layout(state, _VISION)
-    state = _add_implied_tensors(state_dict.as_float32(state), encoder_layout, _VISION)
-    config, others = sources.settings or _infer_settings(state, sources, encoder, language, path)
+    kind = _encoder_layout(state, _VISION)
+    state = _add_implied_tensors(state_dict.as_float32(state), kind, _VISION)
+    if sources.settings is not None:
+        config, others = sources.settings
+    else:
+        vision: VisionConfig | TowerConfig
+        if encoder is None:
+            vision = infer_vit(state, kind.table, _VISION, path, kind.settings, kind.head_width)
+            preprocessing = Preprocessing(image_size=vision.image_size)
+        else:
+            vision, preprocessing = encoder.config, encoder.preprocessing
+        language_config = None
+        if layout is not None and language is not None:
+            name, end_of_text = str(sources.language_model), layout.end_of_text
+            language_config = LanguageConfig(name=name, hidden_dim=language.hidden_dim, end_of_text=end_of_text)
+        config = infer_blip2_config(state, vision, language_config, path)
+        is_captioner = layout is not None and encoder is None  # fine-tuned together with its encoder
+        others = {
+            "preprocessing": preprocessing,
+            "prompt": _BLIP2_PROMPT if is_captioner else "",
+            "question_prompt": QUESTION_PROMPT if layout is None else layout.question_prompt,
+        }
     if encoder is not None:
         config = replace(config, vision=encoder.config)
     if config.language is not None:
@@ -571,7 +572,7 @@ def load_original_blip2(
     model = base.empty_blip2(path, config, encoder and encoder.model, language)
     left_out = ("language.",) if encoder is None else ("language.", "vision.")
     expected = state_dict.without(left_out, model.state_dict())
-    weights = state_dict.translate(_layout(encoder_layout, layout), state, expected, path)
+    weights = state_dict.translate(_layout(kind, layout), state, expected, path)
     state_dict.load_weights(model, weights, path, expected, assign=True)
     vocabulary = None
     if config.has_text_branch or tokenizer is not None:
@@ -585,29 +586,6 @@ def load_original_blip2(
 def _layout(encoder: EncoderLayout, language: LanguageLayout | None) -> Layout:
     projection = {} if language is None else {"language_proj": language.projection}
     return Layout({**_TRAINED, **projection, **add_prefix(encoder.table, "vision.", _VISION)}, (_TIED,))
-
-
-def _infer_settings(
-    state: State, sources: FrozenSources, encoder: ImageEncoder | None, language: LanguageModel | None, source: object
-) -> tuple[Blip2Config, dict[str, Any]]:
-    """What `read_settings` returns, of a file that does not say it: names and shapes of its tensors do."""
-    layout = sources.layout
-    vision: VisionConfig | TowerConfig
-    if encoder is None:
-        vision = infer_encoder(state, _encoder_layout(state, _VISION), source, _VISION)
-        preprocessing = Preprocessing(image_size=vision.image_size)
-    else:
-        vision, preprocessing = encoder.config, encoder.preprocessing
-    language_config = None
-    if layout is not None and language is not None:
-        name, end_of_text = str(sources.language_model), layout.end_of_text
-        language_config = LanguageConfig(name=name, hidden_dim=language.hidden_dim, end_of_text=end_of_text)
-    is_captioner = layout is not None and encoder is None  # fine-tuned together with its encoder
-    return infer_blip2_config(state, vision, language_config, source), {
-        "preprocessing": preprocessing,
-        "prompt": _BLIP2_PROMPT if is_captioner else "",
-        "question_prompt": QUESTION_PROMPT if layout is None else layout.question_prompt,
-    }
 
 
 def infer_blip2_config(
@@ -657,10 +635,10 @@ def infer_blip2_config(
 
 
 def save_original_blip2(path: Path, checkpoint: Blip2Checkpoint) -> None:
-    """Write one .pth file that the released code and `load_original_blip2` read.
+    """Write one .pth file that the released code and `load_original_blip2` read; ConfigError unless its name says so.
 
-    As there, frozen parts are left out: the language model, and the image encoder when the model has it frozen or it is
-    a CLIP of transformers. Raises ConfigError unless the file's name ends with .pth.
+    As there, frozen parts are left out: the language model, and the image encoder when it is frozen or a CLIP of
+    transformers.
     """
     model, config = checkpoint.model, checkpoint.model.config
     language, encoder = _language_layout_for(checkpoint), _encoder_layout_for(checkpoint)
@@ -680,30 +658,29 @@ def save_original_blip2(path: Path, checkpoint: Blip2Checkpoint) -> None:
 def _language_layout_for(checkpoint: Blip2Checkpoint) -> LanguageLayout | None:
     """How the released code keeps such a model; None in stage 1. CheckpointError when it has none."""
     config = checkpoint.model.config
+    heads = ", ".join(config.heads)
     if config.language is None:
         if set(config.heads) == set(STAGE1_HEADS):
             return None
-        raise _not_released(f"with the heads {', '.join(config.heads)} alone")
+        raise _not_released(f"with the heads {heads} alone")
     language = checkpoint.model.require_language()
     if has_lora(language):
         raise _not_released("with adapters in its language model")
-    model_type: Any = language.model.config.model_type
-    if config.heads == ("llm",):
-        for layout in _LANGUAGE_LAYOUTS:
-            if layout.model_type == model_type and config.instructed in layout.instructed:
-                return layout
-    reads = "that reads instructions " if config.instructed else ""
-    raise _not_released(f"{reads}with the heads {', '.join(config.heads)} and a {model_type}")
+    kind: Any = language.model.config.model_type
+    for layout in _LANGUAGE_LAYOUTS:
+        if config.heads == ("llm",) and layout.model_type == kind and config.instructed in layout.instructed:
+            return layout
+    raise _not_released(f"{'that reads instructions ' if config.instructed else ''}with the heads {heads} and a {kind}")
 
 
 def _encoder_layout_for(checkpoint: Blip2Checkpoint) -> EncoderLayout:
     """How the released code keeps the image encoder; CheckpointError when it has no such one."""
     config, encoder = checkpoint.model.config.vision, checkpoint.model.vision
     if isinstance(config, TowerConfig):
-        if isinstance(encoder, VisionTower) and encoder.model.config.model_type == _CLIP_TYPE:
+        if isinstance(encoder, VisionTower) and encoder.model.config.model_type == "clip_vision_model":
             return OPENAI_CLIP
         raise _not_released(f"with the image encoder {config.name}")
-    for layout in _ENCODER_LAYOUTS:
+    for layout in (EVA_CLIP, OPENAI_CLIP):
         if all(getattr(config, name) == value for name, value in layout.settings.items()):
             return layout
     raise _not_released("with such an image encoder: only with EVA-CLIP's or CLIP's, without a last norm,")

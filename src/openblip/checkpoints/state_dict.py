@@ -140,9 +140,6 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards.")
 
 
-# ---- checks
-
-
 def raise_on_mismatch(
     source: object, missing: Iterable[str], left_over: Iterable[str], other: Iterable[str] = ()
 ) -> None:
@@ -173,9 +170,6 @@ def load_weights(
     """
     check_weights(model.state_dict() if expected is None else expected, weights, source)
     model.load_state_dict(weights, strict=False, assign=assign)
-
-
-# ---- key tables
 
 
 class Layout(NamedTuple):
@@ -251,8 +245,7 @@ def translate(layout: Layout, state: State, names: Iterable[str], source: object
         problem = "encoder and decoder should share weights that differ"
         raise CheckpointError(f"{source}: {problem}: {'; '.join(sorted(different))}.")
     if LOG_TEMPERATURE in weights:
-        from_theirs, _ = _TEMPERATURES[layout.table[LOG_TEMPERATURE]]
-        weights[LOG_TEMPERATURE] = from_theirs(weights[LOG_TEMPERATURE])
+        weights[LOG_TEMPERATURE] = _TEMPERATURES[layout.table[LOG_TEMPERATURE]][0](weights[LOG_TEMPERATURE])
     return weights
 
 
@@ -260,21 +253,17 @@ def translate_back(layout: Layout, weights: State) -> dict[str, Tensor]:
     """Our weights under the names of another format, the inverse of `translate`."""
     state: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        if name == LOG_TEMPERATURE:
-            if name in layout.table:
-                _, to_theirs = _TEMPERATURES[layout.table[name]]
-                state[layout.table[name]] = to_theirs(tensor)
+        if name == LOG_TEMPERATURE and name not in layout.table:
             continue
+        if name == LOG_TEMPERATURE:
+            tensor = _TEMPERATURES[layout.table[name]][1](tensor)
         for copy in _source_keys(layout, name):
             state |= zip(copy, tensor.chunk(len(copy)) if len(copy) > 1 else [tensor], strict=True)
     return state
 
 
-# ---- what encoder and decoder share, in formats whose text transformers have BERT's names
-
-
 def infer_sharing(state: State, text_prefixes: Mapping[str, str]) -> Sharing:
-    """As in the paper where tensors of encoder and decoder are the same, else nothing."""
+    """What encoder and decoder share: as in the paper where their tensors are the same, else nothing."""
     if len(text_prefixes) == 1:
         return "all_but_sa"  # there is one mode, and nothing to share it with
     encoder, decoder = (below(f"{text_prefixes[mode]}.", state) for mode in ("encode", "decode"))

@@ -313,7 +313,7 @@ class Blip2Run(Run):
             raise ConfigError("Name the language model with --language.source.")
 
     def initialize(self, mixture: "Mixture") -> "Blip2Checkpoint":
-        from openblip.checkpoints.backbones import init_qformer
+        from openblip.checkpoints.backbones import init_text
         from openblip.checkpoints.checkpoint import Blip2Checkpoint
         from openblip.models.blip2 import Blip2
         from openblip.recipes.initialize import freeze_unused, load_blip2_checkpoint, make_tokenizer, take_weights
@@ -346,7 +346,7 @@ class Blip2Run(Run):
         if start is not None and text_branch is not None:
             take_weights(model, start.model, text_branch.model)
         elif self.text_init is not None:
-            init_qformer(model.qformer, self.text_init)
+            init_text(model.qformer, self.text_init)
         model.freeze(*(["language"] if self.train_vision else ["vision", "language"]))
         if self.train_vision:
             freeze_unused(model, encoder.preprocessing.image_size)
