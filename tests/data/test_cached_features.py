@@ -14,7 +14,7 @@ from memory_source import MemorySource, load, take
 
 from marks import slow
 from openblip.data import feature_cache
-from openblip.data.batch import Example, ImageTextProcessor, stack_pixels
+from openblip.data.batch import Example, ImageTextProcessor, shared_fields
 from openblip.data.config import Preprocessing
 from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, image_key, open_cache, to_array
 from openblip.data.sample import Sample
@@ -239,7 +239,7 @@ def test_keys_that_share_their_first_half(folder):
 def test_bits_survive(folder):
     values = torch.tensor([1.0, -0.0, float("inf"), 1e-40, 3.14159])
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        there_and_back = stack_pixels([Example("", "", to_array(values.to(dtype)), None)])[0]
+        there_and_back = shared_fields([Example("", "", to_array(values.to(dtype)), None)])["pixels"][0]
         assert there_and_back.dtype == dtype
         assert torch.equal(there_and_back.view(torch.uint8), values.to(dtype).view(torch.uint8))
 

@@ -1,8 +1,8 @@
 """From samples to a training batch: the base of all sample processors and batches, and image-text pairs.
 
-A sample processor turns a sample into an example, in a worker process, and examples into a batch, in the
-training process, where the tokenizer is. What it draws comes from the sample's own generator, so examples do
-not depend on which worker makes them. Tasks define processors and batches of their own in `openblip.tasks`.
+A sample processor turns a sample into an example, in a worker process, and examples into a batch, in the training
+process, where the tokenizer is. What it draws comes from the sample's own generator, so examples do not depend on which
+worker makes them. Tasks define processors and batches of their own in `openblip.tasks`.
 
 B examples, F frames, S image size, T text tokens, N image tokens, Dv their width.
 """
@@ -78,37 +78,30 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same with every tensor on a device."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        return self._with_tensors(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """The same with every tensor in page-locked memory, from which a copy to a GPU runs on its own."""
+        return self._with_tensors(lambda value: value.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Any], Any]) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {n: v.pin_memory() for n, v in values.items() if isinstance(v, torch.Tensor | Tokens)}
-        return replace(self, **tensors)
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    return value.to(device) if isinstance(value, Tokens) else value
+        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, torch.Tensor | Tokens)})
 
 
 def shared_fields(examples: Sequence[Example]) -> dict[str, Any]:
-    """The fields that every `Batch` has, of B examples with pixels of one shape."""
+    """The fields that every `Batch` has, of B examples with pixels of one shape.
+
+    uint16 pixels become the bfloat16 with these bits. Where there is a GPU, the pixels are page-locked.
+    """
+    first = torch.from_numpy(examples[0].pixels)
+    pixels = torch.empty((len(examples), *first.shape), dtype=first.dtype, pin_memory=torch.cuda.is_available())
+    np.stack([example.pixels for example in examples], out=pixels.numpy())
     return {
-        "pixels": stack_pixels(examples),
+        "pixels": pixels.view(torch.bfloat16) if first.dtype == torch.uint16 else pixels,
         "keys": [example.key for example in examples],
         "shards": [example.shard for example in examples],
     }
-
-
-def stack_pixels(examples: Sequence[Example]) -> torch.Tensor:
-    """The pixels of B examples, uint16 as the bfloat16 with these bits; page-locked where there is a GPU."""
-    first = torch.from_numpy(examples[0].pixels)
-    shape = (len(examples), *first.shape)
-    pixels = torch.empty(shape, dtype=first.dtype, pin_memory=torch.cuda.is_available())
-    np.stack([example.pixels for example in examples], out=pixels.numpy())
-    return pixels.view(torch.bfloat16) if first.dtype == torch.uint16 else pixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reading an image as a person sees it: upright, over white, eight bits per channel, its first frame."""
+"""Reading images and the frames of videos as a person sees them: upright, over white, eight bits per channel."""
 
 import io
 import itertools
@@ -19,9 +19,16 @@ from openblip.errors import ConfigError, ImageError, MissingExtraError, OpenBlip
 ImageInput = str | Path | Image.Image | bytes | np.ndarray
 
 # Formats whose decoders are part of Pillow: EPS would start a Ghostscript process on a file from anywhere.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+# The containers that a source's suffixes stand for; all of them state their length. FFmpeg would also take a
+# playlist, and open the files that it names, here or on the net.
+_VIDEO_FORMATS = "mov,mp4,matroska,webm,avi"
+# The share of the stated length that may be missing at the end: with sound of a variable rate the length is a guess.
+_MISSING_SHARE = 0.1
+
+_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+_UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,27 +37,41 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+# Whether x and y, as the image is shown, run backwards at the orientations 1 to 4, and 5 to 8, which swap the axes.
+_BACKWARDS = ((False, False), (True, False), (True, True), (False, True))
 
 
 def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970) -> Image.Image:
-    """Return the image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK
-    and palettes converted, the first frame of an animation. Plain RGB comes through unchanged.
+    """Return the image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK and
+    palettes converted, the first frame of an animation. Plain RGB comes through unchanged.
 
     Args:
-        image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array
-            (H, W, 3).
+        image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array (H, W, 3).
         name: stands for the image in errors.
         max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
 
     Raises:
         ImageError: the image cannot be read. A truncated file is an error, never half an image.
     """
-    name = name or _name_of(image)
+    if not isinstance(image, ImageInput):
+        kind = type(image).__name__
+        raise ImageError(f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {kind}")
+    name = name or str(image if isinstance(image, str | Path) else getattr(image, "filename", "") or "image")
     if isinstance(image, np.ndarray):
-        return _from_array(image, name, max_pixels)
-    if isinstance(image, Image.Image):
-        return _to_rgb(image, name, max_pixels)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(f"{name}: an array image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        _check_size(image.shape[1], image.shape[0], name, max_pixels)
+        return Image.fromarray(np.ascontiguousarray(image))
+    opened = image if isinstance(image, Image.Image) else _open_image(image, name)
+    _check_size(*opened.size, name, max_pixels)
+    try:
+        opened.load()
+        return _turn_upright(_flatten(opened), _exif_orientation(opened))
+    except Exception as error:  # a decoder's error on damaged data may be of any kind
+        raise ImageError(f"{name}: damaged image: {error}") from error
+
+
+def _open_image(image: str | Path | bytes, name: str) -> Image.Image:
     try:
         payload = image if isinstance(image, bytes) else storage.read_bytes(str(image))
     except (OSError, OpenBlipError) as error:
@@ -58,29 +79,18 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     if not payload:
         raise ImageError(f"{name}: the file is empty")
     try:
-        opened = Image.open(io.BytesIO(payload), formats=_formats())
+        return Image.open(io.BytesIO(payload), formats=_image_formats())
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a known format") from error
     except Exception as error:  # Pillow's parsers raise anything on hostile bytes
         raise ImageError(f"{name}: damaged image header: {error}") from error
-    return _to_rgb(opened, name, max_pixels)
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _image_formats() -> tuple[str, ...]:
     """The allowed formats that this build of Pillow reads; older ones lack AVIF."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _name_of(image: ImageInput) -> str:
-    if isinstance(image, (str, Path)):
-        return str(image)
-    if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "") or "image")
-    if isinstance(image, (bytes, np.ndarray)):
-        return "image"
-    raise ImageError(f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {type(image).__name__}")
+    return tuple(name for name in _IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -90,31 +100,18 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width}x{height} is more than the limit of {max_pixels} pixels")
 
 
-def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(f"{name}: an array image must be uint8 (H, W, 3), not {array.dtype} {array.shape}")
-    _check_size(array.shape[1], array.shape[0], name, max_pixels)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(*image.size, name, max_pixels)
-    try:
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _flatten(image)
-        return rgb if turn is None else rgb.transpose(turn)
-    except Exception as error:  # as above: a decoder's error on damaged data may be of any kind
-        raise ImageError(f"{name}: damaged image: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; damaged EXIF counts as none, because the image itself may be fine."""
+def _exif_orientation(image: Image.Image) -> int:
+    """Damaged EXIF counts as upright, because the image itself may be fine."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # the EXIF parser, too, raises anything
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -130,22 +127,11 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# The containers that a source's suffixes stand for; all of them state their length. FFmpeg would also take a
-# playlist, and open the files that it names, here or on the net.
-_VIDEO_FORMATS = "mov,mp4,matroska,webm,avi"
-# The share of the stated length that may be missing at the end: with sound of a variable rate the length is a guess.
-_MISSING_SHARE = 0.1
-
-# By (swaps the axes, x runs backwards, y runs backwards), where x and y are those of the image as it is shown.
-_UPRIGHT_FRAMES = {
-    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
-    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
-    (False, True, True): Image.Transpose.ROTATE_180,
-    (True, False, False): Image.Transpose.TRANSPOSE,
-    (True, True, False): Image.Transpose.ROTATE_270,
-    (True, False, True): Image.Transpose.ROTATE_90,
-    (True, True, True): Image.Transpose.TRANSVERSE,
-}
+def is_video(payload: bytes) -> bool:
+    """Whether the first bytes are those of mp4 and its kin, Matroska or AVI; AVIF and HEIC are images."""
+    if payload[4:8] == b"ftyp":
+        return payload[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1")
+    return payload.startswith(b"\x1aE\xdf\xa3") or (payload.startswith(b"RIFF") and payload[8:11] == b"AVI")
 
 
 def read_frames(
@@ -156,16 +142,16 @@ def read_frames(
     max_pixels: int = 7680 * 4320,
     max_frames: int = 108_000,
 ) -> list[Image.Image]:
-    """Return RGB frames spread evenly over a video.
+    """Return RGB frames spread evenly over a video, decoded by PyAV (FFmpeg).
 
     Of its n frames, in the order they are shown, these have the indexes floor(i * n / num_frames) for
-    i = 0 .. num_frames - 1. A video of fewer frames repeats some. Rotation and mirroring that the container
-    states are applied; pixels that are not square stay as stored. Frames are counted, whatever the header
-    says, and only the wanted ones are kept in memory.
+    i = 0 .. num_frames - 1. A video of fewer frames repeats some. Rotation and mirroring that the container states are
+    applied; pixels that are not square stay as stored. Frames are counted, whatever the header says, and only the
+    wanted ones are kept in memory.
 
-    The paper (section 5.6) samples frames uniformly. The released code asks `numpy.arange` for integers in
-    steps of n / num_frames, which steps by floor(n / num_frames) instead, so that the end of a short video is
-    never seen, and it may give one frame more than asked for.
+    The paper (section 5.6) samples frames uniformly. The released code asks `numpy.arange` for integers in steps of
+    n / num_frames, which steps by floor(n / num_frames) instead, so that the end of a short video is never seen, and it
+    may give one frame more than asked for.
 
     Args:
         video: encoded bytes, or a path (or fsspec URL).
@@ -175,8 +161,8 @@ def read_frames(
         max_frames: a longer video is refused; the default is an hour at 30 frames per second.
 
     Raises:
-        VideoError: the video is damaged, without frames, too large, or cut off (where only times tell, as in
-            webm, a missing tenth goes unnoticed).
+        VideoError: the video is damaged, without frames, too large, or cut off (where only times tell, as in webm, a
+            missing tenth goes unnoticed).
         MissingExtraError: PyAV is not installed.
         ConfigError: `num_frames` is less than 1.
     """
@@ -187,7 +173,11 @@ def read_frames(
     except ImportError as error:
         raise MissingExtraError('videos need PyAV: pip install "openblip[video]"') from error
     name = name or ("video" if isinstance(video, bytes) else str(video))
-    with _open_video(video, name) as file:
+    try:
+        file = io.BytesIO(video) if isinstance(video, bytes) else storage.open_binary(str(video))
+    except (OSError, OpenBlipError) as error:
+        raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with file:
         try:
             return _Video(file, storage.file_size(file), name, max_pixels, max_frames).frames(num_frames)
         except VideoError:
@@ -195,22 +185,6 @@ def read_frames(
         except Exception as error:  # FFmpeg's errors are of many kinds, and so are those of what wraps it
             why = getattr(error, "strerror", None) or error
             raise VideoError(f"{name}: not a video that can be decoded: {why}") from error
-
-
-def is_video(payload: bytes) -> bool:
-    """Whether the first bytes are those of mp4 and its kin, Matroska or AVI; AVIF and HEIC are images."""
-    if payload[4:8] == b"ftyp":
-        return payload[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1")
-    return payload.startswith(b"\x1aE\xdf\xa3") or (payload.startswith(b"RIFF") and payload[8:11] == b"AVI")
-
-
-def _open_video(video: bytes | str | Path, name: str) -> BinaryIO:
-    if isinstance(video, bytes):
-        return io.BytesIO(video)
-    try:
-        return storage.open_binary(str(video))
-    except (OSError, OpenBlipError) as error:
-        raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +200,19 @@ class _Video:
     def frames(self, num_frames: int) -> list[Image.Image]:
         """The evenly spread frames.
 
-        A packet mostly holds one frame. Where it does not, the frames that decoding has counted tell which ones
-        are wanted, and the video is decoded again.
+        A packet mostly holds one frame. Where it does not, the frames that decoding has counted tell which ones are
+        wanted, and the video is decoded again.
         """
-        count = self._count_packets()
-        kept, total = self._decode(set(_uniform(count, num_frames)))
-        if total != count:
-            kept, total = self._decode(set(_uniform(total, num_frames)))
+        total = self._count_packets()
+        while True:
+            indexes = [i * total // num_frames for i in range(num_frames)]
+            kept, counted = self._decode(set(indexes))
+            if counted == total:
+                break
+            total = counted
         if not total:
             raise VideoError(f"{self.name}: no frame in it")
-        return [kept[index] for index in _uniform(total, num_frames)]
+        return [kept[index] for index in indexes]
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -245,10 +222,9 @@ class _Video:
         self.file.seek(0)
         # FFmpeg decodes a frame to examine it: its own limit holds then, and counts the frame's padding, too.
         decoding = {"max_pixels": str(2 * self.max_pixels + (1 << 20))}
+        options = {"format_whitelist": _VIDEO_FORMATS, **decoding}
         try:
-            container = av.open(
-                self.file, options={"format_whitelist": _VIDEO_FORMATS, **decoding}, metadata_errors="replace"
-            )
+            container = av.open(self.file, options=options, metadata_errors="replace")
         except av.FFmpegError as error:
             what = "not a video in a known format (mp4, mov, webm, mkv, avi), or cut off"
             raise VideoError(f"{self.name}: {what if self.size else 'the file is empty'}") from error
@@ -260,12 +236,13 @@ class _Video:
             decoder: Any = stream.codec_context
             if decoder is None:
                 raise VideoError(f"{self.name}: this build of PyAV cannot decode its video")
-            self._check_frame_size(decoder.width, decoder.height)
+            self._check_frame_size(decoder)
             decoder.thread_type, decoder.thread_count = "NONE", 1
             decoder.options = decoding
             yield container, stream
 
-    def _check_frame_size(self, width: int, height: int) -> None:
+    def _check_frame_size(self, frame: Any) -> None:
+        width, height = frame.width, frame.height
         if not width or not height:
             raise VideoError(f"{self.name}: its frames have no size, or far more than {self.max_pixels} pixels")
         if width * height > self.max_pixels:
@@ -274,6 +251,9 @@ class _Video:
     def _check_count(self, count: int) -> None:
         if count > self.max_frames:
             raise VideoError(f"{self.name}: more than the limit of {self.max_frames} frames")
+
+    def _cut_off(self, why: str) -> VideoError:
+        return VideoError(f"{self.name}: the video is cut off or damaged: {why}")
 
     def _count_packets(self) -> int:
         """The number of the video's packets, without decoding any. Raises `VideoError` when it is cut off."""
@@ -301,9 +281,6 @@ class _Video:
                 raise self._cut_off(f"it ends after {last:.1f} of {promised:.1f} seconds")
         return count
 
-    def _cut_off(self, why: str) -> VideoError:
-        return VideoError(f"{self.name}: the video is cut off or damaged: {why}")
-
     def _decode(self, wanted: set[int]) -> tuple[dict[int, Image.Image], int]:
         """The wanted frames by their index, and how many frames there are."""
         kept: dict[int, Image.Image] = {}
@@ -313,32 +290,24 @@ class _Video:
                 if frame.is_corrupt:
                     raise self._cut_off(f"frame {total} cannot be decoded whole")
                 if total in wanted:
-                    kept[total] = self._image(frame)
+                    self._check_frame_size(frame)
+                    layout = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
+                    values = frame.reformat(format=layout, threads=1).to_ndarray()  # (H, W, 3 or 4)
+                    image = read_image(Image.fromarray(values), name=self.name, max_pixels=self.max_pixels)
+                    kept[total] = _turn_upright(image, _frame_orientation(frame))
                 total += 1
                 self._check_count(total)
         return kept, total
 
-    def _image(self, frame: Any) -> Image.Image:
-        self._check_frame_size(frame.width, frame.height)
-        layout = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
-        values = frame.reformat(format=layout, threads=1).to_ndarray()  # (H, W, 3 or 4)
-        image = read_image(Image.fromarray(values), name=self.name, max_pixels=self.max_pixels)
-        turn = _UPRIGHT_FRAMES.get(_frame_orientation(frame))
-        return image if turn is None else image.transpose(turn)
 
-
-def _uniform(total: int, num_frames: int) -> list[int]:
-    return [i * total // num_frames for i in range(num_frames)]
-
-
-def _frame_orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """What the display matrix does to the axes, as in `_UPRIGHT_FRAMES`; any angle counts as the nearest right one."""
+def _frame_orientation(frame: Any) -> int:
+    """The EXIF orientation that does what the display matrix does; any angle counts as the nearest right one."""
     from av.sidedata.sidedata import Type
 
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
-        return False, False, False
+        return 1
     x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack("=5i", bytes(matrix)[:20])
     if abs(x_to_x) + abs(y_to_y) >= abs(x_to_y) + abs(y_to_x):
-        return False, x_to_x < 0, y_to_y < 0
-    return True, y_to_x < 0, x_to_y < 0
+        return 1 + _BACKWARDS.index((x_to_x < 0, y_to_y < 0))
+    return 5 + _BACKWARDS.index((y_to_x < 0, x_to_y < 0))

@@ -38,9 +38,9 @@ class Tokens:
     ids: "torch.Tensor"
     mask: "torch.Tensor"
 
-    def to(self, device: "torch.device | str") -> "Tokens":
+    def to(self, device: "torch.device | str", non_blocking: bool = True) -> "Tokens":
         """The same on a device."""
-        return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+        return Tokens(self.ids.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Tokens":
         """The same in page-locked memory, from which a copy to a GPU runs on its own."""
