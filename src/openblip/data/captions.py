@@ -13,20 +13,13 @@ import pyarrow.parquet as pq
 from openblip.errors import SourceError
 from openblip.files import atomic_file
 
-ROWS_PER_GROUP = 8192
+_ROWS_PER_GROUP = 8192
 
-CAPTION_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("index", pa.int32(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("itm", pa.float32(), nullable=False),
-        pa.field("itc", pa.float32(), nullable=False),
-        pa.field("logprob", pa.float32(), nullable=True),
-    ]
-)
+_COLUMNS = {
+    "key": pa.string(), "shard": pa.string(), "index": pa.int32(), "source": pa.string(), "caption": pa.string(),
+    "itm": pa.float32(), "itc": pa.float32(), "logprob": pa.float32(),
+}  # fmt: skip
+CAPTION_SCHEMA = pa.schema([pa.field(name, kind, nullable=name == "logprob") for name, kind in _COLUMNS.items()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +53,7 @@ def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
     """
     remaining = iter(rows)
     with atomic_file(path) as partial, pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer:
-        while group := [asdict(row) for row in itertools.islice(remaining, ROWS_PER_GROUP)]:
+        while group := [asdict(row) for row in itertools.islice(remaining, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=CAPTION_SCHEMA))
 
 

@@ -27,14 +27,10 @@ class Preprocessing:
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, image: "Image.Image") -> "np.ndarray":
-        """RGB image of any size -> uint8 (3, S, S): bicubic, whatever the image's proportions.
-
-        Bit for bit what transformers' BlipImageProcessorPil resizes to.
-        """
+        """RGB image -> uint8 (3, S, S): bicubic, bit for bit what transformers' BlipImageProcessorPil resizes to."""
         from PIL import Image
 
-        size = (self.image_size, self.image_size)
-        return _to_planes(image.resize(size, Image.Resampling.BICUBIC))
+        return _to_planes(image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC))
 
     def normalize(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """uint8 (B, 3, S, S) -> float32 (B, 3, S, S), on the tensor's device."""
@@ -49,8 +45,9 @@ class Preprocessing:
 class Augmentation:
     """The training views of BLIP's released code: random resized crop (bicubic), horizontal flip, RandAugment.
 
-    `crop_scale` (0.5, 1.0) is the fine-tuning value, pre-training used (0.2, 1.0). A flip makes "left of"
-    wrong; captions with sides want `horizontal_flip=False`.
+    `crop_scale` (0.5, 1.0) is the fine-tuning value, pre-training used (0.2, 1.0). A flip makes "left of" wrong;
+    captions with sides want `horizontal_flip=False`. RandAugment draws `num_ops` operations with replacement, and
+    applies each with `op_probability`, at `magnitude` of 10.
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -63,11 +60,14 @@ class Augmentation:
         """RGB image -> uint8 (3, S, S). Equal states of `rng` give equal views."""
         from PIL import Image
 
-        box = _crop_box(image.width, image.height, self.crop_scale, rng)
+        box = _crop_box(image, self.crop_scale, rng)
         view = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
         if self.horizontal_flip and rng.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _to_planes(rand_augment(view, rng, self.num_ops, self.magnitude, self.op_probability))
+        for choice in rng.integers(len(OPERATIONS), size=self.num_ops):
+            if rng.random() < self.op_probability:
+                view = apply_operation(OPERATIONS[choice], view, self.magnitude / 10, rng)
+        return _to_planes(view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +103,12 @@ def _to_planes(image: "Image.Image") -> "np.ndarray":
 
 
 def _crop_box(
-    width: int, height: int, scale: tuple[float, float], rng: "np.random.Generator"
+    image: "Image.Image", scale: tuple[float, float], rng: "np.random.Generator"
 ) -> tuple[int, int, int, int]:
     """A crop of `scale` of the area with a ratio of 3/4 to 4/3 (log-uniform); after ten that do not fit, the image."""
     import numpy as np
 
+    width, height = image.size
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -123,16 +124,6 @@ OPERATIONS = (
     *("identity", "auto_contrast", "brightness", "sharpness", "equalize"),
     *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
 )
-
-
-def rand_augment(
-    image: "Image.Image", rng: "np.random.Generator", num_ops: int, magnitude: float, probability: float
-) -> "Image.Image":
-    """`num_ops` operations drawn with replacement, each applied with `probability`, at `magnitude` of 10."""
-    for choice in rng.integers(len(OPERATIONS), size=num_ops):
-        if rng.random() < probability:
-            image = apply_operation(OPERATIONS[choice], image, magnitude / 10, rng)
-    return image
 
 
 def apply_operation(name: str, image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":

@@ -5,7 +5,6 @@ A source is a list of shards. A shard is read front to back, once, by `Source.re
 
 import errno
 import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ VIDEO_SUFFIXES = frozenset({"mp4", "webm", "mkv", "avi", "mov", "m4v"})
 TEXT_SUFFIXES = ("json", "txt")
 
 _NO_INFO: Mapping[str, Any] = MappingProxyType({})
-
 # Errors of the machine or the network, not of one file.
 _TRANSIENT = {
     errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
@@ -41,9 +39,7 @@ class Sample:
     image_id: str
     """Equal exactly for samples of the same image."""
     info: Mapping[str, Any] = field(default_factory=lambda: _NO_INFO)
-    """The sample's json. Its reference captions lie in `info["references"]` and are never trained on; questions,
-    statements, dialogs and labels have the names of docs/data.md.
-    """
+    """The sample's json, with the names of docs/data.md. Captions in `info["references"]` are never trained on."""
     second_image: bytes | None = None
     """The right one of two images (NLVR2)."""
 
@@ -72,7 +68,7 @@ class Located(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What `Source.read` is asked for: its arguments."""
+    """The arguments of `Source.read`."""
 
     start: int = 0
     pieces: tuple[int, int] = (0, 1)
@@ -90,8 +86,8 @@ class Selection(NamedTuple):
 class Source(ABC):
     """A set of shards in a stable order.
 
-    A source is pickled to worker processes, so it holds no open files. Listings of folders and annotation files are
-    read once, when it is opened.
+    A source is pickled to worker processes, so it holds no open files. Folders are listed and annotation files read
+    once, when it is opened.
     """
 
     name: str
@@ -112,9 +108,9 @@ class Source(ABC):
     ) -> Iterator[Located]:
         """Read a shard front to back, yielding samples, and rejects where they are met.
 
-        The numbers of a shard's samples begin at 0 and never decrease. They depend on the shard alone, not on the
-        arguments. Several items may have one number: the reject of a repeated file beside its sample, or the kept texts
-        of one image. They come together.
+        The numbers of a shard's samples begin at 0, never decrease, and depend on the shard alone. Several items may
+        have one number: the reject of a repeated file beside its sample, or the kept texts of one image. They come
+        together.
 
         Args:
             shard: one of `shards()`.
@@ -128,8 +124,7 @@ class Source(ABC):
 
         Raises:
             SourceError: the shard cannot be opened, or nothing of it can be read.
-            OSError: the machine or the network failed (`is_transient`). What only concerns one sample is a
-                `Reject`.
+            OSError: the machine or the network failed (`is_transient`). What only concerns one sample is a `Reject`.
         """
         return self.read_selected(shard, Selection(start, pieces, skip, images))
 
@@ -160,13 +155,9 @@ class Source(ABC):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is the machine's or the network's.
-
-    It is raised then: a sample is not written off during an outage.
-    """
-    return isinstance(error, OSError) and (
-        isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _TRANSIENT
-    )
+    """Whether an error is the machine's or the network's; it is raised then, since no sample is to blame."""
+    is_outage = isinstance(error, ConnectionError | TimeoutError)
+    return is_outage or (isinstance(error, OSError) and error.errno in _TRANSIENT)
 
 
 def file_kind(suffix: str) -> str:
@@ -187,10 +178,7 @@ def safe_name(name: str) -> str:
 
 
 def caption_texts(value: Any, where: str) -> tuple[str, ...]:
-    """The captions in a field that may be a string, a list of strings or null; empty ones dropped.
-
-    Raises `SourceError` for anything else.
-    """
+    """The captions in a string, a list of strings or null, empty ones dropped. `SourceError` for anything else."""
     if value is None:
         return ()
     texts = [value] if isinstance(value, str) else value
@@ -200,10 +188,7 @@ def caption_texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
-    """The json object in `payload`.
-
-    Raises `SourceError`, which begins with `where`, for broken json, bad UTF-8 or another json type.
-    """
+    """Raises `SourceError`, which begins with `where`, for broken json, bad UTF-8 or another json type."""
     prefix = where and f"{where}: "
     try:
         value = json.loads(payload)
@@ -240,9 +225,3 @@ def image_id_of(source: str, shard: str, key: str, info: Mapping[str, Any]) -> s
     """The data set's own `image_id` where the info states one, else shard and key; no two sources share one."""
     stated = info.get("image_id")
     return f"{source}/{shard}/{key}" if stated is None else f"{source}#{stated}"
-
-
-def is_weight(value: Any) -> bool:
-    """Whether this is a finite number from 0 on."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= sys.float_info.max

@@ -5,12 +5,13 @@ a field that is missing or not as described there. No torch here: recipes read t
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openblip.data.sample import Sample, clean_text, is_weight
+from openblip.data.sample import Sample, clean_text
 from openblip.errors import SourceError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def question_with_answers(sample: Sample) -> tuple[str, list[tuple[str, float]]]
     if not question or not answers:
         raise SourceError("no question" if not question else "no answer")
     weight = sample.info.get("weight", 1.0)
-    if not is_weight(weight):
+    if not _is_weight(weight):
         raise SourceError(f"the weight must be a number from 0 on, not {weight!r:.80}")
     share = float(weight) / answers.total()
     return question, [(answer, count * share) for answer, count in answers.items()]
@@ -165,7 +166,7 @@ def _open_round(number: int, history: list[tuple[str, str]], turn: dict[str, Any
     if index is not None and (type(index) is not int or not 0 <= index < len(options)):
         raise SourceError(f"round {number} has {len(options)} options and its answer is number {index!r:.80}")
     if relevance is not None and not (
-        isinstance(relevance, list) and len(relevance) == len(options) and all(map(is_weight, relevance))
+        isinstance(relevance, list) and len(relevance) == len(options) and all(map(_is_weight, relevance))
     ):
         expected = f"{len(options)} numbers from 0 on, one for each option"
         raise SourceError(f"the relevance in round {number} must be {expected}, not {relevance!r:.80}")
@@ -236,3 +237,9 @@ def _turn_text(value: Any, name: str) -> str:
     if not text:
         raise SourceError(f"the {name} must be a text, not {value!r:.80}")
     return text
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether this is a finite number from 0 on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max
