@@ -60,7 +60,7 @@ class Augmentation:
         """RGB image -> uint8 (3, S, S). Equal states of `rng` give equal views."""
         from PIL import Image
 
-        box = _crop_box(image, self.crop_scale, rng)
+        box = self._draw_box(image, rng)
         view = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
         if self.horizontal_flip and rng.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -68,6 +68,20 @@ class Augmentation:
             if rng.random() < self.op_probability:
                 view = apply_operation(OPERATIONS[choice], view, self.magnitude / 10, rng)
         return _to_planes(view)
+
+    def _draw_box(self, image: "Image.Image", rng: "np.random.Generator") -> tuple[int, int, int, int]:
+        """A part of the area with a ratio of 3/4 to 4/3 (log-uniform); after ten that do not fit, the whole image."""
+        import numpy as np
+
+        width, height = image.size
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.crop_scale)
+            ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                return left, top, left + w, top + h
+        return 0, 0, width, height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +114,6 @@ def _to_planes(image: "Image.Image") -> "np.ndarray":
     import numpy as np
 
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def _crop_box(
-    image: "Image.Image", scale: tuple[float, float], rng: "np.random.Generator"
-) -> tuple[int, int, int, int]:
-    """A crop of `scale` of the area with a ratio of 3/4 to 4/3 (log-uniform); after ten that do not fit, the image."""
-    import numpy as np
-
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    return 0, 0, width, height
 
 
 # RandAugment with the operations and levels of the released code (transform/randaugment.py), on PIL images.

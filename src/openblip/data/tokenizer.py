@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 # Set before the first use: the library warns in every forked loader worker otherwise.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as WordPiece
 
 from openblip.data.sample import clean_text
@@ -24,10 +25,10 @@ from openblip.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
     import torch
 
-_FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_LAST = ("[DEC]", "[ENC]")
 BATCH_LENGTH_STEP = 8
 """Texts of a training batch are padded to a multiple of this length, so that a GPU meets few shapes."""
+_FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LAST = ("[DEC]", "[ENC]")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
 
 
@@ -50,9 +51,9 @@ class Tokens:
 class Tokenizer:
     """WordPiece with the special tokens of BLIP.
 
-    Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK], [CLS] and [SEP]; [DEC] and [ENC] are
-    added at the end where they are missing, which gives 30522 and 30523 with BERT's vocabulary. Special
-    tokens written out in a caption are plain text. Raises `CheckpointError` when one is missing.
+    Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK], [CLS] and [SEP]; raises `CheckpointError` when
+    one is missing. [DEC] and [ENC] are added at the end where they are missing, which gives 30522 and 30523 with BERT's
+    vocabulary. Special tokens written out in a caption are plain text.
     """
 
     def __init__(self, wordpiece: WordPiece) -> None:
@@ -82,10 +83,10 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], vocab_size: int = 2000) -> "Tokenizer":
         """A vocabulary of at most `vocab_size` for these captions; equal captions give equal vocabularies.
 
-        Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises
-        `ConfigError` when there is no text or `vocab_size` cannot hold the characters.
+        Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises `ConfigError` when
+        there is no text or `vocab_size` cannot hold the characters.
         """
-        wordpiece = _bert_wordpiece({})
+        wordpiece = _bert_wordpiece([])
         counts = Counter(
             word
             for caption in captions
@@ -97,7 +98,7 @@ class Tokenizer:
         fixed = [*_FIRST, *starts, *(f"##{c}" for c in continuations)]
         if len(fixed) + len(_LAST) > vocab_size:
             raise ConfigError(f"vocab_size {vocab_size} is too small: characters alone need {len(fixed) + len(_LAST)}")
-        trainer = trainers.WordPieceTrainer(
+        trainer = tokenizers.trainers.WordPieceTrainer(
             vocab_size=vocab_size - len(_LAST),
             min_frequency=2,
             # Characters are fixed entries in our order: the library would number them in the order of a randomised
@@ -111,7 +112,7 @@ class Tokenizer:
         wordpiece.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
         learned = wordpiece.get_vocab(with_added_tokens=False)
         merges = sorted(learned.keys() - set(fixed), key=learned.__getitem__)
-        return cls(_bert_wordpiece({token: index for index, token in enumerate([*fixed, *merges])}))
+        return cls(_bert_wordpiece([*fixed, *merges]))
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
@@ -120,29 +121,34 @@ class Tokenizer:
         """
         folder = Path(source)
         if not folder.is_dir() and _HUB_NAME.fullmatch(str(source)):
-            folder = _hub_folder(str(source))
-        path, vocab = Path(folder) / "tokenizer.json", Path(folder) / "vocab.txt"
+            from huggingface_hub import hf_hub_download  # takes a while to import, and few tokenizers come from there
+
+            try:
+                folder = Path(hf_hub_download(str(source), "tokenizer.json")).parent
+            except (OSError, ValueError) as error:  # offline, no such model or file, or not a model's name
+                reason = str(error).strip().split("\n")[0]
+                raise CheckpointError(
+                    f"{source} is no folder, and the Hugging Face hub gives no tokenizer.json for that name; offline, "
+                    f"name a folder ({type(error).__name__}: {reason})"
+                ) from error
+        path, vocab = folder / "tokenizer.json", folder / "vocab.txt"
         try:
             if path.is_file():
-                return cls(WordPiece.from_file(str(path)))
-            lines = vocab.read_text(encoding="utf-8").splitlines()
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+                return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls(_bert_wordpiece(vocab.read_text(encoding="utf-8").splitlines()))
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder}: neither tokenizer.json nor vocab.txt") from error
-        except Exception as error:  # the library raises plain Exception for a damaged file
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        return cls(_bert_wordpiece({token: index for index, token in enumerate(lines)}))
+        except (CheckpointError, OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
+            raise CheckpointError(f"{path if path.is_file() else vocab}: {error}") from error
 
     @classmethod
     def from_json(cls, content: str) -> "Tokenizer":
         """From the content of a tokenizer.json. Raises `CheckpointError`."""
         try:
-            return cls(WordPiece.from_str(content))
-        except CheckpointError:
-            raise
+            wordpiece = WordPiece.from_str(content)
         except Exception as error:  # the library raises plain Exception for damaged content
             raise CheckpointError(f"the tokenizer cannot be read: {error}") from error
+        return cls(wordpiece)
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""
@@ -190,12 +196,9 @@ class Tokenizer:
             raise ConfigError(f"max_length {max_length}: [CLS] and [SEP] alone need 2")
         longest = max((len(row) for row in rows), default=0)
         width = max(longest, min(-(-longest // multiple) * multiple, max_length))
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # (B, T)
-        mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        return Tokens(ids, mask)
+        ids = torch.tensor([[*row, *[self.pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
+        lengths = torch.tensor([len(row) for row in rows])
+        return Tokens(ids.view(len(rows), width), torch.arange(width) < lengths[:, None])  # (B, T)
 
     def prompt(self, text: str) -> "torch.Tensor":
         """[DEC] and the words of `text` without [SEP], int64 (P,): the beginning of a caption."""
@@ -213,26 +216,13 @@ class Tokenizer:
         return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
 
 
-def _hub_folder(name: str) -> Path:
-    """The folder of the hub's local cache that holds a model's tokenizer.json, fetched where it is not."""
-    from huggingface_hub import hf_hub_download  # takes a while to import, and few tokenizers come from there
-
-    try:
-        return Path(hf_hub_download(name, "tokenizer.json")).parent
-    except (OSError, ValueError) as error:  # offline, no such model or file, or not a model's name
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{name} is no folder, and the Hugging Face hub gives no tokenizer.json for that name; offline, "
-            f"name a folder ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _bert_wordpiece(vocab: dict[str, int]) -> WordPiece:
-    wordpiece = WordPiece(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
-    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    wordpiece.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _FIRST if t in vocab])
+def _bert_wordpiece(vocab: Sequence[str]) -> WordPiece:
+    ids = {token: index for index, token in enumerate(vocab)}
+    wordpiece = WordPiece(tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=True)
+    wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _FIRST if t in ids])
     return wordpiece
 
 
