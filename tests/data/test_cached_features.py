@@ -66,7 +66,7 @@ def loaded(mixture, num_workers=0, **options):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *slow(torch.float32, torch.float16)])
 def test_training_reads_what_it_would_compute(source, folder, dtype, num_workers):
     build_cache(folder, source, PREPROCESSING, lambda p: one_by_one(p, dtype), num_workers=num_workers)
-    cached = loaded(source, num_workers, read_pixels=FeatureCache.open(folder))
+    cached = loaded(source, num_workers, read_pixels=FeatureCache(folder))
     for plain, features in zip(loaded(source), cached, strict=True):
         assert features.batch.pixels.dtype == dtype
         assert torch.equal(features.batch.pixels, one_by_one(plain.batch.pixels, dtype))
@@ -93,14 +93,14 @@ def test_an_image_is_encoded_once(source, folder, tmp_path, write_tar, make_imag
     )
     build_cache(folder, open_mixture(str(same)), PREPROCESSING, counting)
     assert len(counted) == 8
-    assert len(FeatureCache.open(folder)) == 8
+    assert len(FeatureCache(folder)) == 8
 
 
 def test_unreadable_images_are_rejected_as_without_cache(folder, different_shards):
     mixture = open_mixture(different_shards([6], **{"00002": b"no picture"}))
     build_cache(folder, mixture, PREPROCESSING, one_by_one)
     plain = [batch.rejects for batch in loaded(mixture)]
-    assert [batch.rejects for batch in loaded(mixture, read_pixels=FeatureCache.open(folder))] == plain
+    assert [batch.rejects for batch in loaded(mixture, read_pixels=FeatureCache(folder))] == plain
     assert any(plain)
 
 
@@ -108,7 +108,7 @@ def test_an_image_that_has_changed(source, folder, different_shards, make_image)
     build_cache(folder, source, PREPROCESSING, one_by_one)
     other = different_shards([5, 3], **{"00001": make_image(99)})
     with pytest.raises(ConfigError, match=r"0000/00001: its image was another one .* Remove that folder"):
-        loaded(open_mixture(other), read_pixels=FeatureCache.open(folder))
+        loaded(open_mixture(other), read_pixels=FeatureCache(folder))
 
 
 def test_another_encoder_is_refused_with_the_difference(folder):
@@ -139,7 +139,7 @@ def test_a_damaged_part_is_named(source, folder, name):
     path = next((folder / "parts").glob(f"*{name}"))
     path.write_bytes(path.read_bytes()[:-16])
     with pytest.raises(ConfigError, match=r"remove .*json|damaged part"):
-        FeatureCache.open(folder)
+        FeatureCache(folder)
 
 
 def slow_fill(folder, spec, seconds):
@@ -164,7 +164,7 @@ def test_killed_and_resumed(folder, different_shards):
     kept = {path: path.stat().st_mtime_ns for path in written}
     build_cache(folder, open_mixture(spec), PREPROCESSING, one_by_one)
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in kept.items())
-    assert len(FeatureCache.open(folder)) == 12
+    assert len(FeatureCache(folder)) == 12
 
 
 def test_killed_inside_a_shard(folder, different_shards, monkeypatch):
@@ -180,7 +180,7 @@ def test_killed_inside_a_shard(folder, different_shards, monkeypatch):
     encoded = []
     build_cache(folder, mixture, PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
     assert len(encoded) == 5
-    assert len(FeatureCache.open(folder)) == 11
+    assert len(FeatureCache(folder)) == 11
 
 
 def test_a_shard_that_has_grown_is_read_again(folder, make_image):
@@ -194,7 +194,7 @@ def test_a_shard_that_has_grown_is_read_again(folder, make_image):
         mixture = Mixture((Counted("a", {"s": samples[:size]}),))
         build_cache(folder, mixture, PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
     assert len(encoded) == 6
-    assert len(FeatureCache.open(folder)) == 6
+    assert len(FeatureCache(folder)) == 6
 
 
 @pytest.mark.parametrize(("sizes", "shares"), [([1] * 7, [3, 2, 2]), ([8], [3, 3, 2])])
@@ -210,12 +210,12 @@ def test_processes_share_the_work(folder, different_shards, sizes, shares):
 
         build_cache(folder, mixture, PREPROCESSING, encoding, rank=rank, world_size=3)
     assert [encoded.count(rank) for rank in range(3)] == shares
-    assert len(FeatureCache.open(folder)) == sum(sizes)
+    assert len(FeatureCache(folder)) == sum(sizes)
 
 
 def test_a_cache_travels_to_workers(source, folder):
     build_cache(folder, source, PREPROCESSING, one_by_one)
-    cache = FeatureCache.open(folder)
+    cache = FeatureCache(folder)
     key = image_key(items_of(source.sources[0])[0].image)
     read = cache.read(key)
     again = pickle.loads(pickle.dumps(cache))
@@ -229,7 +229,7 @@ def test_keys_that_share_their_first_half(folder):
     with PartWriter.open(folder, "a") as part:
         part.add(keys[:2], torch.arange(2.0).view(2, 1, 1))
         part.rejects[keys[2].hex()] = "damaged"
-    cache = FeatureCache.open(folder)
+    cache = FeatureCache(folder)
     assert [cache.read(key).item() for key in keys[:2]] == [0.0, 1.0]
     assert cache.read(keys[2]) is None
     assert keys[2] in cache
@@ -248,6 +248,6 @@ def test_a_reject_keeps_its_reason(folder, source):
     sample = items_of(source.sources[0])[0]
     with PartWriter.open(folder, "a") as part:
         part.rejects[image_key(sample.image).hex()] = "0000/00000: not an image"
-    cache = FeatureCache.open(folder)
+    cache = FeatureCache(folder)
     with pytest.raises(ImageError, match="0000/00000: not an image"):
         cache(sample, None, None)

@@ -75,7 +75,7 @@ def test_training_is_the_same_to_the_last_bit(inputs, tmp_path, dtype):
         assert [n for n in plain if not torch.equal(plain[n], weights[n])] == []
         assert losses(tmp_path / name) == losses(tmp_path / "plain")
     assert len(losses(tmp_path / "plain")) == 4
-    assert FeatureCache.open(cache).parts[0].dtype == dtype
+    assert FeatureCache(cache).parts[0].dtype == dtype
 
 
 def test_the_cache_is_really_read(inputs, tmp_path):

@@ -1,13 +1,13 @@
 """Features of a frozen image encoder on disk: computed once, read in every epoch.
 
-Features are stored under a hash of the image's encoded file, so they are found wherever a source keeps the
-image, and never used for another image. A folder holds
+Features are stored under a hash of the image's encoded file, so they are found wherever a source keeps the image, and
+never used for another image. A folder holds
 
     encoder.json        which encoder the features are of
     parts/NAME.bin      the features of some images one after the other, raw and little-endian
     parts/NAME.keys     the images' hashes, 16 bytes each
-    parts/NAME.json     their number, shape and dtype, which images cannot be read, and how far the part goes in
-                        its shard; written last
+    parts/NAME.json     their number, shape and dtype, which images cannot be read, and how far the part goes in its
+                        shard; written last
 
 n images of a part, S their side in pixels, N image tokens, Dv their width.
 """
@@ -28,7 +28,7 @@ import torch
 from openblip.data.config import Preprocessing
 from openblip.data.images import read_image
 from openblip.data.reader import read_ahead
-from openblip.data.sample import Located, Reject, Sample, Source
+from openblip.data.sample import Located, Reject, Sample
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ConfigError, ImageError
 from openblip.files import atomic_file, hash_bytes, read_json, write_bytes, write_json
@@ -38,11 +38,7 @@ ENCODER, PARTS = "encoder.json", "parts"
 SAMPLES_PER_PART = 1024  # what a killed process has to do again
 IMAGES_PER_BATCH = 32
 # numpy has no bfloat16: its bits are stored as uint16, which no encoder computes in.
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype("<u2"),
-}
+_DTYPES = {name: np.dtype(code) for name, code in (("float32", "<f4"), ("float16", "<f2"), ("bfloat16", "<u2"))}
 _KEY = np.dtype("S16")
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -65,15 +61,13 @@ def open_cache(folder: Path, encoder: Mapping[str, Any]) -> None:
         write_json(path, description)
         return
     earlier = read_json(path)
-    changed = [
+    changed = "; ".join(
         f"{name} was {earlier.get(name)}, is now {description.get(name)}"
         for name in {**earlier, **description}
         if earlier.get(name) != description.get(name)
-    ]
+    )
     if changed:
-        raise ConfigError(
-            f"{folder} holds the features of another encoder: {'; '.join(changed)}. Choose another folder."
-        )
+        raise ConfigError(f"{folder} holds the features of another encoder: {changed}. Choose another folder.")
 
 
 def build_cache(
@@ -88,8 +82,8 @@ def build_cache(
 ) -> None:
     """Compute the features of this process's share of the images of a mixture that the cache does not have.
 
-    What a killed process did not write is done by the next one, and so is a shard that has grown, where its
-    number of samples is known without reading it. An image that cannot be read is remembered with its reason.
+    What a killed process did not write is done by the next one, and so is a shard that has grown, where its number of
+    samples is known without reading it. An image that cannot be read is remembered with its reason.
 
     Args:
         folder: opened with `open_cache`.
@@ -102,7 +96,7 @@ def build_cache(
     Raises:
         SourceError: a whole shard cannot be opened.
     """
-    cache = FeatureCache.open(folder)
+    cache = FeatureCache(folder)
     new_keys: set[bytes] = set()
 
     def decode(located: Located) -> _Decoded:
@@ -128,9 +122,13 @@ def build_cache(
         for source, shard, pieces in units[rank::world_size]:
             name = hash_bytes(json.dumps([source.name, shard, *pieces])).hex()
             earlier = written.get(name, [])
-            start = _next_number(earlier, source, shard)
-            if start is None:
-                continue
+            start = 0
+            if earlier:
+                last_part = read_json(earlier[-1])
+                if last_part["end"] is not None:
+                    start = int(last_part["end"])
+                elif source.num_samples(shard) in (None, last_part["samples"]):
+                    continue
             items = source.read(shard, start=start, pieces=pieces)
             images = read_ahead(items, decode, num_workers=max(1, num_workers), ahead=4 * IMAGES_PER_BATCH)
             part, image = len(earlier), next(images, None)
@@ -155,16 +153,6 @@ def build_cache(
                 part += 1
 
 
-def _next_number(written: list[Path], source: Source, shard: str) -> int | None:
-    """The number of the sample at which a shard goes on behind its written parts; None when all are done."""
-    if not written:
-        return 0
-    last = read_json(written[-1])
-    if last["end"] is None:
-        return None if source.num_samples(shard) in (None, last["samples"]) else 0
-    return int(last["end"])
-
-
 class _Decoded(NamedTuple):
     number: int
     """The sample's number in its shard."""
@@ -182,18 +170,18 @@ def _write_batch(writer: "PartWriter", images: list[_Decoded], encode: Encode) -
     writer.rejects |= {image.key.hex(): image.pixels for image in images if isinstance(image.pixels, str)}
 
 
+@dataclass
 class PartWriter:
     """Writes one part of a cache."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.progress: dict[str, int | None] = {}
-        """How far the part goes in its shard, and the shard's number of samples."""
-        self.rejects: dict[str, str] = {}
-        """Why images cannot be read, by their hashes in hexadecimal digits."""
-        self._file = file
-        self._keys: list[bytes] = []
-        self._shape: tuple[int, ...] = (0, 0)
-        self._dtype = "float32"
+    file: BinaryIO
+    progress: dict[str, int | None] = field(default_factory=dict)
+    """How far the part goes in its shard, and the shard's number of samples."""
+    rejects: dict[str, str] = field(default_factory=dict)
+    """Why images cannot be read, by their hashes in hexadecimal digits."""
+    keys: list[bytes] = field(default_factory=list)
+    layout: tuple[tuple[int, ...], str] = ((0, 0), "float32")
+    """Shape (N, Dv) and dtype of the features of an image."""
 
     @classmethod
     @contextmanager
@@ -203,17 +191,17 @@ class PartWriter:
         with atomic_file(path.with_suffix(".bin")) as partial, partial.open("wb") as file:
             writer = cls(file)
             yield writer
-        write_bytes(path.with_suffix(".keys"), b"".join(writer._keys))
-        layout = {"pictures": len(writer._keys), "shape": writer._shape, "dtype": writer._dtype}
-        write_json(path.with_suffix(".json"), {**layout, "rejects": writer.rejects, **writer.progress})
+        write_bytes(path.with_suffix(".keys"), b"".join(writer.keys))
+        (shape, dtype), content = writer.layout, {"rejects": writer.rejects, **writer.progress}
+        write_json(path.with_suffix(".json"), {"pictures": len(writer.keys), "shape": shape, "dtype": dtype, **content})
 
     def add(self, keys: Sequence[bytes], features: torch.Tensor) -> None:
         """Write features (n, N, Dv) of n images, of float32, float16 or bfloat16."""
         layout = tuple(features.shape[1:]), str(features.dtype).removeprefix("torch.")
-        assert not self._keys or layout == (self._shape, self._dtype)  # one encoder, images of one size
-        self._shape, self._dtype = layout
-        self._file.write(to_array(features).astype(_DTYPES[self._dtype], copy=False).tobytes())
-        self._keys += keys
+        assert not self.keys or layout == self.layout  # one encoder, images of one size
+        self.layout = layout
+        self.file.write(to_array(features).astype(_DTYPES[layout[1]], copy=False).tobytes())
+        self.keys += keys
 
 
 class _Part(NamedTuple):
@@ -224,38 +212,27 @@ class _Part(NamedTuple):
     rejects: Mapping[str, str]
 
 
-@dataclass
 class FeatureCache:
-    """The parts that a folder had when it was opened; without file handles when it is pickled.
+    """The parts that a folder has when it is opened; without file handles when it is pickled.
 
-    As a reader of pixels it gives the features of a sample's image in their place.
+    As a reader of pixels it gives the features of a sample's image in their place. Raises `ConfigError` for a damaged
+    part.
     """
 
-    folder: Path
-    parts: list[_Part]
-    keys: np.ndarray
-    """(images,) of 16 bytes, ascending."""
-    rows: np.ndarray
-    """(images,): where an image is among those of all parts, counted through."""
-    first_rows: list[int]
-    """Of each part."""
-    rejects: dict[bytes, str]
-    _open: dict[int, np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "FeatureCache":
-        """Every part of a folder. Raises `ConfigError` for one that is damaged."""
-        folder = Path(folder)
-        read = [_read_part(path) for path in sorted((folder / PARTS).glob("*.json"))]
-        parts = [part for part, _ in read]
-        layouts = {(part.shape, part.dtype) for part in parts if part.num_images}
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        read = [_read_part(path) for path in sorted((self.folder / PARTS).glob("*.json"))]
+        self.parts = [part for part, _ in read]
+        layouts = {(part.shape, part.dtype) for part in self.parts if part.num_images}
         if len(layouts) > 1:
             raise ConfigError(f"{folder} holds features of several shapes, {layouts}: choose another folder.")
         keys = np.concatenate([np.empty(0, _KEY), *(keys for _, keys in read)])
-        rows = keys.argsort(kind="stable")
-        *first_rows, _ = accumulate((part.num_images for part in parts), initial=0)
-        rejects = {bytes.fromhex(key): reason for part in parts for key, reason in part.rejects.items()}
-        return cls(folder, parts, keys[rows], rows, first_rows, rejects)
+        # Where an image is among those of all parts, counted through, in the ascending order of the keys.
+        self._rows = keys.argsort(kind="stable")
+        self._keys = keys[self._rows]
+        self._first_rows = list(accumulate((part.num_images for part in self.parts), initial=0))  # of each part
+        self._rejects = {bytes.fromhex(key): reason for part in self.parts for key, reason in part.rejects.items()}
+        self._open: dict[int, np.ndarray] = {}
 
     def __call__(self, sample: Sample, view: object, rng: np.random.Generator) -> np.ndarray:
         """The features (N, Dv) of a sample's image, bfloat16 by its bits; there is one view alone.
@@ -264,8 +241,8 @@ class FeatureCache:
         when the cache was built.
         """
         key = image_key(sample.image)
-        if key in self.rejects:
-            raise ImageError(self.rejects[key])
+        if key in self._rejects:
+            raise ImageError(self._rejects[key])
         features = self.read(key)
         if features is None:
             raise ConfigError(
@@ -275,28 +252,28 @@ class FeatureCache:
         return features
 
     def __contains__(self, key: bytes) -> bool:
-        return self._find(key) is not None or key in self.rejects
+        return self._find(key) is not None or key in self._rejects
 
     def __len__(self) -> int:
         """The number of images; an image of several parts counts as often."""
-        return len(self.keys)
+        return len(self._keys)
 
     def read(self, key: bytes) -> np.ndarray | None:
         """Features (N, Dv), bfloat16 by its bits; None for an image that is not there."""
         index = self._find(key)
         if index is None:
             return None
-        row = int(self.rows[index])
-        number = bisect(self.first_rows, row) - 1
+        row = int(self._rows[index])
+        number = bisect(self._first_rows, row, hi=len(self.parts)) - 1
         if number not in self._open:
             part = self.parts[number]
             shape = (part.num_images, *part.shape)
             self._open[number] = np.memmap(part.path, _DTYPES[part.dtype], mode="r", shape=shape)
-        return np.array(self._open[number][row - self.first_rows[number]])
+        return np.array(self._open[number][row - self._first_rows[number]])
 
     def _find(self, key: bytes) -> int | None:
-        index = int(np.searchsorted(self.keys, np.frombuffer(key, _KEY))[0])
-        return index if self.keys[index : index + 1].tobytes() == key else None
+        index = int(np.searchsorted(self._keys, np.frombuffer(key, _KEY))[0])
+        return index if self._keys[index : index + 1].tobytes() == key else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

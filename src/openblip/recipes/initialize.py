@@ -215,7 +215,7 @@ def cached_features(folder: str, checkpoint: Blip2Checkpoint, data: DataConfig, 
     process = {"rank": rank(), "world_size": world_size()}
     build_cache(root, mixture, preprocessing, encode, **process, num_workers=data.num_workers)
     barrier()  # until every process has computed its share
-    return FeatureCache.open(root)
+    return FeatureCache(root)
 
 
 def describe_encoder(checkpoint: Blip2Checkpoint) -> dict[str, Any]:
