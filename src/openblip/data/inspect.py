@@ -1,13 +1,12 @@
 """What a source holds, counted: the texts of every sample, and the images of some."""
 
 import contextlib
+import itertools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from PIL import Image
 
 from openblip.data.images import is_video, read_frames, read_image
 from openblip.data.reader import read_source
@@ -21,8 +20,8 @@ _NUM_MISSING_SHOWN = 3
 
 @dataclass
 class Inspection:
-    """Counts over a source. Those of tasks are over the fields of `Sample.info` that docs/data.md names; a field
-    of another type than it says is not counted.
+    """Counts over a source. Those of tasks are over the fields of `Sample.info` that docs/data.md names; a field of
+    another type than it says is not counted.
     """
 
     description: Mapping[str, object] = field(default_factory=dict)
@@ -39,16 +38,6 @@ class Inspection:
     examples: list[Sample] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     missing_files: list[str] = field(default_factory=list)
-
-    def add_sample(self, sample: Sample, image_sizes: list[tuple[int, int]], num_examples: int) -> None:
-        """Count a sample whose images have these sizes."""
-        self.counts["pairs of images"] += sample.second_image is not None
-        self.counts["clips"] += is_video(sample.image)
-        self.values["image sizes"].update(image_sizes)
-        self.values["captions per image"][len(sample.captions)] += 1
-        self.values["words per caption"].update(len(caption.split()) for caption in sample.captions)
-        if len(self.examples) < num_examples:
-            self.examples.append(sample)
 
     def add_annotations(self, info: Mapping[str, Any]) -> None:
         """Count what a sample is annotated with."""
@@ -86,25 +75,20 @@ class Inspection:
         counts, values = self.counts, self.values
         tasks: dict[str, Any] = {}
         if counts["questions"]:
-            tasks |= {
-                "questions": counts["questions"],
-                "questions without an answer": _share(counts["questions without an answer"], counts["questions"]),
-                "answers": values["answers"].total(),
-                "different answers": len(values["answers"]),
-                "most frequent answers": dict(values["answers"].most_common(_NUM_SHOWN)),
-            }
+            tasks["questions"] = counts["questions"]
+            tasks["questions without an answer"] = _share(counts["questions without an answer"], counts["questions"])
+            tasks["answers"] = values["answers"].total()
+            tasks["different answers"] = len(values["answers"])
+            tasks["most frequent answers"] = dict(values["answers"].most_common(_NUM_SHOWN))
         if counts["questions with choices"]:
             tasks["questions with choices"] = counts["questions with choices"]
         if values["statements"]:
             tasks["statements"] = dict(values["statements"].most_common())
         if counts["dialogs"]:
-            tasks |= {
-                "dialogs": counts["dialogs"],
-                "rounds": counts["rounds"],
-                "rounds without an answer": _share(counts["rounds without an answer"], counts["rounds"]),
-                "rounds with relevance": counts["rounds with relevance"],
-                "candidates per round": _by_number(values["candidates per round"]),
-            }
+            tasks |= {name: counts[name] for name in ("dialogs", "rounds")}
+            tasks["rounds without an answer"] = _share(counts["rounds without an answer"], counts["rounds"])
+            tasks["rounds with relevance"] = counts["rounds with relevance"]
+            tasks["candidates per round"] = _by_number(values["candidates per round"])
         if counts["samples with instructions"]:
             tasks |= {name: counts[name] for name in ("samples with instructions", "instructions")}
         if values["classes"]:
@@ -169,7 +153,9 @@ def inspect_source(
             quota += num_read * (number + 1) // len(shards) - num_read * number // len(shards)
         num_chosen = min(quota, count)
         quota -= num_chosen  # what a small shard lacks comes from the next ones
-        _read_some(source, shard, {i * count // num_chosen for i in range(num_chosen)}, result, num_examples)
+        if num_chosen:
+            _read_some(source, shard, {i * count // num_chosen for i in range(num_chosen)}, result, num_examples)
+        result.num_read += num_chosen
         result.num_samples += count
         result.num_shards += 1
         on_shard()
@@ -178,38 +164,35 @@ def inspect_source(
 
 def _read_some(source: Source, shard: str, chosen: set[int], result: Inspection, num_examples: int) -> None:
     """Read and decode the chosen samples of a shard, by their places among its samples."""
-    if not chosen:
-        return
-    place = -1
-
-    def is_skipped(shard: str, key: str) -> bool:
-        nonlocal place
-        place += 1
-        return place not in chosen
-
+    places = itertools.count()
     known = set(result.rejects)  # reading the texts has given some of them already
-    for entry in read_source(source, _image_sizes, shards=[shard], skip=is_skipped):
-        if not isinstance(entry, Reject):
-            result.add_sample(*entry, num_examples)
-        elif isinstance(entry, MissingFile):
+    for entry in read_source(source, _image_sizes, shards=[shard], skip=lambda shard, key: next(places) not in chosen):
+        if isinstance(entry, MissingFile):
             result.missing_files.append(entry.path)
             result.rejects.append(Reject(entry.shard, entry.key, "no such file as its image"))
-        elif entry not in known:
-            result.rejects.append(entry)
-    result.num_read += len(chosen)
+        elif isinstance(entry, Reject):
+            if entry not in known:
+                result.rejects.append(entry)
+        else:
+            sample, image_sizes = entry
+            result.counts["pairs of images"] += sample.second_image is not None
+            result.counts["clips"] += is_video(sample.image)
+            result.values["image sizes"].update(image_sizes)
+            result.values["captions per image"][len(sample.captions)] += 1
+            result.values["words per caption"].update(len(caption.split()) for caption in sample.captions)
+            if len(result.examples) < num_examples:
+                result.examples.append(sample)
 
 
 def _image_sizes(sample: Sample) -> list[tuple[int, int]]:
     """The sizes of the images that can be decoded; of a video that of its first frame."""
     name = f"{sample.shard}/{sample.key}"
     try:
-        images: list[Image.Image] = [
-            read_frames(sample.image, 1, name=name)[0]
-            if is_video(sample.image)
-            else read_image(sample.image, name=name)
-        ]
-        if sample.second_image is not None:
-            images.append(read_image(sample.second_image, name=f"{name} (right)"))
+        images = (
+            read_frames(sample.image, 1, name=name) if is_video(sample.image) else [read_image(sample.image, name=name)]
+        )
     except MissingExtraError as error:
         raise ImageError(str(error)) from error
+    if sample.second_image is not None:
+        images.append(read_image(sample.second_image, name=f"{name} (right)"))
     return [image.size for image in images]
