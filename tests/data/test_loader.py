@@ -130,9 +130,9 @@ def test_workers_change_nothing(odd_mixture, num_workers):
 
 def test_what_a_worker_gets_can_be_pickled(odd_mixture):
     """Where workers are not forked, it is sent to them."""
-    dataset = load(odd_mixture)._workers().dataset
+    dataset = load(odd_mixture).worker
     (part,), (other,) = (itertools.islice(d, 1) for d in (dataset, pickle.loads(pickle.dumps(dataset))))
-    assert torch.equal(part.pixels, other.pixels)
+    assert torch.equal(part.packed().pixels, other.packed().pixels)
     assert part.positions == other.positions
 
 

@@ -53,8 +53,9 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     Raises:
         ImageError: the image cannot be read. A truncated file is an error, never half an image.
     """
-    if not isinstance(image, ImageInput):
-        kind = type(image).__name__
+    given: object = image
+    if not isinstance(given, ImageInput):
+        kind = type(given).__name__
         raise ImageError(f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {kind}")
     name = name or str(image if isinstance(image, str | Path) else getattr(image, "filename", "") or "image")
     if isinstance(image, np.ndarray):

@@ -1,9 +1,18 @@
 """Endless training batches: streamed, shuffled, decoded in worker processes, exactly resumable.
 
-Every worker process owns some of the job's streams (`Order`): it reads their shards front to back, one
-block ahead, decodes and augments. The training process puts the rows of a batch together, in the order of
-their draws, and makes tokens. Before the first batch only the names of shards are known, and no random choice
-depends on the number of workers or processes.
+A job has S streams. Draw d of the job is of stream d % S and row d // S. Process r of W owns the streams s % W == r, so
+the processes together draw what one process would, wherever W divides S. A process's streams are divided among its
+workers, which read their shards front to back, one block ahead, decode and augment. The training process puts the rows
+of a batch together, in the order of their draws, and makes tokens. Before the first batch only shard names are known.
+
+A pool is a set of shards that are drawn from together: all of a mixture without weights, one source of a mixture with
+weights. Of n shards each is read in m = max(1, ceil(S / n)) pieces, so that every stream has a piece of its own. Slots
+are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s reads slots s, s + S, s + 2 S, ... No epoch
+ends, and there is nothing to wait for or to equalise. A slot is read in blocks, and the samples of a block are drawn in
+the order of a permutation of their own.
+
+In a pool of few samples most pieces would be empty, and streams would draw some samples again before others were drawn
+at all. Its samples are kept in memory, and each is a piece of its own, so every epoch has each of them once.
 
 Shapes: B batch, S image size.
 """
@@ -15,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from openblip.data.batch import Batch, Example, SampleProcessor
 from openblip.data.config import Augmentation, Preprocessing
+from openblip.data.reader import read_source
 from openblip.data.sample import Located, Reject, Sample, Source
 from openblip.data.sources.opening import Mixture
 from openblip.data.tokenizer import Tokenizer
@@ -38,8 +48,8 @@ SMALL_POOL_SAMPLES = 8  # per stream: beyond it no piece has only a few samples
 SMALL_POOL_BYTES = 64 << 20
 _SLOTS, _SAMPLES = 1, 2  # kinds of permutations, so that no two have the same seed
 _READ_THREADS = 8  # per worker: a remote read mostly waits
-_NO_PIXELS = np.empty(0, np.uint8)
 _RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a failing disk or network
+_NO_PIXELS = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +66,11 @@ class LoadedBatch:
 class Loader:
     """Iterating gives `LoadedBatch`es for ever, always of `batch_size` samples.
 
-    The order of samples is a function of `seed` (see `Order`). W processes with batches of B samples
-    together see, step by step, the samples of one process with a batch of W * B, wherever W divides the
-    number of streams. A sample that cannot be used is skipped, named in `rejects`, and replaced by the next
-    one of its stream. What is random about a sample (its caption, its view) depends on the seed, on how often
-    its shard was read before, on shard and key, and on nothing else.
+    The order of samples is a function of `seed`. W processes with batches of B samples together see, step by step, the
+    samples of one process with a batch of W * B, wherever W divides the number of streams. A sample that cannot be used
+    is skipped, named in `rejects`, and replaced by the next one of its stream. What is random about a sample (its
+    caption, its view) depends on the seed, on how often its shard was read before, on shard and key, and on nothing
+    else.
 
     Args:
         mixture: the sources, and the weights with which they are drawn.
@@ -71,10 +81,10 @@ class Loader:
         batch_size: samples per batch of this process.
         seed: decides the order and everything random.
         rank: this process, of `world_size`.
-        num_workers: processes that read and decode, rounded down to a divisor of the number of this process's
-            streams; with 0 the calling process does it.
-        cursor: goes on exactly where the batch that carried it ended. Each process has its own; with another
-            number of processes, those of all are joined (`order.join_cursors`).
+        num_workers: processes that read and decode, rounded down to a divisor of the number of this process's streams;
+            with 0 the calling process does it.
+        cursor: goes on exactly where the batch that carried it ended. Each process has its own; with another number of
+            processes, those of all are joined (`join_cursors`).
 
     Raises:
         SourceError: a source holds no usable sample or cannot be read; mostly when iterated.
@@ -98,75 +108,49 @@ class Loader:
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size {batch_size} must be at least 1 and num_workers {num_workers} at least 0")
-        self.tokenizer, self.processor, self.batch_size, self.seed = tokenizer, processor, batch_size, seed
-        self.order = Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
-        num_streams = len(self.order.streams)
-        self.num_workers = max(n for n in range(num_workers + 1) if n == 0 or num_streams % n == 0)
-        self.decoder = _Decoder(processor, preprocessing, augmentation, seed)
+        order = Order(mixture, seed=seed, rank=rank, world_size=world_size, cursor=cursor)
+        self.num_workers = max(n for n in range(num_workers + 1) if n == 0 or len(order.streams) % n == 0)
+        self.worker = _Worker(order, batch_size, processor, preprocessing, augmentation)
+        self.tokenizer = tokenizer
 
     def __iter__(self) -> Iterator[LoadedBatch]:
-        messages = iter(self._workers())  # they take turns: one message of each makes a batch
-        positions = {stream: tuple(pools) for stream, pools in self.order.positions.items()}
-        next_draw = self.order.first_draw
-        try:
-            while True:
-                parts: list[_Part] = []
-                for _ in range(max(1, self.num_workers)):
-                    message = next(messages)
-                    if isinstance(message, OpenBlipError):
-                        raise message
-                    parts.append(message)
-                    positions |= message.positions
-                next_draw += self.batch_size * self.order.world_size
-                cursor = self.order.cursor(next_draw, positions)
-                # In the order of the rows that replaced them, whichever worker met them.
-                rejects = sorted((pair for part in parts for pair in part.rejects), key=itemgetter(0))
-                yield LoadedBatch(self._collate(parts), cursor, [reject for _, reject in rejects])
-        finally:
-            del messages  # ends the workers, also while the traceback of an error keeps this frame alive
-
-    def _workers(self) -> "DataLoader[_Part | OpenBlipError]":
-        return DataLoader(
-            _Worker(self.order, self.decoder, self.batch_size),
+        workers = DataLoader(
+            self.worker,
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=2 if self.num_workers else None,
             collate_fn=unchanged,
             worker_init_fn=start_worker,
             # Its own generator: the default would advance torch's global one and break exact resume.
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(self.worker.order.seed),
         )
+        messages = iter(workers)  # they take turns: one message of each makes a batch
+        order = self.worker.order
+        positions = {stream: tuple(pools) for stream, pools in order.positions.items()}
+        next_draw = order.first_draw
+        try:
+            while True:
+                parts: list[_Part] = []
+                for message in islice(messages, max(1, self.num_workers)):
+                    if isinstance(message, OpenBlipError):
+                        raise message
+                    parts.append(message)
+                    positions |= message.positions
+                next_draw += self.worker.batch_size * order.world_size
+                # In the order of the rows that replaced them, whichever worker met them.
+                rejects = sorted((pair for part in parts for pair in part.rejects), key=itemgetter(0))
+                cursor = order.cursor(next_draw, positions)
+                yield LoadedBatch(self._collate(parts), cursor, [reject for _, reject in rejects])
+        finally:
+            del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
     def _collate(self, parts: "list[_Part]") -> Batch:
-        examples: dict[int, Example] = {}
-        for part in parts:
-            for row, example, pixels in zip(part.rows, part.examples, part.pixels.numpy(), strict=True):
-                examples[row] = Example(example.key, example.shard, pixels, example.content)
-        in_order = [examples[row] for row in range(self.batch_size)]
+        rows = {row: example for part in parts for row, example in zip(part.rows, part.unpacked(), strict=True)}
+        examples = [rows[row] for row in range(self.worker.batch_size)]
         # A processor that makes no tokens does not look at the tokenizer.
-        batch = self.processor.collate(in_order, cast(Tokenizer, self.tokenizer))
+        batch = self.worker.processor.collate(examples, cast(Tokenizer, self.tokenizer))
         # Copying pinned memory to the device does not make the host wait.
         return batch.pin_memory() if torch.cuda.is_available() else batch
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """Makes an example of a sample."""
-
-    processor: SampleProcessor
-    preprocessing: Preprocessing
-    augmentation: Augmentation | None
-    seed: int
-
-    def __call__(self, sample: Sample, epoch: int) -> Example:
-        """Raises `SourceError` or `ImageError` for a sample that cannot be used."""
-        rng = np.random.default_rng(hash_int(f"{self.seed}/{epoch}/{sample.shard}/{sample.key}", 128))
-        return self.processor(sample, self._view, rng)
-
-    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        if self.augmentation is None:
-            return self.preprocessing(image)
-        return self.augmentation(image, rng, self.preprocessing.image_size)
 
 
 class Position(NamedTuple):
@@ -214,22 +198,19 @@ class Pool:
 
     def piece(self, slot: int) -> Piece:
         """What a slot holds."""
-        if self.items is not None:
-            epoch, place = divmod(slot, len(self.items))
-            order = _permutation((self.seed, _SLOTS, self.number, epoch), len(self.items))
-            source, item = self.items[order[place]]
-            return Piece(source, item.shard, (0, 1), epoch, item)
         m = self.pieces_per_shard
-        epoch, place = divmod(slot, len(self.shards) * m)
-        order = _permutation((self.seed, _SLOTS, self.number, epoch), len(self.shards) * m)
-        shard, j = divmod(int(order[place]), m)
-        return Piece(*self.shards[shard], (j, m), epoch)
+        num_pieces = len(self.shards) * m if self.items is None else len(self.items)
+        epoch, place = divmod(slot, num_pieces)
+        piece = int(_permutation((self.seed, _SLOTS, self.number, epoch), num_pieces)[place])
+        if self.items is not None:
+            source, item = self.items[piece]
+            return Piece(source, item.shard, (0, 1), epoch, item)
+        return Piece(*self.shards[piece // m], (piece % m, m), epoch)
 
     def sample_order(self, slot: int, number: int, num_samples: int) -> list[int]:
         """The order in which the samples of a block are drawn."""
         rng = np.random.default_rng([self.seed, _SAMPLES, self.number, slot, number])
-        order: list[int] = rng.permutation(num_samples).tolist()
-        return order
+        return list(map(int, rng.permutation(num_samples)))
 
 
 @lru_cache(maxsize=8)  # streams are not all in the same epoch; a permutation of 100,000 pieces is 0.8 MB
@@ -240,8 +221,8 @@ def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
 def block_size(stream: int, position: Position, pieces_per_shard: int, num_pools: int) -> int:
     """How many samples the block that begins at a position holds at most.
 
-    The first blocks of a stream are small, so that the first batch comes at once. They grow from a size that
-    differs between streams, so that later not all streams need their next block in the same row.
+    The first blocks of a stream are small, so that the first batch comes at once. They grow from a size that differs
+    between streams, so that later not all streams need their next block in the same row.
     """
     most = max(1, MAX_BLOCK_SAMPLES // num_pools)
     if position.slot != stream:  # not the stream's first slot
@@ -250,27 +231,19 @@ def block_size(stream: int, position: Position, pieces_per_shard: int, num_pools
 
 
 class Order:
-    """The draws of one process of a job, from the beginning or from a cursor.
+    """The draws of one process of a job, from the beginning or from a cursor: a function of the seed.
 
-    Args:
-        mixture: what is drawn from.
-        seed: decides the order; not negative.
-        rank: this process, of `world_size`.
-        cursor: where an earlier job stopped, of any number of processes that divides its streams.
-
-    Raises:
-        SourceError: a source has no shards, or a pool no samples.
-        ConfigError: impossible settings, or a cursor of other data or of another seed.
+    Raises `SourceError` when a source has no shards or a pool no samples, and `ConfigError` for impossible settings or
+    a cursor of other data or of another seed.
     """
 
     def __init__(
         self, mixture: Mixture, *, seed: int, rank: int, world_size: int, cursor: Mapping[str, Any] | None
     ) -> None:
         if seed < 0 or not 0 <= rank < world_size:
-            raise ConfigError(
-                f"seed {seed} must not be negative, and rank {rank} must be within world_size {world_size}"
-            )
-        self.seed, self.rank, self.world_size, self.weights = seed, rank, world_size, mixture.weights
+            limits = f"seed {seed} must not be negative, and rank {rank} must be within world_size {world_size}"
+            raise ConfigError(limits)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         default = 64 if world_size <= 8 and 64 % world_size == 0 else 8 * world_size
         self.num_streams = default if cursor is None else int(cursor.get("streams", 0))
         if self.num_streams < 1 or self.num_streams % world_size:
@@ -280,13 +253,12 @@ class Order:
             )
         self.streams = range(rank, self.num_streams, world_size)
         shard_names = [source.shards() for source in mixture.sources]
-        shards = []
         for source, names in zip(mixture.sources, shard_names, strict=True):
             if not names:
                 raise SourceError(f"{source.name}: no shards")
-            shards.append([(source, name) for name in names])
+        shards = [[(s, name) for name in names] for s, names in zip(mixture.sources, shard_names, strict=True)]
         if mixture.weights is None:
-            shards = [[pair for names in shards for pair in names]]
+            shards = [[pair for pairs in shards for pair in pairs]]
         self.pools = [
             Pool(i, pairs, self.num_streams, seed, _read_small_pool(pairs, self.num_streams))
             for i, pairs in enumerate(shards)
@@ -302,6 +274,17 @@ class Order:
         self.positions = {stream: [Position(stream, 0, 0) for _ in self.pools] for stream in self.streams}
         if cursor is not None:
             self._resume(cursor)
+
+    def _resume(self, cursor: Mapping[str, Any]) -> None:
+        _check_same(cursor, self._identity)
+        self.first_draw = int(cursor["draw"])
+        for stream in self.streams:
+            if str(stream) not in cursor["positions"]:
+                raise ConfigError(
+                    "the cursor is that of one process of several; join those of all processes to go on with "
+                    "another number of them"
+                )
+            self.positions[stream] = [Position(*position) for position in cursor["positions"][str(stream)]]
 
     def choose_pool(self, stream: int, row: int) -> int:
         """Which pool a draw is from: a function of the seed, stream and row, with the mixture's weights."""
@@ -319,17 +302,6 @@ class Order:
             "positions": {str(stream): [list(position) for position in pools] for stream, pools in positions.items()},
         }
 
-    def _resume(self, cursor: Mapping[str, Any]) -> None:
-        _check_same(cursor, self._identity)
-        self.first_draw = int(cursor["draw"])
-        for stream in self.streams:
-            if str(stream) not in cursor["positions"]:
-                raise ConfigError(
-                    "the cursor is that of one process of several; join those of all processes to go on with "
-                    "another number of them"
-                )
-            self.positions[stream] = [Position(*position) for position in cursor["positions"][str(stream)]]
-
 
 def join_cursors(cursors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One cursor of those of all processes of a job after the same step; it serves any process of a new one.
@@ -342,44 +314,6 @@ def join_cursors(cursors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**first, "positions": {s: p for cursor in cursors for s, p in cursor["positions"].items()}}
 
 
-def _read_small_pool(
-    shards: Sequence[tuple[Source, str]], num_streams: int
-) -> list[tuple[Source, Sample | Reject]] | None:
-    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read.
-
-    Raises `SourceError` for a pool without samples.
-    """
-    if len(shards) >= num_streams:
-        return None
-    for images in (False, True):
-        items: list[tuple[Source, Sample | Reject]] = []
-        num_bytes = 0
-        for source, shard in shards:
-            located: list[Located] = []
-            for entry in _read_halves(source, shard, images):
-                located.append(entry)
-                num_bytes += len(entry.item.image) if isinstance(entry.item, Sample) else 0
-                if len(items) + len(located) > SMALL_POOL_SAMPLES * num_streams or num_bytes > SMALL_POOL_BYTES:
-                    return None
-            items += [(source, entry.item) for entry in sorted(located, key=lambda entry: entry.number)]
-    if not items:
-        raise SourceError(f"{shards[0][0].name}: no sample can be used, because it holds none")
-    return items
-
-
-def _read_halves(source: Source, shard: str, images: bool) -> Iterator[Located]:
-    """A shard in two pieces: of a remote shard, so read, a copy is made, which the streams need in any case."""
-    number = 0
-    try:
-        for piece in (0, 1):
-            for number, item in source.read(shard, images=images, pieces=(piece, 2)):
-                yield Located(number, item)
-    except SourceError as error:  # of this shard: the others may be fine
-        yield Located(number, Reject(shard, "", str(error)))
-    except OSError as error:
-        raise SourceError(f"{source.name}: shard {shard} cannot be read: {error}") from error
-
-
 def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         if cursor.get(name) != value:
@@ -389,18 +323,65 @@ def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             )
 
 
+def _read_small_pool(
+    shards: Sequence[tuple[Source, str]], num_streams: int
+) -> list[tuple[Source, Sample | Reject]] | None:
+    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read.
+
+    Raises `SourceError` for a pool without samples.
+    """
+    if len(shards) >= num_streams:
+        return None
+    most = SMALL_POOL_SAMPLES * num_streams
+    for images in (False, True):
+        items: list[tuple[Source, Sample | Reject]] = []
+        num_bytes = 0
+        for source, shard in shards:
+            located: list[Located] = []
+            try:
+                # In two pieces: of a remote shard, so read, a copy is made, which the streams need in any case.
+                for entry in (entry for j in (0, 1) for entry in source.read(shard, images=images, pieces=(j, 2))):
+                    located.append(entry)
+                    num_bytes += len(entry.item.image) if isinstance(entry.item, Sample) else 0
+                    if len(items) + len(located) > most or num_bytes > SMALL_POOL_BYTES:
+                        return None
+            except SourceError as error:  # of this shard: the others may be fine
+                number = located[-1].number if located else 0
+                located.append(Located(number, Reject(shard, "", str(error))))
+            except OSError as error:
+                raise SourceError(f"{source.name}: shard {shard} cannot be read: {error}") from error
+            items += [(source, entry.item) for entry in sorted(located, key=itemgetter(0))]
+            if len(items) > most:
+                return None
+    if not items:
+        raise SourceError(f"{shards[0][0].name}: no sample can be used, because it holds none")
+    return items
+
+
 class _Part(NamedTuple):
     """A worker's rows of a batch."""
 
     rows: range
-    pixels: torch.Tensor
-    """(rows, ...): the pixels of all examples, which cross processes in shared memory."""
     examples: list[Example]
-    """Without their pixels."""
     rejects: list[tuple[int, Reject]]
     """With the row that the next sample of the stream took."""
     positions: dict[int, tuple[Position, ...]]
     """Of the streams that were drawn from, after their last draw."""
+    pixels: torch.Tensor | None = None
+    """(rows, ...): the pixels of all examples, which then have none; they cross processes in shared memory."""
+
+    def packed(self) -> "_Part":
+        """The same with the pixels of all examples in one tensor."""
+        if not self.examples:
+            return self
+        pixels = torch.from_numpy(np.stack([example.pixels for example in self.examples]))
+        return self._replace(pixels=pixels, examples=[e._replace(pixels=_NO_PIXELS) for e in self.examples])
+
+    def unpacked(self) -> list[Example]:
+        if self.pixels is None:
+            return self.examples
+        pairs = zip(self.examples, self.pixels.numpy(), strict=True)
+        return [example._replace(pixels=pixels) for example, pixels in pairs]
 
 
 @dataclass(frozen=True)
@@ -408,64 +389,110 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
     """What one worker process gives to every batch; without workers, the whole batch."""
 
     order: Order
-    decoder: _Decoder
     batch_size: int
+    processor: SampleProcessor
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+
+    def decode(self, sample: Sample, epoch: int = 0) -> Example:
+        """Raises `SourceError` or `ImageError` for a sample that cannot be used."""
+        rng = np.random.default_rng(hash_int(f"{self.order.seed}/{epoch}/{sample.shard}/{sample.key}", 128))
+        return self.processor(sample, self._view, rng)
+
+    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        if self.augmentation is None:
+            return self.preprocessing(image)
+        return self.augmentation(image, rng, self.preprocessing.image_size)
 
     def __iter__(self) -> Iterator[_Part | OpenBlipError]:
         info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="openblip-read")
-        closing = threading.Event()
+        streams = _Streams(self)
         try:
-            yield from self._parts(worker, num_workers, threads, closing)
+            if info is None:
+                yield from self._parts(streams, 0, 1)
+            else:
+                yield from (part.packed() for part in self._parts(streams, info.id, info.num_workers))
         except OpenBlipError as error:
             yield error  # the training process raises it again, without the DataLoader's traceback in its text
         finally:
-            closing.set()
-            threads.shutdown(cancel_futures=True)
+            streams.close()
 
-    def _parts(
-        self, worker: int, num_workers: int, threads: ThreadPoolExecutor, closing: threading.Event
-    ) -> Iterator[_Part]:
-        order = self.order
-        streams: dict[tuple[int, int], _Stream] = {}  # by stream and pool
-        unusable = _UnusableSources(order.pools, self.decoder)
-
-        def stream_of(stream: int, row: int) -> _Stream:
-            pool = order.choose_pool(stream, row)
-            if (stream, pool) not in streams:
-                streams[stream, pool] = _Stream(order, stream, pool, unusable, threads, closing)
-            return streams[stream, pool]
-
+    def _parts(self, streams: "_Streams", worker: int, num_workers: int) -> Iterator[_Part]:
+        world_size, rank = self.order.world_size, self.order.rank
         # The process's k-th draw is draw k * W + rank of the job.
-        k = -(-(order.first_draw - order.rank) // order.world_size)
+        k = -(-(self.order.first_draw - rank) // world_size)
         # All streams begin to read at once, in the order in which they are needed.
-        own = [i for i in range(k, k + len(order.streams)) if i % num_workers == worker]
-        for i in own:
-            draw = i * order.world_size + order.rank
-            stream_of(draw % order.num_streams, draw // order.num_streams)
+        for i in range(k, k + len(self.order.streams)):
+            if i % num_workers == worker:
+                streams.of_draw(i * world_size + rank)
         while True:
-            rows = range((worker - k) % num_workers, self.batch_size, num_workers)
-            pixels: list[np.ndarray] = []
-            drawn: set[int] = set()
-            part = _Part(rows, torch.empty(0), [], [], {})
-            for row in rows:
-                draw = (k + row) * order.world_size + order.rank
-                number = draw % order.num_streams
-                stream = stream_of(number, draw // order.num_streams)
-                rejects: list[Reject] = []
-                example = stream.draw(self.decoder, rejects)
-                pixels.append(example.pixels)
-                part.examples.append(Example(example.key, example.shard, _NO_PIXELS, example.content))
+            part = _Part(range((worker - k) % num_workers, self.batch_size, num_workers), [], [], {})
+            for row in part.rows:
+                stream = streams.of_draw((k + row) * world_size + rank)
+                example, rejects = stream.draw()
+                part.examples.append(example)
                 part.rejects.extend((row, reject) for reject in rejects)
-                drawn.add(number)
-            for number in drawn:
-                part.positions[number] = tuple(
-                    streams[number, pool].position if (number, pool) in streams else position
-                    for pool, position in enumerate(order.positions[number])
-                )
+                part.positions[stream.number] = streams.positions(stream.number)
             k += self.batch_size
-            yield part._replace(pixels=torch.from_numpy(np.stack(pixels))) if pixels else part
+            yield part
+
+
+class _Streams:
+    """The streams of a worker, with the threads that read them."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self.order, self.decode = worker.order, worker.decode
+        self.threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="openblip-read")
+        self.closing = threading.Event()
+        self._streams: dict[tuple[int, int], _Stream] = {}  # by number and pool
+        # By source, until one of its samples could be used: a source without any would be skipped through for ever.
+        self._slots_left: dict[str, int] = {}
+        for pool in self.order.pools:
+            rounds = 2 if pool.items is not None else 2 * pool.pieces_per_shard
+            for source, _ in pool.items or pool.shards:
+                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + rounds
+
+    def close(self) -> None:
+        self.closing.set()
+        self.threads.shutdown(cancel_futures=True)
+
+    def of_draw(self, draw: int) -> "_Stream":
+        """The stream of a draw of the job, in the pool that the draw is from; it begins to read when it is made."""
+        row, number = divmod(draw, self.order.num_streams)
+        key = number, self.order.choose_pool(number, row)
+        if key not in self._streams:
+            self._streams[key] = _Stream(self, *key)
+        return self._streams[key]
+
+    def positions(self, number: int) -> tuple[Position, ...]:
+        """Where a stream stands in each pool."""
+        first = enumerate(self.order.positions[number])
+        streams = self._streams
+        return tuple(streams[number, p].position if (number, p) in streams else position for p, position in first)
+
+    def note_good(self, source: Source) -> None:
+        """A sample of the source could be used."""
+        self._slots_left.pop(source.name, None)
+
+    def note_slot(self, source: Source) -> None:
+        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is searched.
+        Raises `SourceError` when it has none.
+        """
+        if source.name not in self._slots_left:
+            return
+        self._slots_left[source.name] -= 1
+        if self._slots_left[source.name] > 0:
+            return
+        last = ""
+        for shard in source.shards():
+            try:
+                for entry in read_source(source, self.decode, shards=[shard]):
+                    if not isinstance(entry, Reject):
+                        return self.note_good(source)
+                    last = f"; the last, {entry.shard}/{entry.key}: {entry.reason}"
+            except SourceError as error:
+                last = f"; the last, {shard}: {error}"
+        raise SourceError(f"{source.name}: no sample can be used{last}")
 
 
 class _Block(NamedTuple):
@@ -483,25 +510,13 @@ class _Block(NamedTuple):
 class _Stream:
     """The endless samples of one stream in one pool. A thread reads their blocks, one ahead."""
 
-    def __init__(
-        self,
-        order: Order,
-        stream: int,
-        pool: int,
-        unusable: "_UnusableSources",
-        threads: ThreadPoolExecutor,
-        closing: threading.Event,
-    ) -> None:
-        self.pool, self.num_pools, self.stream = order.pools[pool], len(order.pools), stream
-        self.unusable, self.threads, self.closing = unusable, threads, closing
-        position = order.positions[stream][pool]
+    def __init__(self, streams: _Streams, number: int, pool: int) -> None:
+        self.streams, self.number, self.pool = streams, number, streams.order.pools[pool]
+        position = streams.order.positions[number][pool]
         self._block: _Block | None = None
         self._taken = position.taken
-        # Of the reading thread:
-        self._start = position._replace(taken=0)
-        self._items: Iterator[Located] | None = None
-        self._ahead: Located | None = None  # the first item after the last block
-        self._next_block: Future[_Block] = threads.submit(self._read)
+        self._blocks = self._read_blocks(position._replace(taken=0))  # of the reading thread
+        self._next_block: Future[_Block] = streams.threads.submit(next, self._blocks)
 
     @property
     def position(self) -> Position:
@@ -511,123 +526,78 @@ class _Stream:
             return self._block.end
         return self._block.start._replace(taken=self._taken)
 
-    def draw(self, decoder: _Decoder, rejects: list[Reject]) -> Example:
-        """The next sample that can be used, decoded; the samples before it are added to `rejects`."""
+    def draw(self) -> tuple[Example, list[Reject]]:
+        """The next sample that can be used, decoded, and what could not be used before it."""
+        rejects: list[Reject] = []
         while True:
             while self._block is None or self._taken >= len(self._block.samples):
-                self._open_block(rejects)
+                if self._block is not None:
+                    if self._block.end.slot != self._block.start.slot:
+                        self.streams.note_slot(self._block.piece.source)
+                    self._taken = 0
+                self._block = self._next_block.result()
+                self._next_block = self.streams.threads.submit(next, self._blocks)
+                if self._taken == 0:  # a run that stopped inside the block has named its rejects
+                    rejects += self._block.rejects
             sample = cast(Sample, self._block.samples[self._taken])
             self._block.samples[self._taken] = None  # its memory is free
             self._taken += 1
-            piece = self._block.piece
             try:
-                example = decoder(sample, piece.epoch)
+                example = self.streams.decode(sample, self._block.piece.epoch)
             except (SourceError, ImageError) as error:
                 rejects.append(Reject(sample.shard, sample.key, str(error)))
                 continue
-            self.unusable.note_good(piece.source)
-            return example
+            self.streams.note_good(self._block.piece.source)
+            return example, rejects
 
-    def _open_block(self, rejects: list[Reject]) -> None:
-        last = self._block
-        if last is not None:
-            if last.end.slot != last.start.slot:
-                self.unusable.note_slot(last.piece.source)
-            self._taken = 0
-        self._block = self._next_block.result()
-        self._next_block = self.threads.submit(self._read)
-        if self._taken == 0:  # a run that stopped inside the block has named its rejects
-            rejects += self._block.rejects
+    def _read_blocks(self, start: Position) -> Iterator[_Block]:
+        """Blocks without end, which may be empty where a slot ends.
 
-    def _read(self) -> _Block:
-        """The next block, which may be empty where a slot ends. Raises `SourceError` when the disk or the network
-        goes on failing.
+        Raises `SourceError` when the disk or the network goes on failing.
         """
-        for pause in _RETRY_PAUSES:
+        closing, num_pools = self.streams.closing, len(self.streams.order.pools)
+        items: Iterator[Located] | None = None
+        ahead: Located | None = None  # the first item after the last block
+        pauses = iter(_RETRY_PAUSES)
+        while True:
+            piece = self.pool.piece(start.slot)
+            most = block_size(self.number, start, piece.pieces[1], num_pools)
+            end = Position(start.slot + self.pool.num_streams, 0, 0)
+            samples: list[Sample | None] = []
+            rejects: list[Reject] = []
+            num_bytes, last_number = 0, -1
             try:
-                return self._read_once()
-            except OSError:
-                self._items = self._ahead = None
-                self.closing.wait(pause)
-        try:
-            return self._read_once()
-        except OSError as error:
-            piece = self.pool.piece(self._start.slot)
-            raise SourceError(f"{piece.source.name}: shard {piece.shard} cannot be read: {error}") from error
-
-    def _read_once(self) -> _Block:
-        start = self._start
-        piece = self.pool.piece(start.slot)
-        most = block_size(self.stream, start, piece.pieces[1], self.num_pools)
-        end = Position(start.slot + self.pool.num_streams, 0, 0)
-        samples: list[Sample] = []
-        rejects: list[Reject] = []
-        num_bytes, last_number = 0, -1
-        try:
-            if self._items is None:
-                self._items = piece.read(start.number)
-                self._ahead = next(self._items, None)
-            while self._ahead is not None and not self.closing.is_set():
-                number, item = self._ahead
-                is_full = len(samples) + len(rejects) >= most or num_bytes >= MAX_BLOCK_BYTES // self.num_pools
-                if is_full and number != last_number:  # what has one number stays together
-                    end = Position(start.slot, number, 0)
-                    break
-                if isinstance(item, Sample):
-                    samples.append(item)
-                    num_bytes += len(item.image) + len(item.second_image or b"")
-                else:
-                    rejects.append(item)
-                last_number = number
-                self._ahead = next(self._items, None)
-        except SourceError as error:  # of the whole shard: the others may be fine
-            rejects.append(Reject(piece.shard, "", str(error)))
-            self._ahead = None
-        if self._ahead is None:
-            self._items = None
-        self._start = end
-        shuffled = [samples[i] for i in self.pool.sample_order(start.slot, start.number, len(samples))]
-        return _Block(piece, start, end, [*shuffled], rejects)
-
-
-class _UnusableSources:
-    """Notices a source of which no sample can be used; the streams would skip through it for ever."""
-
-    def __init__(self, pools: list[Pool], decoder: _Decoder) -> None:
-        self.decoder = decoder
-        self._slots_left: dict[str, int] = {}  # by source, until one of its samples could be used
-        for pool in pools:
-            rounds = 2 if pool.items is not None else 2 * pool.pieces_per_shard
-            for source, _ in pool.items or pool.shards:
-                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + rounds
-
-    def note_good(self, source: Source) -> None:
-        """A sample of the source could be used."""
-        self._slots_left.pop(source.name, None)
-
-    def note_slot(self, source: Source) -> None:
-        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is
-        looked through. Raises `SourceError` when it has none.
-        """
-        if source.name not in self._slots_left:
-            return
-        self._slots_left[source.name] -= 1
-        if self._slots_left[source.name] > 0:
-            return
-        last = ""
-        for shard in source.shards():
-            try:
-                for _, item in source.read(shard):
+                if items is None:
+                    items = piece.read(start.number)
+                    ahead = next(items, None)
+                while ahead is not None and not closing.is_set():
+                    number, item = ahead
+                    is_full = len(samples) + len(rejects) >= most or num_bytes >= MAX_BLOCK_BYTES // num_pools
+                    if is_full and number != last_number:  # what has one number stays together
+                        end = Position(start.slot, number, 0)
+                        break
                     if isinstance(item, Sample):
-                        try:
-                            self.decoder(item, 0)
-                            return self.note_good(source)
-                        except (SourceError, ImageError) as error:
-                            item = Reject(item.shard, item.key, str(error))
-                    last = f"; the last, {item.shard}/{item.key}: {item.reason}"
-            except SourceError as error:
-                last = f"; the last, {shard}: {error}"
-        raise SourceError(f"{source.name}: no sample can be used{last}")
+                        samples.append(item)
+                        num_bytes += len(item.image) + len(item.second_image or b"")
+                    else:
+                        rejects.append(item)
+                    last_number = number
+                    ahead = next(items, None)
+            except SourceError as error:  # of the whole shard: the others may be fine
+                rejects.append(Reject(piece.shard, "", str(error)))
+                ahead = None
+            except OSError as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise SourceError(f"{piece.source.name}: shard {piece.shard} cannot be read: {error}") from error
+                items = None
+                closing.wait(pause)
+                continue
+            if ahead is None:
+                items = None
+            order = self.pool.sample_order(start.slot, start.number, len(samples))
+            yield _Block(piece, start, end, [samples[i] for i in order], rejects)
+            start, pauses = end, iter(_RETRY_PAUSES)
 
 
 def unchanged(message: Any) -> Any:
