@@ -16,10 +16,11 @@ from marks import slow
 from openblip.data import feature_cache
 from openblip.data.batch import Example, ImageTextProcessor, shared_fields
 from openblip.data.config import Preprocessing
-from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, image_key, open_cache, to_array
+from openblip.data.feature_cache import FeatureCache, PartWriter, build_cache, open_cache, to_array
 from openblip.data.sample import Sample
 from openblip.data.sources import Mixture, open_mixture
 from openblip.errors import ConfigError, ImageError
+from openblip.files import hash_bytes
 from source_items import items_of
 
 PREPROCESSING = Preprocessing(image_size=8)
@@ -216,7 +217,7 @@ def test_processes_share_the_work(folder, different_shards, sizes, shares):
 def test_a_cache_travels_to_workers(source, folder):
     build_cache(folder, source, PREPROCESSING, one_by_one)
     cache = FeatureCache(folder)
-    key = image_key(items_of(source.sources[0])[0].image)
+    key = hash_bytes(items_of(source.sources[0])[0].image)
     read = cache.read(key)
     again = pickle.loads(pickle.dumps(cache))
     assert np.array_equal(again.read(key), read)
@@ -247,7 +248,7 @@ def test_bits_survive(folder):
 def test_a_reject_keeps_its_reason(folder, source):
     sample = items_of(source.sources[0])[0]
     with PartWriter.open(folder, "a") as part:
-        part.rejects[image_key(sample.image).hex()] = "0000/00000: not an image"
+        part.rejects[hash_bytes(sample.image).hex()] = "0000/00000: not an image"
     cache = FeatureCache(folder)
     with pytest.raises(ImageError, match="0000/00000: not an image"):
         cache(sample, None, None)

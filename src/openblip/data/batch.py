@@ -90,9 +90,8 @@ class Batch:
 
 
 def shared_fields(examples: Sequence[Example]) -> dict[str, Any]:
-    """The fields that every `Batch` has, of B examples with pixels of one shape.
-
-    uint16 pixels become the bfloat16 with these bits. Where there is a GPU, the pixels are page-locked.
+    """The fields that every `Batch` has, of B examples with pixels of one shape. uint16 pixels become the bfloat16 with
+    these bits. Where there is a GPU, the pixels are page-locked.
     """
     first = torch.from_numpy(examples[0].pixels)
     pixels = torch.empty((len(examples), *first.shape), dtype=first.dtype, pin_memory=torch.cuda.is_available())
@@ -106,17 +105,15 @@ def shared_fields(examples: Sequence[Example]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleProcessor(ABC):
-    """Makes examples of samples and a batch of examples.
-
-    Pickled into worker processes, so modules that define one do not import transformers.
+    """Makes examples of samples and a batch of examples. Pickled into worker processes, so modules that define one do
+    not import transformers.
     """
 
     read_pixels: PixelReader = image_pixels
 
     def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> Example:
-        """The example of a sample; everything random is drawn from `rng`.
-
-        Raises `SourceError` for a sample without what the task needs, and `ImageError` for a damaged image.
+        """The example of a sample; everything random is drawn from `rng`. Raises `SourceError` for a sample without
+        what the task needs, and `ImageError` for a damaged image.
         """
         content = self.content(sample, rng)
         return Example(sample.key, sample.shard, self.read_pixels(sample, view, rng), content)

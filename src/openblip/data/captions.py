@@ -39,17 +39,15 @@ class CaptionRow:
 
 
 def is_kept(itm: Any, threshold: float) -> Any:
-    """BLIP's filter: P(match) strictly above the threshold, for one score or an array of them.
-
-    Compared in float64, so that a stored float32 score is judged the same alone and in an array.
+    """BLIP's filter: P(match) strictly above the threshold, for one score or an array of them. Compared in float64, so
+    that a stored float32 score is judged the same alone and in an array.
     """
     return np.asarray(itm, dtype=np.float64) > threshold
 
 
 def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
-    """Write one shard's rows as parquet, as they come, so that memory does not grow with them.
-
-    The file appears whole, and on the disk, or not at all.
+    """Write one shard's rows as parquet, as they come, so that memory does not grow with them. The file appears whole,
+    and on the disk, or not at all.
     """
     remaining = iter(rows)
     with atomic_file(path) as partial, pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer:
@@ -59,7 +57,6 @@ def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
 
 def read_captions(directory: str | Path, shard: str) -> pa.Table:
     """Every row of `directory/captions/<shard>.parquet`, in the order written, with the columns of `CAPTION_SCHEMA`.
-
     Raises `SourceError` when the file is missing, damaged or has other columns.
     """
     path = Path(directory) / "captions" / f"{shard}.parquet"

@@ -125,9 +125,8 @@ OPERATIONS = (
 
 def apply_operation(name: str, image: "Image.Image", level: float, rng: "np.random.Generator") -> "Image.Image":
     """One of `OPERATIONS` at a level from 0 to 1. Those that move pixels draw a direction, and fill up with gray.
-
-    Brightness and sharpness take the factor 1.8 * level + 0.1, which is exactly 1, no change, at the magnitude 5
-    of every BLIP configuration. That is what the released code does, so it is kept.
+    Brightness and sharpness take the factor 1.8 * level + 0.1, which is exactly 1, no change, at the magnitude 5 of
+    every BLIP configuration. That is what the released code does, so it is kept.
     """
     from PIL import Image, ImageEnhance, ImageOps
 

@@ -46,9 +46,8 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def open_cache(folder: Path, encoder: Mapping[str, Any]) -> None:
-    """Make a folder the cache of an encoder, described by `encoder`.
-
-    Raises `ConfigError`, with the difference, when it holds the features of another encoder.
+    """Make a folder the cache of an encoder, described by `encoder`. Raises `ConfigError`, with the difference, when it
+    holds the features of another encoder.
     """
     description = json.loads(json.dumps(encoder))  # tuples become lists, as in the file
     path = folder / ENCODER
@@ -83,18 +82,14 @@ def build_cache(
     """Compute the features of this process's share of the images of a mixture that the cache does not have.
 
     What a killed process did not write is done by the next one, and so is a shard that has grown, where its number of
-    samples is known without reading it. An image that cannot be read is remembered with its reason.
+    samples is known without reading it. An image that cannot be read is remembered with its reason. Raises
+    `SourceError` when a whole shard cannot be opened.
 
     Args:
         folder: opened with `open_cache`.
         mixture: every shard of every source is read once, whatever the weights.
-        preprocessing: makes the encoder's input.
         encode: the encoder; an image's features must not depend on the other images of its batch.
-        rank: this process, of `world_size`.
-        num_workers: threads that decode.
-
-    Raises:
-        SourceError: a whole shard cannot be opened.
+        num_workers: threads that decode the share of process `rank` of `world_size`.
     """
     cache = FeatureCache(folder)
     new_keys: set[bytes] = set()
@@ -103,7 +98,7 @@ def build_cache(
         sample = located.item
         if isinstance(sample, Reject):  # training meets it too, and names it
             return _Decoded(located.number, b"", None)
-        key = image_key(sample.image)
+        key = hash_bytes(sample.image)
         if key in cache or key in new_keys:
             return _Decoded(located.number, key, None)
         try:
@@ -213,10 +208,8 @@ class _Part(NamedTuple):
 
 
 class FeatureCache:
-    """The parts that a folder has when it is opened; without file handles when it is pickled.
-
-    As a reader of pixels it gives the features of a sample's image in their place. Raises `ConfigError` for a damaged
-    part.
+    """The parts that a folder has when it is opened; without file handles when it is pickled. As a reader of pixels it
+    gives the features of a sample's image in their place. Raises `ConfigError` for a damaged part.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -235,12 +228,10 @@ class FeatureCache:
         self._open: dict[int, np.ndarray] = {}
 
     def __call__(self, sample: Sample, view: object, rng: np.random.Generator) -> np.ndarray:
-        """The features (N, Dv) of a sample's image, bfloat16 by its bits; there is one view alone.
-
-        Raises `ImageError` for an image that could not be read, and `ConfigError` for one that was not there
-        when the cache was built.
+        """The features (N, Dv) of a sample's image, bfloat16 by its bits; there is one view alone. Raises `ImageError`
+        for an image that could not be read, and `ConfigError` for one that was not there when the cache was built.
         """
-        key = image_key(sample.image)
+        key = hash_bytes(sample.image)
         if key in self._rejects:
             raise ImageError(self._rejects[key])
         features = self.read(key)
@@ -277,11 +268,6 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
-
-
-def image_key(image: bytes) -> bytes:
-    """The name of an image: 16 bytes that no two encoded files share."""
-    return hash_bytes(image)
 
 
 def to_array(features: torch.Tensor) -> np.ndarray:

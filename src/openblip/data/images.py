@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,19 +78,14 @@ def _open_image(image: str | Path | bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not payload:
         raise ImageError(f"{name}: the file is empty")
+    Image.init()
+    formats = [name for name in _IMAGE_FORMATS if name in Image.OPEN]  # older builds of Pillow lack AVIF
     try:
-        return Image.open(io.BytesIO(payload), formats=_image_formats())
+        return Image.open(io.BytesIO(payload), formats=formats)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a known format") from error
     except Exception as error:  # Pillow's parsers raise anything on hostile bytes
         raise ImageError(f"{name}: damaged image header: {error}") from error
-
-
-@cache
-def _image_formats() -> tuple[str, ...]:
-    """The allowed formats that this build of Pillow reads; older ones lack AVIF."""
-    Image.init()
-    return tuple(name for name in _IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -156,7 +150,6 @@ def read_frames(
 
     Args:
         video: encoded bytes, or a path (or fsspec URL).
-        num_frames: how many frames to return.
         name: stands for the video in errors.
         max_pixels: a larger frame is refused.
         max_frames: a longer video is refused; the default is an hour at 30 frames per second.
@@ -199,10 +192,8 @@ class _Video:
     max_frames: int
 
     def frames(self, num_frames: int) -> list[Image.Image]:
-        """The evenly spread frames.
-
-        A packet mostly holds one frame. Where it does not, the frames that decoding has counted tell which ones are
-        wanted, and the video is decoded again.
+        """The evenly spread frames. A packet mostly holds one frame. Where it does not, the frames that decoding has
+        counted tell which ones are wanted, and the video is decoded again.
         """
         total = self._count_packets()
         while True:

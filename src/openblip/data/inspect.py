@@ -126,15 +126,9 @@ def _by_number(values: Counter[int]) -> dict[str, int]:
 def inspect_source(
     source: Source, *, num_read: int | None = 200, num_examples: int = 5, on_shard: Callable[[], None] = lambda: None
 ) -> Inspection:
-    """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source.
-
-    Args:
-        num_read: None reads and decodes all images. One that cannot be read becomes a reject.
-        num_examples: keep this many samples to show.
-        on_shard: called after each shard.
-
-    Raises:
-        SourceError: a whole shard cannot be opened.
+    """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source, or all. An
+    image that cannot be read becomes a reject. `num_examples` samples are kept to show. `on_shard` is called after each
+    shard. Raises `SourceError` when a whole shard cannot be opened.
     """
     result = Inspection(source.describe())
     shards = source.shards()

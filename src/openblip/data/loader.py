@@ -7,9 +7,9 @@ of a batch together, in the order of their draws, and makes tokens. Before the f
 
 A pool is a set of shards that are drawn from together: all of a mixture without weights, one source of a mixture with
 weights. Of n shards each is read in m = max(1, ceil(S / n)) pieces, so that every stream has a piece of its own. Slots
-are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s reads slots s, s + S, s + 2 S, ... No epoch
-ends, and there is nothing to wait for or to equalise. A slot is read in blocks, and the samples of a block are drawn in
-the order of a permutation of their own.
+are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s reads slots s, s + S, s + 2 S, ... Nothing
+has to be waited for or equalised at the end of an epoch. A slot is read in blocks, and the samples of a block are drawn
+in the order of a permutation of their own.
 
 In a pool of few samples most pieces would be empty, and streams would draw some samples again before others were drawn
 at all. Its samples are kept in memory, and each is a piece of its own, so every epoch has each of them once.
@@ -73,14 +73,11 @@ class Loader:
     else.
 
     Args:
-        mixture: the sources, and the weights with which they are drawn.
         processor: what is taken of a sample, and how examples become a batch.
         tokenizer: may be None for a processor that makes no tokens.
         preprocessing: gives the size of the images, and their view without an augmentation.
-        augmentation: random views.
-        batch_size: samples per batch of this process.
+        batch_size: samples per batch of this process, which is `rank` of `world_size`.
         seed: decides the order and everything random.
-        rank: this process, of `world_size`.
         num_workers: processes that read and decode, rounded down to a divisor of the number of this process's streams;
             with 0 the calling process does it.
         cursor: goes on exactly where the batch that carried it ended. Each process has its own; with another number of
@@ -145,7 +142,11 @@ class Loader:
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
     def _collate(self, parts: "list[_Part]") -> Batch:
-        rows = {row: example for part in parts for row, example in zip(part.rows, part.unpacked(), strict=True)}
+        rows: dict[int, Example] = {}
+        for part in parts:
+            arrays = [example.pixels for example in part.examples] if part.pixels is None else part.pixels.numpy()
+            for row, example, pixels in zip(part.rows, part.examples, arrays, strict=True):
+                rows[row] = example._replace(pixels=pixels)
         examples = [rows[row] for row in range(self.worker.batch_size)]
         # A processor that makes no tokens does not look at the tokenizer.
         batch = self.worker.processor.collate(examples, cast(Tokenizer, self.tokenizer))
@@ -172,12 +173,6 @@ class Piece(NamedTuple):
     epoch: int
     """How often every piece was read before this one."""
     item: Sample | Reject | None = None
-
-    def read(self, start: int) -> Iterator[Located]:
-        """Its samples and rejects from a number on, as `Source.read` gives them."""
-        if self.item is not None:
-            return iter([Located(0, self.item)])
-        return self.source.read(self.shard, start=start, pieces=self.pieces)
 
 
 @dataclass(frozen=True)
@@ -219,10 +214,9 @@ def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def block_size(stream: int, position: Position, pieces_per_shard: int, num_pools: int) -> int:
-    """How many samples the block that begins at a position holds at most.
-
-    The first blocks of a stream are small, so that the first batch comes at once. They grow from a size that differs
-    between streams, so that later not all streams need their next block in the same row.
+    """How many samples the block that begins at a position holds at most. The first blocks of a stream are small, so
+    that the first batch comes at once. They grow from a size that differs between streams, so that later not all
+    streams need their next block in the same row.
     """
     most = max(1, MAX_BLOCK_SAMPLES // num_pools)
     if position.slot != stream:  # not the stream's first slot
@@ -231,18 +225,17 @@ def block_size(stream: int, position: Position, pieces_per_shard: int, num_pools
 
 
 class Order:
-    """The draws of one process of a job, from the beginning or from a cursor: a function of the seed.
-
-    Raises `SourceError` when a source has no shards or a pool no samples, and `ConfigError` for impossible settings or
-    a cursor of other data or of another seed.
+    """The draws of one process of a job, from the beginning or from a cursor: a function of the seed. Raises
+    `SourceError` when a source has no shards or a pool no samples, and `ConfigError` for impossible settings or a
+    cursor of other data or of another seed.
     """
 
     def __init__(
         self, mixture: Mixture, *, seed: int, rank: int, world_size: int, cursor: Mapping[str, Any] | None
     ) -> None:
         if seed < 0 or not 0 <= rank < world_size:
-            limits = f"seed {seed} must not be negative, and rank {rank} must be within world_size {world_size}"
-            raise ConfigError(limits)
+            range_of_rank = f"rank {rank} must be within world_size {world_size}"
+            raise ConfigError(f"seed {seed} must not be negative, and {range_of_rank}")
         self.seed, self.rank, self.world_size = seed, rank, world_size
         default = 64 if world_size <= 8 and 64 % world_size == 0 else 8 * world_size
         self.num_streams = default if cursor is None else int(cursor.get("streams", 0))
@@ -272,10 +265,8 @@ class Order:
         }
         self.first_draw = 0
         self.positions = {stream: [Position(stream, 0, 0) for _ in self.pools] for stream in self.streams}
-        if cursor is not None:
-            self._resume(cursor)
-
-    def _resume(self, cursor: Mapping[str, Any]) -> None:
+        if cursor is None:
+            return
         _check_same(cursor, self._identity)
         self.first_draw = int(cursor["draw"])
         for stream in self.streams:
@@ -304,9 +295,8 @@ class Order:
 
 
 def join_cursors(cursors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One cursor of those of all processes of a job after the same step; it serves any process of a new one.
-
-    Raises `ConfigError` when they are not of one job and step.
+    """One cursor of those of all processes of a job after the same step; it serves any process of a new one. Raises
+    `ConfigError` when they are not of one job and step.
     """
     first = {name: value for name, value in cursors[0].items() if name != "positions"}
     for cursor in cursors:
@@ -326,9 +316,8 @@ def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 def _read_small_pool(
     shards: Sequence[tuple[Source, str]], num_streams: int
 ) -> list[tuple[Source, Sample | Reject]] | None:
-    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read.
-
-    Raises `SourceError` for a pool without samples.
+    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read. Raises
+    `SourceError` for a pool without samples.
     """
     if len(shards) >= num_streams:
         return None
@@ -377,12 +366,6 @@ class _Part(NamedTuple):
         pixels = torch.from_numpy(np.stack([example.pixels for example in self.examples]))
         return self._replace(pixels=pixels, examples=[e._replace(pixels=_NO_PIXELS) for e in self.examples])
 
-    def unpacked(self) -> list[Example]:
-        if self.pixels is None:
-            return self.examples
-        pairs = zip(self.examples, self.pixels.numpy(), strict=True)
-        return [example._replace(pixels=pixels) for example, pixels in pairs]
-
 
 @dataclass(frozen=True)
 class _Worker(IterableDataset[_Part | OpenBlipError]):
@@ -415,7 +398,8 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
         except OpenBlipError as error:
             yield error  # the training process raises it again, without the DataLoader's traceback in its text
         finally:
-            streams.close()
+            streams.closing.set()
+            streams.threads.shutdown(cancel_futures=True)
 
     def _parts(self, streams: "_Streams", worker: int, num_workers: int) -> Iterator[_Part]:
         world_size, rank = self.order.world_size, self.order.rank
@@ -446,15 +430,11 @@ class _Streams:
         self.closing = threading.Event()
         self._streams: dict[tuple[int, int], _Stream] = {}  # by number and pool
         # By source, until one of its samples could be used: a source without any would be skipped through for ever.
-        self._slots_left: dict[str, int] = {}
+        self.slots_left: dict[str, int] = {}
         for pool in self.order.pools:
             rounds = 2 if pool.items is not None else 2 * pool.pieces_per_shard
             for source, _ in pool.items or pool.shards:
-                self._slots_left[source.name] = self._slots_left.get(source.name, 0) + rounds
-
-    def close(self) -> None:
-        self.closing.set()
-        self.threads.shutdown(cancel_futures=True)
+                self.slots_left[source.name] = self.slots_left.get(source.name, 0) + rounds
 
     def of_draw(self, draw: int) -> "_Stream":
         """The stream of a draw of the job, in the pool that the draw is from; it begins to read when it is made."""
@@ -470,25 +450,22 @@ class _Streams:
         streams = self._streams
         return tuple(streams[number, p].position if (number, p) in streams else position for p, position in first)
 
-    def note_good(self, source: Source) -> None:
-        """A sample of the source could be used."""
-        self._slots_left.pop(source.name, None)
-
     def note_slot(self, source: Source) -> None:
-        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is searched.
-        Raises `SourceError` when it has none.
+        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is searched;
+        raises `SourceError` when it has none.
         """
-        if source.name not in self._slots_left:
+        if source.name not in self.slots_left:
             return
-        self._slots_left[source.name] -= 1
-        if self._slots_left[source.name] > 0:
+        self.slots_left[source.name] -= 1
+        if self.slots_left[source.name] > 0:
             return
         last = ""
         for shard in source.shards():
             try:
                 for entry in read_source(source, self.decode, shards=[shard]):
                     if not isinstance(entry, Reject):
-                        return self.note_good(source)
+                        self.slots_left.pop(source.name)
+                        return
                     last = f"; the last, {entry.shard}/{entry.key}: {entry.reason}"
             except SourceError as error:
                 last = f"; the last, {shard}: {error}"
@@ -547,13 +524,12 @@ class _Stream:
             except (SourceError, ImageError) as error:
                 rejects.append(Reject(sample.shard, sample.key, str(error)))
                 continue
-            self.streams.note_good(self._block.piece.source)
+            self.streams.slots_left.pop(self._block.piece.source.name, None)
             return example, rejects
 
     def _read_blocks(self, start: Position) -> Iterator[_Block]:
-        """Blocks without end, which may be empty where a slot ends.
-
-        Raises `SourceError` when the disk or the network goes on failing.
+        """Blocks without end, which may be empty where a slot ends. Raises `SourceError` when the disk or the network
+        goes on failing.
         """
         closing, num_pools = self.streams.closing, len(self.streams.order.pools)
         items: Iterator[Located] | None = None
@@ -568,7 +544,10 @@ class _Stream:
             num_bytes, last_number = 0, -1
             try:
                 if items is None:
-                    items = piece.read(start.number)
+                    if piece.item is not None:
+                        items = iter([Located(0, piece.item)])
+                    else:
+                        items = piece.source.read(piece.shard, start=start.number, pieces=piece.pieces)
                     ahead = next(items, None)
                 while ahead is not None and not closing.is_set():
                     number, item = ahead

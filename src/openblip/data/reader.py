@@ -1,9 +1,6 @@
-"""One ordered pass over a source with read-ahead, for everything that is not training.
+"""One ordered pass over a source, read and decoded ahead: for captioning, evaluation, CapFilt and the feature cache."""
 
-Captioning, evaluation, CapFilt and the feature cache read through here: samples come in the source's order,
-read by one thread and decoded by others ahead of the model, and what cannot be read comes as a `Reject`.
-"""
-
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Share:
-    """The samples of one process of several: of every `count` samples and rejects the one at `index`.
-
-    So the k-th item that process `index` reads is item k * count + index of the whole source.
-    """
+    """The samples of one process of several: its k-th sample or reject is item k * count + index of the source."""
 
     index: int = 0
     count: int = 1
@@ -43,20 +37,18 @@ def read_source(
 ) -> Generator[tuple[Sample, Prepared] | Reject]:
     """Yield each sample with what `prepare` made of it, in the source's order, or a `Reject`.
 
+    Raises `SourceError` when a whole shard cannot be opened.
+
     Args:
-        source: what is read; each shard once, front to back.
-        prepare: runs in threads, usually decodes the image. `SourceError`, `ImageError` and `OSError` make
-            the sample a reject; an error of the machine (connection lost, disk error) is raised.
+        source: each shard is read once, front to back.
+        prepare: runs in threads, usually decodes the image. `SourceError`, `ImageError` and `OSError` make the sample a
+            reject; an error of the machine (connection lost, disk error) is raised.
         shards: the shards to read; all when None.
-        skip: told shard and key, in the reading thread; samples for which it holds are passed over, and their
-            images are not read.
+        skip: told shard and key, in the reading thread; where it is true, the sample's image is not read.
         share: the samples of this process, counted over the whole source.
         limit: read only this many samples of the source, before it is shared.
         num_workers: number of threads that prepare.
         ahead: at most this many samples wait prepared.
-
-    Raises:
-        SourceError: a whole shard cannot be opened.
     """
 
     def load(item: Sample | Reject) -> tuple[Sample, Prepared] | Reject:
@@ -76,33 +68,26 @@ def read_source(
 
 
 def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit: int) -> Iterator[str]:
-    """Yield at most `limit` texts, an equal share of every source, without reading images.
-
-    texts: the texts of a sample; `SourceError` for a sample without any. Samples that cannot be read are passed
-    over, because the loader names them.
+    """Yield at most `limit` texts, an equal share of every source, without reading images. `texts` gives the texts of a
+    sample, or raises `SourceError`. Samples that cannot be read are passed over, because the loader names them.
     """
     for source in mixture.sources:
         left = limit // len(mixture.sources)
         for item in (item for shard in source.shards() for _, item in source.read(shard, images=False)):
             if left <= 0:
                 break
-            if isinstance(item, Reject):
-                continue
-            try:
-                for text in texts(item):
-                    yield text
-                    left -= 1
-            except SourceError:
-                continue
+            if not isinstance(item, Reject):
+                with contextlib.suppress(SourceError):
+                    for text in texts(item):
+                        yield text
+                        left -= 1
 
 
 def read_ahead(
     items: Iterator[Item], work: Callable[[Item], Prepared], *, num_workers: int, ahead: int
 ) -> Generator[Prepared]:
-    """Yield what `work` makes of each item, in order.
-
-    One thread takes the items and `num_workers` threads work on them, at most `ahead` before they are wanted.
-    What any of them raises is raised here, at the item's place.
+    """Yield what `work` makes of each item, in order. One thread takes the items and `num_workers` threads work on
+    them, at most `ahead` before they are wanted. What any of them raises is raised here, at the item's place.
     """
     threads = ThreadPoolExecutor(num_workers + 1, thread_name_prefix="openblip-read")
     free = threading.Semaphore(ahead)
@@ -156,7 +141,7 @@ def _share(
         accepted = sample.key
         return False
 
-    try:
+    with contextlib.suppress(_LimitReached):
         for shard in shards:
             for _, item in source.read(shard, skip=is_skipped):
                 if item.key == accepted:  # the sample, or why its image cannot be read
@@ -166,5 +151,3 @@ def _share(
                 if num_items % share.count == share.index:
                     yield item
                 num_items += 1
-    except _LimitReached:
-        return

@@ -8,7 +8,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from openblip.errors import SourceError
@@ -17,9 +16,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 VIDEO_SUFFIXES = frozenset({"mp4", "webm", "mkv", "avi", "mov", "m4v"})
 TEXT_SUFFIXES = ("json", "txt")
 
-_NO_INFO: Mapping[str, Any] = MappingProxyType({})
-# Errors of the machine or the network, not of one file.
-_TRANSIENT = {
+_TRANSIENT = {  # errors of the machine or the network, not of one file
     errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
     errno.EHOSTDOWN, errno.EHOSTUNREACH,
 }  # fmt: skip
@@ -38,7 +35,7 @@ class Sample:
     """May be empty: CapFilt accepts images without web text, a training loader rejects them."""
     image_id: str
     """Equal exactly for samples of the same image."""
-    info: Mapping[str, Any] = field(default_factory=lambda: _NO_INFO)
+    info: Mapping[str, Any] = field(default_factory=dict)
     """The sample's json, with the names of docs/data.md. Captions in `info["references"]` are never trained on."""
     second_image: bytes | None = None
     """The right one of two images (NLVR2)."""
@@ -84,10 +81,8 @@ class Selection(NamedTuple):
 
 
 class Source(ABC):
-    """A set of shards in a stable order.
-
-    A source is pickled to worker processes, so it holds no open files. Folders are listed and annotation files read
-    once, when it is opened.
+    """A set of shards in a stable order. A source is pickled to worker processes, so it holds no open files. Folders
+    are listed and annotation files read once, when it is opened.
     """
 
     name: str
@@ -200,9 +195,8 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
 
 
 def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The info and captions in a sample's `json` and `txt` files, which are given by suffix.
-
-    Captions are what the json states in `caption` or `captions`; where it states none, the txt. Raises `SourceError`.
+    """The info and captions in a sample's `json` and `txt` files, which are given by suffix. Captions are what the json
+    states in `caption` or `captions`; where it states none, the txt. Raises `SourceError`.
     """
     info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
     stated = (caption_texts(info.get(name), f"{where}.json") for name in ("caption", "captions"))

@@ -40,14 +40,9 @@ def normalize_question(text: str, max_words: int = 50) -> str:
 
 
 def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
-    """A question after the turns before it: "Question: is it red? Answer: no. Question: why? Answer:".
-
-    BLIP-2 puts a single question this way; several turns are joined as in the examples of its Figure 4.
-
-    Args:
-        question_prompt: how one question is put, with `{}` in its place.
-        earlier: questions and answers of the turns before.
-        question: the question without an answer.
+    """A question after the turns before it: "Question: is it red? Answer: no. Question: why? Answer:". BLIP-2 puts a
+    single question this way; several turns are joined as in the examples of its Figure 4. `question_prompt` says how
+    one question is put, with `{}` in its place; `earlier` has questions with answers.
     """
     turns = []
     for asked, answer in earlier:
@@ -57,10 +52,9 @@ def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]]
 
 
 def dialog_turns(rounds: Sequence[tuple[str, str]], question: str, answer: str) -> list[str]:
-    """A dialog as the turns that `Tokenizer.encode_turns` takes (BLIP section 5.5).
-
-    Each earlier question is followed by its answer, and the last question by the answer to be judged. Texts are
-    normalised as questions are. The paper leaves this format open.
+    """A dialog as the turns that `Tokenizer.encode_turns` takes (BLIP section 5.5). Each earlier question is followed
+    by its answer, and the last question by the answer to be judged. Texts are normalised as questions are. The paper
+    leaves this format open.
     """
     pairs = [*rounds, (question, answer)]
     return [f"{normalize_question(asked)} {normalize_question(said)}".strip() for asked, said in pairs]
@@ -91,10 +85,8 @@ def answers_of(sample: Sample) -> list[str]:
 
 
 def question_with_answers(sample: Sample) -> tuple[str, list[tuple[str, float]]]:
-    """The question, and its distinct answers with the share of annotators who gave each.
-
-    Both are normalised as in the released code. The weights of a question sum to 1, those of Visual Genome's questions
-    to 0.2.
+    """The question, and its distinct answers with the share of annotators who gave each. Both are normalised as in the
+    released code. The weights of a question sum to 1, those of Visual Genome's questions to 0.2.
     """
     question = normalize_question(text_field(sample, "question"))
     answers = Counter(filter(None, map(normalize_question, answers_of(sample))))

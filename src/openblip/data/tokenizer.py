@@ -49,11 +49,9 @@ class Tokens:
 
 
 class Tokenizer:
-    """WordPiece with the special tokens of BLIP.
-
-    Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK], [CLS] and [SEP]; raises `CheckpointError` when
-    one is missing. [DEC] and [ENC] are added at the end where they are missing, which gives 30522 and 30523 with BERT's
-    vocabulary. Special tokens written out in a caption are plain text.
+    """WordPiece with the special tokens of BLIP. Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK],
+    [CLS] and [SEP]; raises `CheckpointError` when one is missing. [DEC] and [ENC] are added at the end where they are
+    missing, which gives 30522 and 30523 with BERT's vocabulary. Special tokens written out in a caption are plain text.
     """
 
     def __init__(self, wordpiece: WordPiece) -> None:
@@ -81,10 +79,9 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 2000) -> "Tokenizer":
-        """A vocabulary of at most `vocab_size` for these captions; equal captions give equal vocabularies.
-
-        Every ASCII letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises `ConfigError` when
-        there is no text or `vocab_size` cannot hold the characters.
+        """A vocabulary of at most `vocab_size` for these captions; equal captions give equal vocabularies. Every ASCII
+        letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises `ConfigError` when there is no
+        text or `vocab_size` cannot hold the characters.
         """
         wordpiece = _bert_wordpiece([])
         counts = Counter(
@@ -164,10 +161,9 @@ class Tokenizer:
         (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def encode(self, texts: Sequence[str], max_length: int = 30, pad_to_multiple_of: int = 1) -> Tokens:
-        """[CLS] words [SEP] of B texts; truncation to `max_length` tokens keeps [SEP].
-
-        They are padded to the longest text, rounded up to a multiple of `pad_to_multiple_of` within `max_length`.
-        The released code always pads to `max_length`; with the mask the result is the same and the work less.
+        """[CLS] words [SEP] of B texts; truncation to `max_length` tokens keeps [SEP]. They are padded to the longest
+        text, rounded up to a multiple of `pad_to_multiple_of` within `max_length`. The released code always pads to
+        `max_length`; with the mask the result is the same and the work less.
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
@@ -175,9 +171,8 @@ class Tokenizer:
         return self._padded(rows, max_length, pad_to_multiple_of)
 
     def encode_turns(self, dialogs: Sequence[Sequence[str]], max_length: int, pad_to_multiple_of: int = 1) -> Tokens:
-        """[CLS] turn [SEP] turn [SEP] ... of B dialogs, padded as by `encode`.
-
-        A dialog of more than `max_length` tokens loses its oldest ones.
+        """[CLS] turn [SEP] turn [SEP] ... of B dialogs, padded as by `encode`. A dialog of more than `max_length`
+        tokens loses its oldest ones.
         """
         rows = []
         for turns in dialogs:
@@ -228,7 +223,6 @@ def _bert_wordpiece(vocab: Sequence[str]) -> WordPiece:
 
 def _alphabet(counts: Counter[str], vocab_size: int) -> tuple[list[str], list[str]]:
     """The characters that begin words, and those that continue them: those of ASCII and the most frequent others.
-
     Others take at most a quarter of the vocabulary, so that a few captions in another script do not fill it.
     """
     alphanumeric = set(string.ascii_lowercase + string.digits)
