@@ -3,11 +3,10 @@
 B images or videos, F frames of each, S image size.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,12 +15,6 @@ from openblip.cli.options import ModelOptions, read_text_list
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Asked = tuple[Tensor, tuple[str, ...]]
-    """An image (one frame) or a video, (F, 3, S, S) uint8, and the questions about it."""
 
 
 def command(
@@ -66,33 +59,33 @@ def command(
     predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
     import torch
 
-    from openblip.data.images import is_video, read_frames
+    from openblip.data.images import is_video, read_frames, read_image
 
-    def prepare(sample: Sample) -> "Asked":
+    Asked = tuple[torch.Tensor, tuple[str, ...]]  # image or video, (F, 3, S, S) uint8, and the questions about it
+
+    def prepare(sample: Sample) -> Asked:
         question = sample.info.get("question")
         if not questions and (not isinstance(question, str) or not question.strip()):
             raise SourceError("it has no question")
         if is_video(sample.image) or Path(sample.key).suffix.lower() in lines.VIDEO_FILE_SUFFIXES:
-            frames = read_frames(sample.image, num_frames, name=lines.sample_name(sample.shard, sample.key))
+            frames = read_frames(sample.image, num_frames, name=lines.name_of(sample))
         else:
-            frames = [lines.decode_image(sample)]
+            frames = [read_image(sample.image, name=lines.name_of(sample))]
         pixels = torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
         return pixels, questions or (str(question),)
 
-    def answer(batch: Sequence["Asked"]) -> list[list[dict[str, Any]]]:
-        """The rows of each image or video; those of equally many frames are encoded together."""
+    output = lines.OutputLines(sources, reading, ("question", "answer", "logprob"), len(questions) or 1, questions)
+    for samples, batch in output.batches(prepare, label="answering"):
         rows: list[list[dict[str, Any]]] = []
-        for num_frames, group in groupby(batch, key=lambda asked: len(asked[0])):
-            alike, step = list(group), max(1, reading.batch_size // num_frames)
+        for length, group in groupby(batch, key=lambda asked: len(asked[0])):  # equally many frames go together
+            alike, step = list(group), max(1, reading.batch_size // length)
             for part in (alike[start : start + step] for start in range(0, len(alike), step)):
                 frames = torch.stack([frames for frames, _ in part])  # (B, F, 3, S, S)
-                images = predictor.encode(frames, reading.batch_size)
                 owners = torch.tensor([index for index, (_, asked) in enumerate(part) for _ in asked])
+                images = predictor.encode(frames, reading.batch_size).select(owners)
                 texts = [question for _, asked in part for question in asked]
                 answers = iter(
-                    predictor.answer(
-                        images.select(owners), texts, choices, decoding, reading.batch_size, return_scores=True
-                    )
+                    predictor.answer(images, texts, choices, decoding, reading.batch_size, return_scores=True)
                 )
                 rows += [
                     [
@@ -101,9 +94,5 @@ def command(
                     ]
                     for _, asked in part
                 ]
-        return rows
-
-    output = lines.OutputLines(sources, reading, ("question", "answer", "logprob"), len(questions) or 1, questions)
-    for samples, asked in output.batches(prepare, label="answering"):
-        output.write(samples, answer(asked))
+        output.write(samples, rows)
     return output.finish("answered about")

@@ -10,7 +10,7 @@ import tyro
 
 from openblip.cli import lines
 from openblip.cli.options import DecodingOptions, ModelOptions
-from openblip.data.sample import Source, safe_name
+from openblip.data.sample import Sample, Source, safe_name
 from openblip.errors import ConfigError, SourceError
 from openblip.files import write_text
 
@@ -130,15 +130,18 @@ def command(
     predictor.caption([], prompt=prompt, decoding=strategy)  # raises what it cannot do, before a file is made
     import torch
 
+    from openblip.data.images import read_image
+
+    def prepare(sample: Sample) -> torch.Tensor:
+        return torch.from_numpy(predictor.preprocessing(read_image(sample.image, name=lines.name_of(sample))))
+
     names = ("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ()))
     output = lines.OutputLines(inputs, reading, names, num_captions, printed=not sidecar.sidecar)
     # A run that was stopped has written these lines, and maybe not their text files.
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
-    for samples, images in output.batches(
-        lambda sample: torch.from_numpy(predictor.preprocessing(lines.decode_image(sample))), label="captioning"
-    ):
+    for samples, images in output.batches(prepare, label="captioning"):
         pixels = torch.stack(images)  # (B, 3, S, S) uint8
         captions = predictor.caption(
             pixels, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True

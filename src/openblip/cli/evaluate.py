@@ -118,39 +118,29 @@ def command(
 def _measure(
     task: TaskName, predictor: "BasePredictor", source: "Source", tasks: TaskOptions, **common: Any
 ) -> dict[str, Any]:
-    from openblip.evaluation.captioning import evaluate_captioning
-    from openblip.evaluation.classification import evaluate_classification
-    from openblip.evaluation.filtering import evaluate_filter
-    from openblip.evaluation.nlvr import evaluate_nlvr
-    from openblip.evaluation.question_answering import evaluate_question_answering
-    from openblip.evaluation.retrieval import evaluate_retrieval
-    from openblip.evaluation.visdial import evaluate_visdial
+    from openblip.evaluation import captioning, classification, filtering, nlvr, question_answering, retrieval, visdial
 
+    if task in ("video-retrieval", "video-qa"):
+        common["num_frames"] = tasks.num_frames or (8 if task == "video-retrieval" else 16)
     match task:
         case "caption":
-            return evaluate_captioning(predictor, source, decoding=tasks.beam(Beam()), **common)
+            return captioning.evaluate_captioning(predictor, source, decoding=tasks.beam(Beam()), **common)
         case "retrieval" | "video-retrieval":
-            num_frames = None if task == "retrieval" else tasks.num_frames or 8
-            common |= {"rerank": tasks.rerank, "num_frames": num_frames}
-            return evaluate_retrieval(predictor, source, **common)
+            return retrieval.evaluate_retrieval(predictor, source, rerank=tasks.rerank, **common)
         case "filter":
-            return evaluate_filter(predictor, source, threshold=tasks.threshold, **common)
+            return filtering.evaluate_filter(predictor, source, threshold=tasks.threshold, **common)
         case "vqa" | "video-qa":
-            return evaluate_question_answering(
-                predictor,
-                source,
-                candidates=None if tasks.answers is None else read_text_list(tasks.answers, "answers"),
-                num_frames=None if task == "vqa" else tasks.num_frames or 16,
-                decoding=tasks.beam(predictor.answer_decoding),
-                **common,
-            )
+            if tasks.answers is not None:
+                common["candidates"] = read_text_list(tasks.answers, "answers")
+            common["decoding"] = tasks.beam(predictor.answer_decoding)
+            return question_answering.evaluate_question_answering(predictor, source, **common)
         case "nlvr":
-            return evaluate_nlvr(predictor, source, **common)
+            return nlvr.evaluate_nlvr(predictor, source, **common)
         case "visdial":
-            return evaluate_visdial(predictor, source, **common)
+            return visdial.evaluate_visdial(predictor, source, **common)
         case "classification":
             if tasks.templates is not None:
                 common["templates"] = read_text_list(tasks.templates, "templates")
             if tasks.classes is not None:
                 common["classes"] = read_named_texts(tasks.classes, "classes")
-            return evaluate_classification(predictor, source, **common)
+            return classification.evaluate_classification(predictor, source, **common)

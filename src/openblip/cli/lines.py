@@ -14,16 +14,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from openblip.data.reader import Prepared, read_source
 from openblip.data.sample import VIDEO_SUFFIXES, Located, Reject, Sample, Selection, Source, parse_texts, safe_name
 from openblip.errors import ConfigError, ImageError, SourceError
 from openblip.files import JsonLine, read_jsonl
 from openblip.progress import Progress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 IMAGE_FILE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
 VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
@@ -139,16 +136,9 @@ def find_sources(
     return sources
 
 
-def sample_name(shard: str, key: str) -> str:
+def name_of(sample: Sample | Reject) -> str:
     """What messages call a sample."""
-    return f"{shard}/{key}" if shard else key
-
-
-def decode_image(sample: Sample) -> "Image":
-    """Decode the image of a sample; raises `ImageError`, which names the sample."""
-    from openblip.data.images import read_image
-
-    return read_image(sample.image, name=sample_name(sample.shard, sample.key))
+    return f"{sample.shard}/{sample.key}" if sample.shard else sample.key
 
 
 @dataclass
@@ -220,19 +210,18 @@ class OutputLines:
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
         for source in self.sources:
             for entry in read_source(source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead):
-                shard = (entry if isinstance(entry, Reject) else entry[0]).shard
-                if shard and shard not in seen:
+                item = entry if isinstance(entry, Reject) else entry[0]
+                if item.shard and item.shard not in seen:
                     bar.estimate_total(len(seen), num_shards)
-                    seen.add(shard)
-                if isinstance(entry, Reject) and self.is_alone:
-                    raise ImageError(entry.reason)
-                if isinstance(entry, Reject):
-                    self.num_skipped += 1
-                    name = sample_name(entry.shard, entry.key)
-                    bar.note(f"skipped {name}: {entry.reason.removeprefix(f'{name}: ')}")
-                    bar.advance(1)
-                else:
+                    seen.add(item.shard)
+                if not isinstance(entry, Reject):
                     yield entry
+                    continue
+                if self.is_alone:
+                    raise ImageError(entry.reason)
+                self.num_skipped += 1
+                bar.note(f"skipped {name_of(entry)}: {entry.reason.removeprefix(f'{name_of(entry)}: ')}")
+                bar.advance(1)
 
     def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
         """Write the lines of a batch, a list of rows for each sample."""

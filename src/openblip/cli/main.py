@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -18,6 +18,15 @@ from openblip.errors import ConfigError, OpenBlipError
 
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 BROKEN_PIPE = 141  # the same for SIGPIPE
+OVERVIEW = """usage: openblip COMMAND [arguments]
+
+Bootstrapping language-image pre-training: train, caption, match and clean image-text data.
+
+commands:
+{}
+
+`openblip COMMAND --help` shows the options of a command, `--debug` the traceback of an error,
+`openblip --version` the version."""
 
 
 class Command(NamedTuple):
@@ -97,22 +106,10 @@ def _find_call(words: list[str]) -> Callable[[], int | None]:
     listed = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
     rest = words[1:] if group else words
     if listed and (not rest or rest[0] in ("-h", "--help")):
-        return functools.partial(print, _overview(listed))
+        width = max(map(len, listed)) + 2
+        lines = [f"  {name:<{width}}{command.summary}" for name, command in listed.items()]
+        return functools.partial(print, OVERVIEW.format("\n".join(lines)))
     asked = " ".join(words[:2]) if listed else words[0]
     close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"
     raise ConfigError(f"there is no command `{asked}`; {hint}")
-
-
-def _overview(commands: Mapping[str, Command]) -> str:
-    width = max(map(len, commands)) + 2
-    lines = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in commands.items())
-    return f"""usage: openblip COMMAND [arguments]
-
-Bootstrapping language-image pre-training: train, caption, match and clean image-text data.
-
-commands:
-{lines}
-
-`openblip COMMAND --help` shows the options of a command, `--debug` the traceback of an error,
-`openblip --version` the version."""

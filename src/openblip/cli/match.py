@@ -3,8 +3,7 @@
 B images, R texts of all images, S image size, E embedding width, Q queries.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -12,9 +11,6 @@ from openblip.cli import lines
 from openblip.cli.options import ModelOptions
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def command(
@@ -48,17 +44,19 @@ def command(
         predictor.match([], [])  # raises the error that says what the checkpoint can do
     import torch
 
+    from openblip.data.images import read_image
     from openblip.models.blip import similarity_of_pairs
 
     batch_size, field = reading.batch_size, "text" if texts else "caption"
 
-    def prepare(sample: Sample) -> "Tensor":
+    def prepare(sample: Sample) -> torch.Tensor:
         if not texts and not sample.captions:
             raise SourceError("it has no caption to score")
-        return torch.from_numpy(predictor.preprocessing(lines.decode_image(sample)))
+        return torch.from_numpy(predictor.preprocessing(read_image(sample.image, name=lines.name_of(sample))))
 
-    def score(samples: Sequence[Sample], pixels: Sequence["Tensor"]) -> list[list[dict[str, Any]]]:
-        images = predictor.encode(torch.stack(list(pixels)), batch_size)  # once for both scores
+    output = lines.OutputLines(sources, reading, (field, "match", "similarity"), len(texts) or None, texts)
+    for samples, pixels in output.batches(prepare, label="scoring"):
+        images = predictor.encode(torch.stack(pixels), batch_size)  # once for both scores
         texts_of_image = [texts or sample.captions for sample in samples]
         all_texts = [text for of_image in texts_of_image for text in of_image]
         match: list[float | None] = [None] * len(all_texts)
@@ -76,15 +74,12 @@ def command(
                 vectors = predictor.embed_images(images, batch_size)[owners]  # (R, E) or (R, Q, E)
                 similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
         scores = zip(match, similarity, strict=True)
-        return [
+        rows = [
             [
                 {field: text, "match": probability, "similarity": cosine}
                 for text, (probability, cosine) in zip(of_image, scores, strict=False)
             ]
             for of_image in texts_of_image
         ]
-
-    output = lines.OutputLines(sources, reading, (field, "match", "similarity"), len(texts) or None, texts)
-    for samples, pixels in output.batches(prepare, label="scoring"):
-        output.write(samples, score(samples, pixels))
+        output.write(samples, rows)
     return output.finish("scored")
