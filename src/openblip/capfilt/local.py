@@ -43,13 +43,11 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     Finished shards are skipped. A shard that fails is recorded in its `failure.json` and the others go on; the next
     call tries it again. After a kill at any moment the folder holds only whole files.
 
-    Args:
-        device: where the models run; None takes what `openblip.load` takes.
+    device: where the models run; None takes what `openblip.load` takes.
 
-    Raises:
-        SourceError: the source is missing, empty or in an unknown format.
-        CheckpointError, UnsupportedTaskError: a checkpoint is missing or cannot do its part.
-        ConfigError: `out` holds a run with other settings; the message shows the difference.
+    Raises SourceError for a source that is missing, empty or in an unknown format; CheckpointError and
+    UnsupportedTaskError for a checkpoint that is missing or cannot do its part; ConfigError, which shows the
+    difference, when `out` holds a run with other settings.
     """
     source = open_source(config.source, images=config.images)
     shards = list(source.shards())

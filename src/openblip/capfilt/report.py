@@ -51,15 +51,10 @@ class ReportTable(NamedTuple):
 def write_report(
     directory: str | Path, *, extra_tables: Mapping[str, Sequence[ReportTable]] | None = None
 ) -> RunScores:
-    """Write `DIR/report.html` and return the scores that it shows.
+    """Write `DIR/report.html` of a run, finished or not, and return the scores that it shows.
 
-    Args:
-        directory: output of a CapFilt run, finished or not.
-        extra_tables: sections with their tables, by title, shown after the keep rates, for callers that know more, such
-            as the ground truth about the noise.
-
-    Raises:
-        ConfigError: the folder is not the output of a CapFilt run.
+    extra_tables: sections by title, shown after the keep rates, for callers that know more, such as the ground truth
+    about the noise. Raises `ConfigError` when the folder is not the output of a CapFilt run.
     """
     folder = CapFiltFolder(Path(directory))
     manifest = folder.read_manifest()

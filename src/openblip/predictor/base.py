@@ -38,7 +38,7 @@ from openblip.models.blip2 import Blip2
 from openblip.models.config import Mode
 from openblip.models.language_model import LanguageModel
 from openblip.predictor import values
-from openblip.predictor.explain import Explanation, Words, explain_read_text, explain_written_text, join_pieces
+from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, join_pieces
 from openblip.predictor.values import (
     Candidates,
     Dialogs,
@@ -125,10 +125,7 @@ class BasePredictor(ABC):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def fingerprint(self) -> str:
-        """A SHA-256 of all that decides the results: settings, vocabularies and current weights.
-
-        It does not depend on the format that the checkpoint was read from.
-        """
+        """A SHA-256 of the settings, vocabularies and current weights, the same for all formats of a checkpoint."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         with tempfile.TemporaryDirectory() as folder:
             if self.tokenizer is not None:
@@ -188,10 +185,10 @@ class BasePredictor(ABC):
 
     @torch.inference_mode()
     def encode_videos(self, videos: values.Videos, num_frames: int = 8, batch_size: int | None = None) -> EncodedImages:
-        """Encode frames spread evenly over each video (BLIP section 5.6); calls take the result as `images`.
+        """Encode frames spread evenly over each video; calls take the result as `images`.
 
-        The paper takes 8 frames for retrieval and 16 for questions. batch_size: frames at a time. Raises as
-        `prepare_videos` does.
+        The paper takes 8 frames for retrieval and 16 for questions (BLIP section 5.6). batch_size: frames at a time.
+        Raises as `prepare_videos` does.
         """
         videos = values.as_list(videos)
         batches = values.batches(max(1, len(videos)), batch_size, max(1, num_frames))
@@ -200,12 +197,16 @@ class BasePredictor(ABC):
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
-        items, num_frames = values.list_images(images), 1
+        items, num_frames, size = values.list_images(images), 1, self.preprocessing.image_size
         if isinstance(items, EncodedImages):
             num_frames = items.num_frames
         elif isinstance(items, Tensor):
-            values.check_prepared(items, self.preprocessing.image_size)
-            num_frames = items.shape[1] if items.dim() == 5 else 1
+            if items.dtype != torch.uint8 or items.ndim not in (4, 5) or items.shape[-3:] != (3, size, size):
+                raise ConfigError(
+                    f"A {str(items.dtype).removeprefix('torch.')} tensor of {tuple(items.shape)} is no batch of "
+                    f"prepared images, uint8 (B, 3, {size}, {size}); give images, or what `prepare` returned."
+                )
+            num_frames = items.shape[1] if items.ndim == 5 else 1
         for rows in values.batches(len(items), batch_size, num_frames):
             if isinstance(items, EncodedImages):
                 yield rows, items.part(rows)
@@ -474,7 +475,7 @@ class BasePredictor(ABC):
             encoded = replace(encoded, tokens=encoded.tokens.clone())
             if text is not None and "itm" in heads:
                 tokens = self._tokenize([text], self._encoder_id)
-                words = self._words(tokens)
+                words = join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
                 logits, maps = self._match_maps(encoded.tokens, tokens, layer)
                 return explain_read_text(text, float(logits.detach().float().softmax(dim=1)[0, 1]), words, maps)
             if text is not None and "answer" in self.tasks:
@@ -619,10 +620,6 @@ class BasePredictor(ABC):
         """P(match) of R texts over B images, float32 (R,) on the CPU."""
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
-
-    def _words(self, tokens: Tokens) -> Words:
-        """The words of a single text, (1, T)."""
-        return join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The explanation of a given caption of one image, or of the one that the model's own decoder writes."""

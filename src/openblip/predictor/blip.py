@@ -32,7 +32,7 @@ from openblip.models.blip import Blip, CrossKV
 from openblip.models.config import Mode
 from openblip.predictor import values
 from openblip.predictor.base import BasePredictor
-from openblip.predictor.explain import Explanation, explain_read_text, patch_maps, target_logprobs
+from openblip.predictor.explain import Explanation, explain_read_text, join_pieces, patch_maps, target_logprobs
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, TextInput, chunks, sampling_seeds
 
 MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
@@ -220,13 +220,10 @@ class BlipPredictor(BasePredictor):
     # Explanations.
 
     def _capture(self, mode: Mode, layer: int | None) -> AbstractContextManager[list[Tensor]]:
-        """Record where texts look in a layer, by default the one in the middle, but not the last one, where what the
-        words see no longer reaches the score of a match.
-        """
+        """By default in the middle, but not the last layer, where what words see no longer reaches a match's score."""
         num_layers = self.model.config.text.num_layers
-        if layer is None:
-            layer = max(0, min(num_layers // 2, num_layers - 2))
-        return self.model.capture_cross_attention(mode, layer)
+        default = max(0, min(num_layers // 2, num_layers - 2))
+        return self.model.capture_cross_attention(mode, default if layer is None else layer)
 
     def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated."""
@@ -240,7 +237,7 @@ class BlipPredictor(BasePredictor):
         start = self._answer_start()
         ids = torch.cat([start, torch.tensor(answer.ids, device=self.device)])
         tokens = self._tokenize_questions([question])
-        words = self._words(tokens)
+        words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
         with self._capture("encode", layer) as weights:
             question_kv = self._question_kv(images.tokens, tokens)
             logits = self.model.decode(ids[None, :-1], question_kv)

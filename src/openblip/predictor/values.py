@@ -120,15 +120,6 @@ def input_name(item: Any, position: int, kind: str) -> str:
     return str(item) if isinstance(item, str | os.PathLike) else f"{kind} {position}"
 
 
-def check_prepared(pixels: Tensor, size: int) -> None:
-    """ConfigError unless a tensor is what `prepare` or `prepare_videos` returns."""
-    if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-3:] != (3, size, size):
-        raise ConfigError(
-            f"A {str(pixels.dtype).removeprefix('torch.')} tensor of {tuple(pixels.shape)} is no batch of "
-            f"prepared images, uint8 (B, 3, {size}, {size}); give images, or what `prepare` returned."
-        )
-
-
 def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequence[str]]:
     """The candidates of each question; ConfigError for none or the wrong number of lists."""
     items = as_list(candidates)
