@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_blip2_predictor import blip2_predictor
-from tiny_predictor import IMAGES
+from tiny_predictor import IMAGES, blip2_predictor
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError

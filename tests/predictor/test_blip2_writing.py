@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_blip2_predictor import PROMPTS, QUESTIONS, blip2_predictor
-from tiny_predictor import IMAGES, ORDER
+from tiny_predictor import IMAGES, ORDER, blip2_predictor
 from torch import Tensor
 
 import openblip
@@ -19,6 +18,8 @@ from openblip.generation.language import write_texts
 from openblip.generation.search import generate
 from openblip.predictor import Blip2Predictor
 
+QUESTIONS = ["what is it?", "how many cats are there?", "why?", "how big", "is it a green tree?"]
+PROMPTS = ["a photo of", "", "Question: what is it? Answer:", "a small red dog beside", "two"]
 DECODINGS: dict[str, Decoding] = {
     "greedy": Greedy(max_new_tokens=6),
     "beam": Beam(num_beams=3, max_new_tokens=6, min_new_tokens=2, repetition_penalty=1.5),

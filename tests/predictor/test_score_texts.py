@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_blip2_predictor import blip2_predictor
-from tiny_predictor import IMAGES, make_predictor
+from tiny_predictor import IMAGES, blip2_predictor, make_predictor
 
 from marks import slow
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError

@@ -1,19 +1,22 @@
-"""Predictors with tiny random models, images and videos."""
+"""Predictors with tiny random models, what is asked of them, and how their answers are compared."""
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint, EncoderToken
 from openblip.data.config import Preprocessing
 from openblip.models.blip import Blip
-from openblip.models.config import Head
-from openblip.predictor import BlipPredictor
+from openblip.models.config import Blip2Head, Head
+from openblip.predictor import Blip2Predictor, BlipPredictor, ScoredText
 from tiny_blip import TINY, randomise, tiny_tokenizer
+from tiny_blip2 import Language, tiny_blip2
 
 TOKENIZER = tiny_tokenizer()
 PROMPT = "a picture of "
@@ -31,6 +34,13 @@ def make_predictor(*heads: Head, encoder_token: EncoderToken = "[ENC]", **vision
     preprocessing = Preprocessing(image_size=config.vision.image_size)
     checkpoint = BlipCheckpoint(model, TOKENIZER, preprocessing, PROMPT, encoder_token)
     return BlipPredictor(checkpoint, device="cpu")
+
+
+def blip2_predictor(
+    heads: Sequence[Blip2Head] = ("itc", "itm", "itg"), language: Language | None = None, **settings: bool
+) -> Blip2Predictor:
+    """settings: `tower`, `instructed`."""
+    return Blip2Predictor(tiny_blip2(heads, language, **settings), device="cpu")
 
 
 def random_image(seed: int) -> Image.Image:
@@ -62,3 +72,30 @@ def image_tokens(predictor: BlipPredictor, image: Image.Image) -> torch.Tensor:
     pixels = torch.from_numpy(predictor.preprocessing(image))[None]
     with torch.no_grad():
         return predictor.model.encode_image(predictor.preprocessing.normalize(pixels))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal but for rounding."""
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    elif isinstance(expected, ScoredText):
+        assert found.text == expected.text
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    else:
+        assert found == expected
+
+
+def check_batches(
+    call: Callable[..., Any], *lists: Sequence[Any], sizes: Sequence[int | None] = (None, 1, 2, 3, 5)
+) -> Any:
+    """Results for five items do not depend on batch size, order or what else is in the batch; returns them.
+
+    call: takes the lists and a batch size.
+    """
+    expected = call(*lists, None)
+    for size in sizes:
+        for order in (range(5), ORDER) if size == 2 else (ORDER,):
+            found = call(*([values[i] for i in order] for values in lists), size)
+            for i, result in zip(order, found, strict=True):
+                assert_same(result, expected[i])
+    return expected
