@@ -1,6 +1,5 @@
 """A run as a whole: complete rows, the models' own scores, resume, refusals, failures."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from source_items import items_of
 
 
 def test_every_text_has_a_row(web: Path, config: CapFiltConfig, tmp_path: Path) -> None:
-    run_capfilt(dataclasses.replace(config, num_captions=2), tmp_path)
+    run_capfilt(replace(config, num_captions=2), tmp_path)
     rows = all_rows(tmp_path)
     expected = []
     for sample in items_of(open_source(str(web))):
@@ -62,7 +62,7 @@ def test_rows_are_what_the_models_say(web: Path, captioner: str, filter_model: s
 
 
 def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
-    run_capfilt(dataclasses.replace(config, batch_size=1, num_workers=1), tmp_path)
+    run_capfilt(replace(config, batch_size=1, num_workers=1), tmp_path)
     ours, theirs = all_rows(tmp_path), all_rows(finished_run)
     numbers = ("itm", "itc", "logprob")
     assert [{k: v for k, v in row.items() if k not in numbers} for row in ours] == [
@@ -75,7 +75,7 @@ def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run:
 
 
 def test_seed_changes_the_captions(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
-    run_capfilt(dataclasses.replace(config, seed=1), tmp_path)
+    run_capfilt(replace(config, seed=1), tmp_path)
     ours, theirs = all_rows(tmp_path), all_rows(finished_run)
     written = [row["caption"] for row in ours if row["source"] == "synthetic"]
     assert written != [row["caption"] for row in theirs if row["source"] == "synthetic"]
@@ -133,7 +133,7 @@ def test_changed_settings_are_refused_by_name(
 ) -> None:
     before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=f"{field} was {was}, is now {now}"):
-        run_capfilt(dataclasses.replace(config, **change), run_copy)
+        run_capfilt(replace(config, **change), run_copy)
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
@@ -147,7 +147,7 @@ def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_co
     del manifest["config"]["dtype"]
     path.write_text(json.dumps(manifest))
     (run_copy / "captions" / "00001.report.json").unlink()
-    assert run_capfilt(dataclasses.replace(config, dtype="float32"), run_copy).done == ["00001"]
+    assert run_capfilt(replace(config, dtype="float32"), run_copy).done == ["00001"]
     hashes = {json.loads(file.read_text())["config"] for file in run_copy.glob("captions/*.report.json")}
     assert hashes == {json.loads(report)["config"] for report in reports}
     assert len(hashes) == 1
@@ -157,25 +157,25 @@ def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_co
 def test_changed_weights_are_refused(config: CapFiltConfig, run_copy: Path, tmp_path: Path, role: str) -> None:
     other = write_checkpoint(tmp_path / "other", seed=9, image_size=24)
     with pytest.raises(ConfigError, match=f"{role} was"):
-        run_capfilt(dataclasses.replace(config, **{role: other}), run_copy)
+        run_capfilt(replace(config, **{role: other}), run_copy)
 
 
 def test_the_same_weights_elsewhere_are_the_same_model(config: CapFiltConfig, run_copy: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(config.filter, tmp_path / "moved")
-    summary = run_capfilt(dataclasses.replace(config, filter=str(moved)), run_copy)
+    summary = run_capfilt(replace(config, filter=str(moved)), run_copy)
     assert len(summary.skipped) == 3
 
 
 def test_changed_threshold_points_to_capfilt_select(config: CapFiltConfig, run_copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"threshold was 0\.5, is now 0\.7.*capfilt-select .* 0\.7"):
-        run_capfilt(dataclasses.replace(config, threshold=0.7), run_copy)
+        run_capfilt(replace(config, threshold=0.7), run_copy)
 
 
 def test_a_relative_source_resumes_from_anywhere(
     config: CapFiltConfig, run_copy: Path, web: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(web.parent)
-    summary = run_capfilt(dataclasses.replace(config, source=web.name), run_copy)
+    summary = run_capfilt(replace(config, source=web.name), run_copy)
     assert len(summary.skipped) == 3
 
 
@@ -183,7 +183,7 @@ def test_new_shards_of_a_grown_source_are_added(config: CapFiltConfig, web: Path
     grown = tmp_path / "web"
     grown.mkdir()
     shutil.copy(web / "00000.tar", grown)
-    config = dataclasses.replace(config, source=str(grown))
+    config = replace(config, source=str(grown))
     run_capfilt(config, tmp_path / "run")
     shutil.copy(web / "00001.tar", grown)
     summary = run_capfilt(config, tmp_path / "run")
@@ -207,7 +207,7 @@ def test_unreadable_samples_become_rejects(config: CapFiltConfig, tmp_path: Path
         ("json.json", b"{not json"),
     ]
     write_tar(tmp_path / "web" / "mixed.tar", members)
-    summary = run_capfilt(dataclasses.replace(config, source=str(tmp_path / "web")), tmp_path / "run")
+    summary = run_capfilt(replace(config, source=str(tmp_path / "web")), tmp_path / "run")
     assert summary.failed == []
     assert {row["key"] for row in all_rows(tmp_path / "run")} == {"good", "again"}
     lines = (tmp_path / "run" / "captions" / "mixed.rejects.jsonl").read_text().splitlines()
@@ -224,7 +224,7 @@ def test_a_truncated_shard_gives_its_whole_samples(config: CapFiltConfig, tmp_pa
     path = tmp_path / "web" / "cut.tar"
     write_tar(path, members)
     os.truncate(path, 512 * 12)
-    summary = run_capfilt(dataclasses.replace(config, source=str(path)), tmp_path / "run")
+    summary = run_capfilt(replace(config, source=str(path)), tmp_path / "run")
     keys = [row["key"] for row in all_rows(tmp_path / "run") if row["source"] == "web"]
     assert keys == [f"{n}" for n in range(len(keys))]
     assert 0 < len(keys) < 5
@@ -237,7 +237,7 @@ def test_a_failing_shard_is_recorded_and_tried_again(config: CapFiltConfig, web:
     source = shutil.copytree(web, tmp_path / "web")
     whole = (source / "00001.tar").read_bytes()
     (source / "00001.tar").write_bytes(b"\x1f\x8b" + bytes(2000))  # gzip: no plain tar
-    config = dataclasses.replace(config, source=str(source))
+    config = replace(config, source=str(source))
     out = tmp_path / "run"
     summary = run_capfilt(config, out)
     assert summary.done == ["00000", "00002"]
@@ -266,9 +266,9 @@ def test_report_counts(finished_run: Path) -> None:
 
 def test_nothing_can_start(config: CapFiltConfig, tmp_path: Path, filter_model: str) -> None:
     with pytest.raises(SourceError):
-        run_capfilt(dataclasses.replace(config, source=str(tmp_path / "none.tar")), tmp_path / "run")
+        run_capfilt(replace(config, source=str(tmp_path / "none.tar")), tmp_path / "run")
     with pytest.raises(UnsupportedTaskError, match="cannot be the captioner: it has no caption"):
-        run_capfilt(dataclasses.replace(config, captioner=filter_model), tmp_path / "run")
+        run_capfilt(replace(config, captioner=filter_model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,8 +1,8 @@
 """The report page: right numbers, inert whatever the captions say, the same for the same run."""
 
-import dataclasses
 import html
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_hostile_captions_are_only_text(config: CapFiltConfig, tmp_path: Path) -
     members = [m for n, text in enumerate(HOSTILE) for m in sample_members(f"<b>{n}", n, [text])]
     members += [("<i>bad.jpg", b"nothing"), ("<i>bad.txt", b"x")]
     write_tar(tmp_path / "web" / "<u>evil&.tar", members)
-    run_capfilt(dataclasses.replace(config, source=str(tmp_path / "web")), tmp_path / "run")
+    run_capfilt(replace(config, source=str(tmp_path / "web")), tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text("utf-8")
     elements = Elements(text)
     assert elements.open == []
@@ -125,7 +125,7 @@ def test_extra_sections(run_copy: Path) -> None:
 
 def test_a_run_of_nothing_still_has_a_page(config: CapFiltConfig, tmp_path: Path) -> None:
     write_tar(tmp_path / "bad.tar", [("a.jpg", b"nothing"), ("a.txt", b"a dog")])
-    summary = run_capfilt(dataclasses.replace(config, source=str(tmp_path / "bad.tar")), tmp_path / "run")
+    summary = run_capfilt(replace(config, source=str(tmp_path / "bad.tar")), tmp_path / "run")
     assert summary.failed == []
     assert "No image has both" in (tmp_path / "run" / "report.html").read_text("utf-8")
 

@@ -1,17 +1,20 @@
-"""What is kept: the manifest's threshold decides at reading, and changing it runs no model."""
+"""What is kept: the threshold decides at reading, and changing it runs no model; export of what is kept."""
 
-import dataclasses
 import json
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from capfilt_world import all_rows
+from capfilt_world import TEXT, all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.selection import select
+from openblip.capfilt.selection import export, select, tar_key
+from openblip.data.images import read_image
+from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
 from source_items import items_of
@@ -37,7 +40,7 @@ def test_select_needs_no_model_and_no_original(
     source = shutil.copytree(web, tmp_path / "web")
     model = shutil.copytree(captioner, tmp_path / "captioner")
     out = tmp_path / "run"
-    run_capfilt(dataclasses.replace(config, source=str(source), captioner=str(model)), out)
+    run_capfilt(replace(config, source=str(source), captioner=str(model)), out)
     rows = all_rows(out)
     shutil.rmtree(source)
     shutil.rmtree(model)
@@ -55,7 +58,7 @@ def test_select_needs_no_model_and_no_original(
 
 def test_selected_runs_resume_with_their_threshold(config: CapFiltConfig, run_copy: Path) -> None:
     select(run_copy, 0.6)
-    summary = run_capfilt(dataclasses.replace(config, threshold=0.6), run_copy)
+    summary = run_capfilt(replace(config, threshold=0.6), run_copy)
     assert len(summary.skipped) == 3
 
 
@@ -93,3 +96,102 @@ def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
     }
     assert scores.combinations == {name: len(found) for name, found in fates.items()}
     assert scores.images == 6
+
+
+def samples_of(spec: str) -> list[Sample]:
+    found = list(items_of(open_source(spec)))
+    assert not any(isinstance(sample, Reject) for sample in found)
+    return [sample for sample in found if isinstance(sample, Sample)]
+
+
+def same_image(samples: list[Sample]) -> list[int]:
+    """For each sample the number of the first with its image id."""
+    ids = [sample.image_id for sample in samples]
+    return [ids.index(own) for own in ids]
+
+
+def test_export_reads_back_as_the_same_pairs(run_copy: Path, tmp_path: Path) -> None:
+    select(run_copy, 0.3)
+    summary = export(run_copy, tmp_path / "out")
+    ours, theirs = samples_of(str(tmp_path / "out")), samples_of(f"capfilt:{run_copy}")
+    assert len(ours) == summary.pairs > 20
+    assert [(s.shard, s.key, s.image, s.captions) for s in ours] == [
+        (s.shard, s.key, s.image, s.captions) for s in theirs
+    ]
+    assert same_image(ours) == same_image(theirs)
+    rows = {(r["shard"], f"{r['key']}-{r['source']}-{r['index']}"): r for r in all_rows(run_copy)}
+    for sample in ours:
+        row = rows[sample.shard, sample.key]
+        assert {name: sample.info[name] for name in ("itm", "itc", "logprob", "source")} == {
+            name: row[name] for name in ("itm", "itc", "logprob", "source")
+        }
+        assert (sample.info["origin_shard"], sample.info["origin_key"]) == (row["shard"], row["key"])
+        assert sample.info["width"] == 40, "the json of the original is kept"
+        assert "captions" not in sample.info, "a text that was filtered out must not come back"
+
+
+def test_same_bytes_every_time(run_copy: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export(run_copy, tmp_path / name)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_new_threshold_updates_the_export(run_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    select(run_copy, 0.3)
+    before = export(run_copy, out).pairs
+    select(run_copy, 0.7)
+    after = export(run_copy, out)
+    assert after.pairs == sum(row["itm"] > 0.7 for row in all_rows(run_copy)) < before
+    assert len(list(out.glob("*.tar"))) == after.shards
+    select(run_copy, 1.0)
+    assert export(run_copy, out).pairs == 0
+    assert list(out.glob("*.tar")) == []
+
+
+def test_foreign_folders_are_left_alone(run_copy: Path, config: CapFiltConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00000.tar").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="not empty"):
+        export(run_copy, tmp_path / "mine")
+    assert (tmp_path / "mine" / "00000.tar").read_bytes() == b"precious"
+    export(run_copy, tmp_path / "out")
+    run_capfilt(replace(config, seed=5), tmp_path / "other")
+    with pytest.raises(ConfigError, match="another CapFilt run"):
+        export(tmp_path / "other", tmp_path / "out")
+
+
+def test_any_key_and_any_image_format(config: CapFiltConfig, tmp_path: Path) -> None:
+    """Keys with dots, blanks, other scripts; a bmp, which a tar shard cannot hold."""
+    folder = tmp_path / "pictures"
+    names = ["a.b.jpg", "a_b.png", "犬 1.webp", "sub.dir/c%2E.jpg", "d.bmp"]
+    formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}
+    lines = []
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, format=formats[path.suffix[1:]]))
+        lines.append({"image": str(path), "caption": TEXT})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run_capfilt(replace(config, source=str(tmp_path / "pairs.jsonl"), threshold=0.0), tmp_path / "run")
+    summary = export(tmp_path / "run", tmp_path / "out")
+    assert not summary.rejects
+    ours, theirs = samples_of(str(tmp_path / "out")), samples_of(f"capfilt:{tmp_path / 'run'}")
+    assert len(theirs) == 10
+    assert [(s.key, s.captions) for s in ours] == [(tar_key(s.key), s.captions) for s in theirs]
+    for sample, original in zip(ours, theirs, strict=True):
+        assert read_image(sample.image).tobytes() == read_image(original.image).tobytes()
+
+
+@pytest.mark.parametrize("key", ["../up", "/etc/passwd", "a/../b", "..", "a\\b", "x\ny"])
+def test_no_member_climbs_out(key: str) -> None:
+    name = tar_key(key)
+    member = tarfile.TarInfo(f"{name}.jpg")
+    assert tarfile.data_filter(member, "/somewhere").name == member.name
+    assert "." not in name
+
+
+def test_different_keys_stay_different() -> None:
+    keys = ["a.b", "a%2Eb", "a%252Eb", "/a", "%2Fa"]
+    assert len({tar_key(key) for key in keys}) == len(keys)

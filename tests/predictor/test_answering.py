@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_predictor import IMAGES, ORDER, TOKENIZER, image_tokens, make_predictor
+from tiny_predictor import IMAGES, TOKENIZER, check_batches, image_tokens, make_predictor, tokens_from_enc
 
 import openblip
 from openblip.errors import ConfigError, ImageError
@@ -41,8 +41,7 @@ def predictor() -> BlipPredictor:
 def question_logits(predictor: BlipPredictor, image: int, question: str, written: list[int]) -> torch.Tensor:
     """Logits (V,) of the next token of an answer, by the parts of the model: one question, no padding."""
     model = predictor.model
-    tokens = TOKENIZER.encode([question])
-    tokens.ids[0, 0] = TOKENIZER.enc_id
+    tokens = tokens_from_enc(question)
     with torch.no_grad():
         image_kv = model.image_kv(image_tokens(predictor, IMAGES[image]), "encode")
         states = model.text(tokens.ids, "encode", context_kv=image_kv.layers)
@@ -71,20 +70,13 @@ def test_answers_do_not_depend_on_batches_order_or_padding(predictor: BlipPredic
     """Trap of the released code: its mask lets answers see the padding of their question."""
     settings = WAYS[way]
 
-    def answers(order: list[int], batch_size: int | None) -> list[ScoredText]:
-        own = dict(settings)
-        if way == "own lists":
-            own["candidates"] = [settings["candidates"][i] for i in order]
-        images, questions = [IMAGES[i] for i in order], [QUESTIONS[i] for i in order]
-        found: list[ScoredText] = predictor.answer(images, questions, batch_size=batch_size, return_scores=True, **own)
-        return found
+    def answers(images: Any, questions: list[str], lists: Any, batch_size: int | None) -> list[ScoredText]:
+        own = {**settings, "candidates": lists} if way == "own lists" else settings
+        return predictor.answer(images, questions, batch_size=batch_size, return_scores=True, **own)
 
-    expected = answers(list(range(5)), None)
+    lists = settings["candidates"] if way == "own lists" else [None] * 5
+    expected = check_batches(answers, IMAGES, QUESTIONS, lists)
     assert len({round(answer.logprob, 2) for answer in expected}) > 1
-    for order, batch_size in [([0, 1, 2, 3, 4], 1), ([0, 1, 2, 3, 4], 2), (ORDER, 3), ([1], None)]:
-        found = answers(order, batch_size)
-        assert [answer.text for answer in found] == [expected[i].text for i in order]
-        assert [answer.logprob for answer in found] == pytest.approx([expected[i].logprob for i in order], abs=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -134,22 +126,14 @@ def test_own_lists_are_the_lists_of_their_questions(predictor: BlipPredictor) ->
 
 
 def test_questions_are_read_as_training_reads_them(predictor: BlipPredictor) -> None:
-    def logprob(question: str) -> float:
-        found: ScoredText = predictor.answer(IMAGES[0], question, candidates="yes", return_scores=True)
+    def logprob(question: str, model: BlipPredictor = predictor) -> float:
+        found: ScoredText = model.answer(IMAGES[0], question, candidates="yes", return_scores=True)
         return found.logprob
 
     assert logprob("What is IT: a (dog)?") == logprob("what is it a dog?") != logprob("what is it a dog")
     assert logprob("a dog " * 200) == pytest.approx(logprob("a dog " * 25), abs=1e-6)
-
-
-def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("vqa", encoder_token="[CLS]")
-
-    def logprob(model: BlipPredictor) -> float:
-        found: ScoredText = model.answer(IMAGES[0], "a dog?", candidates="yes", return_scores=True)
-        return found.logprob
-
-    assert logprob(plain) != pytest.approx(logprob(predictor), abs=1e-3)
+    assert logprob("a dog?", plain) != pytest.approx(logprob("a dog?"), abs=1e-3)
 
 
 def test_samples_follow_their_seed_and_question(predictor: BlipPredictor) -> None:

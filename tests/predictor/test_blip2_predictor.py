@@ -108,6 +108,7 @@ def test_a_saved_checkpoint_loads_and_says_the_same(tmp_path: Path, language: An
     predictor.save(tmp_path)
     loaded = openblip.load(tmp_path, device="cpu")
     assert isinstance(loaded, Blip2Predictor)
+    assert openblip.Blip2Predictor is Blip2Predictor
     assert loaded.settings == predictor.settings
     assert loaded.caption(IMAGES, decoding=SHORT) == predictor.caption(IMAGES, decoding=SHORT)
     assert loaded.answer(IMAGES[0], "why?") == predictor.answer(IMAGES[0], "why?")

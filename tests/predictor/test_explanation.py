@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_predictor import IMAGES, TOKENIZER, make_predictor
+from tiny_predictor import IMAGES, TOKENIZER, make_predictor, tokens_from_enc
 from torch import Tensor
 
 import openblip
@@ -18,11 +18,6 @@ from openblip.predictor import BlipPredictor, Explanation
 from openblip.predictor.explain import join_pieces
 
 TEXT = "a small bird beside the tree"
-
-
-@pytest.fixture(scope="module")
-def predictor() -> BlipPredictor:
-    return make_predictor("itc", "itm", "lm")
 
 
 def attention_of(predictor: BlipPredictor, mode: str, layer: int) -> CrossAttention:
@@ -71,13 +66,10 @@ def maps_by_hand(predictor: BlipPredictor, mode: str, layer: int, score: Any) ->
     return (weights * gradient.view(weights.shape).clamp(min=0)).mean(dim=1)[0]
 
 
-def in_double(predictor: BlipPredictor) -> BlipPredictor:
-    from openblip.checkpoints.checkpoint import BlipCheckpoint
-
-    checkpoint = BlipCheckpoint(
-        predictor.model, TOKENIZER, predictor.preprocessing, predictor.prompt, predictor.encoder_token
-    )
-    return BlipPredictor(checkpoint, device="cpu", dtype=torch.float64)
+def in_double(*heads: Head) -> tuple[BlipPredictor, Tensor]:
+    """A predictor in double precision, and the tokens of an image (1, N, Dv)."""
+    predictor = BlipPredictor(make_predictor(*heads).checkpoint, dtype=torch.float64)
+    return predictor, predictor.encode(IMAGES[0]).tokens.clone()
 
 
 def words_of(maps: Tensor, text: str) -> Tensor:
@@ -89,14 +81,12 @@ def words_of(maps: Tensor, text: str) -> Tensor:
 
 @pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) -> None:
-    predictor = in_double(make_predictor("itm"))
-    tokens = TOKENIZER.encode(["a bird"])
-    tokens.ids[0, 0] = TOKENIZER.enc_id
-    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
+    predictor, image = in_double("itm")
+    tokens = tokens_from_enc("a bird")
 
     @torch.no_grad()
     def score() -> Tensor:
-        kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "encode")
+        kv = predictor.model.image_kv(image, "encode")
         return predictor.model.match_logits(tokens.ids, tokens.mask, kv)[0, 1]
 
     maps = maps_by_hand(predictor, "encode", layer, score)
@@ -111,18 +101,17 @@ def test_a_match_is_explained_by_what_changes_of_attention_would_do(layer: int) 
 
 @pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) -> None:
-    predictor = in_double(make_predictor("lm"))
+    predictor, image = in_double("lm")
     ids = TOKENIZER.prompt(predictor.prompt + "a bird")
     start = len(TOKENIZER.prompt(predictor.prompt))
     words, places = join_pieces(TOKENIZER.pieces(ids[start:].tolist()))
-    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
     found = predictor.explain(IMAGES[0], "a bird", layer)
     assert found.words == tuple(words)
     for word, own in enumerate(places):
 
         @torch.no_grad()
         def score(own: list[int] = own) -> Tensor:
-            kv = predictor.model.image_kv(predictor.model.encode_image(pixels), "decode")
+            kv = predictor.model.image_kv(image, "decode")
             logprobs = predictor.model.decode(ids[None], kv)[0].log_softmax(dim=-1)
             return sum(logprobs[start - 1 + n, ids[start + n]] for n in own)
 
@@ -136,17 +125,15 @@ def test_each_word_of_a_caption_is_explained_by_its_own_probability(layer: int) 
 @pytest.mark.parametrize("layer", [0, *slow(1)])
 def test_an_answer_is_explained_through_the_words_of_its_question(layer: int) -> None:
     """Also where the answer reads the question with the same cross-attention."""
-    predictor = in_double(make_predictor("vqa"))
+    predictor, image = in_double("vqa")
     answer = predictor.answer(IMAGES[0], "a bird?", return_scores=True)
-    tokens = TOKENIZER.encode(["a bird?"])
-    tokens.ids[0, 0] = TOKENIZER.enc_id
+    tokens = tokens_from_enc("a bird?")
     ids = torch.tensor([TOKENIZER.dec_id, *answer.ids])
-    pixels = predictor.preprocessing.normalize(predictor.prepare(IMAGES[0])).to(predictor.dtype)
 
     @torch.no_grad()
     def score() -> Tensor:
         model = predictor.model
-        kv = model.question_kv(tokens.ids, tokens.mask, model.image_kv(model.encode_image(pixels), "encode"))
+        kv = model.question_kv(tokens.ids, tokens.mask, model.image_kv(image, "encode"))
         logprobs = model.decode(ids[None, :-1], kv)[0].log_softmax(dim=-1)
         return logprobs.gather(1, ids[1:, None]).sum()
 

@@ -22,20 +22,15 @@ from tiny_predictor import (
     check_batches,
     image_tokens,
     make_predictor,
+    tokens_from_enc,
 )
 
 import openblip
-from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
+from openblip.errors import CheckpointError, ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.nn.attention import SelfAttention
 from openblip.predictor import BasePredictor, BlipPredictor, ScoredText
 from tiny_blip import SIZE, TINY
-
-
-@pytest.fixture(scope="module")
-def predictor() -> BlipPredictor:
-    return make_predictor("itc", "itm", "lm")
-
 
 DECODINGS = {
     "greedy": Greedy(max_new_tokens=6),
@@ -85,8 +80,7 @@ def test_the_matrix_holds_the_pairs(predictor: BlipPredictor) -> None:
 
 
 def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredictor) -> None:
-    tokens = TOKENIZER.encode(["a dog"])
-    tokens.ids[0, 0] = TOKENIZER.enc_id
+    tokens = tokens_from_enc("a dog")
     with torch.no_grad():
         kv = predictor.model.image_kv(image_tokens(predictor, IMAGES[0]), "encode")
         logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
@@ -394,3 +388,59 @@ def test_the_pieces_make_the_text(ending_predictor: BlipPredictor) -> None:
     for caption in ending_predictor.caption(IMAGES, return_scores=True):
         joined = " ".join(token for token in caption.tokens if token != "[SEP]").replace(" ##", "")
         assert joined.replace(" ", "") == caption.text.replace(" ", "")
+
+
+def test_the_first_token_can_be_chosen_and_is_kept(predictor: BlipPredictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path / "enc")
+    plain = openblip.load(tmp_path / "enc", device="cpu", encoder_token="[CLS]")
+    tokens = TOKENIZER.encode(["a dog"])  # from [CLS]
+    with torch.no_grad():
+        kv = predictor.model.image_kv(image_tokens(predictor, IMAGES[0]), "encode")
+        logits = predictor.model.match_logits(tokens.ids, tokens.mask, kv)
+    torch.testing.assert_close(plain.match(IMAGES[0], "a dog"), logits.softmax(dim=1)[:, 1])
+    assert not torch.allclose(plain.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=1e-3)
+    torch.testing.assert_close(plain.match_matrix(IMAGES, TEXTS).diagonal(), plain.match(IMAGES, TEXTS))
+
+    plain.save(tmp_path / "cls")
+    again = openblip.load(tmp_path / "cls", device="cpu")
+    assert again.encoder_token == "[CLS]"
+    assert torch.equal(again.match(IMAGES, TEXTS), plain.match(IMAGES, TEXTS))
+    back = openblip.load(tmp_path / "cls", device="cpu", encoder_token="[ENC]")
+    assert torch.equal(back.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
+
+
+def test_embeddings_of_texts_begin_with_cls_always(predictor: BlipPredictor) -> None:
+    plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
+    assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS))
+
+
+def test_another_first_token_is_refused(predictor: BlipPredictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"\[ENC\] or \[CLS\], not with \[DEC\]"):
+        openblip.load(tmp_path, device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_float32_results(predictor: BlipPredictor, tmp_path: Path, dtype: torch.dtype) -> None:
+    predictor.save(tmp_path)
+    half = openblip.load(tmp_path, device="cpu", dtype=dtype)
+    for call in ("match", "match_matrix", "similarity"):
+        found, exact = getattr(half, call)(IMAGES, TEXTS), getattr(predictor, call)(IMAGES, TEXTS)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=0.15, rtol=0)
+    assert half.embed_images(IMAGES).dtype == half.embed_texts(TEXTS).dtype == torch.float32
+    assert len(half.caption(IMAGES)) == 5
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        openblip.load(tmp_path / "nowhere")
+
+
+def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    for name in ("float32", "bfloat16", "float16"):
+        assert openblip.load(tmp_path, device="cpu", dtype=name).dtype == getattr(torch, name)
+    assert openblip.load(tmp_path, device="cpu", dtype="auto").dtype == torch.float32
+    with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
+        openblip.load(tmp_path, device="cpu", dtype="int4")

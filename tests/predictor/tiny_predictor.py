@@ -12,6 +12,7 @@ from PIL import Image
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint, EncoderToken
 from openblip.data.config import Preprocessing
+from openblip.data.tokenizer import Tokens
 from openblip.models.blip import Blip
 from openblip.models.config import Blip2Head, Head
 from openblip.predictor import Blip2Predictor, BlipPredictor, ScoredText
@@ -65,6 +66,13 @@ def random_video(seed: int, num_frames: int = 6) -> bytes:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
         output.mux(stream.encode())
     return file.getvalue()
+
+
+def tokens_from_enc(text: str) -> Tokens:
+    """A text as it is read together with an image, (1, T)."""
+    tokens = TOKENIZER.encode([text])
+    tokens.ids[0, 0] = TOKENIZER.enc_id
+    return tokens
 
 
 def image_tokens(predictor: BlipPredictor, image: Image.Image) -> torch.Tensor:

@@ -1,0 +1,155 @@
+"""Statements about two images, and answers of dialogs: what the model reads, and nothing else, decides."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_predictor import (
+    IMAGES,
+    TEXTS,
+    TOKENIZER,
+    assert_same,
+    check_batches,
+    image_tokens,
+    make_predictor,
+    tokens_from_enc,
+)
+
+from openblip.errors import ConfigError, ImageError
+from openblip.predictor import BlipPredictor, blip
+
+PAIRS = [(IMAGES[i], IMAGES[(2 * i + 1) % 5]) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def judge() -> BlipPredictor:
+    return make_predictor("nlvr")
+
+
+def test_a_judgement_is_the_softmax_of_the_logits_after_enc(judge: BlipPredictor) -> None:
+    found = judge.judge(PAIRS, TEXTS)
+    assert found.shape == (5,)
+    assert found.dtype == torch.float32
+    for (left, right), text, probability in zip(PAIRS, TEXTS, found, strict=True):
+        tokens = tokens_from_enc(text)
+        both = torch.stack([image_tokens(judge, left), image_tokens(judge, right)], dim=1)
+        with torch.no_grad():
+            logits = judge.model.judge_logits(tokens.ids, tokens.mask, judge.model.image_kv(both, "encode"))
+        assert_same(probability, logits.softmax(dim=1)[0, 1])
+
+
+def test_judgements_do_not_depend_on_batches_order_or_padding(judge: BlipPredictor) -> None:
+    expected = check_batches(judge.judge, PAIRS, TEXTS)
+    assert expected.std() > 1e-3
+    swapped = judge.judge([(right, left) for left, right in PAIRS], TEXTS)
+    assert not torch.allclose(swapped, expected, atol=1e-3)
+
+
+def test_one_pair_or_lists_as_pairs(judge: BlipPredictor) -> None:
+    one = judge.judge(PAIRS[0], TEXTS[0])
+    assert one.shape == (1,)
+    assert torch.equal(judge.judge(list(PAIRS[0]), [TEXTS[0]]), one)
+    assert torch.equal(judge.judge([list(PAIRS[0])], TEXTS[0]), one)
+    assert judge.judge([], []).shape == (0,)
+    assert judge.judge(PAIRS[0], "a dog beside " * 100).shape == (1,), "a long statement is cut, not refused"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [IMAGES[:3], [(IMAGES[0],)], [IMAGES[:3]], [PAIRS[0], IMAGES[0]], IMAGES[0]],
+    ids=["images", "one side", "three sides", "a pair and an image", "one image"],
+)
+def test_what_is_no_pair_is_refused(judge: BlipPredictor, images: object) -> None:
+    with pytest.raises(ConfigError, match="judge takes pairs"):
+        judge.judge(images, TEXTS[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("pairs", "texts"), [(1, 2), (2, 1), (0, 1), (1, 0)])
+def test_statements_that_do_not_pair_with_the_images_are_refused(judge: BlipPredictor, pairs: int, texts: int) -> None:
+    with pytest.raises(ConfigError, match="equally many pairs and statements"):
+        judge.judge(PAIRS[:pairs], TEXTS[:texts])
+
+
+def test_an_unreadable_image_is_named_with_its_side(judge: BlipPredictor, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"pair 2 \(right\)"):
+        judge.judge([*PAIRS[:2], (IMAGES[0], b"no image")], TEXTS[:3], batch_size=2)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"broken\.png \(left\)"):
+        judge.judge([(broken, Image.new("RGB", (8, 8)))], TEXTS[0])
+
+
+CAPTIONS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird", "tree"]
+DIALOGS: list[list[Any]] = [
+    ["what is it?"],
+    [("is it blue?", "yes"), "how many cars?"],
+    [("a", "b"), ("c", "d"), "is it big?"],
+    ["is it red? no", "is it green?"],
+    [("is it a tree", "yes"), "where?"],
+]
+CANDIDATES = [["a dog", "a cat", "tree"], ["two"], ["yes", "no, it is a small cat"], [], ["below", "beside"]]
+
+
+@pytest.fixture(scope="module", params=[("visdial",), ("itc", "itm", "visdial")], ids="+".join)
+def ranker(request: pytest.FixtureRequest) -> BlipPredictor:
+    return make_predictor(*request.param)
+
+
+def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(ranker: BlipPredictor) -> None:
+    found = ranker.rank_answers(IMAGES, CAPTIONS, DIALOGS, CANDIDATES)
+    assert [len(scores) for scores in found] == [3, 1, 2, 0, 2]
+    assert ranker.rank_answers([], [], [], []) == []
+    turns = ["is it blue? yes", "how many cars? two"]
+    ids = [word for turn in turns for word in (*TOKENIZER.prompt(turn).tolist()[1:], TOKENIZER.sep_id)]
+    caption = TOKENIZER.encode([CAPTIONS[1]])
+    model = ranker.model
+    with torch.no_grad():
+        kv = model.dialog_kv(image_tokens(ranker, IMAGES[1]), caption.ids, caption.mask)
+        whole = torch.tensor([[TOKENIZER.enc_id, *ids]])
+        logits = model.match_logits(whole, torch.ones_like(whole, dtype=torch.bool), kv)
+    assert_same(found[1], logits.softmax(dim=1)[:, 1])
+    assert found[1].dtype == torch.float32
+
+
+def test_scores_do_not_depend_on_batches_order_or_padding(
+    ranker: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = check_batches(ranker.rank_answers, IMAGES, CAPTIONS, DIALOGS, CANDIDATES)
+    assert torch.cat(expected).std() > 1e-3
+    monkeypatch.setattr(blip, "MAX_ROWS", 8)  # two answers at a time
+    found = ranker.rank_answers(ranker.encode(IMAGES), CAPTIONS, DIALOGS, CANDIDATES)
+    for scores, whole in zip(found, expected, strict=True):
+        assert_same(scores, whole)
+
+
+def test_candidates_are_scored_apart(ranker: BlipPredictor) -> None:
+    together = ranker.rank_answers(IMAGES[0], CAPTIONS[0], DIALOGS[2], ["yes", "no", "a small cat"])
+    assert isinstance(together, torch.Tensor)
+    alone = ranker.rank_answers(IMAGES[0], CAPTIONS[0], DIALOGS[2], ["a small cat"])
+    assert_same(together[2:], alone)
+
+
+def test_a_long_dialog_loses_its_oldest_rounds(ranker: BlipPredictor) -> None:
+    def score(start: str) -> torch.Tensor:
+        long = [(start, "yes"), *[("is it a big red tree?", "no")] * 20, "where?"]
+        found: torch.Tensor = ranker.rank_answers(IMAGES[0], "a dog", long, ["beside", "below"])
+        return found
+
+    assert torch.equal(score("is it blue?"), score("what is it?"))
+    assert score("what is it?").diff().abs() > 1e-5
+
+
+@pytest.mark.parametrize("left_out", range(4))
+def test_lists_of_different_lengths_are_refused(ranker: BlipPredictor, left_out: int) -> None:
+    given: list[list[Any]] = [IMAGES, CAPTIONS, DIALOGS, CANDIDATES]
+    given = [each[:4] if i == left_out else each for i, each in enumerate(given)]
+    with pytest.raises(ConfigError, match="equally many images, captions, dialogs and candidates"):
+        ranker.rank_answers(*given)
+
+
+@pytest.mark.parametrize("dialog", [[], "what is it?", [("what is it?", "a dog")]], ids=str)
+def test_a_dialog_without_an_open_question_is_refused(ranker: BlipPredictor, dialog: Any) -> None:
+    with pytest.raises(ConfigError, match="dialog 1 is no list that ends with the open question"):
+        ranker.rank_answers(IMAGES[:2], CAPTIONS[:2], [DIALOGS[0], dialog], CANDIDATES[:2])
