@@ -9,7 +9,6 @@ with Progress("captioning", total=1000, unit="images") as bar:
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
 from typing import Self
 
 
@@ -32,8 +31,7 @@ class Progress:
         from rich import console, progress
 
         self.label, self.total, self.unit, self.done = label, total, unit, done
-        self._first, self._printed = done, -1
-        self._total_is_estimate = False
+        self._first, self._printed, self._total_is_estimate = done, -1, False
         self._stream = sys.stderr
         self._prints_lines = visible and not self._stream.isatty()
         self._bar = progress.Progress(
@@ -52,9 +50,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._total_is_estimate and kind is None:
             self.total = self.done
         self._bar.update(self._task, total=self.total)
@@ -63,7 +59,6 @@ class Progress:
             self._print_line()
 
     def advance(self, count: int = 1) -> None:
-        """Adds `count` finished units."""
         self.done += count
         self._bar.update(self._task, total=self.total, completed=self.done, rate=self._rate_text())
         if self._prints_lines and time.monotonic() - self._last_line >= self.interval:
@@ -93,9 +88,10 @@ class Progress:
         return f"{self.rate:,.{digits}f} {self.unit}/s"
 
     def _print_line(self) -> None:
-        share = f"/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)" if self.total else f" {self.unit}"
-        left = ""
-        if self.total and self.done < self.total and self.rate > 0:
-            left = f", {timedelta(seconds=round((self.total - self.done) / self.rate))} left"
-        print(f"{self.label}: {self.done:,}{share}, {self._rate_text()}{left}", file=self._stream, flush=True)
+        parts = [f"{self.done:,} {self.unit}", self._rate_text()]
+        if self.total:
+            parts[0] = f"{self.done:,}/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
+            if self.done < self.total and self.rate > 0:
+                parts.append(f"{timedelta(seconds=round((self.total - self.done) / self.rate))} left")
+        print(f"{self.label}: {', '.join(parts)}", file=self._stream, flush=True)
         self._last_line, self._printed = time.monotonic(), self.done

@@ -10,7 +10,9 @@ import tyro
 from openblip.capfilt.config import CapFiltConfig
 from openblip.cli.options import DecodingOptions
 
-Directory = Annotated[Path, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Directory = Annotated[
+    Path, tyro.conf.arg(metavar="DIR", help="the output folder of `openblip capfilt`.", help_behavior_hint="")
+]
 
 
 def clean_pairs(
@@ -52,7 +54,6 @@ def select_texts(directory: Directory, /, *, threshold: float) -> int:
     The data source capfilt:DIR follows at once. An export has to be written anew.
 
     Args:
-        directory: the output folder of `openblip capfilt`.
         threshold: keep texts with an ITM probability above this, 0 to 1.
     """
     from openblip.capfilt.selection import select
@@ -69,7 +70,6 @@ def export_pairs(directory: Directory, /, *, out: Path) -> int:
     `openblip capfilt-select` or a stop, brings the shards up to date.
 
     Args:
-        directory: the output folder of `openblip capfilt`.
         out: the folder for the shards; empty, or an earlier export of the same run.
     """
     from openblip.capfilt.selection import export

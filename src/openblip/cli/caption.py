@@ -44,7 +44,6 @@ class SidecarOptions:
             raise ConfigError("--prefix and --suffix must be one line: each line of a text file is a caption")
 
     def text_file(self, image: str) -> Path:
-        """Return the path of an image's text file."""
         return Path(image).with_suffix(self.extension)
 
     def line(self, caption: str) -> str:

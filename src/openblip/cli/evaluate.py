@@ -74,8 +74,7 @@ def command(
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
     caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image.
-    retrieval, video-retrieval: R@1, R@5 and R@10 of texts for images and of images for texts, by ITC, and
-    re-ranked by ITM.
+    retrieval, video-retrieval: R@1, R@5 and R@10 of texts for images and of images for texts, by ITC, re-ranked by ITM.
     filter: AUC, precision and recall of the ITM filter, on data whose `noise` field says what is true.
     vqa, video-qa: VQA's accuracy of written answers, or of the best in a list.
     nlvr: accuracy of statements about two images.
@@ -91,13 +90,13 @@ def command(
         limit: use only the first so many samples.
         batch_size: images in one step of the model.
     """
-    from openblip.data.sources import open_source
-    from openblip.distributed import process_group
-
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1")
     if results is not None and task not in SERVED:
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
+    from openblip.data.sources import open_source
+    from openblip.distributed import process_group
+
     with process_group() as process:
         source = open_source(data, images=images)
         if model.device is None and process.world_size > 1:

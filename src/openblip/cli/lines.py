@@ -91,7 +91,7 @@ def has_texts(sources: Iterable[Source]) -> bool:
 
 
 def find_source(spec: str, options: ReadingOptions, *, videos: bool = False, with_texts: bool = False) -> list[Source]:
-    """As `find_sources`, but one file, which is an image if it has no other ending, is alone without --out."""
+    """As `find_sources`; but one file, which is an image if it has no other ending, is alone without --out."""
     path, suffix = Path(spec), Path(spec).suffix.lower()
     is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
     if options.out is None and is_image and not path.is_dir():
