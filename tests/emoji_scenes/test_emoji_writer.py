@@ -79,22 +79,21 @@ def test_captions_are_the_bytes_that_results_were_measured_on(tmp_path):
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == PINNED_TEXTS
 
 
-def test_a_folder_of_another_kind_needs_overwrite_and_leaves_nothing_behind(tmp_path):
-    write(tmp_path, kind="questions", num_samples=3)
-    assert (tmp_path / "answer_list.json").exists()
-    with pytest.raises(ConfigError, match="kind questions -> captions"):
-        write(tmp_path, num_samples=3)
-    write(tmp_path, num_samples=3, overwrite=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "questions", "num_samples": 4}, "kind questions -> captions"),
+        ({"num_samples": 12}, "num_samples 12 -> 4"),
+    ],
+)
+def test_a_folder_of_another_request_needs_overwrite_and_leaves_nothing_behind(tmp_path, options, message):
+    write(tmp_path, samples_per_shard=3, **options)
+    assert (tmp_path / "answer_list.json").exists() == ("kind" in options)
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path, num_samples=4, samples_per_shard=3)
+    write(tmp_path, num_samples=4, samples_per_shard=3, overwrite=True)
     assert not (tmp_path / "answer_list.json").exists()
-
-
-def test_a_folder_from_before_there_were_kinds_goes_on(tmp_path):
-    whole = contents(write(tmp_path, samples_per_shard=10))
-    record = json.loads((tmp_path / ".request.json").read_text())
-    del record["kind"]
-    (tmp_path / ".request.json").write_text(json.dumps(record))
-    (tmp_path / "0001.tar").unlink()
-    assert contents(write(tmp_path, samples_per_shard=10)) == whole
+    assert len(samples(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("record", ["", "[1]", "{", "null", "7"])
@@ -160,18 +159,13 @@ def test_an_interrupted_request_goes_on(tmp_path):
     whole = contents(write(tmp_path, samples_per_shard=10))
     (tmp_path / "0001.tar").unlink()
     (tmp_path / "0002.tar").rename(tmp_path / "0002.tar.partial")
+    # A record from before there were kinds names none.
+    record = json.loads((tmp_path / ".request.json").read_text())
+    del record["kind"]
+    (tmp_path / ".request.json").write_text(json.dumps(record))
     kept = (tmp_path / "0000.tar").stat().st_mtime_ns
-    write(tmp_path, samples_per_shard=10)
-    assert contents(tmp_path) == whole
+    assert contents(write(tmp_path, samples_per_shard=10)) == whole
     assert (tmp_path / "0000.tar").stat().st_mtime_ns == kept
-
-
-def test_a_folder_of_another_request_needs_overwrite(tmp_path):
-    write(tmp_path, num_samples=12, samples_per_shard=5)
-    with pytest.raises(ConfigError, match="num_samples 12 -> 4"):
-        write(tmp_path, num_samples=4)
-    write(tmp_path, num_samples=4, overwrite=True)
-    assert len(samples(tmp_path)) == 4
 
 
 def test_other_files_are_never_touched(tmp_path):
@@ -213,9 +207,6 @@ def test_command_writes_what_the_call_writes(tmp_path, capsys):
     assert write_scenes(tmp_path / "command", split="human", num_samples=4, seed=1, num_workers=1) == 0
     assert contents(tmp_path / "command") == contents(tmp_path / "call")
     assert "4 human scenes" in capsys.readouterr().out
-
-
-# Kind classes
 
 
 def test_the_label_is_the_only_thing_that_is_shown():

@@ -1,24 +1,27 @@
-"""The filter measured against numbers worked out by hand."""
+"""The filter measured against numbers worked out by hand, and a CapFilt run against what its samples say is true."""
 
-from dataclasses import dataclass
+import json
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from listed_source import ListSource, numbers, sample
+from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.evaluation.filtering import evaluate_filter, filter_report
+from openblip.evaluation.filtering import evaluate_filter, filter_report, has_ground_truth, measure_capfilt
+from shared_files import as_json, write_tar
 
 
-@dataclass
 class Scorer:
-    probabilities: list[float]
+    def __init__(self, *probabilities: float) -> None:
+        self.probabilities = probabilities
 
-    def match(self, images: Any, texts: Any, batch_size: int | None) -> Tensor:
+    def match(self, images: Any, texts: Any, batch_size: int | None) -> torch.Tensor:
         assert len(images) == len(texts)
         return torch.tensor([self.probabilities[number] for number in numbers(images)])
 
@@ -40,13 +43,13 @@ def test_the_filter_is_measured_over_all_and_each_kind_of_noise() -> None:
 
 def test_a_source_that_knows_the_truth_measures_the_filter() -> None:
     source = ListSource([sample(i, f"text {i}", noise=kind) for i, kind in enumerate(KINDS)])
-    scores = evaluate_filter(Scorer([0.9, 0.6, 0.7, 0.1]), source, threshold=0.65)
+    scores = evaluate_filter(Scorer(0.9, 0.6, 0.7, 0.1), source, threshold=0.65)
     assert scores["num_pairs"] == 4
     assert scores["auc"] == pytest.approx(3 / 4)
     assert scores["precision"] == pytest.approx(1 / 2)
     assert scores["recall"] == pytest.approx(1 / 2)
     assert scores["threshold"] == 0.65
-    assert evaluate_filter(Scorer([0.9, 0.6]), source, limit=2)["num_pairs"] == 2
+    assert evaluate_filter(Scorer(0.9, 0.6), source, limit=2)["num_pairs"] == 2
 
 
 def test_what_cannot_be_used_is_skipped_and_named() -> None:
@@ -54,7 +57,7 @@ def test_what_cannot_be_used_is_skipped_and_named() -> None:
     source = ListSource(
         [sample(0, "a", noise=None), broken, sample(1, noise=None), sample(2, "a", noise=3), sample(3, "a")]
     )
-    scores = evaluate_filter(Scorer([0.9]), source)
+    scores = evaluate_filter(Scorer(0.9), source)
     assert scores["num_pairs"] == 1
     assert {reject["key"]: reject["reason"][:9] for reject in scores["rejects"]} == {
         "bad": "b'x' is n",
@@ -66,4 +69,49 @@ def test_what_cannot_be_used_is_skipped_and_named() -> None:
 
 def test_without_the_truth_a_filter_cannot_be_measured() -> None:
     with pytest.raises(SourceError, match="s0/000: no `noise` field"):
-        evaluate_filter(Scorer([0.9]), ListSource([sample(0, "a")]))
+        evaluate_filter(Scorer(0.9), ListSource([sample(0, "a")]))
+
+
+def write_run(folder: Path, rows: list[CaptionRow], infos: dict[str, dict[str, object]]) -> Path:
+    (folder / "captions").mkdir(parents=True)
+    members = [[(f"{key}.jpg", b"image"), (f"{key}.json", as_json(**info))] for key, info in infos.items()]
+    write_tar(folder / "s.tar", chain.from_iterable(members))
+    manifest = {"source": str(folder / "s.tar"), "images": None, "threshold": 0.5}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_captions(folder / "captions" / "s.parquet", rows)
+    (folder / "captions" / "s.report.json").write_text("{}")
+    return folder
+
+
+def row(key: str, source: str, caption: str, itm: float) -> CaptionRow:
+    logprob = None if source == "web" else -1.0
+    return CaptionRow(key=key, shard="s", index=0, source=source, caption=caption, itm=itm, itc=0.0, logprob=logprob)
+
+
+def test_noise_is_counted_over_both_sources(tmp_path: Path) -> None:
+    infos: dict[str, dict[str, object]] = {
+        "a": {"caption": "a dog", "references": ["a dog", "one dog"], "noise": None},
+        "b": {"caption": "img 1", "references": ["a cat"], "noise": "file_name"},
+        "c": {"caption": "a cow", "references": ["a fox"], "noise": "wrong_object"},
+    }
+    rows = [
+        row("a", "web", "a dog", 0.9), row("a", "synthetic", "One dog.", 0.8),
+        row("b", "web", "img 1", 0.2), row("b", "synthetic", "a cat", 0.4),
+        row("c", "web", "a cow", 0.6), row("c", "synthetic", "a cow", 0.7),
+    ]  # fmt: skip
+    run = write_run(tmp_path, rows, infos)
+    assert has_ground_truth(run)
+    measured = measure_capfilt(run)
+    assert measured["noise_before"] == pytest.approx(2 / 3)
+    assert measured["num_kept"] == 4
+    assert measured["noise_after"] == pytest.approx(2 / 4)  # both texts of c
+    assert measured["web"]["auc"] == 1.0
+    assert measured["synthetic"]["correct"] == pytest.approx(2 / 3)
+    assert measured["synthetic"]["correct_kept"] == pytest.approx(1 / 2)
+
+
+def test_samples_that_do_not_know_are_said_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [row("a", "web", "a dog", 0.9)], {"a": {"caption": "a dog"}})
+    assert not has_ground_truth(run)
+    with pytest.raises(SourceError, match="does not say what is true"):
+        measure_capfilt(run)
