@@ -60,9 +60,7 @@ def _say_also(*names: str) -> Sentences:
 def sentences_about(name: str) -> dict[str, Sentences]:
     """Return all sentences of every family about `name` (for places: seen from there)."""
     things = [SceneObject(name=name, size=size, count=count) for count in (1, 2) for size in SIZES]
-    ways = [
-        way for direction in ("forward", "backward") for words in RELATION_WORDS.values() for way in words[direction]
-    ]
+    ways = [way for side in ("forward", "backward") for words in RELATION_WORDS.values() for way in words[side]]
     return {
         "background": _say("background", *BACKGROUNDS),
         "size": _say_size(*things),

@@ -8,7 +8,6 @@ line is a caption; later lines say the same in other words or ask about it. A mo
 answers from what stands before, which is a caption or what takes its place (BLIP-2 stage 2).
 """
 
-from collections.abc import Iterator
 from random import Random
 from typing import Literal
 
@@ -49,27 +48,22 @@ def list_answers() -> list[str]:
     return sorted({"yes", "no", *BACKGROUNDS}.union(*votes))
 
 
-def _question_weights(scene: Scene) -> Iterator[tuple[str, int]]:
-    """Yield the kinds of questions that can be asked about `scene`, each with its weight."""
-    yield from (("background", 2), ("existence", 3), ("size", 2), ("whether size", 2))
-    if len(scene.objects) == 1:
-        yield from (("count", 3), ("name", 3), ("total", 1))
-    else:
-        yield "total", 2
-        if [thing.size for thing in scene.objects].count("small") == 1:
-            yield "which is small", 2
-    if scene.relation is not None:
-        yield from (("neighbor", 4), ("place", 3), ("whether relation", 2))
-
-
 def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> SceneText:
     """Draw one of the questions that can be asked about `scene`, each kind with its weight.
 
     Its fields are those of a VQA sample, with the answers of all annotators, the majority's first. The writer numbers
     it.
     """
-    kinds, weights = zip(*_question_weights(scene), strict=True)
-    (kind,) = rng.choices(kinds, weights)
+    weights = {"background": 2, "existence": 3, "size": 2, "whether size": 2}
+    if len(scene.objects) == 1:
+        weights |= {"count": 3, "name": 3, "total": 1}
+    else:
+        weights["total"] = 2
+        if [thing.size for thing in scene.objects].count("small") == 1:
+            weights["which is small"] = 2
+    if scene.relation is not None:
+        weights |= {"neighbor": 4, "place": 3, "whether relation": 2}
+    (kind,) = rng.choices(list(weights), list(weights.values()))
     fillings: list[dict[str, object]] = [{}]  # words for the question's forms; several where a relation has several
     match kind:
         case "background":

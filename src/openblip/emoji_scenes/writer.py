@@ -17,6 +17,7 @@ from typing import Any
 
 from openblip.emoji_scenes import captions, dialogs, questions, rendering, statements
 from openblip.emoji_scenes import scene as world
+from openblip.emoji_scenes.captions import true_captions
 from openblip.emoji_scenes.scene import Kind, Scene, SceneText, Split
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import atomic_file, remove_partials, write_text
@@ -65,15 +66,13 @@ class SampleKind:
 
     draw: Callable[[Random, Split], Any]
     fields: Callable[[Any, SceneRequest, int], dict[str, Any]] = lambda plan, request, index: plan.fields
-    claims: Callable[[Any], Iterable[Hashable]] = lambda plan: [
-        (*(scene.content() for scene in plan.scenes), plan.text)
-    ]
+    claims: Callable[[Any], Iterable[Hashable]] = lambda plan: [(*map(Scene.content, plan.scenes), plan.text)]
     companions: Callable[[], dict[str, Any]] = dict
     is_video: bool = False
 
 
 def _caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
-    true = captions.true_captions(scene)
+    true = true_captions(scene)
     return {"caption": request.rng(index, "caption").choice(true), "references": true}
 
 
@@ -102,7 +101,7 @@ def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[st
         "context": rng.choice(questions.complete_captions(scene)),
     }
     question = questions.draw_question(scene, request.split, "picture", rng)
-    return fields | _question_fields(question, request, index) | {"references": captions.true_captions(scene)}
+    return fields | _question_fields(question, request, index) | {"references": true_captions(scene)}
 
 
 def _question_fields(question: SceneText, request: SceneRequest, index: int) -> dict[str, Any]:
@@ -125,11 +124,9 @@ def _question_kind(draw_scene: Callable[[Random, Split], Scene], medium: questio
 
 # Distinct scenes share no true caption, so that retrieval over them has one right answer.
 KINDS: dict[Kind, SampleKind] = {
-    "captions": SampleKind(draw=world.draw_scene, fields=_noisy_caption_fields, claims=captions.true_captions),
-    "clips": SampleKind(
-        draw=world.draw_moving_scene, fields=_caption_fields, claims=captions.true_captions, is_video=True
-    ),
-    "documents": SampleKind(draw=world.draw_scene, fields=_document_fields, claims=captions.true_captions),
+    "captions": SampleKind(draw=world.draw_scene, fields=_noisy_caption_fields, claims=true_captions),
+    "clips": SampleKind(draw=world.draw_moving_scene, fields=_caption_fields, claims=true_captions, is_video=True),
+    "documents": SampleKind(draw=world.draw_scene, fields=_document_fields, claims=true_captions),
     "classes": SampleKind(
         draw=lambda rng, split: world.draw_scene_of(rng, rng.choice(world.NOUNS)),  # nouns are equally frequent
         fields=lambda scene, *which: {"label": scene.names[0], **_caption_fields(scene, *which)},

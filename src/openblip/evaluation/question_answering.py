@@ -45,11 +45,9 @@ def evaluate_question_answering(
         with_choices = [i for i, sample in enumerate(samples) if sample.info.get("choices")]
         choices: dict[int, str] = {}
         if with_choices:
-            asked_images = images.select(torch.tensor(with_choices))
+            shown = images.select(torch.tensor(with_choices))
             asked, offered = zip(*((questions[i], samples[i].info["choices"]) for i in with_choices), strict=True)
-            chosen = predictor.answer(
-                asked_images, list(asked), list(offered), decoding=decoding, batch_size=batch_size
-            )
+            chosen = predictor.answer(shown, list(asked), list(offered), decoding=decoding, batch_size=batch_size)
             choices = dict(zip(with_choices, chosen, strict=True))
         return [(answer, choices.get(i)) for i, answer in enumerate(answers)]
 

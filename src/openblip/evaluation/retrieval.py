@@ -15,14 +15,12 @@ from openblip.metrics.ranking import retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 
-NUM_RERANKED = 16
-
 
 def evaluate_retrieval(
     predictor: BasePredictor,
     source: Source,
     *,
-    rerank: int = NUM_RERANKED,
+    rerank: int = 16,
     num_frames: int | None = None,
     limit: int | None = None,
     batch_size: int | None = None,

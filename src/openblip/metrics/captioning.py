@@ -46,9 +46,7 @@ def caption_scores(predictions: Sequence[str], references: References) -> dict[s
     return _scores_of_groups("caption_scores", predictions, references, {ENTIRE: range(len(predictions))})[ENTIRE]
 
 
-def scores_by_domain(
-    predictions: Sequence[str], references: References, domains: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def scores_by_domain(predictions: Sequence[str], references: References, domains: Sequence[str]) -> dict[str, Any]:
     """Score the images of each domain, by its name, and all of them as "entire" (NoCaps).
 
     CIDEr weights n-grams by all references together, so that "entire" is the mean of the domains weighted by their
@@ -91,9 +89,11 @@ def check_references(
             f"{metric}: {len(predictions)} predictions and {len(references)} lists of {reference}s; "
             "give one list per prediction, and at least one"
         )
-    for number, texts in enumerate(references):
+    for number, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
         if not texts:
             raise ConfigError(f"{metric}: {item} {number} has no {reference}s; leave it out")
+        if not all(isinstance(text, str) for text in [prediction, *texts]):
+            raise ConfigError(f"{metric}: {item} {number} needs strings, not {prediction!r} and {texts!r}")
 
 
 def _scores_of_groups(

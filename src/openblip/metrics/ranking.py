@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from openblip.errors import ConfigError
 
+Counts = NDArray[np.int64]
 ROWS_PER_BLOCK = 512  # bounds the memory of the comparisons at ROWS_PER_BLOCK x G
 
 
@@ -172,9 +173,7 @@ def auc(scores: ArrayLike, clean: ArrayLike) -> float | None:
     return (rank_sum - num_clean * (num_clean + 1) / 2) / (num_clean * num_noisy)
 
 
-def _count_above_and_tied(
-    metric: str, scores: ArrayLike, answer_index: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _count_above_and_tied(metric: str, scores: ArrayLike, answer_index: ArrayLike) -> tuple[Counts, Counts]:
     """Two counts (R,): candidates above the right one, and those tied with it, itself included."""
     values, index = _matrix(metric, "scores", scores), np.asarray(answer_index)
     if index.shape != (len(values),) or not np.issubdtype(index.dtype, np.integer):
@@ -187,7 +186,7 @@ def _count_above_and_tied(
     return (values > right).sum(axis=1), (values == right).sum(axis=1)
 
 
-def _share_of_first(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+def _share_of_first(above: Counts, tied: Counts, k: int) -> NDArray[np.float64]:
     """The probability (R,) that the right one is among the first k, when tied ones come in random order."""
     return np.clip((k - above) / tied, 0.0, 1.0)
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 
 from openblip.errors import ConfigError
-from openblip.metrics.captioning import References, check_references
+from openblip.metrics.captioning import References, check_references, exact_match
 
 NUM_MATCHES = 3  # matching annotators for a full score
 
@@ -67,9 +67,14 @@ def vqa_accuracy(predictions: Sequence[str], answers: References) -> list[float]
     Raises `ConfigError` for no questions, lists of unequal length, or a question with fewer than two answers:
     leave-one-out gives one answer 0 whatever the prediction (`single_answer_accuracy` scores it).
     """
-    _check("vqa_accuracy", predictions, answers, at_least=2)
+    check_references("vqa_accuracy", predictions, answers, "question", "answer")
     accuracies = []
-    for prediction, given in zip(predictions, answers, strict=True):
+    for question, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
+        if len(given) < 2:
+            raise ConfigError(
+                f"vqa_accuracy: question {question} has {len(given)} answers, and 2 are needed; "
+                "single_answer_accuracy is for data with one answer"
+            )
         prediction, given = _trimmed(prediction), list(map(_trimmed, given))
         if len(set(given)) > 1:
             prediction, given = normalise_answer(prediction), list(map(normalise_answer, given))
@@ -87,7 +92,7 @@ def direct_answer_accuracy(predictions: Sequence[str], answers: References) -> f
     marked `difficult_direct_answer` out; so must the caller. Raises `ConfigError` for no questions, lists of
     unequal length, or a question without answers.
     """
-    _check("direct_answer_accuracy", predictions, answers)
+    check_references("direct_answer_accuracy", predictions, answers, "question", "answer")
     matches = [list(given).count(prediction) for prediction, given in zip(predictions, answers, strict=True)]
     return sum(min(1.0, count / NUM_MATCHES) for count in matches) / len(matches)
 
@@ -99,22 +104,10 @@ def single_answer_accuracy(predictions: Sequence[str], answers: Sequence[str]) -
     """
     if isinstance(answers, str):
         raise ConfigError("single_answer_accuracy: give a list of predictions and a list of answers")
-    _check("single_answer_accuracy", predictions, [[answer] for answer in answers])
-    pairs = zip(predictions, answers, strict=True)
-    return sum(normalise_answer(p) == normalise_answer(a) for p, a in pairs) / len(answers)
+    references = [[answer] for answer in answers]
+    check_references("single_answer_accuracy", predictions, references, "question", "answer")
+    return exact_match(predictions, references, normalise_answer)
 
 
 def _trimmed(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _check(metric: str, predictions: Sequence[str], answers: References, at_least: int = 1) -> None:
-    check_references(metric, predictions, answers, item="question", reference="answer")
-    for question, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
-        if not all(isinstance(text, str) for text in [prediction, *given]):
-            raise ConfigError(f"{metric}: question {question} needs strings, not {prediction!r} and {given!r}")
-        if len(given) < at_least:
-            raise ConfigError(
-                f"{metric}: question {question} has {len(given)} answers, and {at_least} are needed; "
-                "single_answer_accuracy is for data with one answer"
-            )
