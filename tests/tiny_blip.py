@@ -103,6 +103,17 @@ def tiny_checkpoint(
     return BlipCheckpoint(model.eval(), tokenizer, Preprocessing(image_size=SIZE), **settings)
 
 
+def assert_same(
+    found: Tensor, expected: Tensor, inputs: Sequence[Tensor], atol: float = 1e-5, rtol: float = 1e-4
+) -> Sequence[Tensor]:
+    """Equal values, and equal gradients of a weighted sum of them with respect to the inputs, which are returned."""
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(4)).to(found.dtype)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), inputs, retain_graph=True) for x in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=rtol)
+    return ours
+
+
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
     """Of every parameter by name."""
     return {name: parameter.grad for name, parameter in module.named_parameters()}

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from tiny_blip2_tasks import make_blip2, prompted, texts
+from tiny_tasks import make_blip2, prompted, texts
 from torch import Tensor
 
 from openblip.models.blip2 import Blip2

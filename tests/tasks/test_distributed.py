@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 import two_processes
-from tiny_tasks import joined, make_task
+from tiny_tasks import joined
 
 from openblip.data.batch import ImageTextBatch
 from openblip.distributed import Process
 from two_processes_of import assert_as_one, launch
-
-pytestmark = pytest.mark.slow
 
 pytestmark = pytest.mark.slow  # starts two processes
 SCRIPT = Path(two_processes.__file__)
@@ -33,13 +31,11 @@ def joint_part(step: int) -> ImageTextBatch:
     return joined(two_processes.part(step, 0), two_processes.part(step, 1))
 
 
-@pytest.mark.parametrize("name", two_processes.RUNS)
+@pytest.mark.parametrize("name", [*two_processes.RUNS, *two_processes.BLIP2_RUNS])
 def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str) -> None:
-    task = make_task(two_processes.RUNS[name]).train()
-    batches = [
-        joined(*(two_processes.part_of(name, step, rank) for rank in range(2))) for step in range(two_processes.STEPS)
-    ]
-    alone = two_processes.follow(task, task, batches)
+    task, steps = two_processes.make(name), range(two_processes.STEPS)
+    batches = [joined(*(two_processes.part_of(name, step, rank) for rank in range(2))) for step in steps]
+    alone = two_processes.follow(name, task, task, batches)
     ranks: list[list[dict[str, Any]]] = [torch.load(results / f"{name}-{rank}.pt") for rank in range(2)]
     for step, expected in enumerate(alone):
         assert_as_one(step, expected, [rank[step] for rank in ranks])
@@ -63,3 +59,6 @@ def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tm
     assert (results / "run" / "rejects.jsonl").read_text() == (tmp_path / "rejects.jsonl").read_text()
     state = results / "run" / "checkpoints" / "step_00000003"
     assert json.loads((state / "cursor.json").read_text())["cursor"] == {"next": 6, "positions": {}}
+
+
+pytestmark = pytest.mark.slow  # starts two processes

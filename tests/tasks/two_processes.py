@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_tasks import dialogs, make_task, questions, statements, videos
+from tiny_tasks import dialogs, make_blip2, make_task, prompted, questions, statements, texts, videos
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,16 +31,27 @@ LENGTHS = [([4, 7, 5], [12, 9, 3]), ([6, 5, 4], [3, 3, 3]), ([4, 4, 10], [5, 9, 
 IDS = [([1, 2, 3], [2, 4, 1]), ([5, 1, 6], [7, 7, 7]), ([7, 7, 7], [7, 7, 7])]
 
 
-# By name of a run: what trains, and whether its pairs have videos in place of images.
+# By name of a run: its task; some pairs have videos in place of images.
 RUNS = {
-    "pretraining": "pretraining",
-    "filtering": "filtering",
-    "captioning": "captioning",
-    "video-retrieval": "filtering",
-    "vqa": "vqa",
-    "nlvr": "nlvr",
-    "visdial": "visdial",
-}
+    "pretraining": "pretraining", "filtering": "filtering", "captioning": "captioning", "video-retrieval": "filtering",
+    "vqa": "vqa", "nlvr": "nlvr", "visdial": "visdial",
+}  # fmt: skip
+# Of BLIP-2: its task, and whether the image encoder is trained too.
+BLIP2_RUNS = {
+    "blip2-stage1": ("stage1", False), "blip2-retrieval": ("stage1", True), "blip2-stage2-opt": ("stage2-opt", False),
+    "blip2-stage2-t5": ("stage2-t5", False), "blip2-vqa": ("vqa", True), "blip2-instruct": ("instruct", False),
+}  # fmt: skip
+# Words of BLIP-2's texts, by step and process: one reads longer texts, more of them, or only single words.
+WORDS = [([3, 8, 5], [9, 2, 6]), ([1, 1, 1], [4, 7, 7]), ([12, 3, 4], [2, 5, 9])]
+ROWS = [([[2], [3, 1]], [[4, 1, 2], [1]]), ([[1, 1], [5]], [[2], [2]]), ([[3], [3]], [[1, 2, 3], [4, 4]])]
+
+
+def make(name: str) -> nn.Module:
+    """The task of a run, in training mode."""
+    if name in RUNS:
+        return make_task(RUNS[name]).train()
+    task_name, train_vision = BLIP2_RUNS[name]
+    return make_blip2(task_name, train_vision=train_vision)[0].train()
 
 
 def part(step: int, rank: int) -> ImageTextBatch:
@@ -60,13 +71,19 @@ def part_of(name: str, step: int, rank: int) -> Batch:
             return statements(lengths, [step % 2, rank, 1], seed)
         case "visdial":
             return dialogs(lengths, [length for length in lengths for _ in range(2)], seed)
+        case "blip2-vqa" | "blip2-instruct":
+            return prompted(ROWS[step][rank], seed)
+        case "blip2-stage2-opt" | "blip2-stage2-t5":
+            return texts(WORDS[step][rank], seed)
         case _:
             return part(step, rank)
 
 
-def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[dict[str, object]]:
-    """Train over the batches with plain SGD, and record each step."""
-    records = []
+def follow(name: str, forward: nn.Module, task: nn.Module, batches: list[Batch]) -> list[dict[str, object]]:
+    """Train over the batches with plain SGD, and record each step; BLIP-2 keeps its weights, because updates would
+    multiply the rounding.
+    """
+    records, rate = [], 0.02 if name in RUNS else 0.0
     for step, batch in enumerate(batches):
         task.zero_grad()
         losses = forward(batch, step, torch.Generator().manual_seed(step))
@@ -75,7 +92,7 @@ def follow(task: nn.Module, forward: nn.Module, batches: list[Batch]) -> list[di
         with torch.no_grad():
             for parameter in task.parameters():
                 if parameter.grad is not None:
-                    parameter -= 0.02 * parameter.grad
+                    parameter -= rate * parameter.grad
         task.after_step()
         queue = []
         if hasattr(task, "queue"):
@@ -105,10 +122,9 @@ def train(out: Path, process: Process, batch_at: Callable[[int], ImageTextBatch]
 def main(out: Path) -> None:
     with process_group() as process:
         train(out / "run", process, lambda number: part(number, process.rank), rejecting=process.rank == 1)
-        for name, task_name in RUNS.items():
-            task = make_task(task_name).train()
-            batches = [part_of(name, step, process.rank) for step in range(STEPS)]
-            records = follow(task, DistributedDataParallel(task), batches)
+        for name in [*RUNS, *BLIP2_RUNS]:
+            task, batches = make(name), [part_of(name, step, process.rank) for step in range(STEPS)]
+            records = follow(name, DistributedDataParallel(task), task, batches)
             torch.save(records, out / f"{name}-{process.rank}.pt")
 
 

@@ -1,4 +1,4 @@
-"""BLIP-2 configs: what cannot work is refused where it is written."""
+"""Model configs: what cannot work is refused where it is written."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.config import (
+    Blip2Config,
+    BlipConfig,
+    LanguageConfig,
+    QFormerConfig,
+    Sharing,
+    TextConfig,
+    TowerConfig,
+    VisionConfig,
+)
 
 OPT = LanguageConfig(name="facebook/opt-2.7b", hidden_dim=2560, end_of_text="\n")
 CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)
@@ -16,19 +25,37 @@ CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)
 @pytest.mark.parametrize(
     "config",
     [
+        BlipConfig(
+            vision=VisionConfig(image_size=48, patch_size=12, drop_path=0.1),
+            text=TextConfig(sharing="none", vocab_size=77),
+            heads=("lm",),
+            pooled=True,
+        ),
         Blip2Config(),
         Blip2Config(heads=("llm",), language=OPT, vision=CLIP, vision_norm_eps=1e-6),
         Blip2Config(heads=("itm", "llm"), language=replace(OPT, end_of_text=None), instructed=True),
         Blip2Config(vision=VisionConfig(activation="quick_gelu", input_norm=True, output_norm=False)),
     ],
 )
-def test_a_config_survives_json(config: Blip2Config) -> None:
-    assert Blip2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+def test_a_config_survives_json(config: BlipConfig | Blip2Config) -> None:
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: VisionConfig(image_size=100), "image_size 100 is no multiple of patch_size 16"),
+        (lambda: VisionConfig(hidden_dim=100), "vision.hidden_dim 100 does not divide into 12 heads"),
+        (lambda: TextConfig(num_heads=0), "text.hidden_dim 768 does not divide into 0 heads"),
+        (lambda: TextConfig(sharing="everything"), "sharing"),  # type: ignore[arg-type]
+        (lambda: BlipConfig(heads=()), "at least one of itc, itm, lm"),
+        (lambda: BlipConfig(heads=("itc", "vga")), "at least one of itc, itm, lm"),  # type: ignore[arg-type]
+        (lambda: BlipConfig(heads=("lm", "vqa")), "vqa and lm cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("vqa", "nlvr")), "cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("itm", "nlvr")), "nlvr and itm cannot share a text transformer"),
+        (lambda: BlipConfig(heads=("visdial", "nlvr")), "nlvr and visdial cannot share a text transformer"),
+        (lambda: _unequal_widths("all_but_sa"), r"widths \[48, 768\].*choose none or all_but_ca"),
+        (lambda: _unequal_widths("all"), r"widths \[48, 768\].*choose none or all_but_ca"),
         (lambda: QFormerConfig(hidden_dim=100), "qformer.hidden_dim 100 does not divide into 12 heads"),
         (lambda: QFormerConfig(num_heads=0), "does not divide into 0 heads"),
         (lambda: QFormerConfig(num_queries=0), "qformer.num_queries is 0; it must be at least 1"),
@@ -52,6 +79,44 @@ def test_a_config_survives_json(config: Blip2Config) -> None:
 def test_settings_that_contradict_each_other_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {name: value for name, value in BlipConfig().to_dict().items() if name != "embed_dim"},
+        {**BlipConfig().to_dict(), "text": {**BlipConfig().to_dict()["text"], "num_experts": 3}},
+        {**BlipConfig().to_dict(), "vision": None},
+    ],
+    ids=["missing", "unknown", "wrong"],
+)
+def test_a_config_of_another_version_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        BlipConfig.from_dict(values)
+
+
+def _unequal_widths(sharing: Sharing) -> BlipConfig:
+    return BlipConfig(vision=VisionConfig(hidden_dim=48), text=TextConfig(sharing=sharing), heads=("vqa",))
+
+
+def test_answers_may_read_questions_of_another_width_with_weights_of_their_own() -> None:
+    for sharing in ("none", "all_but_ca"):
+        assert _unequal_widths(sharing).context_dims == {"encode": 48, "decode": 768}
+    assert BlipConfig(vision=VisionConfig(hidden_dim=48)).context_dims == {"encode": 48, "decode": 48}
+
+
+def test_a_config_from_before_there_was_pooling_is_read() -> None:
+    values = BlipConfig().to_dict()
+    del values["pooled"]
+    assert BlipConfig.from_dict(values) == BlipConfig()
+
+
+def test_readings_follow_from_heads() -> None:
+    assert BlipConfig().modes == ("encode", "decode")
+    assert BlipConfig(heads=("lm",)).modes == ("decode",)
+    assert BlipConfig(heads=("itc",)).modes == BlipConfig(heads=("itm", "itc")).modes == ("encode",)
+    assert BlipConfig(heads=("vqa",)).modes == ("encode", "decode")
+    assert BlipConfig(heads=("nlvr",)).modes == BlipConfig(heads=("visdial",)).modes == ("encode",)
 
 
 def changed(path: str, value: object) -> dict[str, Any]:
@@ -88,7 +153,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         changed("vision.hidden_dim", "wide"),
     ],
 )
-def test_a_config_of_another_version_is_refused(values: dict[str, Any]) -> None:
+def test_a_blip2_config_of_another_version_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Blip2Config.from_dict(values)
 
