@@ -9,7 +9,7 @@ from clip_files import clip
 from memory_source import load, names, take
 
 from marks import slow
-from openblip.data.batch import ImageTextProcessor, VideoPixels
+from openblip.data.batch import ImageTextProcessor, pixel_reader
 from openblip.data.config import Augmentation
 from openblip.data.tokenizer import Tokens
 from openblip.tasks.language_model import PromptedBatch, TextProcessor
@@ -21,8 +21,8 @@ PROCESSORS = {
     "questions": QuestionProcessor(),
     "statements": StatementProcessor(),
     "dialogs": DialogProcessor(num_negatives=3, max_text_length=30),
-    "clips": ImageTextProcessor(read_pixels=VideoPixels(3)),
-    "clip-questions": QuestionProcessor(read_pixels=VideoPixels(2)),
+    "clips": ImageTextProcessor(read_pixels=pixel_reader(3)),
+    "clip-questions": QuestionProcessor(read_pixels=pixel_reader(2)),
     "texts": TextProcessor(),
 }
 

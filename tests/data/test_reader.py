@@ -7,7 +7,7 @@ import time
 import pytest
 from memory_source import MemorySource, numbered
 
-from openblip.data.reader import Share, read_source, read_texts
+from openblip.data.reader import read_source, read_texts
 from openblip.data.sample import Located, Reject, Sample
 from openblip.data.sources import Mixture
 from openblip.errors import ImageError, SourceError
@@ -91,12 +91,12 @@ def test_shares_interleave_to_the_whole(source, count, limit):
     whole = keys(read_source(source, len_of, limit=limit))
     assert whole == ["0", "x", "1", "2", "3", "4", "5", "6"][: 8 if limit is None else 5]
     for index in range(count):
-        share = Share(index, count)
+        share = (index, count)
         assert keys(read_source(source, len_of, share=share, limit=limit)) == whole[index::count]
 
 
 def test_images_of_other_shares_and_of_skipped_samples_are_not_read(source):
-    assert keys(read_source(source, len_of, share=Share(0, 4))) == ["0", "3"]
+    assert keys(read_source(source, len_of, share=(0, 4))) == ["0", "3"]
     assert source.reads == [("s", 0), ("s", 1), ("s", 4)]  # the reject is counted by every process
     source.reads.clear()
     entries = read_source(source, len_of, skip=lambda shard, key: (shard, key) != ("t", "6"))
@@ -143,6 +143,6 @@ def test_a_real_source_counts_as_the_one_in_memory(tmp_path, write_tar, make_ima
 
     tar = open_source(str(tmp_path))
     whole = [(item.key, isinstance(item, Reject)) for item in items_of(tar)]
-    shares = [list(read_source(tar, len_of, share=Share(index, 3))) for index in range(3)]
+    shares = [list(read_source(tar, len_of, share=(index, 3))) for index in range(3)]
     for index in range(3):
         assert [(key_of(e), isinstance(e, Reject)) for e in shares[index]] == whole[index::3]

@@ -11,6 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -31,25 +32,20 @@ PixelReader = Callable[[Sample, View, np.random.Generator], np.ndarray]
 Raises `ImageError`."""
 
 
-def image_pixels(sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
-    """A view of the sample's image, uint8 (3, S, S)."""
-    return view(read_image(sample.image, name=f"{sample.shard}/{sample.key}"), rng)
-
-
-@dataclass(frozen=True)
-class VideoPixels:
-    """Evenly spaced frames of the sample's video (BLIP section 5.6), uint8 (F, 3, S, S), in the same view."""
-
-    num_frames: int
-
-    def __call__(self, sample: Sample, view: View, rng: np.random.Generator) -> np.ndarray:
-        frames = read_frames(sample.image, self.num_frames, name=f"{sample.shard}/{sample.key}")
-        return np.stack([view(frame, copy.deepcopy(rng)) for frame in frames])
+def image_pixels(sample: Sample, view: View, rng: np.random.Generator, num_frames: int | None = None) -> np.ndarray:
+    """A view of the sample's image, uint8 (3, S, S); or evenly spaced frames of its video (BLIP section 5.6) in the
+    same view, uint8 (F, 3, S, S).
+    """
+    name = f"{sample.shard}/{sample.key}"
+    if num_frames is None:
+        return view(read_image(sample.image, name=name), rng)
+    frames = read_frames(sample.image, num_frames, name=name)
+    return np.stack([view(frame, copy.deepcopy(rng)) for frame in frames])
 
 
 def pixel_reader(num_frames: int | None) -> PixelReader:
     """Reads `num_frames` frames of videos, or images when None."""
-    return image_pixels if num_frames is None else VideoPixels(num_frames)
+    return partial(image_pixels, num_frames=num_frames)
 
 
 class Example(NamedTuple):
@@ -59,8 +55,7 @@ class Example(NamedTuple):
     shard: str
     pixels: np.ndarray
     """As a `PixelReader` gives them; bfloat16 features as uint16 with the same bits, since numpy has none."""
-    content: Any
-    """What else the task's `SampleProcessor.collate` needs; small, because it crosses processes."""
+    content: Any  # what else the task's `SampleProcessor.collate` needs; small, because it crosses processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,8 +149,7 @@ def build_cache(
 
 
 class _Decoded(NamedTuple):
-    number: int
-    """The sample's number in its shard."""
+    number: int  # the sample's number in its shard
     key: bytes
     pixels: np.ndarray | str | None
     """uint8 (3, S, S), or why the image cannot be read; None where there is nothing to do."""
@@ -175,8 +174,7 @@ class PartWriter:
     rejects: dict[str, str] = field(default_factory=dict)
     """Why images cannot be read, by their hashes in hexadecimal digits."""
     keys: list[bytes] = field(default_factory=list)
-    layout: tuple[tuple[int, ...], str] = ((0, 0), "float32")
-    """Shape (N, Dv) and dtype of the features of an image."""
+    layout: tuple[tuple[int, ...], str] = ((0, 0), "float32")  # shape (N, Dv) and dtype of the features of an image
 
     @classmethod
     @contextmanager

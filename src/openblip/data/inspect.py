@@ -24,11 +24,9 @@ class Inspection:
     another type than it says is not counted.
     """
 
-    description: Mapping[str, object] = field(default_factory=dict)
-    """What the source says of itself."""
+    description: Mapping[str, object] = field(default_factory=dict)  # what the source says of itself
     num_shards: int = 0
-    num_samples: int = 0
-    """Samples whose texts can be read; counts of tasks are over all of them."""
+    num_samples: int = 0  # samples whose texts can be read; counts of tasks are over all of them
     num_read: int = 0
     """Samples whose images were to be read; captions, image sizes and `examples` are of those that could be."""
     counts: Counter[str] = field(default_factory=Counter)

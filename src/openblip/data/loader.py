@@ -11,10 +11,7 @@ are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s re
 has to be waited for or equalised at the end of an epoch. A slot is read in blocks, and the samples of a block are drawn
 in the order of a permutation of their own.
 
-In a pool of few samples most pieces would be empty, and streams would draw some samples again before others were drawn
-at all. Its samples are kept in memory, and each is a piece of its own, so every epoch has each of them once.
-
-Shapes: B batch, S image size.
+B samples in a batch.
 """
 
 import signal
@@ -57,20 +54,17 @@ class LoadedBatch:
     """A batch, and what goes with it."""
 
     batch: Batch
-    cursor: dict[str, Any]
-    """JSON-able: a new `Loader` goes on from here."""
-    rejects: list[Reject]
-    """The samples that were skipped while the batch was filled."""
+    cursor: dict[str, Any]  # JSON-able: a new `Loader` goes on from here
+    rejects: list[Reject]  # the samples that were skipped while the batch was filled
 
 
 class Loader:
     """Iterating gives `LoadedBatch`es for ever, always of `batch_size` samples.
 
-    The order of samples is a function of `seed`. W processes with batches of B samples together see, step by step, the
-    samples of one process with a batch of W * B, wherever W divides the number of streams. A sample that cannot be used
-    is skipped, named in `rejects`, and replaced by the next one of its stream. What is random about a sample (its
-    caption, its view) depends on the seed, on how often its shard was read before, on shard and key, and on nothing
-    else.
+    W processes with batches of B samples together see, step by step, the samples of one process with a batch of W * B,
+    wherever W divides the number of streams. A sample that cannot be used is skipped, named in `rejects`, and replaced
+    by the next one of its stream. What is random about a sample (its caption, its view) depends on the seed, on how
+    often its shard was read before, on shard and key, and on nothing else.
 
     Args:
         processor: what is taken of a sample, and how examples become a batch.
@@ -158,10 +152,8 @@ class Position(NamedTuple):
     """Where a stream stands in a pool."""
 
     slot: int
-    number: int
-    """The number in its shard of the first sample of the block in use."""
-    taken: int
-    """How many samples of the block were drawn already."""
+    number: int  # the number in its shard of the first sample of the block in use
+    taken: int  # how many samples of the block were drawn already
 
 
 class Piece(NamedTuple):
@@ -170,8 +162,7 @@ class Piece(NamedTuple):
     source: Source
     shard: str
     pieces: tuple[int, int]
-    epoch: int
-    """How often every piece was read before this one."""
+    epoch: int  # how often every piece was read before this one
     item: Sample | Reject | None = None
 
 
@@ -183,8 +174,7 @@ class Pool:
     shards: list[tuple[Source, str]]
     num_streams: int
     seed: int
-    items: list[tuple[Source, Sample | Reject]] | None = None
-    """Everything that a small pool holds."""
+    items: list[tuple[Source, Sample | Reject]] | None = None  # everything that a small pool holds
 
     @property
     def pieces_per_shard(self) -> int:
@@ -316,8 +306,11 @@ def _check_same(cursor: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 def _read_small_pool(
     shards: Sequence[tuple[Source, str]], num_streams: int
 ) -> list[tuple[Source, Sample | Reject]] | None:
-    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read. Raises
-    `SourceError` for a pool without samples.
+    """All items of a pool, or None for one of more than a few samples: then only the texts of so many are read.
+
+    In a pool of few samples most pieces would be empty, and streams would draw some samples again before others were
+    drawn at all. So its samples are kept in memory, and each is a piece of its own: every epoch has each of them once.
+    Raises `SourceError` for a pool without samples.
     """
     if len(shards) >= num_streams:
         return None
@@ -352,10 +345,8 @@ class _Part(NamedTuple):
 
     rows: range
     examples: list[Example]
-    rejects: list[tuple[int, Reject]]
-    """With the row that the next sample of the stream took."""
-    positions: dict[int, tuple[Position, ...]]
-    """Of the streams that were drawn from, after their last draw."""
+    rejects: list[tuple[int, Reject]]  # with the row that the next sample of the stream took
+    positions: dict[int, tuple[Position, ...]]  # of the streams that were drawn from, after their last draw
     pixels: torch.Tensor | None = None
     """(rows, ...): the pixels of all examples, which then have none; they cross processes in shared memory."""
 
@@ -478,10 +469,8 @@ class _Block(NamedTuple):
     piece: Piece
     start: Position
     end: Position
-    samples: list[Sample | None]
-    """In the order of their drawing; None once drawn."""
-    rejects: list[Reject]
-    """What the source could not read among them."""
+    samples: list[Sample | None]  # in the order of their drawing; None once drawn
+    rejects: list[Reject]  # what the source could not read among them
 
 
 class _Stream:

@@ -4,7 +4,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -16,21 +15,13 @@ Prepared = TypeVar("Prepared")
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Share:
-    """The samples of one process of several: its k-th sample or reject is item k * count + index of the source."""
-
-    index: int = 0
-    count: int = 1
-
-
 def read_source(
     source: Source,
     prepare: Callable[[Sample], Prepared],
     *,
     shards: Sequence[str] | None = None,
     skip: Callable[[str, str], bool] = lambda shard, key: False,
-    share: Share = Share(),
+    share: tuple[int, int] = (0, 1),
     limit: int | None = None,
     num_workers: int = 2,
     ahead: int = 64,
@@ -45,7 +36,7 @@ def read_source(
             reject; an error of the machine (connection lost, disk error) is raised.
         shards: the shards to read; all when None.
         skip: told shard and key, in the reading thread; where it is true, the sample's image is not read.
-        share: the samples of this process, counted over the whole source.
+        share: (i, n) reads of every n samples and rejects of the source the one at i: the share of one process.
         limit: read only this many samples of the source, before it is shared.
         num_workers: number of threads that prepare.
         ahead: at most this many samples wait prepared.
@@ -123,9 +114,10 @@ class _LimitReached(Exception):
 
 
 def _share(
-    source: Source, shards: Sequence[str], skip: Callable[[str, str], bool], share: Share, limit: int | None
+    source: Source, shards: Sequence[str], skip: Callable[[str, str], bool], share: tuple[int, int], limit: int | None
 ) -> Iterator[Sample | Reject]:
     """The samples and rejects of one process; counted before any image is read, so that all count alike."""
+    index, count = share
     num_items = num_samples = 0
     accepted: str | None = None  # the key of the sample that is being read
 
@@ -133,7 +125,7 @@ def _share(
         nonlocal num_items, num_samples, accepted
         if limit is not None and num_samples >= limit:
             raise _LimitReached
-        is_shared = num_items % share.count == share.index
+        is_shared = num_items % count == index
         num_items += 1
         num_samples += 1
         if not is_shared or skip(sample.shard, sample.key):
@@ -148,6 +140,6 @@ def _share(
                     accepted = None
                     yield item
                     continue
-                if num_items % share.count == share.index:
+                if num_items % count == index:
                     yield item
                 num_items += 1

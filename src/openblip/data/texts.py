@@ -110,17 +110,12 @@ def label_of(sample: Sample) -> bool | None:
 class Round(NamedTuple):
     """One round of a dialog whose candidate answers can be ranked."""
 
-    number: int
-    """From 0."""
-    history: list[tuple[str, str]]
-    """Questions and answers of the rounds before."""
+    number: int  # from 0
+    history: list[tuple[str, str]]  # questions and answers of the rounds before
     question: str
-    options: list[str]
-    """The candidate answers."""
-    answer_index: int | None
-    """Which option is right; None without annotation."""
-    relevance: list[float] | None
-    """Of each option; None without annotation."""
+    options: list[str]  # the candidate answers
+    answer_index: int | None  # which option is right; None without annotation
+    relevance: list[float] | None  # of each option; None without annotation
 
     @property
     def answer(self) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from openblip.data.reader import Share, read_source
+from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.distributed import gather_objects, rank, world_size
 from openblip.errors import ImageError, SourceError
@@ -60,15 +60,15 @@ def run_evaluation(
     sample without what the benchmark needs. `limit`: use only this many samples of the source. `label` is what the
     progress display calls the work. Raises `SourceError` when no sample can be used, or a whole shard cannot be opened.
     """
-    share = Share(rank(), world_size())
-    entries = enumerate(read_source(source, check_sample, share=share, limit=limit))
+    index, count = rank(), world_size()
+    entries = enumerate(read_source(source, check_sample, share=(index, count), limit=limit))
     outcomes: list[tuple[int, Outcome[Result]]] = []  # by number in the source
     shards_seen: set[str] = set()
-    with Progress(label, unit="samples", visible=share.index == 0) as bar:
+    with Progress(label, unit="samples", visible=index == 0) as bar:
         while batch := list(islice(entries, samples_per_batch)):
             samples: list[tuple[int, Sample]] = []
             for place, entry in batch:
-                number, item = place * share.count + share.index, entry if isinstance(entry, Reject) else entry[0]
+                number, item = place * count + index, entry if isinstance(entry, Reject) else entry[0]
                 shards_seen.add(item.shard)
                 if isinstance(item, Reject):
                     outcomes.append((number, item))
