@@ -94,7 +94,7 @@ def test_an_image_is_encoded_once(source, folder, tmp_path, write_tar, make_imag
     )
     build_cache(folder, open_mixture(str(same)), PREPROCESSING, counting)
     assert len(counted) == 8
-    assert len(FeatureCache(folder)) == 8
+    assert len(FeatureCache(folder).keys) == 8
 
 
 def test_unreadable_images_are_rejected_as_without_cache(folder, different_shards):
@@ -165,7 +165,7 @@ def test_killed_and_resumed(folder, different_shards):
     kept = {path: path.stat().st_mtime_ns for path in written}
     build_cache(folder, open_mixture(spec), PREPROCESSING, one_by_one)
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in kept.items())
-    assert len(FeatureCache(folder)) == 12
+    assert len(FeatureCache(folder).keys) == 12
 
 
 def test_killed_inside_a_shard(folder, different_shards, monkeypatch):
@@ -181,7 +181,7 @@ def test_killed_inside_a_shard(folder, different_shards, monkeypatch):
     encoded = []
     build_cache(folder, mixture, PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
     assert len(encoded) == 5
-    assert len(FeatureCache(folder)) == 11
+    assert len(FeatureCache(folder).keys) == 11
 
 
 def test_a_shard_that_has_grown_is_read_again(folder, make_image):
@@ -195,7 +195,7 @@ def test_a_shard_that_has_grown_is_read_again(folder, make_image):
         mixture = Mixture((Counted("a", {"s": samples[:size]}),))
         build_cache(folder, mixture, PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
     assert len(encoded) == 6
-    assert len(FeatureCache(folder)) == 6
+    assert len(FeatureCache(folder).keys) == 6
 
 
 @pytest.mark.parametrize(("sizes", "shares"), [([1] * 7, [3, 2, 2]), ([8], [3, 3, 2])])
@@ -211,7 +211,7 @@ def test_processes_share_the_work(folder, different_shards, sizes, shares):
 
         build_cache(folder, mixture, PREPROCESSING, encoding, rank=rank, world_size=3)
     assert [encoded.count(rank) for rank in range(3)] == shares
-    assert len(FeatureCache(folder)) == sum(sizes)
+    assert len(FeatureCache(folder).keys) == sum(sizes)
 
 
 def test_a_cache_travels_to_workers(source, folder):

@@ -28,7 +28,6 @@ View = Callable[[Image.Image, np.random.Generator], np.ndarray]
 """RGB image -> uint8 (3, S, S): the plain preprocessing or a random view."""
 PixelReader = Callable[[Sample, View, np.random.Generator], np.ndarray]
 """What the image encoder sees of a sample: uint8 (3, S, S) or (F, 3, S, S), or cached features (N, Dv).
-
 Raises `ImageError`."""
 
 

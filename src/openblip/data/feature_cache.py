@@ -41,8 +41,7 @@ IMAGES_PER_BATCH = 32
 _DTYPES = {name: np.dtype(code) for name, code in (("float32", "<f4"), ("float16", "<f2"), ("bfloat16", "<u2"))}
 _KEY = np.dtype("S16")
 
-Encode = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 images (n, 3, S, S) -> features (n, N, Dv)."""
+Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 images (n, 3, S, S) -> features (n, N, Dv)
 
 
 def open_cache(folder: Path, encoder: Mapping[str, Any]) -> None:
@@ -151,8 +150,7 @@ def build_cache(
 class _Decoded(NamedTuple):
     number: int  # the sample's number in its shard
     key: bytes
-    pixels: np.ndarray | str | None
-    """uint8 (3, S, S), or why the image cannot be read; None where there is nothing to do."""
+    pixels: np.ndarray | str | None  # uint8 (3, S, S), or why the image cannot be read; None where nothing is to do
 
 
 def _write_batch(writer: "PartWriter", images: list[_Decoded], encode: Encode) -> None:
@@ -169,10 +167,8 @@ class PartWriter:
     """Writes one part of a cache."""
 
     file: BinaryIO
-    progress: dict[str, int | None] = field(default_factory=dict)
-    """How far the part goes in its shard, and the shard's number of samples."""
-    rejects: dict[str, str] = field(default_factory=dict)
-    """Why images cannot be read, by their hashes in hexadecimal digits."""
+    progress: dict[str, int | None] = field(default_factory=dict)  # how far it goes in its shard of how many samples
+    rejects: dict[str, str] = field(default_factory=dict)  # why images cannot be read, by their hexadecimal hashes
     keys: list[bytes] = field(default_factory=list)
     layout: tuple[tuple[int, ...], str] = ((0, 0), "float32")  # shape (N, Dv) and dtype of the features of an image
 
@@ -220,7 +216,7 @@ class FeatureCache:
         keys = np.concatenate([np.empty(0, _KEY), *(keys for _, keys in read)])
         # Where an image is among those of all parts, counted through, in the ascending order of the keys.
         self._rows = keys.argsort(kind="stable")
-        self._keys = keys[self._rows]
+        self.keys = keys[self._rows]  # an image of several parts is there as often
         self._first_rows = list(accumulate((part.num_images for part in self.parts), initial=0))  # of each part
         self._rejects = {bytes.fromhex(key): reason for part in self.parts for key, reason in part.rejects.items()}
         self._open: dict[int, np.ndarray] = {}
@@ -243,16 +239,11 @@ class FeatureCache:
     def __contains__(self, key: bytes) -> bool:
         return self._find(key) is not None or key in self._rejects
 
-    def __len__(self) -> int:
-        """The number of images; an image of several parts counts as often."""
-        return len(self._keys)
-
     def read(self, key: bytes) -> np.ndarray | None:
         """Features (N, Dv), bfloat16 by its bits; None for an image that is not there."""
-        index = self._find(key)
-        if index is None:
+        row = self._find(key)
+        if row is None:
             return None
-        row = int(self._rows[index])
         number = bisect(self._first_rows, row, hi=len(self.parts)) - 1
         if number not in self._open:
             part = self.parts[number]
@@ -261,8 +252,8 @@ class FeatureCache:
         return np.array(self._open[number][row - self._first_rows[number]])
 
     def _find(self, key: bytes) -> int | None:
-        index = int(np.searchsorted(self._keys, np.frombuffer(key, _KEY))[0])
-        return index if self._keys[index : index + 1].tobytes() == key else None
+        index = int(np.searchsorted(self.keys, np.frombuffer(key, _KEY))[0])
+        return int(self._rows[index]) if self.keys[index : index + 1].tobytes() == key else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

@@ -42,15 +42,13 @@ _BACKWARDS = ((False, False), (True, False), (True, True), (False, True))
 
 def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970) -> Image.Image:
     """Return the image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK and
-    palettes converted, the first frame of an animation. Plain RGB comes through unchanged.
+    palettes converted, the first frame of an animation. Plain RGB comes through unchanged. Raises `ImageError` for an
+    image that cannot be read; a truncated file is an error, never half an image.
 
     Args:
         image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array (H, W, 3).
         name: stands for the image in errors.
         max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
-
-    Raises:
-        ImageError: the image cannot be read. A truncated file is an error, never half an image.
     """
     given: object = image
     if not isinstance(given, ImageInput):
@@ -234,11 +232,11 @@ class _Video:
             yield container, stream
 
     def _check_frame_size(self, frame: Any) -> None:
-        width, height = frame.width, frame.height
-        if not width or not height:
+        if not frame.width or not frame.height:
             raise VideoError(f"{self.name}: its frames have no size, or far more than {self.max_pixels} pixels")
-        if width * height > self.max_pixels:
-            raise VideoError(f"{self.name}: {width}x{height} is more than the limit of {self.max_pixels} pixels")
+        if frame.width * frame.height > self.max_pixels:
+            size = f"{frame.width}x{frame.height}"
+            raise VideoError(f"{self.name}: {size} is more than the limit of {self.max_pixels} pixels")
 
     def _check_count(self, count: int) -> None:
         if count > self.max_frames:

@@ -27,10 +27,8 @@ class Inspection:
     description: Mapping[str, object] = field(default_factory=dict)  # what the source says of itself
     num_shards: int = 0
     num_samples: int = 0  # samples whose texts can be read; counts of tasks are over all of them
-    num_read: int = 0
-    """Samples whose images were to be read; captions, image sizes and `examples` are of those that could be."""
-    counts: Counter[str] = field(default_factory=Counter)
-    """How many samples, questions, rounds, ... there are of a kind."""
+    num_read: int = 0  # samples whose images were to be read; captions, sizes and `examples` are of those that could
+    counts: Counter[str] = field(default_factory=Counter)  # how many samples, questions, rounds, ... of a kind
     values: defaultdict[str, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
     """How often a value occurs, by what it is a value of."""
     examples: list[Sample] = field(default_factory=list)

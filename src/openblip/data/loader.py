@@ -130,8 +130,8 @@ class Loader:
                 next_draw += self.worker.batch_size * order.world_size
                 # In the order of the rows that replaced them, whichever worker met them.
                 rejects = sorted((pair for part in parts for pair in part.rejects), key=itemgetter(0))
-                cursor = order.cursor(next_draw, positions)
-                yield LoadedBatch(self._collate(parts), cursor, [reject for _, reject in rejects])
+                named = [reject for _, reject in rejects]
+                yield LoadedBatch(self._collate(parts), order.cursor(next_draw, positions), named)
         finally:
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
@@ -347,8 +347,7 @@ class _Part(NamedTuple):
     examples: list[Example]
     rejects: list[tuple[int, Reject]]  # with the row that the next sample of the stream took
     positions: dict[int, tuple[Position, ...]]  # of the streams that were drawn from, after their last draw
-    pixels: torch.Tensor | None = None
-    """(rows, ...): the pixels of all examples, which then have none; they cross processes in shared memory."""
+    pixels: torch.Tensor | None = None  # (rows, ...): of all examples, which then have none; for shared memory
 
     def packed(self) -> "_Part":
         """The same with the pixels of all examples in one tensor."""
@@ -445,10 +444,9 @@ class _Streams:
         """A slot of the source is over. After two rounds of slots without a usable sample the whole source is searched;
         raises `SourceError` when it has none.
         """
-        if source.name not in self.slots_left:
-            return
-        self.slots_left[source.name] -= 1
-        if self.slots_left[source.name] > 0:
+        if source.name in self.slots_left:
+            self.slots_left[source.name] -= 1
+        if self.slots_left.get(source.name) != 0:
             return
         last = ""
         for shard in source.shards():

@@ -1,7 +1,4 @@
-"""Samples, rejects, and `Source`: what every data format answers.
-
-A source is a list of shards. A shard is read front to back, once, by `Source.read`; nothing is indexed before.
-"""
+"""Samples, rejects, and sources: lists of shards, each read front to back, without an index."""
 
 import errno
 import json
@@ -26,19 +23,14 @@ _TRANSIENT = {  # errors of the machine or the network, not of one file
 class Sample:
     """One image or video with its texts, as the source has it."""
 
-    key: str
-    """Unique within `shard`, not across shards."""
+    key: str  # unique within `shard`, not across shards
     shard: str
-    image: bytes
-    """The encoded file: an image, or the video of a source of videos. Empty where only texts were wanted."""
-    captions: tuple[str, ...]
-    """May be empty: CapFilt accepts images without web text, a training loader rejects them."""
-    image_id: str
-    """Equal exactly for samples of the same image."""
+    image: bytes  # the encoded file: an image, or the video of a source of videos; empty where only texts were wanted
+    captions: tuple[str, ...]  # may be empty: CapFilt accepts images without web text, a training loader rejects them
+    image_id: str  # equal exactly for samples of the same image
     info: Mapping[str, Any] = field(default_factory=dict)
     """The sample's json, with the names of docs/data.md. Captions in `info["references"]` are never trained on."""
-    second_image: bytes | None = None
-    """The right one of two images (NLVR2)."""
+    second_image: bytes | None = None  # the right one of two images (NLVR2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +77,7 @@ class Source(ABC):
     are listed and annotation files read once, when it is opened.
     """
 
-    name: str
-    """The spec it was opened with; two sources of a mixture have different names."""
+    name: str  # the spec it was opened with; two sources of a mixture have different names
 
     @abstractmethod
     def shards(self) -> Sequence[str]:

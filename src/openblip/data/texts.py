@@ -22,8 +22,7 @@ MAX_STATEMENT_WORDS = 40  # released code
 MAX_DIALOG_TOKENS = 256  # ten rounds of VisDial have about 150 tokens
 MAX_DIALOG_CAPTION_TOKENS = 40
 
-CONVERSATION_FIELDS = frozenset({"turns", "dialog", "conversations", "instruction"})
-"""Any of these fields makes a sample a conversation."""
+_CONVERSATION_FIELDS = ("turns", "dialog", "conversations", "instruction")  # any makes a sample a conversation
 _IMAGE_PLACEHOLDER = "<image>"  # stands in LLaVA's texts where the image is
 _SPEAKERS = (("human", "user"), ("gpt", "assistant", "model"))  # of LLaVA's messages, in alternation
 _STRIPPED = re.compile(r"[.!\"()*#:;~]")
@@ -170,7 +169,7 @@ class Turn(NamedTuple):
 def draw_turns(sample: Sample, rng: "np.random.Generator") -> list[Turn]:
     """The turns of a conversation, or a lone question with one of its answers at random."""
     question = sample.info.get("question")
-    if not isinstance(question, str) or sample.info.keys() & CONVERSATION_FIELDS:
+    if not isinstance(question, str) or sample.info.keys() & set(_CONVERSATION_FIELDS):
         return turns_of(sample.info)
     answers = [text for answer in answers_of(sample) if (text := clean_text(answer))]
     if not answers:
@@ -186,7 +185,7 @@ def turns_of(info: Mapping[str, Any]) -> list[Turn]:
     an answer is left out.
     `instruction` with `answer` or `output`, and optionally `input`, which is put after the instruction.
     """
-    name = next((name for name in ("turns", "dialog", "conversations", "instruction") if info.get(name)), None)
+    name = next((name for name in _CONVERSATION_FIELDS if info.get(name)), None)
     if name is None:
         raise SourceError("no instruction, turns, dialog or conversations")
     if name == "instruction":

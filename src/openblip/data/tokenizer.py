@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tokenizers
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as WordPiece
 
 from openblip.data.sample import clean_text
@@ -25,8 +24,7 @@ from openblip.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
     import torch
 
-BATCH_LENGTH_STEP = 8
-"""Texts of a training batch are padded to a multiple of this length, so that a GPU meets few shapes."""
+BATCH_LENGTH_STEP = 8  # texts of a training batch are padded to a multiple of it, so that a GPU meets few shapes
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
@@ -40,11 +38,9 @@ class Tokens:
     mask: "torch.Tensor"
 
     def to(self, device: "torch.device | str", non_blocking: bool = True) -> "Tokens":
-        """The same on a device."""
         return Tokens(self.ids.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Tokens":
-        """The same in page-locked memory, from which a copy to a GPU runs on its own."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
 
@@ -61,7 +57,7 @@ class Tokenizer:
         missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None]
         if missing:
             raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")
-        self._wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _LAST])
+        self._wordpiece.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in _LAST])
         self._wordpiece.encode_special_tokens = True
         self.pad_id, self.cls_id, self.sep_id, self.dec_id, self.enc_id = (
             self._wordpiece.token_to_id(token) or 0  # never None: they were checked or added above
@@ -217,7 +213,7 @@ def _bert_wordpiece(vocab: Sequence[str]) -> WordPiece:
     wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     wordpiece.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=True)
-    wordpiece.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _FIRST if t in ids])
+    wordpiece.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in _FIRST if t in ids])
     return wordpiece
 
 
