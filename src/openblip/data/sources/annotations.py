@@ -1,8 +1,7 @@
 """The annotation files of public data sets: for each format a function that makes rows of a file's content.
 
-docs/data.md lists the files, and where their images lie. The functions raise `SourceError` when a file that belongs to
-an annotation file is missing or nothing of it can be read. A format is told by a file's structure, whatever its name:
-see `ANNOTATION_FORMATS`.
+docs/data.md lists the files, and where their images lie. The functions raise `SourceError` when a companion of the file
+is missing or nothing of it can be read. A file's structure tells its format: see `ANNOTATION_FORMATS`.
 """
 
 import json
@@ -36,10 +35,7 @@ _LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is l
 
 
 def coco_rows(file: AnnotationFile) -> AnnotationRows:
-    """COCO captions and NoCaps: all captions of an image are one sample, whose key is the image's id.
-
-    Files of images alone (image_info_test2014.json) give samples without captions, to write predictions for.
-    """
+    """COCO captions and NoCaps, and files of images alone, to write predictions for. The key is the image's id."""
     images, annotations = file.content["images"], file.content.get("annotations") or []
     objects = rows.first_objects(annotations)
     if annotations and not any("caption" in annotation for annotation in objects):
@@ -92,8 +88,7 @@ def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
 def listed_rows(file: AnnotationFile) -> AnnotationRows:
     """A list of objects, one sample each: how the authors of BLIP distribute annotations, and LLaVA its instructions.
 
-    The key is a question's id, an identifier or else the row's number. Rows that state the same image id, or else the
-    same image, share it.
+    The key is an id or else the row's number. Rows that state the same image id, or else the same image, share it.
     """
 
     def row(item: Fields, number: int) -> ImageRow:
@@ -244,8 +239,7 @@ def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
 def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
     """NLVR2: a file of json lines per split, each a statement about a left and a right photograph.
 
-    The folder `images` of `images/train/53/train-10171-0-img0.png` may be left out, and so may all of them. The key is
-    the identifier; statements about one pair share an image id.
+    The folders of `images/train/53/train-10171-0-img0.png` may be left out. Statements about a pair share an image id.
     """
     places, items = list[str](), list[Any]()
     for place, item in file.lines():
@@ -274,10 +268,7 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
 
 
 def visdial_rows(file: AnnotationFile) -> AnnotationRows:
-    """VisDial v1.0: dialogs of ten rounds about an image, their texts as indices into lists of the file.
-
-    Dense annotations beside it say how right each candidate of one round is. The key is the image's id.
-    """
+    """VisDial v1.0: dialogs of ten rounds about an image, and beside them how right each candidate of a round is."""
     data = file.content["data"]
     texts: dict[str, list[str]] = {}
     for name in ("questions", "answers"):
@@ -366,10 +357,7 @@ def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
 
 
 class VideoFolder:
-    """The videos in a folder and below, by name without suffix; of several of one name the outermost counts.
-
-    Raises `SourceError` when there is none.
-    """
+    """The videos in a folder and below, by name without suffix; of several of one name the outermost counts."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -414,9 +402,7 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
 
 
 def video_list_rows(file: AnnotationFile) -> AnnotationRows:
-    """Lists of videos with captions (MSRVTT_JSFUSION_test.csv, msrvtt_test.jsonl): each video is a sample with the
-    captions of all its rows, and its name is the key. The broken rows come after all videos.
-    """
+    """Lists of videos with captions: each video is a sample with those of all its rows. Broken rows come last."""
     captions: dict[str, tuple[str, ...]] = {}
     broken: dict[str, SourceError] = {}
     listed = file.lines() if file.content is None else ((f"[{n}]", item) for n, item in enumerate(file.content))
@@ -537,18 +523,14 @@ ANNOTATION_FORMATS = (
             "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)"),
     _Format(video_list_rows, (), _names_videos, "a list of videos (clip_name or video_id) with sentence or caption"),
 )  # fmt: skip
-"""Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the
-files of its videos needs no data set's rule for them.
-"""
+# Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the files
+# of its videos needs no data set's rule for them.
 _VIDEO_LIST = ANNOTATION_FORMATS[-1]
 _NLVR = _Format(nlvr_rows, (), {"identifier", "sentence"}, "NLVR2 (json lines with identifier and sentence)")
 
 
 def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
-    """Open a .json, .jsonl, .csv or .tsv: an annotation file where its structure is of one, else a table.
-
-    `images` is the folder of the images, `split` what stood after a `#`. Raises `SourceError`.
-    """
+    """Open a .json, .jsonl, .csv or .tsv: an annotation file where its structure is of one, else a table."""
     known, is_table = _recognise_rows(path)
     content: Any = None
     if known is None and not is_table:

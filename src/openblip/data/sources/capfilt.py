@@ -13,11 +13,7 @@ from openblip.errors import SourceError
 
 @dataclass
 class CapFiltSource(Source):
-    """The finished shards of a CapFilt run, selected by the manifest's threshold at reading.
-
-    A kept text is a sample of its own, whose key is the original's with the text's source and index, and whose
-    `image_id` is the original's.
-    """
+    """The finished shards of a CapFilt run. A kept text is a sample, whose key has the text's source and index."""
 
     name: str
     directory: Path
@@ -40,10 +36,7 @@ class CapFiltSource(Source):
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
     def shards(self) -> Sequence[str]:
-        """The shards that have a report.
-
-        Of a parquet file without one they are the row groups that have: earlier versions took each for a shard.
-        """
+        """The shards with a report; or row groups of a parquet file, each of which was a shard in earlier versions."""
         done = finished_shards(self.directory)
         whole = set(self.original.shards()).intersection(done)
         files = {self.file_name(shard) for shard in whole}

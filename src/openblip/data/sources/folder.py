@@ -35,10 +35,7 @@ class FolderRow(ImageRow):
 
 @dataclass
 class FolderSource(RowSource):
-    """The images under a folder, or its videos where it has no image, in the order of their paths.
-
-    A key is the path in the folder without suffix; of several images with one key the first one stays.
-    """
+    """The images under a folder, or its videos where it has none. A key is the path in the folder without suffix."""
 
     name: str
     kind: str

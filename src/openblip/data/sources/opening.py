@@ -33,9 +33,9 @@ class Mixture:
 
 
 def open_source(spec: str, *, images: str | None = None) -> Source:
-    """Open the source that `spec` names; docs/data.md lists the formats. Raises `SourceError`, also for a mixture.
+    """Open one source, with the images of an annotation file or table in `images`; docs/data.md lists the formats.
 
-    `images` is the folder of the images that an annotation file or table names.
+    Raises `SourceError` when there is nothing there, the format is unknown or `spec` is a mixture.
     """
     members = _split_mixture(spec)
     if len(members) != 1 or members[0][1] is not None:

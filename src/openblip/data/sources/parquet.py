@@ -28,9 +28,7 @@ _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 
 @dataclass
 class ParquetSource(Source):
-    """Parquet files, one shard each. A row group can be read as a shard of its own, `NAME-00003`: earlier versions did
-    so, and their CapFilt outputs are named so.
-    """
+    """Parquet files, one shard each. A row group can be read as the shard `NAME-00003`, as earlier versions did."""
 
     name: str
     paths: dict[str, str] = field(repr=False)

@@ -30,6 +30,8 @@ from openblip.errors import SourceError
 Chunk = TypeVar("Chunk")
 Fields = Mapping[str, Any]
 """A json object, or the named values of a row."""
+Place = Callable[[int], str]
+"""Where in a file an item stands: `images[7]`."""
 
 ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
 _ROWS_AT_ONCE = 32
@@ -459,9 +461,7 @@ class AnnotationFile:
                 except SourceError as error:
                     yield f"line {line}", error
 
-    def choose_split(
-        self, name: str, *, may_omit: bool = False
-    ) -> tuple[list[Any], Callable[[int], str], dict[str, int]]:
+    def choose_split(self, name: str, *, may_omit: bool = False) -> tuple[list[Any], Place, dict[str, int]]:
         """The items of the chosen split in the list `name`, their places in the file, and the size of each split.
 
         `restval` is part of `train`. An item without a split is broken, and becomes a reject of every split.
@@ -481,17 +481,12 @@ class AnnotationFile:
 
 
 class AnnotationRows(NamedTuple):
-    """The samples that a file lists; each row is made when it is read.
+    """The samples that a file lists; each row is made when it is read."""
 
-    `items` are what the file states of each sample: an object, or a `SourceError` for what could not be parsed. `row`
-    makes a row of an object and its number from 0, or raises `SourceError`. `place` says where in the file an item
-    stands. `description` has the format's name, and which companions of the file are there or missing.
-    """
-
-    items: Sequence[Any]
-    row: Callable[[Fields, int], ImageRow]
-    description: Mapping[str, object]
-    place: Callable[[int], str] = "[{}]".format
+    items: Sequence[Any]  # what the file states of each: an object, or a `SourceError` for what could not be parsed
+    row: Callable[[Fields, int], ImageRow]  # of an object and its number from 0; raises `SourceError`
+    description: Mapping[str, object]  # the format's name, and which companions of the file are there or missing
+    place: Place = "[{}]".format
 
 
 @dataclass

@@ -3,9 +3,8 @@
 A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with its texts
 in `KEY.json` or `KEY.txt`. Nothing is ever extracted, so a member's name is only a key, whatever path it claims.
 
-`tarfile` silently stops at a damaged header, which would lose samples unnoticed: only its header parser is used, and
-whatever ends a shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie
-apart.
+`tarfile` silently stops at a damaged header, which would lose samples: only its header parser is used, and what ends a
+shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie apart.
 """
 
 import io
