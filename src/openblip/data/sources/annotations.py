@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
 from openblip.data.sources import rows, storage
-from openblip.data.sources.rows import AnnotationFile, AnnotationRows, Fields, ImageRow, id_of, number_of, text_of
+from openblip.data.sources.rows import AnnotationRows, AnnotationSource, Fields, ImageRow, id_of, number_of, text_of
 from openblip.errors import SourceError
 
 _VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
@@ -34,7 +34,7 @@ _VIDEO_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
 _LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is longer
 
 
-def coco_rows(file: AnnotationFile) -> AnnotationRows:
+def coco_rows(file: AnnotationSource) -> AnnotationRows:
     """COCO captions and NoCaps, and files of images alone, to write predictions for. The key is the image's id."""
     images, annotations = file.content["images"], file.content.get("annotations") or []
     objects = rows.first_objects(annotations)
@@ -66,7 +66,7 @@ def _captions_by(annotations: Any, name: str) -> Mapping[Any, list[Any]]:
     return captions
 
 
-def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
+def karpathy_rows(file: AnnotationSource) -> AnnotationRows:
     """Karpathy's splits of COCO and Flickr30k. The key is COCO's id, or the file's own where it has none."""
     images, place, sizes = file.choose_split("images")
     paths_of = file.image_paths("flickr30k-images", "flickr30k_images")
@@ -85,7 +85,7 @@ def karpathy_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(images, row, {"format": "Karpathy split", "splits in the file": sizes}, place)
 
 
-def listed_rows(file: AnnotationFile) -> AnnotationRows:
+def listed_rows(file: AnnotationSource) -> AnnotationRows:
     """A list of objects, one sample each: how the authors of BLIP distribute annotations, and LLaVA its instructions.
 
     The key is an id or else the row's number. Rows that state the same image id, or else the same image, share it.
@@ -143,7 +143,7 @@ def _question_row(
     return ImageRow(question_id, paths, image_id, info=info)
 
 
-def vqa_rows(file: AnnotationFile) -> AnnotationRows:
+def vqa_rows(file: AnnotationSource) -> AnnotationRows:
     """VQA, VQAv2 and OK-VQA: questions, with the answers in an annotations file beside them except for test sets."""
     subtype = file.content.get("data_subtype")
     if not isinstance(subtype, str) or not subtype:
@@ -198,7 +198,7 @@ def _dataset_name(content: Any, otherwise: str = "VQA") -> str:
     return f"{name}v{version}" if name == "VQA" and version != "1" else name
 
 
-def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
+def visual_genome_rows(file: AnnotationSource) -> AnnotationRows:
     """Visual Genome: one answer to each question, weighted as BLIP weights it for VQA. The id is its `qa_id`."""
     questions, places = list[Any](), list[tuple[int, int]]()
     for index, image in enumerate(file.content):
@@ -218,7 +218,7 @@ def visual_genome_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(questions, row, description, lambda n: "[{}].qas[{}]".format(*places[n]))
 
 
-def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
+def aokvqa_rows(file: AnnotationSource) -> AnnotationRows:
     """A-OKVQA: questions with four choices and ten free answers; the test set has neither answers nor right choice."""
     splits = {str(item.get("split")) for item in rows.first_objects(file.content)}
     paths_of = file.image_paths(*(f"{split}2017" for split in sorted(splits)))
@@ -236,7 +236,7 @@ def aokvqa_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(file.content, row, {"format": "A-OKVQA questions"})
 
 
-def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
+def nlvr_rows(file: AnnotationSource) -> AnnotationRows:
     """NLVR2: a file of json lines per split, each a statement about a left and a right photograph.
 
     The folders of `images/train/53/train-10171-0-img0.png` may be left out. Statements about a pair share an image id.
@@ -267,7 +267,7 @@ def nlvr_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(items, row, {"format": "NLVR2 statements"}, places.__getitem__)
 
 
-def visdial_rows(file: AnnotationFile) -> AnnotationRows:
+def visdial_rows(file: AnnotationSource) -> AnnotationRows:
     """VisDial v1.0: dialogs of ten rounds about an image, and beside them how right each candidate of a round is."""
     data = file.content["data"]
     texts: dict[str, list[str]] = {}
@@ -384,7 +384,7 @@ class VideoFolder:
         return {"missing": f"{len(missing)} of {len(wanted)} videos, as {missing[0]}"} if missing else {}
 
 
-def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
+def msrvtt_rows(file: AnnotationSource) -> AnnotationRows:
     """MSRVTT captions: each video of the split is a sample with all its captions, and its name is the key."""
     videos, place, sizes = file.choose_split("videos", may_omit=True)
     captions = _captions_by(file.content.get("sentences"), "video_id")
@@ -401,7 +401,7 @@ def msrvtt_rows(file: AnnotationFile) -> AnnotationRows:
     return AnnotationRows(videos, row, {"format": "MSRVTT captions", "splits in the file": sizes, **missing}, place)
 
 
-def video_list_rows(file: AnnotationFile) -> AnnotationRows:
+def video_list_rows(file: AnnotationSource) -> AnnotationRows:
     """Lists of videos with captions: each video is a sample with those of all its rows. Broken rows come last."""
     captions: dict[str, tuple[str, ...]] = {}
     broken: dict[str, SourceError] = {}
@@ -431,7 +431,7 @@ def _names_videos(item: Fields) -> bool:
     return bool(names and captions and not paths)
 
 
-def video_question_rows(file: AnnotationFile) -> AnnotationRows:
+def video_question_rows(file: AnnotationSource) -> AnnotationRows:
     """MSRVTT-QA and MSVD-QA: questions about numbered videos; the category of their videos tells those of MSRVTT.
 
     Video 7010 of MSRVTT is `video7010.mp4`. Video 5 of MSVD is `vid5.avi`, or what `youtube_mapping.txt` calls it: a
@@ -489,7 +489,7 @@ def _read_youtube_names(path: str) -> dict[str, str]:
 class _Format(NamedTuple):
     """A format of annotation files, and how it is told."""
 
-    rows: Callable[[AnnotationFile], AnnotationRows]
+    rows: Callable[[AnnotationSource], AnnotationRows]
     list_path: tuple[str, ...]  # the names that lead to the list of objects; none: the file itself is the list
     fields: Set[str] | Callable[[Fields], bool]  # what one of the first objects has, or a function that recognises it
     known_as: str  # its name and what tells it, for the list of what can be read
@@ -506,6 +506,8 @@ class _Format(NamedTuple):
         return any(map(self.recognises, rows.first_objects(content)))
 
 
+# Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the files
+# of its videos needs no data set's rule for them.
 ANNOTATION_FORMATS = (
     _Format(coco_rows, ("images",), {"file_name"}, "COCO or NoCaps captions (the lists images and annotations)"),
     _Format(karpathy_rows, ("images",), {"sentences", "split"},
@@ -523,8 +525,6 @@ ANNOTATION_FORMATS = (
             "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)"),
     _Format(video_list_rows, (), _names_videos, "a list of videos (clip_name or video_id) with sentence or caption"),
 )  # fmt: skip
-# Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the files
-# of its videos needs no data set's rule for them.
 _VIDEO_LIST = ANNOTATION_FORMATS[-1]
 _NLVR = _Format(nlvr_rows, (), {"identifier", "sentence"}, "NLVR2 (json lines with identifier and sentence)")
 
@@ -546,12 +546,7 @@ def open_annotated(spec: str, path: str, images: str | None, split: str | None =
         raise SourceError(f"{path}: give the folder of its images with --images DIR")
     if not storage.is_directory(images):
         raise SourceError(f"{images}: no such folder of images")
-    file = AnnotationFile(spec, path, content, images, split)
-    listed = known.rows(file)
-    if not listed.items:
-        raise SourceError(f"{spec}: it lists no samples")
-    chunks = rows.chunk_names(file.stem if split is None else f"{file.stem}-{split}", rows.cut_rows(len(listed.items)))
-    return rows.AnnotationSource(spec, listed, chunks, (open_annotated, (spec, path, images, split)))
+    return AnnotationSource(spec, path, content, images, split, known.rows, open_annotated)
 
 
 def _recognise_rows(path: str) -> tuple[_Format | None, bool]:

@@ -427,15 +427,54 @@ def _row(values: Fields, number: int, folder: str) -> ImageRow:
     return ImageRow(row_key(values, number), (image,), image_id, row_captions(values), task_fields(values), *second)
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationFile:
-    """An annotation file and where its images are."""
+class AnnotationRows(NamedTuple):
+    """The samples that a file lists; each row is made when it is read."""
 
-    source: str  # the spec that named it
+    items: Sequence[Any]  # what the file states of each: an object, or a `SourceError` for what could not be parsed
+    row: Callable[[Fields, int], ImageRow]  # of an object and its number from 0; raises `SourceError`
+    description: Mapping[str, object]  # the format's name, and which companions of the file are there or missing
+    place: Place = "[{}]".format
+
+
+@dataclass
+class AnnotationSource(RowSource):
+    """An annotation file in shards of a bounded number of rows, in its order."""
+
+    name: str
     path: str
     content: Any = field(repr=False)  # the parsed json; None for a file of rows (json lines or .csv): `lines` reads it
     images: str  # the folder of its images or videos
-    split: str | None = None  # what stood after a `#`
+    split: str | None  # what stood after a `#`
+    list_rows: Callable[["AnnotationSource"], AnnotationRows] = field(repr=False)
+    opener: Callable[..., Source] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises `SourceError` when the file lists nothing."""
+        self.listed = self.list_rows(self)
+        if not self.listed.items:
+            raise SourceError(f"{self.name}: it lists no samples")
+        stem = self.stem if self.split is None else f"{self.stem}-{self.split}"
+        self.chunks = chunk_names(stem, cut_rows(len(self.listed.items)))
+
+    # A process that is not forked opens the file anew: rows are not pickled.
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return self.opener, (self.name, self.path, self.images, self.split)
+
+    def num_samples(self, shard: str) -> int:
+        return len(self.chunks[shard])
+
+    def describe(self) -> Mapping[str, object]:
+        return self.listed.description
+
+    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
+        for number in self.chunks[shard]:
+            place, item = self.listed.place(number), self.listed.items[number]
+            try:
+                if isinstance(item, SourceError):
+                    raise item.with_traceback(None)
+                yield place, self.listed.row(as_object(item), number)
+            except SourceError as error:
+                yield place, Reject(shard, place, f"{place}: {error}")
 
     @property
     def stem(self) -> str:
@@ -475,48 +514,9 @@ class AnnotationFile:
         if chosen not in sizes:
             listed = ", ".join(f"#{split} ({size} {name})" for split, size in sizes.items())
             wanted = "say which split after a #" if chosen is None else f"there is no split {chosen}"
-            raise SourceError(f"{self.source}: {wanted}; the file has {listed or 'none'}")
+            raise SourceError(f"{self.name}: {wanted}; the file has {listed or 'none'}")
         numbers = [n for n, split in enumerate(splits) if split in (chosen, None)]
         return [items[n] for n in numbers], lambda n: f"{name}[{numbers[n]}]", dict(sizes)
-
-
-class AnnotationRows(NamedTuple):
-    """The samples that a file lists; each row is made when it is read."""
-
-    items: Sequence[Any]  # what the file states of each: an object, or a `SourceError` for what could not be parsed
-    row: Callable[[Fields, int], ImageRow]  # of an object and its number from 0; raises `SourceError`
-    description: Mapping[str, object]  # the format's name, and which companions of the file are there or missing
-    place: Place = "[{}]".format
-
-
-@dataclass
-class AnnotationSource(RowSource):
-    """An annotation file in shards of a bounded number of rows, in its order."""
-
-    name: str
-    listed: AnnotationRows = field(repr=False)
-    chunks: dict[str, range] = field(repr=False)
-    reopen: tuple[Callable[..., Source], tuple[Any, ...]] = field(repr=False)
-
-    # A process that is not forked opens the file anew: rows are not pickled.
-    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
-        return self.reopen
-
-    def num_samples(self, shard: str) -> int:
-        return len(self.chunks[shard])
-
-    def describe(self) -> Mapping[str, object]:
-        return self.listed.description
-
-    def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
-        for number in self.chunks[shard]:
-            place, item = self.listed.place(number), self.listed.items[number]
-            try:
-                if isinstance(item, SourceError):
-                    raise item.with_traceback(None)
-                yield place, self.listed.row(as_object(item), number)
-            except SourceError as error:
-                yield place, Reject(shard, place, f"{place}: {error}")
 
 
 def read_document(path: str) -> Any:
