@@ -4,6 +4,7 @@ docs/data.md lists the files, and where their images lie. The functions raise `S
 is missing or nothing of it can be read. A file's structure tells its format: see `ANNOTATION_FORMATS`.
 """
 
+import functools
 import json
 import os
 import re
@@ -237,16 +238,13 @@ def aokvqa_rows(file: AnnotationSource) -> AnnotationRows:
 
 
 def nlvr_rows(file: AnnotationSource) -> AnnotationRows:
-    """NLVR2: a file of json lines per split, each a statement about a left and a right photograph.
-
-    The folders of `images/train/53/train-10171-0-img0.png` may be left out. Statements about a pair share an image id.
-    """
+    """NLVR2: json lines, each a statement about a left and a right photograph. Those of a pair share an image id."""
     places, items = list[str](), list[Any]()
     for place, item in file.lines():
         places.append(place)
         # Of a line four fields are kept: nine tenths are addresses and the writers' validations.
         items.append({n: item[n] for n in _NLVR_FIELDS if n in item} if isinstance(item, dict) else item)
-    layouts: dict[str, Callable[[str], list[str]]] = {}  # folder of a pair, relative -> where its images may lie
+    paths_in = functools.cache(file.image_paths)  # whether folders exist is asked once
 
     def row(item: Fields, number: int) -> ImageRow:
         identifier = text_of(item, "identifier")
@@ -254,14 +252,13 @@ def nlvr_rows(file: AnnotationSource) -> AnnotationRows:
         if match is None:
             raise SourceError(f"the identifier must be like dev-850-0-0, not {identifier:.80}")
         split, directory = match["split"], item.get("directory")
-        inner = split if directory is None else f"{split}/{directory}"
-        if inner not in layouts:
-            others = [] if directory is None else [str(directory), f"images/{split}", split]
-            layouts[inner] = file.image_paths(f"images/{inner}", inner, *others)
+        folders = [f"images/{split}", split]
+        if directory is not None:
+            folders = [f"images/{split}/{directory}", f"{split}/{directory}", str(directory), *folders]
         info: dict[str, Any] = {"statement": text_of(item, "sentence"), "identifier": identifier}
         if (label := rows.statement_label(item.get("label"))) is not None:
             info["label"] = label
-        left, right = (layouts[inner](f"{match['pair']}-img{n}.png")[0] for n in (0, 1))
+        left, right = (paths_in(*folders)(f"{match['pair']}-img{n}.png")[0] for n in (0, 1))
         return ImageRow(identifier, (left,), match["pair"], info=info, second_image=right)
 
     return AnnotationRows(items, row, {"format": "NLVR2 statements"}, places.__getitem__)
@@ -344,13 +341,10 @@ def _visdial_relevances(path: str) -> dict[Any, tuple[int, list[float]]]:
     relevances: dict[Any, tuple[int, list[float]]] = {}
     for number, item in enumerate(items):
         # `gt_relevance` for validation, `relevance` for the sample of training
-        values = item.get("gt_relevance", item.get("relevance")) if isinstance(item, dict) else None
-        if (
-            not isinstance(values, list)
-            or not all(isinstance(value, (int, float)) for value in values)
-            or not isinstance(item.get("round_id"), int)
-            or not isinstance(item.get("image_id"), (int, str))
-        ):
+        values: Any = item.get("gt_relevance", item.get("relevance")) if isinstance(item, dict) else None
+        are_numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
+        is_named = are_numbers and isinstance(item.get("image_id"), (int, str))
+        if not is_named or not isinstance(item.get("round_id"), int):
             raise SourceError(f"{path}: [{number}] lacks image_id, round_id or a list of relevance")
         relevances[item["image_id"]] = (item["round_id"] - 1, [float(value) for value in values])
     return relevances

@@ -55,10 +55,8 @@ class FolderSource(RowSource):
         kind = "image" if any("image" in kinds for kinds in listed.values()) else "video"
         files = {key: kinds for key, kinds in listed.items() if kind in kinds}
         if not files:
-            raise SourceError(
-                f"{spec}: no image (jpg, jpeg, png or webp), video (mp4, webm, mkv, avi, mov or m4v), tar or "
-                "parquet file in this folder"
-            )
+            what = "image (jpg, jpeg, png or webp), video (mp4, webm, mkv, avi, mov or m4v), tar or parquet file"
+            raise SourceError(f"{spec}: no {what} in this folder")
         classes = {name: [name] for key in files if (name := _sub_folder(key))}
         if classes and _CLASSES not in files and (paths := listed.get(_CLASSES, {}).get("json")):
             classes = _read_classes(paths[0], classes)
@@ -98,9 +96,7 @@ def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
         names: list[Any] = value if isinstance(value, list) else [value]
         if not names or not all(isinstance(name, str) and name.strip() for name in names):
             what = f"{folder}: {value!r:.80}" if folder in stated else f"nothing for {folder}"
-            raise SourceError(
-                f"{path}: must map the name of every sub-folder with images to the name of its class, or to "
-                f"a list of names; it has {what}"
-            )
+            wanted = "the name of every sub-folder with images to the name of its class, or to a list of names"
+            raise SourceError(f"{path}: must map {wanted}; it has {what}")
         classes[folder] = [samples.clean_text(name) for name in names]
     return classes

@@ -52,10 +52,9 @@ def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
     weights = [weight for _, weight in members if weight is not None]
     if weights and len(weights) != len(members):
         raise SourceError(f"{spec}: give every source of the mixture a weight (SOURCE@0.5), or none")
-    names = [name for name, _ in members]
-    if len(set(names)) != len(names):
+    if len({name for name, _ in members}) != len(members):
         raise SourceError(f"{spec}: the same source twice; give it a larger weight instead")
-    sources = tuple(_open_one(name, images) for name in names)
+    sources = tuple(_open_one(name, images) for name, _ in members)
     return Mixture(sources, tuple(weight / sum(weights) for weight in weights) or None)
 
 
@@ -132,11 +131,7 @@ def _suffix(path: str) -> str:
 
 @dataclass
 class PercentSlice(Source):
-    """The samples whose image falls between `start` and `stop` percent.
-
-    A hash of the data set's own image id decides, or of the name of the shard's file and the key where it has none:
-    docs/data.md says why. The rejects of the whole source are given by every slice.
-    """
+    """The samples whose image falls between `start` and `stop` percent, as docs/data.md says; and all rejects."""
 
     name: str
     whole: Source = field(repr=False)

@@ -1,7 +1,6 @@
 """Parquet files with the encoded image and its texts in each row, as Hugging Face datasets writes them.
 
-A null is a field that the row does not have. A file is a shard; a row group is read as texts first, then its images a
-few at a time.
+A null is a field that the row does not have. A row group is read as texts first, then its images a few at a time.
 """
 
 import os

@@ -189,13 +189,25 @@ def task_fields(row: Fields) -> dict[str, Any]:
     if "question" in fields:
         fields["answers"] = text_list(fields.get("answers", fields.get("answer")), "answers")
         if "weight" in fields:
-            fields["weight"] = _weight(fields["weight"])
+            with contextlib.suppress(TypeError, ValueError):
+                fields["weight"] = float(fields["weight"])
+            if not (isinstance(fields["weight"], float) and 0 < fields["weight"] < math.inf):
+                raise SourceError(f"the weight must be a positive number, not {row['weight']!r:.80}")
         if "choices" in fields:
             fields |= choice_fields(fields["choices"], fields.get("correct_choice"))
     if "statement" in fields and "label" in fields:
         fields["label"] = statement_label(fields["label"])
     for name in fields.keys() & {"dialog", "turns", "conversations"}:
-        fields[name] = _rounds(fields[name], name)
+        rounds, said = fields[name], "value" if name == "conversations" else "question"
+        if isinstance(rounds, str):
+            try:
+                rounds = json.loads(rounds)
+            except ValueError as error:
+                raise SourceError(f"the {name} is broken json: {error}") from error
+        is_list = isinstance(rounds, list)
+        if not is_list or not all(isinstance(turn, dict) and isinstance(turn.get(said), str) for turn in rounds):
+            raise SourceError(f"the {name} must be a list of rounds, each with a {said}")
+        fields[name] = rounds
     return fields
 
 
@@ -235,27 +247,6 @@ def statement_label(value: Any) -> bool | None:
     if not isinstance(label, bool):
         raise SourceError(f"the label of a statement must be true or false, not {value!r:.80}")
     return label
-
-
-def _weight(value: Any) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        weight = float(value)
-        if math.isfinite(weight) and weight > 0:
-            return weight
-    raise SourceError(f"the weight must be a positive number, not {value!r:.80}")
-
-
-def _rounds(value: Any, name: str) -> list[Any]:
-    """A list of objects, each with what was asked or said."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise SourceError(f"the {name} is broken json: {error}") from error
-    said = "value" if name == "conversations" else "question"
-    if not isinstance(value, list) or not all(isinstance(t, dict) and isinstance(t.get(said), str) for t in value):
-        raise SourceError(f"the {name} must be a list of rounds, each with a {said}")
-    return value
 
 
 def text_of(item: Fields, name: str) -> str:
@@ -320,8 +311,7 @@ class Dialect:
         """
         offset = file.tell()
         while first := file.readline():
-            data = first
-            error = self._quote_error(data)
+            data, error = first, self._quote_error(first)
             while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
                 data += more
                 error = self._quote_error(data)
@@ -449,7 +439,6 @@ class AnnotationSource(RowSource):
     opener: Callable[..., Source] = field(repr=False)
 
     def __post_init__(self) -> None:
-        """Raises `SourceError` when the file lists nothing."""
         self.listed = self.list_rows(self)
         if not self.listed.items:
             raise SourceError(f"{self.name}: it lists no samples")
@@ -551,7 +540,6 @@ def first_objects(items: Any) -> list[Fields]:
 
 
 def as_object(item: Any) -> Fields:
-    """The item; raises `SourceError` when it is no json object."""
     if not isinstance(item, dict):
         raise SourceError(f"expected an object, found {item!r:.80}")
     return item

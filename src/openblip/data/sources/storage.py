@@ -108,7 +108,6 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """Read a whole file."""
     if is_remote(path):
         return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
     with open_binary(path) as file:
@@ -204,10 +203,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def expand_paths(spec: str) -> list[str]:
-    """The files that a path with braces or wildcards names; raises `SourceError` when one is missing or there is none.
-
-    Of many remote files in one folder only the first and the last are looked for.
-    """
+    """The files that a path with braces or wildcards names; raises `SourceError` where one or all are missing."""
     paths: list[str] = []
     for path in expand_braces(spec):
         path = os.path.expanduser(path)
@@ -221,7 +217,7 @@ def expand_paths(spec: str) -> list[str]:
         raise SourceError(f"{spec}: no file matches")
     looked_for: Iterable[str] = paths
     if is_remote(spec) and len(paths) > _FEW_PATHS:
-        # A dict keeps the last value of a key: here the first file of each folder, then the last file of each.
+        # A dict keeps the last value of a key: only the first and the last file of each folder are looked for.
         looked_for = [*{parent(p): p for p in reversed(paths)}.values(), *{parent(p): p for p in paths}.values()]
     missing = [path for path in looked_for if not exists(path)]
     if missing:

@@ -14,6 +14,7 @@ import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
@@ -96,10 +97,6 @@ class _Group:
         return [self.members[role] for role in images], reasons
 
 
-_Outline = tuple["array[int]", set[int], _EndsEarlyError | None]
-"""Where the samples of a shard begin, the numbers of those that repeat a key, and the error at its end."""
-
-
 @dataclass
 class TarSource(Source):
     """A list of tar files, one shard each."""
@@ -116,11 +113,10 @@ class TarSource(Source):
     def num_samples(self, shard: str) -> int | None:
         """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
         path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
-        try:
+        with suppress(SourceError, OSError):
             count = samples.parse_json_object(storage.read_bytes(path)).get("successes")
-        except (SourceError, OSError):
-            return None
-        return count if isinstance(count, int) else None
+            return count if isinstance(count, int) else None
+        return None
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         path = self.paths[shard]
@@ -175,16 +171,18 @@ def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[
         return
     state = os.fstat(file.fileno())
     starts, repeats, stop = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
-    for number, start in enumerate(starts):
-        if selection.has(number):
-            yield replace(next(_groups(file, path, start)), number=number, is_repeat=number in repeats)
+    for number in filter(selection.has, range(len(starts))):
+        yield replace(next(_groups(file, path, starts[number])), number=number, is_repeat=number in repeats)
     if stop is not None:
         raise stop.with_traceback(None)
 
 
 @lru_cache(_OUTLINES_KEPT)
-def _outline(file_name: str, path: str, version: tuple[int, int]) -> _Outline:
-    """The outline of a local shard that is read in pieces; `version` is the file's size and time of change."""
+def _outline(file_name: str, path: str, version: object) -> tuple["array[int]", set[int], _EndsEarlyError | None]:
+    """Where the samples of a local shard begin, the numbers of those that repeat a key, and the error at its end.
+
+    It is kept for a shard that is read in pieces; another `version` of the file is read anew.
+    """
     starts, repeats = array("Q"), set[int]()
     try:
         with open(file_name, "rb") as file:
@@ -261,8 +259,7 @@ def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
         elif header.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             header.size = int(pax.get("size", header.size)) if header.isreg() else 0
             if not 0 <= header.size <= end - payload:
-                left = max(0, end - payload)
-                raise _EndsEarlyError(f"{header.name} needs {header.size} bytes, {left} are left")
+                raise _EndsEarlyError(f"{header.name} needs {header.size} bytes, {max(0, end - payload)} are left")
             is_sparse = header.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse.major" in pax
             if not header.isdir():
                 name = pax.get("path") or long_name or header.name
