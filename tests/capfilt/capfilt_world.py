@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from openblip.checkpoints.checkpoint import BlipCheckpoint, save_native
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head, TextConfig, VisionConfig
+from openblip.models.config import Head
 from shared_files import as_json
+from tiny_blip import TINY
 
 TEXT = "red green blue square dog cat bird on the grass a photo of two small large near above"
 WORDS = TEXT.split()
@@ -27,19 +29,8 @@ def write_checkpoint(
     """A tiny BLIP with random weights, larger than at the start of training: its scores and words vary."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.train([TEXT] * 2, vocab_size=250)
-    model = Blip(
-        BlipConfig(
-            vision=VisionConfig(
-                image_size=image_size, patch_size=8, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
-            ),
-            text=TextConfig(
-                vocab_size=tokenizer.vocab_size, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64,
-                max_positions=64,
-            ),
-            embed_dim=16,
-            heads=heads,
-        )
-    )  # fmt: skip
+    text = replace(TINY.text, vocab_size=tokenizer.vocab_size, max_positions=64)
+    model = Blip(replace(TINY, vision=replace(TINY.vision, image_size=image_size), text=text, heads=heads))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -145,32 +145,6 @@ def test_samples_follow_their_seed_and_question(predictor: BlipPredictor) -> Non
     assert other != predictor.answer(IMAGES, QUESTIONS, decoding=settings)
 
 
-@pytest.mark.parametrize(("images", "questions"), [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)])
-def test_questions_that_do_not_pair_with_the_images_are_refused(
-    predictor: BlipPredictor, images: int, questions: int
-) -> None:
-    for settings in ({}, {"candidates": ANSWERS}):
-        with pytest.raises(ConfigError, match="answer takes equally many"):
-            predictor.answer(IMAGES[:images], QUESTIONS[:questions], **settings)
-
-
-@pytest.mark.parametrize(
-    ("candidates", "message"),
-    [
-        ([], "candidates is empty"),
-        ([["yes"]] * 4, "one list that is not empty"),
-        ([["yes"], [], ["no"], ["no"], ["no"]], "one list that is not empty"),
-        (["yes", ["no"]], "one list that is not empty"),
-        (["dog " * TINY.text.max_positions], "the model reads at most"),
-    ],
-)
-def test_candidates_that_cannot_be_compared_are_refused(
-    predictor: BlipPredictor, candidates: Any, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        predictor.answer(IMAGES, QUESTIONS, candidates=candidates)
-
-
 def test_longer_answers_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
     longest = TINY.text.max_positions
     predictor.answer(IMAGES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))

@@ -11,7 +11,6 @@ from tiny_predictor import IMAGES, blip2_predictor, check_batches
 from torch import Tensor
 
 from marks import slow
-from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.language import write_texts
 from openblip.generation.search import generate
@@ -191,27 +190,6 @@ def test_a_conversation_is_read_with_all_its_turns(answerer: Blip2Predictor) -> 
     assert both[1] == reply
     assert both[0] == answerer.chat(IMAGES[1], "why?", decoding)
     assert answerer.chat(IMAGES[0], turns, decoding, return_scores=True).text == reply
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda p: p.caption(IMAGES[:2], ["a", "b", "c"]), "2 images and 3 prompts"),
-        (lambda p: p.caption(IMAGES[:2], seeds=[1]), "2 images and 1 seeds"),
-        (lambda p: p.caption(IMAGES[0], decoding=Greedy(), num_captions=2), "Greedy writes one"),
-        (lambda p: p.answer(IMAGES[:2], ["a", "b", "c"]), "2 images and 3 questions"),
-        (lambda p: p.answer(IMAGES[0], "a", candidates=[]), "candidates is empty"),
-        (lambda p: p.answer(IMAGES[0], "a", candidates=["b"], num_candidates=0), "num_candidates"),
-        (lambda p: p.chat(IMAGES[:2], ["why?"]), "2 images and 1 conversations"),
-        (lambda p: p.chat(IMAGES[0], [("a", "b")]), "conversation 0"),
-        (lambda p: p.chat(IMAGES[0], ["a", "b"]), "conversation 0"),
-        (lambda p: p.chat(IMAGES[0], " "), "conversation 0"),
-        (lambda p: p.caption(IMAGES[0], decoding=Greedy(max_new_tokens=200)), "reads at most 128"),
-    ],
-)
-def test_what_does_not_belong_together_is_refused(call: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        call(blip2_predictor((), "opt"))
 
 
 def test_the_prompt_is_not_penalised() -> None:

@@ -200,27 +200,6 @@ def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     assert found.score == pytest.approx(float(plain.match(IMAGES[0], TEXT)), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"image": IMAGES[:2], "text": TEXT}, "one image at a time"),
-        ({"image": [], "text": TEXT}, "one image at a time"),
-        ({"image": IMAGES[0], "text": " "}, "the text has no words"),
-        ({"image": IMAGES[0], "text": TEXT, "layer": 2}, "the layers 0 to 1"),
-        ({"image": IMAGES[0], "text": TEXT, "layer": -1}, "the layers 0 to 1"),
-    ],
-)
-def test_what_cannot_be_explained_is_refused(predictor: BlipPredictor, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        predictor.explain(**arguments)
-
-
-def test_a_caption_longer_than_the_model_reads_is_refused() -> None:
-    predictor = make_predictor("lm")
-    with pytest.raises(ConfigError, match="give a shorter one"):
-        predictor.explain(IMAGES[0], "a dog " * 30)
-
-
 @pytest.mark.parametrize(("heads", "text"), [(("itc",), TEXT), (("nlvr",), TEXT), (("itm",), None), (("vqa",), None)])
 def test_a_model_without_the_head_says_so(heads: tuple[Head, ...], text: str | None) -> None:
     with pytest.raises(UnsupportedTaskError, match=f"lm head.*{heads[0]}"):

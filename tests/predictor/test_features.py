@@ -1,12 +1,10 @@
 """Features: the model's states as they are, of images, of texts and of both together."""
 
-from typing import Any
-
 import pytest
 import torch
 from tiny_predictor import IMAGES, TEXTS, TOKENIZER, assert_same, check_batches, image_tokens, make_predictor
 
-from openblip.errors import ConfigError, UnsupportedTaskError
+from openblip.errors import UnsupportedTaskError
 from openblip.models.config import Head
 from openblip.predictor import BlipPredictor, Features
 
@@ -88,12 +86,3 @@ def test_what_the_model_does_not_have_is_none_or_refused(heads: tuple[Head, ...]
     else:
         with pytest.raises(UnsupportedTaskError, match=f"this checkpoint has {heads[0]}"):
             predictor.features(texts=TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({}, "neither was given"), ({"images": IMAGES[:2], "texts": TEXTS[:3]}, "2 images and 3 texts")],
-)
-def test_what_has_no_features_is_refused(predictor: BlipPredictor, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        predictor.features(**arguments)

@@ -1,8 +1,9 @@
-"""Statements about two images, and answers of dialogs: what the model reads, and nothing else, decides."""
+"""Statements about two images, answers of dialogs, and all texts of an image: only what is read decides."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,14 +12,17 @@ from tiny_predictor import (
     TEXTS,
     TOKENIZER,
     assert_same,
+    blip2_predictor,
     check_batches,
     image_tokens,
     make_predictor,
     tokens_from_enc,
 )
 
-from openblip.errors import ConfigError, ImageError
-from openblip.predictor import BlipPredictor, blip
+from marks import slow
+from openblip.errors import CheckpointError, ImageError, UnsupportedTaskError
+from openblip.predictor import BasePredictor, BlipPredictor, TextScore, blip
+from openblip.predictor.values import MAX_TEXTS_PER_IMAGE
 
 PAIRS = [(IMAGES[i], IMAGES[(2 * i + 1) % 5]) for i in range(5)]
 
@@ -54,22 +58,6 @@ def test_one_pair_or_lists_as_pairs(judge: BlipPredictor) -> None:
     assert torch.equal(judge.judge([list(PAIRS[0])], TEXTS[0]), one)
     assert judge.judge([], []).shape == (0,)
     assert judge.judge(PAIRS[0], "a dog beside " * 100).shape == (1,), "a long statement is cut, not refused"
-
-
-@pytest.mark.parametrize(
-    "images",
-    [IMAGES[:3], [(IMAGES[0],)], [IMAGES[:3]], [PAIRS[0], IMAGES[0]], IMAGES[0]],
-    ids=["images", "one side", "three sides", "a pair and an image", "one image"],
-)
-def test_what_is_no_pair_is_refused(judge: BlipPredictor, images: object) -> None:
-    with pytest.raises(ConfigError, match="judge takes pairs"):
-        judge.judge(images, TEXTS[0])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("pairs", "texts"), [(1, 2), (2, 1), (0, 1), (1, 0)])
-def test_statements_that_do_not_pair_with_the_images_are_refused(judge: BlipPredictor, pairs: int, texts: int) -> None:
-    with pytest.raises(ConfigError, match="equally many pairs and statements"):
-        judge.judge(PAIRS[:pairs], TEXTS[:texts])
 
 
 def test_an_unreadable_image_is_named_with_its_side(judge: BlipPredictor, tmp_path: Path) -> None:
@@ -141,15 +129,55 @@ def test_a_long_dialog_loses_its_oldest_rounds(ranker: BlipPredictor) -> None:
     assert score("what is it?").diff().abs() > 1e-5
 
 
-@pytest.mark.parametrize("left_out", range(4))
-def test_lists_of_different_lengths_are_refused(ranker: BlipPredictor, left_out: int) -> None:
-    given: list[list[Any]] = [IMAGES, CAPTIONS, DIALOGS, CANDIDATES]
-    given = [each[:4] if i == left_out else each for i, each in enumerate(given)]
-    with pytest.raises(ConfigError, match="equally many images, captions, dialogs and candidates"):
-        ranker.rank_answers(*given)
+WORDS = ["a", "small", "red", "dog", "beside", "two", "blue", "cars", "below", "the", "big", "green", "tree"]
 
 
-@pytest.mark.parametrize("dialog", [[], "what is it?", [("what is it?", "a dog")]], ids=str)
-def test_a_dialog_without_an_open_question_is_refused(ranker: BlipPredictor, dialog: Any) -> None:
-    with pytest.raises(ConfigError, match="dialog 1 is no list that ends with the open question"):
-        ranker.rank_answers(IMAGES[:2], CAPTIONS[:2], [DIALOGS[0], dialog], CANDIDATES[:2])
+@pytest.fixture(scope="module", params=["blip", "blip2"])
+def predictor(request: pytest.FixtureRequest) -> BasePredictor:
+    return make_predictor("itc", "itm") if request.param == "blip" else blip2_predictor(("itc", "itm"))
+
+
+@pytest.mark.parametrize("batch_size", [2, *slow(None)])
+def test_ragged_texts_score_as_pairs_do(predictor: BasePredictor, batch_size: int | None) -> None:
+    """From no text to more than one pass reads; empty ones among them."""
+    rng = np.random.default_rng(0)
+    counts = [2, 0, 1, MAX_TEXTS_PER_IMAGE + 6, 3]
+    texts = [[" ".join(rng.choice(WORDS, 1 + n % 7)) for n in range(count)] for count in counts]
+    texts[4][1] = "  "
+    scores = predictor.score_texts(predictor.prepare(IMAGES), texts, batch_size)
+    assert [len(image_scores) for image_scores in scores] == counts
+    for image, image_texts, image_scores in zip(IMAGES, texts, scores, strict=True):
+        for text, score in zip(image_texts, image_scores, strict=True):
+            if text.strip():
+                assert score.itm == pytest.approx(predictor.match(image, text).item(), abs=1e-5)
+                assert score.itc == pytest.approx(predictor.similarity(image, text).item(), abs=1e-5)
+            else:
+                assert score == TextScore(itm=0.0, itc=0.0)
+
+
+def test_many_texts_of_one_image_beside_one_without(predictor: BasePredictor) -> None:
+    """The passes are as many as the images, but both belong to the first image."""
+    texts = [" ".join(WORDS[n % 5 : n % 5 + 1 + n % 3]) for n in range(2 * MAX_TEXTS_PER_IMAGE)]
+    scores, none = predictor.score_texts(IMAGES[:2], [texts, []])
+    alone = {text: predictor.match(IMAGES[0], text).item() for text in set(texts)}
+    assert [score.itm for score in scores] == pytest.approx([alone[text] for text in texts], abs=1e-5)
+    assert none == []
+
+
+def test_only_empty_texts(predictor: BasePredictor) -> None:
+    assert predictor.score_texts(IMAGES[:2], [[""], []]) == [[(0.0, 0.0)], []]
+    assert predictor.score_texts([], []) == []
+
+
+def test_broken_weights_are_an_error() -> None:
+    predictor = make_predictor("itc", "itm")
+    with torch.no_grad():
+        predictor.model.itm_head.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not numbers"):
+        predictor.score_texts(IMAGES[0], [["a dog"]])
+
+
+@pytest.mark.parametrize("head", ["itc", "itm"])
+def test_both_heads_are_needed(head: str) -> None:
+    with pytest.raises(UnsupportedTaskError, match="it can do"):
+        make_predictor(head).score_texts(IMAGES[0], [["a dog"]])  # type: ignore[arg-type]
