@@ -103,10 +103,8 @@ def draw_noisy_caption(scene: Scene, split: Split, rng: Random, other_caption: C
         match kind:
             case "other_caption":
                 caption = other_caption()
-            case "wrong_object":
-                caption = rng.choice(true_captions(_with_wrong_object(scene, split, rng)))
-            case "wrong_attribute":
-                caption = rng.choice(true_captions(_with_wrong_attribute(scene, rng)))
+            case "wrong_object" | "wrong_attribute":
+                caption = rng.choice(true_captions(_changed(scene, kind, split, rng)))
             case "truncated":
                 caption = _truncate(rng.choice(captions), rng)
             case _:
@@ -115,25 +113,15 @@ def draw_noisy_caption(scene: Scene, split: Split, rng: Random, other_caption: C
             return caption, kind
 
 
-def _with_object(scene: Scene, position: int, **changes: Any) -> Scene:
-    changed = replace(scene.objects[position], **changes)
-    return replace(scene, objects=(*scene.objects[:position], changed, *scene.objects[position + 1 :]))
+def _changed(scene: Scene, kind: str, split: Split, rng: Random) -> Scene:
+    """Change a noun ("wrong_object"), or a size, a count, the background or the relation ("wrong_attribute").
 
-
-def _with_wrong_object(scene: Scene, split: Split, rng: Random) -> Scene:
-    """Replace one noun by another; the pairs of nouns stay within those of the split."""
-    position = rng.randrange(len(scene.objects))
-    others = [name for index, name in enumerate(scene.names) if index != position]
-    choices = [name for name in world.nouns_allowed_with(split, others) if name not in scene.names]
-    return _with_object(scene, position, name=rng.choice(choices))
-
-
-def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
-    """Change the size, the count, the background or the relation; the result is a scene that could exist."""
+    The result is a scene that could exist; its pairs of nouns stay within those of the split.
+    """
     attributes = ["size", "background"]
     attributes += ["relation"] if scene.relation is not None else []
     attributes += ["count"] if len(scene.objects) == 1 else []
-    attribute = rng.choice(attributes)
+    attribute = rng.choice(attributes) if kind == "wrong_attribute" else "name"
     if attribute == "background":
         return replace(scene, background=draw_other(rng, BACKGROUNDS, than=scene.background))
     if attribute == "relation":
@@ -143,10 +131,16 @@ def _with_wrong_attribute(scene: Scene, rng: Random) -> Scene:
     position = rng.randrange(len(scene.objects))
     thing = scene.objects[position]
     if attribute == "size":
-        return _with_object(scene, position, size=draw_other(rng, world.sizes_of(scene.num_things), than=thing.size))
-    count = draw_other(rng, (1, 2, 3), than=thing.count)
-    size = thing.size if thing.size in world.sizes_of(count) else rng.choice(world.sizes_of(count))
-    return _with_object(scene, position, count=count, size=size)
+        changed = replace(thing, size=draw_other(rng, world.sizes_of(scene.num_things), than=thing.size))
+    elif attribute == "count":
+        count = draw_other(rng, (1, 2, 3), than=thing.count)
+        size = thing.size if thing.size in world.sizes_of(count) else rng.choice(world.sizes_of(count))
+        changed = replace(thing, count=count, size=size)
+    else:
+        others = [name for name in scene.names if name != thing.name]
+        allowed = [name for name in world.nouns_allowed_with(split, others) if name != thing.name]
+        changed = replace(thing, name=rng.choice(allowed))
+    return replace(scene, objects=tuple(changed if each is thing else each for each in scene.objects))
 
 
 def _truncate(caption: str, rng: Random) -> str:

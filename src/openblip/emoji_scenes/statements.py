@@ -207,9 +207,8 @@ class SceneContext:
             scene = draw()
             names = self.met.union(scene.names)
             # The few pairs of val and test hold within a scene, not between the two of a sample.
-            may_meet = self.split in world.EVALUATION_SPLITS or all(
-                world.pair_allowed(self.split, *pair) for pair in combinations(names, 2)
-            )
+            allowed = [world.pair_allowed(self.split, *pair) for pair in combinations(names, 2)]
+            may_meet = self.split in world.EVALUATION_SPLITS or all(allowed)
             if may_meet and not set(scene.names).intersection(without):
                 self.met = names
                 return scene
