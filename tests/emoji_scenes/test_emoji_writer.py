@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from scene_plans import draw_plans, request, sample_files
+from scene_plans import SINGULAR, draw_plans, request, sample_files
 
 from marks import slow
 
@@ -21,7 +21,7 @@ from openblip.cli.data import write_scenes
 from openblip.data.sample import Sample
 from openblip.data.sources.opening import open_source
 from openblip.emoji_scenes.captions import class_phrases, class_templates, normalize, true_captions
-from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS
+from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS, pair_allowed
 from openblip.emoji_scenes.writer import draw_distinct, require_packages, write_emoji_scenes
 from openblip.errors import ConfigError, MissingExtraError
 
@@ -113,15 +113,6 @@ def test_shards_are_standard(tmp_path):
     assert "CC BY-SA 4.0" in (folder / "LICENSE.txt").read_text()
 
 
-def test_json_describes_the_scene(tmp_path):
-    for sample in samples(write(tmp_path, split="val", num_samples=20)):
-        assert list(sample) == ["caption", "references", "noise", "scene"]
-        assert set(sample["scene"]) == {"objects", "relation", "background"}
-        for thing in sample["scene"]["objects"]:
-            assert len(thing["boxes"]) == thing["count"]
-            assert thing["size"] in ("small", "normal", "big")
-
-
 @pytest.mark.slow
 def test_noise_rate_and_truth(tmp_path):
     made = samples(write(tmp_path, num_samples=400, noise=0.4))
@@ -209,11 +200,59 @@ def test_command_writes_what_the_call_writes(tmp_path, capsys):
     assert "4 human scenes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("kind", "files", "fields"),
+    [
+        ("captions", "jpg", "caption references noise scene"),
+        ("clips", "mp4", "caption references scene"),
+        ("classes", "jpg", "label caption references scene"),
+        ("questions", "jpg", "question answers question_id question_kind scene"),
+        ("clip-questions", "mp4", "question answers question_id question_kind scene"),
+        ("statements", "left.jpg right.jpg", "statement label statement_kind scenes"),
+        ("dialogs", "jpg", "caption dialog scene"),
+    ],
+)
+def test_files_have_the_fields_of_their_benchmark(kind, files, fields):
+    for index in (0, 7):
+        names, content = sample_files(kind, index, split="val")
+        assert names == [*files.split(), "json"]
+        assert list(content) == fields.split()
+        for scene in content.get("scenes") or [content["scene"]]:
+            assert set(scene) == {"objects", "relation", "background"}
+            assert all(len(thing["boxes"]) == thing["count"] for thing in scene["objects"])
+            assert {thing["name"] for thing in scene["objects"]} <= set(NOUNS)
+        assert content.get("question_id", index) == index
+        assert isinstance(content.get("label", ""), bool if kind == "statements" else str)
+        for each in content.get("dialog", ()):
+            assert list(each) == ["question", "answer", "options", "answer_index", "relevance"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "number"),
+    [
+        ("statements", "val", 1500), ("statements", "test", 1500), ("questions", "val", 2000), ("dialogs", "test", 800),
+        *slow(("questions", "test", 2000), ("dialogs", "val", 800)),
+    ],
+)  # fmt: skip
+def test_nothing_is_said_twice_of_the_same(kind, split, number):
+    plans = draw_distinct(request(kind, split, number))
+    assert len({(*(scene.content() for scene in plan.scenes), plan.text) for plan in plans}) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [("questions", "human"), ("statements", "web"), *slow(("questions", "web"), ("statements", "human"))],
+)
+def test_nouns_that_are_held_out_together_never_meet_in_a_training_sample(kind, split):
+    for plan in draw_plans(kind, split, 3000):
+        met = {noun for noun in SINGULAR.values() if re.search(rf"\b{noun}s?\b", plan.text)}
+        met |= {name for scene in plan.scenes for name in scene.names}
+        assert all(pair_allowed(split, a, b) for a in met for b in met if a < b), plan
+
+
 def test_the_label_is_the_only_thing_that_is_shown():
     for index in range(40):
-        names, fields = sample_files("classes", index, split="val")
-        assert names == ["jpg", "json"]
-        assert list(fields) == ["label", "caption", "references", "scene"]
+        _, fields = sample_files("classes", index, split="val")
         (thing,) = fields["scene"]["objects"]
         assert (thing["name"], thing["count"]) == (fields["label"], 1)
         assert fields["caption"] in fields["references"]
