@@ -323,9 +323,10 @@ def language_model(kind: str, width: int = LANGUAGE_DIM) -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def write(path: Path, state: dict[str, Tensor]) -> Path:
+def write(path: Path, model: nn.Module | dict[str, Tensor]) -> Path:
     """A .pth as LAVIS' runner writes it, with its vocabulary beside it."""
     TOKENIZER.save(path.parent)
+    state = saved(model) if isinstance(model, nn.Module) else model
     torch.save({"model": state, "optimizer": {"state": {}}, "config": {"run": {}}, "epoch": 3}, path)
     return path
 

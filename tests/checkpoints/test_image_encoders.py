@@ -1,13 +1,11 @@
-"""Image encoders of every kind, against what transformers computes with the same weights."""
+"""Image encoders of every kind, tiny and random, against what transformers computes with the same weights."""
 
 import json
 from dataclasses import replace
 
 import pytest
-import tiny_towers
 import torch
 import transformers
-from tiny_towers import DEPTH, SIZE, WIDTH
 
 from marks import slow
 from openblip.checkpoints.loading import load_checkpoint, load_image_encoder
@@ -15,6 +13,81 @@ from openblip.errors import CheckpointError, ConfigError
 from openblip.models.config import TowerConfig, VisionConfig
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.vit import VisionTransformer
+
+SIZE, PATCH, DEPTH, WIDTH = 32, 8, 3, 32
+SHAPE = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "image_size": SIZE,
+    "patch_size": PATCH,
+}
+DINO = {name: value for name, value in SHAPE.items() if name != "intermediate_size"}
+NAFLEX = {name: value for name, value in SHAPE.items() if name != "image_size"}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+QFORMER = {**TEXT, "hidden_size": 16, "encoder_hidden_size": WIDTH, "vocab_size": 40}
+OPT = {
+    "model_type": "opt",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def make_tower(kind):
+    """A model of transformers with random weights far from their start, in eval mode."""
+    t = transformers
+    makers = {
+        "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=SHAPE, projection_dim=16)),
+        "clip_gelu": lambda: t.CLIPVisionModel(t.CLIPVisionConfig(**SHAPE, hidden_act="gelu")),
+        "clip_tanh": lambda: t.CLIPVisionModel(t.CLIPVisionConfig(**SHAPE, hidden_act="gelu_new")),
+        "blip2": lambda: t.Blip2ForConditionalGeneration(
+            t.Blip2Config(vision_config=SHAPE, qformer_config=QFORMER, text_config=OPT)
+        ),
+        "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=TEXT, vision_config=SHAPE)),
+        "siglip2": lambda: t.Siglip2Model(
+            t.Siglip2Config(text_config=TEXT, vision_config={**NAFLEX, "num_patches": (SIZE // PATCH) ** 2})
+        ),
+        "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**DINO, mlp_ratio=2)),
+        "dinov2_registers": lambda: t.Dinov2WithRegistersModel(
+            t.Dinov2WithRegistersConfig(**DINO, mlp_ratio=2, num_register_tokens=3)
+        ),
+        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**SHAPE)),
+        "convnext": lambda: t.ConvNextModel(t.ConvNextConfig(hidden_sizes=[4, 4], depths=[1, 1], num_stages=2)),
+        "bert": lambda: t.BertModel(t.BertConfig(**TEXT)),
+    }
+    torch.manual_seed(7)
+    model = makers[kind]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.15 + (parameter == 1))
+    return model.eval()
+
+
+def save_tower(kind, folder, processor=True):
+    """Write the model and, unless told otherwise, how it wants its pixels. Returns the model."""
+    model = make_tower(kind)
+    model.save_pretrained(folder)
+    if processor:
+        square = {"height": SIZE, "width": SIZE}
+        transformers.ViTImageProcessor(
+            size=square, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+        ).save_pretrained(folder)
+    return model
+
 
 OURS = ("clip", "clip_gelu", "blip2")
 TOWERS = ("siglip", "dinov2", "dinov2_registers", "vit", "clip_tanh")
@@ -28,7 +101,7 @@ def saved(tmp_path_factory):
 
     def folder_and_model(kind):
         if kind not in made:
-            made[kind] = (root / kind, tiny_towers.save(kind, root / kind))
+            made[kind] = (root / kind, save_tower(kind, root / kind))
         return made[kind]
 
     return folder_and_model
@@ -144,15 +217,15 @@ def write_processor(folder, **settings):
 
 
 def test_a_crop_is_what_reaches_the_model(tmp_path):
-    tiny_towers.save("dinov2", tmp_path, processor=False)
+    save_tower("dinov2", tmp_path, processor=False)
     write_processor(tmp_path, size={"shortest_edge": 60}, do_center_crop=True, crop_size={"height": 48, "width": 48})
     assert load_image_encoder(tmp_path).preprocessing.image_size == 48
 
 
 def test_a_model_without_processor(tmp_path):
-    tiny_towers.save("clip", tmp_path / "clip", processor=False)
+    save_tower("clip", tmp_path / "clip", processor=False)
     assert load_image_encoder(tmp_path / "clip").preprocessing.image_size == SIZE  # CLIP's statistics are known
-    tiny_towers.save("vit", tmp_path / "vit", processor=False)
+    save_tower("vit", tmp_path / "vit", processor=False)
     with pytest.raises(CheckpointError, match="no preprocessor_config"):
         load_image_encoder(tmp_path / "vit")
 
@@ -161,7 +234,7 @@ def test_a_model_without_processor(tmp_path):
     "settings", [{"rescale_factor": 1 / 127.5}, {"size": {"height": 32, "width": 48}}, {"size": "large"}]
 )
 def test_an_unknown_preparation_is_refused(tmp_path, settings):
-    tiny_towers.save("vit", tmp_path, processor=False)
+    save_tower("vit", tmp_path, processor=False)
     write_processor(tmp_path, **{"size": {"height": 32, "width": 32}, **settings})
     with pytest.raises(CheckpointError, match="prepares images"):
         load_image_encoder(tmp_path)

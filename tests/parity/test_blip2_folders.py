@@ -7,24 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import blip2_cases as cases
 import pytest
 import torch
 import transformers
-from blip2_cases import (
-    NUM_QUERIES,
-    PIXELS,
-    RETRIEVER,
-    TEXTS,
-    TOKENIZER,
-    WRITERS,
-    Language,
-    image_token,
-    language_words,
-    our_outputs,
-    their_model,
-    their_outputs,
-    write_theirs,
-)
 from parity_cases import Outputs, assert_same, loaded_by_them
 from safetensors.torch import load_file
 
@@ -33,9 +19,9 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.config import Preprocessing
 
-WRITER, INSTRUCTED = WRITERS
-LANGUAGES: list[Language] = ["opt", "llama", "t5"]
-CASES = [(name, language) for name in WRITERS for language in LANGUAGES] + [(RETRIEVER, None)]
+WRITER, INSTRUCTED = cases.WRITERS
+LANGUAGES: list[cases.Language] = ["opt", "llama", "t5"]
+CASES = [(name, language) for name in cases.WRITERS for language in LANGUAGES] + [(cases.RETRIEVER, None)]
 
 
 def loaded(folder: Path) -> Blip2Checkpoint:
@@ -44,39 +30,39 @@ def loaded(folder: Path) -> Blip2Checkpoint:
     return checkpoint
 
 
-QUICK = ((WRITER, "opt"), (INSTRUCTED, "t5"), (RETRIEVER, None))
+QUICK = ((WRITER, "opt"), (INSTRUCTED, "t5"), (cases.RETRIEVER, None))
 
 
 @pytest.mark.parametrize(
     ("class_name", "language"),
     [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
 )
-def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str, language: Language | None) -> None:
-    theirs = their_model(class_name, language)
-    write_theirs(tmp_path / "theirs", theirs, language)
+def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str, language: cases.Language | None) -> None:
+    theirs = cases.their_model(class_name, language)
+    cases.write_theirs(tmp_path / "theirs", theirs, language)
     checkpoint = loaded(tmp_path / "theirs")
-    expected = their_outputs(theirs, language)
-    assert_same(our_outputs(checkpoint), expected)
+    expected = cases.their_outputs(theirs, language)
+    assert_same(cases.our_outputs(checkpoint), expected)
 
     save_checkpoint(checkpoint, tmp_path / "written", "huggingface")
     again = loaded_by_them(class_name, tmp_path / "written")
-    assert_same(their_outputs(again, language), expected)
+    assert_same(cases.their_outputs(again, language), expected)
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("theirs", "written"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
 
     save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(loaded(tmp_path / "ours")), expected)
+    assert_same(cases.our_outputs(loaded(tmp_path / "ours")), expected)
 
 
 def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:
-    theirs = their_model("Blip2Model", "opt")
-    write_theirs(tmp_path, theirs, "opt")
-    found = our_outputs(loaded(tmp_path), texts=False)
+    theirs = cases.their_model("Blip2Model", "opt")
+    cases.write_theirs(tmp_path, theirs, "opt")
+    found = cases.our_outputs(loaded(tmp_path), texts=False)
     with torch.no_grad():
-        vision = theirs.get_image_features(PIXELS)
-        expected = {"features": vision.last_hidden_state, "queries": theirs.get_qformer_features(PIXELS)}
+        vision = theirs.get_image_features(cases.PIXELS)
+        expected = {"features": vision.last_hidden_state, "queries": theirs.get_qformer_features(cases.PIXELS)}
     assert_same(found, Outputs(expected))
     # transformers' pooled feature went through the last norm a second time: not the class token's feature.
     assert (vision.pooler_output - expected["features"][:, 0]).abs().max() > 1e-3
@@ -86,9 +72,9 @@ def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("class_name", "language"), [CASES[0], CASES[3], CASES[-1]])
 @pytest.mark.parametrize("architectures", [None, ["Blip2ForSomethingOfMine"], ["Blip2PreTrainedModel"]])
 def test_a_class_is_told_by_its_weights(
-    tmp_path: Path, class_name: str, language: Language | None, architectures: list[str] | None
+    tmp_path: Path, class_name: str, language: cases.Language | None, architectures: list[str] | None
 ) -> None:
-    write_theirs(tmp_path, their_model(class_name, language), language)
+    cases.write_theirs(tmp_path, cases.their_model(class_name, language), language)
     expected = loaded(tmp_path).model
     edit_config(tmp_path, lambda config: config.update(architectures=architectures))
     model = loaded(tmp_path).model
@@ -98,25 +84,25 @@ def test_a_class_is_told_by_its_weights(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_folder_from_before_image_tokens(tmp_path: Path, language: Language) -> None:
+def test_a_folder_from_before_image_tokens(tmp_path: Path, language: cases.Language) -> None:
     """Its config and words know none, and transformers runs it no more; with one it says the same."""
-    theirs = their_model(WRITER, language)
-    expected = their_outputs(theirs, language)
+    theirs = cases.their_model(WRITER, language)
+    expected = cases.their_outputs(theirs, language)
     theirs.config.image_token_index = None
-    write_theirs(tmp_path, theirs, language)
+    cases.write_theirs(tmp_path, theirs, language)
     with pytest.raises(AttributeError, match="unsqueeze"):
-        their_outputs(theirs, language, texts=False)
-    assert_same(our_outputs(loaded(tmp_path)), expected)
+        cases.their_outputs(theirs, language, texts=False)
+    assert_same(cases.our_outputs(loaded(tmp_path)), expected)
 
 
 def test_a_folder_whose_words_have_the_image_token(tmp_path: Path) -> None:
-    theirs = their_model(WRITER, "opt")
-    write_theirs(tmp_path, theirs, "opt")
+    theirs = cases.their_model(WRITER, "opt")
+    cases.write_theirs(tmp_path, theirs, "opt")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
     words.add_tokens(["<image>"], special_tokens=True)
-    assert words.convert_tokens_to_ids("<image>") == image_token("opt")
+    assert words.convert_tokens_to_ids("<image>") == cases.image_token("opt")
     words.save_pretrained(tmp_path)
-    assert_same(our_outputs(loaded(tmp_path)), their_outputs(theirs, "opt"))
+    assert_same(cases.our_outputs(loaded(tmp_path)), cases.their_outputs(theirs, "opt"))
 
 
 def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
@@ -125,36 +111,36 @@ def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
     Of a text that its processor has prepared together with an image those are image tokens; of a text alone
     they are the text, so its score is that of what is left.
     """
-    theirs = their_model(RETRIEVER, image_token_index=TOKENIZER.vocab_size - 1)
-    write_theirs(tmp_path, theirs, None)
-    found = our_outputs(loaded(tmp_path))
-    images = torch.full((3, NUM_QUERIES), theirs.config.image_token_index)
-    ids, mask = torch.cat([images, TEXTS.ids], dim=1), TEXTS.mask.long()
+    theirs = cases.their_model(cases.RETRIEVER, image_token_index=cases.TOKENIZER.vocab_size - 1)
+    cases.write_theirs(tmp_path, theirs, None)
+    found = cases.our_outputs(loaded(tmp_path))
+    images = torch.full((3, cases.NUM_QUERIES), theirs.config.image_token_index)
+    ids, mask = torch.cat([images, cases.TEXTS.ids], dim=1), cases.TEXTS.mask.long()
     whole = torch.cat([torch.ones_like(images), mask], dim=1)
     with torch.no_grad():
         itm, cut = (
-            theirs(PIXELS, given, attention_mask=whole, use_image_text_matching_head=True).logits_per_image
-            for given in (ids, torch.cat([TEXTS.ids, TEXTS.ids[:, :NUM_QUERIES]], dim=1))
+            theirs(cases.PIXELS, given, attention_mask=whole, use_image_text_matching_head=True).logits_per_image
+            for given in (ids, torch.cat([cases.TEXTS.ids, cases.TEXTS.ids[:, : cases.NUM_QUERIES]], dim=1))
         )
-        itc = theirs(PIXELS, ids, attention_mask=whole).logits_per_image
+        itc = theirs(cases.PIXELS, ids, attention_mask=whole).logits_per_image
     assert_same(found, Outputs({"itc": itc, "itm": itm}))
     assert (cut - itm).abs().max() > 1e-3
 
 
 @pytest.mark.slow
 def test_weights_in_half_precision_in_shards_and_pickled_read_alike(tmp_path: Path) -> None:
-    theirs = their_model(INSTRUCTED, "t5")
-    write_theirs(tmp_path / "pickled", theirs, "t5")
+    theirs = cases.their_model(INSTRUCTED, "t5")
+    cases.write_theirs(tmp_path / "pickled", theirs, "t5")
     (tmp_path / "pickled" / "model.safetensors").unlink()
     state = {name: tensor.half() for name, tensor in theirs.state_dict().items()}  # tied weights twice
     state["qformer.embeddings.position_ids"] = torch.arange(30)[None]  # in older files
     torch.save(state, tmp_path / "pickled" / "pytorch_model.bin")
-    write_theirs(tmp_path / "shards", theirs, "t5")
+    cases.write_theirs(tmp_path / "shards", theirs, "t5")
     (tmp_path / "shards" / "model.safetensors").unlink()
     theirs.half().save_pretrained(tmp_path / "shards", max_shard_size="80KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
     pickled, shards = (loaded(tmp_path / name) for name in ("pickled", "shards"))
-    assert_same(our_outputs(pickled), their_outputs(theirs.float(), "t5"))
+    assert_same(cases.our_outputs(pickled), cases.their_outputs(theirs.float(), "t5"))
     for name, tensor in pickled.model.state_dict().items():
         assert tensor.dtype == torch.float32, name
         assert torch.equal(shards.model.state_dict()[name], tensor), name
@@ -162,7 +148,7 @@ def test_weights_in_half_precision_in_shards_and_pickled_read_alike(tmp_path: Pa
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
 def test_images_are_prepared_as_the_folder_says(tmp_path: Path, file: str) -> None:
-    write_theirs(tmp_path, their_model(RETRIEVER), None)
+    cases.write_theirs(tmp_path, cases.their_model(cases.RETRIEVER), None)
     assert loaded(tmp_path).preprocessing == Preprocessing(image_size=40)
     settings: dict[str, Any] = {"size": {"height": 56, "width": 56}, "image_mean": [0.1, 0.2, 0.3]}
     settings = settings if file.startswith("pre") else {"image_processor": settings, "num_query_tokens": 5}
@@ -170,7 +156,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path: Path, file: str) -> No
     assert loaded(tmp_path).preprocessing == Preprocessing(image_size=56, mean=(0.1, 0.2, 0.3))
 
 
-NEW_LINE = language_words("llama")("\n", add_special_tokens=False).input_ids[0]
+NEW_LINE = cases.language_words("llama")("\n", add_special_tokens=False).input_ids[0]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +164,7 @@ NEW_LINE = language_words("llama")("\n", add_special_tokens=False).input_ids[0]
 )
 def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
     """text_config says it, as to transformers' `generate`; None is the tokenizer's own end."""
-    write_theirs(tmp_path, their_model(WRITER, "llama"), "llama")
+    cases.write_theirs(tmp_path, cases.their_model(WRITER, "llama"), "llama")
     edit_config(tmp_path, lambda config: config["text_config"].update(eos_token_id=eos))
     checkpoint = loaded(tmp_path)
     language = checkpoint.model.config.language
@@ -195,7 +181,9 @@ def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
         (INSTRUCTED, "llama", "Question: {} Short answer:"),
     ],
 )
-def test_questions_are_put_as_the_papers_do(tmp_path: Path, class_name: str, language: Language, prompt: str) -> None:
-    write_theirs(tmp_path, their_model(class_name, language), language)
+def test_questions_are_put_as_the_papers_do(
+    tmp_path: Path, class_name: str, language: cases.Language, prompt: str
+) -> None:
+    cases.write_theirs(tmp_path, cases.their_model(class_name, language), language)
     checkpoint = loaded(tmp_path)
     assert (checkpoint.prompt, checkpoint.question_prompt) == ("", prompt)

@@ -4,21 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import blip2_cases as cases
 import pytest
 import torch
 import transformers
-from blip2_cases import (
-    DECODINGS,
-    MAX_TOKENS,
-    NUM_QUERIES,
-    PROMPTS,
-    SIZE,
-    TOKENIZER,
-    Language,
-    language_words,
-    text_config,
-    until,
-)
 from PIL import Image
 
 from damaged_files import assert_same_weights
@@ -33,24 +22,24 @@ from tiny_blip import randomise
 
 pytestmark = pytest.mark.slow
 VISION = VisionConfig(
-    image_size=SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52, drop_path=0.1,
+    image_size=cases.SIZE, patch_size=8, hidden_dim=36, num_layers=2, num_heads=3, mlp_dim=52, drop_path=0.1,
     layer_norm_eps=1e-6, output_norm=False,
 )  # fmt: skip
 QFORMER = QFormerConfig(
-    num_queries=NUM_QUERIES, hidden_dim=24, num_layers=4, num_heads=3, mlp_dim=44, max_positions=60,
-    vocab_size=TOKENIZER.vocab_size - 1, dropout=0.0,
+    num_queries=cases.NUM_QUERIES, hidden_dim=24, num_layers=4, num_heads=3, mlp_dim=44, max_positions=60,
+    vocab_size=cases.TOKENIZER.vocab_size - 1, dropout=0.0,
 )  # fmt: skip
 QUESTIONS = ["a red dog?", "two blue cars?", "is it green?"]
 
 
-def language_model(kind: Language, spare_rows: int, end_of_text: str | None) -> LanguageModel:
-    config = text_config(kind, spare_rows)
+def language_model(kind: cases.Language, spare_rows: int, end_of_text: str | None) -> LanguageModel:
+    config = cases.text_config(kind, spare_rows)
     if end_of_text is None:
         config.eos_token_id = 1
     auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = auto.from_config(config).eval()
     randomise(model, seed=3, scale=0.4)
-    language = wrap_language_model(model, language_words(kind), end_of_text)
+    language = wrap_language_model(model, cases.language_words(kind), end_of_text)
     with torch.no_grad():  # so that some texts end
         model.get_output_embeddings().weight[language.end_id] *= 2
     return language
@@ -58,7 +47,7 @@ def language_model(kind: Language, spare_rows: int, end_of_text: str | None) -> 
 
 def ours(
     heads: tuple[Blip2Head, ...] = ("llm",),
-    kind: Language | None = "opt",
+    kind: cases.Language | None = "opt",
     *,
     spare_rows: int = 3,
     end_of_text: str | None = "\n",
@@ -82,8 +71,8 @@ def ours(
     model.language = language
     return Blip2Checkpoint(
         model.eval(),
-        TOKENIZER if config.has_text_branch else None,
-        Preprocessing(image_size=SIZE, mean=(0.4, 0.5, 0.6)),
+        cases.TOKENIZER if config.has_text_branch else None,
+        Preprocessing(image_size=cases.SIZE, mean=(0.4, 0.5, 0.6)),
         "a photo of",
         "Q: {} A:",
     )
@@ -122,12 +111,12 @@ def texts_of(checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: d
     arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(image)) for image in images])
     image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
     if model.config.instructed:
-        tokens = TOKENIZER.encode(PROMPTS, max_length=60)
+        tokens = cases.TOKENIZER.encode(cases.PROMPTS, max_length=60)
         queries = model.encode_multimodal(tokens.ids, tokens.mask, image_kv)
     else:
         queries = model.encode_queries(image_kv).queries
     return language.generate(
-        model.visual_prompts(queries), PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding
+        model.visual_prompts(queries), cases.PROMPTS, max_new_tokens=cases.MAX_TOKENS, do_sample=False, **decoding
     )
 
 
@@ -141,18 +130,18 @@ def test_their_processor_and_model_write_the_same(
     name = "InstructBlip" if kind.get("instructed") else "Blip2"
     processor = getattr(transformers, f"{name}Processor").from_pretrained(tmp_path)
     theirs = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(tmp_path).eval()
-    inputs = processor(images=images, text=PROMPTS, padding=True, return_tensors="pt")
+    inputs = processor(images=images, text=cases.PROMPTS, padding=True, return_tensors="pt")
     if kind.get("instructed"):  # it pads these as the language model's words, and the Q-Former counts positions
-        words = processor.qformer_tokenizer(PROMPTS, padding=True, padding_side="right", return_tensors="pt")
+        words = processor.qformer_tokenizer(cases.PROMPTS, padding=True, padding_side="right", return_tensors="pt")
         inputs |= {"qformer_input_ids": words.input_ids, "qformer_attention_mask": words.attention_mask}
-    assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(images) * NUM_QUERIES
+    assert (inputs["input_ids"] == theirs.config.image_token_index).sum() == len(images) * cases.NUM_QUERIES
     with torch.no_grad():
-        for decoding in DECODINGS.values():
-            output = theirs.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, **decoding)
+        for decoding in cases.DECODINGS.values():
+            output = theirs.generate(**inputs, max_new_tokens=cases.MAX_TOKENS, do_sample=False, **decoding)
             first = 1 if kind["kind"] == "t5" else inputs["input_ids"].shape[1]
             end = checkpoint.model.require_language().end_id
             found = texts_of(checkpoint, images, decoding)
-            assert [until(row, end) for row in output[:, first:].tolist()] == found
+            assert [cases.until(row, end) for row in output[:, first:].tolist()] == found
             assert len({tuple(text) for text in found}) > 1
 
 
@@ -177,7 +166,7 @@ def test_their_processor_and_model_match_the_same(tmp_path: Path, images: list[I
         itm = theirs(**inputs, use_image_text_matching_head=True).logits_per_image
         arrays = torch.stack([torch.from_numpy(checkpoint.preprocessing(image)) for image in images])
         image_kv = model.image_kv(model.encode_image(checkpoint.preprocessing.normalize(arrays)))
-        tokens = TOKENIZER.encode(QUESTIONS)
+        tokens = cases.TOKENIZER.encode(QUESTIONS)
         queries = model.embed_image(model.encode_queries(image_kv).queries)
         similarity = (queries @ model.embed_text(tokens.ids, tokens.mask).T).amax(dim=1)
         match = model.match_logits(tokens.ids, tokens.mask, image_kv)
@@ -187,7 +176,7 @@ def test_their_processor_and_model_match_the_same(tmp_path: Path, images: list[I
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
 def test_a_language_model_without_a_spare_row_gets_one(
-    tmp_path: Path, images: list[Image.Image], kind: Language
+    tmp_path: Path, images: list[Image.Image], kind: cases.Language
 ) -> None:
     """The word "<image>" needs an embedding. It is never written, and nothing else changes."""
     checkpoint = ours(kind=kind, spare_rows=0, end_of_text=None if kind == "t5" else "\n")
@@ -199,7 +188,7 @@ def test_a_language_model_without_a_spare_row_gets_one(
     assert len(after_words) == len(before_words) + 1
     assert torch.equal(after_words[:-1], before_words)
     torch.testing.assert_close(after_words[-1], before_words.mean(dim=0))
-    for decoding in DECODINGS.values():
+    for decoding in cases.DECODINGS.values():
         assert texts_of(after, images, decoding) == texts_of(checkpoint, images, decoding)
     save_checkpoint(after, tmp_path / "twice", "huggingface")
     assert (tmp_path / "once" / "model.safetensors").read_bytes() == (
@@ -220,18 +209,18 @@ def with_quantised_weights(checkpoint: Blip2Checkpoint) -> None:
 
 def with_bart(checkpoint: Blip2Checkpoint) -> None:
     config = transformers.BartConfig(
-        vocab_size=len(language_words("opt")) + 3, d_model=16, encoder_layers=1, decoder_layers=1,
+        vocab_size=len(cases.language_words("opt")) + 3, d_model=16, encoder_layers=1, decoder_layers=1,
         encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
     )  # fmt: skip
     bart = transformers.BartForConditionalGeneration(config)
-    checkpoint.model.language = wrap_language_model(bart, language_words("opt"), "\n")
+    checkpoint.model.language = wrap_language_model(bart, cases.language_words("opt"), "\n")
 
 
 def with_narrow_words(checkpoint: Blip2Checkpoint) -> None:
-    config = text_config("opt")
+    config = cases.text_config("opt")
     config.word_embed_proj_dim = 8  # as OPT-350M has it
     model = transformers.OPTForCausalLM(config)
-    checkpoint.model.language = wrap_language_model(model, language_words("opt"), "\n")
+    checkpoint.model.language = wrap_language_model(model, cases.language_words("opt"), "\n")
 
 
 def with_output_norm(checkpoint: Blip2Checkpoint) -> None:

@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
+import parity_cases as cases
 import pytest
 import torch
-from parity_cases import (
-    CLASSES,
-    TOKENIZER,
-    Outputs,
-    assert_same,
-    loaded_by_them,
-    our_outputs,
-    released_outputs,
-    their_outputs,
-    write_theirs,
-)
 from safetensors.torch import load_file
 
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
@@ -22,34 +12,34 @@ from openblip.checkpoints.original import TRAINING_ONLY
 from released_files import KINDS, TEXT_DIM, released_file
 
 
-@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("class_name", cases.CLASSES)
 def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str) -> None:
-    theirs = write_theirs(tmp_path / "theirs", class_name)
+    theirs = cases.write_theirs(tmp_path / "theirs", class_name)
     checkpoint = load_checkpoint(tmp_path / "theirs")
-    expected = their_outputs(theirs)
-    assert_same(our_outputs(checkpoint), expected)
+    expected = cases.their_outputs(theirs)
+    cases.assert_same(cases.our_outputs(checkpoint), expected)
 
     save_checkpoint(checkpoint, tmp_path / "written", "huggingface")
-    again = loaded_by_them(class_name, tmp_path / "written")
-    assert_same(their_outputs(again, texts=False), Outputs(expected.scores))
+    again = cases.loaded_by_them(class_name, tmp_path / "written")
+    cases.assert_same(cases.their_outputs(again, texts=False), cases.Outputs(expected.scores))
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("theirs", "written"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
 
     save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(load_checkpoint(tmp_path / "ours")), expected)
+    cases.assert_same(cases.our_outputs(load_checkpoint(tmp_path / "ours")), expected)
 
 
 @pytest.mark.parametrize("class_name", ["BlipForImageTextRetrieval", "BlipForQuestionAnswering"])
 def test_reading_from_cls_is_what_transformers_does(tmp_path: Path, class_name: str) -> None:
-    theirs = write_theirs(tmp_path, class_name)
+    theirs = cases.write_theirs(tmp_path, class_name)
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.encoder_token == "[ENC]"
-    from_cls = our_outputs(checkpoint, TOKENIZER.cls_id)
-    assert_same(from_cls, their_outputs(theirs, TOKENIZER.cls_id, texts=False))
+    from_cls = cases.our_outputs(checkpoint, cases.TOKENIZER.cls_id)
+    cases.assert_same(from_cls, cases.their_outputs(theirs, cases.TOKENIZER.cls_id, texts=False))
     grounded = "itm" if "itm" in from_cls.scores else "vqa"
-    from_enc = our_outputs(checkpoint)
+    from_enc = cases.our_outputs(checkpoint)
     assert (from_enc.scores[grounded] - from_cls.scores[grounded]).abs().max() > 1e-3
 
 
@@ -63,10 +53,10 @@ def test_a_released_file_there_and_back(tmp_path: Path, kind: str, image_dim: in
     state = released_file(kind, image_dim)
     path = tmp_path / "released.pth"
     torch.save({"model": state, "optimizer": {"lr": 1e-4}, "config": {"a": [1]}, "epoch": 3}, path)
-    TOKENIZER.save(tmp_path)
+    cases.TOKENIZER.save(tmp_path)
     checkpoint = load_checkpoint(path)
-    expected = released_outputs(kind, state)
-    assert_same(our_outputs(checkpoint), expected)
+    expected = cases.released_outputs(kind, state)
+    cases.assert_same(cases.our_outputs(checkpoint), expected)
     shared = checkpoint.model.config.text.sharing == "all_but_sa"
     assert shared == (kind != "VQA")
 
@@ -75,8 +65,8 @@ def test_a_released_file_there_and_back(tmp_path: Path, kind: str, image_dim: in
     assert written.keys() == {name for name in state if not name.startswith(TRAINING_ONLY)}
     for name, tensor in written.items():
         torch.testing.assert_close(tensor, state[name], atol=0, rtol=1e-6 if name == "temp" else 0, msg=name)
-    assert_same(released_outputs(kind, written, texts=False), Outputs(expected.scores))
-    assert_same(our_outputs(load_checkpoint(tmp_path / "written.pth")), expected)
+    cases.assert_same(cases.released_outputs(kind, written, texts=False), cases.Outputs(expected.scores))
+    cases.assert_same(cases.our_outputs(load_checkpoint(tmp_path / "written.pth")), expected)
 
     save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
-    assert_same(our_outputs(load_checkpoint(tmp_path / "ours")), expected)
+    cases.assert_same(cases.our_outputs(load_checkpoint(tmp_path / "ours")), expected)

@@ -6,19 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import parity_cases as cases
 import pytest
 import torch
 import transformers
-from parity_cases import (
-    CLASSES,
-    SIZE,
-    TOKENIZER,
-    loaded_by_them,
-    our_outputs,
-    their_outputs,
-    unusual_config,
-    write_theirs,
-)
 from PIL import Image
 from torch import Tensor
 from transformers.models.blip import image_processing_pil_blip
@@ -42,8 +33,8 @@ TEXTS = ["a red dog", "two blue cars beside a tree", "a bird"]
 
 
 def write_with_processor(folder: Path, class_name: str) -> Any:
-    theirs = write_theirs(folder, class_name)
-    processor = image_processing_pil_blip.BlipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    theirs = cases.write_theirs(folder, class_name)
+    processor = image_processing_pil_blip.BlipImageProcessorPil(size={"height": cases.SIZE, "width": cases.SIZE})
     processor.save_pretrained(folder)
     return theirs
 
@@ -64,18 +55,18 @@ def assert_same_captions(ours: Any, theirs: Any, folder: Path, images: list[Imag
     for decoding, settings in DECODINGS:
         with torch.no_grad():
             ids = theirs.generate(pixel_values=pixels_of(folder, images), max_new_tokens=12, **settings)
-        expected = [TOKENIZER.decode([i for i in row.tolist() if i < TOKENIZER.vocab_size]) for row in ids]
+        expected = [cases.TOKENIZER.decode([i for i in row.tolist() if i < cases.TOKENIZER.vocab_size]) for row in ids]
         assert len(set(expected)) > 1  # something is compared
         assert ours.caption(images, prompt="", decoding=decoding) == expected
 
 
 def assert_same_scores(ours: Any, theirs: Any, folder: Path, images: list[Image.Image]) -> None:
     """P(match) of pairs from [ENC], and ITC of all with all from [CLS]."""
-    tokens, pixels = TOKENIZER.encode(TEXTS), pixels_of(folder, images)
+    tokens, pixels = cases.TOKENIZER.encode(TEXTS), pixels_of(folder, images)
     ids, mask = tokens.ids.clone(), tokens.mask.long()
     with torch.no_grad():
         similarity = theirs(ids, pixels, attention_mask=mask, use_itm_head=False)["itm_score"]
-        ids[:, 0] = TOKENIZER.enc_id
+        ids[:, 0] = cases.TOKENIZER.enc_id
         match = theirs(ids, pixels, attention_mask=mask, use_itm_head=True)["itm_score"].softmax(dim=1)[:, 1]
     assert match.std() > 1e-3
     torch.testing.assert_close(ours.match(images, TEXTS), match, atol=1e-5, rtol=0)
@@ -99,19 +90,19 @@ def test_they_and_we_say_the_same_of_images(
 
     predictor = BlipPredictor(ours(heads)._replace(encoder_token="[ENC]"))
     predictor.save(tmp_path / "ours", format="huggingface")
-    assert_same(predictor, loaded_by_them(class_name, tmp_path / "ours"), tmp_path / "ours", images)
+    assert_same(predictor, cases.loaded_by_them(class_name, tmp_path / "ours"), tmp_path / "ours", images)
     processor = transformers.BlipProcessor.from_pretrained(tmp_path / "ours")
-    assert processor.tokenizer(TEXTS[0])["input_ids"] == TOKENIZER.encode(TEXTS[:1]).ids[0].tolist()
+    assert processor.tokenizer(TEXTS[0])["input_ids"] == cases.TOKENIZER.encode(TEXTS[:1]).ids[0].tolist()
 
 
 # ---- reading
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("class_name", cases.CLASSES)
 @pytest.mark.parametrize("architectures", [None, ["BlipForSomethingOfMine"], ["BlipPreTrainedModel"]])
 def test_a_class_is_told_by_its_weights(tmp_path: Path, class_name: str, architectures: list[str] | None) -> None:
-    write_theirs(tmp_path, class_name)
+    cases.write_theirs(tmp_path, class_name)
     expected = load_checkpoint(tmp_path).model
     edit_config(tmp_path, lambda config: config.update(architectures=architectures))
     model = load_checkpoint(tmp_path).model
@@ -120,9 +111,9 @@ def test_a_class_is_told_by_its_weights(tmp_path: Path, class_name: str, archite
 
 
 def test_a_class_that_its_weights_do_not_tell(tmp_path: Path) -> None:
-    vision = transformers.BlipVisionModel(unusual_config().vision_config)
+    vision = transformers.BlipVisionModel(cases.unusual_config().vision_config)
     vision.save_pretrained(tmp_path)
-    unusual_config().save_pretrained(tmp_path)
+    cases.unusual_config().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"a model of no named class.*BlipForQuestionAnswering"):
         load_checkpoint(tmp_path)
 
@@ -142,14 +133,14 @@ def write_index(folder: Path, weight_map: Any) -> None:
 
 
 def test_sharded_and_pickled_weights_read_alike(tmp_path: Path) -> None:
-    theirs = write_theirs(tmp_path / "whole", CAPTIONER)
+    theirs = cases.write_theirs(tmp_path / "whole", CAPTIONER)
     expected = load_checkpoint(tmp_path / "whole").model
-    write_theirs(tmp_path / "shards", CAPTIONER, max_shard_size="20KB")
+    cases.write_theirs(tmp_path / "shards", CAPTIONER, max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
-    write_theirs(tmp_path / "pickled", CAPTIONER)
+    cases.write_theirs(tmp_path / "pickled", CAPTIONER)
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save(theirs.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")  # tied weights written twice
-    write_theirs(tmp_path / "pickled_shards", CAPTIONER)
+    cases.write_theirs(tmp_path / "pickled_shards", CAPTIONER)
     shard_of = split_bin(tmp_path / "pickled_shards", theirs.state_dict())
     for name in ("shards", "pickled", "pickled_shards"):
         assert_same_weights(load_checkpoint(tmp_path / name).model, expected)
@@ -160,7 +151,7 @@ def test_sharded_and_pickled_weights_read_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight_map", [None, {}, [1], {"a": "../x.bin"}, {"a": "/x.bin"}, {"a": "sub/x.bin"}])
 def test_an_index_names_files_beside_it(tmp_path: Path, weight_map: Any) -> None:
-    theirs = write_theirs(tmp_path / "folder", CAPTIONER)
+    theirs = cases.write_theirs(tmp_path / "folder", CAPTIONER)
     torch.save(theirs.state_dict(), tmp_path / "x.bin")
     split_bin(tmp_path / "folder", theirs.state_dict())
     write_index(tmp_path / "folder", weight_map)
@@ -171,23 +162,23 @@ def test_an_index_names_files_beside_it(tmp_path: Path, weight_map: Any) -> None
 def test_head_counts_are_those_of_the_config(tmp_path: Path) -> None:
     """A config without them means transformers' default of 8 for texts, with which it computes as well."""
     config = transformers.BlipConfig(
-        vision_config=unusual_config(image_dim=39).vision_config.to_dict(),
-        text_config={**unusual_config().text_config.to_dict(), "hidden_size": 32, "num_attention_heads": 8},
+        vision_config=cases.unusual_config(image_dim=39).vision_config.to_dict(),
+        text_config={**cases.unusual_config().text_config.to_dict(), "hidden_size": 32, "num_attention_heads": 8},
         image_text_hidden_size=10,
     )
     theirs = transformers.BlipForImageTextRetrieval(config).eval()
     randomise(theirs, seed=8)
     theirs.save_pretrained(tmp_path)
-    TOKENIZER.save(tmp_path)
+    cases.TOKENIZER.save(tmp_path)
     edit_config(tmp_path, lambda config: config["text_config"].pop("num_attention_heads", None))
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.model.config.text.num_heads == 8
-    scores, expected = our_outputs(checkpoint).scores["itm"], their_outputs(theirs).scores["itm"]
+    scores, expected = cases.our_outputs(checkpoint).scores["itm"], cases.their_outputs(theirs).scores["itm"]
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
 def test_the_temperature_of_blip_model(tmp_path: Path) -> None:
-    theirs = write_theirs(tmp_path, "BlipModel")
+    theirs = cases.write_theirs(tmp_path, "BlipModel")
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.encoder_token == "[CLS]"  # what trained it read no [ENC]
     assert checkpoint.model.config.embed_dim == 14
@@ -211,7 +202,7 @@ def test_the_temperature_of_blip_model(tmp_path: Path) -> None:
     ],
 )
 def test_preprocessing_is_theirs_or_refused(tmp_path: Path, settings: dict[str, Any], expected: Any) -> None:
-    write_theirs(tmp_path, CAPTIONER)
+    cases.write_theirs(tmp_path, CAPTIONER)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     if expected is None:
         with pytest.raises(CheckpointError, match=r"prepares images unlike|no multiple"):
@@ -245,7 +236,7 @@ TIED = "text_decoder.cls.predictions.decoder.weight"
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, message: str) -> None:
-    write_theirs(tmp_path, CAPTIONER)
+    cases.write_theirs(tmp_path, CAPTIONER)
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
@@ -269,14 +260,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, message: str) -
 def test_impossible_settings_are_named(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    write_theirs(tmp_path, QUESTIONS)
+    cases.write_theirs(tmp_path, QUESTIONS)
     edit_config(tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
 
 
 def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
-    write_theirs(tmp_path, CAPTIONER)
+    cases.write_theirs(tmp_path, CAPTIONER)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"x": Exploit(tmp_path / "exploited")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be read as weights"):
@@ -285,7 +276,7 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_tokenizer_berts_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_theirs(tmp_path, CAPTIONER)
+    cases.write_theirs(tmp_path, CAPTIONER)
     for name in ("tokenizer.json", "vocab.txt"):
         (tmp_path / name).unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -299,15 +290,17 @@ def test_without_a_tokenizer_berts_is_asked_for(tmp_path: Path, monkeypatch: pyt
 def ours(heads: tuple[Any, ...], sharing: str = "none", pooled: bool = False) -> BlipCheckpoint:
     """A model with all that a folder of transformers has no place for."""
     text = {
-        **TINY.to_dict()["text"], "hidden_dim": 24, "vocab_size": TOKENIZER.vocab_size, "sharing": sharing,
+        **TINY.to_dict()["text"], "hidden_dim": 24, "vocab_size": cases.TOKENIZER.vocab_size, "sharing": sharing,
         "layer_norm_eps": 1e-2,
     }  # fmt: skip
-    vision = {**TINY.to_dict()["vision"], "image_size": SIZE, "drop_path": 0.1, "layer_norm_eps": 1e-3}
+    vision = {**TINY.to_dict()["vision"], "image_size": cases.SIZE, "drop_path": 0.1, "layer_norm_eps": 1e-3}
     model = Blip(
         BlipConfig.from_dict({"text": text, "vision": vision, "embed_dim": 12, "heads": heads, "pooled": pooled})
     ).eval()
     randomise(model, seed=2)
-    return BlipCheckpoint(model, TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]")
+    return BlipCheckpoint(
+        model, cases.TOKENIZER, Preprocessing(image_size=cases.SIZE, mean=(0.1, 0.2, 0.3)), "a red", "[CLS]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,7 +327,7 @@ def test_ours_comes_back_whole(tmp_path: Path, before: BlipCheckpoint) -> None:
 )
 def test_they_compute_the_same_with_ours(tmp_path: Path, before: BlipCheckpoint, class_name: str) -> None:
     save_checkpoint(before, tmp_path, "huggingface")
-    outputs, expected = their_outputs(loaded_by_them(class_name, tmp_path)), our_outputs(before)
+    outputs, expected = cases.their_outputs(cases.loaded_by_them(class_name, tmp_path)), cases.our_outputs(before)
     for name, scores in expected.scores.items():
         assert scores.std() > 1e-2
         torch.testing.assert_close(outputs.scores[name], scores, atol=1e-5, rtol=0)
@@ -342,14 +335,14 @@ def test_they_compute_the_same_with_ours(tmp_path: Path, before: BlipCheckpoint,
 
 
 def test_questions_need_one_width(tmp_path: Path) -> None:
-    theirs = transformers.BlipForQuestionAnswering(unusual_config(text_dim=24))
+    theirs = transformers.BlipForQuestionAnswering(cases.unusual_config(text_dim=24))
     theirs.save_pretrained(tmp_path / "theirs")
-    TOKENIZER.save(tmp_path / "theirs")
+    cases.TOKENIZER.save(tmp_path / "theirs")
     with pytest.raises(CheckpointError, match=r"questions of width 24.*of width 36"):
         load_checkpoint(tmp_path / "theirs")
     model = tiny_blip(("vqa",), "none")  # texts of 32, images of 24
     with pytest.raises(CheckpointError, match="32 and 24"):
-        save_checkpoint(BlipCheckpoint(model, TOKENIZER, Preprocessing()), tmp_path / "ours", "huggingface")
+        save_checkpoint(BlipCheckpoint(model, cases.TOKENIZER, Preprocessing()), tmp_path / "ours", "huggingface")
     assert not (tmp_path / "ours").exists()
 
 
