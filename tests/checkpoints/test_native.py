@@ -31,9 +31,8 @@ def blip(heads: tuple[Head, ...] = ("itc", "itm", "lm"), sharing: Sharing = "all
     text = {**TINY.to_dict()["text"], "vocab_size": TOKENIZER.vocab_size, "sharing": sharing}
     config = BlipConfig.from_dict({**TINY.to_dict(), "text": text, "heads": heads})
     torch.manual_seed(0)
-    return BlipCheckpoint(
-        Blip(config), TOKENIZER, Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3)), "a picture of "
-    )
+    preprocessing = Preprocessing(image_size=SIZE, mean=(0.1, 0.2, 0.3))
+    return BlipCheckpoint(Blip(config), TOKENIZER, preprocessing, "a picture of ")
 
 
 BLIP, STAGE2, WHOLE = "BLIP", "stage 2, OPT", "all heads"
@@ -132,10 +131,8 @@ def test_adapters_come_back_beside_the_model_that_they_adapt(tmp_path: Path) -> 
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name  # saving has left it alone
     visual = torch.randn(1, 4, 16)
-    logits = [
-        checkpoint.model.require_language().predict(visual, ["a"], ["dog"], 8).logits
-        for checkpoint in (before, after, plain)
-    ]
+    models = (checkpoint.model.require_language() for checkpoint in (before, after, plain))
+    logits = [language.predict(visual, ["a"], ["dog"], 8).logits for language in models]
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
 
@@ -173,17 +170,8 @@ def test_every_part_keeps_its_precision_on_disk_and_is_read_as_float32(tmp_path:
     small.model.bfloat16()
     parts.model.require_language().to(torch.bfloat16)
     parts.model.vision.half()
-    for before, dtypes in (
-        (small, {"model.safetensors": torch.bfloat16}),
-        (
-            parts,
-            {
-                "language_model/model.safetensors": torch.bfloat16,
-                "vision_model/model.safetensors": torch.float16,
-                "model.safetensors": torch.float32,
-            },
-        ),
-    ):
+    of_parts = {LANGUAGE: torch.bfloat16, TOWER: torch.float16, OWN: torch.float32}
+    for before, dtypes in ((small, {OWN: torch.bfloat16}), (parts, of_parts)):
         save_checkpoint(before, tmp_path)
         for name, dtype in dtypes.items():
             assert {tensor.dtype for tensor in load_file(tmp_path / name).values()} == {dtype}, name
@@ -227,22 +215,14 @@ def test_the_caller_may_name_another_tokenizer(folder: Path, tmp_path: Path) -> 
     assert words.to_json() == other.to_json()
 
 
-def large_tokenizer() -> Tokenizer:
-    """One with more words than the model knows."""
-    tokenizer = Tokenizer.train([f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2, vocab_size=400)
-    assert tokenizer.vocab_size > TOKENIZER.vocab_size
-    return tokenizer
-
-
+MANY_WORDS = [f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2
+BIAS, FC1 = "itm_head.bias", "layers.0.fc1.bias"
 OWN, LANGUAGE, TOWER = (f"{part}model.safetensors" for part in ("", "language_model/", "vision_model/"))
 Damage = Callable[[Path], object]
 OF_BOTH: list[tuple[Damage, str]] = [
     (lambda f: edit_weights(f, lambda w: w.pop("itm_head.bias")), r"safetensors.*missing itm_head\.bias"),
     (lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))), "left over extra"),
-    (
-        lambda f: edit_weights(f, lambda w: w.update({"itm_head.bias": torch.zeros(3)})),
-        r"itm_head\.bias is \(3,\), the model has \(2,\)",
-    ),
+    (lambda f: edit_weights(f, lambda w: w.update({BIAS: torch.zeros(3)})), rf"{BIAS} is \(3,\), the model has \(2,\)"),
     (lambda f: truncate(f / OWN), r"model\.safetensors cannot be read"),
     (lambda f: (f / OWN).write_bytes(b""), r"model\.safetensors cannot be read"),
     (lambda f: (f / OWN).unlink(), r"no .*model\.safetensors"),
@@ -263,7 +243,7 @@ OF_BLIP: list[tuple[Damage, str]] = [
     (lambda f: edit_config(f, lambda c: c["model"]["vision"].update(num_heads=5)), r"config\.json.*5 heads"),
     (lambda f: edit_config(f, lambda c: c["preprocessing"].update(image_size=30)), "image_size 30"),
     (lambda f: [(f / name).unlink() for name in ("tokenizer.json", "vocab.txt")], "tokenizer.json"),
-    (lambda f: large_tokenizer().save(f), r"tokenizer has \d+ entries, .*the model \d+"),
+    (lambda f: Tokenizer.train(MANY_WORDS, vocab_size=400).save(f), r"tokenizer has \d+ entries, .*the model \d+"),
 ]
 OF_BLIP2: list[tuple[Damage, str]] = [
     (lambda f: edit_weights(f, lambda w: w.update({"language.x": torch.zeros(3)})), r"left over language\.x"),
@@ -278,10 +258,7 @@ OF_BLIP2: list[tuple[Damage, str]] = [
     (lambda f: truncate(f / TOWER), "vision_model cannot be read"),
     (lambda f: (f / "language_model" / "config.json").write_text("{"), "language_model"),
     (lambda f: [path.unlink() for path in (f / "language_model").glob("token*")], "language_model has no tokenizer"),
-    (
-        lambda f: edit_weights(f / LANGUAGE, lambda w: w.pop("model.decoder.layers.0.fc1.bias")),
-        r"language_model does not have exactly .*missing .*layers\.0\.fc1\.bias",
-    ),
+    (lambda f: edit_weights(f / LANGUAGE, lambda w: w.pop(f"model.decoder.{FC1}")), f"language_model.*missing .*{FC1}"),
     (
         lambda f: edit_weights(f / TOWER, lambda w: [w.pop(name) for name in list(w) if "fc1" in name]),
         r"vision_model does not have exactly .*missing .*layers\.0\.mlp\.fc1\.bias",

@@ -175,15 +175,11 @@ def test_what_ends_a_text(tmp_path: Path, eos: Any, end: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("class_name", "language", "prompt"),
-    [
-        (WRITER, "opt", "Question: {} Answer:"),
-        (WRITER, "t5", "Question: {} Short answer:"),
-        (INSTRUCTED, "llama", "Question: {} Short answer:"),
-    ],
+    [(WRITER, "opt", "Answer:"), (WRITER, "t5", "Short answer:"), (INSTRUCTED, "llama", "Short answer:")],
 )
 def test_questions_are_put_as_the_papers_do(
     tmp_path: Path, class_name: str, language: cases.Language, prompt: str
 ) -> None:
     cases.write_theirs(tmp_path, cases.their_model(class_name, language), language)
     checkpoint = loaded(tmp_path)
-    assert (checkpoint.prompt, checkpoint.question_prompt) == ("", prompt)
+    assert (checkpoint.prompt, checkpoint.question_prompt) == ("", f"Question: {{}} {prompt}")

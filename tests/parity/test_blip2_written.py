@@ -1,5 +1,6 @@
 """What we write of BLIP-2 for transformers: its classes and its processors read it and say the same."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,14 @@ def ours(
     instructed: bool = False,
 ) -> Blip2Checkpoint:
     """A model with all that a folder of transformers has no place for."""
-    language = None if kind is None else language_model(kind, spare_rows, end_of_text)
+    language = LanguageConfig(name="some/model", hidden_dim=16, end_of_text=end_of_text, max_text_tokens=20)
     config = Blip2Config(
-        vision=VISION,
-        qformer=QFORMER,
-        language=None
-        if language is None
-        else LanguageConfig(name="some/model", hidden_dim=16, end_of_text=end_of_text, max_text_tokens=20),
-        embed_dim=10,
-        heads=heads,
-        instructed=instructed,
-        vision_norm_eps=1e-5,
-    )
+        vision=VISION, qformer=QFORMER, language=None if kind is None else language, embed_dim=10, heads=heads,
+        instructed=instructed, vision_norm_eps=1e-5,
+    )  # fmt: skip
     model = Blip2(config)
     randomise(model, seed=6, scale=0.3)
-    model.language = language
+    model.language = None if kind is None else language_model(kind, spare_rows, end_of_text)
     return Blip2Checkpoint(
         model.eval(),
         cases.TOKENIZER if config.has_text_branch else None,
@@ -197,6 +191,13 @@ def test_a_language_model_without_a_spare_row_gets_one(
     assert transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "once")
 
 
+def with_language(model: Any) -> Callable[[Blip2Checkpoint], None]:
+    def change(checkpoint: Blip2Checkpoint) -> None:
+        checkpoint.model.language = wrap_language_model(model, cases.language_words("opt"), "\n")
+
+    return change
+
+
 def with_adapters(checkpoint: Blip2Checkpoint) -> None:
     peft = pytest.importorskip("peft")
     language = checkpoint.model.require_language()
@@ -207,25 +208,17 @@ def with_quantised_weights(checkpoint: Blip2Checkpoint) -> None:
     checkpoint.model.require_language().model.is_quantized = True  # as transformers marks it
 
 
-def with_bart(checkpoint: Blip2Checkpoint) -> None:
-    config = transformers.BartConfig(
-        vocab_size=len(cases.language_words("opt")) + 3, d_model=16, encoder_layers=1, decoder_layers=1,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
-    )  # fmt: skip
-    bart = transformers.BartForConditionalGeneration(config)
-    checkpoint.model.language = wrap_language_model(bart, cases.language_words("opt"), "\n")
-
-
-def with_narrow_words(checkpoint: Blip2Checkpoint) -> None:
-    config = cases.text_config("opt")
-    config.word_embed_proj_dim = 8  # as OPT-350M has it
-    model = transformers.OPTForCausalLM(config)
-    checkpoint.model.language = wrap_language_model(model, cases.language_words("opt"), "\n")
-
-
 def with_output_norm(checkpoint: Blip2Checkpoint) -> None:
     model = checkpoint.model
     model.config = replace(model.config, vision=replace(VISION, output_norm=True))
+
+
+BART = transformers.BartConfig(
+    vocab_size=len(cases.language_words("opt")) + 3, d_model=16, encoder_layers=1, decoder_layers=1,
+    encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+)  # fmt: skip
+NARROW = cases.text_config("opt")
+NARROW.word_embed_proj_dim = 8  # as OPT-350M has it
 
 
 @pytest.mark.parametrize(
@@ -233,8 +226,8 @@ def with_output_norm(checkpoint: Blip2Checkpoint) -> None:
     [
         (with_adapters, "LoRA adapters: merge"),
         (with_quantised_weights, "is quantised"),
-        (with_bart, "bart"),
-        (with_narrow_words, "8 wide"),
+        (with_language(transformers.BartForConditionalGeneration(BART)), "bart"),
+        (with_language(transformers.OPTForCausalLM(NARROW)), "8 wide"),
         (with_output_norm, "image encoder"),
     ],
 )
