@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from openblip.cli import lines
-from openblip.cli.options import ModelOptions, read_text_list
+from openblip.cli.options import ModelOptions, read_json_texts
 from openblip.data.sample import Sample
 from openblip.errors import ConfigError, SourceError
 from openblip.generation.decoding import Beam
@@ -50,7 +50,7 @@ def command(
         raise ConfigError("a question is empty; write it in quotes after the image")
     given = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
     Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
-    choices = None if candidates is None else read_text_list(candidates, "candidates")
+    choices = None if candidates is None else read_json_texts(candidates, "candidates")
     sources = lines.find_source(source, reading, videos=True, with_texts=not questions)
     if not questions and not lines.has_texts(sources):
         raise ConfigError("there is no question; write at least one in quotes after the image")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
-from openblip.cli.options import ModelOptions, read_named_texts, read_text_list
+from openblip.cli.options import ModelOptions, read_json_texts
 from openblip.errors import ConfigError
 from openblip.files import write_json
 from openblip.generation.decoding import Beam
@@ -130,7 +130,7 @@ def _measure(
             return filtering.evaluate_filter(predictor, source, threshold=tasks.threshold, **common)
         case "vqa" | "video-qa":
             if tasks.answers is not None:
-                common["candidates"] = read_text_list(tasks.answers, "answers")
+                common["candidates"] = read_json_texts(tasks.answers, "answers")
             common["decoding"] = tasks.beam(predictor.answer_decoding)
             return question_answering.evaluate_question_answering(predictor, source, **common)
         case "nlvr":
@@ -139,7 +139,8 @@ def _measure(
             return visdial.evaluate_visdial(predictor, source, **common)
         case "classification":
             if tasks.templates is not None:
-                common["templates"] = read_text_list(tasks.templates, "templates")
+                common["templates"] = read_json_texts(tasks.templates, "templates")
             if tasks.classes is not None:
-                common["classes"] = read_named_texts(tasks.classes, "classes")
+                classes = read_json_texts(tasks.classes, "classes", may_be_named=True)
+                common["classes"] = classes if isinstance(classes, dict) else {name: name for name in classes}
             return classification.evaluate_classification(predictor, source, **common)

@@ -1,10 +1,4 @@
-"""What `openblip caption`, `answer` and `match` share: which images are meant, and JSON lines about them that resume.
-
-output = OutputLines(sources, options, fields=("caption", "logprob"))
-for samples, images in output.batches(prepare, label="captioning"):
-    output.write(samples, rows)
-return output.finish("captioned")
-"""
+"""What `openblip caption`, `answer` and `match` share: which images are meant, and lines about them that resume."""
 
 import json
 import os

@@ -51,7 +51,7 @@ class Command(NamedTuple):
 COMMANDS = {
     name: Command(f"openblip.cli.{module}", function, summary)
     for name, module, function, summary in (
-        ("demo", "demo", "command", "clean a small noisy set with the shipped models, offline"),
+        ("demo", "capfilt", "run_demo", "clean a small noisy set with the shipped models, offline"),
         ("caption", "caption", "command", "caption images, folders of images or a data source"),
         ("answer", "answer", "command", "answer questions about images or videos"),
         ("match", "match", "command", "score how well texts describe images"),

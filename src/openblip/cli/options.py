@@ -27,10 +27,7 @@ Parsed = TypeVar("Parsed")
 
 
 def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
-    """Bind `arguments` to the parameters of `command`, without calling it.
-
-    Fields of a parameter that is a dataclass are options without its name before them. Raises as `parse`.
-    """
+    """Bind `arguments` to the parameters of `command`; fields of dataclasses are options too. Raises as `parse`."""
 
     @functools.wraps(command)
     def bind(*args: object, **kwargs: object) -> Callable[[], int]:
@@ -167,27 +164,17 @@ class DecodingOptions:
         return strategy(**{field.name: values[field.name] for field in fields(strategy)})
 
 
-def read_text_list(path: Path, option: str) -> list[str]:
-    """Read a JSON list of texts; raises `ConfigError`, which names the option, for anything else."""
-    content = _read_texts(path, option)
-    if not isinstance(content, list):
-        raise ConfigError(f"--{option} {path} is no JSON list of strings")
-    return content
+def read_json_texts(path: Path, option: str, *, may_be_named: bool = False) -> Any:
+    """Read a JSON list of at least one text, or, where they `may_be_named`, an object with a text for each name.
 
-
-def read_named_texts(path: Path, option: str) -> dict[str, str]:
-    """Read a JSON object with a text for each name, or a list, whose texts are their own names; raises likewise."""
-    content = _read_texts(path, option)
-    if content is None:
-        raise ConfigError(f"--{option} {path} is neither a JSON list of strings nor an object of them")
-    return content if isinstance(content, dict) else {text: text for text in content}
-
-
-def _read_texts(path: Path, option: str) -> list[str] | dict[str, str] | None:
-    """A list or an object of at least one text; None for anything else that is JSON."""
+    Raises `ConfigError`, which names the option, for anything else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--{option} {path} is not readable JSON: {error}") from error
-    texts = list(content.values()) if isinstance(content, dict) else content
-    return content if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else None
+    texts = list(content.values()) if may_be_named and isinstance(content, dict) else content
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        wanted = "neither a JSON list of strings nor an object of them" if may_be_named else "no JSON list of strings"
+        raise ConfigError(f"--{option} {path} is {wanted}")
+    return content
