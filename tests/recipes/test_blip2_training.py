@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_blip2 import (
+from small_runs import (
     COLOR_QUESTION,
     SIDE_QUESTION,
+    assert_fallen,
     fine_tuning_run,
     language_run,
     stage1_run,
     stage2_run,
-    write_world,
+    train,
+    write_boxes,
 )
 
 import openblip
@@ -24,22 +26,9 @@ from openblip.data.config import Augmentation
 from openblip.data.sources import open_source
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.blip2 import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
-from openblip.recipes.run import Blip2Run, LanguageRun
 from openblip.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
-
-
-def train(run: Blip2Run | LanguageRun) -> list[float]:
-    """The losses by step."""
-    assert run.train()
-    lines = (Path(run.out) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def assert_fallen(losses: list[float], to: float) -> None:
-    """The last losses are below this share of the first ones."""
-    assert sum(losses[-3:]) < to * sum(losses[:3]), losses
 
 
 def load(root: Path, name: str) -> Any:
@@ -50,7 +39,7 @@ def load(root: Path, name: str) -> Any:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world, its language models, and the models of both stages."""
     root = tmp_path_factory.mktemp("blip2")
-    write_world(root)
+    write_boxes(root)
     assert_fallen(train(stage1_run(root)), 0.4)
     assert_fallen(train(language_run(root, "opt")), 0.2)
     assert_fallen(train(stage2_run(root, "opt")), 0.4)

@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
 
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
@@ -31,33 +30,14 @@ def pretrained(sharing: Sharing = "all_but_sa", config: BlipConfig = EQUAL) -> B
     return blip(PRETRAINING_HEADS, sharing, config)
 
 
-VARIANT = re.compile(r"\.variants\.(encode|decode|shared)\.")
-
-
-def place_and_reading(name: str) -> tuple[str, str]:
-    """Where a parameter is, whatever the reading, and the reading; of two images as of one."""
-    found = VARIANT.search(name)
-    place = name.replace(".branch.first.", ".branch.").replace(".branch.second.", ".branch.")
-    return VARIANT.sub(".", place), found[1] if found else "shared"
-
-
-def origins(model: Blip) -> dict[str, dict[str, Tensor]]:
-    """A model's weights by their place, and for each the readings that have it."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, value in model.state_dict().items():
-        place, reading = place_and_reading(name)
-        found.setdefault(place, {})[reading] = value
-    return found
-
-
 def copied_and_fresh(start: Blip, target: Blip) -> tuple[set[str], set[str]]:
-    """Parameters of the target that equal what the start has for them, and the rest."""
-    have, copied, fresh = origins(start), set(), set()
+    """Parameters of the target that equal what the start has for them, in any mode and branch, and the rest."""
+    have, copied, fresh = start.state_dict(), set(), set()
     for name, value in target.state_dict().items():
-        place, reading = place_and_reading(name)
-        theirs = have.get(place, {})
-        own = theirs.get(reading, theirs.get("shared"))
-        (copied if own is not None and torch.equal(own, value) else fresh).add(name)
+        one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
+        names = (name, one_image, re.sub(r"\.variants\.\w+\.", ".variants.shared.", one_image))
+        weight = next((have[n] for n in names if n in have), None)
+        (copied if weight is not None and torch.equal(weight, value) else fresh).add(name)
     return copied, fresh
 
 

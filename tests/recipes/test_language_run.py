@@ -10,6 +10,7 @@ import tarfile
 
 import pytest
 import torch
+from small_runs import small
 
 from openblip.checkpoints.backbones import load_language_model
 from openblip.data.sources import open_mixture
@@ -39,25 +40,10 @@ def source(tmp_path_factory):
     return str(path)
 
 
-def small(recipe, source, out, steps=2, **shape):
+def small_run(recipe, source, out, steps=2, **shape):
     run = recipe()
-    return replace(
-        run,
-        shape=replace(run.shape, **{**SMALL, **shape}),
-        vocab_size=330,
-        data=replace(run.data, source=source, num_workers=0),
-        task=replace(run.task, max_text_tokens=40),
-        training=replace(
-            run.training,
-            steps=steps,
-            batch_size=8,
-            learning_rate=1e-2,
-            muon_learning_rate=2e-2,
-            warmup_steps=2,
-            precision="fp32",
-        ),
-        out=str(out),
-    )
+    task, shape = replace(run.task, max_text_tokens=40), replace(run.shape, **{**SMALL, **shape})
+    return small(run, source, out, steps=steps, learning_rate=1e-2, vocab_size=330, task=task, shape=shape)
 
 
 @pytest.mark.slow
@@ -66,7 +52,7 @@ def small(recipe, source, out, steps=2, **shape):
     [(blip2_mini_opt, "\n", "OPTForCausalLM"), (blip2_mini_t5, None, "T5ForConditionalGeneration")],
 )
 def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, end_of_text, architecture):
-    assert small(recipe, source, tmp_path / "run", steps=120).train()
+    assert small_run(recipe, source, tmp_path / "run", steps=120).train()
     assert not list((tmp_path / "run").glob("*.partial"))
     folder = tmp_path / "run" / "model"
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
@@ -78,7 +64,7 @@ def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, en
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(source, tmp_path):
-    run = small(blip2_mini_t5, source, tmp_path / "run", steps=4)
+    run = small_run(blip2_mini_t5, source, tmp_path / "run", steps=4)
     run = replace(run, training=replace(run.training, checkpoint_every=2))
     assert run.train()
     model = tmp_path / "run" / "model"
@@ -118,7 +104,7 @@ def test_equal_texts_give_equal_vocabularies_in_every_process():
 
 @pytest.mark.parametrize("recipe", [blip2_mini_opt, blip2_mini_t5])
 def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
-    run = small(recipe, source, tmp_path, hidden_dim=24, num_layers=3, num_heads=4, mlp_dim=40)
+    run = small_run(recipe, source, tmp_path, hidden_dim=24, num_layers=3, num_heads=4, mlp_dim=40)
     language = run.initialize(open_mixture(source)).model
     assert language.hidden_dim == 24
     stacks = [m for m in language.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
@@ -134,16 +120,12 @@ def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
 
 def test_what_cannot_be_is_refused(source, tmp_path):
     with pytest.raises(ConfigError, match="40 tokens"):
-        small(blip2_mini_opt, source, tmp_path / "a", max_positions=39).train()
+        small_run(blip2_mini_opt, source, tmp_path / "a", max_positions=39).train()
     with pytest.raises(ConfigError, match="heads"):
         LanguageShape(architecture="t5", hidden_dim=30, num_heads=4)
     with pytest.raises(ConfigError, match="no text to train a vocabulary on"):
         train_language_tokenizer([], 400, ends=False)
-    with pytest.raises(CheckpointError, match="must be one"):
-        load_end_of_two_tokens(source, tmp_path)
-
-
-def load_end_of_two_tokens(source, tmp_path):
-    run = small(blip2_mini_opt, source, tmp_path / "b")
+    run = small_run(blip2_mini_opt, source, tmp_path / "b")
     run.save(run.initialize(open_mixture(source)), tmp_path / "model")
-    load_language_model(tmp_path / "model", end_of_text="\n\n")
+    with pytest.raises(CheckpointError, match="must be one"):
+        load_language_model(tmp_path / "model", end_of_text="\n\n")

@@ -1,4 +1,4 @@
-"""The recipes of the paper: their numbers, their sizes, and a miniature of them that trains."""
+"""The recipes of the papers: their numbers, their sizes, and a miniature of them that trains."""
 
 import dataclasses
 import json
@@ -12,108 +12,180 @@ import openblip
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, TextConfig, VisionConfig
-from openblip.recipes import RECIPES
-from openblip.recipes.blip import blip_base, blip_large, caption, caption_large, filter_, filter_large
+from openblip.models.blip2 import Blip2
+from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig, TextConfig, VisionConfig
+from openblip.recipes import RECIPES, blip, blip2
+from openblip.recipes.run import ImageEncoderSource
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at
 
 replace = dataclasses.replace
-GPUS = 32
+COCO_EPOCH = 566_747 // 256
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_whole_run(name):
     run = RECIPES[name]()
-    assert json.loads(json.dumps(dataclasses.asdict(run)))["recipe"] == run.recipe
+    assert json.loads(json.dumps(dataclasses.asdict(run)))["recipe"] == run.recipe == name
     assert run.out == f"runs/{name}"
-    assert run.out
     for word in ("Source:", "Cost:", "Expected"):
         assert word in (RECIPES[name].__doc__ or "")
 
 
-def parameters(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def test_base_has_the_papers_size():
+def test_blip_has_the_papers_sizes():
     with torch.device("meta"):
-        model = Blip(blip_base().model)
-    assert parameters(model) == pytest.approx(252e6, rel=0.005)  # Table 3, all but self-attention shared
-    assert parameters(model.vision) == pytest.approx(85.8e6, rel=0.001)
-    assert model.config.vision.grid == 14
+        base, large = Blip(blip.blip_base().model), Blip(blip.blip_large().model)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (base, base.vision, large.vision)]
+    assert sizes[0] == pytest.approx(252e6, rel=0.005)  # Table 3, all but self-attention shared
+    assert sizes[1:] == pytest.approx([85.8e6, 303.3e6], rel=0.001)
+    assert base.config.vision.grid == 14
+    assert large.text.layers[0].cross_attention["encode"].branch.key_value.weight.shape == (2 * 768, 1024)
+    assert large.config.text == blip.blip_base().model.text
+    assert [model.config.vision.drop_path for model in (base, large)] == [0.0, 0.1]
 
 
-def test_large_has_a_vit_l_beside_the_same_text():
-    with torch.device("meta"):
-        model = Blip(blip_large().model)
-    assert parameters(model.vision) == pytest.approx(303.3e6, rel=0.001)
-    assert model.text.layers[0].cross_attention["encode"].branch.key_value.weight.shape == (2 * 768, 1024)
-    assert model.config.text == blip_base().model.text
-    assert model.config.vision.drop_path == 0.1
-    assert blip_base().model.vision.drop_path == 0.0
-
-
-def test_pretraining_follows_the_papers_schedule():
-    base, large = blip_base().training, blip_large().training
-    assert base.batch_size * base.accumulation * GPUS == 2880
-    assert large.batch_size * large.accumulation * GPUS == 2400
-    assert base.steps == 97_220
-    assert large.steps == 308_320
-    for training, peak in ((base, 3e-4), (large, 2e-4)):
-        epoch = training.steps // 20
-        assert learning_rate_at(0, training) == 1e-6
-        assert learning_rate_at(3000, training) == peak
-        assert learning_rate_at(3000 + epoch, training) == pytest.approx(0.85 * peak)
-        assert learning_rate_at(training.steps - 1, training) == pytest.approx(peak * 0.85**19)
-        assert training.min_learning_rate == 1e-6
-        assert training.weight_decay == 0.05
-    for run in (blip_base(), blip_large()):
-        contrastive = run.task.contrastive
-        assert (contrastive.queue_size, contrastive.momentum, contrastive.alpha) == (57600, 0.995, 0.4)
-        assert contrastive.alpha_ramp_steps == run.training.steps // 10
-        assert run.task.label_smoothing == 0.1
-        assert run.model.embed_dim == 256
-        assert run.model.vision.image_size == 224
-        assert run.data.max_text_length == 30
+@pytest.mark.parametrize(
+    ("run", "batch", "steps", "peak"),
+    [(blip.blip_base(), 2880, 97_220, 3e-4), (blip.blip_large(), 2400, 308_320, 2e-4)],
+)
+def test_pretraining_of_blip_follows_the_papers_schedule(run, batch, steps, peak):
+    training, contrastive = run.training, run.task.contrastive
+    assert training.batch_size * training.accumulation * 32 == batch
+    assert training.steps == steps
+    epoch = steps // 20
+    assert learning_rate_at(0, training) == 1e-6
+    assert learning_rate_at(3000, training) == peak
+    assert learning_rate_at(3000 + epoch, training) == pytest.approx(0.85 * peak)
+    assert learning_rate_at(steps - 1, training) == pytest.approx(peak * 0.85**19)
+    assert (training.min_learning_rate, training.weight_decay) == (1e-6, 0.05)
+    assert contrastive == ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=steps // 10)
+    assert (run.task.label_smoothing, run.data.max_text_length) == (0.1, 30)
+    assert (run.model.embed_dim, run.model.vision.image_size) == (256, 224)
 
 
 def test_augmentation_is_the_papers():
-    for run in (blip_base(), blip_large(), caption(), filter_()):
+    for run in (blip.blip_base(), blip.blip_large(), blip.caption(), blip.filter_()):
         views = run.data.augmentation
         assert views.crop_scale == ((0.2, 1.0) if run.model is not None else (0.5, 1.0))
         assert (views.num_ops, views.magnitude, views.op_probability) == (2, 5, 0.5)
         assert views.horizontal_flip
 
 
-def test_fine_tuning_follows_table_14():
-    epoch = 566_747 // 256
-    for run, peak, epochs in (
-        (caption(), 1e-5, 5),
-        (caption_large(), 2e-6, 5),
-        (filter_(), 1e-5, 6),
-        (filter_large(), 5e-6, 6),
-    ):
-        training = run.training
-        assert training.batch_size * training.accumulation * 8 == 256
-        assert training.steps == epochs * epoch
-        assert learning_rate_at(0, training) == peak
-        assert learning_rate_at(training.steps // 2, training) == pytest.approx(peak / 2, rel=1e-3)
-        assert learning_rate_at(training.steps, training) == pytest.approx(0.0, abs=1e-12)
-        assert training.weight_decay == 0.05
-        assert run.image_size == 384
-    assert filter_().task.contrastive == ContrastiveConfig(
-        queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=epoch
-    )
-    assert filter_().data.max_text_length == 35
-    assert caption().task.prompt == "a picture of "
+@pytest.mark.parametrize(
+    ("run", "peak", "epochs"),
+    [
+        (blip.caption(), 1e-5, 5),
+        (blip.caption_large(), 2e-6, 5),
+        (blip.filter_(), 1e-5, 6),
+        (blip.filter_large(), 5e-6, 6),
+    ],
+)
+def test_fine_tuning_of_blip_follows_table_14(run, peak, epochs):
+    training = run.training
+    assert training.batch_size * training.accumulation * 8 == 256
+    assert training.steps == epochs * COCO_EPOCH
+    assert learning_rate_at(0, training) == peak
+    assert learning_rate_at(training.steps // 2, training) == pytest.approx(peak / 2, rel=1e-3)
+    assert learning_rate_at(training.steps, training) == pytest.approx(0.0, abs=1e-12)
+    assert (training.weight_decay, run.image_size) == (0.05, 384)
 
 
-def test_prompt_and_caption_have_forty_tokens_together():
+def test_filter_and_captioner_have_the_papers_settings():
+    """Prompt and caption have forty tokens together."""
+    contrastive = ContrastiveConfig(queue_size=57600, momentum=0.995, alpha=0.4, alpha_ramp_steps=COCO_EPOCH)
+    assert blip.filter_().task.contrastive == contrastive
+    assert blip.filter_().data.max_text_length == 35
+    assert blip.caption().task.prompt == "a picture of "
     tokenizer = Tokenizer.train(["a picture of a dog"] * 3, 120)
-    prompt = tokenizer.prompt(caption().task.prompt)
-    longest = tokenizer.encode(["dog " * 60], caption().data.max_text_length)
-    assert len(prompt) + longest.ids.shape[1] - 1 == 40
+    longest = tokenizer.encode(["dog " * 60], blip.caption().data.max_text_length)
+    assert len(tokenizer.prompt("a picture of ")) + longest.ids.shape[1] - 1 == 40
+
+
+@pytest.mark.parametrize(
+    ("run", "batch", "steps", "lowest"),
+    [
+        (blip2.blip2_stage1(), 1680, 250_000, 1e-5),
+        (blip2.blip2_stage1_vit_l(), 2320, 250_000, 1e-5),
+        (blip2.blip2_stage2_opt(), 1920, 80_000, 5e-5),
+        (blip2.blip2_stage2_t5(), 1520, 80_000, 5e-5),
+    ],
+)
+def test_pretraining_of_blip2_follows_section_3_4(run, batch, steps, lowest):
+    training, views = run.training, run.data.augmentation
+    assert training.batch_size * training.accumulation * 16 == batch
+    assert training.steps == steps
+    assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.98, 0.05)
+    assert learning_rate_at(2000, training) == 1e-4
+    assert learning_rate_at(steps, training) == pytest.approx(lowest)
+    assert learning_rate_at(2000 + (steps - 2000) // 2, training) == pytest.approx((1e-4 + lowest) / 2)
+    assert views.horizontal_flip
+    assert (views.num_ops, run.train_vision) == (0, False)
+
+
+def test_what_stays_frozen_is_in_half_precision():
+    assert blip2.blip2_stage1().vision == ImageEncoderSource(source="Salesforce/blip2-itm-vit-g", dtype="float16")
+    for run, end in ((blip2.blip2_stage2_opt(), "\n"), (blip2.blip2_stage2_t5(), None)):
+        assert run.frozen_dtype == "float16"
+        language = run.language
+        assert (language.dtype, language.end_of_text, language.max_text_tokens) == ("bfloat16", end, 32)
+
+
+@pytest.mark.parametrize(
+    ("run", "batch", "steps", "size", "decay"),
+    [
+        (blip2.blip2_caption(), 256, 5 * COCO_EPOCH, 364, 0.95),
+        (blip2.blip2_vqa(), 128, 5 * (2_103_521 // 128), 490, 0.95),
+        (blip2.blip2_retrieval(), 224, 5 * (566_747 // 224), 364, None),
+        (blip2.blip2_instruct(), 192, 60_000, None, None),
+    ],
+)
+def test_fine_tuning_of_blip2_follows_the_appendix(run, batch, steps, size, decay):
+    training = run.training
+    assert training.batch_size * training.accumulation * 16 == batch
+    assert (training.steps, run.image_size, training.layer_decay) == (steps, size, decay)
+    assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.999, 0.05)
+    assert learning_rate_at(1000, training) == 1e-5
+    assert learning_rate_at(steps, training) == pytest.approx(0.0, abs=1e-12)
+    assert run.train_vision == (size is not None)
+    assert size is None or size % 14 == 0
+    assert getattr(run.task, "prompt", "a photo of") == "a photo of"
+
+
+def test_blip2_has_the_papers_sizes():
+    """Section 3.1 and Table 2: 188M with the text side, 107M (ViT-g) and 104M (ViT-L) without it."""
+    opt = LanguageConfig(name="opt", hidden_dim=2560)
+    settings = {"patch_size": 14, "hidden_dim": 1024, "num_heads": 16, "mlp_dim": 4096, "activation": "quick_gelu"}
+    vit_l = VisionConfig(**settings, input_norm=True, output_norm=False)
+    for config, size, within in (
+        (Blip2Config(), 188e6, 0.01),
+        (Blip2Config(heads=("llm",), language=opt), 107e6, 0.005),
+        (Blip2Config(heads=("llm",), language=opt, vision=vit_l), 104e6, 0.005),
+    ):
+        with torch.device("meta"):  # the image encoder has no layers: its width is all that counts
+            model = Blip2(replace(config, vision=replace(config.vision, num_layers=0)))
+        parameters = (p.numel() for name, p in model.named_parameters() if not name.startswith("vision."))
+        assert sum(parameters) == pytest.approx(size, rel=within)
+
+
+def test_a_run_of_blip2_that_does_not_say_how_it_starts():
+    stage1, caption = blip2.blip2_stage1(), blip2.blip2_caption()
+
+    def check(run, **changes):
+        replace(run, data=replace(run.data, source="pairs"), **changes).check()
+
+    for run, changes, message in (
+        (blip2.blip2_stage2_opt(), {}, "name one with --init"),
+        (stage1, {"qformer": None}, "needs its shape and an image encoder"),
+        (stage1, {"init": "x"}, "leave out --text-init"),
+        (stage1, {"init": "x", "text_init": None}, "leave out --tokenizer"),
+        (stage1, {"tokenizer": None}, "name it with --tokenizer"),
+        (caption, {"init": "x", "text_branch": "y"}, "whose Q-Former is to read instructions"),
+        (stage1, {"vision": ImageEncoderSource(source="")}, "--vision.source"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(run, **changes)
+    check(blip2.blip2_vqa(), init="x", text_branch="y")
+    check(stage1)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +213,7 @@ def world(tmp_path_factory):
 
 def miniature(world, out, **changes):
     """blip-base with everything made small."""
-    run = blip_base()
+    run = blip.blip_base()
     small = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
     run = replace(
         run,
@@ -174,7 +246,7 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
     words = pretrained.model.text.embeddings["decode"].word.weight[:-2]
     torch.testing.assert_close(words, bert.embeddings.word_embeddings.weight, atol=1e-4, rtol=0)
 
-    for recipe, tasks in ((caption(), {"caption"}), (filter_(), {"match", "similarity"})):
+    for recipe, tasks in ((blip.caption(), {"caption"}), (blip.filter_(), {"match", "similarity"})):
         run = replace(
             recipe,
             init=str(tmp_path / "base" / "model"),
@@ -206,17 +278,11 @@ def test_contradictory_starts_are_refused(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_backbone_that_is_not_there_is_named(world, tmp_path):
-    with pytest.raises(CheckpointError, match="no folder"):
-        miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")).train()
-
-
-def test_a_run_gives_the_number_of_threads_back(world, tmp_path, monkeypatch):
-    run, counts = miniature(world, tmp_path / "run", vision_init=str(world / "no-vit")), []
+def test_a_backbone_that_is_not_there_is_named_and_threads_are_given_back(world, tmp_path, monkeypatch):
+    counts = []
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
     for num_threads in (None, 7):
-        with pytest.raises(CheckpointError):
-            replace(
-                run, training=replace(run.training, num_threads=num_threads), out=f"{run.out}-{num_threads}"
-            ).train()
+        run = miniature(world, tmp_path / f"run-{num_threads}", vision_init=str(world / "no-vit"))
+        with pytest.raises(CheckpointError, match="no folder"):
+            replace(run, training=replace(run.training, num_threads=num_threads)).train()
     assert counts == [7, torch.get_num_threads()]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from small_training import small, untrained, write_scenes
+from small_runs import small, untrained, write_scenes
 
 import openblip
 from openblip.errors import ConfigError
@@ -34,7 +34,7 @@ def world(tmp_path_factory):
 
 def run_of(world, out, validate_every=None, **data):
     root, source = world
-    run = small(blip_mini_filter(), source, root / "init", out, steps=4, batch_size=4)
+    run = small(blip_mini_filter(), source.name, out, steps=4, batch_size=4, init=str(root / "init"))
     task = replace(run.task, contrastive=replace(run.task.contrastive, queue_size=8))
     training = replace(run.training, validate_every=validate_every, checkpoint_every=2)
     return replace(run, task=task, training=training, data=replace(run.data, **data))

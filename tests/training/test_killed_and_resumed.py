@@ -1,4 +1,8 @@
-"""A run killed at any moment and resumed gives the losses and weights of one that was not."""
+"""A run killed at any moment and resumed gives the losses and weights of one that was not.
+
+As a script, this file is a run that is killed:
+python test_killed_and_resumed.py SOURCE OUT NUM_WORKERS PRECISION after-step|in-checkpoint STEP
+"""
 
 import json
 import os
@@ -10,12 +14,73 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_run
 import torch
 from safetensors.torch import load_file
 
+from openblip.data.config import Augmentation, DataConfig
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.errors import ConfigError
+from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.recipes.run import BlipRun
+from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
+from openblip.training import run_folder, state
+from openblip.training.config import TrainingConfig
+
+STEPS, CHECKPOINT_EVERY = 9, 3
+
+
+def tiny_run(source: str, out: str, num_workers: int, precision: str) -> BlipRun:
+    """All that is random or kept in a run: shuffling, augmentation, dropout, drop path, negatives, queue."""
+    return BlipRun(
+        recipe="tiny",
+        model=BlipConfig(
+            vision=VisionConfig(
+                image_size=32, patch_size=16, hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=32, drop_path=0.2
+            ),
+            text=TextConfig(hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=40, dropout=0.1),
+            embed_dim=8,
+        ),
+        vocab_size=160,
+        data=DataConfig(source=source, num_workers=num_workers, augmentation=Augmentation()),
+        task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=10, alpha_ramp_steps=5)),
+        training=TrainingConfig(
+            steps=STEPS,
+            batch_size=4,
+            accumulation=2,
+            learning_rate=1e-2,
+            muon_learning_rate=1e-2,
+            clip_norm=1.0,
+            precision=precision,  # type: ignore[arg-type]
+            log_every=1,
+            checkpoint_every=CHECKPOINT_EVERY,
+            num_threads=1,
+        ),
+        out=out,
+    )
+
+
+def die_after_step(step: int) -> None:
+    """Once the metrics of a step are written."""
+    log = run_folder.RunFolder.log
+
+    def log_and_die(folder: run_folder.RunFolder, record: dict[str, Any]) -> None:
+        log(folder, record)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_folder.RunFolder.log = log_and_die  # type: ignore[method-assign]
+
+
+def die_in_checkpoint(step: int) -> None:
+    """With the weights of a checkpoint written and its optimizer not."""
+    save = state.torch.save
+
+    def save_and_die(content: Any, file: Any) -> None:
+        save(content, file)
+        if file.name == state.TASK and file.parent.name.startswith(f"step_{step:08d}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state.torch.save = save_and_die
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +101,7 @@ def losses(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("num_workers", "precision", "moment", "step"),
     [
-        (0, "fp32", "in-checkpoint", 2 * tiny_run.CHECKPOINT_EVERY),
+        (0, "fp32", "in-checkpoint", 2 * CHECKPOINT_EVERY),
         (1, "bf16", "after-step", random.Random(3).choice([4, 5, 7, 8])),
     ],
 )
@@ -46,7 +111,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = [scenes, str(killed), str(num_workers), precision, moment, str(step)]
     process = subprocess.run(
-        [sys.executable, tiny_run.__file__, *arguments],
+        [sys.executable, __file__, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -58,11 +123,17 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not (killed / "model").exists()
 
     with pytest.raises(ConfigError, match="add --resume"):
-        tiny_run.tiny_run(scenes, str(killed), num_workers, precision).train()
-    assert tiny_run.tiny_run(scenes, str(killed), num_workers, precision).train(resume=True)
-    assert tiny_run.tiny_run(scenes, str(whole), num_workers, precision).train()
+        tiny_run(scenes, str(killed), num_workers, precision).train()
+    assert tiny_run(scenes, str(killed), num_workers, precision).train(resume=True)
+    assert tiny_run(scenes, str(whole), num_workers, precision).train()
     assert losses(killed) == losses(whole)
-    assert [line["step"] for line in losses(whole)] == list(range(1, tiny_run.STEPS + 1))
+    assert [line["step"] for line in losses(whole)] == list(range(1, STEPS + 1))
     expected = load_file(whole / "model" / "model.safetensors")
     for name, value in load_file(killed / "model" / "model.safetensors").items():
         assert torch.equal(value, expected[name]), name
+
+
+if __name__ == "__main__":
+    source, out, num_workers, precision, moment, step = sys.argv[1:]
+    {"after-step": die_after_step, "in-checkpoint": die_in_checkpoint}[moment](int(step))
+    tiny_run(source, out, int(num_workers), precision).train()
