@@ -144,10 +144,6 @@ def test_logits_that_are_not_numbers_are_reported(decoding: Decoding) -> None:
         write(model, [0, 1], decoding)
 
 
-def test_no_image_gives_no_text() -> None:
-    assert write(TableDecoder(0), [], Greedy()) == []
-
-
 @pytest.mark.parametrize(
     ("decoding", "settings", "message"),
     [
@@ -162,6 +158,7 @@ def test_what_cannot_be_is_refused(decoding: Decoding, settings: dict[str, Any],
         write(TableDecoder(0), [0, 1], decoding, **settings)
 
 
-def test_an_empty_prompt_is_refused() -> None:
+def test_an_empty_prompt_is_refused_and_no_image_gives_no_text() -> None:
     with pytest.raises(ConfigError, match="prompt_ids"):
         generate(TableDecoder(0), numbered_images(0), PROMPT[:0], 1, Greedy(), eos_id=EOS)
+    assert write(TableDecoder(0), [], Greedy()) == []

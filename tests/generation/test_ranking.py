@@ -78,6 +78,8 @@ def test_the_order_of_the_list_decides_nothing(order: Sequence[int]) -> None:
 
 
 def test_of_equal_candidates_the_first_counts_and_is_scored_once() -> None:
+    kv = Images(torch.zeros(0, 1, 1))  # without contexts there are no answers
+    assert best_candidates(TableDecoder(0), kv, PROMPT, CANDIDATES, 0, eos_id=EOS) == []
     model = TableDecoder(0)
     (found,) = best_candidates(model, numbered_images(1), PROMPT, [[5], [5], [5], [5]], 1, eos_id=EOS)
     assert found.position == 0
@@ -108,11 +110,6 @@ def test_the_choice_does_not_depend_on_the_passes(max_rows: int) -> None:
         totals = [sum(logprobs(model, one, ids, prompt)) for ids in candidates]
         assert ranked.position == totals.index(max(totals))
         assert ranked.generated.logprob == pytest.approx(max(totals), abs=1e-4)
-
-
-def test_no_contexts_no_answers() -> None:
-    kv = Images(torch.zeros(0, 1, 1))
-    assert best_candidates(TableDecoder(0), kv, PROMPT, CANDIDATES, 0, eos_id=EOS) == []
 
 
 @pytest.mark.parametrize(

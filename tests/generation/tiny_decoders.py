@@ -60,19 +60,10 @@ class HuggingFaceDecoder:
 
     def __init__(self, seed: int) -> None:
         config = BlipTextConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            encoder_hidden_size=16,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=DEC,
-            eos_token_id=EOS,
-            sep_token_id=EOS,
-            pad_token_id=PAD,
-            is_decoder=True,
-        )
+            vocab_size=VOCAB, hidden_size=32, encoder_hidden_size=16, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=64, bos_token_id=DEC, eos_token_id=EOS, sep_token_id=EOS,
+            pad_token_id=PAD, is_decoder=True,
+        )  # fmt: skip
         torch.manual_seed(seed)
         self.model = BlipTextLMHeadModel(config).eval()
         with torch.no_grad():

@@ -191,13 +191,9 @@ def test_a_foreign_image_encoder_must_be_given() -> None:
         Blip2(replace(CONFIG, vision=tower))
 
 
-def trained(count_of: Blip2) -> float:
-    """Millions of parameters outside the frozen models."""
-    return sum(p.numel() for n, p in count_of.named_parameters() if not n.startswith("vision.")) / 1e6
-
-
-def of_vision(model: Blip2) -> float:
-    return sum(p.numel() for p in model.vision.parameters()) / 1e6
+def millions(model: Blip2, of_vision: bool) -> float:
+    """Parameters of the image encoder, or of what is trained."""
+    return sum(p.numel() for n, p in model.named_parameters() if n.startswith("vision.") == of_vision) / 1e6
 
 
 CLIP_L = VisionConfig(
@@ -225,15 +221,15 @@ def test_what_is_trained_is_as_large_as_in_the_paper(
         language = LanguageConfig(name="x", hidden_dim=language_dim)
         config = replace(config, heads=("llm",), language=language)
     with torch.device("meta"):
-        found = trained(Blip2(config))
+        found = millions(Blip2(config), of_vision=False)
     assert found == pytest.approx(expected, abs=0.05)
     assert found == pytest.approx(paper, abs=0.5 if language_dim else 1.5)
 
 
 def test_image_encoders_are_as_large_as_the_released_ones() -> None:
     with torch.device("meta"):
-        assert of_vision(Blip2(Blip2Config())) == pytest.approx(985.9, abs=0.05)
-        assert of_vision(Blip2(Blip2Config(vision=CLIP_L))) == pytest.approx(290.6, abs=0.05)
+        for config, expected in ((Blip2Config(), 985.9), (Blip2Config(vision=CLIP_L), 290.6)):
+            assert millions(Blip2(config), of_vision=True) == pytest.approx(expected, abs=0.05)
 
 
 def test_pictures_of_other_sizes_are_read() -> None:

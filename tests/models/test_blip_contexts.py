@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
-from openblip.errors import UnsupportedTaskError
 from openblip.models.blip import Blip, CrossKV, encode_media
 from openblip.models.config import Head, Sharing
 from openblip.nn.attention import PairCrossAttention
@@ -287,22 +286,3 @@ def test_a_new_models_learned_merge_is_the_mean() -> None:
     for branch in branches:
         branch.merge = None  # the mean
     torch.testing.assert_close(merged, model.judge_logits(texts.ids, texts.mask, kv), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("heads", "call"),
-    [
-        (("itc", "itm", "lm"), lambda m, t, i: m.question_kv(t.ids, t.mask, m.image_kv(i, "encode"))),
-        (("itc", "itm", "lm"), lambda m, t, i: m.dialog_kv(i, t.ids, t.mask)),
-        (("itc", "itm", "lm"), lambda m, t, i: m.judge_logits(t.ids, t.mask, m.image_kv(i, "encode"))),
-        (("vqa",), lambda m, t, i: m.match_logits(t.ids, t.mask, m.image_kv(i, "encode"))),
-        (("nlvr",), lambda m, t, i: m.embed_image(i)),
-    ],
-)
-def test_a_missing_head_is_named(heads: tuple[Head, ...], call: Callable[..., object]) -> None:
-    model = tiny_blip(heads, "none")
-    image_tokens = model.encode_image(random_pixels(2))
-    if "nlvr" in heads:
-        image_tokens = image_tokens[:, None].expand(-1, 2, -1, -1)
-    with pytest.raises(UnsupportedTaskError, match=f"it has {', '.join(heads)}"):
-        call(model, random_tokens([4, 4]), image_tokens)

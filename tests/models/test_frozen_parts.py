@@ -137,13 +137,9 @@ def test_a_language_model_of_another_width_than_described_is_refused() -> None:
 
 
 SIGLIP = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": SIZE,
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": SIZE,
     "patch_size": 8,
-}
+}  # fmt: skip
 
 
 def encoder(kind, dtype=torch.float32):
@@ -197,17 +193,11 @@ def test_features_do_not_depend_on_the_batch(name, monkeypatch):
     assert torch.equal(run_frozen(frozen, others)[:1], together[3:4])
 
 
-def test_features_are_the_encoders():
-    for kind in ("ours", "siglip"):
-        frozen = encoder(kind)
-        pixels = torch.randn(3, 3, SIZE, SIZE)
-        with torch.no_grad():
-            torch.testing.assert_close(run_frozen(frozen, pixels), frozen(pixels), rtol=1e-5, atol=1e-5)
-
-
-def test_autocast_does_not_reach_a_frozen_encoder():
-    frozen = encoder("ours")
-    pixels = torch.randn(2, 3, SIZE, SIZE)
+@pytest.mark.parametrize("kind", ["ours", "siglip"])
+def test_features_are_the_encoders_whatever_autocast_says(kind):
+    frozen, pixels = encoder(kind), torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(run_frozen(frozen, pixels), frozen(pixels), rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = run_frozen(frozen, pixels)
     assert features.dtype == torch.float32
@@ -215,28 +205,19 @@ def test_autocast_does_not_reach_a_frozen_encoder():
 
 
 @pytest.mark.parametrize("tower", [False, True])
-def test_a_frozen_encoder_has_no_gradients(tower):
-    model = tiny_blip2(tower=tower).model.freeze("vision").train()
-    pixels = torch.randn(2, 3, SIZE, SIZE)
-    features = model.encode_image(pixels)
+def test_a_frozen_encoder_has_no_gradients_and_stays_in_eval_mode(tower):
+    model = tiny_blip2(tower=tower).model.freeze("vision")
+    for _ in range(2):
+        model.eval().train()
+        assert model.training
+        assert model.qformer.training
+        assert not any(module.training for module in model.vision.modules())
+    features = model.encode_image(torch.randn(2, 3, SIZE, SIZE))
     assert not features.requires_grad
     model.encode_queries(model.image_kv(features)).queries.sum().backward()
     assert all(not p.requires_grad and p.grad is None for p in model.vision.parameters())
     assert all(p.requires_grad for p in model.qformer.parameters())
     assert model.vision_norm.weight.grad is not None  # trained in both stages
-    optimized = [p for p in model.parameters() if p.requires_grad]
-    assert not {id(p) for p in optimized} & {id(p) for p in model.vision.parameters()}
-
-
-@pytest.mark.parametrize("tower", [False, True])
-def test_a_frozen_encoder_stays_in_eval_mode(tower):
-    model = tiny_blip2(tower=tower).model.freeze("vision")
-    for _ in range(2):
-        model.train()
-        assert model.training
-        assert model.qformer.training
-        assert not any(module.training for module in model.vision.modules())
-        model.eval()
     model.freeze().train()
     assert all(module.training for module in model.vision.modules())
     assert all(p.requires_grad for p in model.vision.parameters())
@@ -251,14 +232,7 @@ def test_half_precision_features_are_normed_in_float32(dtype):
     assert features.dtype == dtype
     found, exact = (model.image_kv(given).layers[0] for given in (features, features.float()))
     assert found.key.dtype == torch.float32
-    assert torch.equal(found.key, exact.key)
-    assert torch.equal(found.value, exact.value)
-
-
-def test_an_encoder_in_training_gives_gradients():
-    model = tiny_blip2().model.train()
-    model.encode_image(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
-    assert all(p.grad is not None for p in model.vision.parameters())
+    torch.testing.assert_close(found[:2], exact[:2], atol=0, rtol=0)
 
 
 def test_inference_takes_all_pictures_at_once(monkeypatch):

@@ -3,23 +3,29 @@
 B batch, G joint batch.
 """
 
+import itertools
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_tasks import TOKENIZER, make_task, train_step, videos
+from tiny_tasks import SMOOTHING, TOKENIZER, dialogs, make_task, questions, statements, train_step, videos
 from torch import Tensor, nn
 
 from marks import slow
-from openblip.data.batch import ImageTextBatch
+from openblip.data.batch import Batch, ImageTextBatch
+from openblip.data.tokenizer import Tokens
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
 from openblip.objectives import draw_negatives, itc_loss, lm_loss, negative_weights
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
 from openblip.tasks.contrastive import interleave, replace_first
-from tiny_blip import DEC, ENC, gradients, random_batch
+from openblip.tasks.nlvr import StatementBatch
+from openblip.tasks.question_answering import QuestionBatch
+from openblip.tasks.visdial import DialogBatch
+from tiny_blip import DEC, gradients, random_batch
 
 
 def tokens_of(model: Blip, pixels: Tensor) -> Tensor:
@@ -102,6 +108,17 @@ def drawn_negatives(task: nn.Module, batch: ImageTextBatch, step: int) -> list[t
     ]
 
 
+def assert_losses(task: nn.Module, batch: Batch, expected: dict[str, Tensor], step: int = 0) -> None:
+    """The task's losses are the expected ones, and so are the gradients of their sum."""
+    results = []
+    for losses in (expected, task(batch, step, torch.Generator().manual_seed(step))):
+        task.zero_grad()
+        sum(losses.values()).backward()
+        results.append((losses, gradients(task)))
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4, rtol=1e-3)
+
+
 BATCH = random_batch([5, 8, 4, 6], image_ids=[1, 2, 1, 3])
 VIDEOS = videos([5, 8, 4, 6], image_ids=[1, 2, 1, 3], frames=3)
 
@@ -130,34 +147,14 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(
     elif name == "captioning":
         prompt = TOKENIZER.prompt("a picture of ").tolist()
         expected["lm"] = lm_by_captions(task, batch, prompt, smoothing=0.1)
-    task.zero_grad()
-    sum(expected.values()).backward()
-    wanted = gradients(task)
-    task.zero_grad()
-    losses = task(batch, 2, torch.Generator().manual_seed(2))
-    assert losses.keys() == expected.keys()
-    for loss_name, loss in losses.items():
-        torch.testing.assert_close(loss, expected[loss_name], atol=1e-5, rtol=1e-5, msg=loss_name)
-    sum(losses.values()).backward()
-    for parameter, found in gradients(task).items():
-        assert (found is None) == (wanted[parameter] is None), parameter
-        if found is not None:
-            torch.testing.assert_close(found, wanted[parameter], atol=1e-4, rtol=1e-3, msg=parameter)
+    assert_losses(task, batch, expected, step=2)
 
 
-@pytest.mark.parametrize("sharing", ["all_but_sa", *slow("all", "all_but_ca", "none")])
-@pytest.mark.parametrize("name", ["pretraining", "filtering", "captioning"])
-@pytest.mark.parametrize("ids", [[7], [7, 7, 7], [7, 8, 9]], ids=["one", "one image", "many"])
-def test_any_batch_trains_every_weight(name: str, ids: list[int], sharing: Sharing) -> None:
-    """Finite, and with a gradient for each weight that asks for one: DDP waits for all of them."""
-    task = make_task(name, sharing).train()
-    batch = random_batch([5, 7, 4][: len(ids)], ids)
-    for step in range(3):
-        losses = train_step(task, batch, step)
-        assert all(torch.isfinite(loss) for loss in losses.values())
-        for parameter_name, parameter in task.named_parameters():
-            assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
-            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), parameter_name
+PAIRS = [random_batch([5, 7, 4][: len(ids)], ids) for ids in ([7], [7, 7, 7], [7, 8, 9])]
+ODD_BATCHES = [
+    *[(name, batch, "all_but_sa") for name in ("pretraining", "filtering", "captioning") for batch in PAIRS],
+    *slow(*itertools.product(("pretraining", "filtering", "captioning"), PAIRS, ("all", "all_but_ca", "none"))),
+]
 
 
 def test_the_queue_gets_the_momentum_models_embeddings_once_per_step() -> None:
@@ -249,16 +246,126 @@ def test_without_a_prompt_every_token_is_predicted_and_with_one_the_words_are_re
     assert not torch.allclose(plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"])
 
 
-@pytest.mark.parametrize("change", [lambda t: replace_first(t, ENC), lambda t: interleave(t, BATCH.tokens)])
-def test_the_batchs_own_tokens_are_left_alone(change: Callable[..., object]) -> None:
-    before = BATCH.tokens.ids.clone()
-    change(BATCH.tokens)
-    assert torch.equal(BATCH.tokens.ids, before)
-
-
 def test_interleaved_texts_alternate_and_pad_to_the_longer() -> None:
     short, long = random_batch([3, 4], [1, 2]).tokens, random_batch([6, 2], [1, 2], seed=1).tokens
     both = interleave(replace_first(short, DEC), long)
     assert both.ids.shape == both.mask.shape == (4, 6)
     assert both.mask.sum(dim=1).tolist() == [3, 6, 4, 2]
     assert both.ids[:, 0].tolist() == [DEC, 2, DEC, 2]
+
+
+VQA = questions([5, 9, 3], [[4], [3, 6, 5], [7, 3]])
+VIDEO_VQA = questions([5, 3], [[4, 6], [3]], frames=3)
+NLVR = statements([5, 9, 3], [1, 0, 0])
+VISDIAL = dialogs([4, 8], [9, 7, 12, 5, 5, 6])
+
+
+def words(tokens: Tokens, row: int, first: int) -> Tensor:
+    """A text without its padding, (1, T), from `first` on."""
+    ids = tokens.ids[row : row + 1, : int(tokens.mask[row].sum())].clone()
+    ids[0, 0] = first
+    return ids
+
+
+def everywhere(ids: Tensor) -> Tensor:
+    return torch.ones_like(ids, dtype=torch.bool)
+
+
+def vqa_by_answers(task: nn.Module, batch: QuestionBatch) -> Tensor:
+    """One answer at a time: the cross-entropy of its tokens, summed, times its weight; over the questions."""
+    model, total = task.model, torch.zeros(())
+    for answer, question in enumerate(batch.owners.tolist()):
+        pixels = task.preprocessing.normalize(batch.pixels[question])
+        frames = pixels if pixels.dim() == 4 else pixels[None]
+        image_tokens = torch.cat([model.encode_image(frame[None]) for frame in frames], dim=1)
+        asked = words(batch.questions, question, TOKENIZER.enc_id)
+        kv = model.question_kv(asked, everywhere(asked), model.image_kv(image_tokens, "encode"))
+        said = words(batch.answers, answer, TOKENIZER.dec_id)
+        logits = model.decode(said[:, :-1], kv)[0]
+        for position, token in enumerate(said[0, 1:]):
+            loss = F.cross_entropy(logits[position], token, label_smoothing=SMOOTHING)
+            total = total + batch.weights[answer] * loss
+    return total / len(batch)
+
+
+def nlvr_by_statements(task: nn.Module, batch: StatementBatch) -> Tensor:
+    model, losses = task.model, []
+    for row in range(len(batch)):
+        sides = [model.encode_image(task.preprocessing.normalize(side[None])) for side in batch.pixels[row]]
+        said = words(batch.statements, row, TOKENIZER.enc_id)
+        kv = model.image_kv(torch.stack(sides, dim=1), "encode")
+        logits = model.judge_logits(said, everywhere(said), kv)
+        losses.append(-logits.log_softmax(dim=1)[0, int(batch.labels[row])])
+    return torch.stack(losses).mean()
+
+
+def visdial_by_dialogs(task: nn.Module, batch: DialogBatch) -> Tensor:
+    model, losses = task.model, []
+    own = len(batch.labels) // len(batch)
+    for row, label in enumerate(batch.labels.tolist()):
+        image = row // own
+        image_tokens = model.encode_image(task.preprocessing.normalize(batch.pixels[image : image + 1]))
+        caption = words(batch.captions, image, TOKENIZER.cls_id)
+        kv = model.dialog_kv(image_tokens, caption, everywhere(caption))
+        dialog = words(batch.dialogs, row, TOKENIZER.enc_id)
+        losses.append(-model.match_logits(dialog, everywhere(dialog), kv).log_softmax(dim=1)[0, label])
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "sharing", "loss_name", "batch", "plain"),
+    [
+        ("vqa", "none", "vqa", VQA, vqa_by_answers),
+        ("vqa", "all_but_ca", "vqa", VQA, vqa_by_answers),
+        ("vqa", "none", "vqa", VIDEO_VQA, vqa_by_answers),
+        ("nlvr", "all_but_sa", "nlvr", NLVR, nlvr_by_statements),
+        ("visdial", "all_but_sa", "itm", VISDIAL, visdial_by_dialogs),
+    ],
+    ids=["vqa", "vqa shared", "videos", "nlvr", "visdial"],
+)
+def test_a_loss_is_that_of_single_examples_with_its_gradients(
+    name: str, sharing: Sharing, loss_name: str, batch: Batch, plain: Callable[[nn.Module, Batch], Tensor]
+) -> None:
+    task = make_task(name, sharing)
+    assert_losses(task, batch, {loss_name: plain(task, batch)})
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "sharing"),
+    [
+        *ODD_BATCHES,
+        *[("vqa", batch, None) for batch in (VQA, VIDEO_VQA, questions([4], [[3]]))],
+        *[("nlvr", batch, None) for batch in (NLVR, statements([4], [0]))],
+        *[("visdial", batch, None) for batch in (VISDIAL, dialogs([3], [5, 5]))],
+    ],
+)
+def test_any_batch_trains_every_weight(name: str, batch: Batch, sharing: Sharing | None) -> None:
+    """Finite, and with a gradient for each weight that asks for one: DDP waits for all of them."""
+    task = make_task(name, sharing).train()
+    for step in range(3):
+        assert all(torch.isfinite(loss) for loss in train_step(task, batch, step).values())
+        for parameter_name, parameter in task.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), parameter_name
+
+
+def test_a_question_without_weight_trains_nothing() -> None:
+    task = make_task("vqa")
+    nothing = questions([5, 4], [[4], [3]])
+    nothing.weights.zero_()
+    loss = task(nothing, 0, torch.Generator())["vqa"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not gradient.any() for gradient in gradients(task).values() if gradient is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [("pretraining", BATCH), ("captioning", BATCH), ("vqa", VQA), ("nlvr", NLVR), ("visdial", VISDIAL)],
+)
+def test_the_batchs_own_tokens_are_left_alone(name: str, batch: Batch) -> None:
+    texts = [value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tokens)]
+    before = [tokens.ids.clone() for tokens in texts]
+    make_task(name)(batch, 0, torch.Generator())
+    assert texts
+    assert all(torch.equal(old, tokens.ids) for old, tokens in zip(before, texts, strict=True))
