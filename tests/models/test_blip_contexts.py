@@ -5,6 +5,7 @@ B images, K rows of text for each, F frames, N image tokens, T text tokens.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -118,12 +119,7 @@ def test_cached_decoding_over_questions_equals_uncached(chunks: list[int]) -> No
     cache = model.new_cache(7)
     parts = [model.decode(part, kv, cache) for part in ids.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model.decode(ids, kv), atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_questions_can_be_dropped_while_decoding() -> None:
-    model = tiny_blip(("vqa",), "none")
-    kv = question_kv(model, model.encode_image(random_pixels(3)), random_tokens(QUESTION_LENGTHS, first=ENC))
+    # questions can be dropped while decoding
     ids, cache, kept = random_tokens([5] * 3, 1, first=DEC).ids, model.new_cache(5), torch.tensor([2, 1])
     model.decode(ids[:, :4], kv, cache)
     cache.reorder(kept)
@@ -136,11 +132,8 @@ def test_questions_can_be_dropped_while_decoding() -> None:
 def test_every_layers_mask_is_selected_with_its_context(head: Head) -> None:
     model = tiny_blip((head,), "none")
     texts, image_tokens = random_tokens(QUESTION_LENGTHS, first=ENC), model.encode_image(random_pixels(3))
-    kv = (
-        question_kv(model, image_tokens, texts)
-        if head == "vqa"
-        else model.dialog_kv(image_tokens, texts.ids, texts.mask)
-    )
+    dialog_kv = partial(model.dialog_kv, image_tokens, texts.ids, texts.mask)
+    kv = question_kv(model, image_tokens, texts) if head == "vqa" else dialog_kv()
     index = torch.tensor([2, 2, 0])
     for layer, chosen in zip(kv.layers, kv.select(index).layers, strict=True):
         torch.testing.assert_close(tuple(chosen), tuple(part[index] for part in layer), atol=0, rtol=0)
@@ -180,9 +173,8 @@ def test_a_clips_embedding_is_the_mean_of_its_frames_then_made_a_unit_vector(poo
     found = model.embed_image(encode_media(model.encode_image, pixels), num_frames=3)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     single = model.embed_image(model.encode_image(pixels[:, 0]))
-    torch.testing.assert_close(
-        single, model.embed_image(encode_media(model.encode_image, pixels[:, :1]), num_frames=1), atol=1e-5, rtol=1e-5
-    )
+    one_frame = model.embed_image(encode_media(model.encode_image, pixels[:, :1]), num_frames=1)
+    torch.testing.assert_close(single, one_frame, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(single, found, atol=1e-2)
 
 
@@ -275,12 +267,8 @@ def test_a_new_models_learned_merge_is_the_mean() -> None:
     torch.manual_seed(0)
     model = Blip(replace(TINY, heads=("nlvr",), text=replace(TINY.text, num_layers=4))).eval()
     branches = [layer.cross_attention["encode"].branch for layer in model.text.layers]
-    assert [isinstance(branch, PairCrossAttention) and branch.merge is not None for branch in branches] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    merges = [isinstance(branch, PairCrossAttention) and branch.merge is not None for branch in branches]
+    assert merges == [False, False, True, True]
     texts, kv = random_tokens([6, 4], first=ENC), model.image_kv(torch.randn(2, 2, 5, 24), "encode")
     merged = model.judge_logits(texts.ids, texts.mask, kv)
     for branch in branches:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import peft
 import pytest
@@ -166,10 +167,8 @@ class Rounding(torch.nn.Module):
 
 
 FROZEN = {
-    "ours": lambda: encoder("ours"),
-    "siglip": lambda: encoder("siglip"),
-    "ours in bfloat16": lambda: encoder("ours", torch.bfloat16),
-    "siglip in bfloat16": lambda: encoder("siglip", torch.bfloat16),
+    **{kind: partial(encoder, kind) for kind in ("ours", "siglip")},
+    **{f"{kind} in bfloat16": partial(encoder, kind, torch.bfloat16) for kind in ("ours", "siglip")},
     "rounding by place": lambda: Rounding(by_place=True),
     "rounding, in groups": lambda: Rounding(by_place=False),
 }

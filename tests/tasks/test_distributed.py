@@ -59,6 +59,3 @@ def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tm
     assert (results / "run" / "rejects.jsonl").read_text() == (tmp_path / "rejects.jsonl").read_text()
     state = results / "run" / "checkpoints" / "step_00000003"
     assert json.loads((state / "cursor.json").read_text())["cursor"] == {"next": 6, "positions": {}}
-
-
-pytestmark = pytest.mark.slow  # starts two processes

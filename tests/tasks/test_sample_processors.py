@@ -155,12 +155,8 @@ def test_sides_are_exchanged_as_words(statement: str, swapped: str) -> None:
 
 def turn(number: int, **changes: Any) -> dict[str, Any]:
     options = [f"answer {number}", "yes", "no", f"Answer {number}.", "red", "blue"]
-    return {
-        "question": f"Question {number}?",
-        "answer": f"answer {number}",
-        "options": options,
-        "answer_index": 0,
-    } | changes
+    known = {"question": f"Question {number}?", "answer": f"answer {number}", "options": options, "answer_index": 0}
+    return known | changes
 
 
 def dialog(*rounds: dict[str, Any]) -> Sample:
@@ -301,12 +297,6 @@ def test_a_wrong_field_is_named_with_its_value(place: str, value: Any, message: 
         process(processor, sample(**changed(info, place, value)))
 
 
-def test_a_statement_needs_two_images() -> None:
-    lonely = Sample("k", "s", LEFT, (), "source#1", {"statement": "a dog", "label": True})
-    with pytest.raises(SourceError, match="no second image"):
-        process(StatementProcessor(), lonely)
-
-
 def pair(left: bytes, right: bytes | None = None) -> Sample:
     return Sample("k", "s", left, (), "source#1", {}, right)
 
@@ -319,13 +309,8 @@ def random_view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return Augmentation(num_ops=0)(image, rng, 16)
 
 
-def test_a_pair_is_the_left_and_the_right_image() -> None:
-    pixels = pair_pixels(pair(png(3), png(7)), view, rng())
-    assert pixels.shape == (2, 3, SIZE, SIZE)
-    assert pixels[:, 0, 0, 0].tolist() == [3, 7]
-
-
 def test_each_image_of_a_pair_has_a_view_of_its_own() -> None:
+    assert levels(pair_pixels(pair(png(3), png(7)), view, rng())) == [3, 7]  # the left and the right one
     buffer = io.BytesIO()
     Image.fromarray(rng().integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
     twice = pair(buffer.getvalue(), buffer.getvalue())
@@ -339,7 +324,7 @@ def test_the_damaged_image_of_a_pair_is_named(side: str, images: tuple[bytes, by
     with pytest.raises(ImageError, match=rf"s/k \({side}\)"):
         pair_pixels(pair(*images), view, rng())
     with pytest.raises(SourceError, match="no second image"):
-        pair_pixels(pair(png(1)), view, rng())
+        process(StatementProcessor(), Sample("k", "s", LEFT, (), "source#1", {"statement": "a dog", "label": True}))
 
 
 TEXT = "A small Dog.\nQuestion: what is it?  Answer: dog"
@@ -349,17 +334,14 @@ def no_view(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     raise AssertionError("an image was decoded")
 
 
-def test_a_text_is_given_as_it_is_and_no_image_is_decoded() -> None:
+@pytest.mark.parametrize("info", [{}, {"text": ""}, {"text": 7}])
+def test_a_text_is_given_as_it_is_and_no_image_is_decoded(info: dict[str, Any]) -> None:
     examples = [TextProcessor()(sample(text=text), no_view, rng()) for text in (TEXT, "b")]
     batch = TextProcessor().collate(examples, None)
     assert batch.pixels.shape == (2, 0)
     assert batch.texts == [TEXT, "b"]
     assert batch.prompts == ["", ""]
     assert (batch.keys, batch.shards) == (["k", "k"], ["s", "s"])
-
-
-@pytest.mark.parametrize("info", [{}, {"text": ""}, {"text": 7}])
-def test_a_sample_without_text_is_a_reject(info: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match="no text"):
         TextProcessor()(sample(**info), no_view, rng())
 
@@ -406,8 +388,7 @@ def test_a_question_has_its_distinct_answers_by_their_shares() -> None:
     batch = collate(processor, [process(processor, first), process(processor, second)], None)
     assert isinstance(batch, PromptedBatch)
     assert len(batch) == 2
-    first_prompt = "Question: what color is the dog? Answer:"
-    assert batch.prompts == [first_prompt, first_prompt, "Question: how many {cats}? Answer:"]
+    assert batch.prompts == ["Question: what color is the dog? Answer:"] * 2 + ["Question: how many {cats}? Answer:"]
     assert batch.texts == ["red", "blue", "two"]
     assert batch.owners.tolist() == [0, 0, 1]
     assert batch.weights.tolist() == pytest.approx([0.75, 0.25, 0.2])
@@ -450,13 +431,10 @@ def test_every_turn_is_answered_behind_those_before_it() -> None:
     assert not batch.instructions.mask[:, 6:].any()
 
 
-def test_an_instruction_can_be_put_as_it_is() -> None:
-    processor = InstructionProcessor(question_prompt="{}", instruction_tokens=None)
-    content = process(processor, sample(instruction="Describe it.", output="A dog.")).content
-    assert [(row.prompt, row.text) for row in content] == [("Describe it.", "A dog.")]
-
-
 def test_a_question_among_instructions_has_one_of_its_answers() -> None:
+    as_it_is = InstructionProcessor(question_prompt="{}", instruction_tokens=None)
+    content = process(as_it_is, sample(instruction="Describe it.", output="A dog.")).content
+    assert [(row.prompt, row.text) for row in content] == [("Describe it.", "A dog.")]
     processor = InstructionProcessor(question_prompt=ASKED, instruction_tokens=None)
     asked = sample(question="Is it?", answers=["yes", "yes", "yes", "no"])
     drawn = [process(processor, asked, seed).content[0].text for seed in range(200)]
