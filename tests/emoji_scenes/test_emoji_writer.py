@@ -221,6 +221,7 @@ def test_files_have_the_fields_of_their_benchmark(kind, files, fields):
             assert set(scene) == {"objects", "relation", "background"}
             assert all(len(thing["boxes"]) == thing["count"] for thing in scene["objects"])
             assert {thing["name"] for thing in scene["objects"]} <= set(NOUNS)
+            assert {thing["size"] for thing in scene["objects"]} <= {"small", "normal", "big"}
         assert content.get("question_id", index) == index
         assert isinstance(content.get("label", ""), bool if kind == "statements" else str)
         for each in content.get("dialog", ()):

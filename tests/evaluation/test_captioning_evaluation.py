@@ -32,14 +32,12 @@ class Writer:
 
 
 def test_a_caption_counts_when_it_is_one_of_the_references() -> None:
-    source = ListSource(
-        [
-            sample(0, "a dog", references=["A dog.", "one dog"]),
-            sample(1, "a cat", references=["a cat"]),
-            sample(2, "a bird"),  # without references its caption is the reference
-        ]
-    )
-    scores = evaluate_captioning(Writer(["one dog", "a cow", "a bird"]), source)
+    samples = [
+        sample(0, "a dog", references=["A dog.", "one dog"]),
+        sample(1, "a cat", references=["a cat"]),
+        sample(2, "a bird"),  # without references its caption is the reference
+    ]
+    scores = evaluate_captioning(Writer(["one dog", "a cow", "a bird"]), ListSource(samples))
     assert scores["exact_match"] == pytest.approx(2 / 3)
     assert scores["bleu_1"] == pytest.approx(5 / 6)  # five of six words
     assert [row["caption"] for row in scores["predictions"]] == ["one dog", "a cow", "a bird"]

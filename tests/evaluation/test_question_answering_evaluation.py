@@ -57,15 +57,13 @@ def test_several_annotators_are_scored_officially() -> None:
 
 
 def test_types_of_questions_are_scored_apart() -> None:
-    source = ListSource(
-        [
-            asked(0, TEN, answer_type="yes/no"),
-            asked(1, TEN, answer_type="yes/no"),
-            asked(2, ["2"] * 10, question_kind="count"),
-            asked(3, ["red"] * 10),
-        ]
-    )
-    scores = evaluate_question_answering(Answerer(["no", "maybe", "2", "red"]), source)
+    samples = [
+        asked(0, TEN, answer_type="yes/no"),
+        asked(1, TEN, answer_type="yes/no"),
+        asked(2, ["2"] * 10, question_kind="count"),
+        asked(3, ["red"] * 10),
+    ]
+    scores = evaluate_question_answering(Answerer(["no", "maybe", "2", "red"]), ListSource(samples))
     assert scores["by_type"] == {"yes/no": pytest.approx(0.5), "count": 1.0, "other": 1.0}
 
 
@@ -80,16 +78,14 @@ def test_a_single_answer_is_right_or_wrong() -> None:
 def test_offered_choices_are_scored_as_a_okvqas() -> None:
     """Direct answers over all annotators, the difficult ones left out; and the best of the choices."""
     choices = ["red", "blue", "green", "grey"]
-    source = ListSource(
-        [
-            asked(0, ["red"] * 2 + ["blue"] * 8, choices=choices, correct_choice=1),
-            asked(1, ["x"] * 10, choices=choices[::-1], correct_choice=0, difficult_direct_answer=True),
-            asked(2, choices=choices),  # of a test split
-            asked(3, TEN),
-        ]
-    )
+    samples = [
+        asked(0, ["red"] * 2 + ["blue"] * 8, choices=choices, correct_choice=1),
+        asked(1, ["x"] * 10, choices=choices[::-1], correct_choice=0, difficult_direct_answer=True),
+        asked(2, choices=choices),  # of a test split
+        asked(3, TEN),
+    ]
     model = Answerer(["red", "y", "z", "no"], {0: "blue", 1: "red", 2: "green"})
-    scores = evaluate_question_answering(model, source)
+    scores = evaluate_question_answering(model, ListSource(samples))
     assert scores["direct_answer_accuracy"] == pytest.approx(2 / 3)
     assert scores["multiple_choice_accuracy"] == pytest.approx(1 / 2)
     assert scores["vqa_accuracy"] == 1.0  # of the one without choices
@@ -102,13 +98,8 @@ def test_results_are_what_vqas_server_takes() -> None:
     unnamed = Sample("k7", "s0", b"1", (), "list/1", {"question": "what?"})
     scores = evaluate_question_answering(Answerer(["yes", "red"]), ListSource([asked(0, TEN), unnamed]))
     assert scores["results"] == [{"question_id": 900, "answer": "yes"}, {"question_id": "k7", "answer": "red"}]
-    assert scores["predictions"][0] == {
-        "shard": "s0",
-        "key": "000",
-        "question": "Question 0?",
-        "question_id": 900,
-        "answer": "yes",
-    }
+    named = {"shard": "s0", "key": "000", "question": "Question 0?", "question_id": 900, "answer": "yes"}
+    assert scores["predictions"][0] == named
 
 
 def test_questions_without_answers_are_answered_and_not_scored() -> None:
@@ -190,14 +181,12 @@ def dialog(number: int, *turns: dict[str, Any], **info: Any) -> Sample:
 
 
 def test_ranks_of_the_right_answers() -> None:
-    source = ListSource(
-        [
-            dialog(0, turn(0, 0.1, 0.9, 0.5, answer_index=1), turn(1, 0.9, 0.1, 0.5, answer_index=2)),
-            dialog(1, turn(0, 0.3, 0.6, 0.5, 0.4, answer_index=0)),
-        ]
-    )
+    samples = [
+        dialog(0, turn(0, 0.1, 0.9, 0.5, answer_index=1), turn(1, 0.9, 0.1, 0.5, answer_index=2)),
+        dialog(1, turn(0, 0.3, 0.6, 0.5, 0.4, answer_index=0)),
+    ]
     model = Ranker()
-    scores = evaluate_visdial(model, source)
+    scores = evaluate_visdial(model, ListSource(samples))
     assert (scores["num_dialogs"], scores["num_rounds"]) == (2, 3)
     assert scores["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
     assert scores["r1"] == pytest.approx(1 / 3)
@@ -208,17 +197,15 @@ def test_ranks_of_the_right_answers() -> None:
 
 
 def test_relevance_of_all_candidates_is_measured_where_annotators_judged_it() -> None:
-    source = ListSource(
-        [
-            dialog(
-                0,
-                turn(0, 0.1, 0.9, 0.5, answer_index=1),
-                turn(1, 0.9, 0.1, 0.5, 0.4, answer_index=0, relevance=[0.0, 1.0, 0.5, 0.0]),
-                turn(2, 0.9, 0.1, answer_index=0, relevance=[0.0, 0.0]),  # nothing is relevant: not counted
-            )
-        ]
-    )
-    scores = evaluate_visdial(Ranker(), source)
+    samples = [
+        dialog(
+            0,
+            turn(0, 0.1, 0.9, 0.5, answer_index=1),
+            turn(1, 0.9, 0.1, 0.5, 0.4, answer_index=0, relevance=[0.0, 1.0, 0.5, 0.0]),
+            turn(2, 0.9, 0.1, answer_index=0, relevance=[0.0, 0.0]),  # nothing is relevant: not counted
+        )
+    ]
+    scores = evaluate_visdial(Ranker(), ListSource(samples))
     # Two candidates are relevant; the two best places hold the first (0) and the third (0.5).
     found, ideal = 0.5 / math.log2(3), 1.0 / math.log2(2) + 0.5 / math.log2(3)
     assert scores["ndcg"] == pytest.approx(found / ideal)
@@ -258,27 +245,22 @@ def test_rounds_with_fewer_candidates_are_measured_among_their_own() -> None:
 def test_dialogs_that_cannot_be_used_are_skipped_and_named() -> None:
     fine = dialog(0, turn(0, 0.9, 0.1, answer_index=0))
     broken = Sample("bad", "s0", b"x", (), "list/bad", dict(fine.info))
-    source = ListSource(
-        [
-            broken,
-            fine,
-            sample(1, dialog=[turn(0, 0.5)]),
-            sample(2, caption="a image"),
-            dialog(3, {"question": "q"}),
-            dialog(4, turn(0, 0.9, answer_index=5)),
-            dialog(5, turn(0, 0.9, answer_index=0, relevance=[0.5, 0.5])),
-            dialog(6, turn(0, 0.9, answer_index=0, relevance=7)),
-        ]
-    )
-    scores = evaluate_visdial(Ranker(), source)
+    samples = [
+        broken,
+        fine,
+        sample(1, dialog=[turn(0, 0.5)]),
+        sample(2, caption="a image"),
+        dialog(3, {"question": "q"}),
+        dialog(4, turn(0, 0.9, answer_index=5)),
+        dialog(5, turn(0, 0.9, answer_index=0, relevance=[0.5, 0.5])),
+        dialog(6, turn(0, 0.9, answer_index=0, relevance=7)),
+    ]
+    scores = evaluate_visdial(Ranker(), ListSource(samples))
     assert (scores["num_dialogs"], scores["r1"]) == (1, 1.0)
     reasons = {reject["key"]: reject["reason"] for reject in scores["rejects"]}
     assert list(reasons) == ["bad", "001", "002", "003", "004", "005", "006"]
-    for key, part in zip(
-        reasons,
-        ["no number", "no caption", "no dialog", "no round", "answer is number 5", "relevance", "relevance"],
-        strict=True,
-    ):
+    parts = ["no number", "no caption", "no dialog", "no round", "answer is number 5", "relevance", "relevance"]
+    for key, part in zip(reasons, parts, strict=True):
         assert part in reasons[key], key
 
 
@@ -310,13 +292,8 @@ def test_more_than_one_half_is_true() -> None:
     scores = evaluate_nlvr(Judge([0.9, 0.4, 0.2, 0.7, 0.5]), source)
     assert scores["accuracy"] == pytest.approx(3 / 5)
     assert scores["num_statements"] == 5
-    assert scores["predictions"][1] == {
-        "shard": "s0",
-        "key": "001",
-        "statement": "statement 1",
-        "probability": pytest.approx(0.4),
-        "label": True,
-    }
+    judged = {"statement": "statement 1", "probability": pytest.approx(0.4), "label": True}
+    assert scores["predictions"][1] == {"shard": "s0", "key": "001", **judged}
     assert evaluate_nlvr(Judge([0.9, 0.4]), source, limit=2)["accuracy"] == pytest.approx(1 / 2)
 
 
@@ -329,17 +306,15 @@ def test_statements_without_a_label_are_judged_and_not_scored() -> None:
 
 def test_statements_that_cannot_be_used_are_skipped_and_named() -> None:
     broken = Sample("bad", "s0", b"x", (), "list/bad", {"statement": "a", "label": True}, b"100")
-    source = ListSource(
-        [
-            stated(0, label=True),
-            broken,
-            sample(1, statement="a", label=True),
-            sample(2, second=b"102", label=True),
-            stated(3, label="True"),
-            stated(4, label=1),
-        ]
-    )
-    scores = evaluate_nlvr(Judge([0.9]), source)
+    samples = [
+        stated(0, label=True),
+        broken,
+        sample(1, statement="a", label=True),
+        sample(2, second=b"102", label=True),
+        stated(3, label="True"),
+        stated(4, label=1),
+    ]
+    scores = evaluate_nlvr(Judge([0.9]), ListSource(samples))
     assert (scores["num_statements"], scores["accuracy"]) == (1, 1.0)
     assert {reject["key"]: reject["reason"] for reject in scores["rejects"]} == {
         "bad": "b'x' is no number",
