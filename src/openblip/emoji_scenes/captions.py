@@ -92,10 +92,7 @@ def normalize(text: str) -> str:
 
 
 def draw_noisy_caption(scene: Scene, split: Split, rng: Random, other_caption: Callable[[], str]) -> tuple[str, str]:
-    """Draw a caption that is not true of `scene`, and its kind.
-
-    `other_caption` returns the caption of another image, a new one with every call.
-    """
+    """Draw a caption that is not true of `scene`, and its kind; `other_caption` draws one of another image."""
     captions = true_captions(scene)
     normalized = {normalize(caption) for caption in captions}
     (kind,) = rng.choices(list(NOISE_SHARES), list(NOISE_SHARES.values()))

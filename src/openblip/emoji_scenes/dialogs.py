@@ -83,10 +83,7 @@ class DialogRound(NamedTuple):
     nouns: Sequence[str]
 
     def as_json(self, rng: Random) -> dict[str, Any]:
-        """Return the round with NUM_OPTIONS different candidates in random order.
-
-        They are all of its own, and sentences of other families about some of `nouns`.
-        """
+        """Return the round with NUM_OPTIONS different candidates in random order, some from other families."""
         options = dict.fromkeys((*self.right, *self.half_right, *self.wrong))
         families = [family for family in dict.fromkeys(FAMILY_OF_KIND.values()) if family != self.family]
         while len(options) < NUM_OPTIONS:

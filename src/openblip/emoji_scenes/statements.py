@@ -34,8 +34,7 @@ ARRANGEMENTS = ("above", "below", "next to")
 
 def draw_statement(rng: Random, split: Split) -> SceneText:
     """Draw a statement: half of them speak of left and right, and half of each kind are true."""
-    kind = rng.choice(rng.choice((OF_A_SIDE, OF_BOTH)))
-    return SceneContext(rng, split, kind, label=rng.random() < 0.5).draw_statement()
+    return SceneContext(rng, split).draw_statement()
 
 
 class SceneContext:
@@ -45,8 +44,9 @@ class SceneContext:
     out, since such two do not even meet in one sample.
     """
 
-    def __init__(self, rng: Random, split: Split, kind: str, label: bool) -> None:
-        self.rng, self.split, self.kind, self.label = rng, split, kind, label
+    def __init__(self, rng: Random, split: Split) -> None:
+        self.rng, self.split = rng, split
+        self.kind, self.label = rng.choice(rng.choice((OF_A_SIDE, OF_BOTH))), rng.random() < 0.5
         self.words: dict[str, object] = {}
         self.met: set[str] = set()
 

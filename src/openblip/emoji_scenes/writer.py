@@ -141,10 +141,7 @@ KINDS: dict[Kind, SampleKind] = {
 
 
 def draw_distinct(request: SceneRequest) -> list[Any]:
-    """Return the plans of all samples of a request, no two with a claim in common.
-
-    Raises ConfigError if the split has too few.
-    """
+    """Return the plans of all samples, no two with a claim in common; ConfigError if the split has too few."""
     kind = KINDS[request.kind]
     plans: list[Any] = []
     claimed: set[Hashable] = set()
@@ -206,10 +203,9 @@ def write_emoji_scenes(
     `noise` is the share of noisy captions of kind captions, split web; all else has none. The same request writes the
     same bytes for any `num_workers` (None: one for each processor). Samples of val and of test are distinct: no two of
     one split share a true caption, or show the same with the same question. An interrupted request goes on where it
-    stopped when it is made again; `overwrite` starts anew.
-
-    Raises ConfigError for an impossible request or a folder that holds anything else (`overwrite` replaces scenes of
-    another request, but no other files), and MissingExtraError without the packages that the kind needs.
+    stopped when it is made again; `overwrite` starts anew. Raises ConfigError for an impossible request or a folder
+    that holds anything else (`overwrite` replaces scenes of another request, but no other files), and MissingExtraError
+    without the packages that the kind needs.
     """
     noise = noise if kind == "captions" and split == "web" else 0.0
     request = SceneRequest(

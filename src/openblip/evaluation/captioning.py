@@ -23,9 +23,8 @@ def evaluate_captioning(
 
     Images without captions are captioned and not scored. Where all samples have a `domain` (NoCaps), each domain has
     scores of its own too. `results` is the list that COCO's evaluation server takes; its `image_id` is the data set's
-    where the sample has one, else the key.
-
-    Raises `SourceError` when no image can be captioned, and `MissingExtraError` without pycocoevalcap.
+    where the sample has one, else the key. Raises `SourceError` when no image can be captioned, and `MissingExtraError`
+    without pycocoevalcap.
     """
 
     def predict(samples: list[Sample]) -> list[str]:

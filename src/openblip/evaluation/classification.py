@@ -38,10 +38,8 @@ def evaluate_classification(
     """Return top-1 accuracy, top-5 accuracy and the mean over classes, in [0, 1], with the predictions.
 
     Samples have a `label`. `classes` has the words for each label in a text; None: the labels that occur, as they are.
-    `templates` are texts with {} for the class, whose embedding is their mean, of unit length.
-
-    Raises `ConfigError` for a template without {} and for a label that is none of the classes, and `SourceError` when
-    no sample can be used.
+    `templates` are texts with {} for the class, whose embedding is their mean, of unit length. Raises `ConfigError` for
+    a template without {} and for a label that is none of the classes, and `SourceError` when no sample can be used.
     """
     for template in templates:
         if "{}" not in template:

@@ -90,10 +90,9 @@ def has_ground_truth(directory: str | Path) -> bool:
 def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     """Return the noise before and after a CapFilt run, and how well its filter told true texts from others.
 
-    A web text is true when its sample says `noise: null`; a synthetic one when it is among the sample's
-    `references`. The bootstrapped set is every kept text of both sources.
-
-    Raises `SourceError` when a sample cannot be read, or does not say what is true of it.
+    A web text is true when its sample says `noise: null`; a synthetic one when it is among the sample's `references`.
+    The bootstrapped set is every kept text of both sources. Raises `SourceError` when a sample cannot be read, or does
+    not say what is true of it.
     """
     run = _open_run(directory)
     web: list[tuple[float, str | None]] = []  # P(match) and kind of noise

@@ -32,9 +32,7 @@ def evaluate_question_answering(
     answers are scored by VQA's official accuracy, those with a single answer by whether it was given. Where samples
     have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the likeliest choice as multiple
     choice. Questions without answers are answered and not scored. `results` is the list that VQA's evaluation server
-    takes. With `num_frames` the questions are about videos.
-
-    Raises `SourceError` when no sample can be used.
+    takes. With `num_frames` the questions are about videos. Raises `SourceError` when no sample can be used.
     """
 
     def predict(samples: list[Sample]) -> list[tuple[str, str | None]]:

@@ -30,9 +30,8 @@ def evaluate_retrieval(
     All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where there are
     fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM score is P(match),
     where the released code adds the raw logit. With `num_frames` the source's videos take the place of images (section
-    5.6). Images are read twice, so that no more than a batch of them is in memory.
-
-    Raises `SourceError` when no sample has a caption.
+    5.6). Images are read twice, so that no more than a batch of them is in memory. Raises `SourceError` when no sample
+    has a caption.
     """
 
     def embed(samples: list[Sample]) -> list[Tensor]:

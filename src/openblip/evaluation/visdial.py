@@ -25,10 +25,9 @@ def evaluate_visdial(
 ) -> dict[str, Any]:
     """Return MRR, R@k and mean rank of the right answers, NDCG where relevance is annotated, and all ranks.
 
-    Every round that has candidates is ranked, after the true answers of the rounds before it. `results` is
-    the list that VisDial's evaluation server takes: rounds and ranks count from 1.
-
-    Raises `SourceError` when no sample can be used.
+    Every round that has candidates is ranked, after the true answers of the rounds before it. `results` is the list
+    that VisDial's evaluation server takes: rounds and ranks count from 1. Raises `SourceError` when no sample can be
+    used.
     """
 
     def predict(samples: list[Sample]) -> list[list[tuple[Round, list[float]]]]:

@@ -52,9 +52,8 @@ def scores_by_domain(predictions: Sequence[str], references: References, domains
     CIDEr weights n-grams by all references together, so that "entire" is the mean of the domains weighted by their
     numbers of images. NoCaps' server is not public, but its published scores are such means: 78.1, 57.7 and 31.3 of
     648, 2938 and 914 images are 55.3 together (nocaps-org/updown-baseline). Scripts that evaluate a file per domain
-    weight by the domain's own references, as `caption_scores` of its images does.
-
-    Raises as `caption_scores`, and `ConfigError` for a domain called "entire".
+    weight by the domain's own references, as `caption_scores` of its images does. Raises as `caption_scores`, and
+    `ConfigError` for a domain called "entire".
     """
     if len(domains) != len(predictions):
         raise ConfigError(f"scores_by_domain: {len(predictions)} predictions and {len(domains)} domains")
@@ -177,10 +176,7 @@ _TOKEN = re.compile(
 
 
 def tokenize_captions(captions: Sequence[str]) -> list[str]:
-    """Return the tokens of every caption, joined by spaces: the official ones where Java runs.
-
-    Raises `MissingExtraError` where Java runs, but pycocoevalcap, which carries the tokenizer, is not installed.
-    """
+    """Tokens joined by spaces: the official ones where Java runs; `MissingExtraError` if then pycocoevalcap lacks."""
     return tokenize_with_java(captions) if java_runs() else tokenize_in_python(captions)
 
 

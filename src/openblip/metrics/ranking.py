@@ -60,7 +60,8 @@ def recall_at_k(
         raise ConfigError(
             f"recall_at_k: scores {matrix.shape} do not fit {len(queries)} queries and {len(gallery)} entries"
         )
-    _check_ks("recall_at_k", ks)
+    if min(ks, default=0) < 1:
+        raise ConfigError(f"recall_at_k: ks is {list(ks)}; give numbers from 1 on")
     hits = dict.fromkeys(ks, 0.0)
     for start in range(0, len(queries), ROWS_PER_BLOCK):
         values, ids = matrix[start : start + ROWS_PER_BLOCK], queries[start : start + ROWS_PER_BLOCK]  # (B, G), (B,)
@@ -91,7 +92,8 @@ def answer_ranking(scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int]
     candidate of every round. A k above C means all of C. Raises `ConfigError` also for no rounds, an answer that is not
     among the candidates, and a k below 1.
     """
-    _check_ks("answer_ranking", ks)
+    if min(ks, default=0) < 1:
+        raise ConfigError(f"answer_ranking: ks is {list(ks)}; give numbers from 1 on")
     above, tied = _count_above_and_tied("answer_ranking", scores, answer_index)
     # The rank is each of above + 1, ..., above + tied with the same probability.
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((above + tied).max()) + 1))])
@@ -189,11 +191,6 @@ def _count_above_and_tied(metric: str, scores: ArrayLike, answer_index: ArrayLik
 def _share_of_first(above: Counts, tied: Counts, k: int) -> NDArray[np.float64]:
     """The probability (R,) that the right one is among the first k, when tied ones come in random order."""
     return np.clip((k - above) / tied, 0.0, 1.0)
-
-
-def _check_ks(metric: str, ks: Sequence[int]) -> None:
-    if min(ks, default=0) < 1:
-        raise ConfigError(f"{metric}: ks is {list(ks)}; give numbers from 1 on")
 
 
 def _check_filtering(scores: ArrayLike, clean: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -61,11 +61,10 @@ def normalise_answer(text: str) -> str:
 def vqa_accuracy(predictions: Sequence[str], answers: References) -> list[float]:
     """Return the official accuracy of each question, in [0, 1]; VQAv2's, OK-VQA's and VizWiz' score is their mean.
 
-    It is the mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's
-    answer, repeats included: ten in VQAv2 and OK-VQA. Of n below 4, the best score is (n - 1) / 3.
-
-    Raises `ConfigError` for no questions, lists of unequal length, or a question with fewer than two answers:
-    leave-one-out gives one answer 0 whatever the prediction (`single_answer_accuracy` scores it).
+    It is the mean over annotators of min(1, matches among the others / 3). `answers` holds every annotator's answer,
+    repeats included: ten in VQAv2 and OK-VQA. Of n below 4, the best score is (n - 1) / 3. Raises `ConfigError` for no
+    questions, lists of unequal length, or a question with fewer than two answers: leave-one-out gives one answer 0
+    whatever the prediction (`single_answer_accuracy` scores it).
     """
     check_references("vqa_accuracy", predictions, answers, "question", "answer")
     accuracies = []
