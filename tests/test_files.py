@@ -65,10 +65,9 @@ def test_a_damaged_object_is_named(tmp_path: Path, text: str | None) -> None:
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"a": 1}\nnot json\n')
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\nnot json\n')
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 2"):
-        list(files.read_jsonl(path))
+        list(files.read_jsonl(tmp_path / "a.jsonl"))
 
 
 def test_hashes_do_not_change() -> None:

@@ -1,7 +1,6 @@
 """OpenBLIP: Bootstrapping Language-Image Pre-training, open.
 
-`openblip.load(source)` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and `Nucleus` say
-how it writes.
+`load` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and `Nucleus` say how it writes.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -62,7 +62,6 @@ def rank() -> int:
 
 
 def barrier() -> None:
-    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
 

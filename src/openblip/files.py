@@ -21,10 +21,7 @@ PARTIAL = ".partial"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield the path to write to; on success the file appears at `path`, on an error nothing does.
-
-    The parent folder is made when it is missing.
-    """
+    """Yield the path to write to: on success the file appears at `path`, its folder too; on an error nothing does."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # With host and process, so that two processes may write the same file at once.

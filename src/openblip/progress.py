@@ -1,10 +1,4 @@
-"""Shows how far long work is, on standard error: a bar on a terminal, plain lines elsewhere.
-
-with Progress("captioning", total=1000, unit="images") as bar:
-    for batch in batches:
-        ...
-        bar.advance(len(batch))
-"""
+"""Shows how far long work is, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time

@@ -82,22 +82,16 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
         module = types.ModuleType("openblip.cli.probe")
         module.command = command  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "openblip.cli.probe", module)
-        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("openblip.cli.probe", "command", "for this test"))
+        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe", "command", "for this test"))
 
     return install
 
 
-@pytest.fixture
-def use_error(use: Use) -> Callable[[BaseException], None]:
-    """Makes `openblip probe` raise."""
+def raising(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
 
-    def install(error: BaseException) -> None:
-        def command() -> int:
-            raise error
-
-        use(command)
-
-    return install
+    return command
 
 
 def test_the_exit_code_of_a_command_is_returned(use: Use, run: Any) -> None:
@@ -110,34 +104,31 @@ def test_the_exit_code_of_a_command_is_returned(use: Use, run: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [SourceError("no shards\nin a/b"), OpenBlipError("no shards in a/b")])
-def test_an_error_is_one_line(use_error: Any, refusal: Any, error: OpenBlipError) -> None:
-    use_error(error)
+def test_an_error_is_one_line(use: Use, refusal: Any, error: OpenBlipError) -> None:
+    use(raising(error))
     assert refusal("probe") == "openblip: no shards in a/b\n"
 
 
 def test_a_missing_file_is_one_line(use: Use, refusal: Any) -> None:
-    def command() -> int:
-        return len(Path("/no/such/file").read_text())
-
-    use(command)
+    use(lambda: len(Path("/no/such/file").read_text()))
     assert "/no/such/file" in refusal("probe")
 
 
 @pytest.mark.parametrize("words", [["probe", "--debug"], ["--debug", "probe"]])
-def test_debug_raises_the_error_itself(use_error: Any, words: list[str]) -> None:
-    use_error(SourceError("no shards"))
+def test_debug_raises_the_error_itself(use: Use, words: list[str]) -> None:
+    use(raising(SourceError("no shards")))
     with pytest.raises(SourceError, match="no shards"):
         cli.main(words)
 
 
-def test_a_programming_error_is_not_hidden(use_error: Any) -> None:
-    use_error(ZeroDivisionError())
+def test_a_programming_error_is_not_hidden(use: Use) -> None:
+    use(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["probe"])
 
 
-def test_an_interrupt_says_how_to_go_on(use_error: Any, run: Any) -> None:
-    use_error(KeyboardInterrupt())
+def test_an_interrupt_says_how_to_go_on(use: Use, run: Any) -> None:
+    use(raising(KeyboardInterrupt()))
     assert "resume with the same command" in run("probe", code=130).err
 
 

@@ -13,11 +13,7 @@ from openblip.cli.options import DecodingOptions, DeviceOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
-Directory = Annotated[
-    Path, tyro.conf.arg(metavar="DIR", help="the output folder of `openblip capfilt`.", help_behavior_hint="")
-]
-
-
+Directory = Annotated[Path, tyro.conf.arg(metavar="DIR", help="the folder of a CapFilt run.", help_behavior_hint="")]
 SEED = 777_001  # of the demo: trainings use small seeds, so no training ever sees these scenes
 DEMO_CAPTIONER, DEMO_FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 

@@ -31,10 +31,9 @@ class SidecarOptions:
     """Sidecar: caption also images that have a text file, and write it anew."""
 
     def __post_init__(self) -> None:
-        if not self.sidecar:
-            for name in ("prefix", "suffix", "extension", "overwrite"):
-                if getattr(self, name) != getattr(SidecarOptions, name):
-                    raise ConfigError(f"--{name} is for the text files that --sidecar writes; add --sidecar")
+        for name in ("prefix", "suffix", "extension", "overwrite"):
+            if not self.sidecar and getattr(self, name) != getattr(SidecarOptions, name):
+                raise ConfigError(f"--{name} is for the text files that --sidecar writes; add --sidecar")
         ending = self.extension
         if not ending.startswith(".") or len(ending) < 2 or "/" in ending or os.sep in ending:
             raise ConfigError(f"--extension {ending!r} is no ending of a file, as .txt and .caption are")

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from openblip.predictor import BasePredictor
 
 TaskName = Literal[
-    "caption", "retrieval", "filter", "vqa", "nlvr", "visdial", "video-retrieval", "video-qa",
-    "classification",
-]  # fmt: skip
+    "caption", "retrieval", "filter", "vqa", "nlvr", "visdial", "video-retrieval", "video-qa", "classification"
+]
 SERVED = ("caption", "vqa", "video-qa", "visdial")  # whose data sets have an evaluation server
 LISTS = ("predictions", "results", "rejects")  # written to files, not printed
 

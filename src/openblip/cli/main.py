@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from openblip.errors import ConfigError, OpenBlipError
 
-INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
-BROKEN_PIPE = 141  # the same for SIGPIPE
+BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended; 130 is the same for SIGINT
 OVERVIEW = """usage: openblip COMMAND [arguments]
 
 Bootstrapping language-image pre-training: train, caption, match and clean image-text data.
@@ -30,7 +29,7 @@ commands:
 
 
 class Command(NamedTuple):
-    """A command's module and function, and what the list of commands says about it."""
+    """A command's module in this folder and its function, and what the list of commands says about it."""
 
     module: str
     function: str
@@ -40,7 +39,7 @@ class Command(NamedTuple):
 
     def bind(self, arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
         """Import the function and read its options; raises `ConfigError` for wrong ones."""
-        function: Callable[..., int] = getattr(importlib.import_module(self.module), self.function)
+        function: Callable[..., int] = getattr(importlib.import_module(f"openblip.cli.{self.module}"), self.function)
         if list(inspect.signature(function).parameters) == ["argv"]:
             return functools.partial(function, arguments)
         from openblip.cli.options import parse_call
@@ -49,22 +48,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    name: Command(f"openblip.cli.{module}", function, summary)
-    for name, module, function, summary in (
-        ("demo", "capfilt", "run_demo", "clean a small noisy set with the shipped models, offline"),
-        ("caption", "caption", "command", "caption images, folders of images or a data source"),
-        ("answer", "answer", "command", "answer questions about images or videos"),
-        ("match", "match", "command", "score how well texts describe images"),
-        ("capfilt", "capfilt", "clean_pairs", "caption and filter noisy image-text pairs"),
-        ("capfilt-select", "capfilt", "select_texts", "change the threshold of a CapFilt run"),
-        ("capfilt-export", "capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
-        ("bootstrap", "train", "run_bootstrap", "train, clean the data, train anew, compare"),
-        ("train", "train", "run_recipe", "train a recipe, on one machine or under torchrun"),
-        ("evaluate", "evaluate", "command", "measure a model on any of its tasks"),
-        ("convert", "convert", "command", "write a checkpoint in another format"),
-        ("data inspect", "data", "inspect_data", "count and check what a data source holds"),
-        ("data emoji-scenes", "data", "write_scenes", "write the embedded world as tar shards"),
-    )
+    "demo": Command("capfilt", "run_demo", "clean a small noisy set with the shipped models, offline"),
+    "caption": Command("caption", "command", "caption images, folders of images or a data source"),
+    "answer": Command("answer", "command", "answer questions about images or videos"),
+    "match": Command("match", "command", "score how well texts describe images"),
+    "capfilt": Command("capfilt", "clean_pairs", "caption and filter noisy image-text pairs"),
+    "capfilt-select": Command("capfilt", "select_texts", "change the threshold of a CapFilt run"),
+    "capfilt-export": Command("capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
+    "bootstrap": Command("train", "run_bootstrap", "train, clean the data, train anew, compare"),
+    "train": Command("train", "run_recipe", "train a recipe, on one machine or under torchrun"),
+    "evaluate": Command("evaluate", "command", "measure a model on any of its tasks"),
+    "convert": Command("convert", "command", "write a checkpoint in another format"),
+    "data inspect": Command("data", "inspect_data", "count and check what a data source holds"),
+    "data emoji-scenes": Command("data", "write_scenes", "write the embedded world as tar shards"),
 }
 
 
@@ -89,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, KeyboardInterrupt):
             print("openblip: interrupted; resume with the same command", file=sys.stderr)
-            return INTERRUPTED
+            return 130
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"openblip: {message}", file=sys.stderr)
         return 2

@@ -80,8 +80,7 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     recipe, default = RECIPES[name], RECIPES[name]()
     shared = inspect.getdoc(inspect.getmodule(recipe))
     text = f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped."
-    chosen: Run = parse(type(default), options, prog=prog, default=default, description=text)
-    return chosen
+    return parse(type(default), options, prog=prog, default=default, description=text)
 
 
 def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]) -> tuple[str, list[str]]:
