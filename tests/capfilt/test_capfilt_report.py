@@ -77,6 +77,12 @@ def test_hostile_captions_are_only_text(config: CapFiltConfig, tmp_path: Path) -
     assert "default-src 'none'" in text
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_threshold_at_the_end_of_the_scale(run_copy: Path, threshold: float) -> None:
+    select(run_copy, threshold)
+    assert Elements((run_copy / "report.html").read_text("utf-8")).open == []
+
+
 def test_the_gallery_shows_each_fate_with_its_verdicts(run_copy: Path) -> None:
     threshold = 0.45
     scores = select(run_copy, threshold)
@@ -108,14 +114,11 @@ def test_headline_numbers(finished_run: Path) -> None:
     assert f"Bootstrapped pairs {sum(row['itm'] > 0.5 for row in rows)} of {len(rows)} texts" in words
 
 
-def test_the_same_run_gives_the_same_page(run_copy: Path) -> None:
+def test_the_same_run_gives_the_same_page_and_tables_of_others(run_copy: Path) -> None:
     write_report(run_copy)
     first = (run_copy / "report.html").read_bytes()
     write_report(run_copy)
     assert (run_copy / "report.html").read_bytes() == first
-
-
-def test_extra_sections(run_copy: Path) -> None:
     table = ReportTable(("Measure", "Value"), [("AUC <filter>", 0.98)], numbers=(1,))
     write_report(run_copy, extra_tables={"Against the truth": [table]})
     text = (run_copy / "report.html").read_text("utf-8")
@@ -128,9 +131,3 @@ def test_a_run_of_nothing_still_has_a_page(config: CapFiltConfig, tmp_path: Path
     summary = run_capfilt(replace(config, source=str(tmp_path / "bad.tar")), tmp_path / "run")
     assert summary.failed == []
     assert "No image has both" in (tmp_path / "run" / "report.html").read_text("utf-8")
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_a_threshold_at_the_end_of_the_scale(run_copy: Path, threshold: float) -> None:
-    select(run_copy, threshold)
-    assert Elements((run_copy / "report.html").read_text("utf-8")).open == []

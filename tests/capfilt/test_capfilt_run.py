@@ -64,25 +64,19 @@ def test_rows_are_what_the_models_say(web: Path, captioner: str, filter_model: s
 
 def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
     run_capfilt(replace(config, batch_size=1, num_workers=1), tmp_path)
-    ours, theirs = all_rows(tmp_path), all_rows(finished_run)
     numbers = ("itm", "itc", "logprob")
-    assert [{k: v for k, v in row.items() if k not in numbers} for row in ours] == [
-        {k: v for k, v in row.items() if k not in numbers} for row in theirs
-    ]
-    for name in numbers:
-        np.testing.assert_allclose(
-            [row[name] or 0.0 for row in ours], [row[name] or 0.0 for row in theirs], rtol=1e-4, atol=1e-5
-        )
+    for ours, theirs in zip(all_rows(tmp_path), all_rows(finished_run), strict=True):
+        found, expected = ([row.pop(name) or 0.0 for name in numbers] for row in (ours, theirs))
+        assert ours == theirs
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_seed_changes_the_captions(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
+def test_the_seed_and_the_shard_change_the_captions(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
     run_capfilt(replace(config, seed=1), tmp_path)
-    ours, theirs = all_rows(tmp_path), all_rows(finished_run)
-    written = [row["caption"] for row in ours if row["source"] == "synthetic"]
-    assert written != [row["caption"] for row in theirs if row["source"] == "synthetic"]
-
-
-def test_same_key_in_two_shards_draws_differently() -> None:
+    ours, theirs = (
+        [row["caption"] for row in all_rows(out) if row["source"] == "synthetic"] for out in (tmp_path, finished_run)
+    )
+    assert ours != theirs
     assert image_seed(0, "00000", "0001") != image_seed(0, "00001", "0001")
     assert image_seed(0, "a", "bc") != image_seed(0, "ab", "c")
 
@@ -161,22 +155,17 @@ def test_changed_weights_are_refused(config: CapFiltConfig, run_copy: Path, tmp_
         run_capfilt(replace(config, **{role: other}), run_copy)
 
 
-def test_the_same_weights_elsewhere_are_the_same_model(config: CapFiltConfig, run_copy: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(config.filter, tmp_path / "moved")
-    summary = run_capfilt(replace(config, filter=str(moved)), run_copy)
-    assert len(summary.skipped) == 3
-
-
 def test_changed_threshold_points_to_capfilt_select(config: CapFiltConfig, run_copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"threshold was 0\.5, is now 0\.7.*capfilt-select .* 0\.7"):
         run_capfilt(replace(config, threshold=0.7), run_copy)
 
 
-def test_a_relative_source_resumes_from_anywhere(
-    config: CapFiltConfig, run_copy: Path, web: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_model_and_source_elsewhere_resume(
+    config: CapFiltConfig, run_copy: Path, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    moved = shutil.copytree(config.filter, tmp_path / "moved")
     monkeypatch.chdir(web.parent)
-    summary = run_capfilt(replace(config, source=web.name), run_copy)
+    summary = run_capfilt(replace(config, filter=str(moved), source=web.name), run_copy)
     assert len(summary.skipped) == 3
 
 

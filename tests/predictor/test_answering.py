@@ -145,14 +145,11 @@ def test_samples_follow_their_seed_and_question(predictor: BlipPredictor) -> Non
     assert other != predictor.answer(IMAGES, QUESTIONS, decoding=settings)
 
 
-def test_longer_answers_than_the_model_has_positions_are_refused(predictor: BlipPredictor) -> None:
+def test_what_cannot_be_read_or_written_is_refused(predictor: BlipPredictor) -> None:
     longest = TINY.text.max_positions
     predictor.answer(IMAGES[0], "a dog?", decoding=Greedy(max_new_tokens=longest))
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
         predictor.answer(IMAGES[0], "a dog?", decoding=Greedy(max_new_tokens=longest + 1))
-
-
-def test_an_unreadable_image_is_named(predictor: BlipPredictor) -> None:
     with pytest.raises(ImageError, match="image 3"):
         predictor.answer([*IMAGES[:3], b"no image"], QUESTIONS[:4], batch_size=2)
 

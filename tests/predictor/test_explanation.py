@@ -1,4 +1,7 @@
-"""Explanations: attention times what more of it would do, checked by doing it; and the image of it."""
+"""Explanations: attention times what more of it would do, checked by doing it; words, layers, grids, drawings.
+
+Q queries, T text tokens, N image tokens, H heads, G patches a side.
+"""
 
 from typing import Any
 
@@ -6,24 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_predictor import IMAGES, TOKENIZER, make_predictor, tokens_from_enc
-from torch import Tensor
+from tiny_predictor import IMAGES, TOKENIZER, blip2_predictor, make_predictor, tokens_from_enc
+from torch import Tensor, nn
 
 import openblip
 from marks import slow
 from openblip.errors import ConfigError, ImageError, UnsupportedTaskError
+from openblip.generation.decoding import Beam
 from openblip.models.config import Head
 from openblip.nn.attention import CrossAttention
-from openblip.predictor import BlipPredictor, Explanation
-from openblip.predictor.explain import join_pieces
+from openblip.predictor import Blip2Predictor, BlipPredictor, Explanation
+from openblip.predictor.explain import join_language_pieces, join_pieces
+from tiny_blip import tiny_tokenizer
+from tiny_blip2 import language_tokenizer
 
 TEXT = "a small bird beside the tree"
-
-
-def attention_of(predictor: BlipPredictor, mode: str, layer: int) -> CrossAttention:
-    branch = predictor.model.text.layers[layer].cross_attention[mode].branch
-    assert isinstance(branch, CrossAttention)
-    return branch
 
 
 class Changed:
@@ -46,7 +46,8 @@ class Changed:
 
 def maps_by_hand(predictor: BlipPredictor, mode: str, layer: int, score: Any) -> Tensor:
     """Attention * relu(d score / d attention), heads averaged: (Q, N), by changing every weight in turn."""
-    attention = attention_of(predictor, mode, layer)
+    attention = predictor.model.text.layers[layer].cross_attention[mode].branch
+    assert isinstance(attention, CrossAttention)
     usual = attention.attend
     try:
         attention.attend = plain = Changed()  # type: ignore[assignment]
@@ -186,18 +187,14 @@ def test_explaining_leaves_nothing_behind(predictor: BlipPredictor) -> None:
     assert not expected.heat.requires_grad
 
 
-def test_half_precision(predictor: BlipPredictor, tmp_path: Any) -> None:
+def test_half_precision_and_another_first_token(predictor: BlipPredictor, tmp_path: Any) -> None:
     predictor.save(tmp_path)
     half = openblip.load(tmp_path, device="cpu", dtype=torch.bfloat16)
     found = half.explain(IMAGES[0], TEXT)
     assert found.heat.dtype == torch.float32
     assert found.heat.isfinite().all()
-
-
-def test_the_first_token_is_the_checkpoints(predictor: BlipPredictor) -> None:
     plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
-    found = plain.explain(IMAGES[0], TEXT)
-    assert found.score == pytest.approx(float(plain.match(IMAGES[0], TEXT)), abs=1e-5)
+    assert plain.explain(IMAGES[0], TEXT).score == pytest.approx(float(plain.match(IMAGES[0], TEXT)), abs=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "text"), [(("itc",), TEXT), (("nlvr",), TEXT), (("itm",), None), (("vqa",), None)])
@@ -238,3 +235,119 @@ def test_an_overlay_takes_any_image(tmp_path: Any) -> None:
 def test_a_word_that_is_not_there_is_refused(word: str | int) -> None:
     with pytest.raises(ConfigError, match="it has a, dog, a, at positions 0 to 2"):
         explanation(torch.zeros(3, 2, 2)).overlay(IMAGES[0], word)
+
+
+DEFAULT_LAYER = 2
+
+
+def image_tokens(predictor: Blip2Predictor, place: int = 0) -> Tensor:
+    """(1, N, Dv)"""
+    return predictor.encode(IMAGES[place]).tokens.clone()
+
+
+def map_of(score: Tensor, weights: Tensor) -> Tensor:
+    """Query by query and head by head: (Q, G, G)."""
+    (gradient,) = torch.autograd.grad(score, weights, retain_graph=True)
+    heads = [attention * slope.clamp(min=0) for attention, slope in zip(weights[0].detach(), gradient[0], strict=True)]
+    return (sum(heads, torch.zeros(())) / len(heads))[:, 1:].unflatten(1, (2, 2))
+
+
+def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
+    predictor = blip2_predictor()
+    found = predictor.explain(IMAGES[0], "a red dog")
+    assert found.words == ("a", "red", "dog")
+    assert found.score == pytest.approx(predictor.match(IMAGES[0], "a red dog").item(), abs=1e-5)
+    read = tiny_tokenizer().encode(["a red dog"])
+    with predictor.model.capture_query_attention(DEFAULT_LAYER) as weights:
+        logits = predictor.model.match_logits(read.ids, read.mask, predictor.model.image_kv(image_tokens(predictor)))
+        queries = map_of(logits[0, 1], weights.image[0])
+    attention = weights.tokens[0][0].mean(dim=0).detach()  # (Q + T, Q + T)
+    expected = [sum(attention[4 + token, query] * queries[query] for query in range(4)) for token in range(5)]
+    torch.testing.assert_close(found.heat, torch.stack(expected[1:4]))  # type: ignore[arg-type]
+    torch.testing.assert_close(found.overall, torch.stack(expected).mean(dim=0))  # type: ignore[arg-type]
+    assert found.heat.abs().max() > 0
+    assert not torch.allclose(found.heat[0], found.heat[2])
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_a_word_that_is_written_looks_through_all_queries(language: Any) -> None:
+    predictor = blip2_predictor((), language)
+    found = predictor.explain(IMAGES[0])
+    caption = predictor.caption(IMAGES[0], decoding=Beam(), return_scores=True)
+    assert found.text == caption.text
+    assert found.score == pytest.approx(caption.logprob, abs=1e-4)
+    model = predictor.model
+    with model.capture_query_attention(DEFAULT_LAYER) as weights:
+        image_kv = model.image_kv(image_tokens(predictor))
+        visual = model.visual_prompts(model.encode_queries(image_kv).queries)
+        predicted = model.require_language().predict_ids(visual, ["a photo of"], [caption.ids])
+    logprobs = predicted.logits[0, -len(caption.ids) :].log_softmax(dim=-1)
+    words, places = join_language_pieces(model.require_language().tokenizer, caption.ids)
+    assert found.words == words
+    for heat, pieces in zip(found.heat, places, strict=True):
+        score = sum((logprobs[place, caption.ids[place]] for place in pieces), torch.zeros(()))
+        torch.testing.assert_close(heat, map_of(score, weights.image[0]).sum(dim=0), atol=1e-6, rtol=1e-4)
+
+
+def test_of_a_question_the_answer_is_explained() -> None:
+    predictor = blip2_predictor((), "opt", instructed=True)
+    found = predictor.explain(IMAGES[0], "What is it?")
+    answer = predictor.answer(IMAGES[0], "What is it?", return_scores=True)
+    assert (found.text, found.score) == (answer.text, pytest.approx(answer.logprob, abs=1e-4))
+    assert found.heat.max() > 0
+
+
+def test_the_queries_explain_their_own_captions() -> None:
+    predictor = blip2_predictor(("itg",))
+    found = predictor.explain(IMAGES[0])
+    assert found.text == predictor.caption(IMAGES[0])
+    given = predictor.explain(IMAGES[0], found.text)
+    torch.testing.assert_close(given.heat[0], found.heat[0])
+    assert given.words[: len(found.words)] == found.words
+
+
+@pytest.mark.parametrize(
+    ("heads", "text", "message"),
+    [(("itc",), "a dog", "heads itm, llm, itg for a text"), (("itm",), None, "llm or itg head")],
+)
+def test_missing_heads_are_named(heads: Any, text: str | None, message: str) -> None:
+    with pytest.raises(UnsupportedTaskError, match=message):
+        blip2_predictor(heads).explain(IMAGES[0], text)
+
+
+def test_another_layer_looks_elsewhere() -> None:
+    predictor = blip2_predictor()
+    first = predictor.explain(IMAGES[0], "a dog", layer=0)
+    assert not torch.allclose(first.heat, predictor.explain(IMAGES[0], "a dog").heat)
+
+
+class Drops(nn.Module):
+    """An image encoder that loses some of its first tokens."""
+
+    def __init__(self, vision: nn.Module, start: int) -> None:
+        super().__init__()
+        self.vision = vision
+        self.start = start
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.vision(pixels)[:, self.start :]
+        return features
+
+
+def test_patches_are_a_grid_with_or_without_a_class_token() -> None:
+    predictor = blip2_predictor()
+    predictor.model.vision = Drops(predictor.model.vision, 1)  # type: ignore[assignment]
+    assert predictor.explain(IMAGES[0], "a dog").heat.shape == (2, 2, 2)
+    predictor.model.vision = Drops(predictor.model.vision, 1)  # type: ignore[assignment]
+    with pytest.raises(UnsupportedTaskError, match="this one has 3 tokens"):
+        predictor.explain(IMAGES[0], "a dog")
+
+
+def test_marks_begin_words() -> None:
+    tokenizer = language_tokenizer("opt")
+    ids = tokenizer("a photo of two dogs", add_special_tokens=False).input_ids
+    words, places = join_language_pieces(tokenizer, [*ids, tokenizer.eos_token_id])
+    assert words == ("a", "photo", "of", "two", "dogs")
+    assert [place for own in places for place in own] == list(range(len(ids)))
+    with pytest.raises(ConfigError, match="nothing was written"):
+        join_language_pieces(tokenizer, [tokenizer.eos_token_id])

@@ -1,7 +1,4 @@
-"""The predictor's promises: one in, one out, and nothing depends on batches, order or padding.
-
-I images, T texts.
-"""
+"""The predictor's promises: one in, one out, and nothing depends on batches, order or padding."""
 
 import io
 import traceback
@@ -39,16 +36,10 @@ DECODINGS = {
 }
 
 
-PREDICTORS: dict[str, Callable[[], BasePredictor]] = {
-    "blip": lambda: make_predictor("itc", "itm", "lm"),
-    "blip2": blip2_predictor,
-    "blip2 tower": lambda: blip2_predictor(tower=True),
-}
-
-
-@pytest.fixture(scope="module", params=PREDICTORS)
+@pytest.fixture(scope="module", params=["blip", "blip2", "blip2 tower"])
 def any_predictor(request: pytest.FixtureRequest) -> BasePredictor:
-    return PREDICTORS[request.param]()
+    kind: str = request.param
+    return make_predictor("itc", "itm", "lm") if kind == "blip" else blip2_predictor(tower="tower" in kind)
 
 
 @pytest.mark.parametrize("name", DECODINGS)
@@ -145,13 +136,8 @@ def test_the_prompt_is_read_but_not_returned(predictor: BlipPredictor) -> None:
             written.append(int(logits.argmax()))
     assert found == TOKENIZER.decode([token for token in written if token != TOKENIZER.sep_id])
     assert not found.startswith("a red dog")
-
-
-def test_the_checkpoints_own_prompt_is_the_default(predictor: BlipPredictor) -> None:
-    def captions(prompt: str | None) -> list[str]:
-        return predictor.caption(IMAGES, prompt=prompt, decoding=DECODINGS["greedy"])
-
-    assert captions(None) == captions(PROMPT) != captions("")
+    own, given, none = (predictor.caption(IMAGES, prompt, DECODINGS["greedy"]) for prompt in (None, PROMPT, ""))
+    assert own == given != none
 
 
 def test_encoded_images_give_the_same_results(any_predictor: BasePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,10 +237,7 @@ def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Bli
         predictor.caption(IMAGES[0], decoding=settings)
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
         predictor.caption(IMAGES[0], decoding=Greedy(max_new_tokens=longest + 1))
-
-
-def test_long_texts_are_cut_not_refused(predictor: BlipPredictor) -> None:
-    assert predictor.match(IMAGES[0], "a dog beside " * 100).shape == (1,)
+    assert predictor.match(IMAGES[0], "a dog beside " * 100).shape == (1,), "a text that is read is cut, not refused"
 
 
 def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp_path: Path) -> None:
@@ -263,6 +246,9 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp
     assert loaded.tasks == predictor.tasks
     assert loaded.caption(IMAGES, decoding=DECODINGS["beam"]) == predictor.caption(IMAGES, decoding=DECODINGS["beam"])
     torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=0, rtol=0)
+    loaded.prompt = "two"
+    loaded.save(tmp_path / "changed")
+    assert openblip.load(tmp_path / "changed", device="cpu").prompt == loaded.settings["prompt"] == "two"
 
 
 def test_predicting_leaves_global_random_state_alone(predictor: BlipPredictor) -> None:
@@ -307,14 +293,6 @@ def test_few_calls_lie_between_a_caption_and_its_attention(
     assert max(depths) <= 10
 
 
-def test_a_changed_prompt_is_saved(tmp_path: Path) -> None:
-    predictor = make_predictor("lm")
-    predictor.prompt = "two"
-    predictor.save(tmp_path)
-    assert openblip.load(tmp_path, device="cpu").prompt == "two"
-    assert predictor.settings["prompt"] == "two"
-
-
 @pytest.fixture(scope="module")
 def ending_predictor() -> BlipPredictor:
     """Its captions end."""
@@ -340,14 +318,11 @@ def test_every_token_comes_with_its_own_log_probability(ending_predictor: BlipPr
         assert caption.token_logprobs[0] == pytest.approx(float(logprob), abs=1e-4)
 
 
-def test_a_text_that_is_cut_off_has_no_end(ending_predictor: BlipPredictor) -> None:
+def test_tokens_are_those_of_the_text_and_its_end(ending_predictor: BlipPredictor) -> None:
     settings = Greedy(max_new_tokens=2, min_new_tokens=2)
     found: ScoredText = ending_predictor.caption(IMAGES[0], decoding=settings, return_scores=True)
     assert len(found.tokens) == 2
     assert "[SEP]" not in found.tokens
-
-
-def test_the_pieces_make_the_text(ending_predictor: BlipPredictor) -> None:
     for caption in ending_predictor.caption(IMAGES, return_scores=True):
         joined = " ".join(token for token in caption.tokens if token != "[SEP]").replace(" ##", "")
         assert joined.replace(" ", "") == caption.text.replace(" ", "")
@@ -370,17 +345,9 @@ def test_the_first_token_can_be_chosen_and_is_kept(predictor: BlipPredictor, tmp
     assert torch.equal(again.match(IMAGES, TEXTS), plain.match(IMAGES, TEXTS))
     back = openblip.load(tmp_path / "cls", device="cpu", encoder_token="[ENC]")
     assert torch.equal(back.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
-
-
-def test_embeddings_of_texts_begin_with_cls_always(predictor: BlipPredictor) -> None:
-    plain = make_predictor("itc", "itm", "lm", encoder_token="[CLS]")
-    assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS))
-
-
-def test_another_first_token_is_refused(predictor: BlipPredictor, tmp_path: Path) -> None:
-    predictor.save(tmp_path)
+    assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS)), "texts alone begin with [CLS] always"
     with pytest.raises(CheckpointError, match=r"\[ENC\] or \[CLS\], not with \[DEC\]"):
-        openblip.load(tmp_path, device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
+        openblip.load(tmp_path / "cls", device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -395,11 +362,6 @@ def test_half_precision_gives_float32_results(predictor: BlipPredictor, tmp_path
     assert len(half.caption(IMAGES)) == 5
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
-        openblip.load(tmp_path / "nowhere")
-
-
 def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Path) -> None:
     predictor.save(tmp_path)
     for name in ("float32", "bfloat16", "float16"):
@@ -407,3 +369,5 @@ def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Pat
     assert openblip.load(tmp_path, device="cpu", dtype="auto").dtype == torch.float32
     with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
         openblip.load(tmp_path, device="cpu", dtype="int4")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        openblip.load(tmp_path / "nowhere")

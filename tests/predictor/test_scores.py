@@ -69,7 +69,6 @@ def test_an_unreadable_image_is_named_with_its_side(judge: BlipPredictor, tmp_pa
         judge.judge([(broken, Image.new("RGB", (8, 8)))], TEXTS[0])
 
 
-CAPTIONS = ["a dog", "two blue cars beside a tree", "the cat", "a small green bird", "tree"]
 DIALOGS: list[list[Any]] = [
     ["what is it?"],
     [("is it blue?", "yes"), "how many cars?"],
@@ -86,12 +85,12 @@ def ranker(request: pytest.FixtureRequest) -> BlipPredictor:
 
 
 def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(ranker: BlipPredictor) -> None:
-    found = ranker.rank_answers(IMAGES, CAPTIONS, DIALOGS, CANDIDATES)
+    found = ranker.rank_answers(IMAGES, TEXTS, DIALOGS, CANDIDATES)
     assert [len(scores) for scores in found] == [3, 1, 2, 0, 2]
     assert ranker.rank_answers([], [], [], []) == []
     turns = ["is it blue? yes", "how many cars? two"]
     ids = [word for turn in turns for word in (*TOKENIZER.prompt(turn).tolist()[1:], TOKENIZER.sep_id)]
-    caption = TOKENIZER.encode([CAPTIONS[1]])
+    caption = TOKENIZER.encode([TEXTS[1]])
     model = ranker.model
     with torch.no_grad():
         kv = model.dialog_kv(image_tokens(ranker, IMAGES[1]), caption.ids, caption.mask)
@@ -104,18 +103,18 @@ def test_an_answer_is_read_behind_its_dialog_with_image_and_caption(ranker: Blip
 def test_scores_do_not_depend_on_batches_order_or_padding(
     ranker: BlipPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = check_batches(ranker.rank_answers, IMAGES, CAPTIONS, DIALOGS, CANDIDATES)
+    expected = check_batches(ranker.rank_answers, IMAGES, TEXTS, DIALOGS, CANDIDATES)
     assert torch.cat(expected).std() > 1e-3
     monkeypatch.setattr(blip, "MAX_ROWS", 8)  # two answers at a time
-    found = ranker.rank_answers(ranker.encode(IMAGES), CAPTIONS, DIALOGS, CANDIDATES)
+    found = ranker.rank_answers(ranker.encode(IMAGES), TEXTS, DIALOGS, CANDIDATES)
     for scores, whole in zip(found, expected, strict=True):
         assert_same(scores, whole)
 
 
 def test_candidates_are_scored_apart(ranker: BlipPredictor) -> None:
-    together = ranker.rank_answers(IMAGES[0], CAPTIONS[0], DIALOGS[2], ["yes", "no", "a small cat"])
+    together = ranker.rank_answers(IMAGES[0], TEXTS[0], DIALOGS[2], ["yes", "no", "a small cat"])
     assert isinstance(together, torch.Tensor)
-    alone = ranker.rank_answers(IMAGES[0], CAPTIONS[0], DIALOGS[2], ["a small cat"])
+    alone = ranker.rank_answers(IMAGES[0], TEXTS[0], DIALOGS[2], ["a small cat"])
     assert_same(together[2:], alone)
 
 

@@ -74,13 +74,10 @@ def test_a_batch_counts_frames(
     assert [len(part) for _, part in predictor.encoded_batches(encoded, batch_size)] == expected
 
 
-def test_selected_clips_stay_videos(predictor: BlipPredictor) -> None:
+def test_selected_videos_and_none_stay_videos(predictor: BlipPredictor) -> None:
     encoded = predictor.encode_videos(VIDEOS[:3], num_frames=2)
     chosen = encoded.select(torch.tensor([2, 0]))
     assert_same(predictor.embed_images(chosen), predictor.embed_images(encoded)[[2, 0]])
-
-
-def test_no_videos(predictor: BlipPredictor) -> None:
     encoded = predictor.encode_videos([], num_frames=3)
     assert encoded.tokens.shape[:2] == (0, 15)
     assert predictor.caption(encoded) == []
