@@ -30,6 +30,7 @@ from openblip.models.vision_tower import VisionTower
 from tiny_blip import randomise
 
 State = dict[str, Tensor]
+Damage = Callable[[Any], object]
 Kind = type[lavis.Eva] | type[lavis.Clip]
 IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 30, 31, 32, 3]])
 
@@ -50,7 +51,6 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
     state = lavis.saved(theirs)
     assert not any(name.startswith("visual_encoder.") for name in state)  # as blip2_pretrained.pth
     checkpoint = load_checkpoint(lavis.write(tmp_path / "x.pth", state), vision=parts / f"{kind.__name__}.pth")
-    assert isinstance(checkpoint, Blip2Checkpoint)
     ours = checkpoint.model
     features = ours.encode_image(lavis.PIXELS)
     close(features, theirs.visual_encoder(lavis.PIXELS))
@@ -66,7 +66,6 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
     close(ours.decode(IDS, kv), words)
     assert ours.temperature.item() == pytest.approx(lavis.TEMPERATURE, rel=1e-6)
     assert (checkpoint.prompt, checkpoint.preprocessing) == ("", Preprocessing(image_size=lavis.SIZE))
-    assert checkpoint.tokenizer is not None
     assert checkpoint.tokenizer.to_json() == lavis.TOKENIZER.to_json()
     assert not ours.training
 
@@ -84,7 +83,6 @@ def test_stage_2_computes_what_the_released_code_does(
     path = lavis.write(tmp_path / "x.pth", state)
     encoder, language = parts / f"{kind.__name__}.pth", parts / name
     checkpoint = load_checkpoint(path, vision=encoder, language_model=language)
-    assert isinstance(checkpoint, Blip2Checkpoint)
     ours = checkpoint.model
     kv = ours.image_kv(ours.encode_image(lavis.PIXELS))
     if instructed:
@@ -161,11 +159,9 @@ def test_the_released_sizes(width: int, layout: Any, vision: VisionConfig) -> No
         "Qformer.bert.embeddings.position_embeddings.weight": model.qformer.embeddings.position.weight,
     }
     for i in range(12):
-        qformer[f"Qformer.bert.encoder.layer.{i}.intermediate_query.dense.weight"] = torch.empty(
-            3072, 768, device="meta"
-        )
+        qformer[f"{LAYER}.{i}.intermediate_query.dense.weight"] = torch.empty(3072, 768, device="meta")
         if i % 2 == 0:
-            qformer[f"Qformer.bert.encoder.layer.{i}.crossattention.x"] = torch.empty(1, device="meta")
+            qformer[f"{LAYER}.{i}.crossattention.x"] = torch.empty(1, device="meta")
     assert original.infer_blip2_config(qformer, vision, None, "x") == Blip2Config(vision=vision)
 
 
@@ -264,9 +260,8 @@ def test_the_papers_parts_are_named() -> None:
         ("x.pth", "opt", "x.pth holds no image encoder: a frozen one is left out"),
     ],
 )
-def test_another_part_than_it_was_trained_with(
-    tmp_path: Path, parts: Path, vision: str, language: str, message: str
-) -> None:
+def test_another_part_is_named(tmp_path: Path, parts: Path, vision: str, language: str, message: str) -> None:
+    """One that the file was not trained with."""
     path = lavis.write(tmp_path / "x.pth", lavis.stage2("opt"))
     for source in parts.iterdir():
         (tmp_path / source.name).symlink_to(source)
@@ -300,14 +295,11 @@ PROJECTIONS = ("opt_proj.weight", "t5_proj.weight")
         (lambda s: s.update(temp=torch.tensor(-1.0)), "temp is -1"),
         (lambda s: s.update({f"{WORDS}.decoder.bias": torch.ones(lavis.VOCAB_SIZE)}), "they are tied"),
         (lambda s: s.update({f"{LAYER}.1.crossattention.x": torch.ones(1)}), "layers 0, 1, 2 of 4"),
-        (
-            lambda s: [s.pop(name) for name in list(s) if ".crossattention." in name],
-            f"missing {LAYER}.0.crossattention",
-        ),
+        (lambda s: [s.pop(name) for name in list(s) if ".crossatt" in name], f"missing {LAYER}.0.crossattention"),
         (lambda s: s.update(dict.fromkeys(PROJECTIONS, torch.ones(1, 1))), "for opt and for t5"),
     ],
 )  # fmt: skip
-def test_damage_is_named(tmp_path: Path, parts: Path, damage: Callable[[State], object], message: str) -> None:
+def test_damage_is_named(tmp_path: Path, parts: Path, damage: Damage, message: str) -> None:
     state = lavis.saved(lavis.stage1())
     damage(state)
     with pytest.raises(CheckpointError, match=message):
@@ -329,9 +321,7 @@ def test_damage_is_named(tmp_path: Path, parts: Path, damage: Callable[[State], 
         (lavis.Clip, lambda s: s.update({"conv1.weight": torch.ones(100, 3, 8, 8)}), "heads of 64 do not divide"),
     ],
 )  # fmt: skip
-def test_a_damaged_encoder_is_named(
-    tmp_path: Path, kind: Kind, damage: Callable[[State], object], message: str
-) -> None:
+def test_a_damaged_encoder_is_named(tmp_path: Path, kind: Kind, damage: Damage, message: str) -> None:
     state = dict(lavis.encoder_state(kind))
     damage(state)
     torch.save(state, tmp_path / "encoder.pth")
@@ -355,9 +345,7 @@ def test_hostile_files(tmp_path: Path, parts: Path) -> None:
 def test_words_of_another_model(tmp_path: Path, parts: Path) -> None:
     path = lavis.write(tmp_path / "x.pth", lavis.stage1())
     Tokenizer.train([f"word{a}{b}" for a in "abcdefgh" for b in "abcdefgh"] * 2, 400).save(tmp_path / "large")
-    with pytest.raises(
-        CheckpointError, match=f"entries, .* the Q-Former {lavis.VOCAB_SIZE}; it belongs to another model"
-    ):
+    with pytest.raises(CheckpointError, match=f"entries, .* the Q-Former {lavis.VOCAB_SIZE}; .* another model"):
         load_checkpoint(path, tokenizer=tmp_path / "large", vision=parts / "Eva.pth")
 
 
@@ -415,9 +403,8 @@ def own(**changes: Any) -> Blip2Checkpoint:
     config = Blip2Config(vision=vision, qformer=qformer, embed_dim=7, vision_norm_eps=1e-6)
     model = Blip2(replace(config, **changes))
     randomise(model, seed=6)
-    return Blip2Checkpoint(
-        model.eval(), lavis.TOKENIZER, Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3)), "a", "q {}"
-    )
+    preprocessing = Preprocessing(image_size=24, mean=(0.1, 0.2, 0.3))
+    return Blip2Checkpoint(model.eval(), lavis.TOKENIZER, preprocessing, "a", "q {}")
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -432,10 +419,8 @@ def test_ours_comes_back_whole(tmp_path: Path, frozen: bool) -> None:
     save_checkpoint(before, tmp_path / "new" / "ours.pth", "original")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ours.pth"]
     after = load_checkpoint(tmp_path / "new" / "ours.pth", vision=vision)
-    assert isinstance(after, Blip2Checkpoint)
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]
-    assert after.tokenizer is not None
     assert after.tokenizer.to_json() == lavis.TOKENIZER.to_json()
     assert_same_weights(after.model, before.model, rounded=("log_temperature",))
 
@@ -467,7 +452,7 @@ def test_a_bias_of_keys_changes_nothing_for_the_released_code(tmp_path: Path) ->
         (lambda entry: entry["model"].update(heads=("llm",), language=LANGUAGE), "another kind"),
     ],
 )  # fmt: skip
-def test_a_damaged_entry_is_named(tmp_path: Path, damage: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_damaged_entry_is_named(tmp_path: Path, damage: Damage, message: str) -> None:
     save_checkpoint(own(), tmp_path / "ours.pth", "original")
     edit_pth(tmp_path / "ours.pth", lambda content: damage(content["openblip"]))
     with pytest.raises(CheckpointError, match=rf"ours\.pth.*{message}"):

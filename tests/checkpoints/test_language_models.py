@@ -3,14 +3,14 @@
 R rows, Q visual prompts, Dl width.
 """
 
-import builtins
-import json
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 
+from damaged_files import edit_config
 from openblip.checkpoints import backbones
 from openblip.checkpoints.backbones import load_language_model, save_language_model
 from openblip.checkpoints.checkpoint import load_native, save_native
@@ -58,9 +58,7 @@ def tiny(architecture):
     config = architectures(len(tokenizer))[architecture]
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     config.bos_token_id = tokenizer.eos_token_id
-    auto = transformers.AutoModelForCausalLM
-    if config.is_encoder_decoder:
-        auto = transformers.AutoModelForSeq2SeqLM
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = auto.from_config(config)
     randomise(model, seed=2, scale=0.1)
     return wrap_language_model(model.eval(), tokenizer)
@@ -130,26 +128,13 @@ def test_flan_t5_with_the_activation_of_lavis(folders, tmp_path):
 # Fewer bits
 
 
-@pytest.fixture
-def without_bitsandbytes(monkeypatch):
-    plain = builtins.__import__
-
-    def blocked(name, *args, **settings):
-        if name == "bitsandbytes":
-            raise ImportError(name)
-        return plain(name, *args, **settings)
-
-    monkeypatch.setattr(builtins, "__import__", blocked)
-
-
-@pytest.mark.usefixtures("without_bitsandbytes")
-def test_fewer_bits_need_bitsandbytes(folders, tmp_path):
+def test_fewer_bits_need_bitsandbytes(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match=r"openblip\[quantized\]"):
         load_language_model(folders / "opt", quantization="8bit")
     save_language_model(tmp_path, load_language_model(folders / "opt"))
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    quantization = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    edit_config(tmp_path, lambda config: config.update(quantization_config=quantization))
     with pytest.raises(MissingExtraError, match=r"openblip\[quantized\]"):
         load_language_model(tmp_path)
 

@@ -91,7 +91,6 @@ def test_nothing_is_lost_on_the_way_there_and_back(tmp_path: Path, kind: dict[st
     before = ours(**kind)
     save_checkpoint(before, tmp_path, "huggingface")
     after = load_checkpoint(tmp_path)
-    assert isinstance(after, Blip2Checkpoint)
     assert after.model.config == before.model.config
     assert after[2:] == before[2:]  # preprocessing and prompts
     assert_same_weights(after.model, before.model, rounded=("log_temperature",))  # which is written as a number
@@ -115,9 +114,7 @@ def texts_of(checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: d
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1], ids=name_of)
-def test_their_processor_and_model_write_the_same(
-    tmp_path: Path, images: list[Image.Image], kind: dict[str, Any]
-) -> None:
+def test_their_processor_and_model_write_the_same(tmp_path: Path, images: list[Any], kind: dict[str, Any]) -> None:
     checkpoint = ours(**kind)
     checkpoint.model.vision_norm.eps = VISION.layer_norm_eps  # theirs has one epsilon for both
     save_checkpoint(checkpoint, tmp_path, "huggingface")
@@ -148,13 +145,8 @@ def test_their_processor_and_model_match_the_same(tmp_path: Path, images: list[I
     save_checkpoint(checkpoint, tmp_path, "huggingface")
     processor = transformers.Blip2Processor.from_pretrained(tmp_path)
     theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path).eval()
-    if together:
-        inputs = dict(processor(images=images, text=QUESTIONS, padding=True, return_tensors="pt"))
-    else:
-        inputs = {
-            **processor(text=QUESTIONS, padding=True, return_tensors="pt"),
-            **processor(images=images, return_tensors="pt"),
-        }
+    inputs = dict(processor(images=images, return_tensors="pt"))
+    inputs |= processor(images=images if together else None, text=QUESTIONS, padding=True, return_tensors="pt")
     with torch.no_grad():
         itc = theirs(**inputs, use_image_text_matching_head=False).logits_per_image
         itm = theirs(**inputs, use_image_text_matching_head=True).logits_per_image
@@ -169,14 +161,11 @@ def test_their_processor_and_model_match_the_same(tmp_path: Path, images: list[I
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
-def test_a_language_model_without_a_spare_row_gets_one(
-    tmp_path: Path, images: list[Image.Image], kind: cases.Language
-) -> None:
+def test_a_language_model_without_a_spare_row_gets_one(tmp_path: Path, images: list[Any], kind: Any) -> None:
     """The word "<image>" needs an embedding. It is never written, and nothing else changes."""
     checkpoint = ours(kind=kind, spare_rows=0, end_of_text=None if kind == "t5" else "\n")
     save_checkpoint(checkpoint, tmp_path / "once", "huggingface")
     after = load_checkpoint(tmp_path / "once")
-    assert isinstance(after, Blip2Checkpoint)
     before_words = checkpoint.model.require_language().model.get_input_embeddings().weight
     after_words = after.model.require_language().model.get_input_embeddings().weight
     assert len(after_words) == len(before_words) + 1
@@ -185,9 +174,8 @@ def test_a_language_model_without_a_spare_row_gets_one(
     for decoding in cases.DECODINGS.values():
         assert texts_of(after, images, decoding) == texts_of(checkpoint, images, decoding)
     save_checkpoint(after, tmp_path / "twice", "huggingface")
-    assert (tmp_path / "once" / "model.safetensors").read_bytes() == (
-        tmp_path / "twice" / "model.safetensors"
-    ).read_bytes()
+    once, twice = (tmp_path / name / "model.safetensors" for name in ("once", "twice"))
+    assert once.read_bytes() == twice.read_bytes()
     assert transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "once")
 
 
