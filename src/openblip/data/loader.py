@@ -44,6 +44,7 @@ MAX_BLOCK_BYTES = 16 << 20  # 64 streams, each with a block in use and one read 
 SMALL_POOL_SAMPLES = 8  # per stream: beyond it no piece has only a few samples
 SMALL_POOL_BYTES = 64 << 20
 _SLOTS, _SAMPLES = 1, 2  # kinds of permutations, so that no two have the same seed
+_SAMPLES_LEFT = 128  # the next block is read when so many samples of a block are left
 _READ_THREADS = 8  # per worker: a remote read mostly waits
 _RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a failing disk or network
 _NO_PIXELS = np.empty(0, np.uint8)
@@ -480,7 +481,7 @@ class _Stream:
         self._block: _Block | None = None
         self._taken = position.taken
         self._blocks = self._read_blocks(position._replace(taken=0))  # of the reading thread
-        self._next_block: Future[_Block] = streams.threads.submit(next, self._blocks)
+        self._next_block: Future[_Block] | None = streams.threads.submit(next, self._blocks)
 
     @property
     def position(self) -> Position:
@@ -499,13 +500,15 @@ class _Stream:
                     if self._block.end.slot != self._block.start.slot:
                         self.streams.note_slot(self._block.piece.source)
                     self._taken = 0
-                self._block = self._next_block.result()
-                self._next_block = self.streams.threads.submit(next, self._blocks)
+                future = self._next_block or self.streams.threads.submit(next, self._blocks)
+                self._block, self._next_block = future.result(), None
                 if self._taken == 0:  # a run that stopped inside the block has named its rejects
                     rejects += self._block.rejects
             sample = cast(Sample, self._block.samples[self._taken])
             self._block.samples[self._taken] = None  # its memory is free
             self._taken += 1
+            if self._next_block is None and len(self._block.samples) - self._taken <= _SAMPLES_LEFT:
+                self._next_block = self.streams.threads.submit(next, self._blocks)
             try:
                 example = self.streams.decode(sample, self._block.piece.epoch)
             except (SourceError, ImageError) as error:
