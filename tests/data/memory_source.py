@@ -47,15 +47,10 @@ def numbered(name: str, sizes: Sequence[int], image: bytes, captions: int = 1) -
 
 def load(source: Any, **options: Any) -> Loader:
     """A loader of a source, a mixture, or what a spec names."""
-    mixture = (
-        source
-        if isinstance(source, Mixture)
-        else Mixture((source,))
-        if isinstance(source, Source)
-        else open_mixture(str(source))
-    )
+    if not isinstance(source, Mixture):
+        source = Mixture((source,)) if isinstance(source, Source) else open_mixture(str(source))
     settings: dict[str, Any] = {"batch_size": 4, "seed": 3, "processor": ImageTextProcessor()} | options
-    return Loader(mixture, tokenizer=TOKENIZER, preprocessing=Preprocessing(image_size=8), **settings)
+    return Loader(source, tokenizer=TOKENIZER, preprocessing=Preprocessing(image_size=8), **settings)
 
 
 def take(loader: Loader, num_batches: int) -> list[LoadedBatch]:

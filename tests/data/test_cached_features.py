@@ -78,22 +78,16 @@ def test_training_reads_what_it_would_compute(source, folder, dtype, num_workers
 
 def test_an_image_is_encoded_once(source, folder, tmp_path, write_tar, make_image):
     """Also under other names, in another shard and in another source."""
-    counted = []
-
-    def counting(pixels):
-        counted.extend(pixels)
-        return one_by_one(pixels)
-
-    build_cache(folder, source, PREPROCESSING, counting)
-    assert len(counted) == 8
-    build_cache(folder, source, PREPROCESSING, counting)
-    assert len(counted) == 8
+    encoded = []
+    for _ in range(2):
+        build_cache(folder, source, PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
+        assert len(encoded) == 8
     same = write_tar(
         tmp_path / "other" / "0.tar",
         [(f"{i}.{kind}", data) for i in range(3) for kind, data in (("jpg", make_image(17 * 7)), ("txt", b"a cat"))],
     )
-    build_cache(folder, open_mixture(str(same)), PREPROCESSING, counting)
-    assert len(counted) == 8
+    build_cache(folder, open_mixture(str(same)), PREPROCESSING, lambda p: encoded.extend(p) or one_by_one(p))
+    assert len(encoded) == 8
     assert len(FeatureCache(folder).keys) == 8
 
 
@@ -143,17 +137,13 @@ def test_a_damaged_part_is_named(source, folder, name):
         FeatureCache(folder)
 
 
-def slow_fill(folder, spec, seconds):
-    def slow(pixels):
-        time.sleep(seconds)
-        return one_by_one(pixels)
-
-    build_cache(folder, open_mixture(spec), PREPROCESSING, slow)
+def fill_slowly(folder, spec):
+    build_cache(folder, open_mixture(spec), PREPROCESSING, lambda p: time.sleep(0.1) or one_by_one(p))
 
 
 def test_killed_and_resumed(folder, different_shards):
     spec = different_shards([2] * 6)
-    process = multiprocessing.get_context("fork").Process(target=slow_fill, args=(folder, spec, 0.1))
+    process = multiprocessing.get_context("fork").Process(target=fill_slowly, args=(folder, spec))
     process.start()
     deadline = time.monotonic() + 30
     while len(list((folder / "parts").glob("*.json"))) < 2 and time.monotonic() < deadline:

@@ -1,17 +1,22 @@
-"""The loader over every kind of sample: exactly resumable, whoever reads, and moved whole to a device."""
+"""Every kind of sample: its pixels; in the loader exactly resumable, whoever reads; moved whole to a device."""
 
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
-from clip_files import clip
+from clip_files import GREY_STEP, clip
 from memory_source import load, names, take
+from PIL import Image
 
 from marks import slow
-from openblip.data.batch import ImageTextProcessor, pixel_reader
+from openblip.data.batch import ImageTextProcessor, image_pixels, pixel_reader
 from openblip.data.config import Augmentation
+from openblip.data.images import read_image
+from openblip.data.sample import Sample
 from openblip.data.tokenizer import Tokens
+from openblip.errors import VideoError
 from openblip.tasks.language_model import PromptedBatch, TextProcessor
 from openblip.tasks.nlvr import StatementBatch, StatementProcessor
 from openblip.tasks.question_answering import QuestionBatch, QuestionProcessor
@@ -128,3 +133,48 @@ def test_batches_of_every_kind_move_whole(tmp_path, write_tar, make_image, kind,
         for tensor in (value.ids, value.mask) if isinstance(value, Tokens) else (value,):
             assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", field.name
     assert moved.keys == batch.keys
+
+
+def sample(image):
+    return Sample("k", "shard", image, (), "source#1")
+
+
+def plain(image, rng):
+    return np.asarray(image.resize((8, 8), Image.Resampling.NEAREST)).transpose(2, 0, 1)
+
+
+def rng():
+    return np.random.default_rng(5)
+
+
+def test_an_image_is_one_view(make_image):
+    image = make_image(3)
+    pixels = image_pixels(sample(image), plain, rng())
+    assert pixels.shape == (3, 8, 8)
+    assert np.array_equal(pixels, plain(read_image(image), rng()))
+    assert np.array_equal(pixel_reader(None)(sample(image), plain, rng()), pixels)
+
+
+def test_a_videos_frames_are_spread_evenly():
+    frames = pixel_reader(4)(sample(clip(20)), plain, rng())
+    assert frames.shape == (4, 3, 8, 8)
+    numbers = [round(frame[:, 4, 4].mean() / GREY_STEP) for frame in frames]
+    assert numbers == sorted(numbers)
+    assert min(np.diff(numbers)) >= 4
+
+
+def test_all_frames_of_a_video_have_the_same_view():
+    """A crop that jumps about would be a movement that is not there."""
+    seen = []
+
+    def noting(image, generator):
+        seen.append(generator.random(3).tolist())
+        return plain(image, generator)
+
+    pixel_reader(3)(sample(clip(6)), noting, rng())
+    assert seen == [rng().random(3).tolist()] * 3
+
+
+def test_a_video_that_cannot_be_decoded_is_named():
+    with pytest.raises(VideoError, match="shard/k"):
+        pixel_reader(2)(sample(b"no video"), plain, rng())

@@ -1,12 +1,12 @@
 import subprocess
 import sys
 
+import huggingface_hub.constants
 import pytest
 import torch
 from tokenizers import Tokenizer as WordPiece
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 
@@ -138,8 +138,56 @@ def test_training_errors():
         Tokenizer.train(["a dog"], 20)
 
 
-def test_normalize_caption():
-    assert normalize_caption(' A "Dog"...  (left)\n#1; ~x: ') == "a dog left 1 x"
-    assert normalize_caption("It's a t-shirt, yes") == "it's a t-shirt, yes"
-    assert normalize_caption("w " * 50).split() == ["w"] * 30
-    assert normalize_caption("!!!") == ""
+def test_every_turn_ends_with_a_separator(tokenizer):
+    tokens = tokenizer.encode_turns([["is it red? yes", "no"], ["two"]], 30)
+    words = [tokenizer.encode([text]).ids[0, 1:].tolist() for text in ("is it red? yes", "no", "two")]
+    expected, short = [tokenizer.cls_id, *words[0], *words[1]], [tokenizer.cls_id, *words[2]]
+    assert tokens.ids[0].tolist() == expected
+    assert tokens.ids[0].tolist().count(tokenizer.sep_id) == 2
+    assert tokens.ids[1, : len(short)].tolist() == short
+    assert tokens.mask.sum(dim=1).tolist() == [len(expected), len(short)]
+    assert (tokens.ids[~tokens.mask] == tokenizer.pad_id).all()
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 5, 9])
+def test_a_dialog_that_is_too_long_loses_its_oldest_tokens(tokenizer, max_length):
+    turns = ["is it red? yes", "how many dogs two", "one cat"]
+    whole = tokenizer.encode_turns([turns], 100).ids[0].tolist()
+    cut = tokenizer.encode_turns([turns], max_length)
+    assert cut.ids[0].tolist() == [tokenizer.cls_id, *whole[-(max_length - 1) :]]
+    assert cut.mask.all()
+    assert cut.ids.dtype == torch.int64
+
+
+def test_a_length_without_room_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="max_length 1"):
+        tokenizer.encode_turns([["red"]], 1)
+    assert tokenizer.encode_turns([[]], 5).ids.tolist() == [[tokenizer.cls_id]]
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "someone/tiny-bert"])
+def test_a_cached_model_loads_by_its_name(offline, tokenizer, name):
+    model = offline / f"models--{name.replace('/', '--')}"
+    tokenizer.save(model / "snapshots" / "0123abcd")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123abcd")
+    loaded = Tokenizer.load(name)
+    assert torch.equal(loaded.encode(["a red cat"]).ids, tokenizer.encode(["a red cat"]).ids)
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "someone/bert"])
+def test_offline_says_so(offline, name):
+    with pytest.raises(CheckpointError, match=f"{name} is no folder.*offline"):
+        Tokenizer.load(name)
+
+
+def test_a_missing_folder_is_not_looked_up(offline, tmp_path):
+    with pytest.raises(CheckpointError, match="neither tokenizer"):
+        Tokenizer.load(str(tmp_path / "nothing"))

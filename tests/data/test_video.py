@@ -105,13 +105,8 @@ def test_a_turned_clip_is_shown_upright(turn):
     payload[at : at + 36] = matrix
     (frame,) = read_frames(bytes(payload), 1)
     assert frame.size == ((64, 48) if a else (48, 64))
-    width, height = frame.size
-    corners = {
-        "upper left": (3, 3),
-        "upper right": (width - 4, 3),
-        "lower left": (3, height - 4),
-        "lower right": (width - 4, height - 4),
-    }
+    right, lower = frame.width - 4, frame.height - 4
+    corners = {"upper left": (3, 3), "upper right": (right, 3), "lower left": (3, lower), "lower right": (right, lower)}
     assert [name for name, at in corners.items() if frame.getpixel(at)[0] > 200] == [red]
 
 
@@ -128,17 +123,7 @@ def test_a_turned_clip_is_shown_upright(turn):
         (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n", "known format"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "known format"),
     ],
-    ids=[
-        "empty",
-        "text",
-        "noise",
-        "mp4 of sound",
-        "mkv of sound",
-        "sound with a cover",
-        "codec",
-        "playlist",
-        "list of files",
-    ],
+    ids=["empty", "text", "noise", "mp4-sound", "mkv-sound", "sound-cover", "codec", "playlist", "list"],
 )
 def test_what_is_no_clip(payload, reason):
     with pytest.raises(VideoError, match=f"^x: .*{reason}"):

@@ -1,4 +1,4 @@
-"""The fields of samples: rounds of dialogs, and the forms in which a conversation may be written."""
+"""Rounds of dialogs, the forms in which a conversation may be written, and how both become texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import pytest
 
 from openblip.data.sample import Sample
-from openblip.data.texts import Turn, open_rounds, turns_of
+from openblip.data.texts import Turn, conversation_prompt, dialog_turns, normalize_caption, open_rounds, turns_of
 from openblip.errors import SourceError
 
 
 def turn(number: int, **changes: Any) -> dict[str, Any]:
     options = [f"answer {number}", "yes", "no", f"Answer {number}.", "red", "blue"]
-    return {
-        "question": f"Question {number}?",
-        "answer": f"answer {number}",
-        "options": options,
-        "answer_index": 0,
-    } | changes
+    fields = {"question": f"Question {number}?", "answer": f"answer {number}", "options": options, "answer_index": 0}
+    return fields | changes
 
 
 def dialog(*rounds: dict[str, Any]) -> Sample:
     return Sample("k", "s", b"", (), "source#1", {"dialog": list(rounds)})
+
+
+def message(speaker: str, text: str) -> dict[str, str]:
+    return {"from": speaker, "value": text}
 
 
 def test_open_rounds_are_those_with_candidates_behind_answered_ones() -> None:
@@ -38,18 +38,9 @@ def test_open_rounds_are_those_with_candidates_behind_answered_ones() -> None:
         ({"instruction": "Do", "answer": "Done"}, [("Do", "Done")]),
         ({"instruction": "Do", "input": "this", "output": "Done"}, [("Do\nthis", "Done")]),
         ({"dialog": [{"question": "a?", "answer": "b", "options": ["b"]}, {"question": "c?"}]}, [("a?", "b")]),
+        ({"turns": [{"question": "a?", "answer": "b"}, {"question": "c"}, turn(3)]}, [("a?", "b")]),
         (
-            {"turns": [{"question": "a?", "answer": "b"}, {"question": "c"}, {"question": "d", "answer": "e"}]},
-            [("a?", "b")],
-        ),
-        (
-            {
-                "conversations": [
-                    {"from": "human", "value": "a?\n<image>"},
-                    {"from": "gpt", "value": "b"},
-                    {"from": "human", "value": "c?"},
-                ]
-            },
+            {"conversations": [message("human", "a?\n<image>"), message("gpt", "b"), message("human", "c?")]},
             [("a?", "b")],
         ),
     ],
@@ -68,14 +59,36 @@ def test_forms_of_turns(info: Mapping[str, Any], turns: list[tuple[str, str]]) -
         ({"turns": [{"question": "a?"}]}, "no answer in turns"),
         ({"turns": [{"question": "a?", "answer": 3}]}, "the answer must be a text"),
         ({"conversations": {"from": "human"}}, "conversations must be a list of objects"),
-        ({"conversations": [{"from": "human", "value": "a"}]}, "no answer in conversations"),
-        ({"conversations": [{"from": "gpt", "value": "a"}]}, "message 0 .* from 'gpt', not human"),
-        (
-            {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]},
-            "value of a message must be a text",
-        ),
+        ({"conversations": [message("human", "a")]}, "no answer in conversations"),
+        ({"conversations": [message("gpt", "a")]}, "message 0 .* from 'gpt', not human"),
+        ({"conversations": [message("human", "<image>"), message("gpt", "a")]}, "value of a message must be a text"),
     ],
 )
 def test_what_is_no_conversation_is_named(info: Mapping[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         turns_of(info)
+
+
+def test_normalize_caption() -> None:
+    assert normalize_caption(' A "Dog"...  (left)\n#1; ~x: ') == "a dog left 1 x"
+    assert normalize_caption("It's a t-shirt, yes") == "it's a t-shirt, yes"
+    assert normalize_caption("w " * 50).split() == ["w"] * 30
+    assert normalize_caption("!!!") == ""
+
+
+def test_the_answer_in_question_stands_behind_the_open_question() -> None:
+    rounds = [("Is it RED?", "Yes."), ("How many dogs", "two")]
+    assert dialog_turns(rounds, "Is it (a) cat?", "No!") == ["is it red? yes", "how many dogs two", "is it a cat? no"]
+    assert dialog_turns([], "is it", "") == ["is it"]
+
+
+def test_a_long_question_leaves_its_answer_whole() -> None:
+    """Or all candidates would look the same."""
+    (turn,) = dialog_turns([], "how " * 70, "two dogs")
+    assert turn.endswith(" two dogs")
+    assert turn.split().count("how") == 50
+
+
+def test_prompts_of_other_models() -> None:
+    assert conversation_prompt("Question: {} Short answer:", [], "why?") == "Question: why? Short answer:"
+    assert conversation_prompt("{}", [("Who?", "He!"), ("Me?", "no")], "Why?") == "Who? He! Me? no. Why?"
