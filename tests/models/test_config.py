@@ -25,12 +25,7 @@ CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)
 @pytest.mark.parametrize(
     "config",
     [
-        BlipConfig(
-            vision=VisionConfig(image_size=48, patch_size=12, drop_path=0.1),
-            text=TextConfig(sharing="none", vocab_size=77),
-            heads=("lm",),
-            pooled=True,
-        ),
+        BlipConfig(vision=VisionConfig(drop_path=0.1), text=TextConfig(vocab_size=77), heads=("lm",), pooled=True),
         Blip2Config(),
         Blip2Config(heads=("llm",), language=OPT, vision=CLIP, vision_norm_eps=1e-6),
         Blip2Config(heads=("itm", "llm"), language=replace(OPT, end_of_text=None), instructed=True),

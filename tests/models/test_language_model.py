@@ -24,9 +24,9 @@ from tiny_language_models import (
     START,
     UNKNOWN,
     byte_tokenizer,
-    gpt2,
     tiny_language_model,
     tokens_of,
+    untrained,
     visual_prompts,
     word_tokenizer,
 )
@@ -185,23 +185,14 @@ def test_visual_prompts_follow_the_precision_of_the_model() -> None:
     assert len(language.generate(visual_prompts(1), ["a"], max_new_tokens=2, min_new_tokens=2)[0]) == 2
 
 
-def test_a_line_end_may_end_texts() -> None:
-    language = tiny_language_model("gpt2", "bytes", end_of_text="\n")
-    found = language.predict(visual_prompts(1), ["a"], ["dog"], 20)
-    assert predicted_tokens(language, found) == [["Ġdog", "Ċ"]]
-
-
 @pytest.mark.parametrize("end", ["a dog", ""])
 def test_an_end_that_is_not_one_token_is_refused(end: str) -> None:
     with pytest.raises(CheckpointError, match=f"end_of_text '{end}' is {len(end.split())} tokens"):
         tiny_language_model("gpt2", "words", end_of_text=end)
-
-
-def test_a_tokenizer_without_end_asks_for_one() -> None:
     tokenizer = byte_tokenizer("$A")
     tokenizer.eos_token = None
     with pytest.raises(CheckpointError, match="has no end token: name an end_of_text"):
-        wrap_language_model(gpt2(len(tokenizer)), tokenizer)
+        wrap_language_model(untrained("gpt2", len(tokenizer)), tokenizer)
 
 
 class SlowTokenizer(transformers.PreTrainedTokenizer):
@@ -275,15 +266,10 @@ def test_a_text_has_in_writing_the_probability_that_training_gave_it(name: str, 
         return [forced[row][step] if step < len(forced[row]) else PAD]
 
     output = language.model.generate(
-        **language.generation_inputs(visual, PROMPTS),
-        prefix_allowed_tokens_fn=only,
-        max_new_tokens=max(map(len, forced)),
-        eos_token_id=END,
-        pad_token_id=PAD,
-        do_sample=False,
-        output_logits=True,
+        **language.generation_inputs(visual, PROMPTS), prefix_allowed_tokens_fn=only,
+        max_new_tokens=max(map(len, forced)), eos_token_id=END, pad_token_id=PAD, do_sample=False, output_logits=True,
         return_dict_in_generate=True,
-    )
+    )  # fmt: skip
     written = torch.stack(output.logits, dim=1)  # (R, T, V)
     for row, said in enumerate(rows):
         expected = taught.logits[row, : len(said)][said].log_softmax(dim=-1)
@@ -415,6 +401,9 @@ def test_adapters_write_too(name: str) -> None:
 
 
 def test_a_line_end_ends_what_is_written() -> None:
+    one_line = tiny_language_model("gpt2", "bytes", end_of_text="\n")
+    predicted = one_line.predict(visual_prompts(1), ["a"], ["dog"], 20)
+    assert predicted_tokens(one_line, predicted) == [["Ġdog", "Ċ"]]
     language, visual = tiny_language_model("opt", "bytes", end_of_text="\n"), visual_prompts(4)
     with torch.no_grad():
         language.model.get_output_embeddings().weight[language.end_id] *= 3

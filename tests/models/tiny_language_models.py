@@ -55,78 +55,50 @@ def wrapped(tokens: Tokenizer, template: str) -> Any:
     )
 
 
-def opt(vocab_size: int) -> Any:
-    config = transformers.OPTConfig(
-        vocab_size=vocab_size, hidden_size=DIM, word_embed_proj_dim=DIM, ffn_dim=24, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, dropout=0.0, pad_token_id=PAD, bos_token_id=START,
-        eos_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.OPTForCausalLM(config)
-
-
-def gpt2(vocab_size: int) -> Any:
-    config = transformers.GPT2Config(
-        vocab_size=vocab_size, n_embd=DIM, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
-
-
-def llama(vocab_size: int) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=START, eos_token_id=END,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def qwen2(vocab_size: int) -> Any:
-    config = transformers.Qwen2Config(
-        vocab_size=vocab_size, hidden_size=DIM, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-        eos_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.Qwen2ForCausalLM(config)
-
-
-def t5(vocab_size: int) -> Any:
-    config = transformers.T5Config(
-        vocab_size=vocab_size, d_model=DIM, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0,
-        pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=PAD, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.T5ForConditionalGeneration(config)
-
-
-def bart(vocab_size: int) -> Any:
-    config = transformers.BartConfig(
-        vocab_size=vocab_size, d_model=DIM, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64,
-        dropout=0.0, scale_embedding=True, pad_token_id=PAD, bos_token_id=START, eos_token_id=END,
-        decoder_start_token_id=END, forced_eos_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.BartForConditionalGeneration(config)
-
-
-# Every architecture with the way its tokenizer has around a text.
-MODELS = {
-    "opt": (opt, "<s> $A"),
-    "gpt2": (gpt2, "$A"),
-    "llama": (llama, "<s> $A"),
-    "qwen2": (qwen2, "$A"),
-    "t5": (t5, "$A </s>"),
-    "bart": (bart, "<s> $A </s>"),
-}
+ENDS = {"bos_token_id": START, "eos_token_id": END}
+SMALL = {"hidden_size": DIM, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+UNTIED = {"tie_word_embeddings": False}
+# Every architecture: what its tokenizer has around a text, and its settings.
+MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "opt": ("<s> $A", "OPTConfig", "OPTForCausalLM", {
+        "hidden_size": DIM, "word_embed_proj_dim": DIM, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "max_position_embeddings": 64, "dropout": 0.0, "pad_token_id": PAD, **ENDS, **UNTIED,
+    }),
+    "gpt2": ("$A", "GPT2Config", "GPT2LMHeadModel", {
+        "n_embd": DIM, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0, "bos_token_id": END, "eos_token_id": END, **UNTIED,
+    }),
+    "llama": ("<s> $A", "LlamaConfig", "LlamaForCausalLM", {
+        **SMALL, "num_key_value_heads": 1, "max_position_embeddings": 64, **ENDS,
+    }),
+    "qwen2": ("$A", "Qwen2Config", "Qwen2ForCausalLM", {
+        **SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "eos_token_id": END, **UNTIED,
+    }),
+    "t5": ("$A </s>", "T5Config", "T5ForConditionalGeneration", {
+        "d_model": DIM, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0,
+        "pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD, **UNTIED,
+    }),
+    "bart": ("<s> $A </s>", "BartConfig", "BartForConditionalGeneration", {
+        "d_model": DIM, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64,
+        "dropout": 0.0, "scale_embedding": True, "pad_token_id": PAD, **ENDS, "decoder_start_token_id": END,
+        "forced_eos_token_id": END, **UNTIED,
+    }),
+}  # fmt: skip
 CAUSAL, SEQ2SEQ = ("opt", "gpt2", "llama", "qwen2"), ("t5", "bart")
 TOKENIZERS = {"words": word_tokenizer, "bytes": byte_tokenizer}
 
 
+def untrained(name: str, vocab_size: int) -> Any:
+    _, config, model, settings = MODELS[name]
+    torch.manual_seed(0)
+    return getattr(transformers, model)(getattr(transformers, config)(vocab_size=vocab_size, **settings)).eval()
+
+
 def tiny_language_model(name: str, words: str = "words", end_of_text: str | None = None) -> LanguageModel:
     """In eval mode, with weights that make texts differ and some of them end."""
-    make, template = MODELS[name]
-    tokenizer = TOKENIZERS[words](template)
-    torch.manual_seed(0)
-    model = make(len(tokenizer)).eval()
+    tokenizer = TOKENIZERS[words](MODELS[name][0])
+    model = untrained(name, len(tokenizer))
     randomise(model, seed=3, scale=0.4)
     language = wrap_language_model(model, tokenizer, end_of_text)
     with torch.no_grad():

@@ -84,11 +84,7 @@ def itc_by_definition(task: nn.Module, batch: ImageTextBatch, queued: tuple[Tens
     image, text = embed(task.model)
     with torch.no_grad():
         momentum = embed(task.momentum_model)
-    keys = (
-        torch.cat([momentum[0], queued[0]]),
-        torch.cat([momentum[1], queued[1]]),
-        torch.cat([batch.image_ids, queued[2]]),
-    )
+    keys = [torch.cat(pair) for pair in zip((*momentum, batch.image_ids), queued, strict=True)]
     return itc_loss(image, text, *momentum, batch.image_ids, keys, task.model.temperature, alpha)
 
 
@@ -102,10 +98,8 @@ def drawn_negatives(task: nn.Module, batch: ImageTextBatch, step: int) -> list[t
             embedded(model, pixels) @ average.embed_text(tokens.ids, tokens.mask).T,
             model.embed_text(tokens.ids, tokens.mask) @ embedded(average, pixels).T,
         )
-    return [
-        draw_negatives(negative_weights(similarity / model.temperature, ids, ids), generator)
-        for similarity in similarities
-    ]
+    weights = [negative_weights(similarity / model.temperature, ids, ids) for similarity in similarities]
+    return [draw_negatives(each, generator) for each in weights]
 
 
 def assert_losses(task: nn.Module, batch: Batch, expected: dict[str, Tensor], step: int = 0) -> None:
@@ -142,10 +136,8 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(
         assert len(queued[2]) == 7
         expected["itc"] = itc_by_definition(task, batch, queued, alpha=0.2)
         expected["itm"] = itm_by_pairs(task, batch, drawn_negatives(task, batch, step=2))
-    if name == "pretraining":
-        expected["lm"] = lm_by_captions(task, batch, [TOKENIZER.dec_id], smoothing=0.1)
-    elif name == "captioning":
-        prompt = TOKENIZER.prompt("a picture of ").tolist()
+    if name != "filtering":
+        prompt = TOKENIZER.prompt("a picture of ").tolist() if name == "captioning" else [TOKENIZER.dec_id]
         expected["lm"] = lm_by_captions(task, batch, prompt, smoothing=0.1)
     assert_losses(task, batch, expected, step=2)
 
@@ -174,7 +166,11 @@ def test_the_queue_gets_the_momentum_models_embeddings_once_per_step() -> None:
     images, texts, ids = queue.content()
     assert ids.tolist() == [1, 2, 1, 3, 8, 9]
     torch.testing.assert_close([images, texts], expected)
-    task.after_step()
+    for before, after in ((5.0, 0.5), (1e-5, 0.001)):
+        with torch.no_grad():
+            task.model.log_temperature.fill_(torch.tensor(before).log())
+        task.after_step()
+        assert task.model.temperature.item() == pytest.approx(after, rel=1e-4)  # clamped
     assert len(queue.content()[2]) == 6  # nothing new, nothing again
 
 
@@ -192,12 +188,10 @@ def test_the_momentum_model_follows_by_the_formula() -> None:
 
 @pytest.mark.parametrize("name", ["pretraining", "filtering"])
 def test_the_momentum_model_has_no_dropout_while_the_task_trains(name: str) -> None:
-    task = make_task(name, dropout=0.5).train()
-    average, tokens = task.momentum_model, BATCH.tokens
-    first, second = (average.embed_text(tokens.ids, tokens.mask) for _ in range(2))
-    assert torch.equal(first, second)
-    task.eval()
-    assert torch.equal(first, average.embed_text(tokens.ids, tokens.mask))
+    task, tokens = make_task(name, dropout=0.5), BATCH.tokens
+    vectors = [task.train(mode).momentum_model.embed_text(tokens.ids, tokens.mask) for mode in (True, True, False)]
+    assert torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[0], vectors[2])
 
 
 def test_the_momentum_model_starts_as_the_model_and_is_not_trained() -> None:
@@ -208,15 +202,6 @@ def test_the_momentum_model_starts_as_the_model_and_is_not_trained() -> None:
         assert value.data_ptr() != own[name].data_ptr()
     assert not any(parameter.requires_grad for parameter in average.parameters())
     assert not [name for name in average.state_dict() if "lm_head" in name or "itm" in name or "decode" in name]
-
-
-@pytest.mark.parametrize(("before", "after"), [(5.0, 0.5), (1e-5, 0.001)])
-def test_the_temperature_is_clamped_after_the_step(before: float, after: float) -> None:
-    task = make_task("filtering")
-    with torch.no_grad():
-        task.model.log_temperature.fill_(torch.tensor(before).log())
-    task.after_step()
-    assert task.model.temperature.item() == pytest.approx(after, rel=1e-4)
 
 
 def test_a_seed_decides_the_negatives() -> None:
@@ -240,10 +225,9 @@ def test_without_a_prompt_every_token_is_predicted_and_with_one_the_words_are_re
     task = make_task("captioning")
     config = CaptioningConfig(prompt="", label_smoothing=0.0)
     plain = Captioning(config, task.model, TOKENIZER, task.preprocessing)
-    torch.testing.assert_close(
-        plain(BATCH, 0, torch.Generator())["lm"], lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0)
-    )
-    assert not torch.allclose(plain(BATCH, 0, torch.Generator())["lm"], task(BATCH, 0, torch.Generator())["lm"])
+    without, with_prompt = (each(BATCH, 0, torch.Generator())["lm"] for each in (plain, task))
+    torch.testing.assert_close(without, lm_by_captions(plain, BATCH, [TOKENIZER.dec_id], 0.0))
+    assert not torch.allclose(without, with_prompt)
 
 
 def test_interleaved_texts_alternate_and_pad_to_the_longer() -> None:
