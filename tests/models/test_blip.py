@@ -120,7 +120,7 @@ def test_cached_decoding_equals_uncached(chunks: list[int], sharing: Sharing) ->
 
 
 @torch.no_grad()
-def test_cached_beams_may_be_reordered_and_repeated() -> None:
+def test_cached_rows_may_be_reordered_repeated_and_dropped() -> None:
     model = tiny_blip(("lm",))
     _, kv = encoded(model, 2)
     prompt = random_tokens([3, 3], first=DEC).ids
@@ -133,11 +133,7 @@ def test_cached_beams_may_be_reordered_and_repeated() -> None:
     cache.reorder(order)
     ids = torch.cat([ids[order], random_tokens([1] * 6, seed=2).ids], dim=1)
     torch.testing.assert_close(model.decode(ids[:, 5:], kv, cache), model.decode(ids, kv)[:, 5:], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_images_can_be_dropped_while_decoding() -> None:
-    model = tiny_blip(("lm",))
+    # images can be dropped
     _, kv = encoded(model, 3)
     ids = random_tokens([5, 5, 5], first=DEC).ids
     cache = model.new_cache(5)
@@ -176,6 +172,9 @@ def test_scores_do_not_depend_on_padding() -> None:
     texts = random_tokens(lengths, first=ENC)
     together = model.match_logits(texts.ids, texts.mask, kv)
     embedded = model.embed_text(texts.ids, texts.mask)
+    for vectors in (embedded, model.embed_image(model.encode_image(random_pixels(3)))):
+        assert vectors.shape == (3, 12)
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     for row, length in enumerate(lengths):
         ids, mask = texts.ids[row : row + 1, :length], texts.mask[row : row + 1, :length]
         alone = model.match_logits(ids, mask, kv.select(torch.tensor([row])))
@@ -186,25 +185,11 @@ def test_scores_do_not_depend_on_padding() -> None:
 @torch.no_grad()
 def test_padding_before_a_prompt_can_be_masked() -> None:
     """Only positions shift, so rows must be compared with the same shift."""
-    model = tiny_blip(("lm",))
+    model, ids = tiny_blip(("lm",)), random_tokens([6], first=DEC).ids
     _, kv = encoded(model, 1)
-    ids = random_tokens([6], first=DEC).ids
     mask = torch.tensor([[False, False, True, True, True, True]])
-    other = ids.clone()
-    other[0, :2] = 30
-    first, second = model.decode(ids, kv, mask=mask), model.decode(other, kv, mask=mask)
+    first, second = (model.decode(x, kv, mask=mask) for x in (ids, ids.masked_fill(~mask, 30)))
     torch.testing.assert_close(first[:, 2:], second[:, 2:], atol=0, rtol=0)
-
-
-@torch.no_grad()
-def test_embeddings_are_unit_vectors_of_the_right_width() -> None:
-    model, texts = tiny_blip(), random_tokens([4, 6])
-    image = model.embed_image(model.encode_image(random_pixels(3)))
-    text = model.embed_text(texts.ids, texts.mask)
-    assert image.shape == (3, 12)
-    assert text.shape == (2, 12)
-    for embedding in (image, text):
-        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)))
 
 
 @torch.no_grad()

@@ -82,13 +82,10 @@ def test_causal_attention_does_not_see_later_tokens() -> None:
     torch.testing.assert_close(before[:, :4], after[:, :4], atol=0, rtol=0)
     assert not torch.allclose(before[:, 4:], after[:, 4:])
     assert not torch.allclose(layer(x)[:, :4], layer(changed)[:, :4])  # both ways it does
-
-
-def test_causal_and_padding_masks_combine() -> None:
-    layer, x = self_attention(), random(2, 5, 24).detach()
+    # and together with a mask of padding
     padded_first = torch.tensor([[False, True, True, True, True]] * 2)[:, None, None, :]
-    whole = layer(x, padded_first, causal=True)
-    torch.testing.assert_close(whole[:, 1:], layer(x[:, 1:], causal=True), atol=1e-6, rtol=1e-5)
+    whole = layer(x[:, :5], padded_first, causal=True)
+    torch.testing.assert_close(whole[:, 1:], layer(x[:, 1:5], causal=True), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunks", [[1] * 7, [3, 1, 2, 1], [7], [1, 6]], ids=str)

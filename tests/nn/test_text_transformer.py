@@ -35,13 +35,8 @@ def test_padding_does_not_change_a_text(mode: str, with_image: bool) -> None:
         own = None if kv is None else [pair.select(torch.tensor([row])) for pair in kv]
         alone = model(together.ids[row : row + 1, :length], mode, context_kv=own)
         torch.testing.assert_close(padded[row, :length], alone[0], atol=1e-5, rtol=1e-5)
-
-
-def test_what_stands_in_padding_does_not_matter() -> None:
-    model, tokens = transformer(), random_tokens([4, 7])
-    other = tokens.ids.masked_fill(~tokens.mask, 11)
-    first, second = (model(ids, "encode", mask=tokens.mask) for ids in (tokens.ids, other))
-    torch.testing.assert_close(first[tokens.mask], second[tokens.mask], atol=0, rtol=0)
+    other = model(together.ids.masked_fill(~together.mask, 11), mode, mask=together.mask, context_kv=kv)
+    torch.testing.assert_close(padded[together.mask], other[together.mask], atol=0, rtol=0)
 
 
 def test_encode_sees_both_ways_and_decode_only_back() -> None:
@@ -50,22 +45,16 @@ def test_encode_sees_both_ways_and_decode_only_back() -> None:
     changed[0, -1] = 7
     assert not torch.allclose(model(ids, "encode")[:, 0], model(changed, "encode")[:, 0], atol=1e-3)
     torch.testing.assert_close(model(ids, "decode")[:, :-1], model(changed, "decode")[:, :-1], atol=0, rtol=0)
-
-
-def test_word_order_matters() -> None:
-    model = transformer()
+    # word order matters
     first, second = model(torch.tensor([[2, 7, 8]]), "encode"), model(torch.tensor([[2, 8, 7]]), "encode")
     assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-3)
 
 
-def test_a_reading_that_the_model_has_not_is_named() -> None:
+def test_what_the_model_cannot_do_is_named() -> None:
     with pytest.raises(KeyError, match=r"cannot decode; it has encode"):
         transformer(modes=("encode",))(torch.tensor([[2]]), "decode")
     with pytest.raises(KeyError, match="no decoder"):
         transformer(modes=("encode",)).predict_words(torch.zeros(1, 1, 32))
-
-
-def test_a_mask_with_a_cache_is_refused() -> None:
     tokens = random_tokens([3])
     with pytest.raises(ValueError, match="mask or a cache"):
         transformer()(tokens.ids, "decode", mask=tokens.mask, cache=SelfAttentionCache(2, 5))

@@ -132,17 +132,12 @@ def at_degrees(*degrees: float) -> torch.Tensor:
 def test_the_query_that_fits_best_counts() -> None:
     images = torch.stack([at_degrees(0, 90), at_degrees(180, 225)])  # (I=2, Q=2, E=2)
     texts = at_degrees(30, 90, 180)
-    half = math.sqrt(0.5)
-    expected = [
-        [math.cos(math.pi / 6), 1.0, 0.0],  # 0 and 90 degrees: the nearest of both
-        [math.cos(math.pi * 150 / 180), 0.0, 1.0],
-    ]
+    # 0 and 90 degrees: the nearest of both
+    expected = [[math.cos(math.pi / 6), 1.0, 0.0], [math.cos(math.pi * 150 / 180), 0.0, 1.0]]
     found = similarity_matrix(images, texts)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
-    assert float(similarity_matrix(images, at_degrees(270))[1, 0]) == pytest.approx(half)
-
-
-def test_only_the_best_query_learns() -> None:
+    assert float(similarity_matrix(images, at_degrees(270))[1, 0]) == pytest.approx(math.sqrt(0.5))
+    # only the best query learns
     images = torch.stack([at_degrees(0, 90)]).requires_grad_()
     similarity_matrix(images, at_degrees(30)).sum().backward()
     assert images.grad is not None
@@ -181,14 +176,12 @@ def test_captions_of_one_picture_are_never_negatives() -> None:
 def test_rows_of_a_part_are_told_from_the_joint_batch() -> None:
     """One process's rows against the keys of all: the second of two, whose ids stand at the end."""
     torch.manual_seed(1)
-    whole = torch.randn(4, 4)
-    joint = torch.tensor([1, 2, 3, 4])
-    losses = [
+    whole, joint = torch.randn(4, 4), torch.tensor([1, 2, 3, 4])
+    first, second, together = (
         in_batch_itc_loss(whole[rows], whole.T[rows], joint[rows], joint, label_smoothing=0.1)
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
-    together = in_batch_itc_loss(whole, whole.T, joint, joint, label_smoothing=0.1)
-    torch.testing.assert_close(torch.stack(losses).mean(), together)
+        for rows in (slice(0, 2), slice(2, 4), slice(0, 4))
+    )
+    torch.testing.assert_close((first + second) / 2, together)
 
 
 def rows(first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,10 +242,7 @@ def test_the_moving_average_is_exact() -> None:
 def test_itm_is_what_loops_say_with_its_gradients() -> None:
     logits = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels, counted = [1, 0, 1, 0, 0], [True, True, True, False, True]
-    losses = []
-    for row in range(5):
-        if counted[row]:
-            losses.append(logits[row].exp().sum().log() - logits[row, labels[row]])
+    losses = [logits[row].exp().sum().log() - logits[row, labels[row]] for row in range(5) if counted[row]]
     slow = torch.stack(losses).mean()
     ours = itm_loss(logits, torch.tensor(labels), torch.tensor(counted))
     assert_same(ours, slow, [logits])
@@ -350,10 +340,8 @@ def test_lm_is_what_loops_say_with_its_gradients(prompt_length: int, smoothing: 
 
 def test_labels_by_hand() -> None:
     assert next_token_labels(IDS[:2], MASK[:2]).tolist() == [[3, 4, 5, 6], [3, 4, 7, IGNORE_INDEX]]
-    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == [
-        [IGNORE_INDEX, IGNORE_INDEX, 5, 6],
-        [IGNORE_INDEX, IGNORE_INDEX, 7, IGNORE_INDEX],
-    ]
+    after_prompt = [[IGNORE_INDEX, IGNORE_INDEX, 5, 6], [IGNORE_INDEX, IGNORE_INDEX, 7, IGNORE_INDEX]]
+    assert next_token_labels(IDS[:2], MASK[:2], 3).tolist() == after_prompt
     assert IDS[0].tolist() == [9, 3, 4, 5, 6]  # the input stays
 
 

@@ -1,11 +1,11 @@
-"""Pre-training, filter and captioner: their losses against one pair at a time, and odd batches.
+"""BLIP's tasks: their losses against one example at a time, gradients included, and odd batches.
 
 B batch, G joint batch.
 """
 
 import itertools
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,17 +15,23 @@ from torch import Tensor, nn
 
 from marks import slow
 from openblip.data.batch import Batch, ImageTextBatch
+from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
+from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import Sharing
 from openblip.objectives import draw_negatives, itc_loss, lm_loss, negative_weights
+from openblip.tasks.base import Task
 from openblip.tasks.captioning import Captioning
-from openblip.tasks.config import CaptioningConfig
-from openblip.tasks.contrastive import interleave, replace_first
+from openblip.tasks.catalog import TASKS
+from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config, CaptioningConfig, PretrainingConfig
+from openblip.tasks.contrastive import Blip2Stage1, interleave, replace_first
+from openblip.tasks.language_model import Blip2Stage2
 from openblip.tasks.nlvr import StatementBatch
 from openblip.tasks.question_answering import QuestionBatch
 from openblip.tasks.visdial import DialogBatch
-from tiny_blip import DEC, gradients, random_batch
+from tiny_blip import DEC, SIZE, TINY, gradients, random_batch
+from tiny_blip2 import tiny_blip2
 
 
 def tokens_of(model: Blip, pixels: Tensor) -> Tensor:
@@ -353,3 +359,45 @@ def test_the_batchs_own_tokens_are_left_alone(name: str, batch: Batch) -> None:
     make_task(name)(batch, 0, torch.Generator())
     assert texts
     assert all(torch.equal(old, tokens.ids) for old, tokens in zip(before, texts, strict=True))
+
+
+# --- The longest text of a run has to fit the model, and is found out before the first step
+
+POSITIONS = TINY.text.max_positions
+PROMPT = "a b"
+PROMPT_TOKENS = len(TOKENIZER.prompt(PROMPT))
+
+
+def build(config: CaptioningConfig | PretrainingConfig, max_text_length: int) -> Task:
+    model = Blip(replace(TINY, text=replace(TINY.text, vocab_size=TOKENIZER.vocab_size)))
+    data = DataConfig(source="", max_text_length=max_text_length)
+    task_class = TASKS[type(config)]
+    return task_class.build(config, data, model, TOKENIZER, Preprocessing(image_size=SIZE))
+
+
+def test_the_longest_caption_that_is_accepted_trains() -> None:
+    longest = POSITIONS + 2 - PROMPT_TOKENS
+    task = build(CaptioningConfig(prompt=PROMPT), longest)
+    batch = random_batch([3], [1])
+    ids = torch.full((1, longest), TOKENIZER.pad_id + 5)
+    batch = replace(batch, tokens=Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
+    assert torch.isfinite(task(batch, 0, torch.Generator())["lm"])
+    with pytest.raises(ConfigError, match=rf"{POSITIONS + 1} tokens.*{POSITIONS} positions"):
+        build(CaptioningConfig(prompt=PROMPT), longest + 1)
+
+
+def test_without_a_prompt_positions_are_the_limit() -> None:
+    build(PretrainingConfig(), POSITIONS)
+    with pytest.raises(ConfigError, match=r"--data\.max-text-length"):
+        build(PretrainingConfig(), POSITIONS + 1)
+
+
+def test_the_text_branch_of_a_qformer_limits_what_it_is_given() -> None:
+    """Without one, as in stage 2, the language model has a limit of its own."""
+    model = tiny_blip2().model
+    positions = model.config.qformer.max_positions
+    data = DataConfig(source="", max_text_length=positions + 1)
+    preprocessing = Preprocessing(image_size=SIZE)
+    with pytest.raises(ConfigError, match=rf"{positions + 1} tokens: the Q-Former has {positions} positions"):
+        Blip2Stage1.build(Blip2Stage1Config(), data, model, TOKENIZER, preprocessing)
+    Blip2Stage2.build(Blip2Stage2Config(), data, tiny_blip2((), "opt").model, None, preprocessing)

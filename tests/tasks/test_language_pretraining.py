@@ -1,6 +1,6 @@
-"""Language models trained on text alone: the loss is that of transformers.
+"""Language models trained on text alone: the loss is that of transformers; where texts are cut, and how often.
 
-R texts, T tokens, V vocabulary.
+T tokens, V vocabulary.
 """
 
 import math
