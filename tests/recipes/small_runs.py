@@ -1,8 +1,6 @@
 """Trainings of seconds: tiny models that learn a few emoji scenes, or boxes of four colors on two sides, by heart."""
 
-import io
 import json
-import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, Vision
 from openblip.recipes import mini
 from openblip.recipes.run import Blip2Run, ImageEncoderSource, LanguageModelSource, LanguageRun, LanguageShape
 from openblip.tasks.config import Blip2Stage1Config
+from shared_files import as_json, read_lines, write_tar
 
 SIZE = 32
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (20, 160, 20), "grey": (120, 120, 120)}
@@ -38,18 +37,13 @@ def write_scenes(folder: Path, kind: Kind, count: int) -> Source:
 def write_samples(folder: Path, samples: Iterable[Sample], suffix: str = "jpg") -> Source:
     """The same samples under new names in one shard, for what a test changed of them."""
     folder.mkdir(parents=True)
-    with tarfile.open(folder / "0000.tar", "w") as tar:
-        for number, sample in enumerate(samples):
-            info = dict(sample.info) | {"captions": list(sample.captions)}
-            files = {"json": json.dumps(info).encode()}
-            if sample.second_image is None:
-                files[suffix] = sample.image
-            else:
-                files |= {f"left.{suffix}": sample.image, f"right.{suffix}": sample.second_image}
-            for name, content in files.items():
-                member = tarfile.TarInfo(f"{number:04d}.{name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    members = []
+    for number, sample in enumerate(samples):
+        files = {"json": as_json(**sample.info, captions=list(sample.captions)), suffix: sample.image}
+        if sample.second_image is not None:
+            files |= {f"left.{suffix}": files.pop(suffix), f"right.{suffix}": sample.second_image}
+        members += [(f"{number:04d}.{name}", content) for name, content in files.items()]
+    write_tar(folder / "0000.tar", members)
     return open_source(str(folder))
 
 
@@ -116,8 +110,7 @@ def small(run: Any, source: Any, out: Path, *, steps: int, batch_size: int = 8, 
 def train(run: Any) -> list[float]:
     """The losses by step."""
     assert run.train()
-    lines = (Path(run.out) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [line["loss"] for line in read_lines(Path(run.out) / "metrics.jsonl")]
 
 
 def assert_fallen(losses: list[float], to: float) -> None:
@@ -128,10 +121,7 @@ def assert_fallen(losses: list[float], to: float) -> None:
 def language_run(root: Path, kind: str, steps: int = 120) -> LanguageRun:
     run = mini.blip2_mini_opt() if kind == "opt" else mini.blip2_mini_t5()
     shape = LanguageShape(architecture=kind, hidden_dim=48, num_layers=2, num_heads=4, mlp_dim=96)  # type: ignore[arg-type]
-    small_run: LanguageRun = small(
-        run, root / "texts.jsonl", root / run.recipe, steps=steps, shape=shape, vocab_size=330
-    )
-    return small_run
+    return small(run, root / "texts.jsonl", root / run.recipe, steps=steps, shape=shape, vocab_size=330)
 
 
 def stage1_run(root: Path, steps: int = 80) -> Blip2Run:
@@ -156,13 +146,12 @@ def stage2_run(root: Path, kind: str, steps: int = 60) -> Blip2Run:
     run = mini.blip2_mini_stage2_opt() if kind == "opt" else mini.blip2_mini_stage2_t5()
     language = replace(run.language or LanguageModelSource(), source=str(root / f"blip2-mini-{kind}" / "model"))
     init = str(root / "blip2-mini-stage1" / "model")
-    small_run: Blip2Run = small(run, root / "pairs.jsonl", root / run.recipe, steps=steps, init=init, language=language)
-    return small_run
+    return small(run, root / "pairs.jsonl", root / run.recipe, steps=steps, init=init, language=language)
 
 
 def fine_tuning_run(recipe: Blip2Run, root: Path, start: str, steps: int, **changes: Any) -> Blip2Run:
     """A recipe of the paper's size, from the model of another run, in float32."""
-    run: Blip2Run = small(
+    return small(
         replace(recipe, data=replace(recipe.data, max_text_length=20)),
         root / "pairs.jsonl",
         root / recipe.recipe,
@@ -174,4 +163,3 @@ def fine_tuning_run(recipe: Blip2Run, root: Path, start: str, steps: int, **chan
         frozen_dtype=None,
         **changes,
     )
-    return run

@@ -1,24 +1,14 @@
 """BLIP-2 from stage 1 to every fine-tuning: each learns a few images by heart within seconds."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 from safetensors.torch import load_file
-from small_runs import (
-    COLOR_QUESTION,
-    SIDE_QUESTION,
-    assert_fallen,
-    fine_tuning_run,
-    language_run,
-    stage1_run,
-    stage2_run,
-    train,
-    write_boxes,
-)
+from small_runs import COLOR_QUESTION, SIDE_QUESTION, assert_fallen, fine_tuning_run, train
 
 import openblip
 from openblip.checkpoints.backbones import load_language_model
@@ -27,6 +17,7 @@ from openblip.data.sources import open_source
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.blip2 import blip2_caption, blip2_instruct, blip2_retrieval, blip2_vqa
 from openblip.training.run_folder import RunFolder
+from shared_files import read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -39,22 +30,21 @@ def load(root: Path, name: str) -> Any:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world, its language models, and the models of both stages."""
     root = tmp_path_factory.mktemp("blip2")
-    write_boxes(root)
-    assert_fallen(train(stage1_run(root)), 0.4)
-    assert_fallen(train(language_run(root, "opt")), 0.2)
-    assert_fallen(train(stage2_run(root, "opt")), 0.4)
-    assert_fallen(train(language_run(root, "t5", steps=200)), 0.2)
-    assert_fallen(train(stage2_run(root, "t5")), 0.7)
+    small_runs.write_boxes(root)
+    assert_fallen(train(small_runs.stage1_run(root)), 0.4)
+    assert_fallen(train(small_runs.language_run(root, "opt")), 0.2)
+    assert_fallen(train(small_runs.stage2_run(root, "opt")), 0.4)
+    assert_fallen(train(small_runs.language_run(root, "t5", steps=200)), 0.2)
+    assert_fallen(train(small_runs.stage2_run(root, "t5")), 0.7)
     return root
 
 
 def images(root: Path) -> list[str]:
-    rows = map(json.loads, (root / "pairs.jsonl").read_text().splitlines())
-    return [str(root / row["image"]) for row in rows]
+    return [str(root / row["image"]) for row in read_lines(root / "pairs.jsonl")]
 
 
 def captions(root: Path) -> list[str]:
-    return [json.loads(line)["caption"] for line in (root / "pairs.jsonl").read_text().splitlines()]
+    return [row["caption"] for row in read_lines(root / "pairs.jsonl")]
 
 
 def assert_colors(words: list[str], root: Path) -> None:
@@ -159,7 +149,7 @@ def test_a_run_that_is_cut_off_goes_on_exactly(
     root: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all that is random: views, dropout, negatives, cuts of texts."""
-    run = stage1_run(root) if stage == "stage1" else stage2_run(root, "t5")
+    run = small_runs.stage1_run(root) if stage == "stage1" else small_runs.stage2_run(root, "t5")
     run = replace(
         run,
         qformer=None if run.qformer is None else replace(run.qformer, dropout=0.1),
@@ -180,8 +170,7 @@ def test_a_run_that_is_cut_off_goes_on_exactly(
         cut.train()
     monkeypatch.undo()
     assert cut.train(resume=True)
-    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == whole
+    assert [line["loss"] for line in read_lines(tmp_path / "cut" / "metrics.jsonl")] == whole
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "step_00000003" / "task.pt", weights_only=True)

@@ -11,18 +11,10 @@ import pytest
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
 
-SMALL = [
-    f"--recipe.{run}.training.{field}={value}"
-    for run in ("pretrain", "captioner", "filter")
-    for field, value in {"steps": 2, "batch-size": 4, "precision": "fp32", "num-threads": 1}.items()
-] + [f"--recipe.{run}.data.num-workers=0" for run in ("pretrain", "captioner", "filter")]
-SHAPE = {
-    "vision.image-size": 32,
-    "vision.hidden-dim": 32,
-    "vision.num-layers": 1,
-    "text.hidden-dim": 32,
-    "text.num-layers": 1,
-}
+TRAINING = {"steps": 2, "batch-size": 4, "precision": "fp32", "num-threads": 1}
+FIELDS = {**{f"training.{name}": value for name, value in TRAINING.items()}, "data.num-workers": 0}
+SMALL = [f"--recipe.{run}.{name}={FIELDS[name]}" for run in ("pretrain", "captioner", "filter") for name in FIELDS]
+SHAPE = [f"{side}.{size}" for side in ("vision", "text") for size in ("hidden-dim=32", "num-layers=1")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(world: Path, out: Path) -> list[str]:
-    shape = [f"--recipe.pretrain.model.{name}={value}" for name, value in SHAPE.items()]
+    shape = [f"--recipe.pretrain.model.{field}" for field in (*SHAPE, "vision.image-size=32")]
     return [
         "bootstrap", "blip-mini", "--web", str(world / "web"), "--human", str(world / "human"),
         "--out", str(out), "--threshold", "0", *SMALL, *shape,

@@ -1,12 +1,10 @@
 """From a file of texts to a frozen language model: trained, written, read back, and answering."""
 
 import dataclasses
-import io
 import json
 import shutil
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from openblip.recipes.mini import blip2_mini_opt, blip2_mini_t5
 from openblip.recipes.run import LanguageShape
 from openblip.tasks.language_model import no_visual
 from openblip.training.run_folder import RunFolder
+from shared_files import as_json, write_tar
 
 replace = dataclasses.replace
 ANSWERS = {"dog": "red", "cat": "blue", "cow": "green", "owl": "pink"}
@@ -30,14 +29,10 @@ SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "max_
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A shard of texts, whose images cannot be decoded, and one sample without a text."""
-    path = tmp_path_factory.mktemp("texts") / "0000.tar"
-    with tarfile.open(path, "w") as tar:
-        for number, info in enumerate([{"caption": "a cat"}, *({"text": text} for text in TEXTS)]):
-            for suffix, content in (("jpg", b"none"), ("json", json.dumps(info).encode())):
-                member = tarfile.TarInfo(f"{number}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return str(path)
+    members = []
+    for number, info in enumerate([{"caption": "a cat"}, *({"text": text} for text in TEXTS)]):
+        members += [(f"{number}.jpg", b"none"), (f"{number}.json", as_json(**info))]
+    return str(write_tar(tmp_path_factory.mktemp("texts") / "0000.tar", members))
 
 
 def small_run(recipe, source, out, steps=2, **shape):
@@ -108,9 +103,8 @@ def test_the_shape_is_what_the_run_says(source, tmp_path, recipe):
     language = run.initialize(open_mixture(source)).model
     assert language.hidden_dim == 24
     stacks = [m for m in language.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
-    assert len(stacks) == (2 if language.is_encoder_decoder else 1) + (
-        3 if language.is_encoder_decoder else 0  # each block of T5's decoder lists its three sub-layers
-    )
+    # each block of T5's decoder lists its three sub-layers
+    assert len(stacks) == (2 + 3 if language.is_encoder_decoder else 1)
     linear = {m.weight.shape for m in language.modules() if isinstance(m, torch.nn.Linear)}
     assert torch.Size([40, 24]) in linear
     language.train()

@@ -18,6 +18,7 @@ from openblip.recipes import RECIPES, blip, blip2
 from openblip.recipes.run import ImageEncoderSource
 from openblip.tasks.config import ContrastiveConfig
 from openblip.training.optimizer import learning_rate_at
+from shared_files import read_lines
 
 replace = dataclasses.replace
 COCO_EPOCH = 566_747 // 256
@@ -234,7 +235,7 @@ def miniature(world, out, **changes):
 @pytest.mark.slow
 def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
     assert miniature(world, tmp_path / "base").train()
-    losses = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    losses = read_lines(tmp_path / "base" / "metrics.jsonl")
     assert losses[-1]["step"] == 2
     assert {"itc", "itm", "lm"} <= losses[-1].keys()
     pretrained = openblip.load(tmp_path / "base" / "model")

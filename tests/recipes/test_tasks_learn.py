@@ -8,7 +8,7 @@ import pytest
 from small_runs import assert_fallen, small, train, untrained, usable, write_samples, write_scenes
 
 import openblip
-from openblip.data.sample import Source
+from openblip.data.sample import Sample, Source
 from openblip.evaluation.captioning import evaluate_captioning
 from openblip.evaluation.classification import evaluate_classification
 from openblip.evaluation.nlvr import evaluate_nlvr
@@ -16,16 +16,7 @@ from openblip.evaluation.question_answering import evaluate_question_answering
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.visdial import evaluate_visdial
 from openblip.metrics import captioning
-from openblip.recipes.mini import (
-    NUM_FRAMES,
-    blip_mini_captioner,
-    blip_mini_filter,
-    blip_mini_nlvr,
-    blip_mini_video_qa,
-    blip_mini_video_retrieval,
-    blip_mini_visdial,
-    blip_mini_vqa,
-)
+from openblip.recipes import mini
 from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, RetrievalConfig, VisdialConfig
 
@@ -48,11 +39,17 @@ def without_queue(run: BlipRun) -> BlipRun:
     return replace(run, task=RetrievalConfig(contrastive=contrastive))
 
 
+def asked_for_backgrounds(source: Source) -> list[Sample]:
+    """One question for all images: only these tell its answer."""
+    backgrounds = [sample for sample in usable(source) if sample.info["question_kind"] == "background"]
+    return [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds]
+
+
 def test_captioning_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr(captioning, "java_runs", lambda: False)
     source = write_scenes(tmp_path / "scenes", "captions", 12)
-    model = trained(blip_mini_captioner(), source, tmp_path, steps=80, batch_size=12, fallen_to=0.3)
+    model = trained(mini.blip_mini_captioner(), source, tmp_path, steps=80, batch_size=12, fallen_to=0.3)
     scores = evaluate_captioning(model, source)
     assert scores["cider"] > 1.5
     assert scores["bleu_4"] > 0.5
@@ -60,7 +57,7 @@ def test_captioning_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_retrieval_learns_and_classifies(tmp_path: Path) -> None:
     source = write_scenes(tmp_path / "scenes", "classes", 16)
-    model = trained(without_queue(blip_mini_filter()), source, tmp_path, steps=60, batch_size=16, fallen_to=0.5)
+    model = trained(without_queue(mini.blip_mini_filter()), source, tmp_path, steps=60, batch_size=16, fallen_to=0.5)
     scores = evaluate_retrieval(model, source, rerank=4)
     for way in ("itc", "itm"):  # by chance 1 / 16
         assert scores[way]["tr_r1"] > 0.7
@@ -70,13 +67,10 @@ def test_retrieval_learns_and_classifies(tmp_path: Path) -> None:
 
 
 def test_questions_learn_from_images_of_another_width(tmp_path: Path) -> None:
-    """One question for all images: only these tell its answer."""
-    asked = usable(write_scenes(tmp_path / "scenes", "questions", 110))
-    backgrounds = [sample for sample in asked if sample.info["question_kind"] == "background"]
-    same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds]
+    same = asked_for_backgrounds(write_scenes(tmp_path / "scenes", "questions", 110))
     source = write_samples(tmp_path / "backgrounds", same)
     assert len(same) >= 8
-    model = trained(blip_mini_vqa(), source, tmp_path, steps=100, batch_size=len(same), width=48, fallen_to=0.3)
+    model = trained(mini.blip_mini_vqa(), source, tmp_path, steps=100, batch_size=len(same), width=48, fallen_to=0.3)
     answers = [sample.info["answers"][0] for sample in same]
     chance = max(answers.count(answer) for answer in answers) / len(answers)
     assert chance < 0.4
@@ -89,23 +83,19 @@ def test_questions_learn_from_images_of_another_width(tmp_path: Path) -> None:
 def test_statements_learn_from_both_images(tmp_path: Path) -> None:
     """One statement for all pairs, and every image in a true and in a false one: it takes both to tell."""
     stated = usable(write_scenes(tmp_path / "scenes", "statements", 8))
-    pairs = [
-        replace(
-            one,
-            second_image=other.second_image,
-            info={**one.info, "statement": "the images belong together", "label": one is other},
-        )
-        for place, one in enumerate(stated)
-        for other in (one, stated[place - 1])
-    ]
+    pairs = []
+    for place, one in enumerate(stated):
+        for other in (one, stated[place - 1]):
+            info = {**one.info, "statement": "the images belong together", "label": one is other}
+            pairs.append(replace(one, second_image=other.second_image, info=info))
     source = write_samples(tmp_path / "pairs", pairs)
-    model = trained(blip_mini_nlvr(), source, tmp_path, steps=150, batch_size=16, fallen_to=0.3)
+    model = trained(mini.blip_mini_nlvr(), source, tmp_path, steps=150, batch_size=16, fallen_to=0.3)
     assert evaluate_nlvr(model, source)["accuracy"] > 0.9
 
 
 def test_dialogs_learn(tmp_path: Path) -> None:
     source = write_scenes(tmp_path / "scenes", "dialogs", 5)
-    run = replace(blip_mini_visdial(), task=VisdialConfig(num_negatives=7))
+    run = replace(mini.blip_mini_visdial(), task=VisdialConfig(num_negatives=7))
     model = trained(run, source, tmp_path, steps=60, batch_size=15, fallen_to=0.5)
     scores = evaluate_visdial(model, source)
     assert scores["num_rounds"] >= 20
@@ -115,20 +105,18 @@ def test_dialogs_learn(tmp_path: Path) -> None:
 
 def test_clips_are_retrieved(tmp_path: Path) -> None:
     source = write_scenes(tmp_path / "scenes", "clips", 8)
-    run = without_queue(blip_mini_video_retrieval())
+    run = without_queue(mini.blip_mini_video_retrieval())
     model = trained(run, source, tmp_path, steps=40, batch_size=8, fallen_to=0.6)
-    scores = evaluate_retrieval(model, source, rerank=2, num_frames=NUM_FRAMES)
+    scores = evaluate_retrieval(model, source, rerank=2, num_frames=mini.NUM_FRAMES)
     assert scores["itc"]["tr_r1"] > 0.7  # by chance 1 / 8
     assert scores["itm"]["ir_r1"] > 0.7
 
 
 def test_questions_about_clips_learn(tmp_path: Path) -> None:
-    asked = usable(write_scenes(tmp_path / "scenes", "clip-questions", 50))
-    backgrounds = [sample for sample in asked if sample.info["question_kind"] == "background"]
-    same = [replace(s, info={**s.info, "question": "what color is it?"}) for s in backgrounds][:8]
+    same = asked_for_backgrounds(write_scenes(tmp_path / "scenes", "clip-questions", 50))[:8]
     source = write_samples(tmp_path / "backgrounds", same, suffix="mp4")
-    model = trained(blip_mini_video_qa(), source, tmp_path, steps=40, batch_size=8, fallen_to=0.4)
+    model = trained(mini.blip_mini_video_qa(), source, tmp_path, steps=40, batch_size=8, fallen_to=0.4)
     answers = [sample.info["answers"][0] for sample in same]
     assert max(answers.count(answer) for answer in answers) / len(answers) < 0.5
-    scores = evaluate_question_answering(model, source, num_frames=NUM_FRAMES)
+    scores = evaluate_question_answering(model, source, num_frames=mini.NUM_FRAMES)
     assert scores["vqa_accuracy"] > 0.8

@@ -4,7 +4,6 @@ As a script, this file is a run that is killed:
 python test_killed_and_resumed.py SOURCE OUT NUM_WORKERS PRECISION after-step|in-checkpoint STEP
 """
 
-import json
 import os
 import random
 import signal
@@ -25,35 +24,26 @@ from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state
 from openblip.training.config import TrainingConfig
+from shared_files import read_lines
 
 STEPS, CHECKPOINT_EVERY = 9, 3
 
 
 def tiny_run(source: str, out: str, num_workers: int, precision: str) -> BlipRun:
     """All that is random or kept in a run: shuffling, augmentation, dropout, drop path, negatives, queue."""
+    small: dict[str, Any] = {"hidden_dim": 16, "num_heads": 2, "mlp_dim": 32}
+    vision = VisionConfig(image_size=32, patch_size=16, num_layers=2, drop_path=0.2, **small)
+    text = TextConfig(num_layers=1, max_positions=40, dropout=0.1, **small)
+    rates = {"learning_rate": 1e-2, "muon_learning_rate": 1e-2, "clip_norm": 1.0}
+    settings: dict[str, Any] = {**rates, "precision": precision, "num_threads": 1}
     return BlipRun(
         recipe="tiny",
-        model=BlipConfig(
-            vision=VisionConfig(
-                image_size=32, patch_size=16, hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=32, drop_path=0.2
-            ),
-            text=TextConfig(hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, max_positions=40, dropout=0.1),
-            embed_dim=8,
-        ),
+        model=BlipConfig(vision=vision, text=text, embed_dim=8),
         vocab_size=160,
         data=DataConfig(source=source, num_workers=num_workers, augmentation=Augmentation()),
         task=PretrainingConfig(contrastive=ContrastiveConfig(queue_size=10, alpha_ramp_steps=5)),
         training=TrainingConfig(
-            steps=STEPS,
-            batch_size=4,
-            accumulation=2,
-            learning_rate=1e-2,
-            muon_learning_rate=1e-2,
-            clip_norm=1.0,
-            precision=precision,  # type: ignore[arg-type]
-            log_every=1,
-            checkpoint_every=CHECKPOINT_EVERY,
-            num_threads=1,
+            steps=STEPS, batch_size=4, accumulation=2, **settings, log_every=1, checkpoint_every=CHECKPOINT_EVERY
         ),
         out=out,
     )
@@ -93,7 +83,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def losses(out: Path) -> list[dict[str, Any]]:
     """The metrics of every step but its speed."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
 
 

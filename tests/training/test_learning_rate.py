@@ -104,10 +104,8 @@ def test_layer_decay_scales_the_updates_at_every_step_of_the_schedule(muon: floa
     module = encoder()
     for parameter in module.parameters():
         nn.init.zeros_(parameter)  # so that the smallest updates are not rounded
-    settings = config(
-        steps=10, warmup_steps=2, layer_decay=0.5, weight_decay=0.0, min_learning_rate=1e-4,
-        muon_learning_rate=muon,
-    )  # fmt: skip
+    decays = {"layer_decay": 0.5, "weight_decay": 0.0}
+    settings = config(steps=10, warmup_steps=2, min_learning_rate=1e-4, muon_learning_rate=muon, **decays)
     optimizers = make_optimizers(module, settings, DEPTHS)
     gradient = {name: torch.randn_like(parameter) for name, parameter in module.named_parameters()}
     for step in range(10):

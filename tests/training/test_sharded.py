@@ -26,6 +26,7 @@ from openblip.training.run_folder import RunFolder
 from openblip.training.sharding import find_stacks, recompute_activations
 from openblip.training.state import RunState
 from openblip.training.trainer import Trainer
+from shared_files import read_lines
 from tiny_blip import SIZE, TINY, gradients, random_pixels, random_tokens, randomise
 from two_processes_of import launch
 
@@ -49,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Every step's but its speed."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
 
 
@@ -321,25 +322,22 @@ def test_a_run_recomputes_where_its_config_says_so(tmp_path: Path) -> None:
 
 def tiny(kind: str) -> Any:
     """A language model of another architecture, with its number of blocks."""
-    small = {"vocab_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    small = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+    library: Any = transformers
     match kind:
         case "t5":
-            config: Any = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
-            return transformers.T5ForConditionalGeneration(config), 4
+            config = library.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+            return library.T5ForConditionalGeneration(config), 4
         case "bart":
-            names = ("encoder", "decoder")
-            sizes = {f"{n}_{k}": v for n in names for k, v in (("layers", 2), ("attention_heads", 2))}
-            config = transformers.BartConfig(vocab_size=20, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, **sizes)
-            return transformers.BartForConditionalGeneration(config), 4
+            sizes = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
+            sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+            return library.BartForConditionalGeneration(library.BartConfig(vocab_size=20, d_model=16, **sizes)), 4
         case "gpt2":
-            config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2)
-            return transformers.GPT2LMHeadModel(config), 2
+            return library.GPT2LMHeadModel(library.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2)), 2
         case "llama":
-            return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small, intermediate_size=24)), 2
+            return library.LlamaForCausalLM(library.LlamaConfig(vocab_size=20, **small)), 2
         case "clip":
-            del small["vocab_size"]
-            config = transformers.CLIPVisionConfig(**small, intermediate_size=24, image_size=SIZE, patch_size=8)
-            return transformers.CLIPVisionModel(config), 2
+            return library.CLIPVisionModel(library.CLIPVisionConfig(**small, image_size=SIZE, patch_size=8)), 2
         case _:
             return tiny_opt(lora=True), 2
 

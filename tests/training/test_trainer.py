@@ -24,6 +24,7 @@ from openblip.tasks.config import CaptioningConfig
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
 from openblip.training.trainer import NonFiniteError, Trainer
+from shared_files import read_lines
 from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
 PROCESS = Process(0, 1, torch.device("cpu"))
@@ -81,7 +82,7 @@ def trainer(path: Path, task: nn.Module, settings: TrainingConfig, **loader: int
 
 
 def metrics(path: Path, *names: str) -> list[Any]:
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(path / "metrics.jsonl")
     return [tuple(line[name] for name in names) if len(names) > 1 else line[names[0]] for line in lines]
 
 
@@ -261,7 +262,7 @@ def test_the_best_model_is_kept_also_over_a_resume(tmp_path: Path) -> None:
     task = validated(folder, [0.2, 0.5, 0.4, 0.6], 8, saved)  # 0.4 is no best, though the run began anew
     assert saved == [2, 4, 8]
     assert task.training
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "metrics.jsonl")
     scores = [(line["step"], line["validation/score"]) for line in lines if "validation/score" in line]
     assert scores == [(2, 0.2), (4, 0.5), (6, 0.4), (8, 0.6)]
 

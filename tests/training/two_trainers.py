@@ -73,21 +73,12 @@ def tiny_opt(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.fl
     return wrap_language_model(model, tokenizer)
 
 
-def tiny_blip2(language: LanguageModel | None, dropout: float = 0.0, **qformer: Any) -> Blip2:
+def tiny_blip2(language: LanguageModel | None, dropout: float = 0.0) -> Blip2:
     """With the heads of stage 1, or with a language model that of stage 2; both towers are frozen."""
+    shape: dict[str, Any] = {"num_queries": 3, "hidden_dim": 24, "num_layers": 2, "num_heads": 3, "mlp_dim": 32}
     config = Blip2Config(
         vision=VISION,
-        qformer=QFormerConfig(
-            num_queries=3,
-            hidden_dim=24,
-            num_layers=2,
-            num_heads=3,
-            mlp_dim=32,
-            vocab_size=TOKENIZER.vocab_size,
-            max_positions=40,
-            dropout=dropout,
-            **qformer,
-        ),
+        qformer=QFormerConfig(**shape, vocab_size=TOKENIZER.vocab_size, max_positions=40, dropout=dropout),
         embed_dim=8,
         heads=("itc", "itm", "itg") if language is None else ("llm",),
         language=None if language is None else LanguageConfig(name="tiny", hidden_dim=language.hidden_dim),
@@ -124,14 +115,8 @@ def texts_at(number: int, rows: slice) -> PromptedBatch:
 def pairs_at(number: int, rows: slice) -> ImageTextBatch:
     """The same of pairs with the Q-Former's tokens."""
     whole = random_batch([4, 6, 5, 7], [10 * number + row for row in range(4)], seed=number)
-    return ImageTextBatch(
-        pixels=whole.pixels[rows],
-        tokens=type(whole.tokens)(whole.tokens.ids[rows], whole.tokens.mask[rows]),
-        captions=whole.captions[rows],
-        image_ids=whole.image_ids[rows],
-        keys=whole.keys[rows],
-        shards=whole.shards[rows],
-    )
+    fields = {name: getattr(whole, name)[rows] for name in ("pixels", "captions", "image_ids", "keys", "shards")}
+    return ImageTextBatch(tokens=type(whole.tokens)(whole.tokens.ids[rows], whole.tokens.mask[rows]), **fields)
 
 
 def loader_of(
@@ -170,19 +155,9 @@ RESUMED: tuple[dict[str, Any], dict[str, Any]] = ({"shard_frozen": True}, {"lora
 
 
 def settings(batch_size: int, **changes: Any) -> TrainingConfig:
-    values = {
-        "steps": STEPS,
-        "batch_size": batch_size,
-        "accumulation": 2,
-        "learning_rate": 1e-2,
-        "warmup_steps": 2,
-        "clip_norm": 0.5,
-        "precision": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 3,
-        "keep_checkpoints": 9,
-    }
-    return TrainingConfig(**{**values, **changes})
+    rates = {"learning_rate": 1e-2, "warmup_steps": 2, "clip_norm": 0.5, "precision": "fp32"}
+    every = {"log_every": 1, "checkpoint_every": 3, "keep_checkpoints": 9}
+    return TrainingConfig(**{"steps": STEPS, "batch_size": batch_size, "accumulation": 2, **rates, **every, **changes})
 
 
 def make(name: str, **of_task: Any) -> Task:
