@@ -1,8 +1,6 @@
 """`python -m openblip`, and so `torchrun … -m openblip train …`: the `openblip` command."""
 
-import sys
-
 from openblip.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

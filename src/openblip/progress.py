@@ -9,12 +9,9 @@ from typing import Self
 class Progress:
     """A progress display with rate and time left; a context manager.
 
-    Args:
-        label: what is being done, e.g. "captioning".
-        total: how many units there are; None when nobody knows. May be set later, as `bar.total`.
-        unit: the name of a unit, plural.
-        done: units an earlier run has done already; they count as done, not towards the rate.
-        visible: False shows no progress, e.g. on ranks other than 0; notes are printed all the same.
+    label: what is being done, e.g. "captioning". total: how many units there are; None when nobody knows. It may be set
+    later, as `bar.total`. unit: the name of a unit, plural. done: units an earlier run has done already; they count as
+    done, not towards the rate. visible: False shows no progress, e.g. on ranks other than 0, but prints notes.
     """
 
     interval = 5.0  # seconds between two plain lines

@@ -134,11 +134,8 @@ def test_statements_and_domains_and_classes(run, inspect, tmp_path):
 def test_dialogs(inspect, tmp_path):
     save_image(tmp_path / "VisualDialog_val2018_000000000001.jpg")
     rounds = [{"question": 0, "answer": 0, "answer_options": [0, 1], "gt_index": 0}, {"question": 0}]
-    data = {
-        "questions": ["is it"],
-        "answers": ["yes", "no"],
-        "dialogs": [{"image_id": 1, "caption": "a man", "dialog": rounds}],
-    }
+    dialogs = [{"image_id": 1, "caption": "a man", "dialog": rounds}]
+    data = {"questions": ["is it"], "answers": ["yes", "no"], "dialogs": dialogs}
     path = tmp_path / "visdial_1.0_val.json"
     path.write_text(json.dumps({"data": data, "split": "val"}))
     facts = inspect(path, "--images", tmp_path)

@@ -61,9 +61,8 @@ def command(
 
     from openblip.data.images import is_video, read_frames, read_image
 
-    Asked = tuple[torch.Tensor, tuple[str, ...]]  # image or video, (F, 3, S, S) uint8, and the questions about it
-
-    def prepare(sample: Sample) -> Asked:
+    def prepare(sample: Sample) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """An image (one frame) or a video, (F, 3, S, S) uint8, and the questions about it."""
         question = sample.info.get("question")
         if not questions and (not isinstance(question, str) or not question.strip()):
             raise SourceError("it has no question")

@@ -132,11 +132,9 @@ def run_demo(
         ("Texts kept", f"{measured['num_kept']:,} of {measured['num_texts']:,}"),
     ]
     kinds = [(kind.replace("_", " "), f"{auc:.3f}") for kind, auc in of_web["auc_by_kind"].items()]
-    tables = [
-        ReportTable(("", ""), rows, numbers=(1,)),
-        ReportTable(("Kind of noise", "Filter AUC"), kinds, numbers=(1,)),
-    ]
-    write_report(cleaned, extra_tables={"Against the ground truth": tables})
+    truth = ReportTable(("", ""), rows, numbers=(1,))
+    by_kind = ReportTable(("Kind of noise", "Filter AUC"), kinds, numbers=(1,))
+    write_report(cleaned, extra_tables={"Against the ground truth": [truth, by_kind]})
     (cleaned / "report.html").replace(out / "report.html")
     seconds = round(time.monotonic() - started, 1)
     facts = {"seed": SEED, "captioner": DEMO_CAPTIONER, "filter": DEMO_FILTER, "seconds": seconds}

@@ -230,9 +230,8 @@ class OutputLines:
 
     def finish(self, verb: str, more: str = "") -> int:
         """Say on standard error how many samples are done, and return the exit code."""
-        if self.is_alone:
-            return 0
-        print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
+        if not self.is_alone:
+            print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
         return 1 if self.num_skipped else 0
 
     def _read_present(self, path: Path) -> int:

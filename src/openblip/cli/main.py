@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _find_call(words)() or 0
         sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
-    except BrokenPipeError:
-        # The reader has gone (`openblip caption … | head`). Python flushes once more at exit.
+    except BrokenPipeError:  # the reader has gone (`openblip caption … | head`); Python flushes once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     except SystemExit as stop:  # help was printed

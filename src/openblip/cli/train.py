@@ -62,11 +62,10 @@ def run_bootstrap(argv: Sequence[str]) -> int:
     for label, path in ROWS.items():
         scores = [functools.reduce(operator.getitem, path, model) for model in results["models"]]
         table.add_row(label, *(f"{100 * score:.1f}" for score in scores))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
         web = measured["web"]
-        console.print(
+        print(
             f"CapFilt {number}: noise {measured['noise_before']:.1%} before, {measured['noise_after'] or 0:.1%} after; "
             f"filter AUC {web['auc']:.3f}, precision {web['precision']:.3f}, recall {web['recall']:.3f}; "
             f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"
@@ -84,9 +83,9 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
 
 
 def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The name that `argv` begins with, and the words after it.
+    """The name that `argv` begins with, and the words after it; for --help it prints the list and raises SystemExit.
 
-    Raises ConfigError for an unknown or missing name; SystemExit after printing the list for --help.
+    Raises ConfigError for an unknown or missing name.
     """
     if argv and argv[0] in recipes:
         return argv[0], list(argv[1:])
