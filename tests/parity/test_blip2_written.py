@@ -1,5 +1,6 @@
-"""What we write of BLIP-2 for transformers: its classes and its processors read it and say the same."""
+"""Folders of transformers' BLIP-2: its classes and processors read what we write; what is damaged is named."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from torch import Tensor
 
-from damaged_files import assert_same_weights
+from damaged_files import WEIGHTS, assert_same_weights, edit_config, edit_weights, truncate
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.config import Preprocessing
+from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, VisionConfig
@@ -179,9 +182,9 @@ def test_a_language_model_without_a_spare_row_gets_one(tmp_path: Path, images: l
     assert transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "once")
 
 
-def with_language(model: Any) -> Callable[[Blip2Checkpoint], None]:
+def with_language(model_class: Any, config: Any) -> Callable[[Blip2Checkpoint], None]:
     def change(checkpoint: Blip2Checkpoint) -> None:
-        checkpoint.model.language = wrap_language_model(model, cases.language_words("opt"), "\n")
+        checkpoint.model.language = wrap_language_model(model_class(config), cases.language_words("opt"), "\n")
 
     return change
 
@@ -214,8 +217,8 @@ NARROW.word_embed_proj_dim = 8  # as OPT-350M has it
     [
         (with_adapters, "LoRA adapters: merge"),
         (with_quantised_weights, "is quantised"),
-        (with_language(transformers.BartForConditionalGeneration(BART)), "bart"),
-        (with_language(transformers.OPTForCausalLM(NARROW)), "8 wide"),
+        (with_language(transformers.BartForConditionalGeneration, BART), "bart"),
+        (with_language(transformers.OPTForCausalLM, NARROW), "8 wide"),
         (with_output_norm, "image encoder"),
     ],
 )
@@ -232,3 +235,126 @@ def test_heads_that_they_have_no_class_for_are_not_written(tmp_path: Path, heads
     with pytest.raises(CheckpointError, match=f"heads {', '.join(heads)}"):
         save_checkpoint(ours(heads, None), tmp_path / "out", "huggingface")
     assert not (tmp_path / "out").exists()
+
+
+# ---- folders that are not what they say: one clear error for each
+
+(WRITER, INSTRUCTED), RETRIEVER = cases.WRITERS, cases.RETRIEVER
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folders")
+    for name, language in ((WRITER, "opt"), (INSTRUCTED, "t5"), (RETRIEVER, None)):
+        cases.write_theirs(root / name, cases.their_model(name, language), language)
+    return root
+
+
+def weights(edit: Callable[[dict[str, Tensor]], object]) -> Damage:
+    return lambda folder: edit_weights(folder, edit)
+
+
+def config(edit: Callable[[dict[str, Any]], object]) -> Damage:
+    return lambda folder: edit_config(folder, edit)
+
+
+def without_words(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def with_many_words(folder: Path) -> None:
+    texts = [f"word{i} other{i} {chr(200 + i)}" for i in range(90)]
+    Tokenizer.train(texts * 3, vocab_size=600).save(folder)
+
+
+ATTENTION = "language_model.model.decoder.layers.0.self_attn.q_proj.weight"
+QUERY = "qformer.encoder.layer.1.attention.attention.query.weight"
+DAMAGES: list[tuple[str, Damage, str]] = [
+    (WRITER, weights(lambda w: w.pop(ATTENTION)), f"missing {ATTENTION}"),
+    (WRITER, weights(lambda w: w.pop(QUERY)), f"missing {QUERY}"),
+    (
+        WRITER,
+        weights(lambda w: w.pop("language_model.model.decoder.embed_tokens.weight")),
+        "missing language_model.*embed_tokens",
+    ),
+    (WRITER, weights(lambda w: w.update({"language_model.extra": torch.zeros(1)})), "left over language_mod"),
+    (WRITER, weights(lambda w: w.update(extra=torch.zeros(1))), "left over extra"),
+    (WRITER, weights(lambda w: w.update({ATTENTION: torch.zeros(2, 3)})), r"q_proj.weight is \(2, 3\)"),
+    (WRITER, weights(lambda w: w.update({QUERY: torch.zeros(24, 3)})), r"query.weight \(24, 3\)"),
+    (WRITER, weights(lambda w: w.update(query_tokens=torch.zeros(1, 6, 24))), r"queries is \(1, 6, 24\)"),
+    (WRITER, lambda f: truncate(f / WEIGHTS), "Is the file whole"),
+    (WRITER, lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+    (WRITER, without_words, "no tokenizer of the language model"),
+    (WRITER, lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),
+    (WRITER, config(lambda c: c["text_config"].update(model_type="vit")), "a vit is no language model"),
+    (WRITER, config(lambda c: c["text_config"].update(model_type="bart")), "a bart is no language model"),
+    (WRITER, config(lambda c: c["text_config"].update(model_type="nonsense")), "nonsense.$"),
+    (WRITER, config(lambda c: c["text_config"].update(model_type="gpt2")), "missing language_model.*left"),
+    (WRITER, config(lambda c: c["text_config"].update(vocab_size=200)), r"embed_tokens.*\(200, 16\)"),
+    (WRITER, config(lambda c: c["text_config"].update(eos_token_id=9999)), "end_of_text"),
+    (WRITER, config(lambda c: c["text_config"].update(hidden_size="wide")), "config.json"),
+    (WRITER, config(lambda c: c.update(num_query_tokens=0)), "num_queries is 0"),
+    (WRITER, config(lambda c: c.update(architectures=[RETRIEVER])), "missing embeddings.*left over language"),
+    (WRITER, config(lambda c: c["vision_config"].update(hidden_act="relu")), "relu/gelu"),
+    (WRITER, config(lambda c: c["qformer_config"].update(hidden_act="gelu_new")), "gelu/gelu_new"),
+    (WRITER, config(lambda c: c["vision_config"].update(qkv_bias=False)), "qkv_bias False"),
+    (WRITER, config(lambda c: c["vision_config"].update(image_size=[40, 48])), "image_size"),
+    (WRITER, config(lambda c: c["qformer_config"].update(num_attention_heads=5)), "does not divide"),
+    (WRITER, config(lambda c: c.update(openblip={"max_text_tokens": "many"})), "openblip entry is damaged"),
+    (WRITER, config(lambda c: c.update(openblip=[1])), "openblip entry is damaged"),
+    (WRITER, config(lambda c: c.update(model_type="llava")), "llava"),
+    (RETRIEVER, weights(lambda w: w.pop("itm_head.bias")), "missing itm_head.bias"),
+    (RETRIEVER, with_many_words, "the tokenizer has"),
+    (INSTRUCTED, lambda f: with_many_words(f / "qformer_tokenizer"), "the tokenizer has"),
+    (INSTRUCTED, without_words, "no tokenizer of the language model"),
+    (INSTRUCTED, weights(lambda w: w.pop("qformer.encoder.layer.0.intermediate.dense.weight")), "missing qformer"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES, ids=range(len(DAMAGES)))
+def test_what_does_not_fit_is_named(tmp_path: Path, folders: Path, name: str, damage: Damage, message: str) -> None:
+    folder = shutil.copytree(folders / name, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_undamaged_they_are_read(folders: Path) -> None:
+    for name in (WRITER, INSTRUCTED, cases.RETRIEVER):
+        load_checkpoint(folders / name)
+
+
+@pytest.mark.parametrize("name", [RETRIEVER, INSTRUCTED])
+def test_berts_words_are_asked_for(tmp_path: Path, folders: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without those of the Q-Former."""
+    folder = shutil.copytree(folders / name, tmp_path / "damaged")
+    words = folder / "qformer_tokenizer" if name == INSTRUCTED else folder
+    without_words(words)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="bert-base-uncased"):
+        load_checkpoint(folder)
+    cases.TOKENIZER.save(tmp_path / "words")
+    load_checkpoint(folder, tokenizer=tmp_path / "words")
+
+
+def test_words_of_the_language_model_by_name(tmp_path: Path, folders: Path) -> None:
+    folder = shutil.copytree(folders / WRITER, tmp_path / "damaged")
+    without_words(folder)
+    cases.language_words("opt").save_pretrained(tmp_path / "words")
+    checkpoint = load_checkpoint(folder, tokenizer=tmp_path / "words")
+    assert checkpoint.model.config.language
+    with pytest.raises(CheckpointError, match="no tokenizer of the language model"):
+        load_checkpoint(folder, tokenizer=folder)
+
+
+def test_words_of_a_larger_language_model(tmp_path: Path, folders: Path) -> None:
+    folder = shutil.copytree(folders / WRITER, tmp_path / "damaged")
+    words = cases.language_words("opt")
+    larger = type(words).from_pretrained(folder)
+    larger.add_tokens([f"word{i}" for i in range(cases.text_config("opt").vocab_size - len(words) + 1)])
+    larger.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(folder)
