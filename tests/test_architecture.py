@@ -17,15 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # `cli` may import anything.
 EVERYONE = {"errors", "progress", "files", "distributed"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "progress": set(),
-    "files": set(),
-    "distributed": set(),
+    **{name: set() for name in (*EVERYONE, "objectives", "metrics", "data", "emoji_scenes")},
     "nn": {"models.config"},
-    "objectives": set(),
-    "metrics": set(),
-    "data": set(),
-    "emoji_scenes": set(),
     "models": {"nn"},
     "generation": {"models", "nn"},
     "checkpoints": {"models", "nn", "data"},
@@ -41,16 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
-LIGHT_MODULES = (
-    "models.config",
-    "training.config",
-    "data.config",
-    "tasks.config",
-    "generation.decoding",
-    "recipes.*",
-    "capfilt.config",
-    "cli.*",
-)
+LIGHT_MODULES = [f"{part}.config" for part in ("models", "training", "data", "tasks", "capfilt")]
+LIGHT_MODULES += ["generation.decoding", "recipes.*", "cli.*"]
 HEAVY_MODULES = ("recipes.initialize", "recipes.validation")
 
 

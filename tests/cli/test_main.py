@@ -133,20 +133,15 @@ def test_an_interrupt_says_how_to_go_on(use: Use, run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--count"),
-        (["--count", "many"], "many"),
-        (["--count", "1", "--cuont", "2"], "--cuont"),
-        (["--count"], "--count"),
-    ],
+    ("line", "message"),
+    [("", "--count"), ("--count many", "many"), ("--count 1 --cuont 2", "--cuont"), ("--count", "--count")],
 )
-def test_wrong_options_are_one_line(use: Use, refusal: Any, words: list[str], message: str) -> None:
+def test_wrong_options_are_one_line(use: Use, refusal: Any, line: str, message: str) -> None:
     def command(*, count: int) -> int:
         raise AssertionError("must not run")
 
     use(command)
-    error = refusal("probe", *words)
+    error = refusal("probe", *line.split())
     assert message in error
     assert "see `openblip probe --help`" in error
     assert not set("╭╰│─") & set(error)

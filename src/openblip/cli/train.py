@@ -83,10 +83,7 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
 
 
 def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The name that `argv` begins with, and the words after it; for --help it prints the list and raises SystemExit.
-
-    Raises ConfigError for an unknown or missing name.
-    """
+    """The name that `argv` begins with, and the words after it; ConfigError for none, SystemExit after `--help`."""
     if argv and argv[0] in recipes:
         return argv[0], list(argv[1:])
     if argv and argv[0] in ("-h", "--help"):
