@@ -8,14 +8,25 @@ from source_items import items_of
 
 
 def write(path, content):
-    path.write_text(json.dumps(content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
+
+
+def write_lines(path, rows):
+    return write(path, "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
 
 
 def read_all(spec, images=None):
     """Samples and rejects of a source."""
     items = items_of(open_source(str(spec), images=images and str(images)))
     return [i for i in items if isinstance(i, Sample)], [i for i in items if isinstance(i, Reject)]
+
+
+def read_samples(spec, images=None):
+    """The samples of a source without rejects."""
+    samples, rejects = read_all(spec, images)
+    assert not rejects
+    return samples
 
 
 def describe(path, images):

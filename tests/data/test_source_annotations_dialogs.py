@@ -1,9 +1,16 @@
-"""VisDial v1.0 with its dense annotations, in miniature as distributed."""
+"""VisDial with its dense annotations, NLVR2, and instructions in every form, in miniature as distributed."""
 
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from annotation_files import describe, read_all, write
+from annotation_files import describe, read_all, read_samples, write, write_lines
 
+from openblip.data.inspect import inspect_source
 from openblip.data.sources import open_source
+from openblip.data.texts import Turn, turns_of
 from openblip.errors import SourceError
 
 QUESTIONS = ["is the photo in color", "are there people ", "what time is it"]
@@ -36,9 +43,8 @@ def val(tmp_path, write_images):
     )
 
 
-def test_validation(val, images):
-    samples, rejects = read_all(val, images)
-    assert not rejects
+def test_visdial(val, images):
+    samples = read_samples(val, images)
     assert [s.key for s in samples] == ["185565", "284024"]
     assert samples[0].captions == (samples[0].info["caption"],) == ("a man on a bike",)
     assert samples[0].info["dialog"] == [
@@ -90,8 +96,7 @@ def test_the_last_round_of_a_test_dialog_has_no_answer(tmp_path, images, write_i
     path = write(
         tmp_path / "visdial_1.0_test.json", visdial(dialog(568, turn(0, 0), turn(1, options=[0, 1])), split="test2018")
     )
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert samples[0].info["dialog"] == [
         {"question": QUESTIONS[0], "answer": "yes"},
         {"question": "are there people", "options": ["yes", "no"]},
@@ -176,3 +181,226 @@ def test_lists_that_are_no_texts(tmp_path, name):
     content["data"][name] = [1, 2]
     with pytest.raises(SourceError, match=f"{name} of its data must be a list of texts"):
         open_source(str(write(tmp_path / "v.json", content)), images=str(tmp_path))
+
+
+def statement(identifier, sentence, label=None, **fields):
+    row = {
+        "validation": {"117": "False"},
+        "sentence": sentence,
+        "left_url": "https://example.org/left.jpg",
+        "writer": "128",
+        "identifier": identifier,
+        "synset": "acorn",
+        "query": "acorns six1",
+        "right_url": "https://example.org/right.jpg",
+        "extra_validations": {},
+        **fields,
+    }
+    return row if label is None else row | {"label": label}
+
+
+def pair(folder, stem):
+    return f"{folder}/{stem}-img0.png", f"{folder}/{stem}-img1.png"
+
+
+@pytest.mark.parametrize("folder", ["images/train/53", "train/53", "53", "images/train", "train", "."])
+def test_train(tmp_path, images, write_images, folder):
+    write_images(*pair(folder, "train-10171-0"))
+    path = write_lines(
+        tmp_path / "train.json",
+        [
+            statement("train-10171-0-0", "An image shows one leather pencil case.", "False", directory=53),
+            statement("train-10171-0-1", "The left image shows a case.", "True", directory=53),
+        ],
+    )
+    samples = read_samples(path, images)
+    assert [s.key for s in samples] == ["train-10171-0-0", "train-10171-0-1"]
+    assert [s.info["label"] for s in samples] == [False, True]
+    assert samples[0].info["statement"] == "An image shows one leather pencil case."
+    assert samples[0].image == (images / folder / "train-10171-0-img0.png").read_bytes()
+    assert samples[0].second_image == (images / folder / "train-10171-0-img1.png").read_bytes()
+    assert samples[0].image != samples[0].second_image
+    assert samples[0].image_id == samples[1].image_id
+    assert describe(path, images) == {"format": "NLVR2 statements"}
+
+
+@pytest.mark.parametrize(("split", "file"), [("dev", "dev.json"), ("test1", "test1.json"), ("test2", "test2.jsonl")])
+def test_other_splits_and_other_names(tmp_path, images, write_images, split, file):
+    write_images(*pair(split, f"{split}-850-0"))
+    path = write_lines(tmp_path / file, [statement(f"{split}-850-0-0", "There is at least one dog.", "True")])
+    samples = read_samples(path, images)
+    assert samples[0].info["label"] is True
+    assert samples[0].second_image == (images / split / f"{split}-850-0-img1.png").read_bytes()
+
+
+def test_without_labels(tmp_path, images, write_images):
+    write_images(*pair("test1", "test1-0-1"))
+    samples, _ = read_all(write_lines(tmp_path / "t.json", [statement("test1-0-1-0", "A dog.")]), images)
+    assert "label" not in samples[0].info
+
+
+def test_broken_lines_are_named(tmp_path, images, write_images):
+    write_images(*pair("dev", "dev-1-0"), "dev/dev-2-0-img0.png")
+    path = write_lines(
+        tmp_path / "dev.json",
+        [
+            statement("dev-1-0-0", "Fine.", "True"),
+            "",
+            statement("dev-1-0-0", "Again.", "True"),
+            statement("dev-1-0-1", "Neither.", "Maybe"),
+            "{broken",
+            statement("dev-1", "No pair.", "True"),
+            statement("dev-1-0-2", 5, "True"),
+            statement(7, "A number.", "True"),
+            statement("dev-2-0-0", "The right one is gone.", "True"),
+            statement("dev-3-0-0", "Both are gone.", "True"),
+            "[]",
+        ],
+    )
+    samples, rejects = read_all(path, images)
+    assert [s.info["statement"] for s in samples] == ["Fine."]
+    reasons = {r.key: r.reason for r in rejects}
+    assert reasons.keys() == {"dev-1-0-0", "dev-2-0-0", "dev-3-0-0", *(f"line {n}" for n in (4, 5, 6, 7, 8, 11))}
+    assert reasons["line 4"] == "line 4: the label of a statement must be true or false, not 'Maybe'"
+    assert "dev-2-0-img1.png" in reasons["dev-2-0-0"]
+    assert "broken json" in reasons["line 5"]
+    assert "dev-850-0-0" in reasons["line 6"]
+
+
+def test_the_authors_list(tmp_path, images, write_images):
+    write_images("dev/a-img0.png", "dev/a-img1.png")
+    both = ["dev/a-img0.png", "dev/a-img1.png"]
+    rows = [
+        {"images": both, "sentence": "There is a dog.", "label": "True"},
+        {"images": both, "sentence": "There is none.", "label": "False"},
+        {"images": both, "sentence": "Perhaps.", "label": "perhaps"},
+        {"images": both[:1], "sentence": "One.", "label": "True"},
+        {"images": [5, 6], "sentence": "Numbers.", "label": "True"},
+        {"images": [both[0], "dev/gone.png"], "sentence": "Gone.", "label": "True"},
+    ]
+    path = tmp_path / "nlvr_dev.json"
+    path.write_text(json.dumps(rows))
+    samples, rejects = read_all(path, images)
+    assert [(s.info["statement"], s.info["label"]) for s in samples] == [
+        ("There is a dog.", True),
+        ("There is none.", False),
+    ]
+    assert samples[0].second_image == (images / both[1]).read_bytes() != samples[0].image
+    assert samples[0].image_id == samples[1].image_id
+    assert {r.key for r in rejects} == {"[2]", "[3]", "[4]", "000000005"}
+    described = describe(path, images)
+    assert described == {"format": "list of statements about two images"}
+
+
+def test_tables_of_statements(tmp_path, images, write_images):
+    write_images("a.png", "b.png")
+    lines = ["image,second_image,statement,label", "a.png,b.png,A dog.,true", "a.png,b.png,Two.,False"]
+    lines += ["a.png,b.png,Unknown.,", "a.png,b.png,Odd.,maybe", "b.png,a.png,Swapped.,true", "a.png,,One.,true"]
+    (images / "t.csv").write_text("\n".join(lines))
+    samples, rejects = read_all(images / "t.csv", None)
+    assert [s.info.get("label") for s in samples] == [True, False, None, True, True]
+    assert "label" not in samples[2].info
+    assert samples[0].second_image == (images / "b.png").read_bytes()
+    assert samples[4].second_image is None
+    assert samples[0].image_id == samples[1].image_id
+    assert len({s.image_id for s in samples}) == 3
+    assert "t.csv line 5: the label" in rejects[0].reason
+    rows = [{"image": "a.png", "second_image": "b.png", "statement": "A dog.", "label": True}]
+    rows += [{"image": "a.png", "second_image": 5, "statement": "A dog.", "label": True}]
+    (images / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    samples, rejects = read_all(images / "t.jsonl", None)
+    assert [s.info["label"] for s in samples] == [True]
+    assert "t.jsonl line 2" in rejects[0].reason
+
+
+def test_labels_of_classes_stay_texts(tmp_path, images, write_images):
+    write_images("a.png")
+    (images / "t.csv").write_text("image,label\na.png,tabby cat\na.png,true\n")
+    samples, _ = read_all(images / "t.csv", None)
+    assert [s.info["label"] for s in samples] == ["tabby cat", "true"]
+
+
+TURNS = [Turn("What is it?", "A dog."), Turn("What color?", "Brown.")]
+MESSAGES = [
+    {"from": "human", "value": "<image>\nWhat is it?"},
+    {"from": "gpt", "value": "A dog."},
+    {"from": "human", "value": "What color?"},
+    {"from": "gpt", "value": "Brown."},
+]
+LISTED = [turn._asdict() for turn in TURNS]
+
+
+def llava(*rows):
+    return [{"id": number, "image": image, "conversations": said} for number, image, said in rows]
+
+
+def test_llavas_list_has_several_conversations_about_one_image(tmp_path, write_images, images):
+    write_images("train/1.jpg", "train/2.jpg")
+    rows = llava(("1", "train/1.jpg", MESSAGES), ("1", "train/1.jpg", MESSAGES[:2]), ("2", "train/2.jpg", MESSAGES))
+    path = write(tmp_path / "llava_instruct_150k.json", rows)
+    samples = read_samples(path, images)
+    assert [turns_of(sample.info) for sample in samples] == [TURNS, TURNS[:1], TURNS]
+    assert samples[0].image_id == samples[1].image_id != samples[2].image_id
+    assert len({sample.key for sample in samples}) == 3
+    assert describe(path, images)["format"] == "list of instructions about images"
+
+
+def test_a_text_without_image_is_a_reject(tmp_path, write_images, images):
+    write_images("1.jpg")
+    text_alone = {"id": "x", "conversations": MESSAGES}
+    path = write(tmp_path / "mix.json", [*llava(("1", "1.jpg", MESSAGES)), text_alone])
+    samples, rejects = read_all(path, images)
+    assert len(samples) == 1
+    assert "no image" in rejects[0].reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({"conversations": MESSAGES}, TURNS),
+        ({"turns": LISTED}, TURNS),
+        ({"instruction": "What is it?", "answer": "A dog."}, TURNS[:1]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_tables_of_instructions(tmp_path, write_images, images, fields, turns, suffix):
+    write_images("1.jpg")
+    path = tmp_path / f"table.{suffix}"
+    row = {"image": "1.jpg", **fields}
+    if suffix == "jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    elif suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(row)
+            writer.writerow([v if isinstance(v, str) else json.dumps(v) for v in row.values()])
+    else:
+        content = (images / "1.jpg").read_bytes()
+        pq.write_table(pa.Table.from_pylist([row | {"image": content}]), path)
+    samples = read_samples(path, None if suffix == "parquet" else images)
+    assert turns_of(samples[0].info) == turns
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"conversations": "[{"}, "conversations is broken json"),
+        ({"conversations": [{"from": "human"}]}, "each with a value"),
+        ({"turns": [{"answer": "yes"}]}, "each with a question"),
+        ({"instruction": 7, "answer": "yes"}, "instruction must be a text"),
+    ],
+)
+def test_broken_instructions_are_rejects(tmp_path, write_images, images, fields, message):
+    write_images("1.jpg")
+    path = tmp_path / "table.jsonl"
+    path.write_text(json.dumps({"image": "1.jpg", **fields}) + "\n")
+    samples, rejects = read_all(path, images)
+    assert not samples
+    assert message in rejects[0].reason
+
+
+def test_inspection_counts_instructions(tmp_path, write_images, images):
+    write_images("1.jpg")
+    path = write(tmp_path / "llava.json", llava(("1", "1.jpg", MESSAGES), ("1", "1.jpg", MESSAGES[:2])))
+    facts = inspect_source(open_source(str(path), images=str(images))).facts()
+    assert (facts["samples with instructions"], facts["instructions"]) == (2, 3)

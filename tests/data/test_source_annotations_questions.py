@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from annotation_files import describe, read_all, write
+from annotation_files import describe, read_all, read_samples, write
 
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
@@ -64,8 +64,7 @@ def vqa(tmp_path, write_images):
 
 
 def test_vqa(vqa, images):
-    samples, rejects = read_all(vqa, images)
-    assert not rejects
+    samples = read_samples(vqa, images)
     assert [s.key for s in samples] == ["458752000", "458752001", "9000"]
     assert samples[0].info == {
         "question": "What is this photo taken looking through?",
@@ -116,8 +115,7 @@ def test_a_test_set_has_no_answers(tmp_path, images, write_images, subtype, fold
         tmp_path / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
         questions(question(262144000, 262144, "Is the ball flying?"), subtype=subtype),
     )
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert [s.info["answers"] for s in samples] == [[]]
     assert describe(path, images) == {"format": "VQAv2 questions of a test set, without annotations"}
 
@@ -131,8 +129,7 @@ def test_ok_vqa(tmp_path, images, write_images):
     write(tmp_path / "mscoco_val2014_annotations.json", {"info": info, "annotations": [row]})
     rows = [question(2971475, 297147, "What sport can you use this for?")]
     path = write(tmp_path / "OpenEnded_mscoco_val2014_questions.json", questions(*rows, subtype="val2014", info=info))
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert samples[0].info["answers"] == ["race", "race", "race"]
     assert describe(path, images)["format"] == "OK-VQA questions with annotations"
 
@@ -205,8 +202,7 @@ VISUAL_GENOME = [
 def test_visual_genome(tmp_path, images, write_images):
     write_images("VG_100K_2/1.jpg", "VG_100K/3.jpg")
     path = write(tmp_path / "question_answers.json", VISUAL_GENOME)
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert [s.info["answers"] for s in samples] == [["Green."], ["Very."], ["A man."]]
     assert all(s.info["weight"] == 0.2 for s in samples)
     assert samples[0].info["question_id"] == 986768
@@ -253,8 +249,7 @@ def test_aokvqa(tmp_path, images, write_images):
     row = aokvqa("22MexNkBPpdZGX6sxbxVBH", 299207, "train", correct_choice_idx=3, direct_answers=["ride"] * 10)
     row["rationales"] = ["A train would not be on the street."]
     path = write(tmp_path / "aokvqa_v1p0_train.json", [row])
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert samples[0].key == samples[0].info["question_id"] == "22MexNkBPpdZGX6sxbxVBH"
     assert samples[0].info["answers"] == ["ride"] * 10
     assert samples[0].info["choices"][samples[0].info["correct_choice"]] == "cab"
@@ -264,8 +259,7 @@ def test_aokvqa(tmp_path, images, write_images):
 
 def test_aokvqa_test_set_and_images_without_folders(tmp_path, images, write_images):
     write_images("000000000009.jpg")
-    samples, rejects = read_all(write(tmp_path / "test.json", [aokvqa("a", 9, "test")]), images)
-    assert not rejects
+    samples = read_samples(write(tmp_path / "test.json", [aokvqa("a", 9, "test")]), images)
     assert samples[0].info["answers"] == []
     assert "correct_choice" not in samples[0].info
 
@@ -298,8 +292,7 @@ def test_the_authors_lists(tmp_path, images, write_images):
         {"question": "No id?", "image": "train2014/a.jpg", "dataset": "vqa"},
     ]
     path = write(tmp_path / "vqa_train.json", rows)
-    samples, rejects = read_all(path, images)
-    assert not rejects
+    samples = read_samples(path, images)
     assert [s.info["answers"] for s in samples] == [ANSWERS, ["a man"], []]
     assert [s.info.get("weight", 1.0) for s in samples] == [1.0, 0.2, 1.0]
     assert [s.info["question_id"] for s in samples] == [1, 2, 2]
@@ -337,8 +330,7 @@ def test_a_csv_table_of_questions(tmp_path, write_images):
         "images/a.jpg,Bracket?,[sic,",
     ]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    samples, rejects = read_all(tmp_path / "t.csv", None)
-    assert not rejects
+    samples = read_samples(tmp_path / "t.csv", None)
     assert [s.info["answers"] for s in samples] == [["x", "y"], ["a man"], [], ["[sic"]]
     assert samples[0].info["weight"] == 0.5
     assert all("weight" not in s.info for s in samples[1:])

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from annotation_files import read_all
+from annotation_files import describe, read_all, read_samples
 
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
@@ -54,8 +54,7 @@ MSRVTT = {
 def test_msrvtt(write, video_files):
     path = write("MSRVTT_data.json", MSRVTT)
     folder = video_files("TestVideo/video7010.mp4", "TestVideo/video7011.webm", "TrainValVideo/video0.mp4")
-    samples, rejects = read_all(f"{path}#test", folder)
-    assert not rejects
+    samples = read_samples(f"{path}#test", folder)
     assert [(s.key, s.shard) for s in samples] == [("video7010", "MSRVTT_data-test"), ("video7011", "MSRVTT_data-test")]
     assert [s.captions for s in samples] == [("a man sings", "someone is on stage"), ()]
     assert [s.image for s in samples] == [b"TestVideo/video7010.mp4", b"TestVideo/video7011.webm"]
@@ -101,8 +100,7 @@ def test_msrvtt_with_videos_missing_and_rows_broken(write, video_files):
 
 
 def test_msrvtt_without_sentences_gives_videos_without_captions(write, video_files):
-    samples, rejects = read_all(write("a.json", {"videos": [video(1, "test")]}), video_files("video1.mp4"))
-    assert not rejects
+    samples = read_samples(write("a.json", {"videos": [video(1, "test")]}), video_files("video1.mp4"))
     assert [s.captions for s in samples] == [()]
 
 
@@ -130,7 +128,7 @@ def test_the_test_list_of_msrvtt(write, video_files):
     assert "no video video9772" in reasons[0][1]
     assert reasons[1][1] == "line 4: 2 values for 4 columns"
     assert "video_id" in reasons[2][1]
-    described = open_source(str(path), images=str(video_files())).describe()
+    described = describe(path, video_files())
     assert described == {"format": "list of captioned videos", "missing": "1 of 3 videos, as video9772"}
 
 
@@ -189,7 +187,7 @@ def test_msrvtt_questions(write, video_files):
     assert "no video video99 (" in reasons[0]
     assert "question" in reasons[1]
     assert "answer" in reasons[2]
-    assert open_source(str(path), images=str(video_files())).describe() == {"format": "MSRVTT-QA questions"}
+    assert describe(path, video_files()) == {"format": "MSRVTT-QA questions"}
 
 
 MSVD = [{"answer": "animal", "id": i, "question": "what chews?", "video_id": i + 1} for i in range(3)]
@@ -200,8 +198,7 @@ def test_msvd_questions(write, video_files):
     path = write("val_qa.json", MSVD)
     names = ["YouTubeClips/mv89psg6zh4_33_46.avi", "-4wsuPCjDBc_5_15.avi", "vid3.mp4"]
     folder = video_files(*names, "vid1.mp4", "video1.mp4")
-    samples, rejects = read_all(path, folder)
-    assert not rejects
+    samples = read_samples(path, folder)
     assert [s.image.decode() for s in samples] == names
     assert [s.info["image_id"] for s in samples] == ["vid1", "vid2", "vid3"]
     source = open_source(str(path), images=str(folder))
@@ -214,7 +211,7 @@ def test_msvd_questions_without_the_names_of_youtube(write, video_files):
     samples, rejects = read_all(path, video_files("vid1.avi", "video2.mp4"))
     assert [s.image for s in samples] == [b"vid1.avi"]
     assert "no video vid2 (" in rejects[0].reason
-    described = open_source(str(path), images=str(video_files())).describe()
+    described = describe(path, video_files())
     assert "youtube_mapping.txt, without which" in described["missing"]
 
 
