@@ -8,8 +8,6 @@ from openblip.errors import SourceError
 from source_items import items_of
 
 NOCAPS = {
-    "info": {"description": "nocaps validation"},
-    "licenses": [],
     "images": [
         {"id": 0, "open_images_id": "0013ea2087020901", "file_name": "0013ea.jpg", "domain": "in-domain"},
         {"id": 1, "open_images_id": "0015efcb77ed8be5", "file_name": "0015ef.jpg", "domain": "near-domain"},
@@ -54,13 +52,8 @@ def test_annotations_that_are_no_captions(tmp_path, images, write_images):
 
 
 def karpathy_image(number, split, *captions, **fields):
-    return {
-        "sentids": [number],
-        "imgid": number,
-        "split": split,
-        "sentences": [{"tokens": text.split(), "raw": text, "imgid": number, "sentid": number} for text in captions],
-        **fields,
-    }
+    sentences = [{"tokens": text.split(), "raw": text, "imgid": number, "sentid": number} for text in captions]
+    return {"sentids": [number], "imgid": number, "split": split, "sentences": sentences, **fields}
 
 
 def karpathy_coco(number, folder, split, *captions):
@@ -71,16 +64,13 @@ def karpathy_coco(number, folder, split, *captions):
 @pytest.fixture
 def dataset_coco(tmp_path, write_images):
     write_images(*(f"{folder}/COCO_{folder}_{n:012d}.jpg" for folder, n in (("train2014", 101), ("val2014", 102))))
-    content = {
-        "dataset": "coco",
-        "images": [
-            karpathy_coco(101, "train2014", "train", "A dog.", " A red dog. "),
-            karpathy_coco(102, "val2014", "restval", "A cat."),
-            karpathy_coco(102, "val2014", "test", "A test."),
-            karpathy_coco(103, "val2014", "val", "gone"),
-        ],
-    }
-    return write(tmp_path / "dataset_coco.json", content)
+    rows = [
+        karpathy_coco(101, "train2014", "train", "A dog.", " A red dog. "),
+        karpathy_coco(102, "val2014", "restval", "A cat."),
+        karpathy_coco(102, "val2014", "test", "A test."),
+        karpathy_coco(103, "val2014", "val", "gone"),
+    ]
+    return write(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": rows})
 
 
 def test_karpathy_train_has_restval(dataset_coco, images):
@@ -121,14 +111,9 @@ def test_a_part_and_a_mixture_of_splits(dataset_coco, images):
 
 def test_karpathy_flickr30k(tmp_path, images, write_images):
     write_images("flickr30k-images/1000.jpg", "1001.jpg")
-    content = {
-        "dataset": "flickr30k",
-        "images": [
-            karpathy_image(0, "train", "Two men.", filename="1000.jpg"),
-            karpathy_image(1, "train", "A girl.", "Another.", filename="1001.jpg"),
-        ],
-    }
-    path = write(tmp_path / "dataset_flickr30k.json", content)
+    rows = [karpathy_image(0, "train", "Two men.", filename="1000.jpg")]
+    rows += [karpathy_image(1, "train", "A girl.", "Another.", filename="1001.jpg")]
+    path = write(tmp_path / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": rows})
     samples = read_samples(f"{path}#train", images)
     assert [(s.key, s.captions) for s in samples] == [("0", ("Two men.",)), ("1", ("A girl.", "Another."))]
 
@@ -179,11 +164,8 @@ def test_the_authors_training_list(tmp_path, images, write_images):
 
 def test_the_authors_test_lists(tmp_path, images, write_images):
     write_images("val2014/a.jpg", "b.jpg")
-    path = write(
-        tmp_path / "flickr30k_test.json",
-        [{"image": "val2014/a.jpg", "caption": ["1", "2", "3"]}, {"image": "b.jpg", "caption": ["4", "5"]}],
-    )
-    samples, _ = read_all(path, images)
+    rows = [{"image": "val2014/a.jpg", "caption": ["1", "2", "3"]}, {"image": "b.jpg", "caption": ["4", "5"]}]
+    samples, _ = read_all(write(tmp_path / "flickr30k_test.json", rows), images)
     assert [s.captions for s in samples] == [("1", "2", "3"), ("4", "5")]
     assert samples[0].image_id != samples[1].image_id
     nocaps = write(tmp_path / "nocaps_val.json", [{"image": "b.jpg", "img_id": 42}])
@@ -213,6 +195,8 @@ def test_broken_rows_of_a_list(tmp_path, images, write_images):
     ("content", "found"),
     [
         ("[]", r"\[\]"),
+        ("{}", "an object with nothing"),
+        ('{"images": [], "annotations": []}', "an object with images, annotations"),
         ('{"a": 1, "b": 2}', "an object with a, b"),
         ('[{"url": "x"}]', "a list of objects with url"),
         ("[1, 2]", r"\[1, 2\]"),
@@ -221,16 +205,16 @@ def test_broken_rows_of_a_list(tmp_path, images, write_images):
     ],
 )
 def test_an_unknown_json_says_what_it_is_and_what_is_known(tmp_path, content, found):
-    (tmp_path / "x.json").write_text(content)
+    path = write(tmp_path / "x.json", content)
     with pytest.raises(SourceError, match=f"it is {found}.*Known are COCO.*Karpathy.*VQA.*VisDial.*NLVR2"):
-        open_source(str(tmp_path / "x.json"), images=str(tmp_path))
+        open_source(str(path), images=str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["{", '{"images": []} {', "[1] [2]", "\ud800"])
 def test_a_damaged_json(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(SourceError, match=r"x\.json: broken json"):
-        list(items_of(open_source(str(tmp_path / "x.json"), images=str(tmp_path))))
+        read_all(tmp_path / "x.json", tmp_path)
 
 
 def test_folders_of_images_are_asked_for(tmp_path):

@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from annotation_files import describe, read_all, read_samples, write
+from annotation_files import describe, read_all, read_samples, write, write_lines
 
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
@@ -16,15 +16,7 @@ ANSWERS = ["net", "net", "net", "netting", "net", "net", "mesh", "net", "net", "
 
 
 def questions(*rows, subtype="train2014", **fields):
-    return {
-        "info": INFO,
-        "task_type": "Open-Ended",
-        "data_type": "mscoco",
-        "license": {},
-        "data_subtype": subtype,
-        "questions": list(rows),
-        **fields,
-    }
+    return {"info": INFO, "task_type": "Open-Ended", "data_subtype": subtype, "questions": list(rows), **fields}
 
 
 def question(question_id, image_id, text, **fields):
@@ -32,17 +24,9 @@ def question(question_id, image_id, text, **fields):
 
 
 def annotation(question_id, image_id, answers=ANSWERS):
-    return {
-        "question_type": "what is this",
-        "multiple_choice_answer": answers[0],
-        "answers": [
-            {"answer": answer, "answer_confidence": "maybe", "answer_id": number}
-            for number, answer in enumerate(answers, 1)
-        ],
-        "image_id": image_id,
-        "answer_type": "other",
-        "question_id": question_id,
-    }
+    listed = [{"answer": answer, "answer_confidence": "maybe", "answer_id": n} for n, answer in enumerate(answers, 1)]
+    types = {"question_type": "what is this", "answer_type": "other", "multiple_choice_answer": answers[0]}
+    return {**types, "answers": listed, "image_id": image_id, "question_id": question_id}
 
 
 @pytest.fixture
@@ -54,12 +38,8 @@ def vqa(tmp_path, write_images):
         question(458752001, 458752, "What position is this man playing?"),
         question(9000, 9, "Why?"),
     ]
-    annotations = {
-        "info": INFO,
-        "data_subtype": "train2014",
-        "annotations": [annotation(458752001, 458752, ["pitcher"] * 9 + ["catcher"]), annotation(458752000, 458752)],
-    }
-    write(tmp_path / "v2_mscoco_train2014_annotations.json", annotations)
+    answers = [annotation(458752001, 458752, ["pitcher"] * 9 + ["catcher"]), annotation(458752000, 458752)]
+    write(tmp_path / "v2_mscoco_train2014_annotations.json", {"info": INFO, "annotations": answers})
     return write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", questions(*rows))
 
 
@@ -79,6 +59,9 @@ def test_vqa(vqa, images):
     assert samples[0].image == (images / "train2014" / "COCO_train2014_000000458752.jpg").read_bytes()
     assert samples[0].image_id == samples[1].image_id != samples[2].image_id
     assert all(s.captions == () for s in samples)
+    found = describe(vqa, images)
+    assert found["format"] == "VQAv2 questions with annotations"
+    assert Path(found["annotations"]).name == "v2_mscoco_train2014_annotations.json"
 
 
 def test_vqa_images_directly_in_the_folder(vqa, images):
@@ -87,12 +70,6 @@ def test_vqa_images_directly_in_the_folder(vqa, images):
     assert len(read_all(vqa, images)[0]) == 3
     (images / "train2014").rmdir()
     assert len(read_all(vqa, images)[0]) == 3
-
-
-def test_vqa_says_what_it_is(vqa, images):
-    found = describe(vqa, images)
-    assert found["format"] == "VQAv2 questions with annotations"
-    assert Path(found["annotations"]).name == "v2_mscoco_train2014_annotations.json"
 
 
 def test_the_missing_annotations_are_named(vqa, images, tmp_path):
@@ -180,22 +157,16 @@ def test_another_process_opens_the_file_anew(vqa, images):
     assert items_of(pickle.loads(pickled)) == items_of(source)
 
 
+def genome_question(qa_id, image_id, question, answer):
+    objects = {"a_objects": [], "q_objects": []}
+    return {"question": question, "image_id": image_id, "qa_id": qa_id, "answer": answer, **objects}
+
+
+CLOCK = [genome_question(986768, 1, "What color is the clock?", "Green."), genome_question(2, 1, "How tall?", "Very.")]
 VISUAL_GENOME = [
-    {
-        "id": 1,
-        "qas": [
-            {
-                "a_objects": [],
-                "question": "What color is the clock?",
-                "image_id": 1,
-                "qa_id": 986768,
-                "answer": "Green.",
-            },
-            {"a_objects": [], "question": "How tall?", "image_id": 1, "qa_id": 986769, "answer": "Very."},
-        ],
-    },
+    {"id": 1, "qas": CLOCK},
     {"id": 2, "qas": []},
-    {"id": 3, "qas": [{"question": "Who?", "image_id": 3, "qa_id": 5, "answer": "A man.", "q_objects": []}]},
+    {"id": 3, "qas": [genome_question(5, 3, "Who?", "A man.")]},
 ]
 
 
@@ -220,12 +191,8 @@ def test_a_visual_genome_image_that_is_in_no_folder(tmp_path, images, write_imag
 
 def test_broken_visual_genome_rows(tmp_path, images, write_images):
     write_images("VG_100K/3.jpg")
-    content = [
-        VISUAL_GENOME[2],
-        {"id": 4},
-        "image",
-        {"id": 5, "qas": [{"qa_id": 5, "question": "No answer?", "image_id": 3}, 5]},
-    ]
+    broken = {"id": 5, "qas": [{"qa_id": 5, "question": "No answer?", "image_id": 3}, 5]}
+    content = [VISUAL_GENOME[2], {"id": 4}, "image", broken]
     samples, rejects = read_all(write(tmp_path / "question_answers.json", content), images)
     assert len(samples) == 1
     assert [r.key for r in rejects] == ["[1].qas[0]", "[2].qas[0]", "[3].qas[0]", "[3].qas[1]"]
@@ -233,15 +200,9 @@ def test_broken_visual_genome_rows(tmp_path, images, write_images):
 
 
 def aokvqa(question_id, image_id, split, **fields):
-    return {
-        "split": split,
-        "image_id": image_id,
-        "question_id": question_id,
-        "question": "What is the man by the bags awaiting?",
-        "choices": ["skateboarder", "train", "delivery", "cab"],
-        "difficult_direct_answer": False,
-        **fields,
-    }
+    text, choices = "What is the man by the bags awaiting?", ["skateboarder", "train", "delivery", "cab"]
+    row = {"split": split, "image_id": image_id, "question_id": question_id, "question": text, "choices": choices}
+    return {**row, "difficult_direct_answer": False, **fields}
 
 
 def test_aokvqa(tmp_path, images, write_images):
@@ -310,8 +271,7 @@ def test_a_jsonl_table_of_questions(tmp_path, write_images):
         {"image": "images/a.jpg", "question": "?", "weight": -1},
         {"image": "images/a.jpg", "question": "?", "choices": ["x"], "correct_choice": 1},
     ]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    samples, rejects = read_all(tmp_path / "t.jsonl", None)
+    samples, rejects = read_all(write_lines(tmp_path / "t.jsonl", rows))
     assert [s.info["answers"] for s in samples] == [["x", "y", "x"], ["z"]]
     assert samples[1].info["weight"] == 0.5
     assert samples[1].info["extra"] == [1]
@@ -329,8 +289,7 @@ def test_a_csv_table_of_questions(tmp_path, write_images):
         "images/a.jpg,Where?,,",
         "images/a.jpg,Bracket?,[sic,",
     ]
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    samples = read_samples(tmp_path / "t.csv", None)
+    samples = read_samples(write_lines(tmp_path / "t.csv", lines))
     assert [s.info["answers"] for s in samples] == [["x", "y"], ["a man"], [], ["[sic"]]
     assert samples[0].info["weight"] == 0.5
     assert all("weight" not in s.info for s in samples[1:])
@@ -339,7 +298,6 @@ def test_a_csv_table_of_questions(tmp_path, write_images):
 def test_a_json_of_lines_is_a_table(tmp_path, write_images):
     write_images("a.jpg")
     rows = [{"image": "a.jpg", "question": "What?", "answers": ["x"]}] * 2
-    (tmp_path / "t.json").write_text("\n".join(map(json.dumps, rows)))
-    assert len(read_all(tmp_path / "t.json", tmp_path / "images")[0]) == 2
-    (tmp_path / "list.jsonl").write_text(json.dumps(rows, indent=1))
-    assert len(read_all(tmp_path / "list.jsonl", tmp_path / "images")[0]) == 2
+    assert len(read_all(write_lines(tmp_path / "t.json", rows), tmp_path / "images")[0]) == 2
+    path = write(tmp_path / "list.jsonl", json.dumps(rows, indent=1))
+    assert len(read_all(path, tmp_path / "images")[0]) == 2

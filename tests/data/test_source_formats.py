@@ -4,7 +4,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import read_all, read_samples
+from annotation_files import read_all, read_samples, write, write_lines
 
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
@@ -31,8 +31,7 @@ def test_jsonl(tmp_path, images):
         {"file_name": str(images / "b.jpg"), "captions": ["two", " ", "three"]},
         {"image": "images/c.jpg"},
     ]
-    (tmp_path / "t.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
-    samples = read_samples(tmp_path / "t.jsonl")
+    samples = read_samples(write(tmp_path / "t.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
     check_pair(samples[0], images, "a", "one")
     check_pair(samples[1], images, "b", "two", "three")
     check_pair(samples[2], images, "c")
@@ -43,8 +42,7 @@ def test_jsonl(tmp_path, images):
 def test_jsonl_broken_lines_are_named(tmp_path, images):
     lines = ['{"image": "images/a.jpg", "caption": "one"}', "{broken", '"text"', '{"caption": "no image"}']
     lines += ['{"image": "gone.jpg", "caption": "x"}', '{"image": 5}', '{"image": "images/b.jpg", "caption": "two"}']
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    samples, rejects = read_all(tmp_path / "t.jsonl")
+    samples, rejects = read_all(write_lines(tmp_path / "t.jsonl", lines))
     assert [s.captions for s in samples] == [("one",), ("two",)]
     reasons = {reject.key: reject.reason for reject in rejects}
     assert sorted(int(key) for key in reasons) == [2, 3, 4, 5, 6]
@@ -55,10 +53,8 @@ def test_jsonl_broken_lines_are_named(tmp_path, images):
 
 def test_csv_with_bom_quotes_and_line_breaks(tmp_path, images):
     with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.writer(file)
-        writer.writerows(
-            [("image", "caption"), ("images/a.jpg", 'a "big", red\ndog'), ("images/b.jpg", "a cat"), ("x",)]
-        )
+        rows = [("image", "caption"), ("images/a.jpg", 'a "big", red\ndog'), ("images/b.jpg", "a cat"), ("x",)]
+        csv.writer(file).writerows(rows)
     samples, rejects = read_all(tmp_path / "t.csv")
     check_pair(samples[0], images, "a", 'a "big", red\ndog')
     check_pair(samples[1], images, "b", "a cat")
@@ -68,8 +64,7 @@ def test_csv_with_bom_quotes_and_line_breaks(tmp_path, images):
 
 def test_csv_quote_never_closed_costs_one_line(tmp_path, images):
     lines = ["image,caption", 'images/a.jpg,"never closed', "images/b.jpg,fine", 'images/c.jpg,5" pipe']
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    samples, rejects = read_all(tmp_path / "t.csv")
+    samples, rejects = read_all(write_lines(tmp_path / "t.csv", lines))
     check_pair(samples[0], images, "b", "fine")
     check_pair(samples[1], images, "c", '5" pipe')
     assert [r.key for r in rejects] == ["000000002"]
@@ -108,8 +103,7 @@ def test_long_tables_are_cut_into_shards(tmp_path, images, monkeypatch, suffix):
         lines = ["image,caption"] + [f'images/a.jpg,"text\n{i}"' for i in range(10)]
     else:
         lines = [json.dumps({"image": "images/a.jpg", "caption": f"text\n{i}"}) for i in range(10)]
-    (tmp_path / f"t.{suffix}").write_text("\n".join(lines))
-    source = open_source(str(tmp_path / f"t.{suffix}"))
+    source = open_source(str(write_lines(tmp_path / f"t.{suffix}", lines)))
     assert list(source.shards()) == ["t-00000", "t-00001", "t-00002"]
     assert [source.num_samples(shard) for shard in source.shards()] == [4, 4, 2]
     assert [s.captions[0] for s in items_of(source)] == [f"text\n{i}" for i in range(10)]
@@ -117,35 +111,17 @@ def test_long_tables_are_cut_into_shards(tmp_path, images, monkeypatch, suffix):
 
 
 def test_coco(tmp_path, images):
-    content = {
-        "images": [
-            {"id": 4, "file_name": "b.jpg"},
-            {"id": 2, "file_name": "a.jpg"},
-            {"id": 9, "file_name": "none.jpg"},
-            {"id": 2, "file_name": "c.jpg"},
-            {"id": 11},
-        ],
-        "annotations": [
-            {"image_id": 2, "id": 1, "caption": "first"},
-            {"image_id": 4, "id": 2, "caption": "other"},
-            {"image_id": 2, "id": 3, "caption": "second"},
-        ],
-    }
-    (tmp_path / "captions.json").write_text(json.dumps(content))
-    samples, rejects = read_all(tmp_path / "captions.json", images=images)
+    names = [(4, "b.jpg"), (2, "a.jpg"), (9, "none.jpg"), (2, "c.jpg")]
+    rows = [*({"id": number, "file_name": name} for number, name in names), {"id": 11}]
+    captions = [{"image_id": n, "caption": text} for n, text in ((2, "first"), (4, "other"), (2, "second"))]
+    path = write(tmp_path / "captions.json", {"images": rows, "annotations": captions})
+    samples, rejects = read_all(path, images=images)
     check_pair(samples[0], images, "b", "other")
     check_pair(samples[1], images, "a", "first", "second")
     assert [s.key for s in samples] == ["4", "2"]
     assert {r.key for r in rejects} == {"9", "2", "images[4]"}
     with pytest.raises(SourceError, match="--images"):
-        open_source(str(tmp_path / "captions.json"))
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"images": [], "annotations": []}'])
-def test_a_json_that_is_not_coco(tmp_path, content):
-    (tmp_path / "captions.json").write_text(content)
-    with pytest.raises(SourceError, match=r"captions\.json"):
-        open_source(str(tmp_path / "captions.json"), images=str(tmp_path))
+        open_source(str(path))
 
 
 def test_folder(tmp_path, images, make_image):
