@@ -13,9 +13,8 @@ from source_items import items_of
 
 
 def row(key, shard, source="web", index=0, itm=0.9, caption="text", logprob=None):
-    return CaptionRow(
-        key=key, shard=shard, index=index, source=source, caption=caption, itm=itm, itc=0.25, logprob=logprob
-    )
+    scores = {"itm": itm, "itc": 0.25, "logprob": logprob}
+    return CaptionRow(key=key, shard=shard, index=index, source=source, caption=caption, **scores)
 
 
 @pytest.fixture

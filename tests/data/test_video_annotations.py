@@ -1,5 +1,6 @@
 import json
 
+import annotation_files
 import pytest
 from annotation_files import describe, read_all, read_samples
 
@@ -10,12 +11,7 @@ from source_items import items_of
 
 @pytest.fixture
 def write(tmp_path):
-    def write(name, content):
-        text = content if isinstance(content, str) else json.dumps(content)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        return tmp_path / name
-
-    return write
+    return lambda name, content: annotation_files.write(tmp_path / name, content)
 
 
 @pytest.fixture
@@ -42,11 +38,8 @@ MSRVTT = {
     "info": {"year": "2016"},
     "videos": [video(0, "train"), video(7010, "test"), video(6513, "validate"), video(7011, "test")],
     "sentences": [
-        sentence(7010, "a man sings"),
-        sentence(0, "a train"),
-        sentence(7010, "someone is on stage"),
-        sentence(7011, " "),
-        sentence(99, "of no video"),
+        *(sentence(7010, "a man sings"), sentence(0, "a train"), sentence(7010, "someone is on stage")),
+        *(sentence(7011, " "), sentence(99, "of no video")),
     ],
 }
 
@@ -116,18 +109,15 @@ def test_the_test_list_of_msrvtt(write, video_files):
     ]
     path = write("MSRVTT_JSFUSION_test.csv", "\n".join(rows))
     samples, rejects = read_all(path, video_files("all/video9770.mp4", "all/video9771.mp4"))
-    assert [(s.key, s.image_id) for s in samples] == [
-        ("video9770", f"{path}#video9770"),
-        ("video9771", f"{path}#video9771"),
-    ]
+    assert [s.key for s in samples] == ["video9770", "video9771"]
+    assert [s.image_id for s in samples] == [f"{path}#{s.key}" for s in samples]
     assert samples[0].captions == ("a person is connecting something to system", "someone plugs it in")
     assert samples[1].captions == ("a little girl, who does gymnastics",)
     assert samples[1].image == b"all/video9771.mp4"
-    reasons = [(r.key, r.reason) for r in rejects]
-    assert [key for key, _ in reasons] == ["video9772", "line 4", "line 7"]
-    assert "no video video9772" in reasons[0][1]
-    assert reasons[1][1] == "line 4: 2 values for 4 columns"
-    assert "video_id" in reasons[2][1]
+    assert [r.key for r in rejects] == ["video9772", "line 4", "line 7"]
+    assert "no video video9772" in rejects[0].reason
+    assert rejects[1].reason == "line 4: 2 values for 4 columns"
+    assert "video_id" in rejects[2].reason
     described = describe(path, video_files())
     assert described == {"format": "list of captioned videos", "missing": "1 of 3 videos, as video9772"}
 
@@ -158,15 +148,12 @@ def test_a_table_whose_first_line_is_broken_stays_a_table(write, video_files):
 
 
 def test_msrvtt_questions(write, video_files):
-    rows = [
-        {"answer": "couch", "category_id": 14, "id": 158581, "question": "what is it?", "video_id": 6513},
-        {"answer": "three", "category_id": 14, "id": 158582, "question": "how many?", "video_id": 6513},
-        {"answer": "x", "category_id": 1, "id": 158583, "question": "who?", "video_id": 99},
-        {"answer": "x", "category_id": 1, "id": 158584, "question": " ", "video_id": 6513},
-        {"answer": 3, "category_id": 1, "id": 158585, "question": "who?", "video_id": 6513},
-        {"category_id": 1, "id": 158586, "question": "who?", "video_id": 6513},
-        ["broken"],
-    ]
+    def row(number, answer, question="who?", video_id=6513):
+        return {"answer": answer, "category_id": 14, "id": number, "question": question, "video_id": video_id}
+
+    rows = [row(158581, "couch", "what is it?"), row(158582, "three", "how many?"), row(158583, "x", video_id=99)]
+    rows += [row(158584, "x", " "), row(158585, 3), row(158586, None), ["broken"]]
+    del rows[5]["answer"]
     path = write("test_qa.json", rows)
     # What another data set calls its videos is no video of this one.
     samples, rejects = read_all(path, video_files("video6513.mp4", "vid99.mp4"))
