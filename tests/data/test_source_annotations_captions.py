@@ -84,7 +84,7 @@ def test_karpathy_train_has_restval(dataset_coco, images):
 
 
 def test_karpathy_test_and_an_image_that_is_gone(dataset_coco, images):
-    assert [s.captions for s in read_all(f"{dataset_coco}#test", images)[0]] == [("A test.",)]
+    assert [s.captions for s in read_samples(f"{dataset_coco}#test", images)] == [("A test.",)]
     samples, rejects = read_all(f"{dataset_coco}#val", images)
     assert not samples
     assert "COCO_val2014_000000000103.jpg" in rejects[0].reason

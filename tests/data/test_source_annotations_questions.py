@@ -67,22 +67,19 @@ def test_vqa(vqa, images):
 def test_vqa_images_directly_in_the_folder(vqa, images):
     for file in (images / "train2014").iterdir():
         file.rename(images / file.name)
-    assert len(read_all(vqa, images)[0]) == 3
+    assert len(read_samples(vqa, images)) == 3
     (images / "train2014").rmdir()
-    assert len(read_all(vqa, images)[0]) == 3
+    assert len(read_samples(vqa, images)) == 3
 
 
 def test_the_missing_annotations_are_named(vqa, images, tmp_path):
+    with pytest.raises(SourceError, match="give the questions file"):
+        open_source(str(tmp_path / "v2_mscoco_train2014_annotations.json"), images=str(images))
     (tmp_path / "v2_mscoco_train2014_annotations.json").rename(tmp_path / "elsewhere.json")
     with pytest.raises(SourceError, match=r"there is no .*/v2_mscoco_train2014_annotations\.json"):
         open_source(str(vqa), images=str(images))
     with pytest.raises(SourceError, match=r"asked\.json: .*has to end in questions\.json"):
         open_source(str(vqa.rename(tmp_path / "asked.json")), images=str(images))
-
-
-def test_annotations_alone_ask_for_their_questions(vqa, images, tmp_path):
-    with pytest.raises(SourceError, match="give the questions file"):
-        open_source(str(tmp_path / "v2_mscoco_train2014_annotations.json"), images=str(images))
 
 
 @pytest.mark.parametrize(("subtype", "folder"), [("test2015", "test2015"), ("test-dev2015", "test2015")])

@@ -10,6 +10,8 @@ from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
 from source_items import items_of
 
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
 
 @pytest.fixture
 def images(tmp_path, make_image):
@@ -171,11 +173,6 @@ def test_tables_from_a_url(tmp_path, images):
     assert read_all("memory://tables/t.parquet")[0][0].captions == ("two",)
 
 
-def test_a_folder_without_images(tmp_path):
-    with pytest.raises(SourceError, match="no image"):
-        open_source(str(tmp_path))
-
-
 @pytest.mark.parametrize("style", ["bytes", "struct", "path"])
 def test_parquet(tmp_path, images, style):
     payloads = [(images / f"{name}.jpg").read_bytes() for name in "abc"]
@@ -185,7 +182,7 @@ def test_parquet(tmp_path, images, style):
         "path": [{"bytes": None, "path": f"images/{name}.jpg"} for name in "abc"],
     }[style]
     if style == "path":
-        column = pa.array(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        column = pa.array(column, IMAGE_STRUCT)
     table = pa.table({"jpg": column, "text": ["one", "two", None], "url": ["x", "y", "z"]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     source = open_source(str(tmp_path / "t.parquet"))
@@ -200,11 +197,8 @@ def test_parquet(tmp_path, images, style):
 
 def test_parquet_keys_lists_and_holes(tmp_path, images):
     payload = (images / "a.jpg").read_bytes()
-    table = pa.table(
-        {"image": [payload, payload, None], "captions": [["one", "two"], [], ["x"]], "key": ["k", "k", "n"]}
-    )
-    pq.write_table(table, tmp_path / "t.parquet")
-    samples, rejects = read_all(tmp_path / "t.parquet")
+    columns = {"image": [payload, payload, None], "captions": [["one", "two"], [], ["x"]], "key": ["k", "k", "n"]}
+    samples, rejects = read_table(tmp_path, columns)
     assert [(s.key, s.captions) for s in samples] == [("k", ("one", "two"))]
     assert sorted(r.key for r in rejects) == ["k", "n"]
 
@@ -213,9 +207,10 @@ def test_parquet_errors(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(SourceError, match=r"bad\.parquet"):
         open_source(str(tmp_path / "bad.parquet"))
-    pq.write_table(pa.table({"url": ["x"], "caption": ["y"]}), tmp_path / "columns.parquet")
     with pytest.raises(SourceError, match="found: url, caption"):
-        open_source(str(tmp_path / "columns.parquet"))
+        read_table(tmp_path, {"url": ["x"], "caption": ["y"]})
+    with pytest.raises(SourceError, match=r"no caption column.*question.*found: video, url"):
+        read_table(tmp_path, {"video": [b"x"], "url": ["y"]})
 
 
 def test_mixture_weights(tmp_path, write_shards):
@@ -248,57 +243,48 @@ def test_lone_surrogates_do_not_reach_captions(tmp_path, images):
 
 def test_names_that_are_no_text(tmp_path, images):
     """Lone surrogates: from json escapes, or from file names that are not UTF-8."""
-    (tmp_path / "t.jsonl").write_text(
-        '{"image": "images/a.jpg", "key": "k\\ud800", "caption": "x"}\n{"image": "\\ud800.jpg", "caption": "y"}'
-    )
-    samples, rejects = read_all(tmp_path / "t.jsonl")
+    rows = [{"image": "images/a.jpg", "key": "k\ud800", "caption": "x"}, {"image": "\ud800.jpg", "caption": "y"}]
+    samples, rejects = read_all(write_lines(tmp_path / "t.jsonl", rows))
     assert [s.key for s in samples] == ["k\\ud800"]
     assert [r.key for r in rejects] == ["000000002"]
     (images / "a.jpg").rename(images / "\udcff.jpg")
-    samples, rejects = read_all(images)
-    assert [s.key for s in samples] == ["b", "c", "\\udcff"]
-    assert not rejects
+    assert [s.key for s in read_samples(images)] == ["b", "c", "\\udcff"]
 
 
 @pytest.fixture
 def put(tmp_path):
-    def put(name, content=b"x"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    """Writes files, as bytes or json."""
+
+    def put(*names, **contents):
+        for name, content in [*((name, b"x") for name in names), *contents.items()]:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
     return put
 
 
 def test_a_folder_of_videos(tmp_path, put):
-    put("a.mp4", b"first")
-    put("a.txt", b"a dog runs")
-    put("b.WEBM", b"second")
-    put("b.json", {"question": "what?", "answers": ["that"]})
-    put("sub/c.avi", b"third")
-    put("a.mkv", b"again")
+    put(**{"a.mp4": b"first", "a.txt": b"a dog runs", "b.WEBM": b"second", "sub/c.avi": b"third", "a.mkv": b"again"})
+    put(**{"b.json": {"question": "what?", "answers": ["that"]}})
     samples, rejects = read_all(tmp_path)
     # in the order of their paths: of two files with one key, a.mkv comes first
     assert [(s.key, s.image) for s in samples] == [("a", b"again"), ("b", b"second"), ("sub/c", b"third")]
     assert samples[0].captions == ("a dog runs",)
     assert samples[1].info["question"] == "what?"
     assert [(r.key, "a.mp4: duplicate key" in r.reason) for r in rejects] == [("a", True)]
+    assert samples[2].info["label"] == "sub"
 
 
 def test_images_go_before_videos(tmp_path, put):
-    put("a.mp4", b"video")
-    put("a.jpg", b"image")
-    put("b.mp4", b"video")
-    put("b.mkv", b"video")
-    samples, rejects = read_all(tmp_path)
-    assert [(s.key, s.image) for s in samples] == [("a", b"image")]
-    assert not rejects
+    put("a.mp4", "b.mp4", "b.mkv", **{"a.jpg": b"image"})
+    assert [(s.key, s.image) for s in read_samples(tmp_path)] == [("a", b"image")]
 
 
 def test_a_sub_folder_is_a_label(tmp_path, put):
-    for name in ("top.jpg", "dog/1.jpg", "cat/1.png", "train/dog/2.jpg", "cat/said.jpg"):
-        put(name)
-    put("cat/said.json", {"label": "kitten"})
+    put(
+        "top.jpg", "dog/1.jpg", "cat/1.png", "train/dog/2.jpg", "cat/said.jpg", **{"cat/said.json": {"label": "kitten"}}
+    )
     samples = read_samples(tmp_path)
     labels = {s.key: s.info.get("label") for s in samples}
     assert labels == {"cat/1": "cat", "cat/said": "kitten", "dog/1": "dog", "top": None, "train/dog/2": "dog"}
@@ -306,15 +292,9 @@ def test_a_sub_folder_is_a_label(tmp_path, put):
     assert not any("label_names" in s.info for s in samples)
 
 
-def test_a_sub_folder_of_videos_is_a_label(tmp_path, put):
-    put("jump/1.mp4")
-    assert read_all(tmp_path)[0][0].info["label"] == "jump"
-
-
 def test_classes_have_names(tmp_path, put):
-    for name in ("n01/a.jpg", "n02/b.jpg", "n03/c.jpg", "top.jpg"):
-        put(name)
-    put("classes.json", {"n01": "tench", "n02": ["goldfish", "Carassius auratus"], "n03": ["shark"], "n04": 3})
+    classes = {"n01": "tench", "n02": ["goldfish", "Carassius auratus"], "n03": ["shark"], "n04": 3}
+    put("n01/a.jpg", "n02/b.jpg", "n03/c.jpg", "top.jpg", **{"classes.json": classes})
     samples = read_samples(tmp_path)
     assert [s.info.get("label") for s in samples] == ["tench", "goldfish", "shark", None]
     names = [s.info.get("label_names") for s in samples]
@@ -336,8 +316,7 @@ def test_classes_have_names(tmp_path, put):
     ],
 )
 def test_classes_that_say_no_names(tmp_path, put, classes, said):
-    put("n01/a.jpg")
-    put("classes.json", classes)
+    put("n01/a.jpg", **{"classes.json": classes})
     with pytest.raises(SourceError, match=r"classes\.json") as raised:
         open_source(str(tmp_path))
     assert said in str(raised.value)
@@ -345,16 +324,14 @@ def test_classes_that_say_no_names(tmp_path, put, classes, said):
 
 def test_classes_that_are_something_else(tmp_path, put):
     """The texts of an image of that name, or a file beside images that have no classes."""
-    put("classes.jpg")
-    put("classes.json", {"caption": "a school"})
-    put("n01/a.jpg")
+    put("classes.jpg", "n01/a.jpg", **{"classes.json": {"caption": "a school"}})
     samples, _ = read_all(tmp_path)
     assert [(s.captions, s.info.get("label")) for s in samples] == [(("a school",), None), ((), "n01")]
-    put("n01/classes.json", ["x"])
+    put(**{"n01/classes.json": ["x"]})
     assert len(read_all(tmp_path)[0]) == 2
     (tmp_path / "classes.jpg").unlink()
     (tmp_path / "n01" / "a.jpg").rename(tmp_path / "a.jpg")
-    put("classes.json", ["x"])
+    put(**{"classes.json": ["x"]})
     assert [s.key for s in read_all(tmp_path)[0]] == ["a"]
 
 
@@ -366,30 +343,27 @@ def test_classes_from_a_url(put, tmp_path):
 
 
 def test_neither_images_nor_videos(tmp_path, put):
-    put("a.txt")
-    with pytest.raises(SourceError, match=r"no image .* video .*mp4"):
-        open_source(str(tmp_path))
+    for names in ((), ("a.txt",)):
+        put(*names)
+        with pytest.raises(SourceError, match=r"no image .* video .*mp4"):
+            open_source(str(tmp_path))
 
 
-def read_table(table, path):
-    pq.write_table(table, path)
-    return read_all(path)
-
-
-IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+def read_table(tmp_path, columns):
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    return read_all(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("style", ["bytes", "struct", "path"])
 def test_parquet_of_videos(tmp_path, style):
     (tmp_path / "b.mp4").write_bytes(b"video b")
-    struct = IMAGE_STRUCT
     column = {
         "bytes": pa.array([b"video a", b"video b"]),
-        "struct": pa.array([{"bytes": b"video a", "path": "x.mp4"}, {"bytes": b"video b"}], struct),
-        "path": pa.array([{"bytes": b"video a"}, {"path": "b.mp4"}], struct),
+        "struct": pa.array([{"bytes": b"video a", "path": "x.mp4"}, {"bytes": b"video b"}], IMAGE_STRUCT),
+        "path": pa.array([{"bytes": b"video a"}, {"path": "b.mp4"}], IMAGE_STRUCT),
     }[style]
-    table = pa.table({"video": column, "question": ["what?", "who?"], "answers": [["that"], ["x", "y", "x"]]})
-    samples, rejects = read_table(table, tmp_path / "t.parquet")
+    columns = {"video": column, "question": ["what?", "who?"], "answers": [["that"], ["x", "y", "x"]]}
+    samples, rejects = read_table(tmp_path, columns)
     assert not rejects
     assert [s.image for s in samples] == [b"video a", b"video b"]
     assert [s.captions for s in samples] == [(), ()]
@@ -397,16 +371,9 @@ def test_parquet_of_videos(tmp_path, style):
 
 
 def test_parquet_of_pairs(tmp_path):
-    struct = IMAGE_STRUCT
-    table = pa.table(
-        {
-            "image": [b"left", b"left", b"one"],
-            "second_image": pa.array([{"bytes": b"right"}, {"bytes": None}, None], struct),
-            "statement": ["Both.", "None.", "One."],
-            "label": [True, False, None],
-        }
-    )
-    samples, rejects = read_table(table, tmp_path / "t.parquet")
+    right = pa.array([{"bytes": b"right"}, {"bytes": None}, None], IMAGE_STRUCT)
+    columns = {"image": [b"left", b"left", b"one"], "second_image": right, "statement": ["Both.", "None.", "One."]}
+    samples, rejects = read_table(tmp_path, {**columns, "label": [True, False, None]})
     assert [(s.image, s.second_image) for s in samples] == [(b"left", b"right"), (b"one", None)]
     assert dict(samples[0].info) == {"statement": "Both.", "label": True}
     assert dict(samples[1].info) == {"statement": "One."}  # a null label is no label
@@ -417,28 +384,22 @@ def test_parquet_of_pairs(tmp_path):
 @pytest.mark.parametrize("column", ["question", "statement", "label", "dialog"])
 def test_a_column_of_a_task_stands_for_captions(tmp_path, column):
     value = [{"question": "what?", "answer": None}] if column == "dialog" else "text"
-    samples, rejects = read_table(pa.table({"image": [b"x"], column: [value]}), tmp_path / "t.parquet")
+    samples, rejects = read_table(tmp_path, {"image": [b"x"], column: [value]})
     assert not rejects
     expected = [{"question": "what?"}] if column == "dialog" else "text"
     assert samples[0].info[column] == expected
 
 
-def test_neither_captions_nor_a_task(tmp_path):
-    with pytest.raises(SourceError, match=r"no caption column.*question.*found: video, url"):
-        read_table(pa.table({"video": [b"x"], "url": ["y"]}), tmp_path / "t.parquet")
-
-
 def test_a_broken_field_is_a_reject(tmp_path):
-    table = pa.table({"video": [b"x"], "question": ["what?"], "answers": [[1]]})
-    samples, rejects = read_table(table, tmp_path / "t.parquet")
+    samples, rejects = read_table(tmp_path, {"video": [b"x"], "question": ["what?"], "answers": [[1]]})
     assert not samples
     assert rejects[0].reason.startswith("t/000000000: answers")
 
 
 def test_an_image_goes_before_a_video_which_is_not_kept_in_the_info(tmp_path):
     struct = pa.array([{"bytes": b"video", "path": "a.mp4"}])
-    table = pa.table({"video": struct, "image": [b"image"], "caption": ["x"], "thumbnail": [b"small"]})
-    samples, _ = read_table(table, tmp_path / "t.parquet")
+    columns = {"video": struct, "image": [b"image"], "caption": ["x"], "thumbnail": [b"small"]}
+    samples, _ = read_table(tmp_path, columns)
     assert samples[0].image == b"image"
     assert dict(samples[0].info) == {"video": {"path": "a.mp4"}, "caption": "x"}
 
@@ -464,9 +425,6 @@ def test_a_damaged_row_group_is_a_reject(tmp_path, column):
     assert [s.captions for s in samples] == [(f"text {n}",) for n in (0, 1, 4, 5)]
     assert [r.key for r in rejects] == [""]
     assert "row 2 and the rest of its row group cannot be read" in rejects[0].reason
-
-
-def test_a_file_of_which_nothing_can_be_read(tmp_path):
     damaged(tmp_path / "t.parquet", "all")
     with pytest.raises(SourceError, match="nothing can be read"):
         read_all(tmp_path / "t.parquet")
@@ -475,6 +433,6 @@ def test_a_file_of_which_nothing_can_be_read(tmp_path):
 def test_a_text_that_is_not_utf8_is_a_reject(tmp_path):
     offsets, content = pa.py_buffer(b"\0\0\0\0\4\0\0\0\6\0\0\0"), pa.py_buffer(b"fine\xff\xfe")
     captions = pa.StringArray.from_buffers(2, offsets, content)
-    samples, rejects = read_table(pa.table({"image": [b"x", b"y"], "caption": captions}), tmp_path / "t.parquet")
+    samples, rejects = read_table(tmp_path, {"image": [b"x", b"y"], "caption": captions})
     assert [s.captions for s in samples] == [("fine",)]
     assert [r.key for r in rejects] == ["000000001"]

@@ -1,4 +1,4 @@
-"""What every source answers: numbers, resumption, pieces, skipping, reading without images."""
+"""What every source answers: numbers, resumption, pieces, skipping, reading without images; and parts of a source."""
 
 import json
 import pickle
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import read_all, write, write_lines
+from annotation_files import read_all, read_samples, write, write_lines
 
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import MissingFile, Reject, Sample, is_transient
@@ -196,3 +196,65 @@ def test_a_shard_that_is_gone(open_format, format_name, tmp_path):
             path.unlink()
     with pytest.raises(SourceError, match="cannot be read"):
         items_of(source)
+
+
+def keys(spec):
+    return [(s.shard, s.key) for s in read_all(spec)[0]]
+
+
+def test_parts_that_meet_are_the_whole_once(tmp_path, write_shards):
+    folder = write_shards(tmp_path, [70, 50, 10])
+    whole, first, rest = keys(folder), keys(f"{folder}[:60%]"), keys(f"{folder}[60%:]")
+    assert sorted(first + rest) == whole
+    assert 60 <= len(first) <= 96  # about 60 percent of 130
+    assert keys(f"{folder}[0%:100%]") == whole
+    assert keys(f"{folder}[:30%]") + keys(f"{folder}[30%:60%]") != []
+    assert sorted(keys(f"{folder}[:30%]") + keys(f"{folder}[30%:60%]")) == first
+
+
+def test_no_image_is_on_both_sides_of_a_split(tmp_path, write_images, images):
+    write_images(*(f"{number}.jpg" for number in range(30)))
+    rows = write_lines(tmp_path / "t.jsonl", [{"image": f"{n % 30}.jpg", "caption": f"text {n}"} for n in range(90)])
+
+    def names(part):
+        return [sample.info["image"] for sample in read_samples(f"{rows}{part}", images)]
+
+    first, rest = names("[:50%]"), names("[50%:]")
+    assert len(first) + len(rest) == 90
+    assert not {*first} & {*rest}
+    assert all(first.count(name) == 3 for name in first)
+
+
+def test_a_copy_elsewhere_is_split_in_the_same_way(tmp_path, write_shards):
+    one, other = (write_shards(tmp_path / "one", [50, 50]), write_shards(tmp_path / "other" / "folder", [50, 50]))
+    assert keys(f"{one}[:40%]") == keys(f"{other}[:40%]")
+    assert keys(f"{other}/*.tar[:40%]") == keys(f"{other}[:40%]")
+    assert keys(f"{other}/0001.tar[:40%]") == [key for key in keys(f"{other}[:40%]") if key[0] == "0001"]
+
+
+def test_other_images_are_not_read(tmp_path, write_shards):
+    folder = write_shards(tmp_path, [20])
+    part = open_source(f"{folder}[:50%]")
+    wanted = {sample.key for sample in items_of(part, images=False)}
+    corrupt = {f"{n:05d}": b"" for n in range(20) if f"{n:05d}" not in wanted}
+    assert corrupt
+    assert all(sample.image for sample in read_samples(f"{write_shards(tmp_path, [20], corrupt=corrupt)}[:50%]"))
+
+
+@pytest.mark.parametrize("part", ["[60%:60%]", "[90%:10%]", "[:101%]", "[:0%]"])
+def test_an_empty_part_is_refused(part, tmp_path, write_shards):
+    with pytest.raises(SourceError, match="percentage"):
+        open_source(f"{write_shards(tmp_path, [3])}{part}")
+
+
+def test_a_part_without_a_sample_is_found_at_once(tmp_path, write_shards):
+    folder = write_shards(tmp_path, [1])
+    parts = [f"[{n}%:{n + 1}%]" for n in range(100)]
+
+    reasons = []
+    for part in parts:
+        try:
+            open_source(f"{folder}{part}")
+        except SourceError as error:
+            reasons.append(str(error))
+    assert len([reason for reason in reasons if "no sample falls into this part" in reason]) == 99

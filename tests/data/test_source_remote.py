@@ -1,12 +1,12 @@
 """What is fetched of remote shards."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_files import read_all
+from annotation_files import read_all, write_lines
 from counting_files import CountingFileSystem
 
 from openblip.data.sources import open_source, storage
@@ -52,9 +52,7 @@ def test_a_parquet_file_is_fetched_once_in_few_requests(tmp_path):
 
 
 def test_large_payloads_that_are_not_wanted_are_not_fetched(tmp_path, write_tar):
-    members = [
-        (f"{n}.{kind}", bytes(8 * MIB) if kind == "mp4" else b"{}") for n in range(5) for kind in ("mp4", "json")
-    ]
+    members = [member for n in range(5) for member in ((f"{n}.mp4", bytes(8 * MIB)), (f"{n}.json", b"{}"))]
     source = open_source(f"counting://{write_tar(tmp_path / 'videos.tar', members)}")
     assert len(items_of(source, images=False)) == 5
     assert CountingFileSystem.num_bytes <= 12 * MIB
@@ -71,13 +69,8 @@ def test_pieces_are_read_of_one_local_copy(tar, tmp_path):
 
 def test_several_readers_make_one_copy(tar):
     path = f"counting://{tar}"
-    read = []
-    threads = [threading.Thread(target=lambda: read.append(storage.open_copied(path).read())) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {*read} == {tar.read_bytes()}
+    with ThreadPoolExecutor(8) as pool:
+        assert {*pool.map(lambda _: storage.open_copied(path).read(), range(8))} == {tar.read_bytes()}
     assert CountingFileSystem.num_bytes <= tar.stat().st_size
 
 
@@ -117,14 +110,12 @@ def test_images_of_a_remote_table_come_in_order(tmp_path, make_image):
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(make_image(number))
     (tmp_path / "7.jpg").unlink()
-    rows = [{"image": name, "caption": name} for name in names]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken")
+    write_lines(tmp_path / "t.jsonl", [*({"image": name, "caption": name} for name in names), "{broken"])
     (shard,) = (source := open_source(f"counting://{tmp_path}/t.jsonl")).shards()
     read = list(source.read(shard))
     assert [located.number for located in read] == list(range(101))
-    assert [located.item.image for located in read if located.number not in (7, 100)] == [
-        make_image(number) for number in range(100) if number != 7
-    ]
+    images = [located.item.image for located in read if located.number not in (7, 100)]
+    assert images == [make_image(number) for number in range(100) if number != 7]
     assert "7.jpg" in read[7].item.reason
 
 
