@@ -101,10 +101,7 @@ class DialogRound(NamedTuple):
 
 
 def draw_dialog(rng: Random, split: Split) -> SceneText:
-    """Draw a scene and NUM_ROUNDS different questions, each one possible after those before it.
-
-    The fields are those of a VisDial sample, but for the rounds, which draw their options later.
-    """
+    """Draw a scene and NUM_ROUNDS different questions, each possible after those before; options are drawn later."""
     scene = world.draw_scene(rng, split)
     if len(scene.objects) == 1 and rng.random() < 0.5:
         scene = world.draw_scene(rng, split)  # there is more to say about several, and more often a yes

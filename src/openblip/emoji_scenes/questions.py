@@ -51,8 +51,7 @@ def list_answers() -> list[str]:
 def draw_question(scene: Scene, split: Split, medium: Medium, rng: Random) -> SceneText:
     """Draw one of the questions that can be asked about `scene`, each kind with its weight.
 
-    Its fields are those of a VQA sample, with the answers of all annotators, the majority's first. The writer numbers
-    it.
+    Its fields are those of a VQA sample, with all annotators' answers, the majority's first; the writer numbers it.
     """
     weights = {"background": 2, "existence": 3, "size": 2, "whether size": 2}
     if len(scene.objects) == 1:

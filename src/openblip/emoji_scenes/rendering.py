@@ -10,10 +10,9 @@ OpenMoji is licensed CC BY-SA 4.0, and so are images made of its sprites.
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
@@ -56,8 +55,7 @@ QUARTERS: list[Box] = [(x, y, x + HALF, y + HALF) for x in (0, HALF) for y in (0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedScene:
+class RenderedScene(NamedTuple):
     """The image of a scene, and for each of its objects the box of every copy."""
 
     image: Image.Image
@@ -213,10 +211,7 @@ def _cropped(image: Image.Image) -> Image.Image:
 
 @cache
 def load_sprite(name: str, size: Size) -> Image.Image:
-    """Rasterise the sprite of a noun as RGBA, with a thin white rim that keeps it visible on any background.
-
-    It is cropped to the rim; its longest side is OVERSAMPLING x nominal.
-    """
+    """Rasterise a noun as RGBA, its longest side OVERSAMPLING x nominal, with a rim that shows on any background."""
     import resvg_py
 
     side = NOMINAL_SIDE[size] * OVERSAMPLING
@@ -248,8 +243,7 @@ def _load_svg(name: str) -> str:
 
 
 # Videos
-@dataclass(frozen=True, slots=True)
-class Track:
+class Track(NamedTuple):
     """One copy of a thing: the frames in which it is seen, and its sprite and box in each of them."""
 
     frames: range
@@ -265,8 +259,7 @@ class Track:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class FilmedScene:
+class FilmedScene(NamedTuple):
     """FRAMES_PER_VIDEO RGB frames, and for each object of the scene the track of every copy."""
 
     frames: tuple[Image.Image, ...]

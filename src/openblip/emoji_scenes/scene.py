@@ -1,7 +1,4 @@
-"""What a scene contains, without pixels: the nouns, which of them a split shows together, and the scenes.
-
-world.toml has its nouns and colours; captions.py describes a scene, rendering.py paints it.
-"""
+"""What a scene contains, without pixels: the nouns of world.toml, which of them a split shows together, scenes."""
 
 import hashlib
 import tomllib

@@ -1,7 +1,4 @@
-"""How well a filter tells true captions from noise, where the truth is known (BLIP section 3.3).
-
-N texts.
-"""
+"""How well a filter tells true captions from noise, where the truth is known (BLIP section 3.3). N texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,15 +69,9 @@ def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], thre
 
 
 # A CapFilt run whose source says what is true
-def _open_run(directory: str | Path) -> CapFiltSource:
-    run = open_source(f"capfilt:{directory}")
-    assert isinstance(run, CapFiltSource)
-    return run
-
-
 def has_ground_truth(directory: str | Path) -> bool:
     """Whether the samples of a CapFilt run's source say what is true of them."""
-    run = _open_run(directory)
+    run = CapFiltSource.open(f"capfilt:{directory}", str(directory), open_source)
     for entry in read_source(run.original, lambda sample: None, shards=run.shards()[:1]):
         if not isinstance(entry, Reject):
             return entry[0].info.keys() >= TRUTH_FIELDS
@@ -94,7 +85,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     The bootstrapped set is every kept text of both sources. Raises `SourceError` when a sample cannot be read, or does
     not say what is true of it.
     """
-    run = _open_run(directory)
+    run = CapFiltSource.open(f"capfilt:{directory}", str(directory), open_source)
     web: list[tuple[float, str | None]] = []  # P(match) and kind of noise
     synthetic: list[tuple[float, bool]] = []  # P(match) and whether the text is true
     for shard in run.shards():

@@ -1,7 +1,4 @@
-"""Retrieval of texts, images and videos by ITC and ITM (BLIP sections 5.1 and 5.6).
-
-I images or videos, T texts.
-"""
+"""Retrieval of texts, images and videos by ITC and ITM (BLIP sections 5.1 and 5.6). I images or videos, T texts."""
 
 from typing import Any
 

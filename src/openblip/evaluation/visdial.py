@@ -1,7 +1,4 @@
-"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5).
-
-R rounds, C candidates.
-"""
+"""Visual dialog, VisDial: which of the candidates answers the question? (BLIP section 5.5) R rounds, C candidates."""
 
 from collections.abc import Iterable
 from itertools import zip_longest

@@ -176,7 +176,7 @@ _TOKEN = re.compile(
 
 
 def tokenize_captions(captions: Sequence[str]) -> list[str]:
-    """Tokens joined by spaces: the official ones where Java runs; `MissingExtraError` if then pycocoevalcap lacks."""
+    """Tokens joined by spaces: where Java runs the official ones, or `MissingExtraError` without pycocoevalcap."""
     return tokenize_with_java(captions) if java_runs() else tokenize_in_python(captions)
 
 
