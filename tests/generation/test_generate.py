@@ -109,9 +109,7 @@ def test_seeds_decide_the_samples() -> None:
 
 
 def test_the_callers_random_state_and_gradients_are_left_alone() -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    model = TableDecoder(0)
+    before, model = torch.get_rng_state(), TableDecoder(0)
     model.table.requires_grad_()
     for decoding in STRATEGIES:
         write(model, [0, 1], decoding)

@@ -40,11 +40,9 @@ def test_the_best_has_the_highest_sum_over_its_tokens_and_the_end(seed: int) -> 
     found = best_candidates(model, numbered_images(3, 8, 1), PROMPT, CANDIDATES, 3, eos_id=EOS)
     for image, ranked in zip([3, 8, 1], found, strict=True):
         assert ranked.position == best_by_hand(model, numbered_images(image), CANDIDATES)
-        ids = CANDIDATES[ranked.position]
-        assert ranked.generated.ids == ids
-        assert ranked.generated.token_logprobs == pytest.approx(
-            logprobs(model, numbered_images(image), ids, PROMPT), abs=1e-4
-        )
+        assert ranked.generated.ids == CANDIDATES[ranked.position]
+        expected = logprobs(model, numbered_images(image), ranked.generated.ids, PROMPT)
+        assert ranked.generated.token_logprobs == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])

@@ -155,6 +155,7 @@ def test_features_are_normed_before_the_queries_read_them() -> None:
     close(found[2].key, expected.key)
     assert [kv is None for kv in found] == [False, True, False, True]
     close(features, model.vision(random_pixels(2)))
+    assert model.encode_image(random_pixels(1, size=2 * SIZE)).shape == (1, 17, 24)  # any size is read
 
 
 @torch.no_grad()
@@ -230,7 +231,3 @@ def test_image_encoders_are_as_large_as_the_released_ones() -> None:
     with torch.device("meta"):
         for config, expected in ((Blip2Config(), 985.9), (Blip2Config(vision=CLIP_L), 290.6)):
             assert millions(Blip2(config), of_vision=True) == pytest.approx(expected, abs=0.05)
-
-
-def test_pictures_of_other_sizes_are_read() -> None:
-    assert blip2().encode_image(random_pixels(1, size=2 * SIZE)).shape == (1, 17, 24)

@@ -146,12 +146,8 @@ def test_a_clip_is_its_frames_one_after_the_other() -> None:
     for clip in range(2):
         frames = [model.encode_image(pixels[clip, frame][None])[0] for frame in range(3)]
         torch.testing.assert_close(tokens[clip], torch.cat(frames), atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_a_pair_is_its_left_and_its_right_image() -> None:
-    model, pixels = tiny_blip(("nlvr",)), random_pixels(6).unflatten(0, (3, 2))
-    tokens = model.encode_pair(pixels)
+    # a pair is its left and its right image
+    tokens = model.encode_pair(pixels[:, :2])
     for side in range(2):
         torch.testing.assert_close(tokens[:, side], model.encode_image(pixels[:, side]), atol=1e-5, rtol=1e-5)
 

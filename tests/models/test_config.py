@@ -101,8 +101,7 @@ def test_answers_may_read_questions_of_another_width_with_weights_of_their_own()
 
 
 def test_a_config_from_before_there_was_pooling_is_read() -> None:
-    values = BlipConfig().to_dict()
-    del values["pooled"]
+    values = {name: value for name, value in BlipConfig().to_dict().items() if name != "pooled"}
     assert BlipConfig.from_dict(values) == BlipConfig()
 
 

@@ -1,4 +1,4 @@
-"""What `Blip2.freeze` leaves without gradients and noise, and what it does not touch."""
+"""Frozen parts of a BLIP-2: no gradients, no noise, own precision, and features that depend on the image alone."""
 
 import warnings
 from dataclasses import replace
@@ -120,15 +120,12 @@ def test_a_frozen_encoder_computes_in_its_own_precision() -> None:
     assert model.encode_queries(model.image_kv(features)).queries.dtype == torch.float32
 
 
-def test_only_parts_that_there_are_can_be_frozen() -> None:
+def test_what_does_not_fit_is_refused() -> None:
     model = Blip2(CONFIG, language=noisy_language())
     with pytest.raises(ValueError, match="qformer cannot be frozen"):
         model.freeze("vision", "qformer")
     assert model.frozen == ()
     assert Blip2(CONFIG).freeze("language").train().training  # one that comes later
-
-
-def test_a_language_model_of_another_width_than_described_is_refused() -> None:
     wide = LanguageConfig(name="x", hidden_dim=99)
     with pytest.raises(ConfigError, match=f"language model is {DIM} wide; the config says 99"):
         Blip2(replace(CONFIG, language=wide), language=noisy_language())
@@ -152,8 +149,7 @@ def encoder(kind, dtype=torch.float32):
 
 
 class Rounding(torch.nn.Module):
-    """Rounds by the number of pictures, and where `by_place` by their places too, as kernels of several
-    threads do."""
+    """Rounds by the number of images, and where `by_place` by their places too, as kernels of several threads do."""
 
     def __init__(self, by_place):
         super().__init__()
@@ -226,15 +222,14 @@ def test_a_frozen_encoder_has_no_gradients_and_stays_in_eval_mode(tower):
 def test_half_precision_features_are_normed_in_float32(dtype):
     model = tiny_blip2().model.freeze("vision")
     model.vision.to(dtype)
-    pixels = torch.randn(2, 3, SIZE, SIZE)
-    features = model.encode_image(pixels)
+    features = model.encode_image(torch.randn(2, 3, SIZE, SIZE))
     assert features.dtype == dtype
     found, exact = (model.image_kv(given).layers[0] for given in (features, features.float()))
     assert found.key.dtype == torch.float32
     torch.testing.assert_close(found[:2], exact[:2], atol=0, rtol=0)
 
 
-def test_inference_takes_all_pictures_at_once(monkeypatch):
+def test_inference_takes_all_images_at_once():
     """Only what is frozen pays for features that are the same to the last bit."""
     model, sizes = tiny_blip2().model, []
     model.vision.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))

@@ -227,12 +227,10 @@ def test_tokenizers_without_offsets_serve_as_well() -> None:
     slow = SlowTokenizer(fast.get_vocab(), pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     language = tiny_language_model("gpt2")
     other = wrap_language_model(language.model, slow)
-    expected, found = (
-        lm.predict(visual_prompts(2), ["a photo of", ""], ["two dogs", "a tree"], 20) for lm in (language, other)
-    )
+    prompts, texts = ["a photo of", ""], ["two dogs", "a tree"]
+    expected, found = (model.predict(visual_prompts(2), prompts, texts, 20) for model in (language, other))
     assert not slow.is_fast
-    assert torch.equal(found.labels, expected.labels)
-    assert torch.equal(found.logits, expected.logits)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 def test_the_width_is_that_of_the_words() -> None:
@@ -370,12 +368,10 @@ def test_settings_of_the_caller_count() -> None:
     found = greedy(language, visual, ["a", ""], forced_bos_token_id=UNKNOWN, max_new_tokens=3, min_new_tokens=3)
     assert [row[0] for row in found] == [UNKNOWN, UNKNOWN]
     assert [len(row) for row in found] == [3, 3]
-    sampled = []
+    sampled, settings = [], {"do_sample": True, "top_p": 0.9, "temperature": 2.0, "max_new_tokens": 8}
     for _ in range(2):
         torch.manual_seed(1)
-        sampled.append(
-            language.generate(visual, ["a", ""], do_sample=True, top_p=0.9, temperature=2.0, max_new_tokens=8)
-        )
+        sampled.append(language.generate(visual, ["a", ""], **settings))
     assert sampled[0] == sampled[1] != greedy(language, visual, ["a", ""])
     with pytest.raises(ConfigError, match="max_new_tokens"):
         language.generate(visual, ["a", ""], num_beams=2)

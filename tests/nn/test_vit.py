@@ -84,12 +84,10 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation() -> None:
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
-def test_drop_path_is_the_identity_in_eval() -> None:
+def test_drop_path_rises_linearly_and_is_the_identity_in_eval() -> None:
     model, plain = vit(drop_path=0.9).eval(), vit(drop_path=0.0).eval()
     torch.testing.assert_close(model(pictures(2)), plain(pictures(2)), atol=0, rtol=0)
-
-
-def test_drop_path_rises_linearly_to_the_last_layer() -> None:
+    # it rises linearly to the last layer
     rates = [block.drop_path.probability for block in vit(drop_path=0.1, num_layers=5).blocks]
     assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
     assert [block.drop_path.probability for block in vit(drop_path=0.1, num_layers=1).blocks] == [0.0]

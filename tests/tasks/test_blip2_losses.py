@@ -102,10 +102,8 @@ def instructed_visual(task: Blip2Task, batch: PromptedBatch, row: int) -> Tensor
 def row_losses(task: Blip2Task, batch: PromptedBatch) -> list[list[Tensor]]:
     found = []
     for row, (prompt, text) in enumerate(zip(batch.prompts, batch.texts, strict=True)):
-        if batch.instructions is None:
-            visual = visual_of(task, batch.pixels[batch.owners[row]])
-        else:
-            visual = instructed_visual(task, batch, row)
+        pixels, instructed = batch.pixels[batch.owners[row]], batch.instructions is not None
+        visual = instructed_visual(task, batch, row) if instructed else visual_of(task, pixels)
         found.append(decoder_losses(task.model, visual, prompt, text))
     return found
 

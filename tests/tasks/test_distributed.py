@@ -8,8 +8,8 @@ import pytest
 import torch
 import two_processes
 from tiny_tasks import joined
+from two_processes import part
 
-from openblip.data.batch import ImageTextBatch
 from openblip.distributed import Process
 from two_processes_of import assert_as_one, launch
 
@@ -24,11 +24,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished = launch(SCRIPT, str(out))
     assert finished.returncode == 0, finished.stderr[-3000:]
     return out
-
-
-def joint_part(step: int) -> ImageTextBatch:
-    """What both processes read at a step."""
-    return joined(two_processes.part(step, 0), two_processes.part(step, 1))
 
 
 @pytest.mark.parametrize("name", [*two_processes.RUNS, *two_processes.BLIP2_RUNS])
@@ -46,7 +41,7 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, name: str)
 def test_the_trainer_does_in_two_processes_what_it_does_in_one(results: Path, tmp_path: Path) -> None:
     """Accumulation, clipping, logged means, rejects of either process, and one joint cursor."""
     one = Process(0, 1, torch.device("cpu"))
-    two_processes.train(tmp_path, one, joint_part, rejecting=True)
+    two_processes.train(tmp_path, one, lambda step: joined(part(step, 0), part(step, 1)), rejecting=True)
     runs = []
     for folder in (tmp_path, results / "run"):
         lines = (folder / "metrics.jsonl").read_text().splitlines()

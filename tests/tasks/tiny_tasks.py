@@ -155,13 +155,8 @@ def joined(first: AnyBatch, second: AnyBatch) -> AnyBatch:
 
 def joined_tokens(first: Tokens, second: Tokens) -> Tokens:
     length = max(first.ids.shape[1], second.ids.shape[1])
-
-    def padded(x: Tensor) -> Tensor:
-        return F.pad(x, (0, length - x.shape[1]))
-
-    return Tokens(
-        torch.cat([padded(first.ids), padded(second.ids)]), torch.cat([padded(first.mask), padded(second.mask)])
-    )
+    pairs = ((first.ids, second.ids), (first.mask, second.mask))
+    return Tokens(*(torch.cat([F.pad(x, (0, length - x.shape[1])) for x in pair]) for pair in pairs))
 
 
 WORDS = ("a", "photo", "of", "small", "red", "dog", "beside", "two", "blue", "cars", "many", "cats", "it")
