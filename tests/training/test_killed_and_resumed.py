@@ -4,6 +4,7 @@ As a script, this file is a run that is killed:
 python test_killed_and_resumed.py SOURCE OUT NUM_WORKERS PRECISION after-step|in-checkpoint STEP
 """
 
+import json
 import os
 import random
 import signal
@@ -24,7 +25,6 @@ from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state
 from openblip.training.config import TrainingConfig
-from shared_files import read_lines
 
 STEPS, CHECKPOINT_EVERY = 9, 3
 
@@ -83,7 +83,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def losses(out: Path) -> list[dict[str, Any]]:
     """The metrics of every step but its speed."""
-    lines = read_lines(out / "metrics.jsonl")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
 
 
