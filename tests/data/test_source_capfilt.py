@@ -1,9 +1,8 @@
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from annotation_files import write
 
 from openblip.data.captions import CAPTION_SCHEMA, CaptionRow, finished_shards, is_kept, read_captions, write_captions
 from openblip.data.sample import Reject, Sample
@@ -39,8 +38,7 @@ def run(tmp_path, write_shards):
 
 def set_threshold(out, web, threshold):
     out.mkdir(exist_ok=True)
-    manifest = {"source": str(web), "images": None, "threshold": threshold}
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    write(out / "manifest.json", {"source": str(web), "images": None, "threshold": threshold})
 
 
 def test_kept_texts_are_pairs_of_the_original_images(run, tmp_path):

@@ -26,10 +26,8 @@ def small_blocks(monkeypatch, tmp_path):
 @pytest.fixture
 def tar(tmp_path, write_tar):
     """200 samples, 10 MB."""
-    members = []
-    for number in range(200):
-        members.append((f"{number:03d}.jpg", bytes([number]) * 50_000))
-        members.append((f"{number:03d}.json", json.dumps({"caption": f"text {number}"}).encode()))
+    samples = [(f"{n:03d}", bytes([n]) * 50_000, json.dumps({"caption": f"text {n}"}).encode()) for n in range(200)]
+    members = [member for key, image, text in samples for member in ((f"{key}.jpg", image), (f"{key}.json", text))]
     return write_tar(tmp_path / "shards" / "0000.tar", members)
 
 
