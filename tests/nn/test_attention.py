@@ -188,8 +188,6 @@ def test_folding_texts_of_a_pair_equals_repeating_the_pair_gradients_included(le
         layer.project(context, torch.ones(2, 5, dtype=torch.bool))
 
 
-# Attention written out: the same result as the fused one, and gradients with respect to its weights.
-
 TWO_MASKS = torch.tensor([[True, True, True, False, False], [True, False, True, True, True]])
 
 
