@@ -96,9 +96,8 @@ class ClipBlock(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(CLIP_DIM, CLIP_DIM // 64, batch_first=True)
         self.ln_1, self.ln_2 = nn.LayerNorm(CLIP_DIM), nn.LayerNorm(CLIP_DIM)
-        self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(CLIP_DIM, 4 * CLIP_DIM), "c_proj": nn.Linear(4 * CLIP_DIM, CLIP_DIM)}
-        )
+        c_fc, c_proj = nn.Linear(CLIP_DIM, 4 * CLIP_DIM), nn.Linear(4 * CLIP_DIM, CLIP_DIM)
+        self.mlp = nn.ModuleDict({"c_fc": c_fc, "c_proj": c_proj})
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.ln_1(x)
@@ -129,12 +128,6 @@ class Clip(nn.Module):
         return x
 
 
-class Projections(nn.Module):
-    def __init__(self, context: int) -> None:
-        super().__init__()
-        self.query, self.key, self.value = (nn.Linear(n, WIDTH) for n in (WIDTH, context, context))
-
-
 class Output(nn.Module):
     def __init__(self, inner: int) -> None:
         super().__init__()
@@ -147,11 +140,13 @@ class Output(nn.Module):
 class Attention(nn.Module):
     def __init__(self, context: int) -> None:
         super().__init__()
-        self.self, self.output = Projections(context), Output(WIDTH)
+        sizes = {"query": WIDTH, "key": context, "value": context}
+        self.self = nn.ModuleDict({name: nn.Linear(size, WIDTH) for name, size in sizes.items()})
+        self.output = Output(WIDTH)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        mixed = attention(self.self.query(x), self.self.key(context), self.self.value(context), HEADS, mask)
-        return self.output(mixed, x)
+        query, key, value = self.self.values()
+        return self.output(attention(query(x), key(context), value(context), HEADS, mask), x)
 
 
 class Layer(nn.Module):

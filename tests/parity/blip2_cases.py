@@ -42,19 +42,13 @@ def language_words(language: Language) -> Any:
     words = Words(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    symbols, special = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=symbols, show_progress=False)
     words.train_from_iterator([*PROMPTS, *TARGETS], trainer)
-    words.post_processor = processors.TemplateProcessing(
-        single="$A </s>" if language == "t5" else "</s> $A", special_tokens=[("</s>", 1)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="</s>"
-    )
+    template = "$A </s>" if language == "t5" else "</s> $A"
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("</s>", 1)])
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **named)
 
 
 def image_token(language: Language) -> int:
@@ -113,7 +107,7 @@ def their_model(class_name: str, language: Language | None = None, seed: int = 4
     theirs = getattr(transformers, class_name)(config).eval()
     randomise(theirs, seed, scale=0.3)
     if language == "t5":  # whose released models do not tie their head
-        head = torch.randn(theirs.language_model.lm_head.weight.shape, generator=_generator(seed))
+        head = torch.randn(theirs.language_model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
         theirs.language_model.lm_head.weight = torch.nn.Parameter(head)
         theirs.language_model.all_tied_weights_keys.pop("lm_head.weight")
         theirs.all_tied_weights_keys.pop("language_model.lm_head.weight")
@@ -121,10 +115,6 @@ def their_model(class_name: str, language: Language | None = None, seed: int = 4
         with torch.no_grad():  # so that some texts end
             theirs.language_model.get_output_embeddings().weight[end_id(language)] *= 3
     return theirs
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def write_theirs(folder: Path, theirs: Any, language: Language | None) -> None:
@@ -173,12 +163,9 @@ def their_outputs(theirs: Any, language: Language | None = None, texts: bool = T
         itm = theirs(PIXELS, TEXTS.ids, attention_mask=mask, use_image_text_matching_head=True)
         out.scores |= {"itc": itc.logits_per_image, "itm": itm.logits_per_image}
         return out
-    instruction = (
-        {"qformer_input_ids": TEXTS.ids, "qformer_attention_mask": mask}
-        if theirs.config.model_type == "instructblip"
-        else {}
-    )
-    inputs = {"pixel_values": PIXELS, **instruction}
+    inputs = {"pixel_values": PIXELS}
+    if theirs.config.model_type == "instructblip":
+        inputs |= {"qformer_input_ids": TEXTS.ids, "qformer_attention_mask": mask}
     logits, queries = _their_logits(theirs, language, inputs)
     out.scores |= {"llm": logits, "queries": queries[:, :NUM_QUERIES]}
     ids, attention = their_prompts(language)
@@ -224,11 +211,8 @@ def _their_logits(theirs: Any, language: Language, inputs: dict[str, Tensor]) ->
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for _, row in rows])
     attention = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for _, row in rows])
     images = torch.full((len(rows), NUM_QUERIES), image_token(language))
-    output = theirs(
-        **inputs,
-        input_ids=torch.cat([images, ids], dim=1),
-        attention_mask=torch.cat([torch.ones_like(images), attention], dim=1),
-    )
+    whole = torch.cat([torch.ones_like(images), attention], dim=1)
+    output = theirs(**inputs, input_ids=torch.cat([images, ids], dim=1), attention_mask=whole)
     before = NUM_QUERIES - 1  # logits stand one place before what they predict
     found = [output.logits[i, before + start : before + len(row)] for i, (start, row) in enumerate(rows)]
     return torch.cat(found), output.qformer_outputs.last_hidden_state
