@@ -14,15 +14,12 @@ from openblip.data.sample import MissingFile, Reject, Sample, Source
 from openblip.data.texts import turns_of
 from openblip.errors import ImageError, MissingExtraError, SourceError
 
-_NUM_SHOWN = 10  # of many values
-_NUM_MISSING_SHOWN = 3
+_NUM_SHOWN, _NUM_MISSING_SHOWN = 10, 3  # of many values; of missing files
 
 
 @dataclass
 class Inspection:
-    """Counts over a source. Those of tasks are over the fields of `Sample.info` that docs/data.md names; a field of
-    another type than it says is not counted.
-    """
+    """Counts over a source; those of tasks are over the fields of `Sample.info` that are as docs/data.md says."""
 
     description: Mapping[str, object] = field(default_factory=dict)  # what the source says of itself
     num_shards: int = 0
