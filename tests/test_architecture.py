@@ -17,12 +17,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # `cli` may import anything.
 EVERYONE = {"errors", "progress", "files", "distributed"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **{name: set() for name in (*EVERYONE, "objectives", "metrics", "data", "emoji_scenes")},
-    "nn": {"models.config"},
+    **{name: set() for name in (*EVERYONE, "nn", "objectives", "metrics", "data", "emoji_scenes")},
     "models": {"nn"},
     "generation": {"models", "nn"},
     "checkpoints": {"models", "nn", "data"},
-    "predictor": {"models", "generation", "checkpoints", "data"},
+    "predictor": {"nn.config", "models", "generation", "checkpoints", "data"},
     "tasks": {"models", "nn", "objectives", "data"},
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
     "training": {"data", "tasks.base"},
@@ -34,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
-LIGHT_MODULES = [f"{part}.config" for part in ("models", "training", "data", "tasks", "capfilt")]
+LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt")]
 LIGHT_MODULES += ["generation.decoding", "recipes.*", "cli.*"]
 HEAVY_MODULES = ("recipes.initialize", "recipes.validation")
 

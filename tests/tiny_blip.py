@@ -19,7 +19,8 @@ from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.generation.decoding import Decoding
 from openblip.generation.search import generate
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head, Sharing, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig, Head
+from openblip.nn.config import Sharing, TextConfig, VisionConfig
 
 VOCAB_SIZE, SIZE = 60, 16
 PAD, CLS, SEP, DEC, ENC = 0, 2, 3, 58, 59

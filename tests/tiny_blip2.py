@@ -16,9 +16,10 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import Preprocessing
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, TowerConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, TowerConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.models.vision_tower import VisionTower
+from openblip.nn.config import QFormerConfig
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 
 Language = Literal["opt", "t5"]

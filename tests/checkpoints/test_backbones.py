@@ -13,7 +13,8 @@ from marks import slow
 from openblip.checkpoints.backbones import init_text, init_vision
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 from openblip.nn.qformer import QFormer
 
 NUM_WORDS, NEW_WORDS = 60, 2

@@ -23,9 +23,10 @@ from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, TowerConfig
 from openblip.models.language_model import wrap_language_model
 from openblip.models.vision_tower import VisionTower
+from openblip.nn.config import QFormerConfig, VisionConfig
 from tiny_blip import randomise
 
 State = dict[str, Tensor]

@@ -12,8 +12,9 @@ from damaged_files import edit_weights
 from marks import slow
 from openblip.checkpoints.loading import load_checkpoint, load_image_encoder
 from openblip.errors import CheckpointError, ConfigError
-from openblip.models.config import TowerConfig, VisionConfig
+from openblip.models.config import TowerConfig
 from openblip.models.vision_tower import VisionTower
+from openblip.nn.config import VisionConfig
 from openblip.nn.vit import VisionTransformer
 
 SIZE, PATCH, DEPTH, WIDTH = 32, 8, 3, 32

@@ -23,8 +23,9 @@ from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head, Sharing
+from openblip.models.config import BlipConfig, Head
 from openblip.models.language_model import wrap_language_model
+from openblip.nn.config import Sharing
 from tiny_blip import SIZE, TINY, random_pixels, tiny_tokenizer
 from tiny_blip2 import tiny_blip2, tiny_language_model
 

@@ -19,7 +19,7 @@ from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
-from openblip.models.config import TextConfig, VisionConfig
+from openblip.nn.config import TextConfig, VisionConfig
 from released_files import SIZE, TEMPERATURE, TOKENIZER, released_file
 from tiny_blip import tiny_blip
 

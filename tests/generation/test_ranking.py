@@ -13,7 +13,8 @@ from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.search import Ranked, TextDecoder, best_candidates, generate
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import TextConfig, VisionConfig
 from tiny_blip import check_cached_decoding
 
 CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11], [6, 7], [5, 5], [9]]

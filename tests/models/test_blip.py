@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from openblip.errors import UnsupportedTaskError
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, Head, Sharing, TextConfig
+from openblip.models.config import BlipConfig, Head
+from openblip.nn.config import Sharing, TextConfig
 from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, tiny_blip
 
 PARTS = ("embeddings", "self_attention", "cross_attention", "feed_forward")

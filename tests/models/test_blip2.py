@@ -15,7 +15,8 @@ from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.models.blip import CrossKV
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig, TowerConfig
+from openblip.nn.config import QFormerConfig, VisionConfig
 from openblip.nn.qformer import generation_mask, matching_mask, without_padding
 from tiny_blip import (
     SIZE,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from openblip.data.tokenizer import Tokens
 from openblip.models.blip import Blip, CrossKV, encode_media
-from openblip.models.config import Head, Sharing
+from openblip.models.config import Head
 from openblip.nn.attention import PairCrossAttention
+from openblip.nn.config import Sharing
 from tiny_blip import CLS, DEC, ENC, TINY, random_pixels, random_tokens, randomise, tiny_blip
 
 QUESTION_LENGTHS = [5, 9, 3]

@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 
 from openblip.errors import ConfigError
-from openblip.models.config import (
-    Blip2Config,
-    BlipConfig,
-    LanguageConfig,
-    QFormerConfig,
-    Sharing,
-    TextConfig,
-    TowerConfig,
-    VisionConfig,
-)
+from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig, TowerConfig
+from openblip.nn.config import QFormerConfig, Sharing, TextConfig, VisionConfig
 
 OPT = LanguageConfig(name="facebook/opt-2.7b", hidden_dim=2560, end_of_text="\n")
 CLIP = TowerConfig(name="openai/clip-vit-large-patch14", hidden_dim=1024)

@@ -14,9 +14,10 @@ from torch import Tensor
 from openblip.errors import ConfigError
 from openblip.models import vision_tower
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig
+from openblip.models.config import Blip2Config, LanguageConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.models.vision_tower import VisionTower, run_frozen
+from openblip.nn.config import QFormerConfig
 from tiny_blip import SIZE, TINY, random_pixels, randomise
 from tiny_blip2 import tiny_blip2
 

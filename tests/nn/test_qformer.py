@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
-from openblip.models.config import QFormerConfig
 from openblip.nn import qformer as qformer_module
 from openblip.nn.attention import SelfAttentionCache
+from openblip.nn.config import QFormerConfig
 from openblip.nn.qformer import QFormer, generation_mask, matching_mask, without_padding
 from tiny_blip import contrastive_mask, gradients, randomise, saved_bytes
 

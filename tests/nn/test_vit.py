@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from openblip.models.config import VisionConfig
+from openblip.nn.config import VisionConfig
 from openblip.nn.vit import DropPath, QuickGELU, VisionTransformer, interpolate_positions, sine_positions
 from tiny_blip import randomise, saved_bytes
 

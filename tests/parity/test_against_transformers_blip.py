@@ -15,7 +15,7 @@ from openblip.checkpoints import backbones
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.checkpoints.original import TRAINING_ONLY
 from openblip.checkpoints.state_dict import Layout, Table, translate
-from openblip.models.config import TextConfig, VisionConfig
+from openblip.nn.config import TextConfig, VisionConfig
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer
 from released_files import KINDS, TEXT_DIM, released_file

@@ -20,8 +20,9 @@ from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig, QFormerConfig, VisionConfig
+from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
+from openblip.nn.config import QFormerConfig, VisionConfig
 from tiny_blip import randomise
 
 pytestmark = pytest.mark.slow

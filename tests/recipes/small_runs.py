@@ -17,7 +17,8 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.emoji_scenes.scene import Kind
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.models.blip import Blip
-from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 from openblip.recipes import mini
 from openblip.recipes.run import Blip2Run, ImageEncoderSource, LanguageModelSource, LanguageRun, LanguageShape
 from openblip.tasks.config import Blip2Stage1Config

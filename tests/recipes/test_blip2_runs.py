@@ -20,7 +20,8 @@ from openblip.data.feature_cache import FeatureCache
 from openblip.data.sources import Mixture
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
-from openblip.models.config import LoraSettings, QFormerConfig
+from openblip.models.config import LoraSettings
+from openblip.nn.config import QFormerConfig
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage2_opt, blip2_vqa
 from openblip.recipes.initialize import describe_encoder
 from openblip.recipes.mini import blip2_mini_stage1, blip2_mini_stage2_opt

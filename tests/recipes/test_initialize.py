@@ -9,7 +9,8 @@ import torch
 
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
-from openblip.models.config import PRETRAINING_HEADS, BlipConfig, Head, Sharing
+from openblip.models.config import PRETRAINING_HEADS, BlipConfig, Head
+from openblip.nn.config import Sharing
 from openblip.recipes.initialize import with_heads
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import BlipTaskConfig

@@ -13,7 +13,8 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig, TextConfig, VisionConfig
+from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig
+from openblip.nn.config import TextConfig, VisionConfig
 from openblip.recipes import RECIPES, blip, blip2
 from openblip.recipes.run import ImageEncoderSource
 from openblip.tasks.config import ContrastiveConfig

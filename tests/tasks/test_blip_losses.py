@@ -19,7 +19,7 @@ from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
-from openblip.models.config import Sharing
+from openblip.nn.config import Sharing
 from openblip.objectives import draw_negatives, itc_loss, lm_loss, negative_weights
 from openblip.tasks.base import Task
 from openblip.tasks.captioning import Captioning

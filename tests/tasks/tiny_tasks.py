@@ -16,7 +16,7 @@ from openblip.data.batch import Batch, ImageTextBatch
 from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
 from openblip.models.blip import Blip
-from openblip.models.config import Sharing
+from openblip.nn.config import Sharing
 from openblip.tasks.base import Blip2Task
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import (

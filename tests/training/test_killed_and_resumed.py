@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from openblip.data.config import Augmentation, DataConfig
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.errors import ConfigError
-from openblip.models.config import BlipConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import TextConfig, VisionConfig
 from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state

@@ -26,8 +26,9 @@ from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch
 from openblip.distributed import Process, process_group
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Blip2Config, LanguageConfig, QFormerConfig, VisionConfig
+from openblip.models.config import Blip2Config, LanguageConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
+from openblip.nn.config import QFormerConfig, VisionConfig
 from openblip.tasks.base import Task
 from openblip.tasks.config import Blip2Stage1Config, Blip2Stage2Config
 from openblip.tasks.contrastive import Blip2Stage1

@@ -33,10 +33,11 @@ from openblip.checkpoints import state_dict
 from openblip.checkpoints.state_dict import Layout, State, Table
 from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
-from openblip.models.config import TowerConfig, VisionConfig
+from openblip.models.config import TowerConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
 from openblip.nn.attention import SelfAttention
+from openblip.nn.config import VisionConfig
 from openblip.nn.qformer import QFormer
 from openblip.nn.text_transformer import TextTransformer
 from openblip.nn.vit import VisionTransformer, interpolate_positions

@@ -30,8 +30,9 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import write_json
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig, QFormerConfig, TextConfig, VisionConfig
+from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
+from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 
 SHORT_QUESTION_PROMPT = "Question: {} Short answer:"
 """How T5 and InstructBLIP are asked."""

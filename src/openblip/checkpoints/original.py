@@ -31,18 +31,10 @@ from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file
 from openblip.models.blip import INITIAL_TEMPERATURE
-from openblip.models.config import (
-    STAGE1_HEADS,
-    Blip2Config,
-    BlipConfig,
-    LanguageConfig,
-    QFormerConfig,
-    TextConfig,
-    TowerConfig,
-    VisionConfig,
-)
+from openblip.models.config import STAGE1_HEADS, Blip2Config, BlipConfig, LanguageConfig, TowerConfig
 from openblip.models.language_model import LanguageModel, has_lora
 from openblip.models.vision_tower import VisionTower
+from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 
 _BLIP_PROMPT = "a picture of "  # of every released captioner
 _BLIP2_PROMPT = "a photo of"

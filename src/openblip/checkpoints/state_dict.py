@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file, read_json
-from openblip.models.config import Blip2Config, BlipConfig, Sharing
+from openblip.models.config import Blip2Config, BlipConfig
+from openblip.nn.config import Sharing
 
 Table = Mapping[str, str]
 State = Mapping[str, Tensor]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head, Mode
+from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head
 from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, capture_attention
+from openblip.nn.config import Mode
 from openblip.nn.text_transformer import MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
-from openblip.models.config import Blip2Config, VisionConfig
+from openblip.models.config import Blip2Config
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, capture_attention
+from openblip.nn.config import VisionConfig
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
 

@@ -1,79 +1,17 @@
-"""The shapes of BLIP and BLIP-2 models, as frozen dataclasses. No torch here: `--help` reads them."""
+"""The shapes of BLIP and BLIP-2 models, around those of `nn.config`. No torch here: `--help` reads them."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from openblip.errors import ConfigError
+from openblip.nn.config import Mode, QFormerConfig, TextConfig, VisionConfig, check_positive, check_setting
 
 Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial"]
-Mode = Literal["encode", "decode"]
-Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
-Activation = Literal["gelu", "quick_gelu"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
 # Heads whose texts attend to something else than one image, so that other heads cannot share their encoder.
 _ALONE: dict[Head, tuple[Head, ...]] = {"vqa": ("lm", "nlvr"), "nlvr": ("itm", "visdial", "vqa")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """A ViT. The defaults are the paper's ViT-B/16 at pre-training resolution (BLIP section 4.1)."""
-
-    image_size: int = 224
-    """Height and width of the input image, in pixels."""
-    patch_size: int = 16
-    hidden_dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    drop_path: float = 0.0
-    """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
-    layer_norm_eps: float = 1e-6
-    activation: Activation = "gelu"
-    input_norm: bool = False
-    """Whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP."""
-    output_norm: bool = True
-    """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block without one."""
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_heads_divide("vision", self.hidden_dim, self.num_heads)
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
-                "choose a size that the patches tile."
-            )
-        if self.activation not in get_args(Activation):
-            raise ConfigError(f"vision.activation {self.activation}: choose one of {', '.join(get_args(Activation))}.")
-
-    @property
-    def grid(self) -> int:
-        """Patches a side."""
-        return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text transformer of MED. The defaults are BERT-base with BLIP's two added tokens."""
-
-    vocab_size: int = 30524
-    """bert-base-uncased's 30,522 words, then [DEC] and [ENC]."""
-    hidden_dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    max_positions: int = 512
-    dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    sharing: Sharing = "all_but_sa"
-    """What encoder and decoder share (BLIP Table 3); the paper's choice is all but self-attention."""
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_heads_divide("text", self.hidden_dim, self.num_heads)
-        if self.sharing not in get_args(Sharing):
-            raise ConfigError(f"text.sharing {self.sharing}: choose one of {', '.join(get_args(Sharing))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,42 +68,10 @@ class BlipConfig:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
 
 
-def check_heads_divide(part: str, hidden_dim: int, num_heads: int) -> None:
-    """Raise ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
-    if num_heads < 1 or hidden_dim % num_heads:
-        raise ConfigError(f"{part}.hidden_dim {hidden_dim} does not divide into {num_heads} heads.")
-
-
 Blip2Head = Literal["itc", "itm", "itg", "llm"]
 
 BLIP2_HEADS: tuple[Blip2Head, ...] = get_args(Blip2Head)
 STAGE1_HEADS: tuple[Blip2Head, ...] = ("itc", "itm", "itg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """The Q-Former. The defaults are the paper's: 32 queries in BERT-base (BLIP-2 section 3.1)."""
-
-    num_queries: int = 32
-    hidden_dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    cross_attention_every: int = 2
-    """Queries attend to the image in layers 0, 2, 4, ..."""
-    vocab_size: int = 30523
-    """bert-base-uncased's 30,522 words, then [DEC]."""
-    max_positions: int = 512
-    dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_heads_divide("qformer", self.hidden_dim, self.num_heads)
-        for name, value in asdict(self).items():
-            if name not in ("dropout", "layer_norm_eps", "activation_checkpointing"):
-                _check_positive(f"qformer.{name}", value)
-        _check("qformer.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +85,7 @@ class TowerConfig:
     """Index of the hidden states that are taken, without the final norm; -1 is the last layer."""
 
     def __post_init__(self) -> None:
-        _check_positive("vision.hidden_dim", self.hidden_dim)
+        check_positive("vision.hidden_dim", self.hidden_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +102,8 @@ class LanguageConfig:
     """Most tokens of a text and its prompt in training, the end token included; the queries come on top."""
 
     def __post_init__(self) -> None:
-        _check_positive("language.hidden_dim", self.hidden_dim)
-        _check("language.max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 2, "at least 2")
+        check_positive("language.hidden_dim", self.hidden_dim)
+        check_setting("language.max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 2, "at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +121,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"lora: rank {self.rank} and alpha {self.alpha} must be above 0.")
-        _check("lora.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
+        check_setting("lora.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +153,7 @@ class Blip2Config:
             raise ConfigError("The head llm and a language model belong together: name both or neither.")
         if self.instructed and "llm" not in self.heads:
             raise ConfigError("instructed needs the head llm: the Q-Former reads questions for the language model.")
-        _check_positive("embed_dim", self.embed_dim)
+        check_positive("embed_dim", self.embed_dim)
 
     @property
     def has_text_branch(self) -> bool:
@@ -271,15 +177,6 @@ class Blip2Config:
             return cls(**{**values, "vision": vision, "qformer": qformer, "language": language, "heads": heads})
         except TypeError as error:
             raise ConfigError(f"The model config cannot be read: {error}.") from error
-
-
-def _check_positive(name: str, value: int) -> None:
-    _check(name, value, value >= 1, "at least 1")
-
-
-def _check(name: str, value: float, holds: bool, demand: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value}; it must be {demand}.")
 
 
 def _check_heads(heads: tuple[str, ...], known: tuple[str, ...]) -> None:

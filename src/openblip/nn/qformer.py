@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.models.config import QFormerConfig
 from openblip.nn.attention import CrossAttention, KeyValue, LayerCache, LayerKV, SelfAttention, SelfAttentionCache
+from openblip.nn.config import QFormerConfig
 from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
 
 

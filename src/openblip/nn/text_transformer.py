@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.models.config import Mode, QFormerConfig, Sharing, TextConfig
 from openblip.nn.attention import (
     CrossAttention,
     LayerCache,
@@ -24,6 +23,7 @@ from openblip.nn.attention import (
     SelfAttention,
     SelfAttentionCache,
 )
+from openblip.nn.config import Mode, QFormerConfig, Sharing, TextConfig
 
 M = TypeVar("M", bound=nn.Module)
 

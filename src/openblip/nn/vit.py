@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.models.config import VisionConfig
 from openblip.nn.attention import SelfAttention
+from openblip.nn.config import VisionConfig
 
 
 class DropPath(nn.Module):

@@ -35,8 +35,8 @@ from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip, encode_media, similarity_matrix, similarity_of_pairs
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Mode
 from openblip.models.language_model import LanguageModel
+from openblip.nn.config import Mode
 from openblip.predictor import values
 from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, join_pieces
 from openblip.predictor.values import (

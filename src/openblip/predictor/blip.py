@@ -29,7 +29,7 @@ from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.search import best_candidates, generate
 from openblip.models.blip import Blip, CrossKV
-from openblip.models.config import Mode
+from openblip.nn.config import Mode
 from openblip.predictor import values
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.explain import Explanation, explain_read_text, join_pieces, patch_maps, target_logprobs

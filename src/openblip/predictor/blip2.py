@@ -21,8 +21,8 @@ from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated
 from openblip.models.blip import CrossKV
 from openblip.models.blip2 import Blip2
-from openblip.models.config import Mode
 from openblip.models.language_model import IGNORED_LABEL
+from openblip.nn.config import Mode
 from openblip.predictor import values
 from openblip.predictor.base import CHAT_DECODING, BasePredictor
 from openblip.predictor.explain import Explanation, explain_written_text, join_language_pieces, patch_maps

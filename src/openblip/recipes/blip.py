@@ -37,7 +37,8 @@ from typing import Any
 
 from openblip.data.config import Augmentation, DataConfig
 from openblip.data.texts import MAX_DIALOG_TOKENS
-from openblip.models.config import BlipConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import VisionConfig
 from openblip.recipes.run import BlipRun
 from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig

@@ -30,7 +30,7 @@ from dataclasses import replace
 from typing import Any
 
 from openblip.data.config import Augmentation, DataConfig
-from openblip.models.config import QFormerConfig
+from openblip.nn.config import QFormerConfig
 from openblip.recipes.blip import COCO_CAPTIONS, QUESTIONS
 from openblip.recipes.run import Blip2Run, ImageEncoderSource, LanguageModelSource
 from openblip.tasks import config as tasks

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from openblip.data.config import Augmentation, DataConfig
-from openblip.models.config import BlipConfig, QFormerConfig, TextConfig, VisionConfig
+from openblip.models.config import BlipConfig
+from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 from openblip.recipes.run import Blip2Run, BlipRun, ImageEncoderSource, LanguageModelSource, LanguageRun, LanguageShape
 from openblip.tasks import config as tasks
 from openblip.training.config import TrainingConfig

@@ -15,6 +15,7 @@ from openblip.data.config import DataConfig, Preprocessing
 from openblip.errors import ConfigError
 from openblip.files import atomic_folder
 from openblip.models import config as models
+from openblip.nn.config import QFormerConfig, check_heads_divide
 from openblip.tasks.config import Blip2TaskConfig, BlipTaskConfig, LanguagePretrainingConfig
 from openblip.training.config import TrainingConfig
 
@@ -261,7 +262,7 @@ class Blip2Run(Run):
     """The image encoder; None takes the checkpoint's."""
     language: LanguageModelSource | None = None
     """The language model of a generative task; None takes the checkpoint's."""
-    qformer: models.QFormerConfig | None = None
+    qformer: QFormerConfig | None = None
     """The shape of a new Q-Former; None takes the checkpoint's."""
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
@@ -433,7 +434,7 @@ class LanguageShape:
     """Visual prompts and tokens together; t5 knows only distances and has no limit."""
 
     def __post_init__(self) -> None:
-        models.check_heads_divide("shape", self.hidden_dim, self.num_heads)
+        check_heads_divide("shape", self.hidden_dim, self.num_heads)
 
     def build(self, tokenizer: Any) -> "LanguageModel":
         """An OPT or T5 of transformers with random weights. OPT ends what it writes with a line break."""

@@ -1,0 +1,113 @@
+"""The shapes of the transformers in this folder, as frozen dataclasses. No torch here: `--help` reads them."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from openblip.errors import ConfigError
+
+Mode = Literal["encode", "decode"]
+Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A ViT. The defaults are the paper's ViT-B/16 at pre-training resolution (BLIP section 4.1)."""
+
+    image_size: int = 224
+    """Height and width of the input image, in pixels."""
+    patch_size: int = 16
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    drop_path: float = 0.0
+    """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
+    layer_norm_eps: float = 1e-6
+    activation: Activation = "gelu"
+    input_norm: bool = False
+    """Whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP."""
+    output_norm: bool = True
+    """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block without one."""
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_heads_divide("vision", self.hidden_dim, self.num_heads)
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
+                "choose a size that the patches tile."
+            )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(f"vision.activation {self.activation}: choose one of {', '.join(get_args(Activation))}.")
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text transformer of MED. The defaults are BERT-base with BLIP's two added tokens."""
+
+    vocab_size: int = 30524
+    """bert-base-uncased's 30,522 words, then [DEC] and [ENC]."""
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    max_positions: int = 512
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    sharing: Sharing = "all_but_sa"
+    """What encoder and decoder share (BLIP Table 3); the paper's choice is all but self-attention."""
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_heads_divide("text", self.hidden_dim, self.num_heads)
+        if self.sharing not in get_args(Sharing):
+            raise ConfigError(f"text.sharing {self.sharing}: choose one of {', '.join(get_args(Sharing))}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerConfig:
+    """The Q-Former. The defaults are the paper's: 32 queries in BERT-base (BLIP-2 section 3.1)."""
+
+    num_queries: int = 32
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    cross_attention_every: int = 2
+    """Queries attend to the image in layers 0, 2, 4, ..."""
+    vocab_size: int = 30523
+    """bert-base-uncased's 30,522 words, then [DEC]."""
+    max_positions: int = 512
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_heads_divide("qformer", self.hidden_dim, self.num_heads)
+        for name, value in asdict(self).items():
+            if name not in ("dropout", "layer_norm_eps", "activation_checkpointing"):
+                check_positive(f"qformer.{name}", value)
+        check_setting("qformer.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
+
+
+def check_heads_divide(part: str, hidden_dim: int, num_heads: int) -> None:
+    """Raise ConfigError unless `num_heads` heads share `hidden_dim` evenly."""
+    if num_heads < 1 or hidden_dim % num_heads:
+        raise ConfigError(f"{part}.hidden_dim {hidden_dim} does not divide into {num_heads} heads.")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise ConfigError unless the setting is at least 1."""
+    check_setting(name, value, value >= 1, "at least 1")
+
+
+def check_setting(name: str, value: float, holds: bool, demand: str) -> None:
+    """Raise ConfigError with what is demanded of the setting unless it holds."""
+    if not holds:
+        raise ConfigError(f"{name} is {value}; it must be {demand}.")
