@@ -1,4 +1,5 @@
-"""The processes of one run, as torchrun starts them, and sums and rows across them.
+"""The device that this process computes on, the processes of one run, as torchrun starts them, and sums and rows across
+them.
 
 Without a process group every function works on one process, so that objectives and evaluations are written once.
 
@@ -17,7 +18,26 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 from torch.nn import functional
 
+from openblip.errors import ConfigError
+
 Item = TypeVar("Item")
+
+
+def find_device(device: torch.device | str | int | None = None) -> torch.device:
+    """A device of this machine; None takes the best there is: a CUDA GPU, then Apple's (mps), then the CPU.
+
+    Raises ConfigError for one that torch does not know, or that is not here or cannot be used.
+    """
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    device = there[0] if device is None else device
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # also says no to "meta", where nothing is computed
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device is {device}: torch cannot compute there on this machine; choose {' or '.join(there)}."
+        ) from error
+    return found
 
 
 class Process(NamedTuple):

@@ -333,6 +333,8 @@ def test_an_unfinished_run_says_what_there_is(run: Path, load: Any) -> None:
     save_checkpoint(KINDS[BLIP](), run / "best")
     with pytest.raises(CheckpointError, match=r"has not finished.*Name .*run/best, .*checkpoints/"):
         load(run)
+    with pytest.raises(CheckpointError, match=r"step_00000010 is the state .*name its run folder .*/run, or"):
+        load(run / "checkpoints" / "step_00000010")
 
 
 def test_the_run_of_a_language_model_is_no_model_of_images(run: Path) -> None:

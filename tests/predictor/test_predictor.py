@@ -367,7 +367,21 @@ def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Pat
     for name in ("float32", "bfloat16", "float16"):
         assert openblip.load(tmp_path, device="cpu", dtype=name).dtype == getattr(torch, name)
     assert openblip.load(tmp_path, device="cpu", dtype="auto").dtype == torch.float32
-    with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
-        openblip.load(tmp_path, device="cpu", dtype="int4")
+    for wrong in ("int4", "half", torch.int8, torch.float8_e4m3fn, 16):
+        with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
+            openblip.load(tmp_path, device="cpu", dtype=wrong)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="nowhere"):
         openblip.load(tmp_path / "nowhere")
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("gpu", "cuda:99", "mps:7", "meta", "", 99, torch.device("cuda:99"), 0.5):
+        with pytest.raises(ConfigError, match="torch cannot compute there on this machine; choose cpu"):
+            openblip.load("openblip-mini", device=device)  # type: ignore[arg-type]
+    # What is taken without being asked for: a GPU where there is one, Apple's too.
+    assert openblip.load("openblip-mini").device.type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: pytest.fail(f"{device} was chosen"))
+    with pytest.raises(pytest.fail.Exception, match="mps was chosen"):
+        openblip.load("openblip-mini")

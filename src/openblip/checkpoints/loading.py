@@ -99,7 +99,13 @@ def _hub_folder(name: str) -> Path:
 
 
 def _model_folder(folder: Path) -> Path:
-    """`model/` of the run folder of a finished training, and any other path as it is."""
+    """`model/` of the run folder of a finished training, and any path but a training's state as it is."""
+    if folder.match("checkpoints/step_*") and not (folder / CONFIG_FILE).exists():
+        run = folder.parent.parent
+        raise CheckpointError(
+            f"{folder} is the state from which a training goes on, and no model: name its run folder {run}, or "
+            f"{run / 'best'}, the best model so far, where there is one."
+        )
     if not (folder / CONFIG_FILE).is_file() or "recipe" not in read_json_object(folder / CONFIG_FILE):
         return folder
     if (folder / "model" / CONFIG_FILE).is_file():

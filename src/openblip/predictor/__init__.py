@@ -11,6 +11,7 @@ import torch
 from openblip.checkpoints.backbones import Quantization, quantize_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
 from openblip.checkpoints.loading import load_checkpoint
+from openblip.distributed import find_device
 from openblip.errors import ConfigError
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.blip import BlipPredictor
@@ -49,7 +50,7 @@ def load(
 
     Args:
         source: what `checkpoints.loading.load_checkpoint` reads.
-        device: where it runs; by default the GPU if there is one.
+        device: where it runs; by default a CUDA GPU, then Apple's (mps), then the CPU, whichever there is.
         dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or "auto",
             which is bfloat16 on a GPU that computes with it and float32 elsewhere. For a BLIP-2 it is that of the image
             encoder and the language model only. Results are float32 always.
@@ -60,18 +61,18 @@ def load(
         tokenizer: folder or hub name of the vocabulary, for a checkpoint that has none.
         vision, language_model: the frozen parts that LAVIS' .pth files of BLIP-2 leave out, see docs/checkpoints.md.
 
-    Raises CheckpointError when there is no such checkpoint or it is not whole; ConfigError for a dtype, quantization or
-    encoder_token that does not exist or that this checkpoint cannot have; MissingExtraError for a quantization without
-    bitsandbytes.
+    Raises CheckpointError when there is no such checkpoint or it is not whole; ConfigError for a device that is not
+    here, and for a dtype, quantization or encoder_token that does not exist or that this checkpoint cannot have;
+    MissingExtraError for a quantization without bitsandbytes.
     """
     if quantization not in (None, *get_args(Quantization)):
         raise ConfigError(f"quantization is {quantization}: choose one of {', '.join(get_args(Quantization))}.")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     if dtype == "auto":
         dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if dtype is None or dtype in DTYPES:
         dtype = getattr(torch, dtype or "float32")
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(DTYPES)} and auto.")
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     if isinstance(checkpoint, Blip2Checkpoint):
