@@ -18,6 +18,7 @@ import openblip
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.process import image_seed
+from openblip.capfilt.selection import select
 from openblip.cli.main import main
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
@@ -205,7 +206,8 @@ def test_unreadable_samples_become_rejects(config: CapFiltConfig, tmp_path: Path
     assert sorted(reject["key"] for reject in rejects) == ["alone", "broken", "cut", "good", "json"]
     assert all(reject["shard"] == "mixed" and reject["reason"] for reject in rejects)
     report = json.loads((tmp_path / "run" / "captions" / "mixed.report.json").read_text())
-    assert report["images"] == 2
+    assert report["counts"]["images"] == 2
+    assert report["counts"]["rejects"] == len(rejects)
     assert sorted(reject["key"] for reject in report["rejects"]) == sorted(r["key"] for r in rejects)
 
 
@@ -241,17 +243,40 @@ def test_a_failing_shard_is_recorded_and_tried_again(config: CapFiltConfig, web:
     assert not (out / "captions" / "00001.failure.json").exists()
 
 
-def test_report_counts(finished_run: Path) -> None:
+def test_report_and_manifest(finished_run: Path) -> None:
     rows = [row for row in all_rows(finished_run) if row["shard"] == "00002"]
     report = json.loads((finished_run / "captions" / "00002.report.json").read_text())
     by_source = {name: [row for row in rows if row["source"] == name] for name in ("web", "synthetic")}
-    assert report["images"] == 6
-    assert report["web_texts"] == len(by_source["web"]) == 8
-    assert report["synthetic_texts"] == len(by_source["synthetic"]) == 6
-    assert report["kept"] == {name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()}
+    assert report["counts"] == {
+        "images": 6,
+        "rejects": 0,
+        "web_texts": len(by_source["web"]),
+        "synthetic_texts": len(by_source["synthetic"]),
+        "kept": {name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()},
+    }
+    assert [len(found) for found in by_source.values()] == [8, 6]
     assert report["seconds"]["total"] >= report["seconds"]["caption"] > 0
     manifest = json.loads((finished_run / "manifest.json").read_text())
-    assert report["captioner"] == manifest["captioner"]["sha256"]
+    assert {"source", "threshold", "models", "config"} <= manifest.keys()
+    assert report["models"] == {role: model["sha256"] for role, model in manifest["models"].items()}
+    assert report["models"].keys() == {"captioner", "filter"}
+
+
+def test_runs_of_earlier_versions_go_on(config: CapFiltConfig, run_copy: Path) -> None:
+    """Their manifest named the models at its top, and their reports had the counts there."""
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    (run_copy / "manifest.json").write_text(json.dumps({**manifest.pop("models"), **manifest}))
+    for path in run_copy.glob("captions/*.report.json"):
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps({**report.pop("models"), **report.pop("counts"), **report}))
+    (run_copy / "captions" / "00001.report.json").unlink()
+    page = (run_copy / "report.html").read_text()
+    summary = run_capfilt(config, run_copy)
+    assert (summary.done, summary.skipped) == (["00001"], ["00000", "00002"])
+    before_time = page[: page.index("<h3>Time")]
+    assert (run_copy / "report.html").read_text().startswith(before_time)
+    select(run_copy, 0.6)
+    assert json.loads((run_copy / "manifest.json").read_text())["models"].keys() == {"captioner", "filter"}
 
 
 def test_nothing_can_start(config: CapFiltConfig, tmp_path: Path, filter_model: str) -> None:

@@ -12,7 +12,7 @@ from capfilt_world import TEXT, all_rows, picture
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.selection import export, select, tar_key
+from openblip.capfilt.selection import MARKER, export, select, tar_key
 from openblip.data.images import read_image
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
@@ -119,19 +119,36 @@ def test_export_reads_back_as_the_same_pairs(run_copy: Path, tmp_path: Path) -> 
     rows = {(r["shard"], f"{r['key']}-{r['source']}-{r['index']}"): r for r in all_rows(run_copy)}
     for sample in ours:
         row = rows[sample.shard, sample.key]
-        assert {name: sample.info[name] for name in ("itm", "itc", "logprob", "source")} == {
-            name: row[name] for name in ("itm", "itc", "logprob", "source")
-        }
+        assert [sample.info.get(name) for name in ("itm", "itc", "logprob", "source")] == [
+            row[name] for name in ("itm", "itc", "logprob", "source")
+        ]
         assert (sample.info["origin_shard"], sample.info["origin_key"]) == (row["shard"], row["key"])
         assert sample.info["width"] == 40, "the json of the original is kept"
         assert "captions" not in sample.info, "a text that was filtered out must not come back"
 
 
-def test_same_bytes_every_time(run_copy: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        export(run_copy, tmp_path / name)
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    assert one == two
+@pytest.mark.parametrize("kind", ["tar", "jsonl", "folder"])
+def test_the_same_data_gives_the_same_bytes_in_any_folder(
+    config: CapFiltConfig, web: Path, tmp_path: Path, kind: str
+) -> None:
+    exports = []
+    for home in (tmp_path / "one", tmp_path / "elsewhere" / "two"):
+        if kind == "tar":
+            shutil.copytree(web, home / "web")
+        else:
+            (home / "web").mkdir(parents=True)
+            for number in range(3):
+                (home / "web" / f"{number}.jpg").write_bytes(picture(number))
+                (home / "web" / f"{number}.txt").write_text(TEXT)
+        rows = [{"image": f"web/{number}.jpg", "caption": TEXT} for number in (0, 1, 1)]
+        (home / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        source = home / ("pairs.jsonl" if kind == "jsonl" else "web")
+        run_capfilt(replace(config, source=str(source), threshold=0.0), home / "run")
+        export(home / "run", home / "out")
+        exports.append({file.name: file.read_bytes() for file in (home / "out").iterdir()})
+    assert exports[0] == exports[1]
+    assert len(exports[0]) > 2
+    assert not any(str(tmp_path).encode() in content for content in exports[0].values())
 
 
 def test_a_new_threshold_updates_the_export(run_copy: Path, tmp_path: Path) -> None:
@@ -157,6 +174,12 @@ def test_foreign_folders_are_left_alone(run_copy: Path, config: CapFiltConfig, t
     run_capfilt(replace(config, seed=5), tmp_path / "other")
     with pytest.raises(ConfigError, match="another CapFilt run"):
         export(tmp_path / "other", tmp_path / "out")
+    # Earlier versions marked an export by the hash of the settings.
+    marker = json.loads((tmp_path / "out" / MARKER).read_text())
+    report = json.loads((run_copy / "captions" / "00000.report.json").read_text())
+    (tmp_path / "out" / MARKER).write_text(json.dumps({"run": report["config"]}))
+    export(run_copy, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / MARKER).read_text()) == marker
 
 
 def test_any_key_and_any_image_format(config: CapFiltConfig, tmp_path: Path) -> None:

@@ -101,5 +101,5 @@ def test_capfilt(run: Any, folder: Path, shard: Path, tmp_path: Path, image_fold
             assert row["itc"] == pytest.approx(model.similarity(image, row["caption"]).item(), abs=1e-5)
         assert (row["logprob"] is None) == (row["source"] == "web")
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["captioner"]["sha256"] == manifest["filter"]["sha256"]
+    assert manifest["models"]["captioner"] == manifest["models"]["filter"]
     run(*words)  # resumes: nothing to do

@@ -32,6 +32,7 @@ from openblip.files import read_json, remove_partials, write_json
 from openblip.predictor import BasePredictor
 
 SOURCES = ("web", "synthetic")
+ROLES = ("captioner", "filter")
 NUM_BINS = 40
 COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 
@@ -61,13 +62,24 @@ class CapFiltFolder:
         return [read_json(path) for path in sorted(self.root.glob("captions/*.failure.json"))]
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest. Raises `ConfigError` when the folder is not the output of a CapFilt run."""
+        """The manifest, one of an earlier version too, which had no `models`.
+
+        Raises `ConfigError` when the folder is not the output of a CapFilt run.
+        """
         if not self.manifest.is_file():
             raise ConfigError(
                 f"{self.root} has no manifest.json, so it is not the output of a CapFilt run; "
                 "give the folder that was --out of `openblip capfilt`"
             )
-        return read_json(self.manifest)
+        manifest = read_json(self.manifest)
+        if "models" not in manifest:
+            manifest["models"] = {role: manifest.pop(role) for role in ROLES if role in manifest}
+        return manifest
+
+    def read_report(self, shard: str) -> dict[str, Any]:
+        """The report of a finished shard; in earlier versions the counts stood beside the rest."""
+        report = read_json(self.file(shard, "report.json"))
+        return report if "counts" in report else {**report, "counts": {"images": report["images"]}}
 
     def start_or_resume(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest of a new run, or check that the folder holds the same run; remove leftovers.
@@ -115,7 +127,7 @@ def build_manifest(
         "images": _absolute(config.images),
         "num_shards": num_shards,
         "threshold": config.threshold,
-        **{
+        "models": {
             role: {"checkpoint": checkpoint, "parameters": model.num_parameters, "sha256": model.fingerprint()}
             for role, (checkpoint, model) in models.items()
         },
@@ -136,8 +148,7 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "source": manifest.get("source"),
         "images": manifest.get("images"),
-        "captioner": manifest.get("captioner", {}).get("sha256"),
-        "filter": manifest.get("filter", {}).get("sha256"),
+        **{role: manifest["models"].get(role, {}).get("sha256") for role in ROLES},
         "dtype": "float32",  # of runs that do not name it
         **manifest.get("config", {}),
     }

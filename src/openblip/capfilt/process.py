@@ -94,13 +94,16 @@ class ShardProcessor:
         scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
         report = {
             "shard": shard,
-            "images": scores.images,
-            **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
+            "counts": {
+                "images": scores.images,
+                "rejects": len(rejected),
+                **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
+                "kept": {name: source.kept for name, source in scores.sources.items()},
+            },
             "threshold": manifest["threshold"],
-            "kept": {name: source.kept for name, source in scores.sources.items()},
             "rejects": rejected,
             "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
-            **{role: manifest[role]["sha256"] for role in ("captioner", "filter")},
+            "models": {role: model["sha256"] for role, model in manifest["models"].items()},
             "config": config_hash(manifest),
             "device": str(self.filter.device),
             "openblip": manifest["openblip"],

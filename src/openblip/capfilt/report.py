@@ -25,7 +25,7 @@ from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
-from openblip.files import hash_int, read_json, write_text
+from openblip.files import hash_int, write_text
 
 MAX_LISTED = 50  # rejects, and unfinished shards
 IMAGES_PER_COMBINATION = 8
@@ -59,7 +59,7 @@ def write_report(
     folder = CapFiltFolder(Path(directory))
     manifest = folder.read_manifest()
     shards = folder.done_shards()
-    reports = [read_json(folder.file(shard, "report.json")) for shard in shards]
+    reports = [folder.read_report(shard) for shard in shards]
     scores = RunScores()
     for shard in shards:
         scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
@@ -81,8 +81,8 @@ def write_report(
         titles=TITLES,
         gallery=choose_images(folder, manifest),
         models=[
-            (role, manifest[role]["checkpoint"], f"{manifest[role]['parameters']:,}", manifest[role]["sha256"][:16])
-            for role in ("captioner", "filter")
+            (role, model["checkpoint"], f"{model['parameters']:,}", model["sha256"][:16])
+            for role, model in manifest["models"].items()
         ],
         settings=[*manifest["config"].items(), ("threshold", manifest["threshold"])],
         timing=list(_timing(reports)),
@@ -105,7 +105,7 @@ def _timing(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, st
     for report in reports:
         seconds.update(report["seconds"])
     total = seconds.pop("total", 0.0)
-    images = sum(report["images"] for report in reports)
+    images = sum(report["counts"]["images"] for report in reports)
     for stage, spent in seconds.items():
         yield stage, f"{spent:,.1f}", f"{100 * spent / total:.0f}%" if total else NOTHING
     yield "all", f"{total:,.1f}", f"{images / total:,.1f} images/s" if total else NOTHING
