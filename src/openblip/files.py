@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__} where a JSON object was expected")
     return value
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Of each setting that differs, by its name: "seed was 0, is now 1"."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return {name: f"{name} was {before.get(name)!r:.100}, is now {now.get(name)!r:.100}" for name in names}
 
 
 class JsonLine(NamedTuple):

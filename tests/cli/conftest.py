@@ -43,6 +43,27 @@ def image_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def clips(image_folder: Path) -> Path:
+    """one.mp4 and two.mp4 of noise, beside an image and a clip that is none."""
+    av = pytest.importorskip("av")
+    folder = image_folder.parent / "clips"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for name in ("one.mp4", "two.mp4"):
+        with av.open(str(folder / name), "w") as output:
+            stream = output.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(8):
+                colour = random.integers(0, 256, (1, 1, 3), dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(np.tile(colour, (48, 64, 1)), format="rgb24")
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+    (folder / "bad.mp4").write_bytes((folder / "one.mp4").read_bytes()[:500])
+    (folder / "photo.png").write_bytes((image_folder / "a.png").read_bytes())
+    return folder
+
+
 class Printed(NamedTuple):
     """What a command wrote."""
 

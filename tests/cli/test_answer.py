@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import openblip
@@ -134,7 +133,7 @@ def test_a_file_of_other_questions_is_not_touched(
     run("answer", image_folder, *QUESTIONS, *common)
     before = out.read_bytes()
     for other in (["is it red?"], [*QUESTIONS, "is it red?"], [QUESTIONS[1], QUESTIONS[0]]):
-        assert f"{out}:1" in refusal("answer", image_folder, *other, *common)
+        assert "questions was [" in refusal("answer", image_folder, *other, *common)
         assert out.read_bytes() == before
 
 
@@ -199,27 +198,6 @@ def test_a_checkpoint_that_cannot_answer_says_what_it_can_before_a_file_is_made(
 ) -> None:
     assert "it can do caption" in refusal("answer", image_folder, "what", "--model", captioner, "--out", out)
     assert not out.exists()
-
-
-@pytest.fixture
-def clips(image_folder: Path) -> Path:
-    """one.mp4 and two.mp4 of noise, beside an image and a clip that is none."""
-    av = pytest.importorskip("av")
-    folder = image_folder.parent / "clips"
-    folder.mkdir()
-    random = np.random.default_rng(1)
-    for name in ("one.mp4", "two.mp4"):
-        with av.open(str(folder / name), "w") as output:
-            stream = output.add_stream("mpeg4", rate=10)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for _ in range(8):
-                colour = random.integers(0, 256, (1, 1, 3), dtype=np.uint8)
-                frame = av.VideoFrame.from_ndarray(np.tile(colour, (48, 64, 1)), format="rgb24")
-                output.mux(stream.encode(frame))
-            output.mux(stream.encode())
-    (folder / "bad.mp4").write_bytes((folder / "one.mp4").read_bytes()[:500])
-    (folder / "photo.png").write_bytes((image_folder / "a.png").read_bytes())
-    return folder
 
 
 def test_a_clip_is_asked_about_its_frames(run: Any, answerer: Path, clips: Path) -> None:

@@ -1,5 +1,8 @@
 """`openblip caption` against a tiny real checkpoint."""
 
+import csv
+import json
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "captions.jsonl"
 
 
-def write_shard(path: Path, image_folder: Path) -> Path:
-    """Two samples, x and y, and one whose image is no image."""
-    images = {"x": (image_folder / "a.png").read_bytes(), "y": (image_folder / "b.jpg").read_bytes(), "z": b"none"}
+def write_shard(path: Path, *images_of: Path) -> Path:
+    """Samples x and y, and one whose image is no image."""
+    images = {**dict(zip("xy", (file.read_bytes() for file in images_of), strict=True)), "z": b"none"}
     members = [member for key, image in images.items() for member in ((f"{key}.png", image), (f"{key}.txt", b"a"))]
     return write_tar(path, members)
 
@@ -43,7 +46,7 @@ def test_files_and_folders_give_one_line_each_in_order(run: Any, checkpoint: Pat
 def test_batches_do_not_change_sampled_captions(run: Any, words: list[object], tmp_path: Path) -> None:
     captions = []
     for more in (["--batch-size", "1"], ["--batch-size", "3"], ["--seed", "7"]):
-        out = tmp_path / "_".join(more)
+        out = tmp_path / f"{'_'.join(more)}.jsonl"
         run(*words, "--decoding", "nucleus", "--num-captions", "2", *more, "--out", out)
         captions.append([line["caption"] for line in read_lines(out)])
     one, three, other = captions
@@ -67,14 +70,14 @@ def test_unreadable_images_are_named_skipped_and_counted(
 
 
 def test_a_data_source_gives_shard_and_key(run: Any, checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "00000.tar", image_folder)
+    shard = write_shard(tmp_path / "00000.tar", image_folder / "a.png", image_folder / "b.jpg")
     printed = run("caption", shard, "--model", checkpoint, code=1)
     assert [(line["shard"], line["key"]) for line in printed.lines] == [("00000", "x"), ("00000", "y")]
     assert "00000/z" in printed.err
 
 
 def test_confidences_are_of_each_token(
-    run: Any, refusal: Any, words: list[object], checkpoint: Path, image_folder: Path, out: Path
+    run: Any, words: list[object], checkpoint: Path, image_folder: Path, out: Path
 ) -> None:
     run(*words, "--out", out, "--confidences")
     [first, *_] = read_lines(out)
@@ -83,9 +86,6 @@ def test_confidences_are_of_each_token(
     assert first["tokens"] == list(expected.tokens)
     assert first["token_logprobs"] == pytest.approx(expected.token_logprobs, abs=1e-4)
     assert sum(first["token_logprobs"]) == pytest.approx(first["logprob"], abs=1e-4)
-    before = out.read_bytes()
-    assert f"{out}:1" in refusal(*words, "--out", out)  # lines without them do not go into the same file
-    assert out.read_bytes() == before
 
 
 def test_the_precision_reaches_the_model(run: Any, checkpoint: Path, image_folder: Path) -> None:
@@ -130,45 +130,119 @@ def test_hidden_files_and_names_of_any_bytes(run: Any, words: list[object], imag
     assert names == ["a.png", "b\\udcff.jpg", "c.webp"]
 
 
-def test_a_file_of_another_number_of_captions_is_not_touched(
-    run: Any, refusal: Any, words: list[object], out: Path
+def test_a_file_of_other_settings_is_not_touched_and_they_are_named(
+    run: Any, refusal: Any, words: list[object], captioner: Path, out: Path
 ) -> None:
-    words += ["--out", out, "--num-captions"]
-    run(*words, "2")
+    run(*words, "--out", out, "--prompt", "a")
     before = out.read_bytes()
-    for count in ("1", "3"):
-        assert f"{out}:1" in refusal(*words, count)
-        assert out.read_bytes() == before
+    for named, *more in [
+        ("prompt was 'a', is now ''", "--prompt", ""),
+        ("num_captions was 1, is now 2", "--num-captions", 2),
+        ("confidences", "--confidences"),
+        ("num_beams was 3, is now 4", "--num-beams", 4),
+        ("decoding was 'beam', is now 'nucleus'", "--decoding", "nucleus"),
+        ("dtype was 'float32', is now 'bfloat16'", "--dtype", "bfloat16"),
+        ("num_frames was 8, is now 2", "--num-frames", 2),
+        (str(captioner), "--model", captioner),
+    ]:
+        assert named in refusal(*words, "--out", out, "--prompt", "a", *more)
+    assert "command was 'caption', is now 'match'" in refusal("match", words[1], "a", *words[2:], "--out", out)
+    assert out.read_bytes() == before
+    run(*words, "--out", out, "--prompt", "a", "--batch-size", 1, "--num-workers", 1)
+    assert out.read_bytes() == before
+
+
+def test_lines_of_unknown_settings_are_not_continued(run: Any, refusal: Any, words: list[object], out: Path) -> None:
+    stamp = out.with_name("captions.jsonl.settings.json")
+    run(*words, "--out", out)
+    stamp.unlink()
+    assert stamp.name in refusal(*words, "--out", out)
+    out.write_text("")  # a run that was killed before its first line
+    run(*words, "--out", out)
+    assert json.loads(stamp.read_text())["model"]["checkpoint"] == str(words[3])
+
+
+def test_clips_are_captioned_by_their_frames(
+    run: Any, words: list[object], checkpoint: Path, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = openblip.load(checkpoint)
+    one, two = (model.encode_videos(str(clips / name), 3) for name in ("one.mp4", "two.mp4"))
+    expected = [
+        model.caption(images, return_scores=True)[0] for images in (one, model.encode(clips / "photo.png"), two)
+    ]
+    words = ["caption", clips / "one.mp4", clips, *words[2:], "--num-frames", "3", "--batch-size", "4", "--out", out]
+    assert "bad.mp4" in run(*words, code=1).err
+    assert [Path(line["key"]).name for line in read_lines(out)] == ["one.mp4", "photo.png", "two.mp4"]
+    assert [line["logprob"] for line in read_lines(out)] == pytest.approx([each.logprob for each in expected], abs=1e-5)
+    out.unlink()
+    monkeypatch.setitem(sys.modules, "av", None)
+    messages = run(*words, code=1).err
+    assert "one.mp4: " in messages
+    assert "openblip[video]" in messages
+    assert [Path(line["key"]).name for line in read_lines(out)] == ["photo.png"]
 
 
 def test_two_sources_with_the_same_shard_are_refused(
     refusal: Any, checkpoint: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    shards = [write_shard(tmp_path / name / "00000.tar", image_folder) for name in ("web", "human")]
+    files = [image_folder / "a.png", image_folder / "b.jpg"]
+    shards = [write_shard(tmp_path / name / "00000.tar", *files) for name in ("web", "human")]
     assert "shard 00000" in refusal("caption", *shards, "--model", checkpoint)
 
 
-@pytest.mark.parametrize("cut", [1, 40, 0])
+@pytest.mark.parametrize(("ending", "cut"), [(".jsonl", 1), (".json", 40), (".jsonl", 0), (".csv", 40), (".tsv", 0)])
 def test_a_killed_run_is_continued_to_the_same_file(
-    run: Any, watch: Any, words: list[object], out: Path, cut: int
+    run: Any, watch: Any, words: list[object], out: Path, ending: str, cut: int
 ) -> None:
+    out = out.with_suffix(ending)
     words += ["--out", out, "--num-captions", "2"]
     run(*words)
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
+    first = len(lines) - 6  # after the names of a table's columns
     # the second image's second caption is half-written, or not even begun
-    out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
+    out.write_bytes(b"".join(lines[: first + 3]) + lines[first + 3][:cut])
     counts = watch("caption")
     run(*words)
     assert out.read_bytes() == whole
     assert sum(counts) == 2  # the first image was not captioned again
 
 
-def test_a_foreign_file_is_not_touched(refusal: Any, words: list[object], tmp_path: Path) -> None:
-    out = tmp_path / "notes.txt"
-    out.write_text("my notes\n")
-    assert "notes.txt, line 1: not JSON" in refusal(*words, "--out", out)
-    assert out.read_text() == "my notes\n"
+def test_tables_hold_what_lines_hold(run: Any, words: list[object], image_folder: Path, out: Path) -> None:
+    (image_folder / "a.png").rename(image_folder / 'one, "two"\nthree.png')
+    words.insert(2, write_shard(image_folder.parent / "00000.tar", image_folder / "b.jpg", image_folder / "b.jpg"))
+    tables = {}
+    for ending, delimiter in ((".jsonl", ""), (".csv", ","), (".tsv", "\t")):
+        for _ in range(2):  # the second time all is there
+            run(*words, "--confidences", "--out", out.with_suffix(ending), code=1)
+        with out.with_suffix(ending).open(newline="") as file:
+            if delimiter:
+                tables[ending] = list(csv.DictReader(file, delimiter=delimiter))
+                assert list(tables[ending][0]) == ["shard", "key", "caption", "logprob", "tokens", "token_logprobs"]
+            else:
+                rows = read_lines(out)
+                texts = ({name: as_text(value) for name, value in row.items()} for row in rows)
+                tables[ending] = [{"shard": "", **row} for row in texts]
+    assert len(tables[".jsonl"]) == 5
+    assert tables[".jsonl"] == tables[".csv"] == tables[".tsv"]
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_a_damaged_file_is_not_touched(run: Any, refusal: Any, words: list[object], out: Path) -> None:
+    run(*words, "--out", out)
+    lines = out.read_text().splitlines(keepends=True)
+    for number, damaged in (
+        (2, [lines[0], "my notes\n"]),
+        (3, [*lines[:2], lines[0]]),
+        (1, [lines[0], lines[0]]),
+        (1, ["[]\n"]),
+    ):
+        out.write_text("".join(damaged))
+        assert any(f"{out}{place}{number}" in refusal(*words, "--out", out) for place in (":", ", line "))
+        assert out.read_text() == "".join(damaged)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +253,9 @@ def test_a_foreign_file_is_not_touched(refusal: Any, words: list[object], tmp_pa
         (["IMAGES", "--batch-size", "0"], "--batch-size"),
         (["IMAGES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
         (["IMAGES", "--dtype", "int3"], "int3"),
+        (["IMAGES", "--out", "captions.parquet"], ".jsonl, .json, .csv, .tsv"),
+        (["IMAGES", "--out", "captions"], ".jsonl, .json, .csv, .tsv"),
+        (["IMAGES", "--num-frames", "0"], "--num-frames"),
     ],
 )
 def test_bad_input_is_one_line(

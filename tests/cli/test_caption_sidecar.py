@@ -96,6 +96,44 @@ def test_overwrite_writes_them_anew(
     assert (image_folder / "a.txt").read_text() == captions["a"] + "\n"
 
 
+@pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
+def test_empty_text_files_are_filled(
+    run: Any, words: list[object], captions: dict[str, str], image_folder: Path, text: str
+) -> None:
+    (image_folder / "a.txt").write_text(text)
+    assert "captioned 3 images, skipped 0\n" in run(*words).err
+    assert texts(image_folder)["a"] == captions["a"] + "\n"
+
+
+def test_append_adds_what_a_text_file_lacks(
+    run: Any, watch: Any, words: list[object], captions: dict[str, str], image_folder: Path, tmp_path: Path
+) -> None:
+    before = {"a": "ohwx, a girl", "b": f"\ufeffeins\r\nx {captions['b']}\r\n"}
+    for name, text in before.items():
+        (image_folder / f"{name}.txt").write_bytes(text.encode())
+    added = {name: f"x {text}\n".encode() for name, text in captions.items()}
+    expected = {"a": b"ohwx, a girl\n" + added["a"], "b": before["b"].encode(), "deeper/c": added["deeper/c"]}
+    out = tmp_path / "lines.csv"
+    sizes = watch("caption")
+    for _ in range(2):
+        run(*words, "--append", "--prefix", "x", "--out", out)
+        assert {name: (image_folder / f"{name}.txt").read_bytes() for name in expected} == expected
+    assert sum(sizes) == 3
+    run(*words, "--append", "--prefix", "x")  # without --out the captions are made again, and are there
+    assert {name: (image_folder / f"{name}.txt").read_bytes() for name in expected} == expected
+    assert sum(sizes) == 6
+
+
+def test_captions_with_line_breaks_are_one_line() -> None:
+    assert SidecarOptions(sidecar=True, prefix="x").line("a dog\nand a cat") == "x a dog and a cat"
+
+
+def test_text_that_cannot_be_added_to_is_named(refusal: Any, words: list[object], image_folder: Path) -> None:
+    (image_folder / "a.txt").write_bytes(b"caf\xe9")
+    assert "a.txt is not UTF-8" in refusal(*words, "--append")
+    assert (image_folder / "a.txt").read_bytes() == b"caf\xe9"
+
+
 def test_a_stopped_run_goes_on_by_the_text_files(
     run: Any, watch: Any, words: list[object], image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +227,9 @@ def test_a_data_source_has_no_place_beside_its_images(
     [
         (["--prefix", "x", "--no-sidecar"], "--prefix"),
         (["--overwrite", "--no-sidecar"], "--overwrite"),
+        (["--append", "--no-sidecar"], "--append"),
+        (["--append", "--overwrite"], "--append"),
+        (["--extension", ".mp4"], ".mp4"),
         (["--extension", "txt"], "'txt'"),
         (["--extension", "."], "'.'"),
         (["--extension", "./x"], "'./x'"),

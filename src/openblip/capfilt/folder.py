@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from openblip.capfilt.config import CapFiltConfig
 from openblip.data.captions import finished_shards, is_kept
 from openblip.errors import ConfigError
-from openblip.files import read_json, remove_partials, write_json
+from openblip.files import changed_settings, read_json, remove_partials, write_json
 from openblip.predictor import BasePredictor
 
 SOURCES = ("web", "synthetic")
@@ -100,14 +100,14 @@ class CapFiltFolder:
         earlier = self.read_manifest()
         before = _identity(earlier) | {"threshold": earlier.get("threshold")}
         now = _identity(manifest) | {"threshold": manifest["threshold"]}
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if changed:
-            lines = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed)
+        if changed := changed_settings(before, now):
             advice = "Repeat the earlier settings to resume it, or choose another --out"
-            if changed == ["threshold"]:
+            if list(changed) == ["threshold"]:
                 command = f"openblip capfilt-select {self.root} --threshold {manifest['threshold']}"
                 advice = f"To change the threshold run `{command}`, which needs no model"
-            raise ConfigError(f"{self.root} holds a CapFilt run with other settings: {lines}. {advice}.")
+            raise ConfigError(
+                f"{self.root} holds a CapFilt run with other settings: {'; '.join(changed.values())}. {advice}."
+            )
         if earlier.get("num_shards") != manifest["num_shards"]:  # the source has grown by new shards
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +10,9 @@ import tyro
 
 from openblip.cli import lines
 from openblip.cli.options import DecodingOptions, ModelOptions
-from openblip.data.sample import Sample, Source, safe_name
+from openblip.data.sample import Source, safe_name
 from openblip.errors import ConfigError, SourceError
-from openblip.files import write_text
+from openblip.files import write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class SidecarOptions:
     """Text files with the captions beside the images, as trainers of diffusion models read them."""
 
     sidecar: bool = False
-    """Write the captions of a.jpg to a.txt beside it, one a line; images that have one are left alone."""
+    """Write the captions of a.jpg to a.txt beside it, one a line; images that have one with text are left alone."""
     prefix: str = ""
     """Sidecar: stands before every caption, with a space between."""
     suffix: str = ""
@@ -29,16 +29,20 @@ class SidecarOptions:
     """Sidecar: the ending of the text files, in place of the image's."""
     overwrite: bool = False
     """Sidecar: caption also images that have a text file, and write it anew."""
+    append: bool = False
+    """Sidecar: caption also images that have a text file, and add the captions that are not among its lines."""
 
     def __post_init__(self) -> None:
-        for name in ("prefix", "suffix", "extension", "overwrite"):
+        if self.append and self.overwrite:
+            raise ConfigError("--append keeps what text files hold and --overwrite does not; give one of them")
+        for name in ("prefix", "suffix", "extension", "overwrite", "append"):
             if not self.sidecar and getattr(self, name) != getattr(SidecarOptions, name):
                 raise ConfigError(f"--{name} is for the text files that --sidecar writes; add --sidecar")
         ending = self.extension
         if not ending.startswith(".") or len(ending) < 2 or "/" in ending or os.sep in ending:
             raise ConfigError(f"--extension {ending!r} is no ending of a file, as .txt and .caption are")
-        if ending.lower() in lines.IMAGE_FILE_SUFFIXES:
-            raise ConfigError(f"--extension {ending} is that of images, which would be written over")
+        if ending.lower() in lines.IMAGE_FILE_SUFFIXES | lines.VIDEO_FILE_SUFFIXES:
+            raise ConfigError(f"--extension {ending} is that of images or videos, which would be written over")
         if len((self.prefix + self.suffix).splitlines()) > 1:
             raise ConfigError("--prefix and --suffix must be one line: each line of a text file is a caption")
 
@@ -46,8 +50,8 @@ class SidecarOptions:
         return Path(image).with_suffix(self.extension)
 
     def line(self, caption: str) -> str:
-        """Put a caption between prefix and suffix."""
-        text = caption
+        """Put a caption between prefix and suffix, in one line."""
+        text = " ".join(caption.splitlines())
         if self.prefix:
             text = f"{self.prefix}{'' if self.prefix[-1].isspace() or not text else ' '}{text}"
         if self.suffix:
@@ -57,7 +61,25 @@ class SidecarOptions:
 
     def write(self, image: str, captions: Sequence[str]) -> None:
         """Write the text file of an image, whole or not at all."""
-        write_text(self.text_file(image), "".join(f"{self.line(caption)}\n" for caption in captions))
+        file, earlier = self.text_file(image), b""
+        written = [self.line(caption) for caption in captions]
+        if self.append and file.exists():
+            earlier = file.read_bytes()
+            present = {line.strip() for line in earlier.decode("utf-8-sig").splitlines()}
+            written = [line for line in dict.fromkeys(written) if line.strip() not in present]
+            if earlier.strip() and not earlier.endswith(b"\n"):
+                earlier += b"\n"
+        write_bytes(file, earlier + "".join(f"{line}\n" for line in written).encode())
+
+    def has_text(self, image: str) -> bool:
+        """Whether the text file of an image is there and not empty; ConfigError for text that cannot be added to."""
+        file = self.text_file(image)
+        try:
+            return file.exists() and (not file.is_file() or bool(file.read_text(encoding="utf-8-sig").strip()))
+        except UnicodeDecodeError as error:
+            if self.append:
+                raise ConfigError(f"{file} is not UTF-8 text ({error}), so --append cannot add to it") from error
+            return True
 
     def choose(self, sources: Sequence[Source]) -> tuple[list[str], int]:
         """Return the images to write for, and how many are left alone because they have a text file.
@@ -72,7 +94,8 @@ class SidecarOptions:
                 problem = "is no image file on this machine, so no text file can stand beside it"
                 raise SourceError(f"{source.name} {problem}; {advice}")
             paths += source.paths
-        chosen = [path for path in paths if self.overwrite or not self.text_file(path).exists()]
+        has_text = {path: self.has_text(path) for path in paths}
+        chosen = [path for path in paths if self.overwrite or self.append or not has_text[path]]
         image_of_text: dict[str, str] = {}
         pairs = [(image_of_text.setdefault(os.path.abspath(self.text_file(path)), path), path) for path in chosen]
         if shared := [(first, path) for first, path in pairs if first is not path]:
@@ -100,14 +123,14 @@ def command(
     decoding: DecodingOptions,
     seed: int = 0,
 ) -> int:
-    """Captions images: one JSON line {"key", "caption", "logprob"} per caption.
+    """Captions images and videos: one JSON line {"key", "caption", "logprob"} per caption.
 
     Images that cannot be read are named on standard error and skipped; the exit code is then 1. With --out, the same
-    command again continues where it was stopped. So it does with --sidecar, which prints no lines; together with
-    --overwrite it needs --out to know what is done.
+    command again continues where it was stopped, and one with other settings is refused. So it does with --sidecar,
+    which prints no lines; together with --overwrite or --append it needs --out to know what is done.
 
     Args:
-        sources: image files, folders of images (searched recursively), or data sources ("shards/*.tar").
+        sources: image and video files, folders of them (searched recursively), or data sources ("shards/*.tar").
         prompt: the first words of every caption; the checkpoint's own when not given.
         num_captions: captions per image.
         confidences: add "tokens", the word pieces, and "token_logprobs" to each line.
@@ -126,23 +149,25 @@ def command(
             left_alone = f", left {num_left_alone} alone that have a {sidecar.extension} file"
     predictor = model.load()
     predictor.caption([], prompt=prompt, decoding=strategy)  # raises what it cannot do, before a file is made
-    import torch
-
-    from openblip.data.images import read_image
-
-    def prepare(sample: Sample) -> torch.Tensor:
-        return torch.from_numpy(predictor.preprocessing(read_image(sample.image, name=lines.name_of(sample))))
-
     names = ("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ()))
-    output = lines.OutputLines(inputs, reading, names, num_captions, printed=not sidecar.sidecar)
+    settings = {
+        "command": "caption",
+        "prompt": predictor.prompt if prompt is None else prompt,
+        "num_captions": num_captions,
+        "confidences": confidences,
+        "decoding": decoding.decoding,
+        **asdict(strategy),
+    }
+    output = lines.OutputLines(
+        inputs, reading, model, predictor, names, settings, num_captions, printed=not sidecar.sidecar
+    )
     # A run that was stopped has written these lines, and maybe not their text files.
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
-    for samples, images in output.batches(prepare, label="captioning"):
-        pixels = torch.stack(images)  # (B, 3, S, S) uint8
+    for samples, images, _ in output.batches(lambda sample: (), label="captioning"):
         captions = predictor.caption(
-            pixels, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
+            images, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
         )
         rows: list[list[dict[str, Any]]] = [[] for _ in samples]
         for row, of_image in zip(rows, captions, strict=True):

@@ -1,24 +1,36 @@
-"""What `openblip caption`, `answer` and `match` share: which images are meant, and lines about them that resume."""
+"""What `openblip caption`, `answer` and `match` share: which images are meant, and lines about them that resume.
 
+F frames of a video, one of an image; S image size.
+"""
+
+import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from openblip.data.reader import Prepared, read_source
+from openblip.cli.options import ModelOptions
+from openblip.data.reader import read_source
 from openblip.data.sample import VIDEO_SUFFIXES, Located, Reject, Sample, Selection, Source, parse_texts, safe_name
-from openblip.errors import ConfigError, ImageError, SourceError
-from openblip.files import JsonLine, read_jsonl
+from openblip.errors import ConfigError, ImageError, MissingExtraError, SourceError
+from openblip.files import JsonLine, changed_settings, read_json, read_jsonl, write_json
 from openblip.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from openblip.predictor import BasePredictor, EncodedImages
 
 IMAGE_FILE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
 VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
 SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
+DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +38,22 @@ class ReadingOptions:
     """How images are read, and where the lines go."""
 
     out: Path | None = None
-    """Write the lines to this file; to standard output when not given."""
+    """Write the lines to this file, .jsonl, .json, .csv or .tsv; JSON lines to standard output when not given."""
     images: str | None = None
     """The folder of the images or videos that an annotation file or table names."""
     batch_size: int = 32
     """Images, or frames of videos, in one step of the model."""
     num_workers: int = 2
     """Threads that read and decode images."""
+    num_frames: int | None = None
+    """Frames of a video; 8, for questions 16 when not given (paper)."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.num_workers) < 1:
-            raise ConfigError("--batch-size and --num-workers must be at least 1")
+        for name in ("batch_size", "num_workers", "num_frames"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.out is not None and self.out.suffix.lower() not in DELIMITERS:
+            raise ConfigError(f"--out {self.out} ends in none of {', '.join(DELIMITERS)}, in which lines are written")
 
 
 @dataclass
@@ -84,25 +101,23 @@ def has_texts(sources: Iterable[Source]) -> bool:
     return any(not isinstance(s, FileSource) or (s.with_texts and any(map(text_files, s.paths))) for s in sources)
 
 
-def find_source(spec: str, options: ReadingOptions, *, videos: bool = False, with_texts: bool = False) -> list[Source]:
+def find_source(spec: str, options: ReadingOptions, *, with_texts: bool = False) -> list[Source]:
     """As `find_sources`; but one file, which is an image if it has no other ending, is alone without --out."""
     path, suffix = Path(spec), Path(spec).suffix.lower()
     is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
     if options.out is None and is_image and not path.is_dir():
         return [FileSource(spec, [spec], is_alone=True)]
-    return find_sources([spec], options.images, videos=videos, with_texts=with_texts)
+    return find_sources([spec], options.images, with_texts=with_texts)
 
 
-def find_sources(
-    specs: Iterable[str], images: str | None, *, videos: bool = False, with_texts: bool = False
-) -> list[Source]:
-    """Open what `specs` name: image files, each once, folders (searched recursively) and data sources.
+def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool = False) -> list[Source]:
+    """Open what `specs` name: image and video files, each once, folders (searched recursively) and data sources.
 
-    images: the folder of the images that an annotation file or table names. videos: whether files and folders may hold
-    videos too. with_texts: whether image files come with the texts beside them. Raises `SourceError` when nothing is
-    named, a name is no source, or two sources have a shard of the same name.
+    images: the folder of the images that an annotation file or table names. with_texts: whether image files come with
+    the texts beside them. Raises `SourceError` when nothing is named, a name is no source, or two sources have a shard
+    of the same name.
     """
-    wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES if videos else IMAGE_FILE_SUFFIXES
+    wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
     sources: list[Source] = []
     seen: set[str] = set()
     spec_of_shard: dict[str, str] = {}
@@ -135,47 +150,99 @@ def name_of(sample: Sample | Reject) -> str:
     return f"{sample.shard}/{sample.key}" if sample.shard else sample.key
 
 
+def prepare_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "torch.Tensor":
+    """An image, or `num_frames` frames of a video, ready to be encoded: uint8 (F, 3, S, S)."""
+    import torch
+
+    from openblip.data.images import is_video, read_frames, read_image
+
+    name = name_of(sample)
+    if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES:
+        try:
+            frames = read_frames(sample.image, num_frames, name=name)
+        except MissingExtraError as error:
+            raise ImageError(str(error)) from error  # of this sample: images need no package for videos
+    else:
+        frames = [read_image(sample.image, name=name)]
+    return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
+
+
+def read_table(path: Path, delimiter: str) -> Iterator[JsonLine]:
+    """As `read_jsonl`, the whole rows of a .csv or .tsv file, each with the names of the first line."""
+    end = 0
+
+    def lines(file: Iterable[bytes]) -> Iterator[str]:
+        nonlocal end
+        for line in file:
+            if line.endswith(b"\n"):
+                end += len(line)
+                yield line.decode("utf-8-sig")
+
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
+        try:
+            names = next(reader, [])
+            for number, row in enumerate(reader, 2):
+                yield JsonLine(number, dict(zip(names, row, strict=False)), end)
+        except (csv.Error, UnicodeDecodeError) as error:
+            if "unexpected end of data" not in str(error):  # else the process was killed within quotes
+                raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+
+
 @dataclass
 class OutputLines:
     """The lines that a command writes, and the samples they are about.
 
-    A file that a killed run left is continued. What is half-written at its end, a line or a sample without all its
-    lines, is cut off; where the number of lines is not known, the last sample is. Raises `ConfigError` when the file
-    holds something else than such lines.
+    A file that a killed run left is continued, if `<out>.settings.json` beside it says that it was written with the
+    same settings. What is half-written at its end, a line or a sample without all its lines, is cut off; where the
+    number of lines is not known, the last sample is. Raises `ConfigError` when the file was written otherwise.
     """
 
     sources: Sequence[Source]
     options: ReadingOptions
+    model: ModelOptions
+    predictor: "BasePredictor"
     fields: Sequence[str]
     """What lines hold beside shard and key."""
+    settings: Mapping[str, Any]
+    """What decides the lines besides the samples, the model, its precision and the number of frames."""
     num_lines: int | None = 1
     """The number of lines for each sample; None where samples have different numbers of lines."""
-    given: Sequence[str] = ()
-    """Texts of the command line, which stand in the first field, one for each line of a sample."""
+    default_frames: int = 8
     printed: bool = True
     """False writes nothing where there is no file."""
+    # The lines that the file held before, by shard and key; the shard of image files is empty and in no line.
+    present: dict[tuple[str, str], list[dict[str, Any]]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.file_sources = [source for source in self.sources if isinstance(source, FileSource)]
         self.is_alone = any(source.is_alone for source in self.file_sources)
         self.stream: TextIO | None = None
         self.num_done = self.num_skipped = self.num_passed = 0
-        # The lines that the file held before, by shard and key; the shard of image files is empty and in no line.
-        self.present: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.num_frames = self.options.num_frames or self.default_frames
+        place = ("shard", "key") if len(self.file_sources) < len(self.sources) else ("key",)
+        self.columns, self.delimiter = [*place, *self.fields], ""
         if (out := self.options.out) is not None:
+            self.delimiter = DELIMITERS[out.suffix.lower()]
             out.parent.mkdir(parents=True, exist_ok=True)
+            self._compare_settings(out)
             end = self._read_present(out)
             if out.exists() and end < out.stat().st_size:
                 os.truncate(out, end)
 
     def batches(
-        self, prepare: Callable[[Sample], Prepared], *, label: str
-    ) -> Iterator[tuple[list[Sample], list[Prepared]]]:
-        """Yield samples with what `prepare` made of them in threads, in the order of the sources.
+        self, texts: Callable[[Sample], Sequence[str]], *, label: str
+    ) -> Iterator[tuple[list[Sample], "EncodedImages", list[Sequence[str]]]]:
+        """Yield samples, their encoded images or videos and their `texts`, in the order of the sources.
 
-        Samples whose lines are there already are passed over. Those that cannot be read are named on standard error and
-        counted. A progress display runs along. Raises `SourceError` when there is no sample at all.
+        Samples are read and decoded ahead in threads; those whose lines are there already are passed over. Those that
+        cannot be read, or for which `texts` raises `SourceError`, are named on standard error and counted. A progress
+        display runs along. Raises `SourceError` when there is no sample at all.
         """
+        import torch
+
         total, num_done, out = None, len(self.present), self.options.out
         if len(self.file_sources) == len(self.sources):
             names = [safe_name(path) for source in self.file_sources for path in source.paths]
@@ -185,21 +252,32 @@ class OutputLines:
             # On a terminal lines show how far the work is, and a bar would break them.
             visible = not self.is_alone and (self.stream is None or not self.stream.isatty())
             with Progress(label, total=total, unit="images", done=num_done, visible=visible) as bar:
-                readable = self._readable(prepare, bar)
+                readable = self._readable(texts, bar)
                 while batch := list(islice(readable, self.options.batch_size)):
-                    yield [sample for sample, _ in batch], [prepared for _, prepared in batch]
-                    self.num_done += len(batch)
-                    bar.advance(len(batch))
+                    for length, group in groupby(batch, key=lambda item: len(item[1])):  # of equally many frames
+                        alike, step = list(group), max(1, self.options.batch_size // length)
+                        for start in range(0, len(alike), step):
+                            samples, frames, texts_of = zip(*alike[start : start + step], strict=True)
+                            images = self.predictor.encode(torch.stack(frames), self.options.batch_size)
+                            yield list(samples), images, list(texts_of)
+                            self.num_done += len(samples)
+                            bar.advance(len(samples))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
             raise SourceError(f"{self.sources[0].name}: there is no image to work on")
 
-    def _readable(self, prepare: Callable[[Sample], Prepared], bar: Progress) -> Iterator[tuple[Sample, Prepared]]:
+    def _readable(
+        self, texts: Callable[[Sample], Sequence[str]], bar: Progress
+    ) -> Iterator[tuple[Sample, "torch.Tensor", Sequence[str]]]:
         num_shards = sum(len(source.shards()) for source in self.sources)
         seen: set[str] = set()
 
         def is_present(shard: str, key: str) -> bool:
             self.num_passed += (shard, key) in self.present
             return (shard, key) in self.present
+
+        def prepare(sample: Sample) -> tuple["torch.Tensor", Sequence[str]]:
+            texts_of = texts(sample)
+            return prepare_frames(self.predictor, sample, self.num_frames), texts_of
 
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
         for source in self.sources:
@@ -209,7 +287,7 @@ class OutputLines:
                     bar.estimate_total(len(seen), num_shards)
                     seen.add(item.shard)
                 if not isinstance(entry, Reject):
-                    yield entry
+                    yield entry[0], *entry[1]
                     continue
                 if self.is_alone:
                     raise ImageError(entry.reason)
@@ -221,11 +299,18 @@ class OutputLines:
         """Write the lines of a batch, a list of rows for each sample."""
         if self.stream is None:
             return
+        table = csv.DictWriter(self.stream, self.columns, delimiter=self.delimiter or ",", lineterminator="\n")
+        if self.delimiter and not self.stream.tell():
+            table.writeheader()
         for sample, rows_of_sample in zip(samples, rows, strict=True):
             place = {"shard": sample.shard, "key": sample.key}
             place = {name: value for name, value in place.items() if value and not self.is_alone}
             for row in rows_of_sample:
-                self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
+                if self.delimiter:
+                    lists = {name: json.dumps(value) for name, value in row.items() if isinstance(value, list)}
+                    table.writerow({**place, **row, **lists})
+                else:
+                    self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
         self.stream.flush()
 
     def finish(self, verb: str, more: str = "") -> int:
@@ -234,41 +319,53 @@ class OutputLines:
             print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
         return 1 if self.num_skipped else 0
 
-    def _read_present(self, path: Path) -> int:
+    def _compare_settings(self, out: Path) -> None:
+        """Write the settings beside a new file; raises `ConfigError` when those of a file with lines are others."""
+        file, model, predictor = out.with_name(f"{out.name}.settings.json"), self.model, self.predictor
+        now = json.loads(json.dumps({
+            **self.settings,
+            "model": {"checkpoint": model.model, "sha256": predictor.fingerprint()},
+            "dtype": str(predictor.dtype).removeprefix("torch."),
+            "num_frames": self.num_frames,
+        }))  # fmt: skip
+        if not out.exists() or out.stat().st_size == 0:
+            write_json(file, {"openblip": version("openblip"), **now})
+            return
+        if not file.exists():
+            reason = f"no {file.name} beside it says which model and settings wrote them"
+            raise ConfigError(f"{out} has lines, but {reason}, so they cannot be continued; name another --out")
+        before = read_json(file)
+        del before["openblip"]
+        if before.get("model", {}).get("sha256") == now["model"]["sha256"]:
+            before["model"] = now["model"]
+        if changed := changed_settings(before, now):
+            advice = "repeat the earlier settings to continue it, or name another --out"
+            raise ConfigError(f"{out} was written with other settings: {'; '.join(changed.values())}; {advice}")
+
+    def _read_present(self, out: Path) -> int:
         """Fill `present` and return the byte where the last whole sample ends."""
 
-        def error(line: JsonLine) -> ConfigError:
-            number = "" if self.num_lines is None else f"{self.num_lines} for each image, "
-            texts = f", for the same {self.fields[0]}s" if self.given else ""
-            return ConfigError(
-                f"{path}:{line.number} was not written by this command with these options, which give lines ({number}"
-                f"{', '.join(('key', *self.fields))}{texts}); name another --out"
-            )
-
         def identity(line: JsonLine) -> tuple[str, str]:
-            if not isinstance(line.value, dict) or "key" not in line.value:
+            if not isinstance(line.value, dict) or (self.delimiter and list(line.value) != self.columns):
                 raise error(line)
-            return str(line.value.get("shard", "")), str(line.value["key"])
+            return str(line.value.get("shard", "")), str(line.value.get("key", ""))
+
+        def error(line: JsonLine) -> ConfigError:
+            holds = f"{', '.join(self.columns)}, {'' if self.num_lines is None else f'{self.num_lines} '}for each image"
+            return ConfigError(f"{out}:{line.number} is no line of this command ({holds}); name another --out")
 
         try:
-            all_lines = list(read_jsonl(path))
+            all_lines = list(read_table(out, self.delimiter) if self.delimiter else read_jsonl(out))
         except ConfigError as damage:
             raise ConfigError(f"{damage}; name another --out") from damage
         end = start_of_last = 0
         incomplete: JsonLine | None = None  # the first line of a sample without all its lines: only the last may be so
         for name, group in groupby(all_lines, identity):
             lines = list(group)
-            rows = [line.value for line in lines]
-            if (
-                incomplete
-                or name in self.present
-                or any(row.keys() - {"shard", "key"} != set(self.fields) for row in rows)
-                or (self.given and [row[self.fields[0]] for row in rows] != list(self.given[: len(rows)]))
-                or (self.num_lines is not None and len(rows) > self.num_lines)
-            ):
+            if incomplete or name in self.present or (self.num_lines is not None and len(lines) > self.num_lines):
                 raise error(incomplete or lines[0])
-            if self.num_lines is None or len(rows) == self.num_lines:
-                self.present[name] = rows
+            if self.num_lines is None or len(lines) == self.num_lines:
+                self.present[name] = [line.value for line in lines]
                 start_of_last, end = end, lines[-1].end
             else:
                 incomplete = lines[0]

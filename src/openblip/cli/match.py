@@ -1,8 +1,9 @@
-"""`openblip match`: how well do these texts, or the captions that they come with, describe images?
+"""`openblip match`: how well do these texts, or the captions that they come with, describe images or videos?
 
-B images, R texts of all images, S image size, E embedding width, Q queries.
+B images or videos, R texts of all of them, E embedding width, Q queries.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -21,7 +22,7 @@ def command(
     model: ModelOptions,
     reading: lines.ReadingOptions,
 ) -> int:
-    """Scores texts against an image: one JSON line {"text", "match", "similarity"} per text.
+    """Scores texts against an image or a video: one JSON line {"text", "match", "similarity"} per text.
 
     "match" is the probability that the text describes the image (ITM), "similarity" the cosine of their
     embeddings (ITC). One that the checkpoint has no weights for is null.
@@ -32,7 +33,7 @@ def command(
     continues where it was stopped.
 
     Args:
-        source: an image file, a folder of images (searched recursively), or a data source ("shards/*.tar").
+        source: an image or video file, a folder of them (searched recursively), or a data source ("shards/*.tar").
         texts: the texts to score.
     """
     sources = lines.find_source(source, reading, with_texts=not texts)
@@ -44,20 +45,20 @@ def command(
         predictor.match([], [])  # raises the error that says what the checkpoint can do
     import torch
 
-    from openblip.data.images import read_image
     from openblip.models.blip import similarity_of_pairs
 
     batch_size, field = reading.batch_size, "text" if texts else "caption"
 
-    def prepare(sample: Sample) -> torch.Tensor:
+    def texts_of(sample: Sample) -> Sequence[str]:
         if not texts and not sample.captions:
             raise SourceError("it has no caption to score")
-        return torch.from_numpy(predictor.preprocessing(read_image(sample.image, name=lines.name_of(sample))))
+        return texts or sample.captions
 
-    output = lines.OutputLines(sources, reading, (field, "match", "similarity"), len(texts) or None, texts)
-    for samples, pixels in output.batches(prepare, label="scoring"):
-        images = predictor.encode(torch.stack(pixels), batch_size)  # once for both scores
-        texts_of_image = [texts or sample.captions for sample in samples]
+    output = lines.OutputLines(
+        sources, reading, model, predictor, (field, "match", "similarity"), {"command": "match", "texts": texts},
+        num_lines=len(texts) or None,
+    )  # fmt: skip
+    for samples, images, texts_of_image in output.batches(texts_of, label="scoring"):
         all_texts = [text for of_image in texts_of_image for text in of_image]
         match: list[float | None] = [None] * len(all_texts)
         similarity = match
