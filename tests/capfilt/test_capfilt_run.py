@@ -119,6 +119,7 @@ def test_killed_and_resumed_is_the_same_row_for_row(tmp_path: Path, captioner: s
         ({"seed": 7}, "seed", "0", "7"),
         ({"num_captions": 2}, "num_captions", "1", "2"),
         ({"decoding": openblip.Nucleus(top_p=0.5)}, "top_p", "0.9", "0.5"),
+        ({"decoding": openblip.Nucleus(top_k=5)}, "top_k", "0", "5"),
         ({"decoding": openblip.Beam(num_beams=2)}, "decoding", "'nucleus'", "'beam'"),
         ({"prompt": "two dogs"}, "prompt", "None", "'two dogs'"),
         ({"dtype": "bfloat16"}, "dtype", "'float32'", "'bfloat16'"),
@@ -139,8 +140,9 @@ def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_co
     assert config.dtype == "auto"
     assert manifest["config"]["dtype"] == "float32"  # on a CPU
     reports = {file.read_bytes() for file in run_copy.glob("captions/*.report.json")}
-    # A run of a version that knew only float32 is continued, and its hash stays.
-    del manifest["config"]["dtype"]
+    # A run of a version that knew only float32, and no ban on repeated n-grams, is continued, and its hash stays.
+    for name in ("dtype", "no_repeat_ngram_size", "top_k"):
+        del manifest["config"][name]
     path.write_text(json.dumps(manifest))
     (run_copy / "captions" / "00001.report.json").unlink()
     assert run_capfilt(replace(config, dtype="float32"), run_copy).done == ["00001"]

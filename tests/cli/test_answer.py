@@ -174,6 +174,7 @@ def test_shards_are_asked_too(run: Any, answerer: Path, image_folder: Path, tmp_
         (["gone.png", "what"], "gone.png"),
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["A", "what", "--num-beams", "0"], "num_beams"),
+        (["A", "what", "--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size"),
         (["A", "what", "--num-frames", "0"], "--num-frames"),
         (["IMAGES", "what", "--batch-size", "0"], "--batch-size"),
         (["A", "what", "--max-new-tokens", "500"], "500"),

@@ -55,6 +55,18 @@ def test_batches_do_not_change_sampled_captions(run: Any, words: list[object], t
     assert one != other
 
 
+def test_options_of_decoding_reach_the_model(
+    run: Any, words: list[object], checkpoint: Path, image_folder: Path
+) -> None:
+    model, image = openblip.load(checkpoint), image_folder / "a.png"
+    for more, decoding in (
+        (["--no-repeat-ngram-size", "1"], openblip.Beam(no_repeat_ngram_size=1)),
+        (["--decoding", "nucleus", "--top-k", "1", "--top-p", "1"], openblip.Greedy()),
+    ):
+        lines = {line["key"]: line["caption"] for line in run(*words, *more).lines}
+        assert lines[str(image)] == model.caption(image, decoding=decoding)
+
+
 @pytest.mark.parametrize("texts", [[], ["--sidecar"]])
 def test_unreadable_images_are_named_skipped_and_counted(
     run: Any, words: list[object], image_folder: Path, tmp_path: Path, out: Path, texts: list[str]
@@ -252,6 +264,8 @@ def test_a_damaged_file_is_not_touched(run: Any, refusal: Any, words: list[objec
         (["nowhere"], "nowhere"),
         (["IMAGES", "--batch-size", "0"], "--batch-size"),
         (["IMAGES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
+        (["IMAGES", "--top-k", "5"], "--top-k has no effect with --decoding beam"),
+        (["IMAGES", "--decoding", "greedy", "--num-beams", "5"], "--num-beams has no effect"),
         (["IMAGES", "--dtype", "int3"], "int3"),
         (["IMAGES", "--out", "captions.parquet"], ".jsonl, .json, .csv, .tsv"),
         (["IMAGES", "--out", "captions"], ".jsonl, .json, .csv, .tsv"),

@@ -145,6 +145,8 @@ def test_logits_that_are_not_numbers_are_reported(decoding: Decoding) -> None:
         (Beam(num_beams=2), {"num_captions": 3}, "num_beams"),
         (Nucleus(), {"num_captions": 0}, "num_captions"),
         (Nucleus(), {"seeds": [1]}, "1 seeds for 2 images"),
+        ("beam", {}, r"decoding is 'beam': give openblip.Beam\(\)"),
+        (Beam, {}, "decoding is <class.*Beam"),
     ],
 )
 def test_what_cannot_be_is_refused(decoding: Decoding, settings: dict[str, Any], message: str) -> None:

@@ -25,6 +25,7 @@ DECODINGS = [
     Beam(num_beams=3, max_new_tokens=7),
     Beam(num_beams=4, max_new_tokens=6, min_new_tokens=2, length_penalty=-1.0, repetition_penalty=1.7),
     Nucleus(top_p=0.9, temperature=1.3, max_new_tokens=7, min_new_tokens=2, repetition_penalty=1.7),
+    Nucleus(top_p=0.9, top_k=9, temperature=1.3, max_new_tokens=12, no_repeat_ngram_size=1),
 ]
 SEEDS = [5, 7, 11]
 
@@ -107,6 +108,15 @@ def test_it_writes_what_the_loop_of_our_own_writes(language: LanguageModel, deco
         )  # fmt: skip
     same(found, expected)
     assert len({tuple(text.ids) for own in found for text in own}) > 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_what_may_not_repeat_is_as_in_transformers(language: LanguageModel, size: int, num_beams: int) -> None:
+    visual, settings = visual_prompts(), {"num_beams": num_beams, "max_new_tokens": 20}
+    free, theirs = (language.generate(visual, PROMPTS, **settings, no_repeat_ngram_size=n) for n in (0, size))
+    found = write_texts(language, visual, PROMPTS, Beam(**settings, no_repeat_ngram_size=size))
+    assert [text.ids for (text,) in found] == theirs != free
 
 
 @pytest.mark.parametrize("decoding", [DECODINGS[1], DECODINGS[3], DECODINGS[4]], ids=str)

@@ -96,16 +96,16 @@ def test_the_end_is_impossible_until_enough_tokens_were_written() -> None:
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    assert Greedy() == Greedy(max_new_tokens=20, min_new_tokens=0, repetition_penalty=1.0)
-    assert Beam() == Beam(num_beams=3, max_new_tokens=20, min_new_tokens=0, length_penalty=1.0, repetition_penalty=1.0)
-    assert Nucleus() == Nucleus(
-        top_p=0.9, temperature=1.0, max_new_tokens=20, min_new_tokens=0, repetition_penalty=1.0, seed=None
-    )
+    common = {"max_new_tokens": 20, "min_new_tokens": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    assert vars(Greedy()) == common
+    assert vars(Beam()) == {**common, "num_beams": 3, "length_penalty": 1.0}
+    assert vars(Nucleus()) == {**common, "top_p": 0.9, "top_k": 0, "temperature": 1.0, "seed": None}
 
 
 COMMON = [
     {"max_new_tokens": 0}, {"min_new_tokens": -1}, {"min_new_tokens": 21}, {"repetition_penalty": 0.0},
-    {"repetition_penalty": float("nan")},
+    {"repetition_penalty": float("nan")}, {"repetition_penalty": "1.1"}, {"max_new_tokens": 20.5},
+    {"max_new_tokens": "20"}, {"max_new_tokens": True}, {"no_repeat_ngram_size": -1}, {"no_repeat_ngram_size": 2.0},
 ]  # fmt: skip
 
 
@@ -119,6 +119,8 @@ COMMON = [
         (Nucleus, {"top_p": 1.01}),
         (Nucleus, {"temperature": 0.0}),
         (Nucleus, {"temperature": float("inf")}),
+        (Nucleus, {"top_k": -1}),
+        (Nucleus, {"top_k": 0.5}),
         (Nucleus, {"seed": -1}),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from openblip.errors import ConfigError
-from openblip.generation.decoding import Beam, Greedy, Nucleus
+from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class CapFiltConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"capfilt: {name} is {getattr(self, name)}; it must be at least 1")
         check_threshold(self.threshold)
+        check_decoding(self.decoding)
         if isinstance(self.decoding, Nucleus) and self.decoding.seed is not None:
             raise ConfigError("capfilt: the decoding has a seed of its own; give it as CapFiltConfig.seed")
         most = {Greedy: 1, Beam: getattr(self.decoding, "num_beams", 1)}.get(type(self.decoding))

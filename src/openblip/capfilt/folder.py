@@ -34,6 +34,7 @@ from openblip.predictor import BasePredictor
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
 NUM_BINS = 40
+UNNAMED = {"dtype": "float32", "no_repeat_ngram_size": 0, "top_k": 0}  # the settings of runs that do not name them
 COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 
 
@@ -137,9 +138,8 @@ def build_manifest(
 
 def config_hash(manifest: Mapping[str, Any]) -> str:
     """A short hash of everything that decides the rows."""
-    identity = _identity(manifest)
-    if identity["dtype"] == "float32":  # so that the hash of a run without it stays
-        del identity["dtype"]
+    # without what earlier versions did not have, where it says that things are as they were: their hashes stay
+    identity = {name: value for name, value in _identity(manifest).items() if UNNAMED.get(name, ...) != value}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,7 +149,7 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "source": manifest.get("source"),
         "images": manifest.get("images"),
         **{role: manifest["models"].get(role, {}).get("sha256") for role in ROLES},
-        "dtype": "float32",  # of runs that do not name it
+        **UNNAMED,
         **manifest.get("config", {}),
     }
 

@@ -24,6 +24,7 @@ def command(
     candidates: Path | None = None,
     num_beams: int | None = None,
     max_new_tokens: int = 10,
+    no_repeat_ngram_size: int = 0,
 ) -> int:
     """Answers questions about an image or a video: one JSON line {"question", "answer", "logprob"} for each.
 
@@ -38,10 +39,13 @@ def command(
         candidates: a JSON list of answers to choose from; answers are written when not given.
         num_beams: texts kept while an answer is written; 3, of BLIP-2 5 when not given.
         max_new_tokens: the longest answer that is written, in tokens.
+        no_repeat_ngram_size: no so many tokens in a row occur twice in an answer; 0 is off.
     """
     if not all(question.strip() for question in questions):
         raise ConfigError("a question is empty; write it in quotes after the image")
-    given = {"max_new_tokens": max_new_tokens, **({} if num_beams is None else {"num_beams": num_beams})}
+    given = {"max_new_tokens": max_new_tokens, "no_repeat_ngram_size": no_repeat_ngram_size}
+    if num_beams is not None:
+        given["num_beams"] = num_beams
     Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_json_texts(candidates, "candidates")
     sources = lines.find_source(source, reading, with_texts=not questions)

@@ -46,6 +46,8 @@ class TaskOptions:
     """Captions and answers: the most tokens; 20 and 10 when not given (released code)."""
     min_new_tokens: int | None = None
     """Captions and answers: the fewest tokens; 0 and 1 when not given (the paper's COCO captions: 5)."""
+    no_repeat_ngram_size: int | None = None
+    """Captions and answers: no so many tokens in a row occur twice; 0 (off) when not given."""
 
     def __post_init__(self) -> None:
         if self.rerank < 1 or (self.num_frames is not None and self.num_frames < 1):
@@ -53,7 +55,7 @@ class TaskOptions:
 
     def beam(self, default: Beam) -> Beam:
         """Return `default` with what is given."""
-        names = ("num_beams", "max_new_tokens", "min_new_tokens")
+        names = ("num_beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size")
         return replace(default, **{n: value for n in names if (value := getattr(self, n)) is not None})
 
 

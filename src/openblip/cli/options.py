@@ -148,6 +148,8 @@ class DecodingOptions:
     """Beam: above 0 favours long captions, below 0 short ones."""
     top_p: float = 0.9
     """Nucleus: sample from the likeliest tokens with this total probability."""
+    top_k: int = 0
+    """Nucleus: sample from so many of the likeliest tokens at most; 0 is off."""
     temperature: float = 1.0
     """Nucleus: above 1 is more varied, below 1 less."""
     max_new_tokens: int = 20
@@ -156,12 +158,22 @@ class DecodingOptions:
     """The shortest caption, in tokens."""
     repetition_penalty: float = 1.0
     """Above 1 makes repeated tokens less likely."""
+    no_repeat_ngram_size: int = 0
+    """No so many tokens in a row occur twice in a caption; 0 is off."""
 
     def build(self, seed: int | None = None) -> Decoding:
-        """Return the strategy; `seed` is for sampling. Raises `ConfigError` for a value out of range."""
+        """Return the strategy; `seed` is for sampling.
+
+        Raises `ConfigError` for a value out of range, and for one that the strategy makes no use of.
+        """
         strategies: dict[str, type[Decoding]] = {"beam": Beam, "nucleus": Nucleus, "greedy": Greedy}
         strategy, values = strategies[self.decoding], {**asdict(self), "seed": seed}
-        return strategy(**{field.name: values[field.name] for field in fields(strategy)})
+        used = {field.name for field in fields(strategy)}
+        for field in fields(self):
+            if field.name not in {"decoding", *used} and values[field.name] != field.default:
+                option = field.name.replace("_", "-")
+                raise ConfigError(f"--{option} has no effect with --decoding {self.decoding}; leave one of them out")
+        return strategy(**{name: values[name] for name in used})
 
 
 def read_json_texts(path: Path, option: str, *, may_be_named: bool = False) -> Any:

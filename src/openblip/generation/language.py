@@ -1,9 +1,9 @@
 """Decoding by a language model of transformers: visual prompts and text prompts in, token ids out.
 
 transformers runs the search. What a strategy does to the scores is done here, so that it is the same as for
-our own decoders: the repetition penalty and the minimum length look at generated tokens only, and a sampled
-token depends on nothing but its scores and its seed. (transformers 5.23 does not penalise the first generated
-tokens of a row, as many as there are padding tokens before the row's prompt.)
+our own decoders: the repetition penalty, the ban on repeated n-grams and the minimum length look at generated
+tokens only, and a sampled token depends on nothing but its scores and its seed. (transformers 5.23 does not
+penalise the first generated tokens of a row, as many as there are padding tokens before the row's prompt.)
 
 B images, K texts for each, R = B * K rows, Q visual prompts, T text tokens, Dl width of the language model,
 V vocabulary.

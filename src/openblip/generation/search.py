@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openblip.errors import CheckpointError, ConfigError
-from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
+from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus, check_decoding
 
 
 class TextDecoder(Protocol):
@@ -115,7 +115,8 @@ def check_prompt(caller: str, prompt_ids: Tensor) -> None:
 
 
 def check_request(num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None) -> None:
-    """Raise ConfigError unless the strategy gives that many texts, and there is a seed for each image."""
+    """Raise ConfigError unless the strategy is one and gives that many texts, and there is a seed for each image."""
+    check_decoding(decoding)
     if num_captions < 1:
         raise ConfigError(f"generate: num_captions is {num_captions}; it must be at least 1")
     if isinstance(decoding, Greedy) and num_captions > 1:
@@ -132,17 +133,27 @@ def check_request(num_images: int, decoding: Decoding, num_captions: int, seeds:
 
 
 def adjust_scores(scores: Tensor, generated: Tensor, decoding: Decoding, eos_id: int) -> Tensor:
-    """Apply the repetition penalty and the minimum length of `decoding` to scores (R, V).
+    """Apply the repetition penalty, the ban on repeated n-grams and the minimum length of `decoding` to scores (R, V).
 
     `scores` are logits (greedy, nucleus) or log-probabilities (beam), float32; `generated` (R, T) are the
     tokens written so far, without the prompt. The order, and what the penalty is applied to, are those of
-    transformers, except that transformers also penalises the tokens of the prompt.
+    transformers, except that transformers also counts the tokens of the prompt as written.
     """
-    penalty = decoding.repetition_penalty
+    penalty, size = decoding.repetition_penalty, decoding.no_repeat_ngram_size
     if penalty != 1.0 and generated.shape[1] > 0:
         seen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, generated, True)
         # Dividing a negative score would make it more likely: arXiv 1909.05858 leaves the sign open.
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+    if 0 < size <= generated.shape[1]:
+        earlier, last = (
+            generated.unfold(1, size, 1),
+            generated[:, generated.shape[1] - size + 1 :],
+        )  # (R, W, n), (R, n-1)
+        repeats = (earlier[..., :-1] == last[:, None]).all(dim=2)  # (R, W)
+        vocab_size = scores.shape[1]  # also where the windows point that are not repeated
+        banned = torch.zeros(len(scores), vocab_size + 1, dtype=torch.bool, device=scores.device)
+        banned.scatter_(1, torch.where(repeats, earlier[..., -1], vocab_size), True)
+        scores = scores.masked_fill(banned[:, :vocab_size], -torch.inf)
     if generated.shape[1] < decoding.min_new_tokens:
         end = torch.arange(scores.shape[1], device=scores.device) == eos_id
         scores = scores.masked_fill(end, -torch.inf)
@@ -181,7 +192,7 @@ def nucleus_chooser(
     table = torch.from_numpy(uniforms(seeds, num_captions, decoding.max_new_tokens)).to(device)
 
     def choose(scores: Tensor, rows: Tensor, step: int) -> Tensor:
-        return sample_nucleus(scores / decoding.temperature, table[rows, step], decoding.top_p)
+        return sample_nucleus(scores / decoding.temperature, table[rows, step], decoding.top_p, decoding.top_k)
 
     return choose
 
@@ -199,12 +210,15 @@ def uniforms(seeds: Sequence[int], num_captions: int, steps: int) -> np.ndarray:
     return ((np.stack(raw) >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
-def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+def sample_nucleus(logits: Tensor, uniform: Tensor, top_p: float, top_k: int = 0) -> Tensor:
     """One token per row of logits (R, V) by inverse CDF at uniform (R,) in [0, 1); int64 (R,). The nucleus is the
     smallest set of most likely tokens with probability >= top_p, at least one token (arXiv 1904.09751, section 3.1).
+    With `top_k` it is taken from the k most likely tokens and those as likely as the last of them, as in transformers.
     Equal probabilities are ordered by token id.
     """
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
+    if 0 < top_k < logits.shape[1]:
+        sorted_logits = sorted_logits.masked_fill(sorted_logits < sorted_logits[:, top_k - 1 : top_k], -torch.inf)
     probs = sorted_logits.softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # mass of the more likely tokens
     inside = before < top_p

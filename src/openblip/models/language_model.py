@@ -109,7 +109,7 @@ class LanguageModel(nn.Module, ABC):
         if positions is not None and longest > positions:
             raise ConfigError(
                 f"Visual prompts and prompt take {length} tokens and max_new_tokens is {max_new_tokens}: the "
-                f"language model reads at most {positions}."
+                f"language model reads at most {positions}; give a shorter prompt or ask for fewer tokens."
             )
         output = _with_default_generation(self.model).generate(
             **inputs, eos_token_id=self.end_id, pad_token_id=self.pad_id, **settings

@@ -31,7 +31,7 @@ from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
 from openblip.files import hash_int
-from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.decoding import Beam, Decoding, check_decoding
 from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip, encode_media, similarity_matrix, similarity_of_pairs
 from openblip.models.blip2 import Blip2
@@ -577,16 +577,20 @@ class BasePredictor(ABC):
         return tokens
 
     def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
-        """ConfigError when a text after one of the prompts may grow longer than the decoder has positions."""
+        """ConfigError for no strategy, and when a text after one of the prompts may grow longer than the decoder has
+        positions.
+        """
+        check_decoding(decoding)
         if self._language is not None:
             return  # it checks the length itself, which also depends on its visual prompts
         for prompt in dict.fromkeys(prompts):
             length = len(self._text_tokenizer().prompt(prompt))
-            longest = length + decoding.max_new_tokens - 1  # the last token is not read
-            if longest > self._max_positions:
+            room = self._max_positions - length + 1  # the last token is not read
+            if room < decoding.max_new_tokens:
+                advice = f"ask for {room} or fewer" if room > 0 else f"give a prompt of less than {self._max_positions}"
                 raise ConfigError(
                     f"max_new_tokens {decoding.max_new_tokens} after a prompt of {length} tokens: the model reads at "
-                    f"most {self._max_positions}; ask for {max(self._max_positions - length + 1, 0)} or fewer."
+                    f"most {self._max_positions}; {advice}."
                 )
 
     def _write_captions(
