@@ -1,11 +1,14 @@
 import gzip
 import io
 import json
+import re
 import tarfile
+from collections import Counter
 
 import pytest
 from annotation_files import read_all, read_samples
 
+from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
 from openblip.errors import SourceError
 from source_items import items_of
@@ -98,6 +101,83 @@ def test_what_the_files_of_a_key_are(tmp_path, write_tar, members, expected, rea
     assert [(s.key, s.image) for s in samples if s.key != "a"] == [("b", b"second")] * (B in members)
     assert [(r.shard, r.key) for r in rejects] == [("a", "a")] * bool(reason)
     assert all(reason in r.reason for r in rejects)
+
+
+NAMES = {  # members, and the (key, captions) of samples, keys of rejects and endings not used that should come of them
+    "img.v1.jpg img.v1.txt img.v2.jpg img.v2.txt": ("img.v1:img.v1 img.v2:img.v2", "", ""),
+    "img.v1.jpg img.v2.jpg img.v2.txt": ("img.v1: img.v2:img.v2", "", ""),
+    "img.jpg img.txt img.v1.jpg img.v1.txt": ("img:img img.v1:img.v1", "", ""),
+    "img.v1.txt img.v1.jpg img.v3.txt img.v2.png": ("img.v1:img.v1 img.v2:", "img.v3", ""),
+    "s0.input.jpg s0.outputs.txt s1.input.jpg s1.outputs.txt": ("s0:s0.outputs s1:s1.outputs", "", ""),
+    "s0.text.json s0.image.jpg s0.caption.txt": ("s0:s0.caption", "", ""),
+    "s0.txt s0.image.jpg": ("s0:s0", "", ""),
+    "s0.jpg s0.en.txt": ("s0:s0.en", "", ""),
+    "s0.jpg s0.de.txt s0.en.txt": ("s0:", "s0.de s0.en", ""),
+    "s0.jpg s0.en.txt s0.txt": ("s0:s0", "", ".en.txt"),
+    "s0.canny.jpg s0.depth.png s0.jpg s0.txt": ("s0:s0", "", ".canny.jpg .depth.png"),
+    "s0.a.jpg s0.b.jpg s0.txt": ("s0.a: s0.b:", "s0", ""),
+    "photo 12.30.jpg photo 12.30.txt": ("photo 12.30:photo 12.30", "", ""),
+    "train.v1/a.jpg train.v1/a.txt": ("train.v1/a:train.v1/a", "", ""),
+    "A.B.JPG A.B.TXT": ("A.B:A.B", "", ""),
+    "a.gif a.caption b.tiff c.avif d.jfif e.jp2": ("a:a b: c: d: e:", "", ""),
+    "a.v1.left.jpg a.v1.right.jpg a.v1.txt": ("a.v1:a.v1", "", ""),
+    "a.jpg ._a.jpg __MACOSX/a.jpg a.cls b.svg b.heic README": (
+        "a:",
+        "",
+        "hidden hidden .cls .svg .heic without|an|ending",
+    ),
+    "x.jpg y.v1.txt z.jpg": ("x: z:", "y.v1", ""),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_dots_in_names(tmp_path, write_tar, names):
+    members = [
+        (name, text(caption="") if name.endswith("json") else name.rpartition(".")[0].encode())
+        for name in re.findall(r"[^ ]+ 12.30\S+|\S+", names)
+    ]
+    source = open_source(str(write_tar(tmp_path / "a.tar", members)))
+    everything = list(source.read("a"))
+    samples = [item for _, item in everything if isinstance(item, Sample)]
+    rejects = [item.key for _, item in everything if isinstance(item, Reject)]
+    expected, rejected, unused = NAMES[names]
+    assert " ".join(f"{s.key}:{''.join(s.captions)}" for s in samples) == expected
+    assert (rejects, Counter(source.unused["a"])) == (
+        rejected.split(),
+        Counter(ending.replace("|", " ") for ending in unused.split()),
+    )
+    for start in range(len(everything) + 1):
+        rest = [entry for entry in everything if entry.number >= start]
+        pieces = [entry for j in range(3) for entry in source.read("a", start=start, pieces=(j, 3))]
+        assert list(source.read("a", start=start)) == rest == sorted(pieces, key=lambda entry: entry.number)
+    assert Counter(source.unused["a"]).total() == len(unused.split())
+
+
+@pytest.mark.parametrize("plain", [[], [("laion.jpg", b"whole"), ("laion.txt", b"of all")]])
+def test_a_shard_whose_names_share_what_is_before_the_dot(tmp_path, write_tar, plain):
+    members = [m for i in range(100) for m in ((f"laion.{i:04d}.jpg", b"%d" % i), (f"laion.{i:04d}.txt", b"t%d" % i))]
+    source = open_source(str(write_tar(tmp_path / "a.tar", [*plain, *members])))
+    everything = list(source.read("a"))
+    assert [(s.key, s.captions) for _, s in everything][-100:] == [(f"laion.{i:04d}", (f"t{i}",)) for i in range(100)]
+    assert len(everything) == 100 + bool(plain)
+    pieces = [entry for j in range(7) for entry in source.read("a", start=30, pieces=(j, 7))]
+    assert sorted(pieces, key=lambda entry: entry.number) == everything[30:]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html><html>404" * 50, "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"PK\x03\x04" + b"x" * 1000, "zip"),
+        (b"PAR1" + b"x" * 1000, "parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_file_that_is_something_else_says_what(tmp_path, content, reason, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=reason if name[2:] != reason else "readable"):
+        read_all(tmp_path / name)
 
 
 def test_a_video_is_whole_only_with_what_the_first_one_has(tmp_path, write_tar):

@@ -3,16 +3,25 @@
 import errno
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from openblip.errors import SourceError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
+IMAGE_SUFFIXES = frozenset({  # of what `data.images` decodes
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif", "avifs",
+    "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ico", "tga", "qoi", "ppm", "pgm", "pbm", "pnm", "pfm",
+})  # fmt: skip
+UNREAD_SUFFIXES = frozenset({  # of images that are not decoded
+    "heic", "heif", "jxl", "svg", "psd", "eps", "ps", "pdf", "ai", "exr", "hdr", "dng",
+    "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "raw", "dds", "pcx", "xcf",
+})  # fmt: skip
 VIDEO_SUFFIXES = frozenset({"mp4", "webm", "mkv", "avi", "mov", "m4v"})
-TEXT_SUFFIXES = ("json", "txt")
+TEXT_SUFFIXES = ("json", "txt", "caption")
 
+_NUM_SHOWN = 10  # kinds of files that are not used
 _TRANSIENT = {  # errors of the machine or the network, not of one file
     errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
     errno.EHOSTDOWN, errno.EHOSTUNREACH,
@@ -78,6 +87,8 @@ class Source(ABC):
     """
 
     name: str  # the spec it was opened with; two sources of a mixture have different names
+    unused: dict[str, Counter[str]]
+    """Of the shards that were read, and of a folder, how many files are no part of a sample, by their endings."""
 
     @abstractmethod
     def shards(self) -> Sequence[str]:
@@ -147,10 +158,34 @@ def is_transient(error: BaseException) -> bool:
 
 
 def file_kind(suffix: str) -> str:
-    """What a file of a sample is by its suffix in lower case: "image", "video", "json" or "txt"; else empty."""
+    """What a file of a sample is by its suffix in lower case: "image", "video" or that of a text; else empty."""
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "video" if suffix in VIDEO_SUFFIXES else suffix if suffix in TEXT_SUFFIXES else ""
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file is the system's, not the user's: `.DS_Store`, and `._a.jpg` or `__MACOSX` of macOS."""
+    *folders, name = path.split("/")
+    return name.startswith(".") or "__MACOSX" in folders
+
+
+def ending_of(path: str) -> str:
+    """What a file that is not used counts as."""
+    stem, _, suffix = path.rpartition("/")[2].rpartition(".")
+    return "hidden" if is_hidden(path) else f".{suffix.lower()}" if stem else "without an ending"
+
+
+def unused_line(sources: Iterable[Source]) -> str:
+    """How many files were not used, of each kind, in a line; empty where there are none."""
+    counts = sum((count for source in sources for count in source.unused.values()), Counter[str]())
+    if not counts:
+        return ""
+    kinds = [f"{count} {ending}" for ending, count in counts.most_common(_NUM_SHOWN)]
+    kinds += [f"{len(counts) - _NUM_SHOWN} more kinds"] if len(counts) > _NUM_SHOWN else []
+    unread = ", ".join(ending for ending in sorted(counts) if ending[1:] in UNREAD_SUFFIXES)
+    advice = f" ({unread} cannot be read: convert to .jpg or .png)" if unread else ""
+    return f"not used: {', '.join(kinds)}{advice}"
 
 
 def clean_text(text: str) -> str:
@@ -186,22 +221,22 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
 
 
 def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The info and captions in a sample's `json` and `txt` files, which are given by suffix. Captions are what the json
-    states in `caption` or `captions`; where it states none, the txt. Raises `SourceError`.
+    """The info and captions in a sample's texts, which are given by suffix. Captions are what the json states in
+    `caption` or `captions`; where it states none, those of the txt or caption file. Raises `SourceError`.
     """
     info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
     stated = (caption_texts(info.get(name), f"{where}.json") for name in ("caption", "captions"))
     captions = next(filter(None, stated), ())
-    if not captions and "txt" in payloads:
+    for kind in (kind for kind in ("txt", "caption") if kind in payloads and not captions):
         try:
-            captions = caption_texts(payloads["txt"].decode("utf-8-sig"), where)
+            captions = caption_texts(payloads[kind].decode("utf-8-sig"), where)
         except UnicodeDecodeError as error:
-            raise SourceError(f"{where}.txt: not UTF-8 text: {error}") from error
+            raise SourceError(f"{where}.{kind}: not UTF-8 text: {error}") from error
     return info, captions
 
 
 def sample_of_texts(source: str, shard: str, key: str, payloads: Mapping[str, bytes]) -> Sample:
-    """A sample without its image, of its `json` and `txt` files; raises `SourceError`."""
+    """A sample without its image, of its texts by kind; raises `SourceError`."""
     info, captions = parse_texts(payloads, f"{shard}/{key}")
     return Sample(key, shard, b"", captions, image_id_of(source, shard, key, info), info)
 

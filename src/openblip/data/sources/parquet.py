@@ -88,7 +88,9 @@ class ParquetSource(Source):
             except (OSError, pa.ArrowException) as error:
                 if is_transient(error):
                     raise
-                raise SourceError(f"{path}: not a readable parquet file: {error}") from error
+                binary.seek(0)
+                what = storage.describe_content(binary.read(512)) or error
+                raise SourceError(f"{path}: not a readable parquet file: {what}") from error
             rows.check_columns(file.schema_arrow.names, _IMAGE_COLUMNS, path)
             groups = list(range(file.num_row_groups)) if group is None else [group]
             if groups and groups[-1] >= file.num_row_groups:

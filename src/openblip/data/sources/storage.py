@@ -25,6 +25,19 @@ Result = TypeVar("Result")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
+_CONTENTS = {
+    b"<!doctype html": "but a web page: download the file again",
+    b"<html": "but a web page: download the file again",
+    b"<?xml": "but an XML document, such as the error of a server: download the file again",
+    b"version https://git-lfs": "but a pointer of Git LFS: fetch the file with git lfs pull",
+    b"PK\3\4": "but a zip archive: unpack it",
+    b"PAR1": "but a parquet file",
+    b"\x1f\x8b": "but compressed with gzip: decompress it first",
+    b"BZh": "but compressed with bzip2: decompress it first",
+    b"\xfd7zXZ": "but compressed with xz: decompress it first",
+    b"\x28\xb5\x2f\xfd": "but compressed with zstandard: decompress it first",
+}  # by what the file begins with
+
 _BLOCK_BYTES = 4 << 20  # a remote file is read in blocks of this size, a request each
 _BLOCKS_KEPT = 3  # of the last ones read: a sample's texts may lie behind its image and are read before it
 _FEW_PATHS = 16  # as many remote paths are looked for one by one
@@ -171,6 +184,14 @@ def canonical(path: str) -> str:
     if is_remote(path):
         return _remote(path, lambda filesystem, inner: str(filesystem.unstrip_protocol(inner)))
     return os.path.abspath(path)
+
+
+def describe_content(head: bytes) -> str:
+    """What a file is that is not what its name says, by its first bytes; empty where they do not tell."""
+    for magic, what in _CONTENTS.items():
+        if head.lstrip()[: len(magic)].lower() == magic.lower():
+            return what
+    return "but a tar archive" if head[257:262] == b"ustar" else ""
 
 
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:

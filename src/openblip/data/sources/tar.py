@@ -3,6 +3,11 @@
 A sample is an image (`KEY.jpg`), two images (`KEY.left.jpg` and `KEY.right.jpg`) or a video (`KEY.mp4`), with its texts
 in `KEY.json` or `KEY.txt`. Nothing is ever extracted, so a member's name is only a key, whatever path it claims.
 
+webdataset ends the key at the first dot, so `img.v1.jpg` and `img.v2.jpg` have one key there. Here they are samples
+with the texts of their own names; without texts and beside an `img.jpg` they are further fields of its sample, which
+nobody uses. One image and one text of one webdataset key are a sample under any names: `s0.input.jpg` and
+`s0.outputs.txt` are `s0`.
+
 `tarfile` silently stops at a damaged header, which would lose samples: only its header parser is used, and what ends a
 shard early becomes a reject. webdataset raises for a repeated file, and splits a sample whose files lie apart.
 """
@@ -13,10 +18,12 @@ import re
 import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, BinaryIO, NamedTuple
 
 from openblip.data import sample as samples
@@ -28,10 +35,11 @@ _BLOCK = tarfile.BLOCKSIZE
 _PLAIN_HEADER = re.compile(  # of a file with a short name
     rb"(?s)(?P<name>[^\0].{99}).{24}(?P<size>[0-7]{11})[\0 ].{12}(?P<checksum>[0-7]{6})[\0 ].0.{188}\0.{166}"
 )
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
 _OUTLINES_KEPT = 64  # shards whose samples a process remembers the places of
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
+_APART = -1  # the place of a sample that is a run of its own
+_LONGEST_RUN = 64  # members: beyond it what has one webdataset key is many samples, such as all of `laion.00042.jpg`
 
 
 class _EndsEarlyError(Exception):
@@ -55,12 +63,13 @@ class _Member(NamedTuple):
 
 @dataclass
 class _Group:
-    """The members of one sample, by their role: "image", "left", "right", "video", "json" or "txt"."""
+    """The members of one sample, by their role: "image", "left", "right", "video", or the kind of a text."""
 
     key: str
-    start: int  # the byte at which its first header begins
-    number: int
-    is_repeat: bool  # an earlier sample has its key
+    start: int  # the byte at which its first header begins, or that of the first sample of its run
+    place: int = 0  # among the samples of its run; `_APART` where it is a run of its own
+    number: int = 0
+    is_repeat: bool = False  # an earlier sample has its key
     members: dict[str, _Member] = field(default_factory=dict)
     repeats: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
@@ -70,6 +79,14 @@ class _Group:
             self.links.append(member.name)
         elif self.members.setdefault(role, member) is not member:
             self.repeats[role] += 1
+
+    @property
+    def has_image(self) -> bool:
+        return bool(self.members.keys() - set(samples.TEXT_SUFFIXES) or self.links)
+
+    @property
+    def has_text(self) -> bool:
+        return not self.members.keys().isdisjoint(samples.TEXT_SUFFIXES)
 
     def examine(self) -> tuple[list[_Member], list[str]]:
         """The sample's image or video, or its left and right image, or none; and all that is wrong with the group."""
@@ -93,7 +110,7 @@ class _Group:
         elif "video" in roles:
             images = ["video"]
         elif roles:
-            reasons.append("no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key")
+            reasons.append("no image or video with this key, only a text; it must be named as its image is")
         return [self.members[role] for role in images], reasons
 
 
@@ -103,6 +120,7 @@ class TarSource(Source):
 
     name: str
     paths: dict[str, str] = field(repr=False)
+    unused: dict[str, Counter[str]] = field(default_factory=dict, repr=False)
 
     def shards(self) -> Sequence[str]:
         return list(self.paths)
@@ -123,7 +141,8 @@ class TarSource(Source):
         opener = storage.open_copied if selection.pieces[1] > 1 else storage.open_binary
         try:
             with storage.source_errors(path, keep_transient=True), opener(path) as file:
-                for group in _wanted_groups(file, path, selection):
+                unused = self.unused[shard] = Counter[str]()
+                for group in _wanted_groups(file, path, selection, unused):
                     for item in self._items(file, shard, group, selection):
                         yield Located(group.number, item)
         except _EndsEarlyError as stop:
@@ -164,79 +183,165 @@ def _payload(file: BinaryIO, member: _Member) -> bytes:
     return data
 
 
-def _wanted_groups(file: BinaryIO, path: str, selection: Selection) -> Iterator[_Group]:
+def _wanted_groups(file: BinaryIO, path: str, selection: Selection, unused: Counter[str]) -> Iterator[_Group]:
     """The samples that are wanted; raises as `_groups` does."""
     if selection.pieces[1] == 1 or not isinstance(file, io.BufferedReader):
-        yield from (group for group in _groups(file, path) if selection.has(group.number))
+        yield from (group for group in _groups(file, path, unused) if selection.has(group.number))
         return
     state = os.fstat(file.fileno())
-    starts, repeats, stop = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
-    for number in filter(selection.has, range(len(starts))):
-        yield replace(next(_groups(file, path, starts[number])), number=number, is_repeat=number in repeats)
-    if stop is not None:
-        raise stop.with_traceback(None)
+    outline = _outline(file.name, path, (state.st_size, state.st_mtime_ns))
+    unused.update(outline.unused)
+    for number in filter(selection.has, range(len(outline.starts))):
+        place = outline.places[number]
+        run = _groups(file, path, Counter(), outline.starts[number], apart=place == _APART)
+        group = next(islice(run, max(place, 0), None))
+        yield replace(group, number=number, is_repeat=number in outline.repeats)
+    if outline.stop is not None:
+        raise outline.stop.with_traceback(None)
+
+
+@dataclass
+class _Outline:
+    """What is remembered of a shard that is read in pieces."""
+
+    starts: "array[int]" = field(default_factory=lambda: array("Q"))  # `start` of each sample
+    places: "array[int]" = field(default_factory=lambda: array("h"))  # `place` of each sample
+    repeats: set[int] = field(default_factory=set)  # the numbers of those that repeat a key
+    unused: Counter[str] = field(default_factory=Counter)
+    stop: _EndsEarlyError | None = None
 
 
 @lru_cache(_OUTLINES_KEPT)
-def _outline(file_name: str, path: str, version: object) -> tuple["array[int]", set[int], _EndsEarlyError | None]:
-    """Where the samples of a local shard begin, the numbers of those that repeat a key, and the error at its end.
-
-    It is kept for a shard that is read in pieces; another `version` of the file is read anew.
-    """
-    starts, repeats = array("Q"), set[int]()
+def _outline(file_name: str, path: str, version: object) -> _Outline:
+    """The outline of a local shard; another `version` of the file is read anew."""
+    outline = _Outline()
     try:
         with open(file_name, "rb") as file:
-            for group in _groups(file, path):
-                starts.append(group.start)
+            for group in _groups(file, path, outline.unused):
+                outline.starts.append(group.start)
+                outline.places.append(group.place)
                 if group.is_repeat:
-                    repeats.add(group.number)
+                    outline.repeats.add(group.number)
     except _EndsEarlyError as stop:
-        return starts, repeats, stop
-    return starts, repeats, None
+        outline.stop = stop
+    return outline
 
 
-def _groups(file: BinaryIO, path: str, start: int | None = None) -> Iterator[_Group]:
-    """The samples of a shard, or those from byte `start` on, where a whole one begins; raises `_EndsEarlyError`."""
+def _groups(
+    file: BinaryIO, path: str, unused: Counter[str], start: int | None = None, *, apart: bool = False
+) -> Iterator[_Group]:
+    """The samples of a shard, or those from byte `start` on, where a run begins; raises `_EndsEarlyError`. The members
+    that no sample has are counted in `unused` by their endings.
+    """
     first: _Group | None = None  # that has any member
-    group: _Group | None = None
     keys: set[str] = set()
     number = 0
-    try:
-        for member in _members(file, path, start or 0):
-            key, role = _split_name(member.name)
-            if not role:
-                continue
-            if group is None or group.key != key:
-                if group is not None:
-                    yield group
-                    number += 1
-                    if group.members:
-                        first = first or group
-                        keys.add(group.key)
-                group = _Group(key, member.start, number, key in keys)
-            group.add(role, member)
-    except _EndsEarlyError as stop:
-        if group is not None:
+    for run in _runs(file, path, unused, start or 0, apart):
+        groups = run.samples(unused)
+        if run.stop is not None and groups and start is None and not run.stop.goes_on:
             # Where a shard was cut, the sample that was being written lacks a file that the first one has.
-            is_whole = len(group.members) > 1 if first is None else group.members.keys() >= first.members.keys()
-            if is_whole or start is not None or stop.goes_on:
-                yield group
-                number += 1
-        stop.num_samples = number
-        raise
-    if group is not None:
-        yield group
+            last, whole = groups[-1], first or (groups[0] if len(groups) > 1 else None)
+            if not (len(last.members) > 1 if whole is None else last.members.keys() >= whole.members.keys()):
+                groups.pop()
+        for group in groups:
+            group.number, group.is_repeat = number, group.key in keys
+            yield group
+            number += 1
+            if group.members:
+                first = first or group
+                keys.add(group.key)
+        if run.stop is not None:
+            run.stop.num_samples = number
+            raise run.stop
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """(key, role) by webdataset's rule: the key ends at the first dot. A file without a role is no part of a sample."""
+@dataclass
+class _Run:
+    """Members that follow each other and have one webdataset key, or, `apart`, one name before the ending."""
+
+    key: str = ""
+    apart: bool = False
+    members: list[tuple[str, str, _Member]] = field(default_factory=list)  # each after its name and role
+    has_plain: bool = False  # an image or video is named as the key
+    stop: _EndsEarlyError | None = None  # what ended the shard in this run
+
+    def samples(self, unused: Counter[str]) -> list[_Group]:
+        """The samples, in the order of their first members."""
+        groups: dict[str, _Group] = {}  # by name
+        for name, role, member in self.members:
+            if name not in groups:
+                groups[name] = _Group(name, member.start, _APART if self.apart else 0)
+            groups[name].add(role, member)
+        if len(groups) < 2:
+            return list(groups.values())
+        joined = _join(groups, self.key, unused)
+        return [replace(g, start=self.members[0][2].start, place=place) for place, g in enumerate(joined)]
+
+
+def _join(groups: Mapping[str, _Group], key: str, unused: Counter[str]) -> list[_Group]:
+    """The samples of several names with one webdataset key, as the head of this file says."""
+    images = [group for group in groups.values() if group.has_image]
+    plain = groups[key] if key in groups and groups[key].has_image else None
+    main = plain or (images[0] if len(images) == 1 else None)
+    if main is None:
+        return list(groups.values())
+    texts, dropped = [group for group in groups.values() if not group.has_image], list[_Group]()
+    roles = [role for group in texts for role in group.members]
+    if main.has_text:
+        dropped = texts if plain else []
+    elif texts and len(roles) == len({*roles}):  # else nothing tells which text is meant
+        main.key = key
+        for group in texts:
+            main.members |= group.members
+            main.repeats += group.repeats
+        texts = []
+    if plain:
+        dropped = [*dropped, *(group for group in images if group is not plain and not group.has_text)]
+    unused.update(
+        f".{member.name.rpartition('/')[2].partition('.')[2].lower()}"
+        for group in dropped
+        for member in group.members.values()
+    )
+    is_dropped = {id(group) for group in dropped}
+    kept = {id(group) for group in (*images, *texts)} - is_dropped
+    return [group for group in groups.values() if id(group) in kept]
+
+
+def _runs(file: BinaryIO, path: str, unused: Counter[str], start: int, apart: bool) -> Iterator[_Run]:
+    """The members of a shard from byte `start` on; the last run has the error that ended the shard."""
+    run = _Run(apart=apart)
+    try:
+        for member in _members(file, path, start):
+            key, name, role = _split_name(member.name)
+            if not role:
+                unused[samples.ending_of(member.name)] += 1
+                continue
+            is_same_name = not run.members or run.members[-1][0] == name
+            if run.members and (run.key != key or (run.apart and not is_same_name)):
+                yield run
+                run = _Run(apart=run.apart and run.key == key)
+            elif len(run.members) >= _LONGEST_RUN and not (run.has_plain or is_same_name):
+                for _, members in groupby(run.members, key=itemgetter(0)):
+                    yield _Run(key, True, list(members))
+                run = _Run(apart=True)
+            run.key = key
+            run.members.append((name, role, member))
+            run.has_plain |= name == key and role not in samples.TEXT_SUFFIXES
+    except _EndsEarlyError as stop:
+        run.stop = stop
+    if run.members or run.stop:
+        yield run
+
+
+def _split_name(name: str) -> tuple[str, str, str]:
+    """(webdataset's key, which ends at the first dot; the name before its ending; the role, empty without one)."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, suffix = base.partition(".")
-    side, _, kind = suffix.lower().rpartition(".")
-    role = samples.file_kind(kind)
-    if side:
-        role = side if side in ("left", "right") and role == "image" else ""
-    return folder + slash + stem, role if stem else ""  # no stem: .DS_Store, ._0001.jpg
+    stem, _, ending = base.rpartition(".")
+    role = "" if samples.is_hidden(name) else samples.file_kind(ending.lower())
+    before, _, side = stem.rpartition(".")
+    if role == "image" and before and side.lower() in ("left", "right"):
+        stem, role = before, side.lower()
+    return folder + slash + base.partition(".")[0], folder + slash + stem, role
 
 
 def _members(file: BinaryIO, path: str, offset: int) -> Iterator[_Member]:
@@ -289,11 +394,7 @@ def _read_header(file: BinaryIO, offset: int, path: str) -> tarfile.TarInfo | No
     except tarfile.HeaderError as error:
         if offset > 0:
             raise _EndsEarlyError(f"no archive end mark, {error} at byte {offset}") from error
-        for magic, compression in _COMPRESSED.items():
-            if block.startswith(magic):
-                reason = f"compressed with {compression}; decompress it first, shards must be plain tar"
-                raise SourceError(f"{path}: {reason}") from error
-        raise _EndsEarlyError(f"not a tar archive ({error})") from error
+        raise _EndsEarlyError(f"not a tar archive, {storage.describe_content(block) or error}") from error
 
 
 def _parse_pax(data: bytes) -> dict[str, Any]:
