@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from openblip.errors import SourceError
@@ -87,7 +88,7 @@ class Source(ABC):
     """
 
     name: str  # the spec it was opened with; two sources of a mixture have different names
-    unused: dict[str, Counter[str]]
+    unused: Mapping[str, Counter[str]] = MappingProxyType({})
     """Of the shards that were read, and of a folder, how many files are no part of a sample, by their endings."""
 
     @abstractmethod
