@@ -32,7 +32,7 @@ def main() -> None:
         for folder in sorted((run / "models").glob("step_*")):
             row = measured(run, folder, options)
             rows.append(row)
-            print("| {run} | {step} | {vqa:.3f} | {true:.3f} | {cider:.3f} |".format(**row), flush=True)
+            print("| {run} | {step} | {vqa:.3f} | {true:.3f} | {cider:.1f} |".format(**row), flush=True)
             if options.out is not None:
                 options.out.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -47,14 +47,14 @@ def test_scores_are_those_of_pycocoevalcap_on_the_same_tokens(seed: int) -> None
     predictions, references = random_set(seed)
     truth = dict(enumerate(references))
     written = {i: [p] for i, p in enumerate(predictions)}
-    assert cider(predictions, references) == pytest.approx(float(Cider().compute_score(truth, written)[0]))
+    assert cider(predictions, references) == pytest.approx(100 * float(Cider().compute_score(truth, written)[0]))
     assert bleu(predictions, references) == pytest.approx(Bleu(4).compute_score(truth, written, verbose=0)[0])
     assert rouge_l(predictions, references) == pytest.approx(float(Rouge().compute_score(truth, written)[0]))
 
 
 def test_perfect_captions() -> None:
     predictions = ["a red dog on the left", "two small cats under a tree", "the big blue ball of wool"]
-    assert cider(predictions, [[p] for p in predictions]) == pytest.approx(10.0)
+    assert cider(predictions, [[p] for p in predictions]) == pytest.approx(1000)
     assert bleu(predictions, [[p] for p in predictions]) == pytest.approx((1.0, 1.0, 1.0, 1.0))
 
 
@@ -88,8 +88,8 @@ def test_domains_share_their_weights_of_words() -> None:
     assert scores["entire"] == caption_scores(predictions, references)
     truth, written = dict(enumerate(references)), {i: [text] for i, text in enumerate(predictions)}
     of_images = Cider().compute_score(truth, written)[1]
-    assert scores["near-domain"]["cider"] == pytest.approx(sum(of_images[:5]) / 5)
-    assert scores["in-domain"]["cider"] == pytest.approx(sum(of_images[5:8]) / 3)
+    assert scores["near-domain"]["cider"] == pytest.approx(100 * sum(of_images[:5]) / 5)
+    assert scores["in-domain"]["cider"] == pytest.approx(100 * sum(of_images[5:8]) / 3)
     assert scores["out-domain"]["rouge_l"] == pytest.approx(rouge_l(predictions[8:], references[8:]))
     # BLEU counts over the domain's own images.
     assert scores["out-domain"]["bleu_4"] == pytest.approx(bleu(predictions[8:], references[8:])[3])
@@ -143,7 +143,8 @@ def test_scores_are_those_of_coco_evaluation(monkeypatch: pytest.MonkeyPatch) ->
         theirs.evaluate()
         ours, same = scores[name], ["METEOR", "ROUGE_L", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"]
         for metric in [*same, "CIDEr"] if name == "entire" else same:
-            assert ours[metric.lower()] == pytest.approx(theirs.eval[metric]), metric  # type: ignore[literal-required]
+            expected = theirs.eval[metric] * (100 if metric == "CIDEr" else 1)
+            assert ours[metric.lower()] == pytest.approx(expected), metric  # type: ignore[literal-required]
 
 
 def test_case_and_punctuation_do_not_count() -> None:
@@ -155,7 +156,7 @@ def test_case_and_punctuation_do_not_count() -> None:
 
 def test_an_empty_caption_scores_nothing_and_breaks_nothing() -> None:
     predictions, references = ["", "two cats"], [["a red dog"], ["two cats"]]
-    assert 0.0 < cider(predictions, references) < 10.0
+    assert 0.0 < cider(predictions, references) < 1000
     assert bleu(["", ""], references)[3] == pytest.approx(0.0, abs=1e-6)
 
 

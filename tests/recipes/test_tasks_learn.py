@@ -51,7 +51,7 @@ def test_captioning_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     source = write_scenes(tmp_path / "scenes", "captions", 12)
     model = trained(mini.blip_mini_captioner(), source, tmp_path, steps=80, batch_size=12, fallen_to=0.3)
     scores = evaluate_captioning(model, source)
-    assert scores["cider"] > 1.5
+    assert scores["cider"] > 150
     assert scores["bleu_4"] > 0.5
 
 

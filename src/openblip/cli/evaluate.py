@@ -82,6 +82,8 @@ def command(
     visdial: NDCG, MRR and R@k of the right answers among candidates.
     classification: zero-shot accuracy, the classes described by templates.
 
+    CIDEr is printed as papers print it, 133.3; all other scores are shares, from 0 to 1.
+
     Args:
         task: what to measure.
         data: any one data source.

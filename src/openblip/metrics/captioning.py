@@ -31,13 +31,13 @@ TokenizedCaptions = Mapping[int, Sequence[str]]  # by image
 def caption_scores(predictions: Sequence[str], references: References) -> dict[str, Any]:
     """Return the scores of COCO evaluation of one prediction per image against that image's references.
 
-    `cider`: CIDEr-D (arXiv 1411.5726) on pycocoevalcap's scale, where 1.333 is what papers print as 133.3. The weights
-    of n-grams come from the references given, so scores of different sets do not compare, and a set of one image scores
-    0. All others are in [0, 1]. `bleu_1` to `bleu_4` are over the whole set, with the closest reference length.
-    `rouge_l`: the F score (beta 1.2) of the longest common subsequence, a mean over images; precision and recall are
-    each the best over the references, as pycocoevalcap computes them. `absent` (by metric, the reason) says which of
-    these could not be computed here: `meteor`, METEOR 1.5 (English, normalised) over the whole set, and `spice`, SPICE
-    (arXiv 1607.08822), the mean F score over images.
+    `cider`: CIDEr-D (arXiv 1411.5726) as papers print it, 133.3 where pycocoevalcap has 1.333, and 1000 at most. The
+    weights of n-grams come from the references given, so scores of different sets do not compare, and a set of one
+    image scores 0. All others are in [0, 1]. `bleu_1` to `bleu_4` are over the whole set, with the closest reference
+    length. `rouge_l`: the F score (beta 1.2) of the longest common subsequence, a mean over images; precision and
+    recall are each the best over the references, as pycocoevalcap computes them. `absent` (by metric, the reason) says
+    which of these could not be computed here: `meteor`, METEOR 1.5 (English, normalised) over the whole set, and
+    `spice`, SPICE (arXiv 1607.08822), the mean F score over images.
 
     Raises:
         ConfigError: no predictions, lists of unequal length, or an image without a reference that has words.
@@ -129,7 +129,7 @@ def _scores_of_groups(
         bleus, _ = Bleu(4).compute_score({i: truth[i] for i in images}, {i: written[i] for i in images}, verbose=0)
         means = {key: float(np.mean(values[list(images)])) for key, values in of_images.items()}
         scores[name] = {
-            "cider": means["cider"],
+            "cider": 100 * means["cider"],
             **{f"bleu_{n}": float(bleu) for n, bleu in enumerate(bleus, start=1)},
             "rouge_l": means["rouge_l"],
             "absent": dict(absent),

@@ -21,6 +21,7 @@ from openblip.recipes import blip, mini
 from openblip.recipes.run import BlipRun
 
 TEST_LIMIT = 1000
+EVALUATION_VERSION = 2  # of evaluation.json; before, CIDEr was a hundredth of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +141,12 @@ def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
     from openblip.evaluation.retrieval import evaluate_retrieval
 
     file = model.parents[1] / "evaluation.json"
-    if file.exists():
-        return read_json(file)
+    if file.exists() and (earlier := read_json(file)).get("version") == EVALUATION_VERSION:
+        return earlier
     predictor, source = openblip.load(model), open_source(pairs)
     captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
     del captioning["predictions"]
     retrieval = evaluate_retrieval(predictor, source, limit=TEST_LIMIT)
-    result = {"model": str(model), "captioning": captioning, "retrieval": retrieval}
+    result = {"version": EVALUATION_VERSION, "model": str(model), "captioning": captioning, "retrieval": retrieval}
     write_json(file, result)
     return result
