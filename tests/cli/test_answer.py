@@ -60,13 +60,15 @@ def test_the_best_of_the_candidates_is_chosen(run: Any, answerer: Path, image_fo
 def test_a_table_of_questions_gives_a_line_each(run: Any, answerer: Path, image_folder: Path, out: Path) -> None:
     names, questions = ["a.png", "b.jpg", "a.png"], [*QUESTIONS, "is it red?"]
     rows = [
-        {"id": number, "image": f"images/{name}", "question": question}
+        {"id": number, "image": f"images/{name}", "question": question, "question_id": 10 * number}
         for number, (name, question) in enumerate(zip(names, questions, strict=True), start=1)
     ]
+    del rows[2]["question_id"]
     table = write_table(image_folder.parent / "asked.jsonl", rows)
     run("answer", table, "--model", answerer, "--out", out)
     lines = read_lines(out)
-    assert [list(line) for line in lines] == [["shard", "key", "question", "answer", "logprob"]] * 3
+    assert [list(line) for line in lines] == [["shard", "key", "question_id", "question", "answer", "logprob"]] * 3
+    assert [line["question_id"] for line in lines] == [10, 20, "3"]
     assert [(line["shard"], line["key"]) for line in lines] == [("asked", str(n)) for n in (1, 2, 3)]
     assert [line["question"] for line in lines] == questions
     expected = openblip.load(answerer).answer([image_folder / name for name in names], questions)

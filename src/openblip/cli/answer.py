@@ -29,7 +29,8 @@ def command(
     """Answers questions about an image or a video: one JSON line {"question", "answer", "logprob"} for each.
 
     For a folder or a data source, each line begins with the "key" of its image. Without questions each sample
-    of a data source is asked its own: {"image": "a.jpg", "question": "..."} in the lines of a .jsonl, say.
+    of a data source is asked its own: {"image": "a.jpg", "question": "..."} in the lines of a .jsonl, say. Each
+    line then has the "question_id" too, which is the key where the sample has none.
     Images that cannot be read are named on standard error and skipped; the exit code is then 1. With --out,
     the same command again continues where it was stopped.
 
@@ -62,9 +63,10 @@ def command(
             raise SourceError("it has no question")
         return questions or (str(question),)
 
+    names = ("question", "answer", "logprob") if questions else ("question_id", "question", "answer", "logprob")
     settings = {"command": "answer", "questions": questions, "candidates": choices, **asdict(decoding)}
     output = lines.OutputLines(
-        sources, reading, model, predictor, ("question", "answer", "logprob"), settings,
+        sources, reading, model, predictor, names, settings,
         num_lines=len(questions) or 1, default_frames=16,
     )  # fmt: skip
     for samples, images, asked in output.batches(questions_of, label="answering"):
@@ -75,10 +77,15 @@ def command(
         )
         rows = [
             [
-                {"question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
+                {
+                    **({} if questions else {"question_id": sample.info.get("question_id", sample.key)}),
+                    "question": question,
+                    "answer": answer.text,
+                    "logprob": round(answer.logprob, 6),
+                }
                 for question, answer in zip(of_image, answers, strict=False)
             ]
-            for of_image in asked
+            for sample, of_image in zip(samples, asked, strict=True)
         ]
         output.write(samples, rows)
     return output.finish("answered about")
