@@ -1,13 +1,17 @@
 """`openblip train`: recipes by name, changed by options."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import openblip
+from openblip.cli.main import COMMANDS
 from openblip.emoji_scenes.writer import write_emoji_scenes
+from openblip.recipes import RECIPES
+from openblip.recipes.bootstrap import FAMILIES
 from shared_files import read_lines
 
 TINY = [
@@ -47,7 +51,27 @@ def test_what_is_wrong_is_said_in_a_line(refusal: Any, words: list[str], message
     assert message in refusal("train", *words)
 
 
-def test_help_lists_the_recipes(run: Any) -> None:
-    printed = run("train", "--help").out
-    assert "blip-mini-captioner" in printed
-    assert "blip-large" in printed
+@pytest.mark.parametrize(("command", "recipes"), [("train", RECIPES), ("bootstrap", FAMILIES)])
+def test_help_lists_the_recipes_with_what_they_do(run: Any, command: str, recipes: dict[str, object]) -> None:
+    lines = run(command, "--help").out.splitlines()
+    listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    assert list(listed) == list(recipes)
+    assert all(re.match(r"[`A-Z].*[a-z)]", summary) for summary in listed.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[[*name.split()] for name in COMMANDS if name not in ("train", "bootstrap")],
+        *[["train", name] for name in RECIPES],
+        *[["bootstrap", name] for name in FAMILIES],
+    ],
+    ids=" ".join,
+)
+def test_help_describes_every_option(run: Any, words: list[str]) -> None:
+    lines = [line.strip("│ ") for line in run(*words, "--help").out.splitlines() if line[:1] not in "╭╰"]
+    _, *options = re.split(r"\n(?=--?[a-z])", "\n".join(lines))
+    assert options
+    for option in options:
+        names, *description = re.split(r"\s{2,}|\n", option)
+        assert re.search(r"[a-z]{2}", re.sub(r"\(.*?\)", "", " ".join(description))), names

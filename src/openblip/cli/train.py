@@ -61,7 +61,8 @@ def run_bootstrap(argv: Sequence[str]) -> int:
         table.add_column(f"bootstrapped {number}" if number else "human + raw web", justify="right")
     for label, path in ROWS.items():
         scores = [functools.reduce(operator.getitem, path, model) for model in results["models"]]
-        table.add_row(label, *(f"{100 * score:.1f}" for score in scores))
+        scale = 1 if path[-1] == "cider" else 100
+        table.add_row(label, *(f"{scale * score:.1f}" for score in scores))
     Console().print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
         web = measured["web"]
@@ -88,9 +89,10 @@ def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: 
         return argv[0], list(argv[1:])
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: openblip {command} RECIPE [options]\n\nrecipes:")
-        for name, recipe in recipes.items():
-            summary = (inspect.getdoc(recipe) or "").split("\n")[0]
-            print(f"  {name:<22}{summary}")
+        width = max(map(len, recipes)) + 2
+        for name in recipes:
+            summary = (inspect.getdoc(RECIPES[name]) or "").split("\n")[0]  # that a bootstrap begins with
+            print(f"  {name:<{width}}{summary}")
         print(f"\n`openblip {command} RECIPE --help` shows every option with the recipe's value.")
         raise SystemExit(0)
     given = f'there is no recipe "{argv[0]}"' if argv else "no recipe is named"

@@ -51,10 +51,15 @@ class Augmentation:
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest share of the image's area that a crop has."""
     horizontal_flip: bool = True
+    """Whether half of the images are mirrored; captions with sides are wrong then."""
     num_ops: int = 2
+    """Operations of RandAugment on each image."""
     magnitude: float = 5
+    """Strength of the operations, 0 to 10."""
     op_probability: float = 0.5
+    """Probability with which each drawn operation is applied."""
 
     def __call__(self, image: "Image.Image", rng: "np.random.Generator", image_size: int) -> "np.ndarray":
         """RGB image -> uint8 (3, S, S). Equal states of `rng` give equal views."""

@@ -17,19 +17,27 @@ class VisionConfig:
     image_size: int = 224
     """Height and width of the input image, in pixels."""
     patch_size: int = 16
+    """Height and width of a patch, in pixels."""
     hidden_dim: int = 768
+    """Width of the tokens."""
     num_layers: int = 12
+    """Number of transformer layers."""
     num_heads: int = 12
+    """Attention heads of a layer."""
     mlp_dim: int = 3072
+    """Width inside the feed-forward layers."""
     drop_path: float = 0.0
     """Probability of skipping the last layer; earlier layers are skipped less, linearly."""
     layer_norm_eps: float = 1e-6
+    """Epsilon of the layer norms."""
     activation: Activation = "gelu"
+    """Activation of the feed-forward layers; quick_gelu is CLIP's."""
     input_norm: bool = False
     """Whether there is a norm before the blocks and no bias in the patch embedding, as in CLIP."""
     output_norm: bool = True
     """Whether there is a norm after the blocks. BLIP-2's frozen encoders end at their second-last block without one."""
     activation_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping their activations."""
 
     def __post_init__(self) -> None:
         check_heads_divide("vision", self.hidden_dim, self.num_heads)
@@ -54,15 +62,23 @@ class TextConfig:
     vocab_size: int = 30524
     """bert-base-uncased's 30,522 words, then [DEC] and [ENC]."""
     hidden_dim: int = 768
+    """Width of the tokens."""
     num_layers: int = 12
+    """Number of transformer layers."""
     num_heads: int = 12
+    """Attention heads of a layer."""
     mlp_dim: int = 3072
+    """Width inside the feed-forward layers."""
     max_positions: int = 512
+    """The longest text, in tokens."""
     dropout: float = 0.1
+    """Dropout while training."""
     layer_norm_eps: float = 1e-12
+    """Epsilon of the layer norms."""
     sharing: Sharing = "all_but_sa"
     """What encoder and decoder share (BLIP Table 3); the paper's choice is all but self-attention."""
     activation_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping their activations."""
 
     def __post_init__(self) -> None:
         check_heads_divide("text", self.hidden_dim, self.num_heads)
@@ -75,18 +91,27 @@ class QFormerConfig:
     """The Q-Former. The defaults are the paper's: 32 queries in BERT-base (BLIP-2 section 3.1)."""
 
     num_queries: int = 32
+    """Number of learned queries."""
     hidden_dim: int = 768
+    """Width of the tokens."""
     num_layers: int = 12
+    """Number of transformer layers."""
     num_heads: int = 12
+    """Attention heads of a layer."""
     mlp_dim: int = 3072
+    """Width inside the feed-forward layers."""
     cross_attention_every: int = 2
     """Queries attend to the image in layers 0, 2, 4, ..."""
     vocab_size: int = 30523
     """bert-base-uncased's 30,522 words, then [DEC]."""
     max_positions: int = 512
+    """The longest text, in tokens."""
     dropout: float = 0.1
+    """Dropout while training."""
     layer_norm_eps: float = 1e-12
+    """Epsilon of the layer norms."""
     activation_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping their activations."""
 
     def __post_init__(self) -> None:
         check_heads_divide("qformer", self.hidden_dim, self.num_heads)

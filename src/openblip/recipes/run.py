@@ -234,6 +234,7 @@ class ImageEncoderSource:
     """The layer whose output is taken: -2 is the second last, -1 the last. None is the paper's choice: the
     second last, or the last of an encoder that was cut there already."""
     dtype: Precision = "float32"
+    """Precision of its weights while it is frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +246,9 @@ class LanguageModelSource:
     end_of_text: str | None = None
     """What ends a text; None is the tokenizer's own end. BLIP-2 ends OPT's texts with a line break."""
     dtype: Precision = "float32"
+    """Precision of its weights while it is frozen."""
     quantization: Literal["8bit", "4bit"] | None = None
+    """Keep its linear layers in fewer bits, by bitsandbytes."""
     max_text_tokens: int = 32
     """Budget of a text and its prompt, the end included."""
     lora: models.LoraSettings | None = None
@@ -426,10 +429,13 @@ class LanguageShape:
     architecture: Literal["opt", "t5"]
     """opt: a decoder. t5: an encoder-decoder, as T5 1.1 and FlanT5."""
     hidden_dim: int = 128
+    """Width of the tokens."""
     num_layers: int = 4
     """Layers of the decoder; for t5 the encoder has as many."""
     num_heads: int = 4
+    """Attention heads of a layer."""
     mlp_dim: int = 512
+    """Width inside the feed-forward layers."""
     max_positions: int = 160
     """Visual prompts and tokens together; t5 knows only distances and has no limit."""
 

@@ -23,6 +23,7 @@ class PretrainingConfig:
 
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     label_smoothing: float = 0.1
+    """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class CaptioningConfig:
     prompt: str = "a picture of "
     """Stands before every caption and is not predicted; empty for none."""
     label_smoothing: float = 0.1
+    """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class QuestionAnsweringConfig:
     """A decoder writes answers to questions about images or videos (BLIP section 5.3)."""
 
     label_smoothing: float = 0.1
+    """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)

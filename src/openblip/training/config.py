@@ -11,6 +11,7 @@ class TrainingConfig:
     """An optimizer over a fixed number of steps. A step is one optimizer update, all processes together."""
 
     steps: int
+    """Number of optimizer updates."""
     batch_size: int
     """Pairs per process and micro-batch; a step sees batch_size * accumulation * processes."""
     accumulation: int = 1
@@ -21,17 +22,23 @@ class TrainingConfig:
     """Muon's, likewise: momentum made orthogonal, for the weights of linear layers; AdamW trains the rest.
     None: AdamW trains everything, as in the paper. Measured in docs/results.md."""
     schedule: Literal["cosine", "step_decay", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: to min_learning_rate along a cosine, in steps, or not at all."""
     min_learning_rate: float = 0.0
+    """The learning rate at the end of cosine, and the lowest of step_decay."""
     warmup_steps: int = 0
     """Steps of linear rise from warmup_learning_rate; the schedule counts from their end."""
     warmup_learning_rate: float = 1e-6
+    """The learning rate of the first step, where there is a warm-up."""
     decay_rate: float = 0.9
     """step_decay: multiplied in after every decay_every steps."""
     decay_every: int = 1000
+    """step_decay: number of steps between two decays."""
     weight_decay: float = 0.05
     """For matrices; vectors and scalars (biases, norms, temperature) are not decayed."""
     beta1: float = 0.9
+    """AdamW's, of the mean of gradients."""
     beta2: float = 0.999
+    """AdamW's, of the mean of squared gradients."""
     layer_decay: float | None = None
     """Layer-wise: a block of a trained image encoder has this share of the learning rate of the block above
     it, at every step; the last block this share of that of all outside the encoder. None: all alike."""
@@ -46,9 +53,13 @@ class TrainingConfig:
     """Compute every transformer block again in the backward pass instead of keeping its activations: less
     memory, more time, the same losses. False leaves the choice to the model's own settings."""
     seed: int = 0
+    """Of everything random: new weights, order of samples, augmentation, dropout."""
     log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
+    """Steps between two checkpoints, from which --resume continues."""
     keep_checkpoints: int = 2
+    """Number of latest checkpoints that are kept."""
     model_every: int | None = None
     """Also write the model itself every so many steps, to models/step_*/, for curves over the training."""
     validate_every: int | None = None
@@ -57,7 +68,9 @@ class TrainingConfig:
     num_threads: int | None = None
     """CPU threads of the process; None leaves torch's choice."""
     tensorboard: bool = False
+    """Also write the metrics for TensorBoard, to the run's folder."""
     wandb_project: str | None = None
+    """Also send the metrics to this project of Weights & Biases."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every")
