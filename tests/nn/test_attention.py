@@ -1,10 +1,11 @@
 """Attention against loops, gradients included; folding and caching against the plain form."""
 
 import math
+import pickle
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.nn.attention import (
     CrossAttention,
@@ -13,7 +14,7 @@ from openblip.nn.attention import (
     SelfAttention,
     SelfAttentionCache,
     attend,
-    capture_attention,
+    record_attention,
 )
 from tiny_blip import assert_same, randomise
 
@@ -196,8 +197,8 @@ def test_written_out_equals_fused_gradients_included(mask: Tensor | None) -> Non
     layer = cross_attention()
     context, text = random(2, 5, 16), random(6, 4, 24, seed=1)
     fused = layer(text, layer.project(context, mask))
-    with capture_attention(layer) as weights:
-        written_out = layer(text, layer.project(context, mask))
+    recording, weights = record_attention(layer, layer)
+    written_out = recording(text, layer.project(context, mask))
     assert_same(written_out, fused, [context, text, *layer.parameters()])
     (recorded,) = weights
     assert recorded.shape == (2, 3, 12, 5)  # three texts of four tokens for each context
@@ -218,8 +219,8 @@ def test_the_gradient_is_what_a_change_of_a_weight_does() -> None:
         mixing = (query @ kv.key.transpose(-2, -1) / 8**0.5).softmax(dim=-1) + change
         return layer.out((mixing @ kv.value).transpose(1, 2).flatten(2)).square().sum()
 
-    with capture_attention(layer) as weights:
-        output = layer(text, kv)
+    recording, weights = record_attention(layer, layer)
+    output = recording(text, kv)
     (gradient,) = torch.autograd.grad(output.square().sum(), weights[0])
     for place in range(gradient.numel()):
         change = torch.zeros(gradient.numel(), dtype=torch.float64)
@@ -231,8 +232,8 @@ def test_the_gradient_is_what_a_change_of_a_weight_does() -> None:
 
 def test_frozen_weights_are_explained_as_well() -> None:
     layer = cross_attention().requires_grad_(False)
-    with capture_attention(layer) as weights:
-        output = layer(random(1, 2, 24).detach(), layer.project(random(1, 4, 16).detach()))
+    recording, weights = record_attention(layer, layer)
+    output = recording(random(1, 2, 24).detach(), layer.project(random(1, 4, 16).detach()))
     assert torch.autograd.grad(output.sum(), weights[0])[0].any()
 
 
@@ -240,22 +241,29 @@ def test_frozen_weights_are_explained_as_well() -> None:
 def test_narrow_types_keep_wide_weights(dtype: torch.dtype) -> None:
     layer = cross_attention(dtype)
     text, context = random(1, 2, 24, dtype=dtype), random(1, 4, 16, dtype=dtype)
-    with capture_attention(layer) as weights:
-        found = layer(text, layer.project(context))
+    recording, weights = record_attention(layer, layer)
+    found = recording(text, layer.project(context))
     assert found.dtype == dtype
     assert weights[0].dtype == torch.float32
     torch.testing.assert_close(found, layer(text, layer.project(context)), atol=0.1, rtol=0.1)
 
 
-def test_afterwards_everything_is_as_before() -> None:
-    layer = cross_attention()
-    with pytest.raises(RuntimeError, match="stop"), capture_attention(layer) as weights:
-        raise RuntimeError("stop")
-    assert layer.attend is attend
-    layer(random(1, 2, 24), layer.project(random(1, 4, 16)))
+def test_only_the_view_records_and_shares_all_else() -> None:
+    model = nn.ModuleDict({"other": cross_attention(), "pair": pair_attention(learned_merge=True)})
+    attention = model["pair"].second
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    view, weights = record_attention(model, attention)
+    text, context = random(1, 2, 24), random(1, 2, 4, 16)
+    output = model["pair"](text, model["pair"].project(context))
     assert weights == []
-    with capture_attention(layer), pytest.raises(ValueError, match="never causal"):
-        layer.attend(random(1, 3, 2, 8), random(1, 3, 2, 8), random(1, 3, 2, 8), causal=True)
+    torch.testing.assert_close(view["pair"](text, view["pair"].project(context)), output)
+    assert len(weights) == 1
+    assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
+    assert view["other"] is model["other"]
+    assert all(a is b for a, b in zip(view.parameters(), model.parameters(), strict=True))
+    pickle.dumps(model)
+    with pytest.raises(ValueError, match="never causal"):
+        view["pair"].second.attend(text[None], text[None], text[None], causal=True)
 
 
 def fed_cache(num_layers: int = 2, rows: int = 3, tokens: int = 2) -> SelfAttentionCache:

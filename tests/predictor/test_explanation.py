@@ -258,9 +258,9 @@ def test_a_word_of_a_match_looks_where_its_queries_look() -> None:
     assert found.words == ("a", "red", "dog")
     assert found.score == pytest.approx(predictor.match(IMAGES[0], "a red dog").item(), abs=1e-5)
     read = tiny_tokenizer().encode(["a red dog"])
-    with predictor.model.capture_query_attention(DEFAULT_LAYER) as weights:
-        logits = predictor.model.match_logits(read.ids, read.mask, predictor.model.image_kv(image_tokens(predictor)))
-        queries = map_of(logits[0, 1], weights.image[0])
+    model, weights = predictor.model.recording_query_attention(DEFAULT_LAYER)
+    logits = model.match_logits(read.ids, read.mask, model.image_kv(image_tokens(predictor)))
+    queries = map_of(logits[0, 1], weights.image[0])
     attention = weights.tokens[0][0].mean(dim=0).detach()  # (Q + T, Q + T)
     expected = [sum(attention[4 + token, query] * queries[query] for query in range(4)) for token in range(5)]
     torch.testing.assert_close(found.heat, torch.stack(expected[1:4]))  # type: ignore[arg-type]
@@ -276,11 +276,10 @@ def test_a_word_that_is_written_looks_through_all_queries(language: Any) -> None
     caption = predictor.caption(IMAGES[0], decoding=Beam(), return_scores=True)
     assert found.text == caption.text
     assert found.score == pytest.approx(caption.logprob, abs=1e-4)
-    model = predictor.model
-    with model.capture_query_attention(DEFAULT_LAYER) as weights:
-        image_kv = model.image_kv(image_tokens(predictor))
-        visual = model.visual_prompts(model.encode_queries(image_kv).queries)
-        predicted = model.require_language().predict_ids(visual, ["a photo of"], [caption.ids])
+    model, weights = predictor.model.recording_query_attention(DEFAULT_LAYER)
+    image_kv = model.image_kv(image_tokens(predictor))
+    visual = model.visual_prompts(model.encode_queries(image_kv).queries)
+    predicted = model.require_language().predict_ids(visual, ["a photo of"], [caption.ids])
     logprobs = predicted.logits[0, -len(caption.ids) :].log_softmax(dim=-1)
     words, places = join_language_pieces(model.require_language().tokenizer, caption.ids)
     assert found.words == words

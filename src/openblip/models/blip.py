@@ -5,9 +5,8 @@ image width, D text width, E embedding width, H heads, V vocabulary, S image siz
 similarity matrix, Q queries of BLIP-2.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head
-from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, capture_attention
+from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import Mode
 from openblip.nn.text_transformer import MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
@@ -174,17 +173,16 @@ class Blip(ModelWithHeads):
         """An empty cache for rows of at most `max_length` tokens; the first step sets the number of rows."""
         return SelfAttentionCache(self.config.text.num_layers, max_length)
 
-    @contextmanager
-    def capture_cross_attention(self, mode: Mode, layer: int) -> Iterator[list[Tensor]]:
-        """Record where texts look: within, every forward pass appends weights (B, H, K * T, N) of one layer. Passes in
-        the other mode are recorded too where both share their cross-attention. ConfigError: no such layer.
+    def recording_cross_attention(self, mode: Mode, layer: int) -> tuple[Self, list[Tensor]]:
+        """A view of the model that records where texts look, as `record_attention` does: its forward passes append
+        weights (B, H, K * T, N) of one layer. Passes in the other mode are recorded too where both share their
+        cross-attention. ConfigError: no such layer.
         """
         layers = self.text.layers
         if not 0 <= layer < len(layers):
             raise ConfigError(f"layer {layer}: this model has the layers 0 to {len(layers) - 1}.")
         attention = cast(MedLayer, layers[layer]).cross_attention[mode].branch
-        with capture_attention(cast(CrossAttention, attention)) as weights:
-            yield weights
+        return record_attention(self, cast(CrossAttention, attention))
 
 
 def initialise(module: nn.Module) -> None:

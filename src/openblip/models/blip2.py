@@ -4,8 +4,7 @@ B images, R = B * K rows of text (K for each image), N image tokens, Q queries, 
 D width of the Q-Former, Dl width of the language model, E embedding width, H heads, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, Self, cast
 
 import torch
@@ -17,7 +16,7 @@ from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, i
 from openblip.models.config import Blip2Config
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
-from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, capture_attention
+from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import VisionConfig
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
@@ -205,10 +204,10 @@ class Blip2(ModelWithHeads):
             raise UnsupportedTaskError(f"This checkpoint has no language model; it has the heads {heads}.")
         return self.language
 
-    @contextmanager
-    def capture_query_attention(self, layer: int | None) -> Iterator["QueryAttention"]:
-        """Record the attention of every forward pass within, of a layer whose queries attend to the image. layer: None
-        takes the middle one of these layers. ConfigError: a layer without cross-attention.
+    def recording_query_attention(self, layer: int | None) -> tuple[Self, QueryAttention]:
+        """A view of the model that records the attention of its forward passes, as `record_attention` does, in a layer
+        whose queries attend to the image. layer: None takes the middle one of these layers. ConfigError: a layer
+        without cross-attention.
         """
         layers = [cast(QFormerLayer, module) for module in self.qformer.layers]
         attending = {i: m.cross_attention for i, m in enumerate(layers) if m.cross_attention is not None}
@@ -216,7 +215,7 @@ class Blip2(ModelWithHeads):
         if layer not in attending:
             possible = ", ".join(map(str, attending))
             raise ConfigError(f"layer {layer}: the queries attend to the image in layers {possible}.")
-        cross = cast(CrossAttention, attending[layer].branch)
         following = cast(SelfAttention, layers[min(layer + 1, len(layers) - 1)].self_attention.branch)
-        with capture_attention(cross) as image, capture_attention(following) as tokens:
-            yield QueryAttention(image, tokens)
+        view, tokens = record_attention(self, following)
+        view, image = record_attention(view, cast(CrossAttention, attending[layer].branch))
+        return view, QueryAttention(image, tokens)

@@ -6,14 +6,14 @@ B batch or contexts, R = B * K rows of text (K for each context), T text tokens,
 self-attention the same tokens), S key tokens, D width, H heads, E head width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -106,7 +106,7 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
-        self.attend = attend  # an attribute, so that `capture_attention` can replace it
+        self.attend = attend  # an attribute, so that `record_attention` can replace it
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key_value = nn.Linear(context_dim, 2 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
-        self.attend = attend  # an attribute, so that `capture_attention` can replace it
+        self.attend = attend  # an attribute, so that `record_attention` can replace it
 
     def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
         """(B, N, Dc), and bool (B, N), True at real tokens -> keys and values, each (B, H, N, E)."""
@@ -216,11 +216,13 @@ class PairCrossAttention(nn.Module):
         return cast(Tensor, self.merge(torch.cat([first, second], dim=-1)))
 
 
-@contextmanager
-def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[list[Tensor]]:
-    """Record the attention weights of every call within, for explanations. The yielded list receives the weights of
-    each call, float32 or wider (B, H, K * T, N). They are part of the graph, so that outputs can be differentiated with
-    respect to them: the softmax is computed explicitly, with equal results.
+def record_attention(model: ModelT, attention: CrossAttention | SelfAttention) -> tuple[ModelT, list[Tensor]]:
+    """A view of `model` that records the weights of one of its attentions, for explanations. The list receives those of
+    each forward pass of the view, float32 or wider (B, H, K * T, N). They are part of the graph, so that outputs can be
+    differentiated with respect to them: the softmax is computed explicitly, with equal results.
+
+    The view shares all weights and all modules, except that attention and those around it: the model itself does not
+    change, so it may meanwhile run in other threads, in other views too.
     """
     weights: list[Tensor] = []
 
@@ -233,7 +235,7 @@ def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[lis
         causal: bool = False,
     ) -> Tensor:
         if causal:
-            raise ValueError("Captured attention is never causal; give its mask.")
+            raise ValueError("Recorded attention is never causal; give its mask.")
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, H, K * T, N)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -243,8 +245,12 @@ def capture_attention(attention: CrossAttention | SelfAttention) -> Iterator[lis
         weights.append(probs)
         return F.dropout(probs, dropout).to(value.dtype) @ value
 
-    original, attention.attend = attention.attend, attend_and_record
-    try:
-        yield weights
-    finally:
-        attention.attend = original
+    name = next(name for name, module in model.named_modules() if module is attention)
+    view = copy(model)
+    module: nn.Module = view
+    for part in filter(None, name.split(".")):
+        inner = copy(module.get_submodule(part))
+        module._modules = {**module._modules, part: inner}
+        module = inner
+    module.attend = attend_and_record  # type: ignore[assignment]
+    return view, weights

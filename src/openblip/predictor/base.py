@@ -14,11 +14,10 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -517,8 +516,10 @@ class BasePredictor(ABC):
         """The explanation of the answer to a question about one image."""
 
     @abstractmethod
-    def _capture(self, mode: Mode, layer: int | None) -> AbstractContextManager[list[Tensor]]:
-        """Record where texts of `mode`, or the queries, look in a layer: weights (1, H, T or Q, N) of each pass."""
+    def _recording(self, mode: Mode, layer: int | None) -> tuple[Self, list[Tensor]]:
+        """A predictor around a view of the model that records where texts of `mode`, or the queries, look in a layer:
+        weights (1, H, T or Q, N) of each pass. The predictor itself, and its model, do not change.
+        """
 
     # What the calls are made of.
 
@@ -641,6 +642,6 @@ class BasePredictor(ABC):
                 f"most {self._max_positions}; give a shorter one."
             )
         image_kv = self._image_kv(images.tokens, "decode")
-        with self._capture("decode", layer) as weights:
-            logits = self.model.decode(torch.tensor([[*prompt_ids, *ids[:-1]]], device=self.device), image_kv)
+        view, weights = self._recording("decode", layer)
+        logits = view.model.decode(torch.tensor([[*prompt_ids, *ids[:-1]]], device=self.device), image_kv)
         return explain_written_text(text, ids, words, logits[:, len(prompt_ids) - 1 :], weights[0])

@@ -5,10 +5,10 @@ width, E embedding width, L tokens of a written text, P prompt tokens, G patches
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from copy import copy
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -219,16 +219,18 @@ class BlipPredictor(BasePredictor):
 
     # Explanations.
 
-    def _capture(self, mode: Mode, layer: int | None) -> AbstractContextManager[list[Tensor]]:
+    def _recording(self, mode: Mode, layer: int | None) -> tuple[Self, list[Tensor]]:
         """By default in the middle, but not the last layer, where what words see no longer reaches a match's score."""
+        view = copy(self)
         num_layers = self.model.config.text.num_layers
         default = max(0, min(num_layers // 2, num_layers - 2))
-        return self.model.capture_cross_attention(mode, default if layer is None else layer)
+        view.model, weights = self.model.recording_cross_attention(mode, default if layer is None else layer)
+        return view, weights
 
     def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated."""
-        with self._capture("encode", layer) as weights:
-            logits = self.model.match_logits(tokens.ids, tokens.mask, self.model.image_kv(image_tokens, "encode"))
+        view, weights = self._recording("encode", layer)
+        logits = view.model.match_logits(tokens.ids, tokens.mask, self.model.image_kv(image_tokens, "encode"))
         return logits, patch_maps(logits[0, 1], weights[0])
 
     def _explain_answer(self, images: EncodedImages, question: str, layer: int | None) -> Explanation:
@@ -238,9 +240,8 @@ class BlipPredictor(BasePredictor):
         ids = torch.cat([start, torch.tensor(answer.ids, device=self.device)])
         tokens = self._tokenize_questions([question])
         words = join_pieces(self.tokenizer.pieces(tokens.ids[0, 1:-1].tolist()))
-        with self._capture("encode", layer) as weights:
-            question_kv = self._question_kv(images.tokens, tokens)
-            logits = self.model.decode(ids[None, :-1], question_kv)
+        view, weights = self._recording("encode", layer)
+        logits = view.model.decode(ids[None, :-1], view._question_kv(images.tokens, tokens))
         score = target_logprobs(logits, answer.ids).sum()
         # The first weights are those of the question: a layer shared with the decoder recorded the answer too.
         return explain_read_text(answer.text, float(score.detach()), words, patch_maps(score, weights[0]))

@@ -5,9 +5,9 @@ text tokens, E embedding width, Dl width of the language model, L tokens of a wr
 vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -197,17 +197,17 @@ class Blip2Predictor(BasePredictor):
 
     # Explanations: the queries look at the image, in a layer with cross-attention, and through them the words.
 
-    @contextmanager
-    def _capture(self, mode: Mode, layer: int | None) -> Iterator[list[Tensor]]:
-        with self.model.capture_query_attention(layer) as weights:
-            yield weights.image
+    def _recording(self, mode: Mode, layer: int | None) -> tuple[Self, list[Tensor]]:
+        view = copy(self)
+        view.model, weights = self.model.recording_query_attention(layer)
+        return view, weights.image
 
     def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
         """The logit of "match" is differentiated. A text that is matched reads the queries in self-attention: a word's
         map is the sum of theirs, weighted by how much the word attends to each.
         """
-        with self.model.capture_query_attention(layer) as weights:
-            logits = self.model.match_logits(tokens.ids, tokens.mask, self.model.image_kv(image_tokens))
+        model, weights = self.model.recording_query_attention(layer)
+        logits = model.match_logits(tokens.ids, tokens.mask, model.image_kv(image_tokens))
         query_maps = patch_maps(logits[0, 1], weights.image[0])  # (Q, G, G)
         attention = weights.tokens[0].detach().float().mean(dim=1)[0].cpu()  # (Q + T, Q + T)
         text_to_queries = attention[len(query_maps) :, : len(query_maps)]  # (T, Q)
@@ -224,9 +224,9 @@ class Blip2Predictor(BasePredictor):
         """The log-probability of each word that the language model has written is differentiated."""
         language = self.model.require_language()
         words = join_language_pieces(language.tokenizer, written.ids)
-        with self._capture("decode", layer) as weights:
-            visual = self._visual_prompts(image_tokens, [instruction])  # (1, Q, Dl)
-            predicted = language.predict_ids(visual, [prompt], [written.ids])
+        view, weights = self._recording("decode", layer)
+        visual = view._visual_prompts(image_tokens, [instruction])  # (1, Q, Dl)
+        predicted = language.predict_ids(visual, [prompt], [written.ids])
         logits = predicted.logits[:, predicted.labels[0] != IGNORED_LABEL]  # (1, L, V)
         return explain_written_text(written.text, written.ids, words, logits, weights[0])
 
