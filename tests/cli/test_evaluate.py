@@ -46,5 +46,18 @@ def test_limit_takes_the_first_samples(run: Any, checkpoint: Path, shard: Path) 
     assert json.loads(printed)["num_images"] == 2
 
 
+def test_nothing_to_score_is_an_error_unless_results_are_written(
+    run: Any, refusal: Any, checkpoint: Path, answerer: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"image": f"images/{name}", "question": "what is it?", "question_id": 5} for name, _, _ in PAIRS]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data", tmp_path / "test.jsonl", "--model"]
+    for task, missing in (("caption", "captions"), ("retrieval", "captions"), ("vqa", "answers"), ("nlvr", "a label")):
+        assert f"no sample has {missing}" in refusal("evaluate", task, *words, checkpoint)
+    results = tmp_path / "results.json"
+    run("evaluate", "vqa", *words, answerer, "--results", results)
+    assert len(json.loads(results.read_text())) == len(PAIRS)
+
+
 def test_an_unknown_task_names_the_known(refusal: Any, checkpoint: Path, shard: Path) -> None:
     assert "retrieval" in refusal("evaluate", "poetry", "--model", checkpoint, "--data", shard)

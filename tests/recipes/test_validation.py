@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_runs import small, untrained, write_scenes
 
 import openblip
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, SourceError
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.recipes.mini import (
     blip2_mini_opt,
@@ -17,8 +17,9 @@ from openblip.recipes.mini import (
     blip_mini_captioner,
     blip_mini_filter,
     blip_mini_video_retrieval,
+    blip_mini_vqa,
 )
-from openblip.recipes.validation import BENCHMARKS, flatten, make_validation
+from openblip.recipes.validation import BENCHMARK_OF_TASK, flatten, make_validation
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import LanguagePretrainingConfig
 
@@ -76,6 +77,8 @@ def test_a_validation_that_makes_no_sense_is_refused_before_the_first_step(world
         run_of(world, tmp_path, validate_every=2).check()
     with pytest.raises(ConfigError, match="say how many"):
         run_of(world, tmp_path, validation=name).check()
+    with pytest.raises(SourceError, match="no sample has answers"):
+        make_validation(blip_mini_vqa().task, replace(blip_mini_vqa().data, validation=name), None)
     language = blip2_mini_opt()
     with pytest.raises(ConfigError, match="has no benchmark"):
         make_validation(language.task, replace(language.data, validation=name), None)
@@ -93,4 +96,4 @@ def test_only_the_first_samples_are_used(world, tmp_path):
 
 
 def test_every_task_with_images_has_a_benchmark():
-    assert BENCHMARKS.keys() == TASKS.keys() - {LanguagePretrainingConfig}
+    assert BENCHMARK_OF_TASK.keys() == TASKS.keys() - {LanguagePretrainingConfig}

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -13,13 +13,10 @@ from openblip.errors import ConfigError
 from openblip.files import write_json
 from openblip.generation.decoding import Beam
 
-if TYPE_CHECKING:
-    from openblip.data.sample import Source
-    from openblip.predictor import BasePredictor
-
 TaskName = Literal[
     "caption", "retrieval", "filter", "vqa", "nlvr", "visdial", "video-retrieval", "video-qa", "classification"
 ]
+OF_VIDEOS = {"video-retrieval": "retrieval", "video-qa": "vqa"}  # and what they are called for images
 SERVED = ("caption", "vqa", "video-qa", "visdial")  # whose data sets have an evaluation server
 LISTS = ("predictions", "results", "rejects")  # written to files, not printed
 
@@ -99,12 +96,20 @@ def command(
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
     from openblip.data.sources import open_source
     from openblip.distributed import process_group
+    from openblip.evaluation.catalog import BENCHMARKS
 
+    benchmark = BENCHMARKS[OF_VIDEOS.get(task, task)]
     with process_group() as process:
         source = open_source(data, images=images)
         if model.device is None and process.world_size > 1:
             model = replace(model, device=str(process.device))
-        scores = _measure(task, model.load(), source, tasks, limit=limit, batch_size=batch_size)
+        if results is None:  # a test split has no truth
+            benchmark.require_truth(source, limit)
+        predictor = model.load()
+        settings = {"limit": limit, "batch_size": batch_size, **_settings(task, tasks, predictor.answer_decoding)}
+        if task in OF_VIDEOS:
+            settings["num_frames"] = tasks.num_frames or benchmark.num_frames
+        scores = benchmark.evaluate(predictor, source, **settings)
         if not process.is_main:
             return 0  # torchrun ends all processes when one fails, also the one that still writes
         if out is not None:
@@ -117,33 +122,22 @@ def command(
     return 1 if scores["num_rejects"] else 0
 
 
-def _measure(
-    task: TaskName, predictor: "BasePredictor", source: "Source", tasks: TaskOptions, **common: Any
-) -> dict[str, Any]:
-    from openblip.evaluation import captioning, classification, filtering, nlvr, question_answering, retrieval, visdial
-
-    if task in ("video-retrieval", "video-qa"):
-        common["num_frames"] = tasks.num_frames or (8 if task == "video-retrieval" else 16)
+def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict[str, Any]:
+    """The settings of a benchmark in the options of the command."""
     match task:
         case "caption":
-            return captioning.evaluate_captioning(predictor, source, decoding=tasks.beam(Beam()), **common)
+            return {"decoding": tasks.beam(Beam())}
         case "retrieval" | "video-retrieval":
-            return retrieval.evaluate_retrieval(predictor, source, rerank=tasks.rerank, **common)
+            return {"rerank": tasks.rerank}
         case "filter":
-            return filtering.evaluate_filter(predictor, source, threshold=tasks.threshold, **common)
+            return {"threshold": tasks.threshold}
         case "vqa" | "video-qa":
-            if tasks.answers is not None:
-                common["candidates"] = read_json_texts(tasks.answers, "answers")
-            common["decoding"] = tasks.beam(predictor.answer_decoding)
-            return question_answering.evaluate_question_answering(predictor, source, **common)
-        case "nlvr":
-            return nlvr.evaluate_nlvr(predictor, source, **common)
-        case "visdial":
-            return visdial.evaluate_visdial(predictor, source, **common)
+            choices = {} if tasks.answers is None else {"candidates": read_json_texts(tasks.answers, "answers")}
+            return {**choices, "decoding": tasks.beam(answer_decoding)}
         case "classification":
-            if tasks.templates is not None:
-                common["templates"] = read_json_texts(tasks.templates, "templates")
-            if tasks.classes is not None:
-                classes = read_json_texts(tasks.classes, "classes", may_be_named=True)
-                common["classes"] = classes if isinstance(classes, dict) else {name: name for name in classes}
-            return classification.evaluate_classification(predictor, source, **common)
+            templates = {} if tasks.templates is None else {"templates": read_json_texts(tasks.templates, "templates")}
+            if tasks.classes is None:
+                return templates
+            classes = read_json_texts(tasks.classes, "classes", may_be_named=True)
+            return {**templates, "classes": classes if isinstance(classes, dict) else {name: name for name in classes}}
+    return {}

@@ -65,12 +65,11 @@ def run_bootstrap(argv: Sequence[str]) -> int:
         table.add_row(label, *(f"{scale * score:.1f}" for score in scores))
     Console().print(table)
     for number, measured in enumerate(results["capfilt"], start=1):
-        web = measured["web"]
-        print(
-            f"CapFilt {number}: noise {measured['noise_before']:.1%} before, {measured['noise_after'] or 0:.1%} after; "
-            f"filter AUC {web['auc']:.3f}, precision {web['precision']:.3f}, recall {web['recall']:.3f}; "
-            f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"
-        )
+        shares = {"noise before": measured["noise_before"], "after": measured["noise_after"]}
+        shares |= {f"filter {name}": measured["web"][name] for name in ("auc", "precision", "recall")}
+        known = (f"{name} {value:.3f}" for name, value in shares.items() if value is not None)  # else of no texts
+        kept = f"{measured['num_kept']:,} of {measured['num_texts']:,} texts kept"
+        print(f"CapFilt {number}: {', '.join(known)}; {kept}")
     print(f"\nall numbers: {config.out}/results.json")
     return 0
 

@@ -35,4 +35,5 @@ def evaluate_nlvr(
     ]
     correct = [(row["probability"] > 0.5) == row["label"] for row in rows if row["label"] is not None]
     scores = {"accuracy": sum(correct) / len(correct)} if correct else {}
-    return run.report({"num_statements": len(rows)}, scores, predictions=run.named(rows))
+    counts = {"num_statements": len(rows), "num_scored": len(correct)}
+    return run.report(counts, scores, predictions=run.named(rows))

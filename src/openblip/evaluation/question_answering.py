@@ -9,11 +9,9 @@ from openblip.data.sample import Sample, Source
 from openblip.data.texts import answers_of, text_field
 from openblip.errors import SourceError
 from openblip.evaluation.run import EvaluationResults, run_evaluation, sample_images
-from openblip.generation.decoding import Beam, Decoding
+from openblip.generation.decoding import Decoding
 from openblip.metrics.vqa import direct_answer_accuracy, single_answer_accuracy, vqa_accuracy
 from openblip.predictor import BasePredictor
-
-ANSWER_DECODING = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
 
 
 def evaluate_question_answering(
@@ -22,17 +20,18 @@ def evaluate_question_answering(
     *,
     candidates: Sequence[str] | None = None,
     num_frames: int | None = None,
-    decoding: Decoding = ANSWER_DECODING,
+    decoding: Decoding | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Return the accuracy of one answer per question, with the predictions.
 
-    An answer is written freely, or with `candidates` it is the likeliest of them. Questions with several annotators'
-    answers are scored by VQA's official accuracy, those with a single answer by whether it was given. Where samples
-    have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule, and the likeliest choice as multiple
-    choice. Questions without answers are answered and not scored. `results` is the list that VQA's evaluation server
-    takes. With `num_frames` the questions are about videos. Raises `SourceError` when no sample can be used.
+    An answer is written freely (`decoding`: by default the predictor's), or with `candidates` it is the likeliest of
+    them. Questions with several annotators' answers are scored by VQA's official accuracy, those with a single answer
+    by whether it was given. Where samples have `choices` (A-OKVQA), the direct answers are scored by A-OKVQA's rule,
+    and the likeliest choice as multiple choice. Questions without answers are answered and not scored. `results` is the
+    list that VQA's evaluation server takes. With `num_frames` the questions are about videos. Raises `SourceError` when
+    no sample can be used.
     """
 
     def predict(samples: list[Sample]) -> list[tuple[str, str | None]]:
@@ -54,7 +53,9 @@ def evaluate_question_answering(
     for sample, (answer, _) in run.pairs():
         rows.append({"question_id": sample.info.get("question_id", sample.key), "answer": answer})
         asked.append({"question": sample.info["question"], **rows[-1]})
-    return run.report({"num_questions": len(rows)}, _accuracies(run), predictions=run.named(asked), results=rows)
+    num_scored, scores = _accuracies(run)
+    counts = {"num_questions": len(rows), "num_scored": num_scored}
+    return run.report(counts, scores, predictions=run.named(asked), results=rows)
 
 
 def _check_question(sample: Sample) -> None:
@@ -69,14 +70,16 @@ def _check_question(sample: Sample) -> None:
         raise SourceError(f"there are {len(choices)} choices and the correct one is number {correct!r:.80}")
 
 
-def _accuracies(run: EvaluationResults[tuple[str, str | None]]) -> dict[str, Any]:
-    """Each accuracy that the annotations allow, over the questions that it applies to."""
+def _accuracies(run: EvaluationResults[tuple[str, str | None]]) -> tuple[int, dict[str, Any]]:
+    """The number of questions that can be scored, and each accuracy that their annotations allow."""
+    num_scored = 0
     several: list[tuple[str, list[str], str]] = []  # answer, right answers, type of question
     single: list[tuple[str, str]] = []
     direct: list[tuple[str, list[str]]] = []
     is_right_choice: list[bool] = []
     for sample, (answer, choice) in run.pairs():
         info, right = sample.info, answers_of(sample)
+        num_scored += bool(right) or (choice is not None and info.get("correct_choice") is not None)
         if choice is not None:
             if right and not info.get("difficult_direct_answer"):
                 direct.append((answer, right))
@@ -103,4 +106,4 @@ def _accuracies(run: EvaluationResults[tuple[str, str | None]]) -> dict[str, Any
         scores["direct_answer_accuracy"] = direct_answer_accuracy(*zip(*direct, strict=True))
     if is_right_choice:
         scores["multiple_choice_accuracy"] = sum(is_right_choice) / len(is_right_choice)
-    return scores
+    return num_scored, scores

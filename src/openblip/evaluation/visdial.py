@@ -64,7 +64,8 @@ def evaluate_visdial(
     if judged:
         of_rounds, relevance = zip(*judged, strict=True)
         scores["ndcg"] = ndcg(_filled_up(of_rounds, -np.inf), _filled_up(relevance, 0.0))
-    counts = {"num_dialogs": len(run.results), "num_rounds": len(ranked)}
+    num_scored = sum(each.answer_index is not None or any(each.relevance or ()) for each, _ in ranked)
+    counts = {"num_dialogs": len(run.results), "num_rounds": len(ranked), "num_scored": num_scored}
     return run.report(counts, scores, predictions=ranks, results=ranks)
 
 

@@ -79,6 +79,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     OpenBlipError when a shard of CapFilt could not be finished.
     """
     from openblip.data.sources import open_source
+    from openblip.evaluation.catalog import BENCHMARKS
     from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
     from openblip.training.run_folder import RunFolder
 
@@ -87,7 +88,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     human, test = config.human, config.test
     if test is None:
         human, test = f"{human}[:95%]", f"{human}[95%:]"
-    open_source(test)  # raises now for a wrong name, not hours later
+    BENCHMARKS["retrieval"].require_truth(open_source(test), TEST_LIMIT)  # now, not hours later
     pretrained = [_train(recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):

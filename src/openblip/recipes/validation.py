@@ -1,52 +1,27 @@
 """Validation of a model while it is trained: the benchmark of each task, and the score by which models compare."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
-from openblip.evaluation.captioning import evaluate_captioning
-from openblip.evaluation.nlvr import evaluate_nlvr
-from openblip.evaluation.question_answering import evaluate_question_answering
-from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.evaluation.visdial import evaluate_visdial
-from openblip.predictor import BasePredictor, Blip2Predictor, BlipPredictor
+from openblip.evaluation.catalog import BENCHMARKS
+from openblip.predictor import Blip2Predictor, BlipPredictor
 from openblip.tasks import config as tasks
 
-
-class Benchmark(NamedTuple):
-    """How a task is measured."""
-
-    evaluate: Callable[..., dict[str, Any]]
-    best_by: tuple[str, ...]
-    """The score by which models compare: the first of these that the annotations of the data allow."""
-    takes_videos: bool = False
-
-
-def _answer(predictor: BasePredictor, source: Any, **settings: Any) -> dict[str, Any]:
-    return evaluate_question_answering(predictor, source, decoding=predictor.answer_decoding, **settings)
-
-
-# The released code chooses its best model by the mean of all recalls after re-ranking, by BLEU-4 + CIDEr, and by
-# accuracy; here CIDEr alone chooses captioners.
-RETRIEVAL = Benchmark(evaluate_retrieval, ("itm/r_mean",), takes_videos=True)
-CAPTIONING = Benchmark(evaluate_captioning, ("cider",))
-ACCURACIES = ("vqa_accuracy", "accuracy", "direct_answer_accuracy", "multiple_choice_accuracy")
-ANSWERING = Benchmark(_answer, ACCURACIES, takes_videos=True)
-
-BENCHMARKS: dict[type, Benchmark] = {
-    tasks.PretrainingConfig: RETRIEVAL,
-    tasks.RetrievalConfig: RETRIEVAL,
-    tasks.CaptioningConfig: CAPTIONING,
-    tasks.QuestionAnsweringConfig: ANSWERING,
-    tasks.NlvrConfig: Benchmark(evaluate_nlvr, ("accuracy",)),
-    tasks.VisdialConfig: Benchmark(evaluate_visdial, ("mrr", "ndcg")),
-    tasks.Blip2Stage1Config: RETRIEVAL,
-    tasks.Blip2Stage2Config: CAPTIONING,
-    tasks.PromptedAnsweringConfig: ANSWERING,
-    tasks.InstructionConfig: ANSWERING,
+BENCHMARK_OF_TASK = {
+    tasks.PretrainingConfig: "retrieval",
+    tasks.RetrievalConfig: "retrieval",
+    tasks.CaptioningConfig: "caption",
+    tasks.QuestionAnsweringConfig: "vqa",
+    tasks.NlvrConfig: "nlvr",
+    tasks.VisdialConfig: "visdial",
+    tasks.Blip2Stage1Config: "retrieval",
+    tasks.Blip2Stage2Config: "caption",
+    tasks.PromptedAnsweringConfig: "vqa",
+    tasks.InstructionConfig: "vqa",
 }
 
 
@@ -54,16 +29,18 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[]
     """A function that measures the model of a checkpoint, with the weights that it has then, by the task's benchmark.
 
     The predictor around the model neither moves nor casts it. `score` among the results is the one by which models
-    compare. Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images.
+    compare. Raises ConfigError for a task without a benchmark, and for videos where the benchmark is of images;
+    SourceError when nothing in the source can be scored.
     """
-    benchmark = BENCHMARKS.get(type(task))
-    if benchmark is None:
+    if type(task) not in BENCHMARK_OF_TASK:
         raise ConfigError("This task has no benchmark: leave out --training.validate-every.")
-    if data.num_frames is not None and not benchmark.takes_videos:
+    benchmark = BENCHMARKS[BENCHMARK_OF_TASK[type(task)]]
+    if data.num_frames is not None and benchmark.num_frames is None:
         raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
-    frames = {"num_frames": data.num_frames} if benchmark.takes_videos else {}
+    frames = {} if benchmark.num_frames is None else {"num_frames": data.num_frames}
     assert data.validation is not None  # `Run.check` has seen to it
     source = open_source(data.validation, images=data.images)
+    benchmark.require_truth(source, data.validation_limit)
     predictor = (Blip2Predictor if isinstance(checkpoint, Blip2Checkpoint) else BlipPredictor)(checkpoint)
 
     def validate() -> dict[str, float]:
