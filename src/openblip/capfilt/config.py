@@ -1,7 +1,7 @@
 """What a CapFilt run does, also the options of `openblip capfilt`. No torch here, so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -41,6 +41,8 @@ class CapFiltConfig:
     """Threads that read and decode images."""
     dtype: str = "auto"
     """Precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Of a captioner that is a BLIP-2: its language model in so many bits, for a GPU with less memory."""
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "num_workers"):
@@ -67,6 +69,7 @@ class CapFiltConfig:
             "prompt": self.prompt,
             "seed": self.seed,
             "dtype": self.dtype,
+            "quantization": self.quantization,
         }
 
 

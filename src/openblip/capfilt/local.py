@@ -53,7 +53,9 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
-    captioner = filter_ = openblip.load(config.captioner, device=device, dtype=config.dtype)
+    captioner = filter_ = openblip.load(
+        config.captioner, device=device, dtype=config.dtype, quantization=config.quantization
+    )
     if config.filter != config.captioner:
         filter_ = openblip.load(config.filter, device=device, dtype=config.dtype)
     for role, checkpoint, model, needed in (

@@ -127,6 +127,8 @@ class ModelOptions(DeviceOptions):
     """Folder or hub name of the vocabulary, for a checkpoint that has none."""
     encoder_token: Literal["[ENC]", "[CLS]"] | None = None
     """First token of texts that are read together with an image; what the checkpoint says when not given."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Of a BLIP-2: its language model in so many bits, for a GPU with less memory."""
 
     def load(self) -> "BlipPredictor | Blip2Predictor":
         """Load the checkpoint; raises as `openblip.load` does."""
