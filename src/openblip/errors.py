@@ -21,6 +21,10 @@ class SourceError(OpenBlipError):
     """A data source that is missing, empty or in an unknown format."""
 
 
+class NoSampleError(SourceError):
+    """All of a source was read, and there is not one sample in it that can be used; the command line exits with 1."""
+
+
 class CheckpointError(OpenBlipError):
     """A checkpoint with missing, left-over or wrongly shaped weights, or no checkpoint at all."""
 

@@ -36,7 +36,7 @@ def test_json(run, shard):
     assert facts["image sizes"] == ["20x10"]
     assert facts["reasons"] == {
         "not an image in a known format": 1,
-        "no image (jpg, jpeg, png or webp) or video (mp4, webm, mkv, avi, mov or m4v) with this key": 1,
+        "no image or video with this key, only a text; it must be named as its image is": 1,
     }
 
 

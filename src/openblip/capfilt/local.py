@@ -4,6 +4,7 @@ While the models work on a shard, the next one is already read and decoded.
 """
 
 import traceback
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,13 +29,14 @@ from openblip.progress import Progress
 @dataclass(kw_only=True)
 class RunSummary:
     """Shards finished now (`done`) and before (`skipped`), (shard, error) of those that `failed`, the scores of all
-    finished shards at the run's threshold, and the report page."""
+    finished shards at the run's threshold, the report page, and the files that were not used, by ending."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     scores: RunScores = field(default_factory=RunScores)
     report: Path
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = None) -> RunSummary:
@@ -104,5 +106,5 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                 write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": message, "traceback": details})
                 summary.failed.append((shard, message))
                 bar.note(f"{shard} could not be finished: {message}")
-    summary.scores = write_report(folder.root)
+    summary.scores, summary.unused = write_report(folder.root), source.count_unused()
     return summary

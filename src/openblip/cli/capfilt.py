@@ -39,16 +39,21 @@ def clean_pairs(
     """
     config = replace(capfilt, decoding=decoding.build())
     from openblip.capfilt.local import run_capfilt
+    from openblip.data.sample import unused_line
 
     summary = run_capfilt(config, out, device=device)
     for name, counts in summary.scores.sources.items():
         print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     print(f"report: {summary.report}")
+    if unused := unused_line([summary.unused]):
+        print(unused, file=sys.stderr)
+    if not summary.scores.images:
+        print(f"{config.source}: 0 images in it that can be used", file=sys.stderr)
     for shard, error in summary.failed:
         print(f"failed: {shard}: {error}", file=sys.stderr)
     if summary.failed:
         print(f"{len(summary.failed)} shards could not be finished; the same command again tries them", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or not summary.scores.images else 0
 
 
 def select_texts(directory: Directory, /, *, threshold: float) -> int:

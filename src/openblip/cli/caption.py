@@ -143,7 +143,8 @@ def command(
     path_of_key: dict[str, str] = {}
     if sidecar.sidecar:
         paths, num_left_alone = sidecar.choose(inputs)
-        inputs = [lines.FileSource("images", paths)]
+        unused = {source.name: count for source in inputs for count in source.unused.values()}
+        inputs = [lines.FileSource("images", paths, unused=unused)]
         path_of_key = {safe_name(path): path for path in paths}
         if num_left_alone:
             left_alone = f", left {num_left_alone} alone that have a {sidecar.extension} file"

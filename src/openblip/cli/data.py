@@ -43,10 +43,11 @@ def inspect_data(
     from openblip.data.inspect import inspect_source
     from openblip.data.sources import open_mixture
 
-    mixture = open_mixture(source, images=images)
+    mixture, num_empty = open_mixture(source, images=images), 0
     for number, member in enumerate(mixture.sources):
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
             inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
+        num_empty += not inspection.num_samples
         facts = inspection.facts()
         reasons = (r.reason.removeprefix(f"{r.shard}/{r.key}: ").removeprefix(f"{r.key}: ") for r in inspection.rejects)
         count_of_reason = dict(Counter(reasons).most_common())
@@ -71,7 +72,7 @@ def inspect_data(
                 print(f"  {count} x {reason}")
             names = ", ".join(f"{reject.shard}/{reject.key}" for reject in rejects[:_LINES_SHOWN])
             print(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}")
-    return 0
+    return 1 if num_empty else 0
 
 
 def _describe(sample: Sample) -> str:

@@ -94,6 +94,7 @@ def command(
         raise ConfigError("--limit must be at least 1")
     if results is not None and task not in SERVED:
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
+    from openblip.data.sample import unused_line
     from openblip.data.sources import open_source
     from openblip.distributed import process_group
     from openblip.evaluation.catalog import BENCHMARKS
@@ -117,6 +118,8 @@ def command(
         if results is not None:
             write_json(results, scores["results"])
         print(json.dumps({name: value for name, value in scores.items() if name not in LISTS}, indent=2))
+        if unused := unused_line([source.count_unused()]):
+            print(unused, file=sys.stderr)
         for reject in scores["rejects"]:
             print(f"skipped {reject['shard']}/{reject['key']}: {reject['reason']}", file=sys.stderr)
     return 1 if scores["num_rejects"] else 0

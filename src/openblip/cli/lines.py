@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,21 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from openblip.cli.options import ModelOptions
 from openblip.data.reader import read_source
-from openblip.data.sample import VIDEO_SUFFIXES, Located, Reject, Sample, Selection, Source, parse_texts, safe_name
-from openblip.errors import ConfigError, ImageError, MissingExtraError, SourceError
+from openblip.data.sample import (
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Located,
+    Reject,
+    Sample,
+    Selection,
+    Source,
+    safe_name,
+    unused_line,
+)  # fmt: skip
+from openblip.data.sources.folder import FolderFiles, FolderRow
+from openblip.data.sources.opening import open_source, shards_in
+from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
 from openblip.files import JsonLine, changed_settings, read_json, read_jsonl, write_json
 from openblip.progress import Progress
 
@@ -27,7 +41,7 @@ if TYPE_CHECKING:
 
     from openblip.predictor import BasePredictor, EncodedImages
 
-IMAGE_FILE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"))
+IMAGE_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
 SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
 DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
@@ -63,42 +77,38 @@ class FileSource(Source):
     name: str
     paths: list[str]
     with_texts: bool = False
-    """Whether samples have the texts of the .txt or .json beside the file."""
+    """Whether samples have the texts that are beside the file, or in a metadata file of its folder."""
     is_alone: bool = False
     """Whether this is one file whose lines are printed: they have no key, and what cannot be read is an error."""
+    rows: Mapping[str, FolderRow] = field(default_factory=dict, repr=False)
+    """What folders say of their files."""
+    unused: Mapping[str, Counter[str]] = field(default_factory=dict, repr=False)
 
     def shards(self) -> Sequence[str]:
         return [""]
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        from openblip.data.sources import storage
-
         for number, path in enumerate(self.paths):
-            if not selection.has(number):
-                continue
-            key = safe_name(path)
-            texts = {file.suffix[1:]: file.read_bytes() for file in text_files(path)} if self.with_texts else {}
-            try:
-                info, captions = parse_texts(texts, key)
-                sample = Sample(key, shard, b"", captions, key, info)
-                if not selection.skips(sample):
-                    image = storage.read_bytes(path) if selection.images else b""
-                    yield Located(number, replace(sample, image=image))
-            except SourceError as error:
-                yield Located(number, Reject(shard, key, str(error)))
-            except OSError as error:
-                yield Located(number, Reject(shard, key, f"{key}: cannot be read: {error.strerror or error}"))
+            if selection.has(number):
+                row = self.row(path) if self.with_texts else FolderRow(path, (path,))
+                if (item := row.read(self.name, shard, selection)) is not None:
+                    yield Located(number, item)
 
-
-def text_files(path: str) -> list[Path]:
-    """The .txt and .json beside a file."""
-    beside = [] if "://" in path else [Path(path).with_suffix(suffix) for suffix in (".json", ".txt")]
-    return [file for file in beside if file.is_file()]
+    def row(self, path: str) -> FolderRow:
+        """A file and the texts about it."""
+        if path in self.rows:
+            return replace(self.rows[path], key=path)
+        beside = {} if "://" in path else {kind: Path(path).with_suffix(f".{kind}") for kind in TEXT_SUFFIXES}
+        return FolderRow(path, (path,), text_paths={kind: str(file) for kind, file in beside.items() if file.is_file()})
 
 
 def has_texts(sources: Iterable[Source]) -> bool:
     """Whether samples may have texts of their own; image files have none unless some lie beside them."""
-    return any(not isinstance(s, FileSource) or (s.with_texts and any(map(text_files, s.paths))) for s in sources)
+    return any(
+        not isinstance(source, FileSource)
+        or (source.with_texts and any(row.text_paths or row.stated for row in map(source.row, source.paths)))
+        for source in sources
+    )
 
 
 def find_source(spec: str, options: ReadingOptions, *, with_texts: bool = False) -> list[Source]:
@@ -122,18 +132,18 @@ def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool =
     seen: set[str] = set()
     spec_of_shard: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
-        path, paths = Path(spec), []
-        if path.is_dir():
-            files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and file.is_file())
-            paths = [str(file) for file in files if not file.name.startswith(".")]
+        path, paths, rows, unused = Path(spec), list[str](), dict[str, FolderRow](), Counter[str]()
+        if path.is_dir() and not shards_in(spec)[0]:
+            files = FolderFiles.of(str(path), ("image", "video"))
+            rows, unused = {row.image[0]: row for row in files.rows}, files.unused
+            paths = list(rows)
         elif path.suffix.lower() in wanted:
             paths = [spec if "://" in spec else str(path)]  # a Path would take a slash from a URL
         if paths:
-            sources.append(FileSource(spec, [path for path in paths if path not in seen], with_texts))
+            new = [path for path in paths if path not in seen]
+            sources.append(FileSource(spec, new, with_texts, rows=rows, unused={"": unused}))
             seen.update(paths)
             continue
-        from openblip.data.sources import open_source
-
         source = open_source(spec, images=images)
         for shard in source.shards():
             if (other := spec_of_shard.setdefault(shard, spec)) != spec:
@@ -147,7 +157,7 @@ def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool =
 
 def name_of(sample: Sample | Reject) -> str:
     """What messages call a sample."""
-    return f"{sample.shard}/{sample.key}" if sample.shard else sample.key
+    return "/".join(filter(None, (sample.shard, sample.key)))
 
 
 def prepare_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "torch.Tensor":
@@ -239,7 +249,7 @@ class OutputLines:
 
         Samples are read and decoded ahead in threads; those whose lines are there already are passed over. Those that
         cannot be read, or for which `texts` raises `SourceError`, are named on standard error and counted. A progress
-        display runs along. Raises `SourceError` when there is no sample at all.
+        display runs along. Raises `NoSampleError` when there is no sample at all.
         """
         import torch
 
@@ -263,7 +273,8 @@ class OutputLines:
                             self.num_done += len(samples)
                             bar.advance(len(samples))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
-            raise SourceError(f"{self.sources[0].name}: there is no image to work on")
+            unused = unused_line(source.count_unused() for source in self.sources)
+            raise NoSampleError(f"{self.sources[0].name}: 0 images in it{unused and f'; {unused}'}")
 
     def _readable(
         self, texts: Callable[[Sample], Sequence[str]], bar: Progress
@@ -281,7 +292,9 @@ class OutputLines:
 
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
         for source in self.sources:
-            for entry in read_source(source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead):
+            for entry in read_source(
+                source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead, keep_going=True
+            ):
                 item = entry if isinstance(entry, Reject) else entry[0]
                 if item.shard and item.shard not in seen:
                     bar.estimate_total(len(seen), num_shards)
@@ -317,6 +330,8 @@ class OutputLines:
         """Say on standard error how many samples are done, and return the exit code."""
         if not self.is_alone:
             print(f"{verb} {self.num_done} images, skipped {self.num_skipped}{more}", file=sys.stderr)
+            if unused := unused_line(source.count_unused() for source in self.sources):
+                print(unused, file=sys.stderr)
         return 1 if self.num_skipped else 0
 
     def _compare_settings(self, out: Path) -> None:

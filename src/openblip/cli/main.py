@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from openblip.errors import ConfigError, OpenBlipError
+from openblip.errors import ConfigError, NoSampleError, OpenBlipError
 
 BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended; 130 is the same for SIGINT
 OVERVIEW = """usage: openblip COMMAND [arguments]
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"openblip: {message}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NoSampleError) else 2
 
 
 def _find_call(words: list[str]) -> Callable[[], int | None]:

@@ -31,6 +31,7 @@ class Inspection:
     examples: list[Sample] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     missing_files: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)  # files of no sample, by ending
 
     def add_annotations(self, info: Mapping[str, Any]) -> None:
         """Count what a sample is annotated with."""
@@ -97,6 +98,8 @@ class Inspection:
         if self.missing_files:
             facts["missing pictures"] = f"{len(self.missing_files)} of {self.num_read}"
             facts["first missing"] = self.missing_files[:_NUM_MISSING_SHOWN]
+        if self.unused:
+            facts["files not used"] = dict(self.unused.most_common())
         words = sorted(values["words per caption"].elements())
         spread = {"least": words[0], "median": statistics.median(words), "most": words[-1]} if words else {}
         sizes = values["image sizes"].most_common(_NUM_SHOWN)
@@ -121,19 +124,22 @@ def inspect_source(
 ) -> Inspection:
     """Read the texts of every sample, and the images of `num_read` samples spread evenly over the source, or all. An
     image that cannot be read becomes a reject. `num_examples` samples are kept to show. `on_shard` is called after each
-    shard. Raises `SourceError` when a whole shard cannot be opened.
+    shard. A shard that cannot be opened is a reject.
     """
     result = Inspection(source.describe())
     shards = source.shards()
     quota = 0
     for number, shard in enumerate(shards):
         count = 0
-        for _, item in source.read(shard, images=False):
-            if isinstance(item, Reject):
-                result.rejects.append(item)
-            else:
-                result.add_annotations(item.info)
-                count += 1
+        try:
+            for _, item in source.read(shard, images=False):
+                if isinstance(item, Reject):
+                    result.rejects.append(item)
+                else:
+                    result.add_annotations(item.info)
+                    count += 1
+        except SourceError as error:  # of this shard
+            result.rejects.append(Reject(shard, "", str(error)))
         if num_read is None:
             quota = count
         else:
@@ -146,6 +152,7 @@ def inspect_source(
         result.num_samples += count
         result.num_shards += 1
         on_shard()
+    result.unused = source.count_unused()
     return result
 
 

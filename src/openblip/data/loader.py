@@ -17,6 +17,7 @@ B samples in a batch.
 import signal
 import threading
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ class Loader:
         self.num_workers = max(n for n in range(num_workers + 1) if n == 0 or len(order.streams) % n == 0)
         self.worker = _Worker(order, batch_size, processor, preprocessing, augmentation)
         self.tokenizer = tokenizer
+        self.sources = mixture.sources
+        self._unused: dict[tuple[str, str], Counter[str]] = {}  # of source and shard, from the workers
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         workers = DataLoader(
@@ -127,6 +130,7 @@ class Loader:
                     if isinstance(message, OpenBlipError):
                         raise message
                     parts.append(message)
+                    self._unused |= message.unused
                     positions |= message.positions
                 next_draw += self.worker.batch_size * order.world_size
                 # In the order of the rows that replaced them, whichever worker met them.
@@ -135,6 +139,11 @@ class Loader:
                 yield LoadedBatch(self._collate(parts), order.cursor(next_draw, positions), named)
         finally:
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
+
+    def count_unused(self) -> Counter[str]:
+        """Files of the shards that were read to their end, and of folders, that are no part of a sample, by ending."""
+        known = {(source.name, shard): count for source in self.sources for shard, count in source.unused.items()}
+        return sum((known | self._unused).values(), Counter[str]())
 
     def _collate(self, parts: "list[_Part]") -> Batch:
         rows: dict[int, Example] = {}
@@ -348,6 +357,7 @@ class _Part(NamedTuple):
     examples: list[Example]
     rejects: list[tuple[int, Reject]]  # with the row that the next sample of the stream took
     positions: dict[int, tuple[Position, ...]]  # of the streams that were drawn from, after their last draw
+    unused: dict[tuple[str, str], Counter[str]]  # of shards that were read to their end, after source and shard
     pixels: torch.Tensor | None = None  # (rows, ...): of all examples, which then have none; for shared memory
 
     def packed(self) -> "_Part":
@@ -401,7 +411,7 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
             if i % num_workers == worker:
                 streams.of_draw(i * world_size + rank)
         while True:
-            part = _Part(range((worker - k) % num_workers, self.batch_size, num_workers), [], [], {})
+            part = _Part(range((worker - k) % num_workers, self.batch_size, num_workers), [], [], {}, {})
             for row in part.rows:
                 stream = streams.of_draw((k + row) * world_size + rank)
                 example, rejects = stream.draw()
@@ -409,6 +419,8 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
                 part.rejects.extend((row, reject) for reject in rejects)
                 part.positions[stream.number] = streams.positions(stream.number)
             k += self.batch_size
+            part.unused.update(streams.unused)
+            streams.unused.clear()
             yield part
 
 
@@ -420,6 +432,7 @@ class _Streams:
         self.threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="openblip-read")
         self.closing = threading.Event()
         self._streams: dict[tuple[int, int], _Stream] = {}  # by number and pool
+        self.unused: dict[tuple[str, str], Counter[str]] = {}
         # By source, until one of its samples could be used: a source without any would be skipped through for ever.
         self.slots_left: dict[str, int] = {}
         for pool in self.order.pools:
@@ -441,10 +454,12 @@ class _Streams:
         streams = self._streams
         return tuple(streams[number, p].position if (number, p) in streams else position for p, position in first)
 
-    def note_slot(self, source: Source) -> None:
-        """A slot of the source is over. After two rounds of slots without a usable sample the whole source is searched;
-        raises `SourceError` when it has none.
+    def note_slot(self, source: Source, shard: str) -> None:
+        """A slot with a piece of the shard is over. After two rounds of slots without a usable sample the whole source
+        is searched; raises `SourceError` when it has none.
         """
+        if unused := source.unused.get(shard):
+            self.unused[source.name, shard] = unused
         if source.name in self.slots_left:
             self.slots_left[source.name] -= 1
         if self.slots_left.get(source.name) != 0:
@@ -498,7 +513,7 @@ class _Stream:
             while self._block is None or self._taken >= len(self._block.samples):
                 if self._block is not None:
                     if self._block.end.slot != self._block.start.slot:
-                        self.streams.note_slot(self._block.piece.source)
+                        self.streams.note_slot(self._block.piece.source, self._block.piece.shard)
                     self._taken = 0
                 future = self._next_block or self.streams.threads.submit(next, self._blocks)
                 self._block, self._next_block = future.result(), None

@@ -25,6 +25,7 @@ def read_source(
     limit: int | None = None,
     num_workers: int = 2,
     ahead: int = 64,
+    keep_going: bool = False,
 ) -> Generator[tuple[Sample, Prepared] | Reject]:
     """Yield each sample with what `prepare` made of it, in the source's order, or a `Reject`.
 
@@ -40,6 +41,7 @@ def read_source(
         limit: read only this many samples of the source, before it is shared.
         num_workers: number of threads that prepare.
         ahead: at most this many samples wait prepared.
+        keep_going: a shard that cannot be opened is a reject, and the others are read.
     """
 
     def load(item: Sample | Reject) -> tuple[Sample, Prepared] | Reject:
@@ -54,7 +56,7 @@ def read_source(
         except (SourceError, ImageError) as error:
             return Reject(item.shard, item.key, str(error))
 
-    items = _share(source, source.shards() if shards is None else shards, skip, share, limit)
+    items = _share(source, source.shards() if shards is None else shards, skip, share, limit, keep_going)
     yield from read_ahead(items, load, num_workers=num_workers, ahead=ahead)
 
 
@@ -109,12 +111,29 @@ def read_ahead(
         threads.shutdown(cancel_futures=True)
 
 
+def _shard_items(
+    source: Source, shard: str, skip: Callable[[Sample], bool], keep_going: bool
+) -> Iterator[Sample | Reject]:
+    try:
+        for _, item in source.read(shard, skip=skip):
+            yield item
+    except SourceError as error:
+        if not keep_going:
+            raise
+        yield Reject(shard, "", str(error))
+
+
 class _LimitReached(Exception):
     """Ends the reading of a shard from within `skip`."""
 
 
 def _share(
-    source: Source, shards: Sequence[str], skip: Callable[[str, str], bool], share: tuple[int, int], limit: int | None
+    source: Source,
+    shards: Sequence[str],
+    skip: Callable[[str, str], bool],
+    share: tuple[int, int],
+    limit: int | None,
+    keep_going: bool,
 ) -> Iterator[Sample | Reject]:
     """The samples and rejects of one process; counted before any image is read, so that all count alike."""
     index, count = share
@@ -135,7 +154,7 @@ def _share(
 
     with contextlib.suppress(_LimitReached):
         for shard in shards:
-            for _, item in source.read(shard, skip=is_skipped):
+            for item in _shard_items(source, shard, is_skipped, keep_going):
                 if item.key == accepted:  # the sample, or why its image cannot be read
                     accepted = None
                     yield item

@@ -147,6 +147,9 @@ class Source(ABC):
         """The number of samples, rejects included, where it is known without reading the shard."""
         return None
 
+    def count_unused(self) -> Counter[str]:
+        return sum(self.unused.values(), Counter[str]())
+
     def describe(self) -> Mapping[str, object]:
         """What is worth printing of the source, by name: its `format`, companion files, `missing` ones."""
         return {}
@@ -177,9 +180,9 @@ def ending_of(path: str) -> str:
     return "hidden" if is_hidden(path) else f".{suffix.lower()}" if stem else "without an ending"
 
 
-def unused_line(sources: Iterable[Source]) -> str:
+def unused_line(unused: Iterable[Counter[str]]) -> str:
     """How many files were not used, of each kind, in a line; empty where there are none."""
-    counts = sum((count for source in sources for count in source.unused.values()), Counter[str]())
+    counts = sum(unused, Counter[str]())
     if not counts:
         return ""
     kinds = [f"{count} {ending}" for ending, count in counts.most_common(_NUM_SHOWN)]

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.distributed import gather_objects, rank, world_size
-from openblip.errors import ImageError, SourceError
+from openblip.errors import ImageError, NoSampleError, SourceError
 from openblip.predictor import BasePredictor, Images
 from openblip.progress import Progress
 
@@ -58,7 +58,8 @@ def run_evaluation(
     `predict` returns one result for each sample of a batch. When it raises `ImageError`, the samples of the batch are
     predicted one by one, and those for which it raises again become rejects. `check_sample` raises `SourceError` for a
     sample without what the benchmark needs. `limit`: use only this many samples of the source. `label` is what the
-    progress display calls the work. Raises `SourceError` when no sample can be used, or a whole shard cannot be opened.
+    progress display calls the work. Raises `NoSampleError` when no sample can be used, `SourceError` when a whole shard
+    cannot be opened.
     """
     index, count = rank(), world_size()
     entries = enumerate(read_source(source, check_sample, share=(index, count), limit=limit))
@@ -86,7 +87,7 @@ def run_evaluation(
             run.results.append(outcome[1])
     if not run.results:
         reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in run.rejects[:3])
-        raise SourceError(f"{source.name} has no sample that can be used{reasons}.")
+        raise NoSampleError(f"{source.name}: 0 samples that can be used{reasons}")
     return run
 
 

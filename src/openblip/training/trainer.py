@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.data.loader import LoadedBatch, Loader
-from openblip.data.sample import Reject
+from openblip.data.sample import Reject, unused_line
 from openblip.distributed import Process, all_reduce_sum, all_true, barrier
 from openblip.errors import OpenBlipError
 from openblip.files import hash_int
@@ -119,6 +119,8 @@ class Trainer:
                     self.write_model(self.folder.path / "models" / f"step_{self.step:08d}")
                 if stopped:
                     break
+            if unused := unused_line([self.loader.count_unused()]):
+                bar.note(unused)
         if trackers is not None:
             trackers.close()
         finished = self.step == config.steps

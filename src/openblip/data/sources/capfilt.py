@@ -1,6 +1,7 @@
 """The bootstrapped set of a CapFilt run: every text that the filter kept, with its image from the original shards."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,6 +54,10 @@ class CapFiltSource(Source):
     @property
     def image_id_prefix(self) -> str:
         return self.original.image_id_prefix
+
+    @property
+    def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]
+        return self.original.unused
 
     def num_samples(self, shard: str) -> int:
         return len(self._kept(shard))

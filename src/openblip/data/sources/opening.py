@@ -3,10 +3,11 @@
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from openblip.data.sample import Located, Sample, Selection, Source
+from openblip.data.sample import Located, Sample, Selection, Source, ending_of, is_hidden
 from openblip.data.sources import storage
 from openblip.data.sources.annotations import open_annotated
 from openblip.data.sources.folder import FolderSource
@@ -20,6 +21,7 @@ _FORMATS = (
     "the annotation file of a public data set (.json) with --images DIR, a folder of images, or capfilt:DIR; "
     "any of them may end in a part, [:95%]"
 )
+_ABOUT_DATA = frozenset({"json", "txt", "md", "html", "yaml", "yml"})  # endings of files that may lie beside shards
 _SLICE = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$")
 _SPLIT = re.compile(r"(?P<path>.+\.json)#(?P<split>[\w-]*)")
 
@@ -99,23 +101,22 @@ def _open_one(spec: str, images: str | None) -> Source:
     if match is not None and not storage.is_remote(spec) and storage.exists(spec):
         match = None
     paths = storage.expand_paths(spec if match is None else match["path"])
+    unused: dict[str, Counter[str]] = {}
     if len(paths) == 1 and storage.is_directory(folder := paths[0]):
-        # A folder is a source of shards where it holds any, else of images.
-        files = storage.list_files(folder)
-        shards = ([path for path in files if _suffix(path) == suffix] for suffix in ("tar", "parquet"))
-        paths = next(filter(None, shards), [])
+        paths, other_files = shards_in(folder)
         if not paths:
             return FolderSource.open(spec, folder)
+        unused = {"": other_files}
     suffixes = {_suffix(path) for path in paths}
     if len(suffixes) > 1:
         raise SourceError(f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format")
     suffix = suffixes.pop()
     if suffix == "tar":
-        return TarSource(spec, storage.shard_names(paths))
+        return TarSource(spec, storage.shard_names(paths), unused)
     if suffix == "parquet":
         from openblip.data.sources.parquet import ParquetSource
 
-        return ParquetSource.open(spec, paths)
+        return replace(ParquetSource.open(spec, paths), unused=unused)
     if suffix in {"json", "jsonl", "csv", "tsv"} and len(paths) == 1:
         return open_annotated(spec, paths[0], images, match and match["split"])
     if suffix in {"jsonl", "csv", "tsv"}:
@@ -123,6 +124,21 @@ def _open_one(spec: str, images: str | None) -> Source:
     if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
         raise SourceError(f"{spec}: compressed; decompress it first, shards are read at byte offsets")
     raise SourceError(f"{spec}: not a format that can be read; expected {_FORMATS}")
+
+
+def shards_in(folder: str) -> tuple[list[str], Counter[str]]:
+    """The tar files of a folder, or else its parquet files, and what else there is of data, by ending. There are none
+    in a folder of images, nor in one where img2dataset wrote images to `00000` and their table to `00000.parquet`.
+    """
+    files = [path for path in storage.list_files(folder) if not is_hidden(path)]
+    for suffix in ("tar", "parquet"):
+        shards = [path for path in files if _suffix(path) == suffix]
+        stems = {path.removesuffix(f".{suffix}") for path in shards}
+        if shards and not (suffix == "parquet" and all(map(storage.is_directory, stems))):
+            tables = {f"{stem}.parquet" for stem in stems}  # of img2dataset, beside its shards
+            others = [path for path in files if path not in shards and path not in tables]
+            return shards, Counter(ending_of(path) for path in others if _suffix(path) not in _ABOUT_DATA)
+    return [], Counter()
 
 
 def _suffix(path: str) -> str:
@@ -163,6 +179,10 @@ class PercentSlice(Source):
     @property
     def image_id_prefix(self) -> str:
         return self.whole.image_id_prefix
+
+    @property
+    def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]
+        return self.whole.unused
 
     def describe(self) -> Mapping[str, object]:
         return self.whole.describe()

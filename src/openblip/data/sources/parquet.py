@@ -5,6 +5,7 @@ A null is a field that the row does not have. A row group is read as texts first
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ class ParquetSource(Source):
 
     name: str
     paths: dict[str, str] = field(repr=False)
+    unused: Mapping[str, Counter[str]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, spec: str, paths: list[str]) -> "ParquetSource":

@@ -195,13 +195,32 @@ def describe_content(head: bytes) -> str:
 
 
 def list_files(directory: str, *, recursive: bool = False) -> list[str]:
-    """List every file in a directory, sorted; links to directories are not followed."""
+    """List every file in a directory, sorted. Recursively also those behind links to directories, each directory once
+    and by a path without links where it has one; one that cannot be opened is listed with a slash behind its name.
+    """
     if is_remote(directory):
         depth = None if recursive else 1
         return _remote_names(directory, lambda filesystem, inner: filesystem.find(inner, maxdepth=depth))
     if not recursive:
-        return sorted(entry.path for entry in os.scandir(directory) if entry.is_file())
-    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names)
+        return sorted(entry.path for entry in os.scandir(directory) if not entry.is_dir())  # broken links, too
+    paths: list[str] = []
+
+    def add_closed(error: OSError) -> None:
+        paths.append(f"{error.filename}/")
+
+    seen: set[str] = set()
+    waiting = [directory]  # links come after all directories that can be reached without them
+    for top in waiting:
+        if os.path.realpath(directory).startswith(f"{os.path.realpath(top)}/"):
+            continue  # a link to a directory above
+        for folder, folders, names in os.walk(top, onerror=add_closed):
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            paths += (os.path.join(folder, name) for name in names)
+            waiting += (path for name in sorted(folders) if os.path.islink(path := os.path.join(folder, name)))
+    return sorted(paths)
 
 
 def _remote_names(path: str, call: Callable[[Any, str], Iterable[str]]) -> list[str]:
