@@ -434,8 +434,9 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         except LOADING_ERRORS as error:
             if default is not None:
                 return default
-            problem = "has no preprocessor_config.json, which says how it wants its pixels"
-            raise CheckpointError(f"{name} {problem}.") from error
+            problem = "has no preprocessor_config.json, which says the size, mean and deviation of its pixels"
+            advice = "write it there with save_pretrained of the model's image processor, or copy it from its hub page"
+            raise CheckpointError(f"{name} {problem}; {advice}.") from error
     try:
         if not settings.get("do_rescale", True) or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
             raise ValueError("pixels are not scaled to 0...1")

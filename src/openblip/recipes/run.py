@@ -229,7 +229,8 @@ class ImageEncoderSource:
     """An image encoder that somebody else has trained."""
 
     source: str
-    """An OpenBLIP checkpoint, whose ViT is taken; a Hugging Face vision model by folder or hub name."""
+    """An OpenBLIP checkpoint, whose ViT is taken; a Hugging Face vision model by folder or hub name, with its
+    preprocessor_config.json."""
     layer: int | None = None
     """The layer whose output is taken: -2 is the second last, -1 the last. None is the paper's choice: the
     second last, or the last of an encoder that was cut there already."""
