@@ -189,14 +189,16 @@ def test_features_do_not_depend_on_the_batch(name, monkeypatch):
     assert torch.equal(run_frozen(frozen, others)[:1], together[3:4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("kind", ["ours", "siglip"])
-def test_features_are_the_encoders_whatever_autocast_says(kind):
-    frozen, pixels = encoder(kind), torch.randn(3, 3, SIZE, SIZE)
+def test_features_are_the_encoders_whatever_autocast_says(kind, dtype):
+    frozen, pixels = encoder(kind, dtype), torch.randn(3, 3, SIZE, SIZE)
+    rtol = atol = 1e-5 if dtype == torch.float32 else 1e-2
     with torch.no_grad():
-        torch.testing.assert_close(run_frozen(frozen, pixels), frozen(pixels), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(run_frozen(frozen, pixels), frozen(pixels.to(dtype)), rtol=rtol, atol=atol)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = run_frozen(frozen, pixels)
-    assert features.dtype == torch.float32
+    assert features.dtype == dtype
     assert torch.equal(features, run_frozen(frozen, pixels))
 
 

@@ -80,7 +80,8 @@ def run_frozen(encoder: nn.Module, pixels: Tensor) -> Tensor:
         missing = size - len(group)
         filled = torch.cat([group, group.new_zeros(missing, *group.shape[1:])]) if missing else group
         features.append(run_without_graph(encoder, filled)[: len(group)])
-    return torch.cat(features)
+    with torch.autocast(pixels.device.type, enabled=False):  # which cannot join tensors of another half precision
+        return torch.cat(features)
 
 
 def _group_size(device: torch.device) -> int:
