@@ -172,6 +172,21 @@ def test_the_same_model_and_source_elsewhere_resume(
     assert len(summary.skipped) == 3
 
 
+def test_several_sources_are_one_run_from_any_folder(
+    config: CapFiltConfig, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(web)
+    run_capfilt(replace(config, source="00000.tar,00001.tar[:60%]"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    rows = all_rows(tmp_path / "run")
+    assert {row["shard"] for row in rows} == {"1-00000", "2-00001"}
+    select(tmp_path / "run", 0.0)
+    kept = items_of(open_source("capfilt:run"))
+    parts = [items_of(open_source(f"capfilt:run{part}")) for part in ("[:50%]", "[50%:]")]
+    assert len(kept) == len(rows)
+    assert sorted(item.key for part in parts for item in part) == sorted(item.key for item in kept)
+
+
 def test_new_shards_of_a_grown_source_are_added(config: CapFiltConfig, web: Path, tmp_path: Path) -> None:
     grown = tmp_path / "web"
     grown.mkdir()

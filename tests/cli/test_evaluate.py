@@ -41,6 +41,15 @@ def test_scores_are_printed_and_written(
     assert len(written.get("predictions", PAIRS)) == len(PAIRS)
 
 
+def test_several_sources_are_measured_together(run: Any, refusal: Any, checkpoint: Path, shard: Path) -> None:
+    other = shard.parent / "other" / shard.name
+    other.parent.mkdir()
+    other.write_bytes(shard.read_bytes())
+    words = ["evaluate", "retrieval", "--model", checkpoint, "--data"]
+    assert json.loads(run(*words, f"{shard},{other}").out)["num_images"] == 2 * len(PAIRS)
+    assert "leave out the weights" in refusal(*words, f"{shard}@1,{other}@2")
+
+
 def test_limit_takes_the_first_samples(run: Any, checkpoint: Path, shard: Path) -> None:
     printed = run("evaluate", "retrieval", "--model", checkpoint, "--data", shard, "--limit", "2").out
     assert json.loads(printed)["num_images"] == 2

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -224,8 +225,27 @@ def test_mixture_weights(tmp_path, write_shards):
     for spec in (f"{a}@1,{b}", f"{a}@0,{b}@1", f"{a}@-1,{b}@1", f"{a},", f"{a},{a}", f"{a}@nan,{b}@1"):
         with pytest.raises(SourceError):
             open_mixture(spec)
-    with pytest.raises(SourceError, match="one plain source"):
-        open_source(f"{a},{b}")
+    for spec in (f"{a}@1,{b}@2", f"{a}@0.5"):
+        with pytest.raises(SourceError, match="leave out the weights"):
+            open_source(spec)
+
+
+def test_sources_are_read_one_after_the_other(tmp_path, write_shards):
+    a, b = write_shards(tmp_path / "a", [3, 2]), write_shards(tmp_path / "b", [3])
+    (b / "0000.tar").write_bytes((b / "0000.tar").read_bytes()[:-2000])  # ends early
+    source = open_source(f"{a},{b}[:99%]")
+    assert source.shards() == ["1-0000", "1-0001", "2-0000"]
+    assert all(map(source.has_shard, source.shards()))
+    assert not any(map(source.has_shard, ["0000", "3-0000", "2-0001"]))
+    apart = [item for name in (f"{a}", f"{b}[:99%]") for item in items_of(open_source(name))]
+    together = items_of(source)
+    assert [replace(item, shard=item.shard[2:]) for item in together] == apart
+    assert [item.shard for item in together][-2:] == ["2-0000"] * 2
+    seen = []
+    assert items_of(source, skip=seen.append) == together
+    assert {sample.shard for sample in seen} == set(source.shards())
+    assert all(sample.image_id.startswith(f"{source.image_id_prefix(sample.shard)}/") for sample in seen)
+    assert [source.file_name(shard) for shard in source.shards()] == ["0000.tar", "0001.tar", "0000.tar"]
 
 
 def test_names_with_at_signs_and_commas(tmp_path, write_shards):

@@ -12,6 +12,7 @@ from annotation_files import read_all, read_samples, write, write_lines
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import MissingFile, Reject, Sample, is_transient
 from openblip.data.sources import open_source
+from openblip.data.sources.joined import JoinedSource
 from openblip.errors import SourceError
 from source_items import items_of
 
@@ -86,10 +87,13 @@ def open_format(tmp_path, image_folder, make_image, write_tar):
     def part():
         return open_source(f"{tar().name}[:70%]")
 
+    def joined():
+        return JoinedSource("joined", (tar(),))
+
     return locals().__getitem__
 
 
-@pytest.fixture(params=["tar", "parquet", "table", "csv", "annotations", "folder", "capfilt", "part"])
+@pytest.fixture(params=["tar", "parquet", "table", "csv", "annotations", "folder", "capfilt", "part", "joined"])
 def source(request, open_format):
     return open_format(request.param)()
 

@@ -14,7 +14,6 @@ R rows (texts) of a shard, I images of a shard.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.data.captions import finished_shards, is_kept
+from openblip.data.sources import absolute_spec, storage
 from openblip.errors import ConfigError
 from openblip.files import changed_settings, read_json, remove_partials, write_json
 from openblip.predictor import BasePredictor
@@ -125,8 +125,8 @@ def build_manifest(
     models = {"captioner": (config.captioner, captioner), "filter": (config.filter, filter_)}
     return {
         "openblip": version("openblip"),
-        "source": _absolute(config.source),
-        "images": _absolute(config.images),
+        "source": absolute_spec(config.source),
+        "images": config.images and storage.absolute(config.images),
         "num_shards": num_shards,
         "threshold": config.threshold,
         "models": {
@@ -153,14 +153,6 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
         **UNNAMED,
         **manifest.get("config", {}),
     }
-
-
-def _absolute(path: str | None) -> str | None:
-    """A local path made independent of the working directory; URLs and None do not change."""
-    if path is None or "://" in path:
-        return path
-    prefix = "capfilt:" if path.startswith("capfilt:") else ""
-    return prefix + os.path.abspath(os.path.expanduser(path.removeprefix(prefix)))
 
 
 @dataclass

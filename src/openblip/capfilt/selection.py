@@ -155,7 +155,7 @@ def _image_id(sample: Sample, source: Source) -> Any:
     """The data set's own id of the image, else shard and key, or the image's name in a table; never a folder's name."""
     if (stated := sample.info.get("image_id")) is not None:
         return stated
-    name = sample.image_id.removeprefix(source.image_id_prefix)[1:]  # after the / or # that follows the prefix
+    name = sample.image_id.removeprefix(source.image_id_prefix(sample.shard))[1:]  # after the / or # behind it
     return hash_bytes(name).hex() if os.path.isabs(name) else name
 
 

@@ -83,7 +83,7 @@ def command(
 
     Args:
         task: what to measure.
-        data: any one data source.
+        data: any data source, or several joined by commas.
         out: write the scores, the predictions and what was skipped to this JSON file as well.
         results: write the predictions to this JSON file as the data set's evaluation server takes them.
         images: the folder of the images or videos that an annotation file names.

@@ -100,7 +100,7 @@ class DataConfig:
     images: str | None = None
     """Folder of the images that an annotation file or a table names."""
     validation: str | None = None
-    """Samples on which the model is measured during the training: any one data source."""
+    """Samples on which the model is measured during the training: any data source."""
     validation_limit: int | None = None
     """Number of samples that are used for it, the first of the source; None uses all."""
     augmentation: Augmentation | None = None

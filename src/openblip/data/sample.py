@@ -138,9 +138,8 @@ class Source(ABC):
         """The name of the shard's file without its folder: the same wherever a copy of it lies."""
         return shard
 
-    @property
-    def image_id_prefix(self) -> str:
-        """What the `image_id` of every sample begins with: the name of the source that has the images."""
+    def image_id_prefix(self, shard: str) -> str:
+        """What the `image_id` of a shard's samples begins with: the name of the source that has the images."""
         return self.name
 
     def num_samples(self, shard: str) -> int | None:

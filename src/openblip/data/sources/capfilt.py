@@ -51,9 +51,8 @@ class CapFiltSource(Source):
     def file_name(self, shard: str) -> str:
         return self.original.file_name(shard)
 
-    @property
-    def image_id_prefix(self) -> str:
-        return self.original.image_id_prefix
+    def image_id_prefix(self, shard: str) -> str:
+        return self.original.image_id_prefix(shard)
 
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]

@@ -11,6 +11,7 @@ from openblip.data.sample import Located, Sample, Selection, Source, ending_of, 
 from openblip.data.sources import storage
 from openblip.data.sources.annotations import open_annotated
 from openblip.data.sources.folder import FolderSource
+from openblip.data.sources.joined import JoinedSource
 from openblip.data.sources.rows import TableSource
 from openblip.data.sources.tar import TarSource
 from openblip.errors import SourceError
@@ -35,14 +36,16 @@ class Mixture:
 
 
 def open_source(spec: str, *, images: str | None = None) -> Source:
-    """Open one source, with the images of an annotation file or table in `images`; docs/data.md lists the formats.
+    """Open a source, or several one after the other: `a.tar,b.parquet`; docs/data.md lists the formats.
 
-    Raises `SourceError` when there is nothing there, the format is unknown or `spec` is a mixture.
+    images: the folder of the images of annotation files and tables. Raises `SourceError` when there is nothing there,
+    the format is unknown, a source is named twice or has a weight.
     """
-    members = _split_mixture(spec)
-    if len(members) != 1 or members[0][1] is not None:
-        raise SourceError(f"{spec}: several sources or a weight; this place takes one plain source")
-    return _open_one(members[0][0], images)
+    mixture = open_mixture(spec, images=images)
+    if mixture.weights is not None:
+        reason = "a weight says how often a training draws from a source, and here every sample is read once"
+        raise SourceError(f"{spec}: {reason}; leave out the weights after @")
+    return mixture.sources[0] if len(mixture.sources) == 1 else JoinedSource(spec, mixture.sources)
 
 
 def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
@@ -58,6 +61,12 @@ def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
         raise SourceError(f"{spec}: the same source twice; give it a larger weight instead")
     sources = tuple(_open_one(name, images) for name, _ in members)
     return Mixture(sources, tuple(weight / sum(weights) for weight in weights) or None)
+
+
+def absolute_spec(spec: str) -> str:
+    """The same source, or sources, from any working directory."""
+    prefixed = (name.rpartition("capfilt:") for name, _ in _split_mixture(spec))
+    return ",".join(f"{before}{prefix}{storage.absolute(path)}" for before, prefix, path in prefixed)
 
 
 def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
@@ -176,9 +185,8 @@ class PercentSlice(Source):
     def file_name(self, shard: str) -> str:
         return self.whole.file_name(shard)
 
-    @property
-    def image_id_prefix(self) -> str:
-        return self.whole.image_id_prefix
+    def image_id_prefix(self, shard: str) -> str:
+        return self.whole.image_id_prefix(shard)
 
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]
@@ -189,7 +197,7 @@ class PercentSlice(Source):
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         def is_outside(sample: Sample) -> bool:
-            image_id = sample.image_id.removeprefix(self.image_id_prefix)
+            image_id = sample.image_id.removeprefix(self.image_id_prefix(sample.shard))
             if not image_id.startswith("#"):  # then it is shard and key
                 image_id = f"{self.file_name(sample.shard)}/{image_id.removeprefix(f'/{sample.shard}/')}"
             return not self.start <= hash_int(image_id) % 100 < self.stop or selection.skips(sample)

@@ -48,6 +48,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """A local path made independent of the working directory; a URL does not change."""
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
 @contextmanager
 def _os_errors(path: str) -> Iterator[None]:
     try:
