@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -87,6 +88,93 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
     assert read_image(encode(Image.fromarray(values), "TIFF")).getpixel((2, 0)) == (128, 128, 128)
     assert read_image(Image.fromarray(values.astype(np.int32))).getpixel((3, 0)) == (255, 255, 255)
+
+
+GRAYS = {  # values of a gray image, and the grays from 0 to 255 that they are shown as
+    "floats from 0 to 1": (np.array([0, 0.25, 0.5, 1], np.float32), (0, 64, 128, 255)),
+    "floats from 0 to 255": (np.array([0, 1, 128, 255], np.float32), (0, 1, 128, 255)),
+    "floats of 16 bits": (np.array([0, 257, 32896, 65535], np.float32), (0, 1, 128, 255)),
+    "floats of no known range": (np.array([0, 0.5, 5, 10], np.float32), (0, 13, 128, 255)),
+    "negative floats": (np.array([-1, -0.5, 0, 1], np.float32), (0, 64, 128, 255)),
+    "negative alone": (np.full(4, -5, np.float32), (0,) * 4),
+    "one value": (np.full(4, 0.5, np.float32), (128,) * 4),
+    "black floats": (np.zeros(4, np.float32), (0,) * 4),
+    "10 bits": (np.array([0, 4, 512, 1023], np.uint16), (0, 1, 128, 255)),
+    "12 bits": (np.array([0, 16, 2048, 4095], np.uint16), (0, 1, 128, 255)),
+    "14 bits": (np.array([0, 64, 8192, 16383], np.uint16), (0, 1, 128, 255)),
+    "8 bits": (np.array([0, 1, 128, 255], np.uint16), (0, 1, 128, 255)),
+    "black": (np.zeros(4, np.uint16), (0,) * 4),
+    "16 bits in 32": (np.array([0, 257, 32896, 65535], np.int32), (0, 1, 128, 255)),
+    "more than 16 bits": (np.array([0, 1 << 22, 1 << 23, 1 << 24], np.int32), (0, 64, 128, 255)),
+    "negative": (np.array([-1000, 0, 1000, 3000], np.int32), (0, 64, 128, 255)),
+    "all 32 bits": (np.array([-(1 << 31), 0, 0, (1 << 31) - 1], np.int32), (0, 128, 128, 255)),
+}
+
+
+@pytest.mark.parametrize("kind", GRAYS)
+def test_gray_of_any_range(kind):
+    values, expected = GRAYS[kind]
+    for name in ("TIFF", "PNG") if values.dtype == np.uint16 else ("TIFF",):
+        image = read_image(encode(Image.fromarray(values[None]), name))
+        assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in expected]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ImageError, match="not numbers"):
+        read_image(encode(Image.fromarray(np.array([[0, value]], np.float32)), "TIFF"))
+
+
+def deep_png(values):
+    """A PNG of 16 bits per channel, which Pillow does not write; values are (H, W, 3 or 4)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+def deep_tiff(values, order):
+    """A TIFF of 16 bits per channel in a byte order, without compression; its pixels begin at byte 200."""
+    height, width, channels = values.shape
+    tags = {
+        256: width,
+        257: height,
+        258: 180,
+        259: 1,
+        262: 2,
+        273: 200,
+        277: channels,
+        278: height,
+        279: values.size * 2,
+    }
+    count = {258: channels}
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    for tag, value in tags.items():
+        is_short = tag in (259, 262, 277)
+        head += struct.pack(f"{order}HHI", tag, 3 if is_short or tag == 258 else 4, count.get(tag, 1))
+        head += struct.pack(f"{order}HH", value, 0) if is_short else struct.pack(f"{order}I", value)
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    return head.ljust(180, b"\0") + bits.ljust(20, b"\0") + values.astype(f"{order}u2").tobytes()
+
+
+@pytest.mark.parametrize("write", [deep_png, partial(deep_tiff, order="<"), partial(deep_tiff, order=">")])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_colours_of_few_bits_in_sixteen(write, bits):
+    full = 2**bits - 1
+    values = np.array([[[0, full // 2, full], [full // 4, 0, 1]]], np.uint16)
+    expected = np.round(values * (255 / full))
+    assert np.abs(np.asarray(read_image(write(values))) - expected).max() <= 1
+
+
+def test_alpha_of_sixteen_bits():
+    values = np.array([[[4095, 0, 2048, 65535], [0, 0, 0, 0]]], np.uint16)
+    image = read_image(deep_png(values))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 128), (255, 255, 255)]
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "YCbCr"])

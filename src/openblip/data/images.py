@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,16 @@ from openblip.errors import ConfigError, ImageError, MissingExtraError, OpenBlip
 ImageInput = str | Path | Image.Image | bytes | np.ndarray
 
 # Formats whose decoders are part of Pillow: EPS would start a Ghostscript process on a file from anywhere.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "QOI", "TGA")
 # The containers that a source's suffixes stand for; all of them state their length. FFmpeg would also take a
 # playlist, and open the files that it names, here or on the net.
 _VIDEO_FORMATS = "mov,mp4,matroska,webm,avi"
 # The share of the stated length that may be missing at the end: with sound of a variable rate the length is a guess.
 _MISSING_SHARE = 0.1
 
-_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})  # gray of more than eight bits
+_DEEP_COLOUR = re.compile(r"(RGBA?;16)([LBN])")  # Pillow's name of such pixels, of either byte order or the machine's
+_FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits, all of which 16-bit files hold
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,9 +44,9 @@ _BACKWARDS = ((False, False), (True, False), (True, True), (False, True))
 
 
 def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970) -> Image.Image:
-    """Return the image as RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8 bits, CMYK and
-    palettes converted, the first frame of an animation. Plain RGB comes through unchanged. Raises `ImageError` for an
-    image that cannot be read; a truncated file is an error, never half an image.
+    """Return the image as RGB: EXIF orientation applied, transparency over white, more than 8 bits scaled to 8
+    (`scale_to_bytes` says how), CMYK and palettes converted, the first frame of an animation. Plain RGB comes through
+    unchanged. Raises `ImageError` for an image that cannot be read; a truncated file is an error, never half an image.
 
     Args:
         image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array (H, W, 3).
@@ -63,8 +66,11 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     opened = image if isinstance(image, Image.Image) else _open_image(image, name)
     _check_size(*opened.size, name, max_pixels)
     try:
+        file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
         opened.load()
-        return _turn_upright(_flatten(opened), _exif_orientation(opened))
+        is_deep = isinstance(file, io.BytesIO) and any(_DEEP_COLOUR.search(str(tile[3])) for tile in tiles)
+        flat = _flatten(_read_deep(opened, file) if is_deep else opened)
+        return _turn_upright(flat, _exif_orientation(opened))
     except Exception as error:  # a decoder's error on damaged data may be of any kind
         raise ImageError(f"{name}: damaged image: {error}") from error
 
@@ -81,7 +87,8 @@ def _open_image(image: str | Path | bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(payload), formats=formats)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image in a known format") from error
+        what = storage.describe_content(payload[:512])
+        raise ImageError(f"{name}: not an image in a known format{what and f', {what}'}") from error
     except Exception as error:  # Pillow's parsers raise anything on hostile bytes
         raise ImageError(f"{name}: damaged image header: {error}") from error
 
@@ -110,14 +117,46 @@ def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in _SIXTEEN_BIT_MODES:
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in _WIDE_MODES:
+        return Image.fromarray(scale_to_bytes(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def scale_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Brightnesses of any range as uint8. Floats up to 1 are shares of white. Whole numbers up to 65535 are those of
+    the fewest bits among 8, 10, 12, 14 and 16 that hold the largest. Any others, which have no known range, are scaled
+    by their own, from zero or from the smallest if that is negative. Raises `ImageError` for infinity and what is no
+    number.
+    """
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("it holds values that are not numbers")
+    is_float, black, white = values.dtype.kind == "f", min(float(low), 0.0), max(float(high), 0.0)
+    if black == 0 and is_float and white <= 1:
+        white = 1
+    elif black == 0 and white <= _FULL_SCALES[-1] and not (is_float and (values % 1).any()):
+        white = next(scale for scale in _FULL_SCALES if white <= scale)
+    return np.floor((values - np.float64(black)) * (255 / (white - black)) + 0.5).astype(np.uint8)
+
+
+def _read_deep(image: Image.Image, file: Any) -> Image.Image:
+    """A colour image of 16 bits per channel, of which Pillow reads the upper eight. If it uses at most 14 bits, it is
+    scaled as `scale_to_bytes` does, with the lower eight, which Pillow reads as the upper ones of the other byte order.
+    """
+    upper = np.asarray(image)  # (H, W, 3 or 4)
+    if upper[..., :3].max() >= 64:
+        return image
+    again: Any = Image.open(file, formats=[str(image.format)])
+    for number, (codec, box, offset, given) in enumerate(again.tile):
+        raw_mode, *others = (given,) if isinstance(given, str) else given
+        swapped = _DEEP_COLOUR.sub(lambda match: f"{match[1]}{'L' if match[2] == 'B' else 'B'}", raw_mode)
+        again.tile[number] = type(again.tile[number])(codec, box, offset, (swapped, *others) if others else swapped)
+    values = (upper[..., :3].astype(np.uint16) << 8) | np.asarray(again)[..., :3]
+    return Image.fromarray(np.concatenate([scale_to_bytes(values), upper[..., 3:]], axis=-1))
 
 
 def is_video(payload: bytes) -> bool:
