@@ -1,6 +1,29 @@
 """The errors a user can act on. The command line prints them as one line and exits with 2."""
 
 
+def hub_problem(error: BaseException) -> str | None:
+    """Why the Hugging Face hub gave nothing, to follow its name; None for an error that is not of the hub."""
+    from huggingface_hub import constants  # takes a while to import
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    if "GatedRepoError" in kinds:
+        return "gives it only to those who accepted its terms: do that on its page, and log in (hf auth login)"
+    if "RepositoryNotFoundError" in kinds:
+        return "has none of that name, or a private one: check the name, or log in (hf auth login)"
+    unreachable = {"HfHubHTTPError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "TransportError"}
+    if "RemoteEntryNotFoundError" in kinds or not kinds & unreachable:
+        return None  # the hub was asked, and a file is not there or not whole
+    if constants.is_offline_mode():
+        return "was not asked, since offline mode is on (HF_HUB_OFFLINE), and the local cache does not have all files"
+    reason = next((f"{type(link).__name__}: {link}" for link in reversed(chain) if str(link)), "no answer")
+    return f"could not be asked ({' '.join(reason.split())[:200]}), and the local cache does not have all files"
+
+
 class OpenBlipError(Exception):
     """An error that the caller can fix: the message says what happened, where, and what to do."""
 

@@ -84,6 +84,17 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def damage(path: str | Path) -> str | None:
+    """What a download that went wrong has left in a file's place; None where nothing shows."""
+    with Path(path).open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer in place of the file: run `git lfs pull` in its folder, or download it again"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page in place of the file: download it again"
+    return None if start else "is empty: download it again"
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; raises `ConfigError`, which names the file, for one that is missing, damaged or no object."""
     try:

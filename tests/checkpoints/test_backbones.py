@@ -221,7 +221,7 @@ def test_unreadable_sources_are_named(folders, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be read"):
         init_text(model.text, str(tmp_path / "torn"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="offline, name a folder"):
+    with pytest.raises(CheckpointError, match="hub was not asked, since offline mode"):
         init_text(model.text, "no-such-owner/no-such-bert")
 
 

@@ -70,6 +70,17 @@ def test_stage_1_computes_what_the_released_code_does(tmp_path: Path, parts: Pat
     assert not ours.training
 
 
+def test_wrapped_files(tmp_path: Path, parts: Path) -> None:
+    """Of DDP, Lightning and torch.compile: the model's and its image encoder's."""
+    state, encoder = lavis.saved(lavis.stage1()), lavis.encoder_state(lavis.Eva)
+    expected = load_checkpoint(lavis.write(tmp_path / "x.pth", state), vision=parts / "Eva.pth")
+    wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "last.ckpt")
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in encoder.items()}}, tmp_path / "eva.pth")
+    found = load_checkpoint(tmp_path / "last.ckpt", vision=tmp_path / "eva.pth")
+    assert_same_weights(found.model, expected.model)
+
+
 @pytest.mark.parametrize(("name", "instructed"), lavis.STAGE2)
 @pytest.mark.parametrize("kind", [lavis.Eva, *slow(lavis.Clip)])
 @torch.no_grad()

@@ -26,13 +26,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.checkpoints import state_dict
 from openblip.checkpoints.state_dict import Layout, State, Table
 from openblip.data.config import Preprocessing
-from openblip.errors import CheckpointError, ConfigError, MissingExtraError
+from openblip.errors import CheckpointError, ConfigError, MissingExtraError, hub_problem
+from openblip.files import damage
 from openblip.models.config import TowerConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
@@ -168,17 +168,26 @@ def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
     is_folder = Path(name).is_dir()
     if not is_folder and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
         raise CheckpointError(f"There is no folder {name}; name one, or a model on the Hugging Face hub.")
-    problem = "is neither a folder nor a model that the Hugging Face hub gives; offline, name a folder"
     with quietly():
         try:
             return load(name, **settings)
         except LOADING_ERRORS as error:
-            problem = "cannot be read" if is_folder else problem
-            raise CheckpointError(f"{name} {problem} ({type(error).__name__}: {first_line(error)}).") from error
+            if not is_folder and (problem := hub_problem(error)) is not None:
+                raise CheckpointError(
+                    f"{name} is no folder, and the Hugging Face hub {problem}; name a folder."
+                ) from error
+            broken = [
+                f"{p} cannot be read: it {what}"
+                for p in sorted(Path(name).glob("*.*"))
+                if p.is_file() and (what := damage(p))
+            ]
+            reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
+            raise CheckpointError(f"{broken[0] if is_folder and broken else f'{name} {reason}'}.") from error
 
 
 def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, set[str], set[str]]:
     """A model, the names of weights that its file lacks, which the caller has to judge, and of those left over."""
+    settings = {"key_mapping": {r"^(module\.|_orig_mod\.)+": ""}} | settings  # of DDP and torch.compile
     model, report = load_from_hub(model_class.from_pretrained, name, output_loading_info=True, **settings)
     return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
@@ -345,7 +354,7 @@ def read_transformers_encoder(
     vit = VisionConfig(**sizes, activation=config.hidden_act, input_norm=is_clip, output_norm=False)
     vit = cut_vit(vit, default_layer if layer is None else layer)
     # The other parts of a BLIP-2 are not loaded.
-    settings = {} if is_clip else {"key_mapping": {r"^vision_model\.": ""}}
+    settings = {} if is_clip else {"key_mapping": {r"^(module\.|_orig_mod\.)*vision_model\.": ""}}
     hf_class = getattr(transformers, class_name)
     model, missing, _ = read_hub_model(hf_class, name, config=config, dtype=torch.float32, **settings)
     # Older releases of transformers put a prefix before CLIP's names.
@@ -432,10 +441,12 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
         try:
             settings: dict[str, Any] = read(name)[0]
         except LOADING_ERRORS as error:
-            if default is not None:
+            problem = None if Path(name).is_dir() else hub_problem(error)
+            if problem is None and default is not None:
                 return default
-            problem = "has no preprocessor_config.json, which says the size, mean and deviation of its pixels"
             advice = "write it there with save_pretrained of the model's image processor, or copy it from its hub page"
+            advice = advice if problem is None else f"the Hugging Face hub {problem}"
+            problem = "has no preprocessor_config.json, which says the size, mean and deviation of its pixels"
             raise CheckpointError(f"{name} {problem}; {advice}.") from error
     try:
         if not settings.get("do_rescale", True) or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
@@ -483,6 +494,8 @@ def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype
 # ---- language models
 
 _ADAPTER = "adapter"  # folder of the adapters in a folder of transformers, which has the weights that they change
+_ADAPTER_WEIGHTS, _ADAPTED = ("adapter_model.safetensors", "adapter_model.bin"), "base_model.model."
+ADAPTER_CONFIG = "adapter_config.json"  # peft's, in a folder that has adapters alone
 
 
 def load_language_model(
@@ -495,41 +508,65 @@ def load_language_model(
 ) -> LanguageModel:
     """A causal or sequence-to-sequence model of transformers with its tokenizer, in eval mode.
 
-    source: a folder, or a name on the Hugging Face hub. quantization: the linear layers in 8 bits, or in the 4-bit
-    normal floats of QLoRA; `dtype` is then that of the rest, and that in which it computes. changes: settings that its
-    config is to have in place of its own. Raises CheckpointError also when weights or vocabulary are missing,
-    MissingExtraError without bitsandbytes when it is quantised, and without peft when it has adapters.
+    source: a folder, or a name on the Hugging Face hub; or a folder of peft's adapters, which names its model.
+    quantization: the linear layers in 8 bits, or in the 4-bit normal floats of QLoRA; `dtype` is then that of the rest,
+    and that in which it computes. changes: settings that its config is to have in place of its own. Raises
+    CheckpointError also when weights or vocabulary are missing, MissingExtraError without bitsandbytes when it is
+    quantised, and without peft when it has adapters.
     """
     import transformers
 
-    name = os.fspath(source)
+    name, adapter = os.fspath(source), Path(source) / _ADAPTER
+    vocabulary = name
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        name, adapter = adapted_model(Path(name)), Path(name)
+        vocabulary = str(adapter) if (adapter / "tokenizer_config.json").is_file() else name
     config = load_from_hub(transformers.AutoConfig.from_pretrained, name, **(changes or {}))
-    tokenizer = read_hub_tokenizer(name)
+    tokenizer = read_hub_tokenizer(vocabulary)
     is_decoder = not config.is_encoder_decoder
     auto: Any = transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForSeq2SeqLM
     if getattr(config, "quantization_config", None) is not None:  # it was saved so
         _require_bitsandbytes()
     model, missing, _ = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
     state_dict.raise_on_mismatch(name, missing, ())
-    if (Path(name) / _ADAPTER).is_dir():
-        model = _with_adapters(model, Path(name) / _ADAPTER)
+    if adapter.is_dir():
+        model = with_adapters(model, adapter)
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
 
 
-def _with_adapters(model: Any, folder: Path) -> Any:
+def adapted_model(folder: Path) -> str:
+    """The folder or hub name of the model that the adapters in a folder of peft belong to."""
+    name = state_dict.read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if name and (Path(name).is_dir() or not name.startswith((".", "/"))):
+        return str(name)
+    raise CheckpointError(
+        f"{folder} holds adapters of {name or 'a model that is not named'}, which is not here: write the folder or hub "
+        f"name of that model as base_model_name_or_path into its {ADAPTER_CONFIG}."
+    )
+
+
+def with_adapters(model: Any, folder: Path) -> Any:
+    """peft's model around one of transformers, with the adapters in a folder; CheckpointError when they do not fit.
+
+    The adapters of the language model alone fit a whole BLIP-2, too.
+    """
     try:
         import peft
     except ImportError as error:
         problem = f"{folder} holds LoRA adapters, which need peft"
         raise MissingExtraError(f'{problem}: pip install "openblip[language]"') from error
-    path = folder / "adapter_model.safetensors"
+    path = next((folder / n for n in _ADAPTER_WEIGHTS if (folder / n).is_file()), folder / _ADAPTER_WEIGHTS[0])
+    written = state_dict.read_weights(path)
+    parts = {name.removeprefix(_ADAPTED).partition(".")[0] for name in written}
+    if parts.isdisjoint(name for name, _ in model.named_children()) and hasattr(model, "language_model"):
+        model = model.language_model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of missing weights, which are an error below
             adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        written = load_file(path)
-    except LOADING_ERRORS as error:
-        raise CheckpointError(f"{folder} does not hold adapters of its model: {error}") from error
+    except (*LOADING_ERRORS, TypeError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{folder} does not hold adapters of its model: {reason}") from error
     state_dict.check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
     return adapted
 

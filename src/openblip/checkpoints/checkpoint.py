@@ -190,15 +190,19 @@ def save_native(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
 
 
-def load_native(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint:
-    """Read a folder of `save_native`. tokenizer: folder or hub name of another vocabulary, BLIP's or the Q-Former's."""
+def load_native(folder: Path, tokenizer: PathOrName | None = None, state: state_dict.State | None = None) -> Checkpoint:
+    """Read a folder of `save_native`. tokenizer: folder or hub name of another vocabulary, BLIP's or the Q-Former's.
+    state: weights in place of those in model.safetensors.
+    """
     config_file, weights_file = folder / CONFIG_FILE, folder / state_dict.WEIGHTS
     tokenizer_source = folder if tokenizer is None else os.fspath(tokenizer)
     written = state_dict.read_json_object(config_file)
+    if state is None:
+        state = state_dict.unwrapped(state_dict.read_safetensors(weights_file))
     if written.get("model_type") != BLIP2_TYPE:
         config, others = read_settings(BlipConfig, written, config_file)
         model = empty_blip(config)
-        state_dict.load_weights(model, state_dict.read_safetensors(weights_file), weights_file)
+        state_dict.load_weights(model, state, weights_file)
         blip = BlipCheckpoint(model.eval(), Tokenizer.load(tokenizer_source), **others)
         check_parts_fit(folder, blip)
         return blip
@@ -210,8 +214,7 @@ def load_native(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint
     if isinstance(blip2_config.vision, TowerConfig):
         vision = backbones.load_vision_tower(folder / _VISION_FOLDER, layer=blip2_config.vision.layer)
     blip2 = empty_blip2(folder, blip2_config, vision, language)
-    weights, expected = state_dict.read_safetensors(weights_file), _own_weights(blip2)
-    state_dict.load_weights(blip2, weights, weights_file, expected, assign=True)
+    state_dict.load_weights(blip2, state, weights_file, _own_weights(blip2), assign=True)
     has_tokenizer = tokenizer is not None or blip2_config.has_text_branch
     return Blip2Checkpoint(blip2.eval(), Tokenizer.load(tokenizer_source) if has_tokenizer else None, **others)
 

@@ -133,8 +133,8 @@ _CLASSES: Mapping[str, Mapping[str, Layout]] = {  # model_type in config.json ->
 }
 
 
-def _layout_of(folder: Path, config: Any, state: State) -> Layout:
-    """The layout of the class that a folder holds: config.json names it, or else its weights tell."""
+def _class_of(folder: Path, config: Any, state: State) -> str:
+    """The name of the class that a folder holds: config.json names it, or else its weights tell."""
     known, told_by_weights = _CLASSES[config.model_type], None
     if config.model_type == "blip":
         prefixes = {prefix for layout in known.values() for prefix in layout.text_prefixes.values()}
@@ -153,7 +153,7 @@ def _layout_of(folder: Path, config: Any, state: State) -> Layout:
             f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look like "
             f"those of a class that can be read: {', '.join(known)}."
         )
-    return known[class_name]
+    return class_name
 
 
 # ---- settings (configuration_blip, configuration_blip_2)
@@ -269,19 +269,39 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 # ---- reading
 
 
-def load_huggingface(folder: Path, tokenizer: PathOrName | None = None) -> Checkpoint:
+def load_huggingface(
+    folder: Path, tokenizer: PathOrName | None = None, state: State | None = None, adapter: Path | None = None
+) -> Checkpoint:
     """Read a folder of transformers' `save_pretrained`; CheckpointError also for a class or setting that is not known.
 
     tokenizer: folder or hub name of BLIP's or of the Q-Former's when it has a text branch, else of the language
-    model's; None is the folder's own, or BERT's from the hub when BLIP or the Q-Former has none.
+    model's; None is the folder's own, or BERT's from the hub when BLIP or the Q-Former has none. state: weights in
+    place of the folder's. adapter: folder of peft's adapters of this model or of its language model, to merge into it.
     """
     config = _read_hf_config(folder)
-    state = state_dict.read_folder_weights(folder)
-    layout = _layout_of(folder, config, state)
+    state = state_dict.read_folder_weights(folder) if state is None else state
+    class_name = _class_of(folder, config, state)
+    layout = _CLASSES[config.model_type][class_name]
+    if adapter is not None:
+        state = _merge_adapter(folder, config, state, class_name, adapter)
     extra = _read_extra(folder, config)
     if config.model_type == "blip":
         return _load_blip(folder, tokenizer, config, state, layout, extra)
     return _load_blip2(folder, tokenizer, config, state, layout, extra)
+
+
+def _merge_adapter(folder: Path, config: Any, state: State, class_name: str, adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights with those of adapters merged into them, through the class of transformers that they adapt."""
+    import transformers
+
+    settings: dict[str, Any] = {"config": copy.deepcopy(config), "dtype": torch.float32, "state_dict": dict(state)}
+    with backbones.quietly():
+        try:
+            model = getattr(transformers, class_name).from_pretrained(None, **settings)
+        except (*backbones.LOADING_ERRORS, TypeError) as error:
+            raise CheckpointError(f"{folder}: {backbones.first_line(error)}") from error
+    backbones.with_adapters(model, adapter).merge_and_unload()  # in place
+    return dict(model.state_dict())
 
 
 def _load_blip(

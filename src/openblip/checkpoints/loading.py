@@ -11,13 +11,14 @@ from typing import Literal, get_args
 
 import torch
 
-from openblip.checkpoints import backbones, huggingface, original
+from openblip.checkpoints import backbones, huggingface, original, state_dict
 from openblip.checkpoints import checkpoint as base
 from openblip.checkpoints.backbones import ImageEncoder, PathOrName
 from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, Checkpoint
-from openblip.checkpoints.state_dict import read_json_object
-from openblip.errors import CheckpointError, ConfigError
+from openblip.errors import CheckpointError, ConfigError, hub_problem
+from openblip.models.blip2 import Blip2
 from openblip.models.config import TowerConfig
+from openblip.models.language_model import has_lora
 from openblip.models.vision_tower import VisionTower
 
 Format = Literal["openblip", "huggingface", "original"]
@@ -35,9 +36,11 @@ def load_checkpoint(
     """Read a checkpoint, in float32 on the CPU, in eval mode.
 
     source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, the run folder of a finished training, an original
-    .pth file, the name of a shipped model, or owner/model on the Hugging Face hub. tokenizer: folder or hub name of a
-    vocabulary, which goes before the checkpoint's own. vision, language_model: the parts that an original BLIP-2 file
-    leaves out: whatever `load_image_encoder` takes, and a folder or a name on the hub.
+    .pth file, the name of a shipped model, or owner/model on the Hugging Face hub; a file of weights beside the
+    config.json that describes them; or a folder of peft's adapters, which are merged into the model of transformers
+    that they name. tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own. vision,
+    language_model: the parts that an original BLIP-2 file leaves out: whatever `load_image_encoder` takes, and a folder
+    or a name on the hub. language_model may also be adapters of the language model of a whole BLIP-2.
 
     Raises CheckpointError when there is no such checkpoint or it is not whole, ConfigError when a part is named that
     the checkpoint does not leave out.
@@ -47,8 +50,27 @@ def load_checkpoint(
         path = PRETRAINED / str(source)
     if not path.exists() and is_hub_name(str(source)):
         path = _hub_folder(str(source))
+    if language_model is not None and (Path(language_model) / backbones.ADAPTER_CONFIG).is_file() and path.is_dir():
+        adapted = load_checkpoint(source, tokenizer=tokenizer, vision=vision)
+        language = adapted.model.language if isinstance(adapted.model, Blip2) else None
+        if language is None or has_lora(language):
+            problem = "has no language model" if language is None else "has adapters already"
+            raise ConfigError(f"{source} {problem}: leave the adapters {language_model} out.")
+        language.model = backbones.with_adapters(language.model, Path(language_model)).eval()
+        return adapted
+    if (path / backbones.ADAPTER_CONFIG).is_file():
+        base_path = Path(backbones.adapted_model(path))
+        base_path = base_path if base_path.is_dir() else _hub_folder(str(base_path))
+        return huggingface.load_huggingface(base_path, tokenizer, adapter=path)
     path = _model_folder(path)
     file = original.read_pth(path) if path.is_file() else None
+    state = None
+    if file is not None and not original.has_original_names(file) and (path.parent / CONFIG_FILE).is_file():
+        state, path, file = (
+            state_dict.as_float32(file.weights),
+            path.parent,
+            None,
+        )  # of the model that the folder describes
     if file is not None and original.is_blip2_file(file):
         parts = original.frozen_sources(file, vision, language_model)
         encoder = None if parts.vision is None else load_image_encoder(parts.vision)
@@ -69,10 +91,10 @@ def load_checkpoint(
             "folder, an original .pth file, a model on the hub (owner/model), or a shipped one "
             f"({shipped or 'none is installed'})."
         )
-    config = read_json_object(path / CONFIG_FILE)
+    config = state_dict.read_json_object(path / CONFIG_FILE)
     if config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT:
-        return base.load_native(path, tokenizer)
-    return huggingface.load_huggingface(path, tokenizer)
+        return base.load_native(path, tokenizer, state)
+    return huggingface.load_huggingface(path, tokenizer, state)
 
 
 def is_hub_name(source: str) -> bool:
@@ -85,15 +107,16 @@ def _hub_folder(name: str) -> Path:
     import huggingface_hub  # takes a while to import, and few checkpoints come from there
 
     try:
-        for weights in ("*.safetensors", "pytorch_model*.bin"):
-            patterns = ["*.json", "vocab.txt", weights]
+        for weights in (["*.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"]):
+            patterns = ["*.json", "vocab.txt", *weights]
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-            if any(folder.glob(weights)):
+            if any(any(folder.glob(pattern)) for pattern in weights):
                 break
     except (OSError, ValueError) as error:  # offline, no such model, or not a model's name
+        problem = hub_problem(error) or f"gives none ({type(error).__name__}: {backbones.first_line(error)})"
         raise CheckpointError(
-            f"There is no checkpoint {name}: there is no such folder, and the Hugging Face hub has none of that name; "
-            f"offline, name a folder or a shipped model ({type(error).__name__}: {backbones.first_line(error)})."
+            f"There is no checkpoint {name}: there is no such folder, and the Hugging Face hub {problem}. Without the "
+            "hub, name a folder or a shipped model."
         ) from error
     return folder
 
@@ -106,7 +129,7 @@ def _model_folder(folder: Path) -> Path:
             f"{folder} is the state from which a training goes on, and no model: name its run folder {run}, or "
             f"{run / 'best'}, the best model so far, where there is one."
         )
-    if not (folder / CONFIG_FILE).is_file() or "recipe" not in read_json_object(folder / CONFIG_FILE):
+    if not (folder / CONFIG_FILE).is_file() or "recipe" not in state_dict.read_json_object(folder / CONFIG_FILE):
         return folder
     if (folder / "model" / CONFIG_FILE).is_file():
         return folder / "model"

@@ -56,11 +56,17 @@ class PthFile(NamedTuple):
 
 
 def read_pth(path: Path) -> PthFile:
-    """A .pth file of {"model": state dict, ...}, or of the state dict alone."""
+    """A .pth file of {"model": state dict, ...}, or whatever else holds one, see `state_dict.as_state_dict`."""
+    if path.suffix == ".safetensors":
+        return PthFile(path, state_dict.unwrapped(state_dict.read_safetensors(path)), None)
     content = state_dict.read_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return PthFile(path, state_dict.as_state_dict(content["model"], path), content.get(_ENTRY))
-    return PthFile(path, state_dict.as_state_dict(content, path), None)
+    entry = content.get(_ENTRY) if isinstance(content, dict) and isinstance(content.get("model"), dict) else None
+    return PthFile(path, state_dict.unwrapped(state_dict.as_state_dict(content, path)), entry)
+
+
+def has_original_names(file: PthFile) -> bool:
+    """Whether a file is one of the released code or of LAVIS; one of transformers needs the config.json beside it."""
+    return is_blip2_file(file) or any(name.startswith(_VISION) for name in file.weights)
 
 
 def _write_pth(path: Path, state: State, checkpoint: Checkpoint, **extra: State) -> None:
@@ -233,6 +239,8 @@ def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[
     has_encoder = any(name.startswith("text_encoder.") for name in state)
     has_decoder = any(name.startswith("text_decoder.") for name in state)
     matches = any(name.startswith(("itm_head.", "vision_proj.")) for name in state)
+    if not any(name.startswith(_VISION) for name in state):
+        has_encoder = has_decoder = False
     if has_encoder and any(".crossattention.self0." in name for name in state):
         layout = _BLIP_LAYOUTS["NLVR2"]
     elif has_encoder and has_decoder:
@@ -242,7 +250,8 @@ def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[
     else:
         raise CheckpointError(
             f"{source} is no BLIP for {', '.join(_BLIP_LAYOUTS)}: its weights begin with "
-            f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}."
+            f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}. If they are those of a class of "
+            "transformers, put its config.json and its tokenizer beside the file."
         )
     text = next(iter(layout.text_prefixes.values()))
     vision = infer_vit(state, backbones.TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": _VISION_EPS})

@@ -11,6 +11,7 @@ A *key table* says which tensor of another format each of our parameters is: our
 D width of the text transformer, V vocabulary.
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, ConfigError
-from openblip.files import atomic_file, read_json
+from openblip.files import atomic_file, damage, read_json
 from openblip.models.config import Blip2Config, BlipConfig
 from openblip.nn.config import Sharing
 
@@ -35,6 +36,10 @@ LOG_TEMPERATURE = "log_temperature"  # our temperature of ITC; a format whose ke
 
 # What other formats keep of the temperature -> from that to ours, and back.
 _TEMPERATURES = {"temp": (torch.log, torch.exp), "logit_scale": (torch.neg, torch.neg)}
+
+# Entries under which trainings save a state dict; what wrappers of modules (torch.compile, FSDP, ...) put into names
+_WRAPPED = ("model", "state_dict", "model_state_dict", "module")
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
 _MODE = re.compile(r"\.variants\.([a-z]+)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -59,6 +64,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a pickle, floating ones as float32."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return as_float32(as_state_dict(read_pickle(path), path))
+
+
 def write_safetensors(path: Path, tensors: State) -> None:
     """Write a safetensors file, whole or not at all, every tensor in its own precision."""
     copies: dict[str, Tensor] = {}
@@ -76,30 +88,48 @@ def read_pickle(path: Path) -> Any:
     """The content of a .pth, .pt or .bin file, on the CPU; CheckpointError when it is damaged or wants to run code."""
     _check_is_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in which trainings keep their options
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a dozen classes, depending on where a file is torn
         lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
         # torch first says how to read the file all the same; what it refused comes further down.
         reason = next((line for line in lines if "Unsupported" in line), lines[0]).partition(" Please ")[0]
         raise CheckpointError(
             f"{path} cannot be read as weights, and nothing else is read from a pickle ({type(error).__name__}: "
-            f"{reason}). Is the file whole, and from where you think?"
+            f"{reason}). Is the file whole, and from where you think? If it holds settings beside its weights, and you "
+            "trust it, save the weights alone to another file."
         ) from error
 
 
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; the checkpoint is incomplete.")
+    if (problem := damage(path)) is not None:
+        raise CheckpointError(f"{path} cannot be read: it {problem}.")
 
 
 def as_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """`content` itself; CheckpointError unless it is a dict from names to tensors."""
+    """`content` itself, or the state dict that a training has saved in it; CheckpointError unless it is a dict from
+    names to tensors.
+    """
+    while isinstance(content, dict) and (name := next((n for n in _WRAPPED if isinstance(content.get(n), dict)), None)):
+        content = content[name]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no weights: a {type(content).__name__}, not names and tensors.")
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} holds more than weights: {', '.join(sorted(strange)[:10])}.")
     return content
+
+
+def unwrapped(state: State) -> dict[str, Tensor]:
+    """The tensors of a whole model without what wrappers put into their names: torch.compile and FSDP anywhere, DDP, a
+    LightningModule and the like one before all names, whatever it is called.
+    """
+    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    while len(plain) > 1 and len({name.partition(".")[:2] for name in plain}) == 1:
+        plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
+    return plain
 
 
 def as_float32(tensors: State) -> dict[str, Tensor]:
@@ -135,9 +165,8 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
             continue
         state: dict[str, Tensor] = {}
         for path in (folder / name for name in names):
-            is_safe = file_name == WEIGHTS
-            state |= read_safetensors(path) if is_safe else as_float32(as_state_dict(read_pickle(path), path))
-        return state
+            state |= read_weights(path)
+        return unwrapped(state)
     raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards.")
 
 

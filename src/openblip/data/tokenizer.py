@@ -19,7 +19,8 @@ import tokenizers
 from tokenizers import Tokenizer as WordPiece
 
 from openblip.data.sample import clean_text
-from openblip.errors import CheckpointError, ConfigError
+from openblip.errors import CheckpointError, ConfigError, hub_problem
+from openblip.files import damage
 
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
     import torch
@@ -120,12 +121,14 @@ class Tokenizer:
                 folder = Path(hf_hub_download(str(source), "tokenizer.json")).parent
             except (OSError, ValueError) as error:  # offline, no such model or file, or not a model's name
                 reason = str(error).strip().split("\n")[0]
+                reason = hub_problem(error) or f"gives no tokenizer.json ({type(error).__name__}: {reason})"
                 raise CheckpointError(
-                    f"{source} is no folder, and the Hugging Face hub gives no tokenizer.json for that name; offline, "
-                    f"name a folder ({type(error).__name__}: {reason})"
+                    f"{source} is no folder, and the Hugging Face hub {reason}; name a folder"
                 ) from error
         path, vocab = folder / "tokenizer.json", folder / "vocab.txt"
         try:
+            if (problem := damage(path if path.is_file() else vocab)) is not None:
+                raise CheckpointError(f"the file {problem}")
             if path.is_file():
                 return cls.from_json(path.read_text(encoding="utf-8"))
             return cls(_bert_wordpiece(vocab.read_text(encoding="utf-8").splitlines()))
