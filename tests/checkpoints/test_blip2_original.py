@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import released_blip2 as lavis
 import torch
 import transformers
 from torch import Tensor
 
 import openblip
+import released_blip2 as lavis
 from damaged_files import Exploit, assert_same_weights, edit_pth
 from marks import slow
 from openblip.checkpoints import original
