@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import openblip
+from openblip.cli.evaluate import TaskName
 from openblip.cli.main import COMMANDS
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.recipes import RECIPES
@@ -57,6 +58,13 @@ def test_help_lists_the_recipes_with_what_they_do(run: Any, command: str, recipe
     listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
     assert list(listed) == list(recipes)
     assert all(re.match(r"[`A-Z].*[a-z)]", summary) for summary in listed.values())
+
+
+def test_help_keeps_lists_and_commands_apart(run: Any) -> None:
+    assert "\n        -m openblip train RECIPE --data.source DATA\n\n" in run("train", "caption", "--help").out
+    lines = run("evaluate", "--help").out.splitlines()
+    tasks = [task for line in lines if line.startswith("- ") for task in line[2:].partition(":")[0].split(", ")]
+    assert sorted(tasks) == sorted(get_args(TaskName))
 
 
 @pytest.mark.parametrize(

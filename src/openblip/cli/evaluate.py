@@ -71,13 +71,13 @@ def command(
 ) -> int:
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
-    caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image.
-    retrieval, video-retrieval: R@1, R@5 and R@10 of texts for images and of images for texts, by ITC, re-ranked by ITM.
-    filter: AUC, precision and recall of the ITM filter, on data whose `noise` field says what is true.
-    vqa, video-qa: VQA's accuracy of written answers, or of the best in a list.
-    nlvr: accuracy of statements about two images.
-    visdial: NDCG, MRR and R@k of the right answers among candidates.
-    classification: zero-shot accuracy, the classes described by templates.
+    - caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image.
+    - retrieval, video-retrieval: R@1, R@5, R@10 of texts for images and images for texts, by ITC, re-ranked by ITM.
+    - filter: AUC, precision and recall of the ITM filter, on data whose `noise` field says what is true.
+    - vqa, video-qa: VQA's accuracy of written answers, or of the best in a list.
+    - nlvr: accuracy of statements about two images.
+    - visdial: NDCG, MRR and R@k of the right answers among candidates.
+    - classification: zero-shot accuracy, the classes described by templates.
 
     CIDEr is printed as papers print it, 133.3; all other scores are shares, from 0 to 1.
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import operator
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,6 +80,9 @@ def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
     recipe, default = RECIPES[name], RECIPES[name]()
     shared = inspect.getdoc(inspect.getmodule(recipe))
     text = f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped."
+    # tyro joins lines, but for those that begin with no letter: here commands stand apart, and all others are joined.
+    text = re.sub(r"(\n +\S.*)\n(?=\S)", r"\1\n\n", text)
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
     return parse(type(default), options, prog=prog, default=default, description=text)
 
 

@@ -95,8 +95,8 @@ class DataConfig:
 
     source: str | None = None
     """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or several with the probabilities
-    with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often. The user
-    must say."""
+    with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often. It must be
+    given."""
     images: str | None = None
     """Folder of the images that an annotation file or a table names."""
     validation: str | None = None
