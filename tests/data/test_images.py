@@ -1,14 +1,18 @@
 import io
+import os
 import struct
+import zipfile
 import zlib
 from functools import partial
+from pathlib import PurePath
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from openblip.data.images import read_image
-from openblip.errors import ImageError
+from openblip.errors import ConfigError, ImageError
 
 
 def encode(image, kind, **options):
@@ -238,12 +242,73 @@ def test_size_limit_is_checked_before_decoding():
         read_image(np.zeros((50, 50, 3), np.uint8), max_pixels=2499)
 
 
+RGBA = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+RGB, GRAY, ALPHA = RGBA[..., :3], RGBA[..., 0], RGBA[..., 3]
+SHOWN = np.asarray(read_image(Image.fromarray(RGBA)))  # over white
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((3, 4, 4), "uint8"), ((4, 4, 3), "float32"), ((4, 4), "uint8"), ((0, 4, 3), "uint8")]
-)
-def test_wrong_arrays(shape, dtype):
-    with pytest.raises(ImageError):
-        read_image(np.zeros(shape, dtype))
+    ("array", "expected"),
+    [
+        (GRAY, GRAY), (GRAY[..., None], GRAY), (GRAY[None], GRAY), (torch.from_numpy(GRAY), GRAY),
+        (RGBA, SHOWN), (RGBA.transpose(2, 0, 1), SHOWN), (torch.from_numpy(RGBA / 255).movedim(2, 0), SHOWN),
+        (RGBA[..., [0, 3]], np.asarray(read_image(Image.fromarray(RGBA[..., [0, 0, 0, 3]])))),
+        (RGB.transpose(2, 0, 1), RGB), (torch.from_numpy(RGB), RGB), (torch.from_numpy(RGB).movedim(2, 0), RGB),
+        (RGB / 255, RGB), ((RGB / 255).astype(np.float16), RGB), ((RGB / 255).astype(np.float32)[::-1], RGB[::-1]),
+        (torch.from_numpy(RGB / 255).float().movedim(2, 0).requires_grad_(), RGB),
+        (torch.from_numpy(RGB // 255).bfloat16(), RGB // 255 * 255),
+        (RGB.astype(np.uint16) * 257, RGB), (GRAY > 99, (GRAY > 99) * 255), (RGB[:3], RGB[:3]),
+        (RGB[:, :1], RGB[:, :1]),
+    ],
+)  # fmt: skip
+def test_arrays_and_tensors(array, expected):
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert np.array_equal(np.asarray(read_image(array)), expected)
+
+
+def test_encoded_images_in_any_holder(tmp_path, random_image):
+    path = tmp_path / "a.png"
+    random_image.save(path)
+    payload = path.read_bytes()
+    written = io.BytesIO()
+    random_image.save(written, "PNG")  # its position is at the end
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a.png")
+        holders = [
+            written, io.BytesIO(payload), bytearray(payload), memoryview(payload), np.frombuffer(payload, np.uint8),
+            torch.frombuffer(bytearray(payload), dtype=torch.uint8), np.str_(path), PurePath(path), path.open("rb"),
+            *(entry for entry in os.scandir(tmp_path) if entry.name == "a.png"), path.open("rb", buffering=0),
+        ]  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive, archive.open("a.png") as member:
+        for holder in [*holders, *holders, member]:
+            assert np.array_equal(np.asarray(read_image(holder)), np.asarray(random_image))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None, 3, 2.5, {"bytes": b""}, [RGB], ("a.jpg",), object(), Image, io.StringIO("text"), np.float64(0.5),
+        RGB.astype(np.int64), RGB.astype(np.float32), RGB / -255, RGB / 255 * np.nan, RGB[None], GRAY[0] / 255,
+        RGB[:, :, :0], np.zeros((5, 5, 5), np.uint8), np.zeros((3, 4, 4), np.uint8), torch.zeros(3, 4, 3),
+        np.array(["a.jpg", "b.jpg"]),
+    ],
+    ids=lambda given: type(given).__name__,
+)  # fmt: skip
+def test_what_is_no_image_or_may_be_several_is_refused(given):
+    with pytest.raises(ConfigError, match=r"(?s)^x is .*(give .*PIL\.Image|floats must be from 0 to 1)"):
+        read_image(given, name="x")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    for file in ((tmp_path / "a.png").open("rb"), (tmp_path / "a.png").open("ab")):
+        with pytest.raises(ImageError, match=r"a\.png: (the file is empty|cannot be read)"):
+            read_image(file)
+        file.close()
+        with pytest.raises(ImageError, match=r"a\.png: cannot be read: .*closed"):
+            read_image(file)
+    with pytest.raises(ImageError, match="empty"):
+        read_image(np.zeros((0, 4, 3), np.uint8))
 
 
 def test_paths_that_are_no_files(tmp_path):
@@ -251,13 +316,17 @@ def test_paths_that_are_no_files(tmp_path):
     for path in (tmp_path / "x.jpg", tmp_path / "gone.jpg"):
         with pytest.raises(ImageError, match=path.name):
             read_image(path)
-    with pytest.raises(ImageError, match="NoneType"):
-        read_image(None)
 
 
-def test_the_callers_image_stays_as_it_is():
+def test_the_callers_image_stays_as_it_is(tmp_path):
     image = Image.new("RGBA", (4, 4), (1, 2, 3, 4))
     image.getexif()[0x0112] = 6
     read_image(image)
     assert image.mode == "RGBA"
     assert image.getpixel((0, 0)) == (1, 2, 3, 4)
+    pages = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    with Image.open(tmp_path / "a.tiff") as opened:
+        for page, colour in enumerate(((255, 0, 0), (0, 255, 0))):
+            opened.seek(page)
+            assert read_image(opened).getpixel((0, 0)) == colour

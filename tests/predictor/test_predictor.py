@@ -90,12 +90,24 @@ def test_one_in_one_out(predictor: BlipPredictor, tmp_path: Path) -> None:
     IMAGES[0].save(path)
     encoded = io.BytesIO()
     IMAGES[0].save(encoded, "PNG")
-    forms = [path, str(path), IMAGES[0], encoded.getvalue(), np.asarray(IMAGES[0])]
+    pixels, payload = np.asarray(IMAGES[0]), encoded.getvalue()
+    tensor = torch.tensor(pixels).movedim(2, 0)
+    forms = [path, str(path), IMAGES[0], payload, pixels, encoded, bytearray(payload), memoryview(payload), tensor]
+    forms += [path.open("rb"), pixels / 255, tensor / 255, pixels.transpose(2, 0, 1)]
     captions = [predictor.caption(form, decoding=DECODINGS["greedy"]) for form in forms]
     assert isinstance(captions[0], str)
     assert len(set(captions)) == 1
     assert predictor.caption(forms, decoding=DECODINGS["greedy"]) == captions
-    assert predictor.caption((IMAGES[0],), decoding=DECODINGS["greedy"]) == captions[:1]
+    several: list[Any] = [
+        (IMAGES[0],),
+        iter(forms),
+        pixels[None],
+        tensor[None],
+        tensor[None] / 255,
+        np.array([str(path)]),
+    ]
+    for images in several:
+        assert set(predictor.caption(images, decoding=DECODINGS["greedy"])) == {captions[0]}
     assert predictor.embed_images(path).shape == (1, 12)
     assert predictor.embed_texts("a dog").shape == (1, 12)
     assert predictor.similarity(IMAGES[0], "a dog").shape == (1, 1)
@@ -171,6 +183,58 @@ def test_nothing_in_nothing_out(predictor: BlipPredictor) -> None:
     assert predictor.similarity(IMAGES, []).shape == (5, 0)
     assert predictor.embed_images([]).shape == predictor.embed_texts([]).shape == (0, 12)
     assert predictor.caption(predictor.encode([])) == []
+
+
+PAIRED: list[tuple[Callable[[], BasePredictor], Callable[[Any, Any, Any], Any]]] = [
+    (lambda: make_predictor("itm"), lambda p, images, texts: p.match(images, texts, batch_size=2)),
+    (lambda: make_predictor("itm"), lambda p, images, texts: p.features(images, texts, batch_size=2).multimodal),
+    (lambda: make_predictor("itm"), lambda p, images, texts: p.explain(images, texts)),
+    (lambda: make_predictor("vqa"), lambda p, images, texts: p.answer(images, texts, decoding=DECODINGS["beam"])),
+    (lambda: make_predictor("lm"), lambda p, images, texts: p.caption(images, texts, decoding=DECODINGS["nucleus"])),
+    (blip2_predictor, lambda p, images, texts: p.match(images, texts, batch_size=2)),
+    (blip2_predictor, lambda p, images, texts: p.features(images, texts, batch_size=2).multimodal),
+    (lambda: blip2_predictor((), "opt"), lambda p, images, texts: p.answer(images, texts, decoding=DECODINGS["beam"])),
+    (lambda: blip2_predictor((), "t5"), lambda p, images, texts: p.caption(images, texts, decoding=DECODINGS["beam"])),
+]
+
+
+@pytest.mark.parametrize(("make", "call"), PAIRED)
+def test_one_text_goes_with_all_images_and_one_image_with_all_texts(
+    make: Callable[[], BasePredictor], call: Callable[[Any, Any, Any], Any]
+) -> None:
+    predictor = make()
+
+    def check(found: Any, expected: Any) -> None:
+        assert len(found) == len(expected)
+        for own, other in zip(found, expected, strict=True):
+            assert_same(getattr(own, "heat", own), getattr(other, "heat", other))
+
+    each_text = call(predictor, [IMAGES[0]] * 5, TEXTS)
+    each_image = call(predictor, IMAGES, [TEXTS[1]] * 5)
+    for image in (IMAGES[0], predictor.encode(IMAGES[0]), predictor.encode([IMAGES[0]])):
+        check(call(predictor, image, TEXTS), each_text)
+        check(call(predictor, image, iter(TEXTS)), each_text)
+    for images in (IMAGES, iter(IMAGES), predictor.encode(IMAGES), predictor.prepare(IMAGES)):
+        check(call(predictor, images, TEXTS[1]), each_image)
+    assert len(call(predictor, [], TEXTS[1])) == 0
+    with pytest.raises(ConfigError, match="equally many images and"):
+        call(predictor, IMAGES[:1], TEXTS)
+    with pytest.raises(ConfigError, match="equally many images and"):
+        call(predictor, IMAGES, TEXTS[:1])
+
+
+def test_what_goes_with_all_in_other_calls() -> None:
+    both, judge = make_predictor("itc", "itm"), make_predictor("nlvr")
+    for images in (IMAGES[0], IMAGES[:3]):
+        num_images = len(images) if isinstance(images, list) else 1
+        assert both.score_texts(images, TEXTS) == both.score_texts(images, [TEXTS] * num_images)
+    pair = (IMAGES[0], IMAGES[1])
+    assert_same(judge.judge([pair, pair[::-1]], "a dog"), judge.judge([pair, pair[::-1]], ["a dog"] * 2))
+    assert_same(judge.judge(pair, TEXTS), judge.judge([pair] * 5, TEXTS))
+    chat, dialogs = blip2_predictor((), "opt"), make_predictor("visdial")
+    assert chat.chat(IMAGES[:2], "why?", decoding=SHORT) == chat.chat(IMAGES[:2], ["why?"] * 2, decoding=SHORT)
+    arguments = IMAGES[:2], TEXTS[:2], [["why?"]] * 2
+    assert_same(dialogs.rank_answers(*arguments, TEXTS)[1], dialogs.rank_answers(*arguments, [TEXTS] * 2)[1])
 
 
 SEARCH, MATCH = {"similarity", "embed_images", "embed_texts"}, {"match", "match_matrix"}

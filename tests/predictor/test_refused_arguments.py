@@ -1,5 +1,6 @@
 """Arguments that do not belong together, or that the model cannot read: every call says what is wrong."""
 
+import io
 from typing import Any
 
 import pytest
@@ -15,14 +16,24 @@ UNEQUAL = [(2, 1), (2, 3), (0, 1), (1, 0), (5, 4)]
 PAIRS = list(zip(IMAGES, IMAGES[1:] + IMAGES[:1], strict=True))
 NO_PAIRS: list[Any] = [IMAGES[:3], [(IMAGES[0],)], [IMAGES[:3]], [PAIRS[0], IMAGES[0]], IMAGES[0]]
 FLOATS = torch.zeros(2, 3, SIZE, SIZE)
-NOT_PREPARED = [(FLOATS,), (FLOATS[0].byte(),), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8),)]
+NO_IMAGES: list[Any] = [
+    None,
+    3,
+    {"image": IMAGES[0]},
+    [IMAGES[0], None],
+    [float("nan")],
+    [IMAGES],
+    FLOATS - 1,
+    FLOATS[None],
+]
+NO_TEXTS: list[Any] = [None, 3, ["a", None], [b"a"], [["a"]], {"a": "b"}]
 ANSWERS = ["yes", "no"]
 BAD_LISTS: list[Any] = [[["yes"]] * 4, [["yes"], [], ["no"], ["no"], ["no"]], ["yes", ["no"]]]
 DIALOGS: list[Any] = [IMAGES, TEXTS, [["why?"]] * 5, [ANSWERS] * 5]
 TOO_FEW = [[each[:4] if i == short else each for i, each in enumerate(DIALOGS)] for short in range(4)]
-BAD_DIALOGS: list[Any] = [[], "what is it?", [("what is it?", "a dog")]]
+BAD_DIALOGS: list[Any] = [[], "what is it?", [("what is it?", "a dog")], [None, "why?"], [("a", 3), "why?"]]
 NO_DIALOGS = [(IMAGES[:2], TEXTS[:2], [["why?"], dialog], [ANSWERS] * 2) for dialog in BAD_DIALOGS]
-NO_CONVERSATIONS: list[Any] = [[("a", "b")], ["a", "b"], " "]
+NO_CONVERSATIONS: list[Any] = [[("a", "b")], ["a", "b"], " ", [None, "a"], [("a", 3), "b"], 3]
 SHORT, SAMPLES = Greedy(), Nucleus(max_new_tokens=2)
 SEEDS = [(IMAGES, None, SAMPLES, 1, 2, False, [1] * n) for n in (0, 2, 6)]
 QUESTIONS = [(IMAGES[:i], TEXTS[:q], choices) for i, q in UNEQUAL for choices in (None, ANSWERS)]
@@ -36,7 +47,18 @@ PREDICTORS: dict[str, BasePredictor] = {
 }
 REFUSED: list[tuple[str, str, str, list[Any]]] = [
     ("blip", "caption", "equally many images and seeds", SEEDS),
-    ("blip", "caption", "no batch of prepared images", NOT_PREPARED),
+    ("blip", "caption", "PIL.Image|from 0 to 1", [(images,) for images in NO_IMAGES]),
+    ("blip", "prepare", "image [01] .*(PIL.Image|from 0 to 1)", [(images,) for images in NO_IMAGES]),
+    ("nlvr", "judge", r"pair 0 \(right\) is NoneType", [([IMAGES[0], None], "a"), ([[IMAGES[0], None]], ["a"])]),
+    ("blip", "encode_videos", "video 0 .*an open binary file", [(None,), (IMAGES[0],), ([FLOATS],), (io.StringIO(),)]),
+    ("blip", "embed_texts", "text [01] must be a string", [(texts,) for texts in NO_TEXTS]),
+    ("blip", "match", "text [01] must be a string", [(IMAGES[0], texts) for texts in NO_TEXTS]),
+    ("blip", "caption", "prompt [01] must be a string", [(IMAGES[0], texts) for texts in NO_TEXTS[1:]]),
+    ("blip", "score_texts", "text [01] must be a string", [(IMAGES[0], [["a", None]]), (IMAGES[:2], [["a"], 3])]),
+    ("vqa", "answer", "question [01] must be a string", [(IMAGES[0], texts) for texts in NO_TEXTS]),
+    ("vqa", "answer", "text 0 must be a string", [(IMAGES[0], "a", [None]), (IMAGES[0], "a", [[3]])]),
+    ("nlvr", "judge", "statement [01] must be a string", [(PAIRS[0], texts) for texts in NO_TEXTS]),
+    ("blip", "explain", "text [01] must be a string", [(IMAGES[0], texts) for texts in NO_TEXTS[1:]]),
     ("blip", "caption", "batch_size is 0", [(IMAGES, None, SHORT, 1, 0)]),
     ("blip", "caption", "batch_size is -1", [(IMAGES, None, SHORT, 1, -1)]),
     ("blip", "caption", "give openblip.Beam", [(IMAGES[0], None, "beam"), ([], None, Greedy), (IMAGES, None, None)]),
@@ -49,8 +71,7 @@ REFUSED: list[tuple[str, str, str, list[Any]]] = [
     ("blip", "features", "neither was given", [()]),
     ("blip", "features", "2 images and 3 texts", [(IMAGES[:2], TEXTS[:3])]),
     ("blip2", "features", "2 images and 3 texts", [(IMAGES[:2], TEXTS[:3])]),
-    ("blip", "explain", "one image at a time", [(IMAGES[:2], "a dog"), ([], "a dog")]),
-    ("blip2", "explain", "one image at a time", [(IMAGES[:2], "a dog")]),
+    ("blip", "explain", "2 images and 3 texts", [(IMAGES[:2], TEXTS[:3]), (PAIRS[0], iter(TEXTS[:3]))]),
     ("blip", "explain", "the text has no words", [(IMAGES[0], " ")]),
     ("blip", "explain", "the layers 0 to 1", [(IMAGES[0], "a dog", 2), (IMAGES[0], "a dog", -1)]),
     ("blip2", "explain", "in layers 0, 2", [(IMAGES[0], "a dog", 1)]),

@@ -1,12 +1,18 @@
 """Every call gives in eight threads what it gives in one, and leaves the model as it was."""
 
 import contextlib
+import io
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("av")
 
@@ -100,3 +106,12 @@ def test_an_explanation_leaves_the_model_as_it_was_also_when_it_fails(kind: str)
     after = {name: dict(module.__dict__) for name, module in predictor.model.named_modules()}
     assert after == before
     pickle.dumps(predictor.model)
+
+
+def test_threads_may_share_a_file_and_an_image_that_is_not_loaded_yet(tmp_path: Path) -> None:
+    predictor, path = PREDICTORS["blip"], tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(path)
+    for opened in (Image.open(path), path.open("rb"), io.BytesIO(path.read_bytes())):
+        with opened:
+            results = in_threads(partial(predictor.prepare, opened))
+        assert all(torch.equal(found, predictor.prepare(path)) for found in results)

@@ -2,13 +2,14 @@
 
 import io
 import itertools
+import os
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,7 +17,23 @@ from PIL import Image, UnidentifiedImageError
 from openblip.data.sources import storage
 from openblip.errors import ConfigError, ImageError, MissingExtraError, OpenBlipError, VideoError
 
-ImageInput = str | Path | Image.Image | bytes | np.ndarray
+
+class SupportsArray(Protocol):
+    """An array of numpy, a tensor of torch, or what else numpy can read as an array."""
+
+    def __array__(self) -> Any: ...
+
+
+FileInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+ImageInput = FileInput | Image.Image | SupportsArray
+FILE_FORMS = "a path or URL, encoded bytes, an open binary file"
+IMAGE_FORMS = (
+    f"{FILE_FORMS}, a PIL.Image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1 to 4 channels in uint8, "
+    "uint16, bool, or floats from 0 to 1"
+)
+_CHANNELS = range(1, 5)  # gray, gray with alpha, RGB, RGB with alpha
+# A caller's file or PIL.Image that several threads give at once is read in one of them at a time.
+_INPUT_LOCKS = tuple(Lock() for _ in range(64))
 
 # Formats whose decoders are part of Pillow: EPS would start a Ghostscript process on a file from anywhere.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "QOI", "TGA")
@@ -49,39 +66,112 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     unchanged. Raises `ImageError` for an image that cannot be read; a truncated file is an error, never half an image.
 
     Args:
-        image: a path (or fsspec URL), encoded bytes, a `PIL.Image` (its current frame) or a uint8 array (H, W, 3).
+        image: a path (or fsspec URL), encoded bytes, an open binary file (from its start on), a `PIL.Image` (its
+            current frame), or an array or tensor, see `IMAGE_FORMS`. Raises ConfigError for anything else, and for an
+            array that may mean several things.
         name: stands for the image in errors.
         max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
     """
-    given: object = image
-    if not isinstance(given, ImageInput):
-        kind = type(given).__name__
-        raise ImageError(f"an image must be a path, bytes, PIL.Image or uint8 array (H, W, 3), not {kind}")
-    name = name or str(image if isinstance(image, str | Path) else getattr(image, "filename", "") or "image")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(f"{name}: an array image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        _check_size(image.shape[1], image.shape[0], name, max_pixels)
-        return Image.fromarray(np.ascontiguousarray(image))
-    opened = image if isinstance(image, Image.Image) else _open_image(image, name)
+    name = name or input_name(image) or "image"
+    given = _as_array(image)
+    if isinstance(given, Image.Image):
+        opened = given
+    elif isinstance(given, np.ndarray):
+        opened = _image_of_array(given, name, max_pixels, is_hwc=isinstance(image, np.ndarray))
+    else:
+        opened = _open_image(_read_input(given, name, ImageError, IMAGE_FORMS), name)
     _check_size(*opened.size, name, max_pixels)
     try:
-        file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
-        opened.load()
-        is_deep = isinstance(file, io.BytesIO) and any(_DEEP_COLOUR.search(str(tile[3])) for tile in tiles)
-        flat = _flatten(_read_deep(opened, file) if is_deep else opened)
-        return _turn_upright(flat, _exif_orientation(opened))
+        with _lock_of(image) if opened is image else nullcontext():
+            file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
+            opened.load()
+            is_deep = isinstance(file, io.BytesIO) and any(_DEEP_COLOUR.search(str(tile[3])) for tile in tiles)
+            flat = _flatten(_read_deep(opened, file) if is_deep else opened)
+            return _turn_upright(flat, _exif_orientation(opened))
     except Exception as error:  # a decoder's error on damaged data may be of any kind
         raise ImageError(f"{name}: damaged image: {error}") from error
 
 
-def _open_image(image: str | Path | bytes, name: str) -> Image.Image:
+def input_name(item: object) -> str | None:
+    """What an input calls itself: its path, or that of an open file; None for one without a name."""
+    if isinstance(item, str | os.PathLike):
+        return _path(item)
+    name = getattr(item, "filename", None) or getattr(item, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def _path(item: str | os.PathLike[str]) -> str:
+    return str(item) if storage.is_remote(str(item)) else os.fsdecode(item)
+
+
+def _lock_of(item: object) -> Lock:
+    return _INPUT_LOCKS[id(item) // 64 % len(_INPUT_LOCKS)]
+
+
+def _read_input(item: object, name: str, error_class: type[OpenBlipError], forms: str) -> bytes:
+    """The bytes of an encoded image or video. Raises `error_class` when they cannot be read, ConfigError for an input
+    of another kind.
+    """
     try:
-        payload = image if isinstance(image, bytes) else storage.read_bytes(str(image))
-    except (OSError, OpenBlipError) as error:
-        raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        if isinstance(item, str | os.PathLike):
+            payload: object = storage.read_bytes(_path(item))
+        elif isinstance(item, bytes | bytearray | memoryview):
+            payload = item
+        elif callable(read := getattr(item, "read", None)):
+            with _lock_of(item):
+                if getattr(item, "seekable", bool)():
+                    item.seek(0)  # type: ignore[attr-defined]
+                payload = read()
+        else:
+            payload = None
+    except (OSError, ValueError, OpenBlipError) as error:  # ValueError: a file that is closed
+        raise error_class(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        what = "a file that is not open in binary mode" if payload is not None else type(item).__name__
+        raise ConfigError(f"{name} is {what}; give {forms}.")
     if not payload:
-        raise ImageError(f"{name}: the file is empty")
+        raise error_class(f"{name}: the file is empty")
+    return bytes(payload)
+
+
+def _as_array(item: Any) -> Any:
+    """An array of what numpy can read as one, a tensor of any device and precision too; else the input itself. One of
+    uint8 in one dimension is an encoded image.
+    """
+    if isinstance(item, str | bytes | Image.Image) or not hasattr(item, "__array__"):  # numpy has strings with arrays
+        return item
+    if hasattr(item, "detach"):  # a tensor of torch
+        item = item.detach().cpu()
+        item = item.float() if item.is_floating_point() else item  # numpy has no bfloat16
+    pixels = np.asarray(item)
+    return pixels.tobytes() if pixels.ndim == 1 and pixels.dtype == np.uint8 else pixels
+
+
+def _image_of_array(pixels: np.ndarray, name: str, max_pixels: int, *, is_hwc: bool) -> Image.Image:
+    """An image in 8 bits. is_hwc: whether three channels stand last, where both ends could be channels."""
+    shape, what = pixels.shape, f"{name} is an array of {pixels.dtype} {pixels.shape}"
+    if pixels.ndim == 3:
+        last, first = shape[2] in _CHANNELS, shape[0] in _CHANNELS
+        if last and first and not (is_hwc and shape[2] == 3):
+            raise ConfigError(f"{what}, whose channels may be first or last; give a PIL.Image.")
+        pixels = pixels if last or not first else pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
+        raise ConfigError(f"{what}; give {IMAGE_FORMS}.")
+    _check_size(pixels.shape[1], pixels.shape[0], name, max_pixels)
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # nor if they are not numbers
+        values = f"values from {pixels.min():g} to {pixels.max():g}"
+        raise ConfigError(f"{what} with {values}; floats must be from 0 to 1.")
+    if is_float or pixels.dtype == np.uint16:
+        pixels = scale_to_bytes(pixels)
+    elif pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype != np.uint8:
+        raise ConfigError(f"{what}; give {IMAGE_FORMS}.")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _open_image(payload: bytes, name: str) -> Image.Image:
     Image.init()
     formats = [name for name in _IMAGE_FORMATS if name in Image.OPEN]  # older builds of Pillow lack AVIF
     try:
@@ -167,7 +257,7 @@ def is_video(payload: bytes) -> bool:
 
 
 def read_frames(
-    video: bytes | str | Path,
+    video: FileInput,
     num_frames: int,
     *,
     name: str | None = None,
@@ -186,7 +276,7 @@ def read_frames(
     may give one frame more than asked for.
 
     Args:
-        video: encoded bytes, or a path (or fsspec URL).
+        video: a path (or fsspec URL), encoded bytes, or an open binary file, which is read from its start on.
         name: stands for the video in errors.
         max_pixels: a larger frame is refused.
         max_frames: a longer video is refused; the default is an hour at 30 frames per second.
@@ -195,7 +285,7 @@ def read_frames(
         VideoError: the video is damaged, without frames, too large, or cut off (where only times tell, as in webm, a
             missing tenth goes unnoticed).
         MissingExtraError: PyAV is not installed.
-        ConfigError: `num_frames` is less than 1.
+        ConfigError: `num_frames` is less than 1, or `video` is something else.
     """
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, not {num_frames}")
@@ -203,11 +293,14 @@ def read_frames(
         import av  # noqa: F401
     except ImportError as error:
         raise MissingExtraError('videos need PyAV: pip install "openblip[video]"') from error
-    name = name or ("video" if isinstance(video, bytes) else str(video))
-    try:
-        file = io.BytesIO(video) if isinstance(video, bytes) else storage.open_binary(str(video))
-    except (OSError, OpenBlipError) as error:
-        raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    name = name or input_name(video) or "video"
+    if isinstance(video, str | os.PathLike):
+        try:
+            file = storage.open_binary(_path(video))
+        except (OSError, OpenBlipError) as error:
+            raise VideoError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    else:
+        file = io.BytesIO(_read_input(video, name, VideoError, FILE_FORMS))
     with file:
         try:
             return _Video(file, storage.file_size(file), name, max_pixels, max_frames).frames(num_frames)

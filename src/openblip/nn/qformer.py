@@ -107,7 +107,7 @@ class QFormerLayer(nn.Module):
             parts.append(self.query_feed_forward(queries))
         if self.text_feed_forward is not None and text.shape[1]:
             parts.append(self.text_feed_forward(text))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1) if parts else x  # of no texts there are no tokens
 
 
 class QFormer(nn.Module):

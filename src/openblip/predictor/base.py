@@ -44,6 +44,7 @@ from openblip.predictor.values import (
     EncodedImages,
     Features,
     Images,
+    ListedImages,
     ScoredText,
     Seeds,
     TextInput,
@@ -57,12 +58,15 @@ CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # releas
 class BasePredictor(ABC):
     """A checkpoint ready for use. Results do not depend on batch size, order or padding.
 
-    `images` is one or a list of path, PIL.Image, encoded bytes or uint8 HxWx3 array; or what `prepare`, `encode` or
-    `encode_videos` returned. `batch_size` is the number of images that are encoded at a time; a video counts as its
-    frames and a pair as two.
+    `images` is one image or several, in anything that can be iterated over; or what `prepare`, `encode` or
+    `encode_videos` returned. An image is a path or URL, a PIL.Image, encoded bytes, an open binary file, or an array or
+    tensor (`data.images.IMAGE_FORMS`). In calls that take pairs of images and texts, one image or text that is not in a
+    list goes with all of the other. `batch_size` is the number of images that are encoded at a time; a video counts as
+    its frames and a pair as two.
 
     Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError, which names the image,
-    for one that cannot be read, and ConfigError for arguments that do not belong together.
+    for one that cannot be read, and ConfigError for what is no image or text, and for arguments that do not belong
+    together.
 
     The model is put into eval mode. It is moved and cast only when a device or dtype is given, so a predictor around a
     model in training sees its weights change.
@@ -148,13 +152,13 @@ class BasePredictor(ABC):
 
     # Images: prepared on the CPU, encoded on the device.
 
-    def prepare(self, images: ImageInput | Sequence[ImageInput], first: int = 0) -> Tensor:
+    def prepare(self, images: ImageInput | Iterable[ImageInput], first: int = 0) -> Tensor:
         """Read and resize images: uint8 (B, 3, S, S) on the CPU.
 
         ImageError names an image that cannot be read by its path, or by its position counted from `first`.
         """
         pixels = [
-            self._prepare_image(image, values.input_name(image, position, "image"))
+            self._prepare_image(image, values.name_or_position(image, position, "image"))
             for position, image in enumerate(values.as_list(images), first)
         ]
         size = self.preprocessing.image_size
@@ -169,8 +173,7 @@ class BasePredictor(ABC):
             raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
         size, pixels = self.preprocessing.image_size, []
         for position, video in enumerate(values.as_list(videos), first):
-            source = video if isinstance(video, bytes) else str(video)
-            frames = read_frames(source, num_frames, name=values.input_name(video, position, "video"))
+            frames = read_frames(video, num_frames, name=values.name_or_position(video, position, "video"))
             pixels.append(torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames])))
         return torch.stack(pixels) if pixels else torch.zeros(0, num_frames, 3, size, size, dtype=torch.uint8)
 
@@ -179,6 +182,7 @@ class BasePredictor(ABC):
         """Run the image encoder once, for any number of later calls."""
         if isinstance(images, EncodedImages):
             return images
+        images = self._list_images(images)
         parts = [encoded for _, encoded in self.encoded_batches(images, batch_size)]
         return EncodedImages.join(parts or [self._encode(images if isinstance(images, Tensor) else self.prepare([]))])
 
@@ -196,15 +200,10 @@ class BasePredictor(ABC):
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
-        items, num_frames, size = values.list_images(images), 1, self.preprocessing.image_size
+        items, num_frames = self._list_images(images), 1
         if isinstance(items, EncodedImages):
             num_frames = items.num_frames
         elif isinstance(items, Tensor):
-            if items.dtype != torch.uint8 or items.ndim not in (4, 5) or items.shape[-3:] != (3, size, size):
-                raise ConfigError(
-                    f"A {str(items.dtype).removeprefix('torch.')} tensor of {tuple(items.shape)} is no batch of "
-                    f"prepared images, uint8 (B, 3, {size}, {size}); give images, or what `prepare` returned."
-                )
             num_frames = items.shape[1] if items.ndim == 5 else 1
         for rows in values.batches(len(items), batch_size, num_frames):
             if isinstance(items, EncodedImages):
@@ -229,20 +228,22 @@ class BasePredictor(ABC):
     ) -> Any:
         """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
 
-        prompt: words that the caption continues, the same for all images or a list with one for each; None is the
-        checkpoint's own, "" is none. The result is without the prompt. A language model takes any instruction as
-        prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per image for `Nucleus`; by
-        default they come from its seed and the image.
+        prompt: words that the caption continues, the same for all images, a list with one for each, or several for one
+        image; None is the checkpoint's own, "" is none. The result is without the prompt. A language model takes any
+        instruction as prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per image for
+        `Nucleus`; by default they come from its seed and the image.
         """
         self._require("caption")
-        single, images = values.is_single(images), values.list_images(images)
-        shared = self.prompt if prompt is None else prompt
-        self._check_length([shared] if isinstance(shared, str) else shared, decoding)
-        prompts = [shared] * len(images) if isinstance(shared, str) else list(shared)
-        values.check_equal("caption", images=images, prompts=prompts)
-        values.check_equal("caption", images=images, seeds=images if seeds is None else seeds)
+        given = values.as_texts(self.prompt if prompt is None else prompt, "prompt")
+        self._check_length(given, decoding)
+        is_same = prompt is None or isinstance(prompt, str)
+        listed, prompts, single = self._pair("caption", images, given[0] if is_same else given, "prompt")
+        if len(listed) != len(prompts):
+            listed = self.encode(listed).select(torch.zeros(len(prompts), dtype=torch.int64, device=self.device))
+        seeds = None if seeds is None else list(seeds)
+        values.check_equal("caption", images=listed, seeds=listed if seeds is None else seeds)
         captions: list[list[ScoredText]] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
+        for rows, encoded in self.encoded_batches(listed, batch_size):
             row_seeds = values.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
@@ -259,31 +260,24 @@ class BasePredictor(ABC):
         return_scores: bool = False,
         num_candidates: int = 128,
     ) -> Any:
-        """Answers, a string per question; questions go with images in pairs, or several with one image.
+        """Answers, a string per question; questions go with images in pairs, several with one image, or one with all.
 
         candidates: texts to choose from, for all questions or a list for each, instead of writing freely: the
         `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding: by default
         `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
         """
         self._require("answer")
-        single_image = values.is_single(images)
-        single = single_image and values.is_single(questions)
-        questions, decoding = values.as_list(questions), decoding or self.answer_decoding
-        choices = [] if candidates is None else values.check_candidates(candidates, len(questions))
+        listed, asked, single = self._pair("answer", images, questions, "question")
+        decoding = decoding or self.answer_decoding
+        choices = [] if candidates is None else values.check_candidates(candidates, len(asked))
         if candidates is None:
             self._check_length([""], decoding)
-        batches: Iterable[tuple[slice, EncodedImages]] = self.encoded_batches(images, batch_size)
-        if len(questions) > 1 and (single_image or (isinstance(images, EncodedImages) and len(images) == 1)):
-            once = self.encode(images)
-            batches = [(rows, once) for rows in values.batches(len(questions), batch_size)]
-        else:
-            values.check_equal("answer", images=values.list_images(images), questions=questions)
         answers: list[ScoredText] = []
-        for rows, encoded in batches:
+        for rows, encoded in self._paired_batches(listed, len(asked), batch_size):
             if candidates is None:
-                answers += self._write_answers(encoded, questions[rows], decoding)
+                answers += self._write_answers(encoded, asked[rows], decoding)
             else:
-                answers += self._choose_answers(encoded, questions[rows], choices[rows], num_candidates)
+                answers += self._choose_answers(encoded, asked[rows], choices[rows], num_candidates)
         return values.as_asked(answers, return_scores, single)
 
     def chat(
@@ -307,12 +301,12 @@ class BasePredictor(ABC):
 
     @torch.inference_mode()
     def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
-        """P(match) of each pair by ITM, float32 (B,) on the CPU."""
+        """P(match) of each pair by ITM, float32 (B,) on the CPU; or of one image or text with all of the other."""
         self._require("match")
-        images, texts, scores = values.list_images(images), values.as_list(texts), [torch.zeros(0)]
-        values.check_equal("match", images=images, texts=texts)
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            tokens = self._tokenize(texts[rows], self._encoder_id)
+        listed, given, _ = self._pair("match", images, texts, "text")
+        scores = [torch.zeros(0)]
+        for rows, encoded in self._paired_batches(listed, len(given), batch_size):
+            tokens = self._tokenize(given[rows], self._encoder_id)
             scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
         return torch.cat(scores)
 
@@ -320,7 +314,7 @@ class BasePredictor(ABC):
     def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
         self._require("match_matrix")
-        texts = values.as_list(texts)
+        texts = values.as_texts(texts, "text")
         scores = [torch.zeros(0, len(texts))]
         for _, encoded in self.encoded_batches(images, batch_size):
             count = len(encoded)
@@ -350,29 +344,28 @@ class BasePredictor(ABC):
         """Unit vectors, float32 (T, E) on the CPU."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
-        texts = values.as_list(texts)
+        texts = values.as_texts(texts, "text")
         for rows in values.batches(len(texts), batch_size):
             tokens = self._tokenize(texts[rows], self._text_tokenizer().cls_id)
             vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(vectors)
 
     @torch.inference_mode()
-    def score_texts(
-        self, images: Images, texts: Sequence[Sequence[str]], batch_size: int | None = None
-    ) -> list[list[TextScore]]:
+    def score_texts(self, images: Images, texts: Candidates, batch_size: int | None = None) -> list[list[TextScore]]:
         """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
 
-        texts: a list for each image, of any and different lengths. An empty text describes nothing: it is not shown to
-        the model and scores 0. Raises CheckpointError when a score is not a number.
+        texts: a list for each image, of any and different lengths, or texts for all images. An empty text describes
+        nothing: it is not shown to the model and scores 0. Raises CheckpointError when a score is not a number.
         """
         self._require("match")
         self._require("similarity")
-        images = values.list_images(images)
-        values.check_equal("score_texts", images=images, lists=texts)
+        listed = self._list_images(images)
+        lists = values.as_lists_of_texts(texts, len(listed))
+        values.check_equal("score_texts", images=listed, lists=lists)
         scores: list[list[TextScore]] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            flat = [text for image_texts in texts[rows] for text in image_texts]  # R
-            owners = [image for image, image_texts in enumerate(texts[rows]) for _ in image_texts]
+        for rows, encoded in self.encoded_batches(listed, batch_size):
+            flat = [text for image_texts in lists[rows] for text in image_texts]  # R
+            owners = [image for image, image_texts in enumerate(lists[rows]) for _ in image_texts]
             itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
             described = [row for row, text in enumerate(flat) if text.strip()]
             if described:
@@ -388,13 +381,14 @@ class BasePredictor(ABC):
             if not (itm.isfinite().all() and itc.isfinite().all()):
                 raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
             flat_scores = map(TextScore, itm.tolist(), itc.tolist())
-            scores += [list(islice(flat_scores, len(image_texts))) for image_texts in texts[rows]]
+            scores += [list(islice(flat_scores, len(image_texts))) for image_texts in lists[rows]]
         return scores
 
     def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         """P(true) of each statement about a (left, right) pair of images, float32 (B,) on the CPU.
 
-        images: one pair or a list of them. (NLVR2, BLIP section 5.4.)
+        images: one pair or a list of them; one pair goes with all statements, one statement with all pairs. (NLVR2,
+        BLIP section 5.4.)
         """
         raise self._unsupported("judge")
 
@@ -420,13 +414,16 @@ class BasePredictor(ABC):
     def features(
         self, images: Images | None = None, texts: TextInput | None = None, batch_size: int | None = None
     ) -> Features:
-        """The states behind the heads: of images, of texts, or of pairs of both, then also read together.
+        """The states behind the heads: of images, of texts, or of pairs of both, then also read together. One image
+        stays one for several texts, and one text is repeated for several images.
 
         UnsupportedTaskError says which head is missing for what was asked.
         """
         if images is None and texts is None:
             raise ConfigError("features are those of images, of texts or of both: neither was given.")
-        texts = None if texts is None else values.as_list(texts)
+        given = None if texts is None else values.as_texts(texts, "text")
+        if images is not None and texts is not None:
+            images, given, _ = self._pair("features", images, texts if isinstance(texts, str) else given or [], "text")
         heads = self.model.config.heads
         needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
         if texts is not None and not set(needed) & set(heads):
@@ -435,13 +432,11 @@ class BasePredictor(ABC):
                 f"an {' or '.join(needed)} head; this checkpoint has {', '.join(heads)}."
                 + ("" if images is None else " Ask for images and texts apart.")
             )
-        if images is not None and texts is not None:
-            values.check_equal("features", images=values.list_images(images), texts=texts)
         encoded = None if images is None else self.encode(images, batch_size)
-        return Features(**self._features(encoded, texts, batch_size))
+        return Features(**self._features(encoded, given, batch_size))
 
-    def explain(self, image: Images, text: str | None = None, layer: int | None = None) -> Explanation:
-        """Where in one image the model looked, for each word of a text.
+    def explain(self, image: Images, text: TextInput | None = None, layer: int | None = None) -> Any:
+        """Where in an image the model looked, for each word of a text: an `Explanation`, or for lists a list of them.
 
         With a text: why it matches the image, where the checkpoint has an ITM head; otherwise the text is a question,
         where the checkpoint answers questions, and the answer is explained; otherwise the text is explained as a
@@ -456,7 +451,7 @@ class BasePredictor(ABC):
         queries would make it likelier (of an answer, the answer's words).
 
         Raises UnsupportedTaskError for a missing head or an image encoder whose tokens are no grid, and ConfigError for
-        a layer that does not exist, a text without words, several images or a video.
+        a layer that does not exist, a text without words, or a video.
         """
         heads = self.model.config.heads
         usable = self.caption_explanation_heads if text is None else self.text_explanation_heads
@@ -466,9 +461,22 @@ class BasePredictor(ABC):
                 f"given, and for the model's own caption an {' or '.join(self.caption_explanation_heads)} "
                 f"head; this checkpoint has {', '.join(heads)}."
             )
-        encoded = self.encode(image)
-        if len(encoded) != 1 or encoded.num_frames != 1:
-            raise ConfigError("explain takes one image at a time, and no video.")
+        listed, texts, single = self._pair("explain", image, "" if text is None else text, "text")
+        encoded = self.encode(listed)
+        if encoded.num_frames != 1:
+            raise ConfigError("explain takes images, and no video.")
+        single = single or (
+            isinstance(text, str | None) and isinstance(listed, Tensor | EncodedImages) and len(encoded) == 1
+        )
+        explanations = [
+            self._explain(encoded.beside(slice(row, row + 1)), None if text is None else each, layer)
+            for row, each in enumerate(texts)
+        ]
+        return explanations[0] if single else explanations
+
+    def _explain(self, encoded: EncodedImages, text: str | None, layer: int | None) -> Explanation:
+        """The explanation of a text with one image, or of the caption that the model writes."""
+        heads = self.model.config.heads
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor that was made in inference mode cannot be part of a graph.
             encoded = replace(encoded, tokens=encoded.tokens.clone())
@@ -523,6 +531,37 @@ class BasePredictor(ABC):
 
     # What the calls are made of.
 
+    def _list_images(self, images: Images) -> ListedImages:
+        return values.list_images(images, self.preprocessing.image_size)
+
+    def _pair(self, call: str, images: Images, texts: TextInput, kind: str) -> tuple[ListedImages, list[str], bool]:
+        """Images and the texts that go with them, and whether one result was asked for, and no list. A text that is not
+        in a list is repeated for all images; one image, not in a list or encoded, stays one for any number of texts.
+
+        Raises ConfigError, which calls the texts `kind`, for other lists of unequal lengths.
+        """
+        is_one_image, is_one_text = values.is_single(images), isinstance(texts, str)
+        listed, given = self._list_images(images), values.as_texts(texts, kind)
+        if is_one_text:
+            given = given * len(listed)
+        elif len(listed) != 1 or not (is_one_image or isinstance(listed, EncodedImages)):
+            values.check_equal(
+                call,
+                f" One image or {kind} that is not in a list goes with all.",
+                **{"images": listed, f"{kind}s": given},
+            )
+        return listed, given, is_one_image and is_one_text
+
+    def _paired_batches(
+        self, images: ListedImages, num_texts: int, batch_size: int | None
+    ) -> Iterator[tuple[slice, EncodedImages]]:
+        """The rows of texts with their images, as `_pair` gives them; one image is encoded once for all texts."""
+        if len(images) == num_texts:
+            yield from self.encoded_batches(images, batch_size)
+        else:
+            once = self.encode(images)
+            yield from ((rows, once) for rows in values.batches(num_texts, batch_size))
+
     def _require(self, call: str) -> None:
         if call not in self.tasks:
             raise self._unsupported(call)
@@ -538,8 +577,7 @@ class BasePredictor(ABC):
 
     def _prepare_image(self, image: ImageInput, name: str) -> Tensor:
         """uint8 (3, S, S) on the CPU; ImageError calls the image `name`."""
-        with read_image(image, name=name) as decoded:
-            return torch.from_numpy(self.preprocessing(decoded))
+        return torch.from_numpy(self.preprocessing(read_image(image, name=name)))
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> EncodedImages:

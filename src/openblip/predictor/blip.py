@@ -130,17 +130,21 @@ class BlipPredictor(BasePredictor):
     @torch.inference_mode()
     def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         self._require("judge")
-        statements, pairs = values.as_list(statements), values.read_pairs(images)
-        values.check_equal("judge", pairs=pairs, statements=statements)
+        given, (pairs, is_one_pair) = values.as_texts(statements, "statement"), values.read_pairs(images)
+        if isinstance(statements, str):
+            given = given * len(pairs)
+        elif is_one_pair:
+            pairs = pairs * len(given)
+        values.check_equal("judge", pairs=pairs, statements=given)
         probabilities = [torch.zeros(0)]
         for rows in values.batches(len(pairs), batch_size, 2):
             sides = [
-                self._prepare_image(image, f"{values.input_name(image, position, 'pair')} ({side})")
+                self._prepare_image(image, f"{values.name_or_position(image, position, 'pair')} ({side})")
                 for position, pair in enumerate(pairs[rows], rows.start)
                 for image, side in zip(pair, ("left", "right"), strict=True)
             ]
             pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
-            normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in statements[rows]]
+            normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in given[rows]]
             tokens = self._tokens(normalized, MAX_STATEMENT_TOKENS, self._encoder_id)
             pair_kv = self._image_kv(self.model.encode_pair(self._normalize(pixels)), "encode")
             logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
@@ -157,18 +161,18 @@ class BlipPredictor(BasePredictor):
         batch_size: int | None = None,
     ) -> Any:
         self._require("rank_answers")
-        single, images = values.is_single(images), values.list_images(images)
-        given: list[Any] = [[each] if single else each for each in (captions, dialogs, candidates)]
-        captions, dialogs, candidates = given
-        values.check_equal("rank_answers", images=images, captions=captions, dialogs=dialogs, candidates=candidates)
-        rounds = [values.read_dialog(dialog, position) for position, dialog in enumerate(dialogs)]
+        single, listed, told = values.is_single(images), self._list_images(images), values.as_texts(captions, "caption")
+        given: list[Any] = [[each] if single else values.as_list(each) for each in (dialogs, candidates)]
+        choices = values.as_lists_of_texts(given[1], len(listed))
+        values.check_equal("rank_answers", images=listed, captions=told, dialogs=given[0], candidates=choices)
+        rounds = [values.read_dialog(dialog, position) for position, dialog in enumerate(given[0])]
         limit = min(MAX_DIALOG_TOKENS, self._max_positions)
         results: list[Tensor] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            normalized = [normalize_caption(caption) for caption in captions[rows]]
+        for rows, encoded in self.encoded_batches(listed, batch_size):
+            normalized = [normalize_caption(caption) for caption in told[rows]]
             tokens = self._tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, self.tokenizer.cls_id)
             dialog_kv = self.model.dialog_kv(encoded.tokens, tokens.ids, tokens.mask)
-            for row, ((earlier, question), answers) in enumerate(zip(rounds[rows], candidates[rows], strict=True)):
+            for row, ((earlier, question), answers) in enumerate(zip(rounds[rows], choices[rows], strict=True)):
                 row_kv = self._select(dialog_kv, [row], len(encoded))
                 probabilities = [torch.zeros(0)]
                 for some in chunks(answers, MAX_ROWS // 4):  # dialogs are long
@@ -208,12 +212,12 @@ class BlipPredictor(BasePredictor):
         return features
 
     def _text_states(self, tokens: Tokens, images: EncodedImages | None, batch_size: int | None) -> Tensor:
-        """(R, T, D) on the model's device, of texts that are read alone or each with its image."""
+        """(R, T, D) on the model's device, of texts that are read alone, each with its image, or all with one."""
         ids = tokens.ids.clone()
         ids[:, :1] = self.tokenizer.cls_id if images is None else self._encoder_id
         states = [torch.zeros(0, ids.shape[1], self.model.config.text.hidden_dim, device=self.device)]
         for rows in values.batches(len(ids), batch_size, 1 if images is None else images.num_frames):
-            kv = None if images is None else self.model.image_kv(images.tokens[rows], "encode").layers
+            kv = None if images is None else self.model.image_kv(images.beside(rows).tokens, "encode").layers
             states.append(self.model.text(ids[rows], "encode", tokens.mask[rows], kv))
         return torch.cat([part.to(self.dtype) for part in states])
 

@@ -107,14 +107,15 @@ class Blip2Predictor(BasePredictor):
         return_scores: bool = False,
     ) -> Any:
         self._require("chat")
-        single, images = values.is_single(images), values.list_images(images)
-        given: list[Any] = [turns] if single else list(turns)
-        values.check_equal("chat", images=images, conversations=given)
+        single, listed = values.is_single(images), self._list_images(images)
+        given: list[Any] = [turns] if single else values.as_list(turns)
+        given = given * len(listed) if isinstance(turns, str) else given
+        values.check_equal("chat", images=listed, conversations=given)
         conversations = [values.read_conversation(each, position) for position, each in enumerate(given)]
         # Unlike questions to answer, turns are not normalised.
         prompts = [conversation_prompt(self.question_prompt, *conversation) for conversation in conversations]
         replies: list[ScoredText] = []
-        for rows, encoded in self.encoded_batches(images, batch_size):
+        for rows, encoded in self.encoded_batches(listed, batch_size):
             seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(encoded.seeds, prompts[rows], strict=True)]
             questions = [question for _, question in conversations[rows]]
             seeds = sampling_seeds(decoding, seed_inputs)
@@ -183,11 +184,11 @@ class Blip2Predictor(BasePredictor):
         return features
 
     def _queries(self, images: EncodedImages, texts: Sequence[str] | None, batch_size: int | None) -> Tensor:
-        """(B, Q, D) on the model's device, of images alone or each with its text."""
+        """(R, Q, D) on the model's device, of images alone, each with its text, or of one with all texts."""
         config = self.model.config.qformer
         queries = [torch.zeros(0, config.num_queries, config.hidden_dim, device=self.device)]
-        for rows, encoded in self.encoded_batches(images, batch_size):
-            image_kv = self.model.image_kv(encoded.tokens)
+        for rows in values.batches(len(images if texts is None else texts), batch_size, images.num_frames):
+            image_kv = self.model.image_kv(images.beside(rows).tokens)
             if texts is None:
                 queries.append(self.model.encode_queries(image_kv).queries)
             else:

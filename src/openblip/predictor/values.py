@@ -7,7 +7,7 @@ texts, L text tokens, Q queries, D width of text states, E embedding width.
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.images import ImageInput
+from openblip.data.images import FileInput, ImageInput, input_name
 from openblip.errors import ConfigError
 from openblip.files import hash_int
 from openblip.generation.decoding import Decoding, Nucleus
@@ -56,35 +56,66 @@ class EncodedImages:
         """Consecutive images."""
         return replace(self, tokens=self.tokens[rows], seeds=self.seeds[rows])
 
+    def beside(self, rows: slice) -> "EncodedImages":
+        """The images of some rows of texts: those of the rows, or the only one, which goes with all texts."""
+        return self if len(self) == 1 else self.part(rows)
 
-Images = ImageInput | Sequence[ImageInput] | Tensor | EncodedImages
-VideoInput = str | os.PathLike[str] | bytes  # a path or fsspec URL, or the encoded bytes
-Videos = VideoInput | Sequence[VideoInput]
-ImagePair = Sequence[ImageInput]  # left and right
-ImagePairs = ImagePair | Sequence[ImagePair]
-TextInput = str | Sequence[str]
-Candidates = Sequence[str] | Sequence[Sequence[str]]  # texts for all questions or images, or a list for each
+
+Images = ImageInput | Iterable[ImageInput] | Tensor | EncodedImages
+ListedImages = list[ImageInput] | Tensor | EncodedImages  # with a length; a tensor is what `prepare` returned
+Videos = FileInput | Iterable[FileInput]
+ImagePair = Iterable[ImageInput]  # left and right
+ImagePairs = ImagePair | Iterable[ImagePair]
+TextInput = str | Iterable[str]
+Candidates = Iterable[str] | Iterable[Iterable[str]]  # texts for all questions or images, or a list for each
 DialogInput = Sequence[str | tuple[str, str]]  # rounds, as (question, answer) or one string, then the open question
-Dialogs = DialogInput | Sequence[DialogInput]
+Dialogs = DialogInput | Iterable[DialogInput]
 ConversationInput = str | Sequence[str | tuple[str, str]]  # turns as (question, answer), then the open question
-Conversations = ConversationInput | Sequence[ConversationInput]
+Conversations = ConversationInput | Iterable[ConversationInput]
 Rounds = tuple[list[tuple[str, str]], str]  # of a dialog or conversation: what was answered, and the open question
 Seeds = Sequence[int] | None  # one for each image or text that `Nucleus` continues; None for the other strategies
 
 
 def is_single(item: Any) -> bool:
-    """Whether this is one image, video or text, and not a list of them."""
-    return isinstance(item, str | os.PathLike | Image.Image | bytes | np.ndarray)
+    """Whether this is one image, video or text, or nothing of the kind, and not several."""
+    if isinstance(item, np.ndarray | Tensor):
+        is_numeric = isinstance(item, Tensor) or item.dtype.kind not in "OSU"  # else these are paths, say
+        return item.ndim == 0 or (is_numeric and item.ndim < 4)
+    if isinstance(item, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | Mapping):
+        return True
+    return hasattr(item, "read") or not isinstance(item, Iterable | EncodedImages)
 
 
 def as_list(items: Any) -> list[Any]:
-    """One item or a sequence of them, as a list."""
+    """One item or several, as a list."""
     return [items] if is_single(items) else list(items)
 
 
-def list_images(images: Images) -> list[ImageInput] | Tensor | EncodedImages:
-    """The same images, with a length."""
-    return images if isinstance(images, Tensor | EncodedImages) else as_list(images)
+def as_texts(texts: Any, name: str) -> list[str]:
+    """One text or several, as a list; ConfigError, which calls them `name`, for what is no text."""
+    items = as_list(texts)
+    for position, text in enumerate(items):
+        if not isinstance(text, str):
+            raise ConfigError(f"{name} {position} must be a string, not {type(text).__name__}: {text!r:.60}")
+    return items
+
+
+def as_lists_of_texts(texts: Any, num_images: int) -> list[list[str]]:
+    """A list of texts for each image, from such lists or from texts for all images; ConfigError for what is no text."""
+    items = as_list(texts)
+    if items and all(isinstance(item, str) for item in items):
+        return [items] * num_images
+    return [as_texts(item, "text") for item in items]
+
+
+def list_images(images: Images, size: int) -> ListedImages:
+    """The same images, with a length. size: S, of images and videos that `prepare` has read."""
+    if isinstance(images, EncodedImages):
+        return images
+    if isinstance(images, Tensor):
+        is_prepared = images.dtype == torch.uint8 and images.ndim in (4, 5) and images.shape[-3:] == (3, size, size)
+        return images if is_prepared else as_list(images)
+    return as_list(images)
 
 
 def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
@@ -105,24 +136,25 @@ def batches(num_items: int, batch_size: int | None, images_per_item: int = 1) ->
         yield slice(start, min(start + size, num_items))
 
 
-def check_equal(call: str, **inputs: Sized) -> None:
+def check_equal(call: str, advice: str = "", **inputs: Sized) -> None:
     """ConfigError, which names the call, unless its inputs have equal lengths."""
     if len({len(values) for values in inputs.values()}) > 1:
         *names, last = inputs
         *counts, last_count = (f"{len(values)} {name}" for name, values in inputs.items())
         raise ConfigError(
             f"{call} takes equally many {', '.join(names)} and {last}: {', '.join(counts)} and {last_count} were given."
+            + advice
         )
 
 
-def input_name(item: Any, position: int, kind: str) -> str:
+def name_or_position(item: Any, position: int, kind: str) -> str:
     """How errors call an image, pair or video (`kind`): by its path, or by its position in the list."""
-    return str(item) if isinstance(item, str | os.PathLike) else f"{kind} {position}"
+    return input_name(item) or f"{kind} {position}"
 
 
 def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequence[str]]:
     """The candidates of each question; ConfigError for none or the wrong number of lists."""
-    items = as_list(candidates)
+    items: list[Any] = [each if isinstance(each, str) else as_texts(each, "text") for each in as_list(candidates)]
     if not items:
         raise ConfigError("answer: the list of candidates is empty; leave it out to have answers written.")
     if all(isinstance(item, str) for item in items):
@@ -132,13 +164,13 @@ def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequenc
             f"answer: candidates are texts for all {num_questions} questions, or one list that is not empty "
             "for each of them."
         )
-    return [list(item) for item in items]
+    return items
 
 
 def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
     """The answered turns and the open question of a conversation; ConfigError for anything else."""
     *earlier, question = as_list(conversation) or [""]
-    answered = [(turn[0], turn[1]) for turn in earlier if not isinstance(turn, str) and len(turn) == 2]
+    answered = [(turn[0], turn[1]) for turn in earlier if _is_round(turn)]
     if not isinstance(question, str) or not question.strip() or len(answered) != len(earlier):
         raise ConfigError(
             f"chat: conversation {position} is no list of (question, answer) pairs that ends with the open "
@@ -149,24 +181,30 @@ def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
 
 def read_dialog(dialog: DialogInput, position: int) -> Rounds:
     """The answered rounds and the open question of a dialog; ConfigError when there is no open question."""
-    question = dialog[-1] if dialog and not isinstance(dialog, str) else None
-    if not isinstance(question, str):
+    *earlier, question = [""] if isinstance(dialog, str) else as_list(dialog) or [""]
+    if not question or not isinstance(question, str) or not all(isinstance(t, str) or _is_round(t) for t in earlier):
         raise ConfigError(
             f"rank_answers: dialog {position} is no list that ends with the open question, a string; before "
             "it stand earlier rounds, as (question, answer) or in one string each."
         )
-    return [(turn, "") if isinstance(turn, str) else (turn[0], turn[1]) for turn in dialog[:-1]], question
+    return [(turn, "") if isinstance(turn, str) else (turn[0], turn[1]) for turn in earlier], question
 
 
-def read_pairs(images: ImagePairs) -> list[list[ImageInput]]:
-    """One pair of images or a list of pairs, as a list; ConfigError for anything else."""
+def _is_round(turn: object) -> bool:
+    """Whether this is a question with its answer."""
+    return isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+
+
+def read_pairs(images: ImagePairs) -> tuple[list[list[ImageInput]], bool]:
+    """One pair of images or several pairs, as a list, and whether it was one; ConfigError for anything else."""
     given = as_list(images)
     if len(given) == 2 and all(is_single(image) for image in given):
-        return [given]
-    for position, pair in enumerate(given):
-        if is_single(pair) or len(pair) != 2:
+        return [given], True
+    pairs = [as_list(pair) for pair in given]
+    for position, pair in enumerate(pairs):
+        if len(pair) != 2 or not all(is_single(image) for image in pair):
             raise ConfigError(f"judge takes pairs (left, right) of images; item {position} is none.")
-    return [list(pair) for pair in given]
+    return pairs, False
 
 
 def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> Seeds:
