@@ -83,9 +83,10 @@ def write_annotations(root: Path) -> None:
     def write(name: str, content: Any) -> None:
         (root / name).write_text(json.dumps(content))
 
-    def vqa(split: str, subtype: str, folder: str = "") -> None:
+    def vqa(subtype: str) -> None:
         questions = [{"question_id": n, "image_id": 0, "question": QUESTION} for n in range(2)]
-        answers = [{"question_id": n, "answers": [{"answer": text} for text in ANSWERS]} for n in range(2)]
+        given = [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(ANSWERS, 1)]
+        answers = [{"question_id": n, "answers": given} for n in range(2)]
         common = {"data_subtype": subtype}
         write(f"v2_OpenEnded_mscoco_{subtype}_questions.json", {**common, "questions": questions})
         write(f"v2_mscoco_{subtype}_annotations.json", {**common, "annotations": answers})
@@ -103,8 +104,8 @@ def write_annotations(root: Path) -> None:
         image = f"val2014/COCO_val2014_{0:012d}.jpg"
         row = {"question": QUESTION, "answer": ANSWERS, "image": image, "dataset": "vqa"}
         write(f"vqa_{split}.json", [{**row, "question_id": n} for n in range(2)])
-    vqa("val", "val2014")
-    vqa("train", "train2014")
+    vqa("val2014")
+    vqa("train2014")
     write(
         "question_answers.json",
         [{"id": 1, "qas": [{"qa_id": 1, "image_id": 1, "question": QUESTION, "answer": "red"}]}],

@@ -125,6 +125,7 @@ def test_snippets_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(captioning, "java_runs", lambda: False)  # METEOR would take seconds
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(documented_files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}

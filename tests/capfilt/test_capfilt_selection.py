@@ -197,6 +197,7 @@ def test_any_key_and_any_image_format(config: CapFiltConfig, tmp_path: Path) -> 
     run_capfilt(replace(config, source=str(tmp_path / "pairs.jsonl"), threshold=0.0), tmp_path / "run")
     summary = export(tmp_path / "run", tmp_path / "out")
     assert not summary.rejects
+    assert not any(str(tmp_path).encode() in tar.read_bytes() for tar in (tmp_path / "out").glob("*.tar"))
     ours, theirs = samples_of(str(tmp_path / "out")), samples_of(f"capfilt:{tmp_path / 'run'}")
     assert len(theirs) == 10
     assert [(s.key, s.captions) for s in ours] == [(tar_key(s.key), s.captions) for s in theirs]

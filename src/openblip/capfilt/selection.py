@@ -17,7 +17,7 @@ from openblip.capfilt.report import write_report
 from openblip.data.captions import read_captions
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
-from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sample import Reject, Sample, Source, file_kind
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, ImageError
 from openblip.files import atomic_file, hash_bytes, read_json, write_json, write_text
@@ -135,6 +135,7 @@ def _write_tar(
             sample, (suffix, image) = entry
             key, row = tar_key(sample.key), by_key[sample.key]
             info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
+            info |= {name: os.path.basename(path) for name, path in info.items() if _is_local_file(path)}
             info |= {name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")}
             info |= {"image_id": _image_id(sample, source), "origin_shard": row["shard"], "origin_key": row["key"]}
             for name, payload in ((f"{key}.{suffix}", image), (f"{key}.json", json.dumps(_stated(info)).encode())):
@@ -157,6 +158,11 @@ def _image_id(sample: Sample, source: Source) -> Any:
         return stated
     name = sample.image_id.removeprefix(source.image_id_prefix(sample.shard))[1:]  # after the / or # behind it
     return hash_bytes(name).hex() if os.path.isabs(name) else name
+
+
+def _is_local_file(value: Any) -> bool:
+    """Whether a field of a sample is the absolute path of an image or video, which says nothing elsewhere."""
+    return isinstance(value, str) and os.path.isabs(value) and bool(file_kind(Path(value).suffix[1:].lower()))
 
 
 def _stated(value: Any) -> Any:
