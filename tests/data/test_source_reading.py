@@ -63,6 +63,21 @@ def open_format(tmp_path, image_folder, make_image, write_tar):
         rows[7] = "too,many,values"
         return open_source(str(write_lines(tmp_path / "c.csv", ["image,caption", *rows])), images=str(image_folder))
 
+    def repeats():
+        """Rows of one image that follow each other are one sample."""
+        rows = [f"{n // 2 if n < 12 else n % 7},{n // 2}.jpg,text {n}" for n in range(NUM_SAMPLES + 5)]
+        rows[7] = "too,many,values,here"
+        lines = ["id,image,caption", *rows]
+        return open_source(str(write_lines(tmp_path / "r.csv", lines)), images=str(image_folder))
+
+    def arrow():
+        columns = {"image": [f"{n}.jpg" for n in range(NUM_SAMPLES)], "id": [n % 20 for n in range(NUM_SAMPLES)]}
+        columns["image"][7] = None
+        table = pa.table({**columns, "caption": [f"text {n}" for n in range(NUM_SAMPLES)]})
+        with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table, 5)
+        return open_source(str(tmp_path / "a.arrow"), images=str(image_folder))
+
     def annotations():
         images = [{"id": 3 if n == 20 else n, "file_name": f"{n}.jpg"} for n in range(NUM_SAMPLES)]
         captions = [{"image_id": n, "caption": f"text {n}"} for n in range(NUM_SAMPLES)]
@@ -93,7 +108,10 @@ def open_format(tmp_path, image_folder, make_image, write_tar):
     return locals().__getitem__
 
 
-@pytest.fixture(params=["tar", "parquet", "table", "csv", "annotations", "folder", "capfilt", "part", "joined"])
+FORMATS = ["tar", "parquet", "arrow", "table", "csv", "repeats", "annotations", "folder", "capfilt", "part", "joined"]
+
+
+@pytest.fixture(params=FORMATS)
 def source(request, open_format):
     return open_format(request.param)()
 
@@ -171,7 +189,7 @@ def test_counts_that_are_known(source, tmp_path):
         (tmp_path / "t_stats.json").write_text("{broken")
         assert source.num_samples(shard) is None
     else:
-        assert count in (None, NUM_SAMPLES, NUM_SAMPLES - 1, 16)
+        assert count in (None, NUM_SAMPLES, NUM_SAMPLES - 1, 16, NUM_SAMPLES + 5)
 
 
 def test_a_missing_file_is_named(open_format, image_folder):

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from openblip.data.config import SourceOptions
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapFiltConfig:
+class CapFiltConfig(SourceOptions):
     """One CapFilt run: which pairs, which two checkpoints, how captions are written (BLIP section 3.3).
 
     Defaults are the paper's: one caption per image by nucleus sampling with p = 0.9, and a text is kept when its ITM
@@ -23,8 +24,6 @@ class CapFiltConfig:
     """Checkpoint that writes captions: a folder, or the name of a shipped model."""
     filter: str
     """Checkpoint that scores texts against images: a folder, or the name of a shipped model."""
-    images: str | None = None
-    """The folder of the images that an annotation file or table names."""
     threshold: float = 0.5
     """A text is kept when its ITM probability is strictly above this; `openblip capfilt-select` changes it later."""
     num_captions: int = 1

@@ -127,6 +127,8 @@ def build_manifest(
         "openblip": version("openblip"),
         "source": absolute_spec(config.source),
         "images": config.images and storage.absolute(config.images),
+        "image_column": config.image_column,
+        "caption_column": config.caption_column,
         "num_shards": num_shards,
         "threshold": config.threshold,
         "models": {
@@ -149,6 +151,7 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "source": manifest.get("source"),
         "images": manifest.get("images"),
+        **{name: manifest[name] for name in ("image_column", "caption_column") if manifest.get(name) is not None},
         **{role: manifest["models"].get(role, {}).get("sha256") for role in ROLES},
         **UNNAMED,
         **manifest.get("config", {}),

@@ -20,7 +20,7 @@ from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest
 from openblip.capfilt.process import DecodedSample, ShardProcessor
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
-from openblip.data.sources import open_source
+from openblip.data.sources import check_options_used, open_source
 from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
 from openblip.files import write_json
 from openblip.progress import Progress
@@ -51,7 +51,8 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     UnsupportedTaskError for a checkpoint that is missing or cannot do its part; ConfigError, which shows the
     difference, when `out` holds a run with other settings.
     """
-    source = open_source(config.source, images=config.images)
+    source = open_source(config.source, **config.reading)
+    check_options_used([source], config)
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")

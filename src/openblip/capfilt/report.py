@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from openblip.capfilt.folder import COMBINATIONS, CapFiltFolder, RunScores
 from openblip.data.captions import is_kept
+from openblip.data.config import SourceOptions
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample
@@ -164,7 +165,7 @@ def _shown_images(
 
     thumbnails: dict[str, str] = {}
     try:
-        source = open_source(manifest["source"], images=manifest["images"])
+        source = open_source(manifest["source"], **SourceOptions.stated(manifest).reading)
         entries = read_source(source, encode, shards=[shard], skip=lambda _, key: key not in keys.values())
         thumbnails = {entry[0].key: entry[1] for entry in entries if not isinstance(entry, Reject)}
     except (OpenBlipError, OSError):

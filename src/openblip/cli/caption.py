@@ -139,7 +139,7 @@ def command(
     if num_captions < 1:
         raise ConfigError("--num-captions must be at least 1")
     strategy = decoding.build(seed)
-    inputs, left_alone = lines.find_sources(sources, reading.images), ""
+    inputs, left_alone = lines.find_sources(sources, reading), ""
     path_of_key: dict[str, str] = {}
     if sidecar.sidecar:
         paths, num_left_alone = sidecar.choose(inputs)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from openblip.data.config import SourceOptions
 from openblip.data.sample import Sample
 from openblip.emoji_scenes.scene import Kind, Split
 from openblip.errors import ConfigError
@@ -19,7 +20,7 @@ def inspect_data(
     source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
     /,
     *,
-    images: str | None = None,
+    reading: SourceOptions,
     samples: int = 200,
     examples: int = 5,
     as_json: bool = False,
@@ -29,7 +30,6 @@ def inspect_data(
 
     Args:
         source: Tar shards, .parquet, .jsonl, .csv, an annotation file (.json), a folder, capfilt:DIR, or a mixture.
-        images: Folder of the images that an annotation file (or a table) names.
         samples: Samples whose images are decoded, spread over the source; 0 decodes all and so checks every image.
         examples: Samples to show.
         as_json: Print one json object per source instead of tables.
@@ -41,9 +41,10 @@ def inspect_data(
     from rich.text import Text
 
     from openblip.data.inspect import inspect_source
-    from openblip.data.sources import open_mixture
+    from openblip.data.sources import check_options_used, open_mixture
 
-    mixture, num_empty = open_mixture(source, images=images), 0
+    mixture, num_empty = open_mixture(source, **reading.reading), 0
+    check_options_used(mixture.sources, reading)
     for number, member in enumerate(mixture.sources):
         with Progress(f"reading {member.name}", total=len(member.shards()), unit="shards") as bar:
             inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)

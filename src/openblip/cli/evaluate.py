@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from openblip.cli.options import ModelOptions, read_json_texts
+from openblip.data.config import SourceOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
 from openblip.generation.decoding import Beam
@@ -64,7 +65,7 @@ def command(
     data: str,
     out: Path | None = None,
     results: Path | None = None,
-    images: str | None = None,
+    reading: SourceOptions,
     limit: int | None = None,
     tasks: TaskOptions,
     batch_size: int | None = None,
@@ -86,7 +87,6 @@ def command(
         data: any data source, or several joined by commas.
         out: write the scores, the predictions and what was skipped to this JSON file as well.
         results: write the predictions to this JSON file as the data set's evaluation server takes them.
-        images: the folder of the images or videos that an annotation file names.
         limit: use only the first so many samples.
         batch_size: images in one step of the model.
     """
@@ -95,13 +95,15 @@ def command(
     if results is not None and task not in SERVED:
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
     from openblip.data.sample import unused_line
-    from openblip.data.sources import open_source
+    from openblip.data.sources import check_options_used, open_source, require_texts
     from openblip.distributed import process_group
     from openblip.evaluation.catalog import BENCHMARKS
 
     benchmark = BENCHMARKS[OF_VIDEOS.get(task, task)]
     with process_group() as process:
-        source = open_source(data, images=images)
+        source = open_source(data, **reading.reading)
+        check_options_used([source], reading)
+        require_texts([source])
         if model.device is None and process.world_size > 1:
             model = replace(model, device=str(process.device))
         if results is None:  # a test split has no truth

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from openblip.cli.options import ModelOptions
+from openblip.data.config import SourceOptions
 from openblip.data.reader import read_source
 from openblip.data.sample import (
     IMAGE_SUFFIXES,
@@ -30,8 +31,8 @@ from openblip.data.sample import (
     safe_name,
     unused_line,
 )  # fmt: skip
-from openblip.data.sources.folder import FolderFiles, FolderRow
-from openblip.data.sources.opening import open_source, shards_in
+from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
+from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
 from openblip.files import JsonLine, changed_settings, read_json, read_jsonl, write_json
 from openblip.progress import Progress
@@ -43,18 +44,18 @@ if TYPE_CHECKING:
 
 IMAGE_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
-SOURCE_SUFFIXES = frozenset((".tar", ".parquet", ".jsonl", ".csv", ".tsv", ".json"))
+SOURCE_SUFFIXES = frozenset(
+    (".tar", ".parquet", ".arrow", ".feather", ".jsonl", ".csv", ".tsv", ".txt", ".token", ".json")
+)
 DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
+class ReadingOptions(SourceOptions):
     """How images are read, and where the lines go."""
 
     out: Path | None = None
     """Write the lines to this file, .jsonl, .json, .csv or .tsv; JSON lines to standard output when not given."""
-    images: str | None = None
-    """The folder of the images or videos that an annotation file or table names."""
     batch_size: int = 32
     """Images, or frames of videos, in one step of the model."""
     num_workers: int = 2
@@ -82,6 +83,8 @@ class FileSource(Source):
     """Whether this is one file whose lines are printed: they have no key, and what cannot be read is an error."""
     rows: Mapping[str, FolderRow] = field(default_factory=dict, repr=False)
     """What folders say of their files."""
+    caption_field: str | None = None
+    """Of the json beside a file."""
     unused: Mapping[str, Counter[str]] = field(default_factory=dict, repr=False)
 
     def shards(self) -> Sequence[str]:
@@ -99,7 +102,12 @@ class FileSource(Source):
         if path in self.rows:
             return replace(self.rows[path], key=path)
         beside = {} if "://" in path else {kind: Path(path).with_suffix(f".{kind}") for kind in TEXT_SUFFIXES}
-        return FolderRow(path, (path,), text_paths={kind: str(file) for kind, file in beside.items() if file.is_file()})
+        texts = {kind: str(file) for kind, file in beside.items() if file.is_file()}
+        return FolderRow(path, (path,), text_paths=texts, caption_column=self.caption_field)
+
+    @property
+    def option_names(self) -> Set[str]:  # type: ignore[override]
+        return option_names_of(self.rows.values()) if self.rows or self.with_texts else frozenset()
 
 
 def has_texts(sources: Iterable[Source]) -> bool:
@@ -116,16 +124,17 @@ def find_source(spec: str, options: ReadingOptions, *, with_texts: bool = False)
     path, suffix = Path(spec), Path(spec).suffix.lower()
     is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
     if options.out is None and is_image and not path.is_dir():
-        return [FileSource(spec, [spec], is_alone=True)]
-    return find_sources([spec], options.images, with_texts=with_texts)
+        check_options_used([source := FileSource(spec, [spec], is_alone=True)], options)
+        return [source]
+    return find_sources([spec], options, with_texts=with_texts)
 
 
-def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool = False) -> list[Source]:
+def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bool = False) -> list[Source]:
     """Open what `specs` name: image and video files, each once, folders (searched recursively) and data sources.
 
-    images: the folder of the images that an annotation file or table names. with_texts: whether image files come with
-    the texts beside them. Raises `SourceError` when nothing is named, a name is no source, or two sources have a shard
-    of the same name.
+    with_texts: whether the samples' own texts are needed; image files come with those beside them. Raises `SourceError`
+    when nothing is named, a name is no source, a table has no texts that are needed, or two sources have a shard of the
+    same name; `ConfigError` for a column without a table.
     """
     wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
     sources: list[Source] = []
@@ -133,18 +142,19 @@ def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool =
     spec_of_shard: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
         path, paths, rows, unused = Path(spec), list[str](), dict[str, FolderRow](), Counter[str]()
-        if path.is_dir() and not shards_in(spec)[0]:
-            files = FolderFiles.of(str(path), ("image", "video"))
+        if path.is_dir() and not shards_in(spec, spec)[0]:
+            files = FolderFiles.of(str(path), options, ("image", "video"))
             rows, unused = {row.image[0]: row for row in files.rows}, files.unused
             paths = list(rows)
         elif path.suffix.lower() in wanted:
             paths = [spec if "://" in spec else str(path)]  # a Path would take a slash from a URL
         if paths:
             new = [path for path in paths if path not in seen]
-            sources.append(FileSource(spec, new, with_texts, rows=rows, unused={"": unused}))
+            column = options.caption_column
+            sources.append(FileSource(spec, new, with_texts, rows=rows, caption_field=column, unused={"": unused}))
             seen.update(paths)
             continue
-        source = open_source(spec, images=images)
+        source = open_source(spec, **options.reading)
         for shard in source.shards():
             if (other := spec_of_shard.setdefault(shard, spec)) != spec:
                 same = f"{other} and {spec} both have a shard {shard}"
@@ -152,6 +162,9 @@ def find_sources(specs: Iterable[str], images: str | None, *, with_texts: bool =
         sources.append(source)
     if not sources:
         raise SourceError("there is no image to work on; name image files, folders of images or a data source")
+    check_options_used(sources, options)
+    if with_texts:
+        require_texts(sources)
     return sources
 
 

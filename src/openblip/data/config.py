@@ -5,8 +5,9 @@
 Shapes: B batch, H and W of an image, S image size. Pixels are uint8 (3, S, S) until they are on the device.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,15 +91,35 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class SourceOptions:
+    """What a data source does not say of itself. Columns are those of each table that is read."""
+
+    images: str | None = None
+    """The folder of the images or videos that an annotation file or table names."""
+    image_column: str | None = None
+    """Column of a table with the image or its path, where it has a name of its own."""
+    caption_column: str | None = None
+    """Column of a table, or field of a shard's json files, with the captions, where it has a name of its own."""
+
+    @property
+    def reading(self) -> dict[str, str | None]:
+        """The arguments of `open_source`."""
+        return {field.name: getattr(self, field.name) for field in fields(SourceOptions)}
+
+    @classmethod
+    def stated(cls, settings: Mapping[str, Any]) -> Self:
+        """The options among the settings that a file states."""
+        return cls(**{field.name: settings.get(field.name) for field in fields(SourceOptions)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceOptions):
     """Which pairs a training reads, and how."""
 
     source: str | None = None
     """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or several with the probabilities
     with which they are drawn, a.tar@0.7,b.tar@0.3; without these every sample is drawn equally often. It must be
     given."""
-    images: str | None = None
-    """Folder of the images that an annotation file or a table names."""
     validation: str | None = None
     """Samples on which the model is measured during the training: any data source."""
     validation_limit: int | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from openblip.data.images import is_video, read_frames, read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import MissingFile, Reject, Sample, Source
+from openblip.data.sources.rows import row_key
 from openblip.data.texts import turns_of
 from openblip.errors import ImageError, MissingExtraError, SourceError
 
@@ -94,7 +95,7 @@ class Inspection:
         if tasks:
             facts |= {"task fields counted in": self.num_samples, **tasks}
         facts["samples read"] = self.num_read
-        facts |= {name: counts[name] for name in ("pairs of images", "clips") if counts[name]}
+        facts |= {name: counts[name] for name in ("repeated keys", "pairs of images", "clips") if counts[name]}
         if self.missing_files:
             facts["missing pictures"] = f"{len(self.missing_files)} of {self.num_read}"
             facts["first missing"] = self.missing_files[:_NUM_MISSING_SHOWN]
@@ -137,6 +138,7 @@ def inspect_source(
                     result.rejects.append(item)
                 else:
                     result.add_annotations(item.info)
+                    result.counts["repeated keys"] += item.key.startswith(f"{row_key(item.info, 0)}-")
                     count += 1
         except SourceError as error:  # of this shard
             result.rejects.append(Reject(shard, "", str(error)))

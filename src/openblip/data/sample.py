@@ -4,7 +4,7 @@ import errno
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -90,6 +90,8 @@ class Source(ABC):
     name: str  # the spec it was opened with; two sources of a mixture have different names
     unused: Mapping[str, Counter[str]] = MappingProxyType({})
     """Of the shards that were read, and of a folder, how many files are no part of a sample, by their endings."""
+    option_names: Set[str] = frozenset()  # which of the options image_column and caption_column it looks at
+    lacks: str = ""  # what a table of images alone says where captions or other texts are needed
 
     @abstractmethod
     def shards(self) -> Sequence[str]:
@@ -223,24 +225,38 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
     return value
 
 
-def parse_texts(payloads: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def parse_texts(
+    payloads: Mapping[str, bytes], where: str, caption_field: str | None = None, by_line: bool = False
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The info and captions in a sample's texts, which are given by suffix. Captions are what the json states in
-    `caption` or `captions`; where it states none, those of the txt or caption file. Raises `SourceError`.
+    `caption_field`, else in `caption` or `captions`; where it states none, those of the txt or caption file, one, or
+    one in each line. Raises `SourceError`.
     """
     info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
-    stated = (caption_texts(info.get(name), f"{where}.json") for name in ("caption", "captions"))
+    if caption_field is not None and info and caption_field not in info:
+        raise SourceError(f"{where}.json: no field {caption_field}; found: {', '.join(info)}")
+    names = ("caption", "captions") if caption_field is None else (caption_field,)
+    stated = (caption_texts(info.get(name), f"{where}.json") for name in names)
     captions = next(filter(None, stated), ())
     for kind in (kind for kind in ("txt", "caption") if kind in payloads and not captions):
         try:
-            captions = caption_texts(payloads[kind].decode("utf-8-sig"), where)
+            text = payloads[kind].decode("utf-8-sig")
+            captions = caption_texts(text.split("\n") if by_line else text, where)
         except UnicodeDecodeError as error:
             raise SourceError(f"{where}.{kind}: not UTF-8 text: {error}") from error
     return info, captions
 
 
-def sample_of_texts(source: str, shard: str, key: str, payloads: Mapping[str, bytes]) -> Sample:
+def sample_of_texts(
+    source: str,
+    shard: str,
+    key: str,
+    payloads: Mapping[str, bytes],
+    caption_field: str | None = None,
+    by_line: bool = False,
+) -> Sample:
     """A sample without its image, of its texts by kind; raises `SourceError`."""
-    info, captions = parse_texts(payloads, f"{shard}/{key}")
+    info, captions = parse_texts(payloads, f"{shard}/{key}", caption_field, by_line)
     return Sample(key, shard, b"", captions, image_id_of(source, shard, key, info), info)
 
 

@@ -88,7 +88,7 @@ class Run(ABC):
         import torch
 
         from openblip.data.loader import Loader
-        from openblip.data.sources import open_mixture
+        from openblip.data.sources import check_options_used, open_mixture, require_texts
         from openblip.recipes.validation import make_validation
         from openblip.training.run_folder import RunFolder
         from openblip.training.trainer import Trainer
@@ -96,7 +96,9 @@ class Run(ABC):
         self.check()
         data, training = self.data, self.training
         assert data.source is not None  # `check` has seen to it
-        mixture = open_mixture(data.source, images=data.images)
+        mixture = open_mixture(data.source, **data.reading)
+        check_options_used(mixture.sources, data)
+        require_texts(mixture.sources)
         torch.manual_seed(training.seed)
         checkpoint = self.initialize(mixture)
         tokenizer, preprocessing = checkpoint.tokenizer, checkpoint.preprocessing

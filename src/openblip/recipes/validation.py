@@ -5,7 +5,7 @@ from typing import Any
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.data.config import DataConfig
-from openblip.data.sources import open_source
+from openblip.data.sources import open_source, require_texts
 from openblip.errors import ConfigError
 from openblip.evaluation.catalog import BENCHMARKS
 from openblip.predictor import Blip2Predictor, BlipPredictor
@@ -39,7 +39,8 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[]
         raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
     frames = {} if benchmark.num_frames is None else {"num_frames": data.num_frames}
     assert data.validation is not None  # `Run.check` has seen to it
-    source = open_source(data.validation, images=data.images)
+    source = open_source(data.validation, **data.reading)
+    require_texts([source])
     benchmark.require_truth(source, data.validation_limit)
     predictor = (Blip2Predictor if isinstance(checkpoint, Blip2Checkpoint) else BlipPredictor)(checkpoint)
 

@@ -5,6 +5,7 @@ is missing or nothing of it can be read. A file's structure tells its format: se
 """
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+from openblip.data.config import SourceOptions
 from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
 from openblip.data.sources import rows, storage
 from openblip.data.sources.rows import AnnotationRows, AnnotationSource, Fields, ImageRow, id_of, number_of, text_of
@@ -91,20 +93,20 @@ def listed_rows(file: AnnotationSource) -> AnnotationRows:
 
     The key is an id or else the row's number. Rows that state the same image id, or else the same image, share it.
     """
+    image_columns = rows.named_columns(file.options.image_column, rows.IMAGE_COLUMNS)
+    objects = rows.first_objects(file.content)
+    file.check_columns(dict.fromkeys(name for item in objects for name in item), image_columns)
 
     def row(item: Fields, number: int) -> ImageRow:
-        if _is_pair(item):
-            names = [rows.file_name_of({"images": name}, "images") for name in item["images"]]
-        elif (column := next((name for name in rows.IMAGE_COLUMNS if name in item), None)) is not None:
-            names = [rows.file_name_of(item, column)]
-        else:
-            raise SourceError(f"no image; found: {', '.join(item) or 'nothing'}")
+        names = rows.row_images(item, rows.find_column(item, image_columns, "image"))
+        if _is_pair(objects[0]) and len(names) != 2:
+            raise SourceError("it names one image, and the statements of this file are about two")
         ids = (item.get(name) for name in ("question_id", "identifier", "img_id"))
         key = next((value for value in ids if isinstance(value, (int, str)) and value != ""), None)
         key = rows.row_key(item, number) if key is None else key
         image_id = item.get("image_id", item.get("img_id"))
         image_id = " ".join(names) if image_id is None else image_id
-        captions, fields = rows.row_captions(item), dict(item)
+        captions, fields = rows.row_captions(item, file.caption_columns), dict(item)
         if _is_pair(item) and "sentence" in item:
             fields["statement"] = fields.pop("sentence")
         fields = rows.task_fields(fields)
@@ -116,14 +118,54 @@ def listed_rows(file: AnnotationSource) -> AnnotationRows:
         image, *second = (storage.join(file.images, name) for name in names)
         return ImageRow(key, (image,), image_id, captions, fields, *second)
 
-    first = rows.first_objects(file.content)[0]
+    first = objects[0]
     if _is_pair(first):
         name = "list of statements about two images"
     elif first.keys() & {"conversations", "instruction", "turns"}:
         name = "list of instructions about images"
     else:
         name = "list of questions" if "question" in first else "list of captioned images"
-    return AnnotationRows(file.content, row, {"format": name})
+    return AnnotationRows(file.content, row, {"format": name}, may_repeat_keys=True)
+
+
+def named_rows(file: AnnotationSource) -> AnnotationRows:
+    """An object with the captions of each image, or an object about it, under its name."""
+    file.content = [
+        {"image": name, **(value if isinstance(value, dict) else {"caption": value})}
+        for name, value in file.content.items()
+    ]
+    listed = listed_rows(file)
+    return listed._replace(description={"format": "captions by the names of images"})
+
+
+def _names_images_itself(content: Any) -> bool:
+    """Whether a parsed json is an object of captions, or of objects with captions, by the names of image files."""
+    return isinstance(content, dict) and bool(content) and all(map(rows.is_image_name, itertools.islice(content, 100)))
+
+
+def flickr_rows(file: AnnotationSource) -> AnnotationRows:
+    """Flickr8k and Flickr30k: a caption in each line; each image is a sample with all of its captions. The key is the
+    image's name.
+    """
+    captions: dict[str, list[str]] = {}
+    broken: dict[str, SourceError] = {}
+    for place, item in file.lines():
+        try:
+            if isinstance(item, SourceError):
+                raise item
+            name = rows.file_name_of(item, "image" if "image" in item else "image_name")
+            name = re.sub(r"#\d+$", "", name)  # the caption's number
+            captions.setdefault(name, []).extend(rows.row_captions(item, ("caption", "comment")))
+        except SourceError as error:
+            broken[place] = error
+    paths_of = file.image_paths("flickr30k-images", "flickr30k_images", "Images", "Flicker8k_Dataset")
+
+    def row(item: Fields, number: int) -> ImageRow:
+        name = item["name"]
+        return ImageRow(name, paths_of(name), name, tuple(captions[name]), {"image_id": name})
+
+    items = [*({"name": name} for name in captions), *broken.values()]
+    return AnnotationRows(items, row, {"format": "Flickr8k or Flickr30k captions"}, [*captions, *broken].__getitem__)
 
 
 def _is_pair(item: Fields) -> bool:
@@ -488,6 +530,7 @@ class _Format(NamedTuple):
     fields: Set[str] | Callable[[Fields], bool]  # what one of the first objects has, or a function that recognises it
     known_as: str  # its name and what tells it, for the list of what can be read
     has_splits: bool = False  # whether a file holds several splits, of which one is chosen after a `#`
+    names_paths: bool = False  # whether images are named by their paths, which may be relative to the file
 
     def recognises(self, item: Any) -> bool:
         """Whether an item of the list is of this format."""
@@ -503,9 +546,10 @@ class _Format(NamedTuple):
 # Asked in this order: a list of A-OKVQA questions may name its images as any list does, and a list that names the files
 # of its videos needs no data set's rule for them.
 ANNOTATION_FORMATS = (
-    _Format(coco_rows, ("images",), {"file_name"}, "COCO or NoCaps captions (the lists images and annotations)"),
+    _Format(coco_rows, ("images",), {"file_name"}, "COCO or NoCaps captions (the lists images and annotations)",
+            names_paths=True),
     _Format(karpathy_rows, ("images",), {"sentences", "split"},
-            "Karpathy's dataset_*.json#SPLIT (images with split and sentences)", has_splits=True),
+            "Karpathy's dataset_*.json#SPLIT (images with split and sentences)", has_splits=True, names_paths=True),
     _Format(vqa_rows, ("questions",), {"question_id", "question"},
             "VQA, VQAv2 or OK-VQA questions (the list questions; its annotations are found beside it)"),
     _Format(visual_genome_rows, (), {"qas"}, "Visual Genome question_answers.json (a list of images with qas)"),
@@ -514,41 +558,63 @@ ANNOTATION_FORMATS = (
     _Format(msrvtt_rows, ("videos",), {"video_id"},
             "MSRVTT captions, file.json#SPLIT (the lists videos and sentences)", has_splits=True),
     _Format(listed_rows, (), _names_images,
-            "a list of objects with image (or two images) and caption, question, sentence or conversations"),
+            "a list of objects with image (or two images) and caption, question, sentence or conversations",
+            names_paths=True),
     _Format(video_question_rows, (), {"question", "video_id"},
             "MSRVTT-QA or MSVD-QA (a list of objects with question and video_id)"),
     _Format(video_list_rows, (), _names_videos, "a list of videos (clip_name or video_id) with sentence or caption"),
 )  # fmt: skip
 _VIDEO_LIST = ANNOTATION_FORMATS[-1]
+_LISTED = next(known for known in ANNOTATION_FORMATS if known.rows is listed_rows)
+_NAMED = _Format(named_rows, (), set(), "an object with the captions of each image under its name", names_paths=True)
+_FLICKR = _Format(flickr_rows, (), set(), "Flickr30k's results.csv, Flickr8k's captions.txt and token.txt",
+                  names_paths=True)  # fmt: skip
 _NLVR = _Format(nlvr_rows, (), {"identifier", "sentence"}, "NLVR2 (json lines with identifier and sentence)")
 
 
-def open_annotated(spec: str, path: str, images: str | None, split: str | None = None) -> Source:
-    """Open a .json, .jsonl, .csv or .tsv: an annotation file where its structure is of one, else a table."""
-    known, is_table = _recognise_rows(path)
+def open_annotated(spec: str, path: str, options: SourceOptions, split: str | None = None) -> Source:
+    """Open a .json, .jsonl, .csv, .tsv or .txt: an annotation file where its structure is of one, else a table.
+
+    Where a file names images by their paths, these are beside it unless the options name a folder.
+    """
+    known, is_table = _recognise_rows(path, options)
     content: Any = None
     if known is None and not is_table:
         content = rows.read_document(path)
         known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
+        if known is None and _names_images_itself(content):
+            known = _NAMED
+        if known is None and options.image_column is not None and rows.first_objects(content):
+            known = _LISTED
         if known is None:
             raise SourceError(f"{path}: not an annotation file that can be read{_described(content)}")
     if split is not None and (known is None or not known.has_splits):
         raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
     if known is None:
-        return rows.TableSource.open(spec, [path], images)
-    if images is None:
+        return rows.TableSource.open(spec, [path], options)
+    images = options.images
+    if images is None and not known.names_paths:
         raise SourceError(f"{path}: give the folder of its images with --images DIR")
-    if not storage.is_directory(images):
+    if images is not None and not storage.is_directory(images):
         raise SourceError(f"{images}: no such folder of images")
-    return AnnotationSource(spec, path, content, images, split, known.rows, open_annotated)
+    images = storage.parent(path) if images is None else images
+    source = AnnotationSource(spec, path, content, images, split, options, known.rows, open_annotated)
+    if options.images is None and not source.has_images():
+        raise SourceError(f"{path}: its images are not beside it; give their folder with --images DIR")
+    return source
 
 
-def _recognise_rows(path: str) -> tuple[_Format | None, bool]:
+def _recognise_rows(path: str, options: SourceOptions) -> tuple[_Format | None, bool]:
     """The format that the first row tells, if any, and whether the file has rows and is not one json document."""
-    with storage.source_errors(path), storage.open_binary(path) as file:
+    with storage.source_errors(path), rows.open_rows(path) as file:
         columns = rows.Dialect.of(file, path)[0].columns
         if columns is not None:
-            return (_VIDEO_LIST if _VIDEO_LIST.recognises(dict.fromkeys(columns)) else None), True
+            fields = dict.fromkeys(columns)
+            if options.image_column is None and options.caption_column is None:
+                is_text = path.lower().endswith((".txt", ".token"))
+                if fields.keys() >= {"image_name", "comment"} or (is_text and fields.keys() == {"image", "caption"}):
+                    return _FLICKR, True
+            return (_VIDEO_LIST if _VIDEO_LIST.recognises(fields) else None), True
         head = file.read(_LONGEST_LINE).decode("utf-8-sig", "replace")
     first = next((line for line in head.split("\n") if line.strip()), "")
     try:
@@ -577,4 +643,5 @@ def _described(content: Any) -> str:
         what += ", so the annotations of VQA questions: give the questions file, which finds them"
     elif any("round_id" in item for item in objects):
         what += ", so the dense annotations of VisDial: give the dialogs file, which finds them"
-    return f": it is {what}. Known are {'; '.join(known.known_as for known in (*ANNOTATION_FORMATS, _NLVR))}"
+    known_as = "; ".join(known.known_as for known in (*ANNOTATION_FORMATS, _NAMED, _NLVR, _FLICKR))
+    return f": it is {what}. Known are {known_as}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from openblip.data.captions import finished_shards, is_kept, read_captions
+from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
 from openblip.errors import SourceError
 
@@ -33,7 +34,7 @@ class CapFiltSource(Source):
         missing = {"source", "threshold"} - manifest.keys()
         if missing:
             raise SourceError(f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt")
-        original = open_source(manifest["source"], images=manifest.get("images"))
+        original = open_source(manifest["source"], **SourceOptions.stated(manifest).reading)
         return cls(spec, path.parent, original, float(manifest["threshold"]))
 
     def shards(self) -> Sequence[str]:

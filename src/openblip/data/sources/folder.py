@@ -13,11 +13,12 @@ import contextlib
 import os
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from openblip.data import sample as samples
+from openblip.data.config import SourceOptions
 from openblip.data.sample import TEXT_SUFFIXES, Sample, ending_of, safe_name
 from openblip.data.sources import rows, storage
 from openblip.data.sources.rows import Dialect, Fields, ImageRow, RowSource, chunk_names, cut_rows
@@ -34,12 +35,14 @@ class _MetadataRow(NamedTuple):
     place: str
     dialect: Dialect
     data: bytes
+    options: SourceOptions
 
     def parse(self) -> tuple[str, Fields]:
         """The name of the image that the row is about, and the row; raises `SourceError`."""
         try:
             fields = self.dialect.parse(self.data)
-            return rows.file_name_of(fields, rows.find_column(fields, _IMAGE_COLUMNS, "image")), fields
+            columns = rows.named_columns(self.options.image_column, _IMAGE_COLUMNS)
+            return rows.file_name_of(fields, rows.find_column(fields, columns, "image")), fields
         except SourceError as error:
             raise SourceError(f"{self.place}: {error}") from error
 
@@ -50,13 +53,15 @@ class FolderRow(ImageRow):
 
     text_paths: Mapping[str, str] = field(default_factory=dict)
     stated: Sequence[_MetadataRow] = ()
+    caption_column: str | None = None  # of metadata files, and the field of json files
 
     def texts(self, source: str, shard: str) -> Sample:
         payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
-        sample = samples.sample_of_texts(source, shard, self.sample_key, payloads)
+        sample = samples.sample_of_texts(source, shard, self.sample_key, payloads, self.caption_column, by_line=True)
         info, captions = {**self.info}, [*sample.captions]
         for _, fields in (row.parse() for row in self.stated):
-            captions += (text for text in rows.row_captions(fields) if text not in captions)
+            columns = rows.named_columns(self.caption_column, rows.CAPTION_COLUMNS)
+            captions += (text for text in rows.row_captions(fields, columns) if text not in captions)
             info = {**rows.task_fields(fields), **info}
         info.update(sample.info)
         image_id = samples.image_id_of(source, shard, self.sample_key, info)
@@ -71,7 +76,7 @@ class FolderFiles(NamedTuple):
     classes: str | None  # the path of `classes.json`
 
     @classmethod
-    def of(cls, root: str, kinds: Sequence[str] = ()) -> "FolderFiles":
+    def of(cls, root: str, options: SourceOptions, kinds: Sequence[str] = ()) -> "FolderFiles":
         """List a folder: the files of these kinds ("image", "video"), or without them its images, or its videos where
         it has no image. A key is the path in the folder without suffix, or with it where images differ in it alone.
         Raises `SourceError` for a metadata file that cannot be read.
@@ -97,7 +102,7 @@ class FolderFiles(NamedTuple):
                 unused[ending_of(name)] += 1
         kinds = kinds or (("image",) if media["image"] else ("video",))
         names = sorted(name for kind in kinds for name in media[kind])
-        stated = _read_metadata(root, metadata, unused)
+        stated, column = _read_metadata(root, metadata, options, unused), options.caption_column
         keys = _keys(names)
         listed: list[FolderRow] = []
         for name in [*names, *sorted(stated.keys() - {*names})]:  # a row may be about a file that is not there
@@ -105,7 +110,8 @@ class FolderFiles(NamedTuple):
             beside |= texts.get(name.rpartition(".")[0], {})
             in_order = {kind: storage.join(root, beside[kind]) for kind in TEXT_SUFFIXES if kind in beside}
             path = storage.join(root, name)
-            listed.append(FolderRow(keys.get(name, name), (path,), text_paths=in_order, stated=stated.get(name, ())))
+            about, key = stated.get(name, ()), keys.get(name, name)
+            listed.append(FolderRow(key, (path,), text_paths=in_order, stated=about, caption_column=column))
         used = {path for row in listed for path in row.text_paths.values()}
         unread = [name for kind in media.keys() - {*kinds} for name in media[kind]]
         unread += (name for paths in texts.values() for name in paths.values() if storage.join(root, name) not in used)
@@ -125,16 +131,21 @@ def _keys(names: Iterable[str]) -> dict[str, str]:
         keys.update((name, name) for name in shared)
 
 
-def _read_metadata(root: str, names: Iterable[str], unused: Counter[str]) -> dict[str, list[_MetadataRow]]:
+def _read_metadata(
+    root: str, names: Iterable[str], options: SourceOptions, unused: Counter[str]
+) -> dict[str, list[_MetadataRow]]:
     """The rows of metadata files by the file that they are about; raises `SourceError`. A row that names none is listed
     by its place. A file in which no row names one is not used.
     """
     stated: defaultdict[str, list[_MetadataRow]] = defaultdict(list)
     for name in names:
         path = storage.join(root, name)
-        with storage.source_errors(path), storage.open_binary(path) as file:
+        with storage.source_errors(path), rows.open_rows(path) as file:
             dialect, number = Dialect.of(file, path)
-            lines = [_MetadataRow(f"{name} line {n}", dialect, data) for n, _, data in dialect.lines(file, number)]
+            found = list(dialect.lines(file, number))
+        if options.image_column or options.caption_column:
+            dialect.check(found, options, path)
+        lines = [_MetadataRow(f"{name} line {n}", dialect, data, options) for n, _, data in found]
         images: list[str | None] = []
         for row in lines:
             image = None
@@ -158,18 +169,19 @@ class FolderSource(RowSource):
     classes: Mapping[str, list[str]] = field(repr=False)  # name of a sub-folder -> names of its class
     chunks: dict[str, range] = field(repr=False)
     unused: Mapping[str, Counter[str]] = field(repr=False)
+    option_names: Set[str] = frozenset()
 
     @classmethod
-    def open(cls, spec: str, directory: str) -> "FolderSource":
+    def open(cls, spec: str, directory: str, options: SourceOptions) -> "FolderSource":
         """List the folder, once; raises `SourceError`."""
         root = storage.canonical(directory).rstrip("/")
-        files = FolderFiles.of(root)
+        files = FolderFiles.of(root, options)
         stem = safe_name(os.path.basename(root)) or "images"
         classes = {name: [name] for row in files.rows if not row.stated and (name := _sub_folder(row))}
         if classes and files.classes is not None:
             classes = _read_classes(files.classes, classes)
         chunks = chunk_names(stem, cut_rows(len(files.rows)))
-        source = cls(spec, files.rows, classes, chunks, {stem: files.unused})
+        source = cls(spec, files.rows, classes, chunks, {stem: files.unused}, option_names_of(files.rows))
         if not files.rows:
             unused = samples.unused_line([files.unused])
             what = "no image (jpg, png, ...), video (mp4, ...), tar or parquet file in this folder"
@@ -189,6 +201,12 @@ class FolderSource(RowSource):
             if len(names) > 1:
                 info["label_names"] = names
             yield safe_name(os.path.basename(row.image[0])), replace(row, info=info)
+
+
+def option_names_of(files: Iterable[FolderRow]) -> Set[str]:
+    """The options that matter for files: columns are those of metadata files, and a caption's that of json files."""
+    named = {"image_column", "caption_column"}
+    return named if any(row.stated for row in files) else {"caption_column"}
 
 
 def _sub_folder(row: FolderRow) -> str:

@@ -1,7 +1,7 @@
 """Several sources one after the other, for all that reads a source once: captions, CapFilt, evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from openblip.data.sample import Located, Sample, Selection, Source
@@ -35,6 +35,14 @@ class JoinedSource(Source):
     def num_samples(self, shard: str) -> int | None:
         source, own_name = self._find(shard)
         return source.num_samples(own_name)
+
+    @property
+    def option_names(self) -> Set[str]:  # type: ignore[override]
+        return {name for source in self.sources for name in source.option_names}
+
+    @property
+    def lacks(self) -> str:  # type: ignore[override]
+        return next((source.lacks for source in self.sources if source.lacks), "")
 
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]

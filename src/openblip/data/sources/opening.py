@@ -4,27 +4,37 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
+from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, Sample, Selection, Source, ending_of, is_hidden
 from openblip.data.sources import storage
 from openblip.data.sources.annotations import open_annotated
 from openblip.data.sources.folder import FolderSource
+from openblip.data.sources.huggingface import (
+    SHARD_SUFFIXES,
+    choose_split,
+    find_hub_folder,
+    is_dataset_name,
+    repository_files,
+    splits_of_names,
+)
 from openblip.data.sources.joined import JoinedSource
 from openblip.data.sources.rows import TableSource
 from openblip.data.sources.tar import TarSource
-from openblip.errors import SourceError
+from openblip.errors import ConfigError, SourceError
 from openblip.files import hash_int
 
 _FORMATS = (
-    "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .jsonl, .csv, "
-    "the annotation file of a public data set (.json) with --images DIR, a folder of images, or capfilt:DIR; "
-    "any of them may end in a part, [:95%]"
+    "tar shards (a.tar, dir/{0000..0127}.tar, a glob or a folder of them), .parquet, .arrow, .jsonl, .csv, "
+    "the annotation file of a public data set (.json) with --images DIR, a folder of images, a data set of "
+    "Hugging Face, or capfilt:DIR; any of them may end in a part, [:95%]"
 )
 _ABOUT_DATA = frozenset({"json", "txt", "md", "html", "yaml", "yml"})  # endings of files that may lie beside shards
+_SUFFIXES = {*SHARD_SUFFIXES, "json", "jsonl", "csv", "tsv", "txt", "token"}
 _SLICE = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$")
-_SPLIT = re.compile(r"(?P<path>.+\.json)#(?P<split>[\w-]*)")
+_SPLIT = re.compile(r"(?P<path>.+)#(?P<split>[\w./-]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +45,62 @@ class Mixture:
     weights: tuple[float, ...] | None = None  # the probability that a drawn sample comes from each source
 
 
-def open_source(spec: str, *, images: str | None = None) -> Source:
+def open_source(
+    spec: str, *, images: str | None = None, image_column: str | None = None, caption_column: str | None = None
+) -> Source:
     """Open a source, or several one after the other: `a.tar,b.parquet`; docs/data.md lists the formats.
 
-    images: the folder of the images of annotation files and tables. Raises `SourceError` when there is nothing there,
-    the format is unknown, a source is named twice or has a weight.
+    `SourceOptions` says what the options are. Raises `SourceError` when there is nothing there, the format is unknown,
+    a table has no such column, a source is named twice or has a weight.
     """
-    mixture = open_mixture(spec, images=images)
+    mixture = open_mixture(spec, images=images, image_column=image_column, caption_column=caption_column)
     if mixture.weights is not None:
         reason = "a weight says how often a training draws from a source, and here every sample is read once"
         raise SourceError(f"{spec}: {reason}; leave out the weights after @")
     return mixture.sources[0] if len(mixture.sources) == 1 else JoinedSource(spec, mixture.sources)
 
 
-def open_mixture(spec: str, *, images: str | None = None) -> Mixture:
+def check_options_used(sources: Iterable[Source], options: SourceOptions) -> None:
+    """Raise `ConfigError` for a column that is named while none of the sources has columns of its kind."""
+    opened = list(sources)
+    for name in ("image_column", "caption_column"):
+        if getattr(options, name) is not None and not any(name in source.option_names for source in opened):
+            names = ", ".join(source.name for source in opened)
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect: {names} has no columns; leave it out")
+
+
+def require_texts(sources: Iterable[Source]) -> None:
+    """Raise `SourceError` for a table of images alone, where captions or other texts are needed."""
+    for source in sources:
+        if source.lacks:
+            raise SourceError(source.lacks)
+
+
+def open_mixture(
+    spec: str, *, images: str | None = None, image_column: str | None = None, caption_column: str | None = None
+) -> Mixture:
     """Open `a.tar@0.7,b.parquet@0.3`, or one source alone. Weights are scaled to sum 1, and nothing is counted.
 
     Raises `SourceError` when only some members have a weight, one is not a positive number, or a source is named twice.
     """
+    options = SourceOptions(images=images, image_column=image_column, caption_column=caption_column)
     members = _split_mixture(spec)
     weights = [weight for _, weight in members if weight is not None]
     if weights and len(weights) != len(members):
         raise SourceError(f"{spec}: give every source of the mixture a weight (SOURCE@0.5), or none")
     if len({name for name, _ in members}) != len(members):
         raise SourceError(f"{spec}: the same source twice; give it a larger weight instead")
-    sources = tuple(_open_one(name, images) for name, _ in members)
+    sources = tuple(_open_one(name, options) for name, _ in members)
     return Mixture(sources, tuple(weight / sum(weights) for weight in weights) or None)
 
 
 def absolute_spec(spec: str) -> str:
     """The same source, or sources, from any working directory."""
     prefixed = (name.rpartition("capfilt:") for name, _ in _split_mixture(spec))
-    return ",".join(f"{before}{prefix}{storage.absolute(path)}" for before, prefix, path in prefixed)
+    return ",".join(
+        f"{before}{prefix}{path if is_dataset_name(path.partition('#')[0]) else storage.absolute(path)}"
+        for before, prefix, path in prefixed
+    )
 
 
 def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
@@ -95,59 +129,70 @@ def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
     return members
 
 
-def _open_one(spec: str, images: str | None) -> Source:
+def _open_one(spec: str, options: SourceOptions) -> Source:
     """The modules that need pyarrow are imported when a spec names their format."""
     if part := _SLICE.match(spec):
         start, stop = int(part["start"] or 0), int(part["stop"] or 100)
         if not 0 <= start < stop <= 100:
             raise SourceError(f"{spec}: a part goes from a smaller to a larger percentage, as in [:95%] or [95%:]")
-        return PercentSlice.open(spec, _open_one(part["spec"], images), start, stop)
+        return PercentSlice.open(spec, _open_one(part["spec"], options), start, stop)
     if spec.startswith("capfilt:"):
         from openblip.data.sources.capfilt import CapFiltSource
 
         return CapFiltSource.open(spec, spec.removeprefix("capfilt:"), open_source)
-    match = _SPLIT.fullmatch(spec)  # dataset_coco.json#test
-    if match is not None and not storage.is_remote(spec) and storage.exists(spec):
-        match = None
-    paths = storage.expand_paths(spec if match is None else match["path"])
+    path, split = spec, None
+    if storage.is_remote(spec) or not storage.exists(spec):
+        if match := _SPLIT.fullmatch(spec):  # dataset_coco.json#test
+            path, split = match["path"], match["split"]
+        if is_dataset_name(path) and _suffix(path) not in _SUFFIXES:
+            path = find_hub_folder(path)
+    paths = storage.expand_paths(path)
     unused: dict[str, Counter[str]] = {}
     if len(paths) == 1 and storage.is_directory(folder := paths[0]):
-        paths, other_files = shards_in(folder)
+        paths, other_files = shards_in(spec, folder, split)
         if not paths:
-            return FolderSource.open(spec, folder)
+            choose_split(spec, {}, split)
+            return FolderSource.open(spec, folder, options)
         unused = {"": other_files}
+    elif split is not None and {_suffix(path) for path in paths} != {"json"}:
+        raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
     suffixes = {_suffix(path) for path in paths}
     if len(suffixes) > 1:
         raise SourceError(f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format")
     suffix = suffixes.pop()
     if suffix == "tar":
-        return TarSource(spec, storage.shard_names(paths), unused)
-    if suffix == "parquet":
+        return TarSource(spec, storage.shard_names(paths), unused, options.caption_column)
+    if suffix in SHARD_SUFFIXES:
         from openblip.data.sources.parquet import ParquetSource
 
-        return replace(ParquetSource.open(spec, paths), unused=unused)
-    if suffix in {"json", "jsonl", "csv", "tsv"} and len(paths) == 1:
-        return open_annotated(spec, paths[0], images, match and match["split"])
+        return replace(ParquetSource.open(spec, paths, options), unused=unused)
+    if suffix in {"json", "jsonl", "csv", "tsv", "txt", "token"} and len(paths) == 1:
+        return open_annotated(spec, paths[0], options, split)
     if suffix in {"jsonl", "csv", "tsv"}:
-        return TableSource.open(spec, paths, images)
+        return TableSource.open(spec, paths, options)
     if suffix in {"gz", "tgz", "bz2", "xz", "zst", "zip"}:
         raise SourceError(f"{spec}: compressed; decompress it first, shards are read at byte offsets")
     raise SourceError(f"{spec}: not a format that can be read; expected {_FORMATS}")
 
 
-def shards_in(folder: str) -> tuple[list[str], Counter[str]]:
-    """The tar files of a folder, or else its parquet files, and what else there is of data, by ending. There are none
-    in a folder of images, nor in one where img2dataset wrote images to `00000` and their table to `00000.parquet`.
+def shards_in(spec: str, folder: str, split: str | None = None) -> tuple[list[str], Counter[str]]:
+    """The shards of a folder, all of one split, and what else there is of data, by ending: those of a Hugging Face data
+    set, else the tar files, or else parquet or Arrow files. There are none in a folder of images, nor in one where
+    img2dataset wrote images to `00000` and their table to `00000.parquet`. Raises as `choose_split`.
     """
     files = [path for path in storage.list_files(folder) if not is_hidden(path)]
-    for suffix in ("tar", "parquet"):
+    splits, others = repository_files(folder, files)
+    for suffix in SHARD_SUFFIXES if not splits else ():
         shards = [path for path in files if _suffix(path) == suffix]
         stems = {path.removesuffix(f".{suffix}") for path in shards}
         if shards and not (suffix == "parquet" and all(map(storage.is_directory, stems))):
             tables = {f"{stem}.parquet" for stem in stems}  # of img2dataset, beside its shards
-            others = [path for path in files if path not in shards and path not in tables]
-            return shards, Counter(ending_of(path) for path in others if _suffix(path) not in _ABOUT_DATA)
-    return [], Counter()
+            splits, others = splits_of_names(folder, shards), [p for p in files if p not in shards and p not in tables]
+            break
+    if not splits:
+        return [], Counter()
+    unused = Counter(ending_of(path) for path in others if _suffix(path) not in _ABOUT_DATA)
+    return choose_split(spec, splits, split), unused
 
 
 def _suffix(path: str) -> str:
@@ -191,6 +236,14 @@ class PercentSlice(Source):
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]
         return self.whole.unused
+
+    @property
+    def option_names(self) -> Set[str]:  # type: ignore[override]
+        return self.whole.option_names
+
+    @property
+    def lacks(self) -> str:  # type: ignore[override]
+        return self.whole.lacks
 
     def describe(self) -> Mapping[str, object]:
         return self.whole.describe()

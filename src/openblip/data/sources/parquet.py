@@ -1,24 +1,29 @@
-"""Parquet files with the encoded image and its texts in each row, as Hugging Face datasets writes them.
+"""Parquet and Arrow files with the image, encoded or by its path, and its texts in each row, as Hugging Face datasets
+writes them. An Arrow file or stream is read as if its record batches were the row groups of a parquet file.
 
 A null is a field that the row does not have. A row group is read as texts first, then its images a few at a time.
 """
 
+import io
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, image_id_of, is_transient
 from openblip.data.sources import rows, storage
 from openblip.errors import SourceError
 
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4")
+_ENCODED_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "video", "mp4", "images")
+_IMAGE_COLUMNS = (*_ENCODED_COLUMNS, *(name for name in rows.IMAGE_COLUMNS if name not in _ENCODED_COLUMNS))
 _SECOND_IMAGE = "second_image"
 _ROWS_AT_ONCE = 32  # images that are in memory together
 _BUFFER_BYTES = 4 << 20  # a column is read in requests of this size
@@ -28,19 +33,25 @@ _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 
 @dataclass
 class ParquetSource(Source):
-    """Parquet files, one shard each. A row group can be read as the shard `NAME-00003`, as earlier versions did."""
+    """Parquet or Arrow files, one shard each. A row group can be read as the shard `NAME-00003`, as earlier versions
+    did.
+    """
 
     name: str
     paths: dict[str, str] = field(repr=False)
     unused: Mapping[str, Counter[str]] = field(default_factory=dict, repr=False)
+    options: SourceOptions = SourceOptions()  # noqa: RUF009 (frozen)
+    lacks: str = ""
+    option_names = frozenset({"image_column", "caption_column"})
 
     @classmethod
-    def open(cls, spec: str, paths: list[str]) -> "ParquetSource":
+    def open(cls, spec: str, paths: list[str], options: SourceOptions) -> "ParquetSource":
         """Look at the first file's columns; raises `SourceError`. Each other file is looked at in its turn."""
-        source = cls(spec, storage.shard_names(paths))
-        with source._opened(source.shards()[0]) as (file, _):
-            if len(paths) == 1 and not file.metadata.num_rows:
+        source = cls(spec, storage.shard_names(paths), options=options)
+        with source._opened(source.shards()[0]) as (file, groups):
+            if len(paths) == 1 and not any(map(file.num_rows, groups)):
                 raise SourceError(f"{spec}: no rows")
+            source.lacks = rows.check_columns(file.schema.names, _IMAGE_COLUMNS, options, paths[0])
         return source
 
     def shards(self) -> Sequence[str]:
@@ -62,11 +73,11 @@ class ParquetSource(Source):
 
     def num_samples(self, shard: str) -> int:
         with self._opened(shard) as (file, groups):
-            return sum(file.metadata.row_group(group).num_rows for group in groups)
+            return sum(map(file.num_rows, groups))
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         with self._opened(shard, is_shared=selection.pieces[1] > 1) as (file, groups):
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            sizes = [file.num_rows(group) for group in range(file.num_groups)]
             first = sum(sizes[: groups[0]]) if groups else 0  # row of the file that is the shard's sample 0
             reader = _GroupReader(self, shard, file, selection)
             for index, group in enumerate(groups):
@@ -79,25 +90,78 @@ class ParquetSource(Source):
                 raise SourceError(f"{shard}: nothing can be read: {reader.damage}")
 
     @contextmanager
-    def _opened(self, shard: str, *, is_shared: bool = False) -> Iterator[tuple[pq.ParquetFile, list[int]]]:
+    def _opened(self, shard: str, *, is_shared: bool = False) -> Iterator[tuple["_File", list[int]]]:
         """The open file of a shard and the row groups that belong to the shard."""
         path, (_, group) = self.path(shard), self._file_of(shard)
         with storage.source_errors(path, keep_transient=True):
-            binary = storage.open_copied(path) if is_shared else storage.open_binary(path)
+            is_arrow = path.lower().endswith((".arrow", ".feather"))
+            binary = storage.open_copied(path) if is_shared or is_arrow else storage.open_binary(path)
         with binary:
             try:
-                file = pq.ParquetFile(binary, buffer_size=_BUFFER_BYTES)
+                file = _ArrowFile(binary) if is_arrow else _ParquetFile(binary)
             except (OSError, pa.ArrowException) as error:
                 if is_transient(error):
                     raise
                 binary.seek(0)
                 what = storage.describe_content(binary.read(512)) or error
-                raise SourceError(f"{path}: not a readable parquet file: {what}") from error
-            rows.check_columns(file.schema_arrow.names, _IMAGE_COLUMNS, path)
-            groups = list(range(file.num_row_groups)) if group is None else [group]
-            if groups and groups[-1] >= file.num_row_groups:
+                raise SourceError(f"{path}: not a readable {path.rpartition('.')[2]} file: {what}") from error
+            rows.check_columns(file.schema.names, _IMAGE_COLUMNS, self.options, path)
+            groups = list(range(file.num_groups)) if group is None else [group]
+            if groups and groups[-1] >= file.num_groups:
                 raise SourceError(f"{path}: has no row group {group}")
             yield file, groups
+
+
+class _ParquetFile:
+    """An open parquet file."""
+
+    def __init__(self, binary: BinaryIO) -> None:
+        self.file = pq.ParquetFile(binary, buffer_size=_BUFFER_BYTES)
+        self.schema, self.num_groups = self.file.schema_arrow, self.file.num_row_groups
+
+    def num_rows(self, group: int) -> int:
+        return int(self.file.metadata.row_group(group).num_rows)
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        return self.file.read_row_group(group, columns=columns, use_threads=False)
+
+    def batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows of a group, a few at a time."""
+        yield from self.file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False)
+
+
+class _ArrowFile:
+    """An open Arrow file or stream; a local one is mapped into memory. What cannot be read of its end is a group of one
+    row, so that it becomes a reject.
+    """
+
+    def __init__(self, binary: BinaryIO) -> None:
+        source = pa.memory_map(binary.name) if isinstance(binary, io.BufferedReader) else pa.PythonFile(binary)
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        self.schema, self.groups, self.damage = reader.schema, list[pa.RecordBatch](), list[Exception]()
+        try:
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+                self.groups.append(batch)
+        except (OSError, pa.ArrowException) as error:
+            self.damage.append(error)
+        self.num_groups = len(self.groups) + len(self.damage)
+
+    def num_rows(self, group: int) -> int:
+        return self.groups[group].num_rows if group < len(self.groups) else 1
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        return pa.Table.from_batches(list(self.batches(group, columns)))
+
+    def batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if group == len(self.groups):
+            raise self.damage[0]
+        batch = self.groups[group].select(columns)
+        return (batch.slice(start, _ROWS_AT_ONCE) for start in range(0, batch.num_rows, _ROWS_AT_ONCE))
+
+
+_File = _ParquetFile | _ArrowFile
 
 
 def _rows_of_piece(pieces: tuple[int, int], group: int, num_groups: int, num_rows: int) -> range:
@@ -114,56 +178,59 @@ def _rows_of_piece(pieces: tuple[int, int], group: int, num_groups: int, num_row
 class _GroupReader:
     """Reads the row groups of one open shard, one after the other."""
 
-    def __init__(self, source: ParquetSource, shard: str, file: pq.ParquetFile, selection: Selection) -> None:
+    def __init__(self, source: ParquetSource, shard: str, file: _File, selection: Selection) -> None:
         self.source, self.shard, self.file, self.selection = source, shard, file, selection
-        schema = file.schema_arrow
-        image = rows.find_column(schema.names, _IMAGE_COLUMNS, "image")
+        schema, options = file.schema, source.options
+        image = rows.find_column(schema.names, rows.named_columns(options.image_column, _IMAGE_COLUMNS), "image")
         self.image_columns = [image, *({_SECOND_IMAGE} & {*schema.names})]
+        self.caption_columns = rows.named_columns(options.caption_column, rows.CAPTION_COLUMNS)
         is_encoded = {c.name: pa.types.is_binary(c.type) or pa.types.is_large_binary(c.type) for c in schema}
-        self.text_columns = [name for name in schema.names if not (name in self.image_columns or is_encoded[name])]
+        self.path_column = None if is_encoded[image] or pa.types.is_nested(schema.field(image).type) else image
+        encoded = {*self.image_columns} - {self.path_column}
+        self.text_columns = [name for name in schema.names if not (name in encoded or is_encoded[name])]
         has_conversations = "conversations" in schema.names  # whose ids are no keys
         self.key_columns = [name for name in self.text_columns if name in rows.KEY_COLUMNS and not has_conversations]
-        self.keys: set[str] = set()
+        self.keys: dict[str, int] = {}
         self.is_readable, self.damage = False, ""
 
     def items(self, group: int, first: int, wanted: Sequence[int]) -> Iterator[tuple[int, _Item]]:
         """The wanted rows of a group, whose first row is row `first` of the file, each with its place."""
         columns = self.text_columns if wanted else self.key_columns
-        if not columns:
+        if not columns and not wanted:
             return
         try:
-            texts = self.file.read_row_group(group, columns=columns, use_threads=False)
+            texts = self.file.read(group, columns)
         except (OSError, pa.ArrowException) as error:
             if wanted:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
         wanted_rows, items = set(wanted), dict[int, _Item]()
-        for row in range(texts.num_rows):
+        for row in range(self.file.num_rows(group)):
             stated: Mapping[str, Any] = {}
             if self.key_columns:
                 with suppress(ValueError):  # a text that is not UTF-8
                     stated = texts.select(self.key_columns).slice(row, 1).to_pylist()[0]
-            key = rows.row_key(stated, first + row)
-            if row in wanted_rows:
-                if key in self.keys:
-                    items[row] = Reject(self.shard, key, f"row {first + row}: duplicate key, the first one stays")
-                elif (item := self._texts(texts.slice(row, 1), key)) is not None:
-                    items[row] = item
-            self.keys.add(key)
+            stated_key = rows.row_key(stated, first + row)
+            key = rows.unique_key(stated_key, self.keys)
+            if row in wanted_rows and (item := self._texts(texts.slice(row, 1), key, stated_key)) is not None:
+                items[row] = item
         if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
             yield from self._with_images(group, first, items)
         else:
             self.is_readable = True
             yield from items.items()
 
-    def _texts(self, row: pa.Table, key: str) -> _Item | None:
-        """The sample without its image, None where it is skipped."""
+    def _texts(self, row: pa.Table, key: str, stated_key: str) -> _Item | None:
+        """The sample without its image, None where it is skipped. Rows that state the same key show the same image."""
         try:
-            values = row.to_pylist()[0]
-            captions, info = rows.row_captions(values), rows.task_fields(_stated(values))
+            values = row.to_pylist()[0] if self.text_columns else {}
+            captions, info = rows.row_captions(values, self.caption_columns), rows.task_fields(_stated(values))
         except (SourceError, pa.ArrowException, ValueError) as error:
             return self._broken(key, error)
-        sample = Sample(key, self.shard, b"", captions, image_id_of(self.source.name, self.shard, key, info), info)
+        image_id = image_id_of(self.source.name, self.shard, stated_key, info)
+        if self.path_column in info and info.get("image_id") is None:
+            image_id = f"{self.source.name}#{info[self.path_column]}"
+        sample = Sample(key, self.shard, b"", captions, image_id, info)
         return None if self.selection.skips(sample) else sample
 
     def _broken(self, key: str, error: Exception) -> Reject:
@@ -174,7 +241,7 @@ class _GroupReader:
         row, last = 0, max(items)
         columns = self.image_columns
         try:
-            for batch in self.file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+            for batch in self.file.batches(group, columns):
                 self.is_readable = True
                 for place in range(batch.num_rows):
                     if (item := items.get(row)) is not None:
@@ -188,11 +255,13 @@ class _GroupReader:
     def _with_image(self, sample: Sample, row: pa.RecordBatch) -> _Item:
         try:
             values = row.to_pylist()[0]
-            image, *second = (
-                self._image(values[column], column)
-                for column in self.image_columns
-                if column != _SECOND_IMAGE or values[column] is not None
-            )
+            column, *others = self.image_columns
+            listed = values[column] if isinstance(values[column], list) else [values[column]]
+            named = [(value, column) for value in listed]
+            named += [(values[name], name) for name in others if values[name] is not None]
+            if not 1 <= len(named) <= 2:
+                raise SourceError(f"{column} lists {len(named)} images, and a sample has one, or two with a statement")
+            image, *second = (self._image(value, name) for value, name in named)
         except (SourceError, OSError) as error:
             return rows.reject_of(self.shard, sample.key, error)
         except (pa.ArrowException, ValueError) as error:
@@ -200,12 +269,12 @@ class _GroupReader:
         return replace(sample, image=image, second_image=next(iter(second), None))
 
     def _image(self, value: Any, column: str) -> bytes:
-        """The bytes themselves, or {bytes, path} with either of them."""
+        """The bytes themselves, a path, or {bytes, path} with either of them."""
         if isinstance(value, Mapping):
-            if value.get("bytes") is None and isinstance(value.get("path"), str):
-                folder = storage.parent(self.source.path(self.shard))
-                return storage.read_bytes(storage.join(folder, value["path"]))
-            value = value.get("bytes")
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, str) and value:
+            folder = self.source.options.images or storage.parent(self.source.path(self.shard))
+            return storage.read_bytes(storage.join(folder, value))
         if not isinstance(value, bytes):
             raise SourceError(f"no image in column {column}")
         return value

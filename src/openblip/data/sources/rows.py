@@ -5,6 +5,7 @@ types of fields are those of docs/data.md. pyarrow.csv is not used: it refuses a
 say in which line a row begins.
 """
 
+import codecs
 import contextlib
 import csv
 import errno
@@ -13,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 from abc import abstractmethod
 from array import array
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from openblip.data import sample as samples
+from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, MissingFile, Reject, Sample, Selection, Source
 from openblip.data.sources import storage
 from openblip.errors import SourceError
@@ -37,15 +40,22 @@ ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resum
 _ROWS_AT_ONCE = 32
 _REMOTE_THREADS = 8
 _LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
+_AS_UTF8 = "save the file as UTF-8, as `iconv -f latin1 -t utf-8` does"
+_MOST_NOT_UTF8 = 0.1  # of the rows of a file: fewer are rejects, more are a file in another encoding
+_NUM_LOOKED_AT = 100  # rows that tell the columns of a file of json lines
 _BOM = b"\xef\xbb\xbf"
 
 IMAGE_COLUMNS = (
-    "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video",
+    "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video", "images",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 KEY_COLUMNS = ("key", "__key__", "id")
 # Any of these makes a row useful without a caption.
 TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
+_LINE_FIELDS = frozenset({"key", "caption", "text", "logprob", "tokens", "token_logprobs", "match", "similarity"})
+"""Of a line that `openblip caption` or `match` writes about an image file, whose path is the key."""
+_NUMBERED_CAPTION = re.compile(rb"[^\t]+\.\w+#\d+\t")  # of Flickr8k: dog.jpg#0, a tab and the caption
+_OWN_TOKENS = re.compile(r"\s*(?:<__dj__\w+>|<\|__dj__eoc\|>)\s*")  # of data-juicer: places of images, ends of parts
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
 
 
@@ -108,6 +118,8 @@ class RowSource(Source):
     """A source whose shards are lists of rows."""
 
     chunks: Fields  # by shard name, which rows they are
+    repeats_keys = False  # whether rows may state the same key; else a later one is a reject
+    caption_columns: Sequence[str] = CAPTION_COLUMNS
 
     def shards(self) -> Sequence[str]:
         return list(self.chunks)
@@ -133,15 +145,51 @@ class RowSource(Source):
                         yield Located(number, item)
 
     def _wanted(self, shard: str, selection: Selection) -> Iterator[tuple[int, ImageRow | Reject]]:
-        """The rows that are wanted, each with its number; a repeated key is a reject."""
-        keys: set[str] = set()
-        for number, (place, row) in enumerate(self.rows(shard)):
+        """The rows that are wanted, each with its number. A repeated key gets a number, or is a reject."""
+        used: dict[str, int] = {}
+        for number, (place, row) in enumerate(self._joined(self.rows(shard))):
             if isinstance(row, ImageRow):
-                if (key := row.sample_key) in keys:
-                    row = Reject(shard, key, f"{place}: duplicate key, the first one stays")
-                keys.add(key)
+                key = row.sample_key
+                if (own_key := unique_key(key, used)) != key:
+                    if self.repeats_keys:
+                        row = replace(row, key=own_key)
+                    else:
+                        row = Reject(shard, key, f"{place}: duplicate key, the first one stays")
             if selection.has(number):
                 yield number, row
+
+    def _joined(self, rows: Iterator[tuple[str, ImageRow | Reject]]) -> Iterator[tuple[str, ImageRow | Reject]]:
+        """The rows, where those that follow each other and differ in their captions alone are one."""
+        waiting: tuple[str, ImageRow | Reject] | None = None
+        for place, row in rows:
+            if waiting is not None:
+                if (both := self._join(waiting[1], row)) is not None:
+                    waiting = waiting[0], both
+                    continue
+                yield waiting
+            waiting = place, row
+        if waiting is not None:
+            yield waiting
+
+    def _join(self, first: ImageRow | Reject, second: ImageRow | Reject) -> ImageRow | None:
+        """Two rows with the same key as one with the captions of both; None where more than their captions differs."""
+        if isinstance(first, Reject) or isinstance(second, Reject) or first.key != second.key or not self.repeats_keys:
+            return None
+        info, other = ({n: v for n, v in row.info.items() if n not in self.caption_columns} for row in (first, second))
+        if replace(first, captions=(), info=info) != replace(second, captions=(), info=other):
+            return None
+        captions = (*first.captions, *second.captions)
+        return replace(first, captions=captions, info={**info, "captions": list(captions)})
+
+
+def unique_key(key: str, used: dict[str, int]) -> str:
+    """The key, or where it is used already the key with a number behind it: dog, dog-2, dog-3."""
+    own_key = key
+    while own_key in used:
+        used[key] += 1
+        own_key = f"{key}-{used[key]}"
+    used[own_key] = 1
+    return own_key
 
 
 def cut_rows(num_rows: int) -> list[range]:
@@ -159,13 +207,29 @@ def find_column(names: Iterable[str], wanted: Sequence[str], what: str, place: s
     for name in wanted:
         if name in names:
             return name
-    raise SourceError(f"{place}no {what} column ({', '.join(wanted)}); found: {', '.join(names) or 'none'}")
+    advice = f"; name it with --{what}-column" if place and len(wanted) > 1 else ""
+    raise SourceError(f"{place}no {what} column ({', '.join(wanted)}); found: {', '.join(names) or 'none'}{advice}")
 
 
-def check_columns(names: Sequence[str], image_columns: Sequence[str], path: str) -> None:
-    """Raise `SourceError` for a file without a column of images, or without one of captions or of a task."""
-    find_column(names, image_columns, "image", f"{path}: ")
-    find_column(names, (*CAPTION_COLUMNS, *TASK_COLUMNS), "caption", f"{path}: ")
+def named_columns(column: str | None, usual: Sequence[str]) -> Sequence[str]:
+    """The column that the user has named, else the usual ones."""
+    return usual if column is None else (column,)
+
+
+def check_columns(names: Sequence[str], image_columns: Sequence[str], options: SourceOptions, path: str) -> str:
+    """Raise `SourceError` for a file without a column of images, or without one that the user has named; return what
+    is to be said where captions are needed, if no column has any and none is of a task.
+    """
+    find_column(names, named_columns(options.image_column, image_columns), "image", f"{path}: ")
+    try:
+        find_column(
+            names, named_columns(options.caption_column, (*CAPTION_COLUMNS, *TASK_COLUMNS)), "caption", f"{path}: "
+        )
+    except SourceError as error:
+        if options.caption_column is not None:
+            raise
+        return str(error)
+    return ""
 
 
 def row_key(row: Fields, number: int) -> str:
@@ -177,8 +241,31 @@ def row_key(row: Fields, number: int) -> str:
 
 
 def row_captions(row: Fields, columns: Sequence[str] = CAPTION_COLUMNS) -> tuple[str, ...]:
-    """The captions of the first column that has any; raises `SourceError`."""
-    return next(filter(None, (samples.caption_texts(row.get(name), name) for name in columns)), ())
+    """The captions of the first column that has any; raises `SourceError`. A list may be written as json."""
+    stated = (samples.caption_texts(_listed(row.get(name)), name) for name in columns)
+    captions = next(filter(None, stated), ())
+    return tuple(_OWN_TOKENS.sub(" ", text).strip() if "__dj__" in text else text for text in captions)
+
+
+def _listed(value: Any) -> Any:
+    """The texts of a list that is written as json, else the value."""
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):  # a text that begins with a bracket
+            texts = json.loads(value)
+            if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+                return texts
+    return value
+
+
+def row_images(row: Fields, column: str) -> list[str]:
+    """The names of the one or two images in a column; raises `SourceError`. A list may be written as json."""
+    value = _listed(row.get(column))
+    if not isinstance(value, list):
+        return [file_name_of(row, column)]
+    names = [file_name_of({column: name}, column) for name in value]
+    if not 1 <= len(names) <= 2 or (len(names) == 2 and "__dj__" in str(row.get("text"))):
+        raise SourceError(f"{column} lists {len(names)} images, and a sample has one, or two with a statement")
+    return names
 
 
 def task_fields(row: Fields) -> dict[str, Any]:
@@ -284,23 +371,39 @@ def _wrong(item: Fields, name: str, wanted: str) -> SourceError:
     return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")
 
 
+def open_rows(path: str) -> BinaryIO:
+    """Open a file of rows as UTF-8, in which a file in UTF-16 is held in memory."""
+    file = storage.open_binary(path)
+    if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.seek(0)
+        return file
+    with file:
+        file.seek(0)
+        return io.BytesIO(file.read().decode("utf-16").encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How the rows of a file are written: one json object per line, or values under the header of a .csv or .tsv."""
 
     columns: tuple[str, ...] | None = None  # the header; None for json
-    delimiter: str = ","  # or semicolon or tab
+    delimiter: str = ","  # or semicolon, tab or |
+    is_quoted: bool = True
 
     @classmethod
     def of(cls, file: BinaryIO, path: str) -> tuple["Dialect", int]:
         """The dialect that the file's name tells, and the line at which rows begin, where the file is left."""
-        if not path.lower().endswith((".csv", ".tsv")):
+        if not path.lower().endswith((".csv", ".tsv", ".txt", ".token")):
             return cls(), 1
+        head = file.readline()
+        if _NUMBERED_CAPTION.match(head):
+            file.seek(0)
+            return cls(("image_name", "comment"), "\t", is_quoted=False), 1
         try:
-            text = file.readline().decode("utf-8-sig")
+            text = head.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: the header is not UTF-8 text: {error}") from error
-        delimiter = max(",;\t", key=text.count)
+            raise SourceError(f"{path}: the header is not UTF-8 text: {error}; {_AS_UTF8}") from error
+        delimiter = max(",;\t|", key=text.count)
         return cls(tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])), delimiter), 2
 
     def lines(self, file: BinaryIO, number: int) -> Iterator[tuple[int, int, bytes]]:
@@ -325,7 +428,7 @@ class Dialect:
 
     def _quote_error(self, data: bytes) -> str:
         """What the csv parser has against a row; "unexpected end of data" where it ends inside quotes."""
-        if self.columns is not None and b'"' in data:
+        if self.columns is not None and self.is_quoted and b'"' in data:
             try:
                 self._values(data, errors="replace")
             except csv.Error as error:
@@ -333,6 +436,8 @@ class Dialect:
         return ""
 
     def _values(self, data: bytes, errors: str = "strict") -> list[str]:
+        if not self.is_quoted:
+            return data.decode("utf-8", errors).rstrip("\r\n").split(self.delimiter, len(self.columns or ()) - 1)
         text = io.StringIO(data.decode("utf-8", errors), newline="")
         return next(csv.reader(text, delimiter=self.delimiter, strict=True))
 
@@ -343,10 +448,33 @@ class Dialect:
         try:
             values = self._values(data)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"broken row: {error}") from error
+            advice = f"; {_AS_UTF8}" if isinstance(error, UnicodeDecodeError) else ""
+            raise SourceError(f"broken row: {error}{advice}") from error
         if len(values) != len(self.columns):
             raise SourceError(f"{len(values)} values for {len(self.columns)} columns")
-        return dict(zip(self.columns, values, strict=True))
+        return dict(zip(self.columns, (value.strip() for value in values), strict=True))
+
+    def check(self, lines: Sequence[tuple[int, int, bytes]], options: SourceOptions, path: str) -> str:
+        """`check_columns` of a file by its header, or by the columns of its first rows."""
+        names, rows = list(self.columns or ()), list[Fields]()
+        for _, _, data in lines:
+            with contextlib.suppress(SourceError):
+                rows.append(self.parse(data))
+        names += dict.fromkeys(name for row in rows for name in row if name not in names)
+        if not rows and self.columns is None:
+            return ""  # every row is a reject
+        has_lines = "key" in names and not any(name in names for name in IMAGE_COLUMNS)
+        images = ("key",) if has_lines and any(is_image_name(row.get("key")) for row in rows) else IMAGE_COLUMNS
+        if self.columns is not None and any(map(is_image_name, self.columns)):
+            advice = f"put a line of names above it, as image{self.delimiter}caption"
+            raise SourceError(f"{path}: its first line has no names of columns but {self.columns[0]!r:.80}; {advice}")
+        lacks = check_columns(names, images, options, path)
+        return "" if self.columns is None else lacks  # a later line may have what the first ones lack
+
+
+def is_image_name(value: Any) -> bool:
+    """Whether a value of a row is the name of an image or video file."""
+    return isinstance(value, str) and samples.file_kind(value.rpartition(".")[2].lower()) in ("image", "video")
 
 
 class _Chunk(NamedTuple):
@@ -364,26 +492,34 @@ class TableSource(RowSource):
     """Files of rows, each in shards of a bounded number of rows."""
 
     name: str
-    images: str | None
+    options: SourceOptions
     chunks: dict[str, _Chunk] = field(repr=False)
+    lacks: str = ""
+    option_names = frozenset({"image_column", "caption_column"})
+    repeats_keys = True
 
     @classmethod
-    def open(cls, spec: str, paths: list[str], images: str | None) -> "TableSource":
+    def open(cls, spec: str, paths: list[str], options: SourceOptions) -> "TableSource":
         """Pass once over each file to cut it into shards; raises `SourceError`."""
         shards: dict[str, _Chunk] = {}
+        lacks = ""
         for stem, path in storage.shard_names(paths).items():
-            chunks = []
-            with storage.source_errors(path), storage.open_binary(path) as file:
+            chunks: list[_Chunk] = []
+            num_not_utf8 = 0
+            with storage.source_errors(path), open_rows(path) as file:
                 dialect, number = Dialect.of(file, path)
-                if dialect.columns is not None:
-                    check_columns(dialect.columns, IMAGE_COLUMNS, path)
                 lines = dialect.lines(file, number)
                 while chunk := list(itertools.islice(lines, ROWS_PER_SHARD)):
+                    if not chunks:
+                        lacks = lacks or dialect.check(chunk[:_NUM_LOOKED_AT], options, path)
+                    num_not_utf8 += sum(not is_utf8(data) for _, _, data in chunk)
                     chunks.append(_Chunk(path, dialect, *chunk[0][:2], len(chunk)))
+            if num_not_utf8 > _MOST_NOT_UTF8 * sum(chunk.num_rows for chunk in chunks):
+                raise SourceError(f"{path}: {num_not_utf8} rows are not UTF-8 text; {_AS_UTF8}")
             shards |= chunk_names(stem, chunks)
         if not shards:
             raise SourceError(f"{spec}: no rows")
-        return cls(spec, images, shards)
+        return cls(spec, options, shards, lacks)
 
     def num_samples(self, shard: str) -> int:
         return self.chunks[shard].num_rows
@@ -391,30 +527,56 @@ class TableSource(RowSource):
     def file_name(self, shard: str) -> str:
         return os.path.basename(self.chunks[shard].path)
 
+    @property
+    def caption_columns(self) -> Sequence[str]:  # type: ignore[override]
+        return named_columns(self.options.caption_column, CAPTION_COLUMNS)
+
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow | Reject]]:
         chunk = self.chunks[shard]
-        folder = self.images or storage.parent(chunk.path)
+        folder = self.options.images or storage.parent(chunk.path)
         with storage.source_errors(chunk.path):
-            file = storage.open_binary(chunk.path)
+            file = open_rows(chunk.path)
         with file:
             file.seek(chunk.offset)
             for number, _, data in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
                 place = f"{self.file_name(shard)} line {number}"
                 try:
-                    yield place, _row(chunk.dialect.parse(data), number, folder)
+                    yield place, table_row(chunk.dialect.parse(data), number, folder, self.options)
                 except SourceError as error:
                     yield place, Reject(shard, f"{number:09d}", f"{place}: {error}")
 
 
-def _row(values: Fields, number: int, folder: str) -> ImageRow:
+def is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def table_row(values: Fields, number: int, folder: str, options: SourceOptions) -> ImageRow:
     """The image of the first column that names one, and `second_image`; rows of the same images share their id."""
-    names = [file_name_of(values, find_column(values, IMAGE_COLUMNS, "image"))]
+    columns = named_columns(options.image_column, IMAGE_COLUMNS)
+    captions = row_captions(values, named_columns(options.caption_column, CAPTION_COLUMNS))
+    if options.image_column is None and values.keys().isdisjoint(columns) and is_image_name(values.get("key")):
+        return _line_row(values, folder, captions)
+    names = row_images(values, find_column(values, columns, "image"))
+    if options.caption_column is not None:
+        find_column(values, (options.caption_column,), "caption")
     if values.get("second_image") not in (None, ""):
-        names.append(file_name_of(values, "second_image"))
+        names = [names[0], file_name_of(values, "second_image")]
     image_id = values.get("image_id")
     image_id = " ".join(names) if image_id in (None, "") else image_id
     image, *second = (storage.join(folder, name) for name in names)
-    return ImageRow(row_key(values, number), (image,), image_id, row_captions(values), task_fields(values), *second)
+    return ImageRow(row_key(values, number), (image,), image_id, captions, task_fields(values), *second)
+
+
+def _line_row(values: Fields, folder: str, captions: tuple[str, ...]) -> ImageRow:
+    """A line that `openblip caption --out` wrote about an image file: the key is its path, from the working directory
+    of that time, the folder of the images or that of the lines. Lines of one key are captions of one image.
+    """
+    path = file_name_of(values, "key")
+    info = task_fields({name: value for name, value in values.items() if name not in _LINE_FIELDS})
+    return ImageRow(path, (path, storage.join(folder, path)), path, captions, info)
 
 
 class AnnotationRows(NamedTuple):
@@ -424,6 +586,7 @@ class AnnotationRows(NamedTuple):
     row: Callable[[Fields, int], ImageRow]  # of an object and its number from 0; raises `SourceError`
     description: Mapping[str, object]  # the format's name, and which companions of the file are there or missing
     place: Place = "[{}]".format
+    may_repeat_keys: bool = False  # as tables may
 
 
 @dataclass
@@ -435,11 +598,13 @@ class AnnotationSource(RowSource):
     content: Any = field(repr=False)  # the parsed json; None for a file of rows (json lines or .csv): `lines` reads it
     images: str  # the folder of its images or videos
     split: str | None  # what stood after a `#`
+    options: SourceOptions
     list_rows: Callable[["AnnotationSource"], AnnotationRows] = field(repr=False)
     opener: Callable[..., Source] = field(repr=False)
 
     def __post_init__(self) -> None:
         self.listed = self.list_rows(self)
+        self.repeats_keys = self.listed.may_repeat_keys
         if not self.listed.items:
             raise SourceError(f"{self.name}: it lists no samples")
         stem = self.stem if self.split is None else f"{self.stem}-{self.split}"
@@ -447,7 +612,7 @@ class AnnotationSource(RowSource):
 
     # A process that is not forked opens the file anew: rows are not pickled.
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
-        return self.opener, (self.name, self.path, self.images, self.split)
+        return self.opener, (self.name, self.path, self.options, self.split)
 
     def num_samples(self, shard: str) -> int:
         return len(self.chunks[shard])
@@ -465,6 +630,17 @@ class AnnotationSource(RowSource):
             except SourceError as error:
                 yield place, Reject(shard, place, f"{place}: {error}")
 
+    def check_columns(self, names: Iterable[str], image_columns: Sequence[str]) -> None:
+        """`check_columns` for a format whose columns the user may name."""
+        self.lacks = check_columns([*names], image_columns, self.options, self.path)
+        self.option_names = frozenset({"image_column", "caption_column"})
+        self.caption_columns = named_columns(self.options.caption_column, CAPTION_COLUMNS)
+
+    def has_images(self) -> bool:
+        """Whether an image of the first rows is there."""
+        first = itertools.islice(self.rows(next(iter(self.chunks))), _NUM_LOOKED_AT)
+        return any(map(storage.exists, (path for _, row in first if isinstance(row, ImageRow) for path in row.image)))
+
     @property
     def stem(self) -> str:
         return os.path.basename(self.path).rpartition(".")[0]
@@ -481,7 +657,7 @@ class AnnotationSource(RowSource):
 
     def lines(self) -> Iterator[tuple[str, Any]]:
         """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
-        with storage.open_binary(self.path) as file:
+        with open_rows(self.path) as file:
             dialect, number = Dialect.of(file, self.path)
             for line, _, data in dialect.lines(file, number):
                 try:
@@ -513,7 +689,7 @@ def read_document(path: str) -> Any:
     with storage.source_errors(path):
         data = storage.read_bytes(path)
     try:
-        return json.loads(data.decode("utf-8-sig"), object_hook=_without_unread)
+        return json.loads(data.decode(json.detect_encoding(data)), object_hook=_without_unread)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise SourceError(f"{path}: broken json: {error}") from error
 

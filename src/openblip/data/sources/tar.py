@@ -121,6 +121,8 @@ class TarSource(Source):
     name: str
     paths: dict[str, str] = field(repr=False)
     unused: dict[str, Counter[str]] = field(default_factory=dict, repr=False)
+    caption_field: str | None = None  # of the json files
+    option_names = frozenset({"caption_column"})
 
     def shards(self) -> Sequence[str]:
         return list(self.paths)
@@ -164,7 +166,7 @@ class TarSource(Source):
             texts = {
                 kind: _payload(file, group.members[kind]) for kind in samples.TEXT_SUFFIXES if kind in group.members
             }
-            sample = samples.sample_of_texts(self.name, shard, key, texts)
+            sample = samples.sample_of_texts(self.name, shard, key, texts, self.caption_field)
             if selection.skips(sample):
                 return
             if selection.images:
