@@ -65,6 +65,17 @@ def odd_mixture(request, tmp_path, write_shards, write_tar, make_image):
     return f"{tmp_path / 'a'}@0.7,{tmp_path / 'b'}@0.3"
 
 
+@pytest.mark.usefixtures("no_small_pools")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_that_no_sample_has_are_counted_once(tmp_path, write_tar, make_image, num_workers):
+    members = [
+        member for i in range(8) for member in ((f"{i}.jpg", make_image(i)), (f"{i}.txt", b"x"), (f"{i}.cls", b"1"))
+    ]
+    loader = load(write_tar(tmp_path / "a.tar", members), num_workers=num_workers)
+    assert take(loader, 60)
+    assert loader.count_unused() == {".cls": 8}
+
+
 def test_batch_shapes(tmp_path, write_shards):
     batch = take(load(write_shards(tmp_path, [6])), 1)[0].batch
     assert len(batch) == 4

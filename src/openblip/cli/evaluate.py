@@ -123,7 +123,10 @@ def command(
         if unused := unused_line([source.count_unused()]):
             print(unused, file=sys.stderr)
         for reject in scores["rejects"]:
-            print(f"skipped {reject['shard']}/{reject['key']}: {reject['reason']}", file=sys.stderr)
+            print(
+                f"skipped {'/'.join(filter(None, (reject['shard'], reject['key'])))}: {reject['reason']}",
+                file=sys.stderr,
+            )
     return 1 if scores["num_rejects"] else 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openblip.data.images import is_video, read_frames, read_image
-from openblip.data.reader import read_source
+from openblip.data.reader import read_source, shard_items
 from openblip.data.sample import MissingFile, Reject, Sample, Source
 from openblip.data.sources.rows import row_key
 from openblip.data.texts import turns_of
@@ -132,16 +132,13 @@ def inspect_source(
     quota = 0
     for number, shard in enumerate(shards):
         count = 0
-        try:
-            for _, item in source.read(shard, images=False):
-                if isinstance(item, Reject):
-                    result.rejects.append(item)
-                else:
-                    result.add_annotations(item.info)
-                    result.counts["repeated keys"] += item.key.startswith(f"{row_key(item.info, 0)}-")
-                    count += 1
-        except SourceError as error:  # of this shard
-            result.rejects.append(Reject(shard, "", str(error)))
+        for item in shard_items(source.read(shard, images=False), shard):
+            if isinstance(item, Reject):
+                result.rejects.append(item)
+            else:
+                result.add_annotations(item.info)
+                result.counts["repeated keys"] += item.key.startswith(f"{row_key(item.info, 0)}-")
+                count += 1
         if num_read is None:
             quota = count
         else:

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from openblip.data.batch import Batch, Example, SampleProcessor
 from openblip.data.config import Augmentation, Preprocessing
 from openblip.data.reader import read_source
-from openblip.data.sample import Located, Reject, Sample, Source
+from openblip.data.sample import Located, Reject, Sample, Source, unused_line
 from openblip.data.sources.opening import Mixture
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import ConfigError, ImageError, OpenBlipError, SourceError
@@ -346,7 +346,10 @@ def _read_small_pool(
             if len(items) > most:
                 return None
     if not items:
-        raise SourceError(f"{shards[0][0].name}: no sample can be used, because it holds none")
+        unused = unused_line(source.count_unused() for source in {source.name: source for source, _ in shards}.values())
+        raise SourceError(
+            f"{shards[0][0].name}: no sample can be used, because it holds none{unused and f'; {unused}'}"
+        )
     return items
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
-from openblip.data.sample import Reject, Sample, Source, is_transient
+from openblip.data.sample import Located, Reject, Sample, Source, is_transient
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ImageError, SourceError
 
@@ -66,7 +66,7 @@ def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit
     """
     for source in mixture.sources:
         left = limit // len(mixture.sources)
-        for item in (item for shard in source.shards() for _, item in source.read(shard, images=False)):
+        for item in items_without_images(source):
             if left <= 0:
                 break
             if not isinstance(item, Reject):
@@ -74,6 +74,20 @@ def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit
                     for text in texts(item):
                         yield text
                         left -= 1
+
+
+def items_without_images(source: Source) -> Iterator[Sample | Reject]:
+    """Every sample, without its image, and every reject; a shard that cannot be opened is a reject, too."""
+    return (item for shard in source.shards() for item in shard_items(source.read(shard, images=False), shard))
+
+
+def shard_items(located: Iterator[Located], shard: str) -> Iterator[Sample | Reject]:
+    """What is read of a shard, with a reject for why it cannot be opened."""
+    try:
+        for _, item in located:
+            yield item
+    except SourceError as error:
+        yield Reject(shard, "", str(error))
 
 
 def read_ahead(
@@ -111,18 +125,6 @@ def read_ahead(
         threads.shutdown(cancel_futures=True)
 
 
-def _shard_items(
-    source: Source, shard: str, skip: Callable[[Sample], bool], keep_going: bool
-) -> Iterator[Sample | Reject]:
-    try:
-        for _, item in source.read(shard, skip=skip):
-            yield item
-    except SourceError as error:
-        if not keep_going:
-            raise
-        yield Reject(shard, "", str(error))
-
-
 class _LimitReached(Exception):
     """Ends the reading of a shard from within `skip`."""
 
@@ -154,7 +156,8 @@ def _share(
 
     with contextlib.suppress(_LimitReached):
         for shard in shards:
-            for item in _shard_items(source, shard, is_skipped, keep_going):
+            located = source.read(shard, skip=is_skipped)
+            for item in shard_items(located, shard) if keep_going else (item for _, item in located):
                 if item.key == accepted:  # the sample, or why its image cannot be read
                     accepted = None
                     yield item

@@ -186,7 +186,8 @@ def unused_line(unused: Iterable[Counter[str]]) -> str:
     counts = sum(unused, Counter[str]())
     if not counts:
         return ""
-    kinds = [f"{count} {ending}" for ending, count in counts.most_common(_NUM_SHOWN)]
+    in_order = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
+    kinds = [f"{count} {ending}" for ending, count in in_order[:_NUM_SHOWN]]
     kinds += [f"{len(counts) - _NUM_SHOWN} more kinds"] if len(counts) > _NUM_SHOWN else []
     unread = ", ".join(ending for ending in sorted(counts) if ending[1:] in UNREAD_SUFFIXES)
     advice = f" ({unread} cannot be read: convert to .jpg or .png)" if unread else ""

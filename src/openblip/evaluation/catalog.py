@@ -4,9 +4,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
-from openblip.data.sample import Reject, Sample, Source
+from openblip.data.reader import items_without_images
+from openblip.data.sample import Reject, Sample, Source, unused_line
 from openblip.data.texts import answers_of, label_of, open_rounds
-from openblip.errors import SourceError
+from openblip.errors import NoSampleError, SourceError
 from openblip.evaluation.captioning import evaluate_captioning, reference_captions
 from openblip.evaluation.classification import evaluate_classification
 from openblip.evaluation.filtering import evaluate_filter
@@ -30,18 +31,25 @@ class Benchmark(NamedTuple):
     """Of a video, in the paper (BLIP section 5.6); None for a benchmark of images only."""
 
     def require_truth(self, source: Source, limit: int | None = None) -> None:
-        """Raise `SourceError` unless one of the first `limit` samples can be scored. No image is read."""
+        """Raise `SourceError` unless one of the first `limit` samples can be scored, `NoSampleError` when there is no
+        sample. No image is read.
+        """
         reasons: list[str] = []
-        items = (item for shard in source.shards() for _, item in source.read(shard, images=False))
-        for item in islice(items, limit):
+        error_class: type[SourceError] = NoSampleError
+        for item in islice(items_without_images(source), limit):
+            error_class = SourceError if isinstance(item, Sample) else error_class
             reason = item.reason if isinstance(item, Reject) else ""
             try:
                 if isinstance(item, Sample) and self.has_truth(item):
                     return
             except SourceError as error:
                 reason = str(error)
-            reasons += [f"; {item.shard}/{item.key}: {reason}"] if reason and len(reasons) < 3 else []
-        raise SourceError(
+            reasons += (
+                [f"; {'/'.join(filter(None, (item.shard, item.key)))}: {reason}"] if reason and len(reasons) < 3 else []
+            )
+        unused = unused_line([source.count_unused()])
+        reasons += [f"; {unused}"] if unused else []
+        raise error_class(
             f"{source.name}: no sample has {self.annotations}, so there is nothing to score{''.join(reasons)}"
         )
 

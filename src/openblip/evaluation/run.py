@@ -58,11 +58,11 @@ def run_evaluation(
     `predict` returns one result for each sample of a batch. When it raises `ImageError`, the samples of the batch are
     predicted one by one, and those for which it raises again become rejects. `check_sample` raises `SourceError` for a
     sample without what the benchmark needs. `limit`: use only this many samples of the source. `label` is what the
-    progress display calls the work. Raises `NoSampleError` when no sample can be used, `SourceError` when a whole shard
-    cannot be opened.
+    progress display calls the work. A shard that cannot be opened is a reject. Raises `NoSampleError` when no sample
+    can be used.
     """
     index, count = rank(), world_size()
-    entries = enumerate(read_source(source, check_sample, share=(index, count), limit=limit))
+    entries = enumerate(read_source(source, check_sample, share=(index, count), limit=limit, keep_going=True))
     outcomes: list[tuple[int, Outcome[Result]]] = []  # by number in the source
     shards_seen: set[str] = set()
     with Progress(label, unit="samples", visible=index == 0) as bar:
@@ -87,7 +87,7 @@ def run_evaluation(
             run.results.append(outcome[1])
     if not run.results:
         reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in run.rejects[:3])
-        raise NoSampleError(f"{source.name}: 0 samples that can be used{reasons}")
+        raise NoSampleError(f"{source.name} has no sample that can be used{reasons}.")
     return run
 
 
