@@ -269,6 +269,8 @@ def test_report_and_manifest(finished_run: Path) -> None:
         "rejects": 0,
         "web_texts": len(by_source["web"]),
         "synthetic_texts": len(by_source["synthetic"]),
+        "cut_texts": 0,
+        "unknown_tokens": 0.0,
         "kept": {name: sum(row["itm"] > 0.5 for row in found) for name, found in by_source.items()},
     }
     assert [len(found) for found in by_source.values()] == [8, 6]

@@ -72,7 +72,7 @@ def test_what_is_no_conversation_is_named(info: Mapping[str, Any], message: str)
 def test_normalize_caption() -> None:
     assert normalize_caption(' A "Dog"...  (left)\n#1; ~x: ') == "a dog left 1 x"
     assert normalize_caption("It's a t-shirt, yes") == "it's a t-shirt, yes"
-    assert normalize_caption("w " * 50).split() == ["w"] * 30
+    assert normalize_caption("w " * 50).split() == ["w"] * 50
     assert normalize_caption("!!!") == ""
 
 
@@ -86,7 +86,7 @@ def test_a_long_question_leaves_its_answer_whole() -> None:
     """Or all candidates would look the same."""
     (turn,) = dialog_turns([], "how " * 70, "two dogs")
     assert turn.endswith(" two dogs")
-    assert turn.split().count("how") == 50
+    assert turn.split().count("how") == 70
 
 
 def test_prompts_of_other_models() -> None:

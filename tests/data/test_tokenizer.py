@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import unicodedata
 
 import huggingface_hub.constants
 import pytest
@@ -9,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
+from openblip.text_counts import count_texts
 
 CAPTIONS = [f"A red dog{s} next to {n} cats, on the left" for n in range(60) for s in ("", "s", "gy")] + [
     "ein süßer Hund"
@@ -55,6 +57,30 @@ def test_decode_gives_the_text_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode([text.upper()]).ids[0].tolist()) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "一只狗。", "红色的球、在猫的左边\uff01", "ダンスをする三匹の犬が、がんばる。", "「犬」と猫", "赤いtシャツ",
+        "빨간 강아지가 달린다", "แมวที่นั่ง", "café à la crème, süß", "iphone 手机",
+    ],
+)  # fmt: skip
+def test_any_script_comes_back_as_it_is_written(text):
+    """Chinese and Japanese without spaces, Korean and Latin with theirs, and with every accent."""
+    tokenizer = Tokenizer.train([text] * 2, 400)
+    with count_texts() as counts:
+        ids = tokenizer.encode([text, unicodedata.normalize("NFD", text)], 100).ids
+    assert [tokenizer.decode(row) for row in ids] == [text, text]
+    assert counts.unknown == 0
+
+
+def test_what_is_cut_or_unknown_is_counted(tokenizer):
+    with count_texts() as counts:
+        tokenizer.encode(["a dog", "a red dog next to 3 cats", "狗 dog"], max_length=6)
+        tokenizer.encode_turns([["a dog", "a cat"], ["a dog next to 3 cats", "a cat"]], max_length=8)
+    assert (counts.texts, len(counts.cut), counts.limit) == (5, 2, 8)
+    assert counts.unknown == 1
+
+
 def test_any_ascii_text_is_known(tokenizer):
     text = "zyx qwerty! #5 (jpg) ~ http://a.b/c?d=e 'x' \"y\" `z` $%^&*_+{}|<>[];\\ 0123456789"
     unknown = 1
@@ -93,7 +119,7 @@ def test_frequent_words_are_whole(tokenizer):
 
 def test_save_and_load(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "t")
-    texts = ["a red dog, 5 cats", "[ENC] strange wörds"]
+    texts = ["a red dog, 5 cats", "[ENC] strange words"]
     expected = tokenizer.encode(texts)
     loaded = Tokenizer.load(tmp_path / "t")
     assert torch.equal(loaded.encode(texts).ids, expected.ids)

@@ -25,16 +25,19 @@ class Oracle(NumberEncoder):
     texts: list[str]
     matched: list[tuple[int, list[str]]] = field(default_factory=list)
     frames: set[int] = field(default_factory=set)
+    retrieval_text_tokens = 35
 
     def embed_images(self, images: Any, batch_size: int | None) -> Tensor:
         encoded = self.encode(images)
         self.frames.add(encoded.num_frames)
         return self.similarities[encoded.numbers]
 
-    def embed_texts(self, texts: Any, batch_size: int | None) -> Tensor:
+    def embed_texts(self, texts: Any, batch_size: int | None, max_text_length: int) -> Tensor:
+        assert max_text_length == 35
         return torch.eye(len(self.texts))[[self.texts.index(text) for text in texts]]
 
-    def match_matrix(self, images: Numbered, texts: Any, batch_size: int | None) -> Tensor:
+    def match_matrix(self, images: Numbered, texts: Any, batch_size: int | None, max_text_length: int) -> Tensor:
+        assert max_text_length == 35
         (image,) = images.numbers.tolist()
         self.matched.append((image, list(texts)))
         self.frames.add(images.num_frames)

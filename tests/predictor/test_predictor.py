@@ -2,6 +2,7 @@
 
 import io
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,28 @@ def test_longer_captions_than_the_model_has_positions_are_refused(predictor: Bli
         predictor.caption(IMAGES[0], decoding=settings)
     with pytest.raises(ConfigError, match=f"ask for {longest} or fewer"):
         predictor.caption(IMAGES[0], decoding=Greedy(max_new_tokens=longest + 1))
-    assert predictor.match(IMAGES[0], "a dog beside " * 100).shape == (1,), "a text that is read is cut, not refused"
+
+
+def test_texts_are_read_up_to_the_positions_and_what_is_lost_is_said_once(predictor: BlipPredictor) -> None:
+    """However many words they have; whoever reads several batches hears of all of them at once."""
+    words = ["a dog beside"] * 12  # 36 tokens
+    assert predictor.match(IMAGES[0], " ".join(words)) != predictor.match(IMAGES[0], " ".join(words[:-1]))
+    long = [f"{'a dog beside ' * 100}{end}" for end in ("one", "two", "one")]
+    calls: list[Callable[..., Any]] = [
+        lambda: predictor.match(IMAGES[:3], long, batch_size=1),
+        lambda: predictor.match_matrix(IMAGES[:3], long, batch_size=1),
+        lambda: predictor.similarity(IMAGES[0], long, batch_size=1),
+        lambda: predictor.score_texts(IMAGES[:2], [long, long[:1]], batch_size=1),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match="^2 texts were longer than 40 tokens and cut$") as warned:
+            call()
+        assert [Path(warning.filename).name for warning in warned] == ["test_predictor.py"]
+    with pytest.warns(UserWarning, match="% of the tokens of the texts are unknown to the model's vocabulary"):
+        predictor.match(IMAGES[0], "一只狗")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor.match(IMAGES[0], "a dog")
 
 
 def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp_path: Path) -> None:

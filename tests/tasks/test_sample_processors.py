@@ -97,15 +97,15 @@ def test_an_answers_weight_is_the_share_of_annotators_who_gave_it() -> None:
 
 
 def test_a_batch_of_questions_says_whose_answer_each_is() -> None:
-    processor = QuestionProcessor(max_answer_tokens=4)
+    processor = QuestionProcessor(max_text_length=7)
     questions = [
         sample(question="is the dog red?", answers=["yes", "no", "yes"]),
-        sample(question="how many cats", answers=["one two three cats"], weight=0.2),
+        sample(question="how many cats", answers=["one two three cats on dogs"], weight=0.2),
     ]
     batch = collate(processor, [process(processor, given) for given in questions])
     assert len(batch) == 2
     assert texts(batch.questions) == ["is the dog red?", "how many cats"]
-    assert texts(batch.answers) == ["yes", "no", "one two"]  # the third is cut: four tokens, [CLS] and [SEP]
+    assert texts(batch.answers) == ["yes", "no", "one two three cats on"]  # cut: seven tokens with [CLS] and [SEP]
     assert (batch.owners.tolist(), batch.owners.dtype) == ([0, 0, 1], torch.int64)
     assert batch.weights.tolist() == pytest.approx([2 / 3, 1 / 3, 0.2])
     assert batch.weights.dtype == torch.float32
@@ -130,7 +130,7 @@ def test_a_batch_of_statements() -> None:
     assert texts(batch.statements) == ["there are two", "a dog"]
     assert (batch.labels.tolist(), batch.labels.dtype) == ([1, 0], torch.int64)
     long = sample(statement=" ".join(["two"] * 60), label=True)
-    assert len(process(processor, long).content[0].split()) == 40
+    assert len(process(processor, long).content[0].split()) == 60, "tokens are limited, and no words"
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_captions_are_drawn_after_one_prompt() -> None:
     processor = PromptedCaptionProcessor(prompt="a photo of")
     given = sample(("A red dog.", "Two cats!"))
     texts = {process(processor, given, seed).content[0].text for seed in range(20)}
-    assert texts == {"a red dog", "two cats"}
+    assert texts == {"A red dog.", "Two cats!"}, "a language model reads texts as they are written"
     batch = collate(processor, [process(processor, given), process(processor, given, 3)], None)
     assert isinstance(batch, PromptedBatch)
     assert batch.prompts == ["a photo of"] * 2
@@ -371,13 +371,13 @@ def test_captions_are_drawn_after_one_prompt() -> None:
 
 def test_a_question_has_its_distinct_answers_by_their_shares() -> None:
     processor = PromptedQuestionProcessor(question_prompt=ASKED, instruction_tokens=None)
-    first = sample(question="What color is the Dog?", answers=["red", "Red.", "blue", "red"])
+    first = sample(question="What color is the Dog?", answers=["Red", "red.", "blue", "red"])
     second = sample(question="How many {cats}?", answers=["two"], weight=0.2)
     batch = collate(processor, [process(processor, first), process(processor, second)], None)
     assert isinstance(batch, PromptedBatch)
     assert len(batch) == 2
-    assert batch.prompts == ["Question: what color is the dog? Answer:"] * 2 + ["Question: how many {cats}? Answer:"]
-    assert batch.texts == ["red", "blue", "two"]
+    assert batch.prompts == ["Question: What color is the Dog? Answer:"] * 2 + ["Question: How many {cats}? Answer:"]
+    assert batch.texts == ["Red", "blue", "two"]
     assert batch.owners.tolist() == [0, 0, 1]
     assert batch.weights.tolist() == pytest.approx([0.75, 0.25, 0.2])
     assert batch.instructions is None

@@ -3,8 +3,9 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
 from openblip.distributed import Process
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
@@ -52,13 +53,31 @@ class Counting(Captioning):
         self.steps_followed += 1
 
 
-def loader_of(batch_size: int, rejects_at: int = -1) -> Callable[[dict[str, Any] | None], Any]:
-    """Batches over an endless row of samples of equal length; the cursor is the number of the next sample."""
+@dataclass
+class Batches:
+    """A loader of given batches."""
+
+    batches: Iterator[LoadedBatch]
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        return self.batches
+
+    def count_unused(self) -> Counter[str]:
+        return Counter()
+
+
+def loader_of(
+    batch_size: int, rejects_at: int = -1, texts: Sequence[str] = (), max_text_length: int = 30
+) -> Callable[..., Batches]:
+    """Batches over an endless row of samples of equal length; the cursor is the number of the next sample. Tokens are
+    made of `texts` while they are loaded.
+    """
 
     def at(cursor: dict[str, Any] | None) -> Iterator[LoadedBatch]:
         start = 0 if cursor is None else int(cursor["next"])
         while True:
             samples = [random_batch([6], [100 + i], seed=i) for i in range(start, start + batch_size)]
+            TOKENIZER.encode(texts[start : start + batch_size], max_text_length)
             start += batch_size
             ids, mask = (torch.cat([getattr(s.tokens, name) for s in samples]) for name in ("ids", "mask"))
             pixels, image_ids = (torch.cat([getattr(s, name) for s in samples]) for name in ("pixels", "image_ids"))
@@ -68,7 +87,7 @@ def loader_of(batch_size: int, rejects_at: int = -1) -> Callable[[dict[str, Any]
             rejects = [Reject("0007", "bad", "no image")] if start - batch_size == rejects_at else []
             yield LoadedBatch(batch, {"next": start, "positions": {}}, rejects)
 
-    return at
+    return lambda cursor: Batches(at(cursor))
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -184,6 +203,24 @@ def test_the_model_is_also_written_along_the_way(tmp_path: Path) -> None:
     assert list(written) == [str(tmp_path / "models" / f"step_0000000{step}") for step in (2, 4)]
     first, last = (list(of_step.values()) for of_step in written.values())
     assert not all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_cut_and_unknown_texts_are_said_once_and_counted_at_every_step(tmp_path: Path, capsys: Any) -> None:
+    texts = ["a dog"] * 2 + ["a dog beside a cat", "a dog 狗"] * 2  # two for each step
+    load, settings = loader_of(2, texts=texts, max_text_length=5), config(steps=3, batch_size=2, log_every=1)
+    assert Trainer(Counting(), load, settings, RunFolder(tmp_path), PROCESS).run()
+    assert metrics(tmp_path, "cut_texts", "unknown_tokens") == [(0, 0.0), (1, 0.1667), (1, 0.1667)]
+    printed = capsys.readouterr().err
+    assert "step 2: 1 text was longer than 5 tokens and cut (the limit is --data.max-text-length;" in printed
+    assert "step 2: 10% of the tokens of the texts are unknown" in printed
+    assert (printed.count("and cut"), printed.count("unknown to")) == (1, 1)
+
+
+def test_texts_that_the_vocabulary_cannot_say_are_refused(tmp_path: Path) -> None:
+    task, load = Counting(), loader_of(2, texts=["一只狗坐在草地上", "两只猫在桌子上 a"])
+    with pytest.raises(ConfigError, match=r"94% of the tokens of the first 2 texts are unknown"):
+        Trainer(task, load, config(steps=3, batch_size=2), RunFolder(tmp_path), PROCESS).run()
+    assert task.steps_followed == 0
 
 
 def test_skipped_samples_are_counted_and_named_also_over_a_resume(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from openblip.data.sources import check_options_used, open_source
 from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
 from openblip.files import write_json
 from openblip.progress import Progress
+from openblip.text_counts import count_texts
 
 
 @dataclass(kw_only=True)
@@ -85,7 +86,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
 
     summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
     waiting = [shard for shard in shards if not folder.is_done(shard)]
-    with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading:
+    with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading, count_texts(bar.note):
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
         started = [reading.submit(start, shard) for shard in waiting[:1]]

@@ -24,6 +24,7 @@ from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.files import hash_int, write_json, write_jsonl
 from openblip.predictor import BasePredictor, ScoredText
+from openblip.text_counts import count_texts
 
 BATCHES_AHEAD = 2
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -86,7 +87,7 @@ class ShardProcessor:
                 on_images(len(batch) + len(rejects) - num_rejects)
 
         folder, manifest = self.folder, self.manifest
-        with _timed(seconds, "total"):
+        with _timed(seconds, "total"), count_texts() as texts:
             write_captions(folder.file(shard, "parquet"), rows())
             rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
             write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
@@ -98,6 +99,8 @@ class ShardProcessor:
                 "images": scores.images,
                 "rejects": len(rejected),
                 **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
+                "cut_texts": len(texts.cut),
+                "unknown_tokens": round(texts.unknown_share, 4),
                 "kept": {name: source.kept for name, source in scores.sources.items()},
             },
             "threshold": manifest["threshold"],

@@ -263,7 +263,10 @@ def _write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer that transformers reads too."""
     tokenizer.save(folder)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    if tokenizer.keeps_accents:
+        settings["strip_accents"] = False
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 # ---- reading

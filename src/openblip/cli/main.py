@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from openblip.errors import ConfigError, NoSampleError, OpenBlipError
+from openblip.text_counts import count_texts
 
 BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended; 130 is the same for SIGINT
 OVERVIEW = """usage: openblip COMMAND [arguments]
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words[:end]  # it may stand anywhere before a --
     words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        code = _find_call(words)() or 0
+        call = _find_call(words)
+        with count_texts(lambda line: print(f"note: {line}", file=sys.stderr)):
+            code = call() or 0
         sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
     except BrokenPipeError:  # the reader has gone (`openblip caption … | head`); Python flushes once more at exit

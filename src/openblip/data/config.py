@@ -130,7 +130,8 @@ class DataConfig(SourceOptions):
     """Processes that read and decode, for each training process; 0: the training process does. Rounded down to a
     divisor of its streams, which are 64 in all (8 for each process where there are not 1, 2, 4 or 8)."""
     max_text_length: int = 30
-    """Tokens per caption, statement, dialog or instruction, [CLS] and [SEP] included."""
+    """Most tokens of a caption, question, answer, statement, dialog or instruction that BLIP or a Q-Former reads,
+    [CLS] and [SEP] included. Longer texts are cut, and metrics.jsonl counts them."""
     num_frames: int | None = None
     """Frames of each video, evenly spaced; None: the source has images."""
 

@@ -7,7 +7,7 @@ a field that is missing or not as described there. No torch here: recipes read t
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,25 +17,27 @@ from openblip.errors import SourceError
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_QUESTION_TOKENS = 35  # released code
-MAX_STATEMENT_WORDS = 40  # released code
-MAX_DIALOG_TOKENS = 256  # ten rounds of VisDial have about 150 tokens
-MAX_DIALOG_CAPTION_TOKENS = 40
-
 _CONVERSATION_FIELDS = ("turns", "dialog", "conversations", "instruction")  # any makes a sample a conversation
 _IMAGE_PLACEHOLDER = "<image>"  # stands in LLaVA's texts where the image is
 _SPEAKERS = (("human", "user"), ("gpt", "assistant", "model"))  # of LLaVA's messages, in alternation
 _STRIPPED = re.compile(r"[.!\"()*#:;~]")
 
 
-def normalize_caption(text: str, max_words: int = 30) -> str:
-    """BLIP's `pre_caption`: lower case, `.!"()*#:;~` become spaces, one space between words, at most `max_words`."""
-    return " ".join(_STRIPPED.sub(" ", text.lower()).split()[:max_words])
+def normalize_caption(text: str) -> str:
+    """BLIP's `pre_caption`: lower case, `.!"()*#:;~` become spaces, one space between words. Deviation: the released
+    code also cuts to 30 words, statements of NLVR2 to 40; here only tokens are limited, where they are made.
+    """
+    return " ".join(_STRIPPED.sub(" ", text.lower()).split())
 
 
-def normalize_question(text: str, max_words: int = 50) -> str:
-    """BLIP's `pre_question`: lower case, `.!"()*#:;~` are removed, at most `max_words` words; "?" stays."""
-    return " ".join(_STRIPPED.sub("", text.lower()).split()[:max_words])
+def normalize_question(text: str) -> str:
+    """BLIP's `pre_question`: lower case, `.!"()*#:;~` are removed; "?" stays. Deviation as in `normalize_caption`."""
+    return " ".join(_STRIPPED.sub("", text.lower()).split())
+
+
+def plain_text(text: str) -> str:
+    """A text as it is written, with one space between words: what a language model reads."""
+    return " ".join(clean_text(text).split())
 
 
 def conversation_prompt(question_prompt: str, earlier: Sequence[tuple[str, str]], question: str) -> str:
@@ -67,9 +69,11 @@ def text_field(sample: Sample, name: str) -> str:
     return value
 
 
-def draw_caption(sample: Sample, rng: "np.random.Generator") -> str:
-    """One of the sample's captions at random, normalised."""
-    captions = [text for caption in sample.captions if (text := normalize_caption(caption))]
+def draw_caption(
+    sample: Sample, rng: "np.random.Generator", normalize: Callable[[str], str] = normalize_caption
+) -> str:
+    """One of the sample's captions at random, normalised; `plain_text` leaves it as it is written."""
+    captions = [normalize(caption) for caption in sample.captions if normalize_caption(caption)]
     if not captions:
         raise SourceError("no caption")
     return captions[int(rng.integers(len(captions)))]
@@ -83,19 +87,23 @@ def answers_of(sample: Sample) -> list[str]:
     return list(answers)
 
 
-def question_with_answers(sample: Sample) -> tuple[str, list[tuple[str, float]]]:
+def question_with_answers(
+    sample: Sample, normalize: Callable[[str], str] = normalize_question
+) -> tuple[str, list[tuple[str, float]]]:
     """The question, and its distinct answers with the share of annotators who gave each. Both are normalised as in the
-    released code. The weights of a question sum to 1, those of Visual Genome's questions to 0.2.
+    released code; `plain_text` leaves them as they are written, an answer as it was written first. The weights of a
+    question sum to 1, those of Visual Genome's questions to 0.2.
     """
-    question = normalize_question(text_field(sample, "question"))
+    question = normalize(text_field(sample, "question"))
     answers = Counter(filter(None, map(normalize_question, answers_of(sample))))
+    spellings = {normalize_question(answer): normalize(answer) for answer in reversed(answers_of(sample))}
     if not question or not answers:
         raise SourceError("no question" if not question else "no answer")
     weight = sample.info.get("weight", 1.0)
     if not _is_weight(weight):
         raise SourceError(f"the weight must be a number from 0 on, not {weight!r:.80}")
     share = float(weight) / answers.total()
-    return question, [(answer, count * share) for answer, count in answers.items()]
+    return question, [(spellings[answer], count * share) for answer, count in answers.items()]
 
 
 def label_of(sample: Sample) -> bool | None:

@@ -6,6 +6,7 @@ Shapes: B batch, T text tokens.
 import os
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer as WordPiece
 from openblip.data.sample import clean_text
 from openblip.errors import CheckpointError, ConfigError, hub_problem
 from openblip.files import damage
+from openblip.text_counts import count_text
 
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
     import torch
@@ -29,6 +31,13 @@ BATCH_LENGTH_STEP = 8  # texts of a training batch are padded to a multiple of i
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
+# Characters that are written without spaces between them: CJK radicals, punctuation, kana and ideographs, and forms of
+# full and half width, but not Hangul.
+_UNSPACED = (
+    r"[\u2e80-\u312f\u31a0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe10-\ufe1f\ufe30-\ufe4f\uff00-\uff9f\uffe0-\uffef"
+    r"\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+_SPACE_BETWEEN_UNSPACED = re.compile(f"(?<={_UNSPACED}) (?={_UNSPACED})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,12 @@ class Tokens:
 
     def to(self, device: "torch.device | str", non_blocking: bool = True) -> "Tokens":
         return Tokens(self.ids.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
+
+    def part(self, rows: "torch.Tensor") -> "Tokens":
+        """Some of the rows, int64 on the same device, padded to the longest of them."""
+        mask = self.mask[rows]
+        longest = int(mask.sum(dim=1).max())
+        return Tokens(self.ids[rows, :longest], mask[:, :longest])
 
     def pin_memory(self) -> "Tokens":
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
@@ -60,14 +75,24 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")
         self._wordpiece.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in _LAST])
         self._wordpiece.encode_special_tokens = True
-        self.pad_id, self.cls_id, self.sep_id, self.dec_id, self.enc_id = (
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.dec_id, self.enc_id = (
             self._wordpiece.token_to_id(token) or 0  # never None: they were checked or added above
-            for token in ("[PAD]", "[CLS]", "[SEP]", *_LAST)
+            for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *_LAST)
         )
 
     @property
     def vocab_size(self) -> int:
         return int(self._wordpiece.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """The id of every entry, added ones included."""
+        return dict(self._wordpiece.get_vocab(with_added_tokens=True))
+
+    @property
+    def keeps_accents(self) -> bool:
+        """Whether accents and the marks of kana and Thai are read: those of BERT's vocabularies are dropped."""
+        return bool(self._wordpiece.normalizer.normalize_str("é") == "é")
 
     @property
     def num_words(self) -> int:
@@ -80,7 +105,7 @@ class Tokenizer:
         letter, digit and punctuation mark is in it, so no ASCII text is unknown. Raises `ConfigError` when there is no
         text or `vocab_size` cannot hold the characters.
         """
-        wordpiece = _bert_wordpiece([])
+        wordpiece = _bert_wordpiece([], keeps_accents=True)
         counts = Counter(
             word
             for caption in captions
@@ -106,7 +131,7 @@ class Tokenizer:
         wordpiece.train_from_iterator((" ".join([w] * n) for w, n in sorted(counts.items())), trainer)
         learned = wordpiece.get_vocab(with_added_tokens=False)
         merges = sorted(learned.keys() - set(fixed), key=learned.__getitem__)
-        return cls(_bert_wordpiece([*fixed, *merges]))
+        return cls(_bert_wordpiece([*fixed, *merges], keeps_accents=True))
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
@@ -162,11 +187,15 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_length: int = 30, pad_to_multiple_of: int = 1) -> Tokens:
         """[CLS] words [SEP] of B texts; truncation to `max_length` tokens keeps [SEP]. They are padded to the longest
         text, rounded up to a multiple of `pad_to_multiple_of` within `max_length`. The released code always pads to
-        `max_length`; with the mask the result is the same and the work less.
+        `max_length`; with the mask the result is the same and the work less. What is cut is counted (`text_counts`).
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
-        rows = [[self.cls_id, *self._words(text)[: max_length - 2], self.sep_id] for text in texts]
+        rows = []
+        for text in texts:
+            ids = self._words(text)
+            self._count(text, ids, ids[: max_length - 2], max_length)
+            rows.append([self.cls_id, *ids[: max_length - 2], self.sep_id])
         return self._padded(rows, max_length, pad_to_multiple_of)
 
     def encode_turns(self, dialogs: Sequence[Sequence[str]], max_length: int, pad_to_multiple_of: int = 1) -> Tokens:
@@ -177,7 +206,12 @@ class Tokenizer:
         for turns in dialogs:
             ids = [index for turn in turns for index in (*self._words(turn), self.sep_id)]
             rows.append([self.cls_id, *ids[-(max_length - 1) :]])
+            self._count(" ".join(turns), ids, rows[-1][1:], max_length)
         return self._padded(rows, max_length, pad_to_multiple_of)
+
+    def _count(self, text: str, ids: Sequence[int], kept: Sequence[int], limit: int) -> None:
+        unknown = kept.count(self.unknown_id)
+        count_text(text, num_tokens=len(kept), num_unknown=unknown, is_cut=len(kept) < len(ids), limit=limit)
 
     def _words(self, text: str) -> list[int]:
         # The library refuses lone surrogates, which json escapes can make.
@@ -205,15 +239,21 @@ class Tokenizer:
         return [self._wordpiece.id_to_token(index) or "[UNK]" for index in ids]
 
     def decode(self, ids: "Sequence[int] | torch.Tensor") -> str:
-        """The text of one row of ids without special tokens, spaced as people write: "a dog, a cat"."""
+        """The text of one row of ids without special tokens, spaced as people write: "a dog, a cat", "一只狗。"."""
         row = list(ids) if isinstance(ids, Sequence) else ids.tolist()
-        return str(self._wordpiece.decode(row, skip_special_tokens=True)).strip()
+        text = unicodedata.normalize("NFC", self._wordpiece.decode(row, skip_special_tokens=True))
+        return _SPACE_BETWEEN_UNSPACED.sub("", text).strip()
 
 
-def _bert_wordpiece(vocab: Sequence[str]) -> WordPiece:
+def _bert_wordpiece(vocab: Sequence[str], *, keeps_accents: bool = False) -> WordPiece:
+    """A tokenizer with the rules of bert-base-uncased. It drops accents, and with them the marks of kana and Thai
+    vowels, unless it `keeps_accents`.
+    """
     ids = {token: index for index, token in enumerate(vocab)}
     wordpiece = WordPiece(tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    bert = tokenizers.normalizers.BertNormalizer(lowercase=True, strip_accents=False if keeps_accents else None)
+    composed = tokenizers.normalizers.Sequence([tokenizers.normalizers.NFC(), bert])
+    wordpiece.normalizer = composed if keeps_accents else bert
     wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     wordpiece.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=True)
     wordpiece.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in _FIRST if t in ids])

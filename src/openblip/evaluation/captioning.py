@@ -9,8 +9,10 @@ from openblip.generation.decoding import Decoding
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
 from openblip.predictor import BasePredictor
 from openblip.predictor.base import CAPTION_DECODING
+from openblip.text_counts import count_texts, warn_caller
 
 
+@count_texts(warn_caller)
 def evaluate_captioning(
     predictor: BasePredictor,
     source: Source,

@@ -18,6 +18,7 @@ from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import classification_accuracy
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 # The seven templates that the authors of CLIP found to do as well as all their eighty on ImageNet.
 TEMPLATES = (
@@ -26,6 +27,7 @@ TEMPLATES = (
 )  # fmt: skip
 
 
+@count_texts(warn_caller)
 def evaluate_classification(
     predictor: BasePredictor,
     source: Source,

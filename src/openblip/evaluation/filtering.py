@@ -18,10 +18,12 @@ from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import require_caption, run_evaluation
 from openblip.metrics.ranking import auc, filter_quality
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 TRUTH_FIELDS = {"noise", "references"}  # of samples that say what is true of them, as emoji scenes do
 
 
+@count_texts(warn_caller)
 def evaluate_filter(
     predictor: BasePredictor,
     source: Source,

@@ -7,8 +7,10 @@ from openblip.data.texts import label_of, text_field
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 
+@count_texts(warn_caller)
 def evaluate_nlvr(
     predictor: BasePredictor, source: Source, *, limit: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:

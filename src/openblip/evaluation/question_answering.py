@@ -12,8 +12,10 @@ from openblip.evaluation.run import EvaluationResults, run_evaluation, sample_im
 from openblip.generation.decoding import Decoding
 from openblip.metrics.vqa import direct_answer_accuracy, single_answer_accuracy, vqa_accuracy
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 
+@count_texts(warn_caller)
 def evaluate_question_answering(
     predictor: BasePredictor,
     source: Source,

@@ -11,8 +11,10 @@ from openblip.evaluation.run import require_caption, run_evaluation, sample_imag
 from openblip.metrics.ranking import retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 
+@count_texts(warn_caller)
 def evaluate_retrieval(
     predictor: BasePredictor,
     source: Source,
@@ -26,7 +28,8 @@ def evaluate_retrieval(
 
     All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where there are
     fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM score is P(match),
-    where the released code adds the raw logit. With `num_frames` the source's videos take the place of images (section
+    where the released code adds the raw logit. Texts are cut to as many tokens as there (35 for BLIP, 32 for BLIP-2),
+    but not also to 30 words. With `num_frames` the source's videos take the place of images (section
     5.6). Images are read twice, so that no more than a batch of them is in memory. Raises `SourceError` when no sample
     has a caption.
     """
@@ -40,7 +43,7 @@ def evaluate_retrieval(
     image_ids = np.array([ids[sample.image_id] for sample in run.samples])
     texts = [caption for sample in run.samples for caption in sample.captions]
     text_ids = np.array([ids[sample.image_id] for sample in run.samples for _ in sample.captions])
-    vectors = predictor.embed_texts(texts, batch_size)
+    vectors = predictor.embed_texts(texts, batch_size, predictor.retrieval_text_tokens)
     similarity = similarity_matrix(torch.stack(run.results), vectors)  # (I, T)
     top_of_image = topk_mask(similarity, rerank)  # (I, T) bool
     top_of_text = topk_mask(similarity.T, rerank).T  # (I, T) bool
@@ -53,7 +56,7 @@ def evaluate_retrieval(
         for i, sample in enumerate(samples):
             columns = needed[row_of_sample[sample.shard, sample.key]].nonzero().flatten().tolist()
             image, candidates = images.select(torch.tensor([i])), [texts[column] for column in columns]
-            scores.append(predictor.match_matrix(image, candidates, batch_size)[0])
+            scores.append(predictor.match_matrix(image, candidates, batch_size, predictor.retrieval_text_tokens)[0])
         return scores
 
     matched = run_evaluation(source, match, label="re-ranking", check_sample=require_caption, limit=limit)

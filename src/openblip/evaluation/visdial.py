@@ -13,10 +13,12 @@ from openblip.data.texts import Round, open_rounds, text_field
 from openblip.evaluation.run import run_evaluation
 from openblip.metrics.ranking import answer_ranking, ndcg
 from openblip.predictor import BasePredictor
+from openblip.text_counts import count_texts, warn_caller
 
 DIALOGS_PER_BATCH = 8  # of ten rounds each
 
 
+@count_texts(warn_caller)
 def evaluate_visdial(
     predictor: BasePredictor, source: Source, *, limit: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:

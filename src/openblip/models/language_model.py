@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
+from openblip.text_counts import count_text
 
 IGNORED_LABEL = -100
 
@@ -62,9 +63,14 @@ class LanguageModel(nn.Module, ABC):
         are predicted. A text that is too long for `max_text_tokens`, prompt included, is cut before its end token,
         which always stays; None cuts nothing.
         """
-        rows = [(self._prompt_ids(p), self.text_ids(p, text)) for p, text in zip(prompts, texts, strict=True)]
-        if max_text_tokens is not None:
-            rows = [self._cut(prompt, text, max_text_tokens) for prompt, text in rows]
+        rows = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            whole = self._prompt_ids(prompt), self.text_ids(prompt, text)
+            row = whole if max_text_tokens is None else self._cut(*whole, max_text_tokens)
+            unknown = row[1].count(self.tokenizer.unk_token_id)
+            is_cut, limit = row != whole, max_text_tokens or 0
+            count_text(prompt + text, num_tokens=len(row[1]), num_unknown=unknown, is_cut=is_cut, limit=limit)
+            rows.append(row)
         return self._predict(visual, [prompt for prompt, _ in rows], [[*text, self.end_id] for _, text in rows])
 
     def predict_ids(self, visual: Tensor, prompts: Sequence[str], written: Sequence[Sequence[int]]) -> Predicted:

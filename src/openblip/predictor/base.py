@@ -50,6 +50,7 @@ from openblip.predictor.values import (
     TextInput,
     TextScore,
 )
+from openblip.text_counts import count_texts, warn_caller
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
@@ -64,6 +65,9 @@ class BasePredictor(ABC):
     list goes with all of the other. `batch_size` is the number of images that are encoded at a time; a video counts as
     its frames and a pair as two.
 
+    Texts are read up to the number of positions that the model has. A call warns once, with numbers, of texts that were
+    longer and cut, and of words that are not in the vocabulary.
+
     Every call raises UnsupportedTaskError when the checkpoint has no weights for it, ImageError, which names the image,
     for one that cannot be read, and ConfigError for what is no image or text, and for arguments that do not belong
     together.
@@ -77,7 +81,7 @@ class BasePredictor(ABC):
     encoder_token: EncoderToken = "[CLS]"
     calls_by_head: ClassVar[Mapping[str, tuple[str, ...]]]  # the calls that each head makes possible
     answer_decoding: ClassVar[Beam]  # how answers are written unless the caller says otherwise
-    max_match_tokens: ClassVar[int]  # of a text that is matched or embedded, as in training
+    retrieval_text_tokens: ClassVar[int]  # to which the released code cuts the texts of the retrieval benchmark
     # Heads that have taught the model to read texts alone, and together with images; through which a given text, and
     # the model's own caption, can be explained.
     text_feature_heads: ClassVar[tuple[str, ...]]
@@ -215,6 +219,7 @@ class BasePredictor(ABC):
 
     # Texts that the model writes.
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def caption(
         self,
@@ -249,6 +254,7 @@ class BasePredictor(ABC):
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def answer(
         self,
@@ -299,6 +305,7 @@ class BasePredictor(ABC):
 
     # How well texts and images fit.
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU; or of one image or text with all of the other."""
@@ -310,9 +317,15 @@ class BasePredictor(ABC):
             scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
         return torch.cat(scores)
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
-    def match_matrix(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
-        """P(match) of every image with every text by ITM, float32 (I, T) on the CPU."""
+    def match_matrix(
+        self, images: Images, texts: TextInput, batch_size: int | None = None, max_text_length: int | None = None
+    ) -> Tensor:
+        """P(match) of every image with every text by ITM, float32 (I, T) on the CPU.
+
+        max_text_length: tokens to which texts are cut, special ones included; by default all that the model can read.
+        """
         self._require("match_matrix")
         texts = values.as_texts(texts, "text")
         scores = [torch.zeros(0, len(texts))]
@@ -321,12 +334,13 @@ class BasePredictor(ABC):
             image_kv = self._image_kv(encoded.tokens, "encode")  # once for all texts
             columns = [torch.zeros(count, 0)]
             for chunk in values.chunks(texts, max(1, 4 * values.DEFAULT_BATCH_SIZE // count)):
-                tokens = self._tokenize(chunk, self._encoder_id)
+                tokens = self._tokenize(chunk, self._encoder_id, max_text_length)
                 repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
                 columns.append(self._match_probability(repeated, image_kv).view(count, -1))
             scores.append(torch.cat(columns, dim=1))
         return torch.cat(scores)
 
+    @count_texts(warn_caller)
     def similarity(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
         self._require("similarity")
@@ -339,17 +353,21 @@ class BasePredictor(ABC):
         vectors = [self._embed(encoded).float().cpu() for _, encoded in self.encoded_batches(images, batch_size)]
         return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
-    def embed_texts(self, texts: TextInput, batch_size: int | None = None) -> Tensor:
-        """Unit vectors, float32 (T, E) on the CPU."""
+    def embed_texts(
+        self, texts: TextInput, batch_size: int | None = None, max_text_length: int | None = None
+    ) -> Tensor:
+        """Unit vectors, float32 (T, E) on the CPU. max_text_length: as in `match_matrix`."""
         self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
         texts = values.as_texts(texts, "text")
         for rows in values.batches(len(texts), batch_size):
-            tokens = self._tokenize(texts[rows], self._text_tokenizer().cls_id)
+            tokens = self._tokenize(texts[rows], self._text_tokenizer().cls_id, max_text_length)
             vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(vectors)
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def score_texts(self, images: Images, texts: Candidates, batch_size: int | None = None) -> list[list[TextScore]]:
         """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
@@ -369,15 +387,10 @@ class BasePredictor(ABC):
             itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
             described = [row for row, text in enumerate(flat) if text.strip()]
             if described:
-                vectors = self.embed_images(encoded)[[owners[row] for row in described]]  # (R', E) or (R', Q, E)
-                text_vectors = self.embed_texts([flat[row] for row in described], values.MAX_ROWS)
-                itc[described] = similarity_of_pairs(vectors, text_vectors)
-            image_kv = self._image_kv(encoded.tokens, "encode")
-            for group in values.group_by_count(described, owners):
-                group_rows = [row for _, image_rows in group for row in image_rows]
-                tokens = self._tokenize([flat[row] for row in group_rows], self._encoder_id)
-                group_kv = self._select(image_kv, [image for image, _ in group], len(encoded))
-                itm[group_rows] = self._match_probability(tokens, group_kv)
+                tokens = self._tokenize([flat[row] for row in described], self._encoder_id)  # (R', T)
+                owners = [owners[row] for row in described]
+                itc[described] = similarity_of_pairs(self.embed_images(encoded)[owners], self._embed_tokens(tokens))
+                itm[described] = self._match_tokens(tokens, owners, encoded)
             if not (itm.isfinite().all() and itc.isfinite().all()):
                 raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
             flat_scores = map(TextScore, itm.tolist(), itc.tolist())
@@ -410,6 +423,7 @@ class BasePredictor(ABC):
 
     # What the model sees.
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def features(
         self, images: Images | None = None, texts: TextInput | None = None, batch_size: int | None = None
@@ -435,6 +449,7 @@ class BasePredictor(ABC):
         encoded = None if images is None else self.encode(images, batch_size)
         return Features(**self._features(encoded, given, batch_size))
 
+    @count_texts(warn_caller)
     def explain(self, image: Images, text: TextInput | None = None, layer: int | None = None) -> Any:
         """Where in an image the model looked, for each word of a text: an `Explanation`, or for lists a list of them.
 
@@ -604,13 +619,13 @@ class BasePredictor(ABC):
         tokenizer = self._text_tokenizer()
         return tokenizer.enc_id if self.encoder_token == "[ENC]" else tokenizer.cls_id
 
-    def _tokenize(self, texts: Sequence[str], first_id: int) -> Tokens:
+    def _tokenize(self, texts: Sequence[str], first_id: int, max_length: int | None = None) -> Tokens:
         """Texts as training read them (`normalize_caption`), from `first_id` on, on the model's device."""
-        return self._tokens([normalize_caption(text) for text in texts], self.max_match_tokens, first_id)
+        return self._tokens([normalize_caption(text) for text in texts], first_id, max_length)
 
-    def _tokens(self, texts: Sequence[str], max_length: int, first_id: int) -> Tokens:
+    def _tokens(self, texts: Sequence[str], first_id: int, max_length: int | None = None) -> Tokens:
         """Normalised texts from `first_id` on, cut to `max_length` or what the model reads; ids (R, T)."""
-        limit = min(max_length, self._max_positions)
+        limit = min(max_length or self._max_positions, self._max_positions)
         tokens = self._text_tokenizer().encode(texts, limit).to(self.device)
         tokens.ids[:, :1] = first_id  # a list of no texts has no first token
         return tokens
@@ -663,6 +678,24 @@ class BasePredictor(ABC):
         """P(match) of R texts over B images, float32 (R,) on the CPU."""
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
+
+    def _embed_tokens(self, tokens: Tokens) -> Tensor:
+        """Unit vectors (R, E) on the CPU of texts (R, T); those of about equal length are read together."""
+        vectors = torch.zeros(len(tokens.ids), self.model.config.embed_dim)
+        for rows in tokens.mask.sum(dim=1).argsort(stable=True).split(values.MAX_ROWS):
+            part = tokens.part(rows)
+            part.ids[:, 0] = self._text_tokenizer().cls_id
+            vectors[rows.cpu()] = self.model.embed_text(part.ids, part.mask).float().cpu()
+        return vectors
+
+    def _match_tokens(self, tokens: Tokens, owners: Sequence[int], images: EncodedImages) -> Tensor:
+        """P(match) of texts (R, T), each with the image that owns it, float32 (R,) on the CPU."""
+        probabilities, image_kv = torch.zeros(len(owners)), self._image_kv(images.tokens, "encode")
+        for group in values.group_by_count(owners, tokens.mask.sum(dim=1).tolist()):
+            rows = torch.tensor([row for _, image_rows in group for row in image_rows])
+            group_kv = self._select(image_kv, [image for image, _ in group], len(images))
+            probabilities[rows] = self._match_probability(tokens.part(rows.to(self.device)), group_kv)
+        return probabilities
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The explanation of a given caption of one image, or of the one that the model's own decoder writes."""

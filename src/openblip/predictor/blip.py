@@ -15,15 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.data.texts import (
-    MAX_DIALOG_CAPTION_TOKENS,
-    MAX_DIALOG_TOKENS,
-    MAX_QUESTION_TOKENS,
-    MAX_STATEMENT_WORDS,
-    dialog_turns,
-    normalize_caption,
-    normalize_question,
-)
+from openblip.data.texts import dialog_turns, normalize_question
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Decoding
@@ -34,8 +26,7 @@ from openblip.predictor import values
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.explain import Explanation, explain_read_text, join_pieces, patch_maps, target_logprobs
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, TextInput, chunks, sampling_seeds
-
-MAX_STATEMENT_TOKENS = 64  # the released code's limit of forty words, and room for rare ones
+from openblip.text_counts import count_texts, warn_caller
 
 
 class BlipPredictor(BasePredictor):
@@ -55,7 +46,7 @@ class BlipPredictor(BasePredictor):
         "visdial": ("rank_answers",),
     }
     answer_decoding = Beam(num_beams=3, max_new_tokens=10, min_new_tokens=1)  # released code
-    max_match_tokens = 35  # released code: retrieval and matching
+    retrieval_text_tokens = 35
     text_feature_heads = ("itc", "visdial")
     multimodal_feature_heads = ("itm", "vqa")
     text_explanation_heads = ("itm", "vqa", "lm")
@@ -106,7 +97,7 @@ class BlipPredictor(BasePredictor):
     def _tokenize_questions(self, questions: Sequence[str]) -> Tokens:
         """Questions as training read them (`normalize_question`), on the model's device."""
         normalized = [normalize_question(question) for question in questions]
-        return self._tokens(normalized, MAX_QUESTION_TOKENS, self._encoder_id)
+        return self._tokens(normalized, self._encoder_id)
 
     def _question_kv(self, image_tokens: Tensor, questions: Tokens) -> CrossKV:
         """What the decoder writes answers from: R questions, read with B images (B, N, Dv)."""
@@ -127,6 +118,7 @@ class BlipPredictor(BasePredictor):
 
     # Two images (BLIP section 5.4), and dialogs (section 5.5).
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
         self._require("judge")
@@ -144,13 +136,13 @@ class BlipPredictor(BasePredictor):
                 for image, side in zip(pair, ("left", "right"), strict=True)
             ]
             pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
-            normalized = [normalize_caption(statement, MAX_STATEMENT_WORDS) for statement in given[rows]]
-            tokens = self._tokens(normalized, MAX_STATEMENT_TOKENS, self._encoder_id)
+            tokens = self._tokenize(given[rows], self._encoder_id)
             pair_kv = self._image_kv(self.model.encode_pair(self._normalize(pixels)), "encode")
             logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
             probabilities.append(logits.float().softmax(dim=1)[:, 1].cpu())
         return torch.cat(probabilities)
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def rank_answers(
         self,
@@ -166,18 +158,16 @@ class BlipPredictor(BasePredictor):
         choices = values.as_lists_of_texts(given[1], len(listed))
         values.check_equal("rank_answers", images=listed, captions=told, dialogs=given[0], candidates=choices)
         rounds = [values.read_dialog(dialog, position) for position, dialog in enumerate(given[0])]
-        limit = min(MAX_DIALOG_TOKENS, self._max_positions)
         results: list[Tensor] = []
         for rows, encoded in self.encoded_batches(listed, batch_size):
-            normalized = [normalize_caption(caption) for caption in told[rows]]
-            tokens = self._tokens(normalized, MAX_DIALOG_CAPTION_TOKENS, self.tokenizer.cls_id)
+            tokens = self._tokenize(told[rows], self.tokenizer.cls_id)
             dialog_kv = self.model.dialog_kv(encoded.tokens, tokens.ids, tokens.mask)
             for row, ((earlier, question), answers) in enumerate(zip(rounds[rows], choices[rows], strict=True)):
                 row_kv = self._select(dialog_kv, [row], len(encoded))
                 probabilities = [torch.zeros(0)]
                 for some in chunks(answers, MAX_ROWS // 4):  # dialogs are long
                     turns = [dialog_turns(earlier, question, answer) for answer in some]
-                    texts = self.tokenizer.encode_turns(turns, limit).to(self.device)
+                    texts = self.tokenizer.encode_turns(turns, self._max_positions).to(self.device)
                     texts.ids[:, 0] = self._encoder_id
                     probabilities.append(self._match_probability(texts, row_kv))  # (K,)
                 results.append(torch.cat(probabilities))

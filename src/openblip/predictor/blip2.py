@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.data.texts import conversation_prompt, normalize_question
+from openblip.data.texts import conversation_prompt, normalize_question, plain_text
 from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
@@ -27,8 +27,7 @@ from openblip.predictor import values
 from openblip.predictor.base import CHAT_DECODING, BasePredictor
 from openblip.predictor.explain import Explanation, explain_written_text, join_language_pieces, patch_maps
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, Seeds, sampling_seeds
-
-MAX_INSTRUCTION_TOKENS = 128  # InstructBLIP, released code
+from openblip.text_counts import count_texts, warn_caller
 
 
 class Blip2Predictor(BasePredictor):
@@ -46,7 +45,7 @@ class Blip2Predictor(BasePredictor):
         "llm": ("caption", "answer", "chat"),
     }
     answer_decoding = Beam(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)  # BLIP-2 section 4.1
-    max_match_tokens = 32  # released code
+    retrieval_text_tokens = 32
     text_feature_heads = ("itc",)
     multimodal_feature_heads = ("itm",)
     text_explanation_heads = ("itm", "llm", "itg")
@@ -97,6 +96,7 @@ class Blip2Predictor(BasePredictor):
         chosen = zip(ranked, candidates, strict=True)
         return [self._scored_by_language(generated, texts[position]) for (position, generated), texts in chosen]
 
+    @count_texts(warn_caller)
     @torch.inference_mode()
     def chat(
         self,
@@ -137,9 +137,9 @@ class Blip2Predictor(BasePredictor):
         return [[self._scored_by_language(text) for text in texts] for texts in written]
 
     def _question_prompts(self, questions: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Questions as training and the released code read them, and the prompts that put them."""
-        normalized = [normalize_question(question) for question in questions]
-        return normalized, [conversation_prompt(self.question_prompt, (), text) for text in normalized]
+        """Questions as the Q-Former reads them, normalised, and the prompts that put them as they are written."""
+        prompts = [conversation_prompt(self.question_prompt, (), plain_text(question)) for question in questions]
+        return [normalize_question(question) for question in questions], prompts
 
     def _visual_prompts(self, tokens: Tensor, instructions: Sequence[str]) -> Tensor:
         """What the language model reads of B images (B, N, Dv) before each of R = B * K texts, (R, Q, Dl).
@@ -148,7 +148,7 @@ class Blip2Predictor(BasePredictor):
         """
         image_kv = self.model.image_kv(tokens)
         if self.model.config.instructed:
-            read = self._tokens(instructions, MAX_INSTRUCTION_TOKENS, self._encoder_id)
+            read = self._tokens(instructions, self._encoder_id)
             return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
         prompts = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
         return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)

@@ -25,6 +25,7 @@ from openblip.generation.search import Generated
 
 DEFAULT_BATCH_SIZE = 64
 MAX_ROWS = 512  # texts that the model reads at a time where many go with one image
+USUAL_TOKENS = 64  # of such a text; of longer ones fewer are read at a time
 MAX_TEXTS_PER_IMAGE = 64  # that `score_texts` reads in one pass; an image with more is read in several
 
 _Item = TypeVar("_Item")
@@ -216,16 +217,20 @@ def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> Seeds:
     return [hash_int(f"{decoding.seed},{each}") for each in inputs]
 
 
-def group_by_count(rows: Sequence[int], owners: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
+def group_by_count(owners: Sequence[int], lengths: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
     """Groups of images with the rows of their texts, at most `MAX_ROWS` rows in each: in one pass the model reads
-    the same number of texts of each image. Usually all images have the same number, and there is one group.
+    the same number of texts of each image. Usually all images have the same number, and there is one group. Images with
+    a text of more than `USUAL_TOKENS` are in groups of their own, with fewer rows.
+
+    owners, lengths: of each row, its image, ascending, and the number of its tokens.
     """
-    by_count: dict[int, list[tuple[int, Sequence[int]]]] = defaultdict(list)
-    for image, image_rows in groupby(rows, key=owners.__getitem__):
+    groups: dict[tuple[int, int], list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for image, image_rows in groupby(range(len(owners)), key=owners.__getitem__):
         for part in chunks(list(image_rows), MAX_TEXTS_PER_IMAGE):
-            by_count[len(part)].append((image, part))
-    groups = sorted(by_count.items())
-    return [part for count, images in groups for part in chunks(images, max(1, MAX_ROWS // count))]
+            longest = max(lengths[row] for row in part)
+            times_longer = 1 << (-(-longest // USUAL_TOKENS) - 1).bit_length()  # 1, 2, 4, ...
+            groups[len(part) * times_longer, len(part)].append((image, part))
+    return [part for (rows, _), images in sorted(groups.items()) for part in chunks(images, max(1, MAX_ROWS // rows))]
 
 
 @dataclass(frozen=True, kw_only=True)

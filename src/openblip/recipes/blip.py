@@ -36,7 +36,6 @@ from dataclasses import replace
 from typing import Any
 
 from openblip.data.config import Augmentation, DataConfig
-from openblip.data.texts import MAX_DIALOG_TOKENS
 from openblip.models.config import BlipConfig
 from openblip.nn.config import VisionConfig
 from openblip.recipes.run import BlipRun
@@ -184,7 +183,8 @@ def vqa() -> BlipRun:
     a learning rate of 1e-5 for a few epochs.
     """
     task, steps = tasks.QuestionAnsweringConfig(), 10 * (QUESTIONS // 256)
-    return fine_tuning("vqa", task, image_size=480, steps=steps, learning_rate=2e-5, drop_path=0.1)
+    settings: dict[str, Any] = {"steps": steps, "learning_rate": 2e-5, "drop_path": 0.1, "max_text_length": 35}
+    return fine_tuning("vqa", task, image_size=480, **settings)
 
 
 def nlvr() -> BlipRun:
@@ -211,9 +211,8 @@ def visdial() -> BlipRun:
     DATA: --data.source visdial_1.0_train.json --data.images coco
     """
     task, steps = tasks.VisdialConfig(num_negatives=3), 20 * (123_287 // 240)  # dialogs; a step sees a round of each
-    return fine_tuning(
-        "visdial", task, steps=steps, batch_size=30, learning_rate=2e-5, max_text_length=MAX_DIALOG_TOKENS
-    )
+    # Ten rounds have about 150 tokens.
+    return fine_tuning("visdial", task, steps=steps, batch_size=30, learning_rate=2e-5, max_text_length=256)
 
 
 def video_retrieval() -> BlipRun:
@@ -240,7 +239,8 @@ def video_qa() -> BlipRun:
     It starts from runs/vqa/model. DATA: --data.source train_qa.json --data.images videos
     """
     task, steps = tasks.QuestionAnsweringConfig(), 5 * (158_581 // 64)  # questions
-    return fine_tuning("video-qa", task, steps=steps, batch_size=8, learning_rate=2e-5, num_frames=16, drop_path=0.1)
+    settings: dict[str, Any] = {"steps": steps, "learning_rate": 2e-5, "drop_path": 0.1, "max_text_length": 35}
+    return fine_tuning("video-qa", task, batch_size=8, num_frames=16, **settings)
 
 
 def retrieval(steps_per_epoch: int) -> tasks.RetrievalConfig:

@@ -22,8 +22,9 @@ Where the released code deviates from the paper: it pre-trains on COCO and Visua
 
 Where these recipes deviate from the released code: as the paper in these points; layer-wise decay works; bfloat16
 autocast instead of float16 with loss scaling, over float32 weights also of an encoder that is trained, which turns to
-NaN in float16; biases, norms and the temperature are not weight-decayed; texts are padded to the longest of the batch;
-the last weights are kept.
+NaN in float16; language models read and learn texts as they are written, not in lower case without punctuation; biases,
+norms and the temperature are not weight-decayed; texts are padded to the longest of the batch; the last weights are
+kept.
 """
 
 from dataclasses import replace

@@ -17,6 +17,7 @@ from openblip.training.config import TrainingConfig
 
 # Captions say left and right, big and small, one and two: no flips and hardly any crop.
 DATA = DataConfig(augmentation=Augmentation(crop_scale=(0.85, 1.0), horizontal_flip=False, num_ops=0))
+QUESTION_DATA = replace(DATA, max_text_length=35)
 NUM_FRAMES = 4
 RETRIEVAL_MINI = tasks.RetrievalConfig(contrastive=tasks.ContrastiveConfig(queue_size=2048, alpha_ramp_steps=100))
 STAGE1_STEPS, STAGE2_STEPS = 600, 600
@@ -66,7 +67,9 @@ def blip_mini_vqa() -> BlipRun:
 
     Source: BLIP section 5.3. Cost: half an hour. Expected: docs/results.md.
     """
-    return fine_tuning_mini("blip-mini-vqa", tasks.QuestionAnsweringConfig(label_smoothing=0.0), steps=2500)
+    return fine_tuning_mini(
+        "blip-mini-vqa", tasks.QuestionAnsweringConfig(label_smoothing=0.0), QUESTION_DATA, steps=2500
+    )
 
 
 def blip_mini_nlvr() -> BlipRun:
@@ -105,7 +108,7 @@ def blip_mini_video_qa() -> BlipRun:
 
     Source: BLIP section 5.6, which evaluates a model fine-tuned on VQA. Cost: 20 minutes. Expected: docs/results.md.
     """
-    task, data = tasks.QuestionAnsweringConfig(label_smoothing=0.0), replace(DATA, num_frames=NUM_FRAMES)
+    task, data = tasks.QuestionAnsweringConfig(label_smoothing=0.0), replace(QUESTION_DATA, num_frames=NUM_FRAMES)
     return fine_tuning_mini("blip-mini-video-qa", task, data, steps=500)
 
 

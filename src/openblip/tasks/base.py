@@ -34,6 +34,8 @@ class Task(nn.Module, ABC):
     """The heads that the task trains, unless they depend on its settings."""
     text_model: ClassVar[str] = "model"
     """What errors call the part of the model that takes texts."""
+    text_limit: ClassVar[str] = "--data.max-text-length"
+    """The option that limits the tokens of texts."""
 
     def __init__(self, config: Any, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class Task(nn.Module, ABC):
         if positions is not None and longest > positions:
             raise ConfigError(
                 f"Texts of up to {longest} tokens: the {cls.text_model} has {positions} positions (a prompt counts "
-                "too); lower --data.max-text-length."
+                "too); lower --data.max-text-length, or give a new model more."
             )
         return cls(config, model, tokenizer, preprocessing)
 

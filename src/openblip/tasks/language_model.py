@@ -30,8 +30,8 @@ from openblip.tasks.config import Blip2Stage2Config, LanguagePretrainingConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptedBatch(Batch):
-    """R texts after prompts, several about one of B images. The language model has a tokenizer of its own, so they are
-    not normalised.
+    """R texts after prompts, several about one of B images. The language model has a tokenizer of its own, and reads
+    texts as they are written.
     """
 
     prompts: list[str]
@@ -83,6 +83,7 @@ class PromptedTask(Blip2Task):
     """The loss of texts that the language model of a BLIP-2 writes after visual prompts and text prompts."""
 
     trained_heads = ("llm",)
+    text_limit = "--max-text-tokens; of what the Q-Former reads, --data.max-text-length"
 
     def predict(self, batch: PromptedBatch) -> Predicted:
         """Logits (R, T, V) and labels (R, T) of a batch's texts; each image is encoded once."""
@@ -106,7 +107,7 @@ class PromptedCaptionProcessor(PromptedProcessor):
     prompt: str = ""
 
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
-        return [PromptedText(data_texts.draw_caption(sample, rng), self.prompt)]
+        return [PromptedText(data_texts.draw_caption(sample, rng, data_texts.plain_text), self.prompt)]
 
 
 class Blip2Stage2(PromptedTask):
@@ -134,9 +135,10 @@ class PromptedQuestionProcessor(PromptedProcessor):
     """How a question or instruction is put to the language model, with `{}` in its place."""
 
     def content(self, sample: Sample, rng: np.random.Generator) -> list[PromptedText]:
-        question, answers = data_texts.question_with_answers(sample)
+        question, answers = data_texts.question_with_answers(sample, data_texts.plain_text)
         prompt = data_texts.conversation_prompt(self.question_prompt, (), question)
-        return [PromptedText(answer, prompt, question, weight) for answer, weight in answers]
+        instruction = data_texts.normalize_question(question)  # as the paper's Q-Former reads it
+        return [PromptedText(answer, prompt, instruction, weight) for answer, weight in answers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +209,7 @@ class LanguagePretraining(Task):
 
     config: LanguagePretrainingConfig
     model: LanguageModel
+    text_limit = "--task.max-text-tokens"
 
     @classmethod
     def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:

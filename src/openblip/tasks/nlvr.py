@@ -62,7 +62,7 @@ class StatementProcessor(SampleProcessor):
 
     def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, int, bool]:
         """The statement, its label, and whether the sides are exchanged."""
-        statement = texts.normalize_caption(texts.text_field(sample, "statement"), texts.MAX_STATEMENT_WORDS)
+        statement = texts.normalize_caption(texts.text_field(sample, "statement"))
         label = texts.label_of(sample)
         if label is None:
             raise SourceError("no label that is true or false")

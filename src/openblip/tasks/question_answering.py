@@ -14,7 +14,7 @@ from torch import Tensor
 from openblip.data.batch import Batch, Example, SampleProcessor, pixel_reader, shared_fields
 from openblip.data.config import DataConfig
 from openblip.data.sample import Sample
-from openblip.data.texts import MAX_QUESTION_TOKENS, question_with_answers
+from openblip.data.texts import question_with_answers
 from openblip.data.tokenizer import BATCH_LENGTH_STEP, Tokenizer, Tokens
 from openblip.objectives import answer_loss, next_token_labels
 from openblip.tasks.base import BlipTask, replace_first
@@ -39,7 +39,8 @@ class QuestionBatch(Batch):
 class QuestionProcessor(SampleProcessor):
     """A question with its distinct answers, each weighted by the share of annotators who gave it."""
 
-    max_answer_tokens: int = 20
+    max_text_length: int = 35
+    """Tokens of a question or answer, [CLS] and [SEP] included; more are cut."""
 
     def content(self, sample: Sample, rng: np.random.Generator) -> tuple[str, list[tuple[str, float]]]:
         return question_with_answers(sample)
@@ -50,8 +51,8 @@ class QuestionProcessor(SampleProcessor):
         owners, answers, weights = zip(*rows, strict=True)
         return QuestionBatch(
             **shared_fields(examples),
-            questions=tokenizer.encode(questions, MAX_QUESTION_TOKENS, BATCH_LENGTH_STEP),
-            answers=tokenizer.encode(answers, self.max_answer_tokens, BATCH_LENGTH_STEP),
+            questions=tokenizer.encode(questions, self.max_text_length, BATCH_LENGTH_STEP),
+            answers=tokenizer.encode(answers, self.max_text_length, BATCH_LENGTH_STEP),
             owners=torch.tensor(owners),
             weights=torch.tensor(weights),
         )
@@ -65,11 +66,7 @@ class QuestionAnswering(BlipTask):
 
     @classmethod
     def sample_processor(cls, config: Any, data: DataConfig, question_prompt: str) -> SampleProcessor:
-        return QuestionProcessor(read_pixels=pixel_reader(data.num_frames))
-
-    @classmethod
-    def longest_text(cls, config: QuestionAnsweringConfig, data: DataConfig, tokenizer: Tokenizer) -> int:
-        return MAX_QUESTION_TOKENS
+        return QuestionProcessor(read_pixels=pixel_reader(data.num_frames), max_text_length=data.max_text_length)
 
     def forward(self, batch: QuestionBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss vqa: every answer of a question counts by its weight."""

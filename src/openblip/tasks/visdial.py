@@ -60,7 +60,7 @@ class DialogProcessor(SampleProcessor):
         dialogs = [turns for example in examples for turns in example.content[1]]
         return DialogBatch(
             **shared_fields(examples),
-            captions=tokenizer.encode(captions, texts.MAX_DIALOG_CAPTION_TOKENS, BATCH_LENGTH_STEP),
+            captions=tokenizer.encode(captions, self.max_text_length, BATCH_LENGTH_STEP),
             dialogs=tokenizer.encode_turns(dialogs, self.max_text_length, BATCH_LENGTH_STEP),
             labels=torch.tensor([1] + [0] * self.num_negatives).repeat(len(examples)),
         )

@@ -17,17 +17,19 @@ from torch.nn.parallel import DistributedDataParallel
 from openblip.data.loader import LoadedBatch, Loader
 from openblip.data.sample import Reject, unused_line
 from openblip.distributed import Process, all_reduce_sum, all_true, barrier
-from openblip.errors import OpenBlipError
+from openblip.errors import ConfigError, OpenBlipError
 from openblip.files import hash_int
 from openblip.progress import Progress
 from openblip.tasks.base import Task
+from openblip.text_counts import TextCounts, count_texts
 from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import REJECTS, RunFolder, Trackers
 from openblip.training.sharding import gather_frozen, recompute_activations, shard_frozen
 from openblip.training.state import RunState
 
-NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "samples_per_second")
+NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "cut_texts", "unknown_tokens", "samples_per_second")
+TOO_MANY_UNKNOWN = 0.9  # share of the tokens of the first step
 
 
 class NonFiniteError(OpenBlipError):
@@ -66,6 +68,8 @@ class Trainer:
         task.to(process.device)
         self.optimizers = make_optimizers(task, config, task.layers_above())
         self.step = 0
+        self.texts = TextCounts()  # of all steps of this process, without those that were cut
+        self._said: set[str] = set()
         self._cursor: dict[str, Any] | None = None
         if last := folder.last_checkpoint():
             self.step, checkpoint = last
@@ -95,7 +99,7 @@ class Trainer:
             batches = iter(self.loader)
             started, since = time.perf_counter(), self.step
             while self.step < config.steps:
-                record = self._train_step(batches)
+                record = self._train_step(batches, bar.note)
                 bar.advance(1)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     samples = (self.step - since) * self.samples_per_step
@@ -128,11 +132,32 @@ class Trainer:
             gather_frozen(self.task.frozen_parts(), self.process)
         return finished
 
-    def _train_step(self, batches: Iterator[LoadedBatch]) -> dict[str, float]:
+    def _train_step(self, batches: Iterator[LoadedBatch], note: Callable[[str], None]) -> dict[str, float]:
         """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
+        with count_texts(apart=True) as texts:
+            losses, rejects = self._backward(batches)
+        self._note_texts(texts, note)
+        rate = learning_rate_at(self.step, self.config)
+        self.optimizers.set_learning_rate(rate / self.config.learning_rate)
+        sums, norm = self._clip_gradients(losses)
+        self.optimizers.step()
+        self.task.after_step()
+        self.step += 1
+        for reject in rejects:
+            self.folder.log({"step": self.step, **asdict(reject)}, REJECTS)
+        counts = [len(rejects), len(texts.cut), texts.tokens, texts.unknown]
+        num_rejects, num_cut, num_tokens, num_unknown, *totals = all_reduce_sum(
+            [*counts, *sums.values()], self.process.device
+        )
+        self.num_rejects += int(num_rejects)
+        means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
+        overall = {"loss": sum(means.values()), "gradient_norm": norm, "learning_rate": rate}
+        unread = {"cut_texts": int(num_cut), "unknown_tokens": round(num_unknown / max(1, num_tokens), 4)}
+        return {"step": self.step, **means, **overall, "rejects": self.num_rejects, **unread}
+
+    def _backward(self, batches: Iterator[LoadedBatch]) -> tuple[list[dict[str, Tensor]], list[Reject]]:
+        """Gradients of `accumulation` micro-batches; their losses, and what was skipped while they were loaded."""
         config, device = self.config, self.process.device
-        rate = learning_rate_at(self.step, config)
-        self.optimizers.set_learning_rate(rate / config.learning_rate)
         self.task.zero_grad()
         losses: list[dict[str, Tensor]] = []  # of each micro-batch, on the device
         rejects: list[Reject] = []
@@ -150,17 +175,28 @@ class Trainer:
                 total = torch.stack(list(named.values())).sum() / config.accumulation
                 total.backward()
             losses.append({name: loss.detach().float() for name, loss in named.items()})
-        sums, norm = self._clip_gradients(losses)
-        self.optimizers.step()
-        self.task.after_step()
-        self.step += 1
-        for reject in rejects:
-            self.folder.log({"step": self.step, **asdict(reject)}, REJECTS)
-        num_rejects, *totals = all_reduce_sum([len(rejects), *sums.values()], self.process.device)
-        self.num_rejects += int(num_rejects)
-        means = {name: total / self.process.world_size for name, total in zip(sums, totals, strict=True)}
-        overall = {"loss": sum(means.values()), "gradient_norm": norm, "learning_rate": rate}
-        return {"step": self.step, **means, **overall, "rejects": self.num_rejects}
+        return losses, rejects
+
+    def _note_texts(self, texts: TextCounts, note: Callable[[str], None]) -> None:
+        """Say once per run that texts were cut, and that tokens are unknown.
+
+        Raises ConfigError when nearly all tokens of the first step are unknown: nothing can be learned from them.
+        """
+        if not self.texts.texts:
+            tokens, unknown = all_reduce_sum([texts.tokens, texts.unknown], self.process.device)
+            if tokens and unknown / tokens >= TOO_MANY_UNKNOWN:
+                raise ConfigError(
+                    f"{unknown / tokens:.0%} of the tokens of the first {texts.texts} texts are unknown to the model's "
+                    "vocabulary, so it cannot learn from them: give a vocabulary of their language, with --tokenizer."
+                )
+        self.texts.add(texts)
+        self.texts.cut.clear()  # in a long training they would be many
+        lines = {f"the limit is {self.task.text_limit}": texts.cut_line()}
+        lines["--tokenizer exchanges the vocabulary"] = self.texts.unknown_line()
+        for hint, line in lines.items():
+            if line and hint not in self._said and self.process.is_main:
+                note(f"step {self.step + 1}: {line} ({hint}; metrics.jsonl counts on)")
+                self._said.add(hint)
 
     def _clip_gradients(self, losses: list[dict[str, Tensor]]) -> tuple[dict[str, float], float]:
         """Clip as configured; returns the step's losses and the gradient norm before clipping.
