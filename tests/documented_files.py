@@ -116,6 +116,7 @@ def write_annotations(root: Path) -> None:
     write("answer_list.json", ["red", "green", "two"])
     write("names.json", {"dog": "a dog", "cat": "a cat"})
     write("templates.json", ["a picture of {}"])
+    (root / "products.csv").write_text("photo,price\na.png,7\ncat.jpg,8\n")
     (root / "questions.jsonl").write_text(json.dumps({"image": "a.png", "question": QUESTION, "question_id": 7}) + "\n")
 
 
