@@ -129,6 +129,12 @@ def test_values_out_of_range_are_refused_by_name(strategy: Any, wrong: dict[str,
         strategy(**wrong)
 
 
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    given = Nucleus(max_new_tokens=np.int64(5), top_p=np.float32(0.5), seed=np.uint8(1), temperature=2)  # type: ignore[arg-type]
+    assert given == Nucleus(max_new_tokens=5, top_p=0.5, seed=1, temperature=2)
+    assert {type(value) for value in vars(given).values()} == {int, float}
+
+
 def test_strategies_are_frozen_and_keyword_only() -> None:
     with pytest.raises(FrozenInstanceError):
         Greedy().max_new_tokens = 3  # type: ignore[misc]

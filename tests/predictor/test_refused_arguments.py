@@ -60,7 +60,7 @@ REFUSED: list[tuple[str, str, str, list[Any]]] = [
     ("nlvr", "judge", "statement [01] must be a string", [(PAIRS[0], texts) for texts in NO_TEXTS]),
     ("blip", "explain", "text [01] must be a string", [(IMAGES[0], texts) for texts in NO_TEXTS[1:]]),
     ("blip", "caption", "batch_size is 0", [(IMAGES, None, SHORT, 1, 0)]),
-    ("blip", "caption", "batch_size is -1", [(IMAGES, None, SHORT, 1, -1)]),
+    ("blip", "caption", "batch_size is", [(IMAGES, None, SHORT, 1, size) for size in (-1, "2", 2.5)]),
     ("blip", "caption", "give openblip.Beam", [(IMAGES[0], None, "beam"), ([], None, Greedy), (IMAGES, None, None)]),
     ("blip", "caption", "prompt of less than 40", [(IMAGES[0], "dog " * 60), (IMAGES[:2], ["a", "dog " * 60])]),
     ("blip", "embed_texts", "batch_size is 0", [(TEXTS, 0)]),

@@ -32,6 +32,7 @@ IMAGE_FORMS = (
     "uint16, bool, or floats from 0 to 1"
 )
 _CHANNELS = range(1, 5)  # gray, gray with alpha, RGB, RGB with alpha
+_ROUNDING = 1e-3  # by which floats may miss the range from 0 to 1
 # A caller's file or PIL.Image that several threads give at once is read in one of them at a time.
 _INPUT_LOCKS = tuple(Lock() for _ in range(64))
 
@@ -73,7 +74,7 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
         max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
     """
     name = name or input_name(image) or "image"
-    given = _as_array(image)
+    given = _as_array(image, name)
     if isinstance(given, Image.Image):
         opened = given
     elif isinstance(given, np.ndarray):
@@ -134,16 +135,19 @@ def _read_input(item: object, name: str, error_class: type[OpenBlipError], forms
     return bytes(payload)
 
 
-def _as_array(item: Any) -> Any:
+def _as_array(item: Any, name: str) -> Any:
     """An array of what numpy can read as one, a tensor of any device and precision too; else the input itself. One of
-    uint8 in one dimension is an encoded image.
+    uint8 in one dimension is an encoded image. Raises ConfigError for a tensor that is sparse, say.
     """
     if isinstance(item, str | bytes | Image.Image) or not hasattr(item, "__array__"):  # numpy has strings with arrays
         return item
-    if hasattr(item, "detach"):  # a tensor of torch
-        item = item.detach().cpu()
-        item = item.float() if item.is_floating_point() else item  # numpy has no bfloat16
-    pixels = np.asarray(item)
+    try:
+        if hasattr(item, "detach"):  # a tensor of torch
+            item = item.detach().cpu()
+            item = item.float() if item.is_floating_point() else item  # numpy has no bfloat16
+        pixels = np.asarray(item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} cannot be read as an array ({error}); give {IMAGE_FORMS}.") from error
     return pixels.tobytes() if pixels.ndim == 1 and pixels.dtype == np.uint8 else pixels
 
 
@@ -158,11 +162,12 @@ def _image_of_array(pixels: np.ndarray, name: str, max_pixels: int, *, is_hwc: b
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
         raise ConfigError(f"{what}; give {IMAGE_FORMS}.")
     _check_size(pixels.shape[1], pixels.shape[0], name, max_pixels)
-    is_float = np.issubdtype(pixels.dtype, np.floating)
-    if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # nor if they are not numbers
-        values = f"values from {pixels.min():g} to {pixels.max():g}"
-        raise ConfigError(f"{what} with {values}; floats must be from 0 to 1.")
-    if is_float or pixels.dtype == np.uint16:
+    if np.issubdtype(pixels.dtype, np.floating):
+        lowest, highest = pixels.min(), pixels.max()
+        if not (lowest >= -_ROUNDING and highest <= 1 + _ROUNDING):  # nor if they are not numbers
+            raise ConfigError(f"{what} with values from {lowest:g} to {highest:g}; floats must be from 0 to 1.")
+        pixels = scale_to_bytes(pixels.clip(0, 1))
+    elif pixels.dtype == np.uint16:
         pixels = scale_to_bytes(pixels)
     elif pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)

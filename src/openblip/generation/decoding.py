@@ -105,8 +105,11 @@ def _check_common(decoding: Decoding) -> None:
 
 
 def _check(decoding: Decoding, name: str, holds: Callable[[Any], bool], demand: str, *, whole: bool = False) -> None:
-    """Raise ConfigError for a setting that is no number, or no whole one, or not as demanded."""
+    """Raise ConfigError for a setting that is no number, or no whole one, or not as demanded. Numbers of numpy become
+    Python's.
+    """
     value = getattr(decoding, name)
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not holds(value):
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"{type(decoding).__name__}: {name} is {value!r}; it must be {kind} {demand}")
+    object.__setattr__(decoding, name, int(value) if isinstance(value, Integral) else float(value))

@@ -239,10 +239,9 @@ class BasePredictor(ABC):
         `Nucleus`; by default they come from its seed and the image.
         """
         self._require("caption")
-        given = values.as_texts(self.prompt if prompt is None else prompt, "prompt")
-        self._check_length(given, decoding)
-        is_same = prompt is None or isinstance(prompt, str)
-        listed, prompts, single = self._pair("caption", images, given[0] if is_same else given, "prompt")
+        shared = self.prompt if prompt is None else prompt
+        listed, prompts, single = self._pair("caption", images, shared, "prompt")
+        self._check_length([shared] if isinstance(shared, str) else prompts, decoding)
         if len(listed) != len(prompts):
             listed = self.encode(listed).select(torch.zeros(len(prompts), dtype=torch.int64, device=self.device))
         seeds = None if seeds is None else list(seeds)
@@ -435,9 +434,11 @@ class BasePredictor(ABC):
         """
         if images is None and texts is None:
             raise ConfigError("features are those of images, of texts or of both: neither was given.")
-        given = None if texts is None else values.as_texts(texts, "text")
-        if images is not None and texts is not None:
-            images, given, _ = self._pair("features", images, texts if isinstance(texts, str) else given or [], "text")
+        given = None
+        if images is None:
+            given = values.as_texts(texts, "text")
+        elif texts is not None:
+            images, given, _ = self._pair("features", images, texts, "text")
         heads = self.model.config.heads
         needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
         if texts is not None and not set(needed) & set(heads):
@@ -560,11 +561,8 @@ class BasePredictor(ABC):
         if is_one_text:
             given = given * len(listed)
         elif len(listed) != 1 or not (is_one_image or isinstance(listed, EncodedImages)):
-            values.check_equal(
-                call,
-                f" One image or {kind} that is not in a list goes with all.",
-                **{"images": listed, f"{kind}s": given},
-            )
+            advice = f" One image or {kind} that is not in a list goes with all."
+            values.check_equal(call, advice, **{"images": listed, f"{kind}s": given})
         return listed, given, is_one_image and is_one_text
 
     def _paired_batches(

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -128,10 +128,10 @@ def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
 def batches(num_items: int, batch_size: int | None, images_per_item: int = 1) -> Iterator[slice]:
     """The rows of batches of about `batch_size` images, where an item is several of them (frames, a pair).
 
-    None takes the default size. Raises ConfigError for a batch size below 1.
+    None takes the default size. Raises ConfigError for a batch size that is no whole number from 1 on.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
     size = max(1, (batch_size or DEFAULT_BATCH_SIZE) // images_per_item)
     for start in range(0, num_items, size):
         yield slice(start, min(start + size, num_items))
@@ -153,25 +153,24 @@ def name_or_position(item: Any, position: int, kind: str) -> str:
     return input_name(item) or f"{kind} {position}"
 
 
-def check_candidates(candidates: Candidates, num_questions: int) -> list[Sequence[str]]:
+def check_candidates(candidates: Candidates, num_questions: int) -> list[list[str]]:
     """The candidates of each question; ConfigError for none or the wrong number of lists."""
-    items: list[Any] = [each if isinstance(each, str) else as_texts(each, "text") for each in as_list(candidates)]
+    items = as_list(candidates)
     if not items:
         raise ConfigError("answer: the list of candidates is empty; leave it out to have answers written.")
-    if all(isinstance(item, str) for item in items):
-        return [items] * num_questions
-    if len(items) != num_questions or not all(item and not isinstance(item, str) for item in items):
+    lists = as_lists_of_texts(items, num_questions)
+    if len(lists) != num_questions or not all(lists):
         raise ConfigError(
             f"answer: candidates are texts for all {num_questions} questions, or one list that is not empty "
             "for each of them."
         )
-    return items
+    return lists
 
 
 def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
     """The answered turns and the open question of a conversation; ConfigError for anything else."""
     *earlier, question = as_list(conversation) or [""]
-    answered = [(turn[0], turn[1]) for turn in earlier if _is_round(turn)]
+    answered = [turn for turn in earlier if _is_round(turn)]
     if not isinstance(question, str) or not question.strip() or len(answered) != len(earlier):
         raise ConfigError(
             f"chat: conversation {position} is no list of (question, answer) pairs that ends with the open "
@@ -182,16 +181,17 @@ def read_conversation(conversation: ConversationInput, position: int) -> Rounds:
 
 def read_dialog(dialog: DialogInput, position: int) -> Rounds:
     """The answered rounds and the open question of a dialog; ConfigError when there is no open question."""
-    *earlier, question = [""] if isinstance(dialog, str) else as_list(dialog) or [""]
-    if not question or not isinstance(question, str) or not all(isinstance(t, str) or _is_round(t) for t in earlier):
+    turns: list[Any] = [] if isinstance(dialog, str) else as_list(dialog)
+    *earlier, question = turns or [None]
+    if not isinstance(question, str) or not all(isinstance(turn, str) or _is_round(turn) for turn in earlier):
         raise ConfigError(
             f"rank_answers: dialog {position} is no list that ends with the open question, a string; before "
             "it stand earlier rounds, as (question, answer) or in one string each."
         )
-    return [(turn, "") if isinstance(turn, str) else (turn[0], turn[1]) for turn in earlier], question
+    return [(turn, "") if isinstance(turn, str) else turn for turn in earlier], question
 
 
-def _is_round(turn: object) -> bool:
+def _is_round(turn: object) -> TypeGuard[tuple[str, str]]:
     """Whether this is a question with its answer."""
     return isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
