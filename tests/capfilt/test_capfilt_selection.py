@@ -1,11 +1,16 @@
 """What is kept: the threshold decides at reading, and changing it runs no model; export of what is kept."""
 
 import json
+import math
 import shutil
 import tarfile
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from capfilt_world import TEXT, all_rows, picture
 
@@ -203,6 +208,21 @@ def test_any_key_and_any_image_format(config: CapFiltConfig, tmp_path: Path) -> 
     assert [(s.key, s.captions) for s in ours] == [(tar_key(s.key), s.captions) for s in theirs]
     for sample, original in zip(ours, theirs, strict=True):
         assert read_image(sample.image).tobytes() == read_image(original.image).tobytes()
+
+
+def test_columns_that_json_does_not_know(config: CapFiltConfig, tmp_path: Path) -> None:
+    columns = {"image": picture(1), "caption": TEXT, "taken": date(2026, 11, 26), "price": Decimal("1.50")}
+    columns |= {"raw": b"\xff", "share": math.nan, "empty": None, "vector": [0.5, math.inf], "tags": ["a"]}
+    pq.write_table(pa.Table.from_pylist([columns]), tmp_path / "pairs.parquet")
+    run_capfilt(replace(config, source=str(tmp_path / "pairs.parquet"), threshold=0.0), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "pairs.tar") as tar:
+        [member, *_] = [member for member in tar if member.name.endswith(".json")]
+        info = json.loads(tar.extractfile(member).read(), parse_constant=pytest.fail)  # type: ignore[union-attr]
+    assert {name: info.get(name) for name in columns if name not in ("image", "caption")} == {
+        "taken": "2026-11-26", "price": "1.50", "raw": None, "share": None, "empty": None, "vector": [0.5, None],
+        "tags": ["a"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["../up", "/etc/passwd", "a/../b", "..", "a\\b", "x\ny"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -138,7 +139,10 @@ def _write_tar(
             info |= {name: os.path.basename(path) for name, path in info.items() if _is_local_file(path)}
             info |= {name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")}
             info |= {"image_id": _image_id(sample, source), "origin_shard": row["shard"], "origin_key": row["key"]}
-            for name, payload in ((f"{key}.{suffix}", image), (f"{key}.json", json.dumps(_stated(info)).encode())):
+            for name, payload in (
+                (f"{key}.{suffix}", image),
+                (f"{key}.json", json.dumps(_without_empty(info), default=str).encode()),
+            ):
                 member = tarfile.TarInfo(name)  # time, owner and mode stay the constants of TarInfo
                 member.size = len(payload)
                 archive.addfile(member, io.BytesIO(payload))
@@ -165,12 +169,14 @@ def _is_local_file(value: Any) -> bool:
     return isinstance(value, str) and os.path.isabs(value) and bool(file_kind(Path(value).suffix[1:].lower()))
 
 
-def _stated(value: Any) -> Any:
-    """A JSON value without the fields that are null, an empty list or an empty object."""
+def _without_empty(value: Any) -> Any:
+    """A value without the fields that are null, not a number, binary, an empty list or an empty object."""
     if isinstance(value, Mapping):
-        fields = {name: _stated(field) for name, field in value.items()}
+        fields = {name: _without_empty(field) for name, field in value.items()}
         return {name: field for name, field in fields.items() if field not in (None, [], {})}
-    return [_stated(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return [_without_empty(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _image_file(sample: Sample) -> tuple[str, bytes]:
