@@ -13,7 +13,9 @@ import torch
 import transformers
 from parity_cases import Outputs, assert_same, loaded_by_them
 from safetensors.torch import load_file
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+import openblip
 from damaged_files import assert_same_weights, edit_config
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.config import Preprocessing
@@ -83,7 +85,10 @@ def test_a_folder_from_before_image_tokens(tmp_path: Path, language: cases.Langu
     cases.write_theirs(tmp_path, theirs, language)
     with pytest.raises(AttributeError, match="unsqueeze"):
         cases.their_outputs(theirs, language, texts=False)
-    assert_same(cases.our_outputs(load_checkpoint(tmp_path)), expected)
+    checkpoint = load_checkpoint(tmp_path)
+    assert_same(cases.our_outputs(checkpoint), expected)
+    save_checkpoint(checkpoint, tmp_path / "written", "huggingface")  # with which it runs again
+    assert_same(cases.their_outputs(loaded_by_them(WRITER, tmp_path / "written"), language), expected)
 
 
 def test_a_folder_whose_words_have_the_image_token(tmp_path: Path) -> None:
@@ -116,6 +121,34 @@ def test_a_retrieval_folder_with_image_tokens(tmp_path: Path) -> None:
         itc = theirs(cases.PIXELS, ids, attention_mask=whole).logits_per_image
     assert_same(found, Outputs({"itc": itc, "itm": itm}))
     assert (cut - itm).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_a_retrieval_folder_is_written_with_and_without_image_tokens(
+    tmp_path: Path, images: list[Any], with_token: bool
+) -> None:
+    """As it was, also by way of a folder of ours, so that the processor of either folder fits the other's model."""
+    index = cases.TOKENIZER.vocab_size if with_token else None
+    theirs = cases.their_model(cases.RETRIEVER, image_token_index=index)
+    cases.write_theirs(tmp_path / "theirs", theirs, None)
+    transformers.Blip2Processor(
+        BlipImageProcessorPil(size={"height": cases.SIZE, "width": cases.SIZE}),
+        transformers.BertTokenizer.from_pretrained(tmp_path / "theirs"),
+        num_query_tokens=cases.NUM_QUERIES if with_token else None,
+    ).save_pretrained(tmp_path / "theirs")
+    openblip.load(tmp_path / "theirs").save(tmp_path / "ours")
+    openblip.load(tmp_path / "ours").save(tmp_path / "written", format="huggingface")
+    again = loaded_by_them(cases.RETRIEVER, tmp_path / "written")
+    assert again.config.image_token_index == index
+    texts = ["a red dog", "two blue cars beside a tree", "a green bird"]
+    expected = openblip.load(tmp_path / "ours").match(images, texts)
+    for model, folder in ((theirs, "theirs"), (theirs, "written"), (again, "theirs"), (again, "written")):
+        processor = transformers.Blip2Processor.from_pretrained(tmp_path / folder)
+        inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
+        assert with_token == bool((inputs.input_ids == cases.TOKENIZER.vocab_size).any())
+        with torch.no_grad():
+            match = model(**inputs, use_image_text_matching_head=True).logits_per_image.softmax(dim=1)[:, 1]
+        torch.testing.assert_close(match, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -532,6 +532,33 @@ def load_language_model(
     if adapter.is_dir():
         model = with_adapters(model, adapter)
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
+
+
+def with_rows(model: Any, num_rows: int) -> Any:
+    """The model with so many word embeddings; itself when it has them.
+
+    An added row is the mean of the others, in the output layer too: a token that is never the most likely.
+    """
+    num_old = len(model.get_input_embeddings().weight)
+    if num_rows <= num_old:
+        return model
+    larger = copy.deepcopy(model)
+    larger.resize_token_embeddings(num_rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (larger.get_input_embeddings(), larger.get_output_embeddings()):
+            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+                if rows is not None:
+                    rows[num_old:] = rows[:num_old].mean(dim=0)
+    return larger
+
+
+def warn_of_rows(source: object, words: Sequence[str]) -> None:
+    """Warn of words that someone added to a tokenizer alone."""
+    warnings.warn(
+        f"{source}: {len(words)} words of its tokenizer ({', '.join(words[:5])}) have no word embedding and get the "
+        "mean of the others; in transformers, model.resize_token_embeddings(len(tokenizer)) makes room for them.",
+        stacklevel=3,
+    )
 
 
 def adapted_model(folder: Path) -> str:

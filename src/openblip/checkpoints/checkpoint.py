@@ -60,6 +60,7 @@ class Blip2Checkpoint(NamedTuple):
     preprocessing: Preprocessing
     prompt: str = ""  # what captions begin with; "a photo of" in the released captioners
     question_prompt: str = QUESTION_PROMPT  # how a question is put to the language model
+    image_token: bool = False  # whether transformers' retrieval model is given "<image>" before a text, and cuts it off
 
 
 Checkpoint = BlipCheckpoint | Blip2Checkpoint
@@ -89,7 +90,8 @@ def read_settings(
         others = {"preprocessing": Preprocessing(**values), "prompt": str(written["prompt"])}
         if isinstance(config, BlipConfig):
             return config, others | {"encoder_token": checked_encoder_token(written.get("encoder_token", "[ENC]"))}
-        return config, others | {"question_prompt": str(written["question_prompt"])}
+        image_token = written.get("image_token") is True
+        return config, others | {"question_prompt": str(written["question_prompt"]), "image_token": image_token}
     except (KeyError, TypeError, AttributeError, OpenBlipError) as error:
         raise CheckpointError(f"{source}: {error}. Was it written by another version?") from error
 

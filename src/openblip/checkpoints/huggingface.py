@@ -26,7 +26,7 @@ from openblip.checkpoints.backbones import PathOrName
 from openblip.checkpoints.checkpoint import CONFIG_FILE, QUESTION_PROMPT, Blip2Checkpoint, BlipCheckpoint, Checkpoint
 from openblip.checkpoints.state_dict import LOG_TEMPERATURE, WEIGHTS, Layout, State, Table, add_prefix
 from openblip.data.config import Preprocessing
-from openblip.data.tokenizer import Tokenizer
+from openblip.data.tokenizer import IMAGE_TOKEN, Tokenizer
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import write_json
 from openblip.models.blip import INITIAL_TEMPERATURE
@@ -40,11 +40,12 @@ QFORMER_TOKENIZER = "qformer_tokenizer"
 """The folder in which InstructBlipProcessor keeps the Q-Former's tokenizer."""
 
 _PREPROCESSOR_CONFIG, _PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
-_IMAGE_TOKEN = "<image>"
 _BICUBIC = 3  # PIL's number
 _LOG_TEMPERATURE = math.log(INITIAL_TEMPERATURE)
 _ACTIVATIONS = ("gelu", "quick_gelu")  # of a BLIP-2's image encoder: EVA-CLIP's and CLIP's
 _OUR_LANGUAGE, _LANGUAGE = "language.", "language_model."
+
+_NEVER = -100.0  # bias of a word in the decoder that is not to be written
 
 # ---- weights (modeling_blip, modeling_blip_2, modeling_instructblip)
 
@@ -307,6 +308,49 @@ def _merge_adapter(folder: Path, config: Any, state: State, class_name: str, ada
     return dict(model.state_dict())
 
 
+def _rows_of(state: State) -> dict[str, torch.Tensor]:
+    """Word embeddings of BLIP or of a Q-Former, and what else has one row for each of their words."""
+    suffixes = ("embeddings.word_embeddings.weight", "cls.predictions.bias")
+    return {n: t for n, t in state.items() if n.endswith(suffixes) and not n.startswith(_LANGUAGE)}
+
+
+def _fit_words(
+    folder: Path, state: State, vocabulary: Tokenizer, dec_row: int | None = None, enc_row: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The weights with a row for every entry of a tokenizer, at its place, and spare rows behind them.
+
+    dec_row, enc_row: where those of [DEC] and [ENC] are in the file; None when no text begins with them. transformers
+    puts added words behind the words of BERT, which is onto these rows: a word and [DEC] that have one row get one
+    each, and only the word of the two is ever written. [ENC] without a row gets that of [CLS], which transformers reads
+    in its place, and words without one get the mean of all rows.
+    """
+    rows = _rows_of(state)
+    unneeded = {vocabulary.dec_id, vocabulary.enc_id, vocabulary.entries.get(IMAGE_TOKEN)} if dec_row is None else set()
+    num_entries = 1 + max(index for index in vocabulary.entries.values() if index not in unneeded)
+    first_spare = num_entries if dec_row in (None, vocabulary.dec_id) else vocabulary.dec_id
+    fitted, without_row, num_rows = dict(state), set(), 0
+    for name, tensor in rows.items():
+        special: dict[int, int] = {}
+        if dec_row is not None and enc_row is not None:
+            enc = enc_row if enc_row < len(tensor) else vocabulary.cls_id
+            special = {vocabulary.dec_id: dec_row, vocabulary.enc_id: enc}
+        sources = [special.get(index, index) for index in range(num_entries)]
+        taken = {index for index, row in special.items() if row != index and sources.index(row) != index}
+        sources += [row for row in range(first_spare, len(tensor)) if row not in special.values()]
+        without_row |= {index for index, row in enumerate(sources) if row >= len(tensor)}
+        mean = tensor.mean(dim=0, keepdim=True)
+        fitted[name] = torch.cat([tensor, mean])[[min(row, len(tensor)) for row in sources]]
+        if name.endswith(".bias"):
+            fitted[name][list(taken)] = _NEVER
+        num_rows = max(num_rows, len(fitted[name]))
+    for name in rows:  # transformers gives rows to added words of questions, and none to those of answers
+        mean = fitted[name].mean(dim=0, keepdim=True)
+        fitted[name] = torch.cat([fitted[name], *[mean] * (num_rows - len(fitted[name]))])
+    if without_row:
+        backbones.warn_of_rows(folder, vocabulary.pieces(sorted(without_row)))
+    return fitted
+
+
 def _load_blip(
     folder: Path, tokenizer: PathOrName | None, config: Any, state: State, layout: Layout, extra: SimpleNamespace
 ) -> BlipCheckpoint:
@@ -324,6 +368,15 @@ def _load_blip(
             f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for images, of "
             f"width {vision.hidden_size}. transformers cannot run such a model either; both widths must be the same."
         )
+    vocabulary = base.find_tokenizer(folder, folder, tokenizer)
+    num_rows = min((len(tensor) for tensor in _rows_of(state).values()), default=text.vocab_size)
+    base.check_vocabulary(folder, vocabulary.num_words, "the model", num_rows, "words,")
+    dec_row, enc_row = vocabulary.dec_id, vocabulary.enc_id
+    if isinstance(text.bos_token_id, int) and vocabulary.num_words <= text.bos_token_id < dec_row:
+        dec_row, enc_row = text.bos_token_id, text.bos_token_id + 1
+    if text.vocab_size in {len(tensor) for tensor in _rows_of(state).values()}:  # else the difference is an error below
+        state = _fit_words(folder, state, vocabulary, dec_row, enc_row)
+        text.vocab_size = len(next(iter(_rows_of(state).values())))
     sharing = extra.sharing or state_dict.infer_sharing(state, layout.text_prefixes)
     with base.as_checkpoint_errors(folder / CONFIG_FILE):
         blip_config = BlipConfig(
@@ -339,9 +392,8 @@ def _load_blip(
     if LOG_TEMPERATURE in names:
         weights.setdefault(LOG_TEMPERATURE, torch.tensor(extra.log_temperature))
     state_dict.load_weights(model, weights, folder)
-    vocabulary = base.find_tokenizer(folder, folder, tokenizer)
     if "decode" in layout.text_prefixes:  # captions begin and end with the tokens that config.json names
-        named, expected = (text.bos_token_id, text.sep_token_id), (vocabulary.dec_id, vocabulary.sep_id)
+        named, expected = (text.bos_token_id, text.sep_token_id), (dec_row, vocabulary.sep_id)
         if named != expected:
             raise CheckpointError(
                 f"{folder}: [DEC] and [SEP] are {named} in config.json and {expected} in the tokenizer; they belong to "
@@ -349,7 +401,8 @@ def _load_blip(
             )
     preprocessing = _read_preprocessing(folder, vision.image_size)
     # BlipModel is the one class that no conversion of BLIP's own weights uses: its models were trained with [CLS].
-    encoder_token: base.EncoderToken = extra.encoder_token or ("[CLS]" if layout.pooled else "[ENC]")
+    has_enc = enc_row < num_rows and not layout.pooled
+    encoder_token: base.EncoderToken = extra.encoder_token or ("[ENC]" if has_enc else "[CLS]")
     checkpoint = BlipCheckpoint(model.eval(), vocabulary, preprocessing, extra.prompt, encoder_token)
     base.check_parts_fit(folder, checkpoint)
     return checkpoint
@@ -363,6 +416,13 @@ def _load_blip2(
     if "llm" in layout.heads:
         tokenizer_source = os.fspath(folder if instructed or tokenizer is None else tokenizer)
         language = _load_language_model(folder, tokenizer_source, config.text_config, state, extra.end_of_text)
+    vocabulary, rows = None, _rows_of(state)
+    if rows and (instructed or language is None):
+        vocabulary = base.find_tokenizer(folder, folder / QFORMER_TOKENIZER if instructed else folder, tokenizer)
+        num_rows = min(len(tensor) for tensor in rows.values())
+        base.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
+        state = _fit_words(folder, state, vocabulary)
+        qformer.vocab_size = len(next(iter(_rows_of(state).values())))  # transformers does not write it after a resize
     if vision.hidden_act not in _ACTIVATIONS or qformer.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
             f"{folder} has {vision.hidden_act}/{qformer.hidden_act} and qkv_bias {vision.qkv_bias}; in BLIP-2 the "
@@ -398,20 +458,14 @@ def _load_blip2(
     if LOG_TEMPERATURE in expected:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
     state_dict.load_weights(model, weights, folder, expected, assign=True)
-    vocabulary = None
-    if blip2_config.has_text_branch:
-        place = folder / QFORMER_TOKENIZER if instructed else folder
-        vocabulary = base.find_tokenizer(folder, place, tokenizer)
-        # A text in the Q-Former needs neither [DEC] nor [ENC].
-        num_rows = blip2_config.qformer.vocab_size
-        base.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
     preprocessing = _read_preprocessing(folder, vision.image_size)
     base.check_image_size(folder, preprocessing.image_size, vision.patch_size)
     question_prompt = extra.question_prompt
     if question_prompt is None:  # as in the papers
         is_short = instructed or (language is not None and language.is_encoder_decoder)
         question_prompt = SHORT_QUESTION_PROMPT if is_short else QUESTION_PROMPT
-    return Blip2Checkpoint(model.eval(), vocabulary, preprocessing, extra.prompt, question_prompt)
+    image_token = language is None and config.image_token_index is not None
+    return Blip2Checkpoint(model.eval(), vocabulary, preprocessing, extra.prompt, question_prompt, image_token)
 
 
 def _load_language_model(
@@ -441,8 +495,13 @@ def _load_language_model(
     ]
     state_dict.raise_on_mismatch(folder, missing, left_over, [*shapes, *report["error_msgs"]])
     num_rows, width = model.get_input_embeddings().weight.shape
-    largest = max((i for entry, i in vocabulary.get_vocab().items() if entry != _IMAGE_TOKEN), default=0)
-    base.check_vocabulary(folder, largest + 1, "the language model", num_rows)
+    without_row = [w for w, index in vocabulary.get_vocab().items() if index >= num_rows and w != IMAGE_TOKEN]
+    if without_row:
+        base.check_vocabulary(
+            folder, vocabulary.vocab_size, "the language model", num_rows, "entries without added ones,"
+        )
+        backbones.warn_of_rows(folder, without_row)
+        model = backbones.with_rows(model, len(vocabulary))
     _check_language_width(folder, text_config, width)
     if end_of_text is None:  # then config.json says it, where it is not the tokenizer's own end: a line break for OPT
         named = getattr(text_config, "eos_token_id", None)
@@ -567,6 +626,8 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
         "num_query_tokens": qformer.num_queries,
         "image_token_index": None,
     }
+    if checkpoint.image_token and checkpoint.tokenizer is not None:  # their processor puts it at the end by itself
+        settings["image_token_index"] = checkpoint.tokenizer.entries.get(IMAGE_TOKEN, checkpoint.tokenizer.vocab_size)
     if not instructed:
         settings["image_text_hidden_size"] = config.embed_dim
         settings["qformer_config"]["use_qformer_text_input"] = config.has_text_branch
@@ -576,7 +637,7 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
         text_config = language.config.to_dict() | {"eos_token_id": model.language.end_id}
         if text_config.get("pad_token_id") is None:
             text_config["pad_token_id"] = model.language.pad_id
-        language = _with_row(language, settings["image_token_index"])
+        language = backbones.with_rows(language, settings["image_token_index"] + 1)
         settings["text_config"] = text_config | {"vocab_size": language.config.vocab_size}
         language_state, tied = language.state_dict(), language.all_tied_weights_keys
         for name, tensor in language_state.items():  # one copy of what is tied
@@ -587,8 +648,8 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
         _write_tokenizer(folder / QFORMER_TOKENIZER if instructed else folder, checkpoint.tokenizer)
     processor = "InstructBlipProcessor" if instructed else "Blip2Processor"
     _write_preprocessing(folder, checkpoint.preprocessing, processor)
-    # A retrieval model gets no image tokens: transformers would cut as many tokens off a text without its image too.
-    num_queries = None if language is None else qformer.num_queries
+    # A retrieval model gets image tokens only if it had some: with them transformers also cuts a text without an image.
+    num_queries = None if settings["image_token_index"] is None else qformer.num_queries
     write_json(folder / _PROCESSOR_CONFIG, {"processor_class": processor, "num_query_tokens": num_queries})
     extra = {  # see `_EXTRA`
         "prompt": checkpoint.prompt,
@@ -611,27 +672,9 @@ def _write_language_tokenizer(folder: Path, language: LanguageModel) -> int:
     import transformers
 
     tokenizer = copy.deepcopy(language.tokenizer)  # the caller's stays as it is
-    tokenizer.add_tokens([transformers.AddedToken(_IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
+    tokenizer.add_tokens([transformers.AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
     # Prompts have different lengths, and a decoder goes on from the last place of a row: padding comes first.
     tokenizer.padding_side = "right" if language.is_encoder_decoder else "left"
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # which is what is written
     tokenizer.save_pretrained(folder)
-    return int(tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN))
-
-
-def _with_row(model: Any, index: int) -> Any:
-    """The model with a word embedding for `index`; itself when it has one to spare.
-
-    An added row is the mean of the others, in the output layer too: a token that is never the most likely.
-    """
-    num_rows = len(model.get_input_embeddings().weight)
-    if index < num_rows:
-        return model
-    larger = copy.deepcopy(model)
-    larger.resize_token_embeddings(index + 1, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (larger.get_input_embeddings(), larger.get_output_embeddings()):
-            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
-                if rows is not None:
-                    rows[num_rows:] = rows[:num_rows].mean(dim=0)
-    return larger
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

@@ -3,6 +3,7 @@
 Shapes: B batch, T text tokens.
 """
 
+import json
 import os
 import re
 import string
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer as WordPiece
 
 from openblip.data.sample import clean_text
 from openblip.errors import CheckpointError, ConfigError, hub_problem
-from openblip.files import damage
+from openblip.files import damage, read_json
 from openblip.text_counts import count_text
 
 if TYPE_CHECKING:  # torch takes longer to import than everything here together
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # torch takes longer to import than everything here together
 BATCH_LENGTH_STEP = 8  # texts of a training batch are padded to a multiple of it, so that a GPU meets few shapes
 _FIRST = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LAST = ("[DEC]", "[ENC]")
+IMAGE_TOKEN = "<image>"  # stands in transformers' BLIP-2 for a visual prompt
+_SPECIAL = {*_FIRST, *_LAST, IMAGE_TOKEN}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model, or owner/model
 # Characters that are written without spaces between them: CJK radicals, punctuation, kana and ideographs, and forms of
 # full and half width, but not Hangul.
@@ -63,11 +66,18 @@ class Tokens:
 class Tokenizer:
     """WordPiece with the special tokens of BLIP. Wraps a tokenizer of the `tokenizers` library that has [PAD], [UNK],
     [CLS] and [SEP]; raises `CheckpointError` when one is missing. [DEC] and [ENC] are added at the end where they are
-    missing, which gives 30522 and 30523 with BERT's vocabulary. Special tokens written out in a caption are plain text.
+    missing, which gives 30522 and 30523 with BERT's vocabulary. Special tokens written out in a caption are plain text,
+    and those that someone added to the vocabulary of a model are words.
     """
 
     def __init__(self, wordpiece: WordPiece) -> None:
-        self._wordpiece = WordPiece.from_str(wordpiece.to_str())  # the caller's stays as it is
+        content = wordpiece.to_str()
+        if any(t.special and t.content not in _SPECIAL for t in wordpiece.get_added_tokens_decoder().values()):
+            parsed = json.loads(content)
+            for token in parsed["added_tokens"]:
+                token["special"] &= token["content"] in _SPECIAL
+            content = json.dumps(parsed)
+        self._wordpiece = WordPiece.from_str(content)  # the caller's stays as it is
         self._wordpiece.no_padding()
         self._wordpiece.no_truncation()
         missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None]
@@ -156,10 +166,20 @@ class Tokenizer:
                 raise CheckpointError(f"the file {problem}")
             if path.is_file():
                 return cls.from_json(path.read_text(encoding="utf-8"))
-            return cls(_bert_wordpiece(vocab.read_text(encoding="utf-8").splitlines()))
+            wordpiece = _bert_wordpiece(vocab.read_text(encoding="utf-8").splitlines())
+            if (folder / "added_tokens.json").is_file():  # transformers' slow tokenizers keep what was added apart
+                added = read_json(folder / "added_tokens.json")
+                wordpiece.add_tokens(sorted(added, key=lambda token: int(added[token])))
+            return cls(wordpiece)
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder}: neither tokenizer.json nor vocab.txt") from error
-        except (CheckpointError, OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
+        except (
+            CheckpointError,
+            ConfigError,
+            OSError,
+            ValueError,
+            TypeError,
+        ) as error:  # a UnicodeDecodeError is a ValueError
             raise CheckpointError(f"{path if path.is_file() else vocab}: {error}") from error
 
     @classmethod

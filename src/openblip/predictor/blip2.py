@@ -62,6 +62,7 @@ class Blip2Predictor(BasePredictor):
         shape = (qformer.num_queries, embed_dim)
         super().__init__(checkpoint, max_positions=qformer.max_positions, embedding_shape=shape)
         self.question_prompt = checkpoint.question_prompt
+        self.image_token = checkpoint.image_token
 
     def _image_kv(self, tokens: Tensor, mode: Mode) -> CrossKV:
         """The same in both modes: texts reach the image through the queries."""
