@@ -1,4 +1,5 @@
 import io
+import mmap
 import os
 import struct
 import zipfile
@@ -279,6 +280,7 @@ def test_encoded_images_in_any_holder(tmp_path, random_image):
             torch.frombuffer(bytearray(payload), dtype=torch.uint8), np.str_(path), PurePath(path), path.open("rb"),
             *(entry for entry in os.scandir(tmp_path) if entry.name == "a.png"), path.open("rb", buffering=0),
         ]  # fmt: skip
+        holders.append(mmap.mmap(holders[-1].fileno(), 0, access=mmap.ACCESS_READ))
     with zipfile.ZipFile(tmp_path / "a.zip") as archive, archive.open("a.png") as member:
         for holder in [*holders, *holders, member]:
             assert np.array_equal(np.asarray(read_image(holder)), np.asarray(random_image))

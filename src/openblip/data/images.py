@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, BinaryIO, Protocol
@@ -120,7 +120,7 @@ def _read_input(item: object, name: str, error_class: type[OpenBlipError], forms
             payload = item
         elif callable(read := getattr(item, "read", None)):
             with _lock_of(item):
-                if getattr(item, "seekable", bool)():
+                with suppress(AttributeError, io.UnsupportedOperation):  # a stream has no way back
                     item.seek(0)  # type: ignore[attr-defined]
                 payload = read()
         else:
