@@ -18,7 +18,8 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint, BlipCheckpoint, loa
 from openblip.data.config import Augmentation, DataConfig, Preprocessing
 from openblip.data.feature_cache import FeatureCache
 from openblip.data.sources import Mixture
-from openblip.errors import ConfigError
+from openblip.data.tokenizer import Tokenizer
+from openblip.errors import CheckpointError, ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import LoraSettings
 from openblip.nn.config import QFormerConfig
@@ -78,6 +79,29 @@ def test_a_reader_of_questions_has_its_text_side_from_stage_1(folders: Path) -> 
         assert torch.equal(weight, (stage1 if of_stage1 else stage2)[name]), name
 
 
+def test_a_qformer_takes_another_vocabulary(folders: Path, tmp_path: Path) -> None:
+    vocabulary = Tokenizer.train(["一只狗 a dog"] * 2, 300)
+    vocabulary.save(tmp_path)
+    changes = {"init": str(folders / "stage1"), "tokenizer": str(tmp_path)}
+    for run in (blip2_retrieval(), replace(blip2_vqa(), language=language_source(folders))):
+        found, stage1 = begin(small(run, **changes)), load(folders, "stage1")
+        assert found.tokenizer is not None
+        assert stage1.tokenizer is not None
+        assert found.model.config.qformer.vocab_size == vocabulary.vocab_size - 1, "[ENC] does not exist in BLIP-2"
+        before, after = stage1.tokenizer.entries, found.tokenizer.entries
+        name = "qformer.embeddings.word.weight"
+        for entry in ("dog", "[CLS]", "[DEC]"):
+            kept = weights_of(stage1)[name][before[entry]]
+            assert torch.equal(found.model.state_dict()[name][after[entry]], kept), entry
+    (tmp_path / "tokenizer.json").unlink()
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("extended\n")
+    with pytest.raises(ConfigError, match=r"entries stand behind .ENC."):
+        begin(small(blip2_retrieval(), **changes))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        begin(small(blip2_retrieval(), init=str(folders / "stage1"), tokenizer="nowhere/at/all"))
+
+
 def test_what_cannot_start_says_what_to_do(folders: Path) -> None:
     stage1, stage2 = str(folders / "stage1"), str(folders / "stage2")
     for run, message in (
@@ -91,9 +115,12 @@ def test_what_cannot_start_says_what_to_do(folders: Path) -> None:
             begin(run)
 
 
+def language_source(folders: Path) -> LanguageModelSource:
+    return LanguageModelSource(source=str(folders / "stage2" / "language_model"), end_of_text="a")
+
+
 def test_stage_2_needs_no_text_and_its_projection_is_new(folders: Path) -> None:
-    language = LanguageModelSource(source=str(folders / "stage2" / "language_model"), end_of_text="a")
-    run = small(blip2_stage2_opt(), init=str(folders / "stage1"), language=language)
+    run = small(blip2_stage2_opt(), init=str(folders / "stage1"), language=language_source(folders))
     found = begin(run)
     assert found.tokenizer is None
     stage1 = weights_of(load(folders, "stage1"))

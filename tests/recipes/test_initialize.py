@@ -7,11 +7,12 @@ from typing import get_args
 import pytest
 import torch
 
+from openblip.data.tokenizer import Tokenizer
 from openblip.errors import ConfigError
 from openblip.models.blip import Blip
 from openblip.models.config import PRETRAINING_HEADS, BlipConfig, Head
 from openblip.nn.config import Sharing
-from openblip.recipes.initialize import with_heads
+from openblip.recipes.initialize import SharedEntries, with_heads
 from openblip.tasks.catalog import TASKS
 from openblip.tasks.config import BlipTaskConfig
 from tiny_blip import DEC, ENC, TINY, random_pixels, random_tokens, randomise, tiny_blip
@@ -171,6 +172,32 @@ def test_weights_that_do_not_fit_are_not_left_random() -> None:
     answers = with_heads(pretrained(config=TINY), ("vqa",))
     with pytest.raises(ConfigError, match=r"there is no \S*decode\.branch\.key_value\.weight"):
         with_heads(answers, ("lm",))
+
+
+@pytest.mark.parametrize("heads", [("lm",), ("vqa",)])
+def test_another_vocabulary_keeps_the_embeddings_of_what_both_have(
+    heads: tuple[Head, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = Tokenizer.train(["a dog and a cat"] * 2, 200), Tokenizer.train(["一只狗 a cat dog"] * 2, 210)
+    text = replace(TINY.text, vocab_size=before.vocab_size)
+    start = blip(PRETRAINING_HEADS, config=replace(TINY, text=text))
+    target = with_heads(start, heads, entries=SharedEntries.of(before, after))
+    assert target.config.text.vocab_size == after.vocab_size
+    old = start.state_dict()
+    rows = {
+        name: value
+        for name, value in target.state_dict().items()
+        if len(value.shape) and len(value) == len(after.entries)
+    }
+    assert {name.rsplit(".", 2)[-1] for name in rows} == {"weight", "bias"}
+    for name, value in rows.items():
+        of_start = old.get(name, old.get(name.replace(".encode.", ".shared.").replace(".decode.", ".shared.")))
+        assert of_start is not None
+        for entry, i in after.entries.items():
+            same = entry in before.entries and torch.equal(value[i], of_start[before.entries[entry]])
+            assert same == (entry in before.entries), (name, entry)
+    known = len(before.entries.keys() & after.entries.keys())
+    assert f"{known} entries keep their embeddings, {after.vocab_size - known} are new" in capsys.readouterr().err
 
 
 def test_drop_path_is_the_tasks_and_pooling_the_checkpoints() -> None:

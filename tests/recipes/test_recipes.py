@@ -270,7 +270,6 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
 def test_contradictory_starts_are_refused(world, tmp_path):
     for changes, message in (
         ({"init": "x"}, "brings all weights"),
-        ({"init": "x", "vision_init": None, "text_init": None}, "leave out --tokenizer"),
         ({"tokenizer": None}, "name it with --tokenizer"),
         ({"image_size": 96}, "is for fine-tuning"),
         ({"model": None}, "starts from a checkpoint"),

@@ -5,10 +5,12 @@ It is strict about which parameters may stay random. The runs of `run.py` put th
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +44,7 @@ FRESH: dict[str, tuple[str, ...]] = {
     "llm": ("language_proj.",),
     "vqa": (".cross_attention.variants.decode.branch.key_value.weight",),  # reads questions, not images
 }
+BY_ENTRY = (".word.weight", "lm_head.bias")  # parameters with a row for each entry of the vocabulary
 TEXT_EMBEDDINGS = ("qformer.embeddings.word.", "qformer.embeddings.position.")
 # What does not decide an encoder's features: our settings that matter only while it is trained, and transformers' about
 # a model's files, where they lie and who wrote them.
@@ -50,17 +53,48 @@ NOT_OF_ENCODER = (
 )  # fmt: skip
 
 
+class SharedEntries(NamedTuple):
+    """The ids of what two vocabularies have in common, in each of them: their embeddings are kept in an exchange."""
+
+    before: list[int]
+    after: list[int]
+    num_entries: int  # of the new vocabulary
+
+    @classmethod
+    def of(cls, before: Tokenizer, after: Tokenizer) -> "SharedEntries":
+        """Say on standard error how many entries of the new vocabulary begin at random."""
+        pairs = [
+            (before.entries[e], i) for e, i in sorted(after.entries.items(), key=itemgetter(1)) if e in before.entries
+        ]
+        if rank() == 0:
+            new = after.vocab_size - len(pairs)
+            print(f"another vocabulary: {len(pairs):,} entries keep their embeddings, {new:,} are new", file=sys.stderr)
+        return cls([old for old, _ in pairs], [new for _, new in pairs], after.vocab_size)
+
+    def copy(self, parameter: Tensor, weight: Tensor) -> None:
+        """Copy the rows; a Q-Former has none for [ENC]."""
+        both = zip(self.before, self.after, strict=True)
+        rows = [(old, new) for old, new in both if old < len(weight) and new < len(parameter)]
+        old, new = (torch.tensor(ids) for ids in zip(*rows, strict=True))
+        parameter[new] = weight[old]
+
+
 def with_heads(
-    model: Blip, heads: tuple[Head, ...], drop_path: float | None = None, image_size: int | None = None
+    model: Blip,
+    heads: tuple[Head, ...],
+    drop_path: float | None = None,
+    image_size: int | None = None,
+    entries: SharedEntries | None = None,
 ) -> Blip:
     """A model with other heads and the same weights (BLIP section 5: a task takes the parts that it needs).
 
     Both branches over two images start from the one branch that the model has. Questions and answers get separate
     weights, as in the released VQA fine-tuning. `drop_path` and `image_size` are those of the image encoder, None keeps
-    the model's; position embeddings are interpolated once and for all. Raises ConfigError when the model lacks a weight
-    that is no fresh part of a head.
+    the model's; position embeddings are interpolated once and for all. entries: of another vocabulary. Raises
+    ConfigError when the model lacks a weight that is no fresh part of a head.
     """
     vision, text = model.config.vision, model.config.text
+    text = text if entries is None else replace(text, vocab_size=entries.num_entries)
     drop_path = vision.drop_path if drop_path is None else drop_path
     vision = replace(vision, drop_path=drop_path, image_size=image_size or vision.image_size)
     if "vqa" in heads:
@@ -68,15 +102,15 @@ def with_heads(
     target = Blip(replace(model.config, heads=heads, vision=vision, text=text))
     weights, positions = model.state_dict(), "vision.position_embedding"
     weights[positions] = interpolate_positions(weights[positions], target.config.vision.grid)
-    copy_weights(target.state_dict(), weights, model.config.heads, heads)
+    copy_weights(target.state_dict(), weights, model.config.heads, heads, entries)
     return target
 
 
-def take_weights(model: Blip2, start: Blip2, text_branch: Blip2) -> None:
+def take_weights(model: Blip2, start: Blip2, text_branch: Blip2, entries: SharedEntries | None = None) -> None:
     """Copy the weights of `start` into a model with other heads; image encoder and language model stay.
 
-    `text_branch` gives the weights that read text where `start` has none. Raises ConfigError for a weight that neither
-    has and that is no fresh part of a head.
+    `text_branch` gives the weights that read text where `start` has none. entries: of another vocabulary. Raises
+    ConfigError for a weight that neither has and that is no fresh part of a head.
     """
     weights = {
         name: weight
@@ -85,16 +119,20 @@ def take_weights(model: Blip2, start: Blip2, text_branch: Blip2) -> None:
     } | start.state_dict()
     named = model.named_parameters()
     parameters = {name: part.data for name, part in named if not name.startswith(("vision.", "language."))}
-    copy_weights(parameters, weights, start.config.heads, model.config.heads)
+    copy_weights(parameters, weights, start.config.heads, model.config.heads, entries)
 
 
 def copy_weights(
-    parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], before: Sequence[str], after: Sequence[str]
+    parameters: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    before: Sequence[str],
+    after: Sequence[str],
+    entries: SharedEntries | None = None,
 ) -> None:
     """Copy into each parameter of a model with the heads `after` its weight in a model with the heads `before`.
 
     It has the parameter's name and shape, or the name of the branch over one image or of weights that modes share.
-    Fresh parts of heads may have none; ConfigError for others.
+    Fresh parts of heads may have none; ConfigError for others. With another vocabulary, the rows of new entries stay.
     """
     fresh = [part for head in after for part in FRESH.get(head, ())]
     missing = []
@@ -102,7 +140,9 @@ def copy_weights(
         one_image = re.sub(r"\.branch\.(first|second)\.", ".branch.", name)
         shared = re.sub(r"\.variants\.(encode|decode)\.", ".variants.shared.", one_image)
         weight = next((weights[origin] for origin in (name, one_image, shared) if origin in weights), None)
-        if weight is not None and weight.shape == parameter.shape:
+        if weight is not None and entries is not None and name.endswith(BY_ENTRY):
+            entries.copy(parameter, weight)
+        elif weight is not None and weight.shape == parameter.shape:
             parameter.copy_(weight)
         elif not any(part in name for part in fresh):
             missing.append(name)

@@ -153,10 +153,8 @@ class Run(ABC):
         return replace(self, recipe=recipe, out=f"runs/{recipe}", **changes)
 
 
-def check_text_start(init: str | None, text_init: str | None, tokenizer: str | None) -> None:
-    """Raise ConfigError for a tokenizer beside a checkpoint, and for a BERT without its tokenizer."""
-    if init is not None and tokenizer is not None:
-        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init.")
+def check_text_start(text_init: str | None, tokenizer: str | None) -> None:
+    """Raise ConfigError for a BERT without its tokenizer."""
     if text_init is not None and tokenizer is None:
         raise ConfigError(f"--text-init {text_init} was trained with a tokenizer: name it with --tokenizer.")
 
@@ -172,7 +170,8 @@ class BlipRun(Run):
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
     tokenizer: str | None = None
-    """Tokenizer to use instead of training one: a folder, or a name on the Hugging Face hub."""
+    """Tokenizer of a new model instead of a trained one, or of a checkpoint in place of its own: embeddings of
+    entries that both have are kept. A folder, or a name on the Hugging Face hub."""
     task: BlipTaskConfig
     vision_init: str | None = None
     """ViT or DeiT to start the image side of a new model from: a Hugging Face folder or hub name."""
@@ -193,14 +192,14 @@ class BlipRun(Run):
             raise ConfigError("--drop-path is for fine-tuning; a new model's is --model.vision.drop-path.")
         if self.init is None and self.image_size is not None:
             raise ConfigError("--image-size is for fine-tuning; a new model's is --model.vision.image-size.")
-        check_text_start(self.init, self.text_init, self.tokenizer)
+        check_text_start(self.text_init, self.tokenizer)
 
     def initialize(self, mixture: "Mixture") -> "BlipCheckpoint":
         from openblip.checkpoints import backbones
         from openblip.checkpoints.checkpoint import BlipCheckpoint
         from openblip.checkpoints.loading import load_checkpoint
         from openblip.models.blip import Blip
-        from openblip.recipes.initialize import make_tokenizer, with_heads
+        from openblip.recipes.initialize import SharedEntries, make_tokenizer, with_heads
 
         heads = self.task_class.heads(self.task)
         if self.init is not None:
@@ -208,10 +207,13 @@ class BlipRun(Run):
             if not isinstance(checkpoint, BlipCheckpoint):
                 raise ConfigError(f"{self.init} is a checkpoint of BLIP-2; the recipe {self.recipe} trains BLIP.")
             size = self.image_size or checkpoint.preprocessing.image_size
-            model = with_heads(checkpoint.model, heads, self.drop_path, self.image_size)
-            checkpoint = checkpoint._replace(
-                model=model, preprocessing=replace(checkpoint.preprocessing, image_size=size)
-            )
+            tokenizer, entries = checkpoint.tokenizer, None
+            if self.tokenizer is not None:
+                tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+                entries = SharedEntries.of(checkpoint.tokenizer, tokenizer)
+            model = with_heads(checkpoint.model, heads, self.drop_path, self.image_size, entries)
+            preprocessing = replace(checkpoint.preprocessing, image_size=size)
+            checkpoint = checkpoint._replace(model=model, tokenizer=tokenizer, preprocessing=preprocessing)
         else:
             assert self.model is not None  # `check` has seen to it
             tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
@@ -273,7 +275,8 @@ class Blip2Run(Run):
     vocab_size: int = 30524
     """Size of the WordPiece vocabulary trained on the captions when there is no checkpoint or tokenizer."""
     tokenizer: str | None = None
-    """Tokenizer of the Q-Former instead of a trained one: a folder, or a name on the Hugging Face hub."""
+    """Tokenizer of a new Q-Former instead of a trained one, or of a checkpoint's in place of its own: embeddings
+    of entries that both have are kept. A folder, or a name on the Hugging Face hub."""
     task: Blip2TaskConfig
     embed_dim: int = 256
     """Width of the space in which ITC compares queries and texts."""
@@ -311,7 +314,7 @@ class Blip2Run(Run):
             raise ConfigError("A new Q-Former needs its shape and an image encoder: --qformer and --vision.source.")
         if self.init is not None and self.text_init is not None:
             raise ConfigError("--init brings all weights: leave out --text-init, or --init.")
-        check_text_start(self.init, self.text_init, self.tokenizer)
+        check_text_start(self.text_init, self.tokenizer)
         if self.text_branch is not None and (self.init is None or not self.instructed):
             raise ConfigError("--text-branch is for a checkpoint whose Q-Former is to read instructions.")
         if self.vision is not None and not self.vision.source:
@@ -323,7 +326,13 @@ class Blip2Run(Run):
         from openblip.checkpoints.backbones import init_text
         from openblip.checkpoints.checkpoint import Blip2Checkpoint
         from openblip.models.blip2 import Blip2
-        from openblip.recipes.initialize import freeze_unused, load_blip2_checkpoint, make_tokenizer, take_weights
+        from openblip.recipes.initialize import (
+            SharedEntries,
+            freeze_unused,
+            load_blip2_checkpoint,
+            make_tokenizer,
+            take_weights,
+        )
 
         heads = self.task_class.heads(self.task)
         start = None if self.init is None else load_blip2_checkpoint(self.init)
@@ -340,18 +349,21 @@ class Blip2Run(Run):
         config = replace(
             config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
         )
-        tokenizer = None
+        tokenizer = entries = None
         if config.has_text_branch and text_branch is not None:
             if not text_branch.model.config.has_text_branch:
                 raise ConfigError(self._no_text_branch())
             tokenizer = text_branch.tokenizer
-        elif config.has_text_branch:
-            tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+        if config.has_text_branch and (tokenizer is None or self.tokenizer is not None):
+            own, tokenizer = tokenizer, make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+            entries = None if own is None else SharedEntries.of(own, tokenizer)
             # [ENC], the last token of our vocabularies, does not exist in BLIP-2.
+            if tokenizer.enc_id != tokenizer.vocab_size - 1:
+                raise ConfigError(f"{self.tokenizer} is no vocabulary for BLIP-2: entries stand behind [ENC].")
             config = replace(config, qformer=replace(config.qformer, vocab_size=tokenizer.vocab_size - 1))
         model = Blip2(config, encoder.model, language)
         if start is not None and text_branch is not None:
-            take_weights(model, start.model, text_branch.model)
+            take_weights(model, start.model, text_branch.model, entries)
         elif self.text_init is not None:
             init_text(model.qformer, self.text_init)
         model.freeze(*(["language"] if self.train_vision else ["vision", "language"]))
