@@ -6,7 +6,7 @@ import pytest
 
 from listed_source import ListSource
 from openblip.data.sample import Sample
-from openblip.errors import SourceError
+from openblip.errors import NoSampleError, SourceError
 from openblip.evaluation.catalog import BENCHMARKS
 
 QUESTION = {"question": "what is it?"}
@@ -47,3 +47,6 @@ def test_what_cannot_be_read_is_named_as_the_reason() -> None:
     damaged = ListSource(["x", Sample("a", "s0", b"0", (), "list/a", {"answers": "red"})])
     with pytest.raises(SourceError, match="nothing to score; s0/x: damaged; s0/a: the answers must be a list"):
         BENCHMARKS["vqa"].require_truth(damaged)
+    for nothing in (ListSource([]), ListSource(["x"])):
+        with pytest.raises(NoSampleError, match="list: no sample has answers"):
+            BENCHMARKS["vqa"].require_truth(nothing)
