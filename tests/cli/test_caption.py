@@ -270,6 +270,9 @@ def test_a_damaged_file_is_not_touched(run: Any, refusal: Any, words: list[objec
         (["IMAGES", "--out", "captions.parquet"], ".jsonl, .json, .csv, .tsv"),
         (["IMAGES", "--out", "captions"], ".jsonl, .json, .csv, .tsv"),
         (["IMAGES", "--num-frames", "0"], "--num-frames"),
+        (["IMAGES", "--num-captions", "0"], "num_captions is 0"),
+        (["IMAGES", "--num-captions", "4"], "Beam with num_beams 3"),
+        (["IMAGES", "--num-captions", "2", "--decoding", "greedy"], "Greedy writes one"),
     ],
 )
 def test_bad_input_is_one_line(

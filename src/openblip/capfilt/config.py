@@ -48,15 +48,9 @@ class CapFiltConfig(SourceOptions):
             if getattr(self, name) < 1:
                 raise ConfigError(f"capfilt: {name} is {getattr(self, name)}; it must be at least 1")
         check_threshold(self.threshold)
-        check_decoding(self.decoding)
+        check_decoding(self.decoding, self.num_captions)
         if isinstance(self.decoding, Nucleus) and self.decoding.seed is not None:
             raise ConfigError("capfilt: the decoding has a seed of its own; give it as CapFiltConfig.seed")
-        most = {Greedy: 1, Beam: getattr(self.decoding, "num_beams", 1)}.get(type(self.decoding))
-        if most is not None and self.num_captions > most:
-            raise ConfigError(
-                f"capfilt: {self.num_captions} captions per image, but {type(self.decoding).__name__} "
-                f"gives at most {most}; use nucleus sampling, or beam with more beams"
-            )
 
     def row_settings(self) -> dict[str, Any]:
         """The settings, other than data and models, that change rows of the output, as they are compared and shown."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.cli.options import DecodingOptions, DeviceOptions
+from openblip.cli.options import DecodingOptions, DeviceOptions, check_output
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
@@ -37,6 +37,7 @@ def clean_pairs(
         engine: where shards are worked on: local, on this machine, one after another.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
     """
+    check_output("--out", out, is_folder=True)
     config = replace(capfilt, decoding=decoding.build())
     from openblip.capfilt.local import run_capfilt
     from openblip.data.sample import unused_line
@@ -80,6 +81,7 @@ def export_pairs(directory: Directory, /, *, out: Path) -> int:
     Args:
         out: the folder for the shards; empty, or an earlier export of the same run.
     """
+    check_output("--out", out, is_folder=True)
     from openblip.capfilt.selection import export
 
     summary = export(directory, out)
@@ -104,6 +106,7 @@ def run_demo(
     """
     if num_samples < 10:
         raise ConfigError("--num-samples must be at least 10")
+    check_output("--out", out, is_folder=True)
     from openblip.capfilt.local import run_capfilt
     from openblip.capfilt.report import ReportTable, write_report
     from openblip.emoji_scenes.writer import write_emoji_scenes

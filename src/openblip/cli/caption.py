@@ -13,6 +13,7 @@ from openblip.cli.options import DecodingOptions, ModelOptions
 from openblip.data.sample import Source, safe_name
 from openblip.errors import ConfigError, SourceError
 from openblip.files import write_bytes
+from openblip.generation.decoding import check_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +137,8 @@ def command(
         confidences: add "tokens", the word pieces, and "token_logprobs" to each line.
         seed: nucleus: with the image it decides the sampled captions, whatever the order or batch.
     """
-    if num_captions < 1:
-        raise ConfigError("--num-captions must be at least 1")
     strategy = decoding.build(seed)
+    check_decoding(strategy, num_captions)
     inputs, left_alone = lines.find_sources(sources, reading), ""
     path_of_key: dict[str, str] = {}
     if sidecar.sidecar:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from openblip.cli.options import check_output
 from openblip.errors import ConfigError
 
 
@@ -37,6 +38,7 @@ def command(
         raise ConfigError(f"{out} is there already and not empty; name a new one")
     if format == "original" and out.is_dir():
         raise ConfigError(f"{out} is a folder; name the new .pth file, in it or elsewhere")
+    check_output("OUT", out, is_folder=format != "original")
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
     save_checkpoint(checkpoint, out, format)
     print(f"wrote {out}")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from openblip.cli.options import check_output
 from openblip.data.config import SourceOptions
 from openblip.data.sample import Sample
 from openblip.emoji_scenes.scene import Kind, Split
@@ -129,6 +130,7 @@ def write_scenes(
         num_workers: Processes; by default one per processor. Changes nothing in what is written.
         overwrite: Replace the scenes in OUT by new ones.
     """
+    check_output("OUT", out, is_folder=True)
     from openblip.emoji_scenes.writer import write_emoji_scenes
 
     folder = write_emoji_scenes(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from openblip.cli.options import ModelOptions, read_json_texts
+from openblip.cli.options import ModelOptions, check_output, read_json_texts
 from openblip.data.config import SourceOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
@@ -92,6 +92,9 @@ def command(
     """
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1")
+    for option, path in (("--out", out), ("--results", results)):
+        if path is not None:
+            check_output(option, path)
     if results is not None and task not in SERVED:
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
     from openblip.data.sample import unused_line

@@ -16,7 +16,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from openblip.cli.options import ModelOptions
+from openblip.cli.options import ModelOptions, check_output
 from openblip.data.config import SourceOptions
 from openblip.data.reader import read_source
 from openblip.data.sample import (
@@ -67,8 +67,11 @@ class ReadingOptions(SourceOptions):
         for name in ("batch_size", "num_workers", "num_frames"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.out is not None and self.out.suffix.lower() not in DELIMITERS:
-            raise ConfigError(f"--out {self.out} ends in none of {', '.join(DELIMITERS)}, in which lines are written")
+        if self.out is not None:
+            check_output("--out", self.out)
+            if self.out.suffix.lower() not in DELIMITERS:
+                endings = ", ".join(DELIMITERS)
+                raise ConfigError(f"--out {self.out} ends in none of {endings}, in which lines are written")
 
 
 @dataclass

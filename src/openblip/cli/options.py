@@ -5,6 +5,7 @@ import difflib
 import functools
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -176,6 +177,20 @@ class DecodingOptions:
                 option = field.name.replace("_", "-")
                 raise ConfigError(f"--{option} has no effect with --decoding {self.decoding}; leave one of them out")
         return strategy(**{name: values[name] for name in used})
+
+
+def check_output(option: str, path: Path, *, is_folder: bool = False) -> None:
+    """Raise `ConfigError` for a file, or a folder, that cannot be written, before any work; nothing is made yet."""
+    if re.match(r"[\w+.-]{2,}:/", str(path)):
+        raise ConfigError(f"{option} {path}: files are written on this machine; name a local path, and copy it then")
+    target = path.absolute()
+    existing = next(place for place in (target, *target.parents) if place.exists())
+    if existing == target and path.is_dir() != is_folder:
+        raise ConfigError(f"{option} {path} is {'no folder' if is_folder else 'a folder; name a file'}")
+    if existing != target and not existing.is_dir():
+        raise ConfigError(f"{option} {path}: {existing} is no folder")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"{option} {path}: {existing} cannot be written into; name another path")
 
 
 def read_json_texts(path: Path, option: str, *, may_be_named: bool = False) -> Any:

@@ -85,13 +85,23 @@ class Nucleus:
 Decoding = Greedy | Beam | Nucleus
 
 
-def check_decoding(decoding: object) -> None:
-    """Raise ConfigError for anything but a strategy: its name, say, or its class."""
+def check_decoding(decoding: object, num_captions: int = 1) -> None:
+    """Raise ConfigError for anything but a strategy (its name, say, or its class), and for more texts than it gives."""
     if not isinstance(decoding, Decoding):
         raise ConfigError(
             f"decoding is {decoding!r:.80}: give openblip.Beam(), openblip.Greedy() or openblip.Nucleus(), with "
             "settings in the brackets."
         )
+    if num_captions < 1:
+        raise ConfigError(f"num_captions is {num_captions}; it must be at least 1")
+    most, writes = num_captions, ""
+    if isinstance(decoding, Greedy):
+        most, writes = 1, "Greedy writes one"
+    elif isinstance(decoding, Beam):
+        most, writes = decoding.num_beams, f"Beam with num_beams {decoding.num_beams} writes no more"
+    if num_captions > most:
+        advice = "use Nucleus, or Beam with more beams"
+        raise ConfigError(f"{num_captions} captions per image were asked for, but {writes}; {advice}")
 
 
 def _check_common(decoding: Decoding) -> None:

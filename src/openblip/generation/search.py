@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openblip.errors import CheckpointError, ConfigError
-from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus, check_decoding
+from openblip.generation.decoding import Beam, Decoding, Nucleus, check_decoding
 
 
 class TextDecoder(Protocol):
@@ -116,18 +116,7 @@ def check_prompt(caller: str, prompt_ids: Tensor) -> None:
 
 def check_request(num_images: int, decoding: Decoding, num_captions: int, seeds: Sequence[int] | None) -> None:
     """Raise ConfigError unless the strategy is one and gives that many texts, and there is a seed for each image."""
-    check_decoding(decoding)
-    if num_captions < 1:
-        raise ConfigError(f"generate: num_captions is {num_captions}; it must be at least 1")
-    if isinstance(decoding, Greedy) and num_captions > 1:
-        raise ConfigError(
-            f"generate: {num_captions} captions per image were asked for, but Greedy writes one; use Nucleus or Beam"
-        )
-    if isinstance(decoding, Beam) and num_captions > decoding.num_beams:
-        raise ConfigError(
-            f"generate: {num_captions} captions per image were asked for, but Beam has num_beams "
-            f"{decoding.num_beams}; raise num_beams"
-        )
+    check_decoding(decoding, num_captions)
     if seeds is not None and len(seeds) != num_images:
         raise ConfigError(f"generate: {len(seeds)} seeds for {num_images} images; give one per image")
 

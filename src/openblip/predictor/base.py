@@ -239,6 +239,7 @@ class BasePredictor(ABC):
         `Nucleus`; by default they come from its seed and the image.
         """
         self._require("caption")
+        check_decoding(decoding, num_captions)
         shared = self.prompt if prompt is None else prompt
         listed, prompts, single = self._pair("caption", images, shared, "prompt")
         self._check_length([shared] if isinstance(shared, str) else prompts, decoding)
