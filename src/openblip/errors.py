@@ -1,4 +1,4 @@
-"""The errors a user can act on. The command line prints them as one line and exits with 2."""
+"""The errors a user can act on. The command line prints them as one line and exits with their `exit_code`."""
 
 
 def hub_problem(error: BaseException) -> str | None:
@@ -27,6 +27,8 @@ def hub_problem(error: BaseException) -> str | None:
 class OpenBlipError(Exception):
     """An error that the caller can fix: the message says what happened, where, and what to do."""
 
+    exit_code = 2  # nothing could start; 1 where work that had begun has failed
+
 
 class UnsupportedTaskError(OpenBlipError):
     """A call that this checkpoint has no weights for; the message names what it can do."""
@@ -45,7 +47,9 @@ class SourceError(OpenBlipError):
 
 
 class NoSampleError(SourceError):
-    """All of a source was read, and there is not one sample in it that can be used; the command line exits with 1."""
+    """All of a source was read, and there is not one sample in it that can be used."""
+
+    exit_code = 1
 
 
 class CheckpointError(OpenBlipError):
@@ -58,3 +62,9 @@ class ConfigError(OpenBlipError):
 
 class MissingExtraError(OpenBlipError):
     """An optional package is not installed; the message gives the pip command."""
+
+
+class OutputError(OpenBlipError):
+    """A file that cannot be written to its end: the disk is full, or a limit of file sizes is reached."""
+
+    exit_code = 1

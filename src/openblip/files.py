@@ -4,19 +4,49 @@ A writer works on a file or folder beside the real one whose name ends in `.part
 is whole, so a reader, or a process that resumes after a kill, never sees a part of it.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, OpenBlipError, OutputError
 
 PARTIAL = ".partial"
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@contextmanager
+def name_full_disk(path: str | Path, stream: IO[Any] | None = None) -> Iterator[None]:
+    """Raise `OutputError`, which names the file, where writing it meets a full disk, quota or limit of file sizes.
+
+    Libraries hide that in errors of their own: torch raises it while it handles the OSError, safetensors (in Rust)
+    says "os error 28". What an open `stream` has not written is dropped, since closing it would try, and fail, again.
+    """
+    try:
+        yield
+    except OpenBlipError:  # which says already what is the matter, such as that of a file inside a folder
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            found = re.search(r"\(os error (\d+)\)", str(cause))
+            number = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
+            if number in _NO_ROOM:
+                if stream is not None:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                raise OutputError(
+                    f"{path} cannot be written: {os.strerror(number)}; make room and run the command again. "
+                    "Files that were finished before are whole."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 @contextmanager
@@ -27,9 +57,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     # With host and process, so that two processes may write the same file at once.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        with name_full_disk(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -43,11 +74,12 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+        with name_full_disk(folder):
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:

@@ -68,7 +68,8 @@ def die_in_checkpoint(step: int) -> None:
 
     def save_and_die(content: Any, file: Any) -> None:
         save(content, file)
-        if file.name == state.TASK and file.parent.name.startswith(f"step_{step:08d}"):
+        file.flush()
+        if Path(file.name).name == state.TASK and f"step_{step:08d}" in file.name:
             os.kill(os.getpid(), signal.SIGKILL)
 
     state.torch.save = save_and_die

@@ -21,7 +21,7 @@ from openblip.capfilt.process import DecodedSample, ShardProcessor
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
 from openblip.data.sources import check_options_used, open_source
-from openblip.errors import OpenBlipError, SourceError, UnsupportedTaskError
+from openblip.errors import OpenBlipError, OutputError, SourceError, UnsupportedTaskError
 from openblip.files import write_json
 from openblip.progress import Progress
 from openblip.text_counts import count_texts
@@ -99,6 +99,8 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                     processor.process(shard, chain(first, others), on_images=bar.advance)
                 summary.done.append(shard)
                 bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
+            except OutputError:  # of a full disk: no other shard could be finished either
+                raise
             except Exception as error:  # whatever it was, the other shards go on and this one is named
                 message = str(error) if isinstance(error, OpenBlipError) else f"{type(error).__name__}: {error}"
                 if isinstance(error, torch.OutOfMemoryError):

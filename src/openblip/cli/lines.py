@@ -34,7 +34,7 @@ from openblip.data.sample import (
 from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
 from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
-from openblip.files import JsonLine, changed_settings, read_json, read_jsonl, write_json
+from openblip.files import JsonLine, changed_settings, name_full_disk, read_json, read_jsonl, write_json
 from openblip.progress import Progress
 
 if TYPE_CHECKING:
@@ -328,8 +328,13 @@ class OutputLines:
         """Write the lines of a batch, a list of rows for each sample."""
         if self.stream is None:
             return
-        table = csv.DictWriter(self.stream, self.columns, delimiter=self.delimiter or ",", lineterminator="\n")
-        if self.delimiter and not self.stream.tell():
+        with name_full_disk(self.options.out or "standard output", self.stream):
+            self._write(self.stream, samples, rows)
+            self.stream.flush()
+
+    def _write(self, stream: TextIO, samples: Sequence[Sample], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
+        table = csv.DictWriter(stream, self.columns, delimiter=self.delimiter or ",", lineterminator="\n")
+        if self.delimiter and not stream.tell():
             table.writeheader()
         for sample, rows_of_sample in zip(samples, rows, strict=True):
             place = {"shard": sample.shard, "key": sample.key}
@@ -339,8 +344,7 @@ class OutputLines:
                     lists = {name: json.dumps(value) for name, value in row.items() if isinstance(value, list)}
                     table.writerow({**place, **row, **lists})
                 else:
-                    self.stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
-        self.stream.flush()
+                    stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
 
     def finish(self, verb: str, more: str = "") -> int:
         """Say on standard error how many samples are done, and return the exit code."""

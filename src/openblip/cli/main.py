@@ -1,7 +1,7 @@
 """The `openblip` command: find the command that was asked for, run it, and turn errors into exit codes.
 
 A command's module is imported when the command is chosen, and torch when it runs. Exit codes: 0 done; 1 done, with
-failures that were listed; 2 bad input or nothing could start; 130 interrupted.
+failures that were listed, or broken off; 2 bad input or nothing could start; 130 interrupted.
 """
 
 import difflib
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from openblip.errors import ConfigError, NoSampleError, OpenBlipError
+from openblip.errors import ConfigError, OpenBlipError
+from openblip.files import name_full_disk
 from openblip.text_counts import count_texts
 
 BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended; 130 is the same for SIGINT
@@ -72,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words[:end]  # it may stand anywhere before a --
     words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        call = _find_call(words)
-        with count_texts(lambda line: print(f"note: {line}", file=sys.stderr)):
-            code = call() or 0
-        sys.stdout.flush()  # here, so that a closed pipe is met inside this try
+        with name_full_disk("a file or standard output", sys.stdout):
+            call = _find_call(words)
+            with count_texts(lambda line: print(f"note: {line}", file=sys.stderr)):
+                code = call() or 0
+            sys.stdout.flush()  # here, so that a closed pipe is met inside this try
         return code
     except BrokenPipeError:  # the reader has gone (`openblip caption … | head`); Python flushes once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"openblip: {message}", file=sys.stderr)
-        return 1 if isinstance(error, NoSampleError) else 2
+        return error.exit_code if isinstance(error, OpenBlipError) else 2
 
 
 def _find_call(words: list[str]) -> Callable[[], int | None]:

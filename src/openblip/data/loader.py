@@ -14,15 +14,20 @@ in the order of a permutation of their own.
 B samples in a batch.
 """
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from ctypes import c_int
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, islice
+from multiprocessing.connection import wait
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -49,6 +54,7 @@ _SAMPLES_LEFT = 128  # the next block is read when so many samples of a block ar
 _READ_THREADS = 8  # per worker: a remote read mostly waits
 _RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries to read a block from a failing disk or network
 _NO_PIXELS = np.empty(0, np.uint8)
+RUNNING, STOPPING, CLOSED = range(3)  # what workers are told of the training process
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,7 @@ class Loader:
         self.tokenizer = tokenizer
         self.sources = mixture.sources
         self._unused: dict[tuple[str, str], Counter[str]] = {}  # of source and shard, from the workers
+        self.state: Any = multiprocessing.RawValue(c_int, RUNNING)
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         workers = DataLoader(
@@ -115,7 +122,7 @@ class Loader:
             num_workers=self.num_workers,
             prefetch_factor=2 if self.num_workers else None,
             collate_fn=unchanged,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, self.state),
             # Its own generator: the default would advance torch's global one and break exact resume.
             generator=torch.Generator().manual_seed(self.worker.order.seed),
         )
@@ -138,6 +145,7 @@ class Loader:
                 named = [reject for _, reject in rejects]
                 yield LoadedBatch(self._collate(parts), order.cursor(next_draw, positions), named)
         finally:
+            self.state.value = CLOSED
             del messages  # ends the workers, also while the traceback of an error keeps this frame alive
 
     def count_unused(self) -> Counter[str]:
@@ -368,6 +376,13 @@ class _Part(NamedTuple):
         if not self.examples:
             return self
         pixels = torch.from_numpy(np.stack([example.pixels for example in self.examples]))
+        try:
+            pixels.share_memory_()  # here: in the thread that sends, an error would be lost
+        except RuntimeError as error:
+            raise OpenBlipError(
+                f"a worker cannot share images with the training process: {error}; give shared memory more room "
+                "(docker run --shm-size), or lower --data.num-workers, down to 0"
+            ) from error
         return self._replace(pixels=pixels, examples=[e._replace(pixels=_NO_PIXELS) for e in self.examples])
 
 
@@ -399,8 +414,9 @@ class _Worker(IterableDataset[_Part | OpenBlipError]):
                 yield from self._parts(streams, 0, 1)
             else:
                 yield from (part.packed() for part in self._parts(streams, info.id, info.num_workers))
-        except OpenBlipError as error:
-            yield error  # the training process raises it again, without the DataLoader's traceback in its text
+        except (OpenBlipError, OSError) as error:
+            # The training process raises it again, without the DataLoader's traceback in its text.
+            yield error if isinstance(error, OpenBlipError) else SourceError(f"samples cannot be read: {error}")
         finally:
             streams.closing.set()
             streams.threads.shutdown(cancel_futures=True)
@@ -592,8 +608,25 @@ def unchanged(message: Any) -> Any:
     return message
 
 
-def start_worker(worker: int) -> None:
-    """Signals to the whole group are the main process's: it finishes its step and ends the workers."""
+def start_worker(state: Any, worker: int) -> None:
+    """Prepare a worker process to end with the training process, however that ends.
+
+    A signal to the whole group is the training process's: it says that it is `STOPPING`, finishes its step and closes
+    the loader. One to the worker alone ends the worker.
+    """
+    terminated = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
     torch.set_num_threads(1)
+    threading.Thread(target=_watch_parent, args=(state, terminated), daemon=True).start()
+
+
+def _watch_parent(state: Any, terminated: threading.Event) -> None:
+    """End this process soon after its parent has died or closed the loader, even in the middle of a read."""
+    parent = cast(Any, multiprocessing.parent_process())
+    while not wait([parent.sentinel], timeout=0.5):
+        if state.value == CLOSED or (terminated.is_set() and state.value == RUNNING):
+            time.sleep(1)  # meanwhile a parent that closes ends an idle worker, and one that got the signal says so
+            if state.value != STOPPING:
+                break
+    os._exit(0 if state.value == CLOSED else 1)

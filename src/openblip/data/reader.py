@@ -96,7 +96,7 @@ def read_ahead(
     """Yield what `work` makes of each item, in order. One thread takes the items and `num_workers` threads work on
     them, at most `ahead` before they are wanted. What any of them raises is raised here, at the item's place.
     """
-    threads = ThreadPoolExecutor(num_workers + 1, thread_name_prefix="openblip-read")
+    threads = ThreadPoolExecutor(num_workers, thread_name_prefix="openblip-read")
     free = threading.Semaphore(ahead)
     closing = threading.Event()
     results: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
@@ -114,14 +114,17 @@ def read_ahead(
             failed.set_exception(error)
             results.put(failed)
 
+    # A daemon: after an error that nobody catches, a waiting thread would keep the process from ending.
+    taker = threading.Thread(target=take_items, daemon=True)
     try:
-        threads.submit(take_items)
+        taker.start()
         while (result := results.get()) is not None:
             yield result.result()
             free.release()
     finally:
         closing.set()
         free.release()
+        taker.join()
         threads.shutdown(cancel_futures=True)
 
 

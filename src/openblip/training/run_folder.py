@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.errors import ConfigError, MissingExtraError
-from openblip.files import read_json, read_jsonl, remove_partials, write_json, write_text
+from openblip.files import name_full_disk, read_json, read_jsonl, remove_partials, write_json, write_text
 from openblip.training.config import TrainingConfig
 
 METRICS, REJECTS, CHECKPOINTS = "metrics.jsonl", "rejects.jsonl", "checkpoints"
@@ -46,8 +46,9 @@ class RunFolder:
 
     def log(self, record: dict[str, Any], name: str = METRICS) -> None:
         """Append a line to metrics.jsonl, or to rejects.jsonl, where every process may."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        file = self.path / name
+        with name_full_disk(file), file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> int:
         """Remove metrics and rejects after `step`, which a resumed run writes again; the number of rejects up to it."""

@@ -66,8 +66,9 @@ class RunState:
                     write_json(partial / FROZEN, self.fingerprint)
                 joint = {"samples_per_step": self.samples_per_step, "cursor": join_cursors(cursors)}
                 write_json(partial / CURSOR, joint)
-                torch.save(self._changing(), partial / TASK)
-                torch.save(optimizers.state_dict(), partial / OPTIMIZER)
+                for name, content in ((TASK, self._changing()), (OPTIMIZER, optimizers.state_dict())):
+                    with (partial / name).open("wb") as file:  # given a path, torch hides why it cannot write
+                        torch.save(content, file)
         barrier()
 
     def load(self, folder: Path, optimizers: Optimizers) -> dict[str, Any]:
