@@ -67,7 +67,7 @@ class Recorder:
         out = self.out / "runs" / recipe
         self.run(
             "train", recipe, "--training.steps", steps, "--training.batch-size", 8, "--training.log-every", 1,
-            "--training.num-threads", 1, "--training.precision", "fp32", "--out", out, *options,
+            "--training.num-threads", 1, "--training.dtype", "float32", "--out", out, *options,
         )  # fmt: skip
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
         unstable = ("samples_per_second", "seconds")

@@ -17,7 +17,7 @@ TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def main() -> None:
-    options = [*sys.argv[1:], "--training.precision", "fp32", "--training.log-every", "1"]
+    options = [*sys.argv[1:], "--training.dtype", "float32", "--training.log-every", "1"]
     with tempfile.TemporaryDirectory() as name:
         one = losses(TRAIN, [*options, "--training.batch-size", str(BATCH_SIZE)], Path(name) / "one")
         halves = [*options, "--training.batch-size", str(BATCH_SIZE // 2), "--training.shard-frozen"]

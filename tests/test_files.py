@@ -1,11 +1,18 @@
 """Files are there whole or not at all; JSON lines resume; hashes are the same everywhere."""
 
+import errno
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from openblip import files
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, OutputError
 
 
 def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -68,6 +75,52 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\nnot json\n')
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 2"):
         list(files.read_jsonl(tmp_path / "a.jsonl"))
+
+
+NOISE = torch.rand(500_000)  # 2 MB
+
+
+def save_opened(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"noise": NOISE}, file)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond a megabyte, as on a disk that is full then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(NOISE.numpy().tobytes()),
+        save_opened,
+        lambda path: save_file({"noise": NOISE}, path),
+        lambda path: pq.write_table(pa.table({"noise": NOISE.numpy()}), path),
+    ],
+    ids=["bytes", "torch", "safetensors", "parquet"],
+)
+def test_a_full_disk_is_said_with_the_file(small_files: None, tmp_path: Path, write: Callable[[Path], object]) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("whole")
+    with (
+        pytest.raises(OutputError, match=r"a\.bin cannot be written: File too large"),
+        files.atomic_file(path) as partial,
+    ):
+        write(partial)
+    with pytest.raises(OutputError, match=r"model cannot"), files.atomic_folder(tmp_path / "model") as folder:
+        write(folder / "weights")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert path.read_text() == "whole"
+
+
+def test_other_errors_of_a_writer_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="denied"), files.atomic_file(tmp_path / "a"):
+        raise OSError(errno.EACCES, "denied")
 
 
 def test_hashes_do_not_change() -> None:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -67,8 +68,26 @@ def process_group() -> Iterator[Process]:
     dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
         yield process
+    except BaseException:
+        fails_first()  # before the others can notice that this process leaves
+        raise
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def fails_first() -> bool:
+    """Whether no process of the run has failed before this one, which fails; it alone is to say why.
+
+    The others fail for the same reason, or because this one has left. The store of torchrun counts; where there is
+    none, every process fails first.
+    """
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = cast(Any, dist).TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        return bool(store.add(f"openblip/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1)
+    except (KeyError, RuntimeError):
+        return True
 
 
 def world_size() -> int:

@@ -9,10 +9,12 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
+from openblip import distributed
 from openblip.cli import main as cli
 from openblip.cli import options
 from openblip.cli.options import parse, parse_call
@@ -216,3 +218,28 @@ def test_an_error_that_tyro_words_itself_is_still_one_line(monkeypatch: pytest.M
     monkeypatch.setattr(options._errors, "on_parse_error", lambda hook: contextlib.nullcontext())
     with pytest.raises(ConfigError, match=r"^the options cannot be understood; see `probe --help`$"):
         parse(Options, ["--unknown"], prog="probe", default=Options(inner=Inner()))
+
+
+@pytest.mark.parametrize(("rank", "is_first", "is_said"), [("0", True, True), ("1", False, False), ("1", True, True)])
+def test_of_the_processes_of_torchrun_one_says_what_is_wrong(
+    run: Any, monkeypatch: pytest.MonkeyPatch, rank: str, is_first: bool, is_said: bool
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(distributed, "fails_first", lambda: is_first)
+    assert bool(run("train", "no-recipe", code=2).err) == is_said
+    assert bool(run("train", "--help").out) == (rank == "0")
+
+
+def test_the_first_process_that_fails_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cast(Any, torch.distributed).TCPStore("localhost", 0, is_master=True)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    fails_first = distributed.fails_first.__wrapped__
+    assert [fails_first() for _ in range(3)] == [True, False, False]
+
+
+def test_output_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["--help"]) == 1
+    assert capsys.readouterr().err.startswith("openblip: a file or standard output cannot be written: No space left")

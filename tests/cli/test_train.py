@@ -1,11 +1,14 @@
 """`openblip train`: recipes by name, changed by options."""
 
 import json
+import multiprocessing
 import re
+import resource
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 import openblip
 from openblip.cli.evaluate import TaskName
@@ -22,11 +25,17 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def words(tmp_path: Path) -> list[object]:
+    """A training on eight scenes, two steps long."""
     write_emoji_scenes(tmp_path / "web", split="web", num_samples=8, seed=1, num_workers=1, progress=False)
+    return ["train", "blip-mini", "--data.source", tmp_path / "web", "--out", tmp_path / "run", *TINY]
+
+
+def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path, words: list[object]) -> None:
     out = tmp_path / "run"
-    words = ["train", "blip-mini", "--data.source", tmp_path / "web", "--out", out, *TINY]
-    run(*words)
+    run("train", "blip-mini", "--data.source", tmp_path / "wbe", "--out", out, *TINY, code=2)  # leaves the folder free
+    run(*words, "--resume")
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["steps"] == 2
     assert config["model"]["vision"]["num_layers"] == 1
@@ -34,6 +43,55 @@ def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path) -> None:
     assert steps == [1, 2]
     assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
     run(*words, code=2)  # never written over
+    run(*words, "--resume")
+
+
+def test_a_run_goes_on_with_the_settings_of_its_folder(run: Any, tmp_path: Path, words: list[object]) -> None:
+    out = tmp_path / "run"
+    run(*words)
+    assert "would have no effect" in run("train", "--resume", out, "--training.weight-decay", "0", code=2).err
+    changes = ["--training.steps", "4", "--training.learning-rate", "0.01", "--training.beta1", "0.5"]
+    printed = run("train", "--resume", out, *changes).err
+    assert "training.steps was 2, is now 4" in printed
+    assert "the cosine schedule goes on at a learning rate of" in printed
+    assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert {line["setting"] for line in read_lines(out / "changes.jsonl")} == {
+        "training.steps", "training.learning_rate", "training.beta1",
+    }  # fmt: skip
+    assert openblip.load(out / "model").tasks == openblip.load(out / "models" / "step_00000002").tasks
+    state = torch.load(out / "checkpoints" / "step_00000004" / "optimizer.pt", weights_only=True)
+    assert state["members"][0]["param_groups"][0]["betas"][0] == 0.5
+    assert "is at step 4 already" in run("train", "--resume", out, "--training.steps", "3", code=2).err
+    moved = out.rename(tmp_path / "moved")
+    run("train", "blip-mini", "--resume", moved)
+    assert "leave out --out" in run("train", "--resume", moved, "--out", out, code=2).err
+    assert "nothing was trained" in run("train", "--resume", out, code=2).err
+
+
+def test_a_loss_that_is_no_number_can_be_followed_as_the_message_advises(
+    run: Any, tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "openblip.objectives.lm_loss"
+    with monkeypatch.context() as broken:
+        broken.setattr(task, lambda *_: torch.tensor(float("nan"), requires_grad=True))
+        failed = run(*words, "--training.checkpoint-every=1", code=2).err
+    advice = failed.partition("openblip train --resume")[2].split(", or")[0]
+    run(*words, "--resume", code=0)
+    assert advice.split()[1:] == ["--training.learning-rate", "0.0005"]
+
+
+def test_a_full_disk_ends_a_training_and_its_workers(run: Any, tmp_path: Path, words: list[object]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        failed = run(*words, "--data.num-workers=2", "--training.steps=1", code=1).err
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.splitlines()[-1].startswith(
+        f"openblip: {tmp_path / 'run/checkpoints/step_00000001'} cannot be written"
+    )
+    assert multiprocessing.active_children() == []
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1]
     run(*words, "--resume")
 
 

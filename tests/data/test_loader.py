@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -19,11 +20,12 @@ from memory_source import TOKENIZER, MemorySource, load, names, numbered, take
 
 from marks import slow
 from openblip.data import loader as loader_module
+from openblip.data.batch import ImageTextProcessor
 from openblip.data.config import Augmentation
 from openblip.data.loader import Order, Pool, Position, block_size, join_cursors
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import Mixture
-from openblip.errors import ConfigError, SourceError
+from openblip.errors import ConfigError, OpenBlipError, SourceError
 
 
 def assert_same(left, right):
@@ -517,17 +519,71 @@ def run_script(ending, source, log=""):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["exit", "interrupt"])
+@pytest.mark.parametrize("ending", ["exit", "interrupt", "orphan"])
 def test_the_process_ends_without_hanging_or_noise_of_workers(tmp_path, write_shards, ending):
     process = run_script(ending, write_shards(tmp_path, [30]))
     assert process.stdout.readline() == "running\n"
     assert process.stdout.readline() == "in the middle\n"
     if ending == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers, too
+    if ending == "orphan":
+        process.kill()  # it alone; the pipes close when its workers have ended too
     _, errors = process.communicate(timeout=60)
     assert errors.count("Traceback") == (ending == "interrupt")
+    if ending == "orphan":
+        return
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no process of the group is left
+
+
+def test_workers_end_when_they_are_told_to_and_not_with_a_training_that_stops(tmp_path, write_shards):
+    loader = load(write_shards(tmp_path, [30]), num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    worker, other = multiprocessing.active_children()
+    loader.state.value = loader_module.STOPPING  # the signal is the whole group's
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(2)
+    assert worker.is_alive()
+    assert len(next(batches).batch) == 4
+    loader.state.value = loader_module.RUNNING
+    os.kill(other.pid, signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        other.join(5)
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_stuck_does_not_keep_the_loader_from_closing(tmp_path, write_shards, monkeypatch):
+    samples = iter(range(4))
+    monkeypatch.setattr(ImageTextProcessor, "__call__", stall_when(lambda: next(samples, None) is None))
+    batches = iter(load(write_shards(tmp_path, [30]), num_workers=1))
+    next(batches)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 4
+    assert multiprocessing.active_children() == []
+
+
+def stall_when(is_over):
+    """A sample processor that hangs from some sample on, as reading from a lost network drive does."""
+    process = ImageTextProcessor.__call__
+
+    def process_or_hang(*arguments):
+        if is_over():
+            time.sleep(60)
+        return process(*arguments)
+
+    return process_or_hang
+
+
+def test_memory_that_cannot_be_shared_is_said(tmp_path, write_shards, monkeypatch):
+    def fail(pixels):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(OpenBlipError, match=r"No space left.*--data\.num-workers"):
+        take(load(write_shards(tmp_path, [30]), num_workers=1), 1)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def small(run: Any, source: Any, out: Path, *, steps: int, batch_size: int = 8, 
     """A recipe of any kind at the size of a test."""
     rates = {"learning_rate": 5e-3, "muon_learning_rate": 2e-2, "schedule": "cosine", "warmup_steps": 5}
     once = {"log_every": 1, "checkpoint_every": steps, "num_threads": 1, "activation_checkpointing": False}
-    settings = {"steps": steps, "batch_size": batch_size, "weight_decay": 0.0, "precision": "fp32", **rates, **once}
+    settings = {"steps": steps, "batch_size": batch_size, "weight_decay": 0.0, "dtype": "float32", **rates, **once}
     settings |= {name: changes.pop(name) for name in ("learning_rate", "muon_learning_rate") if name in changes}
     data = replace(run.data, source=str(source), num_workers=0, augmentation=None)
     fields = {"data": data, "training": replace(run.training, **settings), "out": str(out), **changes}

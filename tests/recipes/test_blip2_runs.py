@@ -176,13 +176,14 @@ def test_a_run_trains_and_saves_adapters(tmp_path):
     language = tiny_language_model("opt")
     save_language_model(tmp_path / "opt", language)
     write_scenes(tmp_path / "scenes", "captions", 6)
-    source = LanguageModelSource(source=str(tmp_path / "opt"), lora=LoraSettings(rank=2, dropout=0.1))
+    source = LanguageModelSource(source=str(tmp_path / "opt"))
     run = replace(
         blip2_mini_stage2_opt(),
         init=str(tmp_path / "stage1"),
         language=source,
+        lora=LoraSettings(rank=2, dropout=0.1),
         data=DataConfig(source=str(tmp_path / "scenes"), num_workers=0),
-        training=TrainingConfig(steps=2, batch_size=2, precision="fp32"),
+        training=TrainingConfig(steps=2, batch_size=2, dtype="float32"),
         out=str(tmp_path / "run"),
     )
     assert run.train()
@@ -220,7 +221,7 @@ def make_run(inputs, out, dtype="float32", **changes):
         embed_dim=8,
         vocab_size=200,
         data=DataConfig(source=str(inputs / "scenes"), num_workers=0),
-        training=TrainingConfig(steps=4, batch_size=5, log_every=1, checkpoint_every=2, precision="fp32"),
+        training=TrainingConfig(steps=4, batch_size=5, log_every=1, checkpoint_every=2, dtype="float32"),
         out=str(out),
     )
     return replace(run, **changes)

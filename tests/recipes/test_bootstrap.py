@@ -10,8 +10,9 @@ import pytest
 
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
+from openblip.training.run_folder import RunFolder
 
-TRAINING = {"steps": 2, "batch-size": 4, "precision": "fp32", "num-threads": 1}
+TRAINING = {"steps": 2, "batch-size": 4, "dtype": "float32", "num-threads": 1}
 FIELDS = {**{f"training.{name}": value for name, value in TRAINING.items()}, "data.num-workers": 0}
 SMALL = [f"--recipe.{run}.{name}={FIELDS[name]}" for run in ("pretrain", "captioner", "filter") for name in FIELDS]
 SHAPE = [f"{side}.{size}" for side in ("vision", "text") for size in ("hidden-dim=32", "num-layers=1")]
@@ -68,6 +69,12 @@ def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_numbers(world: Path
 def test_another_bootstrap_in_the_same_folder_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").write_text('{"web": "other"}')
+    other = words(world, tmp_path)
+    other[other.index("--web") + 1] = str(world / "no-such-folder")
+    assert main(other) == 2  # and leaves the folder free
+    stage = RunFolder(tmp_path / "round_0" / "pretrain")
+    stage.begin({})
+    stage.log({"step": 1})
+    RunFolder(tmp_path).begin({"recipe": {}, "out": "", "web": "other"})
     assert main(words(world, tmp_path)) == 2
     assert "web was" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def miniature(world, out, **changes):
         text_init=str(world / "bert"),
         data=replace(run.data, source=str(world / "pairs"), num_workers=0),
         task=replace(run.task, contrastive=replace(run.task.contrastive, queue_size=8, alpha_ramp_steps=1)),
-        training=replace(run.training, steps=2, batch_size=4, precision="fp32"),
+        training=replace(run.training, steps=2, batch_size=4, dtype="float32"),
         out=str(out),
     )
     return replace(run, **changes)
@@ -254,7 +254,7 @@ def test_a_miniature_of_the_paper_trains_end_to_end(world, tmp_path):
             init=str(tmp_path / "base" / "model"),
             image_size=80,
             data=replace(recipe.data, source=str(world / "pairs"), num_workers=0),
-            training=replace(recipe.training, steps=1, batch_size=4, precision="fp32"),
+            training=replace(recipe.training, steps=1, batch_size=4, dtype="float32"),
             out=str(tmp_path / recipe.recipe),
         )
         assert run.train()

@@ -114,7 +114,7 @@ def train(out: Path, process: Process, batch_at: Callable[[int], ImageTextBatch]
 
     out.mkdir(exist_ok=True)
     config = TrainingConfig(
-        steps=3, batch_size=PER_PROCESS, accumulation=2, precision="fp32", log_every=1, clip_norm=1.0
+        steps=3, batch_size=PER_PROCESS, accumulation=2, dtype="float32", log_every=1, clip_norm=1.0
     )
     Trainer(make_task("pretraining"), loader, config, RunFolder(out), process).run()  # type: ignore[arg-type]
 

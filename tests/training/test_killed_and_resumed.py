@@ -1,7 +1,7 @@
 """A run killed at any moment and resumed gives the losses and weights of one that was not.
 
 As a script, this file is a run that is killed:
-python test_killed_and_resumed.py SOURCE OUT NUM_WORKERS PRECISION after-step|in-checkpoint STEP
+python test_killed_and_resumed.py SOURCE OUT NUM_WORKERS DTYPE after-step|in-checkpoint STEP
 """
 
 import json
@@ -30,13 +30,13 @@ from openblip.training.config import TrainingConfig
 STEPS, CHECKPOINT_EVERY = 9, 3
 
 
-def tiny_run(source: str, out: str, num_workers: int, precision: str) -> BlipRun:
+def tiny_run(source: str, out: str, num_workers: int, dtype: str) -> BlipRun:
     """All that is random or kept in a run: shuffling, augmentation, dropout, drop path, negatives, queue."""
     small: dict[str, Any] = {"hidden_dim": 16, "num_heads": 2, "mlp_dim": 32}
     vision = VisionConfig(image_size=32, patch_size=16, num_layers=2, drop_path=0.2, **small)
     text = TextConfig(num_layers=1, max_positions=40, dropout=0.1, **small)
     rates = {"learning_rate": 1e-2, "muon_learning_rate": 1e-2, "clip_norm": 1.0}
-    settings: dict[str, Any] = {**rates, "precision": precision, "num_threads": 1}
+    settings: dict[str, Any] = {**rates, "dtype": dtype, "num_threads": 1}
     return BlipRun(
         recipe="tiny",
         model=BlipConfig(vision=vision, text=text, embed_dim=8),
@@ -91,17 +91,17 @@ def losses(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_workers", "precision", "moment", "step"),
+    ("num_workers", "dtype", "moment", "step"),
     [
-        (0, "fp32", "in-checkpoint", 2 * CHECKPOINT_EVERY),
-        (1, "bf16", "after-step", random.Random(3).choice([4, 5, 7, 8])),
+        (0, "float32", "in-checkpoint", 2 * CHECKPOINT_EVERY),
+        (1, "bfloat16", "after-step", random.Random(3).choice([4, 5, 7, 8])),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
-    tmp_path: Path, scenes: str, num_workers: int, precision: str, moment: str, step: int
+    tmp_path: Path, scenes: str, num_workers: int, dtype: str, moment: str, step: int
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = [scenes, str(killed), str(num_workers), precision, moment, str(step)]
+    arguments = [scenes, str(killed), str(num_workers), dtype, moment, str(step)]
     process = subprocess.run(
         [sys.executable, __file__, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -115,9 +115,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not (killed / "model").exists()
 
     with pytest.raises(ConfigError, match="add --resume"):
-        tiny_run(scenes, str(killed), num_workers, precision).train()
-    assert tiny_run(scenes, str(killed), num_workers, precision).train(resume=True)
-    assert tiny_run(scenes, str(whole), num_workers, precision).train()
+        tiny_run(scenes, str(killed), num_workers, dtype).train()
+    assert tiny_run(scenes, str(killed), num_workers, dtype).train(resume=True)
+    assert tiny_run(scenes, str(whole), num_workers, dtype).train()
     assert losses(killed) == losses(whole)
     assert [line["step"] for line in losses(whole)] == list(range(1, STEPS + 1))
     expected = load_file(whole / "model" / "model.safetensors")
@@ -126,6 +126,6 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 if __name__ == "__main__":
-    source, out, num_workers, precision, moment, step = sys.argv[1:]
+    source, out, num_workers, dtype, moment, step = sys.argv[1:]
     {"after-step": die_after_step, "in-checkpoint": die_in_checkpoint}[moment](int(step))
-    tiny_run(source, out, int(num_workers), precision).train()
+    tiny_run(source, out, int(num_workers), dtype).train()

@@ -3,14 +3,14 @@
 import json
 import os
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from generated_loader import GeneratedLoader
 from torch import Tensor, nn
 
 from marks import slow
@@ -53,22 +53,9 @@ class Counting(Captioning):
         self.steps_followed += 1
 
 
-@dataclass
-class Batches:
-    """A loader of given batches."""
-
-    batches: Iterator[LoadedBatch]
-
-    def __iter__(self) -> Iterator[LoadedBatch]:
-        return self.batches
-
-    def count_unused(self) -> Counter[str]:
-        return Counter()
-
-
 def loader_of(
     batch_size: int, rejects_at: int = -1, texts: Sequence[str] = (), max_text_length: int = 30
-) -> Callable[..., Batches]:
+) -> Callable[..., GeneratedLoader]:
     """Batches over an endless row of samples of equal length; the cursor is the number of the next sample. Tokens are
     made of `texts` while they are loaded.
     """
@@ -87,11 +74,11 @@ def loader_of(
             rejects = [Reject("0007", "bad", "no image")] if start - batch_size == rejects_at else []
             yield LoadedBatch(batch, {"next": start, "positions": {}}, rejects)
 
-    return lambda cursor: Batches(at(cursor))
+    return lambda cursor: GeneratedLoader(at(cursor))
 
 
 def config(**changes: Any) -> TrainingConfig:
-    settings = {"steps": 4, "batch_size": 4, "precision": "fp32", "log_every": 1, "learning_rate": 1e-2}
+    settings = {"steps": 4, "batch_size": 4, "dtype": "float32", "log_every": 1, "learning_rate": 1e-2}
     return TrainingConfig(**{**settings, **changes})
 
 

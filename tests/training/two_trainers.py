@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from generated_loader import GeneratedLoader
 from tokenizers import Tokenizer as Words
 from tokenizers import models, pre_tokenizers
 from torch import nn
@@ -132,7 +133,7 @@ def loader_of(
             yield LoadedBatch(batch_at(number, rows), {"next": number + 1, "positions": {}}, [])
             number += 1
 
-    return at
+    return lambda cursor: GeneratedLoader(at(cursor))
 
 
 def trained(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -149,14 +150,14 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sharded": ({"shard_frozen": True}, {}),
     "sharded-recomputed": ({"shard_frozen": True, "activation_checkpointing": True}, {}),
     "sharded-lora": ({"shard_frozen": True, "activation_checkpointing": True}, {"lora": True}),
-    "bf16": ({"precision": "bf16"}, {"dtype": torch.bfloat16, "lora": True}),
-    "sharded-bf16": ({"precision": "bf16", "shard_frozen": True}, {"dtype": torch.bfloat16, "lora": True}),
+    "bf16": ({"dtype": "bfloat16"}, {"dtype": torch.bfloat16, "lora": True}),
+    "sharded-bf16": ({"dtype": "bfloat16", "shard_frozen": True}, {"dtype": torch.bfloat16, "lora": True}),
 }
 RESUMED: tuple[dict[str, Any], dict[str, Any]] = ({"shard_frozen": True}, {"lora": True, "dropout": 0.1})
 
 
 def settings(batch_size: int, **changes: Any) -> TrainingConfig:
-    rates = {"learning_rate": 1e-2, "warmup_steps": 2, "clip_norm": 0.5, "precision": "fp32"}
+    rates = {"learning_rate": 1e-2, "warmup_steps": 2, "clip_norm": 0.5, "dtype": "float32"}
     every = {"log_every": 1, "checkpoint_every": 3, "keep_checkpoints": 9}
     return TrainingConfig(**{"steps": STEPS, "batch_size": batch_size, "accumulation": 2, **rates, **every, **changes})
 

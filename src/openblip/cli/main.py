@@ -4,13 +4,14 @@ A command's module is imported when the command is chosen, and torch when it run
 failures that were listed, or broken off; 2 bad input or nothing could start; 130 interrupted.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words[:end]  # it may stand anywhere before a --
     words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        with name_full_disk("a file or standard output", sys.stdout):
+        with _said_once(), name_full_disk("a file or standard output", sys.stdout):
             call = _find_call(words)
             with count_texts(lambda line: print(f"note: {line}", file=sys.stderr)):
                 code = call() or 0
@@ -84,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except SystemExit as stop:  # help was printed
         return stop.code if isinstance(stop.code, int) else 0
-    except (KeyboardInterrupt, OpenBlipError, OSError) as error:
-        if debug:
+    except (KeyboardInterrupt, Exception) as error:
+        if "RANK" in os.environ and not _fails_first():
+            return error.exit_code if isinstance(error, OpenBlipError) else 1
+        if debug or not isinstance(error, KeyboardInterrupt | OpenBlipError | OSError):
             raise
         if isinstance(error, KeyboardInterrupt):
             print("openblip: interrupted; resume with the same command", file=sys.stderr)
@@ -93,6 +96,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"openblip: {message}", file=sys.stderr)
         return error.exit_code if isinstance(error, OpenBlipError) else 2
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Of the processes of torchrun, let the first one alone say what all of them say. Errors are raised."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        yield
+
+
+def _fails_first() -> bool:
+    from openblip.distributed import fails_first
+
+    return fails_first()
 
 
 def _find_call(words: list[str]) -> Callable[[], int | None]:

@@ -6,6 +6,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -14,7 +15,7 @@ from openblip.cli.options import parse
 from openblip.errors import ConfigError
 from openblip.recipes import RECIPES
 from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, bootstrap
-from openblip.recipes.run import Run
+from openblip.recipes.run import Run, with_settings
 
 # What the table of a bootstrap says, and where it stands in evaluation.json.
 ROWS = {
@@ -33,14 +34,44 @@ ROWS = {
 
 
 def run_recipe(argv: Sequence[str]) -> int:
-    """Trains the recipe that the first word names; the exit code is 130 when a signal stopped it."""
-    name, options = choose_recipe("train", RECIPES, argv)
-    chosen = parse_run(name, [word for word in options if word != "--resume"], prog=f"openblip train {name}")
-    if chosen.train(resume="--resume" in options):
+    """Trains the recipe that the first word names, or goes on with the run that `--resume RUN` names.
+
+    The exit code is 130 when a signal stopped it.
+    """
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
+    resume = "--resume" in words
+    position = words.index("--resume") if resume else len(words)
+    if resume:
+        del words[position]
+    if resume and position < len(words) and not words[position].startswith("-"):
+        run = read_run(words.pop(position))
+        if words and words[0] in RECIPES and words.pop(0) != run.recipe:
+            raise ConfigError(f"{run.out} is a run of the recipe {run.recipe}; leave out the name")
+        chosen = parse_run(run, words, prog=f"openblip train --resume {run.out}")
+        if chosen.out != run.out:
+            raise ConfigError(f"--resume {run.out} goes on in that folder; leave out --out")
+    else:
+        name, words = choose_recipe("train", RECIPES, words)
+        chosen = parse_run(RECIPES[name](), words, prog=f"openblip train {name}")
+    if chosen.train(resume=resume):
         print(f"trained: {chosen.out}/model", file=sys.stderr)
         return 0
-    print(f"stopped; go on with the same command and --resume ({chosen.out})", file=sys.stderr)
+    print(f"stopped; `openblip train --resume {chosen.out}` goes on", file=sys.stderr)
     return 130
+
+
+def read_run(folder: str) -> Run:
+    """The run in a folder, with the settings of its config.json. Raises `ConfigError` where there is none."""
+    from openblip.training.run_folder import RunFolder
+
+    config = RunFolder(folder).read_config()
+    if config is None:
+        raise ConfigError(f"{folder} holds no run that could be resumed: nothing was trained there yet")
+    recipe = RECIPES.get(str(config["recipe"]))
+    if recipe is None:
+        raise ConfigError(f"{folder}/config.json names no recipe of this version; give the whole command and --resume")
+    run: Run = with_settings(recipe(), config)
+    return replace(run, out=folder)
 
 
 def run_bootstrap(argv: Sequence[str]) -> int:
@@ -75,11 +106,15 @@ def run_bootstrap(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse_run(name: str, options: Sequence[str], *, prog: str) -> Run:
-    """The recipe `name` with changed settings."""
-    recipe, default = RECIPES[name], RECIPES[name]()
+def parse_run(default: Run, options: Sequence[str], *, prog: str) -> Run:
+    """A run with changed settings, described by its recipe."""
+    recipe = RECIPES[default.recipe]
     shared = inspect.getdoc(inspect.getmodule(recipe))
-    text = f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped."
+    text = (
+        f"{inspect.getdoc(recipe)}\n\n{shared}\n\nAlso: --resume continues the run in --out where it was stopped; "
+        "`openblip train --resume RUN` does it with the settings of the run folder. Options after it change them: the "
+        "docs say which."
+    )
     # tyro joins lines, but for those that begin with no letter: here commands stand apart, and all others are joined.
     text = re.sub(r"(\n +\S.*)\n(?=\S)", r"\1\n\n", text)
     text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
@@ -91,7 +126,8 @@ def choose_recipe(command: str, recipes: Mapping[str, Callable[[], Any]], argv: 
     if argv and argv[0] in recipes:
         return argv[0], list(argv[1:])
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: openblip {command} RECIPE [options]\n\nrecipes:")
+        resume = ", or openblip train --resume RUN [options]" if command == "train" else ""
+        print(f"usage: openblip {command} RECIPE [options]{resume}\n\nrecipes:")
         width = max(map(len, recipes)) + 2
         for name in recipes:
             summary = (inspect.getdoc(RECIPES[name]) or "").split("\n")[0]  # that a bootstrap begins with

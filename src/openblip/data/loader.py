@@ -21,7 +21,7 @@ import threading
 import time
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import c_int
 from dataclasses import dataclass
@@ -115,7 +115,8 @@ class Loader:
         self._unused: dict[tuple[str, str], Counter[str]] = {}  # of source and shard, from the workers
         self.state: Any = multiprocessing.RawValue(c_int, RUNNING)
 
-    def __iter__(self) -> Iterator[LoadedBatch]:
+    def __iter__(self) -> Generator[LoadedBatch]:
+        self.state.value = RUNNING
         workers = DataLoader(
             self.worker,
             batch_size=None,

@@ -110,7 +110,8 @@ class LanguageConfig:
 class LoraSettings:
     """LoRA: small trained matrices beside the linear layers of a frozen language model (arXiv 2106.09685)."""
 
-    rank: int = 8
+    rank: int | None = None
+    """Their inner width, usually 4 to 64; None adds none."""
     alpha: int = 16
     """Their output is scaled by alpha / rank."""
     dropout: float = 0.0
@@ -119,7 +120,7 @@ class LoraSettings:
     """Names of the linear layers, such as q_proj; None takes those that peft chooses for the architecture."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
+        if (self.rank is not None and self.rank < 1) or self.alpha <= 0:
             raise ConfigError(f"lora: rank {self.rank} and alpha {self.alpha} must be above 0.")
         check_setting("lora.dropout", self.dropout, 0.0 <= self.dropout < 1.0, "from 0 to below 1")
 

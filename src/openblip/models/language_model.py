@@ -269,6 +269,8 @@ def with_lora(language: LanguageModel, settings: LoraSettings) -> LanguageModel:
         import peft
     except ImportError as error:
         raise MissingExtraError('LoRA needs peft: pip install "openblip[language]"') from error
+    if settings.rank is None:
+        raise ConfigError("LoRA adapters need a rank: say it with --lora.rank.")
     if has_lora(language):
         raise ConfigError("The language model has LoRA adapters already: leave out the new ones.")
     config = peft.LoraConfig(

@@ -83,12 +83,13 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
     from openblip.training.run_folder import RunFolder
 
-    root, recipe = Path(config.out), config.recipe.pretrain
-    RunFolder(root).start(asdict(config), resume=(root / "config.json").exists())
+    root, recipe, run_folder = Path(config.out), config.recipe.pretrain, RunFolder(config.out)
+    changes = run_folder.compare(run_folder.read_config(), asdict(config), resume=True)
     human, test = config.human, config.test
     if test is None:
         human, test = f"{human}[:95%]", f"{human}[95%:]"
     BENCHMARKS["retrieval"].require_truth(open_source(test), TEST_LIMIT)  # now, not hours later
+    run_folder.begin(asdict(config), changes)
     pretrained = [_train(recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
@@ -127,9 +128,13 @@ def _clean(config: BootstrapConfig, human: str, pretrained: Path, folder: Path) 
 
 def _train(recipe: BlipRun, folder: Path, source: str, init: Path | None = None) -> Path:
     """Train a recipe on `source` in `folder`, or resume it; the folder of its final weights."""
+    from openblip.training.run_folder import RunFolder
+
+    if RunFolder(folder).is_finished:
+        return folder / "model"
     start = recipe.init if init is None else str(init)
     run = replace(recipe, init=start, data=replace(recipe.data, source=source), out=str(folder))
-    if not run.train(resume=(folder / "config.json").exists()):
+    if not run.train(resume=True):
         raise StoppedError(f"stopped while training {folder}; resume with the same command")
     return folder / "model"
 

@@ -4,15 +4,17 @@ A recipe is a function that returns a `Run`. Nothing here imports torch before a
 `openblip train --help` reads every recipe.
 """
 
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args, get_type_hints
 
 from openblip.data.config import DataConfig, Preprocessing
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, OutputError
 from openblip.files import atomic_folder
 from openblip.models import config as models
 from openblip.nn.config import QFormerConfig, check_heads_divide
@@ -128,21 +130,41 @@ class Run(ABC):
         """
         import torch
 
-        from openblip.distributed import barrier, process_group
+        from openblip.distributed import process_group
+        from openblip.training.optimizer import describe_change
         from openblip.training.run_folder import RunFolder
 
         self.check()
-        folder = RunFolder(self.out)
+        folder, config = RunFolder(self.out), asdict(self)
+        saved = folder.read_config()
+        before = None if saved is None else with_settings(self, saved)
+        changes = folder.compare(before and asdict(before), config, resume)
         with process_group() as process, ExitStack() as afterwards:
             if self.training.num_threads is not None:
                 afterwards.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(self.training.num_threads)
-            if process.is_main:
-                folder.start(asdict(self), resume)
-            barrier()
-            if resume and (folder.model / "config.json").is_file():
+            is_finished, is_longer = folder.is_finished, "training.steps" in {change.setting for change in changes}
+            if is_finished and changes and (not is_longer or folder.last_checkpoint() is None):
+                raise ConfigError(
+                    f"{self.out} is finished, so {', '.join(change.setting for change in changes)} would have no "
+                    "effect. To train longer, give more --training.steps (with the last checkpoint still there); to "
+                    f"train anew from its weights, start another run with --init {folder.model}."
+                )
+            if is_finished and not is_longer:
                 return True
             trainer = self.build(process)
+            if trainer.step > self.training.steps:
+                raise ConfigError(f"{self.out} is at step {trainer.step} already; give more --training.steps.")
+            if process.is_main:
+                try:
+                    folder.begin(config, changes, trainer.step)
+                except OutputError as error:  # nothing has begun
+                    raise ConfigError(str(error)) from error
+                lines: list[object] = list(changes)
+                if before is not None:
+                    lines.append(describe_change(trainer.step, before.training, self.training))
+                for line in filter(None, lines):
+                    print(f"resumed at step {trainer.step}: {line}", file=sys.stderr)
             finished = trainer.run()
             if finished:
                 trainer.write_model(folder.model)
@@ -151,6 +173,27 @@ class Run(ABC):
     def derive(self, recipe: str, **changes: Any) -> Self:
         """Another recipe, which differs from this one in `changes`, in its name and in its folder."""
         return replace(self, recipe=recipe, out=f"runs/{recipe}", **changes)
+
+
+def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass of the class of `like` with values from JSON; of those that are absent it has its own defaults.
+
+    Where a field allows several dataclasses, it is the one that `like` has there, or the first that has these fields.
+    Raises ConfigError for a value that no field is for.
+    """
+
+    def read(hint: Any, value: Any, like: Any) -> Any:
+        if not isinstance(value, dict):
+            return tuple(value) if isinstance(value, list) else value
+        classes = [like] if is_dataclass(like) else [part for part in get_args(hint) if is_dataclass(part)]
+        fitting = [part for part in classes if value.keys() <= {each.name for each in fields(part)}]
+        return with_settings((fitting or classes)[0], value)
+
+    cls = like if isinstance(like, type) else type(like)
+    if unknown := values.keys() - {each.name for each in fields(cls)}:
+        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a {cls.__name__} in this version.")
+    hints = get_type_hints(cls)
+    return cls(**{name: read(hints[name], value, getattr(like, name, None)) for name, value in values.items()})
 
 
 def check_text_start(text_init: str | None, tokenizer: str | None) -> None:
@@ -256,8 +299,6 @@ class LanguageModelSource:
     """Keep its linear layers in fewer bits, by bitsandbytes."""
     max_text_tokens: int = 32
     """Budget of a text and its prompt, the end included."""
-    lora: models.LoraSettings | None = None
-    """Adapters that are trained in a language model which is frozen otherwise; None trains nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +328,8 @@ class Blip2Run(Run):
     instructions: stage 2 has dropped them. Name that of stage 1; None where `init` still has its own."""
     train_vision: bool = False
     """Also train the image encoder, as the paper does in fine-tuning; its weights become float32."""
+    lora: models.LoraSettings = field(default_factory=models.LoraSettings)
+    """Adapters that are trained in the language model, which is frozen otherwise; without a rank there are none."""
     frozen_dtype: Precision | None = None
     """Precision of the checkpoint's image encoder and language model where they are frozen; None: float32."""
     max_text_tokens: int | None = None
@@ -321,6 +364,10 @@ class Blip2Run(Run):
             raise ConfigError("Name the image encoder with --vision.source.")
         if self.language is not None and not self.language.source:
             raise ConfigError("Name the language model with --language.source.")
+        if self.lora.rank is None and self.lora != models.LoraSettings():
+            raise ConfigError("The settings of --lora are for adapters: say their rank with --lora.rank.")
+        if self.lora.rank is not None and "llm" not in self.task_class.heads(self.task):
+            raise ConfigError(f"--lora is for a language model, and the recipe {self.recipe} has none.")
 
     def initialize(self, mixture: "Mixture") -> "Blip2Checkpoint":
         from openblip.checkpoints.backbones import init_text
@@ -411,8 +458,6 @@ class Blip2Run(Run):
             assert settings.source is not None  # `check` has seen to it
             name, end, dtype = settings.source, settings.end_of_text, getattr(torch, settings.dtype)
             model = load_language_model(name, end_of_text=end, dtype=dtype, quantization=settings.quantization)
-            if settings.lora is not None:
-                with_lora(model, settings.lora)
             budget = settings.max_text_tokens
             config = models.LanguageConfig(
                 name=name, hidden_dim=model.hidden_dim, end_of_text=end, max_text_tokens=budget
@@ -422,6 +467,8 @@ class Blip2Run(Run):
         else:
             model, config = start.model.language, start.model.config.language
             model.to(getattr(torch, self.frozen_dtype or "float32"))
+        if self.lora.rank is not None:
+            with_lora(model, self.lora)
         if self.max_text_tokens is not None:
             config = replace(config, max_text_tokens=self.max_text_tokens)
         return model, config

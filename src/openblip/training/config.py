@@ -44,8 +44,8 @@ class TrainingConfig:
     it, at every step; the last block this share of that of all outside the encoder. None: all alike."""
     clip_norm: float | None = None
     """Largest norm of the joint gradient; None for no clipping."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast of the forward pass; weights and optimizer stay float32."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the forward pass (autocast); weights and optimizer are float32 in both."""
     shard_frozen: bool = False
     """Divide frozen language models (all frozen models of transformers) among the processes, block by block
     (FSDP2); what is trained stays on each."""

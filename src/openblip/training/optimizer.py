@@ -26,6 +26,17 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     return config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
 
 
+def describe_change(step: int, before: TrainingConfig, now: TrainingConfig) -> str | None:
+    """What changed settings mean for the schedule of a run that goes on after `step`; None when it is as before."""
+    rates = [learning_rate_at(step, before), learning_rate_at(step, now), learning_rate_at(now.steps, now)]
+    if before.steps == now.steps and rates[0] == rates[1] and learning_rate_at(now.steps, before) == rates[2]:
+        return None
+    return (
+        f"the {now.schedule} schedule goes on at a learning rate of {rates[1]:.3g} (by the settings before: "
+        f"{rates[0]:.3g}) and ends at step {now.steps} with {rates[2]:.3g}"
+    )
+
+
 class Optimizers:
     """AdamW and, where there is one, Muon: one object that steps, saves and loads them together."""
 
@@ -47,9 +58,12 @@ class Optimizers:
         return {"members": [member.state_dict() for member in self.members]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`. ValueError where the optimizers or their parameters differ."""
+        """Restore `state_dict`, but for the settings of this run. ValueError where optimizers or parameters differ."""
         for member, part in zip(self.members, state["members"], strict=True):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in member.param_groups]
             member.load_state_dict(part)
+            for group, values in zip(member.param_groups, settings, strict=True):
+                group.update(values)
 
 
 def make_optimizers(

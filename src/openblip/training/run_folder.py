@@ -1,51 +1,118 @@
-"""The folder of a run: config.json, metrics.jsonl, rejects.jsonl, checkpoints/step_*/, model/ and best/.
+"""The folder of a run: config.json, changes.jsonl, metrics.jsonl, rejects.jsonl, checkpoints/step_*/, model/ and best/.
 
 Also the trackers, TensorBoard and Weights & Biases, which receive the same records.
 """
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import name_full_disk, read_json, read_jsonl, remove_partials, write_json, write_text
 from openblip.training.config import TrainingConfig
 
-METRICS, REJECTS, CHECKPOINTS = "metrics.jsonl", "rejects.jsonl", "checkpoints"
-MAY_CHANGE = ("training.batch_size ", "training.accumulation ", "training.num_threads ", "data.num_workers ")
-"""Settings that a resumed run may change: how a step's samples are divided among processes and micro-batches."""
+METRICS, REJECTS, CHANGES, CHECKPOINTS = "metrics.jsonl", "rejects.jsonl", "changes.jsonl", "checkpoints"
+
+
+class Change(NamedTuple):
+    """A setting of a run that is another one when the run is resumed; `setting` is its path in config.json."""
+
+    setting: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting} was {json.dumps(self.was)}, is now {json.dumps(self.now)}"
+
+    def why_refused(self) -> str | None:
+        """Why the setting must stay as it was; None when a resumed run may change it."""
+        *outer, part, name = ["", *self.setting.split(".")]
+        if self.setting in ("out", "rounds"):
+            return None
+        if part == "data" and name in ("num_workers", "validation", "validation_limit"):
+            return None
+        if "data" in (*outer, part) or (part, name) == ("training", "seed"):
+            return "it decides which samples come, and how"
+        if part != "training":
+            return "what is trained already depends on it"
+        if name == "steps" and any(outer):
+            return "later stages of a bootstrap begin with what was trained"
+        if name == "layer_decay" or (name == "muon_learning_rate" and None in (self.was, self.now)):
+            return "the optimizer's state in the checkpoints depends on it"
+        return None
 
 
 class RunFolder:
     """Paths and files of one run.
 
     metrics.jsonl has a line per logged step. rejects.jsonl names every sample that was skipped: the step that would
-    have used it, shard, key, reason. model/ has the final weights and exists when the run is finished, best/ those with
-    the best validation score, and models/step_*/ those of `training.model_every`.
+    have used it, shard, key, reason. config.json has the settings, and changes.jsonl a line for every setting that was
+    changed at a resume, with the step after which the change holds. model/ has the final weights and exists when the
+    run is finished, best/ those with the best validation score, and models/step_*/ those of `training.model_every`,
+    and the final ones of a run that was then trained longer.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model, self.best = self.path / "model", self.path / "best"
 
-    def start(self, config: dict[str, Any], resume: bool) -> None:
-        """Write config.json, or with `resume` check that it is the same but for `MAY_CHANGE`.
+    def read_config(self) -> dict[str, Any] | None:
+        """The settings of the run, or of the bootstrap, that the folder holds, as the present version names them.
 
-        Raises ConfigError when a new run would overwrite one, or when a resumed run differs; it lists the differences.
+        None for a folder in which nothing was trained yet, here or in a folder below: a new run may have it. Raises
+        ConfigError for a config.json of something else.
         """
         file = self.path / "config.json"
         if not file.exists():
-            write_json(file, config)
-            return
+            return None
+        config = read_json(file)
+        if not {"recipe", "out"} <= config.keys():
+            raise ConfigError(f"{file} is that of something else than a run; choose another --out.")
+        traces = ("metrics.jsonl", "checkpoints/step_????????", "model/config.json")
+        trained = (path for trace in traces for path in self.path.glob(f"**/{trace}"))
+        return _renamed(config) if any(path.stat().st_size for path in trained) else None
+
+    def compare(self, before: Mapping[str, Any] | None, config: Mapping[str, Any], resume: bool) -> list[Change]:
+        """The settings that a resumed run changes; before: what `read_config` gave.
+
+        Raises ConfigError when a new run would overwrite one, and for changes that a resumed run cannot make; it says
+        why.
+        """
+        if before is None:
+            return []
         if not resume:
             raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
-        differences = [line for line in _differences(read_json(file), config) if not line.startswith(MAY_CHANGE)]
-        if differences:
-            raise ConfigError(f"{file} differs from this command: {'; '.join(differences)}.")
+        changes = list(_differences(*(json.loads(json.dumps(settings)) for settings in (before, config))))
+        if refused := [f"{change} ({reason})" for change in changes if (reason := change.why_refused())]:
+            raise ConfigError(
+                f"{self.path} was begun with other settings: {'; '.join(refused)}. Take the earlier ones, or choose "
+                "another --out."
+            )
+        return [change for change in changes if change.setting != "out"]
+
+    def begin(self, config: Mapping[str, Any], changes: Sequence[Change] = (), step: int = 0) -> None:
+        """Write config.json, and the changes that hold after `step` to changes.jsonl.
+
+        What a finished run has in model/, from which it is trained longer, moves to models/step_*/.
+        """
+        if self.is_finished:
+            earlier = self.path / "models" / f"step_{step:08d}"
+            shutil.rmtree(earlier, ignore_errors=True)  # the same weights, of `training.model_every`
+            earlier.parent.mkdir(exist_ok=True)
+            self.model.rename(earlier)
+        for change in changes:
+            self.log({"step": step, **change._asdict()}, CHANGES)
+        write_json(self.path / "config.json", config)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its last step: model/ is written then."""
+        return (self.model / "config.json").is_file()
 
     def log(self, record: dict[str, Any], name: str = METRICS) -> None:
-        """Append a line to metrics.jsonl, or to rejects.jsonl, where every process may."""
+        """Append a line to metrics.jsonl, to changes.jsonl, or to rejects.jsonl, where every process may."""
         file = self.path / name
         with name_full_disk(file), file.open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(record) + "\n")
@@ -67,9 +134,12 @@ class RunFolder:
         return len(kept)
 
     def best_score(self) -> float | None:
-        """The highest validation score in metrics.jsonl; None when there is none."""
-        lines = (line.value for line in read_jsonl(self.path / METRICS))
-        return max((line["validation/score"] for line in lines if "validation/score" in line), default=None)
+        """The highest score in metrics.jsonl since the samples of the validation changed; None when there is none."""
+        changes = [line.value for line in read_jsonl(self.path / CHANGES)]
+        since = max((c["step"] for c in changes if c["setting"].startswith("data.validation")), default=-1)
+        lines = [line.value for line in read_jsonl(self.path / METRICS)]
+        scores = (line["validation/score"] for line in lines if line["step"] > since and "validation/score" in line)
+        return max(scores, default=None)
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the exact state after `step` steps."""
@@ -88,14 +158,24 @@ class RunFolder:
         remove_partials(folder)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The differences of two JSON values in words, by field."""
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version under their present names."""
+    renamed = {name: _renamed(value) if isinstance(value, dict) else value for name, value in config.items()}
+    if (precision := renamed.get("precision")) in ("bf16", "fp32"):
+        del renamed["precision"]
+        renamed["dtype"] = {"bf16": "bfloat16", "fp32": "float32"}[precision]
+    if isinstance(language := renamed.get("language"), dict) and "lora" in language:
+        renamed["lora"] = language.pop("lora") or {}
+    return renamed
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[Change]:
+    """The differences of two JSON values, by field."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        inner = (_differences(old.get(name), new.get(name), f"{path}.{name}" if path else name) for name in names)
-        return [line for lines in inner for line in lines]
-    plain = json.loads(json.dumps(new))
-    return [] if old == plain else [f"{path} was {json.dumps(old)}, now {json.dumps(plain)}"]
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    elif old != new:
+        yield Change(path, old, new)
 
 
 class Trackers:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openblip.data.loader import LoadedBatch, Loader
+from openblip.data.loader import STOPPING, LoadedBatch, Loader
 from openblip.data.sample import Reject, unused_line
 from openblip.distributed import Process, all_reduce_sum, all_true, barrier
 from openblip.errors import ConfigError, OpenBlipError
@@ -89,14 +89,31 @@ class Trainer:
         """Train to the last step. False when a signal (Ctrl-C, SIGTERM) stopped it after a checkpoint.
 
         Afterwards the main process has all weights of the task, also those that were divided. Raises NonFiniteError
-        before an update with a loss or gradient that is not a number.
+        before an update with a loss or gradient that is not a number, and OpenBlipError when a worker has died.
         """
+        first = self.step
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):  # torch raises it wherever the training is
+                raise
+            failure = OpenBlipError(
+                f"After step {self.step} a process that reads samples ended: {str(error).split('. ')[0]}. If memory "
+                f"was short, use fewer --data.num-workers; `openblip train --resume {self.folder.path}` goes on."
+            )
+            failure.exit_code = 1
+            raise failure from error
+        except OpenBlipError as error:
+            if self.step > first:
+                error.exit_code = 1
+            raise
+
+    def _run(self) -> bool:
         config, is_main = self.config, self.process.is_main
         trackers = Trackers(config, self.folder.path) if is_main else None
         self.task.train()
         progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=is_main)
-        with stop_signals() as stop, progress as bar:
-            batches = iter(self.loader)
+        with progress as bar, closing(iter(self.loader)) as batches, stop_signals(self.loader) as stop:
             started, since = time.perf_counter(), self.step
             while self.step < config.steps:
                 record = self._train_step(batches, bar.note)
@@ -170,7 +187,7 @@ class Trainer:
             # DDP averages gradients in the backward pass of the last micro-batch only.
             last, forward = micro == config.accumulation - 1, self.forward
             with forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext():
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                     named = forward(loaded.batch.to(device), self.step, generator)
                 total = torch.stack(list(named.values())).sum() / config.accumulation
                 total.backward()
@@ -212,7 +229,9 @@ class Trainer:
         if not all_true(all(map(math.isfinite, fetched)), self.process.device):
             raise NonFiniteError(
                 f"Step {self.step + 1}: losses {sums}, gradient norm {fetched[-1]}. The weights are those "
-                f"of step {self.step}; lower the learning rate or clip, then resume from the last checkpoint."
+                f"of step {self.step}. Go on from the last checkpoint with a lower rate or clipped gradients: openblip "
+                f"train --resume {self.folder.path} --training.learning-rate {self.config.learning_rate / 2:g}, or "
+                "--training.clip-norm 1."
             )
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.task.parameters(), self.config.clip_norm, norm)
@@ -257,8 +276,11 @@ def derive_seed(*parts: int) -> int:
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a run stops between steps; a second signal interrupts."""
+def stop_signals(loader: Loader) -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that a run stops between steps; a second signal interrupts.
+
+    The loader's workers, which may have got the signal too, are needed until then.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -267,6 +289,7 @@ def stop_signals() -> Iterator[threading.Event]:
     def request_stop(number: int, frame: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
+        loader.state.value = STOPPING
         event.set()
 
     previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
