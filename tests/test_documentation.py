@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from documented_files import write_documented_files
 from openblip.cli.main import COMMANDS, main
 from openblip.cli.options import parse
 from openblip.metrics import captioning
+from openblip.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -68,6 +70,8 @@ def test_a_documented_command_has_these_options(page: str, words: list[str], mon
             raise Parsed
 
         monkeypatch.setattr(module, "parse", parse_and_stop)
+        if "--resume" in words:  # a run that another snippet has begun
+            monkeypatch.setattr(module, "read_run", lambda folder: replace(RECIPES["blip2-stage2-opt"](), out=folder))
         with pytest.raises(Parsed):
             COMMANDS[name].bind(arguments, prog=prog)()
     else:
@@ -90,6 +94,7 @@ MORE_WORDS = {
     "bootstrap": " ".join(_QUICK.format(f"recipe.{name}.") for name in ("pretrain", "captioner", "filter"))
     + " --test scenes/human",
     "train": _QUICK.format(""),
+    "train --resume": "--training.steps 3",
     "train (vqa|caption|filter|blip2-(caption|vqa|retrieval))": "--image-size 16",
     "train blip2-stage1": "--vision.source runs/blip-base/model --text-init None --tokenizer None --vocab-size 200 "
     "--qformer.hidden-dim 32 --qformer.num-layers 2 --qformer.num-heads 2 --qformer.mlp-dim 32",
