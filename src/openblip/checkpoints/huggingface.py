@@ -578,6 +578,8 @@ def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
         projection_dim=config.embed_dim,
         image_text_hidden_size=config.embed_dim,
     )
+    if "lm" in config.heads:
+        _write_generation(folder, hf_config, prompt=checkpoint.prompt)
     write_json(folder / CONFIG_FILE, {**hf_config.to_dict(), "architectures": [class_name], "openblip": extra})
 
 
@@ -663,8 +665,22 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
         "embed_dim": config.embed_dim,
     }
     config_class = transformers.InstructBlipConfig if instructed else transformers.Blip2Config
-    hf_config = config_class(**settings).to_dict()
-    write_json(folder / CONFIG_FILE, {**hf_config, "architectures": [class_name], "openblip": extra})
+    hf_config = config_class(**settings)
+    if language is not None:
+        _write_generation(folder, hf_config, prompt=checkpoint.prompt, question_prompt=checkpoint.question_prompt)
+    write_json(folder / CONFIG_FILE, {**hf_config.to_dict(), "architectures": [class_name], "openblip": extra})
+
+
+def _write_generation(folder: Path, hf_config: Any, **prompts: str) -> None:
+    """Write what transformers would derive from the config, and the prompts: `generate` ignores them, and users may ask
+    `model.generation_config` for what to give to the processor.
+    """
+    import transformers
+
+    generation: Any = transformers.GenerationConfig.from_model_config(hf_config)
+    settings = generation.to_diff_dict()
+    settings.pop("_from_model_config", None)  # with which transformers would derive them anew
+    write_json(folder / "generation_config.json", {**settings, **prompts})
 
 
 def _write_language_tokenizer(folder: Path, language: LanguageModel) -> int:
