@@ -549,7 +549,11 @@ class BasePredictor(ABC):
     # What the calls are made of.
 
     def _list_images(self, images: Images) -> ListedImages:
-        return values.list_images(images, self.preprocessing.image_size)
+        """The same images, with a length; of tensors only what `prepare` or `prepare_videos` returned stays one."""
+        prepared = (torch.uint8, (3, self.preprocessing.image_size, self.preprocessing.image_size))
+        if isinstance(images, Tensor) and images.ndim in (4, 5) and (images.dtype, images.shape[-3:]) == prepared:
+            return images
+        return images if isinstance(images, EncodedImages) else values.as_list(images)
 
     def _pair(self, call: str, images: Images, texts: TextInput, kind: str) -> tuple[ListedImages, list[str], bool]:
         """Images and the texts that go with them, and whether one result was asked for, and no list. A text that is not

@@ -109,16 +109,6 @@ def as_lists_of_texts(texts: Any, num_images: int) -> list[list[str]]:
     return [as_texts(item, "text") for item in items]
 
 
-def list_images(images: Images, size: int) -> ListedImages:
-    """The same images, with a length. size: S, of images and videos that `prepare` has read."""
-    if isinstance(images, EncodedImages):
-        return images
-    if isinstance(images, Tensor):
-        is_prepared = images.dtype == torch.uint8 and images.ndim in (4, 5) and images.shape[-3:] == (3, size, size)
-        return images if is_prepared else as_list(images)
-    return as_list(images)
-
-
 def chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
     """Consecutive parts of at most `size` items."""
     for start in range(0, len(items), size):
