@@ -63,6 +63,18 @@ def test_a_shard_that_is_none_is_named_and_the_others_are_read(
         run(*words(command, tmp_path / "{0,1}.tar"))
 
 
+@pytest.mark.parametrize("command", ["caption", "match", "evaluate", "capfilt", "train"])
+def test_rejects_are_named_in_the_end(run: Any, words: Words, image_folder: Path, tmp_path: Path, command: str) -> None:
+    members = [*shard_members(image_folder), ("bad.jpg", b"none"), ("bad.json", as_json(caption="a cat"))]
+    shard = write_tar(tmp_path / "0.tar", members)
+    printed = run(*words(command, shard), code=0 if command in ("capfilt", "train") else 1)
+    if command == "train":
+        assert "draws met a sample that was skipped" in printed.err
+    else:
+        assert "0/bad: " in printed.err
+    assert "1 reject, named in" in printed.err or command != "capfilt"
+
+
 def test_an_empty_shard_among_others_is_done(run: Any, words: Words, image_folder: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [])
     write_tar(tmp_path / "1.tar", shard_members(image_folder))

@@ -38,6 +38,9 @@ class RunSummary:
     scores: RunScores = field(default_factory=RunScores)
     report: Path
     unused: Counter[str] = field(default_factory=Counter)
+    num_rejects: int = 0
+    """How many samples of the shards finished now could not be read; `first_reject` is one of them."""
+    first_reject: Reject | None = None
 
 
 def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = None) -> RunSummary:
@@ -96,7 +99,9 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
             try:
                 first, others = current.result()
                 with closing(others):
-                    processor.process(shard, chain(first, others), on_images=bar.advance)
+                    rejects = processor.process(shard, chain(first, others), on_images=bar.advance)
+                summary.num_rejects += len(rejects)
+                summary.first_reject = summary.first_reject or next(iter(rejects), None)
                 summary.done.append(shard)
                 bar.total = round(bar.done * len(waiting) / (position + 1))  # as large as those before
             except OutputError:  # of a full disk: no other shard could be finished either

@@ -60,8 +60,8 @@ class ShardProcessor:
         shard: str,
         entries: Iterator[DecodedSample | Reject],
         on_images: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Caption and score one shard, whose samples come from `decode`, and write its files.
+    ) -> list[Reject]:
+        """Caption and score one shard, whose samples come from `decode`, write its files, and return its rejects.
 
         The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
         synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
@@ -113,6 +113,7 @@ class ShardProcessor:
         }
         write_json(folder.file(shard, "report.json"), report)
         folder.file(shard, "failure.json").unlink(missing_ok=True)
+        return rejects
 
     def _caption_and_filter(
         self, batch: Sequence[DecodedSample], shard: str, seconds: dict[str, float]

@@ -48,6 +48,11 @@ def clean_pairs(
     print(f"report: {summary.report}")
     if unused := unused_line([summary.unused]):
         print(unused, file=sys.stderr)
+    if first := summary.first_reject:
+        count = f"{summary.num_rejects:,} reject{'s' if summary.num_rejects > 1 else ''}"
+        place = f"{first.shard}/{first.key}"
+        reason = first.reason.removeprefix(f"{place}: ")
+        print(f"{count}, named in {out}/captions/*.rejects.jsonl; the first is {place}: {reason}", file=sys.stderr)
     if not summary.scores.images:
         print(f"{config.source}: 0 images in it that can be used", file=sys.stderr)
     for shard, error in summary.failed:

@@ -140,6 +140,10 @@ class Trainer:
                     self.write_model(self.folder.path / "models" / f"step_{self.step:08d}")
                 if stopped:
                     break
+            if self.num_rejects:
+                bar.note(
+                    f"{self.num_rejects} draws met a sample that was skipped; {self.folder.path / REJECTS} has them"
+                )
             if unused := unused_line([self.loader.count_unused()]):
                 bar.note(unused)
         if trackers is not None:
