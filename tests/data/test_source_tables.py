@@ -168,3 +168,9 @@ def test_images_of_parquet_by_path_and_in_lists(folder):
     samples, rejects = read_all(folder / "l.parquet")
     assert [(s.image, s.second_image) for s in samples] == [(b"1", None), (b"1", b"2")]
     assert "images lists 0 images" in rejects[0].reason
+
+
+def test_each_line_of_a_text_beside_an_image_is_a_caption(folder):
+    (folder / "a.txt").write_text("one\r\n\ntwo\n")
+    (folder / "b.caption").write_text("three")
+    assert [sample.captions for sample in items_of(open_source(str(folder)))] == [("one", "two"), ("three",), ()]

@@ -10,6 +10,7 @@ import pytest
 
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
+from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, sources_reading
 from openblip.training.run_folder import RunFolder
 
 TRAINING = {"steps": 2, "batch-size": 4, "dtype": "float32", "num-threads": 1}
@@ -78,3 +79,14 @@ def test_another_bootstrap_in_the_same_folder_is_refused(
     RunFolder(tmp_path).begin({"recipe": {}, "out": "", "web": "other"})
     assert main(words(world, tmp_path)) == 2
     assert "web was" in capsys.readouterr().err
+
+
+def test_columns_are_those_of_tables(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "human.csv").write_text("photo,title\na.jpg,a dog\n")
+    human = ["--human", str(tmp_path / "human.csv"), "--image-column", "nope"]
+    assert main(["bootstrap", "blip-mini", "--web", str(world / "web"), "--out", str(tmp_path / "out"), *human]) == 2
+    assert "no image column (nope); found: photo, title" in capsys.readouterr().err
+    config = BootstrapConfig(
+        web="t.csv", human=str(world / "human"), out="", recipe=FAMILIES["blip-mini"](), image_column="photo"
+    )
+    assert sources_reading(config, config.human) == {"images": None, "caption_column": None}

@@ -31,6 +31,7 @@ from openblip.data.sample import (
     safe_name,
     unused_line,
 )  # fmt: skip
+from openblip.data.sources import absolute_spec, storage
 from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
 from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
@@ -355,7 +356,9 @@ class OutputLines:
         return 1 if self.num_skipped else 0
 
     def _compare_settings(self, out: Path) -> None:
-        """Write the settings beside a new file; raises `ConfigError` when those of a file with lines are others."""
+        """Write the settings beside a new file; raises `ConfigError` when those of a file with lines are others. The
+        sources, where a reader finds the images of the lines, may change.
+        """
         file, model, predictor = out.with_name(f"{out.name}.settings.json"), self.model, self.predictor
         now = json.loads(json.dumps({
             **self.settings,
@@ -363,19 +366,23 @@ class OutputLines:
             "dtype": str(predictor.dtype).removeprefix("torch."),
             "num_frames": self.num_frames,
         }))  # fmt: skip
+        specs = [absolute_spec(source.name) for source in self.sources if source not in self.file_sources]
+        reading = {**self.options.reading, "images": self.options.images and storage.absolute(self.options.images)}
         if not out.exists() or out.stat().st_size == 0:
-            write_json(file, {"openblip": version("openblip"), **now})
+            write_json(file, {"openblip": version("openblip"), **now, "sources": specs, "reading": reading})
             return
         if not file.exists():
             reason = f"no {file.name} beside it says which model and settings wrote them"
             raise ConfigError(f"{out} has lines, but {reason}, so they cannot be continued; name another --out")
-        before = read_json(file)
-        del before["openblip"]
+        settings = read_json(file)
+        before = {name: value for name, value in settings.items() if name not in ("openblip", "sources", "reading")}
         if before.get("model", {}).get("sha256") == now["model"]["sha256"]:
             before["model"] = now["model"]
         if changed := changed_settings(before, now):
             advice = "repeat the earlier settings to continue it, or name another --out"
             raise ConfigError(f"{out} was written with other settings: {'; '.join(changed.values())}; {advice}")
+        specs = list(dict.fromkeys([*settings.get("sources", ()), *specs]))
+        write_json(file, {**settings, "sources": specs, "reading": reading})
 
     def _read_present(self, out: Path) -> int:
         """Fill `present` and return the byte where the last whole sample ends."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from openblip.data.config import SourceOptions
 from openblip.errors import OpenBlipError
 from openblip.files import read_json, write_json
 from openblip.recipes import blip, mini
@@ -45,7 +46,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BootstrapConfig:
+class BootstrapConfig(SourceOptions):
     """What `bootstrap` starts from and does; also the options of `openblip bootstrap`."""
 
     web: str
@@ -88,17 +89,17 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     human, test = config.human, config.test
     if test is None:
         human, test = f"{human}[:95%]", f"{human}[95%:]"
-    BENCHMARKS["retrieval"].require_truth(open_source(test), TEST_LIMIT)  # now, not hours later
+    BENCHMARKS["retrieval"].require_truth(open_source(test, **config.reading), TEST_LIMIT)  # now, not hours later
     run_folder.begin(asdict(config), changes)
-    pretrained = [_train(recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
+    pretrained = [_train(config, recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []
     for number in range(1, config.rounds + 1):
         folder = root / f"round_{number}"
         cleaned.append(_clean(config, human, pretrained[-1], folder))
-        pretrained.append(_train(recipe, folder / "pretrain", f"{human},capfilt:{cleaned[-1]}"))
+        pretrained.append(_train(config, recipe, folder / "pretrain", f"{human},capfilt:{cleaned[-1]}"))
     results = {
         "test": test,
-        "models": [_evaluate(model, test) for model in pretrained],
+        "models": [_evaluate(config, model, test) for model in pretrained],
         "capfilt": [measure_capfilt(folder) for folder in cleaned if has_ground_truth(folder)],
     }
     write_json(root / "results.json", results)
@@ -112,12 +113,13 @@ def _clean(config: BootstrapConfig, human: str, pretrained: Path, folder: Path) 
 
     settings = CapFiltConfig(
         source=config.web,
-        captioner=str(_train(config.recipe.captioner, folder / "captioner", human, init=pretrained)),
-        filter=str(_train(config.recipe.filter, folder / "filter", human, init=pretrained)),
+        captioner=str(_train(config, config.recipe.captioner, folder / "captioner", human, init=pretrained)),
+        filter=str(_train(config, config.recipe.filter, folder / "filter", human, init=pretrained)),
         threshold=config.threshold,
         num_captions=config.num_captions,
         seed=config.seed,
         dtype="float32",
+        **sources_reading(config, config.web),
     )
     summary = run_capfilt(settings, folder / "capfilt")
     if summary.failed:
@@ -126,20 +128,29 @@ def _clean(config: BootstrapConfig, human: str, pretrained: Path, folder: Path) 
     return folder / "capfilt"
 
 
-def _train(recipe: BlipRun, folder: Path, source: str, init: Path | None = None) -> Path:
+def sources_reading(config: BootstrapConfig, spec: str) -> dict[str, Any]:
+    """The options that matter for these sources: human pairs may be tar shards, and web pairs a table."""
+    from openblip.data.sources import open_mixture
+
+    used = {name for source in open_mixture(spec, **config.reading).sources for name in source.option_names}
+    return {name: value for name, value in config.reading.items() if name == "images" or name in used}
+
+
+def _train(config: BootstrapConfig, recipe: BlipRun, folder: Path, source: str, init: Path | None = None) -> Path:
     """Train a recipe on `source` in `folder`, or resume it; the folder of its final weights."""
     from openblip.training.run_folder import RunFolder
 
     if RunFolder(folder).is_finished:
         return folder / "model"
     start = recipe.init if init is None else str(init)
-    run = replace(recipe, init=start, data=replace(recipe.data, source=source), out=str(folder))
+    data = replace(recipe.data, source=source, **sources_reading(config, source))
+    run = replace(recipe, init=start, data=data, out=str(folder))
     if not run.train(resume=True):
         raise StoppedError(f"stopped while training {folder}; resume with the same command")
     return folder / "model"
 
 
-def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
+def _evaluate(config: BootstrapConfig, model: Path, pairs: str) -> dict[str, Any]:
     """Captioning and retrieval of a pre-trained model, kept in evaluation.json beside its run."""
     import openblip
     from openblip.data.sources import open_source
@@ -149,7 +160,7 @@ def _evaluate(model: Path, pairs: str) -> dict[str, Any]:
     file = model.parents[1] / "evaluation.json"
     if file.exists() and (earlier := read_json(file)).get("version") == EVALUATION_VERSION:
         return earlier
-    predictor, source = openblip.load(model), open_source(pairs)
+    predictor, source = openblip.load(model), open_source(pairs, **config.reading)
     captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
     del captioning["predictions"]
     retrieval = evaluate_retrieval(predictor, source, limit=TEST_LIMIT)

@@ -21,6 +21,7 @@ from openblip.data.sources.huggingface import (
     splits_of_names,
 )
 from openblip.data.sources.joined import JoinedSource
+from openblip.data.sources.lines import LinesSource, read_line_settings
 from openblip.data.sources.rows import TableSource
 from openblip.data.sources.tar import TarSource
 from openblip.errors import ConfigError, SourceError
@@ -166,6 +167,8 @@ def _open_one(spec: str, options: SourceOptions) -> Source:
         from openblip.data.sources.parquet import ParquetSource
 
         return replace(ParquetSource.open(spec, paths, options), unused=unused)
+    if len(paths) == 1 and (settings := read_line_settings(paths[0])):
+        return LinesSource.open(spec, paths[0], settings, options, open_source)
     if suffix in {"json", "jsonl", "csv", "tsv", "txt", "token"} and len(paths) == 1:
         return open_annotated(spec, paths[0], options, split)
     if suffix in {"jsonl", "csv", "tsv"}:
