@@ -14,7 +14,13 @@ from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import openblip
+from openblip.checkpoints.checkpoint import BlipCheckpoint
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
+from openblip.data.config import Preprocessing
+from openblip.data.tokenizer import Tokenizer
+from openblip.models.blip import Blip
+from openblip.models.config import BlipConfig
+from tiny_blip import SIZE, TINY
 
 CAPTIONER, RETRIEVER = "BlipForConditionalGeneration", "BlipForImageTextRetrieval"
 WORDS = ["zebrafish", "quokka", "axolotl"]
@@ -173,3 +179,34 @@ def test_words_of_a_slow_tokenizer(tmp_path: Path) -> None:
     added = {"<loc_1>": NUM_WORDS + 2, "quokka": NUM_WORDS + 1, "zebrafish": NUM_WORDS}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     assert openblip.load(tmp_path).tokenizer.encode(["a quokka <loc_1>"]).ids[0].tolist() == expected
+
+
+@pytest.mark.parametrize("is_cased", [True, False])
+def test_rules_of_a_tokenizer_are_written(tmp_path: Path, is_cased: bool) -> None:
+    """Those of a cased one, and ours for languages in which accents matter."""
+    texts = ["A red Dog", "a caf\u00e9, a cafe\u0301", "\u4e00\u53ea\u72d7", "\u304c \u304b"]
+    tokenizer = Tokenizer.train(texts * 3, vocab_size=300)
+    if is_cased:
+        words = dict(sorted(cases.TOKENIZER.entries.items(), key=lambda entry: entry[1]))
+        names = ["A", "Dog", "red", "a"]
+        vocabulary = {name: index for index, name in enumerate([*list(words)[:5], *names])}
+        transformers.BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(tmp_path)
+        tokenizer = Tokenizer.load(tmp_path)
+        assert tokenizer.pieces(tokenizer.encode(["A red Dog"]).ids[0].tolist()) == [
+            "[CLS]",
+            "A",
+            "red",
+            "Dog",
+            "[SEP]",
+        ]
+    settings = {**TINY.to_dict()["text"], "vocab_size": tokenizer.vocab_size}
+    model = Blip(BlipConfig.from_dict({**TINY.to_dict(), "text": settings, "heads": ("lm",)}))
+    checkpoint = BlipCheckpoint(model.eval(), tokenizer, Preprocessing(image_size=SIZE))
+    save_checkpoint(checkpoint, tmp_path / "written", "huggingface")
+    theirs = transformers.AutoProcessor.from_pretrained(tmp_path / "written").tokenizer
+    again = load_checkpoint(tmp_path / "written").tokenizer
+    for text in texts:
+        ids = tokenizer.encode([text]).ids[0].tolist()
+        assert theirs(text).input_ids == ids
+        assert again is not None
+        assert again.encode([text]).ids[0].tolist() == ids

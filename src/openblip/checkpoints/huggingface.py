@@ -11,6 +11,7 @@ folders with and without that token.
 """
 
 import copy
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import tokenizers
 import torch
 
 from openblip.checkpoints import backbones, state_dict
@@ -264,9 +266,23 @@ def _write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer that transformers reads too."""
     tokenizer.save(folder)
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    if tokenizer.keeps_accents:
-        settings["strip_accents"] = False
+    wordpiece = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    rules = json.loads(tokenizer.to_json())["normalizer"] or {}
+    if rules.get("type") == "BertNormalizer":
+        settings = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": rules["lowercase"],
+            "strip_accents": rules["strip_accents"],
+            "tokenize_chinese_chars": rules["handle_chinese_chars"],
+        }
+    else:  # BertTokenizer would put its own rules in the place of these
+        named = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
+        wordpiece.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=named
+        )
+        wordpiece.save(str(folder / "tokenizer.json"))
+        settings = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -100,11 +100,6 @@ class Tokenizer:
         return dict(self._wordpiece.get_vocab(with_added_tokens=True))
 
     @property
-    def keeps_accents(self) -> bool:
-        """Whether accents and the marks of kana and Thai are read: those of BERT's vocabularies are dropped."""
-        return bool(self._wordpiece.normalizer.normalize_str("é") == "é")
-
-    @property
     def num_words(self) -> int:
         """Number of entries without added ones: all that a text without [DEC] and [ENC] needs."""
         return int(self._wordpiece.get_vocab_size(with_added_tokens=False))
