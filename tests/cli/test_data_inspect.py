@@ -188,3 +188,26 @@ def test_clips(inspect, tmp_path):
     facts = inspect(tmp_path / "t.jsonl")
     assert (facts["questions"], facts["clips"], facts["rejects"]) == (2, 1, 1)
     assert facts["image sizes"] == ["32x16"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "caption SOURCE --model openblip-mini",
+        "match SOURCE --model openblip-mini",
+        "answer SOURCE what? --model openblip-mini",
+        "evaluate caption --model openblip-mini --data SOURCE",
+        "capfilt SOURCE --captioner openblip-mini --filter openblip-mini --out OUT",
+        "data inspect SOURCE",
+        "train blip-mini --out OUT --data.source SOURCE",
+    ],
+)
+def test_columns_are_named_in_every_command(run, tmp_path, words):
+    source = tmp_path / "t.csv"
+    source.write_text("photo,title\na.jpg,x\n")
+    prefix = "data." if words.startswith("train") else ""
+    named = words.replace("SOURCE", str(source)).replace("OUT", str(tmp_path / "out")).split()
+    result = run(*named, f"--{prefix}image-column", "photo", f"--{prefix}caption-column", "nope", code=2)
+    assert "no caption column (nope); found: photo, title" in result.err
+    result = run(*named, f"--{prefix}image-column", "nope", code=2)
+    assert "no image column (nope); found: photo, title" in result.err

@@ -41,6 +41,17 @@ def set_threshold(out, web, threshold):
     write(out / "manifest.json", {"source": str(web), "images": None, "threshold": threshold})
 
 
+def test_the_originals_columns_are_those_of_the_manifest(tmp_path, make_image):
+    (tmp_path / "a.jpg").write_bytes(make_image(1))
+    path = write(tmp_path / "t.csv", "photo,title\na.jpg,x\n")
+    write_captions(tmp_path / "out" / "captions" / "t.parquet", [row("000000002", "t", caption="x")])
+    write(tmp_path / "out" / "captions" / "t.report.json", "{}")
+    columns = {"image_column": "photo", "caption_column": "title"}
+    write(tmp_path / "out" / "manifest.json", {"source": str(path), **columns, "threshold": 0.5})
+    (sample,) = items_of(open_source(f"capfilt:{tmp_path / 'out'}"))
+    assert (sample.image, sample.captions) == ((tmp_path / "a.jpg").read_bytes(), ("x",))
+
+
 def test_kept_texts_are_pairs_of_the_original_images(run, tmp_path):
     source = open_source(f"capfilt:{run}")
     assert list(source.shards()) == ["0000"]

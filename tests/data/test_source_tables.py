@@ -137,6 +137,7 @@ def test_a_table_without_captions_is_refused_where_they_are_needed(folder, conte
     pq.write_table(pa.table({"image": [b"x"], "n": [1]}), folder / "t.parquet")
     with pytest.raises(SourceError, match=r"no caption column .*found: image, n"):
         require_texts([open_source(str(folder / "t.parquet"))])
+    assert "no caption column" in inspect_source(source).facts()["missing"]
     require_texts([open_source(str(write(folder / "t.jsonl", '{"image": "a.jpg"}')))])  # later lines may have some
 
 

@@ -92,6 +92,8 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
     with Progress("capfilt", unit="images") as bar, ThreadPoolExecutor(1) as reading, count_texts(bar.note):
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
+        if source.lacks:
+            bar.note(f"there are no web texts: {source.lacks}")
         started = [reading.submit(start, shard) for shard in waiting[:1]]
         for position, shard in enumerate(waiting):
             current = started.pop()

@@ -127,7 +127,8 @@ def inspect_source(
     image that cannot be read becomes a reject. `num_examples` samples are kept to show. `on_shard` is called after each
     shard. A shard that cannot be opened is a reject.
     """
-    result = Inspection(source.describe())
+    missing = {"missing": source.lacks} if source.lacks else {}
+    result = Inspection({**source.describe(), **missing})
     shards = source.shards()
     quota = 0
     for number, shard in enumerate(shards):
