@@ -49,6 +49,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint; CheckpointError when the file is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; name a folder that holds a checkpoint.")
+    _check_is_file(path)
     try:
         return read_json(path)
     except ConfigError as error:
@@ -103,7 +104,7 @@ def read_pickle(path: Path) -> Any:
 
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"There is no {path}; the checkpoint is incomplete.")
+        raise CheckpointError(f"There is no {path}; the checkpoint is incomplete: download it again.")
     if (problem := damage(path)) is not None:
         raise CheckpointError(f"{path} cannot be read: it {problem}.")
 

@@ -24,8 +24,8 @@ def command(
     LAVIS' .pth files of BLIP-2 leave out what was frozen: say where it is.
 
     Args:
-        source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a model on the Hugging Face hub
-            (owner/model), or the name of a shipped model.
+        source: a checkpoint folder, OpenBLIP's or transformers', an original .pth file, a folder of peft's adapters, a
+            model on the Hugging Face hub (owner/model), or the name of a shipped model.
         out: the new folder; for the original format the new file, whose name ends with .pth.
         format: openblip, huggingface for what transformers reads too, or original for the released code.
         tokenizer: folder or hub name of the vocabulary, for a source that has none beside it.
