@@ -10,6 +10,7 @@ import pytest
 
 from openblip.cli.main import main
 from openblip.emoji_scenes.writer import write_emoji_scenes
+from openblip.metrics import captioning
 from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, sources_reading
 from openblip.training.run_folder import RunFolder
 
@@ -17,6 +18,12 @@ TRAINING = {"steps": 2, "batch-size": 4, "dtype": "float32", "num-threads": 1}
 FIELDS = {**{f"training.{name}": value for name, value in TRAINING.items()}, "data.num-workers": 0}
 SMALL = [f"--recipe.{run}.{name}={FIELDS[name]}" for run in ("pretrain", "captioner", "filter") for name in FIELDS]
 SHAPE = [f"{side}.{size}" for side in ("vision", "text") for size in ("hidden-dim=32", "num-layers=1")]
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's program takes seconds to start."""
+    monkeypatch.setattr(captioning, "java_runs", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +43,22 @@ def words(world: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path) -> None:
+def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(world, tmp_path)) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test"].endswith("human[95%:]")
     assert [Path(model["model"]).parts[-3] for model in results["models"]] == ["round_0", "round_1"]
     assert results["models"][0]["captioning"]["num_images"] == 3  # about 5% of 80, held out
     assert results["capfilt"][0]["num_texts"] == 24  # a web and a synthetic text of each of 12 images
+    of_cider = next(line for line in capsys.readouterr().out.splitlines() if "CIDEr" in line)
+    assert f"{results['models'][0]['captioning']['cider']:.1f}" in of_cider  # as papers print it already
     config = json.loads((tmp_path / "round_1" / "pretrain" / "config.json").read_text())
     assert config["data"]["source"] == f"{world / 'human'}[:95%],capfilt:{tmp_path / 'round_1' / 'capfilt'}"
+    # An evaluation of an earlier version, whose CIDEr had another scale, is made anew.
+    evaluation = tmp_path / "round_0" / "evaluation.json"
+    evaluation.write_text(json.dumps({name: v for name, v in results["models"][0].items() if name == "model"}))
+    assert main(words(world, tmp_path)) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
 @pytest.mark.slow
