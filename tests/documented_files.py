@@ -45,7 +45,8 @@ def write_documented_files(root: Path) -> None:
         save_native(root / name, tiny_checkpoint(heads))
     save_checkpoint(tiny_checkpoint(("lm",)), root / "hub/blip-base", "huggingface")
     save_native(root / "runs/blip2-stage2-opt/model", tiny_blip2((), "opt"))
-    tiny_tokenizer().save(root)  # which .pth files lack
+    for folder in (root, root / "hub/bert"):  # .pth files have no tokenizer
+        tiny_tokenizer().save(folder)
     torch.save({"model": released_file("captions")}, root / "model_base_caption_capfilt_large.pth")
     write_lavis(root)
 
@@ -116,6 +117,8 @@ def write_annotations(root: Path) -> None:
     write("answer_list.json", ["red", "green", "two"])
     write("names.json", {"dog": "a dog", "cat": "a cat"})
     write("templates.json", ["a picture of {}"])
+    rows = [{"image": "cat.jpg", "caption": caption} for caption in CAPTIONS]
+    (root / "chinese.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (root / "products.csv").write_text("photo,price\na.png,7\ncat.jpg,8\n")
     (root / "questions.jsonl").write_text(json.dumps({"image": "a.png", "question": QUESTION, "question_id": 7}) + "\n")
 
