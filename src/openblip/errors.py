@@ -1,5 +1,9 @@
 """The errors a user can act on. The command line prints them as one line and exits with their `exit_code`."""
 
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import is_dataclass
+from typing import Any, NamedTuple
+
 
 def hub_problem(error: BaseException) -> str | None:
     """Why the Hugging Face hub gave nothing, to follow its name; None for an error that is not of the hub."""
@@ -68,3 +72,30 @@ class OutputError(OpenBlipError):
     """A file that cannot be written to its end: the disk is full, or a limit of file sizes is reached."""
 
     exit_code = 1
+
+
+class Condition(NamedTuple):
+    """What options need to have an effect. Classes of settings have theirs in `conditions`."""
+
+    options: str
+    """Names as on the command line, separated by spaces; that of a group stands for all options in it."""
+    holds: Callable[[Any], bool]
+    """Of the settings that have the options."""
+    reason: str
+    """Why there is no effect otherwise, as a clause."""
+
+
+def refuse_unused(settings: Any, given: Collection[str], prefix: str = "") -> None:
+    """Raise ConfigError for a `given` option whose condition does not hold, in settings or in those within them.
+
+    given: names of options. prefix: what stands before those of these settings.
+    """
+    conditions: Sequence[Condition] = getattr(settings, "conditions", ())
+    for condition in conditions:
+        names = tuple(prefix + option for option in condition.options.split())
+        used = [name for name in given if name in names or name.startswith(tuple(f"{name}." for name in names))]
+        if used and not condition.holds(settings):
+            raise ConfigError(f"--{used[0]} has no effect here: {condition.reason}")
+    for field, value in vars(settings).items():
+        if is_dataclass(value):
+            refuse_unused(value, given, f"{prefix}{field.replace('_', '-')}.")

@@ -264,8 +264,6 @@ def test_a_damaged_file_is_not_touched(run: Any, refusal: Any, words: list[objec
         (["nowhere"], "nowhere"),
         (["IMAGES", "--batch-size", "0"], "--batch-size"),
         (["IMAGES", "--decoding", "nucleus", "--top-p", "2"], "top_p"),
-        (["IMAGES", "--top-k", "5"], "--top-k has no effect with --decoding beam"),
-        (["IMAGES", "--decoding", "greedy", "--num-beams", "5"], "--num-beams has no effect"),
         (["IMAGES", "--dtype", "int3"], "int3"),
         (["IMAGES", "--out", "captions.parquet"], ".jsonl, .json, .csv, .tsv"),
         (["IMAGES", "--out", "captions"], ".jsonl, .json, .csv, .tsv"),

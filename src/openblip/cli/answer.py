@@ -8,12 +8,19 @@ from typing import Annotated
 import tyro
 
 from openblip.cli import lines
-from openblip.cli.options import ModelOptions, read_json_texts
+from openblip.cli.options import ModelOptions, only_with, read_json_texts
 from openblip.data.sample import Sample
-from openblip.errors import ConfigError, SourceError
+from openblip.errors import Condition, ConfigError, SourceError
 from openblip.generation.decoding import Beam
 
 
+@only_with(
+    Condition(
+        "num-beams max-new-tokens no-repeat-ngram-size",
+        lambda o: o.candidates is None,
+        "with --candidates no answer is written, one of them is chosen",
+    )
+)
 def command(
     source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
     questions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUESTION...", help_behavior_hint="")],

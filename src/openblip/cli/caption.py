@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from openblip.cli import lines
-from openblip.cli.options import DecodingOptions, ModelOptions
+from openblip.cli.options import DecodingOptions, ModelOptions, only_with
 from openblip.data.sample import Source, safe_name
-from openblip.errors import ConfigError, SourceError
+from openblip.errors import Condition, ConfigError, SourceError
 from openblip.files import write_bytes
 from openblip.generation.decoding import check_decoding
 
@@ -19,6 +19,14 @@ from openblip.generation.decoding import check_decoding
 @dataclass(frozen=True, kw_only=True)
 class SidecarOptions:
     """Text files with the captions beside the images, as trainers of diffusion models read them."""
+
+    conditions: ClassVar = (
+        Condition(
+            "prefix suffix extension overwrite append",
+            lambda o: o.sidecar,
+            "it is for the text files that --sidecar writes; add --sidecar",
+        ),
+    )
 
     sidecar: bool = False
     """Write the captions of a.jpg to a.txt beside it, one a line; images that have one with text are left alone."""
@@ -36,9 +44,6 @@ class SidecarOptions:
     def __post_init__(self) -> None:
         if self.append and self.overwrite:
             raise ConfigError("--append keeps what text files hold and --overwrite does not; give one of them")
-        for name in ("prefix", "suffix", "extension", "overwrite", "append"):
-            if not self.sidecar and getattr(self, name) != getattr(SidecarOptions, name):
-                raise ConfigError(f"--{name} is for the text files that --sidecar writes; add --sidecar")
         ending = self.extension
         if not ending.startswith(".") or len(ending) < 2 or "/" in ending or os.sep in ending:
             raise ConfigError(f"--extension {ending!r} is no ending of a file, as .txt and .caption are")
@@ -111,6 +116,14 @@ class SidecarOptions:
         return chosen, len(paths) - len(chosen)
 
 
+@only_with(
+    Condition(
+        "confidences",
+        lambda o: o.reading.out is not None or not o.sidecar.sidecar,
+        "text files hold captions alone, and --sidecar prints no lines; add --out",
+    ),
+    Condition("encoder-token", lambda o: False, "a caption begins with [DEC]; it is for texts that are read"),
+)
 def command(
     sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE...", help_behavior_hint="")],
     /,

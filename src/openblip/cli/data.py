@@ -7,16 +7,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from openblip.cli.options import check_output
+from openblip.cli.options import check_output, only_with
 from openblip.data.config import SourceOptions
 from openblip.data.sample import Sample
 from openblip.emoji_scenes.scene import Kind, Split
-from openblip.errors import ConfigError
+from openblip.errors import Condition, ConfigError
 from openblip.progress import Progress
 
 _LINES_SHOWN = 10
 
 
+@only_with(Condition("examples", lambda o: not o.as_json, "--as-json prints counts alone"))
 def inspect_data(
     source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
     /,
@@ -98,6 +99,9 @@ def _describe(sample: Sample) -> str:
     return " | ".join(texts) or "(no caption)"
 
 
+@only_with(
+    Condition("noise", lambda o: o.split == "web" and o.kind == "captions", "only captions of --split web are noisy")
+)
 def write_scenes(
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     /,

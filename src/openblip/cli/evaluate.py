@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from openblip.cli.options import ModelOptions, check_output, read_json_texts
+from openblip.cli.options import ModelOptions, check_output, only_with, read_json_texts
 from openblip.data.config import SourceOptions
-from openblip.errors import ConfigError
+from openblip.errors import Condition, ConfigError
 from openblip.files import write_json
 from openblip.generation.decoding import Beam
 
@@ -57,6 +57,24 @@ class TaskOptions:
         return replace(default, **{n: value for n in names if (value := getattr(self, n)) is not None})
 
 
+def _for_tasks(options: str, *tasks: str) -> Condition:
+    return Condition(options, lambda o: o.task in tasks, f"it is for the tasks {', '.join(tasks)}")
+
+
+@only_with(
+    _for_tasks("rerank", "retrieval", "video-retrieval"),
+    _for_tasks("threshold", "filter"),
+    _for_tasks("answers", "vqa", "video-qa"),
+    _for_tasks("classes templates", "classification"),
+    _for_tasks("num-frames", *OF_VIDEOS),
+    _for_tasks("num-beams max-new-tokens min-new-tokens no-repeat-ngram-size", "caption", "vqa", "video-qa"),
+    _for_tasks("encoder-token", *(task for task in get_args(TaskName) if task not in ("caption", "classification"))),
+    Condition(
+        "num-beams max-new-tokens min-new-tokens no-repeat-ngram-size",
+        lambda o: o.tasks.answers is None,
+        "with --answers no answer is written, one of them is chosen",
+    ),
+)
 def command(
     task: Annotated[TaskName, tyro.conf.arg(metavar="|".join(get_args(TaskName)))],
     /,

@@ -3,14 +3,16 @@
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -18,13 +20,14 @@ import tyro
 # adds is reported by a general message, see `parse`.
 from tyro import _errors
 
-from openblip.errors import ConfigError
+from openblip.errors import Condition, ConfigError, refuse_unused
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 
 if TYPE_CHECKING:
     from openblip.predictor import Blip2Predictor, BlipPredictor
 
 Parsed = TypeVar("Parsed")
+Command = TypeVar("Command", bound=Callable[..., int])
 
 
 def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: str) -> Callable[[], int]:
@@ -32,6 +35,10 @@ def parse_call(command: Callable[..., int], arguments: Sequence[str], *, prog: s
 
     @functools.wraps(command)
     def bind(*args: object, **kwargs: object) -> Callable[[], int]:
+        values, given = inspect.signature(command).bind(*args, **kwargs).arguments, given_options(arguments)
+        whole = SimpleNamespace(**values, conditions=getattr(command, "conditions", ()))
+        for settings in (whole, *(value for value in values.values() if is_dataclass(value))):
+            refuse_unused(settings, given)
         return functools.partial(command, *args, **kwargs)
 
     return parse(bind, arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
@@ -99,7 +106,26 @@ def parse(
         if not stop.code:
             raise
         raise ConfigError(f"the options cannot be understood; see `{prog} --help`") from None
+    if is_dataclass(built):
+        refuse_unused(built, given_options(arguments))
     return built
+
+
+def only_with(*conditions: Condition) -> Callable[[Command], Command]:
+    """Decorate a command with what options need to have an effect, of all its parameters by name."""
+
+    def decorate(command: Command) -> Command:
+        vars(command)["conditions"] = conditions
+        return command
+
+    return decorate
+
+
+def given_options(words: Sequence[str]) -> list[str]:
+    """The names of the options among command-line words, without dashes; of --no-sidecar also sidecar."""
+    end = words.index("--") if "--" in words else len(words)
+    names = [word[2:].split("=")[0].replace("_", "-") for word in words[:end] if word.startswith("--")]
+    return [form for name in names for form in dict.fromkeys((name, re.sub(r"(^|\.)no-(?=[^.]*$)", r"\1", name)))]
 
 
 def _listed(names: Sequence[str], last: str) -> str:
@@ -143,6 +169,11 @@ class ModelOptions(DeviceOptions):
 class DecodingOptions:
     """How captions are written: one option per setting of `Beam`, `Nucleus` and `Greedy`."""
 
+    conditions: ClassVar = (
+        Condition("num-beams length-penalty", lambda o: o.decoding == "beam", "it is for --decoding beam"),
+        Condition("top-p top-k temperature seed", lambda o: o.decoding == "nucleus", "it is for --decoding nucleus"),
+    )
+
     decoding: Literal["beam", "nucleus", "greedy"] = "beam"
     """Beam search, nucleus sampling, or the likeliest token each time."""
     num_beams: int = 3
@@ -165,18 +196,10 @@ class DecodingOptions:
     """No so many tokens in a row occur twice in a caption; 0 is off."""
 
     def build(self, seed: int | None = None) -> Decoding:
-        """Return the strategy; `seed` is for sampling.
-
-        Raises `ConfigError` for a value out of range, and for one that the strategy makes no use of.
-        """
+        """Return the strategy; `seed` is for sampling. Raises `ConfigError` for a value out of range."""
         strategies: dict[str, type[Decoding]] = {"beam": Beam, "nucleus": Nucleus, "greedy": Greedy}
         strategy, values = strategies[self.decoding], {**asdict(self), "seed": seed}
-        used = {field.name for field in fields(strategy)}
-        for field in fields(self):
-            if field.name not in {"decoding", *used} and values[field.name] != field.default:
-                option = field.name.replace("_", "-")
-                raise ConfigError(f"--{option} has no effect with --decoding {self.decoding}; leave one of them out")
-        return strategy(**{name: values[name] for name in used})
+        return strategy(**{field.name: values[field.name] for field in fields(strategy)})
 
 
 def check_output(option: str, path: Path, *, is_folder: bool = False) -> None:

@@ -7,7 +7,9 @@ Shapes: B batch, H and W of an image, S image size. Pixels are uint8 (3, S, S) u
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from openblip.errors import Condition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +53,9 @@ class Augmentation:
     applies each with `op_probability`, at `magnitude` of 10.
     """
 
+    conditions: ClassVar = (
+        Condition("magnitude op-probability", lambda views: views.num_ops > 0, "no operation is drawn; see num-ops"),
+    )
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Smallest and largest share of the image's area that a crop has."""
     horizontal_flip: bool = True
@@ -115,6 +120,10 @@ class SourceOptions:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(SourceOptions):
     """Which pairs a training reads, and how."""
+
+    conditions: ClassVar = (
+        Condition("validation-limit", lambda data: data.validation is not None, "there is no --data.validation"),
+    )
 
     source: str | None = None
     """Training pairs: tar shards, parquet, jsonl, csv, a folder, capfilt:DIR, or several with the probabilities

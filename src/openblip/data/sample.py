@@ -90,7 +90,7 @@ class Source(ABC):
     name: str  # the spec it was opened with; two sources of a mixture have different names
     unused: Mapping[str, Counter[str]] = MappingProxyType({})
     """Of the shards that were read, and of a folder, how many files are no part of a sample, by their endings."""
-    option_names: Set[str] = frozenset()  # which of the options image_column and caption_column it looks at
+    option_names: Set[str] = frozenset()  # which of `SourceOptions` it looks at
     lacks: str = ""  # what a table of images alone says where captions or other texts are needed
 
     @abstractmethod

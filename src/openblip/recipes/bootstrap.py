@@ -13,10 +13,10 @@ DIR/results.json              all of them, and CapFilt against the ground truth 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from openblip.data.config import SourceOptions
-from openblip.errors import OpenBlipError
+from openblip.errors import Condition, OpenBlipError
 from openblip.files import read_json, write_json
 from openblip.recipes import blip, mini
 from openblip.recipes.run import BlipRun
@@ -48,6 +48,19 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig(SourceOptions):
     """What `bootstrap` starts from and does; also the options of `openblip bootstrap`."""
+
+    conditions: ClassVar = (
+        Condition(
+            " ".join(
+                f"recipe.{run}.{name}" for run in ("pretrain", "captioner", "filter") for name in ("data.source", "out")
+            ),
+            lambda config: False,
+            "the loop gives each training its pairs, --human and --web, and its folder in --out",
+        ),
+        Condition(
+            "recipe.captioner.init recipe.filter.init", lambda config: False, "they start from what was pre-trained"
+        ),
+    )
 
     web: str
     """Noisy pairs: any data source."""

@@ -11,14 +11,22 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_hints
 
 from openblip.data.config import DataConfig, Preprocessing
-from openblip.errors import ConfigError, OutputError
+from openblip.errors import Condition, ConfigError, OutputError
 from openblip.files import atomic_folder
 from openblip.models import config as models
 from openblip.nn.config import QFormerConfig, check_heads_divide
-from openblip.tasks.config import Blip2TaskConfig, BlipTaskConfig, LanguagePretrainingConfig
+from openblip.tasks.config import (
+    Blip2Stage1Config,
+    Blip2Stage2Config,
+    Blip2TaskConfig,
+    BlipTaskConfig,
+    LanguagePretrainingConfig,
+    NlvrConfig,
+    VisdialConfig,
+)
 from openblip.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -56,8 +64,33 @@ class Run(ABC):
         Raises ConfigError when a weight that no task may start without is missing where the run says.
         """
 
+    conditions: ClassVar[tuple[Condition, ...]] = (
+        Condition(
+            "data.num-frames",
+            lambda run: not isinstance(run.task, NlvrConfig | VisdialConfig | LanguagePretrainingConfig),
+            "the task reads images or texts, and no videos",
+        ),
+        Condition(
+            "data.max-text-length",
+            lambda run: (
+                not isinstance(run.task, LanguagePretrainingConfig | Blip2Stage2Config)
+                and getattr(run.task, "instructed", True)
+            ),
+            "only the language model reads texts; the limit is --max-text-tokens, of a run on texts alone "
+            "--task.max-text-tokens",
+        ),
+        Condition(
+            "training.shard-frozen",
+            lambda run: isinstance(run, Blip2Run),
+            "all of the model is trained, and only what is frozen can be divided",
+        ),
+        Condition("recipe", lambda run: False, "the recipe is the first word after `train`"),
+    )
+
     def check(self) -> None:
-        """Raise ConfigError for settings that are missing, contradict each other or would have no effect."""
+        """Raise ConfigError for settings that are missing or contradict each other. `conditions` say which options
+        would have no effect.
+        """
         if not self.data.source:
             raise ConfigError("No training samples: name the source with --data.source.")
         if self.training.validate_every is not None and not self.data.validation:
@@ -99,7 +132,8 @@ class Run(ABC):
         data, training = self.data, self.training
         assert data.source is not None  # `check` has seen to it
         mixture = open_mixture(data.source, **data.reading)
-        check_options_used(mixture.sources, data)
+        # The samples of the validation may be those that need the folder of images.
+        check_options_used(mixture.sources, data if data.validation is None else replace(data, images=None))
         require_texts(mixture.sources)
         torch.manual_seed(training.seed)
         checkpoint = self.initialize(mixture)
@@ -225,6 +259,20 @@ class BlipRun(Run):
     drop_path: float | None = None
     """Stochastic depth of the checkpoint's image encoder while it is fine-tuned; None keeps its own."""
 
+    conditions = (
+        *Run.conditions,
+        Condition(
+            "vocab-size",
+            lambda run: run.init is None and run.tokenizer is None,
+            "the model's vocabulary is that of --tokenizer or --init; it is for one that is trained on the captions",
+        ),
+        Condition(
+            "model.text.vocab-size", lambda run: False, "the vocabulary decides it; that of a new one is --vocab-size"
+        ),
+        Condition("model.heads", lambda run: False, "the model has the heads of the task"),
+        Condition("model", lambda run: run.init is None, "--init brings a model with its shape"),
+    )
+
     def check(self) -> None:
         super().check()
         if self.init is None and self.model is None:
@@ -343,6 +391,49 @@ class Blip2Run(Run):
     feature_cache: str | None = None
     """Folder for the features of the frozen image encoder, computed once and then reused; None computes them
     at every step. Without augmentation only."""
+
+    conditions = (
+        *Run.conditions,
+        Condition(
+            "vocab-size",
+            lambda run: run.reads_text and run.init is None and run.tokenizer is None,
+            "it is for the vocabulary of a new Q-Former that reads text, trained on the captions",
+        ),
+        Condition("tokenizer", lambda run: run.reads_text or run.text_init is not None, "the Q-Former reads no text"),
+        Condition(
+            "qformer.vocab-size", lambda run: False, "the vocabulary decides it; that of a new one is --vocab-size"
+        ),
+        Condition("qformer", lambda run: run.init is None, "--init brings a Q-Former with its shape"),
+        Condition(
+            "embed-dim",
+            lambda run: run.init is None and isinstance(run.task, Blip2Stage1Config),
+            "it is for a new Q-Former that is trained with ITC",
+        ),
+        Condition(
+            "frozen-dtype",
+            lambda run: (run.vision is None and not run.train_vision) or (run.writes_text and run.language is None),
+            "no frozen part comes from --init; it is for these",
+        ),
+        Condition("vision.dtype", lambda run: not run.train_vision, "an image encoder that is trained is float32"),
+        Condition("language", lambda run: run.writes_text, "the task has no language model"),
+        Condition(
+            "language.max-text-tokens",
+            lambda run: run.max_text_tokens is None,
+            "--max-text-tokens says the same and goes before it",
+        ),
+        Condition("max-text-tokens question-prompt", lambda run: run.writes_text, "the task has no language model"),
+        Condition("prompt", lambda run: not getattr(run.task, "prompt", ""), "--task.prompt goes before it"),
+    )
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether a language model writes the texts of the task."""
+        return not isinstance(self.task, Blip2Stage1Config)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former reads texts."""
+        return self.instructed or not self.writes_text
 
     @property
     def instructed(self) -> bool:
@@ -557,6 +648,11 @@ class LanguageRun(Run):
     vocab_size: int
     """Size of the vocabulary (byte-level BPE) trained on the texts."""
     task: LanguagePretrainingConfig
+
+    conditions = (
+        *Run.conditions,
+        Condition("shape.max-positions", lambda run: run.shape.architecture == "opt", "T5 has no limit of positions"),
+    )
 
     def check(self) -> None:
         super().check()

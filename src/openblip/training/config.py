@@ -1,14 +1,24 @@
 """How a run is optimised. No torch here: `--help` reads it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from openblip.errors import ConfigError
+from openblip.errors import Condition, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """An optimizer over a fixed number of steps. A step is one optimizer update, all processes together."""
+
+    conditions: ClassVar = (
+        Condition(
+            "decay-rate decay-every", lambda c: c.schedule == "step_decay", "it is for --training.schedule step_decay"
+        ),
+        Condition("min-learning-rate", lambda c: c.schedule != "constant", "the learning rate is constant"),
+        Condition(
+            "warmup-learning-rate", lambda c: c.warmup_steps > 0, "there is no warm-up; see --training.warmup-steps"
+        ),
+    )
 
     steps: int
     """Number of optimizer updates."""

@@ -62,12 +62,12 @@ def open_source(
 
 
 def check_options_used(sources: Iterable[Source], options: SourceOptions) -> None:
-    """Raise `ConfigError` for a column that is named while none of the sources has columns of its kind."""
+    """Raise `ConfigError` for a folder of images or a column that is named while none of the sources looks at it."""
     opened = list(sources)
-    for name in ("image_column", "caption_column"):
+    for name, needs in ("images", "names no files"), ("image_column", "has no columns"), ("caption_column", "has none"):
         if getattr(options, name) is not None and not any(name in source.option_names for source in opened):
             names = ", ".join(source.name for source in opened)
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect: {names} has no columns; leave it out")
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect: {names} {needs}; leave it out")
 
 
 def require_texts(sources: Iterable[Source]) -> None:

@@ -42,7 +42,7 @@ class ParquetSource(Source):
     unused: Mapping[str, Counter[str]] = field(default_factory=dict, repr=False)
     options: SourceOptions = SourceOptions()  # noqa: RUF009 (frozen)
     lacks: str = ""
-    option_names = frozenset({"image_column", "caption_column"})
+    option_names = frozenset({"images", "image_column", "caption_column"})
 
     @classmethod
     def open(cls, spec: str, paths: list[str], options: SourceOptions) -> "ParquetSource":

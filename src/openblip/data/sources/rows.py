@@ -495,7 +495,7 @@ class TableSource(RowSource):
     options: SourceOptions
     chunks: dict[str, _Chunk] = field(repr=False)
     lacks: str = ""
-    option_names = frozenset({"image_column", "caption_column"})
+    option_names = frozenset({"images", "image_column", "caption_column"})
     repeats_keys = True
 
     @classmethod
@@ -599,6 +599,7 @@ class AnnotationSource(RowSource):
     images: str  # the folder of its images or videos
     split: str | None  # what stood after a `#`
     options: SourceOptions
+    option_names = frozenset({"images"})
     list_rows: Callable[["AnnotationSource"], AnnotationRows] = field(repr=False)
     opener: Callable[..., Source] = field(repr=False)
 
@@ -633,7 +634,7 @@ class AnnotationSource(RowSource):
     def check_columns(self, names: Iterable[str], image_columns: Sequence[str]) -> None:
         """`check_columns` for a format whose columns the user may name."""
         self.lacks = check_columns([*names], image_columns, self.options, self.path)
-        self.option_names = frozenset({"image_column", "caption_column"})
+        self.option_names = frozenset({"images", "image_column", "caption_column"})
         self.caption_columns = named_columns(self.options.caption_column, CAPTION_COLUMNS)
 
     def has_images(self) -> bool:
