@@ -319,8 +319,9 @@ def test_texts_are_read_up_to_the_positions_and_what_is_lost_is_said_once(predic
         with pytest.warns(UserWarning, match="^2 texts were longer than 40 tokens and cut$") as warned:
             call()
         assert [Path(warning.filename).name for warning in warned] == ["test_predictor.py"]
-    with pytest.warns(UserWarning, match="% of the tokens of the texts are unknown to the model's vocabulary"):
-        predictor.match(IMAGES[0], "一只狗")
+    for call in (lambda: predictor.match(IMAGES[0], "一只狗"), lambda: predictor.caption(IMAGES[0], "一只狗")):
+        with pytest.warns(UserWarning, match="100% of the tokens of the texts are unknown to the model's vocabulary"):
+            call()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predictor.match(IMAGES[0], "a dog")

@@ -247,7 +247,9 @@ class Tokenizer:
         """[DEC] and the words of `text` without [SEP], int64 (P,): the beginning of a caption."""
         import torch
 
-        return torch.tensor([self.dec_id, *self._words(text)])
+        ids = self._words(text)
+        self._count(text, ids, ids, len(ids))
+        return torch.tensor([self.dec_id, *ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The entries of the vocabulary with these ids; [UNK] for one that it does not have."""
