@@ -34,6 +34,8 @@ class Task(nn.Module, ABC):
     """The heads that the task trains, unless they depend on its settings."""
     text_model: ClassVar[str] = "model"
     """What errors call the part of the model that takes texts."""
+    positions_option: ClassVar[str] = "--model.text.max-positions"
+    """The option that says how many tokens a new model can take."""
     text_limit: ClassVar[str] = "--data.max-text-length"
     """The option that limits the tokens of texts."""
 
@@ -49,7 +51,7 @@ class Task(nn.Module, ABC):
         if positions is not None and longest > positions:
             raise ConfigError(
                 f"Texts of up to {longest} tokens: the {cls.text_model} has {positions} positions (a prompt counts "
-                "too); lower --data.max-text-length, or give a new model more."
+                f"too); lower --data.max-text-length, or give a new model more by {cls.positions_option}."
             )
         return cls(config, model, tokenizer, preprocessing)
 
@@ -121,6 +123,7 @@ class Blip2Task(Task):
 
     model: Blip2
     text_model = "Q-Former"
+    positions_option = "--qformer.max-positions"
 
     @classmethod
     def max_positions(cls, model: Blip2) -> int | None:
