@@ -179,7 +179,6 @@ def test_a_run_of_blip2_that_does_not_say_how_it_starts():
         (blip2.blip2_stage2_opt(), {}, "name one with --init"),
         (stage1, {"qformer": None}, "needs its shape and an image encoder"),
         (stage1, {"init": "x"}, "leave out --text-init"),
-        (stage1, {"init": "x", "text_init": None}, "leave out --tokenizer"),
         (stage1, {"tokenizer": None}, "name it with --tokenizer"),
         (caption, {"init": "x", "text_branch": "y"}, "whose Q-Former is to read instructions"),
         (stage1, {"vision": ImageEncoderSource(source="")}, "--vision.source"),

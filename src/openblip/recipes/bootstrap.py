@@ -52,10 +52,12 @@ class BootstrapConfig(SourceOptions):
     conditions: ClassVar = (
         Condition(
             " ".join(
-                f"recipe.{run}.{name}" for run in ("pretrain", "captioner", "filter") for name in ("data.source", "out")
+                f"recipe.{run}.{name}"
+                for run in ("pretrain", "captioner", "filter")
+                for name in ("data.source", "data.images", "data.image-column", "data.caption-column", "out")
             ),
             lambda config: False,
-            "the loop gives each training its pairs, --human and --web, and its folder in --out",
+            "the loop gives each training its pairs, --human and --web with their options, and its folder in --out",
         ),
         Condition(
             "recipe.captioner.init recipe.filter.init", lambda config: False, "they start from what was pre-trained"

@@ -57,13 +57,6 @@ class Run(ABC):
     out: str
     """Folder of the run."""
 
-    @abstractmethod
-    def initialize(self, mixture: "Mixture") -> Any:
-        """The model with the heads of the task, its tokenizer and preprocessing, as a checkpoint.
-
-        Raises ConfigError when a weight that no task may start without is missing where the run says.
-        """
-
     conditions: ClassVar[tuple[Condition, ...]] = (
         Condition(
             "data.num-frames",
@@ -86,6 +79,13 @@ class Run(ABC):
         ),
         Condition("recipe", lambda run: False, "the recipe is the first word after `train`"),
     )
+
+    @abstractmethod
+    def initialize(self, mixture: "Mixture") -> Any:
+        """The model with the heads of the task, its tokenizer and preprocessing, as a checkpoint.
+
+        Raises ConfigError when a weight that no task may start without is missing where the run says.
+        """
 
     def check(self) -> None:
         """Raise ConfigError for settings that are missing or contradict each other. `conditions` say which options

@@ -36,6 +36,8 @@ class Task(nn.Module, ABC):
     """What errors call the part of the model that takes texts."""
     positions_option: ClassVar[str] = "--model.text.max-positions"
     """The option that says how many tokens a new model can take."""
+    vocabulary_option: ClassVar[str] = "--tokenizer"
+    """The option that gives another vocabulary for texts."""
     text_limit: ClassVar[str] = "--data.max-text-length"
     """The option that limits the tokens of texts."""
 

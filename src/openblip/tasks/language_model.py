@@ -83,6 +83,7 @@ class PromptedTask(Blip2Task):
     """The loss of texts that the language model of a BLIP-2 writes after visual prompts and text prompts."""
 
     trained_heads = ("llm",)
+    vocabulary_option = "--language.source"
     text_limit = "--max-text-tokens; of what the Q-Former reads, --data.max-text-length"
 
     def predict(self, batch: PromptedBatch) -> Predicted:

@@ -208,12 +208,13 @@ class Trainer:
             if tokens and unknown / tokens >= TOO_MANY_UNKNOWN:
                 raise ConfigError(
                     f"{unknown / tokens:.0%} of the tokens of the first {texts.texts} texts are unknown to the model's "
-                    "vocabulary, so it cannot learn from them: give a vocabulary of their language, with --tokenizer."
+                    "vocabulary, so it cannot learn from them: give one of their language with "
+                    f"{self.task.vocabulary_option}."
                 )
         self.texts.add(texts)
         self.texts.cut.clear()  # in a long training they would be many
         lines = {f"the limit is {self.task.text_limit}": texts.cut_line()}
-        lines["--tokenizer exchanges the vocabulary"] = self.texts.unknown_line()
+        lines[f"another vocabulary comes from {self.task.vocabulary_option}"] = self.texts.unknown_line()
         for hint, line in lines.items():
             if line and hint not in self._said and self.process.is_main:
                 note(f"step {self.step + 1}: {line} ({hint}; metrics.jsonl counts on)")
