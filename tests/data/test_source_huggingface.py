@@ -46,6 +46,7 @@ def captions(spec):
 def test_a_repository(tmp_path, make_image):
     for number in range(2):
         write_table(tmp_path / f"data/train-0000{number}-of-00002.parquet", f"{number}")
+    assert captions(tmp_path) == ["0", "1"]  # without its README
     (tmp_path / "logo.png").write_bytes(make_image())
     write(tmp_path / "README.md", "---\nlicense: mit\n---")
     assert captions(tmp_path) == captions(f"{tmp_path}#train") == ["0", "1"]

@@ -68,6 +68,8 @@ def test_tables_as_they_lie_around(folder, name, content, captions):
     ("name", "content", "said"),
     [
         ("t.csv", "a.jpg,a dog\nb.jpg,x\n", "put a line of names above it, as image,caption"),
+        ("t.txt", "a.jpg\ta dog\n", "put a line of names above it, as image\tcaption"),
+        ("t.csv", "image,image,caption\na.jpg,b.jpg,x\n", "several columns are called image"),
         ("t.csv", "image,caption\na.jpg,café\nb.jpg,x\n".encode("latin-1"), "not UTF-8 text; save the file as UTF-8"),
         ("t.csv", "url,caption\nx,y\n", "no image column .*found: url, caption; name it with --image-column"),
         ("t.jsonl", '{"url": "x", "caption": "y"}', "no image column .*found: url, caption"),

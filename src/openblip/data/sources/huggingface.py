@@ -58,11 +58,11 @@ def repository_files(folder: str, files: Sequence[str]) -> tuple[dict[str, list[
         # What `map` has stored beside the data is no part of it.
         arrow = [path for name, path in names.items() if name.endswith(".arrow") and not name.startswith("cache-")]
         splits[""] = stated or arrow
-    elif _CARD in names:
+    elif _CARD in names or storage.is_directory(storage.join(folder, "data")):
         has_shards = any(_suffix(path) in SHARD_SUFFIXES for path in files)
         files = [path for path in storage.list_files(folder, recursive=True) if not is_hidden(path)]
         shards = [path for path in files if _suffix(path) in SHARD_SUFFIXES]
-        splits = _splits_of_card(names[_CARD], folder, shards)
+        splits = _splits_of_card(names[_CARD], folder, shards) if _CARD in names else {}
         formats = ([path for path in shards if _suffix(path) == suffix] for suffix in SHARD_SUFFIXES)
         if not splits and not has_shards:
             splits = splits_of_names(folder, next(filter(None, formats), []))

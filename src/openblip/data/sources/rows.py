@@ -404,7 +404,13 @@ class Dialect:
         except UnicodeDecodeError as error:
             raise SourceError(f"{path}: the header is not UTF-8 text: {error}; {_AS_UTF8}") from error
         delimiter = max(",;\t|", key=text.count)
-        return cls(tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])), delimiter), 2
+        names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+        if any(map(is_image_name, names)):
+            advice = f"put a line of names above it, as image{delimiter}caption"
+            raise SourceError(f"{path}: its first line has no names of columns but {names[0]!r:.80}; {advice}")
+        if repeated := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
+            raise SourceError(f"{path}: several columns are called {repeated[0]}; rename all but one")
+        return cls(names, delimiter), 2
 
     def lines(self, file: BinaryIO, number: int) -> Iterator[tuple[int, int, bytes]]:
         """The rows from the file's position, the start of line `number`: number of the first line, offset and bytes.
@@ -465,9 +471,6 @@ class Dialect:
             return ""  # every row is a reject
         has_lines = "key" in names and not any(name in names for name in IMAGE_COLUMNS)
         images = ("key",) if has_lines and any(is_image_name(row.get("key")) for row in rows) else IMAGE_COLUMNS
-        if self.columns is not None and any(map(is_image_name, self.columns)):
-            advice = f"put a line of names above it, as image{self.delimiter}caption"
-            raise SourceError(f"{path}: its first line has no names of columns but {self.columns[0]!r:.80}; {advice}")
         lacks = check_columns(names, images, options, path)
         return "" if self.columns is None else lacks  # a later line may have what the first ones lack
 
