@@ -14,6 +14,14 @@ COMMANDS = [
 ]
 
 
+def test_bootstrap_says_it_before_its_work(refusal: Any, image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bootstrap = ["bootstrap", "blip-mini", "--web", image_folder, "--human", image_folder, "--out", out]
+    assert "device is gpu" in refusal(*bootstrap, "--device", "gpu")
+    assert "--dtype cannot be half" in refusal(*bootstrap, "--dtype", "half")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 @pytest.mark.parametrize(
     ("option", "value", "message"),

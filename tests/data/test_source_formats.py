@@ -8,6 +8,7 @@ import pytest
 from annotation_files import read_all, read_samples, write, write_lines
 
 from openblip.data.sources import open_mixture, open_source
+from openblip.data.sources.opening import split_spec
 from openblip.errors import SourceError
 from source_items import items_of
 
@@ -220,6 +221,14 @@ def test_mixture_weights(tmp_path, write_shards):
     for spec in (f"{a}@1,{b}@2", f"{a}@0.5"):
         with pytest.raises(SourceError, match="leave out the weights"):
             open_source(spec)
+
+
+def test_every_source_of_a_mixture_is_split(tmp_path, write_shards):
+    a, b = write_shards(tmp_path / "a", [40]), write_shards(tmp_path / "b", [40])
+    assert split_spec(f"{a}@1,{b}@3", 60) == (f"{a}[:60%]@1.0,{b}[:60%]@3.0", f"{a}[60%:],{b}[60%:]")
+    first, rest = ({item.image_id for item in items_of(open_source(part))} for part in split_spec(f"{a},{b}", 60))
+    assert not first & rest
+    assert len(first | rest) == 80
 
 
 def test_sources_are_read_one_after_the_other(tmp_path, write_shards):

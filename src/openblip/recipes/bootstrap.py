@@ -13,7 +13,7 @@ DIR/results.json              all of them, and CapFilt against the ground truth 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from openblip.data.config import SourceOptions
 from openblip.errors import Condition, OpenBlipError
@@ -80,6 +80,11 @@ class BootstrapConfig(SourceOptions):
     """Captions written per image."""
     seed: int = 0
     """Seed of the sampled captions; the trainings have seeds of their own."""
+    device: str | None = None
+    """Where captions are written and models measured: "cpu", "cuda", "cuda:1"; the best there is when not given. A
+    training takes a CUDA GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
+    """Precision of captioner and filter while they clean; float32, in which models are measured, when not given."""
     recipe: Family
     """The settings of the three trainings."""
 
@@ -95,15 +100,18 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     OpenBlipError when a shard of CapFilt could not be finished.
     """
     from openblip.data.sources import open_source
+    from openblip.data.sources.opening import split_spec
+    from openblip.distributed import find_device
     from openblip.evaluation.catalog import BENCHMARKS
     from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
     from openblip.training.run_folder import RunFolder
 
+    find_device(config.device)  # raises for one that is not there
     root, recipe, run_folder = Path(config.out), config.recipe.pretrain, RunFolder(config.out)
     changes = run_folder.compare(run_folder.read_config(), asdict(config), resume=True)
     human, test = config.human, config.test
     if test is None:
-        human, test = f"{human}[:95%]", f"{human}[95%:]"
+        human, test = split_spec(human, 95)
     BENCHMARKS["retrieval"].require_truth(open_source(test, **config.reading), TEST_LIMIT)  # now, not hours later
     run_folder.begin(asdict(config), changes)
     pretrained = [_train(config, recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
@@ -133,10 +141,10 @@ def _clean(config: BootstrapConfig, human: str, pretrained: Path, folder: Path) 
         threshold=config.threshold,
         num_captions=config.num_captions,
         seed=config.seed,
-        dtype="float32",
+        dtype=config.dtype or "float32",
         **sources_reading(config, config.web),
     )
-    summary = run_capfilt(settings, folder / "capfilt")
+    summary = run_capfilt(settings, folder / "capfilt", device=config.device)
     if summary.failed:
         names = ", ".join(f"{shard} ({error})" for shard, error in summary.failed)
         raise OpenBlipError(f"CapFilt could not finish {names}; the same command tries again.")
@@ -175,7 +183,7 @@ def _evaluate(config: BootstrapConfig, model: Path, pairs: str) -> dict[str, Any
     file = model.parents[1] / "evaluation.json"
     if file.exists() and (earlier := read_json(file)).get("version") == EVALUATION_VERSION:
         return earlier
-    predictor, source = openblip.load(model), open_source(pairs, **config.reading)
+    predictor, source = openblip.load(model, config.device), open_source(pairs, **config.reading)
     captioning = evaluate_captioning(predictor, source, limit=TEST_LIMIT)
     del captioning["predictions"]
     retrieval = evaluate_retrieval(predictor, source, limit=TEST_LIMIT)

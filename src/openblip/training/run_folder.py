@@ -29,7 +29,7 @@ class Change(NamedTuple):
     def why_refused(self) -> str | None:
         """Why the setting must stay as it was; None when a resumed run may change it."""
         *outer, part, name = ["", *self.setting.split(".")]
-        if self.setting in ("out", "rounds"):
+        if self.setting in ("out", "rounds", "device"):
             return None
         if part == "data" and name in ("num_workers", "validation", "validation_limit"):
             return None

@@ -104,6 +104,14 @@ def absolute_spec(spec: str) -> str:
     )
 
 
+def split_spec(spec: str, percent: int) -> tuple[str, str]:
+    """That share of every source, which keeps its weight, and the rest of every source."""
+    members = _split_mixture(spec)
+    weights = ["" if weight is None else f"@{weight}" for _, weight in members]
+    first = ",".join(f"{name}[:{percent}%]{weight}" for (name, _), weight in zip(members, weights, strict=True))
+    return first, ",".join(f"{name}[{percent}%:]" for name, _ in members)
+
+
 def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
     """Commas separate sources, except inside braces and in the name of a file that exists."""
     if not storage.is_remote(spec) and storage.exists(spec):
