@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 WORTH_SAYING = 0.01  # share of unknown tokens
+MOST_REMEMBERED = 100_000  # cut texts; a command may read a billion
 
 
 @dataclass
@@ -20,7 +21,7 @@ class TextCounts:
     texts: int = 0
     """Texts that were made tokens of; one that is read twice counts twice."""
     cut: set[int] = field(default_factory=set)
-    """Hashes of the texts that were cut, so that each counts once."""
+    """Hashes of the texts that were cut, so that each counts once; no more are added beyond `MOST_REMEMBERED`."""
     limit: int = 0
     """The number of tokens that texts were cut to; the largest where it differed."""
     tokens: int = 0
@@ -34,7 +35,8 @@ class TextCounts:
 
     def add(self, other: "TextCounts") -> None:
         self.texts += other.texts
-        self.cut |= other.cut
+        if len(self.cut) < MOST_REMEMBERED:
+            self.cut |= other.cut
         self.limit = max(self.limit, other.limit)
         self.tokens += other.tokens
         self.unknown += other.unknown
@@ -44,7 +46,8 @@ class TextCounts:
         if not self.cut:
             return ""
         plural = " was" if len(self.cut) == 1 else "s were"
-        return f"{len(self.cut):,} text{plural} longer than {self.limit} tokens and cut"
+        number = f"{'at least ' if len(self.cut) >= MOST_REMEMBERED else ''}{len(self.cut):,}"
+        return f"{number} text{plural} longer than {self.limit} tokens and cut"
 
     def unknown_line(self) -> str:
         """The share of unknown tokens, in words; empty where it is not `WORTH_SAYING`."""
@@ -89,7 +92,8 @@ def count_text(text: str, *, num_tokens: int, num_unknown: int, is_cut: bool = F
     counts.tokens += num_tokens
     counts.unknown += num_unknown
     if is_cut:
-        counts.cut.add(hash(text))
+        if len(counts.cut) < MOST_REMEMBERED:
+            counts.cut.add(hash(text))
         counts.limit = max(counts.limit, limit)
 
 
