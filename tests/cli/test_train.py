@@ -35,15 +35,16 @@ def words(tmp_path: Path) -> list[object]:
 def test_a_recipe_trains_and_its_model_loads(run: Any, tmp_path: Path, words: list[object]) -> None:
     out = tmp_path / "run"
     run("train", "blip-mini", "--data.source", tmp_path / "wbe", "--out", out, *TINY, code=2)  # leaves the folder free
-    run(*words, "--resume")
+    run(*words, "--training.precision", "fp32", "--resume")  # as an earlier version called dtype
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["steps"] == 2
+    assert config["training"]["dtype"] == "float32"
     assert config["model"]["vision"]["num_layers"] == 1
     steps = [line["step"] for line in read_lines(out / "metrics.jsonl")]
     assert steps == [1, 2]
     assert {"caption", "match", "similarity"} <= openblip.load(out / "model").tasks
     run(*words, code=2)  # never written over
-    run(*words, "--resume")
+    run(*words, "--training.dtype=float32", "--resume")
 
 
 def test_a_run_goes_on_with_the_settings_of_its_folder(run: Any, tmp_path: Path, words: list[object]) -> None:

@@ -16,6 +16,7 @@ from openblip.errors import ConfigError
 from openblip.recipes import RECIPES
 from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, bootstrap
 from openblip.recipes.run import Run, with_settings
+from openblip.training.config import PRECISIONS
 
 # What the table of a bootstrap says, and where it stands in evaluation.json.
 ROWS = {
@@ -38,6 +39,7 @@ def run_recipe(argv: Sequence[str]) -> int:
 
     The exit code is 130 when a signal stopped it.
     """
+    argv = _present_options(argv)
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
     resume = "--resume" in words
     position = words.index("--resume") if resume else len(words)
@@ -60,6 +62,19 @@ def run_recipe(argv: Sequence[str]) -> int:
     return 130
 
 
+def _present_options(words: Sequence[str]) -> list[str]:
+    """The words with --training.precision, as earlier versions called it, under its present name --training.dtype."""
+    present: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name.endswith("training.precision"):
+            word = f"{name.removesuffix('precision')}dtype{equals}{PRECISIONS.get(value, value)}"
+        elif present and present[-1].endswith("training.dtype"):
+            word = PRECISIONS.get(word, word)
+        present.append(word)
+    return present
+
+
 def read_run(folder: str) -> Run:
     """The run in a folder, with the settings of its config.json. Raises `ConfigError` where there is none."""
     from openblip.training.run_folder import RunFolder
@@ -76,7 +91,7 @@ def read_run(folder: str) -> Run:
 
 def run_bootstrap(argv: Sequence[str]) -> int:
     """Trains, cleans the data with what was trained, trains anew and compares, with the recipe of the first word."""
-    name, options = choose_recipe("bootstrap", FAMILIES, argv)
+    name, options = choose_recipe("bootstrap", FAMILIES, _present_options(argv))
     config = parse(
         BootstrapConfig,
         options,

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 
 from openblip.errors import Condition, ConfigError
 
+PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}  # `precision` of earlier versions, now `dtype`
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:

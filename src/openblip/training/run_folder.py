@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import name_full_disk, read_json, read_jsonl, remove_partials, write_json, write_text
-from openblip.training.config import TrainingConfig
+from openblip.training.config import PRECISIONS, TrainingConfig
 
 METRICS, REJECTS, CHANGES, CHECKPOINTS = "metrics.jsonl", "rejects.jsonl", "changes.jsonl", "checkpoints"
 
@@ -161,9 +161,8 @@ class RunFolder:
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of an earlier version under their present names."""
     renamed = {name: _renamed(value) if isinstance(value, dict) else value for name, value in config.items()}
-    if (precision := renamed.get("precision")) in ("bf16", "fp32"):
-        del renamed["precision"]
-        renamed["dtype"] = {"bf16": "bfloat16", "fp32": "float32"}[precision]
+    if renamed.get("precision") in PRECISIONS:
+        renamed["dtype"] = PRECISIONS[renamed.pop("precision")]
     if isinstance(language := renamed.get("language"), dict) and "lora" in language:
         renamed["lora"] = language.pop("lora") or {}
     return renamed
