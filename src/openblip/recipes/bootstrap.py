@@ -112,7 +112,9 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     human, test = config.human, config.test
     if test is None:
         human, test = split_spec(human, 95)
-    BENCHMARKS["retrieval"].require_truth(open_source(test, **config.reading), TEST_LIMIT)  # now, not hours later
+    # Both now, not hours later: CapFilt takes the web pairs without weights.
+    open_source(config.web, **config.reading)
+    BENCHMARKS["retrieval"].require_truth(open_source(test, **config.reading), TEST_LIMIT)
     run_folder.begin(asdict(config), changes)
     pretrained = [_train(config, recipe, root / "round_0" / "pretrain", f"{human},{config.web}")]
     cleaned: list[Path] = []

@@ -161,8 +161,9 @@ class RunFolder:
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of an earlier version under their present names."""
     renamed = {name: _renamed(value) if isinstance(value, dict) else value for name, value in config.items()}
-    if renamed.get("precision") in PRECISIONS:
-        renamed["dtype"] = PRECISIONS[renamed.pop("precision")]
+    if isinstance(precision := renamed.get("precision"), str):
+        renamed["dtype"] = PRECISIONS[precision]
+        del renamed["precision"]
     if isinstance(language := renamed.get("language"), dict) and "lora" in language:
         renamed["lora"] = language.pop("lora") or {}
     return renamed
