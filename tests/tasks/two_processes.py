@@ -14,6 +14,7 @@ from tiny_tasks import dialogs, make_blip2, make_task, prompted, questions, stat
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from generated_loader import GeneratedLoader
 from openblip.data.batch import Batch, ImageTextBatch
 from openblip.data.loader import LoadedBatch
 from openblip.data.sample import Reject
@@ -116,7 +117,8 @@ def train(out: Path, process: Process, batch_at: Callable[[int], ImageTextBatch]
     config = TrainingConfig(
         steps=3, batch_size=PER_PROCESS, accumulation=2, dtype="float32", log_every=1, clip_norm=1.0
     )
-    Trainer(make_task("pretraining"), loader, config, RunFolder(out), process).run()  # type: ignore[arg-type]
+    task = make_task("pretraining")
+    Trainer(task, lambda cursor: GeneratedLoader(loader(cursor)), config, RunFolder(out), process).run()  # type: ignore[arg-type]
 
 
 def main(out: Path) -> None:
