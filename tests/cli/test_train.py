@@ -51,9 +51,12 @@ def test_a_run_goes_on_with_the_settings_of_its_folder(run: Any, tmp_path: Path,
     out = tmp_path / "run"
     run(*words)
     assert "would have no effect" in run("train", "--resume", out, "--training.weight-decay", "0", code=2).err
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "data": {**config["data"], "no_more": 1}}))
     changes = ["--training.steps", "4", "--training.learning-rate", "0.01", "--training.beta1", "0.5"]
     printed = run("train", "--resume", out, *changes).err
     assert "training.steps was 2, is now 4" in printed
+    assert "data.no_more of an earlier version has no meaning any more" in printed
     assert "the cosine schedule goes on at a learning rate of" in printed
     assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
     assert {line["setting"] for line in read_lines(out / "changes.jsonl")} == {

@@ -166,7 +166,7 @@ class Run(ABC):
 
         from openblip.distributed import process_group
         from openblip.training.optimizer import describe_change
-        from openblip.training.run_folder import RunFolder
+        from openblip.training.run_folder import RunFolder, differences
 
         self.check()
         folder, config = RunFolder(self.out), asdict(self)
@@ -196,6 +196,8 @@ class Run(ABC):
                     raise ConfigError(str(error)) from error
                 lines: list[object] = list(changes)
                 if before is not None:
+                    left_out = [c.setting for c in differences(saved, asdict(before)) if c.now is None]
+                    lines += [f"{setting} of an earlier version has no meaning any more" for setting in left_out]
                     lines.append(describe_change(trainer.step, before.training, self.training))
                 for line in filter(None, lines):
                     print(f"resumed at step {trainer.step}: {line}", file=sys.stderr)
@@ -213,7 +215,7 @@ def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of the class of `like` with values from JSON; of those that are absent it has its own defaults.
 
     Where a field allows several dataclasses, it is the one that `like` has there, or the first that has these fields.
-    Raises ConfigError for a value that no field is for.
+    Settings of an earlier version that are none any more are left out.
     """
 
     def read(hint: Any, value: Any, like: Any) -> Any:
@@ -224,10 +226,8 @@ def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
         return with_settings((fitting or classes)[0], value)
 
     cls = like if isinstance(like, type) else type(like)
-    if unknown := values.keys() - {each.name for each in fields(cls)}:
-        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a {cls.__name__} in this version.")
-    hints = get_type_hints(cls)
-    return cls(**{name: read(hints[name], value, getattr(like, name, None)) for name, value in values.items()})
+    hints, known = get_type_hints(cls), {each.name for each in fields(cls)} & values.keys()
+    return cls(**{name: read(hints[name], values[name], getattr(like, name, None)) for name in known})
 
 
 def check_text_start(text_init: str | None, tokenizer: str | None) -> None:

@@ -84,7 +84,7 @@ class RunFolder:
             return []
         if not resume:
             raise ConfigError(f"{self.path} already holds a run; add --resume or choose another --out.")
-        changes = list(_differences(*(json.loads(json.dumps(settings)) for settings in (before, config))))
+        changes = list(differences(before, config))
         if refused := [f"{change} ({reason})" for change in changes if (reason := change.why_refused())]:
             raise ConfigError(
                 f"{self.path} was begun with other settings: {'; '.join(refused)}. Take the earlier ones, or choose "
@@ -169,12 +169,12 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[Change]:
-    """The differences of two JSON values, by field."""
+def differences(old: Any, new: Any, path: str = "") -> Iterator[Change]:
+    """The differences of two values as JSON has them, by field."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
-    elif old != new:
+            yield from differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    elif json.loads(json.dumps(old)) != json.loads(json.dumps(new)):
         yield Change(path, old, new)
 
 
