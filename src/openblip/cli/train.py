@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tyro
 
-from openblip.cli.options import parse
+from openblip.cli.options import check_output, parse
 from openblip.errors import ConfigError
 from openblip.recipes import RECIPES
 from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, bootstrap
@@ -55,6 +56,7 @@ def run_recipe(argv: Sequence[str]) -> int:
     else:
         name, words = choose_recipe("train", RECIPES, words)
         chosen = parse_run(RECIPES[name](), words, prog=f"openblip train {name}")
+    check_output("--out", Path(chosen.out), is_folder=True)
     if chosen.train(resume=resume):
         print(f"trained: {chosen.out}/model", file=sys.stderr)
         return 0
@@ -99,6 +101,7 @@ def run_bootstrap(argv: Sequence[str]) -> int:
         default=BootstrapConfig(web=tyro.MISSING, human=tyro.MISSING, out=tyro.MISSING, recipe=FAMILIES[name]()),
         description="Train on human and noisy pairs, clean the noisy ones (CapFilt), train anew, compare.",
     )
+    check_output("--out", Path(config.out), is_folder=True)
     results = bootstrap(config)
     from rich.console import Console
     from rich.table import Table
