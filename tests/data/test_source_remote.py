@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from annotation_files import read_all, write_lines
-from counting_files import CountingFileSystem
+from counting_files import CountingFile, CountingFileSystem
 
 from openblip.data.sources import open_source, storage
 from openblip.errors import SourceError
@@ -126,3 +126,15 @@ def test_what_a_client_library_raises_is_an_error_of_the_shard(tar, monkeypatch)
     monkeypatch.setattr("counting_files.CountingFile._fetch_range", fail)
     with pytest.raises(SourceError, match=r"cannot be read.*denied"):
         items_of(source)
+
+
+def test_lines_of_a_remote_table_are_read_many_at_once(tmp_path, monkeypatch):
+    """A file of fsspec copies a block for every line."""
+    reads = []
+    read = CountingFile.read
+    monkeypatch.setattr(CountingFile, "read", lambda file, size=-1: reads.append(size) or read(file, size))
+    path = tmp_path / "t.csv"
+    path.write_text("image,caption\n" + "".join(f"{n}.jpg,a dog in the garden\n" for n in range(1000)))
+    source = open_source(f"counting://{path}")
+    assert len(items_of(source, images=False)) == 1000
+    assert len(reads) < 10

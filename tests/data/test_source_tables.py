@@ -10,6 +10,7 @@ from annotation_files import items_of, read_all, write
 from openblip.data.config import SourceOptions
 from openblip.data.inspect import inspect_source
 from openblip.data.sources import check_options_used, open_mixture, open_source, require_texts
+from openblip.data.sources.rows import Dialect
 from openblip.errors import ConfigError, SourceError
 
 JUICE = {"images": ["a.jpg"], "text": "<__dj__image> a dog <|__dj__eoc|>"}
@@ -177,3 +178,15 @@ def test_each_line_of_a_text_beside_an_image_is_a_caption(folder):
     (folder / "a.txt").write_text("one\r\n\ntwo\n")
     (folder / "b.caption").write_text("three")
     assert [sample.captions for sample in items_of(open_source(str(folder)))] == [("one", "two"), ("three",), ()]
+
+
+def test_a_quote_that_is_never_closed_does_not_parse_each_line_after_it_anew(folder, monkeypatch):
+    parsed = []
+    values = Dialect._values
+    monkeypatch.setattr(Dialect, "_values", lambda *args, **named: parsed.append(1) or values(*args, **named))
+    path = folder / "t.csv"
+    path.write_text('image,caption\na.jpg,"x\n' + "b.jpg,y\n" * 1000)
+    samples, (reject,) = read_all(path)
+    assert "line 2" in reject.reason
+    assert len(samples) == 1000
+    assert len(parsed) < 1200

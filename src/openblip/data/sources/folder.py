@@ -144,7 +144,7 @@ def _read_metadata(
             dialect, number = Dialect.of(file, path)
             found = list(dialect.lines(file, number))
         if options.image_column or options.caption_column:
-            dialect.check(found, options, path)
+            dialect.check(found[: rows.NUM_LOOKED_AT], options, path)
         lines = [_MetadataRow(f"{name} line {n}", dialect, data, options) for n, _, data in found]
         images: list[str | None] = []
         for row in lines:

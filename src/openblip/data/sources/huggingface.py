@@ -66,8 +66,8 @@ def repository_files(folder: str, files: Sequence[str]) -> tuple[dict[str, list[
         formats = ([path for path in shards if _suffix(path) == suffix] for suffix in SHARD_SUFFIXES)
         if not splits and not has_shards:
             splits = splits_of_names(folder, next(filter(None, formats), []))
-    shards = [path for paths in splits.values() for path in paths]
-    return {name: paths for name, paths in splits.items() if paths}, [path for path in files if path not in shards]
+    known = {path for paths in splits.values() for path in paths}
+    return {name: paths for name, paths in splits.items() if paths}, [path for path in files if path not in known]
 
 
 def splits_of_names(folder: str, paths: Sequence[str]) -> dict[str, list[str]]:

@@ -197,8 +197,8 @@ def shards_in(spec: str, folder: str, split: str | None = None) -> tuple[list[st
         shards = [path for path in files if _suffix(path) == suffix]
         stems = {path.removesuffix(f".{suffix}") for path in shards}
         if shards and not (suffix == "parquet" and all(map(storage.is_directory, stems))):
-            tables = {f"{stem}.parquet" for stem in stems}  # of img2dataset, beside its shards
-            splits, others = splits_of_names(folder, shards), [p for p in files if p not in shards and p not in tables]
+            known = {*shards, *(f"{stem}.parquet" for stem in stems)}  # with img2dataset's tables, beside its shards
+            splits, others = splits_of_names(folder, shards), [path for path in files if path not in known]
             break
     if not splits:
         return [], Counter()

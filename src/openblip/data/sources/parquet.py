@@ -5,6 +5,7 @@ A null is a field that the row does not have. A row group is read as texts first
 """
 
 import io
+import itertools
 import os
 import re
 from collections import Counter
@@ -26,6 +27,7 @@ _ENCODED_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes
 _IMAGE_COLUMNS = (*_ENCODED_COLUMNS, *(name for name in rows.IMAGE_COLUMNS if name not in _ENCODED_COLUMNS))
 _SECOND_IMAGE = "second_image"
 _ROWS_AT_ONCE = 32  # images that are in memory together
+_KEYS_AT_ONCE = 1024
 _BUFFER_BYTES = 4 << 20  # a column is read in requests of this size
 _Item = Sample | Reject
 _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
@@ -205,11 +207,7 @@ class _GroupReader:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
         wanted_rows, items = set(wanted), dict[int, _Item]()
-        for row in range(self.file.num_rows(group)):
-            stated: Mapping[str, Any] = {}
-            if self.key_columns:
-                with suppress(ValueError):  # a text that is not UTF-8
-                    stated = texts.select(self.key_columns).slice(row, 1).to_pylist()[0]
+        for row, stated in enumerate(self._stated_keys(texts, self.file.num_rows(group))):
             stated_key = rows.row_key(stated, first + row)
             key = rows.unique_key(stated_key, self.keys)
             if row in wanted_rows and (item := self._texts(texts.slice(row, 1), key, stated_key)) is not None:
@@ -219,6 +217,21 @@ class _GroupReader:
         else:
             self.is_readable = True
             yield from items.items()
+
+    def _stated_keys(self, texts: pa.Table, num_rows: int) -> Iterator[Mapping[str, Any]]:
+        """The key columns of each row; nothing of one with a text that is not UTF-8."""
+        if not self.key_columns:
+            yield from itertools.repeat({}, num_rows)
+            return
+        for batch in texts.select(self.key_columns).to_batches(_KEYS_AT_ONCE):
+            try:
+                yield from batch.to_pylist()
+            except ValueError:
+                for row in range(batch.num_rows):
+                    stated: Mapping[str, Any] = {}
+                    with suppress(ValueError):
+                        stated = batch.slice(row, 1).to_pylist()[0]
+                    yield stated
 
     def _texts(self, row: pa.Table, key: str, stated_key: str) -> _Item | None:
         """The sample without its image, None where it is skipped. Rows that state the same key show the same image."""

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from openblip.data import sample as samples
 from openblip.data.config import SourceOptions
@@ -42,7 +42,7 @@ _REMOTE_THREADS = 8
 _LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
 _AS_UTF8 = "save the file as UTF-8, as `iconv -f latin1 -t utf-8` does"
 _MOST_NOT_UTF8 = 0.1  # of the rows of a file: fewer are rejects, more are a file in another encoding
-_NUM_LOOKED_AT = 100  # rows that tell the columns of a file of json lines
+NUM_LOOKED_AT = 100  # rows that tell the columns of a file of json lines
 _BOM = b"\xef\xbb\xbf"
 
 IMAGE_COLUMNS = (
@@ -374,6 +374,9 @@ def _wrong(item: Fields, name: str, wanted: str) -> SourceError:
 def open_rows(path: str) -> BinaryIO:
     """Open a file of rows as UTF-8, in which a file in UTF-16 is held in memory."""
     file = storage.open_binary(path)
+    if storage.is_remote(path):
+        # The files of fsspec copy a whole block for every line that is read.
+        file = io.BufferedReader(cast(io.RawIOBase, file), _LONGEST_ROW)
     if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         file.seek(0)
         return file
@@ -423,7 +426,8 @@ class Dialect:
             data, error = first, self._quote_error(first)
             while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
                 data += more
-                error = self._quote_error(data)
+                if b'"' in more:  # else it ends inside the quotes, too
+                    error = self._quote_error(data)
             if error:
                 data = first
                 file.seek(offset + len(first))
@@ -514,7 +518,7 @@ class TableSource(RowSource):
                 lines = dialect.lines(file, number)
                 while chunk := list(itertools.islice(lines, ROWS_PER_SHARD)):
                     if not chunks:
-                        lacks = lacks or dialect.check(chunk[:_NUM_LOOKED_AT], options, path)
+                        lacks = lacks or dialect.check(chunk[:NUM_LOOKED_AT], options, path)
                     num_not_utf8 += sum(not is_utf8(data) for _, _, data in chunk)
                     chunks.append(_Chunk(path, dialect, *chunk[0][:2], len(chunk)))
             if num_not_utf8 > _MOST_NOT_UTF8 * sum(chunk.num_rows for chunk in chunks):
@@ -642,7 +646,7 @@ class AnnotationSource(RowSource):
 
     def has_images(self) -> bool:
         """Whether an image of the first rows is there."""
-        first = itertools.islice(self.rows(next(iter(self.chunks))), _NUM_LOOKED_AT)
+        first = itertools.islice(self.rows(next(iter(self.chunks))), NUM_LOOKED_AT)
         return any(map(storage.exists, (path for _, row in first if isinstance(row, ImageRow) for path in row.image)))
 
     @property
