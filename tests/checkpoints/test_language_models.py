@@ -12,7 +12,7 @@ import transformers
 
 from damaged_files import edit_config
 from openblip.checkpoints import backbones
-from openblip.checkpoints.backbones import load_language_model, save_language_model
+from openblip.checkpoints.backbones import load_language_model, save_language_model, with_rows
 from openblip.checkpoints.checkpoint import load_native, save_native
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError
 from openblip.models.config import LoraSettings
@@ -237,6 +237,19 @@ def test_chosen_layers(folders):
         with_lora(language, settings)
     with pytest.raises(ConfigError, match="no_such_layer"):
         with_lora(load_language_model(folders / "opt"), replace(LORA, targets=("no_such_layer",)))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_more_word_embeddings_share_the_other_weights(folders, name):
+    """A large model is not there twice, and keeps its own rows."""
+    model = load_language_model(folders / name).model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    num_rows = len(model.get_input_embeddings().weight)
+    larger = with_rows(model, num_rows + 5)
+    assert len(larger.get_input_embeddings().weight) == len(larger.get_output_embeddings().weight) == num_rows + 5
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    own = {id(parameter) for parameter in model.parameters()}
+    assert all(id(parameter) in own for parameter in larger.parameters() if len(parameter) != num_rows + 5)
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])

@@ -177,6 +177,19 @@ def test_adapters_of_a_language_model(tmp_path: Path) -> None:
     assert backbones.has_lora(backbones.load_language_model(tmp_path / "adapter"))
 
 
+def test_a_model_of_adapters_is_whole_and_named_once(tmp_path: Path) -> None:
+    """What the folder lacks is no random start, and no part is named that has no effect."""
+    adapted(tmp_path, "opt", whole=True, safe=True)
+    with pytest.raises(ConfigError, match="leave eva out"):
+        load_checkpoint(tmp_path / "adapter", vision="eva")
+    file = tmp_path / "base" / "model.safetensors"
+    state = load_file(file)
+    del state["language_model.model.decoder.layers.1.fc1.weight"]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"base does not .* missing language_model\..*layers\.1\.fc1\.weight"):
+        load_checkpoint(tmp_path / "adapter")
+
+
 def test_adapters_without_their_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted(tmp_path, "opt", whole=True, safe=True)
     for base in (None, "", str(tmp_path / "nothing")):

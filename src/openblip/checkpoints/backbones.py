@@ -32,7 +32,6 @@ from openblip.checkpoints import state_dict
 from openblip.checkpoints.state_dict import Layout, State, Table
 from openblip.data.config import Preprocessing
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError, hub_problem
-from openblip.files import damage
 from openblip.models.config import TowerConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
 from openblip.models.vision_tower import VisionTower, check_layer, run_without_graph
@@ -172,17 +171,13 @@ def load_from_hub(load: Callable[..., Any], name: str, **settings: Any) -> Any:
         try:
             return load(name, **settings)
         except LOADING_ERRORS as error:
-            if not is_folder and (problem := hub_problem(error)) is not None:
-                raise CheckpointError(
-                    f"{name} is no folder, and the Hugging Face hub {problem}; name a folder."
-                ) from error
-            broken = [
-                f"{p} cannot be read: it {what}"
-                for p in sorted(Path(name).glob("*.*"))
-                if p.is_file() and (what := damage(p))
-            ]
-            reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
-            raise CheckpointError(f"{broken[0] if is_folder and broken else f'{name} {reason}'}.") from error
+            problem = f"cannot be read ({type(error).__name__}: {first_line(error)})"
+            if is_folder:
+                for path in filter(Path.is_file, sorted(Path(name).glob("*.*"))):
+                    state_dict.check_file(path)
+            elif (hub := hub_problem(error)) is not None:
+                problem = f"is no folder, and the Hugging Face hub {hub}; name a folder"
+            raise CheckpointError(f"{name} {problem}.") from error
 
 
 def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, set[str], set[str]]:
@@ -445,9 +440,10 @@ def read_hub_preprocessing(name: str, default: Preprocessing | None = None) -> P
             if problem is None and default is not None:
                 return default
             advice = "write it there with save_pretrained of the model's image processor, or copy it from its hub page"
-            advice = advice if problem is None else f"the Hugging Face hub {problem}"
-            problem = "has no preprocessor_config.json, which says the size, mean and deviation of its pixels"
-            raise CheckpointError(f"{name} {problem}; {advice}.") from error
+            raise CheckpointError(
+                f"{name} has no preprocessor_config.json, which says the size, mean and deviation of its pixels; "
+                f"{advice if problem is None else f'the Hugging Face hub {problem}'}."
+            ) from error
     try:
         if not settings.get("do_rescale", True) or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
             raise ValueError("pixels are not scaled to 0...1")
@@ -494,7 +490,6 @@ def load_vision_tower(source: PathOrName, *, layer: int = -2, dtype: torch.dtype
 # ---- language models
 
 _ADAPTER = "adapter"  # folder of the adapters in a folder of transformers, which has the weights that they change
-_ADAPTER_WEIGHTS, _ADAPTED = ("adapter_model.safetensors", "adapter_model.bin"), "base_model.model."
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, in a folder that has adapters alone
 
 
@@ -535,14 +530,19 @@ def load_language_model(
 
 
 def with_rows(model: Any, num_rows: int) -> Any:
-    """The model with so many word embeddings; itself when it has them.
+    """The model with so many word embeddings, or a copy that has them and shares all other weights.
 
     An added row is the mean of the others, in the output layer too: a token that is never the most likely.
     """
-    num_old = len(model.get_input_embeddings().weight)
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    num_old = len(layers[0].weight)
     if num_rows <= num_old:
         return model
-    larger = copy.deepcopy(model)
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for layer in filter(None, layers):
+        for tensor in layer.parameters():
+            shared.pop(id(tensor), None)  # once for both layers where they are tied
+    larger = copy.deepcopy(model, shared)
     larger.resize_token_embeddings(num_rows, mean_resizing=False)
     with torch.no_grad():
         for layer in (larger.get_input_embeddings(), larger.get_output_embeddings()):
@@ -582,9 +582,10 @@ def with_adapters(model: Any, folder: Path) -> Any:
     except ImportError as error:
         problem = f"{folder} holds LoRA adapters, which need peft"
         raise MissingExtraError(f'{problem}: pip install "openblip[language]"') from error
-    path = next((folder / n for n in _ADAPTER_WEIGHTS if (folder / n).is_file()), folder / _ADAPTER_WEIGHTS[0])
+    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    path = pickled if pickled.is_file() and not safe.is_file() else safe
     written = state_dict.read_weights(path)
-    parts = {name.removeprefix(_ADAPTED).partition(".")[0] for name in written}
+    parts = {name.removeprefix("base_model.model.").partition(".")[0] for name in written}
     if parts.isdisjoint(name for name, _ in model.named_children()) and hasattr(model, "language_model"):
         model = model.language_model
     try:
@@ -592,8 +593,7 @@ def with_adapters(model: Any, folder: Path) -> Any:
             warnings.simplefilter("ignore")  # peft warns of missing weights, which are an error below
             adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (*LOADING_ERRORS, TypeError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"{folder} does not hold adapters of its model: {reason}") from error
+        raise CheckpointError(f"{folder} does not hold adapters of its model: {first_line(error)}") from error
     state_dict.check_weights(peft.get_peft_model_state_dict(adapted), written, str(path))
     return adapted
 

@@ -207,11 +207,9 @@ def _read_extra(folder: Path, config: Any) -> SimpleNamespace:
 def _read_sizes(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Settings under our names, by a table to transformers' names; ConfigError for values that are no sizes."""
     values = {name: getattr(config, hf_name) for name, hf_name in names.items()}
-    strange = []
-    for name, value in values.items():
-        may_be_zero = isinstance(value, float) or name == "dropout"
-        if not isinstance(value, int | float) or not (value > 0 or (value == 0 and may_be_zero)):
-            strange.append(f"{names[name]} {value}")
+    lowest = dict.fromkeys(names, 1) | {"dropout": 0, "layer_norm_eps": 0}
+    is_size = {name: isinstance(value, int | float) and value >= lowest[name] for name, value in values.items()}
+    strange = [f"{names[name]} {value}" for name, value in values.items() if not is_size[name]]
     if strange:
         raise ConfigError(f"{', '.join(strange)}: BLIP's settings are single numbers, sizes above 0.")
     return values
@@ -298,30 +296,51 @@ def load_huggingface(
     model's; None is the folder's own, or BERT's from the hub when BLIP or the Q-Former has none. state: weights in
     place of the folder's. adapter: folder of peft's adapters of this model or of its language model, to merge into it.
     """
+    import transformers
+
     config = _read_hf_config(folder)
     state = state_dict.read_folder_weights(folder) if state is None else state
     class_name = _class_of(folder, config, state)
     layout = _CLASSES[config.model_type][class_name]
     if adapter is not None:
-        state = _merge_adapter(folder, config, state, class_name, adapter)
+        theirs = _build_theirs(folder, getattr(transformers, class_name), config, state, ignored=layout.ignored)
+        backbones.with_adapters(theirs, adapter).merge_and_unload()  # in place
+        state = theirs.state_dict()
     extra = _read_extra(folder, config)
     if config.model_type == "blip":
         return _load_blip(folder, tokenizer, config, state, layout, extra)
     return _load_blip2(folder, tokenizer, config, state, layout, extra)
 
 
-def _merge_adapter(folder: Path, config: Any, state: State, class_name: str, adapter: Path) -> dict[str, torch.Tensor]:
-    """The weights with those of adapters merged into them, through the class of transformers that they adapt."""
-    import transformers
+def _build_theirs(
+    folder: Path, model_class: Any, config: Any, state: State, prefix: str = "", ignored: tuple[str, ...] = ()
+) -> Any:
+    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit.
 
-    settings: dict[str, Any] = {"config": copy.deepcopy(config), "dtype": torch.float32, "state_dict": dict(state)}
-    with backbones.quietly():
+    prefix: of their names in the folder. ignored: prefixes of what may be left over.
+    """
+    with backbones.quietly():  # transformers warns of wrong names and shapes, which are errors below
         try:
-            model = getattr(transformers, class_name).from_pretrained(None, **settings)
+            model, report = model_class.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=dict(state),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         except (*backbones.LOADING_ERRORS, TypeError) as error:
-            raise CheckpointError(f"{folder}: {backbones.first_line(error)}") from error
-    backbones.with_adapters(model, adapter).merge_and_unload()  # in place
-    return dict(model.state_dict())
+            reason = backbones.first_line(error)
+            raise CheckpointError(f"{folder}: its {config.model_type} cannot be made: {reason}.") from error
+    # A file may have one copy or more of weights that a class ties.
+    missing = [prefix + name for name in report["missing_keys"]]
+    left_over = [prefix + name for name in report["unexpected_keys"] if not name.startswith(ignored)]
+    shapes = [
+        f"{prefix}{name} is {tuple(shape)}, the model has {tuple(expected)}"
+        for name, shape, expected in report["mismatched_keys"]
+    ]
+    state_dict.raise_on_mismatch(folder, missing, left_over, [*shapes, *report["error_msgs"]])
+    return model
 
 
 def _rows_of(state: State) -> dict[str, torch.Tensor]:
@@ -490,26 +509,7 @@ def _load_language_model(
     """The language model of a folder. end_of_text: what ends a text; None is what text_config says."""
     model_class = _language_class(folder, text_config)
     vocabulary = backbones.read_hub_tokenizer(tokenizer)
-    with backbones.quietly():  # transformers warns of wrong names and shapes, which are errors below
-        try:
-            model, report = model_class.from_pretrained(
-                None,
-                config=copy.deepcopy(text_config),
-                state_dict=state_dict.below(_LANGUAGE, state),
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except (*backbones.LOADING_ERRORS, TypeError) as error:
-            reason = backbones.first_line(error)
-            raise CheckpointError(f"{folder}: its {text_config.model_type} cannot be made: {reason}.") from error
-    # A file may have one copy or more of weights that a class ties.
-    missing, left_over = ([_LANGUAGE + name for name in report[f"{kind}_keys"]] for kind in ("missing", "unexpected"))
-    shapes = [
-        f"{_LANGUAGE}{name} is {tuple(shape)}, the model has {tuple(expected)}"
-        for name, shape, expected in report["mismatched_keys"]
-    ]
-    state_dict.raise_on_mismatch(folder, missing, left_over, [*shapes, *report["error_msgs"]])
+    model = _build_theirs(folder, model_class, text_config, state_dict.below(_LANGUAGE, state), _LANGUAGE)
     num_rows, width = model.get_input_embeddings().weight.shape
     without_row = [w for w, index in vocabulary.get_vocab().items() if index >= num_rows and w != IMAGE_TOKEN]
     if without_row:

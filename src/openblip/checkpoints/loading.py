@@ -58,19 +58,16 @@ def load_checkpoint(
             raise ConfigError(f"{source} {problem}: leave the adapters {language_model} out.")
         language.model = backbones.with_adapters(language.model, Path(language_model)).eval()
         return adapted
-    if (path / backbones.ADAPTER_CONFIG).is_file():
-        base_path = Path(backbones.adapted_model(path))
-        base_path = base_path if base_path.is_dir() else _hub_folder(str(base_path))
-        return huggingface.load_huggingface(base_path, tokenizer, adapter=path)
+    adapter = path if (path / backbones.ADAPTER_CONFIG).is_file() else None
+    if adapter is not None:
+        name = backbones.adapted_model(adapter)
+        path = Path(name) if Path(name).is_dir() else _hub_folder(name)
     path = _model_folder(path)
     file = original.read_pth(path) if path.is_file() else None
     state = None
     if file is not None and not original.has_original_names(file) and (path.parent / CONFIG_FILE).is_file():
-        state, path, file = (
-            state_dict.as_float32(file.weights),
-            path.parent,
-            None,
-        )  # of the model that the folder describes
+        state = state_dict.as_float32(file.weights)  # of the model that its folder describes
+        path, file = path.parent, None
     if file is not None and original.is_blip2_file(file):
         parts = original.frozen_sources(file, vision, language_model)
         encoder = None if parts.vision is None else load_image_encoder(parts.vision)
@@ -92,9 +89,10 @@ def load_checkpoint(
             f"({shipped or 'none is installed'})."
         )
     config = state_dict.read_json_object(path / CONFIG_FILE)
-    if config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT:
+    is_native = config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT
+    if is_native and adapter is None:
         return base.load_native(path, tokenizer, state)
-    return huggingface.load_huggingface(path, tokenizer, state)
+    return huggingface.load_huggingface(path, tokenizer, state, adapter)
 
 
 def is_hub_name(source: str) -> bool:

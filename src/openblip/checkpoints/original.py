@@ -57,9 +57,7 @@ class PthFile(NamedTuple):
 
 def read_pth(path: Path) -> PthFile:
     """A .pth file of {"model": state dict, ...}, or whatever else holds one, see `state_dict.as_state_dict`."""
-    if path.suffix == ".safetensors":
-        return PthFile(path, state_dict.unwrapped(state_dict.read_safetensors(path)), None)
-    content = state_dict.read_pickle(path)
+    content = state_dict.read_safetensors(path) if path.suffix == ".safetensors" else state_dict.read_pickle(path)
     entry = content.get(_ENTRY) if isinstance(content, dict) and isinstance(content.get("model"), dict) else None
     return PthFile(path, state_dict.unwrapped(state_dict.as_state_dict(content, path)), entry)
 
@@ -236,11 +234,9 @@ def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[
 
     Raises CheckpointError when the tensors are not those of a BLIP, or the width does not tell the number of heads.
     """
-    has_encoder = any(name.startswith("text_encoder.") for name in state)
-    has_decoder = any(name.startswith("text_decoder.") for name in state)
-    matches = any(name.startswith(("itm_head.", "vision_proj.")) for name in state)
-    if not any(name.startswith(_VISION) for name in state):
-        has_encoder = has_decoder = False
+    modules = {name.partition(".")[0] for name in state}
+    matches = not modules.isdisjoint(("itm_head", "vision_proj"))
+    has_encoder, has_decoder = (modules >= {"visual_encoder", name} for name in ("text_encoder", "text_decoder"))
     if has_encoder and any(".crossattention.self0." in name for name in state):
         layout = _BLIP_LAYOUTS["NLVR2"]
     elif has_encoder and has_decoder:
@@ -250,8 +246,8 @@ def infer_blip_settings(state: State, source: object) -> tuple[BlipConfig, dict[
     else:
         raise CheckpointError(
             f"{source} is no BLIP for {', '.join(_BLIP_LAYOUTS)}: its weights begin with "
-            f"{', '.join(sorted({name.partition('.')[0] for name in state})[:10])}. If they are those of a class of "
-            "transformers, put its config.json and its tokenizer beside the file."
+            f"{', '.join(sorted(modules)[:10])}. If they are those of a class of transformers, put its config.json and "
+            "its tokenizer beside the file."
         )
     text = next(iter(layout.text_prefixes.values()))
     vision = infer_vit(state, backbones.TIMM_VISION_KEYS, "visual_encoder.", source, {"layer_norm_eps": _VISION_EPS})

@@ -49,7 +49,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint; CheckpointError when the file is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; name a folder that holds a checkpoint.")
-    _check_is_file(path)
+    check_file(path)
     try:
         return read_json(path)
     except ConfigError as error:
@@ -58,7 +58,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, floating ones as float32."""
-    _check_is_file(path)
+    check_file(path)
     try:
         return as_float32(load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
@@ -87,7 +87,7 @@ def write_safetensors(path: Path, tensors: State) -> None:
 
 def read_pickle(path: Path) -> Any:
     """The content of a .pth, .pt or .bin file, on the CPU; CheckpointError when it is damaged or wants to run code."""
-    _check_is_file(path)
+    check_file(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in which trainings keep their options
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -102,7 +102,8 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _check_is_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise a CheckpointError for a file that is missing, or in whose place a failed download left something else."""
     if not path.is_file():
         raise CheckpointError(f"There is no {path}; the checkpoint is incomplete: download it again.")
     if (problem := damage(path)) is not None:
