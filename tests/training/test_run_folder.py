@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -126,6 +126,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
+        self.begun: list[tuple[str, ...]] = []
+
+    def begin(self, *settings: str) -> "Recorder":
+        self.begun.append(settings)
+        return self
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self.calls.append((name, (value, step)))
@@ -142,15 +147,31 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    tensorboard, wandb = ModuleType("torch.utils.tensorboard"), ModuleType("wandb")
-    tensorboard.SummaryWriter = lambda folder: recorder  # type: ignore[attr-defined]
-    wandb.init = lambda **settings: recorder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    modules = {name: cast(Any, ModuleType(name)) for name in ("torch.utils.tensorboard", "wandb", "trackio")}
+    tensorboard, wandb, trackio = modules.values()
+    tensorboard.SummaryWriter = lambda folder: recorder
+    wandb.init = lambda project, dir, id, resume: recorder.begin(project, id, resume)
+    trackio.init = lambda project, name, resume: recorder.begin(project, name, resume)
+    trackio.log, trackio.finish = recorder.log, recorder.finish
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     return recorder
 
 
-@pytest.mark.parametrize("settings", [{"tensorboard": True}, {"wandb_project": "blip"}, {}])
+@pytest.mark.parametrize("settings", [{"wandb_project": "blip"}, {"trackio_project": "blip"}])
+def test_each_training_of_a_bootstrap_is_a_run_of_its_own(
+    recorder: Recorder, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    for name in ("round_0", "round_1", "round_1"):
+        Trackers(TrainingConfig(steps=9, batch_size=1, **settings), tmp_path / name / "pretrain")
+    first, second, resumed = recorder.begun
+    assert first != second == resumed
+    assert second == ("blip", f"{tmp_path.name}-round_1-pretrain", "allow")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tensorboard": True}, {"wandb_project": "blip"}, {"trackio_project": "blip"}, {}]
+)
 def test_numbers_are_logged_under_their_step(recorder: Recorder, tmp_path: Path, settings: dict[str, Any]) -> None:
     trackers = Trackers(TrainingConfig(steps=9, batch_size=1, **settings), tmp_path)
     trackers.log({"step": 7, "lm": 1.5, "rejects": 2, "note": "no number"})
@@ -160,7 +181,11 @@ def test_numbers_are_logged_under_their_step(recorder: Recorder, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("settings", "module", "name"),
-    [({"tensorboard": True}, "torch.utils.tensorboard", "TensorBoard"), ({"wandb_project": "blip"}, "wandb", "wandb")],
+    [
+        ({"tensorboard": True}, "torch.utils.tensorboard", "TensorBoard"),
+        ({"wandb_project": "blip"}, "wandb", "wandb"),
+        ({"trackio_project": "blip"}, "trackio", "trackio"),
+    ],
 )
 def test_a_missing_tracker_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], module: str, name: str

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from generated_loader import GeneratedLoader
 from torch import Tensor, nn
 
+from generated_loader import GeneratedLoader
 from marks import slow
 from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch

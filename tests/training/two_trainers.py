@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import transformers
-from generated_loader import GeneratedLoader
 from tokenizers import Tokenizer as Words
 from tokenizers import models, pre_tokenizers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from generated_loader import GeneratedLoader
 from openblip.data.batch import ImageTextBatch
 from openblip.data.config import Preprocessing
 from openblip.data.loader import LoadedBatch

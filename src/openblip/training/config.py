@@ -83,6 +83,8 @@ class TrainingConfig:
     """Also write the metrics for TensorBoard, to the run's folder."""
     wandb_project: str | None = None
     """Also send the metrics to this project of Weights & Biases."""
+    trackio_project: str | None = None
+    """Also send the metrics to this project of trackio, which keeps them on this machine."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "decay_every")

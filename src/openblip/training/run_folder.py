@@ -1,6 +1,6 @@
 """The folder of a run: config.json, changes.jsonl, metrics.jsonl, rejects.jsonl, checkpoints/step_*/, model/ and best/.
 
-Also the trackers, TensorBoard and Weights & Biases, which receive the same records.
+Also the trackers, TensorBoard, Weights & Biases and trackio, which receive the same records.
 """
 
 import json
@@ -183,7 +183,9 @@ class Trackers:
 
     def __init__(self, config: TrainingConfig, folder: Path) -> None:
         self._tensorboard: Any = None
-        self._wandb: Any = None
+        self._others: list[Any] = []  # a run of wandb, and the module of trackio: both have log and finish
+        # It finds the run again when it is resumed; the trainings of a bootstrap differ in the folders above them.
+        run = "-".join(folder.resolve().parts[-3:])
         name = "TensorBoard"
         try:
             if config.tensorboard:
@@ -194,7 +196,13 @@ class Trackers:
             if config.wandb_project:
                 import wandb
 
-                self._wandb = wandb.init(project=config.wandb_project, dir=str(folder), id=folder.name, resume="allow")
+                self._others.append(wandb.init(project=config.wandb_project, dir=str(folder), id=run, resume="allow"))
+            name = "trackio"
+            if config.trackio_project:
+                import trackio
+
+                trackio.init(project=config.trackio_project, name=run, resume="allow")
+                self._others.append(trackio)
         except ImportError as error:
             raise MissingExtraError(f'{name} is not installed: pip install "openblip[track]"') from error
 
@@ -205,12 +213,12 @@ class Trackers:
         if self._tensorboard is not None:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(scalars, step=step)
+        for tracker in self._others:
+            tracker.log(scalars, step=step)
 
     def close(self) -> None:
         """Flush and close the trackers."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for tracker in self._others:
+            tracker.finish()
