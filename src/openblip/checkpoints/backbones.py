@@ -187,6 +187,37 @@ def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, s
     return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
 
+def build_theirs(
+    source: object, model_class: Any, config: Any, state: State, prefix: str = "", ignored: tuple[str, ...] = ()
+) -> Any:
+    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit.
+
+    prefix: of their names in the folder. ignored: prefixes of what may be left over.
+    """
+    with quietly():  # transformers warns of wrong names and shapes, which are errors below
+        try:
+            model, report = model_class.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=dict(state),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (*LOADING_ERRORS, TypeError) as error:
+            problem = f"its {config.model_type} cannot be made: {first_line(error)}"
+            raise CheckpointError(f"{source}: {problem}.") from error
+    # A file may have one copy or more of weights that a class ties.
+    missing = [prefix + name for name in report["missing_keys"]]
+    left_over = [prefix + name for name in report["unexpected_keys"] if not name.startswith(ignored)]
+    shapes = [
+        f"{prefix}{name} is {tuple(shape)}, the model has {tuple(expected)}"
+        for name, shape, expected in report["mismatched_keys"]
+    ]
+    state_dict.raise_on_mismatch(source, missing, left_over, [*shapes, *report["error_msgs"]])
+    return model
+
+
 def read_hub_tokenizer(name: str) -> Any:
     """The tokenizer of a language model; CheckpointError also where transformers would make an empty one."""
     import transformers

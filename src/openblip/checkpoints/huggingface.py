@@ -138,25 +138,23 @@ _CLASSES: Mapping[str, Mapping[str, Layout]] = {  # model_type in config.json ->
 
 def _class_of(folder: Path, config: Any, state: State) -> str:
     """The name of the class that a folder holds: config.json names it, or else its weights tell."""
-    known, told_by_weights = _CLASSES[config.model_type], None
-    if config.model_type == "blip":
+    known = _CLASSES[config.model_type]
+    named: list[str] = list(config.architectures or [])
+    matching = [name for name in named if name in known]
+    if len(matching) != 1 and config.model_type == "blip":
         prefixes = {prefix for layout in known.values() for prefix in layout.text_prefixes.values()}
         present = {prefix for prefix in prefixes if any(name.startswith(f"{prefix}.") for name in state)}
         matching = [name for name, layout in known.items() if set(layout.text_prefixes.values()) == present]
-        told_by_weights = matching[0] if len(matching) == 1 else None
-    elif any(name.startswith(_LANGUAGE) for name in state):
-        told_by_weights = next(iter(known))
-    elif _RETRIEVER in known and any(name.startswith("itm_head.") for name in state):
-        told_by_weights = _RETRIEVER
-    named: list[str] = list(config.architectures or [])
-    named_and_known = [name for name in named if name in known]
-    class_name = named_and_known[0] if len(named_and_known) == 1 else told_by_weights
-    if class_name is None:
+    elif len(matching) != 1 and any(name.startswith(_LANGUAGE) for name in state):
+        matching = [next(iter(known))]
+    elif len(matching) != 1 and any(name.startswith("itm_head.") for name in state):
+        matching = [name for name in known if name == _RETRIEVER]
+    if len(matching) != 1:
         raise CheckpointError(
             f"{folder} holds {' and '.join(named) or 'a model of no named class'}, and its weights do not look like "
             f"those of a class that can be read: {', '.join(known)}."
         )
-    return class_name
+    return matching[0]
 
 
 # ---- settings (configuration_blip, configuration_blip_2)
@@ -303,44 +301,15 @@ def load_huggingface(
     class_name = _class_of(folder, config, state)
     layout = _CLASSES[config.model_type][class_name]
     if adapter is not None:
-        theirs = _build_theirs(folder, getattr(transformers, class_name), config, state, ignored=layout.ignored)
+        theirs = backbones.build_theirs(
+            folder, getattr(transformers, class_name), config, state, ignored=layout.ignored
+        )
         backbones.with_adapters(theirs, adapter).merge_and_unload()  # in place
         state = theirs.state_dict()
     extra = _read_extra(folder, config)
     if config.model_type == "blip":
         return _load_blip(folder, tokenizer, config, state, layout, extra)
     return _load_blip2(folder, tokenizer, config, state, layout, extra)
-
-
-def _build_theirs(
-    folder: Path, model_class: Any, config: Any, state: State, prefix: str = "", ignored: tuple[str, ...] = ()
-) -> Any:
-    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit.
-
-    prefix: of their names in the folder. ignored: prefixes of what may be left over.
-    """
-    with backbones.quietly():  # transformers warns of wrong names and shapes, which are errors below
-        try:
-            model, report = model_class.from_pretrained(
-                None,
-                config=copy.deepcopy(config),
-                state_dict=dict(state),
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except (*backbones.LOADING_ERRORS, TypeError) as error:
-            reason = backbones.first_line(error)
-            raise CheckpointError(f"{folder}: its {config.model_type} cannot be made: {reason}.") from error
-    # A file may have one copy or more of weights that a class ties.
-    missing = [prefix + name for name in report["missing_keys"]]
-    left_over = [prefix + name for name in report["unexpected_keys"] if not name.startswith(ignored)]
-    shapes = [
-        f"{prefix}{name} is {tuple(shape)}, the model has {tuple(expected)}"
-        for name, shape, expected in report["mismatched_keys"]
-    ]
-    state_dict.raise_on_mismatch(folder, missing, left_over, [*shapes, *report["error_msgs"]])
-    return model
 
 
 def _rows_of(state: State) -> dict[str, torch.Tensor]:
@@ -350,39 +319,36 @@ def _rows_of(state: State) -> dict[str, torch.Tensor]:
 
 
 def _fit_words(
-    folder: Path, state: State, vocabulary: Tokenizer, dec_row: int | None = None, enc_row: int | None = None
+    folder: Path, rows: State, vocabulary: Tokenizer, dec_row: int | None = None, enc_row: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """The weights with a row for every entry of a tokenizer, at its place, and spare rows behind them.
+    """What `_rows_of` gives, with a row for every entry of a tokenizer, at its place, and spare rows behind them.
 
     dec_row, enc_row: where those of [DEC] and [ENC] are in the file; None when no text begins with them. transformers
     puts added words behind the words of BERT, which is onto these rows: a word and [DEC] that have one row get one
     each, and only the word of the two is ever written. [ENC] without a row gets that of [CLS], which transformers reads
-    in its place, and words without one get the mean of all rows.
+    in its place, and words without one get the mean of all rows. Of a model that answers, transformers gives rows to
+    the added words of questions, and none to those of answers.
     """
-    rows = _rows_of(state)
-    unneeded = {vocabulary.dec_id, vocabulary.enc_id, vocabulary.entries.get(IMAGE_TOKEN)} if dec_row is None else set()
+    fewest, most = min(map(len, rows.values())), max(map(len, rows.values()))
+    special: dict[int, int] = {}
+    unneeded = {vocabulary.dec_id, vocabulary.enc_id, vocabulary.entries.get(IMAGE_TOKEN)}
+    if dec_row is not None and enc_row is not None:
+        special = {vocabulary.dec_id: dec_row, vocabulary.enc_id: enc_row if enc_row < fewest else vocabulary.cls_id}
+        unneeded = set()
     num_entries = 1 + max(index for index in vocabulary.entries.values() if index not in unneeded)
-    first_spare = num_entries if dec_row in (None, vocabulary.dec_id) else vocabulary.dec_id
-    fitted, without_row, num_rows = dict(state), set(), 0
-    for name, tensor in rows.items():
-        special: dict[int, int] = {}
-        if dec_row is not None and enc_row is not None:
-            enc = enc_row if enc_row < len(tensor) else vocabulary.cls_id
-            special = {vocabulary.dec_id: dec_row, vocabulary.enc_id: enc}
-        sources = [special.get(index, index) for index in range(num_entries)]
-        taken = {index for index, row in special.items() if row != index and sources.index(row) != index}
-        sources += [row for row in range(first_spare, len(tensor)) if row not in special.values()]
-        without_row |= {index for index, row in enumerate(sources) if row >= len(tensor)}
-        mean = tensor.mean(dim=0, keepdim=True)
-        fitted[name] = torch.cat([tensor, mean])[[min(row, len(tensor)) for row in sources]]
-        if name.endswith(".bias"):
-            fitted[name][list(taken)] = _NEVER
-        num_rows = max(num_rows, len(fitted[name]))
-    for name in rows:  # transformers gives rows to added words of questions, and none to those of answers
-        mean = fitted[name].mean(dim=0, keepdim=True)
-        fitted[name] = torch.cat([fitted[name], *[mean] * (num_rows - len(fitted[name]))])
+    sources = [special.get(index, index) for index in range(num_entries)]
+    taken = [index for index, row in special.items() if row != index and sources.index(row) != index]
+    without_row = [index for index, row in enumerate(sources) if row >= fewest]
     if without_row:
-        backbones.warn_of_rows(folder, vocabulary.pieces(sorted(without_row)))
+        backbones.warn_of_rows(folder, vocabulary.pieces(without_row))
+    first_spare = num_entries if dec_row in (None, vocabulary.dec_id) else vocabulary.dec_id
+    sources += [row for row in range(first_spare, most) if row not in special.values()]
+    fitted = {}
+    for name, tensor in rows.items():
+        mean = tensor.mean(dim=0, keepdim=True)
+        fitted[name] = torch.cat([tensor, *[mean] * (max(sources) + 1 - len(tensor))])[sources]
+        if name.endswith(".bias"):
+            fitted[name][taken] = _NEVER
     return fitted
 
 
@@ -403,15 +369,15 @@ def _load_blip(
             f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for images, of "
             f"width {vision.hidden_size}. transformers cannot run such a model either; both widths must be the same."
         )
-    vocabulary = base.find_tokenizer(folder, folder, tokenizer)
-    num_rows = min((len(tensor) for tensor in _rows_of(state).values()), default=text.vocab_size)
+    vocabulary, rows = base.find_tokenizer(folder, folder, tokenizer), _rows_of(state)
+    num_rows = min(map(len, rows.values()), default=text.vocab_size)
     base.check_vocabulary(folder, vocabulary.num_words, "the model", num_rows, "words,")
     dec_row, enc_row = vocabulary.dec_id, vocabulary.enc_id
     if isinstance(text.bos_token_id, int) and vocabulary.num_words <= text.bos_token_id < dec_row:
         dec_row, enc_row = text.bos_token_id, text.bos_token_id + 1
-    if text.vocab_size in {len(tensor) for tensor in _rows_of(state).values()}:  # else the difference is an error below
-        state = _fit_words(folder, state, vocabulary, dec_row, enc_row)
-        text.vocab_size = len(next(iter(_rows_of(state).values())))
+    if text.vocab_size in map(len, rows.values()):  # else the difference is an error below
+        rows = _fit_words(folder, rows, vocabulary, dec_row, enc_row)
+        state, text.vocab_size = {**state, **rows}, len(next(iter(rows.values())))
     sharing = extra.sharing or state_dict.infer_sharing(state, layout.text_prefixes)
     with base.as_checkpoint_errors(folder / CONFIG_FILE):
         blip_config = BlipConfig(
@@ -454,10 +420,11 @@ def _load_blip2(
     vocabulary, rows = None, _rows_of(state)
     if rows and (instructed or language is None):
         vocabulary = base.find_tokenizer(folder, folder / QFORMER_TOKENIZER if instructed else folder, tokenizer)
-        num_rows = min(len(tensor) for tensor in rows.values())
+        num_rows = min(map(len, rows.values()))
         base.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
-        state = _fit_words(folder, state, vocabulary)
-        qformer.vocab_size = len(next(iter(_rows_of(state).values())))  # transformers does not write it after a resize
+        rows = _fit_words(folder, rows, vocabulary)
+        # transformers does not write their number after a resize.
+        state, qformer.vocab_size = {**state, **rows}, len(next(iter(rows.values())))
     if vision.hidden_act not in _ACTIVATIONS or qformer.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
             f"{folder} has {vision.hidden_act}/{qformer.hidden_act} and qkv_bias {vision.qkv_bias}; in BLIP-2 the "
@@ -509,13 +476,12 @@ def _load_language_model(
     """The language model of a folder. end_of_text: what ends a text; None is what text_config says."""
     model_class = _language_class(folder, text_config)
     vocabulary = backbones.read_hub_tokenizer(tokenizer)
-    model = _build_theirs(folder, model_class, text_config, state_dict.below(_LANGUAGE, state), _LANGUAGE)
+    model = backbones.build_theirs(folder, model_class, text_config, state_dict.below(_LANGUAGE, state), _LANGUAGE)
     num_rows, width = model.get_input_embeddings().weight.shape
     without_row = [w for w, index in vocabulary.get_vocab().items() if index >= num_rows and w != IMAGE_TOKEN]
     if without_row:
-        base.check_vocabulary(
-            folder, vocabulary.vocab_size, "the language model", num_rows, "entries without added ones,"
-        )
+        kind = "entries without added ones,"
+        base.check_vocabulary(folder, vocabulary.vocab_size, "the language model", num_rows, kind)
         backbones.warn_of_rows(folder, without_row)
         model = backbones.with_rows(model, len(vocabulary))
     _check_language_width(folder, text_config, width)

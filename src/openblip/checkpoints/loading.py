@@ -1,6 +1,7 @@
 """One entry for every checkpoint: recognises what a source is, and calls the reader or writer of its format.
 
-Parts that a checkpoint leaves out are checkpoints themselves. They are loaded here, and readers receive them loaded.
+An image encoder that a checkpoint leaves out is one itself, so the reader of BLIP-2's .pth files is given
+`load_image_encoder`.
 """
 
 import os
@@ -69,13 +70,7 @@ def load_checkpoint(
         state = state_dict.as_float32(file.weights)  # of the model that its folder describes
         path, file = path.parent, None
     if file is not None and original.is_blip2_file(file):
-        parts = original.frozen_sources(file, vision, language_model)
-        encoder = None if parts.vision is None else load_image_encoder(parts.vision)
-        language = None
-        if parts.layout is not None and parts.language_model is not None:
-            end_of_text, changes = parts.layout.end_of_text, parts.layout.changes
-            language = backbones.load_language_model(parts.language_model, end_of_text=end_of_text, changes=changes)
-        return original.load_original_blip2(file, parts, encoder, language, tokenizer)
+        return original.load_original_blip2(file, load_image_encoder, tokenizer, vision, language_model)
     for part in (vision, language_model):
         if part is not None:
             raise ConfigError(f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts.")

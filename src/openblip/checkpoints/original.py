@@ -12,7 +12,7 @@ N image tokens, D width, V vocabulary.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file
 from openblip.models.blip import INITIAL_TEMPERATURE
 from openblip.models.config import STAGE1_HEADS, Blip2Config, BlipConfig, LanguageConfig, TowerConfig
-from openblip.models.language_model import LanguageModel, has_lora
+from openblip.models.language_model import has_lora
 from openblip.models.vision_tower import VisionTower
 from openblip.nn.config import QFormerConfig, TextConfig, VisionConfig
 
@@ -428,22 +428,16 @@ _LANGUAGE_LAYOUTS = (
 )
 
 
-class FrozenSources(NamedTuple):
-    """What a file says about its model, and where the parts are that it leaves out."""
-
-    settings: tuple[Blip2Config, dict[str, Any]] | None  # of `read_settings`; None in files of others
-    layout: LanguageLayout | None  # as the file means it; None in stage 1, as is `language_model`
-    vision: PathOrName | None  # None when the file holds the image encoder
-    language_model: PathOrName | None
-
-
 def frozen_sources(
     file: PthFile, vision: PathOrName | None = None, language_model: PathOrName | None = None
-) -> FrozenSources:
-    """The parts that a file of BLIP-2 leaves out, at the places that the caller names.
+) -> tuple[tuple[Blip2Config, dict[str, Any]] | None, LanguageLayout | None, PathOrName | None, PathOrName | None]:
+    """What a file of BLIP-2 says about its model, and where the parts are that it leaves out: settings as of
+    `read_settings` or None in files of others, the layout of the language model or None in stage 1, the image encoder
+    or None when the file holds it, and the language model.
 
-    A file of OpenBLIP knows where its tower and its language model came from; a named place goes before that. Raises
-    CheckpointError when a part is left out and not named, ConfigError when one is named that is not left out.
+    A file of OpenBLIP knows where its tower and its language model came from; a place that the caller names goes before
+    that. Raises CheckpointError when a part is left out and not named, ConfigError when one is named that is not left
+    out.
     """
     path = file.path
     layouts = [layout for layout in _LANGUAGE_LAYOUTS if f"{layout.projection}.weight" in file.weights]
@@ -478,7 +472,12 @@ def frozen_sources(
     if missing:
         problem = "holds what BLIP-2 has trained, not what was frozen"
         raise CheckpointError(f"{path} {problem}. Name {', and '.join(missing)}.")
-    return FrozenSources(settings, layout, vision, language_model)
+    return settings, layout, vision, language_model
+
+
+def _check_width(path: Path, part: str, expected: int, source: PathOrName, width: int) -> None:
+    if width != expected:
+        raise CheckpointError(f"{path} was trained with {part} {expected} wide; {source} is {width} wide.")
 
 
 def _vision_dim(file: PthFile) -> int:
@@ -495,42 +494,41 @@ def _in_the_paper(papers: Mapping[int, str], width: int) -> str:
 
 def load_original_blip2(
     file: PthFile,
-    sources: FrozenSources,
-    encoder: ImageEncoder | None,
-    language: LanguageModel | None,
+    load_image_encoder: Callable[[PathOrName], ImageEncoder],
     tokenizer: PathOrName | None = None,
+    vision: PathOrName | None = None,
+    language_model: PathOrName | None = None,
 ) -> Blip2Checkpoint:
-    """The model of a .pth file around the frozen parts that it leaves out, which must be those it was trained with.
+    """The model of a .pth file with the frozen parts that it leaves out, which must be those it was trained with.
 
-    sources: those of `frozen_sources`. encoder, language: what was loaded from there; None for a part that the file
-    holds or does not have.
+    vision, language_model: see `frozen_sources`.
     """
-    path, layout = file.path, sources.layout
-    widths = []
-    if encoder is not None:
-        widths.append(("an image encoder", _vision_dim(file), sources.vision, encoder.config.hidden_dim))
-    if layout is not None and language is not None:
+    path = file.path
+    settings, layout, vision, language_model = frozen_sources(file, vision, language_model)
+    state = state_dict.without(_POSITION_IDS, file.weights)
+    encoder = language = language_config = None
+    if vision is not None:
+        encoder = load_image_encoder(vision)
+        _check_width(path, "an image encoder", _vision_dim(file), vision, encoder.config.hidden_dim)
+    if layout is not None and language_model is not None:
+        end_of_text, name = layout.end_of_text, str(language_model)
+        language = backbones.load_language_model(language_model, end_of_text=end_of_text, changes=layout.changes)
         model_type = language.model.config.model_type
         if model_type != layout.model_type:
             raise CheckpointError(
-                f"{path} was trained with a language model of the kind {layout.model_type}; {sources.language_model} "
-                f"is a {model_type}."
+                f"{path} was trained with a language model of the kind {layout.model_type}; {name} is a {model_type}."
             )
-        widths.append(("a language model", _language_dim(file, layout), sources.language_model, language.hidden_dim))
-    for part, expected_width, source, width in widths:
-        if width != expected_width:
-            raise CheckpointError(f"{path} was trained with {part} {expected_width} wide; {source} is {width} wide.")
-    state = state_dict.without(_POSITION_IDS, file.weights)
-    if layout is not None and language is not None:
+        _check_width(path, "a language model", _language_dim(file, layout), name, language.hidden_dim)
+        language_config = LanguageConfig(name=name, hidden_dim=language.hidden_dim, end_of_text=end_of_text)
         state = state_dict.without(layout.weights, state)
         # LAVIS means to leave out all of the language model, but second names of shared weights slip through: OPT's
         # lm_head, T5's embed_tokens.
         own_state, different = language.model.state_dict(), []
-        for name, tensor in state_dict.below(layout.weights, file.weights).items():
-            own = own_state.get(name)
+        for weight, tensor in state_dict.below(layout.weights, file.weights).items():
+            own = own_state.get(weight)
             is_same = own is not None and own.shape == tensor.shape and torch.equal(own.to(tensor.dtype), tensor)
-            if not is_same and not name.endswith(_ROTARY):
-                different.append(layout.weights + name)
+            if not is_same and not weight.endswith(_ROTARY):
+                different.append(layout.weights + weight)
         if different:
             raise CheckpointError(
                 f"{path} holds weights of a language model that the named one does not have: "
@@ -542,20 +540,16 @@ def load_original_blip2(
     _check_temperature(state, path)
     kind = _encoder_layout(state, _VISION)
     state = _add_implied_tensors(state_dict.as_float32(state), kind, _VISION)
-    if sources.settings is not None:
-        config, others = sources.settings
+    if settings is not None:
+        config, others = settings
     else:
-        vision: VisionConfig | TowerConfig
         if encoder is None:
-            vision = infer_vit(state, kind.table, _VISION, path, kind.settings, kind.head_width)
-            preprocessing = Preprocessing(image_size=vision.image_size)
+            vit = infer_vit(state, kind.table, _VISION, path, kind.settings, kind.head_width)
+            config = infer_blip2_config(state, vit, language_config, path)
+            preprocessing = Preprocessing(image_size=vit.image_size)
         else:
-            vision, preprocessing = encoder.config, encoder.preprocessing
-        language_config = None
-        if layout is not None and language is not None:
-            name, end_of_text = str(sources.language_model), layout.end_of_text
-            language_config = LanguageConfig(name=name, hidden_dim=language.hidden_dim, end_of_text=end_of_text)
-        config = infer_blip2_config(state, vision, language_config, path)
+            config = infer_blip2_config(state, encoder.config, language_config, path)
+            preprocessing = encoder.preprocessing
         is_captioner = layout is not None and encoder is None  # fine-tuned together with its encoder
         others = {
             "preprocessing": preprocessing,
@@ -565,7 +559,7 @@ def load_original_blip2(
     if encoder is not None:
         config = replace(config, vision=encoder.config)
     if config.language is not None:
-        config = replace(config, language=replace(config.language, name=str(sources.language_model)))
+        config = replace(config, language=replace(config.language, name=str(language_model)))
     model = base.empty_blip2(path, config, encoder and encoder.model, language)
     left_out = ("language.",) if encoder is None else ("language.", "vision.")
     expected = state_dict.without(left_out, model.state_dict())

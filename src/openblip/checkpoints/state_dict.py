@@ -47,8 +47,6 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint; CheckpointError when the file is missing or damaged."""
-    if not path.is_file():
-        raise CheckpointError(f"There is no {path}; name a folder that holds a checkpoint.")
     check_file(path)
     try:
         return read_json(path)
