@@ -46,6 +46,14 @@ def test_a_line_that_was_cut_is_a_reject(lines):
     assert "broken json" in reject.reason
 
 
+def test_a_line_about_a_sample_that_is_gone_is_a_reject(lines):
+    lines.write_text(lines.read_text() + '\n{"shard": "0001", "key": "gone", "caption": "x"}')
+    samples, (reject,) = read_all(lines)
+    assert len(samples) == 4
+    assert (reject.shard, reject.key) == ("0001", "gone")
+    assert "has no sample gone any more" in reject.reason
+
+
 def test_lines_about_a_source_that_is_gone(lines, tmp_path):
     (tmp_path / "web" / "0001.tar").unlink()
     with pytest.raises(SourceError, match="web has no shard 0001 any more"):

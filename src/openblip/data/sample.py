@@ -78,6 +78,11 @@ class Selection(NamedTuple):
         """Whether a sample of this number is wanted, where piece j has every m-th one."""
         return number >= self.start and number % self.pieces[1] == self.pieces[0]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of a shard is read, so that what was not met is not there."""
+        return self.start == 0 and self.pieces == (0, 1)
+
     def skips(self, sample: Sample) -> bool:
         return self.skip is not None and self.skip(sample)
 

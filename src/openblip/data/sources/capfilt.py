@@ -86,7 +86,7 @@ class CapFiltSource(Source):
             elif item.key in kept or not item.key:
                 wanted.setdefault(item.key, [])
                 yield Located(number, item)
-        if selection.start == 0 and selection.pieces == (0, 1):
+        if selection.is_whole:
             for original, texts in kept.items():
                 for key, _ in texts if original not in wanted else ():
                     reason = f"the original shard has no sample {original} any more"

@@ -216,8 +216,7 @@ def _sub_folder(row: FolderRow) -> str:
 
 def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
     """The names of the class of each folder; raises `SourceError` when one has none."""
-    with storage.source_errors(path):
-        stated = samples.parse_json_object(storage.read_bytes(path), path)
+    stated = storage.read_json_object(path)
     classes: dict[str, list[str]] = {}
     for folder in folders:
         value = stated.get(folder)

@@ -3,11 +3,9 @@
 A repository's splits are those that its README lists, else those that its files are named after.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
 
 from openblip.data.sample import is_hidden
 from openblip.data.sources import storage
@@ -44,26 +42,26 @@ def find_hub_folder(name: str) -> str:
 def repository_files(folder: str, files: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The shards of each split of a repository or a saved data set, and the files beside them; none for another folder.
 
-    files: those at the top of the folder. Raises `SourceError` for a file about them that cannot be read.
+    folder: a canonical path; files: those at its top. Raises `SourceError` where a file about them cannot be read.
     """
-    names = {_relative(path, folder): path for path in files}
+    names = {path.removeprefix(f"{folder}/"): path for path in files}
     splits: dict[str, list[str]] = {}
     if "dataset_dict.json" in names:
-        for split in _read_json(names["dataset_dict.json"]).get("splits") or ():
+        for split in storage.read_json_object(names["dataset_dict.json"]).get("splits") or ():
             inner = storage.join(folder, str(split))
             splits[str(split)] = repository_files(inner, storage.list_files(inner))[0].get("", [])
     elif "state.json" in names:
-        listed = _read_json(names["state.json"]).get("_data_files") or ()
+        listed = storage.read_json_object(names["state.json"]).get("_data_files") or ()
         stated = [storage.join(folder, str(file["filename"])) for file in listed if "filename" in file]
         # What `map` has stored beside the data is no part of it.
         arrow = [path for name, path in names.items() if name.endswith(".arrow") and not name.startswith("cache-")]
         splits[""] = stated or arrow
     elif _CARD in names or storage.is_directory(storage.join(folder, "data")):
-        has_shards = any(_suffix(path) in SHARD_SUFFIXES for path in files)
+        has_shards = any(storage.suffix(path) in SHARD_SUFFIXES for path in files)
         files = [path for path in storage.list_files(folder, recursive=True) if not is_hidden(path)]
-        shards = [path for path in files if _suffix(path) in SHARD_SUFFIXES]
+        shards = [path for path in files if storage.suffix(path) in SHARD_SUFFIXES]
         splits = _splits_of_card(names[_CARD], folder, shards) if _CARD in names else {}
-        formats = ([path for path in shards if _suffix(path) == suffix] for suffix in SHARD_SUFFIXES)
+        formats = ([path for path in shards if storage.suffix(path) == suffix] for suffix in SHARD_SUFFIXES)
         if not splits and not has_shards:
             splits = splits_of_names(folder, next(filter(None, formats), []))
     known = {path for paths in splits.values() for path in paths}
@@ -74,7 +72,7 @@ def splits_of_names(folder: str, paths: Sequence[str]) -> dict[str, list[str]]:
     """The files of each split that they are named after; of one without a name, if a file is named after none."""
     splits: dict[str, list[str]] = {}
     for path in sorted(paths):
-        splits.setdefault(_split_of(_relative(path, folder)), []).append(path)
+        splits.setdefault(_split_of(path.removeprefix(f"{folder}/")), []).append(path)
     return {"": sorted(paths)} if "" in splits else splits
 
 
@@ -87,23 +85,6 @@ def choose_split(spec: str, splits: Mapping[str, list[str]], split: str | None) 
     wanted = "say which split after a #" if split is None else f"there is no split {split}"
     listed = ", ".join(f"#{name}" for name in splits if name)
     raise SourceError(f"{spec}: {wanted}; the folder has {listed or 'none'}")
-
-
-def _relative(path: str, folder: str) -> str:
-    return path.removeprefix(storage.canonical(folder).rstrip("/")).removeprefix(folder.rstrip("/")).lstrip("/")
-
-
-def _suffix(path: str) -> str:
-    return path.rpartition(".")[2].lower()
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    with storage.source_errors(path):
-        try:
-            content = json.loads(storage.read_bytes(path))
-        except ValueError as error:
-            raise SourceError(f"{path}: broken json: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _split_of(name: str) -> str:
@@ -131,7 +112,7 @@ def _splits_of_card(card: str, folder: str, files: Sequence[str]) -> dict[str, l
         entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
         for entry in entries or [{"split": "train", "path": listed}]:
             patterns = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
-            names = ((path, _relative(path, folder)) for path in files)
+            names = ((path, path.removeprefix(f"{folder}/")) for path in files)
             paths = [path for path, name in names if any(fnmatch(name, pattern) for pattern in patterns)]
             if paths:
                 splits[f"{prefix}{entry.get('split', 'train')}"] = paths

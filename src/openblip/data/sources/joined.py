@@ -1,7 +1,7 @@
 """Several sources one after the other, for all that reads a source once: captions, CapFilt, evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from openblip.data.sample import Located, Sample, Selection, Source
@@ -15,6 +15,10 @@ class JoinedSource(Source):
 
     name: str
     sources: tuple[Source, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        self.option_names = {name for source in self.sources for name in source.option_names}
+        self.lacks = next((source.lacks for source in self.sources if source.lacks), "")
 
     def shards(self) -> Sequence[str]:
         return [f"{number}-{shard}" for number, source in enumerate(self.sources, 1) for shard in source.shards()]
@@ -35,14 +39,6 @@ class JoinedSource(Source):
     def num_samples(self, shard: str) -> int | None:
         source, own_name = self._find(shard)
         return source.num_samples(own_name)
-
-    @property
-    def option_names(self) -> Set[str]:  # type: ignore[override]
-        return {name for source in self.sources for name in source.option_names}
-
-    @property
-    def lacks(self) -> str:  # type: ignore[override]
-        return next((source.lacks for source in self.sources if source.lacks), "")
 
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]

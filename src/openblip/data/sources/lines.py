@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openblip.data.config import SourceOptions
-from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
+from openblip.data.sample import Located, Reject, Sample, Selection, Source
 from openblip.data.sources import rows, storage
 from openblip.data.sources.rows import Dialect, ImageRow, RowSource
 from openblip.errors import SourceError
@@ -21,7 +21,7 @@ def read_line_settings(path: str) -> Mapping[str, Any]:
     file = f"{path}.settings.json"
     if not storage.exists(file):
         return {}
-    settings = parse_json_object(storage.read_bytes(file), file)
+    settings = storage.read_json_object(file)
     return settings if settings.get("sources") else {}
 
 
@@ -92,12 +92,20 @@ class LinesSource(RowSource):
         for values in map(self.dialect.parse, self._lines(shard)):
             captions[str(values.get("key"))] += rows.row_captions(values)
 
+        met: set[str] = set()
+
         def is_left_out(original: Sample) -> bool:
+            met.add(original.key)
             texts = captions.get(original.key)
             return texts is None or selection.skips(replace(original, captions=texts))
 
+        number = 0
         for number, item in self.originals[shard].read_selected(shard, selection._replace(skip=is_left_out)):
             if isinstance(item, Sample):
                 yield Located(number, replace(item, captions=captions[item.key]))
             elif item.key in captions or not item.key:
+                met.add(item.key)
                 yield Located(number, item)
+        for key in captions if selection.is_whole else ():
+            if key not in met:
+                yield Located(number, Reject(shard, key, f"the original shard has no sample {key} any more"))

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from openblip.data.config import SourceOptions
@@ -153,7 +153,7 @@ def _open_one(spec: str, options: SourceOptions) -> Source:
     if storage.is_remote(spec) or not storage.exists(spec):
         if match := _SPLIT.fullmatch(spec):  # dataset_coco.json#test
             path, split = match["path"], match["split"]
-        if is_dataset_name(path) and _suffix(path) not in _SUFFIXES:
+        if is_dataset_name(path) and storage.suffix(path) not in _SUFFIXES:
             path = find_hub_folder(path)
     paths = storage.expand_paths(path)
     unused: dict[str, Counter[str]] = {}
@@ -163,9 +163,9 @@ def _open_one(spec: str, options: SourceOptions) -> Source:
             choose_split(spec, {}, split)
             return FolderSource.open(spec, folder, options)
         unused = {"": other_files}
-    elif split is not None and {_suffix(path) for path in paths} != {"json"}:
+    elif split is not None and {storage.suffix(path) for path in paths} != {"json"}:
         raise SourceError(f"{spec}: this file has no splits to choose from; leave out #{split}")
-    suffixes = {_suffix(path) for path in paths}
+    suffixes = {storage.suffix(path) for path in paths}
     if len(suffixes) > 1:
         raise SourceError(f"{spec}: files of several formats ({', '.join(sorted(suffixes))}); name one format")
     suffix = suffixes.pop()
@@ -191,10 +191,11 @@ def shards_in(spec: str, folder: str, split: str | None = None) -> tuple[list[st
     set, else the tar files, or else parquet or Arrow files. There are none in a folder of images, nor in one where
     img2dataset wrote images to `00000` and their table to `00000.parquet`. Raises as `choose_split`.
     """
+    folder = storage.canonical(folder).rstrip("/")
     files = [path for path in storage.list_files(folder) if not is_hidden(path)]
     splits, others = repository_files(folder, files)
     for suffix in SHARD_SUFFIXES if not splits else ():
-        shards = [path for path in files if _suffix(path) == suffix]
+        shards = [path for path in files if storage.suffix(path) == suffix]
         stems = {path.removesuffix(f".{suffix}") for path in shards}
         if shards and not (suffix == "parquet" and all(map(storage.is_directory, stems))):
             known = {*shards, *(f"{stem}.parquet" for stem in stems)}  # with img2dataset's tables, beside its shards
@@ -202,12 +203,8 @@ def shards_in(spec: str, folder: str, split: str | None = None) -> tuple[list[st
             break
     if not splits:
         return [], Counter()
-    unused = Counter(ending_of(path) for path in others if _suffix(path) not in _ABOUT_DATA)
+    unused = Counter(ending_of(path) for path in others if storage.suffix(path) not in _ABOUT_DATA)
     return choose_split(spec, splits, split), unused
-
-
-def _suffix(path: str) -> str:
-    return path.rsplit(".", 1)[-1].lower()
 
 
 @dataclass
@@ -218,6 +215,9 @@ class PercentSlice(Source):
     whole: Source = field(repr=False)
     start: int
     stop: int
+
+    def __post_init__(self) -> None:
+        self.option_names, self.lacks = self.whole.option_names, self.whole.lacks
 
     @classmethod
     def open(cls, spec: str, whole: Source, start: int, stop: int) -> "PercentSlice":
@@ -247,14 +247,6 @@ class PercentSlice(Source):
     @property
     def unused(self) -> Mapping[str, Counter[str]]:  # type: ignore[override]
         return self.whole.unused
-
-    @property
-    def option_names(self) -> Set[str]:  # type: ignore[override]
-        return self.whole.option_names
-
-    @property
-    def lacks(self) -> str:  # type: ignore[override]
-        return self.whole.lacks
 
     def describe(self) -> Mapping[str, object]:
         return self.whole.describe()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from openblip.data.sample import is_transient, safe_name
+from openblip.data.sample import is_transient, parse_json_object, safe_name
 from openblip.errors import MissingExtraError, SourceError
 from openblip.files import atomic_file, hash_bytes
 
@@ -132,6 +132,12 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
+def read_json_object(path: str) -> dict[str, Any]:
+    """Raises `SourceError` that names the file."""
+    with source_errors(path):
+        return parse_json_object(read_bytes(path), path)
+
+
 def file_size(file: BinaryIO) -> int:
     """The size of an open file, which is left at its start."""
     size = file.seek(0, io.SEEK_END)
@@ -170,6 +176,11 @@ def open_copied(path: str) -> BinaryIO:
                 _remote(path, lambda filesystem, inner: filesystem.get_file(inner, str(partial)))
         os.utime(copy)
         return open(copy, "rb")
+
+
+def suffix(path: str) -> str:
+    """The ending in lower case without its dot; the whole path where it has none."""
+    return path.rpartition(".")[2].lower()
 
 
 def is_directory(path: str) -> bool:

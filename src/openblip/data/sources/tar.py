@@ -133,8 +133,8 @@ class TarSource(Source):
     def num_samples(self, shard: str) -> int | None:
         """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
         path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
-        with suppress(SourceError, OSError):
-            count = samples.parse_json_object(storage.read_bytes(path)).get("successes")
+        with suppress(SourceError):
+            count = storage.read_json_object(path).get("successes")
             return count if isinstance(count, int) else None
         return None
 
