@@ -10,7 +10,7 @@ from annotation_files import items_of, read_all, write
 from openblip.data.config import SourceOptions
 from openblip.data.inspect import inspect_source
 from openblip.data.sources import check_options_used, open_mixture, open_source, require_texts
-from openblip.data.sources.rows import Dialect
+from openblip.data.sources.dialect import Dialect
 from openblip.errors import ConfigError, SourceError
 
 JUICE = {"images": ["a.jpg"], "text": "<__dj__image> a dog <|__dj__eoc|>"}

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from openblip.data.config import SourceOptions
 from openblip.data.sample import VIDEO_SUFFIXES, Source, caption_texts, clean_text
 from openblip.data.sources import rows, storage
-from openblip.data.sources.rows import AnnotationRows, AnnotationSource, Fields, ImageRow, id_of, number_of, text_of
+from openblip.data.sources.dialect import Dialect, Fields, is_image_name, open_text
+from openblip.data.sources.rows import AnnotationRows, AnnotationSource, ImageRow, id_of, number_of, text_of
 from openblip.errors import SourceError
 
 _VISUAL_GENOME_WEIGHT = 0.2  # of a question beside VQAv2's, in the released training code
@@ -140,7 +141,7 @@ def named_rows(file: AnnotationSource) -> AnnotationRows:
 
 def _names_images_itself(content: Any) -> bool:
     """Whether a parsed json is an object of captions, or of objects with captions, by the names of image files."""
-    return isinstance(content, dict) and bool(content) and all(map(rows.is_image_name, itertools.islice(content, 100)))
+    return isinstance(content, dict) and bool(content) and all(map(is_image_name, itertools.islice(content, 100)))
 
 
 def flickr_rows(file: AnnotationSource) -> AnnotationRows:
@@ -606,8 +607,8 @@ def open_annotated(spec: str, path: str, options: SourceOptions, split: str | No
 
 def _recognise_rows(path: str, options: SourceOptions) -> tuple[_Format | None, bool]:
     """The format that the first row tells, if any, and whether the file has rows and is not one json document."""
-    with storage.source_errors(path), rows.open_rows(path) as file:
-        columns = rows.Dialect.of(file, path)[0].columns
+    with storage.source_errors(path), open_text(path) as file:
+        columns = Dialect.of(file, path)[0].columns
         if columns is not None:
             fields = dict.fromkeys(columns)
             if options.image_column is None and options.caption_column is None:

@@ -21,7 +21,8 @@ from openblip.data import sample as samples
 from openblip.data.config import SourceOptions
 from openblip.data.sample import TEXT_SUFFIXES, Sample, ending_of, safe_name
 from openblip.data.sources import rows, storage
-from openblip.data.sources.rows import Dialect, Fields, ImageRow, RowSource, chunk_names, cut_rows
+from openblip.data.sources.dialect import Dialect, Fields, open_rows
+from openblip.data.sources.rows import ImageRow, RowSource, chunk_names, cut_rows
 from openblip.errors import SourceError
 
 _CLASSES = "classes.json"  # beside an image of the same stem it holds its captions
@@ -140,12 +141,11 @@ def _read_metadata(
     stated: defaultdict[str, list[_MetadataRow]] = defaultdict(list)
     for name in names:
         path = storage.join(root, name)
-        with storage.source_errors(path), rows.open_rows(path) as file:
-            dialect, number = Dialect.of(file, path)
-            found = list(dialect.lines(file, number))
+        with open_rows(path) as (dialect, found):
+            listed = list(found)
         if options.image_column or options.caption_column:
-            dialect.check(found[: rows.NUM_LOOKED_AT], options, path)
-        lines = [_MetadataRow(f"{name} line {n}", dialect, data, options) for n, _, data in found]
+            rows.check_rows(dialect, listed, options, path)
+        lines = [_MetadataRow(f"{name} line {n}", dialect, data, options) for n, _, data in listed]
         images: list[str | None] = []
         for row in lines:
             image = None
@@ -216,7 +216,7 @@ def _sub_folder(row: FolderRow) -> str:
 
 def _read_classes(path: str, folders: Iterable[str]) -> dict[str, list[str]]:
     """The names of the class of each folder; raises `SourceError` when one has none."""
-    stated = storage.read_json_object(path)
+    stated = storage.read_object(path)
     classes: dict[str, list[str]] = {}
     for folder in folders:
         value = stated.get(folder)

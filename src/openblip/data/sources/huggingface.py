@@ -47,11 +47,11 @@ def repository_files(folder: str, files: Sequence[str]) -> tuple[dict[str, list[
     names = {path.removeprefix(f"{folder}/"): path for path in files}
     splits: dict[str, list[str]] = {}
     if "dataset_dict.json" in names:
-        for split in storage.read_json_object(names["dataset_dict.json"]).get("splits") or ():
+        for split in storage.read_object(names["dataset_dict.json"]).get("splits") or ():
             inner = storage.join(folder, str(split))
             splits[str(split)] = repository_files(inner, storage.list_files(inner))[0].get("", [])
     elif "state.json" in names:
-        listed = storage.read_json_object(names["state.json"]).get("_data_files") or ()
+        listed = storage.read_object(names["state.json"]).get("_data_files") or ()
         stated = [storage.join(folder, str(file["filename"])) for file in listed if "filename" in file]
         # What `map` has stored beside the data is no part of it.
         arrow = [path for name, path in names.items() if name.endswith(".arrow") and not name.startswith("cache-")]

@@ -12,7 +12,8 @@ from typing import Any
 from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, Reject, Sample, Selection, Source
 from openblip.data.sources import rows, storage
-from openblip.data.sources.rows import Dialect, ImageRow, RowSource
+from openblip.data.sources.dialect import Dialect, open_rows, open_text
+from openblip.data.sources.rows import ImageRow, RowSource
 from openblip.errors import SourceError
 
 
@@ -21,7 +22,7 @@ def read_line_settings(path: str) -> Mapping[str, Any]:
     file = f"{path}.settings.json"
     if not storage.exists(file):
         return {}
-    settings = storage.read_json_object(file)
+    settings = storage.read_object(file)
     return settings if settings.get("sources") else {}
 
 
@@ -49,9 +50,8 @@ class LinesSource(RowSource):
         """Pass once over the lines; raises `SourceError`, also for a source that is gone."""
         stem = next(iter(storage.shard_names([path])))
         chunks: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
-        with storage.source_errors(path), storage.open_binary(path) as file:
-            dialect, number = Dialect.of(file, path)
-            for _, offset, data in dialect.lines(file, number):
+        with open_rows(path) as (dialect, lines):
+            for _, offset, data in lines:
                 shard: Any = None
                 with contextlib.suppress(SourceError):  # of a broken line, which becomes a reject
                     shard = dialect.parse(data).get("shard")
@@ -70,7 +70,7 @@ class LinesSource(RowSource):
         return self.originals[shard].image_id_prefix(shard) if shard in self.originals else self.name
 
     def _lines(self, shard: str) -> Iterator[bytes]:
-        with storage.source_errors(self.path), storage.open_binary(self.path) as file:
+        with storage.source_errors(self.path), open_text(self.path) as file:
             for offset in self.chunks[shard]:
                 file.seek(offset)
                 yield next(self.dialect.lines(file, 0))[2]

@@ -1,15 +1,11 @@
 """Rows: samples whose texts are in a table or list and whose images are files of their own.
 
 Tables (.jsonl, .csv and .tsv), annotation files and folders are read in shards of a bounded number of rows. Columns and
-types of fields are those of docs/data.md. pyarrow.csv is not used: it refuses a file for one broken row, and does not
-say in which line a row begins.
+types of fields are those of docs/data.md.
 """
 
-import codecs
 import contextlib
-import csv
 import errno
-import io
 import itertools
 import json
 import math
@@ -22,28 +18,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from openblip.data import sample as samples
 from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, MissingFile, Reject, Sample, Selection, Source
 from openblip.data.sources import storage
+from openblip.data.sources.dialect import AS_UTF8, Dialect, Fields, Line, is_image_name, is_utf8, open_rows, open_text
 from openblip.errors import SourceError
 
 Chunk = TypeVar("Chunk")
-Fields = Mapping[str, Any]
-"""A json object, or the named values of a row."""
 Place = Callable[[int], str]
 """Where in a file an item stands: `images[7]`."""
 
 ROWS_PER_SHARD = 10_000  # so that a table of millions can be shuffled and resumed in pieces
 _ROWS_AT_ONCE = 32
 _REMOTE_THREADS = 8
-_LONGEST_ROW = 1 << 16  # bytes; a longer csv row is a quote that was never closed
-_AS_UTF8 = "save the file as UTF-8, as `iconv -f latin1 -t utf-8` does"
 _MOST_NOT_UTF8 = 0.1  # of the rows of a file: fewer are rejects, more are a file in another encoding
-NUM_LOOKED_AT = 100  # rows that tell the columns of a file of json lines
-_BOM = b"\xef\xbb\xbf"
+_NUM_LOOKED_AT = 100  # rows that tell the columns of a file of json lines
 
 IMAGE_COLUMNS = (
     "image", "image_path", "path", "file_name", "filename", "filepath", "file", "jpg", "png", "webp", "video", "images",
@@ -54,7 +46,6 @@ KEY_COLUMNS = ("key", "__key__", "id")
 TASK_COLUMNS = ("question", "statement", "label", "instruction", "dialog", "turns", "conversations")
 _LINE_FIELDS = frozenset({"key", "caption", "text", "logprob", "tokens", "token_logprobs", "match", "similarity"})
 """Of a line that `openblip caption` or `match` writes about an image file, whose path is the key."""
-_NUMBERED_CAPTION = re.compile(rb"[^\t]+\.\w+#\d+\t")  # of Flickr8k: dog.jpg#0, a tab and the caption
 _OWN_TOKENS = re.compile(r"\s*(?:<__dj__\w+>|<\|__dj__eoc\|>)\s*")  # of data-juicer: places of images, ends of parts
 _TYPED = frozenset({*TASK_COLUMNS, "answers", "weight", "choices", "correct_choice"})
 
@@ -371,117 +362,19 @@ def _wrong(item: Fields, name: str, wanted: str) -> SourceError:
     return SourceError(f"{name} must be {wanted}, not {item[name]!r:.80}" if name in item else f"no {name}")
 
 
-def open_rows(path: str) -> BinaryIO:
-    """Open a file of rows as UTF-8, in which a file in UTF-16 is held in memory."""
-    file = storage.open_binary(path)
-    if storage.is_remote(path):
-        # The files of fsspec copy a whole block for every line that is read.
-        file = io.BufferedReader(cast(io.RawIOBase, file), _LONGEST_ROW)
-    if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        file.seek(0)
-        return file
-    with file:
-        file.seek(0)
-        return io.BytesIO(file.read().decode("utf-16").encode())
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How the rows of a file are written: one json object per line, or values under the header of a .csv or .tsv."""
-
-    columns: tuple[str, ...] | None = None  # the header; None for json
-    delimiter: str = ","  # or semicolon, tab or |
-    is_quoted: bool = True
-
-    @classmethod
-    def of(cls, file: BinaryIO, path: str) -> tuple["Dialect", int]:
-        """The dialect that the file's name tells, and the line at which rows begin, where the file is left."""
-        if not path.lower().endswith((".csv", ".tsv", ".txt", ".token")):
-            return cls(), 1
-        head = file.readline()
-        if _NUMBERED_CAPTION.match(head):
-            file.seek(0)
-            return cls(("image_name", "comment"), "\t", is_quoted=False), 1
-        try:
-            text = head.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: the header is not UTF-8 text: {error}; {_AS_UTF8}") from error
-        delimiter = max(",;\t|", key=text.count)
-        names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
-        if any(map(is_image_name, names)):
-            advice = f"put a line of names above it, as image{delimiter}caption"
-            raise SourceError(f"{path}: its first line has no names of columns but {names[0]!r:.80}; {advice}")
-        if repeated := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
-            raise SourceError(f"{path}: several columns are called {repeated[0]}; rename all but one")
-        return cls(names, delimiter), 2
-
-    def lines(self, file: BinaryIO, number: int) -> Iterator[tuple[int, int, bytes]]:
-        """The rows from the file's position, the start of line `number`: number of the first line, offset and bytes.
-
-        Empty lines are left out. A line break within the quotes of a csv does not end a row. A quote that is never
-        closed makes its own line a broken row, and the next line is a row again.
-        """
-        offset = file.tell()
-        while first := file.readline():
-            data, error = first, self._quote_error(first)
-            while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
-                data += more
-                if b'"' in more:  # else it ends inside the quotes, too
-                    error = self._quote_error(data)
-            if error:
-                data = first
-                file.seek(offset + len(first))
-            if data.removeprefix(_BOM).strip():
-                yield number, offset, data
-            number += data.count(b"\n")
-            offset += len(data)
-
-    def _quote_error(self, data: bytes) -> str:
-        """What the csv parser has against a row; "unexpected end of data" where it ends inside quotes."""
-        if self.columns is not None and self.is_quoted and b'"' in data:
-            try:
-                self._values(data, errors="replace")
-            except csv.Error as error:
-                return str(error)
-        return ""
-
-    def _values(self, data: bytes, errors: str = "strict") -> list[str]:
-        if not self.is_quoted:
-            return data.decode("utf-8", errors).rstrip("\r\n").split(self.delimiter, len(self.columns or ()) - 1)
-        text = io.StringIO(data.decode("utf-8", errors), newline="")
-        return next(csv.reader(text, delimiter=self.delimiter, strict=True))
-
-    def parse(self, data: bytes) -> Fields:
-        """The named values of a row; raises `SourceError`."""
-        if self.columns is None:
-            return samples.parse_json_object(data.removeprefix(_BOM))
-        try:
-            values = self._values(data)
-        except (csv.Error, UnicodeDecodeError) as error:
-            advice = f"; {_AS_UTF8}" if isinstance(error, UnicodeDecodeError) else ""
-            raise SourceError(f"broken row: {error}{advice}") from error
-        if len(values) != len(self.columns):
-            raise SourceError(f"{len(values)} values for {len(self.columns)} columns")
-        return dict(zip(self.columns, (value.strip() for value in values), strict=True))
-
-    def check(self, lines: Sequence[tuple[int, int, bytes]], options: SourceOptions, path: str) -> str:
-        """`check_columns` of a file by its header, or by the columns of its first rows."""
-        names, rows = list(self.columns or ()), list[Fields]()
-        for _, _, data in lines:
-            with contextlib.suppress(SourceError):
-                rows.append(self.parse(data))
-        names += dict.fromkeys(name for row in rows for name in row if name not in names)
-        if not rows and self.columns is None:
-            return ""  # every row is a reject
-        has_lines = "key" in names and not any(name in names for name in IMAGE_COLUMNS)
-        images = ("key",) if has_lines and any(is_image_name(row.get("key")) for row in rows) else IMAGE_COLUMNS
-        lacks = check_columns(names, images, options, path)
-        return "" if self.columns is None else lacks  # a later line may have what the first ones lack
-
-
-def is_image_name(value: Any) -> bool:
-    """Whether a value of a row is the name of an image or video file."""
-    return isinstance(value, str) and samples.file_kind(value.rpartition(".")[2].lower()) in ("image", "video")
+def check_rows(dialect: Dialect, lines: Iterable[Line], options: SourceOptions, path: str) -> str:
+    """`check_columns` of a file by its header, or by the columns of its first rows."""
+    names, rows = list(dialect.columns or ()), list[Fields]()
+    for _, _, data in itertools.islice(lines, _NUM_LOOKED_AT):
+        with contextlib.suppress(SourceError):
+            rows.append(dialect.parse(data))
+    names += dict.fromkeys(name for row in rows for name in row if name not in names)
+    if not rows and dialect.columns is None:
+        return ""  # every row is a reject
+    has_lines = "key" in names and not any(name in names for name in IMAGE_COLUMNS)
+    images = ("key",) if has_lines and any(is_image_name(row.get("key")) for row in rows) else IMAGE_COLUMNS
+    lacks = check_columns(names, images, options, path)
+    return "" if dialect.columns is None else lacks  # a later line may have what the first ones lack
 
 
 class _Chunk(NamedTuple):
@@ -513,16 +406,14 @@ class TableSource(RowSource):
         for stem, path in storage.shard_names(paths).items():
             chunks: list[_Chunk] = []
             num_not_utf8 = 0
-            with storage.source_errors(path), open_rows(path) as file:
-                dialect, number = Dialect.of(file, path)
-                lines = dialect.lines(file, number)
+            with open_rows(path) as (dialect, lines):
                 while chunk := list(itertools.islice(lines, ROWS_PER_SHARD)):
                     if not chunks:
-                        lacks = lacks or dialect.check(chunk[:NUM_LOOKED_AT], options, path)
+                        lacks = lacks or check_rows(dialect, chunk, options, path)
                     num_not_utf8 += sum(not is_utf8(data) for _, _, data in chunk)
                     chunks.append(_Chunk(path, dialect, *chunk[0][:2], len(chunk)))
             if num_not_utf8 > _MOST_NOT_UTF8 * sum(chunk.num_rows for chunk in chunks):
-                raise SourceError(f"{path}: {num_not_utf8} rows are not UTF-8 text; {_AS_UTF8}")
+                raise SourceError(f"{path}: {num_not_utf8} rows are not UTF-8 text; {AS_UTF8}")
             shards |= chunk_names(stem, chunks)
         if not shards:
             raise SourceError(f"{spec}: no rows")
@@ -542,7 +433,7 @@ class TableSource(RowSource):
         chunk = self.chunks[shard]
         folder = self.options.images or storage.parent(chunk.path)
         with storage.source_errors(chunk.path):
-            file = open_rows(chunk.path)
+            file = open_text(chunk.path)
         with file:
             file.seek(chunk.offset)
             for number, _, data in itertools.islice(chunk.dialect.lines(file, chunk.line), chunk.num_rows):
@@ -551,13 +442,6 @@ class TableSource(RowSource):
                     yield place, table_row(chunk.dialect.parse(data), number, folder, self.options)
                 except SourceError as error:
                     yield place, Reject(shard, f"{number:09d}", f"{place}: {error}")
-
-
-def is_utf8(data: bytes) -> bool:
-    try:
-        return data.isascii() or bool(data.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def table_row(values: Fields, number: int, folder: str, options: SourceOptions) -> ImageRow:
@@ -646,7 +530,7 @@ class AnnotationSource(RowSource):
 
     def has_images(self) -> bool:
         """Whether an image of the first rows is there."""
-        first = itertools.islice(self.rows(next(iter(self.chunks))), NUM_LOOKED_AT)
+        first = itertools.islice(self.rows(next(iter(self.chunks))), _NUM_LOOKED_AT)
         return any(map(storage.exists, (path for _, row in first if isinstance(row, ImageRow) for path in row.image)))
 
     @property
@@ -665,9 +549,8 @@ class AnnotationSource(RowSource):
 
     def lines(self) -> Iterator[tuple[str, Any]]:
         """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
-        with open_rows(self.path) as file:
-            dialect, number = Dialect.of(file, self.path)
-            for line, _, data in dialect.lines(file, number):
+        with open_rows(self.path) as (dialect, lines):
+            for line, _, data in lines:
                 try:
                     yield f"line {line}", dialect.parse(data)
                 except SourceError as error:

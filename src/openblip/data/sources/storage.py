@@ -132,7 +132,7 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def read_json_object(path: str) -> dict[str, Any]:
+def read_object(path: str) -> dict[str, Any]:
     """Raises `SourceError` that names the file."""
     with source_errors(path):
         return parse_json_object(read_bytes(path), path)

@@ -134,7 +134,7 @@ class TarSource(Source):
         """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
         path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
         with suppress(SourceError):
-            count = storage.read_json_object(path).get("successes")
+            count = storage.read_object(path).get("successes")
             return count if isinstance(count, int) else None
         return None
 
