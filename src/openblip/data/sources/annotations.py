@@ -35,6 +35,8 @@ _VISDIAL_FOLDERS = {
 _VIDEO_NAMES = ("clip_name", "video_id")
 _VIDEO_CAPTIONS = ("sentence", "caption", "captions")
 _VIDEO_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
+_NameOf = Callable[[Fields], str]
+_Find = Callable[[str], Sequence[str]]  # from the name of an image or video to its possible paths
 _LONGEST_LINE = 1 << 20  # bytes of a first line; that of no format of rows is longer
 
 
@@ -145,28 +147,37 @@ def _names_images_itself(content: Any) -> bool:
 
 
 def flickr_rows(file: AnnotationSource) -> AnnotationRows:
-    """Flickr8k and Flickr30k: a caption in each line; each image is a sample with all of its captions. The key is the
-    image's name.
-    """
+    """Flickr8k and Flickr30k: a caption in each line; each image is a sample with all of its captions."""
+
+    def name_of(item: Fields) -> str:
+        name = rows.file_name_of(item, "image" if "image" in item else "image_name")
+        return re.sub(r"#\d+$", "", name)  # the caption's number
+
+    paths_of = file.image_paths("flickr30k-images", "flickr30k_images", "Images", "Flicker8k_Dataset")
+    return _rows_by_name(file, name_of, ("caption", "comment"), paths_of)._replace(
+        description={"format": "Flickr8k or Flickr30k captions"}
+    )
+
+
+def _rows_by_name(file: AnnotationSource, name_of: _NameOf, columns: Sequence[str], find: _Find) -> AnnotationRows:
+    """One sample for each name, which is its key, with the captions of all rows of that name; broken rows come last."""
     captions: dict[str, list[str]] = {}
     broken: dict[str, SourceError] = {}
     for place, item in file.lines():
         try:
             if isinstance(item, SourceError):
                 raise item
-            name = rows.file_name_of(item, "image" if "image" in item else "image_name")
-            name = re.sub(r"#\d+$", "", name)  # the caption's number
-            captions.setdefault(name, []).extend(rows.row_captions(item, ("caption", "comment")))
+            name, its_captions = name_of(rows.as_object(item)), rows.row_captions(item, columns)
+            captions.setdefault(name, []).extend(its_captions)
         except SourceError as error:
             broken[place] = error
-    paths_of = file.image_paths("flickr30k-images", "flickr30k_images", "Images", "Flicker8k_Dataset")
 
     def row(item: Fields, number: int) -> ImageRow:
         name = item["name"]
-        return ImageRow(name, paths_of(name), name, tuple(captions[name]), {"image_id": name})
+        return ImageRow(name, find(name), name, tuple(captions[name]), {"image_id": name})
 
     items = [*({"name": name} for name in captions), *broken.values()]
-    return AnnotationRows(items, row, {"format": "Flickr8k or Flickr30k captions"}, [*captions, *broken].__getitem__)
+    return AnnotationRows(items, row, {}, [*captions, *broken].__getitem__)
 
 
 def _is_pair(item: Fields) -> bool:
@@ -439,27 +450,15 @@ def msrvtt_rows(file: AnnotationSource) -> AnnotationRows:
 
 
 def video_list_rows(file: AnnotationSource) -> AnnotationRows:
-    """Lists of videos with captions: each video is a sample with those of all its rows. Broken rows come last."""
-    captions: dict[str, tuple[str, ...]] = {}
-    broken: dict[str, SourceError] = {}
-    listed = file.lines() if file.content is None else ((f"[{n}]", item) for n, item in enumerate(file.content))
-    for place, item in listed:
-        try:
-            if isinstance(item, SourceError):
-                raise item
-            name = text_of(rows.as_object(item), next((name for name in _VIDEO_NAMES if name in item), _VIDEO_NAMES[0]))
-            captions[name] = captions.get(name, ()) + rows.row_captions(item, _VIDEO_CAPTIONS)
-        except SourceError as error:
-            broken[place] = error
+    """Lists of videos with captions: each video is a sample with those of all its rows."""
+
+    def name_of(item: Fields) -> str:
+        return text_of(item, next((name for name in _VIDEO_NAMES if name in item), _VIDEO_NAMES[0]))
+
     folder = VideoFolder(file.images)
-
-    def row(item: Fields, number: int) -> ImageRow:
-        name = item["name"]
-        return ImageRow(name, folder.find(name), name, captions[name], {"image_id": name})
-
-    items = [*({"name": name} for name in captions), *broken.values()]
-    description = {"format": "list of captioned videos", **folder.describe_missing(captions)}
-    return AnnotationRows(items, row, description, [*captions, *broken].__getitem__)
+    listed = _rows_by_name(file, name_of, _VIDEO_CAPTIONS, folder.find)
+    missing = folder.describe_missing(item["name"] for item in listed.items if not isinstance(item, SourceError))
+    return listed._replace(description={"format": "list of captioned videos", **missing})
 
 
 def _names_videos(item: Fields) -> bool:

@@ -548,7 +548,10 @@ class AnnotationSource(RowSource):
         return lambda name: [storage.join(path, name) for path in present]
 
     def lines(self) -> Iterator[tuple[str, Any]]:
-        """The rows of a file of rows, each with its place; a `SourceError` stands for a broken one."""
+        """The items of a list or rows, each with its place; a `SourceError` stands for a broken row."""
+        if self.content is not None:
+            yield from ((f"[{number}]", item) for number, item in enumerate(self.content))
+            return
         with open_rows(self.path) as (dialect, lines):
             for line, _, data in lines:
                 try:
