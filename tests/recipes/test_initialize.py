@@ -1,7 +1,9 @@
 """What a checkpoint of other heads gives a task: exactly its weights, and fresh ones only where named."""
 
 import re
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -198,6 +200,19 @@ def test_another_vocabulary_keeps_the_embeddings_of_what_both_have(
             assert same == (entry in before.entries), (name, entry)
     known = len(before.entries.keys() & after.entries.keys())
     assert f"{known} entries keep their embeddings, {after.vocab_size - known} are new" in capsys.readouterr().err
+
+
+def test_vocabularies_as_large_as_berts_are_compared_at_once(tmp_path: Path) -> None:
+    tokenizers = []
+    for name, first in (("before", 0), ("after", 10_000)):
+        (tmp_path / name).mkdir()
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(first, first + 30_000))]
+        (tmp_path / name / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+        tokenizers.append(Tokenizer.load(tmp_path / name))
+    started = time.perf_counter()
+    shared = SharedEntries.of(*tokenizers)
+    assert time.perf_counter() - started < 5
+    assert (shared.before[4], shared.after[4], len(shared.after)) == (10_004, 4, 20_006)
 
 
 def test_drop_path_is_the_tasks_and_pooling_the_checkpoints() -> None:

@@ -21,7 +21,7 @@ import tokenizers
 from tokenizers import Tokenizer as WordPiece
 
 from openblip.data.sample import clean_text
-from openblip.errors import CheckpointError, ConfigError, hub_problem
+from openblip.errors import CheckpointError, ConfigError, OpenBlipError, hub_problem
 from openblip.files import damage, read_json
 from openblip.text_counts import count_text
 
@@ -168,13 +168,7 @@ class Tokenizer:
             return cls(wordpiece)
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder}: neither tokenizer.json nor vocab.txt") from error
-        except (
-            CheckpointError,
-            ConfigError,
-            OSError,
-            ValueError,
-            TypeError,
-        ) as error:  # a UnicodeDecodeError is a ValueError
+        except (OpenBlipError, OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path if path.is_file() else vocab}: {error}") from error
 
     @classmethod

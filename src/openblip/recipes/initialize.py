@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,13 +62,13 @@ class SharedEntries(NamedTuple):
     @classmethod
     def of(cls, before: Tokenizer, after: Tokenizer) -> "SharedEntries":
         """Say on standard error how many entries of the new vocabulary begin at random."""
-        pairs = [
-            (before.entries[e], i) for e, i in sorted(after.entries.items(), key=itemgetter(1)) if e in before.entries
-        ]
+        known = before.entries
+        pairs = sorted((new, known[entry]) for entry, new in after.entries.items() if entry in known)
         if rank() == 0:
-            new = after.vocab_size - len(pairs)
-            print(f"another vocabulary: {len(pairs):,} entries keep their embeddings, {new:,} are new", file=sys.stderr)
-        return cls([old for old, _ in pairs], [new for _, new in pairs], after.vocab_size)
+            num_new = after.vocab_size - len(pairs)
+            line = f"another vocabulary: {len(pairs):,} entries keep their embeddings, {num_new:,} are new"
+            print(line, file=sys.stderr)
+        return cls([old for _, old in pairs], [new for new, _ in pairs], after.vocab_size)
 
     def copy(self, parameter: Tensor, weight: Tensor) -> None:
         """Copy the rows; a Q-Former has none for [ENC]."""
@@ -177,13 +176,20 @@ def load_blip2_checkpoint(source: str) -> Blip2Checkpoint:
     return checkpoint
 
 
-def make_tokenizer(name: str | None, vocab_size: int, mixture: Mixture) -> Tokenizer:
-    """The tokenizer called `name`, or a WordPiece vocabulary of the captions, trained by one process."""
+def choose_tokenizer(
+    own: Tokenizer | None, name: str | None, vocab_size: int, mixture: Mixture
+) -> tuple[Tokenizer, SharedEntries | None]:
+    """The tokenizer called `name`, and what it shares with a model's `own` in whose place it comes. Without a name, the
+    own one, or a WordPiece vocabulary of the captions, trained by one process.
+    """
     if name is not None:
-        return Tokenizer.load(name)
+        tokenizer = Tokenizer.load(name)
+        return tokenizer, None if own is None else SharedEntries.of(own, tokenizer)
+    if own is not None:
+        return own, None
     texts = map(normalize_caption, read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS))
     trained = [Tokenizer.train(texts, vocab_size).to_json()] if rank() == 0 else []
-    return Tokenizer.from_json(gather_objects(trained)[0])
+    return Tokenizer.from_json(gather_objects(trained)[0]), None
 
 
 def make_language_tokenizer(mixture: Mixture, vocab_size: int, *, ends: bool) -> Any:

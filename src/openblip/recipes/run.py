@@ -290,7 +290,7 @@ class BlipRun(Run):
         from openblip.checkpoints.checkpoint import BlipCheckpoint
         from openblip.checkpoints.loading import load_checkpoint
         from openblip.models.blip import Blip
-        from openblip.recipes.initialize import SharedEntries, make_tokenizer, with_heads
+        from openblip.recipes.initialize import choose_tokenizer, with_heads
 
         heads = self.task_class.heads(self.task)
         if self.init is not None:
@@ -298,16 +298,13 @@ class BlipRun(Run):
             if not isinstance(checkpoint, BlipCheckpoint):
                 raise ConfigError(f"{self.init} is a checkpoint of BLIP-2; the recipe {self.recipe} trains BLIP.")
             size = self.image_size or checkpoint.preprocessing.image_size
-            tokenizer, entries = checkpoint.tokenizer, None
-            if self.tokenizer is not None:
-                tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
-                entries = SharedEntries.of(checkpoint.tokenizer, tokenizer)
+            tokenizer, entries = choose_tokenizer(checkpoint.tokenizer, self.tokenizer, self.vocab_size, mixture)
             model = with_heads(checkpoint.model, heads, self.drop_path, self.image_size, entries)
             preprocessing = replace(checkpoint.preprocessing, image_size=size)
             checkpoint = checkpoint._replace(model=model, tokenizer=tokenizer, preprocessing=preprocessing)
         else:
             assert self.model is not None  # `check` has seen to it
-            tokenizer = make_tokenizer(self.tokenizer, self.vocab_size, mixture)
+            tokenizer, _ = choose_tokenizer(None, self.tokenizer, self.vocab_size, mixture)
             text = replace(self.model.text, vocab_size=tokenizer.vocab_size)
             model = Blip(replace(self.model, text=text, heads=heads))
             if self.vision_init is not None:
@@ -464,13 +461,7 @@ class Blip2Run(Run):
         from openblip.checkpoints.backbones import init_text
         from openblip.checkpoints.checkpoint import Blip2Checkpoint
         from openblip.models.blip2 import Blip2
-        from openblip.recipes.initialize import (
-            SharedEntries,
-            freeze_unused,
-            load_blip2_checkpoint,
-            make_tokenizer,
-            take_weights,
-        )
+        from openblip.recipes.initialize import choose_tokenizer, freeze_unused, load_blip2_checkpoint, take_weights
 
         heads = self.task_class.heads(self.task)
         start = None if self.init is None else load_blip2_checkpoint(self.init)
@@ -488,17 +479,15 @@ class Blip2Run(Run):
             config, vision=encoder.config, language=language_config, heads=heads, instructed=self.instructed
         )
         tokenizer = entries = None
-        if config.has_text_branch and text_branch is not None:
-            if not text_branch.model.config.has_text_branch:
+        if config.has_text_branch:
+            if text_branch is not None and not text_branch.model.config.has_text_branch:
                 raise ConfigError(self._no_text_branch())
-            tokenizer = text_branch.tokenizer
-        if config.has_text_branch and (tokenizer is None or self.tokenizer is not None):
-            own, tokenizer = tokenizer, make_tokenizer(self.tokenizer, self.vocab_size, mixture)
-            entries = None if own is None else SharedEntries.of(own, tokenizer)
-            # [ENC], the last token of our vocabularies, does not exist in BLIP-2.
-            if tokenizer.enc_id != tokenizer.vocab_size - 1:
-                raise ConfigError(f"{self.tokenizer} is no vocabulary for BLIP-2: entries stand behind [ENC].")
-            config = replace(config, qformer=replace(config.qformer, vocab_size=tokenizer.vocab_size - 1))
+            own = None if text_branch is None else text_branch.tokenizer
+            tokenizer, entries = choose_tokenizer(own, self.tokenizer, self.vocab_size, mixture)
+            if tokenizer is not own:  # [ENC], the last token of our vocabularies, does not exist in BLIP-2
+                if tokenizer.enc_id != tokenizer.vocab_size - 1:
+                    raise ConfigError(f"{self.tokenizer} is no vocabulary for BLIP-2: entries stand behind [ENC].")
+                config = replace(config, qformer=replace(config.qformer, vocab_size=tokenizer.vocab_size - 1))
         model = Blip2(config, encoder.model, language)
         if start is not None and text_branch is not None:
             take_weights(model, start.model, text_branch.model, entries)
