@@ -200,7 +200,7 @@ def load_native(folder: Path, tokenizer: PathOrName | None = None, state: state_
     tokenizer_source = folder if tokenizer is None else os.fspath(tokenizer)
     written = state_dict.read_json_object(config_file)
     if state is None:
-        state = state_dict.unwrapped(state_dict.read_safetensors(weights_file))
+        state = state_dict.unwrapped(state_dict.read_weights(weights_file))
     if written.get("model_type") != BLIP2_TYPE:
         config, others = read_settings(BlipConfig, written, config_file)
         model = empty_blip(config)

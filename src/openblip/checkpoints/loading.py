@@ -160,11 +160,10 @@ def load_image_encoder(
     the sides is lost; size, mean and standard deviation are its own.
 
     source: any checkpoint that `load_checkpoint` takes; a .pth file of LAVIS (eva_vit_g.pth, clip_vit_L.pth, or of a
-    BLIP-2 that holds its encoder, whatever else it leaves out); or a folder or hub name of a vision model of
-    transformers, or of a model of images and texts, whose image side is taken. layer: the layer whose output is taken,
-    as an index into the hidden states: 0 is the embeddings, -1 the last layer. None is BLIP-2's choice, the second
-    last; an encoder that was cut there already is taken whole. image_size: side in pixels, where it is not to be the
-    checkpoint's own; position embeddings are interpolated. dtype: of the weights, in which the encoder computes.
+    BLIP-2 that holds its encoder); or a folder or hub name of a vision model of transformers, or of a model of images
+    and texts. layer: the layer whose output is taken, as an index into the hidden states: 0 is the embeddings, -1 the
+    last layer. None is BLIP-2's choice, the second last; an encoder that was cut there already is taken whole.
+    image_size: side in pixels; None is the checkpoint's own, from which position embeddings are interpolated.
 
     Raises CheckpointError when there is no such checkpoint, or it is not whole, does not have the layer, gives no
     tokens of an image, or does not take images of this size.

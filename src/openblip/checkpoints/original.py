@@ -57,7 +57,7 @@ class PthFile(NamedTuple):
 
 def read_pth(path: Path) -> PthFile:
     """A .pth file of {"model": state dict, ...}, or whatever else holds one, see `state_dict.as_state_dict`."""
-    content = state_dict.read_safetensors(path) if path.suffix == ".safetensors" else state_dict.read_pickle(path)
+    content = state_dict.read_tensors(path)
     entry = content.get(_ENTRY) if isinstance(content, dict) and isinstance(content.get("model"), dict) else None
     return PthFile(path, state_dict.unwrapped(state_dict.as_state_dict(content, path)), entry)
 

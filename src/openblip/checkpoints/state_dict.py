@@ -54,20 +54,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}.") from error
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, floating ones as float32."""
-    check_file(path)
-    try:
-        return as_float32(load_file(path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a pickle, floating ones as float32."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    return as_float32(as_state_dict(read_pickle(path), path))
+    return as_float32(as_state_dict(read_tensors(path), path))
 
 
 def write_safetensors(path: Path, tensors: State) -> None:
@@ -83,12 +72,18 @@ def write_safetensors(path: Path, tensors: State) -> None:
         save_file(copies, partial, metadata={"format": "pt"})
 
 
-def read_pickle(path: Path) -> Any:
-    """The content of a .pth, .pt or .bin file, on the CPU; CheckpointError when it is damaged or wants to run code."""
+def read_tensors(path: Path) -> Any:
+    """The content of a .safetensors, .pth, .pt or .bin file, on the CPU; CheckpointError when it is damaged or wants to
+    run code.
+    """
     check_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # in which trainings keep their options
             return torch.load(path, map_location="cpu", weights_only=True)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
     except Exception as error:  # of a dozen classes, depending on where a file is torn
         lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
         # torch first says how to read the file all the same; what it refused comes further down.
@@ -163,10 +158,7 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{index} names files outside its folder: {', '.join(elsewhere)}.")
         else:
             continue
-        state: dict[str, Tensor] = {}
-        for path in (folder / name for name in names):
-            state |= read_weights(path)
-        return unwrapped(state)
+        return unwrapped({key: tensor for name in names for key, tensor in read_weights(folder / name).items()})
     raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {PICKLED_WEIGHTS}, nor an index of shards.")
 
 
