@@ -231,13 +231,19 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
     return value
 
 
-def parse_texts(
-    payloads: Mapping[str, bytes], where: str, caption_field: str | None = None, by_line: bool = False
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The info and captions in a sample's texts, which are given by suffix. Captions are what the json states in
-    `caption_field`, else in `caption` or `captions`; where it states none, those of the txt or caption file, one, or
-    one in each line. Raises `SourceError`.
+def sample_of_texts(
+    source: str,
+    shard: str,
+    key: str,
+    payloads: Mapping[str, bytes],
+    caption_field: str | None = None,
+    by_line: bool = False,
+) -> Sample:
+    """A sample without its image, of its texts by kind. Captions are what the json states in `caption_field`, else in
+    `caption` or `captions`; where it states none, those of the txt or caption file, one, or one in each line. Raises
+    `SourceError`.
     """
+    where = f"{shard}/{key}"
     info = parse_json_object(payloads["json"], f"{where}.json") if "json" in payloads else {}
     if caption_field is not None and info and caption_field not in info:
         raise SourceError(f"{where}.json: no field {caption_field}; found: {', '.join(info)}")
@@ -250,19 +256,6 @@ def parse_texts(
             captions = caption_texts(text.split("\n") if by_line else text, where)
         except UnicodeDecodeError as error:
             raise SourceError(f"{where}.{kind}: not UTF-8 text: {error}") from error
-    return info, captions
-
-
-def sample_of_texts(
-    source: str,
-    shard: str,
-    key: str,
-    payloads: Mapping[str, bytes],
-    caption_field: str | None = None,
-    by_line: bool = False,
-) -> Sample:
-    """A sample without its image, of its texts by kind; raises `SourceError`."""
-    info, captions = parse_texts(payloads, f"{shard}/{key}", caption_field, by_line)
     return Sample(key, shard, b"", captions, image_id_of(source, shard, key, info), info)
 
 

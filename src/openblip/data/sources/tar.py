@@ -282,31 +282,30 @@ class _Run:
 
 def _join(groups: Mapping[str, _Group], key: str, unused: Counter[str]) -> list[_Group]:
     """The samples of several names with one webdataset key, as the head of this file says."""
-    images = [group for group in groups.values() if group.has_image]
-    plain = groups[key] if key in groups and groups[key].has_image else None
-    main = plain or (images[0] if len(images) == 1 else None)
+    images = {name: group for name, group in groups.items() if group.has_image}
+    texts = {name: group for name, group in groups.items() if not group.has_image}
+    plain = images.get(key)
+    main = plain or (next(iter(images.values())) if len(images) == 1 else None)
     if main is None:
         return list(groups.values())
-    texts, dropped = [group for group in groups.values() if not group.has_image], list[_Group]()
-    roles = [role for group in texts for role in group.members]
+    kept, dropped = dict(groups), dict[str, _Group]()
+    roles = [role for group in texts.values() for role in group.members]
     if main.has_text:
-        dropped = texts if plain else []
+        dropped = {**texts} if plain else {}
     elif texts and len(roles) == len({*roles}):  # else nothing tells which text is meant
         main.key = key
-        for group in texts:
-            main.members |= group.members
-            main.repeats += group.repeats
-        texts = []
+        for name in texts:
+            text = kept.pop(name)
+            main.members |= text.members
+            main.repeats += text.repeats
     if plain:
-        dropped = [*dropped, *(group for group in images if group is not plain and not group.has_text)]
+        dropped |= {name: group for name, group in images.items() if group is not plain and not group.has_text}
     unused.update(
         f".{member.name.rpartition('/')[2].partition('.')[2].lower()}"
-        for group in dropped
+        for group in dropped.values()
         for member in group.members.values()
     )
-    is_dropped = {id(group) for group in dropped}
-    kept = {id(group) for group in (*images, *texts)} - is_dropped
-    return [group for group in groups.values() if id(group) in kept]
+    return [group for name, group in kept.items() if name not in dropped]
 
 
 def _runs(file: BinaryIO, path: str, unused: Counter[str], start: int, apart: bool) -> Iterator[_Run]:
