@@ -56,13 +56,11 @@ def command(
         given["num_beams"] = num_beams
     Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
     choices = None if candidates is None else read_json_texts(candidates, "candidates")
-    sources = lines.find_source(source, reading, with_texts=not questions)
-    if not questions and not lines.has_texts(sources):
-        raise ConfigError("there is no question; write at least one in quotes after the image")
+    advice = "there is no question; write at least one in quotes after the image"
+    sources = lines.find_source(source, reading, without_texts=None if questions else advice)
     predictor = model.load()
     decoding = replace(predictor.answer_decoding, **given)
     predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
-    import torch
 
     def questions_of(sample: Sample) -> Sequence[str]:
         question = sample.info.get("question")
@@ -76,23 +74,13 @@ def command(
         sources, reading, model, predictor, names, settings,
         num_lines=len(questions) or 1, default_frames=16,
     )  # fmt: skip
-    for samples, images, asked in output.batches(questions_of, label="answering"):
-        owners = torch.tensor([index for index, of_image in enumerate(asked) for _ in of_image])
-        texts = [question for of_image in asked for question in of_image]
-        answers = iter(
-            predictor.answer(images.select(owners), texts, choices, decoding, reading.batch_size, return_scores=True)
-        )
-        rows = [
-            [
-                {
-                    **({} if questions else {"question_id": sample.info.get("question_id", sample.key)}),
-                    "question": question,
-                    "answer": answer.text,
-                    "logprob": round(answer.logprob, 6),
-                }
-                for question, answer in zip(of_image, answers, strict=False)
-            ]
-            for sample, of_image in zip(samples, asked, strict=True)
-        ]
-        output.write(samples, rows)
+    for batch in output.batches(questions_of, label="answering"):
+        images = batch.images.select(batch.owners)
+        answers = predictor.answer(images, batch.all_texts, choices, decoding, reading.batch_size, return_scores=True)
+        rows = []
+        for number, question, answer in zip(batch.owners.tolist(), batch.all_texts, answers, strict=True):
+            sample = batch.samples[number]
+            named = {} if questions else {"question_id": sample.info.get("question_id", sample.key)}
+            rows.append({**named, "question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)})
+        output.write(batch, rows)
     return output.finish("answered about")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -179,19 +180,17 @@ def command(
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
-    for samples, images, _ in output.batches(lambda sample: (), label="captioning"):
+    for batch in output.batches(lambda sample: (), label="captioning"):
         captions = predictor.caption(
-            images, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
+            batch.images, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
         )
-        rows: list[list[dict[str, Any]]] = [[] for _ in samples]
-        for row, of_image in zip(rows, captions, strict=True):
-            for caption in [of_image] if num_captions == 1 else of_image:
-                row.append({"caption": caption.text, "logprob": round(caption.logprob, 6)})
-                if confidences:
-                    row[-1]["tokens"] = list(caption.tokens)
-                    row[-1]["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
-        output.write(samples, rows)
-        if sidecar.sidecar:
-            for sample, row in zip(samples, rows, strict=True):
-                sidecar.write(path_of_key[sample.key], [caption["caption"] for caption in row])
+        rows: list[dict[str, Any]] = []
+        for caption in captions if num_captions == 1 else chain.from_iterable(captions):
+            rows.append({"caption": caption.text, "logprob": round(caption.logprob, 6)})
+            if confidences:
+                rows[-1]["tokens"] = list(caption.tokens)
+                rows[-1]["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
+        for sample, rows_of_sample in zip(batch.samples, output.write(batch, rows), strict=True):
+            if sidecar.sidecar:
+                sidecar.write(path_of_key[sample.key], [row["caption"] for row in rows_of_sample])
     return output.finish("captioned", left_alone)

@@ -1,6 +1,6 @@
 """What `openblip caption`, `answer` and `match` share: which images are meant, and lines about them that resume.
 
-F frames of a video, one of an image; S image size.
+F frames of a video, one of an image; S image size; R texts of all samples of a batch.
 """
 
 import csv
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from openblip.cli.options import ModelOptions, check_output
 from openblip.data.config import SourceOptions
@@ -113,24 +113,27 @@ class FileSource(Source):
     def option_names(self) -> Set[str]:  # type: ignore[override]
         return option_names_of(self.rows.values()) if self.rows or self.with_texts else frozenset()
 
-
-def has_texts(sources: Iterable[Source]) -> bool:
-    """Whether samples may have texts of their own; image files have none unless some lie beside them."""
-    return any(
-        not isinstance(source, FileSource)
-        or (source.with_texts and any(row.text_paths or row.stated for row in map(source.row, source.paths)))
-        for source in sources
-    )
+    @property
+    def has_texts(self) -> bool:
+        """Whether samples may have texts; files have none unless some lie beside them."""
+        return self.with_texts and any(row.text_paths or row.stated for row in map(self.row, self.paths))
 
 
-def find_source(spec: str, options: ReadingOptions, *, with_texts: bool = False) -> list[Source]:
-    """As `find_sources`; but one file, which is an image if it has no other ending, is alone without --out."""
+def find_source(spec: str, options: ReadingOptions, *, without_texts: str | None = None) -> list[Source]:
+    """As `find_sources`; but one file, which is an image if it has no other ending, is alone without --out.
+
+    without_texts: given where the samples' own texts are needed; raises it as `ConfigError` where they can have none.
+    """
     path, suffix = Path(spec), Path(spec).suffix.lower()
     is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
     if options.out is None and is_image and not path.is_dir():
-        check_options_used([source := FileSource(spec, [spec], is_alone=True)], options)
-        return [source]
-    return find_sources([spec], options, with_texts=with_texts)
+        sources: list[Source] = [FileSource(spec, [spec], is_alone=True)]
+        check_options_used(sources, options)
+    else:
+        sources = find_sources([spec], options, with_texts=without_texts is not None)
+    if without_texts is not None and all(isinstance(source, FileSource) and not source.has_texts for source in sources):
+        raise ConfigError(without_texts)
+    return sources
 
 
 def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bool = False) -> list[Source]:
@@ -218,6 +221,25 @@ def read_table(path: Path, delimiter: str) -> Iterator[JsonLine]:
                 raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
 
 
+class Batch(NamedTuple):
+    """Samples, their encoded images or videos, and the texts that are asked or scored of each."""
+
+    samples: Sequence[Sample]
+    images: "EncodedImages"
+    texts: Sequence[Sequence[str]]
+
+    @property
+    def owners(self) -> "torch.Tensor":
+        """The number of the sample that each text of the batch is about: int64 (R,)."""
+        import torch
+
+        return torch.tensor([number for number, of_sample in enumerate(self.texts) for _ in of_sample])
+
+    @property
+    def all_texts(self) -> list[str]:
+        return [text for of_sample in self.texts for text in of_sample]
+
+
 @dataclass
 class OutputLines:
     """The lines that a command writes, and the samples they are about.
@@ -240,8 +262,8 @@ class OutputLines:
     default_frames: int = 8
     printed: bool = True
     """False writes nothing where there is no file."""
-    # The lines that the file held before, by shard and key; the shard of image files is empty and in no line.
     present: dict[tuple[str, str], list[dict[str, Any]]] = field(init=False, default_factory=dict)
+    """What the file held before, by shard and key. The shard of image files is empty; only their lines are kept."""
 
     def __post_init__(self) -> None:
         self.file_sources = [source for source in self.sources if isinstance(source, FileSource)]
@@ -259,10 +281,8 @@ class OutputLines:
             if out.exists() and end < out.stat().st_size:
                 os.truncate(out, end)
 
-    def batches(
-        self, texts: Callable[[Sample], Sequence[str]], *, label: str
-    ) -> Iterator[tuple[list[Sample], "EncodedImages", list[Sequence[str]]]]:
-        """Yield samples, their encoded images or videos and their `texts`, in the order of the sources.
+    def batches(self, texts: Callable[[Sample], Sequence[str]], *, label: str) -> Iterator[Batch]:
+        """Yield samples with their `texts`, in the order of the sources.
 
         Samples are read and decoded ahead in threads; those whose lines are there already are passed over. Those that
         cannot be read, or for which `texts` raises `SourceError`, are named on standard error and counted. A progress
@@ -286,7 +306,7 @@ class OutputLines:
                         for start in range(0, len(alike), step):
                             samples, frames, texts_of = zip(*alike[start : start + step], strict=True)
                             images = self.predictor.encode(torch.stack(frames), self.options.batch_size)
-                            yield list(samples), images, list(texts_of)
+                            yield Batch(samples, images, texts_of)
                             self.num_done += len(samples)
                             bar.advance(len(samples))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
@@ -325,27 +345,29 @@ class OutputLines:
                 bar.note(f"skipped {name_of(entry)}: {entry.reason.removeprefix(f'{name_of(entry)}: ')}")
                 bar.advance(1)
 
-    def write(self, samples: Sequence[Sample], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Write the lines of a batch, a list of rows for each sample."""
-        if self.stream is None:
-            return
-        with name_full_disk(self.options.out or "standard output", self.stream):
-            self._write(self.stream, samples, rows)
-            self.stream.flush()
+    def write(self, batch: Batch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+        """Write the lines of a batch, one for each text of a sample or `num_lines` for each, and return each sample's."""
+        remaining = iter(rows)
+        rows_of = [list(islice(remaining, len(texts) or self.num_lines)) for texts in batch.texts]
+        if self.stream is not None:
+            with name_full_disk(self.options.out or "standard output", self.stream):
+                for sample, rows_of_sample in zip(batch.samples, rows_of, strict=True):
+                    self._write(self.stream, sample, rows_of_sample)
+                self.stream.flush()
+        return rows_of
 
-    def _write(self, stream: TextIO, samples: Sequence[Sample], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
+    def _write(self, stream: TextIO, sample: Sample, rows: Iterable[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(stream, self.columns, delimiter=self.delimiter or ",", lineterminator="\n")
         if self.delimiter and not stream.tell():
             table.writeheader()
-        for sample, rows_of_sample in zip(samples, rows, strict=True):
-            place = {"shard": sample.shard, "key": sample.key}
-            place = {name: value for name, value in place.items() if value and not self.is_alone}
-            for row in rows_of_sample:
-                if self.delimiter:
-                    lists = {name: json.dumps(value) for name, value in row.items() if isinstance(value, list)}
-                    table.writerow({**place, **row, **lists})
-                else:
-                    stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
+        place = {"shard": sample.shard, "key": sample.key}
+        place = {name: value for name, value in place.items() if value and not self.is_alone}
+        for row in rows:
+            if self.delimiter:
+                lists = {name: json.dumps(value) for name, value in row.items() if isinstance(value, list)}
+                table.writerow({**place, **row, **lists})
+            else:
+                stream.write(json.dumps({**place, **row}, ensure_ascii=False) + "\n")
 
     def finish(self, verb: str, more: str = "") -> int:
         """Say on standard error how many samples are done, and return the exit code."""
@@ -394,23 +416,24 @@ class OutputLines:
 
         def error(line: JsonLine) -> ConfigError:
             holds = f"{', '.join(self.columns)}, {'' if self.num_lines is None else f'{self.num_lines} '}for each image"
-            return ConfigError(f"{out}:{line.number} is no line of this command ({holds}); name another --out")
+            return ConfigError(f"{out}:{line.number} is no line of this command ({holds})")
 
-        try:
-            all_lines = list(read_table(out, self.delimiter) if self.delimiter else read_jsonl(out))
-        except ConfigError as damage:
-            raise ConfigError(f"{damage}; name another --out") from damage
         end = start_of_last = 0
         incomplete: JsonLine | None = None  # the first line of a sample without all its lines: only the last may be so
-        for name, group in groupby(all_lines, identity):
-            lines = list(group)
-            if incomplete or name in self.present or (self.num_lines is not None and len(lines) > self.num_lines):
-                raise error(incomplete or lines[0])
-            if self.num_lines is None or len(lines) == self.num_lines:
-                self.present[name] = [line.value for line in lines]
-                start_of_last, end = end, lines[-1].end
-            else:
-                incomplete = lines[0]
+        try:
+            all_lines = read_table(out, self.delimiter) if self.delimiter else read_jsonl(out)
+            for name, group in groupby(all_lines, identity):
+                lines = list(group)
+                if incomplete or name in self.present or (self.num_lines is not None and len(lines) > self.num_lines):
+                    raise error(incomplete or lines[0])
+                if self.num_lines is None or len(lines) == self.num_lines:
+                    is_file = not name[0]  # of files the paths are in memory too; shards may have a billion lines
+                    self.present[name] = [line.value for line in lines] if is_file else []
+                    start_of_last, end = end, lines[-1].end
+                else:
+                    incomplete = lines[0]
+        except ConfigError as damage:
+            raise ConfigError(f"{damage}; name another --out") from damage
         if self.num_lines is None and self.present:
             self.present.popitem()
             return start_of_last

@@ -11,7 +11,7 @@ import tyro
 from openblip.cli import lines
 from openblip.cli.options import ModelOptions
 from openblip.data.sample import Sample
-from openblip.errors import ConfigError, SourceError
+from openblip.errors import SourceError
 
 
 def command(
@@ -36,15 +36,12 @@ def command(
         source: an image or video file, a folder of them (searched recursively), or a data source ("shards/*.tar").
         texts: the texts to score.
     """
-    sources = lines.find_source(source, reading, with_texts=not texts)
-    if not texts and not lines.has_texts(sources):
-        raise ConfigError("there is no text to score; write at least one after the image")
+    advice = "there is no text to score; write at least one after the image"
+    sources = lines.find_source(source, reading, without_texts=None if texts else advice)
     predictor = model.load()
     can_match, can_embed = ("match" in predictor.tasks), ("similarity" in predictor.tasks)
     if not can_match and not can_embed:
         predictor.match([], [])  # raises the error that says what the checkpoint can do
-    import torch
-
     from openblip.models.blip import similarity_of_pairs
 
     batch_size, field = reading.batch_size, "text" if texts else "caption"
@@ -58,8 +55,8 @@ def command(
         sources, reading, model, predictor, (field, "match", "similarity"), {"command": "match", "texts": texts},
         num_lines=len(texts) or None,
     )  # fmt: skip
-    for samples, images, texts_of_image in output.batches(texts_of, label="scoring"):
-        all_texts = [text for of_image in texts_of_image for text in of_image]
+    for batch in output.batches(texts_of, label="scoring"):
+        images, all_texts = batch.images, batch.all_texts
         match: list[float | None] = [None] * len(all_texts)
         similarity = match
         if texts:
@@ -68,19 +65,11 @@ def command(
             if can_embed:
                 similarity = predictor.similarity(images, texts, batch_size).flatten().tolist()
         else:
-            owners = torch.tensor([index for index, of_image in enumerate(texts_of_image) for _ in of_image])
             if can_match:
-                match = predictor.match(images.select(owners), all_texts, batch_size).tolist()
+                match = predictor.match(images.select(batch.owners), all_texts, batch_size).tolist()
             if can_embed:
-                vectors = predictor.embed_images(images, batch_size)[owners]  # (R, E) or (R, Q, E)
+                vectors = predictor.embed_images(images, batch_size)[batch.owners]  # (R, E) or (R, Q, E)
                 similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
-        scores = zip(match, similarity, strict=True)
-        rows = [
-            [
-                {field: text, "match": probability, "similarity": cosine}
-                for text, (probability, cosine) in zip(of_image, scores, strict=False)
-            ]
-            for of_image in texts_of_image
-        ]
-        output.write(samples, rows)
+        scores = zip(all_texts, match, similarity, strict=True)
+        output.write(batch, [{field: text, "match": match, "similarity": cosine} for text, match, cosine in scores])
     return output.finish("scored")
