@@ -50,9 +50,7 @@ def clean_pairs(
         print(unused, file=sys.stderr)
     if first := summary.first_reject:
         count = f"{summary.num_rejects:,} reject{'s' if summary.num_rejects > 1 else ''}"
-        place = f"{first.shard}/{first.key}"
-        reason = first.reason.removeprefix(f"{place}: ")
-        print(f"{count}, named in {out}/captions/*.rejects.jsonl; the first is {place}: {reason}", file=sys.stderr)
+        print(f"{count}, named in {out}/captions/*.rejects.jsonl; the first is {first}", file=sys.stderr)
     if not summary.scores.images:
         print(f"{config.source}: 0 images in it that can be used", file=sys.stderr)
     for shard, error in summary.failed:
@@ -92,7 +90,7 @@ def export_pairs(directory: Directory, /, *, out: Path) -> int:
     summary = export(directory, out)
     print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")
     for reject in summary.rejects:
-        print(f"skipped {reject.shard}/{reject.key}: {reject.reason}", file=sys.stderr)
+        print(f"skipped {reject}", file=sys.stderr)
     return 1 if summary.rejects else 0
 
 

@@ -52,8 +52,7 @@ def inspect_data(
             inspection = inspect_source(member, num_read=samples or None, num_examples=examples, on_shard=bar.advance)
         num_empty += not inspection.num_samples
         facts = inspection.facts()
-        reasons = (r.reason.removeprefix(f"{r.shard}/{r.key}: ").removeprefix(f"{r.key}: ") for r in inspection.rejects)
-        count_of_reason = dict(Counter(reasons).most_common())
+        count_of_reason = dict(Counter(reject.why for reject in inspection.rejects).most_common())
         if mixture.weights is not None and len(mixture.sources) > 1:
             facts["weight"] = round(mixture.weights[number], 4)
         if as_json:
@@ -68,12 +67,12 @@ def inspect_data(
         if inspection.examples:
             print("Examples")
             for sample in inspection.examples:
-                print(f"  {sample.shard}/{sample.key}  {_describe(sample)}")
+                print(f"  {sample.place}  {_describe(sample)}")
         if rejects := inspection.rejects:
             print(f"Rejects ({len(rejects)})")
             for reason, count in list(count_of_reason.items())[:_LINES_SHOWN]:
                 print(f"  {count} x {reason}")
-            names = ", ".join(f"{reject.shard}/{reject.key}" for reject in rejects[:_LINES_SHOWN])
+            names = ", ".join(reject.place for reject in rejects[:_LINES_SHOWN])
             print(f"  named: {names}{', ...' if len(rejects) > _LINES_SHOWN else ''}")
     return 1 if num_empty else 0
 

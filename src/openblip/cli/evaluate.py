@@ -115,7 +115,7 @@ def command(
             check_output(option, path)
     if results is not None and task not in SERVED:
         raise ConfigError(f"--results: {task} has no server that takes results; use --out")
-    from openblip.data.sample import unused_line
+    from openblip.data.sample import Reject, unused_line
     from openblip.data.sources import check_options_used, open_source, require_texts
     from openblip.distributed import process_group
     from openblip.evaluation.catalog import BENCHMARKS
@@ -144,10 +144,7 @@ def command(
         if unused := unused_line([source.count_unused()]):
             print(unused, file=sys.stderr)
         for reject in scores["rejects"]:
-            print(
-                f"skipped {'/'.join(filter(None, (reject['shard'], reject['key'])))}: {reject['reason']}",
-                file=sys.stderr,
-            )
+            print(f"skipped {Reject(reject['shard'], reject['key'], reject['reason'])}", file=sys.stderr)
     return 1 if scores["num_rejects"] else 0
 
 

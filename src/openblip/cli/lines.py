@@ -34,8 +34,9 @@ from openblip.data.sample import (
 from openblip.data.sources import absolute_spec, storage
 from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
 from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
+from openblip.data.sources.rows import Dialect
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
-from openblip.files import JsonLine, changed_settings, name_full_disk, read_json, read_jsonl, write_json
+from openblip.files import JsonLine, changed_settings, name_full_disk, read_json, write_json
 from openblip.progress import Progress
 
 if TYPE_CHECKING:
@@ -175,18 +176,13 @@ def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bo
     return sources
 
 
-def name_of(sample: Sample | Reject) -> str:
-    """What messages call a sample."""
-    return "/".join(filter(None, (sample.shard, sample.key)))
-
-
 def prepare_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "torch.Tensor":
     """An image, or `num_frames` frames of a video, ready to be encoded: uint8 (F, 3, S, S)."""
     import torch
 
     from openblip.data.images import is_video, read_frames, read_image
 
-    name = name_of(sample)
+    name = sample.place
     if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES:
         try:
             frames = read_frames(sample.image, num_frames, name=name)
@@ -197,28 +193,23 @@ def prepare_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) 
     return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
 
 
-def read_table(path: Path, delimiter: str) -> Iterator[JsonLine]:
-    """As `read_jsonl`, the whole rows of a .csv or .tsv file, each with the names of the first line."""
-    end = 0
+def read_lines(path: Path) -> Iterator[JsonLine]:
+    """The whole lines of a file that a process appends to, of a table by the names of its first line.
 
-    def lines(file: Iterable[bytes]) -> Iterator[str]:
-        nonlocal end
-        for line in file:
-            if line.endswith(b"\n"):
-                end += len(line)
-                yield line.decode("utf-8-sig")
-
-    if not path.exists():
-        return
+    A last one that was being written when the process was killed is left out. Raises `SourceError`.
+    """
     with path.open("rb") as file:
-        reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
-        try:
-            names = next(reader, [])
-            for number, row in enumerate(reader, 2):
-                yield JsonLine(number, dict(zip(names, row, strict=False)), end)
-        except (csv.Error, UnicodeDecodeError) as error:
-            if "unexpected end of data" not in str(error):  # else the process was killed within quotes
-                raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+        dialect, first = Dialect.of(file, str(path))
+        for number, offset, data in dialect.lines(file, first):
+            if not data.endswith(b"\n"):
+                return
+            try:
+                value = dialect.parse(data)
+            except SourceError as error:
+                if "unexpected end of data" in str(error):  # the process was killed within quotes
+                    return
+                raise SourceError(f"{path}, line {number}: {error}") from error
+            yield JsonLine(number, value, offset + len(data))
 
 
 class Batch(NamedTuple):
@@ -277,9 +268,8 @@ class OutputLines:
             self.delimiter = DELIMITERS[out.suffix.lower()]
             out.parent.mkdir(parents=True, exist_ok=True)
             self._compare_settings(out)
-            end = self._read_present(out)
-            if out.exists() and end < out.stat().st_size:
-                os.truncate(out, end)
+            if out.exists():
+                os.truncate(out, self._read_present(out))
 
     def batches(self, texts: Callable[[Sample], Sequence[str]], *, label: str) -> Iterator[Batch]:
         """Yield samples with their `texts`, in the order of the sources.
@@ -342,11 +332,11 @@ class OutputLines:
                 if self.is_alone:
                     raise ImageError(entry.reason)
                 self.num_skipped += 1
-                bar.note(f"skipped {name_of(entry)}: {entry.reason.removeprefix(f'{name_of(entry)}: ')}")
+                bar.note(f"skipped {entry}")
                 bar.advance(1)
 
     def write(self, batch: Batch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-        """Write the lines of a batch, one for each text of a sample or `num_lines` for each, and return each sample's."""
+        """Write the lines of a batch, and return those of each sample: one for each of its texts, else `num_lines`."""
         remaining = iter(rows)
         rows_of = [list(islice(remaining, len(texts) or self.num_lines)) for texts in batch.texts]
         if self.stream is not None:
@@ -410,19 +400,18 @@ class OutputLines:
         """Fill `present` and return the byte where the last whole sample ends."""
 
         def identity(line: JsonLine) -> tuple[str, str]:
-            if not isinstance(line.value, dict) or (self.delimiter and list(line.value) != self.columns):
+            if self.delimiter and list(line.value) != self.columns:
                 raise error(line)
             return str(line.value.get("shard", "")), str(line.value.get("key", ""))
 
-        def error(line: JsonLine) -> ConfigError:
+        def error(line: JsonLine) -> SourceError:
             holds = f"{', '.join(self.columns)}, {'' if self.num_lines is None else f'{self.num_lines} '}for each image"
-            return ConfigError(f"{out}:{line.number} is no line of this command ({holds})")
+            return SourceError(f"{out}:{line.number} is no line of this command ({holds})")
 
         end = start_of_last = 0
         incomplete: JsonLine | None = None  # the first line of a sample without all its lines: only the last may be so
         try:
-            all_lines = read_table(out, self.delimiter) if self.delimiter else read_jsonl(out)
-            for name, group in groupby(all_lines, identity):
+            for name, group in groupby(read_lines(out), identity):
                 lines = list(group)
                 if incomplete or name in self.present or (self.num_lines is not None and len(lines) > self.num_lines):
                     raise error(incomplete or lines[0])
@@ -432,7 +421,7 @@ class OutputLines:
                     start_of_last, end = end, lines[-1].end
                 else:
                     incomplete = lines[0]
-        except ConfigError as damage:
+        except SourceError as damage:
             raise ConfigError(f"{damage}; name another --out") from damage
         if self.num_lines is None and self.present:
             self.present.popitem()

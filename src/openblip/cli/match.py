@@ -71,5 +71,5 @@ def command(
                 vectors = predictor.embed_images(images, batch_size)[batch.owners]  # (R, E) or (R, Q, E)
                 similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
         scores = zip(all_texts, match, similarity, strict=True)
-        output.write(batch, [{field: text, "match": match, "similarity": cosine} for text, match, cosine in scores])
+        output.write(batch, ({field: text, "match": p, "similarity": cosine} for text, p, cosine in scores))
     return output.finish("scored")

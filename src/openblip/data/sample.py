@@ -42,6 +42,11 @@ class Sample:
     """The sample's json, with the names of docs/data.md. Captions in `info["references"]` are never trained on."""
     second_image: bytes | None = None  # the right one of two images (NLVR2)
 
+    @property
+    def place(self) -> str:
+        """What messages call the sample; the shard of image files is empty."""
+        return "/".join(filter(None, (self.shard, self.key)))
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
@@ -50,6 +55,19 @@ class Reject:
     shard: str
     key: str
     reason: str
+
+    @property
+    def place(self) -> str:
+        """What messages call the sample or the shard."""
+        return "/".join(filter(None, (self.shard, self.key)))
+
+    @property
+    def why(self) -> str:
+        """The reason without the place that some begin with."""
+        return self.reason.removeprefix(f"{self.place}: ").removeprefix(f"{self.key}: ")
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

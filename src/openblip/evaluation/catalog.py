@@ -34,24 +34,21 @@ class Benchmark(NamedTuple):
         """Raise `SourceError` unless one of the first `limit` samples can be scored, `NoSampleError` when there is no
         sample. No image is read.
         """
-        reasons: list[str] = []
-        error_class: type[SourceError] = NoSampleError
+        has_sample, rejects = False, list[Reject]()
         for item in islice(items_without_images(source), limit):
-            error_class = SourceError if isinstance(item, Sample) else error_class
-            reason = item.reason if isinstance(item, Reject) else ""
-            try:
-                if isinstance(item, Sample) and self.has_truth(item):
-                    return
-            except SourceError as error:
-                reason = str(error)
-            reasons += (
-                [f"; {'/'.join(filter(None, (item.shard, item.key)))}: {reason}"] if reason and len(reasons) < 3 else []
-            )
+            if isinstance(item, Sample):
+                has_sample = True
+                try:
+                    if self.has_truth(item):
+                        return
+                    continue
+                except SourceError as error:
+                    item = Reject(item.shard, item.key, str(error))
+            rejects = [*rejects, item][:3]
         unused = unused_line([source.count_unused()])
-        reasons += [f"; {unused}"] if unused else []
-        raise error_class(
-            f"{source.name}: no sample has {self.annotations}, so there is nothing to score{''.join(reasons)}"
-        )
+        reasons = "".join(f"; {reason}" for reason in [*rejects, unused] if reason)
+        message = f"{source.name}: no sample has {self.annotations}, so there is nothing to score{reasons}"
+        raise (SourceError if has_sample else NoSampleError)(message)
 
 
 # The released code chooses its best model by the mean of all recalls after re-ranking, by BLEU-4 + CIDEr, and by

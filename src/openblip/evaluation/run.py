@@ -86,7 +86,7 @@ def run_evaluation(
             run.samples.append(outcome[0])
             run.results.append(outcome[1])
     if not run.results:
-        reasons = "".join(f"; {r.shard}/{r.key}: {r.reason}" for r in run.rejects[:3])
+        reasons = "".join(f"; {reject}" for reject in run.rejects[:3])
         raise NoSampleError(f"{source.name} has no sample that can be used{reasons}.")
     return run
 
