@@ -32,9 +32,9 @@ from openblip.data.sample import (
     unused_line,
 )  # fmt: skip
 from openblip.data.sources import absolute_spec, storage
+from openblip.data.sources.dialect import Dialect
 from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
 from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
-from openblip.data.sources.rows import Dialect
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
 from openblip.files import JsonLine, changed_settings, name_full_disk, read_json, write_json
 from openblip.progress import Progress
