@@ -212,7 +212,7 @@ def read_lines(path: Path) -> Iterator[JsonLine]:
             yield JsonLine(number, value, offset + len(data))
 
 
-class Batch(NamedTuple):
+class EncodedBatch(NamedTuple):
     """Samples, their encoded images or videos, and the texts that are asked or scored of each."""
 
     samples: Sequence[Sample]
@@ -271,7 +271,7 @@ class OutputLines:
             if out.exists():
                 os.truncate(out, self._read_present(out))
 
-    def batches(self, texts: Callable[[Sample], Sequence[str]], *, label: str) -> Iterator[Batch]:
+    def batches(self, texts: Callable[[Sample], Sequence[str]], *, label: str) -> Iterator[EncodedBatch]:
         """Yield samples with their `texts`, in the order of the sources.
 
         Samples are read and decoded ahead in threads; those whose lines are there already are passed over. Those that
@@ -296,7 +296,7 @@ class OutputLines:
                         for start in range(0, len(alike), step):
                             samples, frames, texts_of = zip(*alike[start : start + step], strict=True)
                             images = self.predictor.encode(torch.stack(frames), self.options.batch_size)
-                            yield Batch(samples, images, texts_of)
+                            yield EncodedBatch(samples, images, texts_of)
                             self.num_done += len(samples)
                             bar.advance(len(samples))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
@@ -335,7 +335,7 @@ class OutputLines:
                 bar.note(f"skipped {entry}")
                 bar.advance(1)
 
-    def write(self, batch: Batch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    def write(self, batch: EncodedBatch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
         """Write the lines of a batch, and return those of each sample: one for each of its texts, else `num_lines`."""
         remaining = iter(rows)
         rows_of = [list(islice(remaining, len(texts) or self.num_lines)) for texts in batch.texts]
