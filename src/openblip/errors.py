@@ -5,15 +5,20 @@ from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 
+def causes(error: BaseException | None) -> list[BaseException]:
+    """The error and those that led to it, the first of them last."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
 def hub_problem(error: BaseException) -> str | None:
     """Why the Hugging Face hub gave nothing, to follow its name; None for an error that is not of the hub."""
     from huggingface_hub import constants  # takes a while to import
 
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = causes(error)
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if "GatedRepoError" in kinds:
         return "gives it only to those who accepted its terms: do that on its page, and log in (hf auth login)"

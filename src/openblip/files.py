@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from openblip.errors import ConfigError, OpenBlipError, OutputError
+from openblip.errors import ConfigError, OpenBlipError, OutputError, causes
 
 PARTIAL = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -34,8 +34,7 @@ def name_full_disk(path: str | Path, stream: IO[Any] | None = None) -> Iterator[
     except OpenBlipError:  # which says already what is the matter, such as that of a file inside a folder
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
+        for cause in causes(error):
             found = re.search(r"\(os error (\d+)\)", str(cause))
             number = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
             if number in _NO_ROOM:
@@ -45,7 +44,6 @@ def name_full_disk(path: str | Path, stream: IO[Any] | None = None) -> Iterator[
                     f"{path} cannot be written: {os.strerror(number)}; make room and run the command again. "
                     "Files that were finished before are whole."
                 ) from error
-            cause = cause.__cause__ or cause.__context__
         raise
 
 

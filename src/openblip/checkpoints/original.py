@@ -211,7 +211,7 @@ def save_original_blip(path: Path, checkpoint: BlipCheckpoint) -> None:
     layout = _layout_for(config)
     weights = {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()}
     state = state_dict.translate_back(layout, weights)
-    state |= state_dict.tied_copies(state)
+    state |= {copy: state[name] for copy, name in state_dict.tied_names(state).items()}
     for prefix in layout.text_prefixes.values():  # a buffer that the released code asks for
         state[f"{prefix}.embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
     _write_pth(path, state, checkpoint)
@@ -640,7 +640,7 @@ def save_original_blip2(path: Path, checkpoint: Blip2Checkpoint) -> None:
     for name, num_axes in encoder.missing_axes.items():
         if _VISION + name in state:
             state[_VISION + name] = state[_VISION + name][(0,) * num_axes]
-    state |= state_dict.tied_copies(state, _QFORMER)
+    state |= {copy: state[name] for copy, name in state_dict.tied_names(state, _QFORMER).items()}
     state[_POSITION_IDS] = torch.arange(config.qformer.max_positions)[None]  # the released code asks for it
     key_biases = {name: state.pop(name) for name in list(state) if name.endswith(".attn.k_bias")}
     _write_pth(path, state, checkpoint, **{_EXTRA_WEIGHTS: key_biases})

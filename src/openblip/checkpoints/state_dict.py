@@ -299,19 +299,14 @@ def infer_sharing(state: State, text_prefixes: Mapping[str, str]) -> Sharing:
 
 def check_tied(state: State, source: object, decoder: str = "text_decoder") -> None:
     """Raise a CheckpointError when a copy of the decoder's matrix (V, D) or bias differs from its original."""
-    for copy, original in _tied(decoder).items():
+    for copy, original in tied_names(state, decoder).items():
         if copy in state and original in state and not torch.equal(state[copy], state[original]):
             raise CheckpointError(f"{source}: {copy} differs from {original}; in BLIP's decoder they are tied.")
 
 
-def tied_copies(state: State, decoder: str = "text_decoder") -> dict[str, Tensor]:
-    """The copies that `check_tied` looks at, for a file that is to have them."""
-    has_head = f"{decoder}.cls.predictions.bias" in state
-    return {copy: state[original] for copy, original in _tied(decoder).items()} if has_head else {}
-
-
-def _tied(decoder: str) -> dict[str, str]:
-    """What files of a decoder keep twice: name of the copy -> name of what it is a copy of."""
+def tied_names(state: State, decoder: str = "text_decoder") -> dict[str, str]:
+    """What files of a decoder with a head keep twice: name of the copy -> name of what it is a copy of."""
     head = f"{decoder}.cls.predictions"
     words = f"{decoder}.bert.embeddings.word_embeddings.weight"
-    return {f"{head}.decoder.weight": words, f"{head}.decoder.bias": f"{head}.bias"}
+    tied = {f"{head}.decoder.weight": words, f"{head}.decoder.bias": f"{head}.bias"}
+    return tied if f"{head}.bias" in state else {}
