@@ -85,16 +85,9 @@ def count_text(text: str, *, num_tokens: int, num_unknown: int, is_cut: bool = F
     num_tokens: of those that are kept, special tokens not included. num_unknown: among these. limit: what it was cut
     to, special tokens included.
     """
-    counts = _COUNTS.get()
-    if counts is None:
-        return
-    counts.texts += 1
-    counts.tokens += num_tokens
-    counts.unknown += num_unknown
-    if is_cut:
-        if len(counts.cut) < MOST_REMEMBERED:
-            counts.cut.add(hash(text))
-        counts.limit = max(counts.limit, limit)
+    if (counts := _COUNTS.get()) is not None:
+        cut, limit = ({hash(text)}, limit) if is_cut else (set(), 0)
+        counts.add(TextCounts(texts=1, cut=cut, limit=limit, tokens=num_tokens, unknown=num_unknown))
 
 
 def warn_caller(line: str) -> None:
