@@ -26,8 +26,9 @@ from tiny_predictor import (
 import openblip
 from openblip.errors import CheckpointError, ConfigError, ImageError, UnsupportedTaskError
 from openblip.generation.decoding import Beam, Greedy, Nucleus
+from openblip.models.blip import Blip
 from openblip.nn.attention import SelfAttention
-from openblip.predictor import BasePredictor, BlipPredictor, ScoredText
+from openblip.predictor import BasePredictor, BlipPredictor, EncodedImages, ScoredText
 from tiny_blip import SIZE, TINY
 
 DECODINGS = {
@@ -222,6 +223,19 @@ def test_one_text_goes_with_all_images_and_one_image_with_all_texts(
         call(predictor, IMAGES[:1], TEXTS)
     with pytest.raises(ConfigError, match="equally many images and"):
         call(predictor, IMAGES, TEXTS[:1])
+
+
+def test_one_image_is_not_copied_for_all_of_its_texts(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    judge, encode_pair, expand = make_predictor("nlvr"), Blip.encode_pair, EncodedImages.select
+    monkeypatch.setattr(Blip, "encode_pair", lambda model, x: (sizes.append(len(x)), encode_pair(model, x))[1])
+    monkeypatch.setattr(EncodedImages, "select", lambda images, i: (sizes.append(len(i)), expand(images, i))[1])
+    judge.judge((IMAGES[0], IMAGES[1]), TEXTS * 4)
+    assert set(sizes) == {1}
+    predictor.caption(IMAGES[0], TEXTS, decoding=SHORT, batch_size=2)
+    assert max(sizes) == 2
 
 
 def test_what_goes_with_all_in_other_calls() -> None:

@@ -134,10 +134,8 @@ def adjust_scores(scores: Tensor, generated: Tensor, decoding: Decoding, eos_id:
         # Dividing a negative score would make it more likely: arXiv 1909.05858 leaves the sign open.
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
     if 0 < size <= generated.shape[1]:
-        earlier, last = (
-            generated.unfold(1, size, 1),
-            generated[:, generated.shape[1] - size + 1 :],
-        )  # (R, W, n), (R, n-1)
+        earlier = generated.unfold(1, size, 1)  # (R, W, n)
+        last = generated[:, generated.shape[1] - size + 1 :]  # (R, n - 1)
         repeats = (earlier[..., :-1] == last[:, None]).all(dim=2)  # (R, W)
         vocab_size = scores.shape[1]  # also where the windows point that are not repeated
         banned = torch.zeros(len(scores), vocab_size + 1, dtype=torch.bool, device=scores.device)

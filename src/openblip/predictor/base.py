@@ -13,11 +13,12 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -38,22 +39,33 @@ from openblip.models.language_model import LanguageModel
 from openblip.nn.config import Mode
 from openblip.predictor import values
 from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, join_pieces
-from openblip.predictor.values import (
-    Candidates,
-    Dialogs,
-    EncodedImages,
-    Features,
-    Images,
-    ListedImages,
-    ScoredText,
-    Seeds,
-    TextInput,
-    TextScore,
-)
+from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextInput, TextScore
 from openblip.text_counts import count_texts, warn_caller
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
 CHAT_DECODING = Beam(num_beams=5, max_new_tokens=30, min_new_tokens=1)  # released code
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def model_call(*needed: str) -> Callable[[_Call], _Call]:
+    """A call of a predictor, without gradients and with one warning of what is lost of texts. UnsupportedTaskError
+    where the checkpoint has no weights for one of the calls `needed`.
+    """
+
+    def decorate(call: _Call) -> _Call:
+        @count_texts(warn_caller)
+        @torch.inference_mode()
+        @wraps(call)
+        def run(self: "BasePredictor", *arguments: Any, **named: Any) -> Any:
+            for name in needed:
+                if name not in self.tasks:
+                    raise self._unsupported(name)
+            return call(self, *arguments, **named)
+
+        return cast(_Call, run)
+
+    return decorate
 
 
 class BasePredictor(ABC):
@@ -96,8 +108,7 @@ class BasePredictor(ABC):
         self.tokenizer = checkpoint.tokenizer
         self.preprocessing = checkpoint.preprocessing
         self.prompt = checkpoint.prompt
-        self._max_positions = max_positions
-        self._embedding_shape = embedding_shape
+        self._max_positions, self._embedding_shape = max_positions, embedding_shape
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -161,12 +172,12 @@ class BasePredictor(ABC):
 
         ImageError names an image that cannot be read by its path, or by its position counted from `first`.
         """
-        pixels = [
-            self._prepare_image(image, values.name_or_position(image, position, "image"))
-            for position, image in enumerate(values.as_list(images), first)
-        ]
-        size = self.preprocessing.image_size
-        return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+        items, size = values.as_list(images), self.preprocessing.image_size
+        pixels = torch.zeros(len(items), 3, size, size, dtype=torch.uint8)
+        for row, image in enumerate(items):
+            name = values.name_or_position(image, first + row, "image")
+            pixels[row] = torch.from_numpy(self.preprocessing(read_image(image, name=name)))
+        return pixels
 
     def prepare_videos(self, videos: values.Videos, num_frames: int = 8, first: int = 0) -> Tensor:
         """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
@@ -175,11 +186,12 @@ class BasePredictor(ABC):
         """
         if num_frames < 1:
             raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
-        size, pixels = self.preprocessing.image_size, []
-        for position, video in enumerate(values.as_list(videos), first):
-            frames = read_frames(video, num_frames, name=values.name_or_position(video, position, "video"))
-            pixels.append(torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames])))
-        return torch.stack(pixels) if pixels else torch.zeros(0, num_frames, 3, size, size, dtype=torch.uint8)
+        items, size = values.as_list(videos), self.preprocessing.image_size
+        pixels = torch.zeros(len(items), num_frames, 3, size, size, dtype=torch.uint8)
+        for row, video in enumerate(items):
+            frames = read_frames(video, num_frames, name=values.name_or_position(video, first + row, "video"))
+            pixels[row] = torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames]))
+        return pixels
 
     @torch.inference_mode()
     def encode(self, images: Images, batch_size: int | None = None) -> EncodedImages:
@@ -204,23 +216,20 @@ class BasePredictor(ABC):
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
-        items, num_frames = self._list_images(images), 1
+        items = self._list_images(images)
         if isinstance(items, EncodedImages):
-            num_frames = items.num_frames
-        elif isinstance(items, Tensor):
-            num_frames = items.shape[1] if items.ndim == 5 else 1
+            yield from ((rows, items.part(rows)) for rows in values.batches(len(items), batch_size, items.num_frames))
+            return
+        num_frames = items.shape[1] if isinstance(items, Tensor) and items.ndim == 5 else 1
         for rows in values.batches(len(items), batch_size, num_frames):
-            if isinstance(items, EncodedImages):
-                yield rows, items.part(rows)
-            elif isinstance(items, Tensor):
-                yield rows, self._encode(items[rows])
-            else:
-                yield rows, self._encode(self.prepare(items[rows], rows.start))
+            yield (
+                rows,
+                self._encode(items[rows] if isinstance(items, Tensor) else self.prepare(items[rows], rows.start)),
+            )
 
     # Texts that the model writes.
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("caption")
     def caption(
         self,
         images: Images,
@@ -229,7 +238,7 @@ class BasePredictor(ABC):
         num_captions: int = 1,
         batch_size: int | None = None,
         return_scores: bool = False,
-        seeds: Seeds = None,
+        seeds: values.Seeds = None,
     ) -> Any:
         """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
 
@@ -238,24 +247,21 @@ class BasePredictor(ABC):
         instruction as prompt. return_scores: `ScoredText` objects instead of strings. seeds: one integer per image for
         `Nucleus`; by default they come from its seed and the image.
         """
-        self._require("caption")
-        check_decoding(decoding, num_captions)
-        shared = self.prompt if prompt is None else prompt
-        listed, prompts, single = self._pair("caption", images, shared, "prompt")
-        self._check_length([shared] if isinstance(shared, str) else prompts, decoding)
-        if len(listed) != len(prompts):
-            listed = self.encode(listed).select(torch.zeros(len(prompts), dtype=torch.int64, device=self.device))
+        prompt = self.prompt if prompt is None else prompt
+        listed, prompts, single = self._pair("caption", images, prompt, "prompt")
+        self._check_length(prompts, decoding, num_captions)
         seeds = None if seeds is None else list(seeds)
-        values.check_equal("caption", images=listed, seeds=listed if seeds is None else seeds)
+        values.check_equal("caption", images=prompts, seeds=prompts if seeds is None else seeds)
         captions: list[list[ScoredText]] = []
-        for rows, encoded in self.encoded_batches(listed, batch_size):
+        for rows, encoded in self._paired_batches(listed, len(prompts), batch_size):
+            if len(encoded) != len(prompts[rows]):
+                encoded = encoded.select(torch.zeros(len(prompts[rows]), dtype=torch.int64))
             row_seeds = values.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("answer")
     def answer(
         self,
         images: Images,
@@ -272,7 +278,6 @@ class BasePredictor(ABC):
         `num_candidates` likeliest to begin the answer are compared by their whole log-probability. decoding: by default
         `answer_decoding`. return_scores: `ScoredText` objects instead of strings.
         """
-        self._require("answer")
         listed, asked, single = self._pair("answer", images, questions, "question")
         decoding = decoding or self.answer_decoding
         choices = [] if candidates is None else values.check_candidates(candidates, len(asked))
@@ -296,20 +301,17 @@ class BasePredictor(ABC):
     ) -> Any:
         """The model's replies, a string for each image.
 
-        turns: the conversation about the image: (question, answer) pairs, and last the open question; a question alone
-        begins one. For a list of images a list of conversations. The language model reads all of it: "Question: ...
-        Answer: .... Question: ... Answer:", in the words of the checkpoint's `question_prompt`. return_scores:
-        `ScoredText` objects instead of strings.
+        turns: the conversation about the image, of which the language model reads all: (question, answer) pairs, and
+        last the open question, or that alone; for a list of images a list of them. They are put in the words of the
+        checkpoint's `question_prompt`. return_scores: `ScoredText` objects instead of strings.
         """
         raise self._unsupported("chat")
 
     # How well texts and images fit.
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("match")
     def match(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """P(match) of each pair by ITM, float32 (B,) on the CPU; or of one image or text with all of the other."""
-        self._require("match")
         listed, given, _ = self._pair("match", images, texts, "text")
         scores = [torch.zeros(0)]
         for rows, encoded in self._paired_batches(listed, len(given), batch_size):
@@ -317,8 +319,7 @@ class BasePredictor(ABC):
             scores.append(self._match_probability(tokens, self._image_kv(encoded.tokens, "encode")))
         return torch.cat(scores)
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("match_matrix")
     def match_matrix(
         self, images: Images, texts: TextInput, batch_size: int | None = None, max_text_length: int | None = None
     ) -> Tensor:
@@ -326,7 +327,6 @@ class BasePredictor(ABC):
 
         max_text_length: tokens to which texts are cut, special ones included; by default all that the model can read.
         """
-        self._require("match_matrix")
         texts = values.as_texts(texts, "text")
         scores = [torch.zeros(0, len(texts))]
         for _, encoded in self.encoded_batches(images, batch_size):
@@ -340,26 +340,22 @@ class BasePredictor(ABC):
             scores.append(torch.cat(columns, dim=1))
         return torch.cat(scores)
 
-    @count_texts(warn_caller)
+    @model_call("similarity")
     def similarity(self, images: Images, texts: TextInput, batch_size: int | None = None) -> Tensor:
         """ITC cosine of every image with every text, float32 (I, T) on the CPU; BLIP-2: of the best query."""
-        self._require("similarity")
         return similarity_matrix(self.embed_images(images, batch_size), self.embed_texts(texts, batch_size))
 
-    @torch.inference_mode()
+    @model_call("embed_images")
     def embed_images(self, images: Images, batch_size: int | None = None) -> Tensor:
         """Unit vectors, float32 on the CPU: (I, E), for BLIP-2 one for each query, (I, Q, E)."""
-        self._require("embed_images")
         vectors = [self._embed(encoded).float().cpu() for _, encoded in self.encoded_batches(images, batch_size)]
         return torch.cat(vectors) if vectors else torch.zeros(0, *self._embedding_shape)
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("embed_texts")
     def embed_texts(
         self, texts: TextInput, batch_size: int | None = None, max_text_length: int | None = None
     ) -> Tensor:
         """Unit vectors, float32 (T, E) on the CPU. max_text_length: as in `match_matrix`."""
-        self._require("embed_texts")
         vectors = [torch.zeros(0, self.model.config.embed_dim)]
         texts = values.as_texts(texts, "text")
         for rows in values.batches(len(texts), batch_size):
@@ -367,16 +363,15 @@ class BasePredictor(ABC):
             vectors.append(self.model.embed_text(tokens.ids, tokens.mask).float().cpu())
         return torch.cat(vectors)
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
-    def score_texts(self, images: Images, texts: Candidates, batch_size: int | None = None) -> list[list[TextScore]]:
+    @model_call("match", "similarity")
+    def score_texts(
+        self, images: Images, texts: values.Candidates, batch_size: int | None = None
+    ) -> list[list[TextScore]]:
         """ITM and ITC of the texts of each image; the image is encoded and projected once for all of them.
 
         texts: a list for each image, of any and different lengths, or texts for all images. An empty text describes
         nothing: it is not shown to the model and scores 0. Raises CheckpointError when a score is not a number.
         """
-        self._require("match")
-        self._require("similarity")
         listed = self._list_images(images)
         lists = values.as_lists_of_texts(texts, len(listed))
         values.check_equal("score_texts", images=listed, lists=lists)
@@ -388,9 +383,7 @@ class BasePredictor(ABC):
             described = [row for row, text in enumerate(flat) if text.strip()]
             if described:
                 tokens = self._tokenize([flat[row] for row in described], self._encoder_id)  # (R', T)
-                owners = [owners[row] for row in described]
-                itc[described] = similarity_of_pairs(self.embed_images(encoded)[owners], self._embed_tokens(tokens))
-                itm[described] = self._match_tokens(tokens, owners, encoded)
+                itm[described], itc[described] = self._score_tokens(tokens, [owners[row] for row in described], encoded)
             if not (itm.isfinite().all() and itc.isfinite().all()):
                 raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
             flat_scores = map(TextScore, itm.tolist(), itc.tolist())
@@ -409,8 +402,8 @@ class BasePredictor(ABC):
         self,
         images: Images,
         captions: TextInput,
-        dialogs: Dialogs,
-        candidates: Candidates,
+        dialogs: values.Dialogs,
+        candidates: values.Candidates,
         batch_size: int | None = None,
     ) -> Any:
         """P(right) of every candidate answer: for each image a tensor, float32 (C,) on the CPU.
@@ -423,15 +416,12 @@ class BasePredictor(ABC):
 
     # What the model sees.
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call()
     def features(
         self, images: Images | None = None, texts: TextInput | None = None, batch_size: int | None = None
     ) -> Features:
         """The states behind the heads: of images, of texts, or of pairs of both, then also read together. One image
         stays one for several texts, and one text is repeated for several images.
-
-        UnsupportedTaskError says which head is missing for what was asked.
         """
         if images is None and texts is None:
             raise ConfigError("features are those of images, of texts or of both: neither was given.")
@@ -440,51 +430,43 @@ class BasePredictor(ABC):
             given = values.as_texts(texts, "text")
         elif texts is not None:
             images, given, _ = self._pair("features", images, texts, "text")
-        heads = self.model.config.heads
-        needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
-        if texts is not None and not set(needed) & set(heads):
-            raise UnsupportedTaskError(
-                f"Features of texts {'alone' if images is None else 'with images'} need the text encoder of "
-                f"an {' or '.join(needed)} head; this checkpoint has {', '.join(heads)}."
-                + ("" if images is None else " Ask for images and texts apart.")
+        if texts is not None:
+            needed = self.text_feature_heads if images is None else self.multimodal_feature_heads
+            what = "alone" if images is None else "with images (ask for them apart)"
+            self._require_head(
+                needed, f"Features of texts {what} need the text encoder of an {' or '.join(needed)} head"
             )
         encoded = None if images is None else self.encode(images, batch_size)
-        return Features(**self._features(encoded, given, batch_size))
+        features = self._features(encoded, given, batch_size)
+        return Features(**{name: (x if name == "text_mask" else x.float()).cpu() for name, x in features.items()})
 
     @count_texts(warn_caller)
     def explain(self, image: Images, text: TextInput | None = None, layer: int | None = None) -> Any:
         """Where in an image the model looked, for each word of a text: an `Explanation`, or for lists a list of them.
 
-        With a text: why it matches the image, where the checkpoint has an ITM head; otherwise the text is a question,
-        where the checkpoint answers questions, and the answer is explained; otherwise the text is explained as a
-        caption. Without a text: the caption that the model writes itself.
+        With a text: why it matches the image, where the checkpoint has an ITM head; else its answer, where the
+        checkpoint answers questions; else why it is a caption. Without a text: the caption that the model writes.
 
-        BLIP: each word is shown where it looks itself (of a question that is answered, its own words), in a layer of
-        the text transformer, from 0 on. By default it is the one in the middle: in the last layer the words of a match
-        no longer count, only the first token.
-
-        BLIP-2: the queries look, in a layer of the Q-Former with cross-attention, by default the middle one. A word of
-        a match is shown where the queries look that it attends to; a word that is written, where more attention of the
-        queries would make it likelier (of an answer, the answer's words).
+        BLIP: a word is shown where it looks itself (for an answer, the words of the question), in a layer of the text
+        transformer, by default the middle one: in the last, only the first token counts for a match. BLIP-2: the
+        queries look, in a layer of the Q-Former with cross-attention, by default the middle one. A word of a match is
+        shown where the queries look that it attends to; a word that is written (for an answer, those of the answer),
+        where more attention of the queries would make it likelier.
 
         Raises UnsupportedTaskError for a missing head or an image encoder whose tokens are no grid, and ConfigError for
         a layer that does not exist, a text without words, or a video.
         """
-        heads = self.model.config.heads
-        usable = self.caption_explanation_heads if text is None else self.text_explanation_heads
-        if not set(usable) & set(heads):
-            raise UnsupportedTaskError(
-                f"explain needs one of the heads {', '.join(self.text_explanation_heads)} for a text that is "
-                f"given, and for the model's own caption an {' or '.join(self.caption_explanation_heads)} "
-                f"head; this checkpoint has {', '.join(heads)}."
-            )
+        of_texts, of_captions = self.text_explanation_heads, self.caption_explanation_heads
+        self._require_head(
+            of_captions if text is None else of_texts,
+            f"explain needs one of the heads {', '.join(of_texts)} for a text that is given, and for the model's own "
+            f"caption an {' or '.join(of_captions)} head",
+        )
         listed, texts, single = self._pair("explain", image, "" if text is None else text, "text")
         encoded = self.encode(listed)
         if encoded.num_frames != 1:
             raise ConfigError("explain takes images, and no video.")
-        single = single or (
-            isinstance(text, str | None) and isinstance(listed, Tensor | EncodedImages) and len(encoded) == 1
-        )
+        single = single or (isinstance(text, str | None) and not isinstance(listed, list) and len(encoded) == 1)
         explanations = [
             self._explain(encoded.beside(slice(row, row + 1)), None if text is None else each, layer)
             for row, each in enumerate(texts)
@@ -493,11 +475,10 @@ class BasePredictor(ABC):
 
     def _explain(self, encoded: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The explanation of a text with one image, or of the caption that the model writes."""
-        heads = self.model.config.heads
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor that was made in inference mode cannot be part of a graph.
             encoded = replace(encoded, tokens=encoded.tokens.clone())
-            if text is not None and "itm" in heads:
+            if text is not None and "itm" in self.model.config.heads:
                 tokens = self._tokenize([text], self._encoder_id)
                 words = join_pieces(self._text_tokenizer().pieces(tokens.ids[0, 1:-1].tolist()))
                 logits, maps = self._match_maps(encoded.tokens, tokens, layer)
@@ -530,7 +511,7 @@ class BasePredictor(ABC):
     def _features(
         self, images: EncodedImages | None, texts: Sequence[str] | None, batch_size: int | None
     ) -> dict[str, Tensor]:
-        """The fields of `Features` that the model has, of images, texts or pairs of both."""
+        """The fields of `Features` that the model has, of images, texts or pairs of both, in any precision."""
 
     @abstractmethod
     def _match_maps(self, image_tokens: Tensor, tokens: Tokens, layer: int | None) -> tuple[Tensor, Tensor]:
@@ -548,30 +529,26 @@ class BasePredictor(ABC):
 
     # What the calls are made of.
 
-    def _list_images(self, images: Images) -> ListedImages:
+    def _list_images(self, images: Images) -> values.ListedImages:
         """The same images, with a length; of tensors only what `prepare` or `prepare_videos` returned stays one."""
         prepared = (torch.uint8, (3, self.preprocessing.image_size, self.preprocessing.image_size))
         if isinstance(images, Tensor) and images.ndim in (4, 5) and (images.dtype, images.shape[-3:]) == prepared:
             return images
         return images if isinstance(images, EncodedImages) else values.as_list(images)
 
-    def _pair(self, call: str, images: Images, texts: TextInput, kind: str) -> tuple[ListedImages, list[str], bool]:
-        """Images and the texts that go with them, and whether one result was asked for, and no list. A text that is not
-        in a list is repeated for all images; one image, not in a list or encoded, stays one for any number of texts.
-
-        Raises ConfigError, which calls the texts `kind`, for other lists of unequal lengths.
+    def _pair(
+        self, call: str, images: Images, texts: TextInput, kind: str
+    ) -> tuple[values.ListedImages, list[str], bool]:
+        """Images and the texts that go with them, as `values.texts_beside` says, and whether one result was asked for,
+        and no list. An encoded image is one image.
         """
-        is_one_image, is_one_text = values.is_single(images), isinstance(texts, str)
-        listed, given = self._list_images(images), values.as_texts(texts, kind)
-        if is_one_text:
-            given = given * len(listed)
-        elif len(listed) != 1 or not (is_one_image or isinstance(listed, EncodedImages)):
-            advice = f" One image or {kind} that is not in a list goes with all."
-            values.check_equal(call, advice, **{"images": listed, f"{kind}s": given})
-        return listed, given, is_one_image and is_one_text
+        single, listed = values.is_single(images), self._list_images(images)
+        is_one_image = single or (isinstance(listed, EncodedImages) and len(listed) == 1)
+        given = values.texts_beside(call, listed, texts, ("image", kind), is_one_image)
+        return listed, given, single and isinstance(texts, str)
 
     def _paired_batches(
-        self, images: ListedImages, num_texts: int, batch_size: int | None
+        self, images: values.ListedImages, num_texts: int, batch_size: int | None
     ) -> Iterator[tuple[slice, EncodedImages]]:
         """The rows of texts with their images, as `_pair` gives them; one image is encoded once for all texts."""
         if len(images) == num_texts:
@@ -580,22 +557,19 @@ class BasePredictor(ABC):
             once = self.encode(images)
             yield from ((rows, once) for rows in values.batches(num_texts, batch_size))
 
-    def _require(self, call: str) -> None:
-        if call not in self.tasks:
-            raise self._unsupported(call)
-
     def _unsupported(self, call: str) -> UnsupportedTaskError:
         can_do = ", ".join(sorted(self.tasks))
         return UnsupportedTaskError(f"This checkpoint has no weights to {call}; it can do {can_do}.")
+
+    def _require_head(self, needed: Sequence[str], message: str) -> None:
+        present = self.model.config.heads
+        if not set(needed) & set(present):
+            raise UnsupportedTaskError(f"{message}; this checkpoint has {', '.join(present)}.")
 
     @property
     def _language(self) -> LanguageModel | None:
         """The language model of a BLIP-2 that has one."""
         return self.model.language if isinstance(self.model, Blip2) else None
-
-    def _prepare_image(self, image: ImageInput, name: str) -> Tensor:
-        """uint8 (3, S, S) on the CPU; ImageError calls the image `name`."""
-        return torch.from_numpy(self.preprocessing(read_image(image, name=name)))
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> EncodedImages:
@@ -622,22 +596,18 @@ class BasePredictor(ABC):
         tokenizer = self._text_tokenizer()
         return tokenizer.enc_id if self.encoder_token == "[ENC]" else tokenizer.cls_id
 
-    def _tokenize(self, texts: Sequence[str], first_id: int, max_length: int | None = None) -> Tokens:
-        """Texts as training read them (`normalize_caption`), from `first_id` on, on the model's device."""
-        return self._tokens([normalize_caption(text) for text in texts], first_id, max_length)
-
-    def _tokens(self, texts: Sequence[str], first_id: int, max_length: int | None = None) -> Tokens:
-        """Normalised texts from `first_id` on, cut to `max_length` or what the model reads; ids (R, T)."""
-        limit = min(max_length or self._max_positions, self._max_positions)
-        tokens = self._text_tokenizer().encode(texts, limit).to(self.device)
+    def _tokenize(
+        self, texts: Sequence[str], first_id: int, limit: int | None = None, normalize: Any = normalize_caption
+    ) -> Tokens:
+        """Texts, normalised, from `first_id` on, cut to `limit` or what the model reads; ids (R, T) on its device."""
+        limit = min(limit or self._max_positions, self._max_positions)
+        tokens = self._text_tokenizer().encode([normalize(text) for text in texts], limit).to(self.device)
         tokens.ids[:, :1] = first_id  # a list of no texts has no first token
         return tokens
 
-    def _check_length(self, prompts: Iterable[str], decoding: Decoding) -> None:
-        """ConfigError for no strategy, and when a text after one of the prompts may grow longer than the decoder has
-        positions.
-        """
-        check_decoding(decoding)
+    def _check_length(self, prompts: Iterable[str], decoding: Decoding, num_texts: int = 1) -> None:
+        """ConfigError unless the strategy writes so many texts, and the decoder has positions for the longest."""
+        check_decoding(decoding, num_texts)
         if self._language is not None:
             return  # it checks the length itself, which also depends on its visual prompts
         for prompt in dict.fromkeys(prompts):
@@ -651,19 +621,20 @@ class BasePredictor(ABC):
                 )
 
     def _write_captions(
-        self, images: EncodedImages, prompts: Sequence[str], decoding: Decoding, num_captions: int, seeds: Seeds
+        self, images: EncodedImages, prompts: Sequence[str], decoding: Decoding, num_captions: int, seeds: values.Seeds
     ) -> list[list[ScoredText]]:
         """`num_captions` for each image, by the model's own decoder, which reads one prompt at a time."""
         tokenizer, image_kv = self._text_tokenizer(), self._image_kv(images.tokens, "decode")
-        captions: dict[int, list[ScoredText]] = {}
+        settings: dict[str, Any] = {"num_captions": num_captions, "eos_id": tokenizer.sep_id}
+        captions: list[list[ScoredText]] = [[] for _ in prompts]
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, row_prompt in enumerate(prompts) if row_prompt == prompt]
             rows_kv, ids = self._select(image_kv, rows, len(prompts)), tokenizer.prompt(prompt).to(self.device)
-            rows_seeds = None if seeds is None else [seeds[row] for row in rows]
-            settings: dict[str, Any] = {"num_captions": num_captions, "eos_id": tokenizer.sep_id, "seeds": rows_seeds}
-            written = generate(self.model, rows_kv, ids, len(rows), decoding, **settings)
-            captions.update(zip(rows, ([self._scored(text) for text in texts] for texts in written), strict=True))
-        return [captions[row] for row in range(len(prompts))]
+            row_seeds = None if seeds is None else [seeds[row] for row in rows]
+            written = generate(self.model, rows_kv, ids, len(rows), decoding, seeds=row_seeds, **settings)
+            for row, texts in zip(rows, written, strict=True):
+                captions[row] = [self._scored(text) for text in texts]
+        return captions
 
     def _select(self, context_kv: Any, rows: Sequence[int], count: int) -> Any:
         """Keys and values of some of `count` images or questions; of all of them without a copy."""
@@ -672,33 +643,38 @@ class BasePredictor(ABC):
         return context_kv.select(torch.tensor(rows, device=self.device))
 
     def _scored(self, generated: Generated, text: str | None = None) -> ScoredText:
-        """What the model's own decoder wrote; `text` where it is more than its tokens decoded."""
-        tokenizer = self._text_tokenizer()
-        text = tokenizer.decode(generated.ids) if text is None else text
-        return values.scored_text(generated, text, tokenizer.sep_id, tokenizer.pieces)
+        """What the language model wrote, or the model's own decoder where there is none; `text` where it is more than
+        its tokens decoded.
+        """
+        writer: Any = self._text_tokenizer() if self._language is None else self._language
+        if self._language is None:
+            end_id, pieces = writer.sep_id, writer.pieces
+        else:
+            end_id, pieces = writer.end_id, writer.tokenizer.convert_ids_to_tokens
+        logprobs, ids = generated.token_logprobs, generated.ids
+        text = writer.decode(ids) if text is None else text
+        ids = [*ids, end_id] if len(logprobs) > len(ids) else ids
+        tokens = tuple(pieces(ids))
+        return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
 
     def _match_probability(self, tokens: Tokens, image_kv: Any) -> Tensor:
         """P(match) of R texts over B images, float32 (R,) on the CPU."""
         logits = self.model.match_logits(tokens.ids, tokens.mask, image_kv)  # (R, 2)
         return logits.float().softmax(dim=1)[:, 1].cpu()
 
-    def _embed_tokens(self, tokens: Tokens) -> Tensor:
-        """Unit vectors (R, E) on the CPU of texts (R, T); those of about equal length are read together."""
-        vectors = torch.zeros(len(tokens.ids), self.model.config.embed_dim)
-        for rows in tokens.mask.sum(dim=1).argsort(stable=True).split(values.MAX_ROWS):
+    def _score_tokens(self, tokens: Tokens, owners: Sequence[int], images: EncodedImages) -> tuple[Tensor, Tensor]:
+        """ITM and ITC, float32 (R,) on the CPU, of texts (R, T) and the images that own them; like lengths together."""
+        lengths, image_kv = tokens.mask.sum(dim=1), self._image_kv(images.tokens, "encode")
+        vectors, itm = torch.zeros(len(owners), self.model.config.embed_dim), torch.zeros(len(owners))
+        for rows in lengths.argsort(stable=True).split(values.MAX_ROWS):
             part = tokens.part(rows)
             part.ids[:, 0] = self._text_tokenizer().cls_id
             vectors[rows.cpu()] = self.model.embed_text(part.ids, part.mask).float().cpu()
-        return vectors
-
-    def _match_tokens(self, tokens: Tokens, owners: Sequence[int], images: EncodedImages) -> Tensor:
-        """P(match) of texts (R, T), each with the image that owns it, float32 (R,) on the CPU."""
-        probabilities, image_kv = torch.zeros(len(owners)), self._image_kv(images.tokens, "encode")
-        for group in values.group_by_count(owners, tokens.mask.sum(dim=1).tolist()):
+        for group in values.group_by_count(owners, lengths.tolist()):
             rows = torch.tensor([row for _, image_rows in group for row in image_rows])
             group_kv = self._select(image_kv, [image for image, _ in group], len(images))
-            probabilities[rows] = self._match_probability(tokens.part(rows.to(self.device)), group_kv)
-        return probabilities
+            itm[rows] = self._match_probability(tokens.part(rows.to(self.device)), group_kv)
+        return itm, similarity_of_pairs(self.embed_images(images)[list(owners)], vectors)
 
     def _explain_caption(self, images: EncodedImages, text: str | None, layer: int | None) -> Explanation:
         """The explanation of a given caption of one image, or of the one that the model's own decoder writes."""

@@ -10,11 +10,13 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
+from openblip.data.images import read_image
 from openblip.data.texts import dialog_turns, normalize_question
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import ConfigError
@@ -23,10 +25,9 @@ from openblip.generation.search import best_candidates, generate
 from openblip.models.blip import Blip, CrossKV
 from openblip.nn.config import Mode
 from openblip.predictor import values
-from openblip.predictor.base import BasePredictor
+from openblip.predictor.base import BasePredictor, model_call
 from openblip.predictor.explain import Explanation, explain_read_text, join_pieces, patch_maps, target_logprobs
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, TextInput, chunks, sampling_seeds
-from openblip.text_counts import count_texts, warn_caller
 
 
 class BlipPredictor(BasePredictor):
@@ -86,18 +87,15 @@ class BlipPredictor(BasePredictor):
         answers: list[ScoredText] = []
         for texts, group in groupby(range(len(questions)), key=candidates.__getitem__):  # usually all have the same
             rows = list(group)
-            rows_kv, ids = (
-                self._select(question_kv, rows, len(questions)),
-                [self._candidate_ids(text) for text in texts],
-            )
+            rows_kv = self._select(question_kv, rows, len(questions))
+            ids = [self._candidate_ids(text) for text in texts]
             ranked = best_candidates(self.model, rows_kv, self._answer_start(), ids, len(rows), **settings)
             answers += [self._scored(generated, texts[position]) for position, generated in ranked]
         return answers
 
     def _tokenize_questions(self, questions: Sequence[str]) -> Tokens:
         """Questions as training read them (`normalize_question`), on the model's device."""
-        normalized = [normalize_question(question) for question in questions]
-        return self._tokens(normalized, self._encoder_id)
+        return self._tokenize(questions, self._encoder_id, normalize=normalize_question)
 
     def _question_kv(self, image_tokens: Tensor, questions: Tokens) -> CrossKV:
         """What the decoder writes answers from: R questions, read with B images (B, N, Dv)."""
@@ -118,32 +116,25 @@ class BlipPredictor(BasePredictor):
 
     # Two images (BLIP section 5.4), and dialogs (section 5.5).
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("judge")
     def judge(self, images: values.ImagePairs, statements: TextInput, batch_size: int | None = None) -> Tensor:
-        self._require("judge")
-        given, (pairs, is_one_pair) = values.as_texts(statements, "statement"), values.read_pairs(images)
-        if isinstance(statements, str):
-            given = given * len(pairs)
-        elif is_one_pair:
-            pairs = pairs * len(given)
-        values.check_equal("judge", pairs=pairs, statements=given)
+        pairs, is_one_pair = values.read_pairs(images)
+        given = values.texts_beside("judge", pairs, statements, ("pair", "statement"), is_one_pair)
         probabilities = [torch.zeros(0)]
-        for rows in values.batches(len(pairs), batch_size, 2):
+        for rows in values.batches(len(given), batch_size, 2):
             sides = [
-                self._prepare_image(image, f"{values.name_or_position(image, position, 'pair')} ({side})")
-                for position, pair in enumerate(pairs[rows], rows.start)
+                self.preprocessing(read_image(image, name=f"{values.name_or_position(image, at, 'pair')} ({side})"))
+                for at, pair in enumerate(pairs if is_one_pair else pairs[rows], rows.start)
                 for image, side in zip(pair, ("left", "right"), strict=True)
             ]
-            pixels = torch.stack(sides).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
+            pixels = torch.from_numpy(np.stack(sides)).unflatten(0, (-1, 2))  # (B, 2, 3, S, S)
             tokens = self._tokenize(given[rows], self._encoder_id)
             pair_kv = self._image_kv(self.model.encode_pair(self._normalize(pixels)), "encode")
             logits = self.model.judge_logits(tokens.ids, tokens.mask, pair_kv)  # (B, 2)
             probabilities.append(logits.float().softmax(dim=1)[:, 1].cpu())
         return torch.cat(probabilities)
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("rank_answers")
     def rank_answers(
         self,
         images: Images,
@@ -152,7 +143,6 @@ class BlipPredictor(BasePredictor):
         candidates: values.Candidates,
         batch_size: int | None = None,
     ) -> Any:
-        self._require("rank_answers")
         single, listed, told = values.is_single(images), self._list_images(images), values.as_texts(captions, "caption")
         given: list[Any] = [[each] if single else values.as_list(each) for each in (dialogs, candidates)]
         choices = values.as_lists_of_texts(given[1], len(listed))
@@ -181,24 +171,21 @@ class BlipPredictor(BasePredictor):
         heads = set(self.model.config.heads)
         features: dict[str, Tensor] = {}
         if images is not None:
-            features["image"] = images.tokens.float().cpu()
+            features["image"] = images.tokens
             if "itc" in heads:
-                projected = F.normalize(self.model.project_image(images.tokens).float(), dim=-1)
-                features["image_projected"] = projected.cpu()
+                features["image_projected"] = F.normalize(self.model.project_image(images.tokens).float(), dim=-1)
         if texts is not None:
             # A model that only answers reads texts as questions.
             as_questions = "vqa" in heads and "itm" not in heads
             tokens = self._tokenize_questions(texts) if as_questions else self._tokenize(texts, self.tokenizer.cls_id)
-            features["text_mask"] = mask = tokens.mask.cpu()
+            features["text_mask"], is_real = tokens.mask, tokens.mask[..., None]
             if heads & set(self.text_feature_heads):
                 states = self._text_states(tokens, None, batch_size)
-                features["text"] = states.float().cpu() * mask[..., None]
+                features["text"] = states * is_real
                 if "itc" in heads:
-                    projected = F.normalize(self.model.project_text(states).float(), dim=-1)
-                    features["text_projected"] = projected.cpu() * mask[..., None]
+                    features["text_projected"] = F.normalize(self.model.project_text(states).float(), dim=-1) * is_real
             if images is not None:
-                states = self._text_states(tokens, images, batch_size)
-                features["multimodal"] = states.float().cpu() * mask[..., None]
+                features["multimodal"] = self._text_states(tokens, images, batch_size) * is_real
         return features
 
     def _text_states(self, tokens: Tokens, images: EncodedImages | None, batch_size: int | None) -> Tensor:

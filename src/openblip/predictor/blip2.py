@@ -18,16 +18,14 @@ from openblip.data.texts import conversation_prompt, normalize_question, plain_t
 from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
-from openblip.generation.search import Generated
 from openblip.models.blip import CrossKV
 from openblip.models.blip2 import Blip2
 from openblip.models.language_model import IGNORED_LABEL
 from openblip.nn.config import Mode
 from openblip.predictor import values
-from openblip.predictor.base import CHAT_DECODING, BasePredictor
+from openblip.predictor.base import CHAT_DECODING, BasePredictor, model_call
 from openblip.predictor.explain import Explanation, explain_written_text, join_language_pieces, patch_maps
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, Seeds, sampling_seeds
-from openblip.text_counts import count_texts, warn_caller
 
 
 class Blip2Predictor(BasePredictor):
@@ -95,10 +93,9 @@ class Blip2Predictor(BasePredictor):
         language = self.model.require_language()
         ranked = best_texts(language, visual, prompts, candidates, num_candidates=num_candidates, max_rows=MAX_ROWS)
         chosen = zip(ranked, candidates, strict=True)
-        return [self._scored_by_language(generated, texts[position]) for (position, generated), texts in chosen]
+        return [self._scored(generated, texts[position]) for (position, generated), texts in chosen]
 
-    @count_texts(warn_caller)
-    @torch.inference_mode()
+    @model_call("chat")
     def chat(
         self,
         images: Images,
@@ -107,7 +104,6 @@ class Blip2Predictor(BasePredictor):
         batch_size: int | None = None,
         return_scores: bool = False,
     ) -> Any:
-        self._require("chat")
         single, listed = values.is_single(images), self._list_images(images)
         given: list[Any] = [turns] if single else values.as_list(turns)
         given = given * len(listed) if isinstance(turns, str) else given
@@ -135,7 +131,7 @@ class Blip2Predictor(BasePredictor):
         """`num_texts` after each of R = B * K prompts; instructions are what the Q-Former reads of them."""
         language, visual = self.model.require_language(), self._visual_prompts(images.tokens, instructions)
         written = write_texts(language, visual, prompts, decoding, num_captions=num_texts, seeds=seeds)
-        return [[self._scored_by_language(text) for text in texts] for texts in written]
+        return [[self._scored(text) for text in texts] for texts in written]
 
     def _question_prompts(self, questions: Sequence[str]) -> tuple[list[str], list[str]]:
         """Questions as the Q-Former reads them, normalised, and the prompts that put them as they are written."""
@@ -149,16 +145,10 @@ class Blip2Predictor(BasePredictor):
         """
         image_kv = self.model.image_kv(tokens)
         if self.model.config.instructed:
-            read = self._tokens(instructions, self._encoder_id)
+            read = self._tokenize(instructions, self._encoder_id, normalize=str)
             return self.model.visual_prompts(self.model.encode_multimodal(read.ids, read.mask, image_kv))
         prompts = self.model.visual_prompts(self.model.encode_queries(image_kv).queries)
         return prompts.repeat_interleave(len(instructions) // len(tokens), dim=0)
-
-    def _scored_by_language(self, generated: Generated, text: str | None = None) -> ScoredText:
-        """What the language model wrote; `text` where it is more than its tokens decoded."""
-        language = self.model.require_language()
-        text = language.decode(generated.ids) if text is None else text
-        return values.scored_text(generated, text, language.end_id, language.tokenizer.convert_ids_to_tokens)
 
     # Features.
 
@@ -168,20 +158,18 @@ class Blip2Predictor(BasePredictor):
         projects = "itc" in self.model.config.heads
         features: dict[str, Tensor] = {}
         if images is not None:
-            queries = self._queries(images, None, batch_size)
-            features |= {"image": images.tokens.float().cpu(), "queries": queries.float().cpu()}
+            features |= {"image": images.tokens, "queries": self._queries(images, None, batch_size)}
             if projects:
-                features["image_projected"] = self.model.embed_image(queries).cpu()
+                features["image_projected"] = self.model.embed_image(features["queries"])
         if texts is not None:
             tokens = self._tokenize(texts, self._encoder_id)
-            features["text_mask"] = mask = tokens.mask.cpu()
+            features["text_mask"], is_real = tokens.mask, tokens.mask[..., None]
             if projects:
                 states = self.model.qformer(tokens.ids, mask=tokens.mask[:, None, None, :])  # (T, L, D)
-                projected = F.normalize(self.model.text_proj(states).float(), dim=-1)
-                features["text"] = states.float().cpu() * mask[..., None]
-                features["text_projected"] = projected.cpu() * mask[..., None]
+                features["text"] = states * is_real
+                features["text_projected"] = F.normalize(self.model.text_proj(states).float(), dim=-1) * is_real
             if images is not None:
-                features["multimodal"] = self._queries(images, texts, batch_size).float().cpu()
+                features["multimodal"] = self._queries(images, texts, batch_size)
         return features
 
     def _queries(self, images: EncodedImages, texts: Sequence[str] | None, batch_size: int | None) -> Tensor:

@@ -7,7 +7,7 @@ texts, L text tokens, Q queries, D width of text states, E embedding width.
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeGuard, TypeVar
@@ -21,7 +21,6 @@ from openblip.data.images import FileInput, ImageInput, input_name
 from openblip.errors import ConfigError
 from openblip.files import hash_int
 from openblip.generation.decoding import Decoding, Nucleus
-from openblip.generation.search import Generated
 
 DEFAULT_BATCH_SIZE = 64
 MAX_ROWS = 512  # texts that the model reads at a time where many go with one image
@@ -125,6 +124,20 @@ def batches(num_items: int, batch_size: int | None, images_per_item: int = 1) ->
     size = max(1, (batch_size or DEFAULT_BATCH_SIZE) // images_per_item)
     for start in range(0, num_items, size):
         yield slice(start, min(start + size, num_items))
+
+
+def texts_beside(call: str, items: Sized, texts: TextInput, kinds: tuple[str, str], is_one_item: bool) -> list[str]:
+    """The texts that go with images, or with pairs of them; `kinds` is what errors call an item and a text. A text that
+    is not in a list is repeated for all items; one item stays one for any number of texts.
+    """
+    item_kind, text_kind = kinds
+    given = as_texts(texts, text_kind)
+    if isinstance(texts, str):
+        return given * len(items)
+    if not is_one_item:
+        advice = f" One {item_kind} or {text_kind} that is not in a list goes with all."
+        check_equal(call, advice, **{f"{item_kind}s": items, f"{text_kind}s": given})
+    return given
 
 
 def check_equal(call: str, advice: str = "", **inputs: Sized) -> None:
@@ -237,16 +250,6 @@ class ScoredText:
     """Of each of `tokens`, given those before it; `math.exp` turns one into a probability."""
     ids: tuple[int, ...]
     """The positions of `tokens` in the vocabulary."""
-
-
-def scored_text(
-    generated: Generated, text: str, end_id: int, pieces: Callable[[list[int]], Sequence[str]]
-) -> ScoredText:
-    """What decoding returned, with its text and its word pieces (`pieces` finds them by their ids)."""
-    ended = len(generated.token_logprobs) > len(generated.ids)
-    ids = [*generated.ids, end_id] if ended else list(generated.ids)
-    logprobs, tokens = generated.token_logprobs, tuple(pieces(ids))
-    return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
 
 
 def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
