@@ -55,7 +55,7 @@ def command(
     if num_beams is not None:
         given["num_beams"] = num_beams
     Beam(min_new_tokens=1, **given)  # says what is out of range before anything is loaded
-    choices = None if candidates is None else read_json_texts(candidates, "candidates")
+    choices = read_json_texts(candidates, "candidates")
     advice = "there is no question; write at least one in quotes after the image"
     sources = lines.find_source(source, reading, without_texts=None if questions else advice)
     predictor = model.load()

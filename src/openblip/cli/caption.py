@@ -48,7 +48,7 @@ class SidecarOptions:
         ending = self.extension
         if not ending.startswith(".") or len(ending) < 2 or "/" in ending or os.sep in ending:
             raise ConfigError(f"--extension {ending!r} is no ending of a file, as .txt and .caption are")
-        if ending.lower() in lines.IMAGE_FILE_SUFFIXES | lines.VIDEO_FILE_SUFFIXES:
+        if lines.is_media(f"a{ending}"):
             raise ConfigError(f"--extension {ending} is that of images or videos, which would be written over")
         if len((self.prefix + self.suffix).splitlines()) > 1:
             raise ConfigError("--prefix and --suffix must be one line: each line of a text file is a caption")

@@ -158,12 +158,12 @@ def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict
         case "filter":
             return {"threshold": tasks.threshold}
         case "vqa" | "video-qa":
-            choices = {} if tasks.answers is None else {"candidates": read_json_texts(tasks.answers, "answers")}
-            return {**choices, "decoding": tasks.beam(answer_decoding)}
+            candidates = read_json_texts(tasks.answers, "answers")
+            return {"candidates": candidates, "decoding": tasks.beam(answer_decoding)}
         case "classification":
-            templates = {} if tasks.templates is None else {"templates": read_json_texts(tasks.templates, "templates")}
-            if tasks.classes is None:
-                return templates
+            templates = read_json_texts(tasks.templates, "templates")
             classes = read_json_texts(tasks.classes, "classes", may_be_named=True)
-            return {**templates, "classes": classes if isinstance(classes, dict) else {name: name for name in classes}}
+            if isinstance(classes, list):
+                classes = {name: name for name in classes}
+            return {"classes": classes, **({} if templates is None else {"templates": templates})}
     return {}

@@ -20,21 +20,20 @@ from openblip.cli.options import ModelOptions, check_output
 from openblip.data.config import SourceOptions
 from openblip.data.reader import read_source
 from openblip.data.sample import (
-    IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
-    VIDEO_SUFFIXES,
     Located,
     Reject,
     Sample,
     Selection,
     Source,
+    file_kind,
     safe_name,
     unused_line,
 )  # fmt: skip
 from openblip.data.sources import absolute_spec, storage
 from openblip.data.sources.dialect import Dialect
 from openblip.data.sources.folder import FolderFiles, FolderRow, option_names_of
-from openblip.data.sources.opening import check_options_used, open_source, require_texts, shards_in
+from openblip.data.sources.opening import SOURCE_SUFFIXES, check_options_used, open_source, require_texts, shards_in
 from openblip.errors import ConfigError, ImageError, MissingExtraError, NoSampleError, SourceError
 from openblip.files import JsonLine, changed_settings, name_full_disk, read_json, write_json
 from openblip.progress import Progress
@@ -44,11 +43,6 @@ if TYPE_CHECKING:
 
     from openblip.predictor import BasePredictor, EncodedImages
 
-IMAGE_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-VIDEO_FILE_SUFFIXES = frozenset(f".{suffix}" for suffix in VIDEO_SUFFIXES)
-SOURCE_SUFFIXES = frozenset(
-    (".tar", ".parquet", ".arrow", ".feather", ".jsonl", ".csv", ".tsv", ".txt", ".token", ".json")
-)
 DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
 
 
@@ -120,13 +114,18 @@ class FileSource(Source):
         return self.with_texts and any(row.text_paths or row.stated for row in map(self.row, self.paths))
 
 
+def is_media(path: str) -> bool:
+    """Whether a file is an image or a video by its ending."""
+    return file_kind(Path(path).suffix[1:].lower()) in ("image", "video")
+
+
 def find_source(spec: str, options: ReadingOptions, *, without_texts: str | None = None) -> list[Source]:
     """As `find_sources`; but one file, which is an image if it has no other ending, is alone without --out.
 
     without_texts: given where the samples' own texts are needed; raises it as `ConfigError` where they can have none.
     """
-    path, suffix = Path(spec), Path(spec).suffix.lower()
-    is_image = suffix in IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES or (suffix not in SOURCE_SUFFIXES and path.is_file())
+    path, suffix = Path(spec), Path(spec).suffix[1:].lower()
+    is_image = is_media(spec) or (suffix not in SOURCE_SUFFIXES and path.is_file())
     if options.out is None and is_image and not path.is_dir():
         sources: list[Source] = [FileSource(spec, [spec], is_alone=True)]
         check_options_used(sources, options)
@@ -144,7 +143,6 @@ def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bo
     when nothing is named, a name is no source, a table has no texts that are needed, or two sources have a shard of the
     same name; `ConfigError` for a column without a table.
     """
-    wanted = IMAGE_FILE_SUFFIXES | VIDEO_FILE_SUFFIXES
     sources: list[Source] = []
     seen: set[str] = set()
     spec_of_shard: dict[str, str] = {}
@@ -154,7 +152,7 @@ def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bo
             files = FolderFiles.of(str(path), options, ("image", "video"))
             rows, unused = {row.image[0]: row for row in files.rows}, files.unused
             paths = list(rows)
-        elif path.suffix.lower() in wanted:
+        elif is_media(spec):
             paths = [spec if "://" in spec else str(path)]  # a Path would take a slash from a URL
         if paths:
             new = [path for path in paths if path not in seen]
@@ -174,23 +172,6 @@ def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bo
     if with_texts:
         require_texts(sources)
     return sources
-
-
-def prepare_frames(predictor: "BasePredictor", sample: Sample, num_frames: int) -> "torch.Tensor":
-    """An image, or `num_frames` frames of a video, ready to be encoded: uint8 (F, 3, S, S)."""
-    import torch
-
-    from openblip.data.images import is_video, read_frames, read_image
-
-    name = sample.place
-    if is_video(sample.image) or Path(sample.key).suffix.lower() in VIDEO_FILE_SUFFIXES:
-        try:
-            frames = read_frames(sample.image, num_frames, name=name)
-        except MissingExtraError as error:
-            raise ImageError(str(error)) from error  # of this sample: images need no package for videos
-    else:
-        frames = [read_image(sample.image, name=name)]
-    return torch.stack([torch.from_numpy(predictor.preprocessing(frame)) for frame in frames])
 
 
 def read_lines(path: Path) -> Iterator[JsonLine]:
@@ -306,6 +287,10 @@ class OutputLines:
     def _readable(
         self, texts: Callable[[Sample], Sequence[str]], bar: Progress
     ) -> Iterator[tuple[Sample, "torch.Tensor", Sequence[str]]]:
+        import torch
+
+        from openblip.data.images import is_video, read_frames, read_image
+
         num_shards = sum(len(source.shards()) for source in self.sources)
         seen: set[str] = set()
 
@@ -314,8 +299,17 @@ class OutputLines:
             return (shard, key) in self.present
 
         def prepare(sample: Sample) -> tuple["torch.Tensor", Sequence[str]]:
+            """The frames of a video, or an image as the only one, uint8 (F, 3, S, S), and the texts."""
             texts_of = texts(sample)
-            return prepare_frames(self.predictor, sample, self.num_frames), texts_of
+            if is_video(sample.image) or file_kind(Path(sample.key).suffix[1:].lower()) == "video":
+                try:
+                    frames = read_frames(sample.image, self.num_frames, name=sample.place)
+                except MissingExtraError as error:
+                    raise ImageError(str(error)) from error  # of this sample: images need no package for videos
+            else:
+                frames = [read_image(sample.image, name=sample.place)]
+            pixels = [torch.from_numpy(self.predictor.preprocessing(frame)) for frame in frames]
+            return torch.stack(pixels), texts_of
 
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
         for source in self.sources:

@@ -86,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # help was printed
         return stop.code if isinstance(stop.code, int) else 0
     except (KeyboardInterrupt, Exception) as error:
-        if "RANK" in os.environ and not _fails_first():
-            return error.exit_code if isinstance(error, OpenBlipError) else 1
+        if "RANK" in os.environ:
+            from openblip.distributed import fails_first
+
+            if not fails_first():
+                return error.exit_code if isinstance(error, OpenBlipError) else 1
         if debug or not isinstance(error, KeyboardInterrupt | OpenBlipError | OSError):
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -106,12 +109,6 @@ def _said_once() -> Iterator[None]:
         return
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         yield
-
-
-def _fails_first() -> bool:
-    from openblip.distributed import fails_first
-
-    return fails_first()
 
 
 def _find_call(words: list[str]) -> Callable[[], int | None]:

@@ -216,11 +216,13 @@ def check_output(option: str, path: Path, *, is_folder: bool = False) -> None:
         raise ConfigError(f"{option} {path}: {existing} cannot be written into; name another path")
 
 
-def read_json_texts(path: Path, option: str, *, may_be_named: bool = False) -> Any:
+def read_json_texts(path: Path | None, option: str, *, may_be_named: bool = False) -> Any:
     """Read a JSON list of at least one text, or, where they `may_be_named`, an object with a text for each name.
 
-    Raises `ConfigError`, which names the option, for anything else.
+    Raises `ConfigError`, which names the option, for anything else. Without a path there is nothing: None.
     """
+    if path is None:
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ _FORMATS = (
     "Hugging Face, or capfilt:DIR; any of them may end in a part, [:95%]"
 )
 _ABOUT_DATA = frozenset({"json", "txt", "md", "html", "yaml", "yml"})  # endings of files that may lie beside shards
-_SUFFIXES = {*SHARD_SUFFIXES, "json", "jsonl", "csv", "tsv", "txt", "token"}
+SOURCE_SUFFIXES = {*SHARD_SUFFIXES, "json", "jsonl", "csv", "tsv", "txt", "token"}
 _SLICE = re.compile(r"^(?P<spec>.+)\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\]$")
 _SPLIT = re.compile(r"(?P<path>.+)#(?P<split>[\w./-]*)")
 
@@ -153,7 +153,7 @@ def _open_one(spec: str, options: SourceOptions) -> Source:
     if storage.is_remote(spec) or not storage.exists(spec):
         if match := _SPLIT.fullmatch(spec):  # dataset_coco.json#test
             path, split = match["path"], match["split"]
-        if is_dataset_name(path) and storage.suffix(path) not in _SUFFIXES:
+        if is_dataset_name(path) and storage.suffix(path) not in SOURCE_SUFFIXES:
             path = find_hub_folder(path)
     paths = storage.expand_paths(path)
     unused: dict[str, Counter[str]] = {}
