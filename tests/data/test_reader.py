@@ -4,12 +4,14 @@ import itertools
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from memory_source import MemorySource, numbered
 
 from openblip.data.reader import read_source, read_texts
 from openblip.data.sample import Located, Reject, Sample
-from openblip.data.sources import Mixture
+from openblip.data.sources import Mixture, open_source
 from openblip.errors import ImageError, SourceError
 from source_items import items_of
 
@@ -146,3 +148,16 @@ def test_a_real_source_counts_as_the_one_in_memory(tmp_path, write_tar, make_ima
     shares = [list(read_source(tar, len_of, share=(index, 3))) for index in range(3)]
     for index in range(3):
         assert [(key_of(e), isinstance(e, Reject)) for e in shares[index]] == whole[index::3]
+
+
+def test_shares_and_limits_of_a_parquet_file(tmp_path):
+    """Rows of a row group are read one after the other, so that what was counted is read."""
+    table = pa.table({"image": [b"x"] * 10, "caption": [str(n) for n in range(10)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    source = open_source(str(tmp_path / "t.parquet"))
+
+    def captions(**options):
+        return [sample.captions[0] for sample, _ in read_source(source, lambda sample: None, **options)]
+
+    assert captions(limit=3) == ["0", "1", "2"]
+    assert [captions(share=(i, 2)) for i in range(2)] == [list("02468"), list("13579")]

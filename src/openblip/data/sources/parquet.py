@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -85,7 +86,7 @@ class ParquetSource(Source):
             for index, group in enumerate(groups):
                 begin = sum(sizes[:group])
                 in_piece = _rows_of_piece(selection.pieces, index, len(groups), sizes[group])
-                wanted = [row for row in in_piece if begin + row >= first + selection.start]
+                wanted = in_piece[bisect_left(in_piece, first + selection.start - begin) :]
                 for row, item in reader.items(group, begin, wanted):
                     yield Located(begin + row - first, item)
             if reader.damage and not reader.is_readable:
@@ -195,7 +196,7 @@ class _GroupReader:
         self.keys: dict[str, int] = {}
         self.is_readable, self.damage = False, ""
 
-    def items(self, group: int, first: int, wanted: Sequence[int]) -> Iterator[tuple[int, _Item]]:
+    def items(self, group: int, first: int, wanted: range) -> Iterator[tuple[int, _Item]]:
         """The wanted rows of a group, whose first row is row `first` of the file, each with its place."""
         columns = self.text_columns if wanted else self.key_columns
         if not columns and not wanted:
@@ -206,17 +207,23 @@ class _GroupReader:
             if wanted:
                 yield wanted[0], self._damaged(first + wanted[0], error)
             return
-        wanted_rows, items = set(wanted), dict[int, _Item]()
+        images, position, is_damaged = self._image_rows(group), 0, False  # position: the row whose image comes next
         for row, stated in enumerate(self._stated_keys(texts, self.file.num_rows(group))):
             stated_key = rows.row_key(stated, first + row)
             key = rows.unique_key(stated_key, self.keys)
-            if row in wanted_rows and (item := self._texts(texts.slice(row, 1), key, stated_key)) is not None:
-                items[row] = item
-        if self.selection.images and any(isinstance(item, Sample) for item in items.values()):
-            yield from self._with_images(group, first, items)
-        else:
-            self.is_readable = True
-            yield from items.items()
+            if row not in wanted or (item := self._texts(texts.slice(row, 1), key, stated_key)) is None:
+                continue
+            if self.selection.images and isinstance(item, Sample):
+                try:
+                    while position <= row:
+                        image = next(images)
+                        position += 1
+                    item = self._with_image(item, image)
+                except (OSError, pa.ArrowException) as error:
+                    row, item = position, self._damaged(first + position, error)
+                    wanted, is_damaged = range(0), True
+            yield row, item
+        self.is_readable |= not is_damaged
 
     def _stated_keys(self, texts: pa.Table, num_rows: int) -> Iterator[Mapping[str, Any]]:
         """The key columns of each row; nothing of one with a text that is not UTF-8."""
@@ -250,20 +257,12 @@ class _GroupReader:
         reason = str(error) if isinstance(error, SourceError) else f"cannot be read: {error}"
         return Reject(self.shard, key, f"{self.shard}/{key}: {reason}")
 
-    def _with_images(self, group: int, first: int, items: dict[int, _Item]) -> Iterator[tuple[int, _Item]]:
-        row, last = 0, max(items)
-        columns = self.image_columns
-        try:
-            for batch in self.file.batches(group, columns):
-                self.is_readable = True
-                for place in range(batch.num_rows):
-                    if (item := items.get(row)) is not None:
-                        yield row, self._with_image(item, batch.slice(place, 1)) if isinstance(item, Sample) else item
-                    row += 1
-                if row > last:
-                    return
-        except (OSError, pa.ArrowException) as error:
-            yield row, self._damaged(first + row, error)
+    def _image_rows(self, group: int) -> Iterator[pa.RecordBatch]:
+        """The image columns of each row of a group."""
+        for batch in self.file.batches(group, self.image_columns):
+            self.is_readable = True
+            yield from (batch.slice(place, 1) for place in range(batch.num_rows))
+        raise pa.ArrowInvalid("it has fewer images than rows")
 
     def _with_image(self, sample: Sample, row: pa.RecordBatch) -> _Item:
         try:
