@@ -66,12 +66,9 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     (`scale_to_bytes` says how), CMYK and palettes converted, the first frame of an animation. Plain RGB comes through
     unchanged. Raises `ImageError` for an image that cannot be read; a truncated file is an error, never half an image.
 
-    Args:
-        image: a path (or fsspec URL), encoded bytes, an open binary file (from its start on), a `PIL.Image` (its
-            current frame), or an array or tensor, see `IMAGE_FORMS`. Raises ConfigError for anything else, and for an
-            array that may mean several things.
-        name: stands for the image in errors.
-        max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
+    image: one of `IMAGE_FORMS`; a file is read from its start on, of a `PIL.Image` the current frame. Raises
+    ConfigError for anything else, and for an array that may mean several things. name: stands for the image in errors.
+    max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
     """
     name = name or input_name(image) or "image"
     given = _as_array(image, name)
@@ -87,8 +84,10 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
             file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
             opened.load()
             is_deep = isinstance(file, io.BytesIO) and any(_DEEP_COLOUR.search(str(tile[3])) for tile in tiles)
-            flat = _flatten(_read_deep(opened, file) if is_deep else opened)
-            return _turn_upright(flat, _exif_orientation(opened))
+            orientation = 1  # also where the EXIF is damaged, because the image itself may be fine
+            with suppress(Exception):  # the EXIF parser, too, raises anything
+                orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
+            return _turn_upright(_flatten(_read_deep(opened, file) if is_deep else opened), orientation)
     except Exception as error:  # a decoder's error on damaged data may be of any kind
         raise ImageError(f"{name}: damaged image: {error}") from error
 
@@ -159,20 +158,17 @@ def _image_of_array(pixels: np.ndarray, name: str, max_pixels: int, *, is_hwc: b
         if last and first and not (is_hwc and shape[2] == 3):
             raise ConfigError(f"{what}, whose channels may be first or last; give a PIL.Image.")
         pixels = pixels if last or not first else pixels.transpose(1, 2, 0)
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in _CHANNELS)
+    if not is_image or not (pixels.dtype.kind == "f" or pixels.dtype in (np.uint8, np.uint16, np.bool_)):
         raise ConfigError(f"{what}; give {IMAGE_FORMS}.")
     _check_size(pixels.shape[1], pixels.shape[0], name, max_pixels)
-    if np.issubdtype(pixels.dtype, np.floating):
-        lowest, highest = pixels.min(), pixels.max()
+    if pixels.dtype.kind in "fb":
+        lowest, highest = float(pixels.min()), float(pixels.max())
         if not (lowest >= -_ROUNDING and highest <= 1 + _ROUNDING):  # nor if they are not numbers
             raise ConfigError(f"{what} with values from {lowest:g} to {highest:g}; floats must be from 0 to 1.")
-        pixels = scale_to_bytes(pixels.clip(0, 1))
-    elif pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.float64).clip(0, 1)
+    if pixels.dtype != np.uint8:
         pixels = scale_to_bytes(pixels)
-    elif pixels.dtype == np.bool_:
-        pixels = pixels * np.uint8(255)
-    elif pixels.dtype != np.uint8:
-        raise ConfigError(f"{what}; give {IMAGE_FORMS}.")
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
@@ -195,17 +191,8 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width}x{height} is more than the limit of {max_pixels} pixels")
 
 
-def _exif_orientation(image: Image.Image) -> int:
-    """Damaged EXIF counts as upright, because the image itself may be fine."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # the EXIF parser, too, raises anything
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
+def _turn_upright(image: Image.Image, orientation: object) -> Image.Image:
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 
 
@@ -246,10 +233,10 @@ def _read_deep(image: Image.Image, file: Any) -> Image.Image:
     if upper[..., :3].max() >= 64:
         return image
     again: Any = Image.open(file, formats=[str(image.format)])
-    for number, (codec, box, offset, given) in enumerate(again.tile):
+    for number, (*where, given) in enumerate(again.tile):
         raw_mode, *others = (given,) if isinstance(given, str) else given
-        swapped = _DEEP_COLOUR.sub(lambda match: f"{match[1]}{'L' if match[2] == 'B' else 'B'}", raw_mode)
-        again.tile[number] = type(again.tile[number])(codec, box, offset, (swapped, *others) if others else swapped)
+        swapped = _DEEP_COLOUR.sub(lambda match: match[1] + ("L" if match[2] == "B" else "B"), raw_mode)
+        again.tile[number] = (*where, (swapped, *others) if others else swapped)
     values = (upper[..., :3].astype(np.uint16) << 8) | np.asarray(again)[..., :3]
     return Image.fromarray(np.concatenate([scale_to_bytes(values), upper[..., 3:]], axis=-1))
 
@@ -280,17 +267,12 @@ def read_frames(
     n / num_frames, which steps by floor(n / num_frames) instead, so that the end of a short video is never seen, and it
     may give one frame more than asked for.
 
-    Args:
-        video: a path (or fsspec URL), encoded bytes, or an open binary file, which is read from its start on.
-        name: stands for the video in errors.
-        max_pixels: a larger frame is refused.
-        max_frames: a longer video is refused; the default is an hour at 30 frames per second.
+    video: one of `FILE_FORMS`; a file is read from its start on. name: stands for the video in errors. max_pixels,
+    max_frames: a larger frame and a longer video (by default than an hour at 30 frames per second) are refused.
 
-    Raises:
-        VideoError: the video is damaged, without frames, too large, or cut off (where only times tell, as in webm, a
-            missing tenth goes unnoticed).
-        MissingExtraError: PyAV is not installed.
-        ConfigError: `num_frames` is less than 1, or `video` is something else.
+    Raises VideoError for a video that is damaged, without frames, too large, or cut off (where only times tell, as in
+    webm, a missing tenth goes unnoticed), MissingExtraError without PyAV, and ConfigError for `num_frames` below 1 and
+    for what is no video.
     """
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, not {num_frames}")
