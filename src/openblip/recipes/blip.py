@@ -44,6 +44,7 @@ from openblip.training.config import TrainingConfig
 
 COCO_CAPTIONS = 566_747  # of the Karpathy split
 QUESTIONS = 443_757 + 214_354 + 1_445_322  # VQAv2 train and val, Visual Genome 1.2
+QUESTION_ANSWERING: dict[str, Any] = {"learning_rate": 2e-5, "drop_path": 0.1, "max_text_length": 35}
 # Steps of one epoch: samples of the training split over the joint batch.
 BASE_STEPS = 14_000_000 // 2880
 LARGE_STEPS = (14_000_000 + 115_000_000 // 5) // 2400
@@ -183,8 +184,7 @@ def vqa() -> BlipRun:
     a learning rate of 1e-5 for a few epochs.
     """
     task, steps = tasks.QuestionAnsweringConfig(), 10 * (QUESTIONS // 256)
-    settings: dict[str, Any] = {"steps": steps, "learning_rate": 2e-5, "drop_path": 0.1, "max_text_length": 35}
-    return fine_tuning("vqa", task, image_size=480, **settings)
+    return fine_tuning("vqa", task, image_size=480, steps=steps, **QUESTION_ANSWERING)
 
 
 def nlvr() -> BlipRun:
@@ -239,8 +239,7 @@ def video_qa() -> BlipRun:
     It starts from runs/vqa/model. DATA: --data.source train_qa.json --data.images videos
     """
     task, steps = tasks.QuestionAnsweringConfig(), 5 * (158_581 // 64)  # questions
-    settings: dict[str, Any] = {"steps": steps, "learning_rate": 2e-5, "drop_path": 0.1, "max_text_length": 35}
-    return fine_tuning("video-qa", task, batch_size=8, num_frames=16, **settings)
+    return fine_tuning("video-qa", task, batch_size=8, num_frames=16, steps=steps, **QUESTION_ANSWERING)
 
 
 def retrieval(steps_per_epoch: int) -> tasks.RetrievalConfig:

@@ -76,5 +76,4 @@ class QuestionAnswering(BlipTask):
         answers = replace_first(batch.answers, self.tokenizer.dec_id)
         logits = self.model.decode(answers.ids[:, :-1], question_kv.select(batch.owners))  # (A, T - 1, V)
         labels = next_token_labels(answers.ids, answers.mask)
-        vqa = answer_loss(logits, labels, batch.weights, len(batch), self.config.label_smoothing)
-        return {"vqa": vqa}
+        return {"vqa": answer_loss(logits, labels, batch.weights, len(batch), self.config.label_smoothing)}
