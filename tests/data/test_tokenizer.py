@@ -79,6 +79,9 @@ def test_what_is_cut_or_unknown_is_counted(tokenizer):
         tokenizer.encode_turns([["a dog", "a cat"], ["a dog next to 3 cats", "a cat"]], max_length=8)
     assert (counts.texts, len(counts.cut), counts.limit) == (5, 2, 8)
     assert counts.unknown == 1
+    with count_texts() as counts:
+        tokenizer.encode_turns([["狗", "猫"], ["狗"]], max_length=8)
+    assert counts.unknown_share == 1, "what stands between turns is no token of a text"
 
 
 def test_any_ascii_text_is_known(tokenizer):

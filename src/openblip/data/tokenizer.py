@@ -219,8 +219,9 @@ class Tokenizer:
         return self._padded(rows, max_length, pad_to_multiple_of)
 
     def _count(self, text: str, ids: Sequence[int], kept: Sequence[int], limit: int) -> None:
+        num_tokens = len(kept) - kept.count(self.sep_id)  # between the turns of a dialog
         unknown = kept.count(self.unknown_id)
-        count_text(text, num_tokens=len(kept), num_unknown=unknown, is_cut=len(kept) < len(ids), limit=limit)
+        count_text(text, num_tokens=num_tokens, num_unknown=unknown, is_cut=len(kept) < len(ids), limit=limit)
 
     def _words(self, text: str) -> list[int]:
         # The library refuses lone surrogates, which json escapes can make.
