@@ -38,7 +38,10 @@ def architectures(num_words):
         "opt": t.OPTConfig(**shape, word_embed_proj_dim=DIM, ffn_dim=DIM),
         "gpt2": t.GPT2Config(vocab_size=num_words, n_embd=DIM, n_layer=1, n_head=2),
         "llama": t.LlamaConfig(**shape, intermediate_size=DIM),
-        "qwen2": t.Qwen2Config(**shape, intermediate_size=DIM, num_key_value_heads=2),
+        # With a row for the end of text that its class of tokenizers adds.
+        "qwen2": t.Qwen2Config(
+            **{**shape, "vocab_size": num_words + 1}, intermediate_size=DIM, num_key_value_heads=2
+        ),
         "t5": t.T5Config(
             vocab_size=num_words, d_model=DIM, d_kv=DIM // 2, d_ff=DIM, num_layers=1, num_heads=2,
             feed_forward_proj="gated-gelu", decoder_start_token_id=0,
@@ -250,6 +253,19 @@ def test_more_word_embeddings_share_the_other_weights(folders, name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     own = {id(parameter) for parameter in model.parameters()}
     assert all(id(parameter) in own for parameter in larger.parameters() if len(parameter) != num_rows + 5)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_words_of_the_tokenizer_alone_get_the_mean(tmp_path, kind):
+    """In transformers they are an index error at their first use."""
+    language = tiny_language_model(kind)
+    rows = language.model.get_input_embeddings().weight
+    language.tokenizer.add_tokens(["quokka", "axolotl"])
+    save_language_model(tmp_path, language)
+    with pytest.warns(UserWarning, match=r"2 words of its tokenizer \(axolotl, quokka\) have no word embedding"):
+        found = load_language_model(tmp_path)
+    ids = torch.tensor(found.tokenizer("axolotl", add_special_tokens=False).input_ids)
+    torch.testing.assert_close(found.model.get_input_embeddings()(ids), rows.mean(dim=0, keepdim=True))
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])

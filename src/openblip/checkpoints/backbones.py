@@ -31,6 +31,7 @@ from torch import Tensor
 from openblip.checkpoints import state_dict
 from openblip.checkpoints.state_dict import Layout, State, Table
 from openblip.data.config import Preprocessing
+from openblip.data.tokenizer import IMAGE_TOKEN
 from openblip.errors import CheckpointError, ConfigError, MissingExtraError, hub_problem
 from openblip.models.config import TowerConfig
 from openblip.models.language_model import LanguageModel, has_lora, wrap_language_model
@@ -190,9 +191,8 @@ def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, s
 def build_theirs(
     source: object, model_class: Any, config: Any, state: State, prefix: str = "", ignored: tuple[str, ...] = ()
 ) -> Any:
-    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit.
-
-    prefix: of their names in the folder. ignored: prefixes of what may be left over.
+    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit. prefix: of
+    their names in the folder. ignored: prefixes of what may be left over.
     """
     with quietly():  # transformers warns of wrong names and shapes, which are errors below
         try:
@@ -336,9 +336,10 @@ def _read_backbone(
     if config.model_type not in classes:
         kinds = " or ".join(classes)
         raise CheckpointError(f"{source} is a {config.model_type}; the {side} side starts from a {kinds}.")
-    given_heads = config.num_attention_heads
-    if given_heads != num_heads:
-        raise CheckpointError(f"{source} has {given_heads} attention heads, the run's model {num_heads}.")
+    if config.num_attention_heads != num_heads:
+        raise CheckpointError(
+            f"{source} has {config.num_attention_heads} attention heads, the run's model {num_heads}."
+        )
     if config.hidden_act != "gelu":
         raise CheckpointError(f"{source} computes with {config.hidden_act}; BLIP's layers are gelu.")
     model_class = getattr(transformers, classes[config.model_type])
@@ -555,6 +556,7 @@ def load_language_model(
         _require_bitsandbytes()
     model, missing, _ = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
     state_dict.raise_on_mismatch(name, missing, ())
+    model = with_all_words(vocabulary, model, tokenizer)
     if adapter.is_dir():
         model = with_adapters(model, adapter)
     return wrap_language_model(model.eval(), tokenizer, end_of_text)
@@ -583,12 +585,23 @@ def with_rows(model: Any, num_rows: int) -> Any:
     return larger
 
 
+def with_all_words(source: object, model: Any, tokenizer: Any) -> Any:
+    """A language model with a word embedding for every word that someone added to its tokenizer, but for <image>."""
+    num_rows = len(model.get_input_embeddings().weight)
+    without_row = [w for w, index in tokenizer.get_vocab().items() if index >= num_rows and w != IMAGE_TOKEN]
+    if without_row:
+        state_dict.check_vocabulary(source, tokenizer.vocab_size, "the language model", num_rows, "words,")
+        warn_of_rows(source, sorted(without_row))
+        model = with_rows(model, len(tokenizer))
+    return model
+
+
 def warn_of_rows(source: object, words: Sequence[str]) -> None:
     """Warn of words that someone added to a tokenizer alone."""
     warnings.warn(
         f"{source}: {len(words)} words of its tokenizer ({', '.join(words[:5])}) have no word embedding and get the "
         "mean of the others; in transformers, model.resize_token_embeddings(len(tokenizer)) makes room for them.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -604,10 +617,7 @@ def adapted_model(folder: Path) -> str:
 
 
 def with_adapters(model: Any, folder: Path) -> Any:
-    """peft's model around one of transformers, with the adapters in a folder; CheckpointError when they do not fit.
-
-    The adapters of the language model alone fit a whole BLIP-2, too.
-    """
+    """A model of transformers, or the language model in it, in peft's with the adapters of a folder, which must fit."""
     try:
         import peft
     except ImportError as error:

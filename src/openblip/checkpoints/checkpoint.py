@@ -137,16 +137,10 @@ def empty_blip2(
 def check_parts_fit(source: object, checkpoint: BlipCheckpoint) -> None:
     """Raise a CheckpointError for a tokenizer or preprocessing whose words or images the model cannot take."""
     config, num_entries = checkpoint.model.config, checkpoint.tokenizer.vocab_size
-    check_vocabulary(source, num_entries, "the model", config.text.vocab_size, "entries, with [DEC] and [ENC],")
+    state_dict.check_vocabulary(
+        source, num_entries, "the model", config.text.vocab_size, "entries, with [DEC] and [ENC],"
+    )
     check_image_size(source, checkpoint.preprocessing.image_size, config.vision.patch_size)
-
-
-def check_vocabulary(source: object, num_entries: int, model: str, num_rows: int, kind: str = "entries,") -> None:
-    """Raise a CheckpointError when a tokenizer has more entries than a model has word embeddings."""
-    if num_entries > num_rows:
-        raise CheckpointError(
-            f"{source}: the tokenizer has {num_entries} {kind} {model} {num_rows}; it belongs to another model."
-        )
 
 
 def check_image_size(source: object, image_size: int, patch_size: int) -> None:

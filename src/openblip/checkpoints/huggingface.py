@@ -371,7 +371,7 @@ def _load_blip(
         )
     vocabulary, rows = base.find_tokenizer(folder, folder, tokenizer), _rows_of(state)
     num_rows = min(map(len, rows.values()), default=text.vocab_size)
-    base.check_vocabulary(folder, vocabulary.num_words, "the model", num_rows, "words,")
+    state_dict.check_vocabulary(folder, vocabulary.num_words, "the model", num_rows, "words,")
     dec_row, enc_row = vocabulary.dec_id, vocabulary.enc_id
     if isinstance(text.bos_token_id, int) and vocabulary.num_words <= text.bos_token_id < dec_row:
         dec_row, enc_row = text.bos_token_id, text.bos_token_id + 1
@@ -421,7 +421,7 @@ def _load_blip2(
     if rows and (instructed or language is None):
         vocabulary = base.find_tokenizer(folder, folder / QFORMER_TOKENIZER if instructed else folder, tokenizer)
         num_rows = min(map(len, rows.values()))
-        base.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
+        state_dict.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
         rows = _fit_words(folder, rows, vocabulary)
         # transformers does not write their number after a resize.
         state, qformer.vocab_size = {**state, **rows}, len(next(iter(rows.values())))
@@ -477,14 +477,8 @@ def _load_language_model(
     model_class = _language_class(folder, text_config)
     vocabulary = backbones.read_hub_tokenizer(tokenizer)
     model = backbones.build_theirs(folder, model_class, text_config, state_dict.below(_LANGUAGE, state), _LANGUAGE)
-    num_rows, width = model.get_input_embeddings().weight.shape
-    without_row = [w for w, index in vocabulary.get_vocab().items() if index >= num_rows and w != IMAGE_TOKEN]
-    if without_row:
-        kind = "entries without added ones,"
-        base.check_vocabulary(folder, vocabulary.vocab_size, "the language model", num_rows, kind)
-        backbones.warn_of_rows(folder, without_row)
-        model = backbones.with_rows(model, len(vocabulary))
-    _check_language_width(folder, text_config, width)
+    _check_language_width(folder, text_config, model.get_input_embeddings().weight.shape[1])
+    model = backbones.with_all_words(folder, model, vocabulary)
     if end_of_text is None:  # then config.json says it, where it is not the tokenizer's own end: a line break for OPT
         named = getattr(text_config, "eos_token_id", None)
         ends = named if isinstance(named, list) else [named]

@@ -570,7 +570,7 @@ def load_original_blip2(
         vocabulary = _pth_tokenizer(file, tokenizer)
         # [ENC], the last entry, does not exist in BLIP-2.
         num_entries, num_rows = vocabulary.vocab_size - 1, config.qformer.vocab_size
-        base.check_vocabulary(path, num_entries, "the Q-Former", num_rows, "entries, with [DEC],")
+        state_dict.check_vocabulary(path, num_entries, "the Q-Former", num_rows, "entries, with [DEC],")
     return Blip2Checkpoint(model.eval(), vocabulary, **others)
 
 

@@ -182,6 +182,14 @@ def check_weights(expected: State, weights: State, source: object) -> None:
     raise_on_mismatch(source, expected.keys() - weights.keys(), weights.keys() - expected.keys(), shapes)
 
 
+def check_vocabulary(source: object, num_entries: int, model: str, num_rows: int, kind: str = "entries,") -> None:
+    """Raise a CheckpointError when a tokenizer has more entries than a model has word embeddings."""
+    if num_entries > num_rows:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {num_entries} {kind} {model} {num_rows}; it belongs to another model."
+        )
+
+
 def load_weights(
     model: nn.Module, weights: State, source: object, expected: State | None = None, *, assign: bool = False
 ) -> None:
