@@ -7,6 +7,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from memory_source import MemorySource, numbered
 
 from openblip.data.reader import read_source, read_texts
@@ -150,14 +151,18 @@ def test_a_real_source_counts_as_the_one_in_memory(tmp_path, write_tar, make_ima
         assert [(key_of(e), isinstance(e, Reject)) for e in shares[index]] == whole[index::3]
 
 
-def test_shares_and_limits_of_a_parquet_file(tmp_path):
-    """Rows of a row group are read one after the other, so that what was counted is read."""
-    table = pa.table({"image": [b"x"] * 10, "caption": [str(n) for n in range(10)]})
+@pytest.mark.parametrize("path", ["{}/t.parquet", "memory://shares/t.csv"])
+def test_shares_and_limits_of_sources_that_read_several_samples_together(tmp_path, path):
+    """What was counted is read, by one process alone."""
+    table = pa.table({"image": [b"x"] * 50, "caption": [str(n) for n in range(50)]})
     pq.write_table(table, tmp_path / "t.parquet")
-    source = open_source(str(tmp_path / "t.parquet"))
+    remote = MemoryFileSystem()
+    remote.pipe({f"/shares/{n}.jpg": b"x" for n in range(50)})
+    remote.pipe("/shares/t.csv", "\n".join(["image,caption", *(f"{n}.jpg,{n}" for n in range(50))]).encode())
+    source = open_source(path.format(tmp_path))
 
     def captions(**options):
-        return [sample.captions[0] for sample, _ in read_source(source, lambda sample: None, **options)]
+        return [int(sample.captions[0]) for sample, _ in read_source(source, lambda sample: None, **options)]
 
-    assert captions(limit=3) == ["0", "1", "2"]
-    assert [captions(share=(i, 2)) for i in range(2)] == [list("02468"), list("13579")]
+    assert captions(limit=40) == list(range(40))
+    assert [captions(share=(i, 2)) for i in range(2)] == [list(range(0, 50, 2)), list(range(1, 50, 2))]

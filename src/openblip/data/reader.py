@@ -143,10 +143,10 @@ def _share(
     """The samples and rejects of one process; counted before any image is read, so that all count alike."""
     index, count = share
     num_items = num_samples = 0
-    accepted: str | None = None  # the key of the sample that is being read
+    accepted: set[str] = set()  # the keys of samples that are being read
 
     def is_skipped(sample: Sample) -> bool:
-        nonlocal num_items, num_samples, accepted
+        nonlocal num_items, num_samples
         if limit is not None and num_samples >= limit:
             raise _LimitReached
         is_shared = num_items % count == index
@@ -154,15 +154,16 @@ def _share(
         num_samples += 1
         if not is_shared or skip(sample.shard, sample.key):
             return True
-        accepted = sample.key
+        accepted.add(sample.key)
         return False
 
     with contextlib.suppress(_LimitReached):
         for shard in shards:
+            accepted.clear()
             located = source.read(shard, skip=is_skipped)
             for item in shard_items(located, shard) if keep_going else (item for _, item in located):
-                if item.key == accepted:  # the sample, or why its image cannot be read
-                    accepted = None
+                if item.key in accepted:  # the sample, or why its image cannot be read
+                    accepted.remove(item.key)
                     yield item
                     continue
                 if num_items % count == index:

@@ -71,16 +71,25 @@ class ImageRow:
 
     def read(self, source: str, shard: str, selection: Selection) -> Sample | Reject | None:
         """The sample, None where it is skipped, or the reject of what cannot be read."""
+        item = self.read_texts(source, shard)
+        if isinstance(item, Reject):
+            return item
+        return None if selection.skips(item) else self.with_image(item) if selection.images else item
+
+    def read_texts(self, source: str, shard: str) -> Sample | Reject:
+        """The sample without its image, or the reject of texts that cannot be read."""
         try:
-            sample = self.texts(source, shard)
-            if selection.skips(sample):
-                return None
-            if not selection.images:
-                return sample
+            return self.texts(source, shard)
+        except (SourceError, OSError) as error:
+            return reject_of(shard, self.sample_key, error)
+
+    def with_image(self, sample: Sample) -> Sample | Reject:
+        """The sample with its image, or the reject of one that cannot be read."""
+        try:
             second = None if self.second_image is None else storage.read_bytes(self.second_image)
             return replace(sample, image=_read_first(self.image), second_image=second)
         except (SourceError, OSError) as error:
-            return reject_of(shard, self.sample_key, error)
+            return reject_of(sample.shard, sample.key, error)
 
 
 def _read_first(paths: Sequence[str]) -> bytes:
@@ -120,20 +129,45 @@ class RowSource(Source):
         """The rows of a shard, each with the place in its file that errors name."""
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        """As every source does; several threads read remote images."""
+        """As every source does; several threads read remote files."""
         wanted = self._wanted(shard, selection)
-
-        def read(numbered: tuple[int, ImageRow | Reject]) -> Sample | Reject | None:
-            row = numbered[1]
-            return row if isinstance(row, Reject) else row.read(self.name, shard, selection)
-
         with ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="openblip-files") as pool:
             while batch := list(itertools.islice(wanted, _ROWS_AT_ONCE)):
-                is_remote = any(isinstance(row, ImageRow) and storage.is_remote(row.image[0]) for _, row in batch)
-                items = pool.map(read, batch) if is_remote else map(read, batch)
-                for (number, _), item in zip(batch, items, strict=True):
+                if any(isinstance(row, ImageRow) and storage.is_remote(row.image[0]) for _, row in batch):
+                    yield from self._read_remote(pool, batch, shard, selection)
+                    continue
+                for number, row in batch:
+                    item = row if isinstance(row, Reject) else row.read(self.name, shard, selection)
                     if item is not None:
                         yield Located(number, item)
+
+    def _read_remote(
+        self, pool: ThreadPoolExecutor, batch: Sequence[tuple[int, ImageRow | Reject]], shard: str, selection: Selection
+    ) -> Iterator[Located]:
+        """Some rows, read together; `skip` is asked in their order, and what it raises comes after the rows before."""
+
+        def texts(numbered: tuple[int, ImageRow | Reject]) -> Sample | Reject:
+            row = numbered[1]
+            return row if isinstance(row, Reject) else row.read_texts(self.name, shard)
+
+        def with_image(chosen: tuple[int, ImageRow | Reject, Sample | Reject]) -> Located:
+            number, row, item = chosen
+            if not selection.images or isinstance(row, Reject) or isinstance(item, Reject):
+                return Located(number, item)
+            return Located(number, row.with_image(item))
+
+        chosen: list[tuple[int, ImageRow | Reject, Sample | Reject]] = []
+        stop: Exception | None = None
+        for (number, row), item in zip(batch, pool.map(texts, batch), strict=True):
+            try:
+                if isinstance(item, Reject) or not selection.skips(item):
+                    chosen.append((number, row, item))
+            except Exception as error:  # the limit of a reader
+                stop = error
+                break
+        yield from pool.map(with_image, chosen)
+        if stop is not None:
+            raise stop
 
     def _wanted(self, shard: str, selection: Selection) -> Iterator[tuple[int, ImageRow | Reject]]:
         """The rows that are wanted, each with its number. A repeated key gets a number, or is a reject."""
