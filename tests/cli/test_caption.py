@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 import openblip
+from openblip.cli.lines import OutputLines
 from openblip.cli.main import main
 from openblip.nn.attention import SelfAttention
 from shared_files import read_lines, write_tar
@@ -278,3 +279,14 @@ def test_bad_input_is_one_line(
 ) -> None:
     words = [image_folder if word == "IMAGES" else word for word in words]
     assert message in refusal("caption", *words, "--model", checkpoint)
+
+
+def test_of_lines_about_shards_a_resume_keeps_the_keys_alone(
+    run: Any, words: list[object], image_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words[1] = write_shard(image_folder.parent / "00000.tar", image_folder / "b.jpg", image_folder / "b.jpg")
+    kept: list[dict[tuple[str, str], list[object]]] = []
+    monkeypatch.setattr(OutputLines, "finish", lambda self, *texts: kept.append(self.present) or 0)
+    for _ in range(2):
+        run(*words, "--out", out)
+    assert kept == [{}, {("00000", "x"): [], ("00000", "y"): []}]

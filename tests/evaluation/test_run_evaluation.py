@@ -99,3 +99,17 @@ def test_the_shares_of_all_processes_taken_in_turns_are_the_source() -> None:
     shares = [keys((index, 3)) for index in range(3)]
     turns = [share[turn] for turn in range(3) for share in shares if turn < len(share)]
     assert turns == keys((0, 1)) == ["000", "gone", "002", "bad", "003", "004", "005", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("reject", "line"),
+    [
+        (Reject("s", "a", "broken"), "s/a: broken"),
+        (Reject("s", "a", "s/a: broken"), "s/a: broken"),
+        (Reject("s", "a", "a: broken"), "s/a: broken"),
+        (Reject("", "x/a.jpg", "x/a.jpg: broken"), "x/a.jpg: broken"),
+        (Reject("s", "", "cut short"), "s: cut short"),
+    ],
+)
+def test_a_reject_names_its_place_once(reject: Reject, line: str) -> None:
+    assert str(reject) == line
