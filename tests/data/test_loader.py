@@ -485,7 +485,7 @@ def test_closing_ends_the_workers(tmp_path, write_shards):
 
 
 SCRIPT = """
-import json, sys, time
+import json, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from memory_source import load, names
 from openblip.data import loader
@@ -499,6 +499,8 @@ if ending == "kill":
         lines = []
     open(log, "w").write("".join(lines))
     cursor = json.loads(lines[-1])["cursor"] if lines else None
+interrupts = []  # as a training does: an exception at any moment would also be met where Python ignores it
+signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
 print("running", flush=True)
 for n, loaded in enumerate(load(source, num_workers=2, batch_size=8, cursor=cursor)):
     if ending == "kill":
@@ -508,6 +510,8 @@ for n, loaded in enumerate(load(source, num_workers=2, batch_size=8, cursor=curs
         print("in the middle", flush=True)
         if ending == "exit":
             sys.exit(0)
+    if interrupts:
+        raise KeyboardInterrupt
     time.sleep(0.01)
 """
 
