@@ -4,6 +4,7 @@ the frozen language model.
 Each build is fresh and the same: a test may change the one that it gets.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
@@ -91,7 +92,7 @@ def tiny_tower() -> VisionTower:
 
 def tiny_language_model(kind: Language) -> LanguageModel:
     """With words of its own, learned from `SENTENCES`; other ASCII is spelled in characters."""
-    tokenizer = language_tokenizer(kind)
+    tokenizer = copy.deepcopy(language_tokenizer(kind))
     vocab_size = len(tokenizer)
     model: Any
     if kind == "opt":
