@@ -9,6 +9,8 @@ import pytest
 
 from shared_files import as_json, write_tar
 
+pytestmark = pytest.mark.slow
+
 Words = Callable[..., list[object]]
 
 

@@ -25,6 +25,8 @@ from openblip.emoji_scenes.scene import KIND_NAMES, NOUNS, pair_allowed
 from openblip.emoji_scenes.writer import draw_distinct, require_packages, write_emoji_scenes
 from openblip.errors import ConfigError, MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 PINNED_TEXTS = "b2b699840134cf1d"
 
 

@@ -22,6 +22,8 @@ from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig
 from tiny_blip import SIZE, TINY
 
+pytestmark = pytest.mark.slow
+
 CAPTIONER, RETRIEVER = "BlipForConditionalGeneration", "BlipForImageTextRetrieval"
 WORDS = ["zebrafish", "quokka", "axolotl"]
 TEXTS = ["a red zebrafish", "two blue cars beside a quokka", "an axolotl"]

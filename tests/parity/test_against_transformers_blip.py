@@ -21,6 +21,8 @@ from openblip.nn.vit import VisionTransformer
 from released_files import KINDS, TEXT_DIM, released_file
 from tiny_blip import random_pixels, random_tokens, randomise
 
+pytestmark = pytest.mark.slow
+
 VISION = VisionConfig(  # an odd grid of 5, three heads
     image_size=40, patch_size=8, hidden_dim=36, num_layers=3, num_heads=3, mlp_dim=52, layer_norm_eps=1e-3
 )

@@ -20,6 +20,8 @@ from damaged_files import assert_same_weights, edit_config
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.config import Preprocessing
 
+pytestmark = pytest.mark.slow
+
 WRITER, INSTRUCTED = cases.WRITERS
 LANGUAGES: list[cases.Language] = ["opt", "llama", "t5"]
 CASES = [(name, language) for name in cases.WRITERS for language in LANGUAGES] + [(cases.RETRIEVER, None)]

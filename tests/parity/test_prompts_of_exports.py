@@ -11,6 +11,8 @@ import transformers
 import openblip
 from openblip.checkpoints.loading import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DECODINGS: list[tuple[openblip.Greedy | openblip.Beam, dict[str, int]]] = [
     (openblip.Greedy(max_new_tokens=8), {"num_beams": 1}),
     (openblip.Beam(num_beams=3, max_new_tokens=8), {"num_beams": 3}),

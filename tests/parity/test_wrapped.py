@@ -22,6 +22,8 @@ from openblip.errors import CheckpointError, ConfigError
 from released_files import TOKENIZER, released_file
 from tiny_blip2 import tiny_language_model
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 
 

@@ -22,6 +22,8 @@ from openblip.errors import OpenBlipError
 from openblip.generation.decoding import Beam, Nucleus
 from openblip.predictor import BasePredictor
 
+pytestmark = pytest.mark.slow
+
 PREDICTORS: dict[str, BasePredictor] = {
     "blip": make_predictor("itc", "itm", "lm"),
     "lm": make_predictor("lm"),
