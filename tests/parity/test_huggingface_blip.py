@@ -24,6 +24,8 @@ from openblip.models.config import BlipConfig
 from openblip.predictor import BlipPredictor
 from tiny_blip import TINY, randomise, tiny_blip
 
+pytestmark = pytest.mark.slow
+
 CAPTIONER, RETRIEVER = "BlipForConditionalGeneration", "BlipForImageTextRetrieval"
 QUESTIONS = "BlipForQuestionAnswering"
 TEXTS = ["a red dog", "two blue cars beside a tree", "a bird"]
