@@ -548,6 +548,7 @@ def silent_deaths():
     signal.signal(signal.SIGCHLD, handler)
 
 
+@pytest.mark.slow
 def test_workers_end_when_they_are_told_to_and_not_with_a_training_that_stops(tmp_path, write_shards, request):
     loader = load(write_shards(tmp_path, [30]), num_workers=2)
     batches = iter(loader)
@@ -570,6 +571,7 @@ def test_workers_end_when_they_are_told_to_and_not_with_a_training_that_stops(tm
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_does_not_keep_the_loader_from_closing(tmp_path, write_shards, monkeypatch):
     samples = iter(range(4))
     monkeypatch.setattr(ImageTextProcessor, "__call__", stall_when(lambda: next(samples, None) is None))
