@@ -12,7 +12,7 @@ from annotation_files import read_all, read_samples, write, write_lines
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import MissingFile, Reject, Sample, is_transient
 from openblip.data.sources import open_source
-from openblip.data.sources.joined import JoinedSource
+from openblip.data.sources.opening import JoinedSource
 from openblip.errors import SourceError
 from source_items import items_of
 

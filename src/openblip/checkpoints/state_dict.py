@@ -199,7 +199,8 @@ def load_weights(
     their own device and precision, in place of being copied.
     """
     check_weights(model.state_dict() if expected is None else expected, weights, source)
-    model.load_state_dict(weights, strict=False, assign=assign)
+    # With `expected`, the other weights of the model stay as they are; torch would call them missing.
+    model.load_state_dict(weights, strict=expected is None, assign=assign)
 
 
 class Layout(NamedTuple):
