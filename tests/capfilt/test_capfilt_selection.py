@@ -24,6 +24,8 @@ from openblip.data.sources import open_source
 from openblip.errors import ConfigError
 from source_items import items_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.62])
 def test_the_source_reads_exactly_the_kept_rows(run_copy: Path, web: Path, threshold: float) -> None:

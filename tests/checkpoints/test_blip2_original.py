@@ -29,6 +29,8 @@ from openblip.models.vision_tower import VisionTower
 from openblip.nn.config import QFormerConfig, VisionConfig
 from tiny_blip import randomise
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 Damage = Callable[[Any], object]
 Kind = type[lavis.Eva] | type[lavis.Clip]

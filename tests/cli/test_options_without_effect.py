@@ -8,6 +8,8 @@ from openblip.cli.main import COMMANDS
 from openblip.cli.options import parse
 from openblip.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
+
 TRAIN: dict[str, dict[str, str | None]] = {
     "blip-mini --data.source x": {
         "--training.decay-rate 0.9": "--training.schedule step_decay --training.decay-rate 0.9",

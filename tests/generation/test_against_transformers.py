@@ -21,6 +21,8 @@ from marks import slow
 from openblip.generation.decoding import Beam, Greedy
 from openblip.generation.search import generate, sample_nucleus
 
+pytestmark = pytest.mark.slow
+
 LIMITS = [(1, 0), (8, 0), (8, 3), (12, 12)]  # most, fewest new tokens
 FOUR_IMAGES = Images(torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)) * 2)
 

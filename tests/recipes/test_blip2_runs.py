@@ -34,6 +34,8 @@ from shared_files import read_lines
 from tiny_blip import SIZE, TINY, randomise, tiny_tokenizer
 from tiny_blip2 import tiny_blip2, tiny_language_model, weights_of
 
+pytestmark = pytest.mark.slow
+
 NO_DATA = Mixture((), ())
 CACHED_QFORMER = QFormerConfig(
     num_queries=2, hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=16, max_positions=40, dropout=0.1
