@@ -139,6 +139,9 @@ def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_co
     manifest = json.loads(path.read_text())
     assert config.dtype == "auto"
     assert manifest["config"]["dtype"] == "float32"  # on a CPU
+    assert [model["dtype"] for model in manifest["models"].values()] == ["float32", "float32"]
+    page = (run_copy / "report.html").read_text(encoding="utf-8")
+    assert page.count("<bdi>float32</bdi>") == 3  # of the settings, and of both models
     reports = {file.read_bytes() for file in run_copy.glob("captions/*.report.json")}
     # A run of a version that knew only float32, and no ban on repeated n-grams, is continued, and its hash stays.
     for name in ("dtype", "no_repeat_ngram_size", "top_k"):

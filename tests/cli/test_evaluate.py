@@ -37,7 +37,7 @@ def test_scores_are_printed_and_written(
     written = json.loads(out.read_text())
     assert names <= printed.keys()
     assert {name: written[name] for name in printed} == printed
-    assert written["task"] == task
+    assert (written["task"], written["dtype"]) == (task, "float32")
     assert len(written.get("predictions", PAIRS)) == len(PAIRS)
 
 

@@ -1,6 +1,8 @@
 """The predictor's promises: one in, one out, and nothing depends on batches, order or padding."""
 
+import contextlib
 import io
+import itertools
 import traceback
 import warnings
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from openblip.errors import CheckpointError, ConfigError, ImageError, Unsupporte
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.blip import Blip
 from openblip.nn.attention import SelfAttention
-from openblip.predictor import BasePredictor, BlipPredictor, EncodedImages, ScoredText
+from openblip.predictor import BasePredictor, BlipPredictor, EncodedImages, ScoredText, find_dtype
 from tiny_blip import SIZE, TINY
 
 DECODINGS = {
@@ -473,6 +475,21 @@ def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Pat
             openblip.load(tmp_path, device="cpu", dtype=wrong)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="nowhere"):
         openblip.load(tmp_path / "nowhere")
+
+
+def test_auto_takes_bfloat16_for_large_models_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, large = torch.device("cpu"), 50_000_001
+    for amx, avx512 in itertools.product((True, False), repeat=2):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        assert find_dtype("auto", cpu, large) == (torch.bfloat16 if amx or avx512 else torch.float32)
+        assert find_dtype("auto", cpu, large - 1) == find_dtype("auto", torch.device("mps"), large) == torch.float32
+        assert find_dtype(None, cpu, large) == torch.float32
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, supported=supported: supported)
+        expected = torch.bfloat16 if supported else torch.float32
+        assert find_dtype("auto", torch.device("cuda:1"), 1) == expected
 
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

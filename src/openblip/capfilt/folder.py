@@ -132,7 +132,12 @@ def build_manifest(
         "num_shards": num_shards,
         "threshold": config.threshold,
         "models": {
-            role: {"checkpoint": checkpoint, "parameters": model.num_parameters, "sha256": model.fingerprint()}
+            role: {
+                "checkpoint": checkpoint,
+                "parameters": model.num_parameters,
+                "dtype": model.precision,
+                "sha256": model.fingerprint(),
+            }
             for role, (checkpoint, model) in models.items()
         },
         "config": config.row_settings(),

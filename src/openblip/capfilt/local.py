@@ -74,7 +74,7 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
                 f"{checkpoint} cannot be the {role}: it has no {', '.join(sorted(missing))}, "
                 f"only {', '.join(sorted(model.tasks))}"
             )
-    config = replace(config, dtype=str(captioner.dtype).removeprefix("torch."))  # what "auto" chose
+    config = replace(config, dtype=captioner.precision)  # what "auto" chose
     manifest = build_manifest(config, captioner, filter_, num_shards=len(shards))
     folder = CapFiltFolder(Path(out))
     folder.start_or_resume(manifest)

@@ -82,7 +82,7 @@ def write_report(
         titles=TITLES,
         gallery=choose_images(folder, manifest),
         models=[
-            (role, model["checkpoint"], f"{model['parameters']:,}", model["sha256"][:16])
+            (role, model["checkpoint"], f"{model['parameters']:,}", model.get("dtype"), model["sha256"][:16])
             for role, model in manifest["models"].items()
         ],
         settings=[*manifest["config"].items(), ("threshold", manifest["threshold"])],

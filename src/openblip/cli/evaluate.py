@@ -137,7 +137,7 @@ def command(
         if not process.is_main:
             return 0  # torchrun ends all processes when one fails, also the one that still writes
         if out is not None:
-            write_json(out, {"task": task, "model": model.model, "data": data, **scores})
+            write_json(out, {"task": task, "model": model.model, "dtype": predictor.precision, "data": data, **scores})
         if results is not None:
             write_json(results, scores["results"])
         print(json.dumps({name: value for name, value in scores.items() if name not in LISTS}, indent=2))

@@ -369,7 +369,7 @@ class OutputLines:
         now = json.loads(json.dumps({
             **self.settings,
             "model": {"checkpoint": model.model, "sha256": predictor.fingerprint()},
-            "dtype": str(predictor.dtype).removeprefix("torch."),
+            "dtype": predictor.precision,
             "num_frames": self.num_frames,
         }))  # fmt: skip
         specs = [absolute_spec(source.name) for source in self.sources if source not in self.file_sources]

@@ -126,6 +126,11 @@ class BasePredictor(ABC):
         return next(self.model.vision.parameters()).dtype
 
     @property
+    def precision(self) -> str:
+        """`dtype` as users name it, and what "auto" chose: outputs record it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """What `save` writes: its fields are the predictor's attributes, with their current values."""
         return self._checkpoint._replace(**{name: getattr(self, name) for name in self._checkpoint._fields})
