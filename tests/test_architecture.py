@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
 LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt")]
-LIGHT_MODULES += ["generation.decoding", "recipes.*", "cli.*"]
+LIGHT_MODULES += ["models.flops", "generation.decoding", "recipes.*", "cli.*"]
 HEAVY_MODULES = ("recipes.initialize", "recipes.validation")
 
 
