@@ -1,4 +1,4 @@
-"""A script run by torchrun in two processes on this machine, without GPUs, and how their records compare."""
+"""A script run by torchrun in two processes on this machine, and how their records compare."""
 
 import os
 import subprocess
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 
-def launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Also for what the script imports from its own folder and from tests/."""
+def launch(script: Path, *arguments: str, with_gpus: bool = False) -> subprocess.CompletedProcess[str]:
+    """Also for what the script imports from its own folder and from tests/. with_gpus: let the processes see GPUs."""
     paths = [str(script.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, str(script), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **({} if with_gpus else {"CUDA_VISIBLE_DEVICES": ""})},
         capture_output=True,
         text=True,
         timeout=280,

@@ -125,7 +125,8 @@ def main(out: Path) -> None:
     with process_group() as process:
         train(out / "run", process, lambda number: part(number, process.rank), rejecting=process.rank == 1)
         for name in [*RUNS, *BLIP2_RUNS]:
-            task, batches = make(name), [part_of(name, step, process.rank) for step in range(STEPS)]
+            task = make(name).to(process.device)
+            batches = [part_of(name, step, process.rank).to(process.device) for step in range(STEPS)]
             records = follow(name, DistributedDataParallel(task), task, batches)
             torch.save(records, out / f"{name}-{process.rank}.pt")
 
