@@ -53,19 +53,31 @@ def test_attend_is_softmax_attention_with_its_gradients(kind: str) -> None:
     assert_same(ours, slow, inputs)
 
 
+@pytest.mark.parametrize("kind", ["everywhere", "mask", "causal"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_bfloat16_attention_on_a_cpu_stays_close_to_float32(training: bool) -> None:
+def test_bfloat16_attention_on_a_cpu_stays_close_to_float32(training: bool, kind: str) -> None:
     inputs = [random(2, 3, 6, 8, seed=i, dtype=torch.bfloat16) for i in range(3)]
     full = [x.detach().float().requires_grad_() for x in inputs]
+    mask = torch.arange(6) < torch.tensor([4, 5])[:, None, None, None] if kind == "mask" else None
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
-        ours = attend(*(inputs if training else [x.detach() for x in inputs]))
+        ours = attend(*(inputs if training else [x.detach() for x in inputs]), mask, causal=kind == "causal")
     assert ours.dtype == torch.bfloat16
-    exact = attend(*full)
+    exact = attend(*full, mask, causal=kind == "causal")
     torch.testing.assert_close(ours.float(), exact.detach(), atol=2e-2, rtol=2e-2)
     if training:
         found = [gradient.float() for gradient in torch.autograd.grad(ours.float().square().sum(), inputs)]
         expected = list(torch.autograd.grad(exact.square().sum(), full))
         torch.testing.assert_close(found, expected, atol=6e-2, rtol=6e-2)
+
+
+def test_bfloat16_attention_drops_weights_of_values_only() -> None:
+    """Dropout leaves the expected value: the mean over many rows of equal queries."""
+    query, key, value = (random(1, 1, 1, 8, seed=i, dtype=torch.bfloat16) for i in range(3))
+    torch.manual_seed(0)
+    mixed = attend(query.expand(2000, 2, -1, -1), key.expand(2000, 2, 3, -1), value.expand(2000, 2, 3, -1), dropout=0.5)
+    shares = (mixed / value).float()  # each of three weights of 1/3 is dropped or doubled
+    assert set(shares.detach().mul(3).round().unique().tolist()) == {0.0, 2.0, 4.0, 6.0}
+    assert shares.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
 def self_attention() -> SelfAttention:

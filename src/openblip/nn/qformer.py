@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.nn.attention import CrossAttention, KeyValue, LayerCache, LayerKV, SelfAttention, SelfAttentionCache
 from openblip.nn.config import QFormerConfig
+from openblip.nn.dropout import Dropout
 from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
 
 
@@ -63,7 +64,7 @@ class QFormerEmbeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, width) if has_text_branch else None
         self.position = nn.Embedding(config.max_positions, width) if has_text_branch else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, num_rows: int, with_queries: bool, ids: Tensor | None, start: int) -> Tensor:
         """The queries, if asked for, then ids (R, T) whose first token stands at `start` -> (R, S, D)."""

@@ -24,6 +24,7 @@ from openblip.nn.attention import (
     SelfAttentionCache,
 )
 from openblip.nn.config import Mode, QFormerConfig, Sharing, TextConfig
+from openblip.nn.dropout import Dropout
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,7 +53,7 @@ class TextEmbeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, config.hidden_dim)
         self.position = nn.Embedding(config.max_positions, config.hidden_dim)
         self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
@@ -82,7 +83,7 @@ class Residual(nn.Module):
         super().__init__()
         self.branch = branch
         self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """(R, T, D) -> (R, T, D)."""
