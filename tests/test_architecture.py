@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"nn"},
     "generation": {"models", "nn"},
     "checkpoints": {"models", "nn", "data"},
-    "predictor": {"nn.config", "models", "generation", "checkpoints", "data"},
+    "predictor": {"nn.config", "nn.linear", "models", "generation", "checkpoints", "data"},
     "tasks": {"models", "nn", "objectives", "data"},
     "evaluation": {"predictor", "metrics", "data", "generation", "models"},
     "training": {"data", "tasks.base"},

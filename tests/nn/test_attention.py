@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from openblip.nn import attention
 from openblip.nn.attention import (
     CrossAttention,
     LayerCache,
@@ -78,6 +79,23 @@ def test_bfloat16_attention_drops_weights_of_values_only() -> None:
     shares = (mixed / value).float()  # each of three weights of 1/3 is dropped or doubled
     assert set(shares.detach().mul(3).round().unique().tolist()) == {0.0, 2.0, 4.0, 6.0}
     assert shares.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 2**22])
+@pytest.mark.parametrize("shape", [None, (2, 1, 1, 7), (5, 7), (1, 1, 5, 7), (2, 3, 5, 7)])
+def test_attention_by_products_takes_every_mask(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...] | None, scores_at_once: int
+) -> None:
+    """In bfloat16 on a CPU, as many images at a time as the constant says."""
+    monkeypatch.setattr(attention, "HAS_AMX", False)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores_at_once)
+    query, key, value = (random(2, 3, n, 8, seed=n).detach() for n in (5, 7, 7))
+    mask = None if shape is None else torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    if mask is not None:
+        mask[..., 0] = True  # nothing attends to nothing
+    exact = attend(query, key, value, mask)
+    found = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
+    torch.testing.assert_close(found.float(), exact, atol=3e-2, rtol=3e-2)
 
 
 def self_attention() -> SelfAttention:

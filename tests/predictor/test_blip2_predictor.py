@@ -110,9 +110,11 @@ def test_a_saved_checkpoint_loads_and_says_the_same(tmp_path: Path, language: An
     assert loaded.settings == predictor.settings
     assert loaded.caption(IMAGES, decoding=SHORT) == predictor.caption(IMAGES, decoding=SHORT)
     assert loaded.answer(IMAGES[0], "why?") == predictor.answer(IMAGES[0], "why?")
-    assert torch.equal(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
+    torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
     with pytest.raises(ConfigError, match=r"\[CLS\] only"):
         openblip.load(tmp_path, encoder_token="[ENC]")
+    with pytest.raises(ConfigError, match="which is for a BLIP; of a BLIP-2 the language model"):
+        openblip.load(tmp_path, device="cpu", dtype="int8")
 
 
 def test_half_precision_is_for_the_frozen_parts() -> None:

@@ -348,7 +348,12 @@ def test_a_saved_predictor_loads_and_says_the_same(predictor: BlipPredictor, tmp
     loaded = openblip.load(tmp_path / "model", device="cpu")
     assert loaded.tasks == predictor.tasks
     assert loaded.caption(IMAGES, decoding=DECODINGS["beam"]) == predictor.caption(IMAGES, decoding=DECODINGS["beam"])
-    torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS), atol=0, rtol=0)
+    torch.testing.assert_close(loaded.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
+    saved, again = tmp_path / "model", tmp_path / "again"
+    loaded.save(again)
+    assert (saved / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert loaded.fingerprint() == predictor.fingerprint()
+    assert loaded.num_parameters == predictor.num_parameters
     loaded.prompt = "two"
     loaded.save(tmp_path / "changed")
     assert openblip.load(tmp_path / "changed", device="cpu").prompt == loaded.settings["prompt"] == "two"
@@ -447,8 +452,9 @@ def test_the_first_token_can_be_chosen_and_is_kept(predictor: BlipPredictor, tmp
     assert again.encoder_token == "[CLS]"
     assert torch.equal(again.match(IMAGES, TEXTS), plain.match(IMAGES, TEXTS))
     back = openblip.load(tmp_path / "cls", device="cpu", encoder_token="[ENC]")
-    assert torch.equal(back.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
-    assert torch.equal(plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS)), "texts alone begin with [CLS] always"
+    torch.testing.assert_close(back.match(IMAGES, TEXTS), predictor.match(IMAGES, TEXTS))
+    texts_alone = plain.embed_texts(TEXTS), predictor.embed_texts(TEXTS)
+    torch.testing.assert_close(*texts_alone, msg="texts alone begin with [CLS] always")
     with pytest.raises(CheckpointError, match=r"\[ENC\] or \[CLS\], not with \[DEC\]"):
         openblip.load(tmp_path / "cls", device="cpu", encoder_token="[DEC]")  # type: ignore[arg-type]
 
@@ -471,10 +477,26 @@ def test_the_precision_is_chosen_by_name(predictor: BlipPredictor, tmp_path: Pat
         assert openblip.load(tmp_path, device="cpu", dtype=name).dtype == getattr(torch, name)
     assert openblip.load(tmp_path, device="cpu", dtype="auto").dtype == torch.float32
     for wrong in ("int4", "half", torch.int8, torch.float8_e4m3fn, 16):
-        with pytest.raises(ConfigError, match="float32, bfloat16, float16 and auto"):
+        with pytest.raises(ConfigError, match="float32, bfloat16, float16, int8 and auto"):
             openblip.load(tmp_path, device="cpu", dtype=wrong)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="nowhere"):
         openblip.load(tmp_path / "nowhere")
+
+
+def test_int8_says_the_same_up_to_its_rounding(predictor: BlipPredictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    rounded = openblip.load(tmp_path, device="cpu", dtype="int8")
+    assert (predictor.precision, rounded.precision) == ("float32", "int8")
+    for call in ("match", "match_matrix", "similarity"):
+        torch.testing.assert_close(
+            getattr(rounded, call)(IMAGES, TEXTS), getattr(predictor, call)(IMAGES, TEXTS), atol=0.15, rtol=0
+        )
+    assert len(rounded.caption(IMAGES)) == 5
+    assert rounded.explain(IMAGES[0], TEXTS[0]).words
+    with pytest.raises(ConfigError, match="rounded to 8 bits"):
+        rounded.save(tmp_path / "rounded")
+    with pytest.raises(ConfigError, match="on cuda choose auto"):
+        find_dtype("int8", torch.device("cuda"), 0)
 
 
 def test_auto_takes_bfloat16_for_large_models_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

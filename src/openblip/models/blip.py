@@ -16,6 +16,7 @@ from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head
 from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import Mode
+from openblip.nn.linear import Int8Linear, PackedLinear, replace_linear_layers
 from openblip.nn.text_transformer import MedLayer, TextTransformer
 from openblip.nn.vit import VisionTransformer, sine_positions
 
@@ -90,6 +91,16 @@ class Blip(ModelWithHeads):
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
         with torch.no_grad():
             self.vision.position_embedding.copy_(sine_positions(config.vision.grid, config.vision.hidden_dim))
+
+    def pack(self, int8: bool = False) -> None:
+        """Lay out the weights for inference on the CPU (`nn.linear`); the model cannot be trained any more. With `int8`
+        those inside the transformers are rounded to 8 bits; heads and word embeddings, which cost little, are not.
+        """
+        if int8:
+            replace_linear_layers(self.vision.blocks, Int8Linear)
+            replace_linear_layers(self.text.layers, Int8Linear)
+        replace_linear_layers(self, PackedLinear)
+        self.text.pack_words()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels: float (B, 3, S, S), normalised -> image tokens (B, N, Dv)."""

@@ -18,6 +18,7 @@ from openblip.models.language_model import LanguageModel, Predicted, train_adapt
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
 from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import VisionConfig
+from openblip.nn.linear import PackedLinear, replace_linear_layers
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
 from openblip.nn.vit import VisionTransformer
 
@@ -93,6 +94,15 @@ class Blip2(ModelWithHeads):
         self.vision = vision
         self.language = language
         self.frozen: tuple[str, ...] = ()
+
+    def pack(self) -> None:
+        """Lay out the weights of image encoder, Q-Former and heads for inference on the CPU (`nn.linear`); they cannot
+        be trained any more. The language model keeps its own.
+        """
+        language, self.language = self.language, None
+        replace_linear_layers(self, PackedLinear)
+        self.language = language
+        self.qformer.pack_words()
 
     def freeze(self, *parts: str) -> Self:
         """Freeze the named parts, of "vision" and "language", and unfreeze the other: no gradients, always eval mode.

@@ -129,6 +129,11 @@ class QFormer(nn.Module):
         )
         self.lm_head = LanguageModelHead(config) if has_lm_head else None
 
+    def pack_words(self) -> None:
+        """`LanguageModelHead.pack`, where there is ITG's head."""
+        if self.lm_head is not None and self.embeddings.word is not None:
+            self.lm_head.pack(self.embeddings.word.weight)
+
     def image_kv(self, image_tokens: Tensor) -> list[LayerKV]:
         """(B, N, Dv) -> cross-attention keys and values by layer, None in layers without cross-attention."""
         cross_attentions = [cast(QFormerLayer, layer).cross_attention for layer in self.layers]

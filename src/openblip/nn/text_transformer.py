@@ -8,7 +8,7 @@ B images, R = B * K rows of text, T text tokens, N image tokens, D width, V voca
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from openblip.nn.attention import (
 )
 from openblip.nn.config import Mode, QFormerConfig, Sharing, TextConfig
 from openblip.nn.dropout import Dropout
+from openblip.nn.linear import PackedLinear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -132,10 +133,23 @@ class LanguageModelHead(nn.Module):
         self.transform = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self._packed: tuple[PackedLinear] | None = None  # a tuple, so that it is no part of the state
+
+    def pack(self, word_embeddings: Tensor) -> None:
+        """Keep a copy of the (V, D) word embeddings as `PackedLinear` holds weights, for inference on the CPU."""
+        self._packed = (PackedLinear(word_embeddings, self.bias),)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._packed = None  # moved or cast, the head compares with the word embeddings themselves
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
         """(R, T, D) and the (V, D) word embeddings of the decoder -> logits (R, T, V)."""
-        return F.linear(self.norm(F.gelu(self.transform(x))), word_embeddings, self.bias)
+        states = self.norm(F.gelu(self.transform(x)))
+        if self._packed is not None:
+            return cast(Tensor, self._packed[0](states))
+        return F.linear(states, word_embeddings, self.bias)
 
 
 class TextTransformer(nn.Module):
@@ -168,6 +182,11 @@ class TextTransformer(nn.Module):
             MedLayer(config, modes, partial(cross_attention, layer)) for layer in range(config.num_layers)
         )
         self.lm_head = LanguageModelHead(config) if "decode" in modes else None
+
+    def pack_words(self) -> None:
+        """`LanguageModelHead.pack`, where there is a decoder."""
+        if self.lm_head is not None:
+            self.lm_head.pack(self.embeddings["decode"].word.weight)
 
     def context_kv(self, context: Tensor, mode: Mode, mask: Tensor | None = None) -> list[LayerKV]:
         """Cross-attention keys and values of every layer, for the context that texts attend to.

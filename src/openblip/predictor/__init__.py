@@ -13,6 +13,7 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, check
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.distributed import find_device
 from openblip.errors import ConfigError
+from openblip.nn.linear import can_pack
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.blip import BlipPredictor
 from openblip.predictor.blip2 import Blip2Predictor
@@ -38,23 +39,28 @@ AUTO_WEIGHTS = 50_000_000
 
 
 def find_dtype(dtype: torch.dtype | str | None, device: torch.device, num_weights: int) -> torch.dtype:
-    """The precision of a model with `num_weights` weights on a device, of which `load` says what it may be.
+    """The precision that a model with `num_weights` weights computes in on a device; `load` says what it may be.
 
-    "auto" is bfloat16 where the device has instructions for it, on a CPU for large models only; float32 elsewhere.
-    Raises ConfigError for any other.
+    "auto" is bfloat16 where the device has instructions for it, on a CPU for large models only; float32 elsewhere. What
+    "int8" does not round to 8 bits is in bfloat16 likewise. Raises ConfigError for any other.
     """
-    if dtype == "auto":
-        has_bfloat16 = False
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        elif device.type == "cpu" and num_weights > AUTO_WEIGHTS:
-            has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    found = getattr(torch, dtype or "float32") if dtype is None or dtype in DTYPES else dtype
+    if dtype == "int8" and device.type != "cpu":
+        raise ConfigError(f"dtype is int8, which is for CPUs; on {device.type} choose auto.")
+    if dtype == "int8" or (dtype == "auto" and (device.type != "cpu" or num_weights > AUTO_WEIGHTS)):
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    dtype = "float32" if dtype in (None, "auto") else dtype
+    found = getattr(torch, dtype) if dtype in DTYPES else dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1):
-        raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(DTYPES)} and auto.")
+        raise ConfigError(f"dtype is {dtype}: choose one of {', '.join(DTYPES)}, int8 and auto.")
     return found
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def load(
@@ -75,7 +81,8 @@ def load(
         device: where it runs; by default a CUDA GPU, then Apple's (mps), then the CPU, whichever there is.
         dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or "auto",
             the fastest at no loss that shows (`find_dtype`). For a BLIP-2 it is that of the image encoder and the
-            language model only. Results are float32 always.
+            language model only. "int8" is for a BLIP on a CPU: weights inside the transformers, and the activations
+            that they are multiplied with, have 8 bits. Results are float32 always.
         quantization: "8bit" or "4bit" for the linear layers of a BLIP-2's language model, by bitsandbytes; `dtype` is
             then that of its other layers, and what 4 bits compute in.
         encoder_token: "[ENC]" or "[CLS]", the first token of texts that are read together with an image; by default
@@ -93,15 +100,28 @@ def load(
     if dtype != "auto":
         find_dtype(dtype, device, 0)  # says what it cannot be before anything is read
     checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
+    is_int8 = dtype == "int8"
     dtype = find_dtype(dtype, device, sum(parameter.numel() for parameter in checkpoint.model.parameters()))
     if isinstance(checkpoint, Blip2Checkpoint):
         if encoder_token not in (None, "[CLS]"):
             raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
         if quantization is not None:
             quantize_language_model(checkpoint.model.require_language(), quantization, dtype=dtype, device=device)
-        return Blip2Predictor(checkpoint, device, dtype)
+        if is_int8:
+            raise ConfigError(
+                "dtype is int8, which is for a BLIP; of a BLIP-2 the language model can have 8 bits: quantization."
+            )
+        blip2 = Blip2Predictor(checkpoint, device, dtype)
+        if can_pack(device, dtype):
+            blip2.model.pack()
+        return blip2
     if quantization is not None:
         raise ConfigError(f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised.")
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
-    return BlipPredictor(checkpoint, device, dtype)
+    predictor = BlipPredictor(checkpoint, device, dtype)
+    if can_pack(device, dtype):
+        predictor.model.pack(is_int8)
+    elif is_int8:
+        raise ConfigError("dtype is int8, which needs a torch with oneDNN; choose auto.")
+    return predictor

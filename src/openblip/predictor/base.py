@@ -37,6 +37,7 @@ from openblip.models.blip import Blip, encode_media, similarity_matrix, similari
 from openblip.models.blip2 import Blip2
 from openblip.models.language_model import LanguageModel
 from openblip.nn.config import Mode
+from openblip.nn.linear import Int8Linear
 from openblip.predictor import values
 from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, join_pieces
 from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextInput, TextScore
@@ -128,6 +129,8 @@ class BasePredictor(ABC):
     @property
     def precision(self) -> str:
         """`dtype` as users name it, and what "auto" chose: outputs record it."""
+        if any(isinstance(module, Int8Linear) for module in self.model.modules()):
+            return "int8"
         return str(self.dtype).removeprefix("torch.")
 
     @property
@@ -166,8 +169,10 @@ class BasePredictor(ABC):
         """Write a checkpoint that `load` reads.
 
         format: "openblip"; "huggingface", which transformers reads as well; or "original", a .pth file of the released
-        code. Raises CheckpointError when the format has no place for these heads.
+        code. Raises CheckpointError when the format has no place for these heads, and ConfigError for int8.
         """
+        if self.precision == "int8":
+            raise ConfigError("These weights were rounded to 8 bits when they were loaded: save a model in float32.")
         save_checkpoint(self.checkpoint, folder, format)
 
     # Images: prepared on the CPU, encoded on the device.
