@@ -1,0 +1,161 @@
+"""BLIP-base writes captions several times as fast as transformers, with the same weights on the same processor.
+
+Peer: transformers' BlipForConditionalGeneration.generate, in the same precision; int8 is compared with transformers'
+bfloat16. It has one attention, written out, so there is no other to choose; its static cache fails for BLIP (see
+`--static-cache`), and torch.compile (`--compiled`, needs a C++ compiler) takes minutes at the first call.
+Method: 8 prepared images at 384 pixels, exactly 20 new tokens on both sides (min = max), random weights. A call goes
+from pixels to tokens, encoding included. The sides take turns. The greedy tokens of both sides are compared, too.
+"The floor" is what the call would take if all of its matrix products ran at the speed of a large one, and every step
+read the decoder's weights and the images' keys and values at the speed of a memory copy: no program is faster.
+
+    python -m benchmarks.captions greedy [--dtypes bfloat16 int8]
+    python -m benchmarks.captions beam
+    python -m benchmarks.captions nucleus
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import openblip
+from benchmarks import blip_base
+from benchmarks.harness import Report, alternate, copy_ceiling, matmul_ceiling, parser, timed
+from openblip.models.flops import context_kv_flops, num_image_tokens, text_flops, vision_flops
+
+NUM_IMAGES, NUM_TOKENS = 8, 20
+LENGTH = {"max_new_tokens": NUM_TOKENS, "min_new_tokens": NUM_TOKENS}
+OURS: dict[str, dict[str, Any]] = {
+    "greedy": {"decoding": openblip.Greedy(**LENGTH)},
+    "beam": {"decoding": openblip.Beam(num_beams=3, **LENGTH)},
+    "nucleus": {"decoding": openblip.Nucleus(top_p=0.9, seed=0, **LENGTH), "num_captions": 5},
+}
+THEIRS: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1, "do_sample": False},
+    "beam": {"num_beams": 3, "do_sample": False},
+    "nucleus": {"num_beams": 1, "do_sample": True, "top_p": 0.9, "top_k": 0, "num_return_sequences": 5},
+}
+NAMES = {"greedy": "greedy", "beam": "beam 3", "nucleus": "five nucleus captions an image"}
+TARGETS = {
+    ("greedy", "bfloat16"): 2.2,
+    ("greedy", "int8"): 2.7,
+    ("beam", "bfloat16"): 3.0,
+    ("beam", "int8"): 4.0,
+    ("nucleus", "bfloat16"): 4.0,
+    ("nucleus", "int8"): 5.0,
+}
+PEER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("strategy", choices=list(NAMES))
+    options.add_argument("--dtypes", nargs="+", choices=list(PEER_DTYPES), default=["bfloat16", "int8"])
+    options.add_argument("--compiled", action="store_true", help="a further side: transformers with torch.compile")
+    options.add_argument("--static-cache", action="store_true", help="a further side: transformers' static cache")
+    run(options.parse_args())
+
+
+@torch.inference_mode()
+def run(options: argparse.Namespace) -> None:
+    strategy, name = options.strategy, NAMES[options.strategy]
+    report = Report(f"captions-{strategy}", __doc__, options)
+    sides: dict[str, Callable[[], Any]] = {}
+    for dtype in options.dtypes:
+        ours = openblip.load(blip_base.captioner_folder(), device=options.device, dtype=dtype)
+        prepared, normalised = blip_base.pixels(ours, NUM_IMAGES)
+        peer_dtype = PEER_DTYPES[dtype]
+        peer = f"transformers {str(peer_dtype).removeprefix('torch.')}"
+        if peer not in sides:
+            theirs = blip_base.transformers_captioner(peer_dtype).to(options.device)
+            inputs = normalised.to(options.device, peer_dtype)
+            sides[peer] = their_call(theirs, inputs, strategy)
+        sides[f"openblip {dtype}"] = our_call(ours, prepared, strategy)
+    if options.static_cache:
+        sides["transformers static cache"] = their_call(theirs, inputs, strategy, cache_implementation="static")
+    if options.compiled:
+        sides["transformers compiled"] = compiled(their_call(compiled_model(theirs), inputs, strategy), report)
+    report.facts["first call, s"] = {side: timed(call) for side, call in sides.items()}
+    if strategy == "greedy":
+        report.facts["tokens equal to the peer's"] = {
+            f"openblip {dtype}": equal_tokens(sides[f"openblip {dtype}"](), sides[peer_of(dtype)]())
+            for dtype in options.dtypes
+        }
+    seconds = alternate(sides, options.repeats, warm_up=0)
+    report.timings(f"{name}: {NUM_IMAGES} images, {NUM_TOKENS} tokens", seconds)
+    for dtype in options.dtypes:
+        peer, own = peer_of(dtype), f"openblip {dtype}"
+        target = TARGETS.get((strategy, dtype)) if options.device == "cpu" else None
+        report.ratio(f"{name}, {dtype} beside {peer}", seconds[peer], seconds[own], target=target)
+    if {"bfloat16", "int8"} <= set(options.dtypes):
+        target = 1.3 if strategy == "greedy" and options.device == "cpu" else None
+        own = seconds["openblip bfloat16"]
+        report.ratio(f"{name}, int8 beside our bfloat16", own, seconds["openblip int8"], target=target)
+    for side in ("transformers compiled", "transformers static cache"):
+        if side in seconds:
+            report.ratio(f"{name}, {side} beside {peer}", seconds[peer], seconds[side])
+    if "bfloat16" in options.dtypes:
+        floor = floor_seconds(ours.model.config, strategy, options.device)
+        shares = [floor / own for own in seconds["openblip bfloat16"]]
+        report.add(f"{name}, bfloat16: share of the floor", sorted(shares)[len(shares) // 2], min(shares), max(shares))
+        peers = [theirs / floor for theirs in seconds[peer_of("bfloat16")]]
+        report.add(f"{name}, bfloat16: the floor beside {peer_of('bfloat16')}", sorted(peers)[len(peers) // 2])
+    report.save()
+
+
+def peer_of(dtype: str) -> str:
+    return f"transformers {str(PEER_DTYPES[dtype]).removeprefix('torch.')}"
+
+
+def our_call(model: Any, prepared: Tensor, strategy: str) -> Callable[[], Any]:
+    return lambda: model.caption(prepared, prompt="", return_scores=True, batch_size=NUM_IMAGES, **OURS[strategy])
+
+
+def their_call(model: Any, pixels: Tensor, strategy: str, **settings: Any) -> Callable[[], Any]:
+    return lambda: model.generate(pixels, **LENGTH, **THEIRS[strategy], **settings)
+
+
+def compiled_model(model: Any) -> Any:
+    """Its image encoder and its decoder's layers, which leaves out only what changes from step to step."""
+    torch._dynamo.config.cache_size_limit = 64
+    model.vision_model.forward = torch.compile(model.vision_model.forward)
+    encoder = model.text_decoder.bert.encoder
+    encoder.forward = torch.compile(encoder.forward, dynamic=True)
+    return model
+
+
+def compiled(call: Callable[[], Any], report: Report) -> Callable[[], Any]:
+    report.facts["compilation, s"] = timed(call)
+    return call
+
+
+def equal_tokens(ours: Any, theirs: Tensor) -> float:
+    """The share of the generated tokens that both sides have in the same place."""
+    written = [list(caption.ids)[:NUM_TOKENS] for caption in ours]
+    expected = theirs[:, 1 : NUM_TOKENS + 1].tolist()
+    assert all(len(row) == NUM_TOKENS for row in [*written, *expected])
+    same = [a == b for own, other in zip(written, expected, strict=True) for a, b in zip(own, other, strict=True)]
+    return sum(same) / len(same)
+
+
+def floor_seconds(config: Any, strategy: str, device: str) -> float:
+    """What the whole call takes at the measured ceilings, in bfloat16."""
+    tokens = num_image_tokens(config.vision)
+    rows = {"greedy": 1, "beam": 3, "nucleus": 5}[strategy] * NUM_IMAGES
+    width, layers = config.text.hidden_dim, config.text.num_layers
+    encoding = vision_flops(config.vision) + context_kv_flops(config.text, tokens, config.vision.hidden_dim)
+    decoding = sum(text_flops(config.text, 1, context_tokens=tokens, past=step) for step in range(NUM_TOKENS))
+    vocabulary = NUM_TOKENS * 2 * width * (width + config.text.vocab_size)
+    products = NUM_IMAGES * encoding + rows * (decoding + vocabulary)
+    # Bytes that every step reads: 4 + 2 + 8 square matrices a layer, the vocabulary, and the keys and values.
+    weights = layers * (6 * width**2 + 2 * width * config.text.mlp_dim) + width * (width + config.text.vocab_size)
+    keys = NUM_IMAGES * layers * 2 * tokens * width
+    # A copy writes as much as it reads; reading alone could be up to twice as fast.
+    read = 2 * copy_ceiling(device)
+    return products / matmul_ceiling(torch.bfloat16, device) + NUM_TOKENS * 2 * (weights + keys) / read
+
+
+if __name__ == "__main__":
+    main()
