@@ -279,29 +279,32 @@ def vision_shape(config: Blip2Config) -> VisionConfig:
 # --- Inference, for one image
 
 
+def image_flops(config: BlipConfig, image_size: int | None = None) -> int:
+    """The image, encoded, and its keys and values for the text transformer."""
+    tokens, vision = num_image_tokens(config.vision, image_size), config.vision
+    return vision_flops(vision, image_size) + context_kv_flops(config.text, tokens, vision.hidden_dim)
+
+
 def caption_flops(
     config: BlipConfig, num_captions: int, tokens: int, *, prompt_tokens: int = 4, image_size: int | None = None
 ) -> int:
     """Captions of an image by BLIP, which is encoded and read with the prompt once. tokens: those written for each
     caption, its end included. Beams count as captions. prompt_tokens: with [DEC].
     """
-    vision, text = config.vision, config.text
-    image_tokens = num_image_tokens(vision, image_size)
+    text, image_tokens = config.text, num_image_tokens(config.vision, image_size)
 
     def step(count: int, past: int) -> int:
         return text_flops(text, count, context_tokens=image_tokens, past=past) + word_flops(text, 1)
 
     written = sum(step(1, prompt_tokens + i) for i in range(tokens - 1))  # the last one is not read
-    image = vision_flops(vision, image_size) + context_kv_flops(text, image_tokens, vision.hidden_dim)
-    return image + step(prompt_tokens, 0) + num_captions * written
+    return image_flops(config, image_size) + step(prompt_tokens, 0) + num_captions * written
 
 
 def score_flops(config: BlipConfig, lengths: Sequence[int], *, image_size: int | None = None) -> int:
     """ITC and ITM of an image's texts by a BLIP, as CapFilt's filter computes them. lengths: tokens of each text."""
     vision, text = config.vision, config.text
     image_tokens = num_image_tokens(vision, image_size)
-    total = vision_flops(vision, image_size) + context_kv_flops(text, image_tokens, vision.hidden_dim)
-    total += _linear(1, vision.hidden_dim, config.embed_dim)
+    total = image_flops(config, image_size) + _linear(1, vision.hidden_dim, config.embed_dim)
     for tokens in lengths:
         total += text_flops(text, tokens) + _linear(1, text.hidden_dim, config.embed_dim)
         total += text_flops(text, tokens, context_tokens=image_tokens) + _linear(1, text.hidden_dim, 2)
