@@ -296,8 +296,9 @@ def caption_flops(
     def step(count: int, past: int) -> int:
         return text_flops(text, count, context_tokens=image_tokens, past=past) + word_flops(text, 1)
 
-    written = sum(step(1, prompt_tokens + i) for i in range(tokens - 1))  # the last one is not read
-    return image_flops(config, image_size) + step(prompt_tokens, 0) + num_captions * written
+    read = tokens - 1  # the last one is not read
+    written = read * step(1, prompt_tokens + read - 1)  # the slots of later tokens are masked
+    return image_flops(config, image_size) + step(prompt_tokens, read) + num_captions * written
 
 
 def score_flops(config: BlipConfig, lengths: Sequence[int], *, image_size: int | None = None) -> int:
