@@ -27,7 +27,7 @@ def test_more_pairs_take_longer_and_cost_more(capsys: pytest.CaptureFixture[str]
 def test_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["estimate", "--pairs", "5B", "--days", "2", "--model", "large"]) == 0
     text = capsys.readouterr().out
-    assert "assumed, not measured" in text  # of the machine
+    assert "one H100 measured on" in text  # of the machine
     assert "BLIP-2 stage 2 FlanT5-XXL" in text
     assert "cost" not in text
     assert main(["estimate", "--pairs", "5B", "--no-trainings", "--price", "1"]) == 0
@@ -46,6 +46,8 @@ def test_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["--machines", "0"], "must be above 0"),
         (["--save", "here.json"], "--save has no effect here"),
         (["--machines", "2", "--days", "3"], "--days has no effect here"),
+        (["--num-captions", "0"], "num_captions is 0; it must be at least 1"),
+        (["--megapixels", "0"], "megapixels is 0.0; it must be above 0"),
         (["--model", "nowhere"], "--model nowhere: say base, large, or a folder"),
     ],
 )
@@ -65,3 +67,9 @@ def test_a_model_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
         )
         hours[model] = json.loads(capsys.readouterr().out)["capfilt"][0]["hours"]
     assert hours[str(folder)] < hours["base"] / 2
+
+
+def test_a_machine_without_accelerators_is_simulated_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--pairs", "1M", "--machine", "epyc2", "--simulate", "--no-trainings", "--as-json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["capfilt"]
+    assert found["simulated_hours"] == pytest.approx(found["hours"], rel=0.1)

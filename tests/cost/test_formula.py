@@ -116,7 +116,7 @@ def test_the_papers_trainings_have_the_papers_sizes() -> None:
     assert (stage1.steps, stage1.samples_per_step, count) == (250_000, 1680, 16)
     assert stage1.frozen_flops == pytest.approx(2 * 257 * 1.0e9, rel=0.06)  # a billion weights, and attention
     opt, t5 = works["BLIP-2 stage 2 OPT-6.7B"][0], works["BLIP-2 stage 2 FlanT5-XXL"][0]
-    assert opt.trained_flops > 2 * 2 * 6.4e9 * 64  # forward and backward through its weights, 32 + 32 tokens
+    assert opt.frozen_flops > 2 * 2 * 6.4e9 * 64  # forward and backward through its weights, 32 + 32 tokens
     assert t5.samples_per_step == 1520
 
 

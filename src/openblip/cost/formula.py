@@ -31,9 +31,10 @@ from openblip.cost.machines import Machine
 from openblip.errors import ConfigError
 from openblip.models import flops
 from openblip.models.config import BlipConfig
+from openblip.nn.config import check_positive, check_setting
 
 HOUR = 3600.0
-BYTES_PER_ROW = 60  # of a caption file, measured by benchmarks/capfilt_cost.py
+BYTES_PER_ROW = 100  # of a caption file, measured by benchmarks/capfilt_cost.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,11 @@ class PairsOptions:
     text_tokens: int = 16
     """Tokens of a web text, with the first and the last."""
 
+    def __post_init__(self) -> None:
+        check_positive("image_bytes", self.image_bytes)
+        check_positive("text_tokens", self.text_tokens)
+        check_setting("megapixels", self.megapixels, self.megapixels > 0, "above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CapFiltWork:
@@ -58,6 +64,10 @@ class CapFiltWork:
     num_captions: int = 1
     caption_tokens: int = 12
     pairs_per_shard: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "num_captions", "caption_tokens", "pairs_per_shard"):
+            check_positive(name, getattr(self, name))
 
     @property
     def num_shards(self) -> int:
@@ -117,11 +127,11 @@ class Estimate(NamedTuple):
 
 
 def working_seconds(times: dict[str, float], machine: Machine) -> float:
-    """Of a machine for a pair, when its stages overlap. Cores that run the models too cannot decode meanwhile."""
+    """The time of stages that overlap. Cores that run the models too cannot decode meanwhile."""
     if machine.accelerators:
         return max(times.values())
-    shared = times["decode"] + times["model"]
-    return max(shared, *(seconds for stage, seconds in times.items() if stage not in ("decode", "model")))
+    others = [seconds for stage, seconds in times.items() if stage not in ("decode", "model")]
+    return max([times["decode"] + times["model"], *others])
 
 
 def with_failures(seconds: float, failures_per_second: float, restart_seconds: float) -> float:
@@ -189,7 +199,7 @@ class TrainingWork:
     steps: int
     samples_per_step: int
     frozen_flops: float
-    """Of a frozen image encoder, forward, for a sample."""
+    """Of frozen models for a sample, with the gradients that pass through them; as fast as encoding."""
     trained_flops: float
     """Of everything else, forward and backward, for a sample."""
     trained_parameters: float
@@ -210,13 +220,13 @@ def estimate_training(work: TrainingWork, cluster: Cluster) -> Estimate:
     exchange = 2 * (1 - 1 / processes) * gradients / machine.network_bytes if count > 1 else 0.0
     computing = frozen + trained + max(0.0, exchange - 2 / 3 * trained)
     decode = machine.decode_seconds + machine.decode_seconds_per_megapixel * work.data.megapixels
-    times: dict[str, float] = {
+    times = {
         "decode": samples * (decode + machine.augment_seconds) / machine.cores,
         "model": computing,
         "network": samples * work.data.image_bytes / machine.network_bytes,
         "storage": work.samples_per_step * work.data.image_bytes / cluster.storage_bytes,
     }
-    step = max(times.values()) if machine.accelerators else max(times["decode"] + computing, times["storage"])
+    step = working_seconds(times, machine)
     interval = min(work.steps, work.checkpoint_every)
     failures = count / (machine.hours_between_failures * HOUR)
     whole = with_failures(interval * step, failures, machine.start_seconds)

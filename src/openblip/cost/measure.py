@@ -77,7 +77,7 @@ def measure_machine(
     small, large = (_decode_seconds(*shape, seconds) for shape in photographs)
     megapixels = [width * height / 1e6 for width, height in photographs]
     slope = (large - small) / (megapixels[1] - megapixels[0])
-    name = platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name(where)
+    name = _processor_name() if on_cpu else torch.cuda.get_device_name(where)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         name=name,
@@ -90,6 +90,13 @@ def measure_machine(
         decode_seconds_per_megapixel=slope,
         augment_seconds=_augment_seconds(seconds),
     )
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _model_speeds(

@@ -48,7 +48,7 @@ def paper_trainings(data: PairsOptions) -> list[tuple[TrainingWork, int]]:
 
 
 def _work(name: str, run: Run, processes: int, frozen: int, step: int, parameters: float) -> TrainingWork:
-    """frozen: operations of a frozen encoder for an image; step: of everything else for a micro-batch."""
+    """frozen: operations of frozen models for a sample; step: of everything else for a micro-batch."""
     training = run.training
     return TrainingWork(
         name=name,
@@ -84,4 +84,6 @@ def _stage2(name: str, run: Run, language: LanguageModelShape) -> TrainingWork:
     size, tokens = run.training.batch_size, source.max_text_tokens
     prompt = tokens // 4 if language.is_encoder_decoder else 1
     step = flops.stage2_step_flops(config, language, size, prompt, tokens - prompt, vision_use="cached")
-    return _work(name, run, BLIP2_PROCESSES, flops.vision_flops(flops.vision_shape(config)), step, 107e6)
+    written = flops.frozen_language_flops(language, config.qformer.num_queries + prompt, tokens - prompt)
+    frozen = flops.vision_flops(flops.vision_shape(config)) + written
+    return _work(name, run, BLIP2_PROCESSES, frozen, step - size * written, 107e6)

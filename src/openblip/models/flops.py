@@ -173,6 +173,16 @@ def language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
 # --- Training steps
 
 
+def frozen_language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
+    """`language_flops` and the gradients that pass through a frozen language model to its visual prompts.
+
+    In the decoder of an encoder-decoder, gradients do not reach what stands below the first cross-attention; here they
+    are counted as if they did, about half a layer.
+    """
+    linear, attention = _language_parts(shape, prefix, tokens)
+    return 2 * linear + 3 * attention
+
+
 def _trained_vision_flops(config: VisionConfig, image_size: int | None, use: VisionUse) -> int:
     """The image encoder in a training step, for one image."""
     if use == "cached":
@@ -256,17 +266,15 @@ def stage2_step_flops(
     """One micro-batch of BLIP-2's stage 2 or its captioning, forward and backward through a frozen language model.
 
     prompt_tokens: of the text before the caption, the tokenizer's first token included. tokens: of the caption and its
-    end. In the decoder of an encoder-decoder, gradients do not reach what stands below the first cross-attention; here
-    they are counted as if they did, about half a layer.
+    end.
     """
     vision, qformer = vision_shape(config), config.qformer
     image_tokens = num_image_tokens(vision, image_size)
     trained = context_kv_flops(qformer, image_tokens, vision.hidden_dim)
     trained += qformer_flops(qformer, image_tokens=image_tokens)
     trained += _linear(qformer.num_queries, qformer.hidden_dim, language.hidden_dim)
-    linear, attention = _language_parts(language, qformer.num_queries + prompt_tokens, tokens)
-    vision_step = _trained_vision_flops(vision, image_size, vision_use)
-    return batch_size * (vision_step + 3 * trained + 2 * linear + 3 * attention)
+    written = frozen_language_flops(language, qformer.num_queries + prompt_tokens, tokens)
+    return batch_size * (_trained_vision_flops(vision, image_size, vision_use) + 3 * trained + written)
 
 
 def vision_shape(config: Blip2Config) -> VisionConfig:
