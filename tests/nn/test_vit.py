@@ -180,3 +180,17 @@ def test_what_is_left_out_has_no_weights_and_does_nothing() -> None:
     plain, bare = vit().eval(), vit(output_norm=False).eval()
     bare.load_state_dict({n: t for n, t in plain.state_dict().items() if not n.startswith("norm.")})
     torch.testing.assert_close(plain.norm(bare(pictures(2))), plain(pictures(2)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("cached_bytes", [1, 10 * 32 * 4 * 2, 2**24])
+def test_images_in_groups_equal_images_at_once(monkeypatch: pytest.MonkeyPatch, cached_bytes: int) -> None:
+    """On a CPU without gradients only so many go through the blocks at a time as the constant says."""
+    monkeypatch.setattr("openblip.nn.vit.CACHED_BYTES", cached_bytes)
+    model, pixels = vit().eval(), pictures(5)
+    sizes: list[int] = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    at_once = model(pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), at_once)
+        assert model(pixels[:0]).shape == (0, 10, 16)
+    assert sizes == {1: [5, 1, 1, 1, 1, 1, 0], 2560: [5, 2, 2, 1, 0], 2**24: [5, 5, 0]}[cached_bytes]

@@ -101,12 +101,16 @@ class Int8Linear(FrozenLinear):
 
     def _project(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)  # (R, I)
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST_SCALE) / ROW_RANGE  # (R, 1)
+        largest = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
+        scale = largest.clamp_min_(SMALLEST_SCALE) / ROW_RANGE  # (R, 1)
         integers = (rows / scale).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(ZERO_POINT)  # to unsigned
         projected = torch.ops.onednn.qlinear_pointwise(
             integers, 1.0, ZERO_POINT, self.packed, self.scale, self.zero_point, None, 1.0, 0, x.dtype, "none", [], ""
         )
-        projected = projected * scale if self.bias is None else torch.addcmul(self.bias, projected, scale)
+        if self.bias is None:
+            projected.mul_(scale)
+        else:
+            torch.addcmul(self.bias, projected, scale, out=projected)
         return cast(Tensor, projected.unflatten(0, x.shape[:-1]))
 
 

@@ -67,6 +67,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.activation_checkpointing = config.activation_checkpointing
+        self.mlp_dim = config.mlp_dim
         width, patch, eps = config.hidden_dim, config.patch_size, config.layer_norm_eps
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=not config.input_norm)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -88,12 +89,25 @@ class VisionTransformer(nn.Module):
         x = patches.flatten(2).transpose(1, 2)  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.input_norm(x + positions.to(x.dtype))
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            image_bytes = x.shape[1] * self.mlp_dim * x.itemsize
+            return torch.cat([self._run_blocks(part) for part in x.split(max(1, CACHED_BYTES // image_bytes))])
+        return self._run_blocks(x)
+
+    def _run_blocks(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return cast(Tensor, self.norm(x))
+
+
+CACHED_BYTES = 2**24
+"""The largest activations of a layer that stay in the last cache of a CPU: so many images go through all blocks before
+the next do.
+"""
 
 
 def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
