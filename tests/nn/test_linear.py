@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from openblip.nn.config import TextConfig
@@ -97,6 +98,16 @@ def test_a_head_compares_with_packed_words_until_it_is_moved() -> None:
         assert list(head.state_dict()) == names
         torch.testing.assert_close(head(x, torch.full_like(words, torch.nan)), expected)
         torch.testing.assert_close(head.to(torch.float64)(x.double(), words.double()).float(), expected)
+
+
+def test_packed_words_do_not_round_logits_to_bfloat16() -> None:
+    torch.manual_seed(0)
+    config = TextConfig(vocab_size=50, hidden_dim=96, num_heads=4)
+    head, words, x = LanguageModelHead(config).bfloat16(), torch.randn(50, 96).bfloat16(), rows(2, 3).bfloat16()
+    with torch.inference_mode():
+        states = head.norm(F.gelu(head.transform(x)))
+        head.pack(words)
+        torch.testing.assert_close(head(x, words), F.linear(states.float(), words.float(), head.bias.float()))
 
 
 def test_what_can_be_packed() -> None:

@@ -135,8 +135,10 @@ class LanguageModelHead(nn.Module):
         self._packed: tuple[PackedLinear] | None = None  # a tuple, so that it is no part of the state
 
     def pack(self, word_embeddings: Tensor) -> None:
-        """Keep a copy of the (V, D) word embeddings as `PackedLinear` holds weights, for inference on the CPU."""
-        self._packed = (PackedLinear(word_embeddings, self.bias),)
+        """Keep a copy of the (V, D) word embeddings as `PackedLinear` holds weights, for inference on the CPU. It is
+        float32: logits that are rounded to bfloat16 are often equal, and a fiftieth of the tokens would be others.
+        """
+        self._packed = (PackedLinear(word_embeddings.float(), self.bias.float()),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._packed = None  # moved or cast, the head compares with the word embeddings themselves
@@ -147,7 +149,7 @@ class LanguageModelHead(nn.Module):
         """(R, T, D) and the (V, D) word embeddings of the decoder -> logits (R, T, V)."""
         states = self.norm(F.gelu(self.transform(x)))
         if self._packed is not None:
-            return cast(Tensor, self._packed[0](states))
+            return cast(Tensor, self._packed[0](states.float()))
         return F.linear(states, word_embeddings, self.bias)
 
 
