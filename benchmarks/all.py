@@ -1,0 +1,100 @@
+"""Makes docs/benchmarks.md of the results in benchmarks/results: `python -m benchmarks.all`.
+
+The page is written by hand but for its tables. A line `<!-- figures: NAME -->` stands above the table of
+benchmarks/results/NAME.json, which is written anew; results that have no such line yet get a section at the end. A
+figure is the median of the last three runs; each run is a median itself, over its rounds.
+
+    python -m benchmarks.all [--run NAME ...]
+
+--run measures first: every benchmark of RUNS, or those that are named.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.harness import RESULTS, ROOT, Figure, machine_text
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+RUNS = {
+    "captions-greedy": ["benchmarks.captions", "greedy"],
+    "captions-beam": ["benchmarks.captions", "beam"],
+    "captions-nucleus": ["benchmarks.captions", "nucleus"],
+    "matching": ["benchmarks.matching"],
+    "encoding": ["benchmarks.encoding"],
+    "memory": ["benchmarks.memory"],
+    "openvino": ["benchmarks.openvino_pipeline"],
+    "quality": ["benchmarks.quality"],
+}
+MARK = re.compile(r"<!-- figures: (?P<name>[\w.-]+) -->\n(?:\|.*\n|\*Measured.*\n|\n(?=\||\*Measured))*")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", nargs="*", choices=list(RUNS), help="benchmarks to measure first; none named: all")
+    parser.add_argument("--check", action="store_true", help="only say whether the page is that of the results")
+    options = parser.parse_args()
+    for name in [] if options.run is None else options.run or RUNS:
+        subprocess.run([sys.executable, "-m", *RUNS[name]], check=True, cwd=ROOT)
+    results = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    page = with_tables(PAGE.read_text(), results)
+    if options.check:
+        raise SystemExit(
+            0 if page == PAGE.read_text() else f"{PAGE} is not that of {RESULTS}: python -m benchmarks.all"
+        )
+    PAGE.write_text(page)
+
+
+def with_tables(page: str, results: dict[str, Any]) -> str:
+    """The page with the tables of these results, and a section for each that it does not mention."""
+    mentioned = {match["name"] for match in MARK.finditer(page)}
+    for name in results.keys() - mentioned:
+        claim = results[name]["claim"].partition("\n    python")[0].strip()
+        page = f"{page.rstrip()}\n\n## {name}\n\n{claim}\n\n<!-- figures: {name} -->\n"
+    return MARK.sub(lambda m: f"{m[0].splitlines()[0]}\n{table(results.get(m['name']))}", page)
+
+
+def table(result: dict[str, Any] | None) -> str:
+    """The figures of a benchmark's runs, or nothing where it was never run."""
+    if result is None:
+        return ""
+    runs: list[dict[str, Any]] = result["runs"]
+    rows: dict[str, list[Figure]] = {}
+    for run in runs:
+        for fields in run["figures"]:
+            rows.setdefault(fields["name"], []).append(Figure(**fields))
+    lines = [
+        "| figure | target | median of the runs | each run (its slowest to its fastest round) |",
+        "|---|---|---|---|",
+    ]
+    for name, figures in rows.items():
+        last = figures[-1]
+        middle = statistics.median(figure.value for figure in figures)
+        value = f"{number(middle)} {last.unit}".strip()
+        if last.target is not None:
+            is_met = middle <= last.target if last.at_most else middle >= last.target
+            value = value if is_met else f"**{value}** (missed)"
+        bound = "" if last.target is None else f"{'<=' if last.at_most else '>='} {last.target:g}"
+        each = "; ".join(
+            number(f.value) if f.low == f.high else f"{number(f.value)} ({number(f.low)} to {number(f.high)})"
+            for f in figures
+        )
+        lines.append(f"| {name} | {bound} | {value} | {each} |")
+    loads = ", ".join(f"{run['machine']['load'][0]:.1f}" for run in runs)
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
+    dates = ", ".join(dict.fromkeys(run["date"][:10] for run in runs))
+    last_run = runs[-1]["machine"]
+    measured = f"*Measured {dates} at {commits}: {machine_text(last_run)}; load before each run {loads}.*"
+    return "\n".join([*lines, "", measured, ""])
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()
