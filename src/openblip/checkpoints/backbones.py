@@ -189,10 +189,16 @@ def read_hub_model(model_class: Any, name: str, **settings: Any) -> tuple[Any, s
 
 
 def build_theirs(
-    source: object, model_class: Any, config: Any, state: State, prefix: str = "", ignored: tuple[str, ...] = ()
+    source: object,
+    model_class: Any,
+    config: Any,
+    state: State,
+    prefix: str = "",
+    ignored: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A model of transformers with exactly these weights, in float32; CheckpointError when they do not fit. prefix: of
-    their names in the folder. ignored: prefixes of what may be left over.
+    """A model of transformers with exactly these weights; CheckpointError when they do not fit. prefix: of their names
+    in the folder. ignored: prefixes of what may be left over.
     """
     with quietly():  # transformers warns of wrong names and shapes, which are errors below
         try:
@@ -200,7 +206,7 @@ def build_theirs(
                 None,
                 config=copy.deepcopy(config),
                 state_dict=dict(state),
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -424,16 +430,16 @@ def cut_vit(config: VisionConfig, layer: int) -> VisionConfig:
 
 def empty_vit(config: VisionConfig) -> VisionTransformer:
     """A ViT without weights, on no device."""
-    with torch.device("meta"):
+    with state_dict.without_weights():
         return VisionTransformer(config)
 
 
 def build_vit(config: VisionConfig, weights: State, source: object) -> VisionTransformer:
-    """Our ViT with those of `weights` that it needs; CheckpointError when they do not fit."""
+    """Our ViT with those of `weights` that it needs, in float32; CheckpointError when they do not fit."""
     model = empty_vit(config)
     expected = model.state_dict().keys()
     needed = {name: tensor for name, tensor in weights.items() if name in expected}
-    state_dict.load_weights(model, needed, source, assign=True)
+    state_dict.fill(model, needed, source)
     return model
 
 

@@ -1,9 +1,11 @@
 """What a checkpoint is: a model, and what turns images and texts into its input; and OpenBLIP's own folders of it.
 
-Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint` in float32 on the CPU, in eval mode, and every
-writer takes one. Readers raise a CheckpointError for a file that is missing or damaged, for weights that are missing,
-left over or of a wrong shape (they are listed), and for a tokenizer or preprocessing that does not fit the model.
-Writers raise one for a model that their format cannot hold.
+Every format's reader returns a `BlipCheckpoint` or a `Blip2Checkpoint` on the CPU, in eval mode, and every writer takes
+one. A reader's `dtype` chooses a precision by the number of weights in the checkpoint; without it that is float32. Of a
+BLIP-2 only image encoder and language model have it: the Q-Former between them stays in float32. Readers raise a
+CheckpointError for a file that is missing or damaged, for weights that are missing, left over or of a wrong shape (they
+are listed), and for a tokenizer or preprocessing that does not fit the model. Writers raise one for a model that their
+format cannot hold.
 
 An OpenBLIP folder holds all of a model under the names of its parameters: config.json, model.safetensors and
 tokenizer.json. In that of a BLIP-2, model.safetensors has the Q-Former, the heads, and our own ViT where that is the
@@ -21,6 +23,7 @@ import torch
 
 from openblip.checkpoints import backbones, state_dict
 from openblip.checkpoints.backbones import PathOrName
+from openblip.checkpoints.state_dict import ChooseDtype
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError, OpenBlipError
@@ -113,11 +116,9 @@ def checked_encoder_token(token: str) -> EncoderToken:
 
 
 def empty_blip(config: BlipConfig) -> Blip:
-    """A model on the CPU to be filled: drawing random weights would take time."""
-    with torch.device("meta"):
-        model = Blip(config)
-    model.to_empty(device="cpu")
-    return model
+    """A model whose weights are on no device until it is filled."""
+    with state_dict.without_weights():
+        return Blip(config)
 
 
 def empty_blip2(
@@ -128,9 +129,9 @@ def empty_blip2(
 ) -> Blip2:
     """A model around parts that have their weights already, and must be of the width that the config says.
 
-    Its other weights are on no device until they are assigned.
+    Its other weights are on no device until it is filled.
     """
-    with as_checkpoint_errors(source), torch.device("meta"):
+    with as_checkpoint_errors(source), state_dict.without_weights():
         return Blip2(config, vision, language)
 
 
@@ -186,7 +187,12 @@ def save_native(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(folder / CONFIG_FILE, settings_to_dict(checkpoint))
 
 
-def load_native(folder: Path, tokenizer: PathOrName | None = None, state: state_dict.State | None = None) -> Checkpoint:
+def load_native(
+    folder: Path,
+    tokenizer: PathOrName | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    dtype: ChooseDtype = state_dict.in_float32,
+) -> Checkpoint:
     """Read a folder of `save_native`. tokenizer: folder or hub name of another vocabulary, BLIP's or the Q-Former's.
     state: weights in place of those in model.safetensors.
     """
@@ -195,22 +201,27 @@ def load_native(folder: Path, tokenizer: PathOrName | None = None, state: state_
     written = state_dict.read_json_object(config_file)
     if state is None:
         state = state_dict.unwrapped(state_dict.read_weights(weights_file))
+    num_weights = state_dict.count_weights(state)
     if written.get("model_type") != BLIP2_TYPE:
         config, others = read_settings(BlipConfig, written, config_file)
         model = empty_blip(config)
-        state_dict.load_weights(model, state, weights_file)
+        state_dict.fill(model, state, weights_file, dtype=dtype(num_weights))
         blip = BlipCheckpoint(model.eval(), Tokenizer.load(tokenizer_source), **others)
         check_parts_fit(folder, blip)
         return blip
     blip2_config, others = read_settings(Blip2Config, written, config_file)
     language = vision = None
+    for part in (_LANGUAGE_FOLDER, _VISION_FOLDER):
+        if (folder / part).is_dir():
+            num_weights += state_dict.count_weights(state_dict.read_folder_weights(folder / part))
+    precision = dtype(num_weights)
     if blip2_config.language is not None:
         end_of_text = blip2_config.language.end_of_text
-        language = backbones.load_language_model(folder / _LANGUAGE_FOLDER, end_of_text=end_of_text)
+        language = backbones.load_language_model(folder / _LANGUAGE_FOLDER, end_of_text=end_of_text, dtype=precision)
     if isinstance(blip2_config.vision, TowerConfig):
-        vision = backbones.load_vision_tower(folder / _VISION_FOLDER, layer=blip2_config.vision.layer)
+        vision = backbones.load_vision_tower(folder / _VISION_FOLDER, layer=blip2_config.vision.layer, dtype=precision)
     blip2 = empty_blip2(folder, blip2_config, vision, language)
-    state_dict.load_weights(blip2, state, weights_file, _own_weights(blip2), assign=True)
+    state_dict.fill(blip2, state, weights_file, _own_weights(blip2), dtype=precision, prefix="vision.")
     has_tokenizer = tokenizer is not None or blip2_config.has_text_branch
     return Blip2Checkpoint(blip2.eval(), Tokenizer.load(tokenizer_source) if has_tokenizer else None, **others)
 

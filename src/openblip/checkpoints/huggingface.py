@@ -26,7 +26,7 @@ from openblip.checkpoints import backbones, state_dict
 from openblip.checkpoints import checkpoint as base
 from openblip.checkpoints.backbones import PathOrName
 from openblip.checkpoints.checkpoint import CONFIG_FILE, QUESTION_PROMPT, Blip2Checkpoint, BlipCheckpoint, Checkpoint
-from openblip.checkpoints.state_dict import LOG_TEMPERATURE, WEIGHTS, Layout, State, Table, add_prefix
+from openblip.checkpoints.state_dict import LOG_TEMPERATURE, WEIGHTS, ChooseDtype, Layout, State, Table, add_prefix
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import IMAGE_TOKEN, Tokenizer
 from openblip.errors import CheckpointError, ConfigError
@@ -286,7 +286,11 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_huggingface(
-    folder: Path, tokenizer: PathOrName | None = None, state: State | None = None, adapter: Path | None = None
+    folder: Path,
+    tokenizer: PathOrName | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    adapter: Path | None = None,
+    dtype: ChooseDtype = state_dict.in_float32,
 ) -> Checkpoint:
     """Read a folder of transformers' `save_pretrained`; CheckpointError also for a class or setting that is not known.
 
@@ -308,8 +312,8 @@ def load_huggingface(
         state = theirs.state_dict()
     extra = _read_extra(folder, config)
     if config.model_type == "blip":
-        return _load_blip(folder, tokenizer, config, state, layout, extra)
-    return _load_blip2(folder, tokenizer, config, state, layout, extra)
+        return _load_blip(folder, tokenizer, config, state, layout, extra, dtype)
+    return _load_blip2(folder, tokenizer, config, state, layout, extra, dtype)
 
 
 def _rows_of(state: State) -> dict[str, torch.Tensor]:
@@ -319,9 +323,15 @@ def _rows_of(state: State) -> dict[str, torch.Tensor]:
 
 
 def _fit_words(
-    folder: Path, rows: State, vocabulary: Tokenizer, dec_row: int | None = None, enc_row: int | None = None
-) -> dict[str, torch.Tensor]:
-    """What `_rows_of` gives, with a row for every entry of a tokenizer, at its place, and spare rows behind them.
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    vocabulary: Tokenizer,
+    dec_row: int | None = None,
+    enc_row: int | None = None,
+) -> int:
+    """Give what `_rows_of` finds a row for every entry of a tokenizer, at its place, and spare rows behind them.
+
+    Returns the number of rows.
 
     dec_row, enc_row: where those of [DEC] and [ENC] are in the file; None when no text begins with them. transformers
     puts added words behind the words of BERT, which is onto these rows: a word and [DEC] that have one row get one
@@ -329,6 +339,7 @@ def _fit_words(
     in its place, and words without one get the mean of all rows. Of a model that answers, transformers gives rows to
     the added words of questions, and none to those of answers.
     """
+    rows = _rows_of(state)
     fewest, most = min(map(len, rows.values())), max(map(len, rows.values()))
     special: dict[int, int] = {}
     unneeded = {vocabulary.dec_id, vocabulary.enc_id, vocabulary.entries.get(IMAGE_TOKEN)}
@@ -343,17 +354,22 @@ def _fit_words(
         backbones.warn_of_rows(folder, vocabulary.pieces(without_row))
     first_spare = num_entries if dec_row in (None, vocabulary.dec_id) else vocabulary.dec_id
     sources += [row for row in range(first_spare, most) if row not in special.values()]
-    fitted = {}
     for name, tensor in rows.items():
-        mean = tensor.mean(dim=0, keepdim=True)
-        fitted[name] = torch.cat([tensor, *[mean] * (max(sources) + 1 - len(tensor))])[sources]
+        mean = tensor.float().mean(dim=0, keepdim=True).to(tensor)
+        state[name] = torch.cat([tensor, *[mean] * (max(sources) + 1 - len(tensor))])[sources]
         if name.endswith(".bias"):
-            fitted[name][taken] = _NEVER
-    return fitted
+            state[name][taken] = _NEVER
+    return len(sources)
 
 
 def _load_blip(
-    folder: Path, tokenizer: PathOrName | None, config: Any, state: State, layout: Layout, extra: SimpleNamespace
+    folder: Path,
+    tokenizer: PathOrName | None,
+    config: Any,
+    state: dict[str, torch.Tensor],
+    layout: Layout,
+    extra: SimpleNamespace,
+    dtype: ChooseDtype,
 ) -> BlipCheckpoint:
     state_dict.check_tied(state, folder)
     vision, text = config.vision_config, config.text_config
@@ -369,15 +385,15 @@ def _load_blip(
             f"{folder}: answers attend to questions of width {text.hidden_size} with cross-attention for images, of "
             f"width {vision.hidden_size}. transformers cannot run such a model either; both widths must be the same."
         )
-    vocabulary, rows = base.find_tokenizer(folder, folder, tokenizer), _rows_of(state)
-    num_rows = min(map(len, rows.values()), default=text.vocab_size)
+    vocabulary = base.find_tokenizer(folder, folder, tokenizer)
+    lengths = [len(rows) for rows in _rows_of(state).values()]
+    num_rows = min(lengths, default=text.vocab_size)
     state_dict.check_vocabulary(folder, vocabulary.num_words, "the model", num_rows, "words,")
     dec_row, enc_row = vocabulary.dec_id, vocabulary.enc_id
     if isinstance(text.bos_token_id, int) and vocabulary.num_words <= text.bos_token_id < dec_row:
         dec_row, enc_row = text.bos_token_id, text.bos_token_id + 1
-    if text.vocab_size in map(len, rows.values()):  # else the difference is an error below
-        rows = _fit_words(folder, rows, vocabulary, dec_row, enc_row)
-        state, text.vocab_size = {**state, **rows}, len(next(iter(rows.values())))
+    if text.vocab_size in lengths:  # else the difference is an error below
+        text.vocab_size = _fit_words(folder, state, vocabulary, dec_row, enc_row)
     sharing = extra.sharing or state_dict.infer_sharing(state, layout.text_prefixes)
     with base.as_checkpoint_errors(folder / CONFIG_FILE):
         blip_config = BlipConfig(
@@ -392,7 +408,9 @@ def _load_blip(
     weights = state_dict.translate(layout, state, names, folder)
     if LOG_TEMPERATURE in names:
         weights.setdefault(LOG_TEMPERATURE, torch.tensor(extra.log_temperature))
-    state_dict.load_weights(model, weights, folder)
+    precision = dtype(state_dict.count_weights(state))
+    state.clear()  # `fill` has the only references
+    state_dict.fill(model, weights, folder, dtype=precision)
     if "decode" in layout.text_prefixes:  # captions begin and end with the tokens that config.json names
         named, expected = (text.bos_token_id, text.sep_token_id), (dec_row, vocabulary.sep_id)
         if named != expected:
@@ -410,21 +428,27 @@ def _load_blip(
 
 
 def _load_blip2(
-    folder: Path, tokenizer: PathOrName | None, config: Any, state: State, layout: Layout, extra: SimpleNamespace
+    folder: Path,
+    tokenizer: PathOrName | None,
+    config: Any,
+    state: dict[str, torch.Tensor],
+    layout: Layout,
+    extra: SimpleNamespace,
+    dtype: ChooseDtype,
 ) -> Blip2Checkpoint:
     instructed, vision, qformer = config.model_type == "instructblip", config.vision_config, config.qformer_config
-    language = language_config = None
+    precision, language, language_config = dtype(state_dict.count_weights(state)), None, None
     if "llm" in layout.heads:
         tokenizer_source = os.fspath(folder if instructed or tokenizer is None else tokenizer)
-        language = _load_language_model(folder, tokenizer_source, config.text_config, state, extra.end_of_text)
-    vocabulary, rows = None, _rows_of(state)
-    if rows and (instructed or language is None):
+        end_of_text = extra.end_of_text
+        language = _load_language_model(folder, tokenizer_source, config.text_config, state, end_of_text, precision)
+        state = state_dict.without(_LANGUAGE, state)
+    vocabulary, lengths = None, [len(rows) for rows in _rows_of(state).values()]
+    if lengths and (instructed or language is None):
         vocabulary = base.find_tokenizer(folder, folder / QFORMER_TOKENIZER if instructed else folder, tokenizer)
-        num_rows = min(map(len, rows.values()))
-        state_dict.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", num_rows, "words,")
-        rows = _fit_words(folder, rows, vocabulary)
+        state_dict.check_vocabulary(folder, vocabulary.num_words, "the Q-Former", min(lengths), "words,")
         # transformers does not write their number after a resize.
-        state, qformer.vocab_size = {**state, **rows}, len(next(iter(rows.values())))
+        qformer.vocab_size = _fit_words(folder, state, vocabulary)
     if vision.hidden_act not in _ACTIVATIONS or qformer.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
             f"{folder} has {vision.hidden_act}/{qformer.hidden_act} and qkv_bias {vision.qkv_bias}; in BLIP-2 the "
@@ -455,11 +479,10 @@ def _load_blip2(
         )
     model = base.empty_blip2(folder, blip2_config, language=language)
     expected = state_dict.without(_OUR_LANGUAGE, model.state_dict())
-    own_state = state if language is None else state_dict.without(_LANGUAGE, state)
-    weights = state_dict.translate(layout, own_state, expected, folder)
+    weights = state_dict.translate(layout, state, expected, folder)
     if LOG_TEMPERATURE in expected:
         weights[LOG_TEMPERATURE] = torch.tensor(extra.log_temperature)
-    state_dict.load_weights(model, weights, folder, expected, assign=True)
+    state_dict.fill(model, weights, folder, expected, dtype=precision, prefix="vision.")
     preprocessing = _read_preprocessing(folder, vision.image_size)
     base.check_image_size(folder, preprocessing.image_size, vision.patch_size)
     question_prompt = extra.question_prompt
@@ -471,12 +494,13 @@ def _load_blip2(
 
 
 def _load_language_model(
-    folder: Path, tokenizer: str, text_config: Any, state: State, end_of_text: str | None
+    folder: Path, tokenizer: str, text_config: Any, state: State, end_of_text: str | None, dtype: torch.dtype
 ) -> LanguageModel:
     """The language model of a folder. end_of_text: what ends a text; None is what text_config says."""
     model_class = _language_class(folder, text_config)
     vocabulary = backbones.read_hub_tokenizer(tokenizer)
-    model = backbones.build_theirs(folder, model_class, text_config, state_dict.below(_LANGUAGE, state), _LANGUAGE)
+    weights = state_dict.below(_LANGUAGE, state)
+    model = backbones.build_theirs(folder, model_class, text_config, weights, _LANGUAGE, dtype=dtype)
     _check_language_width(folder, text_config, model.get_input_embeddings().weight.shape[1])
     model = backbones.with_all_words(folder, model, vocabulary)
     if end_of_text is None:  # then config.json says it, where it is not the tokenizer's own end: a line break for OPT

@@ -16,6 +16,7 @@ from openblip.checkpoints import backbones, huggingface, original, state_dict
 from openblip.checkpoints import checkpoint as base
 from openblip.checkpoints.backbones import ImageEncoder, PathOrName
 from openblip.checkpoints.checkpoint import CONFIG_FILE, BlipCheckpoint, Checkpoint
+from openblip.checkpoints.state_dict import ChooseDtype
 from openblip.errors import CheckpointError, ConfigError, hub_problem
 from openblip.models.blip2 import Blip2
 from openblip.models.config import TowerConfig
@@ -33,15 +34,18 @@ def load_checkpoint(
     tokenizer: PathOrName | None = None,
     vision: PathOrName | None = None,
     language_model: PathOrName | None = None,
+    dtype: ChooseDtype = state_dict.in_float32,
 ) -> Checkpoint:
-    """Read a checkpoint, in float32 on the CPU, in eval mode.
+    """Read a checkpoint, on the CPU, in eval mode.
 
     source: a folder of OpenBLIP or of transformers' BLIP or BLIP-2, the run folder of a finished training, an original
     .pth file, the name of a shipped model, or owner/model on the Hugging Face hub; a file of weights beside the
     config.json that describes them; or a folder of peft's adapters, which are merged into the model of transformers
     that they name. tokenizer: folder or hub name of a vocabulary, which goes before the checkpoint's own. vision,
     language_model: the parts that an original BLIP-2 file leaves out: whatever `load_image_encoder` takes, and a folder
-    or a name on the hub. language_model may also be adapters of the language model of a whole BLIP-2.
+    or a name on the hub. language_model may also be adapters of the language model of a whole BLIP-2. dtype:
+    chooses the precision, by the number of weights in the file or folder; of a BLIP-2 that of the image encoder and the
+    language model. Weights are read straight into it.
 
     Raises CheckpointError when there is no such checkpoint or it is not whole, ConfigError when a part is named that
     the checkpoint does not leave out.
@@ -52,7 +56,7 @@ def load_checkpoint(
     if not path.exists() and is_hub_name(str(source)):
         path = _hub_folder(str(source))
     if language_model is not None and (Path(language_model) / backbones.ADAPTER_CONFIG).is_file() and path.is_dir():
-        adapted = load_checkpoint(source, tokenizer=tokenizer, vision=vision)
+        adapted = load_checkpoint(source, tokenizer=tokenizer, vision=vision, dtype=dtype)
         language = adapted.model.language if isinstance(adapted.model, Blip2) else None
         if language is None or has_lora(language):
             problem = "has no language model" if language is None else "has adapters already"
@@ -67,15 +71,15 @@ def load_checkpoint(
     file = original.read_pth(path) if path.is_file() else None
     state = None
     if file is not None and not original.has_original_names(file) and (path.parent / CONFIG_FILE).is_file():
-        state = state_dict.as_float32(file.weights)  # of the model that its folder describes
+        state = file.weights  # of the model that its folder describes
         path, file = path.parent, None
     if file is not None and original.is_blip2_file(file):
-        return original.load_original_blip2(file, load_image_encoder, tokenizer, vision, language_model)
+        return original.load_original_blip2(file, load_image_encoder, tokenizer, vision, language_model, dtype)
     for part in (vision, language_model):
         if part is not None:
             raise ConfigError(f"{source} is a whole model: leave {part} out. Only original BLIP-2 files lack parts.")
     if file is not None:
-        return original.load_original_blip(file, tokenizer)
+        return original.load_original_blip(file, tokenizer, dtype)
     if not (path / CONFIG_FILE).is_file():
         shipped = ", ".join(sorted(folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()))
         raise CheckpointError(
@@ -86,8 +90,8 @@ def load_checkpoint(
     config = state_dict.read_json_object(path / CONFIG_FILE)
     is_native = config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT
     if is_native and adapter is None:
-        return base.load_native(path, tokenizer, state)
-    return huggingface.load_huggingface(path, tokenizer, state, adapter)
+        return base.load_native(path, tokenizer, state, dtype)
+    return huggingface.load_huggingface(path, tokenizer, state, adapter, dtype)
 
 
 def is_hub_name(source: str) -> bool:

@@ -25,7 +25,7 @@ from openblip.checkpoints import checkpoint as base
 from openblip.checkpoints.backbones import ImageEncoder, PathOrName
 from openblip.checkpoints.checkpoint import QUESTION_PROMPT, Blip2Checkpoint, BlipCheckpoint, Checkpoint
 from openblip.checkpoints.huggingface import MATCHING_KEYS, SHORT_QUESTION_PROMPT, TEXT_DECODER, TEXT_ENCODER
-from openblip.checkpoints.state_dict import LOG_TEMPERATURE, Layout, State, Table, add_prefix
+from openblip.checkpoints.state_dict import LOG_TEMPERATURE, ChooseDtype, Layout, State, Table, add_prefix
 from openblip.data.config import Preprocessing
 from openblip.data.tokenizer import Tokenizer
 from openblip.errors import CheckpointError, ConfigError
@@ -187,10 +187,12 @@ _BLIP_LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def load_original_blip(file: PthFile, tokenizer: PathOrName | None = None) -> BlipCheckpoint:
-    """The model of a .pth file, without the state of its training: see `TRAINING_ONLY`."""
+def load_original_blip(
+    file: PthFile, tokenizer: PathOrName | None = None, dtype: ChooseDtype = state_dict.in_float32
+) -> BlipCheckpoint:
+    """The model of a .pth file, without the state of its training: see `TRAINING_ONLY`. `file.weights` is emptied."""
     path = file.path
-    state = state_dict.as_float32(state_dict.without(TRAINING_ONLY, file.weights))
+    state = state_dict.without(TRAINING_ONLY, file.weights)
     config, others = infer_blip_settings(state, path) if file.entry is None else _read_entry(file, BlipConfig)
     layout = _layout_for(config)
     state_dict.check_tied(state, path)
@@ -199,7 +201,11 @@ def load_original_blip(file: PthFile, tokenizer: PathOrName | None = None) -> Bl
     names = model.state_dict().keys()
     if LOG_TEMPERATURE in names and _TEMPERATURE not in state:  # the model was saved without its losses
         state[_TEMPERATURE] = torch.tensor(INITIAL_TEMPERATURE)
-    state_dict.load_weights(model, state_dict.translate(layout, state, names, path), path)
+    weights = state_dict.translate(layout, state, names, path)
+    precision = dtype(state_dict.count_weights(state))
+    for read in (file.weights, state):
+        read.clear()  # `fill` has the only references
+    state_dict.fill(model, weights, path, dtype=precision)
     checkpoint = BlipCheckpoint(model.eval(), _pth_tokenizer(file, tokenizer), **others)
     base.check_parts_fit(path, checkpoint)
     return checkpoint
@@ -362,7 +368,7 @@ def read_encoder(file: PthFile) -> ImageEncoder:
         depth = len(_layer_numbers(state, layout.blocks.removesuffix(".")))
         if depth == layout.released_depth or any(name.startswith(layout.after_blocks) for name in state):
             state = state_dict.without((f"{layout.blocks}{depth - 1}.", *layout.after_blocks), state)
-    state = _add_implied_tensors(state_dict.as_float32(state), layout)
+    state = _add_implied_tensors(state, layout)
     config = infer_vit(state, layout.table, "", file.path, layout.settings, layout.head_width)
     weights = state_dict.translate(Layout(layout.table), state, backbones.empty_vit(config).state_dict(), file.path)
     model = backbones.build_vit(config, weights, file.path)
@@ -494,10 +500,11 @@ def _in_the_paper(papers: Mapping[int, str], width: int) -> str:
 
 def load_original_blip2(
     file: PthFile,
-    load_image_encoder: Callable[[PathOrName], ImageEncoder],
+    load_image_encoder: Callable[..., ImageEncoder],
     tokenizer: PathOrName | None = None,
     vision: PathOrName | None = None,
     language_model: PathOrName | None = None,
+    dtype: ChooseDtype = state_dict.in_float32,
 ) -> Blip2Checkpoint:
     """The model of a .pth file with the frozen parts that it leaves out, which must be those it was trained with.
 
@@ -506,13 +513,15 @@ def load_original_blip2(
     path = file.path
     settings, layout, vision, language_model = frozen_sources(file, vision, language_model)
     state = state_dict.without(_POSITION_IDS, file.weights)
-    encoder = language = language_config = None
+    precision, encoder, language, language_config = dtype(state_dict.count_weights(state)), None, None, None
     if vision is not None:
-        encoder = load_image_encoder(vision)
+        encoder = load_image_encoder(vision, dtype=precision)
         _check_width(path, "an image encoder", _vision_dim(file), vision, encoder.config.hidden_dim)
     if layout is not None and language_model is not None:
         end_of_text, name = layout.end_of_text, str(language_model)
-        language = backbones.load_language_model(language_model, end_of_text=end_of_text, changes=layout.changes)
+        language = backbones.load_language_model(
+            language_model, end_of_text=end_of_text, dtype=precision, changes=layout.changes
+        )
         model_type = language.model.config.model_type
         if model_type != layout.model_type:
             raise CheckpointError(
@@ -526,7 +535,9 @@ def load_original_blip2(
         own_state, different = language.model.state_dict(), []
         for weight, tensor in state_dict.below(layout.weights, file.weights).items():
             own = own_state.get(weight)
-            is_same = own is not None and own.shape == tensor.shape and torch.equal(own.to(tensor.dtype), tensor)
+            # Either may be the other, rounded to its own precision.
+            is_same = own is not None and own.shape == tensor.shape
+            is_same = is_same and (torch.equal(own.to(tensor), tensor) or torch.equal(own, tensor.to(own)))
             if not is_same and not weight.endswith(_ROTARY):
                 different.append(layout.weights + weight)
         if different:
@@ -539,7 +550,7 @@ def load_original_blip2(
     state_dict.check_tied(state, path, _QFORMER)
     _check_temperature(state, path)
     kind = _encoder_layout(state, _VISION)
-    state = _add_implied_tensors(state_dict.as_float32(state), kind, _VISION)
+    state = _add_implied_tensors(state, kind, _VISION)
     if settings is not None:
         config, others = settings
     else:
@@ -564,7 +575,7 @@ def load_original_blip2(
     left_out = ("language.",) if encoder is None else ("language.", "vision.")
     expected = state_dict.without(left_out, model.state_dict())
     weights = state_dict.translate(_layout(kind, layout), state, expected, path)
-    state_dict.load_weights(model, weights, path, expected, assign=True)
+    state_dict.fill(model, weights, path, expected, dtype=precision, prefix="vision.")
     vocabulary = None
     if config.has_text_branch or tokenizer is not None:
         vocabulary = _pth_tokenizer(file, tokenizer)

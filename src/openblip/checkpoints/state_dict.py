@@ -12,15 +12,19 @@ D width of the text transformer, V vocabulary.
 """
 
 import argparse
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import atomic_file, damage, read_json
@@ -29,6 +33,8 @@ from openblip.nn.config import Sharing
 
 Table = Mapping[str, str]
 State = Mapping[str, Tensor]
+ChooseDtype = Callable[[int], torch.dtype]
+"""The precision that a model is to have, by the number of its weights."""
 
 WEIGHTS = "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -41,6 +47,13 @@ _TEMPERATURES = {"temp": (torch.log, torch.exp), "logit_scale": (torch.neg, torc
 _WRAPPED = ("model", "state_dict", "model_state_dict", "module")
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
+_DTYPES = {  # safetensors' names
+    **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _MODE = re.compile(r"\.variants\.([a-z]+)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -54,9 +67,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}.") from error
 
 
+def in_float32(num_weights: int) -> torch.dtype:
+    return torch.float32
+
+
+def count_weights(state: State) -> int:
+    """The number of values of all tensors."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a pickle, floating ones as float32."""
-    return as_float32(as_state_dict(read_tensors(path), path))
+    """The tensors of a safetensors file or of a pickle, in the file's precision."""
+    return as_state_dict(read_tensors(path), path)
 
 
 def write_safetensors(path: Path, tensors: State) -> None:
@@ -79,7 +101,7 @@ def read_tensors(path: Path) -> Any:
     check_file(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _map_tensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # in which trainings keep their options
             return torch.load(path, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
@@ -93,6 +115,28 @@ def read_tensors(path: Path) -> Any:
             f"{reason}). Is the file whole, and from where you think? If it holds settings beside its weights, and you "
             "trust it, save the weights alone to another file."
         ) from error
+
+
+def _map_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, each a mapping of its own onto the file.
+
+    So a tensor is read when it is used, and its memory is given back with it. The library maps the file as one, and
+    everything that was read stays in memory beside the model.
+    """
+    with safetensors.safe_open(path, framework="pt"):
+        pass  # it has checked that the file is whole, and what its header says
+    with path.open("rb") as file:
+        start = 8 + (length := int.from_bytes(file.read(8), "little"))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path} holds {name} as {entry['dtype']}, which no model of OpenBLIP has.")
+        values = np.memmap(path, np.uint8, "c", start + first, (last - first,)) if last > first else np.zeros(0, "u1")
+        tensors[name] = torch.from_numpy(values).view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    return tensors
 
 
 def check_file(path: Path) -> None:
@@ -127,11 +171,6 @@ def unwrapped(state: State) -> dict[str, Tensor]:
     return plain
 
 
-def as_float32(tensors: State) -> dict[str, Tensor]:
-    """The same tensors, floating ones as float32."""
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-
-
 def without(prefixes: tuple[str, ...] | str, tensors: State) -> dict[str, Tensor]:
     """The tensors whose names do not begin with one of the prefixes."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
@@ -143,7 +182,7 @@ def below(prefix: str, tensors: State) -> dict[str, Tensor]:
 
 
 def read_folder_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder of transformers, whole or in the shards that an index names, floating ones as float32."""
+    """All tensors of a folder of transformers, whole or in the shards that an index names, in their precision."""
     for file_name in (WEIGHTS, PICKLED_WEIGHTS):
         index = folder / f"{file_name}.index.json"
         if (folder / file_name).is_file():
@@ -190,17 +229,61 @@ def check_vocabulary(source: object, num_entries: int, model: str, num_rows: int
         )
 
 
-def load_weights(
-    model: nn.Module, weights: State, source: object, expected: State | None = None, *, assign: bool = False
-) -> None:
-    """Give a model its weights; CheckpointError unless names and shapes are exactly those expected.
+def load_weights(model: nn.Module, weights: State, source: object, expected: State | None = None) -> None:
+    """Copy weights into a model; CheckpointError unless names and shapes are exactly those expected.
 
-    expected: the parameters that get weights; None is all of the model's. assign: the tensors become the parameters, in
-    their own device and precision, in place of being copied.
+    expected: the parameters that get weights; None is all of the model's.
     """
     check_weights(model.state_dict() if expected is None else expected, weights, source)
     # With `expected`, the other weights of the model stay as they are; torch would call them missing.
-    model.load_state_dict(weights, strict=expected is None, assign=assign)
+    model.load_state_dict(weights, strict=expected is None)
+
+
+def fill(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: object,
+    expected: State | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    prefix: str = "",
+) -> None:
+    """Give a model that was made `without_weights` its weights, as `load_weights` does.
+
+    dtype: the precision of the weights whose names begin with `prefix`; all others become float32. The weights are
+    copied one by one and taken out of `weights`, so that where the caller has no other references to them, they and the
+    model's never are in memory at once.
+    """
+    check_weights(model.state_dict() if expected is None else expected, weights, source)
+    own: dict[str, Tensor] = {}
+    for name in list(weights):
+        tensor = weights.pop(name)
+        precision = dtype if name.startswith(prefix) else torch.float32
+        if not tensor.is_floating_point():
+            precision = tensor.dtype
+        own[name] = tensor.to(precision, copy=True, memory_format=torch.contiguous_format)
+    model.load_state_dict(own, strict=expected is None, assign=True)
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Modules that are made within do not draw weights."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are made within have no weights and are on no device, until `fill` gives them their weights.
+
+    To draw weights on no device torch would import its compiler, which takes longer than all else.
+    """
+    with torch.device("meta"), _NoRandomWeights():
+        yield
 
 
 class Layout(NamedTuple):
@@ -276,7 +359,7 @@ def translate(layout: Layout, state: State, names: Iterable[str], source: object
         problem = "encoder and decoder should share weights that differ"
         raise CheckpointError(f"{source}: {problem}: {'; '.join(sorted(different))}.")
     if LOG_TEMPERATURE in weights:
-        weights[LOG_TEMPERATURE] = _TEMPERATURES[layout.table[LOG_TEMPERATURE]][0](weights[LOG_TEMPERATURE])
+        weights[LOG_TEMPERATURE] = _TEMPERATURES[layout.table[LOG_TEMPERATURE]][0](weights[LOG_TEMPERATURE].float())
     return weights
 
 

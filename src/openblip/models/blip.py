@@ -88,6 +88,8 @@ class Blip(ModelWithHeads):
             self.caption_proj = nn.Linear(width, config.vision.hidden_dim)
         if "nlvr" in heads:
             self.nlvr_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        if self.vision.class_token.is_meta:
+            return  # there is nothing to draw, and torch would import its compiler for it
         self.apply(initialise)
         nn.init.trunc_normal_(self.vision.class_token, std=0.02)
         with torch.no_grad():

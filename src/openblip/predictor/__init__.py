@@ -99,29 +99,34 @@ def load(
     device = find_device(device)
     if dtype != "auto":
         find_dtype(dtype, device, 0)  # says what it cannot be before anything is read
-    checkpoint = load_checkpoint(source, tokenizer=tokenizer, vision=vision, language_model=language_model)
-    is_int8 = dtype == "int8"
-    dtype = find_dtype(dtype, device, sum(parameter.numel() for parameter in checkpoint.model.parameters()))
+    checkpoint = load_checkpoint(
+        source,
+        tokenizer=tokenizer,
+        vision=vision,
+        language_model=language_model,
+        dtype=lambda num_weights: find_dtype(dtype, device, num_weights),
+    )
+    precision = next(checkpoint.model.vision.parameters()).dtype
     if isinstance(checkpoint, Blip2Checkpoint):
         if encoder_token not in (None, "[CLS]"):
             raise ConfigError(f"encoder_token is {encoder_token}: BLIP-2 was trained with [CLS] only.")
         if quantization is not None:
-            quantize_language_model(checkpoint.model.require_language(), quantization, dtype=dtype, device=device)
-        if is_int8:
+            quantize_language_model(checkpoint.model.require_language(), quantization, dtype=precision, device=device)
+        if dtype == "int8":
             raise ConfigError(
                 "dtype is int8, which is for a BLIP; of a BLIP-2 the language model can have 8 bits: quantization."
             )
-        blip2 = Blip2Predictor(checkpoint, device, dtype)
-        if can_pack(device, dtype):
+        blip2 = Blip2Predictor(checkpoint, device)
+        if can_pack(device, precision):
             blip2.model.pack()
         return blip2
     if quantization is not None:
         raise ConfigError(f"quantization is {quantization}: only the language model of a BLIP-2 can be quantised.")
     if encoder_token is not None:
         checkpoint = checkpoint._replace(encoder_token=checked_encoder_token(encoder_token))
-    predictor = BlipPredictor(checkpoint, device, dtype)
-    if can_pack(device, dtype):
-        predictor.model.pack(is_int8)
-    elif is_int8:
+    predictor = BlipPredictor(checkpoint, device)
+    if can_pack(device, precision):
+        predictor.model.pack(int8=dtype == "int8")
+    elif dtype == "int8":
         raise ConfigError("dtype is int8, which needs a torch with oneDNN; choose auto.")
     return predictor
