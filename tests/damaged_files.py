@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from openblip.checkpoints.loading import load_checkpoint
+
 WEIGHTS = "model.safetensors"
 
 
@@ -46,6 +48,26 @@ class Exploit:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.path,))
+
+
+def assert_read_in_bfloat16(source: Path, **parts: Path) -> None:
+    """Whether a checkpoint's weights, but not those of a Q-Former and its heads, are rounded when they are read so."""
+    counts: list[int] = []
+
+    def choose(num_weights: int) -> torch.dtype:
+        counts.append(num_weights)
+        return torch.bfloat16
+
+    exact = load_checkpoint(source, **parts).model.state_dict()
+    rounded = load_checkpoint(source, **parts, dtype=choose).model.state_dict()
+    is_blip2 = any(name.startswith("qformer.") for name in exact)
+    for name, tensor in exact.items():
+        is_halved = tensor.is_floating_point() and name.startswith(("vision.", "language.") if is_blip2 else "")
+        expected = tensor.bfloat16() if is_halved else tensor
+        assert rounded[name].dtype == expected.dtype, name
+        assert torch.equal(rounded[name], expected), name
+    num_weights = sum({tensor.data_ptr(): tensor.numel() for tensor in exact.values()}.values())
+    assert parts or counts[0] >= 0.99 * num_weights  # some files have no temperature
 
 
 def assert_same_weights(model: nn.Module, expected: nn.Module, *, rounded: tuple[str, ...] = ()) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import openblip
 import released_blip2 as lavis
-from damaged_files import Exploit, assert_same_weights, edit_pth
+from damaged_files import Exploit, assert_read_in_bfloat16, assert_same_weights, edit_pth
 from marks import slow
 from openblip.checkpoints import original
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
@@ -116,6 +116,7 @@ def test_openblip_load_takes_the_parts(tmp_path: Path, parts: Path) -> None:
     path = lavis.write(tmp_path / "x.pth", lavis.stage2("opt"))
     model = openblip.load(path, "cpu", vision=parts / "Eva.pth", language_model=parts / "opt")
     assert isinstance(model, openblip.Blip2Predictor)
+    assert_read_in_bfloat16(path, vision=parts / "Eva.pth", language_model=parts / "opt")
 
 
 def test_t5_computes_with_the_activation_that_lavis_gives_it(tmp_path: Path, parts: Path) -> None:

@@ -37,6 +37,23 @@ print(json.dumps(helps))
 """
 
 
+CAPTION_ONE_IMAGE = """
+import sys
+from openblip.cli.main import main
+
+code = main(["caption", sys.argv[1], "--model", "openblip-mini-captioner", "--device", "cpu"])
+slow = ("torch._dynamo", "torch._inductor", "sympy", "transformers", "huggingface_hub", "pyarrow")
+print(code, *(name for name in slow if name in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_a_caption_imports_neither_a_compiler_nor_transformers(image_folder: Path) -> None:
+    command = [sys.executable, "-c", CAPTION_ONE_IMAGE, str(image_folder / "a.png")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert process.stderr.splitlines()[-1] == "0"
+
+
 @pytest.fixture(scope="module")
 def helps() -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-c", HELP_OF_EVERY_COMMAND]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import openblip
-from damaged_files import assert_same_weights, edit_config
+from damaged_files import assert_read_in_bfloat16, assert_same_weights, edit_config
 from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.data.config import Preprocessing
 
@@ -51,6 +51,7 @@ def test_a_folder_of_theirs_there_and_back(tmp_path: Path, class_name: str, lang
 
     save_checkpoint(checkpoint, tmp_path / "ours", "openblip")
     assert_same(cases.our_outputs(load_checkpoint(tmp_path / "ours")), expected)
+    assert_read_in_bfloat16(tmp_path / "theirs")
 
 
 def test_blip2_model_has_the_weights_of_the_writer(tmp_path: Path) -> None:

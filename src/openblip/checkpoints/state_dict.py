@@ -104,6 +104,8 @@ def read_tensors(path: Path) -> Any:
             return _map_tensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # in which trainings keep their options
             return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Is the file whole?") from error
     except Exception as error:  # of a dozen classes, depending on where a file is torn
@@ -134,8 +136,10 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
         first, last = entry["data_offsets"]
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{path} holds {name} as {entry['dtype']}, which no model of OpenBLIP has.")
-        values = np.memmap(path, np.uint8, "c", start + first, (last - first,)) if last > first else np.zeros(0, "u1")
-        tensors[name] = torch.from_numpy(values).view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+        data = torch.empty(0, dtype=torch.uint8)
+        if last > first:  # nothing cannot be mapped
+            data = torch.from_numpy(np.memmap(path, np.uint8, "c", start + first, (last - first,)))
+        tensors[name] = data.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     return tensors
 
 

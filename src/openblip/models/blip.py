@@ -5,6 +5,7 @@ image width, D text width, E embedding width, H heads, V vocabulary, S image siz
 similarity matrix, Q queries of BLIP-2.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self, cast
 
@@ -81,7 +82,7 @@ class Blip(ModelWithHeads):
             self.vision_proj = nn.Linear(config.vision.hidden_dim, config.embed_dim, bias=not config.pooled)
             self.text_pooler = nn.Linear(width, width) if config.pooled else None
             self.text_proj = nn.Linear(width, config.embed_dim, bias=not config.pooled)
-            self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
         if {"itm", "visdial"} & heads:
             self.itm_head = nn.Linear(width, 2)
         if "visdial" in heads and width != config.vision.hidden_dim:

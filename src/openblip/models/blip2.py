@@ -4,6 +4,7 @@ B images, R = B * K rows of text (K for each image), N image tokens, Q queries, 
 D width of the Q-Former, Dl width of the language model, E embedding width, H heads, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self, cast
 
@@ -86,13 +87,15 @@ class Blip2(ModelWithHeads):
         if "itc" in heads:
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
-            self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
         if "itm" in heads:
             self.itm_head = nn.Linear(width, 2)
         if config.language is not None:
             self.language_proj = nn.Linear(width, config.language.hidden_dim)
-        self.apply(initialise)  # before the frozen parts are added, which have their own weights
-        nn.init.normal_(self.qformer.embeddings.queries, std=0.02)
+        queries = self.qformer.embeddings.queries
+        if not queries.is_meta:  # there is nothing to draw, and torch would import its compiler for it
+            self.apply(initialise)  # before the frozen parts are added, which have their own weights
+            nn.init.normal_(queries, std=0.02)
         self.vision = vision
         self.language = language
         self.frozen: tuple[str, ...] = ()
