@@ -220,6 +220,9 @@ def test_a_queue_survives_its_state_dict() -> None:
     for each in (queue, copy):
         each.put(*rows(6, 1))
     torch.testing.assert_close(queue.content(), copy.content(), atol=0, rtol=0)
+    for name, value in EmbeddingQueue(4, 3).state_dict().items():  # as the state of a run is read: in place
+        copy.state_dict()[name].copy_(value)
+    assert len(copy.content()[0]) == 0
     images, texts, ids = (x.clone() for x in rows(0, 4))
     queue.put(images, texts, ids)
     images.fill_(99)  # what was put is copied
