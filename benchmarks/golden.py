@@ -70,7 +70,7 @@ class Recorder:
             "--training.num-threads", 1, "--training.dtype", "float32", "--out", out, *options,
         )  # fmt: skip
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        unstable = ("samples_per_second", "seconds")
+        unstable = ("samples_per_second", "flop_utilisation", "peak_memory_gb")
         self.values[f"train {recipe}"] = [
             {name: value for name, value in line.items() if name not in unstable} for line in lines
         ]

@@ -26,6 +26,7 @@ from openblip.recipes.run import BlipRun
 from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 from openblip.training import run_folder, state
 from openblip.training.config import TrainingConfig
+from openblip.training.trainer import SPEED
 
 STEPS, CHECKPOINT_EVERY = 9, 3
 
@@ -86,7 +87,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def losses(out: Path) -> list[dict[str, Any]]:
     """The metrics of every step but its speed."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEED} for line in lines]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from openblip.tasks.base import Task
 from openblip.training.run_folder import RunFolder
 from openblip.training.sharding import find_stacks, recompute_activations
 from openblip.training.state import RunState
-from openblip.training.trainer import Trainer
+from openblip.training.trainer import SPEED, Trainer
 from shared_files import read_lines
 from tiny_blip import SIZE, TINY, gradients, random_pixels, random_tokens, randomise
 from two_processes_of import launch
@@ -51,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Every step's but its speed."""
     lines = read_lines(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEED} for line in lines]
 
 
 def without_key_bias(name: str, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from openblip.tasks.captioning import Captioning
 from openblip.tasks.config import CaptioningConfig
 from openblip.training.config import TrainingConfig
 from openblip.training.run_folder import RunFolder
-from openblip.training.trainer import NonFiniteError, Trainer
+from openblip.training.trainer import SPEED, NonFiniteError, Trainer
 from shared_files import read_lines
 from tiny_blip import SIZE, TINY, random_batch, randomise, tiny_tokenizer
 
@@ -296,3 +297,12 @@ def test_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
     without, settings = Counting(), config(steps=4, checkpoint_every=2)
     trainer(tmp_path / "b", without, settings).run()
     assert_equal_weights(without, with_it)
+
+
+def test_every_record_says_how_fast_the_steps_were(tmp_path: Path, capsys: Any) -> None:
+    trainer(tmp_path, Counting(), config(steps=4, log_every=2)).run()
+    for rate, utilisation, memory in metrics(tmp_path, *SPEED):
+        assert rate > 0
+        assert 0 < utilisation < 1
+        assert 0.05 < memory < 100
+    assert re.search(r"lm \d\.\d{3} loss .* samples/s, MFU \d+%, \d\.\d GB", capsys.readouterr().err)

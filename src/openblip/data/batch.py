@@ -70,6 +70,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Equal for batches that a model takes the same operations for."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        tensors = [value.ids if isinstance(value, Tokens) else value for value in values]
+        return tuple(value.shape for value in tensors if isinstance(value, torch.Tensor))
+
     def to(self, device: torch.device | str) -> Self:
         """The same with every tensor on a device."""
         return self._with_tensors(lambda value: value.to(device, non_blocking=True))

@@ -44,6 +44,12 @@ class PromptedBatch(Batch):
     instructions: Tokens | None = None
     """What the Q-Former reads beside its queries, (R, T): [CLS] ... [SEP]; None where it reads nothing."""
 
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Nearly so: the number of tokens follows from the number of characters, here in steps of 64."""
+        characters = sum(map(len, self.prompts)) + sum(map(len, self.texts))
+        return (*super(PromptedBatch, self).shape, characters // 64)
+
 
 class PromptedText(NamedTuple):
     """A text to be written, with what the language model (`prompt`) and the Q-Former (`instruction`) read."""

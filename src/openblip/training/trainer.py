@@ -27,8 +27,11 @@ from openblip.training.optimizer import learning_rate_at, make_optimizers
 from openblip.training.run_folder import REJECTS, RunFolder, Trackers
 from openblip.training.sharding import gather_frozen, recompute_activations, shard_frozen
 from openblip.training.state import RunState
+from openblip.training.utilisation import StepOperations, keep_freed_memory, matmul_ceiling, peak_memory
 
-NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "cut_texts", "unknown_tokens", "samples_per_second")
+NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "rejects", "cut_texts", "unknown_tokens")
+SPEED = ("samples_per_second", "flop_utilisation", "peak_memory_gb")
+"""What a record has beside the losses: of a step, and of how fast the steps since the last record were."""
 TOO_MANY_UNKNOWN = 0.9  # share of the tokens of the first step
 
 
@@ -68,6 +71,7 @@ class Trainer:
         task.to(process.device)
         self.optimizers = make_optimizers(task, config, task.layers_above())
         self.step = 0
+        self.operations = StepOperations()
         self.texts = TextCounts()  # of all steps of this process, without those that were cut
         self._said: set[str] = set()
         self._cursor: dict[str, Any] | None = None
@@ -114,25 +118,24 @@ class Trainer:
         self.task.train()
         progress = Progress("training", total=config.steps, unit="steps", done=self.step, visible=is_main)
         with progress as bar, closing(iter(self.loader)) as batches, stop_signals(self.loader) as stop:
-            started, since = time.perf_counter(), self.step
+            keep_freed_memory()  # from here on: the loader's workers have begun without
+            self._mark()
             while self.step < config.steps:
                 record = self._train_step(batches, bar.note)
                 bar.advance(1)
                 if self.step % config.log_every == 0 or self.step == config.steps:
-                    samples = (self.step - since) * self.samples_per_step
-                    record["samples_per_second"] = round(samples / (time.perf_counter() - started), 2)
-                    started, since = time.perf_counter(), self.step
-                    names = [name for name in record if name not in NOT_LOSSES]
-                    losses = " ".join(f"{name} {record[name]:.3f}" for name in names)
-                    bar.note(f"{losses} | {record['samples_per_second']:.0f} samples/s")
-                    self._log(record, trackers)
+                    speed = self._speed()
+                    losses = " ".join(f"{name} {value:.3f}" for name, value in record.items() if name not in NOT_LOSSES)
+                    rate, utilisation, memory = (speed[name] for name in SPEED)
+                    bar.note(f"{losses} | {rate:.0f} samples/s, MFU {utilisation:.0%}, {memory:.1f} GB")
+                    self._log({**record, **speed}, trackers)
                 # Before the checkpoint of the same step: a run resumed there does not validate it again.
                 every = config.validate_every
                 if self.validate and every and (self.step % every == 0 or self.step == config.steps):
                     scores = self._measure(self.validate)
                     bar.note(f"validation/score {scores['score']:.4g}")
                     self._log({"step": self.step, **{f"validation/{n}": v for n, v in scores.items()}}, trackers)
-                    started, since = time.perf_counter(), self.step
+                    self._mark()
                 stopped = not all_true(not stop.is_set(), self.process.device)
                 if stopped or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self._save()
@@ -152,6 +155,24 @@ class Trainer:
         if finished and config.shard_frozen:
             gather_frozen(self.task.frozen_parts(), self.process)
         return finished
+
+    def _mark(self) -> None:
+        """The next `_speed` is that of the steps from here."""
+        self._marked = time.perf_counter(), self.step, self.operations.total
+
+    def _speed(self) -> dict[str, float]:
+        """How fast the steps since `_mark` were, by `SPEED`; marks anew.
+
+        flop_utilisation: the share of a large matrix product's speed on this device in the same precision (model FLOP
+        utilisation). peak_memory_gb: the most that this process has used, of its GPU or else of the machine.
+        """
+        device, (started, step, operations) = self.process.device, self._marked
+        seconds = time.perf_counter() - started
+        ceiling = matmul_ceiling(device, getattr(torch, self.config.dtype))
+        rate = (self.step - step) * self.samples_per_step / seconds
+        utilisation = (self.operations.total - operations) / seconds / ceiling
+        self._mark()
+        return dict(zip(SPEED, (round(rate, 2), round(utilisation, 3), round(peak_memory(device), 2)), strict=True))
 
     def _train_step(self, batches: Iterator[LoadedBatch], note: Callable[[str], None]) -> dict[str, float]:
         """One optimizer update over `accumulation` micro-batches; the record for metrics.jsonl."""
@@ -190,7 +211,8 @@ class Trainer:
             generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
             # DDP averages gradients in the backward pass of the last micro-batch only.
             last, forward = micro == config.accumulation - 1, self.forward
-            with forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext():
+            alone = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
+            with self.operations.of(loaded.batch), alone:
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                     named = forward(loaded.batch.to(device), self.step, generator)
                 total = torch.stack(list(named.values())).sum() / config.accumulation
