@@ -10,7 +10,7 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from openblip.data.images import read_image
 from openblip.errors import ConfigError, ImageError
@@ -332,3 +332,55 @@ def test_the_callers_image_stays_as_it_is(tmp_path):
         for page, colour in enumerate(((255, 0, 0), (0, 255, 0))):
             opened.seek(page)
             assert read_image(opened).getpixel((0, 0)) == colour
+
+
+def drawing(size):
+    """Shapes with hard edges, which suffer most from a coarse scale."""
+    rng, image = np.random.default_rng(0), Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    for _ in range(300):
+        x, y, side = rng.integers(0, size[0]), rng.integers(0, size[1]), rng.integers(2, size[0] // 10)
+        draw.rectangle((x, y, x + side, y + side // 2), outline=tuple(rng.integers(0, 256, 3).tolist()), width=3)
+        draw.ellipse((x, y, x + side // 2, y + side), fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled_for", "decoded"),
+    [
+        ((2400, 1700), 384, (1200, 850)),
+        ((1600, 1200), 384, (800, 600)),  # near the smallest that is taken
+        ((1600, 1200), 32, (800, 600)),  # never below 576
+        ((1151, 1600), 384, (1151, 1600)),
+        ((1600, 1200), 480, (1600, 1200)),  # a half has less than 1.5 * 480 pixels in height
+    ],
+)
+def test_a_large_jpeg_is_decoded_to_a_fraction_within_its_tolerance(size, scaled_for, decoded):
+    payload = encode(drawing(size), "JPEG", quality=88)
+    scaled = read_image(payload, scaled_for=scaled_for)
+    assert scaled.size == decoded
+    whole, found = (
+        np.asarray(image.resize((scaled_for, scaled_for), Image.Resampling.BICUBIC)).astype(int)
+        for image in (read_image(payload), scaled)
+    )
+    assert np.abs(found - whole).mean() < 1.5
+    assert np.array_equal(found, whole) == (decoded == size)
+
+
+def test_only_jpeg_files_are_scaled_and_only_when_asked():
+    image = drawing((1600, 1200))
+    for given in (image, np.asarray(image), encode(image, "WEBP")):
+        assert read_image(given, scaled_for=384).size == (1600, 1200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    payload = encode(image, "JPEG", exif=exif.tobytes())
+    assert read_image(payload, scaled_for=384).size == (600, 800)
+    assert read_image(payload).size == (1200, 1600)
+    opened = Image.open(io.BytesIO(payload))
+    assert read_image(opened, scaled_for=384).size == (1200, 1600)  # the caller's own image
+    gray = encode(image.convert("L"), "JPEG")
+    assert (read_image(gray, scaled_for=384).mode, read_image(gray, scaled_for=384).size) == ("RGB", (800, 600))
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(payload[:-5000], scaled_for=384)
+    with pytest.raises(ImageError, match="more than the limit"):
+        read_image(payload, scaled_for=384, max_pixels=1_000_000)

@@ -25,6 +25,7 @@ class SupportsArray(Protocol):
 
 
 FileInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 ImageInput = FileInput | Image.Image | SupportsArray
 FILE_FORMS = "a path or URL, encoded bytes, an open binary file"
 IMAGE_FORMS = (
@@ -48,6 +49,7 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})  # gray o
 _DEEP_COLOUR = re.compile(r"(RGBA?;16)([LBN])")  # Pillow's name of such pixels, of either byte order or the machine's
 _FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits, all of which 16-bit files hold
 _ORIENTATION_TAG = 0x0112
+_SMALLEST_SIDE = 576  # to which a large JPEG is scaled as it is decoded: a smaller one is decoded quickly anyway
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,7 +63,9 @@ _UPRIGHT = {  # by EXIF orientation
 _BACKWARDS = ((False, False), (True, False), (True, True), (False, True))
 
 
-def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970) -> Image.Image:
+def read_image(
+    image: ImageInput, *, name: str | None = None, max_pixels: int = 178_956_970, scaled_for: int | None = None
+) -> Image.Image:
     """Return the image as RGB: EXIF orientation applied, transparency over white, more than 8 bits scaled to 8
     (`scale_to_bytes` says how), CMYK and palettes converted, the first frame of an animation. Plain RGB comes through
     unchanged. Raises `ImageError` for an image that cannot be read; a truncated file is an error, never half an image.
@@ -69,6 +73,11 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
     image: one of `IMAGE_FORMS`; a file is read from its start on, of a `PIL.Image` the current frame. Raises
     ConfigError for anything else, and for an array that may mean several things. name: stands for the image in errors.
     max_pixels: a larger image is refused; its size is read from the header, before anything is decoded.
+    scaled_for: the side of the square that the image is resized to afterwards. A JPEG file is then decoded to a half, a
+    quarter or an eighth of its size, whichever is the smallest with at least 1.5 times this side, and 576 pixels, in
+    width and height. Of 12 megapixels this takes a quarter of the time. The resized image then differs from that of
+    the whole one by a third of one of 255 steps on average, a drawing with hard edges by up to 1.5, which is as much as
+    two ways of resizing differ. None decodes the whole.
     """
     name = name or input_name(image) or "image"
     given = _as_array(image, name)
@@ -80,6 +89,9 @@ def read_image(image: ImageInput, *, name: str | None = None, max_pixels: int = 
         opened = _open_image(_read_input(given, name, ImageError, IMAGE_FORMS), name)
     _check_size(*opened.size, name, max_pixels)
     try:
+        if scaled_for is not None and opened is not image:
+            side = max(3 * scaled_for // 2, _SMALLEST_SIDE)
+            opened.draft(None, (side, side))  # changes nothing but JPEG files
         with _lock_of(image) if opened is image else nullcontext():
             file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
             opened.load()
