@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from memory_source import MemorySource, numbered
 
-from openblip.data.reader import read_source, read_texts
+from openblip.data.reader import in_batches, read_ahead, read_source, read_texts
 from openblip.data.sample import Located, Reject, Sample
 from openblip.data.sources import Mixture, open_source
 from openblip.errors import ImageError, SourceError
@@ -122,7 +122,43 @@ def test_it_reads_ahead_and_not_further():
     time.sleep(0.05)
     assert len(source.reads) == 11  # ten wait prepared, and one waits for its place
     entries.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
+    assert not reading_threads()
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
+
+
+def test_batches_hold_samples_of_equal_length_and_the_rejects_among_them(source):
+    lengths = {"1": 2, "2": 2, "3": 2, "4": 5}
+    batches = list(in_batches(read_source(source, lambda s: lengths.get(s.key, 1)), 4, frames=lambda length: length))
+    found = [([item.key for item, _ in batch.samples], [reject.key for reject in batch.rejects]) for batch in batches]
+    assert found == [(["0"], ["x"]), (["1", "2"], []), (["3"], []), (["4"], []), (["5", "6"], [])]
+    assert [len(b.samples) for b in in_batches(read_source(source, len_of), 3)] == [3, 3, 1]
+    rejects = MemorySource("r", {"s": [Reject("s", str(n), "broken") for n in range(5)]})
+    assert [len(b.rejects) for b in in_batches(read_source(rejects, len_of), 2)] == [2, 2, 1], "named without delay"
+    assert not reading_threads()
+
+
+def test_nested_reading_ends_its_threads_when_it_is_left_or_fails():
+    source = numbered("a", [100], b"")
+
+    def prepare(item):
+        if int(item.key) == 50:
+            raise RuntimeError("a bug")
+
+    for leave in (True, False):
+        batches = read_ahead(
+            in_batches(read_source(source, prepare), 4), lambda b: len(b.samples), num_workers=1, ahead=1
+        )
+        assert next(batches) == 4
+        assert reading_threads()
+        if leave:
+            batches.close()
+        else:
+            with pytest.raises(RuntimeError, match="a bug"):
+                list(batches)
+        assert not reading_threads()
 
 
 def test_texts_are_read_without_images(source):

@@ -3,15 +3,18 @@
 import contextlib
 import io
 import itertools
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_predictor import (
     IMAGES,
     PROMPT,
@@ -22,6 +25,7 @@ from tiny_predictor import (
     check_batches,
     image_tokens,
     make_predictor,
+    random_image,
     tokens_from_enc,
 )
 
@@ -30,7 +34,7 @@ from openblip.errors import CheckpointError, ConfigError, ImageError, Unsupporte
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.blip import Blip
 from openblip.nn.attention import SelfAttention
-from openblip.predictor import BasePredictor, BlipPredictor, EncodedImages, ScoredText, find_dtype
+from openblip.predictor import BasePredictor, BlipPredictor, EncodedImages, ScoredText, find_dtype, values
 from tiny_blip import SIZE, TINY
 
 DECODINGS = {
@@ -525,3 +529,85 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "zeros", lambda *_, device: pytest.fail(f"{device} was chosen"))
     with pytest.raises(pytest.fail.Exception, match="mps was chosen"):
         openblip.load("openblip-mini")
+
+
+def test_the_next_images_are_read_while_the_model_works(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, encode, read_before = set[int](), predictor._encode, list[int]()
+    all_read = threading.Event()
+
+    class Counted(io.BytesIO):
+        def __init__(self, number: int, payload: bytes) -> None:
+            super().__init__(payload)
+            self.number = number
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.add(self.number)
+            if len(read) == 6:
+                all_read.set()
+            return super().read(size)
+
+    def slow_encode(pixels: torch.Tensor) -> EncodedImages:
+        assert all_read.wait(10)
+        read_before.append(len(pixels))
+        return encode(pixels)
+
+    files = []
+    for number in range(6):
+        payload = io.BytesIO()
+        random_image(number).save(payload, "PNG")
+        files.append(Counted(number, payload.getvalue()))
+    expected = predictor.embed_images([random_image(number) for number in range(6)])
+    monkeypatch.setattr(predictor, "_encode", slow_encode)
+    assert_same(predictor.embed_images(files, batch_size=2), expected)
+    assert read_before == [2, 2, 2]
+
+
+def test_images_that_cannot_be_read_are_named_in_order_and_leave_no_thread(predictor: BlipPredictor) -> None:
+    images = [*IMAGES, b"broken", *IMAGES, b"broken too"]
+    for call in (predictor.prepare, lambda given: predictor.caption(given, batch_size=2)):
+        with pytest.raises(ImageError, match=r"^image 5: "):
+            call(images)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("openblip-read")]
+    with pytest.raises(ImageError, match=r"^image 9: "):
+        predictor.prepare([b"broken"], first=9)
+
+
+def test_images_are_hashed_only_for_seeds_that_come_from_them(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[object] = []
+    monkeypatch.setattr(values, "hash_int", lambda data: hashed.append(data) or len(hashed))
+    encoded = predictor.encode(IMAGES)
+    for decoding in (Greedy(max_new_tokens=2), Nucleus(max_new_tokens=2)):
+        predictor.caption(encoded, decoding=decoding)
+    predictor.caption(IMAGES, decoding=Nucleus(max_new_tokens=2, seed=1), seeds=range(5))
+    assert not hashed
+    predictor.caption(encoded, decoding=Nucleus(max_new_tokens=2, seed=1))
+    assert len(hashed) == 10  # the images, and with them the seed
+
+
+def test_large_jpegs_are_scaled_on_request(
+    predictor: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8)).save(tmp_path / "a.jpg")
+    exact = predictor.prepare(tmp_path / "a.jpg")
+    monkeypatch.setattr(predictor, "scales_jpegs", True)
+    scaled = predictor.prepare(tmp_path / "a.jpg")
+    assert not torch.equal(exact, scaled)
+    assert (exact.int() - scaled.int()).abs().float().mean() < 3  # of pure noise
+
+
+def test_two_models_encode_alike_when_their_encoders_are_equal() -> None:
+    captioner, judge = make_predictor("lm"), make_predictor("itc", "itm")
+    judge.model.vision.load_state_dict(captioner.model.vision.state_dict())
+    assert captioner.encodes_alike(captioner)
+    assert captioner.encodes_alike(judge)
+    with torch.no_grad():
+        judge.model.vision.class_token += 1
+    assert not captioner.encodes_alike(judge)
+    other = make_predictor("lm")
+    other.preprocessing = replace(other.preprocessing, mean=(0.5, 0.5, 0.5))
+    assert not captioner.encodes_alike(other)
+    assert not blip2_predictor().encodes_alike(captioner)

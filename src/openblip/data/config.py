@@ -7,7 +7,8 @@ Shapes: B batch, H and W of an image, S image size. Pixels are uint8 (3, S, S) u
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from openblip.errors import Condition
 
@@ -39,9 +40,8 @@ class Preprocessing:
         """uint8 (B, 3, S, S) -> float32 (B, 3, S, S), on the tensor's device."""
         import torch
 
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
-        return (pixels.to(torch.float32) / 255.0 - mean) / std
+        mean, std = _statistics(self, pixels.device)
+        return pixels.to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,17 @@ class SourceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodingAhead(SourceOptions):
+    """How images are read and decoded ahead of a model."""
+
+    num_workers: int | None = None
+    """Threads that read and decode images; as many as there are processor cores when not given."""
+    jpeg: Literal["scaled", "exact"] = "scaled"
+    """How large JPEG files are decoded: to the half, quarter or eighth of their size that the model needs, which is
+    faster and moves values of pixels by about one of 255 steps; or exactly, as evaluations do."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(SourceOptions):
     """Which pairs a training reads, and how."""
 
@@ -143,6 +154,16 @@ class DataConfig(SourceOptions):
     [CLS] and [SEP] included. Longer texts are cut, and metrics.jsonl counts them."""
     num_frames: int | None = None
     """Frames of each video, evenly spaced; None: the source has images."""
+
+
+@lru_cache(maxsize=64)
+def _statistics(preprocessing: Preprocessing, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Mean and std, (3, 1, 1) each. They are kept: to copy them anew, the CPU would wait for a GPU."""
+    import torch
+
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(each, device=device) for each in (preprocessing.mean, preprocessing.std))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def _to_planes(image: "Image.Image") -> "np.ndarray":

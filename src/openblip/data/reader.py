@@ -1,15 +1,18 @@
 """One ordered pass over a source, read and decoded ahead: for captioning, evaluation, CapFilt and the feature cache."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from openblip.data.sample import Located, Reject, Sample, Source, is_transient
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ImageError, SourceError
+
+MOST_THREADS = 16  # that read and decode; more would wait for each other in Python
 
 Prepared = TypeVar("Prepared")
 Item = TypeVar("Item")
@@ -23,7 +26,7 @@ def read_source(
     skip: Callable[[str, str], bool] = lambda shard, key: False,
     share: tuple[int, int] = (0, 1),
     limit: int | None = None,
-    num_workers: int = 2,
+    num_workers: int | None = 2,
     ahead: int = 64,
     keep_going: bool = False,
 ) -> Generator[tuple[Sample, Prepared] | Reject]:
@@ -39,7 +42,7 @@ def read_source(
         skip: told shard and key, in the reading thread; where it is true, the sample's image is not read.
         share: (i, n) reads of every n samples and rejects of the source the one at i: the share of one process.
         limit: read only this many samples of the source, before it is shared.
-        num_workers: number of threads that prepare.
+        num_workers: number of threads that prepare; None: `num_cores`.
         ahead: at most this many samples wait prepared.
         keep_going: a shard that cannot be opened is a reject, and the others are read.
     """
@@ -58,6 +61,38 @@ def read_source(
 
     items = _share(source, source.shards() if shards is None else shards, skip, share, limit, keep_going)
     yield from read_ahead(items, load, num_workers=num_workers, ahead=ahead)
+
+
+class ReadBatch(NamedTuple, Generic[Prepared]):
+    """Consecutive samples of a source with what was prepared of each, and the rejects among them."""
+
+    samples: list[tuple[Sample, Prepared]]
+    rejects: list[Reject]
+
+
+def in_batches(
+    entries: Generator[tuple[Sample, Prepared] | Reject], size: int, frames: Callable[[Prepared], int] = lambda _: 1
+) -> Generator[ReadBatch[Prepared]]:
+    """Yield what `read_source` yields in batches of samples with equally many frames, together at most `size`, or of
+    one sample. `entries` is closed at the end.
+    """
+    batch: ReadBatch[Prepared] = ReadBatch([], [])
+    num_frames = 1  # of each sample of the batch
+    with contextlib.closing(entries):
+        for entry in entries:
+            if isinstance(entry, Reject):
+                batch.rejects.append(entry)
+            else:
+                if batch.samples and frames(entry[1]) != num_frames:
+                    yield batch
+                    batch = ReadBatch([], [])
+                num_frames = frames(entry[1])
+                batch.samples.append(entry)
+            if (len(batch.samples) + 1) * num_frames > size or len(batch.rejects) >= size:
+                yield batch
+                batch = ReadBatch([], [])
+    if batch.samples or batch.rejects:
+        yield batch
 
 
 def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit: int) -> Iterator[str]:
@@ -90,13 +125,20 @@ def shard_items(located: Iterator[Located], shard: str) -> Iterator[Sample | Rej
         yield Reject(shard, "", str(error))
 
 
+def num_cores() -> int:
+    """How many threads can read and decode at once: one on each core that this process may use, but not very many."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MOST_THREADS)
+
+
 def read_ahead(
-    items: Iterator[Item], work: Callable[[Item], Prepared], *, num_workers: int, ahead: int
+    items: Iterator[Item], work: Callable[[Item], Prepared], *, num_workers: int | None, ahead: int
 ) -> Generator[Prepared]:
     """Yield what `work` makes of each item, in order. One thread takes the items and `num_workers` threads work on
-    them, at most `ahead` before they are wanted. What any of them raises is raised here, at the item's place.
+    them (None: `num_cores`), at most `ahead` before they are wanted. What any of them raises is raised here, at the
+    item's place. If `items` is a generator, it is closed at the end.
     """
-    threads = ThreadPoolExecutor(num_workers, thread_name_prefix="openblip-read")
+    threads = ThreadPoolExecutor(num_workers or num_cores(), "openblip-read")
     free = threading.Semaphore(ahead)
     closing = threading.Event()
     results: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
@@ -126,6 +168,8 @@ def read_ahead(
         free.release()
         taker.join()
         threads.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()
 
 
 class _LimitReached(Exception):

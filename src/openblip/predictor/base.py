@@ -13,9 +13,10 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -26,11 +27,11 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Checkpoint, EncoderToken
 from openblip.checkpoints.loading import Format, save_checkpoint
-from openblip.data.images import ImageInput, read_frames, read_image
+from openblip.data.images import FileInput, ImageInput, Pixels, read_frames, read_image
+from openblip.data.reader import num_cores, read_ahead
 from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import CheckpointError, ConfigError, UnsupportedTaskError
-from openblip.files import hash_int
 from openblip.generation.decoding import Beam, Decoding, check_decoding
 from openblip.generation.search import Generated, generate
 from openblip.models.blip import Blip, encode_media, similarity_matrix, similarity_of_pairs
@@ -110,6 +111,8 @@ class BasePredictor(ABC):
         self.preprocessing = checkpoint.preprocessing
         self.prompt = checkpoint.prompt
         self._max_positions, self._embedding_shape = max_positions, embedding_shape
+        self.scales_jpegs = False
+        """Whether large JPEG files are decoded to a fraction of their size, which is faster; see `read_image`."""
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -175,6 +178,16 @@ class BasePredictor(ABC):
             raise ConfigError("These weights were rounded to 8 bits when they were loaded: save a model in float32.")
         save_checkpoint(self.checkpoint, folder, format)
 
+    def encodes_alike(self, other: "BasePredictor") -> bool:
+        """Whether `encode` makes the same of images as that of another predictor, so that one result serves both."""
+        if other.model is self.model:
+            return True
+        encoders = [(type(p), p.preprocessing, p.device, p.dtype, p.model.config.vision) for p in (self, other)]
+        if encoders[0] != encoders[1]:
+            return False
+        weights, others = self.model.vision.state_dict(), other.model.vision.state_dict()
+        return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
     # Images: prepared on the CPU, encoded on the device.
 
     def prepare(self, images: ImageInput | Iterable[ImageInput], first: int = 0) -> Tensor:
@@ -182,26 +195,38 @@ class BasePredictor(ABC):
 
         ImageError names an image that cannot be read by its path, or by its position counted from `first`.
         """
-        items, size = values.as_list(images), self.preprocessing.image_size
-        pixels = torch.zeros(len(items), 3, size, size, dtype=torch.uint8)
-        for row, image in enumerate(items):
-            name = values.name_or_position(image, first + row, "image")
-            pixels[row] = torch.from_numpy(self.preprocessing(read_image(image, name=name)))
-        return pixels
+        items = values.as_list(images)
+        with closing(self._prepared_batches(items, [slice(0, len(items))], first=first)) as batches:
+            return next(batches)
 
     def prepare_videos(self, videos: values.Videos, num_frames: int = 8, first: int = 0) -> Tensor:
         """Read and resize frames spread evenly over each video: uint8 (B, F, 3, S, S) on the CPU.
 
         Raises VideoError for a video that cannot be decoded, named as by `prepare`, and MissingExtraError without PyAV.
         """
-        if num_frames < 1:
-            raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
-        items, size = values.as_list(videos), self.preprocessing.image_size
-        pixels = torch.zeros(len(items), num_frames, 3, size, size, dtype=torch.uint8)
-        for row, video in enumerate(items):
-            frames = read_frames(video, num_frames, name=values.name_or_position(video, first + row, "video"))
-            pixels[row] = torch.from_numpy(np.stack([self.preprocessing(frame) for frame in frames]))
-        return pixels
+        items = values.as_list(videos)
+        with closing(self._prepared_batches(items, [slice(0, len(items))], num_frames, first)) as batches:
+            return next(batches)
+
+    def read_image(self, image: ImageInput, name: str | None = None) -> Pixels:
+        """Read and resize one image: uint8 (3, S, S). Raises `ImageError`, in which `name` stands for it."""
+        scaled_for = self.preprocessing.image_size if self.scales_jpegs else None
+        return self.preprocessing(read_image(image, name=name, scaled_for=scaled_for))
+
+    def read_video(self, video: FileInput, num_frames: int, name: str | None = None) -> Pixels:
+        """Read and resize frames spread evenly over one video: uint8 (F, 3, S, S). Raises as `prepare_videos` does."""
+        return np.stack([self.preprocessing(frame) for frame in read_frames(video, num_frames, name=name)])
+
+    def stack(self, pixels: Sequence[Pixels]) -> Tensor:
+        """Prepared images or videos as one tensor on the CPU, page-locked where the model is on a GPU: it is copied
+        there while the CPU goes on. Without threads of torch, which would take their turns from those of the model.
+        """
+        side, is_pinned = self.preprocessing.image_size, self.device.type == "cuda"
+        shape = pixels[0].shape if pixels else (3, side, side)
+        batch = torch.empty((len(pixels), *shape), dtype=torch.uint8, pin_memory=is_pinned)
+        for row, each in enumerate(pixels):
+            batch.numpy()[row] = each
+        return batch
 
     @torch.inference_mode()
     def encode(self, images: Images, batch_size: int | None = None) -> EncodedImages:
@@ -220,9 +245,9 @@ class BasePredictor(ABC):
         Raises as `prepare_videos` does.
         """
         videos = values.as_list(videos)
-        batches = values.batches(max(1, len(videos)), batch_size, max(1, num_frames))
-        prepared = (self.prepare_videos(videos[rows], num_frames, rows.start) for rows in batches)
-        return EncodedImages.join([self._encode(pixels) for pixels in prepared])
+        batches = list(values.batches(max(1, len(videos)), batch_size, max(1, num_frames)))
+        with closing(self._prepared_batches(videos, batches, num_frames)) as prepared:
+            return EncodedImages.join([self._encode(pixels) for pixels in prepared])
 
     def encoded_batches(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[slice, EncodedImages]]:
         """Batches of encoded images, each with its rows among all images; a video counts as its frames."""
@@ -231,11 +256,11 @@ class BasePredictor(ABC):
             yield from ((rows, items.part(rows)) for rows in values.batches(len(items), batch_size, items.num_frames))
             return
         num_frames = items.shape[1] if isinstance(items, Tensor) and items.ndim == 5 else 1
-        for rows in values.batches(len(items), batch_size, num_frames):
-            yield (
-                rows,
-                self._encode(items[rows] if isinstance(items, Tensor) else self.prepare(items[rows], rows.start)),
-            )
+        batches = list(values.batches(len(items), batch_size, num_frames))
+        given = (items[rows] for rows in batches) if isinstance(items, Tensor) else None
+        with closing(given or self._prepared_batches(values.as_list(items), batches)) as prepared:
+            for rows in batches:
+                yield rows, self._encode(next(prepared))
 
     # Texts that the model writes.
 
@@ -266,7 +291,8 @@ class BasePredictor(ABC):
         for rows, encoded in self._paired_batches(listed, len(prompts), batch_size):
             if len(encoded) != len(prompts[rows]):
                 encoded = encoded.select(torch.zeros(len(prompts[rows]), dtype=torch.int64))
-            row_seeds = values.sampling_seeds(decoding, encoded.seeds) if seeds is None else seeds[rows]
+            hashes = partial(getattr, encoded, "seeds")
+            row_seeds = values.sampling_seeds(decoding, len(encoded), hashes) if seeds is None else seeds[rows]
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
@@ -539,6 +565,35 @@ class BasePredictor(ABC):
 
     # What the calls are made of.
 
+    def _prepared_batches(
+        self, items: Sequence[Any], batches: Sequence[slice], num_frames: int | None = None, first: int = 0
+    ) -> Generator[Tensor]:
+        """Prepared images, or with `num_frames` videos, batch by batch. Threads read and stack the next ones while the
+        model works on one.
+        """
+        if num_frames is not None and num_frames < 1:
+            raise ConfigError(f"num_frames is {num_frames}; it must be at least 1.")
+        kind = "image" if num_frames is None else "video"
+
+        def read(numbered: tuple[int, Any]) -> Pixels:
+            position, item = numbered
+            name = values.name_or_position(item, position, kind)
+            return self.read_image(item, name) if num_frames is None else self.read_video(item, num_frames, name)
+
+        def groups() -> Generator[list[Pixels]]:
+            size = max(rows.stop - rows.start for rows in batches)
+            threads = min(num_cores(), len(items))
+            with closing(read_ahead(enumerate(items, first), read, num_workers=threads, ahead=2 * size)) as pixels:
+                for rows in batches:
+                    yield list(islice(pixels, rows.stop - rows.start))
+
+        if len(items) > 1:
+            return read_ahead(groups(), self.stack, num_workers=1, ahead=1)
+        if items:  # without threads
+            return (self.stack([read((first, item))]) for item in items)
+        shape = (3, self.preprocessing.image_size, self.preprocessing.image_size)
+        return (torch.zeros(0, *filter(None, (num_frames,)), *shape, dtype=torch.uint8) for _ in batches)
+
     def _list_images(self, images: Images) -> values.ListedImages:
         """The same images, with a length; of tensors only what `prepare` or `prepare_videos` returned stays one."""
         prepared = (torch.uint8, (3, self.preprocessing.image_size, self.preprocessing.image_size))
@@ -586,13 +641,13 @@ class BasePredictor(ABC):
         """uint8 (B, 3, S, S), or for videos (B, F, 3, S, S)."""
         if not len(pixels):  # an encoder may refuse an empty batch: encode one image and leave it out
             return self._encode(pixels.new_zeros(1, *pixels.shape[1:])).part(slice(0))
-        seeds = tuple(hash_int(each.cpu().numpy().tobytes()) for each in pixels)
         tokens = encode_media(self.model.encode_image, self._normalize(pixels))
-        return EncodedImages(tokens, seeds, num_frames=pixels.shape[1] if pixels.dim() == 5 else 1)
+        return EncodedImages(tokens, tuple(pixels), num_frames=pixels.shape[1] if pixels.dim() == 5 else 1)
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (..., 3, S, S) -> the input of the image encoder, on its device."""
-        return self.preprocessing.normalize(pixels.to(self.device)).to(self.dtype)
+        moved = pixels.to(self.device, non_blocking=self.device.type == "cuda")
+        return self.preprocessing.normalize(moved).to(self.dtype)
 
     def _text_tokenizer(self) -> Tokenizer:
         """The model's own vocabulary; UnsupportedTaskError for a BLIP-2 whose Q-Former reads no text."""

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint
-from openblip.data.images import read_image
 from openblip.data.texts import dialog_turns, normalize_question
 from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.errors import ConfigError
@@ -73,8 +72,8 @@ class BlipPredictor(BasePredictor):
 
     def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         question_kv = self._question_kv(images.tokens, self._tokenize_questions(questions))
-        image_seeds = images.seeds * (len(questions) // len(images))
-        seeds = sampling_seeds(decoding, list(zip(image_seeds, questions, strict=True)))
+        times = len(questions) // len(images)
+        seeds = sampling_seeds(decoding, len(questions), lambda: zip(images.seeds * times, questions, strict=True))
         start, end_id = self._answer_start(), self.tokenizer.sep_id
         written = generate(self.model, question_kv, start, len(questions), decoding, eos_id=end_id, seeds=seeds)
         return [self._scored(answer) for (answer,) in written]
@@ -123,7 +122,7 @@ class BlipPredictor(BasePredictor):
         probabilities = [torch.zeros(0)]
         for rows in values.batches(len(given), batch_size, 2):
             sides = [
-                self.preprocessing(read_image(image, name=f"{values.name_or_position(image, at, 'pair')} ({side})"))
+                self.read_image(image, f"{values.name_or_position(image, at, 'pair')} ({side})")
                 for at, pair in enumerate(pairs if is_one_pair else pairs[rows], rows.start)
                 for image, side in zip(pair, ("left", "right"), strict=True)
             ]

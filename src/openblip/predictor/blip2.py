@@ -81,9 +81,17 @@ class Blip2Predictor(BasePredictor):
 
     def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         normalized, prompts = self._question_prompts(questions)
-        image_seeds = images.seeds * (len(questions) // len(images))
-        seeds = sampling_seeds(decoding, [f"{seed},{text}" for seed, text in zip(image_seeds, questions, strict=True)])
+        seeds = self._text_seeds(decoding, images, questions)
         return [answer for (answer,) in self._write(images, normalized, prompts, decoding, 1, seeds)]
+
+    def _text_seeds(self, decoding: Decoding, images: EncodedImages, texts: Sequence[str]) -> Seeds:
+        """Seeds of what is written after R = B * K texts, K about each image."""
+        times = len(texts) // len(images)
+        return sampling_seeds(
+            decoding,
+            len(texts),
+            lambda: (f"{seed},{text}" for seed, text in zip(images.seeds * times, texts, strict=True)),
+        )
 
     def _choose_answers(
         self, images: EncodedImages, questions: Sequence[str], candidates: Sequence[Sequence[str]], num_candidates: int
@@ -113,9 +121,8 @@ class Blip2Predictor(BasePredictor):
         prompts = [conversation_prompt(self.question_prompt, *conversation) for conversation in conversations]
         replies: list[ScoredText] = []
         for rows, encoded in self.encoded_batches(listed, batch_size):
-            seed_inputs = [f"{seed},{prompt}" for seed, prompt in zip(encoded.seeds, prompts[rows], strict=True)]
             questions = [question for _, question in conversations[rows]]
-            seeds = sampling_seeds(decoding, seed_inputs)
+            seeds = self._text_seeds(decoding, encoded, prompts[rows])
             replies += [reply for (reply,) in self._write(encoded, questions, prompts[rows], decoding, 1, seeds)]
         return values.as_asked(replies, return_scores, single)
 

@@ -7,7 +7,7 @@ texts, L text tokens, Q queries, D width of text states, E embedding width.
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeGuard, TypeVar
@@ -35,26 +35,38 @@ class EncodedImages:
     """Images or videos that a predictor has encoded; its calls take them as `images`."""
 
     tokens: Tensor  # (B, F * N, Dv), on the model's device; the tokens of a video's frames follow each other
-    seeds: tuple[int, ...]
-    """A hash of each prepared image: what is sampled depends on the image and not on its place in a list."""
+    prepared: tuple[Tensor | int, ...]
+    """Each prepared image or video, uint8 (3, S, S) or (F, 3, S, S), or its seed, which is made of it when needed."""
     num_frames: int = 1  # F
 
     def __len__(self) -> int:
-        return len(self.seeds)
+        return len(self.prepared)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """A hash of each prepared image: what is sampled depends on the image and not on its place in a list."""
+        different = {id(image): image for image in self.prepared}
+        seeds = {
+            name: image if isinstance(image, int) else hash_int(image.cpu().numpy().tobytes())
+            for name, image in different.items()
+        }
+        return tuple(seeds[id(image)] for image in self.prepared)
 
     @classmethod
     def join(cls, parts: "Sequence[EncodedImages]") -> "EncodedImages":
         """The images of all parts, of which there is at least one, in order."""
-        seeds = tuple(seed for part in parts for seed in part.seeds)
+        if len(parts) == 1:
+            return parts[0]
+        seeds = tuple(seed for part in parts for seed in part.seeds)  # so that the pixels need not be kept
         return cls(torch.cat([part.tokens for part in parts]), seeds, parts[0].num_frames)
 
     def select(self, index: Tensor) -> "EncodedImages":
         """The images that `index` (B') of int64 names, repeats allowed."""
-        return replace(self, tokens=self.tokens[index], seeds=tuple(self.seeds[i] for i in index.tolist()))
+        return replace(self, tokens=self.tokens[index], prepared=tuple(self.prepared[i] for i in index.tolist()))
 
     def part(self, rows: slice) -> "EncodedImages":
         """Consecutive images."""
-        return replace(self, tokens=self.tokens[rows], seeds=self.seeds[rows])
+        return replace(self, tokens=self.tokens[rows], prepared=self.prepared[rows])
 
     def beside(self, rows: slice) -> "EncodedImages":
         """The images of some rows of texts: those of the rows, or the only one, which goes with all texts."""
@@ -211,13 +223,15 @@ def read_pairs(images: ImagePairs) -> tuple[list[list[ImageInput]], bool]:
     return pairs, False
 
 
-def sampling_seeds(decoding: Decoding, inputs: Sequence[object]) -> Seeds:
-    """Seeds from the strategy's seed and each input (an image's hash, a question), or fresh ones without a seed."""
+def sampling_seeds(decoding: Decoding, count: int, inputs: Callable[[], Iterable[object]]) -> Seeds:
+    """`count` seeds from the strategy's seed and each input (an image's hash, a question), or fresh ones without a
+    seed. Hashes take time, so `inputs` is called only where they are needed.
+    """
     if not isinstance(decoding, Nucleus):
         return None
     if decoding.seed is None:
-        return [secrets.randbits(63) for _ in inputs]
-    return [hash_int(f"{decoding.seed},{each}") for each in inputs]
+        return [secrets.randbits(63) for _ in range(count)]
+    return [hash_int(f"{decoding.seed},{each}") for each in inputs()]
 
 
 def group_by_count(owners: Sequence[int], lengths: Sequence[int]) -> list[Sequence[tuple[int, Sequence[int]]]]:
