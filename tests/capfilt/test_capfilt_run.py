@@ -19,9 +19,11 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.process import image_seed
 from openblip.capfilt.selection import select
+from openblip.checkpoints.loading import load_checkpoint, save_checkpoint
 from openblip.cli.main import main
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError, UnsupportedTaskError
+from openblip.predictor import BlipPredictor
 from shared_files import write_tar
 from source_items import items_of
 
@@ -123,6 +125,7 @@ def test_killed_and_resumed_is_the_same_row_for_row(tmp_path: Path, captioner: s
         ({"decoding": openblip.Beam(num_beams=2)}, "decoding", "'nucleus'", "'beam'"),
         ({"prompt": "two dogs"}, "prompt", "None", "'two dogs'"),
         ({"dtype": "bfloat16"}, "dtype", "'float32'", "'bfloat16'"),
+        ({"jpeg": "exact"}, "jpeg", "'scaled'", "'exact'"),
     ],
 )
 def test_changed_settings_are_refused_by_name(
@@ -152,6 +155,36 @@ def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_co
     hashes = {json.loads(file.read_text())["config"] for file in run_copy.glob("captions/*.report.json")}
     assert hashes == {json.loads(report)["config"] for report in reports}
     assert len(hashes) == 1
+
+
+def test_a_run_that_decoded_exactly_is_continued_so(config: CapFiltConfig, run_copy: Path) -> None:
+    """Versions that do not say how JPEG files were decoded decoded them exactly."""
+    path = run_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["jpeg"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="jpeg was 'exact', is now 'scaled'"):
+        run_capfilt(config, run_copy)
+    assert len(run_capfilt(replace(config, jpeg="exact"), run_copy).skipped) == 3
+
+
+def test_equal_encoders_run_once(
+    config: CapFiltConfig, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter with the captioner's image encoder scores what the captioner encoded, and gives the same rows."""
+    alike = load_checkpoint(write_checkpoint(tmp_path / "filter", seed=2, image_size=32, heads=("itc", "itm")))
+    alike.model.vision.load_state_dict(load_checkpoint(config.captioner).model.vision.state_dict())
+    save_checkpoint(alike, tmp_path / "alike", "openblip")
+    config = replace(config, filter=str(tmp_path / "alike"))
+    encoded: list[int] = []
+    encode = BlipPredictor._encode
+    monkeypatch.setattr(BlipPredictor, "_encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    run_capfilt(config, tmp_path / "once")
+    assert sum(encoded) == 18
+    monkeypatch.setattr(BlipPredictor, "encodes_alike", lambda self, other: False)
+    run_capfilt(config, tmp_path / "twice")
+    assert sum(encoded) == 18 + 36
+    assert all_rows(tmp_path / "once") == all_rows(tmp_path / "twice")
 
 
 @pytest.mark.parametrize("role", ["captioner", "filter"])

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
+from PIL import Image
 
 import openblip
 from openblip.cli.lines import OutputLines
@@ -156,6 +158,7 @@ def test_a_file_of_other_settings_is_not_touched_and_they_are_named(
         ("decoding was 'beam', is now 'nucleus'", "--decoding", "nucleus"),
         ("dtype was 'float32', is now 'bfloat16'", "--dtype", "bfloat16"),
         ("num_frames was 8, is now 2", "--num-frames", 2),
+        ("jpeg was 'scaled', is now 'exact'", "--jpeg", "exact"),
         (str(captioner), "--model", captioner),
     ]:
         assert named in refusal(*words, "--out", out, "--prompt", "a", *more)
@@ -163,6 +166,26 @@ def test_a_file_of_other_settings_is_not_touched_and_they_are_named(
     assert out.read_bytes() == before
     run(*words, "--out", out, "--prompt", "a", "--batch-size", 1, "--num-workers", 1)
     assert out.read_bytes() == before
+
+
+def test_lines_of_exactly_decoded_images_are_continued_so(
+    run: Any, refusal: Any, words: list[object], image_folder: Path, out: Path
+) -> None:
+    """Versions that do not say how JPEG files were decoded decoded them exactly."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8)).save(image_folder / "b.jpg")
+    run(*words, "--out", out)
+    scaled = out.read_bytes()
+    out.unlink()
+    run(*words, "--out", out, "--jpeg", "exact")
+    exact = out.read_bytes()
+    assert exact != scaled
+    stamp = out.with_name("captions.jsonl.settings.json")
+    settings = json.loads(stamp.read_text())
+    assert settings.pop("jpeg") == "exact"
+    stamp.write_text(json.dumps(settings))
+    assert "jpeg was 'exact', is now 'scaled'" in refusal(*words, "--out", out)
+    run(*words, "--out", out, "--jpeg", "exact")
+    assert out.read_bytes() == exact
 
 
 def test_lines_of_unknown_settings_are_not_continued(run: Any, refusal: Any, words: list[object], out: Path) -> None:

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from openblip.data.config import SourceOptions
+from openblip.data.config import DecodingAhead
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapFiltConfig(SourceOptions):
+class CapFiltConfig(DecodingAhead):
     """One CapFilt run: which pairs, which two checkpoints, how captions are written (BLIP section 3.3).
 
     Defaults are the paper's: one caption per image by nucleus sampling with p = 0.9, and a text is kept when its ITM
@@ -36,8 +36,6 @@ class CapFiltConfig(SourceOptions):
     """Seed of the sampling; every image draws from (seed, shard, key), so batches and order do not matter."""
     batch_size: int = 64
     """Images in one step of the models. Changes speed and memory, not the rows."""
-    num_workers: int = 4
-    """Threads that read and decode images."""
     dtype: str = "auto"
     """Precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows."""
     quantization: Literal["8bit", "4bit"] | None = None
@@ -45,8 +43,8 @@ class CapFiltConfig(SourceOptions):
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"capfilt: {name} is {getattr(self, name)}; it must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"capfilt: {name} is {value}; it must be at least 1")
         check_threshold(self.threshold)
         check_decoding(self.decoding, self.num_captions)
         if isinstance(self.decoding, Nucleus) and self.decoding.seed is not None:
@@ -63,6 +61,7 @@ class CapFiltConfig(SourceOptions):
             "seed": self.seed,
             "dtype": self.dtype,
             "quantization": self.quantization,
+            "jpeg": self.jpeg,
         }
 
 

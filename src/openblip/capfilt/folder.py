@@ -34,7 +34,7 @@ from openblip.predictor import BasePredictor
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
 NUM_BINS = 40
-UNNAMED = {"dtype": "float32", "quantization": None, "no_repeat_ngram_size": 0, "top_k": 0}
+UNNAMED = {"dtype": "float32", "quantization": None, "no_repeat_ngram_size": 0, "top_k": 0, "jpeg": "exact"}
 """The settings of runs that do not name them."""
 COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 

@@ -17,7 +17,7 @@ import torch
 import openblip
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest
-from openblip.capfilt.process import DecodedSample, ShardProcessor
+from openblip.capfilt.process import DecodedBatch, ShardProcessor
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
 from openblip.data.sources import check_options_used, open_source
@@ -82,10 +82,10 @@ def run_capfilt(config: CapFiltConfig, out: str | Path, *, device: str | None = 
         source=source, captioner=captioner, filter=filter_, config=config, folder=folder, manifest=manifest
     )
 
-    def start(shard: str) -> tuple[list[DecodedSample | Reject], Generator[DecodedSample | Reject]]:
-        """Begin to read a shard: its first entry, so that its threads decode the next ones, and the others."""
-        entries = processor.decode(shard)
-        return list(islice(entries, 1)), entries
+    def start(shard: str) -> tuple[list[DecodedBatch], Generator[DecodedBatch]]:
+        """Begin to read a shard: its first batch, so that its threads decode the next ones, and the others."""
+        batches = processor.decode(shard)
+        return list(islice(batches, 1)), batches
 
     summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
     waiting = [shard for shard in shards if not folder.is_done(shard)]

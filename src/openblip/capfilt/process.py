@@ -11,25 +11,33 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
 from openblip.data.captions import CaptionRow, write_captions
-from openblip.data.images import read_image
-from openblip.data.reader import read_source
+from openblip.data.images import Pixels, read_image
+from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.files import hash_int, write_json, write_jsonl
 from openblip.predictor import BasePredictor, ScoredText
 from openblip.text_counts import count_texts
 
 BATCHES_AHEAD = 2
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-DecodedSample = tuple[Sample, tuple[Pixels, Pixels]]
-"""A sample with its image as captioner and filter take it, each uint8 (3, S, S) with its own S."""
+
+
+class DecodedBatch(NamedTuple):
+    """Samples with their images as captioner and filter take them, each uint8 (B, 3, S, S) with its own S: one tensor
+    where both take the same. The rejects among them.
+    """
+
+    samples: Sequence[Sample]
+    pixels: torch.Tensor
+    filter_pixels: torch.Tensor
+    rejects: Sequence[Reject]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +51,33 @@ class ShardProcessor:
     folder: CapFiltFolder
     manifest: Mapping[str, Any]
 
-    def decode(self, shard: str) -> Generator[DecodedSample | Reject]:
+    @cached_property
+    def encodes_once(self) -> bool:
+        """Whether both models encode images alike, so that what the captioner made of an image serves the filter."""
+        return self.captioner.encodes_alike(self.filter)
+
+    def decode(self, shard: str) -> Generator[DecodedBatch]:
         """Read a shard and decode its images ahead of the models, in order and in constant memory."""
         captioner, filter_ = self.captioner.preprocessing, self.filter.preprocessing
+        is_same_size = captioner.image_size == filter_.image_size
+        scaled_for = max(captioner.image_size, filter_.image_size) if self.config.jpeg == "scaled" else None
 
         def prepare(sample: Sample) -> tuple[Pixels, Pixels]:
-            with read_image(sample.image, name=f"{sample.shard}/{sample.key}") as image:
+            with read_image(sample.image, name=f"{sample.shard}/{sample.key}", scaled_for=scaled_for) as image:
                 pixels = captioner(image)
-                return pixels, pixels if captioner == filter_ else filter_(image)
+                return pixels, pixels if is_same_size else filter_(image)
 
-        ahead = BATCHES_AHEAD * self.config.batch_size
-        return read_source(self.source, prepare, shards=[shard], num_workers=self.config.num_workers, ahead=ahead)
+        def stack(batch: ReadBatch[tuple[Pixels, Pixels]]) -> DecodedBatch:
+            pixels = self.captioner.stack([of_captioner for _, (of_captioner, _) in batch.samples])
+            of_filter = pixels if is_same_size else self.filter.stack([each for _, (_, each) in batch.samples])
+            return DecodedBatch([sample for sample, _ in batch.samples], pixels, of_filter, batch.rejects)
+
+        size, num_workers = self.config.batch_size, self.config.num_workers
+        entries = read_source(self.source, prepare, shards=[shard], num_workers=num_workers, ahead=BATCHES_AHEAD * size)
+        return read_ahead(in_batches(entries, size), stack, num_workers=1, ahead=1)
 
     def process(
-        self,
-        shard: str,
-        entries: Iterator[DecodedSample | Reject],
-        on_images: Callable[[int], None] = lambda count: None,
+        self, shard: str, batches: Iterator[DecodedBatch], on_images: Callable[[int], None] = lambda count: None
     ) -> list[Reject]:
         """Caption and score one shard, whose samples come from `decode`, write its files, and return its rejects.
 
@@ -71,20 +89,15 @@ class ShardProcessor:
         rejects: list[Reject] = []
 
         def rows() -> Iterator[CaptionRow]:
-            is_last = False
-            while not is_last:
-                batch: list[DecodedSample] = []
-                num_rejects = len(rejects)
+            while True:
                 with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
-                    while len(batch) < self.config.batch_size and (entry := next(entries, None)) is not None:
-                        if isinstance(entry, Reject):
-                            rejects.append(entry)
-                        else:
-                            batch.append(entry)
-                is_last = len(batch) < self.config.batch_size
-                if batch:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                rejects.extend(batch.rejects)
+                if batch.samples:
                     yield from self._caption_and_filter(batch, shard, seconds)
-                on_images(len(batch) + len(rejects) - num_rejects)
+                on_images(len(batch.samples) + len(batch.rejects))
 
         folder, manifest = self.folder, self.manifest
         with _timed(seconds, "total"), count_texts() as texts:
@@ -115,14 +128,13 @@ class ShardProcessor:
         folder.file(shard, "failure.json").unlink(missing_ok=True)
         return rejects
 
-    def _caption_and_filter(
-        self, batch: Sequence[DecodedSample], shard: str, seconds: dict[str, float]
-    ) -> Iterator[CaptionRow]:
+    def _caption_and_filter(self, batch: DecodedBatch, shard: str, seconds: dict[str, float]) -> Iterator[CaptionRow]:
         """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
-        config, samples = self.config, [sample for sample, _ in batch]
+        config, samples = self.config, batch.samples
         with _timed(seconds, "caption"):
+            images = self.captioner.encode(batch.pixels, config.batch_size)
             captions = self.captioner.caption(
-                torch.from_numpy(np.stack([pixels for _, (pixels, _) in batch])),  # uint8 (B, 3, S, S)
+                images,
                 prompt=config.prompt,
                 decoding=config.decoding,
                 num_captions=config.num_captions,
@@ -136,8 +148,8 @@ class ShardProcessor:
             for sample, synthetic in zip(samples, written, strict=True)
         ]
         with _timed(seconds, "filter"):
-            pixels = torch.from_numpy(np.stack([pixels for _, (_, pixels) in batch]))
-            scores = self.filter.score_texts(pixels, texts, batch_size=len(batch))
+            images = images if self.encodes_once else self.filter.encode(batch.filter_pixels, config.batch_size)
+            scores = self.filter.score_texts(images, texts, batch_size=config.batch_size)
         for sample, synthetic, image_scores in zip(samples, written, scores, strict=True):
             rows: list[dict[str, Any]] = [
                 {"source": "web", "index": i, "caption": text} for i, text in enumerate(sample.captions)

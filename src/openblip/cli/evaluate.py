@@ -87,6 +87,7 @@ def command(
     limit: int | None = None,
     tasks: TaskOptions,
     batch_size: int | None = None,
+    jpeg: Literal["exact", "scaled"] = "exact",
 ) -> int:
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
@@ -107,6 +108,7 @@ def command(
         results: write the predictions to this JSON file as the data set's evaluation server takes them.
         limit: use only the first so many samples.
         batch_size: images in one step of the model.
+        jpeg: how large JPEG files are decoded: exact, as the papers' scores were measured, or scaled, which is faster.
     """
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1")
@@ -130,6 +132,7 @@ def command(
         if results is None:  # a test split has no truth
             benchmark.require_truth(source, limit)
         predictor = model.load()
+        predictor.scales_jpegs = jpeg == "scaled"
         settings = {"limit": limit, "batch_size": batch_size, **_settings(task, tasks, predictor.answer_decoding)}
         if task in OF_VIDEOS:
             settings["num_frames"] = tasks.num_frames or benchmark.num_frames

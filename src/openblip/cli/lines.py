@@ -8,8 +8,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from openblip.cli.options import ModelOptions, check_output
-from openblip.data.config import SourceOptions
-from openblip.data.reader import read_source
+from openblip.data.config import DecodingAhead, SourceOptions
+from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import (
     TEXT_SUFFIXES,
     Located,
@@ -41,26 +41,25 @@ from openblip.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from openblip.data.images import Pixels
     from openblip.predictor import BasePredictor, EncodedImages
 
 DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingOptions(SourceOptions):
+class ReadingOptions(DecodingAhead):
     """How images are read, and where the lines go."""
 
     out: Path | None = None
     """Write the lines to this file, .jsonl, .json, .csv or .tsv; JSON lines to standard output when not given."""
     batch_size: int = 32
     """Images, or frames of videos, in one step of the model."""
-    num_workers: int = 2
-    """Threads that read and decode images."""
     num_frames: int | None = None
     """Frames of a video; 8, for questions 16 when not given (paper)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_workers", "num_frames"):
+        for name in ("batch_size", "num_frames", "num_workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
         if self.out is not None:
@@ -157,7 +156,11 @@ def find_sources(specs: Iterable[str], options: SourceOptions, *, with_texts: bo
         if paths:
             new = [path for path in paths if path not in seen]
             column = options.caption_column
-            sources.append(FileSource(spec, new, with_texts, rows=rows, caption_field=column, unused={"": unused}))
+            last = sources[-1] if sources else None
+            if not rows and isinstance(last, FileSource) and not last.rows:
+                last.paths += new  # read ahead together
+            else:
+                sources.append(FileSource(spec, new, with_texts, rows=rows, caption_field=column, unused={"": unused}))
             seen.update(paths)
             continue
         source = open_source(spec, **options.reading)
@@ -191,6 +194,9 @@ def read_lines(path: Path) -> Iterator[JsonLine]:
                     return
                 raise SourceError(f"{path}, line {number}: {error}") from error
             yield JsonLine(number, value, offset + len(data))
+
+
+PreparedBatch = ReadBatch[tuple["Pixels", Sequence[str]]]  # frames, uint8 (F, 3, S, S), and texts of each sample
 
 
 class EncodedBatch(NamedTuple):
@@ -242,6 +248,9 @@ class OutputLines:
         self.is_alone = any(source.is_alone for source in self.file_sources)
         self.stream: TextIO | None = None
         self.num_done = self.num_skipped = self.num_passed = 0
+        self.shards_seen: set[str] = set()
+        self.num_shards = sum(len(source.shards()) for source in self.sources)
+        self.predictor.scales_jpegs = self.options.jpeg == "scaled"
         self.num_frames = self.options.num_frames or self.default_frames
         place = ("shard", "key") if len(self.file_sources) < len(self.sources) else ("key",)
         self.columns, self.delimiter = [*place, *self.fields], ""
@@ -259,8 +268,6 @@ class OutputLines:
         cannot be read, or for which `texts` raises `SourceError`, are named on standard error and counted. A progress
         display runs along. Raises `NoSampleError` when there is no sample at all.
         """
-        import torch
-
         total, num_done, out = None, len(self.present), self.options.out
         if len(self.file_sources) == len(self.sources):
             names = [safe_name(path) for source in self.file_sources for path in source.paths]
@@ -270,64 +277,64 @@ class OutputLines:
             # On a terminal lines show how far the work is, and a bar would break them.
             visible = not self.is_alone and (self.stream is None or not self.stream.isatty())
             with Progress(label, total=total, unit="images", done=num_done, visible=visible) as bar:
-                readable = self._readable(texts, bar)
-                while batch := list(islice(readable, self.options.batch_size)):
-                    for length, group in groupby(batch, key=lambda item: len(item[1])):  # of equally many frames
-                        alike, step = list(group), max(1, self.options.batch_size // length)
-                        for start in range(0, len(alike), step):
-                            samples, frames, texts_of = zip(*alike[start : start + step], strict=True)
-                            images = self.predictor.encode(torch.stack(frames), self.options.batch_size)
-                            yield EncodedBatch(samples, images, texts_of)
+                batches = in_batches(self._read(texts), self.options.batch_size, frames=lambda item: len(item[0]))
+                with closing(read_ahead(batches, self._stack, num_workers=1, ahead=1)) as stacked:
+                    for batch, pixels in stacked:
+                        self._report(batch, bar)
+                        if pixels is not None:
+                            images = self.predictor.encode(pixels, self.options.batch_size)
+                            samples, prepared = zip(*batch.samples, strict=True)
+                            yield EncodedBatch(samples, images, [texts_of for _, texts_of in prepared])
                             self.num_done += len(samples)
                             bar.advance(len(samples))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
             unused = unused_line(source.count_unused() for source in self.sources)
             raise NoSampleError(f"{self.sources[0].name}: 0 images in it{unused and f'; {unused}'}")
 
-    def _readable(
-        self, texts: Callable[[Sample], Sequence[str]], bar: Progress
-    ) -> Iterator[tuple[Sample, "torch.Tensor", Sequence[str]]]:
-        import torch
-
-        from openblip.data.images import is_video, read_frames, read_image
-
-        num_shards = sum(len(source.shards()) for source in self.sources)
-        seen: set[str] = set()
+    def _read(
+        self, texts: Callable[[Sample], Sequence[str]]
+    ) -> Generator[tuple[Sample, tuple["Pixels", Sequence[str]]] | Reject]:
+        """Each sample with its image as the only frame, or the frames of its video, uint8 (F, 3, S, S), and its texts;
+        or a reject.
+        """
+        from openblip.data.images import is_video
 
         def is_present(shard: str, key: str) -> bool:
             self.num_passed += (shard, key) in self.present
             return (shard, key) in self.present
 
-        def prepare(sample: Sample) -> tuple["torch.Tensor", Sequence[str]]:
-            """The frames of a video, or an image as the only one, uint8 (F, 3, S, S), and the texts."""
+        def prepare(sample: Sample) -> tuple["Pixels", Sequence[str]]:
             texts_of = texts(sample)
             if is_video(sample.image) or file_kind(Path(sample.key).suffix[1:].lower()) == "video":
                 try:
-                    frames = read_frames(sample.image, self.num_frames, name=sample.place)
+                    return self.predictor.read_video(sample.image, self.num_frames, sample.place), texts_of
                 except MissingExtraError as error:
                     raise ImageError(str(error)) from error  # of this sample: images need no package for videos
-            else:
-                frames = [read_image(sample.image, name=sample.place)]
-            pixels = [torch.from_numpy(self.predictor.preprocessing(frame)) for frame in frames]
-            return torch.stack(pixels), texts_of
+            return self.predictor.read_image(sample.image, sample.place)[None], texts_of
 
         num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
         for source in self.sources:
-            for entry in read_source(
+            yield from read_source(
                 source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead, keep_going=True
-            ):
-                item = entry if isinstance(entry, Reject) else entry[0]
-                if item.shard and item.shard not in seen:
-                    bar.estimate_total(len(seen), num_shards)
-                    seen.add(item.shard)
-                if not isinstance(entry, Reject):
-                    yield entry[0], *entry[1]
-                    continue
-                if self.is_alone:
-                    raise ImageError(entry.reason)
-                self.num_skipped += 1
-                bar.note(f"skipped {entry}")
-                bar.advance(1)
+            )
+
+    def _stack(self, batch: PreparedBatch) -> tuple[PreparedBatch, "torch.Tensor | None"]:
+        """A batch, and the frames of all its samples, uint8 (B, F, 3, S, S)."""
+        return batch, self.predictor.stack([frames for _, (frames, _) in batch.samples]) if batch.samples else None
+
+    def _report(self, batch: PreparedBatch, bar: Progress) -> None:
+        """Name the rejects of a batch, and estimate by the shards that were begun how many samples there are."""
+        shards = [reject.shard for reject in batch.rejects] + [sample.shard for sample, _ in batch.samples]
+        for shard in dict.fromkeys(shards):
+            if shard and shard not in self.shards_seen:
+                bar.estimate_total(len(self.shards_seen), self.num_shards)
+                self.shards_seen.add(shard)
+        for reject in batch.rejects:
+            if self.is_alone:
+                raise ImageError(reject.reason)
+            self.num_skipped += 1
+            bar.note(f"skipped {reject}")
+            bar.advance(1)
 
     def write(self, batch: EncodedBatch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
         """Write the lines of a batch, and return those of each sample: one for each of its texts, else `num_lines`."""
@@ -371,6 +378,7 @@ class OutputLines:
             "model": {"checkpoint": model.model, "sha256": predictor.fingerprint()},
             "dtype": predictor.precision,
             "num_frames": self.num_frames,
+            "jpeg": self.options.jpeg,
         }))  # fmt: skip
         specs = [absolute_spec(source.name) for source in self.sources if source not in self.file_sources]
         reading = {**self.options.reading, "images": self.options.images and storage.absolute(self.options.images)}
@@ -381,7 +389,8 @@ class OutputLines:
             reason = f"no {file.name} beside it says which model and settings wrote them"
             raise ConfigError(f"{out} has lines, but {reason}, so they cannot be continued; name another --out")
         settings = read_json(file)
-        before = {name: value for name, value in settings.items() if name not in ("openblip", "sources", "reading")}
+        before = {"jpeg": "exact", **settings}  # as versions decoded that do not say it
+        before = {name: value for name, value in before.items() if name not in ("openblip", "sources", "reading")}
         if before.get("model", {}).get("sha256") == now["model"]["sha256"]:
             before["model"] = now["model"]
         if changed := changed_settings(before, now):
