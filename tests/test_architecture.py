@@ -31,12 +31,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "__init__", "nn", "models", "objectives", "generation", "metrics", "data", "checkpoints", "tasks",
         "predictor", "evaluation", "training", "capfilt",
     },
+    "cost": {
+        "__init__", "nn.config", "models", "data", "generation", "checkpoints", "predictor", "recipes", "tasks",
+        "training",
+    },
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
-# Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe.
+# Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe, or measure.
 LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt")]
-LIGHT_MODULES += ["models.flops", "generation.decoding", "recipes.*", "cli.*"]
-HEAVY_MODULES = ("recipes.initialize", "recipes.validation")
+LIGHT_MODULES += ["models.flops", "generation.decoding", "recipes.*", "cost.*", "cli.*"]
+HEAVY_MODULES = ("recipes.initialize", "recipes.validation", "cost.measure")
 
 
 def module_name(file: Path) -> str:

@@ -140,35 +140,49 @@ def saved_bytes(run: Callable[[], object]) -> int:
     return total
 
 
+class RereadTexts:
+    """Texts whose every row is read from its first token again at every step, with a copy of the image for each."""
+
+    def __init__(self, decode: Callable[[Tensor, Any], Tensor], context: Any, ids: Tensor, num_images: int) -> None:
+        self.decode, self.context, self.ids, self.num_images = decode, context, ids, num_images
+
+    def step(self, ids: Tensor, parents: Tensor | None = None) -> Tensor:
+        if parents is not None:
+            images = torch.arange(self.num_images)[:, None] * parents.shape[1]
+            self.ids = self.ids[(images + parents).flatten()]
+        self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
+        copies = torch.arange(self.num_images).repeat_interleave(len(ids) // self.num_images)
+        return self.decode(self.ids, self.context.select(copies))[:, -1]
+
+    def select(self, images: Tensor) -> "RereadTexts":
+        ids = self.ids.unflatten(0, (self.num_images, -1))[images].flatten(0, 1)
+        return RereadTexts(self.decode, self.context.select(images), ids, len(images))
+
+
 class Uncached:
-    """The same model, which reads every row from its first token again, with a copy of the image for each."""
+    """A model without caches, around a function that reads whole texts, `decode`."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    decode: Callable[[Tensor, Any], Tensor]
 
-    def new_cache(self, max_length: int) -> "Uncached":
-        self.ids: Tensor | None = None
-        return self
-
-    def reorder(self, index: Tensor) -> None:
-        self.ids = self.ids[index]
-
-    def decode(self, ids: Tensor, context_kv: Any, cache: object = None) -> Tensor:
-        num_new, num_images = ids.shape[1], len(context_kv.layers[0].key)
-        self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
-        copies = torch.arange(num_images).repeat_interleave(len(ids) // num_images)
-        return self.model.decode(self.ids, context_kv.select(copies))[:, -num_new:]
+    def begin_texts(
+        self, context_kv: Any, prompt_ids: Tensor, num_images: int, *, samples: int, beams: int, max_new_tokens: int
+    ) -> tuple[RereadTexts, Tensor]:
+        logits = self.decode(prompt_ids.expand(num_images, -1), context_kv)[:, -1]
+        ids = prompt_ids.expand(num_images * samples * beams, -1)
+        return RereadTexts(self.decode, context_kv, ids, num_images), logits
 
 
 def check_cached_decoding(model: Any, kv: Any, prompt: Tensor, decoding: Decoding, num_captions: int, eos: int) -> None:
     """What is written for five images with caches is what the uncached model writes, and texts differ."""
+    plain_model = Uncached()
+    plain_model.decode = model.decode
     cached, plain = (
         [
             text
             for texts in generate(m, kv, prompt, 5, decoding, num_captions=num_captions, eos_id=eos)
             for text in texts
         ]
-        for m in (model, Uncached(model))
+        for m in (model, plain_model)
     )
     assert [text.ids for text in cached] == [text.ids for text in plain]
     for ours, theirs in zip(cached, plain, strict=True):

@@ -4,7 +4,6 @@ R rows, Q visual prompts, T text tokens, V vocabulary, Dl width of the language 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 from openblip.generation.language import best_texts, write_texts
 from openblip.generation.search import Generated, generate
 from openblip.models.language_model import LanguageModel
+from tiny_blip import Uncached
 from tiny_blip2 import LANGUAGE_DIM, Language, tiny_language_model
 
 START = 0
@@ -30,17 +30,6 @@ DECODINGS = [
 SEEDS = [5, 7, 11]
 
 
-class Memory:
-    """Rows of what was read, in place of keys and values."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[int]] | None = None
-
-    def reorder(self, index: Tensor) -> None:
-        assert self.rows is not None
-        self.rows = [list(self.rows[i]) for i in index.tolist()]
-
-
 class Context:
     """Visual prompts (B, Q, Dl) with the text that follows each."""
 
@@ -52,8 +41,8 @@ class Context:
         return Context(self.visual[index], [self.prompts[i] for i in index.tolist()])
 
 
-class SlowDecoder:
-    """The protocol of our own decoding around a language model that reads everything anew, row by row.
+class SlowDecoder(Uncached):
+    """A language model in our own decoding, which reads everything anew, row by row.
 
     Its first token, START, stands for the prompt; the context holds visual prompts and their words.
     """
@@ -61,21 +50,12 @@ class SlowDecoder:
     def __init__(self, language: LanguageModel) -> None:
         self.language = language
 
-    def new_cache(self, max_length: int) -> Memory:
-        return Memory()
-
-    def decode(self, ids: Tensor, context_kv: Context, cache: Any = None) -> Tensor:
-        new = ids.tolist()
-        cache.rows = new if cache.rows is None else [[*a, *b] for a, b in zip(cache.rows, new, strict=True)]
-        each = len(cache.rows) // len(context_kv.prompts)
+    def decode(self, ids: Tensor, context_kv: Context) -> Tensor:
         logits = []
-        for number, row in enumerate(cache.rows):
-            image = number // each
-            written = [*row[1:], self.language.end_id]  # what the last token is does not matter
-            predicted = self.language.predict_ids(
-                context_kv.visual[image : image + 1], context_kv.prompts[image : image + 1], [written]
-            )
-            logits.append(predicted.logits[0, -1])
+        for row, read in enumerate(ids.tolist()):
+            written = [*read[1:], self.language.end_id]  # what the last token is does not matter
+            own, prompt = context_kv.visual[row : row + 1], context_kv.prompts[row : row + 1]
+            logits.append(self.language.predict_ids(own, prompt, [written]).logits[0, -1])
         return torch.stack(logits)[:, None]
 
 

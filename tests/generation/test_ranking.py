@@ -11,7 +11,7 @@ from torch import Tensor
 from marks import slow
 from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
-from openblip.generation.search import Ranked, TextDecoder, best_candidates, generate
+from openblip.generation.search import Ranked, TextModel, best_candidates, generate
 from openblip.models.blip import Blip
 from openblip.models.config import BlipConfig
 from openblip.nn.config import TextConfig, VisionConfig
@@ -21,7 +21,7 @@ CANDIDATES = [[5], [6, 7, 8], [], [9, 4], [11, 11, 11, 11, 11], [6, 7], [5, 5], 
 
 
 @torch.no_grad()
-def logprobs(model: TextDecoder, image: Images, ids: Sequence[int], prompt: torch.Tensor) -> list[float]:
+def logprobs(model: TextModel, image: Images, ids: Sequence[int], prompt: torch.Tensor) -> list[float]:
     """Token by token, one text of one image at a time."""
     found, read = [], prompt.tolist()
     for token in [*ids, EOS]:
@@ -30,7 +30,7 @@ def logprobs(model: TextDecoder, image: Images, ids: Sequence[int], prompt: torc
     return found
 
 
-def best_by_hand(model: TextDecoder, image: Images, candidates: Sequence[Sequence[int]]) -> int:
+def best_by_hand(model: TextModel, image: Images, candidates: Sequence[Sequence[int]]) -> int:
     totals = [sum(logprobs(model, image, ids, PROMPT)) for ids in candidates]
     return totals.index(max(totals))
 

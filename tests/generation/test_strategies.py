@@ -82,17 +82,18 @@ SCORES = torch.tensor([[0.5, -2.0, 1.5, -3.0], [1.0, 2.0, 3.0, 4.0]])
 def test_the_penalty_makes_written_tokens_less_likely_whatever_their_sign_and_once() -> None:
     written = torch.tensor([[0, 1, 1], [3, 3, 3]])
     before = SCORES.clone()
-    adjusted = adjust_scores(SCORES, written, Greedy(repetition_penalty=2.0), eos_id=2)
+    for length in (3, torch.tensor([3])):
+        for ids in (written, torch.nn.functional.pad(written, (0, 2), value=2)):  # later ones do not count
+            adjusted = adjust_scores(SCORES, ids, length, Greedy(repetition_penalty=2.0), eos_id=2)
+            assert adjusted.tolist() == [[0.25, -4.0, 1.5, -3.0], [1.0, 2.0, 3.0, 2.0]]
     assert torch.equal(SCORES, before)
-    assert adjusted.tolist() == [[0.25, -4.0, 1.5, -3.0], [1.0, 2.0, 3.0, 2.0]]
 
 
 def test_the_end_is_impossible_until_enough_tokens_were_written() -> None:
     decoding = Greedy(min_new_tokens=2)
-    one, two = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long)
-    before = SCORES.clone()
-    assert adjust_scores(SCORES, one, decoding, eos_id=2)[:, 2].tolist() == [-torch.inf, -torch.inf]
-    assert torch.equal(adjust_scores(SCORES, two, decoding, eos_id=2), before)
+    tokens, before = torch.zeros(2, 5, dtype=torch.long), SCORES.clone()
+    assert adjust_scores(SCORES, tokens, 1, decoding, eos_id=2)[:, 2].tolist() == [-torch.inf, -torch.inf]
+    assert torch.equal(adjust_scores(SCORES, tokens, 2, decoding, eos_id=2), before)
 
 
 def test_defaults_are_those_of_the_contract() -> None:

@@ -5,6 +5,8 @@ from torch import Tensor
 from transformers import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from tiny_blip import Uncached
+
 PAD, EOS, DEC, VOCAB = 0, 2, 3, 24
 PROMPT = torch.tensor([DEC])
 
@@ -19,22 +21,7 @@ class Images:
         return Images(self.tokens[index])
 
 
-class TokenCache:
-    """The cheapest exact cache: the tokens themselves, (R, T)."""
-
-    def __init__(self) -> None:
-        self.ids: Tensor | None = None
-
-    def reorder(self, index: Tensor, /) -> None:
-        assert self.ids is not None
-        self.ids = self.ids[index]
-
-    def extend(self, ids: Tensor) -> Tensor:
-        self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
-        return self.ids
-
-
-class TableDecoder:
+class TableDecoder(Uncached):
     """Next-token logits read from a table by (image, last two tokens): any probability can be looked up."""
 
     def __init__(self, seed: int, vocab_size: int = VOCAB, scale: float = 2.0) -> None:
@@ -42,20 +29,15 @@ class TableDecoder:
         self.table[..., EOS] += scale  # or few texts would end before the limit
         self.rows_read: list[int] = []
 
-    def new_cache(self, max_length: int) -> TokenCache:
-        return TokenCache()
-
-    def decode(self, ids: Tensor, context_kv: Images, cache: TokenCache | None = None) -> Tensor:
-        num_new = ids.shape[1]
+    def decode(self, ids: Tensor, context_kv: Images) -> Tensor:
         self.rows_read.append(len(ids))
-        ids = ids if cache is None else cache.extend(ids)
         before = torch.nn.functional.pad(ids, (1, 0))[:, :-1]
         image = context_kv.tokens[:, 0, 0].long().repeat_interleave(len(ids) // len(context_kv.tokens))
         context = (image[:, None] * 7 + before * 3) % 64
-        return self.table[context, ids][:, -num_new:]
+        return self.table[context, ids]
 
 
-class HuggingFaceDecoder:
+class HuggingFaceDecoder(Uncached):
     """transformers' BLIP text decoder behind our interface, recomputing everything at each step."""
 
     def __init__(self, seed: int) -> None:
@@ -73,17 +55,11 @@ class HuggingFaceDecoder:
             self.model.cls.predictions.bias.zero_()
             self.model.cls.predictions.bias[EOS] += 1.0
 
-    def new_cache(self, max_length: int) -> TokenCache:
-        return TokenCache()
-
-    def decode(self, ids: Tensor, context_kv: Images, cache: TokenCache | None = None) -> Tensor:
-        num_new = ids.shape[1]
-        ids = ids if cache is None else cache.extend(ids)
+    def decode(self, ids: Tensor, context_kv: Images) -> Tensor:
         images = context_kv.tokens.repeat_interleave(len(ids) // len(context_kv.tokens), dim=0)
-        logits: Tensor = self.model(
-            ids, encoder_hidden_states=images, attention_mask=torch.ones_like(ids), use_cache=False
-        ).logits
-        return logits[:, -num_new:]
+        mask = torch.ones_like(ids)
+        logits: Tensor = self.model(ids, encoder_hidden_states=images, attention_mask=mask, use_cache=False).logits
+        return logits
 
     def generate_there(self, images: Images, prompt: Tensor, **settings: object) -> list[list[int]]:
         """What transformers' own `generate` writes: token lists without prompt, end and padding."""

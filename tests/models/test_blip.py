@@ -109,41 +109,52 @@ def encoded(model: Blip, count: int, mode: str = "decode", seed: int = 0) -> tup
 
 @torch.no_grad()
 @pytest.mark.parametrize("sharing", ["all_but_sa", "none"])
-@pytest.mark.parametrize("chunks", [[1] * 8, [4, 1, 1, 2], [1, 7], [8]], ids=str)
-def test_cached_decoding_equals_uncached(chunks: list[int], sharing: Sharing) -> None:
+@pytest.mark.parametrize(("samples", "beams"), [(1, 1), (3, 1), (1, 3)])
+def test_cached_decoding_equals_uncached(samples: int, beams: int, sharing: Sharing) -> None:
+    """Also when beams change places, and when images are dropped, of two images."""
     model = tiny_blip(("lm",), sharing)
     _, kv = encoded(model, 2)
-    ids = random_tokens([8] * 6, first=DEC).ids  # three beams for each of two images
-    cache = model.new_cache(10)
-    parts = [model.decode(part, kv, cache) for part in ids.split(chunks, dim=1)]
-    assert cache.length == 8
-    torch.testing.assert_close(torch.cat(parts, dim=1), model.decode(ids, kv), atol=1e-5, rtol=1e-5)
+    prompt, rows = random_tokens([3], first=DEC).ids[0], 2 * samples * beams
+    decoder, logits = model.begin_texts(kv, prompt, 2, samples=samples, beams=beams, max_new_tokens=6)
+    ids = prompt.expand(rows, -1)
+    torch.testing.assert_close(logits, model.decode(prompt.expand(2, -1), kv)[:, -1], atol=1e-5, rtol=1e-5)
+    for step, parents in enumerate(([0, 1, 2], [2, 0, 2], [1, 1, 1], [0, 2, 1], None)):
+        if step == 3:
+            decoder, kv, ids = decoder.select(torch.tensor([1])), kv.select(torch.tensor([1])), ids[rows // 2 :]
+        new = random_tokens([2] * len(ids), seed=step).ids[:, 0]
+        moved = None
+        if beams > 1 and parents is not None:
+            moved = torch.tensor([parents, parents[::-1]][: len(ids) // 3])
+            ids = ids[(3 * torch.arange(len(moved))[:, None] + moved).flatten()]
+        ids = torch.cat([ids, new[:, None]], dim=1)
+        expected = model.decode(ids, kv)[:, -1]
+        torch.testing.assert_close(decoder.step(new, moved), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_cached_rows_may_be_reordered_repeated_and_dropped() -> None:
+def test_a_part_of_a_decoder_is_a_view_of_it() -> None:
+    """A slice has the same memory, of the first images, so that a graph of fewer images needs none of its own."""
     model = tiny_blip(("lm",))
-    _, kv = encoded(model, 2)
-    prompt = random_tokens([3, 3], first=DEC).ids
-    cache = model.new_cache(6)
-    model.decode(prompt, kv, cache)
-    cache.reorder(torch.arange(2).repeat_interleave(3))
-    ids = torch.cat([prompt.repeat_interleave(3, dim=0), random_tokens([2] * 6, seed=1).ids], dim=1)
-    model.decode(ids[:, 3:], kv, cache)
-    order = torch.tensor([2, 0, 2, 4, 3, 3])  # within each image
-    cache.reorder(order)
-    ids = torch.cat([ids[order], random_tokens([1] * 6, seed=2).ids], dim=1)
-    torch.testing.assert_close(model.decode(ids[:, 5:], kv, cache), model.decode(ids, kv)[:, 5:], atol=1e-5, rtol=1e-5)
-    # images can be dropped
     _, kv = encoded(model, 3)
-    ids = random_tokens([5, 5, 5], first=DEC).ids
-    cache = model.new_cache(5)
-    model.decode(ids[:, :4], kv, cache)
-    kept = torch.tensor([0, 2])
-    cache.reorder(kept)
-    fewer = kv.select(kept)
-    found = model.decode(ids[kept, 4:], fewer, cache)
-    torch.testing.assert_close(found, model.decode(ids, kv)[kept, 4:], atol=1e-5, rtol=1e-5)
+    prompt = random_tokens([2], first=DEC).ids[0]
+    decoder, _ = model.begin_texts(kv, prompt, 3, samples=2, beams=1, max_new_tokens=4)
+    part = decoder.select(slice(2))
+    for whole, view in zip(decoder.tensors(), part.tensors(), strict=True):
+        assert view.data_ptr() == whole.data_ptr()
+        assert len(view) * 3 == len(whole) * 2 or len(view) == len(whole) == 1
+    ids = random_tokens([2] * 6, seed=1).ids[:, 0]
+    text = torch.cat([prompt.expand(4, -1), ids[:4, None]], dim=1)
+    expected = model.decode(text, kv.select(slice(2)))[:, -1]
+    torch.testing.assert_close(part.step(ids[:4]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_longer_than_the_positions_are_refused() -> None:
+    model = tiny_blip(("lm",))
+    _, kv = encoded(model, 1)
+    settings = {"samples": 1, "beams": 1}
+    model.begin_texts(kv, torch.tensor([DEC, 7]), 1, max_new_tokens=39, **settings)  # the last token is not read
+    with pytest.raises(ValueError, match="A text of 41 tokens: the model has 40 positions"):
+        model.begin_texts(kv, torch.tensor([DEC, 7]), 1, max_new_tokens=40, **settings)
 
 
 @pytest.mark.parametrize("reading", ["match", "decode"])

@@ -122,16 +122,22 @@ def test_captions_in_training_are_the_masked_pass(joint: bool) -> None:
 
 
 @torch.no_grad()
-def test_captions_step_by_step_are_the_masked_pass() -> None:
-    model, ids = blip2(), random_tokens([6, 6], first=DEC).ids
-    kv, cache = image_kv(model, 2), model.new_cache(6)
+@pytest.mark.parametrize(("samples", "beams"), [(2, 1), (1, 2)])
+def test_captions_step_by_step_are_the_masked_pass(samples: int, beams: int) -> None:
+    """Of two images with two texts each, which the queries are read for once."""
+    model, ids = blip2(), random_tokens([6] * 4, first=DEC).ids
+    ids[:, :2] = torch.tensor([DEC, 9])
+    kv = image_kv(model, 2)
     joint = model.decode(ids, kv)
     states = model.qformer(ids, kv.layers, mask=generation_mask(QUERIES, 6))[:, QUERIES:]
     assert torch.equal(joint, model.qformer.predict_words(states))
-    steps = torch.cat([model.decode(ids[:, i : i + 1], kv, cache) for i in range(6)], dim=1)
-    close(steps, joint, 2e-6)  # of logits up to 3; states agree to 1e-6 in test_qformer.py
-    with pytest.raises(ValueError, match=f"holds {QUERIES + 6} tokens; {QUERIES + 7} were fed"):
-        model.decode(ids[:, :1], kv, cache)
+    decoder, first = model.begin_texts(kv, ids[0, :2], 2, samples=samples, beams=beams, max_new_tokens=5)
+    parents = torch.arange(2).expand(2, 2) if beams > 1 else None
+    logits = [first.repeat_interleave(2, dim=0), *(decoder.step(ids[:, i], parents) for i in range(2, 6))]
+    close(torch.stack(logits, dim=1), joint[:, 1:], 2e-6)  # of logits up to 3; states agree to 1e-6 in test_qformer.py
+    limit = model.config.qformer.max_positions
+    with pytest.raises(ValueError, match=f"A text of {limit + 1} tokens: the model has {limit} positions"):
+        model.begin_texts(kv, ids[0, :2], 2, samples=1, beams=1, max_new_tokens=limit)
 
 
 @torch.no_grad()

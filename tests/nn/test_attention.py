@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from openblip.nn import attention
 from openblip.nn.attention import (
     CrossAttention,
+    DecodingCache,
+    LayerBuffer,
     LayerCache,
     PairCrossAttention,
     SelfAttention,
@@ -120,10 +122,16 @@ def test_causal_attention_does_not_see_later_tokens() -> None:
 
 @pytest.mark.parametrize("chunks", [[1] * 7, [3, 1, 2, 1], [7], [1, 6]], ids=str)
 def test_cached_self_attention_equals_uncached(chunks: list[int]) -> None:
+    """Concatenated, and in the slots of a buffer with room to spare, from last to first."""
     layer, x = self_attention(), random(3, 7, 24).detach()
-    cache = LayerCache(9)
-    parts = [layer(part, causal=True, cache=cache) for part in x.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x, causal=True), atol=1e-5, rtol=1e-5)
+    cache, buffer, later = LayerCache(), LayerBuffer(9), torch.arange(9).flip(0)
+    for part, slots in zip(x.split(chunks, dim=1), later[:7].split(chunks), strict=True):
+        grown = layer(part, causal=True, cache=cache)
+        buffer.slots = slots
+        written = layer(part, torch.arange(9) >= slots[:, None], causal=True, cache=buffer)
+        expected = layer(x, causal=True)[:, cache.length - part.shape[1] : cache.length]
+        torch.testing.assert_close(grown, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(written, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -296,43 +304,22 @@ def test_only_the_view_records_and_shares_all_else() -> None:
         view["pair"].second.attend(text[None], text[None], text[None], causal=True)
 
 
-def fed_cache(num_layers: int = 2, rows: int = 3, tokens: int = 2) -> SelfAttentionCache:
-    """Row r of layer l holds keys of 10 * l + r, and values of that plus 100."""
-    cache = SelfAttentionCache(num_layers, max_length=5)
+def test_tokens_stand_in_their_slots_and_rows_can_be_selected() -> None:
+    """Row r of layer l has keys of 10 * l + r in slots 4 and 1, and values of that plus 100; the rest is zero."""
+    cache = DecodingCache(2, 5).at(torch.tensor([4, 1]))
     for number, layer in enumerate(cache.layers):
-        key = (10.0 * number + torch.arange(rows)).view(rows, 1, 1, 1).expand(rows, 2, tokens, 4)
-        layer.append(key, key + 100)
-    return cache
-
-
-def rows_of(cache: SelfAttentionCache) -> list[tuple[list[float], list[float]]]:
-    """Per layer the rows' keys and values, read by appending nothing."""
-    found = []
-    for layer in cache.layers:
-        rows = layer._key.shape[0]  # append needs the number of rows
-        nothing = torch.zeros(rows, 2, 0, 4)
-        key, value = layer.append(nothing, nothing)
-        found.append((first_entries(key), first_entries(value)))
-    return found
-
-
-def first_entries(x: Tensor) -> list[float]:
-    assert (x == x[:, :1, :1, :1]).all()
-    return x[:, 0, 0, 0].tolist()
-
-
-@pytest.mark.parametrize("index", [[2, 0, 2], [1], [0, 0, 1, 1]], ids=["moved", "dropped", "repeated"])
-def test_reorder_moves_keys_and_values_of_every_layer(index: list[int]) -> None:
-    cache, new = fed_cache(), SelfAttentionCache(2, max_length=5)
-    for each in (cache, new):
-        each.reorder(torch.tensor(index))
-    assert rows_of(cache) == [([start + i for i in index], [100 + start + i for i in index]) for start in (0.0, 10.0)]
-    assert (cache.length, new.length) == (2, 0)
-
-
-def test_tokens_beyond_the_length_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="holds 5 tokens; 6 were fed"):
-        fed_cache(tokens=4).layers[0].append(torch.zeros(3, 2, 2, 4), torch.zeros(3, 2, 2, 4))
+        key = (10.0 * number + torch.arange(3)).view(3, 1, 1, 1).expand(3, 2, 2, 4)
+        buffers = layer.append(key, key + 100)
+        assert all(buffer.shape == (3, 2, 5, 4) for buffer in buffers)
+        assert not buffers[0][:, :, [0, 2, 3]].any()
+    part, repeated = cache.map(lambda x: x[1:]), cache.map(lambda x: x[torch.tensor([0, 0])])
+    for each, rows in ((cache, [0, 1, 2]), (part, [1, 2]), (repeated, [0, 0])):
+        found = [x[:, 1, slot, 2].tolist() for x in each.tensors() for slot in (1, 4)]
+        starts = (0.0, 100.0, 10.0, 110.0)
+        assert found == [[start + row for row in rows] for start in starts for _ in range(2)]
+    part.tensors()[0].zero_()
+    assert cache.tensors()[0].any(dim=1).any(dim=-1).any(dim=-1).tolist() == [False, False, False]
+    assert repeated.tensors()[2].any()
 
 
 def test_a_growing_cache_keeps_gradients_and_branches() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.nn.attention import CrossAttention, PairCrossAttention, SelfAttentionCache
+from openblip.nn.attention import CrossAttention, PairCrossAttention
 from openblip.nn.text_transformer import TextTransformer
 from tiny_blip import DEC, ENC, TINY, gradients, random_tokens, randomise
 
@@ -55,9 +55,6 @@ def test_what_the_model_cannot_do_is_named() -> None:
         transformer(modes=("encode",))(torch.tensor([[2]]), "decode")
     with pytest.raises(KeyError, match="no decoder"):
         transformer(modes=("encode",)).predict_words(torch.zeros(1, 1, 32))
-    tokens = random_tokens([3])
-    with pytest.raises(ValueError, match="mask or a cache"):
-        transformer()(tokens.ids, "decode", mask=tokens.mask, cache=SelfAttentionCache(2, 5))
 
 
 def test_more_tokens_than_positions_are_refused_by_number() -> None:
@@ -65,10 +62,6 @@ def test_more_tokens_than_positions_are_refused_by_number() -> None:
     ids = torch.full((1, 41), 7)
     with pytest.raises(ValueError, match="41 tokens: the model has 40 positions"):
         model(ids, "encode")
-    cache = SelfAttentionCache(2, 50)
-    model(ids[:, :39], "decode", cache=cache)
-    with pytest.raises(ValueError, match="41 tokens: the model has 40 positions"):
-        model(ids[:, :2], "decode", cache=cache)
 
 
 @pytest.mark.parametrize(("num_layers", "merged"), [(12, 6), (4, 2), (3, 2), (1, 1)])

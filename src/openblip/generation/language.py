@@ -40,7 +40,7 @@ def write_texts(
         return []
     from transformers import LogitsProcessorList
 
-    choose: search.ChooseToken | None = None
+    uniform: Tensor | None = None
     settings: dict[str, Any] = {"num_beams": 1}
     if isinstance(decoding, Beam):
         settings = {
@@ -51,9 +51,11 @@ def write_texts(
     repeated_visual = visual.repeat_interleave(num_captions, dim=0)
     repeated_prompts = [prompt for prompt in prompts for _ in range(num_captions)]
     if isinstance(decoding, Nucleus):
-        choose = search.nucleus_chooser(decoding, seeds, len(visual), num_captions, visual.device)
+        seeds = search.derive_seeds(decoding.seed, len(visual)) if seeds is None else seeds
+        numbers = search.uniforms(seeds, num_captions, decoding.max_new_tokens)
+        uniform = torch.from_numpy(numbers).to(visual.device)
         visual, prompts = repeated_visual, repeated_prompts
-    strategy: Any = _Strategy(decoding, choose, language.end_id, num_first=int(language.is_encoder_decoder))
+    strategy: Any = _Strategy(decoding, uniform, language.end_id, num_first=int(language.is_encoder_decoder))
     written = language.generate(
         visual,
         prompts,
@@ -143,7 +145,7 @@ class _Strategy:
     """A logits processor of transformers that applies `decoding`; where it samples, one token is left."""
 
     decoding: Decoding
-    choose: search.ChooseToken | None
+    uniform: Tensor | None  # (R, most new tokens)
     end_id: int
     num_first: int
 
@@ -152,8 +154,10 @@ class _Strategy:
         (R, V).
         """
         written = input_ids[:, self.num_first :]
-        scores = search.adjust_scores(scores, written, self.decoding, self.end_id)
-        if self.choose is None:
+        length, nucleus = written.shape[1], self.decoding
+        scores = search.adjust_scores(scores, written, length, nucleus, self.end_id)
+        if self.uniform is None or not isinstance(nucleus, Nucleus):
             return scores
-        chosen = self.choose(scores, torch.arange(len(scores), device=scores.device), written.shape[1])
+        scores = scores / nucleus.temperature
+        chosen = search.sample_nucleus(scores, self.uniform[:, length], nucleus.top_p, nucleus.top_k)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)

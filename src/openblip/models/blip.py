@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head
-from openblip.nn.attention import CrossAttention, LayerKV, PairCrossAttention, SelfAttentionCache, record_attention
+from openblip.models.decoder import CachedDecoder, read_prompt
+from openblip.nn.attention import CrossAttention, DecodingCache, LayerKV, PairCrossAttention, record_attention
 from openblip.nn.config import Mode
 from openblip.nn.linear import Int8Linear, PackedLinear, replace_linear_layers
-from openblip.nn.text_transformer import MedLayer, TextTransformer
+from openblip.nn.text_transformer import MedLayer, TextTransformer, check_length
 from openblip.nn.vit import VisionTransformer, sine_positions
 
 INITIAL_TEMPERATURE = 0.07  # of ITC, as in the released code
@@ -29,8 +30,8 @@ class CrossKV(NamedTuple):
 
     layers: Sequence[LayerKV]
 
-    def select(self, index: Tensor) -> "CrossKV":
-        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
+    def select(self, index: Tensor | slice) -> "CrossKV":
+        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed; of a slice as views."""
         return CrossKV([None if layer is None else layer.select(index) for layer in self.layers])
 
 
@@ -173,19 +174,24 @@ class Blip(ModelWithHeads):
         self._require("nlvr")
         return cast(Tensor, self.nlvr_head(self.text(ids, "encode", mask, image_kv.layers)[:, 0]))
 
-    def decode(
-        self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder. With a
-        cache, ids are only the tokens that it does not hold yet. mask: bool (R, T), True at real tokens; needed only
-        where padding stands before real tokens, since the decoder is causal.
+    def decode(self, ids: Tensor, context_kv: CrossKV, mask: Tensor | None = None) -> Tensor:
+        """ids (R, T) from [DEC] over B images or questions -> logits (R, T, V). The image-grounded decoder. mask: bool
+        (R, T), True at real tokens; needed only where padding stands before real tokens, since the decoder is causal.
         """
         self._require("lm", "vqa")
-        return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers, cache))
+        return self.text.predict_words(self.text(ids, "decode", mask, context_kv.layers))
 
-    def new_cache(self, max_length: int) -> SelfAttentionCache:
-        """An empty cache for rows of at most `max_length` tokens; the first step sets the number of rows."""
-        return SelfAttentionCache(self.config.text.num_layers, max_length)
+    def begin_texts(
+        self, context_kv: CrossKV, prompt_ids: Tensor, num_images: int, *, samples: int, beams: int, max_new_tokens: int
+    ) -> tuple[CachedDecoder, Tensor]:
+        """Read a prompt, int64 (P,) from [DEC], over B images or questions: what writes `samples` * `beams` texts of at
+        most `max_new_tokens` for each, and the logits (B, V) for their first token.
+        """
+        self._require("lm", "vqa")
+        most_read = len(prompt_ids) + max_new_tokens - 1  # the last token is not read
+        check_length(most_read, self.text.embeddings["decode"].position)
+        cache = DecodingCache(self.config.text.num_layers, len(prompt_ids) + beams * (max_new_tokens - 1))
+        return read_prompt(self.text, context_kv, cache, prompt_ids, num_images, samples=samples, beams=beams)
 
     def recording_cross_attention(self, mode: Mode, layer: int) -> tuple[Self, list[Tensor]]:
         """A view of the model that records where texts look, as `record_attention` does: its forward passes append

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from openblip.errors import ConfigError, UnsupportedTaskError
 from openblip.models.blip import INITIAL_TEMPERATURE, CrossKV, ModelWithHeads, initialise
 from openblip.models.config import Blip2Config
+from openblip.models.decoder import CachedDecoder, read_prompt
 from openblip.models.language_model import LanguageModel, Predicted, train_adapters
 from openblip.models.vision_tower import VisionTower, run_frozen, run_without_graph
-from openblip.nn.attention import CrossAttention, SelfAttention, SelfAttentionCache, record_attention
+from openblip.nn.attention import CrossAttention, DecodingCache, SelfAttention, SelfAttentionCache, record_attention
 from openblip.nn.config import VisionConfig
 from openblip.nn.linear import PackedLinear, replace_linear_layers
 from openblip.nn.qformer import QFormer, QFormerLayer, generation_mask, matching_mask, without_padding
+from openblip.nn.text_transformer import check_length
 from openblip.nn.vit import VisionTransformer
 
 
@@ -179,25 +181,31 @@ class Blip2(ModelWithHeads):
         self._require("itg")
         return self.qformer.predict_words(self.qformer(ids, causal=True, cache=output.cache.copy()))
 
-    def decode(self, ids: Tensor, context_kv: CrossKV, cache: SelfAttentionCache | None = None) -> Tensor:
-        """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains. With a cache, ids are
-        only the tokens that it does not hold yet; into an empty one go the queries first.
-        """
+    def decode(self, ids: Tensor, context_kv: CrossKV) -> Tensor:
+        """ids (R, T) from [DEC] over B images -> logits (R, T, V), by the head that ITG trains."""
         self._require("itg")
         num_queries = self.qformer.num_queries
-        if cache is None:
-            mask = generation_mask(num_queries, ids.shape[1]).to(ids.device)
-            states = self.qformer(ids, context_kv.layers, mask=mask)[:, num_queries:]
-        else:
-            if cache.length == 0:
-                self.qformer(image_kv=context_kv.layers, cache=cache)
-            states = self.qformer(ids, causal=True, cache=cache)
-        return self.qformer.predict_words(states)
+        mask = generation_mask(num_queries, ids.shape[1]).to(ids.device)
+        return self.qformer.predict_words(self.qformer(ids, context_kv.layers, mask=mask)[:, num_queries:])
 
-    def new_cache(self, max_length: int) -> SelfAttentionCache:
-        """An empty cache for `decode`, for rows of at most `max_length` tokens after the queries."""
-        config = self.config.qformer
-        return SelfAttentionCache(config.num_layers, config.num_queries + max_length)
+    def begin_texts(
+        self, context_kv: CrossKV, prompt_ids: Tensor, num_images: int, *, samples: int, beams: int, max_new_tokens: int
+    ) -> tuple[CachedDecoder, Tensor]:
+        """Run the queries over B images, and read a prompt, int64 (P,) from [DEC], after them: what writes `samples` *
+        `beams` texts of at most `max_new_tokens` for each, and the logits (B, V) for their first token.
+        """
+        self._require("itg")
+        most_read = len(prompt_ids) + max_new_tokens - 1  # the last token is not read
+        assert self.qformer.embeddings.position is not None  # a model with this head has a text branch
+        check_length(most_read, self.qformer.embeddings.position)
+        num_queries = self.qformer.num_queries
+        cache = DecodingCache(
+            self.config.qformer.num_layers, num_queries + len(prompt_ids) + beams * (max_new_tokens - 1)
+        )
+        slots = torch.arange(cache.num_slots, device=prompt_ids.device)
+        self.qformer(image_kv=context_kv.layers, mask=(slots < num_queries)[None], cache=cache.at(slots[:num_queries]))
+        layout = {"samples": samples, "beams": beams, "num_prefix": num_queries}
+        return read_prompt(self.qformer, None, cache, prompt_ids, num_images, **layout)
 
     def visual_prompts(self, queries: Tensor) -> Tensor:
         """Queries (R, Q, D) -> visual prompts of the language model (R, Q, Dl)."""

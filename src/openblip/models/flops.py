@@ -173,6 +173,16 @@ def language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
 # --- Training steps
 
 
+def frozen_language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
+    """`language_flops` and the gradients that pass through a frozen language model to its visual prompts.
+
+    In the decoder of an encoder-decoder, gradients do not reach what stands below the first cross-attention; here they
+    are counted as if they did, about half a layer.
+    """
+    linear, attention = _language_parts(shape, prefix, tokens)
+    return 2 * linear + 3 * attention
+
+
 def _trained_vision_flops(config: VisionConfig, image_size: int | None, use: VisionUse) -> int:
     """The image encoder in a training step, for one image."""
     if use == "cached":
@@ -256,17 +266,15 @@ def stage2_step_flops(
     """One micro-batch of BLIP-2's stage 2 or its captioning, forward and backward through a frozen language model.
 
     prompt_tokens: of the text before the caption, the tokenizer's first token included. tokens: of the caption and its
-    end. In the decoder of an encoder-decoder, gradients do not reach what stands below the first cross-attention; here
-    they are counted as if they did, about half a layer.
+    end.
     """
     vision, qformer = vision_shape(config), config.qformer
     image_tokens = num_image_tokens(vision, image_size)
     trained = context_kv_flops(qformer, image_tokens, vision.hidden_dim)
     trained += qformer_flops(qformer, image_tokens=image_tokens)
     trained += _linear(qformer.num_queries, qformer.hidden_dim, language.hidden_dim)
-    linear, attention = _language_parts(language, qformer.num_queries + prompt_tokens, tokens)
-    vision_step = _trained_vision_flops(vision, image_size, vision_use)
-    return batch_size * (vision_step + 3 * trained + 2 * linear + 3 * attention)
+    written = frozen_language_flops(language, qformer.num_queries + prompt_tokens, tokens)
+    return batch_size * (_trained_vision_flops(vision, image_size, vision_use) + 3 * trained + written)
 
 
 def vision_shape(config: Blip2Config) -> VisionConfig:
@@ -279,29 +287,33 @@ def vision_shape(config: Blip2Config) -> VisionConfig:
 # --- Inference, for one image
 
 
+def image_flops(config: BlipConfig, image_size: int | None = None) -> int:
+    """The image, encoded, and its keys and values for the text transformer."""
+    tokens, vision = num_image_tokens(config.vision, image_size), config.vision
+    return vision_flops(vision, image_size) + context_kv_flops(config.text, tokens, vision.hidden_dim)
+
+
 def caption_flops(
     config: BlipConfig, num_captions: int, tokens: int, *, prompt_tokens: int = 4, image_size: int | None = None
 ) -> int:
     """Captions of an image by BLIP, which is encoded and read with the prompt once. tokens: those written for each
     caption, its end included. Beams count as captions. prompt_tokens: with [DEC].
     """
-    vision, text = config.vision, config.text
-    image_tokens = num_image_tokens(vision, image_size)
+    text, image_tokens = config.text, num_image_tokens(config.vision, image_size)
 
     def step(count: int, past: int) -> int:
         return text_flops(text, count, context_tokens=image_tokens, past=past) + word_flops(text, 1)
 
-    written = sum(step(1, prompt_tokens + i) for i in range(tokens - 1))  # the last one is not read
-    image = vision_flops(vision, image_size) + context_kv_flops(text, image_tokens, vision.hidden_dim)
-    return image + step(prompt_tokens, 0) + num_captions * written
+    read = tokens - 1  # the last one is not read
+    written = read * step(1, prompt_tokens + read - 1)  # the slots of later tokens are masked
+    return image_flops(config, image_size) + step(prompt_tokens, read) + num_captions * written
 
 
 def score_flops(config: BlipConfig, lengths: Sequence[int], *, image_size: int | None = None) -> int:
     """ITC and ITM of an image's texts by a BLIP, as CapFilt's filter computes them. lengths: tokens of each text."""
     vision, text = config.vision, config.text
     image_tokens = num_image_tokens(vision, image_size)
-    total = vision_flops(vision, image_size) + context_kv_flops(text, image_tokens, vision.hidden_dim)
-    total += _linear(1, vision.hidden_dim, config.embed_dim)
+    total = image_flops(config, image_size) + _linear(1, vision.hidden_dim, config.embed_dim)
     for tokens in lengths:
         total += text_flops(text, tokens) + _linear(1, text.hidden_dim, config.embed_dim)
         total += text_flops(text, tokens, context_tokens=image_tokens) + _linear(1, text.hidden_dim, 2)

@@ -1,13 +1,15 @@
 """Multi-head attention through scaled_dot_product_attention: self, cross, and cross over two images.
 
-Self-attention has a cache for decoding. Cross-attention needs none: an image's keys and values are projected once.
+Self-attention has caches for training and decoding. Cross-attention needs none: an image's keys and values are
+projected once.
 
 B batch or contexts, R = B * K rows of text (K for each context), T text tokens, N context tokens (of an image, or of a
-self-attention the same tokens), S key tokens, D width, H heads, E head width.
+self-attention the same tokens), S key tokens or slots, D width, H heads, E head width.
 """
 
+from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,45 +82,28 @@ def _attend_for_gradients(
 
 
 class LayerCache:
-    """Keys and values of one layer for the tokens so far. With a `max_length` they are written into buffers of that
-    length, for decoding. Without, they are concatenated, so that gradients flow: for training after a shared prefix.
+    """Keys and values of one layer for the tokens so far, concatenated so that gradients flow: for training after a
+    shared prefix.
     """
 
-    def __init__(self, max_length: int | None = None) -> None:
-        self.max_length = max_length
+    def __init__(self) -> None:
         self.length = 0
         self._key: Tensor | None = None
         self._value: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
-        end = self.length + key.shape[2]
-        if self.max_length is None:
-            if self._key is not None and self._value is not None:
-                key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
-            self._key, self._value, self.length = key, value, end
-            return key, value
-        if self._key is None or self._value is None:
-            rows, heads, _, width = key.shape
-            self._key = key.new_empty(rows, heads, self.max_length, width)
-            self._value = value.new_empty(rows, heads, self.max_length, width)
-        if end > self.max_length:
-            raise ValueError(f"The cache holds {self.max_length} tokens; {end} were fed.")
-        self._key[:, :, self.length : end] = key
-        self._value[:, :, self.length : end] = value
-        self.length = end
-        return self._key[:, :, :end], self._value[:, :, :end]
-
-    def reorder(self, index: Tensor) -> None:
         if self._key is not None and self._value is not None:
-            self._key, self._value = self._key.index_select(0, index), self._value.index_select(0, index)
+            key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
+        self._key, self._value, self.length = key, value, key.shape[2]
+        return key, value
 
 
 class SelfAttentionCache:
-    """One `LayerCache` per layer. Without a `max_length` it is for training, and can be copied."""
+    """One `LayerCache` per layer. It can be copied, to branch."""
 
-    def __init__(self, num_layers: int, max_length: int | None = None) -> None:
-        self.layers = [LayerCache(max_length) for _ in range(num_layers)]
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(num_layers)]
 
     @property
     def length(self) -> int:
@@ -126,15 +111,57 @@ class SelfAttentionCache:
         return self.layers[0].length
 
     def copy(self) -> "SelfAttentionCache":
-        """A cache without `max_length` that continues from here; this one does not change."""
+        """A cache that continues from here; this one does not change."""
         other = SelfAttentionCache(0)
         other.layers = [copy(layer) for layer in self.layers]
         return other
 
-    def reorder(self, index: Tensor) -> None:
-        """Row r becomes what row index[r] was; index (R') of int64, so rows can also be dropped or repeated."""
+
+class LayerBuffer:
+    """Keys and values of one layer for decoding: a buffer of fixed shape (R, H, S, E), in which every token has a slot.
+    `slots`, int64 (T,), are those of the tokens that are read next. A mask says which slots hold what a token may see.
+    """
+
+    slots: Tensor
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (R, H, T, E) into `slots`, and return all slots, (R, H, S, E)."""
+        if self.key is None or self.value is None:
+            shape = (*key.shape[:2], self.num_slots, key.shape[3])
+            self.key, self.value = key.new_zeros(shape), value.new_zeros(shape)  # what is masked must be finite
+        return self.key.index_copy_(2, self.slots, key), self.value.index_copy_(2, self.slots, value)
+
+
+class DecodingCache:
+    """One `LayerBuffer` per layer; the first tokens that are read decide the number of rows."""
+
+    def __init__(self, num_layers: int, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.layers = [LayerBuffer(num_slots) for _ in range(num_layers)]
+
+    def at(self, slots: Tensor) -> Self:
+        """This cache, for reading the tokens of these slots next."""
         for layer in self.layers:
-            layer.reorder(index)
+            layer.slots = slots
+        return self
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "DecodingCache":
+        """A cache whose keys and values, each (R, H, S, E), are changed: rows are selected, say, or repeated."""
+        other = DecodingCache(0, self.num_slots)
+        for layer in self.layers:
+            changed = copy(layer)
+            changed.key, changed.value = (None if x is None else change(x) for x in (layer.key, layer.value))
+            other.layers.append(changed)
+        return other
+
+    def tensors(self) -> list[Tensor]:
+        """All keys and values."""
+        return [x for layer in self.layers for x in (layer.key, layer.value) if x is not None]
 
 
 class SelfAttention(nn.Module):
@@ -149,17 +176,20 @@ class SelfAttention(nn.Module):
         self.attend = attend  # an attribute, so that `record_attention` can replace it
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | LayerBuffer | None = None
     ) -> Tensor:
         """(R, T, D) -> (R, T, D).
 
         mask: bool, True where a key may be attended, broadcastable to (R, H, T, S); None means everywhere. causal:
-        token t attends to tokens up to t. cache: holds earlier tokens; those of x are added to it.
+        token t attends to tokens up to t; with a buffer its mask says so. cache: holds earlier tokens; those of x are
+        added to it.
         """
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             k, v = cache.append(k, v)
-        if causal and (cache is not None or mask is not None):
+        if isinstance(cache, LayerBuffer):
+            causal = False
+        elif causal and (cache is not None or mask is not None):
             num_queries, num_keys = q.shape[2], k.shape[2]  # the queries are the last of the keys
             causal_mask = x.new_ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)  # (T, S)
             mask = causal_mask if mask is None else mask & causal_mask
@@ -176,8 +206,8 @@ class KeyValue(NamedTuple):
     mask: Tensor | None = None
     """bool (B, 1, 1, S), True at real tokens; None when none is padding."""
 
-    def select(self, index: Tensor) -> "KeyValue":
-        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed."""
+    def select(self, index: Tensor | slice) -> "KeyValue":
+        """Keys and values of the contexts in `index`, int64 (B'), repeats allowed; of a slice as a view."""
         mask = None if self.mask is None else self.mask[index]
         return KeyValue(self.key[index], self.value[index], mask)
 
@@ -224,7 +254,7 @@ class PairKeyValue(NamedTuple):
     first: KeyValue
     second: KeyValue
 
-    def select(self, index: Tensor) -> "PairKeyValue":
+    def select(self, index: Tensor | slice) -> "PairKeyValue":
         return PairKeyValue(self.first.select(index), self.second.select(index))
 
 

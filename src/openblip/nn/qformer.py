@@ -18,7 +18,8 @@ ITC keeps image and text apart, so neither can copy from the other: queries and 
 no mask is needed. In ITM every token attends to every token. In ITG the text attends to the queries and to its
 own past, and the queries never attend to the text that they help to generate.
 
-B images, R = B * K rows, Q queries, T text tokens, N image tokens, S = Q + T tokens in all, D width, V vocabulary.
+B images, R = B * K rows, Q queries, T text tokens, N image tokens, S = Q + T tokens in all, or slots of a cache, D
+width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.attention import CrossAttention, KeyValue, LayerCache, LayerKV, SelfAttention, SelfAttentionCache
+from openblip.nn.attention import (
+    CrossAttention,
+    DecodingCache,
+    KeyValue,
+    LayerBuffer,
+    LayerCache,
+    LayerKV,
+    SelfAttention,
+    SelfAttentionCache,
+)
 from openblip.nn.config import QFormerConfig
 from openblip.nn.dropout import Dropout
 from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
@@ -66,13 +76,13 @@ class QFormerEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, num_rows: int, with_queries: bool, ids: Tensor | None, start: int) -> Tensor:
-        """The queries, if asked for, then ids (R, T) whose first token stands at `start` -> (R, S, D)."""
+    def forward(self, num_rows: int, with_queries: bool, ids: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """The queries, if asked for, then ids (R, T) at `positions`, by default from 0 on -> (R, S, D)."""
         parts = [self.queries.expand(num_rows, -1, -1)] if with_queries else []
         if ids is not None:
             if self.word is None or self.position is None:
                 raise KeyError("This Q-Former has no text branch: it has no word embeddings.")
-            parts.append(embed_words(self.word, self.position, ids, start))
+            parts.append(embed_words(self.word, self.position, ids, positions))
         return cast(Tensor, self.dropout(self.norm(torch.cat(parts, dim=1))))
 
 
@@ -96,7 +106,7 @@ class QFormerLayer(nn.Module):
         mask: Tensor | None,
         causal: bool,
         image_kv: LayerKV,
-        cache: LayerCache | None,
+        cache: LayerCache | LayerBuffer | None,
     ) -> Tensor:
         """(R, S, D) -> (R, S, D); the first `num_queries` tokens are queries. mask: bool, to (R, H, S, S)."""
         x = self.self_attention(x, mask, causal=causal, cache=cache)
@@ -146,25 +156,26 @@ class QFormer(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
-        cache: SelfAttentionCache | None = None,
+        cache: SelfAttentionCache | DecodingCache | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """States (R, S, D) of the queries, which are run when `image_kv` of B images is given, then of ids (R, T).
 
         mask: bool, True where a token may attend, broadcastable to (R, H, S, S); None means everywhere.
         causal: text attends only to what precedes it; for text without queries, or after cached ones. cache:
-        receives keys and values; text after cached queries counts its positions from 0.
+        receives keys and values; of a `DecodingCache`, mask is over its slots. positions: int64 (T,) of the text, or
+        one for all tokens; by default from 0 on.
         """
         with_queries = image_kv is not None
         num_rows = next(len(kv.key) for kv in image_kv or () if isinstance(kv, KeyValue)) if ids is None else len(ids)
-        start = 0 if cache is None or with_queries else cache.length - self.num_queries
         num_queries = self.num_queries if with_queries else 0
-        x: Tensor = self.embeddings(num_rows, with_queries, ids, start)
+        x: Tensor = self.embeddings(num_rows, with_queries, ids, positions)
         checkpointing = self.activation_checkpointing and self.training
         for i, layer in enumerate(self.layers):
             kv = None if image_kv is None else image_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
             arguments = (x, num_queries, mask, causal, kv)
-            if not checkpointing or (layer_cache and layer_cache.max_length is not None):  # a buffer is written once
+            if not checkpointing or isinstance(cache, DecodingCache):  # a buffer is written once
                 x = layer(*arguments, layer_cache)
                 continue
             x, grown = checkpoint(_run_layer_on_copied_cache, layer, layer_cache, *arguments, use_reentrant=False)

@@ -3,7 +3,7 @@
 Encoder and decoder are the same layers except for what the paper's Table 3 separates: `ByMode` holds one
 module for both modes or one for each, so sharing is structure and no weights are tied afterwards.
 
-B images, R = B * K rows of text, T text tokens, N image tokens, D width, V vocabulary.
+B images, R = B * K rows of text, T text tokens, S slots of a cache, N image tokens, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.attention import (
-    CrossAttention,
-    LayerCache,
-    LayerKV,
-    PairCrossAttention,
-    SelfAttention,
-    SelfAttentionCache,
-)
+from openblip.nn.attention import CrossAttention, DecodingCache, LayerBuffer, LayerKV, PairCrossAttention, SelfAttention
 from openblip.nn.config import Mode, QFormerConfig, Sharing, TextConfig
 from openblip.nn.dropout import Dropout
 from openblip.nn.linear import PackedLinear
@@ -56,19 +49,25 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """ids (R, T) whose first token stands at position `start` -> (R, T, D)."""
-        return cast(Tensor, self.dropout(self.norm(embed_words(self.word, self.position, ids, start))))
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """ids (R, T) at `positions`, int64 (T,) or one for all, by default from 0 on -> (R, T, D)."""
+        return cast(Tensor, self.dropout(self.norm(embed_words(self.word, self.position, ids, positions))))
 
 
-def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, start: int) -> Tensor:
-    """Words plus positions of ids (R, T) whose first token stands at `start` -> (R, T, D). Raises ValueError for more
-    tokens than positions, which on a GPU would only be a device assertion.
+def embed_words(word: nn.Embedding, position: nn.Embedding, ids: Tensor, positions: Tensor | None) -> Tensor:
+    """Words plus positions of ids (R, T) -> (R, T, D). positions: int64 (T,), or (1,) for all; None means from 0 on,
+    with a ValueError for more tokens than positions, which on a GPU would only be a device assertion.
     """
-    end = start + ids.shape[1]
-    if end > position.num_embeddings:
-        raise ValueError(f"A text of {end} tokens: the model has {position.num_embeddings} positions.")
-    return cast(Tensor, word(ids) + position(torch.arange(start, end, device=ids.device)))
+    if positions is None:
+        check_length(ids.shape[1], position)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+    return cast(Tensor, word(ids) + position(positions))
+
+
+def check_length(num_tokens: int, position: nn.Embedding) -> None:
+    """Raise ValueError for a text of more tokens than the model has positions."""
+    if num_tokens > position.num_embeddings:
+        raise ValueError(f"A text of {num_tokens} tokens: the model has {position.num_embeddings} positions.")
 
 
 def feed_forward(config: TextConfig | QFormerConfig) -> nn.Sequential:
@@ -116,9 +115,9 @@ class MedLayer(nn.Module):
         self.feed_forward = by_mode("feed_forward", lambda _: feed_forward(config))
 
     def forward(
-        self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: LayerKV, cache: LayerCache | None
+        self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: LayerKV, cache: LayerBuffer | None
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D). mask: bool (R, 1, 1, S), True at real tokens."""
+        """(R, T, D) -> (R, T, D). mask: bool, True where a token may attend, broadcastable to (R, H, T, S)."""
         x = self.self_attention[mode](x, mask, causal=mode == "decode", cache=cache)
         if context_kv is not None:
             x = self.cross_attention[mode](x, context_kv)
@@ -205,15 +204,16 @@ class TextTransformer(nn.Module):
         mode: Mode,
         mask: Tensor | None = None,
         context_kv: Sequence[LayerKV] | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: DecodingCache | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (R, T, D) of ids (R, T). mask: bool (R, T), True at real tokens; None when none is padding. Not
-        with a cache, whose rows have no padding. context_kv: per layer, of B contexts, R = B * K; None for text alone.
+        """Hidden states (R, T, D) of ids (R, T). mask: bool (R, T), True at real tokens; None when none is padding.
+        context_kv: per layer, of B contexts, R = B * K; None for text alone. positions: int64 (T,), or one for all
+        tokens; by default from 0 on. With a cache, which has earlier tokens, mask says which of its slots each token
+        attends to, bool, broadcastable to (R, 1, T, S).
         """
-        if cache is not None and mask is not None:
-            raise ValueError("A cached step has no padding: pass a mask or a cache, not both.")
-        x: Tensor = self.embeddings[mode](ids, start=0 if cache is None else cache.length)
-        key_mask = None if mask is None else mask[:, None, None, :]
+        x: Tensor = self.embeddings[mode](ids, positions)
+        key_mask = mask if mask is None or cache is not None else mask[:, None, None, :]
         for i, layer in enumerate(self.layers):
             kv = None if context_kv is None else context_kv[i]
             layer_cache = None if cache is None else cache.layers[i]
