@@ -27,6 +27,7 @@ RUNS = {
     "matching": ["benchmarks.matching"],
     "encoding": ["benchmarks.encoding"],
     "memory": ["benchmarks.memory"],
+    "start-up": ["benchmarks.start_up"],
     "openvino": ["benchmarks.openvino_pipeline"],
     "quality": ["benchmarks.quality"],
 }
