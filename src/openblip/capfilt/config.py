@@ -37,7 +37,8 @@ class CapFiltConfig(DecodingAhead):
     batch_size: int = 64
     """Images in one step of the models. Changes speed and memory, not the rows."""
     dtype: str = "auto"
-    """Precision of the models: float32, bfloat16, float16, or auto for the fastest at no loss that shows."""
+    """Precision of the models: float32, bfloat16, float16, int8 (of a BLIP on a CPU), or auto, the fastest at no loss
+    that shows."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Of a captioner that is a BLIP-2: its language model in so many bits, for a GPU with less memory."""
 

@@ -83,7 +83,7 @@ class BootstrapConfig(SourceOptions):
     device: str | None = None
     """Where captions are written and models measured: "cpu", "cuda", "cuda:1"; the best there is when not given. A
     training takes a CUDA GPU where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "auto"
     """Precision of models while they clean and are measured; auto is the fastest at no loss that shows."""
     recipe: Family
     """The settings of the three trainings."""
