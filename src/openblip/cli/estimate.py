@@ -63,7 +63,7 @@ def command(
         pairs: numbers of pairs that CapFilt cleans, such as 250k, 14M or 5B.
         model: shape of captioner and filter: base or large (BLIP with ViT-B or ViT-L, at 384 pixels), or the folder of
             a BLIP in OpenBLIP's format.
-        machine: a machine that comes with the package, or a file that --measure has written and you may have changed.
+        machine: a machine that comes with the package, or a file that describes one (option "measure" writes it).
         measure: measure the speeds of this machine first, for about a minute, and estimate for machines like it.
         save: file for what was measured.
         device: what is measured: "cpu", "cuda", "cuda:1" …; the best there is when not given.
