@@ -143,24 +143,35 @@ class LanguageModelShape:
         )
 
 
-def _language_parts(shape: LanguageModelShape, prefix: int, tokens: int, past: int = 0) -> tuple[int, int]:
+def _stack_flops(shape: LanguageModelShape, tokens: int, keys: int) -> tuple[int, int]:
+    """An encoder or decoder without its cross-attention: in linear layers, and in attention over so many keys."""
+    outputs = 2 * shape.attention_dim + 2 * shape.key_value_dim + shape.mlp_matrices * shape.mlp_dim
+    linear = _linear(tokens, shape.hidden_dim, outputs)
+    return shape.num_layers * linear, shape.num_layers * _attention(tokens, keys, shape.attention_dim)
+
+
+def _cross_flops(shape: LanguageModelShape, tokens: int, prefix: int) -> tuple[int, int]:
+    """Cross-attention of a decoder over a prefix whose keys and values are there: in linear layers, in attention."""
+    linear = _linear(tokens, shape.hidden_dim, 2 * shape.attention_dim)
+    return shape.num_layers * linear, shape.num_layers * _attention(tokens, prefix, shape.attention_dim)
+
+
+def _prefix_kv_flops(shape: LanguageModelShape, prefix: int) -> int:
+    return shape.num_layers * _linear(prefix, shape.hidden_dim, 2 * shape.key_value_dim)
+
+
+def _language_parts(shape: LanguageModelShape, prefix: int, tokens: int) -> tuple[int, int]:
     """What `language_flops` counts: in linear layers, and in attention."""
-    width, inner, values = shape.hidden_dim, shape.attention_dim, shape.key_value_dim
-    mlp = shape.mlp_matrices * shape.mlp_dim
-
-    def stack(rows: int, keys: int) -> tuple[int, int]:
-        linear = _linear(rows, width, 2 * inner + 2 * values + mlp)
-        return shape.num_layers * linear, shape.num_layers * _attention(rows, keys, inner)
-
     if not shape.is_encoder_decoder:
-        linear, attention = stack(prefix + tokens, past + prefix + tokens)
-        return linear + _linear(prefix + tokens, width, shape.vocab_size), attention
-    read = stack(prefix, prefix) if prefix else (0, 0)
-    linear, attention = stack(tokens, past + tokens)
-    # of cross-attention: keys and values of the prefix, queries and output of the tokens
-    linear += shape.num_layers * (_linear(prefix, width, 2 * values) + _linear(tokens, width, 2 * inner))
-    attention += shape.num_layers * _attention(tokens, prefix, inner)
-    return read[0] + linear + _linear(tokens, width, shape.vocab_size), read[1] + attention
+        linear, attention = _stack_flops(shape, prefix + tokens, prefix + tokens)
+        return linear + _linear(prefix + tokens, shape.hidden_dim, shape.vocab_size), attention
+    parts = (
+        _stack_flops(shape, prefix, prefix),
+        _stack_flops(shape, tokens, tokens),
+        _cross_flops(shape, tokens, prefix),
+    )
+    linear, attention = (sum(part) for part in zip(*parts, strict=True))
+    return linear + _prefix_kv_flops(shape, prefix) + _linear(tokens, shape.hidden_dim, shape.vocab_size), attention
 
 
 def language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
@@ -168,6 +179,19 @@ def language_flops(shape: LanguageModelShape, prefix: int, tokens: int) -> int:
     text after them, with logits at each place where it computes them. An encoder reads the prefix.
     """
     return sum(_language_parts(shape, prefix, tokens))
+
+
+def language_write_flops(shape: LanguageModelShape, prefix: int, num_texts: int, tokens: int) -> int:
+    """Texts of so many tokens, ends included, written one token after the other behind a prefix that is read once for
+    all of them.
+    """
+    read, word = sum(_stack_flops(shape, prefix, prefix)), _linear(1, shape.hidden_dim, shape.vocab_size)
+    if shape.is_encoder_decoder:  # the decoder begins with a token of its own
+        read += _prefix_kv_flops(shape, prefix)
+        across = sum(_cross_flops(shape, 1, prefix))
+        return read + num_texts * sum(sum(_stack_flops(shape, 1, i + 1)) + across + word for i in range(tokens))
+    steps = (sum(_stack_flops(shape, 1, prefix + i)) + word for i in range(1, tokens))  # the last token is not read
+    return read + word + num_texts * sum(steps)
 
 
 # --- Training steps
@@ -318,3 +342,21 @@ def score_flops(config: BlipConfig, lengths: Sequence[int], *, image_size: int |
         total += text_flops(text, tokens) + _linear(1, text.hidden_dim, config.embed_dim)
         total += text_flops(text, tokens, context_tokens=image_tokens) + _linear(1, text.hidden_dim, 2)
     return total
+
+
+def blip2_caption_flops(
+    config: Blip2Config,
+    language: LanguageModelShape,
+    num_captions: int,
+    tokens: int,
+    *,
+    prompt_tokens: int = 0,
+    image_size: int | None = None,
+) -> int:
+    """Captions of an image by a BLIP-2, as `caption_flops` counts them. prompt_tokens: of the prompt."""
+    vision, qformer = vision_shape(config), config.qformer
+    image_tokens = num_image_tokens(vision, image_size)
+    image = vision_flops(vision, image_size) + context_kv_flops(qformer, image_tokens, vision.hidden_dim)
+    image += qformer_flops(qformer, image_tokens=image_tokens)
+    image += _linear(qformer.num_queries, qformer.hidden_dim, language.hidden_dim)
+    return image + language_write_flops(language, qformer.num_queries + prompt_tokens, num_captions, tokens)
