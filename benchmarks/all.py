@@ -30,6 +30,9 @@ RUNS = {
     "start-up": ["benchmarks.start_up"],
     "openvino": ["benchmarks.openvino_pipeline"],
     "quality": ["benchmarks.quality"],
+    "capfilt-cost-simulation": ["benchmarks.capfilt_cost", "simulation"],
+    "capfilt-cost-workers": ["benchmarks.capfilt_cost", "workers"],
+    "capfilt-cost-rate": ["benchmarks.capfilt_cost", "rate"],
 }
 MARK = re.compile(r"<!-- figures: (?P<name>[\w.-]+) -->\n(?:\|.*\n|\*Measured.*\n|\n(?=\||\*Measured))*")
 

@@ -83,7 +83,7 @@ def compare_rate(report: Report) -> None:
     from openblip.generation.decoding import Nucleus
 
     pairs, tokens = report.options.pairs, blip_base.NUM_TOKENS
-    machine = measure_machine(device="cpu", repeats=2)
+    machine = measure_machine(device="cpu")
     captioner, filter_ = blip_base.captioner_folder(), blip_base.filter_folder()
     with tempfile.TemporaryDirectory() as folder:
         shard, out = Path(folder) / "0000.tar", Path(folder) / "out"

@@ -41,7 +41,11 @@ def test_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     [
         (["--pairs", "many"], "--pairs many is no number of pairs"),
         (["--pairs", "0"], "--pairs 0 is no number of pairs"),
-        (["--pairs", "5B", "--days", "1", "--storage-gigabytes", "0.1"], "storage are too slow"),
+        (
+            ["--pairs", "5B", "--days", "1", "--storage-gigabytes", "0.1"],
+            "in 1 days, however many machines work: they share 0.1 GB/s of storage",
+        ),
+        (["--pairs", "1M", "--days", "0.001"], "and each has a shard to do"),
         (["--machine", "abacus"], "There is no machine abacus"),
         (["--machines", "0"], "must be above 0"),
         (["--save", "here.json"], "--save has no effect here"),

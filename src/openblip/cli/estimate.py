@@ -103,8 +103,9 @@ def command(
         number = machines or machines_within(work, cluster, 24 * days)
         if number is None:
             raise ConfigError(
-                f"{name} pairs cannot be cleaned in {days:g} days by any number of machines: "
-                f"{storage_gigabytes:g} GB/s of the storage are too slow; give --days or --storage-gigabytes"
+                f"{name} pairs cannot be cleaned in {days:g} days, however many machines work: they share "
+                f"{storage_gigabytes:g} GB/s of storage, and each has a shard to do; change --days, "
+                "--storage-gigabytes or --pairs-per-shard"
             )
         own = replace(cluster, num_machines=number)
         row: dict[str, Any] = {"pairs": name, **_facts(estimate_capfilt(work, own))}

@@ -173,7 +173,7 @@ def shards_seconds(
 
 
 def machines_within(work: CapFiltWork, cluster: Cluster, hours: float) -> int | None:
-    """The fewest machines that finish within so many hours; None where the storage is too slow for any number."""
+    """The fewest machines that finish within so many hours; None where no number of them does."""
     count = 1
     best = math.inf
     while True:
@@ -203,7 +203,6 @@ class TrainingWork:
     trained_flops: float
     """Of everything else, forward and backward, for a sample."""
     trained_parameters: float
-    images_per_sample: int = 1
     data: PairsOptions = field(default_factory=PairsOptions)
     checkpoint_every: int = 500
 

@@ -37,6 +37,7 @@ from openblip.nn.config import VisionConfig
 from openblip.predictor import BlipPredictor
 from openblip.recipes import RECIPES
 from openblip.training.optimizer import make_optimizers
+from openblip.training.utilisation import keep_freed_memory
 
 PHOTOGRAPHS = ((640, 480), (4000, 3000))  # width and height of the images that are decoded
 CAPTION_TOKENS, TEXT_WORDS = 12, 14
@@ -153,6 +154,7 @@ def _train_speed(
     config: BlipConfig, device: torch.device, size: int, seconds: Callable[[Callable[[], object]], float]
 ) -> float:
     """Operations per second of pre-training steps."""
+    keep_freed_memory()  # as the trainer
     run = RECIPES["blip-base"]()
     shipped = load_checkpoint("openblip-mini-captioner")
     tokens, image_size = run.data.max_text_length, config.vision.image_size
