@@ -76,6 +76,14 @@ def test_copies_and_casts_are_laid_out_anew(layer: type[FrozenLinear]) -> None:
         torch.testing.assert_close(half(x.bfloat16()).float(), frozen(x), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("layer", [PackedLinear, Int8Linear])
+def test_a_look_at_the_weight_copies_nothing(layer: type[FrozenLinear]) -> None:
+    """transformers' T5 asks in every pass what dtype it has."""
+    frozen = layer(linear(torch.float32).weight, None)
+    assert frozen.weight is frozen.packed
+    assert frozen.plain_weight().shape == (64, 96)
+
+
 def test_int8_rounds_each_row_by_itself() -> None:
     """A row of large values beside it does not make a row coarser."""
     plain = linear(torch.float32)

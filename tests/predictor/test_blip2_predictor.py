@@ -117,12 +117,17 @@ def test_a_saved_checkpoint_loads_and_says_the_same(tmp_path: Path, language: An
         openblip.load(tmp_path, device="cpu", dtype="int8")
 
 
-def test_half_precision_is_for_the_frozen_parts() -> None:
+def test_float16_is_for_the_frozen_parts() -> None:
+    half = Blip2Predictor(tiny_blip2(("itc", "itm", "itg"), "t5"), device="cpu", dtype=torch.float16)
+    dtypes = {name.split(".")[0]: tensor.dtype for name, tensor in half.model.named_parameters()}
+    assert dtypes.pop("vision") == dtypes.pop("language") == torch.float16
+    assert set(dtypes.values()) == {torch.float32}
+
+
+def test_bfloat16_is_for_all_parts() -> None:
     whole = blip2_predictor(("itc", "itm", "itg"), "t5")
     half = Blip2Predictor(tiny_blip2(("itc", "itm", "itg"), "t5"), device="cpu", dtype=torch.bfloat16)
-    dtypes = {name.split(".")[0]: tensor.dtype for name, tensor in half.model.named_parameters()}
-    assert dtypes.pop("vision") == dtypes.pop("language") == torch.bfloat16
-    assert set(dtypes.values()) == {torch.float32}
+    assert {tensor.dtype for tensor in half.model.parameters()} == {torch.bfloat16}
     encoded = half.encode(IMAGES)
     assert encoded.tokens.dtype == half.encode([]).tokens.dtype == torch.bfloat16
     found = half.match(encoded, TEXTS)

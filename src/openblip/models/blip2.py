@@ -101,12 +101,10 @@ class Blip2(ModelWithHeads):
         self.frozen: tuple[str, ...] = ()
 
     def pack(self) -> None:
-        """Lay out the weights of image encoder, Q-Former and heads for inference on the CPU (`nn.linear`); they cannot
-        be trained any more. The language model keeps its own.
+        """Lay out the weights of all linear layers for inference on the CPU (`nn.linear`); they cannot be trained any
+        more. Quantised layers of the language model keep their own layout.
         """
-        language, self.language = self.language, None
         replace_linear_layers(self, PackedLinear)
-        self.language = language
         self.qformer.pack_words()
 
     def freeze(self, *parts: str) -> Self:

@@ -35,8 +35,12 @@ class FrozenLinear(nn.Module, ABC):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @property
-    @abstractmethod
     def weight(self) -> Tensor:
+        """The weight in its layout, for who asks for its dtype or device, as transformers' T5 does in every pass."""
+        return self.packed
+
+    @abstractmethod
+    def plain_weight(self) -> Tensor:
         """A plain copy of the weight, (O, I)."""
 
     @abstractmethod
@@ -46,20 +50,20 @@ class FrozenLinear(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return F.linear(x, self.weight.to(x.dtype), self.bias)
+            return F.linear(x, self.plain_weight().to(x.dtype), self.bias)
         return self._project(x)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Tensor | None]]:
         """Copies and pickles are made from the plain weight: torch cannot copy these layouts."""
-        return type(self), (self.weight, self.bias)
+        return type(self), (self.plain_weight(), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         bias = None if self.bias is None else fn(self.bias)
-        self.__init__(fn(self.weight), bias)  # type: ignore[misc]
+        self.__init__(fn(self.plain_weight()), bias)  # type: ignore[misc]
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weight
+        destination[f"{prefix}weight"] = self.plain_weight()
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
@@ -71,8 +75,7 @@ class PackedLinear(FrozenLinear):
         """weight: (O, I); bias: (O,) or None."""
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), LAYOUT_ROWS), bias)
 
-    @property
-    def weight(self) -> Tensor:
+    def plain_weight(self) -> Tensor:
         """The weight exactly as it was, (O, I)."""
         return self.packed.to_dense()
 
@@ -94,8 +97,7 @@ class Int8Linear(FrozenLinear):
         self.scale = nn.Parameter(scale, requires_grad=False)  # (O,)
         self.zero_point = nn.Parameter(torch.zeros_like(scale, dtype=torch.int32), requires_grad=False)
 
-    @property
-    def weight(self) -> Tensor:
+    def plain_weight(self) -> Tensor:
         """The weight after rounding, float32 (O, I)."""
         return self.packed.to_dense().T * self.scale[:, None]
 

@@ -80,8 +80,8 @@ def load(
         source: what `checkpoints.loading.load_checkpoint` reads.
         device: where it runs; by default a CUDA GPU, then Apple's (mps), then the CPU, whichever there is.
         dtype: of the weights, as a torch.dtype or by name: "float32" (the default), "bfloat16", "float16", or "auto",
-            the fastest at no loss that shows (`find_dtype`). For a BLIP-2 it is that of the image encoder and the
-            language model only. "int8" is for a BLIP on a CPU: weights inside the transformers, and the activations
+            the fastest at no loss that shows (`find_dtype`). The Q-Former of a BLIP-2 stays in float32 where it is
+            float16. "int8" is for a BLIP on a CPU: weights inside the transformers, and the activations
             that they are multiplied with, have 8 bits. Results are float32 always.
         quantization: "8bit" or "4bit" for the linear layers of a BLIP-2's language model, by bitsandbytes; `dtype` is
             then that of its other layers, and what 4 bits compute in.

@@ -31,8 +31,8 @@ from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredTex
 class Blip2Predictor(BasePredictor):
     """A BLIP-2 ready for use. Captions are the language model's, where there is one, else the Q-Former's.
 
-    device: where the model goes. dtype: the precision that the image encoder and the language model take; the Q-Former
-    between them computes in its own, float32. None changes nothing.
+    device: where the model goes. dtype: the precision that it takes; in float16 the Q-Former between image encoder and
+    language model stays as it is, in float32, as in transformers. None changes nothing.
     """
 
     model: Blip2
@@ -53,9 +53,10 @@ class Blip2Predictor(BasePredictor):
         self, checkpoint: Blip2Checkpoint, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         model = checkpoint.model.to(device=device)
-        model.vision.to(dtype=dtype)
-        if model.language is not None:
-            model.language.to(dtype=dtype)
+        narrow = dtype == torch.float16  # which the Q-Former's activations may exceed
+        for part in (model.vision, model.language) if narrow else (model,):
+            if part is not None:
+                part.to(dtype=dtype)
         qformer, embed_dim = model.config.qformer, model.config.embed_dim
         shape = (qformer.num_queries, embed_dim)
         super().__init__(checkpoint, max_positions=qformer.max_positions, embedding_shape=shape)
