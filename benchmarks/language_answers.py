@@ -18,6 +18,8 @@ from openblip.data.sources import open_source
 from openblip.data.texts import answers_of, normalize_caption, text_field
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import run_evaluation
+from openblip.generation.decoding import Greedy
+from openblip.generation.language import write_texts
 from openblip.metrics.captioning import exact_match
 from openblip.metrics.vqa import vqa_accuracy
 from openblip.models.language_model import LanguageModel
@@ -49,8 +51,8 @@ def evaluate_language(
     def write(samples: Sequence[Sample], prompt: str) -> list[str]:
         prompts = [f"{s.info['context']}\n{prompt.format(s.info['question'])}" for s in samples]
         visual = no_visual(language, len(prompts))
-        rows = language.generate(visual, prompts, max_new_tokens=MAX_WRITTEN_TOKENS, do_sample=False)
-        return [language.decode(row) for row in rows]
+        texts = write_texts(language, visual, prompts, Greedy(max_new_tokens=MAX_WRITTEN_TOKENS))
+        return [language.decode(text.ids) for (text,) in texts]
 
     def predict(samples: list[Sample]) -> list[tuple[str, str]]:
         return list(zip(write(samples, question_prompt), write(samples, caption_prompt), strict=True))

@@ -25,6 +25,7 @@ from openblip.models.language_model import (
 )
 from tiny_blip import SIZE, randomise
 from tiny_blip2 import tiny_blip2, tiny_language_model
+from written_texts import beam_ids
 
 DIM = 64  # bitsandbytes' kernels take no less
 LORA = LoraSettings(rank=2, alpha=4, dropout=0.5)
@@ -94,9 +95,9 @@ def test_every_architecture_by_folder(folders, name, capfd):
     assert language.hidden_dim == DIM
     assert not language.model.training
     assert torch.equal(logits(language), logits(before))
-    written = language.generate(visual(language), PROMPTS, max_new_tokens=5, do_sample=False)
-    assert written == before.generate(visual(before), PROMPTS, max_new_tokens=5, do_sample=False)
-    alone = language.generate(visual(language)[1:], PROMPTS[1:], max_new_tokens=5, do_sample=False)
+    written = beam_ids(language, visual(language), PROMPTS, 5)
+    assert written == beam_ids(before, visual(before), PROMPTS, 5)
+    alone = beam_ids(language, visual(language)[1:], PROMPTS[1:], 5)
     assert alone == written[1:]
 
 
@@ -217,8 +218,7 @@ def test_adapters_begin_with_no_change_and_are_saved_apart(folders, tmp_path, na
     again = load_language_model(tmp_path)
     assert torch.equal(logits(again), changed)
     prompts = visual(language)
-    settings = {"max_new_tokens": 5, "do_sample": False}
-    assert again.generate(prompts, PROMPTS, **settings) == language.generate(prompts, PROMPTS, **settings)
+    assert beam_ids(again, prompts, PROMPTS, 5) == beam_ids(language, prompts, PROMPTS, 5)
     (tmp_path / "adapter").rename(tmp_path / "elsewhere")
     assert torch.equal(logits(load_language_model(tmp_path)), before)
 

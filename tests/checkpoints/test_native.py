@@ -28,6 +28,7 @@ from openblip.models.language_model import wrap_language_model
 from openblip.nn.config import Sharing
 from tiny_blip import SIZE, TINY, random_pixels, tiny_tokenizer
 from tiny_blip2 import tiny_blip2, tiny_language_model
+from written_texts import beam_ids
 
 TOKENIZER = tiny_tokenizer()
 
@@ -84,7 +85,7 @@ def outputs(checkpoint: Checkpoint) -> tuple[list[float], list[list[int]]]:
     if model.language is None:
         return queries.flatten().tolist(), []
     visual, prompts = model.visual_prompts(queries), ["a photo", "Question: why?"]
-    ids = model.language.generate(visual, prompts, max_new_tokens=6, do_sample=False)
+    ids = beam_ids(model.language, visual, prompts, 6)
     return queries.flatten().tolist(), ids
 
 

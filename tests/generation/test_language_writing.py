@@ -16,6 +16,7 @@ from openblip.generation.search import Generated, generate
 from openblip.models.language_model import LanguageModel
 from tiny_blip import Uncached
 from tiny_blip2 import LANGUAGE_DIM, Language, tiny_language_model
+from written_texts import ids_of_transformers
 
 START = 0
 PROMPTS = ["a photo of", "", "Question: how many cats are there? Answer:"]
@@ -94,7 +95,9 @@ def test_it_writes_what_the_loop_of_our_own_writes(language: LanguageModel, deco
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_what_may_not_repeat_is_as_in_transformers(language: LanguageModel, size: int, num_beams: int) -> None:
     visual, settings = visual_prompts(), {"num_beams": num_beams, "max_new_tokens": 20}
-    free, theirs = (language.generate(visual, PROMPTS, **settings, no_repeat_ngram_size=n) for n in (0, size))
+    free, theirs = (
+        ids_of_transformers(language, visual, PROMPTS, **settings, no_repeat_ngram_size=n) for n in (0, size)
+    )
     found = write_texts(language, visual, PROMPTS, Beam(**settings, no_repeat_ngram_size=size))
     assert [text.ids for (text,) in found] == theirs != free
 

@@ -19,10 +19,8 @@ from tiny_language_models import (
     DIM,
     END,
     MODELS,
-    PAD,
     SEQ2SEQ,
     START,
-    UNKNOWN,
     byte_tokenizer,
     tiny_language_model,
     tokens_of,
@@ -31,9 +29,11 @@ from tiny_language_models import (
     word_tokenizer,
 )
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from marks import slow
-from openblip.errors import CheckpointError, ConfigError
+from openblip.errors import CheckpointError
+from openblip.models.language_decoder import read_prompts
 from openblip.models.language_model import (
     IGNORED_LABEL,
     CausalLanguageModel,
@@ -42,6 +42,7 @@ from openblip.models.language_model import (
     wrap_language_model,
 )
 from tiny_blip import randomise
+from written_texts import beam_ids, ids_of_transformers
 
 PROMPTS = ["", "Question: how many dogs?", "a photo of", "a"]
 TEXTS = ["a small red dog", "two", "a big tree left of a cats", "dog"]
@@ -182,7 +183,7 @@ def test_visual_prompts_follow_the_precision_of_the_model() -> None:
     language.model.bfloat16()
     assert language.model.dtype == torch.bfloat16
     assert language.predict(visual_prompts(1), ["a"], ["dog"], 20).logits.dtype == torch.bfloat16
-    assert len(language.generate(visual_prompts(1), ["a"], max_new_tokens=2, min_new_tokens=2)[0]) == 2
+    assert len(beam_ids(language, visual_prompts(1), ["a"], 2, min_new_tokens=2)[0]) == 2
 
 
 @pytest.mark.parametrize("end", ["a dog", ""])
@@ -245,10 +246,6 @@ def test_the_width_is_that_of_the_words() -> None:
     assert language.predict(torch.zeros(1, 2, 8), [""], ["a dog"], 20).logits.shape == (1, 4, 30)
 
 
-def greedy(language: LanguageModel, visual: Tensor, prompts: list[str], **settings: Any) -> list[list[int]]:
-    return language.generate(visual, prompts, do_sample=False, **{"max_new_tokens": 8, **settings})
-
-
 @pytest.mark.parametrize(("name", "words"), EVERY)
 def test_a_text_has_in_writing_the_probability_that_training_gave_it(name: str, words: str) -> None:
     """Texts are forced through generation, padded on the other side; logits agree token by token."""
@@ -256,19 +253,15 @@ def test_a_text_has_in_writing_the_probability_that_training_gave_it(name: str, 
     language.model.double()
     taught = language.predict(visual, PROMPTS, TEXTS, 40)
     rows = [labels != IGNORED_LABEL for labels in taught.labels]
-    forced = [labels[row].tolist() for labels, row in zip(taught.labels, rows, strict=True)]
-    first = int(language.is_encoder_decoder)
-
-    def only(row: int, written: Tensor) -> list[int]:
-        step = len(written) - first
-        return [forced[row][step] if step < len(forced[row]) else PAD]
-
-    output = language.model.generate(
-        **language.generation_inputs(visual, PROMPTS), prefix_allowed_tokens_fn=only,
-        max_new_tokens=max(map(len, forced)), eos_token_id=END, pad_token_id=PAD, do_sample=False, output_logits=True,
-        return_dict_in_generate=True,
-    )  # fmt: skip
-    written = torch.stack(output.logits, dim=1)  # (R, T, V)
+    forced = [labels[row] for labels, row in zip(taught.labels, rows, strict=True)]
+    ids = pad_sequence(forced, batch_first=True)  # (R, T)
+    with torch.no_grad():
+        read = read_prompts(language, visual, PROMPTS, ids.shape[1])
+        decoder = read.texts(torch.arange(4), ids.shape[1])
+        steps = [read.logits, *(decoder.step(chosen) for chosen in ids.T[:-1])]
+        at_once = read.texts(torch.arange(4), ids.shape[1]).read(ids[:, :-1])
+    written = torch.stack(steps, dim=1)  # (R, T, V)
+    torch.testing.assert_close(at_once.float(), written[:, 1:], atol=1e-5, rtol=1e-5)
     for row, said in enumerate(rows):
         expected = taught.logits[row, : len(said)][said].log_softmax(dim=-1)
         found = written[row, : len(expected)].log_softmax(dim=-1)
@@ -299,25 +292,28 @@ def by_plain_passes(language: LanguageModel, visual: Tensor, prompt: str, steps:
 @pytest.mark.parametrize(("name", "words"), EVERY)
 def test_greedy_text_is_that_of_plain_passes(name: str, words: str) -> None:
     language, visual = tiny_language_model(name, words), visual_prompts(4)
-    found = greedy(language, visual, PROMPTS)
+    found = beam_ids(language, visual, PROMPTS, 8)
     for row, prompt in enumerate(PROMPTS):
         assert found[row] == by_plain_passes(language, visual[row : row + 1], prompt, 8)
-    assert greedy(language, visual, PROMPTS, num_beams=1, max_new_tokens=3) == [row[:3] for row in found]
+    assert beam_ids(language, visual, PROMPTS, 3) == [row[:3] for row in found]
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": 3}, *slow({}, {"num_beams": 3, "num_return_sequences": 2})])
+@pytest.mark.parametrize(("name", "words"), EVERY)
+def test_beams_are_those_of_transformers(name: str, words: str) -> None:
+    language, visual = tiny_language_model(name, words), visual_prompts(4)
+    language.model.double()
+    settings = {"max_new_tokens": 9, "num_beams": 3, "length_penalty": 0.5}
+    assert beam_ids(language, visual, PROMPTS, **settings) == ids_of_transformers(language, visual, PROMPTS, **settings)
+
+
+@pytest.mark.parametrize("num_beams", [3, *slow(1)])
 @pytest.mark.parametrize("name", list(MODELS))
-def test_prompts_of_different_lengths_do_not_disturb_each_other(name: str, settings: Any) -> None:
+def test_prompts_of_different_lengths_do_not_disturb_each_other(name: str, num_beams: int) -> None:
     language, visual = tiny_language_model(name), visual_prompts(4)
     language.model.double()
-    together = greedy(language, visual, PROMPTS, length_penalty=1.0, **settings)
-    alone = [
-        text
-        for row in range(4)
-        for text in greedy(language, visual[row : row + 1], PROMPTS[row : row + 1], length_penalty=1.0, **settings)
-    ]
+    together = beam_ids(language, visual, PROMPTS, 8, num_beams)
+    alone = [beam_ids(language, visual[row : row + 1], PROMPTS[row : row + 1], 8, num_beams)[0] for row in range(4)]
     assert together == alone
-    assert len(together) == 4 * settings.get("num_return_sequences", 1)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -325,15 +321,16 @@ def test_only_what_was_written_comes_back(name: str) -> None:
     """No prompt, start token, end or padding, also when the end is what pads."""
     language, visual = tiny_language_model(name), visual_prompts(6)
     prompts = [*PROMPTS, "two", "a dog"]
-    settings = {"max_new_tokens": 12, "suppress_tokens": [END]}
-    whole = greedy(language, visual, prompts, **settings)
+    with torch.no_grad():
+        language.model.get_output_embeddings().weight[END] = 0  # another token is the end here
+    whole = beam_ids(language, visual, prompts, 12, min_new_tokens=12)
     ends = {token: [until(row, token) for row in whole] for row in whole for token in row}
     end, expected = max(ends.items(), key=lambda item: len(set(map(len, item[1]))))
     assert len(set(map(len, expected))) > 1
     language.end_id = end
-    assert greedy(language, visual, prompts, **settings) == expected
+    assert beam_ids(language, visual, prompts, 12) == expected
     language.pad_id = end
-    assert greedy(language, visual, prompts, **settings) == expected
+    assert beam_ids(language, visual, prompts, 12) == expected
 
 
 def until(row: list[int], end: int) -> list[int]:
@@ -343,8 +340,7 @@ def until(row: list[int], end: int) -> list[int]:
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
 def test_settings_that_the_model_brings_along_do_not_count(name: str) -> None:
     language, visual = tiny_language_model(name), visual_prompts(4)
-    expected = greedy(language, visual, PROMPTS)
-    beams = greedy(language, visual, PROMPTS, num_beams=2)
+    expected, beams = beam_ids(language, visual, PROMPTS, 8), beam_ids(language, visual, PROMPTS, 8, 2)
     other = deepcopy(language)
     own = other.model.generation_config
     likely = max(expected, key=len)[0]
@@ -357,40 +353,26 @@ def test_settings_that_the_model_brings_along_do_not_count(name: str) -> None:
         return_dict_in_generate=True,
     )  # fmt: skip
     before = own.to_dict()
-    assert other.generate(visual, PROMPTS, max_new_tokens=8) == expected
-    assert greedy(other, visual, PROMPTS, num_beams=2) == beams
+    assert beam_ids(other, visual, PROMPTS, 8) == expected
+    assert beam_ids(other, visual, PROMPTS, 8, 2) == beams
     assert other.model.generation_config is own
     assert own.to_dict() == before
-
-
-def test_settings_of_the_caller_count() -> None:
-    language, visual = tiny_language_model("bart"), visual_prompts(2)
-    found = greedy(language, visual, ["a", ""], forced_bos_token_id=UNKNOWN, max_new_tokens=3, min_new_tokens=3)
-    assert [row[0] for row in found] == [UNKNOWN, UNKNOWN]
-    assert [len(row) for row in found] == [3, 3]
-    sampled, settings = [], {"do_sample": True, "top_p": 0.9, "temperature": 2.0, "max_new_tokens": 8}
-    for _ in range(2):
-        torch.manual_seed(1)
-        sampled.append(language.generate(visual, ["a", ""], **settings))
-    assert sampled[0] == sampled[1] != greedy(language, visual, ["a", ""])
-    with pytest.raises(ConfigError, match="max_new_tokens"):
-        language.generate(visual, ["a", ""], num_beams=2)
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_adapters_write_too(name: str) -> None:
     language, visual = tiny_language_model(name), visual_prompts(4)
-    plain = greedy(language, visual, PROMPTS)
+    plain = beam_ids(language, visual, PROMPTS, 8)
     targets = ["q_proj", "v_proj"] if name in CAUSAL else ["q", "v"]
     kind = "CAUSAL_LM" if name in CAUSAL else "SEQ_2_SEQ_LM"
     config = peft.LoraConfig(r=2, target_modules=targets, task_type=kind)
     with warnings.catch_warnings(action="ignore"):  # peft's, about transformers
         adapted = wrap_language_model(peft.get_peft_model(language.model, config), language.tokenizer).eval()
-    assert greedy(adapted, visual, PROMPTS) == plain  # adapters begin as nothing
+    assert beam_ids(adapted, visual, PROMPTS, 8) == plain  # adapters begin as nothing
     for part, module in adapted.named_modules():
         if "lora_B" in part:
             randomise(module, seed=0, scale=1.0)
-    found = greedy(adapted, visual, PROMPTS)
+    found = beam_ids(adapted, visual, PROMPTS, 8)
     assert found != plain
     with torch.no_grad():
         assert found == [by_plain_passes(adapted, visual[row : row + 1], PROMPTS[row], 8) for row in range(4)]
@@ -403,7 +385,7 @@ def test_a_line_end_ends_what_is_written() -> None:
     language, visual = tiny_language_model("opt", "bytes", end_of_text="\n"), visual_prompts(4)
     with torch.no_grad():
         language.model.get_output_embeddings().weight[language.end_id] *= 3
-    found = greedy(language, visual, PROMPTS, max_new_tokens=20)
+    found = beam_ids(language, visual, PROMPTS, 20)
     assert any(len(row) < 20 for row in found)
     assert not any(language.end_id in row for row in found)
 

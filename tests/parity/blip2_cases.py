@@ -19,6 +19,7 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.huggingface import QFORMER_TOKENIZER
 from openblip.models.language_model import IGNORED_LABEL
 from tiny_blip import random_pixels, randomise, tiny_tokenizer
+from written_texts import beam_ids
 
 Language = Literal["opt", "llama", "t5"]
 TOKENIZER = tiny_tokenizer()
@@ -149,7 +150,7 @@ def our_outputs(checkpoint: Blip2Checkpoint, texts: bool = True) -> Outputs:
         predicted = language.predict(visual, PROMPTS, TARGETS, max_text_tokens=40)
         out.scores["llm"] = predicted.logits[predicted.labels != IGNORED_LABEL]
         for name, settings in DECODINGS.items() if texts else ():
-            out.texts[name] = language.generate(visual, PROMPTS, max_new_tokens=MAX_TOKENS, do_sample=False, **settings)
+            out.texts[name] = beam_ids(language, visual, PROMPTS, MAX_TOKENS, **settings)
     return out
 
 

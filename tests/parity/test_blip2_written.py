@@ -24,6 +24,7 @@ from openblip.models.config import Blip2Config, Blip2Head, LanguageConfig
 from openblip.models.language_model import LanguageModel, wrap_language_model
 from openblip.nn.config import QFormerConfig, VisionConfig
 from tiny_blip import randomise
+from written_texts import beam_ids
 
 pytestmark = pytest.mark.slow
 VISION = VisionConfig(
@@ -112,9 +113,7 @@ def texts_of(checkpoint: Blip2Checkpoint, images: list[Image.Image], decoding: d
         queries = model.encode_multimodal(tokens.ids, tokens.mask, image_kv)
     else:
         queries = model.encode_queries(image_kv).queries
-    return language.generate(
-        model.visual_prompts(queries), cases.PROMPTS, max_new_tokens=cases.MAX_TOKENS, do_sample=False, **decoding
-    )
+    return beam_ids(language, model.visual_prompts(queries), cases.PROMPTS, cases.MAX_TOKENS, **decoding)
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1], ids=name_of)

@@ -19,6 +19,7 @@ from openblip.recipes.run import LanguageShape
 from openblip.tasks.language_model import no_visual
 from openblip.training.run_folder import RunFolder
 from shared_files import as_json, write_tar
+from written_texts import beam_ids
 
 replace = dataclasses.replace
 ANSWERS = {"dog": "red", "cat": "blue", "cow": "green", "owl": "pink"}
@@ -53,7 +54,7 @@ def test_a_language_model_learns_its_texts_by_heart(source, tmp_path, recipe, en
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
     language = load_language_model(folder, end_of_text=end_of_text)
     prompts = [text.rpartition(" dark")[0] for text in TEXTS]
-    rows = language.generate(no_visual(language, 4), prompts, max_new_tokens=9, do_sample=False)
+    rows = beam_ids(language, no_visual(language, 4), prompts, 9)
     assert [language.decode(row) for row in rows] == [f"dark {color}" for color in ANSWERS.values()]
 
 

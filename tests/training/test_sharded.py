@@ -29,6 +29,7 @@ from openblip.training.trainer import SPEED, Trainer
 from shared_files import read_lines
 from tiny_blip import SIZE, TINY, gradients, random_pixels, random_tokens, randomise
 from two_processes_of import launch
+from written_texts import beam_ids
 
 ALONE = Process(0, 1, torch.device("cpu"))
 ALL = slice(0, 4)
@@ -274,10 +275,7 @@ def test_without_gradients_nothing_is_computed_twice_and_texts_are_written_alike
         loss_of(recomputed, texts_at(0, ALL))
         assert counts == [1, 1]
     visual = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
-    written = [
-        task.get_submodule("model.language").generate(visual, ["", "a dog"], max_new_tokens=5)
-        for task in (usual, recomputed)
-    ]
+    written = [beam_ids(task.get_submodule("model.language"), visual, ["", "a dog"], 5) for task in (usual, recomputed)]
     assert written[0] == written[1]
 
 

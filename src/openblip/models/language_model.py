@@ -9,7 +9,6 @@ R rows, Q visual prompts, T text tokens, S = Q + T, Dl width of the language mod
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from copy import copy
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -97,32 +96,6 @@ class LanguageModel(nn.Module, ABC):
         """The inputs of transformers' `generate`: inputs_embeds (R, S, Dl) and attention_mask (R, S)."""
         *_, inputs, mask = self._embed(visual, [self._prompt_ids(prompt) for prompt in prompts])
         return {"inputs_embeds": inputs, "attention_mask": mask}
-
-    @torch.inference_mode()
-    def generate(self, visual: Tensor, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
-        """Token ids written after each prompt, without end token and padding; `num_return_sequences` rows each.
-
-        settings: arguments of transformers' `generate`, `max_new_tokens` among them; the rest are its
-        defaults, whatever the model's own generation_config says. Raises ConfigError when the model has too few
-        positions.
-        """
-        if "max_new_tokens" not in settings:
-            raise ConfigError("max_new_tokens is missing: say how many tokens may be generated.")
-        inputs, max_new_tokens = self.generation_inputs(visual, prompts), settings["max_new_tokens"]
-        length = inputs["inputs_embeds"].shape[1]
-        positions = getattr(self.model.config, "max_position_embeddings", None)  # T5 has none and no limit
-        longest = length if self.is_encoder_decoder else length + max_new_tokens - 1  # the last is not read
-        if positions is not None and longest > positions:
-            raise ConfigError(
-                f"Visual prompts and prompt take {length} tokens and max_new_tokens is {max_new_tokens}: the "
-                f"language model reads at most {positions}; give a shorter prompt or ask for fewer tokens."
-            )
-        output = _with_default_generation(self.model).generate(
-            **inputs, eos_token_id=self.end_id, pad_token_id=self.pad_id, **settings
-        )
-        first = int(output.shape[1] > 0 and self.is_encoder_decoder)  # the decoder's start token
-        rows: list[list[int]] = output[:, first:].tolist()
-        return [row[: row.index(self.end_id)] if self.end_id in row else row for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens and outer spaces."""
@@ -222,19 +195,6 @@ def padded_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
     ).view(len(rows), longest)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(longest, device=device) < lengths[:, None]
-
-
-def _with_default_generation(model: Any) -> Any:
-    """A model that shares everything with `model` except that its generation_config names only first tokens. What the
-    model's own generation_config says (sampling, lengths, forced or suppressed tokens) would apply wherever a caller
-    passes no setting.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's adapters are inside
-    settings, shared = base.generation_config, copy(base)
-    shared.generation_config = type(settings)(
-        bos_token_id=settings.bos_token_id, decoder_start_token_id=settings.decoder_start_token_id
-    )
-    return shared
 
 
 def _added_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
