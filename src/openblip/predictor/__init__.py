@@ -116,7 +116,7 @@ def load(
             raise ConfigError(
                 "dtype is int8, which is for a BLIP; of a BLIP-2 the language model can have 8 bits: quantization."
             )
-        blip2 = Blip2Predictor(checkpoint, device)
+        blip2 = Blip2Predictor(checkpoint, device, precision)  # the Q-Former too, which is read in float32
         if can_pack(device, precision):
             blip2.model.pack()
         return blip2
