@@ -33,6 +33,11 @@ RUNS = {
     "capfilt-cost-simulation": ["benchmarks.capfilt_cost", "simulation"],
     "capfilt-cost-workers": ["benchmarks.capfilt_cost", "workers"],
     "capfilt-cost-rate": ["benchmarks.capfilt_cost", "rate"],
+    "blip2-opt-greedy": ["benchmarks.blip2_decoding", "opt", "greedy"],
+    "blip2-t5-greedy": ["benchmarks.blip2_decoding", "t5", "greedy"],
+    "blip2-opt-beam": ["benchmarks.blip2_decoding", "opt", "beam"],
+    "blip2-opt-nucleus": ["benchmarks.blip2_decoding", "opt", "nucleus"],
+    "blip2-opt-ranking": ["benchmarks.blip2_decoding", "opt", "ranking"],
 }
 MARK = re.compile(r"<!-- figures: (?P<name>[\w.-]+) -->\n(?:\|.*\n|\*Measured.*\n|\n(?=\||\*Measured))*")
 
