@@ -3,6 +3,7 @@ close to float32 as the CPU comes in the same precision.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_predictor import IMAGES, TEXTS, blip2_predictor, make_predictor
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.generation.decoding import Beam, Greedy, Nucleus
 from openblip.models.language_model import IGNORED_LABEL
+from openblip.nn.linear import FeedForward
 from openblip.predictor import BasePredictor, Blip2Predictor, ScoredText
 
 QUESTIONS = ["how many cats are there?", "what is it?", "is the dog red?", "two cars?", "why?"]
@@ -171,6 +173,16 @@ def test_lower_precision_is_as_close_to_float32_as_on_the_cpu(
     exact = ask(predictors(model, "cpu"))
     ours, theirs = (error(ask(predictors(model, where, dtype)), exact) for where in (device, "cpu"))
     assert ours <= 2 * theirs + 1e-3
+
+
+@pytest.mark.parametrize("dtype", LOWER, ids=str)
+def test_a_feed_forward_of_one_kernel_is_as_exact_as_of_two(device: torch.device, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    exact, x = FeedForward(64, 256), torch.randn(5, 33, 64)
+    layer, inputs = deepcopy(exact).to(device, dtype), x.to(device, dtype)
+    with torch.inference_mode():
+        expected, found, in_two = exact(x), layer(inputs), nn.Sequential(*layer)(inputs)
+    assert error(found.cpu(), expected) <= 1.2 * error(in_two.cpu(), expected)
 
 
 def logprobs_of(predictor: Any, texts: list[ScoredText]) -> Tensor:

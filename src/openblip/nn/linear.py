@@ -1,4 +1,5 @@
-"""Linear layers of a model that only infers, their weights laid out once for the processor's own kernels (oneDNN).
+"""Linear layers of a model that only infers, their weights laid out once for the processor's own kernels (oneDNN), and
+the feed-forward of every transformer here.
 
 torch lays a weight out anew, or reads it in an order that does not suit the kernel, in every call of F.linear. At the
 few rows of a decoding step that takes longer than the arithmetic, and in float32 on AMD the kernel is a slower one.
@@ -140,3 +141,29 @@ def replace_linear_layers(model: nn.Module, layer: type[PackedLinear] | type[Int
         for name, child in module._modules.items():
             if type(child) is nn.Linear:
                 module._modules[name] = layer(child.weight, child.bias)
+
+
+class FeedForward(nn.Sequential):
+    """A linear layer, an activation, and a linear layer back to the width: (..., D) -> (..., D).
+
+    Where a GPU infers in half precision, the matrix product before a GELU computes it too, which saves a pass over the
+    widest tensor. It is the form with tanh, at most 5e-4 from the exact one: what the shipped filter makes of images
+    moves by 1/40 of what rounding to bfloat16 does, and by 1/4 of what rounding to float16 does.
+    """
+
+    def __init__(self, width: int, inner_width: int, activation: nn.Module | None = None) -> None:
+        super().__init__(nn.Linear(width, inner_width), activation or nn.GELU(), nn.Linear(inner_width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        first, activation, last = self
+        if isinstance(activation, nn.GELU) and type(first) is nn.Linear and _infers_in_half(x, first.weight):
+            inner = torch._addmm_activation(first.bias, x.flatten(0, -2), first.weight.T, use_gelu=True)
+            return cast(Tensor, last(inner.unflatten(0, x.shape[:-1])))
+        return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+
+
+def _infers_in_half(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are bfloat16 or float16 on a GPU, without gradients."""
+    is_half = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
+    return is_half and x.device.type == "cuda" and not torch.is_grad_enabled()

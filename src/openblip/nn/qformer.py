@@ -42,7 +42,8 @@ from openblip.nn.attention import (
 )
 from openblip.nn.config import QFormerConfig
 from openblip.nn.dropout import Dropout
-from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words, feed_forward
+from openblip.nn.linear import FeedForward
+from openblip.nn.text_transformer import LanguageModelHead, Residual, embed_words
 
 
 def matching_mask(num_queries: int, num_tokens: int) -> Tensor:
@@ -96,8 +97,8 @@ class QFormerLayer(nn.Module):
         self.cross_attention = (
             None if context_dim is None else Residual(CrossAttention(width, context_dim, num_heads, dropout), config)
         )
-        self.query_feed_forward = Residual(feed_forward(config), config)
-        self.text_feed_forward = Residual(feed_forward(config), config) if has_text_branch else None
+        self.query_feed_forward = Residual(FeedForward(width, config.mlp_dim), config)
+        self.text_feed_forward = Residual(FeedForward(width, config.mlp_dim), config) if has_text_branch else None
 
     def forward(
         self,

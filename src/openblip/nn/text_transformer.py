@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from openblip.nn.attention import CrossAttention, DecodingCache, LayerBuffer, LayerKV, PairCrossAttention, SelfAttention
 from openblip.nn.config import Mode, QFormerConfig, Sharing, TextConfig
 from openblip.nn.dropout import Dropout
-from openblip.nn.linear import PackedLinear
+from openblip.nn.linear import FeedForward, PackedLinear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -70,12 +70,6 @@ def check_length(num_tokens: int, position: nn.Embedding) -> None:
         raise ValueError(f"A text of {num_tokens} tokens: the model has {position.num_embeddings} positions.")
 
 
-def feed_forward(config: TextConfig | QFormerConfig) -> nn.Sequential:
-    """A feed-forward of BERT, (R, T, D) -> (R, T, D)."""
-    width = config.hidden_dim
-    return nn.Sequential(nn.Linear(width, config.mlp_dim), nn.GELU(), nn.Linear(config.mlp_dim, width))
-
-
 class Residual(nn.Module):
     """norm(x + dropout(branch(x, ...))): BERT's post-norm residual around attention."""
 
@@ -112,7 +106,7 @@ class MedLayer(nn.Module):
         width, num_heads = config.hidden_dim, config.num_heads
         self.self_attention = by_mode("self_attention", lambda _: SelfAttention(width, num_heads, config.dropout))
         self.cross_attention = by_mode("cross_attention", cross_attention)
-        self.feed_forward = by_mode("feed_forward", lambda _: feed_forward(config))
+        self.feed_forward = by_mode("feed_forward", lambda _: FeedForward(width, config.mlp_dim))
 
     def forward(
         self, x: Tensor, mode: Mode, mask: Tensor | None, context_kv: LayerKV, cache: LayerBuffer | None

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.nn.attention import SelfAttention
 from openblip.nn.config import VisionConfig
+from openblip.nn.linear import FeedForward
 
 
 class DropPath(nn.Module):
@@ -49,8 +50,7 @@ class VitBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = SelfAttention(width, config.num_heads)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        activation = _ACTIVATIONS[config.activation]()
-        self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), activation, nn.Linear(config.mlp_dim, width))
+        self.mlp = FeedForward(width, config.mlp_dim, _ACTIVATIONS[config.activation]())
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,9 +84,8 @@ class VisionTransformer(nn.Module):
         patch, (height, width) = self.patch_embedding.stride[0], pixels.shape[-2:]
         if height != width or height % patch:
             raise ValueError(f"An image of {height}x{width}: patches of {patch} need a square that they tile.")
-        patches = self.patch_embedding(pixels)  # (B, D, G, G)
-        positions = interpolate_positions(self.position_embedding, patches.shape[-1])
-        x = patches.flatten(2).transpose(1, 2)  # (B, G*G, D)
+        positions = interpolate_positions(self.position_embedding, height // patch)
+        x = embed_patches(self.patch_embedding, pixels)  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.input_norm(x + positions.to(x.dtype))
         if x.device.type == "cpu" and not torch.is_grad_enabled():
@@ -108,6 +107,18 @@ CACHED_BYTES = 2**24
 """The largest activations of a layer that stay in the last cache of a CPU: so many images go through all blocks before
 the next do.
 """
+
+
+def embed_patches(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """A convolution whose kernels do not overlap, (B, 3, S, S) -> (B, G*G, D). On a GPU it is one matrix product, whose
+    output is laid out as the blocks read it.
+    """
+    if pixels.device.type != "cuda":
+        return cast(Tensor, convolution(pixels)).flatten(2).transpose(1, 2)
+    patch = convolution.stride[0]
+    patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, 3, G, P, G, P)
+    rows = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, G*G, 3*P*P)
+    return F.linear(rows, convolution.weight.flatten(1), convolution.bias)
 
 
 def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
