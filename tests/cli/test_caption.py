@@ -2,7 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -186,6 +189,30 @@ def test_lines_of_exactly_decoded_images_are_continued_so(
     assert "jpeg was 'exact', is now 'scaled'" in refusal(*words, "--out", out)
     run(*words, "--out", out, "--jpeg", "exact")
     assert out.read_bytes() == exact
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_threads_and_the_same_command_continues(
+    run: Any, words: list[object], image_folder: Path, out: Path
+) -> None:
+    for number in range(600):
+        (image_folder / f"{number:03d}.png").write_bytes((image_folder / "a.png").read_bytes())
+    program = "import sys; from openblip.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *map(str, words), "--out", str(out), "--batch-size", "4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not out.exists() or not out.stat().st_size:
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert 0 < len(read_lines(out)) < 603
+    run(*words, "--out", out)
+    keys = [line["key"] for line in read_lines(out)]
+    assert len(keys) == len(set(keys)) == 603
 
 
 def test_lines_of_unknown_settings_are_not_continued(run: Any, refusal: Any, words: list[object], out: Path) -> None:
