@@ -22,18 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from openblip.errors import CheckpointError, ConfigError
 from openblip.generation.decoding import Beam, Decoding, Nucleus, check_decoding
-
-
-class TextDecoder(Protocol):
-    """The texts that a model is writing, R = A * K of A images, with what was read of them (`models.decoder`)."""
-
-    def step(self, ids: Tensor, parents: Tensor | None = None) -> Tensor:
-        """Read the next token of every text, ids int64 (R,), and return the logits (R, V), float32, for what follows.
-        With parents, int64 (A, K), beam k of an image first becomes what its beam parents[k] was.
-        """
-
-    def select(self, images: Tensor) -> Self:
-        """The texts of these images only, int64 (A')."""
+from openblip.generation.steps import Steps, TextDecoder, recorded, select_images
 
 
 class TextModel(Protocol):
@@ -143,24 +132,24 @@ def write(
             seeds = derive_seeds(decoding.seed, num_images) if seeds is None else seeds
             uniform.copy_(torch.from_numpy(uniforms(seeds, num_captions, most)).view_as(uniform))
         state = Samples.start(uniform)
-    images, step = torch.arange(num_images, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    images, first = torch.arange(num_images, device=device), torch.zeros(1, dtype=torch.long, device=device)
     results: list[list[Generated]] = [[] for _ in range(num_images)]
-    state = state.take(logits.repeat_interleave(rows_per_image, dim=0), step, decoding, eos_id)
-    for number in range(1, most):
-        if number > decoding.min_new_tokens and number % (1 if device.type == "cpu" else CHECK_EVERY) == 0:
-            is_open = state.is_open()
-            num_open = int(is_open.sum())
-            if num_open == 0:
-                break
-            size = _batch_size(num_open, num_images)
-            if size < len(images):
-                order = is_open.int().argsort(descending=True, stable=True)
-                kept, dropped = order[:size], order[size:]
-                _collect(results, images[dropped], _select(state, dropped), num_captions, eos_id)
-                images, state, decoder = images[kept], _select(state, kept), decoder.select(kept)
-        step += 1
-        state = state.take(decoder.step(state.last.flatten(), state.parents), step, decoding, eos_id)
-    _collect(results, images, state, num_captions, eos_id)
+    state = state.take(logits.repeat_interleave(rows_per_image, dim=0), first, decoding, eos_id)
+    with recorded(Steps(decoder, state, first, decoding, eos_id)) as steps:
+        for number in range(1, most):
+            if number > decoding.min_new_tokens and number % (1 if device.type == "cpu" else CHECK_EVERY) == 0:
+                is_open = steps.state.is_open()
+                num_open = int(is_open.sum())
+                if num_open == 0:
+                    break
+                size = _batch_size(num_open, num_images)
+                if size < len(images):
+                    order = is_open.int().argsort(descending=True, stable=True)
+                    kept, dropped = order[:size], order[size:]
+                    _collect(results, images[dropped], select_images(steps.state, dropped), num_captions, eos_id)
+                    images, steps = images[kept], steps.select(kept)
+            steps.advance()
+        _collect(results, images, steps.state, num_captions, eos_id)
     return results
 
 
@@ -174,11 +163,6 @@ def _batch_size(num_open: int, num_images: int) -> int:
     """
     sizes = [num_images, *(math.ceil(num_images * share) for share in (0.75, 0.5, 0.25, 0.125, 0.0625))]
     return min(size for size in sizes if size >= num_open)
-
-
-def _select(state: Any, images: Tensor) -> Any:
-    """The state of these images, int64 (A'): a tensor, or a tuple of states."""
-    return state[images] if isinstance(state, Tensor) else type(state)(*(_select(x, images) for x in state))
 
 
 def _collect(

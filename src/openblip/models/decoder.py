@@ -21,7 +21,7 @@ from openblip.nn.text_transformer import TextTransformer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CachedDecoder:
-    """The texts of A images after their prompt, N * K for each: a `generation.search.TextDecoder`."""
+    """The texts of A images after their prompt, N * K for each: a `generation.steps.TextDecoder`."""
 
     transformer: TextTransformer | QFormer
     context_kv: Any
@@ -63,8 +63,17 @@ class CachedDecoder:
         def of_rows(x: Tensor) -> Tensor:
             return cast(Tensor, x.unflatten(0, (-1, self.samples))[images].flatten(0, 1))
 
-        context_kv = None if self.context_kv is None else self.context_kv.select(images)
-        return replace(self, context_kv=context_kv, cache=self.cache.map(of_rows), visible=of_rows(self.visible))
+        slots, position = self.slots, self.position
+        if not isinstance(images, slice):
+            slots, position = slots.clone(), position.clone()
+        return replace(
+            self,
+            context_kv=None if self.context_kv is None else self.context_kv.select(images),
+            cache=self.cache.map(of_rows),
+            visible=of_rows(self.visible),
+            slots=slots,
+            position=position,
+        )
 
     def tensors(self) -> list[Tensor]:
         """All tensors that a step reads or changes, except for the model's weights."""

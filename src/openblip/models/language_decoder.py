@@ -100,7 +100,7 @@ def read_prompts(language: LanguageModel, visual: Tensor, prompts: Sequence[str]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LanguageDecoder:
-    """R texts that a language model is writing: a `generation.search.TextDecoder`."""
+    """R texts that a language model is writing: a `generation.steps.TextDecoder`."""
 
     model: Any
     cache: Any
