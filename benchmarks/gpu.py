@@ -279,9 +279,9 @@ def train_large(options: argparse.Namespace) -> None:
 def run_commands(options: argparse.Namespace) -> None:
     from benchmarks import command_line
 
-    images = 4 if options.small else 1024
-    given = ["--device", options.device, "--results", str(options.results), "--repeats", "1" if options.small else "2"]
-    given += ["--images", str(images), "--sizes", "640x480", "--commands", "capfilt", "--jpeg", "scaled", "exact"]
+    images, batch_size = (4, 1) if options.small else (1024, 64)
+    given = ["--device", options.device, "--results", str(options.results), "--repeats", "1" if options.small else "3"]
+    given = ["capfilt", "640x480", "--images", str(images), "--batch-size", str(batch_size), *given]
     with patch("sys.argv", ["command_line", *given]):
         command_line.main()
 
