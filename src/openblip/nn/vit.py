@@ -88,19 +88,18 @@ class VisionTransformer(nn.Module):
         x = embed_patches(self.patch_embedding, pixels)  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.input_norm(x + positions.to(x.dtype))
+        num_at_once = max(1, len(x))
         if x.device.type == "cpu" and not torch.is_grad_enabled():
-            image_bytes = x.shape[1] * self.mlp_dim * x.itemsize
-            return torch.cat([self._run_blocks(part) for part in x.split(max(1, CACHED_BYTES // image_bytes))])
-        return self._run_blocks(x)
-
-    def _run_blocks(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return cast(Tensor, self.norm(x))
+            num_at_once = max(1, CACHED_BYTES // (x.shape[1] * self.mlp_dim * x.itemsize))
+        groups = []
+        for group in x.split(num_at_once):
+            for block in self.blocks:
+                if self.activation_checkpointing and self.training:
+                    group = checkpoint(block, group, use_reentrant=False)
+                else:
+                    group = block(group)
+            groups.append(self.norm(group))
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 CACHED_BYTES = 2**24
