@@ -76,8 +76,9 @@ def run(options: argparse.Namespace) -> None:
     if options.captions is not None:
         name = f"{options.captions} {strategy} captions an image"
     on_gpu = options.device.startswith("cuda")
+    models: dict[str, Any] = {}
     for dtype in options.dtypes:
-        ours = openblip.load(blip_base.captioner_folder(), device=options.device, dtype=dtype)
+        ours = models[dtype] = openblip.load(blip_base.captioner_folder(), device=options.device, dtype=dtype)
         prepared, normalised = repeated(blip_base.pixels(ours, min(NUM_IMAGES, options.images)), options.images)
         if on_gpu:
             prepared = prepared.pin_memory()  # as the model's own calls leave what they read from files
@@ -106,6 +107,9 @@ def run(options: argparse.Namespace) -> None:
             target = GPU_RATES.get(strategy) if side.startswith("openblip") else None
             bounds = {"low": rates[0], "high": rates[-1], "unit": "images/s"}
             report.add(f"{name}, {side}", rates[len(rates) // 2], **bounds, target=target)
+    else:
+        profiles = {f"openblip {dtype}": profile(model, prepared, strategy) for dtype, model in models.items()}
+        report.facts["profile"] = profiles
     for dtype in [] if options.alone else options.dtypes:
         peer, own = peer_of(dtype), f"openblip {dtype}"
         target = GPU_TARGETS.get(strategy) if on_gpu else TARGETS.get((strategy, dtype))
@@ -159,6 +163,23 @@ def compiled_model(model: Any) -> Any:
 def compiled(call: Callable[[], Any], report: Report) -> Callable[[], Any]:
     report.facts["compilation, s"] = timed(call)
     return call
+
+
+def profile(model: Any, prepared: Tensor, strategy: str) -> dict[str, Any]:
+    """The seconds of the parts of a call, and the operators that take the most, as shares of all."""
+    encoded = model.encode(prepared, batch_size=len(prepared))
+    parts = {
+        "encoding, s": lambda: model.encode(prepared, batch_size=len(prepared)),
+        "keys and values, s": lambda: model.model.image_kv(encoded.tokens, "decode"),
+        "keys and values, and decoding, s": our_call(model, encoded, strategy),
+    }
+    seconds = {name: min(timed(call) for _ in range(3)) for name, call in parts.items()}
+    with torch.profiler.profile() as profiler:
+        our_call(model, prepared, strategy)()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(times.values())
+    longest = sorted(times, key=times.__getitem__, reverse=True)[:8]
+    return {**seconds, "operators": {name: round(times[name] / whole, 3) for name in longest}}
 
 
 def equal_tokens(ours: Any, theirs: Tensor) -> float:
