@@ -1,0 +1,56 @@
+"""What every benchmark relies on: sides take turns, memory is the child's own, and the page is that of the results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.all import PAGE, with_tables  # noqa: E402
+from benchmarks.harness import RESULTS, Report, alternate, run_child  # noqa: E402
+
+
+def test_sides_take_turns_in_both_orders() -> None:
+    calls: list[str] = []
+    seconds = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=1)
+    assert "".join(calls) == "abbaab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def allocate(num_bytes: int) -> int:
+    return len(b"1" * num_bytes)
+
+
+def test_a_child_is_not_charged_with_the_memory_of_its_parent() -> None:
+    ours = bytearray(b"2" * 400_000_000)
+    child = run_child(allocate, 100_000_000, env={"PYTHONPATH": f"{ROOT / 'tests'}"})
+    assert child.value == 100_000_000
+    assert 100e6 < child.peak_bytes < len(ours)
+
+
+def one_run(folder: Path, value: float) -> None:
+    report = Report("speed", "It is fast.", argparse.Namespace(device="cpu", results=folder))
+    report.ratio("greedy", peer=[2 * value, 3 * value], ours=[1.0, 1.0], target=4)
+    report.save()
+
+
+def test_the_page_shows_the_last_three_runs_and_keeps_its_text(tmp_path: Path) -> None:
+    for value in (100, 1, 2, 3):
+        one_run(tmp_path, value)
+    results = {"speed": json.loads((tmp_path / "speed.json").read_text())}
+    page = with_tables("# Page\n\n<!-- figures: speed -->\n| old |\n\nWhy.\n", results)
+    assert page.startswith("# Page\n\n<!-- figures: speed -->\n| figure |")
+    assert "| greedy | >= 4 | 5 x | 2.5 (2 to 3); 5 (4 to 6); 7.5 (6 to 9) |" in page
+    assert page.endswith("\n\nWhy.\n")
+    assert "old" not in page
+    assert with_tables(page, results) == page
+    added = with_tables("# Page\n", results)
+    assert "## speed\n\nIt is fast.\n\n<!-- figures: speed -->\n| figure |" in added
+    assert with_tables(added, results) == added
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    results = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    assert with_tables(PAGE.read_text(), results) == PAGE.read_text(), "run python -m benchmarks.all"
