@@ -32,6 +32,7 @@ RUNS = {
     "command_line-caption-4032x3024": ["benchmarks.command_line", "caption", "4032x3024"],
     "command_line-capfilt-640x480": ["benchmarks.command_line", "capfilt", "640x480", "--jpeg", "scaled"],
     "command_line-capfilt-4032x3024": ["benchmarks.command_line", "capfilt", "4032x3024"],
+    "training_step": ["benchmarks.training_step"],
     "openvino": ["benchmarks.openvino_pipeline"],
     "quality": ["benchmarks.quality"],
     "capfilt-cost-simulation": ["benchmarks.capfilt_cost", "simulation"],
