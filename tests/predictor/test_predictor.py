@@ -78,6 +78,21 @@ def test_the_matrix_holds_the_pairs(predictor: BlipPredictor) -> None:
         assert_same(matrix[i], predictor.match([IMAGES[i]] * 5, TEXTS))
 
 
+def test_texts_of_a_matrix_are_read_with_others_of_their_length(
+    predictor: BlipPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [text for _ in range(128) for text in ("a dog", "a small green bird below a big red tree")]
+    expected = predictor.match_matrix(IMAGES[:2], texts)
+    read: list[tuple[int, ...]] = []
+    logits = predictor.model.match_logits
+    monkeypatch.setattr(
+        predictor.model, "match_logits", lambda ids, mask, kv: (read.append(tuple(ids.shape)), logits(ids, mask, kv))[1]
+    )
+    assert_same(predictor.match_matrix(IMAGES[:2], texts), expected)
+    assert {rows for rows, _ in read} == {256}
+    assert len({length for _, length in read}) == len(read) == 2
+
+
 def test_a_match_is_the_softmax_of_the_logits_after_enc(predictor: BlipPredictor) -> None:
     tokens = tokens_from_enc("a dog")
     with torch.no_grad():

@@ -364,16 +364,17 @@ class BasePredictor(ABC):
         max_text_length: tokens to which texts are cut, special ones included; by default all that the model can read.
         """
         texts = values.as_texts(texts, "text")
+        tokens = self._tokenize(texts, self._encoder_id, max_text_length)
+        by_length = tokens.mask.sum(dim=1).argsort(stable=True)
         scores = [torch.zeros(0, len(texts))]
         for _, encoded in self.encoded_batches(images, batch_size):
             count = len(encoded)
             image_kv = self._image_kv(encoded.tokens, "encode")  # once for all texts
-            columns = [torch.zeros(count, 0)]
-            for chunk in values.chunks(texts, max(1, 4 * values.DEFAULT_BATCH_SIZE // count)):
-                tokens = self._tokenize(chunk, self._encoder_id, max_text_length)
-                repeated = Tokens(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
-                columns.append(self._match_probability(repeated, image_kv).view(count, -1))
-            scores.append(torch.cat(columns, dim=1))
+            scores.append(torch.zeros(count, len(texts)))
+            for rows in by_length.split(max(1, 4 * values.DEFAULT_BATCH_SIZE // count)) if texts else ():
+                part = tokens.part(rows)
+                repeated = Tokens(part.ids.repeat(count, 1), part.mask.repeat(count, 1))
+                scores[-1][:, rows.cpu()] = self._match_probability(repeated, image_kv).view(count, -1)
         return torch.cat(scores)
 
     @model_call("similarity")
