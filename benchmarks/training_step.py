@@ -4,8 +4,8 @@ Peer: the same step of BLIP-base's pre-training (ITC, ITM and LM, momentum model
 writes it after the released code: every pass of the text transformer projects its own image keys and values, texts are
 padded to 30 tokens, negatives are drawn row by row, the momentum model follows parameter by parameter, torch's AdamW
 has its default settings. Attention is by matrix products on CPUs, where they are the faster choice, and by
-scaled_dot_product_attention on GPUs. Both sides train the same weights in bfloat16 autocast; their losses and gradients
-are compared first.
+scaled_dot_product_attention on GPUs. Both sides train the same float32 weights and compute in bfloat16, the peer by
+autocast; their losses and gradients are compared first.
 Method: a round is one step of each side that is not timed and one that is, of the same batch at 224 pixels. Ceiling: a
 product of two large bfloat16 matrices in the same process. The operations of a step are those that it must compute
 (`openblip.models.flops`), without the peer's surplus. Peak memory is that of child processes which take three steps

@@ -82,6 +82,18 @@ def test_two_processes_train_as_one_on_the_joint_batch(results: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_two_processes_cast_the_weights_of_a_step_as_one_does(results: Path, tmp_path: Path) -> None:
+    """In bfloat16, without autocast."""
+    changes, of_task = two_trainers.RUNS["stage1-bf16"]
+    two_trainers.train(tmp_path, "stage1-bf16", ALONE, changes, of_task)
+    folders = (results / "stage1-bf16", tmp_path / "stage1-bf16", results / "stage1")
+    ours, alone, exact = ([record["loss"] for record in metrics(folder)] for folder in folders)
+    assert ours == pytest.approx(alone, rel=0.02)
+    assert ours == pytest.approx(exact, rel=0.05)
+    assert ours != exact
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"), [("whole", "sharded"), ("whole", "sharded-recomputed"), ("bf16", "sharded-bf16")]
 )

@@ -146,6 +146,7 @@ KILLED_AT = 2 * 4  # two micro-batches a step: in the fifth step, after the chec
 # By name of a run: what differs from `settings`, and what its task is made with.
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage1": ({}, {}),
+    "stage1-bf16": ({"dtype": "bfloat16"}, {}),
     "whole": ({}, {}),
     "sharded": ({"shard_frozen": True}, {}),
     "sharded-recomputed": ({"shard_frozen": True, "activation_checkpointing": True}, {}),
@@ -164,7 +165,7 @@ def settings(batch_size: int, **changes: Any) -> TrainingConfig:
 
 def make(name: str, **of_task: Any) -> Task:
     torch.manual_seed(0)
-    return stage1() if name == "stage1" else stage2(**of_task)
+    return stage1() if name.startswith("stage1") else stage2(**of_task)
 
 
 def train(out: Path, name: str, process: Process, changes: Any, of_task: Any, killed: bool = False) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def train(out: Path, name: str, process: Process, changes: Any, of_task: Any, ki
         if killed and number == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    batch_at = pairs_at if name == "stage1" else texts_at
+    batch_at = pairs_at if name.startswith("stage1") else texts_at
     folder = RunFolder(out / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     task = make(name, **of_task)

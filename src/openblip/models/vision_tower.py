@@ -44,6 +44,7 @@ class VisionTower(nn.Module):
         """float (B, 3, S, S), normalised -> features (B, N, Dv), without the model's final norm. For another S than
         `image_size` the position embeddings are interpolated, where the model can do so.
         """
+        pixels = pixels.to(next(self.model.parameters()).dtype)
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if self.model.config.model_type == "siglip2_vision_model":  # takes images of any shape, as patches
             patch = int(self.model.config.patch_size)

@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
         if height != width or height % patch:
             raise ValueError(f"An image of {height}x{width}: patches of {patch} need a square that they tile.")
         positions = interpolate_positions(self.position_embedding, height // patch)
-        x = embed_patches(self.patch_embedding, pixels)  # (B, G*G, D)
+        x = embed_patches(self.patch_embedding, pixels.to(self.patch_embedding.weight.dtype))  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.input_norm(x + positions.to(x.dtype))
         num_at_once = max(1, len(x))

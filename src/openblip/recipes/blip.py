@@ -20,7 +20,7 @@ The paper gives no costs. Where the released code deviates from it, in pre-train
 75 pairs per GPU also with ViT-B, which is 2400 on 32 GPUs, not 2880; RandAugment's Brightness and Sharpness do nothing
 at its magnitude of 5, which is kept here.
 
-Where these recipes deviate from the released code: bfloat16 autocast instead of float32; biases, norms and the
+Where these recipes deviate from the released code: steps in bfloat16 instead of float32; biases, norms and the
 temperature are not weight-decayed; the learning rate follows steps, not epochs; the momentum encoders run without
 dropout and move after the optimizer step, not before the next forward pass. In pre-training and for Flickr30k: ITM
 negatives come from all GPUs, not from the pair's own. In pre-training: 0.85 and 2880, as the paper; decay counts from

@@ -21,7 +21,7 @@ Where the released code deviates from the paper: it pre-trains on COCO and Visua
 100 a GPU (stage 2: 64), with 5,000 steps of warm-up and beta2 0.999.
 
 Where these recipes deviate from the released code: as the paper in these points; layer-wise decay works; bfloat16
-autocast instead of float16 with loss scaling, over float32 weights also of an encoder that is trained, which turns to
+instead of float16 autocast with loss scaling, over float32 weights also of an encoder that is trained, which turns to
 NaN in float16; language models read and learn texts as they are written, not in lower case without punctuation; biases,
 norms and the temperature are not weight-decayed; texts are padded to the longest of the batch; the last weights are
 kept.

@@ -32,6 +32,9 @@ class Task(nn.Module, ABC):
 
     trained_heads: ClassVar[tuple[Any, ...]] = ()
     """The heads that the task trains, unless they depend on its settings."""
+    needs_autocast: ClassVar[bool] = False
+    """Whether training in bfloat16 leaves the choice of precision to each operation, because parts of the model have
+    weights of another precision. Otherwise all trained weights are bfloat16 within a step."""
     text_model: ClassVar[str] = "model"
     """What errors call the part of the model that takes texts."""
     positions_option: ClassVar[str] = "--model.text.max-positions"

@@ -89,6 +89,7 @@ class PromptedTask(Blip2Task):
     """The loss of texts that the language model of a BLIP-2 writes after visual prompts and text prompts."""
 
     trained_heads = ("llm",)
+    needs_autocast = True
     vocabulary_option = "--language.source"
     text_limit = "--max-text-tokens; of what the Q-Former reads, --data.max-text-length"
 
@@ -216,6 +217,7 @@ class LanguagePretraining(Task):
 
     config: LanguagePretrainingConfig
     model: LanguageModel
+    needs_autocast = True
     text_limit = "--task.max-text-tokens"
 
     @classmethod

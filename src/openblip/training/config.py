@@ -57,7 +57,8 @@ class TrainingConfig:
     clip_norm: float | None = None
     """Largest norm of the joint gradient; None for no clipping."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the forward pass (autocast); weights and optimizer are float32 in both."""
+    """Precision of losses and gradients; weights and optimizer are float32 in both. With a language model
+    bfloat16 is autocast, otherwise the weights are cast once a step."""
     shard_frozen: bool = False
     """Divide frozen language models (all frozen models of transformers) among the processes, block by block
     (FSDP2); what is trained stays on each."""

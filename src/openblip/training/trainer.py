@@ -24,6 +24,7 @@ from openblip.tasks.base import Task
 from openblip.text_counts import TextCounts, count_texts
 from openblip.training.config import TrainingConfig
 from openblip.training.optimizer import learning_rate_at, make_optimizers
+from openblip.training.precision import bfloat16_weights
 from openblip.training.run_folder import REJECTS, RunFolder, Trackers
 from openblip.training.sharding import gather_frozen, recompute_activations, shard_frozen
 from openblip.training.state import RunState
@@ -69,6 +70,8 @@ class Trainer:
         if config.shard_frozen:
             shard_frozen(task.frozen_parts(), process)
         task.to(process.device)
+        frozen = (weight for part in task.frozen_parts() for weight in part.parameters())
+        self._frozen = [weight for weight in frozen if not weight.requires_grad]
         self.optimizers = make_optimizers(task, config, task.layers_above())
         self.step = 0
         self.operations = StepOperations()
@@ -203,21 +206,26 @@ class Trainer:
         self.task.zero_grad()
         losses: list[dict[str, Tensor]] = []  # of each micro-batch, on the device
         rejects: list[Reject] = []
-        for micro in range(config.accumulation):
-            loaded = next(batches)
-            self._cursor = loaded.cursor
-            rejects += loaded.rejects
-            torch.manual_seed(derive_seed(config.seed, self.step, micro, self.process.rank))
-            generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
-            # DDP averages gradients in the backward pass of the last micro-batch only.
-            last, forward = micro == config.accumulation - 1, self.forward
-            alone = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
-            with self.operations.of(loaded.batch), alone:
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                    named = forward(loaded.batch.to(device), self.step, generator)
-                total = torch.stack(list(named.values())).sum() / config.accumulation
-                total.backward()
-            losses.append({name: loss.detach().float() for name, loss in named.items()})
+        in_bfloat16, mixes = config.dtype == "bfloat16", self.task.needs_autocast
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16 and mixes)
+        with bfloat16_weights(self.task, self._frozen) if in_bfloat16 and not mixes else nullcontext():
+            for micro in range(config.accumulation):
+                loaded = next(batches)
+                self._cursor = loaded.cursor
+                rejects += loaded.rejects
+                torch.manual_seed(derive_seed(config.seed, self.step, micro, self.process.rank))
+                generator = torch.Generator().manual_seed(derive_seed(config.seed, self.step, micro))
+                # DDP averages gradients in the backward pass of the last micro-batch only.
+                last, forward = micro == config.accumulation - 1, self.forward
+                alone = (
+                    forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
+                )
+                with self.operations.of(loaded.batch), alone:
+                    with autocast:
+                        named = forward(loaded.batch.to(device), self.step, generator)
+                    total = torch.stack(list(named.values())).sum() / config.accumulation
+                    total.backward()
+                losses.append({name: loss.detach().float() for name, loss in named.items()})
         return losses, rejects
 
     def _note_texts(self, texts: TextCounts, note: Callable[[str], None]) -> None:
