@@ -121,5 +121,5 @@ def keep_freed_memory() -> None:
     pre-training step of BLIP-base on a CPU. Other C libraries stay as they are.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(setting, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # nothing is trimmed
+        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
