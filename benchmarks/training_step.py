@@ -6,8 +6,8 @@ padded to 30 tokens, negatives are drawn row by row, the momentum model follows 
 has its default settings. Attention is by matrix products on CPUs, where they are the faster choice, and by
 scaled_dot_product_attention on GPUs. Both sides train the same float32 weights and compute in bfloat16, the peer by
 autocast; their losses and gradients are compared first.
-Method: a round is one step of each side that is not timed and one that is, of the same batch at 224 pixels. Ceiling: a
-product of two large bfloat16 matrices in the same process. The operations of a step are those that it must compute
+Method: a round is two steps of each side that are not timed and one that is, of the same batch at 224 pixels. Ceiling:
+a product of two large bfloat16 matrices in the same process. The operations of a step are those that it must compute
 (`openblip.models.flops`), without the peer's surplus. Peak memory is that of child processes which take three steps
 with one side alone, or on a GPU of the steps themselves.
 
@@ -307,15 +307,14 @@ MEMORY = {"plain": use_default_memory, "openblip": keep_freed_memory}
 
 
 def measure_rounds(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every round's timed step. The step before it leaves memory as that side leaves it."""
+    """Seconds of every round's timed step. The two steps before it leave memory as that side leaves it."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(1 + repeats):
+    for number in range(repeats):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
             MEMORY[name]()
             sides[name]()
-            elapsed = timed(sides[name])
-            if number:
-                seconds[name].append(elapsed)
+            sides[name]()
+            seconds[name].append(timed(sides[name]))
     return seconds
 
 
