@@ -119,11 +119,20 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("ids", torch.full((capacity,), NO_ID, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self._known = (-1, 0)  # a version of `filled` and its value then
 
     def content(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image embeddings (F, E), text embeddings (F, E) and ids (F,) of the F filled slots."""
-        filled = int(self.filled)
+        filled = self._num_filled()
         return self.images[:filled], self.texts[:filled], self.ids[:filled]
+
+    def _num_filled(self) -> int:
+        """`filled` as a number. The host waits for a GPU only when something else than `put` has changed it."""
+        version, filled = self._known
+        if version != self.filled._version:
+            filled = int(self.filled)
+            self._known = self.filled._version, filled
+        return filled
 
     @torch.no_grad()
     def put(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
@@ -131,12 +140,14 @@ class EmbeddingQueue(nn.Module):
         if self.capacity == 0:
             return
         images, texts, ids = (x[-self.capacity :] for x in (images, texts, ids))
-        slots = (int(self.pointer) + torch.arange(len(ids), device=self.ids.device)) % self.capacity
+        filled = min(self._num_filled() + len(ids), self.capacity)
+        slots = (self.pointer + torch.arange(len(ids), device=self.ids.device)) % self.capacity
         self.images[slots] = images.to(self.images)
         self.texts[slots] = texts.to(self.texts)
         self.ids[slots] = ids.to(self.ids)
-        self.pointer.fill_((int(self.pointer) + len(ids)) % self.capacity)
-        self.filled.fill_(min(int(self.filled) + len(ids), self.capacity))
+        self.pointer.add_(len(ids)).remainder_(self.capacity)
+        self.filled.fill_(filled)
+        self._known = self.filled._version, filled
 
 
 @torch.no_grad()
@@ -170,7 +181,7 @@ def draw_negatives(weights: Tensor, generator: torch.Generator) -> tuple[Tensor,
     uniform = local_rows(torch.rand(joint_size, generator=generator, dtype=torch.float64), local_size)
     cumulative = weights.double().cumsum(dim=1)
     total = cumulative[:, -1]
-    threshold = uniform.to(weights.device) * total
+    threshold = uniform.to(weights.device, non_blocking=True) * total
     index = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(1)
     last_possible = joint_size - 1 - (weights.flip(1) > 0).int().argmax(dim=1)
     possible = total > 0

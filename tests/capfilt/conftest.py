@@ -38,14 +38,17 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(web: Path, captioner: str, filter_model: str) -> CapFiltConfig:
-    return CapFiltConfig(source=str(web), captioner=captioner, filter=filter_model, batch_size=4, num_workers=2)
+    """In float32, so that numbers can be compared on a GPU too."""
+    models = {"captioner": captioner, "filter": filter_model, "dtype": "float32"}
+    return CapFiltConfig(source=str(web), **models, batch_size=4, num_workers=2)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, web: Path, captioner: str, filter_model: str) -> Path:
     """A whole run over `web`, for tests that only read it."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    run_capfilt(CapFiltConfig(source=str(web), captioner=captioner, filter=filter_model, batch_size=4), out)
+    models = {"captioner": captioner, "filter": filter_model, "dtype": "float32"}
+    run_capfilt(CapFiltConfig(source=str(web), **models, batch_size=4), out)
     return out
 
 

@@ -137,21 +137,26 @@ def test_changed_settings_are_refused_by_name(
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
-def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, run_copy: Path) -> None:
+def test_the_precision_that_auto_chose_is_recorded(config: CapFiltConfig, tmp_path: Path) -> None:
+    chosen = openblip.load(config.captioner, dtype="auto").precision
+    run_capfilt(replace(config, dtype="auto"), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["config"]["dtype"] == chosen
+    assert [model["dtype"] for model in manifest["models"].values()] == [chosen, chosen]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count(f"<bdi>{chosen}</bdi>") == 3  # of the settings, and of both models
+
+
+def test_a_run_of_an_earlier_version_is_continued(config: CapFiltConfig, run_copy: Path) -> None:
+    """Of one that knew only float32, and no ban on repeated n-grams. The hash of its settings stays."""
     path = run_copy / "manifest.json"
     manifest = json.loads(path.read_text())
-    assert config.dtype == "auto"
-    assert manifest["config"]["dtype"] == "float32"  # on a CPU
-    assert [model["dtype"] for model in manifest["models"].values()] == ["float32", "float32"]
-    page = (run_copy / "report.html").read_text(encoding="utf-8")
-    assert page.count("<bdi>float32</bdi>") == 3  # of the settings, and of both models
     reports = {file.read_bytes() for file in run_copy.glob("captions/*.report.json")}
-    # A run of a version that knew only float32, and no ban on repeated n-grams, is continued, and its hash stays.
     for name in ("dtype", "no_repeat_ngram_size", "top_k"):
         del manifest["config"][name]
     path.write_text(json.dumps(manifest))
     (run_copy / "captions" / "00001.report.json").unlink()
-    assert run_capfilt(replace(config, dtype="float32"), run_copy).done == ["00001"]
+    assert run_capfilt(config, run_copy).done == ["00001"]
     hashes = {json.loads(file.read_text())["config"] for file in run_copy.glob("captions/*.report.json")}
     assert hashes == {json.loads(report)["config"] for report in reports}
     assert len(hashes) == 1

@@ -76,6 +76,20 @@ def test_batches_are_page_locked_and_arrive_whole(device: torch.device) -> None:
         torch.testing.assert_close(there.tokens.mask.cpu(), batch.tokens.mask)
 
 
+def test_a_step_never_makes_the_host_wait(device: torch.device) -> None:
+    """So that the host is ahead of the GPU. The queue's size is read once, when the training begins."""
+    if device.type != "cuda":
+        pytest.skip("only a GPU is waited for")
+    task, (first, second, _) = make("pretraining").to(device), batches("pretraining", device)
+    for number, batch in enumerate((first, second)):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            torch.stack(list(task(batch, number, torch.Generator().manual_seed(0)).values())).sum().backward()
+            task.after_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("boxes")

@@ -191,7 +191,7 @@ def hard_negatives_loss(
         negative_kv = model.image_kv(joint_features[image_index])
     image_logits = model.match_logits(texts.ids, texts.mask, negative_kv)  # (B, 2)
 
-    labels = torch.tensor([1, 0], device=ids.device).repeat(len(ids))
+    labels = torch.stack([torch.ones_like(ids), torch.zeros_like(ids)], dim=1).flatten()
     counted = torch.stack([torch.ones_like(has_text), has_text], dim=1).flatten()
     return objectives.itm_loss(
         torch.cat([text_logits, image_logits]),
