@@ -183,7 +183,7 @@ class Blip2Predictor(BasePredictor):
     def _queries(self, images: EncodedImages, texts: Sequence[str] | None, batch_size: int | None) -> Tensor:
         """(R, Q, D) on the model's device, of images alone, each with its text, or of one with all texts."""
         config = self.model.config.qformer
-        queries = [torch.zeros(0, config.num_queries, config.hidden_dim, device=self.device)]
+        queries = [self.model.qformer.embeddings.queries.new_zeros(0, config.num_queries, config.hidden_dim)]
         for rows in values.batches(len(images if texts is None else texts), batch_size, images.num_frames):
             image_kv = self.model.image_kv(images.beside(rows).tokens)
             if texts is None:
