@@ -135,6 +135,11 @@ def test_bfloat16_is_for_all_parts() -> None:
     torch.testing.assert_close(found, whole.match(IMAGES, TEXTS), atol=0.05, rtol=0.05)
     assert len(half.answer(IMAGES, ["why?"] * 5, decoding=SHORT)) == 5
     assert half.explain(IMAGES[0], "a dog").heat.dtype == torch.float32
+    images, texts = half.embed_images(IMAGES), half.embed_texts(TEXTS)
+    features = half.features(IMAGES, TEXTS)
+    assert images.dtype == texts.dtype == torch.float32
+    assert features.queries is not None
+    torch.testing.assert_close(features.queries.float(), whole.features(IMAGES).queries, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
