@@ -99,7 +99,7 @@ def test_captions_after_a_prompt_with_a_trained_encoder(root: Path) -> None:
     assert model.preprocessing.image_size == run.image_size
     assert model.prompt == "a photo of"
     moved = {
-        name: float((weight - dict(start_model.model.named_parameters())[name]).abs().mean())
+        name: float((weight - start_model.model.state_dict()[name]).abs().mean())
         for name, weight in model.model.named_parameters()
         if name.endswith("mlp.0.weight") and name.startswith("vision.")
     }
