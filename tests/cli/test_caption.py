@@ -195,7 +195,7 @@ def test_lines_of_exactly_decoded_images_are_continued_so(
 def test_ctrl_c_ends_all_threads_and_the_same_command_continues(
     run: Any, words: list[object], image_folder: Path, out: Path
 ) -> None:
-    for number in range(600):
+    for number in range(2400):
         (image_folder / f"{number:03d}.png").write_bytes((image_folder / "a.png").read_bytes())
     program = "import sys; from openblip.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *map(str, words), "--out", str(out), "--batch-size", "4"]
@@ -209,10 +209,10 @@ def test_ctrl_c_ends_all_threads_and_the_same_command_continues(
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert 0 < len(read_lines(out)) < 603
+    assert 0 < len(read_lines(out)) < 2403
     run(*words, "--out", out)
     keys = [line["key"] for line in read_lines(out)]
-    assert len(keys) == len(set(keys)) == 603
+    assert len(keys) == len(set(keys)) == 2403
 
 
 def test_lines_of_unknown_settings_are_not_continued(run: Any, refusal: Any, words: list[object], out: Path) -> None:

@@ -27,7 +27,7 @@ def test_more_pairs_take_longer_and_cost_more(capsys: pytest.CaptureFixture[str]
 def test_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["estimate", "--pairs", "5B", "--days", "2", "--model", "large"]) == 0
     text = capsys.readouterr().out
-    assert "one H100 measured on" in text  # of the machine
+    assert "one H200 (an H100 with faster memory) measured on" in text  # of the machine
     assert "BLIP-2 stage 2 FlanT5-XXL" in text
     assert "cost" not in text
     assert main(["estimate", "--pairs", "5B", "--no-trainings", "--price", "1"]) == 0
