@@ -43,8 +43,7 @@ RUNS = {
     "blip2-opt-beam": ["benchmarks.blip2_decoding", "opt", "beam"],
     "blip2-opt-nucleus": ["benchmarks.blip2_decoding", "opt", "nucleus"],
     "blip2-opt-ranking": ["benchmarks.blip2_decoding", "opt", "ranking"],
-    "training": ["benchmarks.training_step", "--repeats", "3"],
-    "training-memory": ["benchmarks.training_step", "--part", "memory"],
+    "training_memory": ["benchmarks.training_step", "--part", "memory"],
 }
 MARK = re.compile(r"<!-- figures: (?P<name>[\w.-]+) -->\n(?:\|.*\n|\*Measured.*\n|\n(?=\||\*Measured))*")
 

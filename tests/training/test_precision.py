@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openblip.training.precision import bfloat16_weights
 from openblip.training.sharding import recompute_activations
+from openblip.training.trainer import bfloat16_weights
 from tasks.tiny_tasks import dialogs, make_blip2, make_task, questions, statements, videos
 from tiny_blip import random_batch
 

@@ -160,7 +160,7 @@ class FeedForward(nn.Sequential):
         if isinstance(activation, nn.GELU) and type(first) is nn.Linear and _infers_in_half(x, first.weight):
             inner = torch._addmm_activation(first.bias, x.flatten(0, -2), first.weight.T, use_gelu=True)
             return cast(Tensor, last(inner.unflatten(0, x.shape[:-1])))
-        return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        return cast(Tensor, last(activation(first(x))))
 
 
 def _infers_in_half(x: Tensor, weight: Tensor) -> bool:

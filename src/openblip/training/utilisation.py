@@ -1,12 +1,11 @@
 """How well a training uses its machine: counted operations, the ceiling that they are a share of, and memory."""
 
 import ctypes
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +28,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     best, size, seconds = 0.0, 512, 0.0
     while seconds < ENOUGH_SECONDS and size <= LARGEST_PRODUCT:
         left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-        seconds = min(_seconds(lambda x=left, y=right: x @ y, device) for _ in range(4))  # type: ignore[misc]
+        seconds = min(_seconds(partial(torch.matmul, left, right), device) for _ in range(4))
         best, size = max(best, 2 * size**3 / seconds), 2 * size
     return best
 
@@ -104,9 +103,13 @@ class StepOperations:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that this process has used, in GB: of its GPU, or else of the machine."""
+    """The most memory that this process has used, in GB: on its GPU, or else of RAM (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
