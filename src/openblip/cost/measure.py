@@ -37,6 +37,7 @@ from openblip.nn.config import VisionConfig
 from openblip.predictor import BlipPredictor
 from openblip.recipes import RECIPES
 from openblip.training.optimizer import make_optimizers
+from openblip.training.trainer import bfloat16_weights
 from openblip.training.utilisation import keep_freed_memory
 
 PHOTOGRAPHS = ((640, 480), (4000, 3000))  # width and height of the images that are decoded
@@ -175,9 +176,9 @@ def _train_speed(
 
     def step() -> None:
         task.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
+        with bfloat16_weights(task):  # as the trainer
             losses = task(batch, 0, generator)
-        torch.stack(list(losses.values())).sum().backward()
+            torch.stack(list(losses.values())).sum().backward()
         optimizers.step()
         task.after_step()
 
