@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from memory_source import MemorySource, numbered
 
-from openblip.data.reader import in_batches, read_ahead, read_source, read_texts
+from openblip.data.reader import in_batches, read_ahead, read_source, texts_of_sources
 from openblip.data.sample import Located, Reject, Sample
 from openblip.data.sources import Mixture, open_source
 from openblip.errors import ImageError, SourceError
@@ -164,13 +164,13 @@ def test_nested_reading_ends_its_threads_when_it_is_left_or_fails():
 def test_texts_are_read_without_images(source):
     other = MemorySource("other", {"u": [sample("7", "u", ("b", "c")), sample("8", "u", ("d",))]})
     mixture = Mixture((source, other))
-    assert list(read_texts(mixture, lambda s: s.captions, 100)) == ["a"] * 7 + ["b", "c", "d"]
-    assert list(read_texts(mixture, lambda s: s.captions, 6)) == ["a"] * 3 + ["b", "c", "d"]
+    assert list(texts_of_sources(mixture, lambda s: s.captions, 100)) == ["a"] * 7 + ["b", "c", "d"]
+    assert list(texts_of_sources(mixture, lambda s: s.captions, 6)) == ["a"] * 3 + ["b", "c", "d"]
 
     def without_text(item):
         raise SourceError("no text")
 
-    assert list(read_texts(mixture, without_text, 6)) == []
+    assert list(texts_of_sources(mixture, without_text, 6)) == []
 
 
 def test_a_real_source_counts_as_the_one_in_memory(tmp_path, write_tar, make_image):

@@ -95,7 +95,7 @@ def in_batches(
         yield batch
 
 
-def read_texts(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit: int) -> Iterator[str]:
+def texts_of_sources(mixture: Mixture, texts: Callable[[Sample], Iterable[str]], limit: int) -> Iterator[str]:
     """Yield at most `limit` texts, an equal share of every source, without reading images. `texts` gives the texts of a
     sample, or raises `SourceError`. Samples that cannot be read are passed over, because the loader names them.
     """

@@ -18,7 +18,7 @@ from openblip.checkpoints.checkpoint import Blip2Checkpoint
 from openblip.checkpoints.loading import load_checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.feature_cache import FeatureCache, build_cache, open_cache
-from openblip.data.reader import read_texts
+from openblip.data.reader import texts_of_sources
 from openblip.data.sources import Mixture
 from openblip.data.texts import normalize_caption, text_field
 from openblip.data.tokenizer import Tokenizer
@@ -187,14 +187,14 @@ def choose_tokenizer(
         return tokenizer, None if own is None else SharedEntries.of(own, tokenizer)
     if own is not None:
         return own, None
-    texts = map(normalize_caption, read_texts(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS))
+    texts = map(normalize_caption, texts_of_sources(mixture, lambda sample: sample.captions, MAX_VOCABULARY_CAPTIONS))
     trained = [Tokenizer.train(texts, vocab_size).to_json()] if rank() == 0 else []
     return Tokenizer.from_json(gather_objects(trained)[0]), None
 
 
 def make_language_tokenizer(mixture: Mixture, vocab_size: int, *, ends: bool) -> Any:
     """`train_language_tokenizer` on the field text of a mixture's samples, by one process."""
-    texts = read_texts(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS)
+    texts = texts_of_sources(mixture, lambda sample: [text_field(sample, "text")], MAX_VOCABULARY_TEXTS)
     return gather_objects([train_language_tokenizer(texts, vocab_size, ends=ends)] if rank() == 0 else [])[0]
 
 
