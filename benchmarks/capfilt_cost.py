@@ -136,11 +136,10 @@ def write_shard(path: Path, count: int) -> int:
 
 def work_on_shards(source: str, out: str) -> None:
     """A worker process: names of shards come on standard input, and a line is written when one is done."""
-    import openblip
     from openblip.capfilt.config import CapFiltConfig
-    from openblip.capfilt.folder import CapFiltFolder, build_manifest
-    from openblip.capfilt.process import ShardProcessor
-    from openblip.data.sources import open_source
+    from openblip.capfilt.folder import build_manifest
+    from openblip.capfilt.process import ShardWorker
+    from openblip.files import write_json
 
     config = CapFiltConfig(
         source=source,
@@ -149,19 +148,12 @@ def work_on_shards(source: str, out: str) -> None:
         num_workers=1,
         dtype="float32",
     )
-    captioner, filter_ = openblip.load(config.captioner), openblip.load(config.filter)
-    processor = ShardProcessor(
-        source=open_source(source),
-        captioner=captioner,
-        filter=filter_,
-        config=config,
-        folder=CapFiltFolder(Path(out)),
-        manifest=build_manifest(config, captioner, filter_, SHARDS),
-    )
-    (Path(out) / "captions").mkdir(parents=True, exist_ok=True)
+    worker = ShardWorker.load(config, out)
+    if not worker.folder.manifest.exists():
+        write_json(worker.folder.manifest, build_manifest(worker.config, worker.models, SHARDS))
     print("ready", flush=True)
     for line in sys.stdin:
-        processor.process(line.strip(), processor.decode(line.strip()))
+        worker.work(line.strip())
         print("done", flush=True)
 
 

@@ -29,7 +29,6 @@ from openblip.data.captions import finished_shards, is_kept
 from openblip.data.sources import absolute_spec, storage
 from openblip.errors import ConfigError
 from openblip.files import changed_settings, read_json, remove_partials, write_json
-from openblip.predictor import BasePredictor
 
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
@@ -114,15 +113,11 @@ class CapFiltFolder:
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
 
 
-def build_manifest(
-    config: CapFiltConfig, captioner: BasePredictor, filter_: BasePredictor, num_shards: int
-) -> dict[str, Any]:
+def build_manifest(config: CapFiltConfig, models: Mapping[str, Any], num_shards: int) -> dict[str, Any]:
     """The content of manifest.json.
 
-    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory. A model's hash is
-    of everything that decides its output.
+    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory.
     """
-    models = {"captioner": (config.captioner, captioner), "filter": (config.filter, filter_)}
     return {
         "openblip": version("openblip"),
         "source": absolute_spec(config.source),
@@ -131,15 +126,7 @@ def build_manifest(
         "caption_column": config.caption_column,
         "num_shards": num_shards,
         "threshold": config.threshold,
-        "models": {
-            role: {
-                "checkpoint": checkpoint,
-                "parameters": model.num_parameters,
-                "dtype": model.precision,
-                "sha256": model.fingerprint(),
-            }
-            for role, (checkpoint, model) in models.items()
-        },
+        "models": models,
         "config": config.row_settings(),
     }
 

@@ -1,32 +1,45 @@
 """One shard in, one caption file out: the whole of CapFilt for a shard (BLIP section 3.3).
 
 Idempotent and deterministic per sample: a row depends on its image, its texts, the two checkpoints and the settings,
-not on batches, order, workers or earlier attempts.
+not on batches, order, workers or earlier attempts. Every engine works on shards through `ShardWorker`.
 
 B images of a batch, S image size.
 """
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 
+import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
+from openblip.capfilt.folder import ROLES, CapFiltFolder, RunScores, config_hash
 from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import Reject, Sample, Source
+from openblip.data.sources import open_source
+from openblip.errors import ConfigError, OpenBlipError, OutputError, UnsupportedTaskError
 from openblip.files import hash_int, write_json, write_jsonl
 from openblip.predictor import BasePredictor, ScoredText
 from openblip.text_counts import count_texts
 
 BATCHES_AHEAD = 2
+NEEDED = {"captioner": {"caption"}, "filter": {"match", "similarity"}}
+"""The calls of each model that CapFilt makes."""
+
+
+def ignore(count: int) -> None:
+    """What `on_images` is when nobody counts."""
 
 
 class DecodedBatch(NamedTuple):
@@ -41,20 +54,144 @@ class DecodedBatch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardProcessor:
-    """Captions and scores the shards of a run, with both models on their device."""
+class ShardOutcome:
+    """What came of a shard: its report is written, or its `failure.json` says why it could not be finished."""
 
+    shard: str
+    num_rejects: int = 0
+    first_reject: Reject | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """The `counts` of the report: images, rejects, texts and kept texts by source."""
+    error: str | None = None
+    """Why the shard could not be finished, in one line; None for a shard that is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWorker:
+    """Both models of a run on one device: captions and scores shard by shard.
+
+    `work` and `work_through` do whole shards; `decode` and `process` are their halves, for an engine that reads images
+    in other processes than those of the models.
+    """
+
+    config: CapFiltConfig
+    """With the dtype that "auto" chose."""
+    folder: CapFiltFolder
     source: Source
     captioner: BasePredictor
     filter: BasePredictor
-    config: CapFiltConfig
-    folder: CapFiltFolder
-    manifest: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, config: CapFiltConfig, out: str | Path, device: str | None = None) -> Self:
+        """Load both models, once where they are the same checkpoint. Nothing is written, and nothing of `out` read.
+
+        device: as for `openblip.load`. Raises SourceError, CheckpointError and ConfigError for what cannot be opened,
+        and UnsupportedTaskError for a checkpoint that cannot do its part.
+        """
+        source = open_source(config.source, **config.reading)
+        captioner = filter_ = openblip.load(
+            config.captioner, device=device, dtype=config.dtype, quantization=config.quantization
+        )
+        if config.filter != config.captioner:
+            filter_ = openblip.load(config.filter, device=device, dtype=config.dtype)
+        for role, checkpoint, model in (("captioner", config.captioner, captioner), ("filter", config.filter, filter_)):
+            if missing := NEEDED[role] - model.tasks:
+                raise UnsupportedTaskError(
+                    f"{checkpoint} cannot be the {role}: it has no {', '.join(sorted(missing))}, "
+                    f"only {', '.join(sorted(model.tasks))}"
+                )
+        config = replace(config, dtype=captioner.precision)
+        return cls(config=config, folder=CapFiltFolder(Path(out)), source=source, captioner=captioner, filter=filter_)
+
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The `models` of the manifest. A model's hash is of everything that decides its output."""
+        found = {}
+        for role, checkpoint, model in (
+            ("captioner", self.config.captioner, self.captioner),
+            ("filter", self.config.filter, self.filter),
+        ):
+            found[role] = {
+                "checkpoint": checkpoint,
+                "parameters": model.num_parameters,
+                "dtype": model.precision,
+                "sha256": model.fingerprint(),
+            }
+        return found
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the run; `ConfigError` names what this worker would do otherwise than it says."""
+        manifest = self.folder.read_manifest()
+        for role in ROLES:
+            for name in ("sha256", "dtype"):
+                ours, needed = self.models[role][name], manifest["models"].get(role, {}).get(name)
+                if needed is not None and ours != needed:
+                    raise ConfigError(
+                        f"this worker cannot take part in the run: the {name} of its {role} is {ours}, not {needed}"
+                    )
+        return manifest
 
     @cached_property
     def encodes_once(self) -> bool:
         """Whether both models encode images alike, so that what the captioner made of an image serves the filter."""
         return self.captioner.encodes_alike(self.filter)
+
+    def work(self, shard: str, on_images: Callable[[int], None] = ignore) -> ShardOutcome:
+        """Do one shard and write its files; see `work_through`."""
+        (outcome,) = self.work_through([shard], on_images)
+        return outcome
+
+    def work_through(self, shards: Iterable[str], on_images: Callable[[int], None] = ignore) -> Generator[ShardOutcome]:
+        """Do shards in order, each once the one before is asked for. While one is worked on, the next is read.
+
+        A shard that cannot be finished gets a `failure.json`, and its outcome says why. `on_images` is told how many
+        samples were just done, rejects included. Raises OutputError for a full disk, where no other shard could be
+        finished either.
+        """
+        remaining = iter(shards)
+        with ThreadPoolExecutor(1, "openblip-open") as opening:
+            started = [(shard, opening.submit(self._open, shard)) for shard in islice(remaining, 1)]
+            try:
+                while started:
+                    shard, opened = started.pop()
+                    started += [(name, opening.submit(self._open, name)) for name in islice(remaining, 1)]
+                    yield self._finish(shard, opened, on_images)
+            finally:
+                for _, opened in started:
+                    if not opened.cancel() and opened.exception() is None:
+                        opened.result()[1].close()
+
+    def _open(self, shard: str) -> tuple[list[DecodedBatch], Generator[DecodedBatch]]:
+        """Begin to read a shard: its first batch, so that its threads decode the next ones, and the others."""
+        batches = self.decode(shard)
+        return list(islice(batches, 1)), batches
+
+    def _finish(
+        self,
+        shard: str,
+        opened: Future[tuple[list[DecodedBatch], Generator[DecodedBatch]]],
+        on_images: Callable[[int], None],
+    ) -> ShardOutcome:
+        try:
+            first, others = opened.result()
+            with closing(others):
+                return self.process(shard, chain(first, others), on_images)
+        except OutputError:
+            raise
+        except Exception as error:  # whatever it was, the other shards go on and this one is named
+            return self.fail(shard, error)
+
+    def fail(self, shard: str, error: Exception) -> ShardOutcome:
+        """Write why a shard could not be finished."""
+        message = str(error) if isinstance(error, OpenBlipError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, torch.OutOfMemoryError):
+            message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
+        message = " ".join(message.split())
+        details = "".join(traceback.format_exception(error))
+        record = {"shard": shard, "error": message, "traceback": details}
+        write_json(self.folder.file(shard, "failure.json"), record)
+        return ShardOutcome(shard=shard, error=message)
 
     def decode(self, shard: str) -> Generator[DecodedBatch]:
         """Read a shard and decode its images ahead of the models, in order and in constant memory."""
@@ -77,9 +214,9 @@ class ShardProcessor:
         return read_ahead(in_batches(entries, size), stack, num_workers=1, ahead=1)
 
     def process(
-        self, shard: str, batches: Iterator[DecodedBatch], on_images: Callable[[int], None] = lambda count: None
-    ) -> list[Reject]:
-        """Caption and score one shard, whose samples come from `decode`, write its files, and return its rejects.
+        self, shard: str, batches: Iterator[DecodedBatch], on_images: Callable[[int], None] = ignore
+    ) -> ShardOutcome:
+        """Caption and score one shard, whose samples come from `decode`, and write its files.
 
         The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
         synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
@@ -106,16 +243,17 @@ class ShardProcessor:
             write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
         scores = RunScores()
         scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
+        counts = {
+            "images": scores.images,
+            "rejects": len(rejected),
+            **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
+            "cut_texts": len(texts.cut),
+            "unknown_tokens": round(texts.unknown_share, 4),
+            "kept": {name: source.kept for name, source in scores.sources.items()},
+        }
         report = {
             "shard": shard,
-            "counts": {
-                "images": scores.images,
-                "rejects": len(rejected),
-                **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
-                "cut_texts": len(texts.cut),
-                "unknown_tokens": round(texts.unknown_share, 4),
-                "kept": {name: source.kept for name, source in scores.sources.items()},
-            },
+            "counts": counts,
             "threshold": manifest["threshold"],
             "rejects": rejected,
             "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
@@ -126,7 +264,8 @@ class ShardProcessor:
         }
         write_json(folder.file(shard, "report.json"), report)
         folder.file(shard, "failure.json").unlink(missing_ok=True)
-        return rejects
+        first = next(iter(rejects), None)
+        return ShardOutcome(shard=shard, num_rejects=len(rejects), first_reject=first, counts=counts)
 
     def _caption_and_filter(self, batch: DecodedBatch, shard: str, seconds: dict[str, float]) -> Iterator[CaptionRow]:
         """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
