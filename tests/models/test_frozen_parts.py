@@ -8,7 +8,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_language_models import DIM, tiny_language_model
 from torch import Tensor
 
 from openblip.errors import ConfigError
@@ -20,6 +19,7 @@ from openblip.models.vision_tower import VisionTower, run_frozen
 from openblip.nn.config import QFormerConfig
 from tiny_blip import SIZE, TINY, random_pixels, randomise
 from tiny_blip2 import tiny_blip2
+from tiny_language_models import DIM, tiny_language_model
 
 CONFIG = Blip2Config(
     vision=replace(TINY.vision, output_norm=False, drop_path=0.5),

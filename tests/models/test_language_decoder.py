@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language_models import MODELS, tiny_language_model, visual_prompts
 from torch import Tensor
 
 from openblip.generation.decoding import Beam, Nucleus
 from openblip.generation.language import best_texts, write_texts
 from openblip.models.language_decoder import LanguageDecoder, TextLayer, read_prompts
 from openblip.models.language_model import LanguageModel
+from tiny_language_models import MODELS, tiny_language_model, visual_prompts
 
 PROMPTS = ["", "Question: how many dogs?", "a photo of"]
 

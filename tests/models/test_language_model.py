@@ -14,20 +14,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_language_models import (
-    CAUSAL,
-    DIM,
-    END,
-    MODELS,
-    SEQ2SEQ,
-    START,
-    byte_tokenizer,
-    tiny_language_model,
-    tokens_of,
-    untrained,
-    visual_prompts,
-    word_tokenizer,
-)
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -42,6 +28,20 @@ from openblip.models.language_model import (
     wrap_language_model,
 )
 from tiny_blip import randomise
+from tiny_language_models import (
+    CAUSAL,
+    DIM,
+    END,
+    MODELS,
+    SEQ2SEQ,
+    START,
+    byte_tokenizer,
+    tiny_language_model,
+    tokens_of,
+    untrained,
+    visual_prompts,
+    word_tokenizer,
+)
 from written_texts import beam_ids, ids_of_transformers
 
 PROMPTS = ["", "Question: how many dogs?", "a photo of", "a"]

@@ -76,6 +76,13 @@ def count_weights(state: State) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
+def add_weights(digest: Any, state: State) -> None:
+    """Add names, precisions, shapes and values of all tensors to a hash of hashlib, whatever their order."""
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a pickle, in the file's precision."""
     return as_state_dict(read_tensors(path), path)

@@ -18,6 +18,7 @@ from openblip.predictor.base import BasePredictor
 from openblip.predictor.blip import BlipPredictor
 from openblip.predictor.blip2 import Blip2Predictor
 from openblip.predictor.explain import Explanation
+from openblip.predictor.similarity import SimilarityScorer, load_similarity_scorer
 from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextScore
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "Features",
     "Images",
     "ScoredText",
+    "SimilarityScorer",
     "TextScore",
     "load",
+    "load_scorer",
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -130,3 +133,17 @@ def load(
     elif dtype == "int8":
         raise ConfigError("dtype is int8, which needs a torch with oneDNN; choose auto.")
     return predictor
+
+
+def load_scorer(
+    source: str | os.PathLike[str], device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
+) -> SimilarityScorer:
+    """Any CLIP or SigLIP of transformers, by folder or hub name, to score how similar images and texts are.
+
+    device, dtype: as in `load`, without "int8". Raises CheckpointError when there is no such model or it is of another
+    kind, ConfigError for a device or dtype that cannot be.
+    """
+    found = find_device(device)
+    if dtype == "int8":
+        raise ConfigError("dtype is int8, which is for a BLIP; choose auto.")
+    return load_similarity_scorer(source, found, lambda num_weights: find_dtype(dtype, found, num_weights))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Checkpoint, EncoderToken
 from openblip.checkpoints.loading import Format, save_checkpoint
+from openblip.checkpoints.state_dict import add_weights
 from openblip.data.images import FileInput, ImageInput, Pixels, read_frames, read_image
 from openblip.data.reader import num_cores, read_ahead
 from openblip.data.texts import normalize_caption
@@ -163,9 +164,7 @@ class BasePredictor(ABC):
                 self._language.tokenizer.save_pretrained(Path(folder) / "language_model")
             for vocabulary in sorted(Path(folder).rglob("tokenizer.json")):
                 digest.update(vocabulary.read_bytes())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, self.model.state_dict())
         return digest.hexdigest()
 
     def save(self, folder: str | os.PathLike[str], format: Format = "openblip") -> None:
