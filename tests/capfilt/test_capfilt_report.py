@@ -100,7 +100,7 @@ def test_the_gallery_shows_each_fate_with_its_verdicts(run_copy: Path) -> None:
             for source in ("web", "synthetic"):
                 shown = [row for row in image.rows if row["source"] == source]
                 for index, row in enumerate(shown):
-                    kept = {"kept": row["itm"] > threshold}
+                    kept = {"kept": row["itm"] > threshold, "weight": float(row["itm"] > threshold)}
                     assert row == rows[image.shard, image.key, source, index] | kept
 
 

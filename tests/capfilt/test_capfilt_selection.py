@@ -18,6 +18,8 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import COMBINATIONS, NUM_BINS, RunScores
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.selection import MARKER, export, select, tar_key
+from openblip.data.captions import read_judged
+from openblip.data.decision import Decision
 from openblip.data.images import read_image
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
@@ -56,7 +58,9 @@ def test_select_needs_no_model_and_no_original(
     for name, found in scores.sources.items():
         itm = [row["itm"] for row in rows if row["source"] == name]
         assert (found.texts, found.kept) == (len(itm), sum(score > 0.6 for score in itm))
-    assert json.loads((out / "manifest.json").read_text()) == before | {"threshold": 0.6}
+    assert json.loads((out / "manifest.json").read_text()) == before | {
+        "threshold": 0.6, "decision": before["decision"] | {"threshold": 0.6}
+    }  # fmt: skip
     assert all_rows(out) == rows
     page = (out / "report.html").read_text()
     assert "threshold 0.6" in page
@@ -83,7 +87,7 @@ def test_a_threshold_is_a_probability(run_copy: Path, threshold: float) -> None:
 def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
     rows = [row for row in all_rows(finished_run) if row["shard"] == shard]
     scores = RunScores()
-    first_rows = scores.add_shard(finished_run / "captions" / f"{shard}.parquet", 0.5)
+    first_rows = scores.add_shard(read_judged(finished_run, shard, Decision()))
     for name, found in scores.sources.items():
         itm = [row["itm"] for row in rows if row["source"] == name]
         assert found.histogram.tolist() == [

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from annotation_files import write
 
-from openblip.data.captions import CAPTION_SCHEMA, CaptionRow, finished_shards, is_kept, read_captions, write_captions
+from openblip.data.captions import CAPTION_SCHEMA, CaptionRow, finished_shards, read_captions, write_captions
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
@@ -151,10 +151,3 @@ def test_damaged_caption_files_are_named(tmp_path):
     with pytest.raises(SourceError, match=r"old\.parquet"):
         read_captions(tmp_path, "old")
     assert finished_shards(tmp_path) == []
-
-
-def test_a_score_is_judged_the_same_alone_and_in_an_array():
-    scores = np.array([0.3, 0.5, 0.7], dtype=np.float32)
-    for threshold in (0.3, 0.5, 0.7, 0.1):
-        assert [bool(is_kept(score, threshold)) for score in scores] == is_kept(scores, threshold).tolist()
-    assert is_kept(scores, 0.5).tolist() == [False, False, True]

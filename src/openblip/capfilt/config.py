@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from openblip.data.config import DecodingAhead
+from openblip.data.decision import check_threshold
 from openblip.errors import ConfigError
 from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
@@ -64,9 +65,3 @@ class CapFiltConfig(DecodingAhead):
             "quantization": self.quantization,
             "jpeg": self.jpeg,
         }
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises `ConfigError` unless the threshold is a probability (NaN is none)."""
-    if not 0.0 <= threshold <= 1.0:
-        raise ConfigError(f"capfilt: threshold is {threshold}; it is compared with a probability, so give 0 to 1")

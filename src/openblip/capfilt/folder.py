@@ -15,17 +15,18 @@ R rows (texts) of a shard, I images of a shard.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.data.captions import finished_shards, is_kept
+from openblip.data.captions import finished_shards
+from openblip.data.decision import Decision
 from openblip.data.sources import absolute_spec, storage
 from openblip.errors import ConfigError
 from openblip.files import changed_settings, read_json, remove_partials, write_json
@@ -35,6 +36,8 @@ ROLES = ("captioner", "filter")
 NUM_BINS = 40
 UNNAMED = {"dtype": "float32", "quantization": None, "no_repeat_ngram_size": 0, "top_k": 0, "jpeg": "exact"}
 """The settings of runs that do not name them."""
+SCORED = ("key", "index", "source", "itm")
+"""The columns of texts that `RunScores` counts."""
 COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 
 
@@ -82,6 +85,11 @@ class CapFiltFolder:
         report = read_json(self.file(shard, "report.json"))
         return report if "counts" in report else {**report, "counts": {"images": report["images"]}}
 
+    @property
+    def decision(self) -> Decision:
+        """What is kept of the run. Raises `ConfigError` as `read_manifest`, and for one of a later version."""
+        return Decision.of_manifest(self.read_manifest())
+
     def start_or_resume(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest of a new run, or check that the folder holds the same run; remove leftovers.
 
@@ -126,6 +134,7 @@ def build_manifest(config: CapFiltConfig, models: Mapping[str, Any], num_shards:
         "caption_column": config.caption_column,
         "num_shards": num_shards,
         "threshold": config.threshold,
+        "decision": asdict(Decision(threshold=config.threshold)),
         "models": models,
         "config": config.row_settings(),
     }
@@ -161,7 +170,7 @@ class SourceScores:
 
 @dataclass
 class RunScores:
-    """The scores of the shards that were added, at one threshold."""
+    """The scores of the shards that were added, and what is kept of them by one decision."""
 
     images: int = 0
     sources: dict[str, SourceScores] = field(default_factory=lambda: {name: SourceScores() for name in SOURCES})
@@ -177,25 +186,23 @@ class RunScores:
     def kept(self) -> int:
         return sum(scores.kept for scores in self.sources.values())
 
-    def add_shard(self, captions: Path, threshold: float) -> dict[tuple[bool, bool], np.ndarray[Any, Any]]:
-        """Add the scores in one caption file, and return the first rows (int64) of the images of each combination.
-
-        Only the score columns are read.
+    def add_shard(self, texts: pa.Table) -> dict[tuple[bool, bool], np.ndarray[Any, Any]]:
+        """Add the texts of a shard as `read_judged` gives them, and return the first rows (int64) of the images of each
+        combination. Of the columns, `SCORED` and `kept` are needed.
         """
-        table = pq.read_table(captions, columns=["key", "index", "source", "itm"])
-        itm = table["itm"].to_numpy()  # (R,) float32
-        kept = is_kept(itm, threshold)  # (R,) bool
-        key = table["key"].combine_chunks()
+        itm = texts["itm"].to_numpy()  # (R,) float32
+        kept = texts["kept"].to_numpy()  # (R,) bool
+        key = texts["key"].combine_chunks()
         starts_image = np.ones(len(itm), bool)  # the rows of an image stand together
         if len(itm) > 1:
             starts_image[1:] = pc.not_equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False)
         first_rows = np.flatnonzero(starts_image)  # (I,)
         image = np.cumsum(starts_image) - 1  # (R,) number of the image that a row belongs to
-        is_first = table["index"].to_numpy() == 0
+        is_first = texts["index"].to_numpy() == 0
         fate = {name: np.full(len(first_rows), -1, np.int8) for name in SOURCES}  # (I,) -1: no such text
         self.images += len(first_rows)
         for name, scores in self.sources.items():
-            rows = pc.equal(table["source"], name).to_numpy(zero_copy_only=False)  # (R,) bool
+            rows = pc.equal(texts["source"], name).to_numpy(zero_copy_only=False)  # (R,) bool
             scores.texts += int(rows.sum())
             scores.kept += int(kept[rows].sum())
             scores.histogram += np.histogram(itm[rows], bins=NUM_BINS, range=(0.0, 1.0))[0].astype(np.int64)

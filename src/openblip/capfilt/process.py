@@ -22,8 +22,9 @@ import torch
 
 import openblip
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import ROLES, CapFiltFolder, RunScores, config_hash
-from openblip.data.captions import CaptionRow, write_captions
+from openblip.capfilt.folder import ROLES, SCORED, CapFiltFolder, RunScores, config_hash
+from openblip.data.captions import CaptionRow, read_judged, write_captions
+from openblip.data.decision import Decision
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import Reject, Sample, Source
@@ -242,7 +243,7 @@ class ShardWorker:
             rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
             write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
         scores = RunScores()
-        scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
+        scores.add_shard(read_judged(folder.root, shard, Decision(threshold=manifest["threshold"]), SCORED))
         counts = {
             "images": scores.images,
             "rejects": len(rejected),

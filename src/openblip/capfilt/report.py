@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from openblip.capfilt.folder import COMBINATIONS, CapFiltFolder, RunScores
-from openblip.data.captions import is_kept
+from openblip.capfilt.folder import COMBINATIONS, SCORED, CapFiltFolder, RunScores
+from openblip.data.captions import read_judged
 from openblip.data.config import SourceOptions
+from openblip.data.decision import Decision
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample
@@ -59,11 +59,12 @@ def write_report(
     """
     folder = CapFiltFolder(Path(directory))
     manifest = folder.read_manifest()
+    decision = Decision.of_manifest(manifest)
     shards = folder.done_shards()
     reports = [folder.read_report(shard) for shard in shards]
     scores = RunScores()
     for shard in shards:
-        scores.add_shard(folder.file(shard, "parquet"), manifest["threshold"])
+        scores.add_shard(read_judged(folder.root, shard, decision, SCORED))
     environment = Environment(
         loader=PackageLoader("openblip.capfilt", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -131,7 +132,7 @@ def choose_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[tu
     """
     candidates: dict[tuple[bool, bool], list[tuple[int, str, int]]] = {name: [] for name in COMBINATIONS}
     for shard in sorted(folder.done_shards(), key=hash_int)[:MAX_SHARDS]:
-        rows_of = RunScores().add_shard(folder.file(shard, "parquet"), manifest["threshold"])
+        rows_of = RunScores().add_shard(read_judged(folder.root, shard, Decision.of_manifest(manifest), SCORED))
         for combination, rows in rows_of.items():
             order = np.random.default_rng(hash_int(shard)).permutation(rows)[:IMAGES_PER_COMBINATION]
             # The rank comes first, so that every shard gives its first image before one gives its second.
@@ -148,12 +149,11 @@ def _shown_images(
     folder: CapFiltFolder, manifest: Mapping[str, Any], shard: str, first_rows: Sequence[int]
 ) -> dict[int, ShownImage]:
     """The images whose texts begin at `first_rows` of the shard's caption file."""
-    table = pq.read_table(folder.file(shard, "parquet"))
+    table = read_judged(folder.root, shard, Decision.of_manifest(manifest))
     texts: dict[int, list[dict[str, Any]]] = {}
     for first in first_rows:
         rows = table.slice(first, 64).to_pylist()
-        same = [row for row in rows if row["key"] == rows[0]["key"]]  # the rows of an image stand together
-        texts[first] = [{**row, "kept": bool(is_kept(row["itm"], manifest["threshold"]))} for row in same]
+        texts[first] = [row for row in rows if row["key"] == rows[0]["key"]]  # the rows of an image stand together
     keys = {first: rows[0]["key"] for first, rows in texts.items()}
 
     def encode(sample: Sample) -> str:

@@ -7,15 +7,16 @@ import os
 import re
 import tarfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from openblip.capfilt.config import check_threshold
 from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
 from openblip.capfilt.report import write_report
 from openblip.data.captions import read_captions
+from openblip.data.decision import Decision
 from openblip.data.images import read_image
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source, file_kind
@@ -47,9 +48,9 @@ def select(directory: str | Path, threshold: float) -> RunScores:
     `capfilt:DIR` and `capfilt-export` read the manifest's threshold, so they follow at once. Raises `ConfigError` when
     the threshold is not a probability or the folder is not a CapFilt run.
     """
-    check_threshold(threshold)
+    decision = Decision(threshold=threshold)
     folder = CapFiltFolder(Path(directory))
-    write_json(folder.manifest, {**folder.read_manifest(), "threshold": threshold})
+    write_json(folder.manifest, {**folder.read_manifest(), "threshold": threshold, "decision": asdict(decision)})
     return write_report(folder.root)
 
 

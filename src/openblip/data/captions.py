@@ -9,13 +9,13 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openblip.errors import SourceError
+from openblip.data.decision import Decision, judge
+from openblip.errors import ConfigError, SourceError
 from openblip.files import atomic_file
 
 _ROWS_PER_GROUP = 8192
@@ -44,11 +44,9 @@ class CaptionRow:
     logprob: float | None = None
 
 
-def is_kept(itm: Any, threshold: float) -> Any:
-    """BLIP's filter: P(match) strictly above the threshold, for one score or an array of them. Compared in float64, so
-    that a stored float32 score is judged the same alone and in an array.
-    """
-    return np.asarray(itm, dtype=np.float64) > threshold
+def caption_file(directory: str | Path, shard: str) -> Path:
+    """`DIR/captions/<shard>.parquet`."""
+    return Path(directory) / "captions" / f"{shard}.parquet"
 
 
 def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
@@ -65,7 +63,7 @@ def read_captions(directory: str | Path, shard: str) -> pa.Table:
     """Every row of `directory/captions/<shard>.parquet`, in the order written, with the columns of `CAPTION_SCHEMA`.
     Raises `SourceError` when the file is missing, damaged or has other columns.
     """
-    path = Path(directory) / "captions" / f"{shard}.parquet"
+    path = caption_file(directory, shard)
     try:
         return pq.read_table(path, columns=CAPTION_SCHEMA.names).select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
     except (OSError, pa.ArrowException) as error:
@@ -82,7 +80,7 @@ def read_texts(directory: str | Path, shard: str, columns: Sequence[str] | None 
     Raises `SourceError` when a file is missing, damaged or about other texts, and for a column that is not there, with
     those that are.
     """
-    path = Path(directory) / "captions" / f"{shard}.parquet"
+    path = caption_file(directory, shard)
     scores = finished_scores(directory, shard)
     try:
         with pq.ParquetFile(path) as file:
@@ -102,21 +100,66 @@ def read_texts(directory: str | Path, shard: str, columns: Sequence[str] | None 
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
     for name in joined:
-        table = table.append_column(name, _read_score(directory, shard, name, table))
+        table = table.append_column(name, _read_values(score_file(directory, name, shard), name, table))
     return table.select(wanted)
 
 
-def _read_score(directory: str | Path, shard: str, name: str, texts: pa.Table) -> pa.ChunkedArray:
-    """The values of a score of the rows of `texts`, whose `SCORE_KEYS` are compared with the score file's."""
-    path = score_file(directory, name, shard)
+def _read_values(path: Path, name: str, texts: pa.Table) -> pa.ChunkedArray:
+    """A column of a file about the rows of `texts`, whose `SCORE_KEYS` are compared with the file's."""
     try:
-        scores = pq.read_table(path, columns=[*SCORE_KEYS, name])
-        is_same = scores.num_rows == texts.num_rows and all(scores[key].equals(texts[key]) for key in SCORE_KEYS)
+        values = pq.read_table(path, columns=[*SCORE_KEYS, name])
+        is_same = values.num_rows == texts.num_rows and all(values[key].equals(texts[key]) for key in SCORE_KEYS)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a score file of CapFilt: {error}") from error
     if not is_same:
-        raise SourceError(f"{path}: holds scores of other texts than the caption file; remove it and score again")
-    return scores[name]
+        raise SourceError(f"{path}: is about other texts than the caption file; remove it and compute it again")
+    return values[name]
+
+
+def text_columns(directory: str | Path, shard: str) -> list[str]:
+    """The names of the columns that `read_texts` has of a shard. Raises `SourceError` as it does."""
+    path = caption_file(directory, shard)
+    try:
+        names = list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
+    return names + [name for name in finished_scores(directory, shard) if name not in names]
+
+
+def read_judged(
+    directory: str | Path, shard: str, decision: Decision, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The texts of a finished shard with the columns `kept` (bool) and `weight` (float64, 0 where not kept).
+
+    columns: read only these of the texts, in this order. What depends on the texts of all shards was computed and
+    stored when the decision was made; weights are then divided by the run's largest.
+
+    Raises `SourceError` as `read_texts`, and `ConfigError` when the shard lacks a score that the decision uses, or was
+    finished after the decision was made.
+    """
+    path = caption_file(directory, shard)
+    available = text_columns(directory, shard)
+    wanted = available if columns is None else list(columns)
+    if decision.needs_all_shards:
+        stored = decided_file(directory, decision, shard)
+        if not stored.is_file():
+            advice = f"run `openblip capfilt-select {directory}` again with the options of the decision"
+            raise ConfigError(f"{path}: finished after the decision on what is kept was made ({decision}); {advice}")
+        texts = read_texts(directory, shard, list(dict.fromkeys([*wanted, *SCORE_KEYS])))
+        for name in ("kept", "weight"):
+            texts = texts.append_column(name, _read_values(stored, name, texts))
+    else:
+        try:
+            read = dict.fromkeys([*wanted, *decision.reads(available)])
+            texts = judge(read_texts(directory, shard, list(read)), decision)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return texts.select([*wanted, "kept", "weight"])
+
+
+def decided_file(directory: str | Path, decision: Decision, shard: str) -> Path:
+    """Where `capfilt-select` stores a decision that needs all shards: columns `SCORE_KEYS`, kept and weight."""
+    return Path(directory) / "selected" / decision.hash / f"{shard}.parquet"
 
 
 def finished_scores(directory: str | Path, shard: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.data.captions import read_captions
+from openblip.data.captions import read_judged
 from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import open_source
@@ -90,9 +90,10 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     run = CapFiltSource.open(f"capfilt:{directory}", str(directory), open_source)
     web: list[tuple[float, str | None]] = []  # P(match) and kind of noise
     synthetic: list[tuple[float, bool]] = []  # P(match) and whether the text is true
+    is_kept: dict[str, list[bool]] = {"web": [], "synthetic": []}
     for shard in run.shards():
         rows_by_key: dict[str, list[dict[str, Any]]] = {}
-        for row in read_captions(directory, shard).to_pylist():
+        for row in read_judged(directory, shard, run.decision, ["key", "source", "caption", "itm"]).to_pylist():
             rows_by_key.setdefault(row["key"], []).append(row)
         for entry in read_source(run.original, reference_captions, shards=[shard]):
             if isinstance(entry, Reject):
@@ -103,6 +104,7 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
             for row in rows_by_key.pop(sample.key, []):
                 if not sample.info.keys() >= TRUTH_FIELDS:
                     raise SourceError(f"{run.original.name}: {shard}/{sample.key} does not say what is true of it.")
+                is_kept[row["source"]].append(row["kept"])
                 if row["source"] == "web":
                     web.append((row["itm"], sample.info["noise"]))
                 else:
@@ -112,16 +114,19 @@ def measure_capfilt(directory: str | Path) -> dict[str, Any]:
     kinds = [kind for _, kind in web]
     itm = np.array([score for score, _ in [*web, *synthetic]])
     clean = np.array([*(kind is None for kind in kinds), *(is_true for _, is_true in synthetic)])
+    of_web = filter_report(itm[: len(web)], kinds, 0.5) | {"threshold": run.decision.threshold}
+    # As scores of 0 and 1, since a decision need not be a threshold of ITM
+    of_web |= filter_quality(np.array(is_kept["web"], float), clean[: len(web)], 0.5)
     of_synthetic: dict[str, Any] = {"num_texts": len(synthetic)}
     if synthetic:
         scores, is_true = itm[len(web) :], clean[len(web) :]
-        quality = filter_quality(scores, is_true, run.threshold)
+        quality = filter_quality(np.array(is_kept["synthetic"], float), is_true, 0.5)
         of_synthetic |= {"correct": float(is_true.mean()), "correct_kept": quality["precision"]}
         of_synthetic |= {"recall": quality["recall"], "auc": auc(scores, is_true)}
-    kept = itm > run.threshold
+    kept = np.array([*is_kept["web"], *is_kept["synthetic"]], bool)
     return {
         "num_images": len(web),
-        "web": filter_report(itm[: len(web)], kinds, run.threshold),
+        "web": of_web,
         "synthetic": of_synthetic,
         "noise_before": float(1 - clean[: len(web)].mean()),
         "noise_after": float(1 - clean[kept].mean()) if kept.any() else None,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from openblip.data.captions import finished_shards, is_kept, read_captions
+from openblip.data.captions import finished_shards, read_judged
 from openblip.data.config import SourceOptions
+from openblip.data.decision import Decision
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
 from openblip.errors import SourceError
 
@@ -20,7 +21,7 @@ class CapFiltSource(Source):
     name: str
     directory: Path
     original: Source = field(repr=False)
-    threshold: float
+    decision: Decision
 
     @classmethod
     def open(cls, spec: str, directory: str, open_source: Callable[..., Source]) -> "CapFiltSource":
@@ -35,7 +36,7 @@ class CapFiltSource(Source):
         if missing:
             raise SourceError(f"{path}: lacks {', '.join(sorted(missing))}; not a manifest of openblip capfilt")
         original = open_source(manifest["source"], **SourceOptions.stated(manifest).reading)
-        return cls(spec, path.parent, original, float(manifest["threshold"]))
+        return cls(spec, path.parent, original, Decision.of_manifest(manifest))
 
     def shards(self) -> Sequence[str]:
         """The shards with a report; or row groups of a parquet file, each of which was a shard in earlier versions."""
@@ -93,5 +94,5 @@ class CapFiltSource(Source):
                     yield Located(number, Reject(shard, key, reason))
 
     def _kept(self, shard: str) -> pa.Table:
-        table = read_captions(self.directory, shard)
-        return table.filter(is_kept(table["itm"].to_numpy(), self.threshold))
+        texts = read_judged(self.directory, shard, self.decision, ["key", "source", "index", "caption"])
+        return texts.filter(texts["kept"])
