@@ -1,5 +1,6 @@
 """Statements about two images, answers of dialogs, and all texts of an image: only what is read decides."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tiny_predictor import (
 
 from marks import slow
 from openblip.errors import CheckpointError, ImageError, UnsupportedTaskError
+from openblip.generation.decoding import Greedy
 from openblip.predictor import BasePredictor, BlipPredictor, TextScore, blip
 from openblip.predictor.values import MAX_TEXTS_PER_IMAGE
 
@@ -180,3 +182,39 @@ def test_broken_weights_are_an_error() -> None:
 def test_both_heads_are_needed(head: str) -> None:
     with pytest.raises(UnsupportedTaskError, match="it can do"):
         make_predictor(head).score_texts(IMAGES[0], [["a dog"]])  # type: ignore[arg-type]
+
+
+def test_a_given_caption_has_the_logprob_that_it_had_when_it_was_written() -> None:
+    predictor = make_predictor("lm")
+    written = predictor.caption(IMAGES, decoding=Greedy(max_new_tokens=4), return_scores=True)
+    scores = predictor.score_captions(IMAGES, [[caption.text, "a dog"] for caption in written])
+    for caption, (own, other) in zip(written, scores, strict=True):
+        assert own.logprob != pytest.approx(other.logprob)
+        if caption.tokens[-1] == "[SEP]" and own.num_tokens == len(caption.tokens):  # it was not cut off
+            assert own.logprob == pytest.approx(caption.logprob, abs=1e-4)
+    short = predictor.score_captions(IMAGES[0], ["a dog"])[0][0]
+    tokens = TOKENIZER.encode(["a dog"])
+    start = TOKENIZER.prompt(predictor.prompt)
+    ids = torch.cat([start, tokens.ids[0, 1:]])[None]
+    kv = predictor.model.image_kv(image_tokens(predictor, IMAGES[0]), "decode")
+    with torch.no_grad():
+        logprobs = predictor.model.decode(ids[:, :-1], kv).log_softmax(dim=2)[0, len(start) - 1 :]
+    expected = sum(float(row[i]) for row, i in zip(logprobs, tokens.ids[0, 1:], strict=True))
+    assert short == (pytest.approx(expected, abs=1e-4), len(tokens.ids[0]) - 1)
+
+
+@pytest.mark.parametrize("kind", ["blip", "itg", "opt", "t5"])
+def test_logprobs_of_captions_do_not_depend_on_batches_or_padding(kind: str) -> None:
+    languages: dict[str, Any] = {"itg": {}, "opt": {"heads": (), "language": "opt"}, "t5": {"language": "t5"}}
+    predictor = make_predictor("lm") if kind == "blip" else blip2_predictor(**languages[kind])
+    lists = [[TEXTS[1], "a dog"], [], ["the cat"], [TEXTS[3], "a dog", ""], ["tree"]]
+    whole = predictor.score_captions(IMAGES, lists)
+    assert [len(scores) for scores in whole] == [2, 0, 1, 3, 1]
+    alone = [predictor.score_captions([image], [texts])[0] for image, texts in zip(IMAGES, lists, strict=True)]
+    for one, other in zip(chain(*whole), chain(*alone), strict=True):
+        assert one.num_tokens == other.num_tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=2e-4)
+    assert all(score.logprob < 0 for score in chain(*whole))
+    assert predictor.score_captions([], []) == []
+    long = predictor.score_captions(IMAGES[0], ["a dog beside " * 200])[0][0]
+    assert long.logprob < 0, "a long text is cut, not refused"

@@ -42,7 +42,7 @@ from openblip.nn.config import Mode
 from openblip.nn.linear import Int8Linear
 from openblip.predictor import values
 from openblip.predictor.explain import Explanation, explain_read_text, explain_written_text, join_pieces
-from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextInput, TextScore
+from openblip.predictor.values import CaptionScore, EncodedImages, Features, Images, ScoredText, TextInput, TextScore
 from openblip.text_counts import count_texts, warn_caller
 
 CAPTION_DECODING = Beam(num_beams=3, max_new_tokens=20)
@@ -295,6 +295,37 @@ class BasePredictor(ABC):
             captions += self._write_captions(encoded, prompts[rows], decoding, num_captions, row_seeds)
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
+
+    @model_call("caption")
+    def score_captions(
+        self, images: Images, texts: values.Candidates, prompt: str | None = None, batch_size: int | None = None
+    ) -> list[list[CaptionScore]]:
+        """The log-probability of each given text as what the model writes about its image.
+
+        texts: a list for each image, of any and different lengths, or texts for all images. They are read as training
+        reads captions, up to the number of positions that the model has. prompt: what they continue; None is the
+        checkpoint's own. Raises CheckpointError when a score is not a number.
+        """
+        prompt = self.prompt if prompt is None else prompt
+        listed = self._list_images(images)
+        lists = values.as_lists_of_texts(texts, len(listed))
+        values.check_equal("score_captions", images=listed, lists=lists)
+        scores: list[list[CaptionScore]] = []
+        for rows, encoded in self.encoded_batches(listed, batch_size):
+            scores += [[] for _ in lists[rows]]
+            for position in range(max(map(len, lists[rows]), default=0)):  # one text of each image at a time
+                having = [row for row, image_texts in enumerate(lists[rows]) if len(image_texts) > position]
+                given = [lists[rows][row][position] for row in having]
+                logits, labels = self._predict_captions(encoded.select(torch.tensor(having)), prompt, given)
+                is_predicted = labels >= 0
+                chosen = logits.gather(2, labels.clamp(min=0)[..., None]).squeeze(2).float()  # (B, T)
+                logprobs = torch.where(is_predicted, chosen - logits.float().logsumexp(dim=2), 0.0).sum(dim=1)
+                if not logprobs.isfinite().all():
+                    raise CheckpointError("The scores are not numbers (NaN or infinite): the weights are broken.")
+                counts = is_predicted.sum(dim=1)
+                for row, logprob, count in zip(having, logprobs.tolist(), counts.tolist(), strict=True):
+                    scores[rows.start + row].append(CaptionScore(logprob, count))
+        return scores
 
     @model_call("answer")
     def answer(
@@ -721,6 +752,17 @@ class BasePredictor(ABC):
         ids = [*ids, end_id] if len(logprobs) > len(ids) else ids
         tokens = tuple(pieces(ids))
         return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+
+    def _predict_captions(self, images: EncodedImages, prompt: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) over a text of each image, by the model's own decoder, and what they are to predict, int64
+        (B, T), negative where nothing is.
+        """
+        tokenizer = self._text_tokenizer()
+        prompt_ids = tokenizer.prompt(prompt).to(self.device)  # (P,)
+        tokens = self._tokenize(texts, tokenizer.cls_id, self._max_positions - len(prompt_ids) + 2)
+        ids = torch.cat([prompt_ids.expand(len(texts), -1), tokens.ids[:, 1:]], dim=1)
+        logits = self.model.decode(ids[:, :-1], self._image_kv(images.tokens, "decode"))[:, len(prompt_ids) - 1 :]
+        return logits, tokens.ids[:, 1:].masked_fill(~tokens.mask[:, 1:], -1)
 
     def _match_probability(self, tokens: Tokens, image_kv: Any) -> Tensor:
         """P(match) of R texts over B images, float32 (R,) on the CPU."""

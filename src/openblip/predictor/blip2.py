@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.data.texts import conversation_prompt, normalize_question, plain_text
+from openblip.data.texts import conversation_prompt, normalize_caption, normalize_question, plain_text
 from openblip.data.tokenizer import Tokens
 from openblip.generation.decoding import Beam, Decoding
 from openblip.generation.language import best_texts, write_texts
@@ -26,6 +26,8 @@ from openblip.predictor import values
 from openblip.predictor.base import CHAT_DECODING, BasePredictor, model_call
 from openblip.predictor.explain import Explanation, explain_written_text, join_language_pieces, patch_maps
 from openblip.predictor.values import MAX_ROWS, EncodedImages, Images, ScoredText, Seeds, sampling_seeds
+
+MAX_SCORED_TOKENS = 128  # of a caption that is scored with its prompt, as many as training reads
 
 
 class Blip2Predictor(BasePredictor):
@@ -79,6 +81,16 @@ class Blip2Predictor(BasePredictor):
         if self.model.language is None:
             return super()._write_captions(images, prompts, decoding, num_captions, seeds)
         return self._write(images, prompts, prompts, decoding, num_captions, seeds)
+
+    def _predict_captions(self, images: EncodedImages, prompt: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """By the language model where there is one."""
+        if self.model.language is None:
+            return super()._predict_captions(images, prompt, texts)
+        prompts = [prompt] * len(texts)
+        language, visual = self.model.require_language(), self._visual_prompts(images.tokens, prompts)
+        room = getattr(language.model.config, "max_position_embeddings", MAX_SCORED_TOKENS) - visual.shape[1] - 2
+        limit = min(room, MAX_SCORED_TOKENS)  # without the end token, and the start that a language model may have
+        return language.predict(visual, prompts, list(map(normalize_caption, texts)), limit)
 
     def _write_answers(self, images: EncodedImages, questions: Sequence[str], decoding: Decoding) -> list[ScoredText]:
         normalized, prompts = self._question_prompts(questions)

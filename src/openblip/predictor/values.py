@@ -279,6 +279,13 @@ class TextScore(NamedTuple):
     itc: float  # cosine of the ITC embeddings
 
 
+class CaptionScore(NamedTuple):
+    """How likely a given text is as the caption of its image."""
+
+    logprob: float  # natural logarithm, the sum over the tokens with the end
+    num_tokens: int  # with the end
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
     """States of the model, float32 on the CPU; None for what was not asked for or the model does not have.
