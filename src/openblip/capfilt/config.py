@@ -42,6 +42,8 @@ class CapFiltConfig(DecodingAhead):
     that shows."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Of a captioner that is a BLIP-2: its language model in so many bits, for a GPU with less memory."""
+    keep_embeddings: bool = False
+    """Keep the filter's embeddings of images and texts beside the captions, for scores that compare with neighbours."""
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "num_workers"):
@@ -64,4 +66,5 @@ class CapFiltConfig(DecodingAhead):
             "dtype": self.dtype,
             "quantization": self.quantization,
             "jpeg": self.jpeg,
+            "keep_embeddings": self.keep_embeddings,
         }

@@ -6,6 +6,9 @@ DIR/captions/<shard>.parquet       one row per text
 DIR/captions/<shard>.rejects.jsonl samples that could not be read
 DIR/captions/<shard>.report.json   written last: the shard is done
 DIR/captions/<shard>.failure.json  why the shard could not be finished; removed once it is
+DIR/embeddings/<shard>.parquet     the filter's embeddings, where --keep-embeddings asked for them
+DIR/scores/<name>/<shard>.parquet  a score that was computed later, one value per text
+DIR/scores/<name>/<shard>.report.json  written last: this score of the shard is finished
 DIR/report.html
 ```
 
@@ -34,7 +37,14 @@ from openblip.files import changed_settings, read_json, remove_partials, write_j
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
 NUM_BINS = 40
-UNNAMED = {"dtype": "float32", "quantization": None, "no_repeat_ngram_size": 0, "top_k": 0, "jpeg": "exact"}
+UNNAMED = {
+    "dtype": "float32",
+    "quantization": None,
+    "no_repeat_ngram_size": 0,
+    "top_k": 0,
+    "jpeg": "exact",
+    "keep_embeddings": False,
+}
 """The settings of runs that do not name them."""
 SCORED = ("key", "index", "source", "itm")
 """The columns of texts that `RunScores` counts."""

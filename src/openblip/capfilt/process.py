@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -23,7 +23,14 @@ import torch
 import openblip
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import ROLES, SCORED, CapFiltFolder, RunScores, config_hash
-from openblip.data.captions import CaptionRow, read_judged, write_captions
+from openblip.data.captions import (
+    EMBEDDING_IMAGE,
+    CaptionRow,
+    WriteEmbeddings,
+    embedding_writer,
+    read_judged,
+    write_captions,
+)
 from openblip.data.decision import Decision
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
@@ -32,6 +39,7 @@ from openblip.data.sources import open_source
 from openblip.errors import ConfigError, OpenBlipError, OutputError, UnsupportedTaskError
 from openblip.files import hash_int, write_json, write_jsonl
 from openblip.predictor import BasePredictor, ScoredText
+from openblip.predictor.values import EncodedImages
 from openblip.text_counts import count_texts
 
 BATCHES_AHEAD = 2
@@ -234,11 +242,15 @@ class ShardWorker:
                     return
                 rejects.extend(batch.rejects)
                 if batch.samples:
-                    yield from self._caption_and_filter(batch, shard, seconds)
+                    yield from self._caption_and_filter(batch, shard, seconds, keep)
                 on_images(len(batch.samples) + len(batch.rejects))
 
         folder, manifest = self.folder, self.manifest
-        with _timed(seconds, "total"), count_texts() as texts:
+        keeping: AbstractContextManager[WriteEmbeddings | None] = nullcontext()
+        if self.config.keep_embeddings:
+            path = folder.root / "embeddings" / f"{shard}.parquet"
+            keeping = embedding_writer(path, self.filter.model.config.embed_dim)
+        with _timed(seconds, "total"), count_texts() as texts, keeping as keep:
             write_captions(folder.file(shard, "parquet"), rows())
             rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
             write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
@@ -268,8 +280,12 @@ class ShardWorker:
         first = next(iter(rejects), None)
         return ShardOutcome(shard=shard, num_rejects=len(rejects), first_reject=first, counts=counts)
 
-    def _caption_and_filter(self, batch: DecodedBatch, shard: str, seconds: dict[str, float]) -> Iterator[CaptionRow]:
-        """The rows of a batch: each image is captioned, then all its texts are scored on one encoding."""
+    def _caption_and_filter(
+        self, batch: DecodedBatch, shard: str, seconds: dict[str, float], keep: WriteEmbeddings | None
+    ) -> Iterator[CaptionRow]:
+        """The rows of a batch: each image is captioned, then all its texts are scored on one encoding, whose embeddings
+        are given to `keep`.
+        """
         config, samples = self.config, batch.samples
         with _timed(seconds, "caption"):
             images = self.captioner.encode(batch.pixels, config.batch_size)
@@ -290,6 +306,8 @@ class ShardWorker:
         with _timed(seconds, "filter"):
             images = images if self.encodes_once else self.filter.encode(batch.filter_pixels, config.batch_size)
             scores = self.filter.score_texts(images, texts, batch_size=config.batch_size)
+            if keep is not None:
+                self._keep_embeddings(batch, images, texts, keep)
         for sample, synthetic, image_scores in zip(samples, written, scores, strict=True):
             rows: list[dict[str, Any]] = [
                 {"source": "web", "index": i, "caption": text} for i, text in enumerate(sample.captions)
@@ -300,6 +318,29 @@ class ShardWorker:
             ]
             for row, score in zip(rows, image_scores, strict=True):
                 yield CaptionRow(key=sample.key, shard=sample.shard, **row, **score._asdict())
+
+    def _keep_embeddings(
+        self, batch: DecodedBatch, images: EncodedImages, texts: Sequence[Sequence[str]], keep: WriteEmbeddings
+    ) -> None:
+        """The filter's unit vectors of each image and then of its texts; of a model with queries an image has their
+        mean, and a text without words has zeros.
+        """
+        of_images = self.filter.embed_images(images, self.config.batch_size)  # (B, E) or (B, Q, E)
+        if of_images.dim() == 3:
+            of_images = torch.nn.functional.normalize(of_images.mean(dim=1), dim=1)
+        flat = [text for of_image in texts for text in of_image]
+        has_words = torch.tensor([bool(text.strip()) for text in flat], dtype=torch.bool)
+        of_texts = self.filter.embed_texts(flat, self.config.batch_size) * has_words[:, None]  # (R, E)
+        keys, sources, indices, vectors = [], [], [], []
+        start = 0
+        for sample, image, of_image in zip(batch.samples, of_images, texts, strict=True):
+            counts = {"web": len(sample.captions), "synthetic": len(of_image) - len(sample.captions)}
+            keys += [sample.key] * (1 + len(of_image))
+            sources += [EMBEDDING_IMAGE, *(source for source, count in counts.items() for _ in range(count))]
+            indices += [0, *(index for count in counts.values() for index in range(count))]
+            vectors += [image[None], of_texts[start : start + len(of_image)]]
+            start += len(of_image)
+        keep(keys, sources, indices, torch.cat(vectors).numpy())
 
 
 @contextmanager

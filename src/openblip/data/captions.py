@@ -6,12 +6,15 @@ means that it is finished.
 
 import glob
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from openblip.data.decision import Decision, judge
@@ -160,6 +163,58 @@ def read_judged(
 def decided_file(directory: str | Path, decision: Decision, shard: str) -> Path:
     """Where `capfilt-select` stores a decision that needs all shards: columns `SCORE_KEYS`, kept and weight."""
     return Path(directory) / "selected" / decision.hash / f"{shard}.parquet"
+
+
+EMBEDDING_IMAGE = "image"  # the `source` of the row of an image; its texts have theirs
+WriteEmbeddings = Callable[[Sequence[str], Sequence[str], Sequence[int], np.ndarray[Any, Any]], None]
+"""Is given keys, sources, indices and unit vectors (R, E)."""
+
+
+@contextmanager
+def embedding_writer(path: str | Path, dim: int) -> Iterator[WriteEmbeddings]:
+    """Write one shard's embeddings of width `dim` in float16; they appear whole or not at all. Yields what is called
+    with some rows at a time.
+    """
+    kinds = [(name, _COLUMNS[name]) for name in SCORE_KEYS]
+    schema = pa.schema([*kinds, ("embedding", pa.list_(pa.float16(), dim))])
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+
+        def write(
+            keys: Sequence[str], sources: Sequence[str], indices: Sequence[int], vectors: np.ndarray[Any, Any]
+        ) -> None:
+            flat = pa.array(vectors.astype(np.float16).reshape(-1))
+            columns = [keys, sources, indices, pa.FixedSizeListArray.from_arrays(flat, dim)]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+        yield write
+
+
+class ShardEmbeddings(NamedTuple):
+    """Unit vectors of a shard, float16: of its images, in order, and of the texts of its caption file, row by row. I
+    images, R texts, E their width."""
+
+    images: np.ndarray[Any, Any]  # (I, E)
+    texts: np.ndarray[Any, Any]  # (R, E)
+
+
+def read_embeddings(directory: str | Path, shard: str) -> ShardEmbeddings:
+    """Read `DIR/embeddings/<shard>.parquet`; raises `SourceError` where it is missing, damaged or about other texts."""
+    path = Path(directory) / "embeddings" / f"{shard}.parquet"
+    texts = read_texts(directory, shard, SCORE_KEYS)
+    try:
+        table = pq.read_table(path)
+        vectors = table["embedding"].combine_chunks()
+        dim = vectors.type.list_size
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        is_image = pc.equal(table["source"], EMBEDDING_IMAGE).to_numpy(zero_copy_only=False)
+        of_texts = table.filter(~is_image)
+        is_same = of_texts.num_rows == len(texts) and all(of_texts[key].equals(texts[key]) for key in SCORE_KEYS)
+    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+        raise SourceError(f"{path}: no file of CapFilt's embeddings: {error}") from error
+    if not is_same:
+        raise SourceError(f"{path}: holds embeddings of other texts than the caption file")
+    return ShardEmbeddings(flat[is_image], flat[~is_image])
 
 
 def finished_scores(directory: str | Path, shard: str) -> list[str]:
