@@ -75,7 +75,7 @@ def test_scores_of_other_texts_and_damaged_files_are_refused(run):
     path = run / "scores" / "clip" / "s.1.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take([1, 0, 2]), path)
-    with pytest.raises(SourceError, match=r"clip/s\.1\.parquet: holds scores of other texts"):
+    with pytest.raises(SourceError, match=r"clip/s\.1\.parquet: is about other texts"):
         read_texts(run, "s.1")
     assert read_texts(run, "s.1", ["itm"]).num_rows == 3
     path.write_bytes(b"damaged")

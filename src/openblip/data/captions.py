@@ -213,7 +213,7 @@ def read_embeddings(directory: str | Path, shard: str) -> ShardEmbeddings:
     except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
         raise SourceError(f"{path}: no file of CapFilt's embeddings: {error}") from error
     if not is_same:
-        raise SourceError(f"{path}: holds embeddings of other texts than the caption file")
+        raise SourceError(f"{path}: is about other texts than the caption file")
     return ShardEmbeddings(flat[is_image], flat[~is_image])
 
 
