@@ -1,6 +1,7 @@
 """OpenBLIP: Bootstrapping Language-Image Pre-training, open.
 
 `load` gives a `BlipPredictor`, or for a BLIP-2 a `Blip2Predictor`; `Greedy`, `Beam` and `Nucleus` say how it writes.
+`pipeline` takes the arguments and gives the results of transformers 4's function of this name.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ from openblip.errors import (
 if TYPE_CHECKING:
     from openblip.generation.decoding import Beam, Greedy, Nucleus
     from openblip.predictor import Blip2Predictor, BlipPredictor, load
+    from openblip.predictor.pipeline import pipeline
 
 __version__ = "0.1.0"
 
-__all__ = ["Beam", "Blip2Predictor", "BlipPredictor", "Greedy", "Nucleus", "load"]
+__all__ = ["Beam", "Blip2Predictor", "BlipPredictor", "Greedy", "Nucleus", "load", "pipeline"]
 __all__ += ["CheckpointError", "ConfigError", "ImageError", "MissingExtraError", "OpenBlipError", "SourceError"]
 __all__ += ["UnsupportedTaskError", "VideoError"]
 
@@ -37,4 +39,8 @@ def __getattr__(name: str) -> Any:
         from openblip import predictor
 
         return getattr(predictor, name)
+    if name == "pipeline":
+        from openblip.predictor.pipeline import pipeline
+
+        return pipeline
     raise AttributeError(f"module openblip has no attribute {name}")

@@ -263,7 +263,13 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer that transformers reads too."""
     tokenizer.save(folder)
     wordpiece = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    named = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
+    wordpiece.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=named
+    )
+    wordpiece.save(str(folder / "tokenizer.json"))
     rules = json.loads(tokenizer.to_json())["normalizer"] or {}
+    settings: dict[str, Any]
     if rules.get("type") == "BertNormalizer":
         settings = {
             "tokenizer_class": "BertTokenizer",
@@ -272,13 +278,10 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
             "tokenize_chinese_chars": rules["handle_chinese_chars"],
         }
     else:  # BertTokenizer would put its own rules in the place of these
-        named = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
-        wordpiece.post_processor = tokenizers.processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=named
-        )
-        wordpiece.save(str(folder / "tokenizer.json"))
         settings = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Without, a tokenizer gives token types as well, which `generate` of transformers' BLIP refuses.
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -85,7 +85,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"There is no checkpoint {source}: name a folder of OpenBLIP or of transformers' BLIP or BLIP-2, a run "
             "folder, an original .pth file, a model on the hub (owner/model), or a shipped one "
-            f"({shipped or 'none is installed'})."
+            f"({shipped or 'none is installed'}). `openblip models` lists those that are known."
         )
     config = state_dict.read_json_object(path / CONFIG_FILE)
     is_native = config.get("model_type") == base.BLIP2_TYPE or config.get("format") == base.OPENBLIP_FORMAT
@@ -113,7 +113,7 @@ def _hub_folder(name: str) -> Path:
         problem = hub_problem(error) or f"gives none ({type(error).__name__}: {backbones.first_line(error)})"
         raise CheckpointError(
             f"There is no checkpoint {name}: there is no such folder, and the Hugging Face hub {problem}. Without the "
-            "hub, name a folder or a shipped model."
+            "hub, name a folder or a shipped model. `openblip models` lists those that are known."
         ) from error
     return folder
 

@@ -62,6 +62,8 @@ COMMANDS = {
     "train": Command("train", "run_recipe", "train a recipe, on one machine or under torchrun"),
     "evaluate": Command("evaluate", "command", "measure a model on any of its tasks"),
     "convert": Command("convert", "command", "write a checkpoint in another format"),
+    "models": Command("models", "command", "list the shipped models and the known public checkpoints"),
+    "doctor": Command("doctor", "command", "what is installed, where models run, what is missing for more"),
     "estimate": Command("estimate", "command", "hours, machines and cost of CapFilt and of pre-trainings"),
     "data inspect": Command("data", "inspect_data", "count and check what a data source holds"),
     "data emoji-scenes": Command("data", "write_scenes", "write the embedded world as tar shards"),

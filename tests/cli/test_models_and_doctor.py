@@ -1,0 +1,61 @@
+"""`openblip models` and `openblip doctor` say what is true."""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import openblip
+from openblip.checkpoints.loading import PRETRAINED
+from openblip.cli.doctor import EXTRAS
+from openblip.cli.main import main
+from openblip.cli.models import GROUPS, SHIPPED
+from openblip.errors import CheckpointError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_every_shipped_model_is_listed_with_what_it_can_do() -> None:
+    assert {model.name for model in SHIPPED} == {folder.name for folder in PRETRAINED.glob("*") if folder.is_dir()}
+    for model in SHIPPED:
+        predictor = openblip.load(model.name)
+        assert set(model.can.split(", ")) <= predictor.tasks
+        assert model.million_parameters == round(predictor.num_parameters / 1e6)
+
+
+def test_models_as_tables_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert main(["models", "--as-json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(listed) == sum(len(models) for _, models in GROUPS)
+    for model in listed:
+        assert re.search(rf"{re.escape(model['name'])} .*{re.escape(model['license'])} .*", table)
+
+
+def test_an_error_about_a_missing_model_points_to_the_list(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="openblip models"):
+        openblip.load(tmp_path / "nothing")
+
+
+def test_doctor_knows_every_extra_and_what_auto_chooses(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == project["optional-dependencies"].keys() - {"test", "dev"}
+    assert main(["doctor"]) == 0
+    assert "extra        video" in capsys.readouterr().out
+    assert main(["doctor", "--as-json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["openblip"] == openblip.__version__
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["dtype_auto"].startswith(("float32", "bfloat16"))
+
+
+def test_doctor_says_how_to_get_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXTRAS, "video", (("a_module_that_is_not_there",), "videos"))
+    assert main(["doctor"]) == 0
+    assert 'pip install "openblip[video]"' in capsys.readouterr().out
