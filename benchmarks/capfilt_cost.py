@@ -150,7 +150,7 @@ def work_on_shards(source: str, out: str) -> None:
     )
     worker = ShardWorker.load(config, out)
     if not worker.folder.manifest.exists():
-        write_json(worker.folder.manifest, build_manifest(worker.config, worker.models, SHARDS))
+        write_json(worker.folder.manifest, build_manifest(*worker.facts[:2], SHARDS))
     print("ready", flush=True)
     for line in sys.stdin:
         worker.work(line.strip())

@@ -11,14 +11,16 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from openblip.errors import ConfigError, OpenBlipError, OutputError, causes
 
 PARTIAL = ".partial"
+_URL = re.compile(r"[\w+.-]{2,}://")
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -47,10 +49,50 @@ def name_full_disk(path: str | Path, stream: IO[Any] | None = None) -> Iterator[
         raise
 
 
+def locate(place: str | Path) -> Path:
+    """The path of a file or folder on this machine or, for a URL of fsspec such as s3://bucket/run, one with the
+    methods of `pathlib.Path`. Nothing that is said about files there is remembered, since other machines write them.
+    """
+    if not isinstance(place, str):
+        return place
+    if place.startswith("file://"):
+        place = place.removeprefix("file://")
+    if not _URL.match(place):
+        return Path(place).expanduser()
+    try:
+        from upath import UPath
+
+        return cast(Path, UPath(place, use_listings_cache=False))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path that `locate` gave is on this machine."""
+    return isinstance(path, Path)
+
+
+@contextmanager
+def _uploaded_file(path: Any) -> Iterator[Path]:
+    """Yield a local path to write to; a store shows a file that is put there once all of it has arrived."""
+    with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
+        partial = Path(folder) / path.name
+        with name_full_disk(partial):
+            yield partial
+        try:
+            path.fs.put_file(str(partial), path.path)
+        except Exception as error:
+            raise OutputError(f"{path} cannot be written: {type(error).__name__}: {error}") from error
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield the path to write to: on success the file appears at `path`, its folder too; on an error nothing does."""
-    path = Path(path)
+    path = locate(path)
+    if not is_local(path):
+        with _uploaded_file(path) as partial:
+            yield partial
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # With host and process, so that two processes may write the same file at once.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
@@ -86,7 +128,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 def remove_partials(folder: str | Path) -> None:
     """Remove what killed writers left in a folder, not in the folders below it."""
-    for path in Path(folder).glob(f"*{PARTIAL}"):
+    folder = locate(folder)
+    for path in folder.glob(f"*{PARTIAL}") if is_local(folder) else ():  # a store has none
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -128,7 +171,7 @@ def damage(path: str | Path) -> str | None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; raises `ConfigError`, which names the file, for one that is missing, damaged or no object."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(locate(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

@@ -17,10 +17,12 @@ R rows (texts) of a shard, I images of a shard.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,9 @@ import pyarrow.compute as pc
 from openblip.capfilt.config import CapFiltConfig
 from openblip.data.captions import finished_shards
 from openblip.data.decision import Decision
-from openblip.data.sources import absolute_spec, storage
+from openblip.data.sources import Source, absolute_spec, storage
 from openblip.errors import ConfigError
-from openblip.files import changed_settings, read_json, remove_partials, write_json
+from openblip.files import changed_settings, is_local, locate, read_json, remove_partials, write_json
 
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
@@ -48,16 +50,19 @@ UNNAMED = {
 """The settings of runs that do not name them."""
 SCORED = ("key", "index", "source", "itm")
 """The columns of texts that `RunScores` counts."""
+STATES_AT_ONCE = 16  # files whose size and time are asked for
+EXECUTION = ("batch_size", "num_threads", "instruction_set")
+"""The settings that decide how sums are rounded; in float32 a manifest has none of them."""
 COMBINATIONS = ((False, True), (True, True), (True, False), (False, False))  # (web, synthetic) first text is kept
 
 
 class CapFiltFolder:
     """Paths of a run's files, and what they say about its state."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.manifest = root / "manifest.json"
-        self.report_page = root / "report.html"
+    def __init__(self, root: str | Path) -> None:
+        self.root = locate(root)
+        self.manifest = self.root / "manifest.json"
+        self.report_page = self.root / "report.html"
 
     def file(self, shard: str, suffix: str) -> Path:
         """`captions/<shard>.<suffix>`; see above for what there is."""
@@ -68,12 +73,15 @@ class CapFiltFolder:
         return all(self.file(shard, suffix).is_file() for suffix in ("report.json", "parquet"))
 
     def done_shards(self) -> list[str]:
-        """Names of the finished shards, sorted."""
-        return [shard for shard in finished_shards(self.root) if self.is_done(shard)]
+        """Names of the finished shards, sorted; the folder is listed once."""
+        names = {path.name for path in (self.root / "captions").glob("*")}
+        ends = (".report.json", ".parquet")
+        shards = {name.removesuffix(ends[0]) for name in names if name.endswith(ends[0])}
+        return sorted(shard for shard in shards if f"{shard}{ends[1]}" in names)
 
     def failures(self) -> list[dict[str, Any]]:
         """The records of shards that could not be finished, by shard."""
-        return [read_json(path) for path in sorted(self.root.glob("captions/*.failure.json"))]
+        return [read_json(path) for path in sorted((self.root / "captions").glob("*.failure.json"))]
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, one of an earlier version too, which had no `models`.
@@ -113,12 +121,17 @@ class CapFiltFolder:
                     f"{self.root} holds caption files but no manifest.json that says how they were made; "
                     "restore it or choose another --out"
                 )
-            (self.root / "captions").mkdir(parents=True, exist_ok=True)
+            if is_local(self.root):
+                (self.root / "captions").mkdir(parents=True, exist_ok=True)
             write_json(self.manifest, manifest)
             return
         earlier = self.read_manifest()
         before = _identity(earlier) | {"threshold": earlier.get("threshold")}
         now = _identity(manifest) | {"threshold": manifest["threshold"]}
+        for name in EXECUTION:
+            if name == "num_threads" or name not in before:  # workers take the earlier number; old runs state nothing
+                before.pop(name, None)
+                now.pop(name, None)
         if changed := changed_settings(before, now):
             advice = "Repeat the earlier settings to resume it, or choose another --out"
             if list(changed) == ["threshold"]:
@@ -131,10 +144,16 @@ class CapFiltFolder:
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
 
 
-def build_manifest(config: CapFiltConfig, models: Mapping[str, Any], num_shards: int) -> dict[str, Any]:
+def build_manifest(
+    config: CapFiltConfig,
+    models: Mapping[str, Mapping[str, Any]],
+    num_shards: int,
+    execution: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The content of manifest.json.
 
-    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory.
+    Paths are absolute, so that `capfilt:DIR` finds the original shards from any working directory. execution: the
+    `EXECUTION` that every worker has to keep to, where the precision makes it matter.
     """
     return {
         "openblip": version("openblip"),
@@ -146,8 +165,29 @@ def build_manifest(config: CapFiltConfig, models: Mapping[str, Any], num_shards:
         "threshold": config.threshold,
         "decision": asdict(Decision(threshold=config.threshold)),
         "models": models,
-        "config": config.row_settings(),
+        "config": {**config.row_settings(), **execution},
     }
+
+
+def check_sources_unchanged(folder: CapFiltFolder, source: Source, shards: Sequence[str]) -> None:
+    """Raise `ConfigError` where the file of a finished shard is another than the one that was captioned, or is gone."""
+
+    def changes(shard: str) -> str:
+        before = folder.read_report(shard).get("source_file", {})
+        try:
+            return storage.changes_of_file(before, source.file_state(shard)) if before else ""
+        except OSError as error:
+            return f"it cannot be looked at: {error}"
+
+    with ThreadPoolExecutor(STATES_AT_ONCE) as threads:
+        changed = [(shard, what) for shard, what in zip(shards, threads.map(changes, shards), strict=True) if what]
+    if changed:
+        shard, what = changed[0]
+        more = f", and {len(changed) - 1:,} more shards" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{source.name} has changed since {folder.root} was begun: {shard}: {what}{more}. Bring the earlier files "
+            f"back, choose another --out, or remove the files of these shards in {folder.root}/captions to do them anew"
+        )
 
 
 def config_hash(manifest: Mapping[str, Any]) -> str:

@@ -5,14 +5,13 @@ An engine says how shards reach workers; each worker is a `ShardWorker`, which d
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest
-from openblip.capfilt.process import ShardOutcome, ShardWorker
+from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest, check_sources_unchanged
+from openblip.capfilt.process import ShardOutcome, ShardWorker, WorkerFacts
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
 from openblip.data.sources import check_options_used, open_source
@@ -41,9 +40,9 @@ class Engine(ABC):
     """Where the workers of a run are, and how shards reach them. One engine is for one run: `load`, then `work`."""
 
     @abstractmethod
-    def load(self, config: CapFiltConfig, out: Path, device: str | None) -> tuple[CapFiltConfig, Mapping[str, Any]]:
-        """Load the models where they will run. The settings with what "auto" stands for, the same for every worker, and
-        the `models` of the manifest. Raises as `ShardWorker.load`.
+    def load(self, config: CapFiltConfig, out: str | Path, device: str | None) -> WorkerFacts:
+        """Load the models where they will run; what "auto" stands for is the same for all workers. Raises as
+        `ShardWorker.load`.
         """
 
     @abstractmethod
@@ -54,9 +53,9 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """This process works on one shard after another."""
 
-    def load(self, config: CapFiltConfig, out: Path, device: str | None) -> tuple[CapFiltConfig, Mapping[str, Any]]:
+    def load(self, config: CapFiltConfig, out: str | Path, device: str | None) -> WorkerFacts:
         self.worker = ShardWorker.load(config, out, device)
-        return self.worker.config, self.worker.models
+        return self.worker.facts
 
     def work(self, shards: Sequence[str], on_images: Callable[[int], None]) -> Iterator[ShardOutcome]:
         return self.worker.work_through(shards, on_images)
@@ -82,11 +81,13 @@ def run_capfilt(
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
-    config, models = engine.load(config, Path(out), device)
-    folder = CapFiltFolder(Path(out))
-    folder.start_or_resume(build_manifest(config, models, num_shards=len(shards)))
-    summary = RunSummary(skipped=[shard for shard in shards if folder.is_done(shard)], report=folder.report_page)
-    waiting = [shard for shard in shards if not folder.is_done(shard)]
+    config, models, execution = engine.load(config, out, device)
+    folder = CapFiltFolder(out)
+    folder.start_or_resume(build_manifest(config, models, len(shards), execution))
+    done = set(folder.done_shards())
+    summary = RunSummary(skipped=[shard for shard in shards if shard in done], report=folder.report_page)
+    waiting = [shard for shard in shards if shard not in done]
+    check_sources_unchanged(folder, source, summary.skipped)
     with Progress("capfilt", unit="images") as bar, count_texts(bar.note):
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")

@@ -35,10 +35,10 @@ from openblip.data.decision import Decision
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import Reject, Sample, Source
-from openblip.data.sources import open_source
-from openblip.errors import ConfigError, OpenBlipError, OutputError, UnsupportedTaskError
+from openblip.data.sources import open_source, storage
+from openblip.errors import ConfigError, OpenBlipError, OutputError, SourceError, UnsupportedTaskError
 from openblip.files import hash_int, write_json, write_jsonl
-from openblip.predictor import BasePredictor, ScoredText
+from openblip.predictor import BasePredictor, ScoredText, instruction_set
 from openblip.predictor.values import EncodedImages
 from openblip.text_counts import count_texts
 
@@ -60,6 +60,17 @@ class DecodedBatch(NamedTuple):
     pixels: torch.Tensor
     filter_pixels: torch.Tensor
     rejects: Sequence[Reject]
+
+
+class WorkerFacts(NamedTuple):
+    """What a worker of a run must have in common with all others."""
+
+    config: CapFiltConfig
+    """With the dtype that "auto" chose."""
+    models: Mapping[str, Mapping[str, Any]]
+    """As in the manifest."""
+    execution: Mapping[str, Any]
+    """`EXECUTION` of the manifest's config; empty in float32, where it changes no text and no decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,31 +121,46 @@ class ShardWorker:
                     f"only {', '.join(sorted(model.tasks))}"
                 )
         config = replace(config, dtype=captioner.precision)
-        return cls(config=config, folder=CapFiltFolder(Path(out)), source=source, captioner=captioner, filter=filter_)
+        return cls(config=config, folder=CapFiltFolder(out), source=source, captioner=captioner, filter=filter_)
 
     @cached_property
-    def models(self) -> dict[str, dict[str, Any]]:
-        """The `models` of the manifest. A model's hash is of everything that decides its output."""
-        found = {}
+    def facts(self) -> WorkerFacts:
+        """What the manifest says of the models. A model's hash is of everything that decides its output."""
+        models = {}
         for role, checkpoint, model in (
             ("captioner", self.config.captioner, self.captioner),
             ("filter", self.config.filter, self.filter),
         ):
-            found[role] = {
+            models[role] = {
                 "checkpoint": checkpoint,
                 "parameters": model.num_parameters,
                 "dtype": model.precision,
                 "sha256": model.fingerprint(),
             }
-        return found
+        execution: dict[str, Any] = {}
+        if any(model.precision != "float32" for model in (self.captioner, self.filter)):
+            # Sums in lower precision depend on how kernels divide the work.
+            execution = {
+                "batch_size": self.config.batch_size,
+                "num_threads": torch.get_num_threads(),
+                "instruction_set": instruction_set(self.filter.device),
+            }
+        return WorkerFacts(self.config, models, execution)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest of the run; `ConfigError` names what this worker would do otherwise than it says."""
         manifest = self.folder.read_manifest()
+        settings = manifest.get("config", {})
+        for name, ours in self.facts.execution.items():
+            needed = settings.get(name, ours)
+            if name == "num_threads":
+                torch.set_num_threads(needed)
+            elif ours != needed:
+                raise ConfigError(f"this worker cannot take part in the run: its {name} is {ours}, not {needed}")
         for role in ROLES:
             for name in ("sha256", "dtype"):
-                ours, needed = self.models[role][name], manifest["models"].get(role, {}).get(name)
+                ours, needed = self.facts.models[role][name], manifest["models"].get(role, {}).get(name)
                 if needed is not None and ours != needed:
                     raise ConfigError(
                         f"this worker cannot take part in the run: the {name} of its {role} is {ours}, not {needed}"
@@ -169,23 +195,25 @@ class ShardWorker:
             finally:
                 for _, opened in started:
                     if not opened.cancel() and opened.exception() is None:
-                        opened.result()[1].close()
+                        opened.result()[2].close()
 
-    def _open(self, shard: str) -> tuple[list[DecodedBatch], Generator[DecodedBatch]]:
-        """Begin to read a shard: its first batch, so that its threads decode the next ones, and the others."""
-        batches = self.decode(shard)
-        return list(islice(batches, 1)), batches
+    def _open(self, shard: str) -> tuple[Mapping[str, Any], list[DecodedBatch], Generator[DecodedBatch]]:
+        """Begin to read a shard: the state of its file, its first batch, so that its threads decode the next ones, and
+        the others.
+        """
+        state, batches = self.source.file_state(shard), self.decode(shard)
+        return state, list(islice(batches, 1)), batches
 
     def _finish(
         self,
         shard: str,
-        opened: Future[tuple[list[DecodedBatch], Generator[DecodedBatch]]],
+        opened: Future[tuple[Mapping[str, Any], list[DecodedBatch], Generator[DecodedBatch]]],
         on_images: Callable[[int], None],
     ) -> ShardOutcome:
         try:
-            first, others = opened.result()
+            state, first, others = opened.result()
             with closing(others):
-                return self.process(shard, chain(first, others), on_images)
+                return self.process(shard, chain(first, others), on_images, state)
         except OutputError:
             raise
         except Exception as error:  # whatever it was, the other shards go on and this one is named
@@ -223,29 +251,46 @@ class ShardWorker:
         return read_ahead(in_batches(entries, size), stack, num_workers=1, ahead=1)
 
     def process(
-        self, shard: str, batches: Iterator[DecodedBatch], on_images: Callable[[int], None] = ignore
+        self,
+        shard: str,
+        batches: Iterator[DecodedBatch],
+        on_images: Callable[[int], None] = ignore,
+        state: Mapping[str, Any] | None = None,
     ) -> ShardOutcome:
         """Caption and score one shard, whose samples come from `decode`, and write its files.
 
         The report is written last, so it means that the shard is done. Every text has a row, web texts first, then
         synthetic ones. A sample that cannot be read becomes a reject; any other error is raised and leaves nothing that
         looks finished. `on_images` is called with the number of samples just done, rejects included.
+
+        state: of the shard's file before anything of it was read; it is recorded, and raises SourceError where it is
+        another at the end. SourceError as well for a shard of which nothing can be read.
         """
+        manifest = self.manifest
+        state = self.source.file_state(shard) if state is None else state
         seconds: dict[str, float] = {}
         rejects: list[Reject] = []
 
         def rows() -> Iterator[CaptionRow]:
+            num_samples = 0
             while True:
                 with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
                     batch = next(batches, None)
                 if batch is None:
-                    return
+                    break
                 rejects.extend(batch.rejects)
+                num_samples += len(batch.samples)
                 if batch.samples:
                     yield from self._caption_and_filter(batch, shard, seconds, keep)
                 on_images(len(batch.samples) + len(batch.rejects))
+            if rejects and not num_samples:
+                raise SourceError(
+                    f"nothing of {shard} can be read: {len(rejects):,} rejects; the first is {rejects[0]}"
+                )
+            if changes := storage.changes_of_file(state, self.source.file_state(shard)):
+                raise SourceError(f"{shard} has changed while it was read ({changes}); run the command again")
 
-        folder, manifest = self.folder, self.manifest
+        folder = self.folder
         keeping: AbstractContextManager[WriteEmbeddings | None] = nullcontext()
         if self.config.keep_embeddings:
             path = folder.root / "embeddings" / f"{shard}.parquet"
@@ -268,6 +313,7 @@ class ShardWorker:
             "shard": shard,
             "counts": counts,
             "threshold": manifest["threshold"],
+            "source_file": state,
             "rejects": rejected,
             "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
             "models": {role: model["sha256"] for role, model in manifest["models"].items()},

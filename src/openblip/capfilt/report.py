@@ -57,7 +57,7 @@ def write_report(
     extra_tables: sections by title, shown after the keep rates, for callers that know more, such as the ground truth
     about the noise. Raises `ConfigError` when the folder is not the output of a CapFilt run.
     """
-    folder = CapFiltFolder(Path(directory))
+    folder = CapFiltFolder(directory)
     manifest = folder.read_manifest()
     decision = Decision.of_manifest(manifest)
     shards = folder.done_shards()

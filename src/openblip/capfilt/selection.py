@@ -49,7 +49,7 @@ def select(directory: str | Path, threshold: float) -> RunScores:
     the threshold is not a probability or the folder is not a CapFilt run.
     """
     decision = Decision(threshold=threshold)
-    folder = CapFiltFolder(Path(directory))
+    folder = CapFiltFolder(directory)
     write_json(folder.manifest, {**folder.read_manifest(), "threshold": threshold, "decision": asdict(decision)})
     return write_report(folder.root)
 
@@ -76,7 +76,7 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
         ConfigError: `directory` is not a CapFilt run, or `out` holds something other than an export of it.
         SourceError: the original data is gone, or no shard of the run is finished.
     """
-    folder, target = CapFiltFolder(Path(directory)), Path(out)
+    folder, target = CapFiltFolder(directory), Path(out)
     manifest = folder.read_manifest()
     source = open_source(f"capfilt:{directory}")
     shards = source.shards()

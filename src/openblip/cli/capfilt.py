@@ -21,7 +21,7 @@ DEMO_CAPTIONER, DEMO_FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 def clean_pairs(
     *,
     capfilt: CapFiltConfig,
-    out: Path,
+    out: str,
     decoding: DecodingOptions = DecodingOptions(decoding="nucleus"),  # noqa: B008
     engine: Literal["local"] = "local",
     device: str | None = None,
@@ -33,7 +33,7 @@ def clean_pairs(
 
     Args:
         capfilt: what is cleaned, and how.
-        out: the folder of the output.
+        out: the folder of the output, or a URL of fsspec such as s3://bucket/run.
         engine: where shards are worked on: local, on this machine, one after another.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
     """

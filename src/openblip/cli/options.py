@@ -20,7 +20,8 @@ import tyro
 # adds is reported by a general message, see `parse`.
 from tyro import _errors
 
-from openblip.errors import Condition, ConfigError, refuse_unused
+from openblip.errors import Condition, ConfigError, OutputError, refuse_unused
+from openblip.files import is_local, locate, write_bytes
 from openblip.generation.decoding import Beam, Decoding, Greedy, Nucleus
 
 if TYPE_CHECKING:
@@ -203,8 +204,20 @@ class DecodingOptions:
         return strategy(**{field.name: values[field.name] for field in fields(strategy)})
 
 
-def check_output(option: str, path: Path, *, is_folder: bool = False) -> None:
-    """Raise `ConfigError` for a file, or a folder, that cannot be written, before any work; nothing is made yet."""
+def check_output(option: str, path: str | Path, *, is_folder: bool = False) -> None:
+    """Raise `ConfigError` for a file, or a folder, that cannot be written, before any work; nothing is made yet.
+
+    path: a `Path` is on this machine; a string may be a URL of fsspec, below which a file is put and removed to try.
+    """
+    if isinstance(path, str) and not is_local(place := locate(path)):
+        probe = place / f".openblip-{os.getpid()}"
+        try:
+            write_bytes(probe, b"")
+            probe.unlink()
+        except (OSError, OutputError) as error:
+            raise ConfigError(f"{option} {path} cannot be written into; name another place ({error})") from error
+        return
+    path = locate(path)
     if re.match(r"[\w+.-]{2,}:/", str(path)):
         raise ConfigError(f"{option} {path}: files are written on this machine; name a local path, and copy it then")
     target = path.absolute()

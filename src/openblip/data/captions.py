@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from openblip.data.decision import Decision, judge
 from openblip.errors import ConfigError, SourceError
-from openblip.files import atomic_file
+from openblip.files import atomic_file, locate
 
 _ROWS_PER_GROUP = 8192
 
@@ -49,7 +49,7 @@ class CaptionRow:
 
 def caption_file(directory: str | Path, shard: str) -> Path:
     """`DIR/captions/<shard>.parquet`."""
-    return Path(directory) / "captions" / f"{shard}.parquet"
+    return locate(directory) / "captions" / f"{shard}.parquet"
 
 
 def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
@@ -68,7 +68,9 @@ def read_captions(directory: str | Path, shard: str) -> pa.Table:
     """
     path = caption_file(directory, shard)
     try:
-        return pq.read_table(path, columns=CAPTION_SCHEMA.names).select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
+        with path.open("rb") as file:
+            table = pq.read_table(file, columns=CAPTION_SCHEMA.names)
+        return table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
 
@@ -86,7 +88,7 @@ def read_texts(directory: str | Path, shard: str, columns: Sequence[str] | None 
     path = caption_file(directory, shard)
     scores = finished_scores(directory, shard)
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             available = list(file.schema_arrow.names)
             available += [name for name in scores if name not in available]
             if missing := [name for name in columns or () if name not in available]:
@@ -110,7 +112,8 @@ def read_texts(directory: str | Path, shard: str, columns: Sequence[str] | None 
 def _read_values(path: Path, name: str, texts: pa.Table) -> pa.ChunkedArray:
     """A column of a file about the rows of `texts`, whose `SCORE_KEYS` are compared with the file's."""
     try:
-        values = pq.read_table(path, columns=[*SCORE_KEYS, name])
+        with path.open("rb") as file:
+            values = pq.read_table(file, columns=[*SCORE_KEYS, name])
         is_same = values.num_rows == texts.num_rows and all(values[key].equals(texts[key]) for key in SCORE_KEYS)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a score file of CapFilt: {error}") from error
@@ -123,7 +126,8 @@ def text_columns(directory: str | Path, shard: str) -> list[str]:
     """The names of the columns that `read_texts` has of a shard. Raises `SourceError` as it does."""
     path = caption_file(directory, shard)
     try:
-        names = list(pq.read_schema(path).names)
+        with path.open("rb") as file:
+            names = list(pq.read_schema(file).names)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a caption file of CapFilt: {error}") from error
     return names + [name for name in finished_scores(directory, shard) if name not in names]
@@ -162,7 +166,7 @@ def read_judged(
 
 def decided_file(directory: str | Path, decision: Decision, shard: str) -> Path:
     """Where `capfilt-select` stores a decision that needs all shards: columns `SCORE_KEYS`, kept and weight."""
-    return Path(directory) / "selected" / decision.hash / f"{shard}.parquet"
+    return locate(directory) / "selected" / decision.hash / f"{shard}.parquet"
 
 
 EMBEDDING_IMAGE = "image"  # the `source` of the row of an image; its texts have theirs
@@ -219,13 +223,13 @@ def read_embeddings(directory: str | Path, shard: str) -> ShardEmbeddings:
 
 def finished_scores(directory: str | Path, shard: str) -> list[str]:
     """The names of the scores that are finished for a shard, sorted."""
-    reports = (Path(directory) / "scores").glob(f"*/{glob.escape(shard)}.report.json")
+    reports = (locate(directory) / "scores").glob(f"*/{glob.escape(shard)}.report.json")
     return sorted(report.parent.name for report in reports)
 
 
 def score_file(directory: str | Path, name: str, shard: str, suffix: str = "parquet") -> Path:
     """`DIR/scores/<name>/<shard>.<suffix>`: parquet, or report.json."""
-    return Path(directory) / "scores" / name / f"{shard}.{suffix}"
+    return locate(directory) / "scores" / name / f"{shard}.{suffix}"
 
 
 def write_score(directory: str | Path, shard: str, name: str, values: pa.Array) -> None:
@@ -240,4 +244,4 @@ def write_score(directory: str | Path, shard: str, name: str, values: pa.Array) 
 def finished_shards(directory: str | Path) -> list[str]:
     """The shards whose report is written: a report is written last, so it means done."""
     suffix = ".report.json"
-    return sorted(path.name.removesuffix(suffix) for path in (Path(directory) / "captions").glob(f"*{suffix}"))
+    return sorted(path.name.removesuffix(suffix) for path in (locate(directory) / "captions").glob(f"*{suffix}"))

@@ -163,6 +163,12 @@ class Source(ABC):
         """The name of the shard's file without its folder: the same wherever a copy of it lies."""
         return shard
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        """The `path` of the file that a shard is read from, its `size`, and the time of its last change, its ETag or
+        both; empty where nobody knows. Raises OSError for a file that is gone.
+        """
+        return {}
+
     def image_id_prefix(self, shard: str) -> str:
         """What the `image_id` of a shard's samples begins with: the name of the source that has the images."""
         return self.name

@@ -32,6 +32,7 @@ __all__ = [
     "ScoredText",
     "SimilarityScorer",
     "TextScore",
+    "instruction_set",
     "load",
     "load_scorer",
 ]
@@ -64,6 +65,21 @@ def _has_bfloat16(device: torch.device) -> bool:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def instruction_set(device: torch.device) -> str:
+    """The kernels that a model runs with on a device; in lower precision its results depend on them by rounding."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    extensions = {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
+        "vnni": torch.cpu._is_vnni_supported,
+        "amx": torch.cpu._is_amx_tile_supported,
+    }
+    names = [torch.backends.cpu.get_cpu_capability(), *(name for name, is_there in extensions.items() if is_there())]
+    return " ".join(names).lower()
 
 
 def load(

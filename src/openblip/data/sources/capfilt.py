@@ -11,7 +11,9 @@ from openblip.data.captions import finished_shards, read_judged
 from openblip.data.config import SourceOptions
 from openblip.data.decision import Decision
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
+from openblip.data.sources import storage
 from openblip.errors import SourceError
+from openblip.files import locate, read_json
 
 
 @dataclass
@@ -26,7 +28,7 @@ class CapFiltSource(Source):
     @classmethod
     def open(cls, spec: str, directory: str, open_source: Callable[..., Source]) -> "CapFiltSource":
         """Read the manifest, and open the source that it names with its folder of images."""
-        path = Path(directory).expanduser() / "manifest.json"
+        path = locate(directory) / "manifest.json"
         try:
             manifest = parse_json_object(path.read_bytes(), str(path))
         except OSError as error:
@@ -64,7 +66,17 @@ class CapFiltSource(Source):
         return len(self._kept(shard))
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
-        """As every source does; the numbers are those of the original samples."""
+        """As every source does; the numbers are those of the original samples. Raises SourceError, too, for a shard
+        whose file has changed since it was captioned.
+        """
+        report = read_json(self.directory / "captions" / f"{shard}.report.json")
+        with storage.source_errors(self.name, keep_transient=True):
+            changes = storage.changes_of_file(report.get("source_file", {}), self.original.file_state(shard))
+        if changes:
+            raise SourceError(
+                f"{self.name}: shard {shard} has changed since its texts were scored ({changes}); bring the earlier "
+                "file back, or score the source as it is now with openblip capfilt in another folder"
+            )
         kept: dict[str, list[tuple[str, str]]] = {}  # of each original sample the keys and texts of its pairs
         for row in self._kept(shard).to_pylist():
             key = f"{row['key']}-{row['source']}-{row['index']}"

@@ -194,6 +194,11 @@ class FolderSource(RowSource):
     def file_name(self, shard: str) -> str:
         return ""  # keys are unique in the whole folder, and its name is a part of the source's path
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        """Of all images of the shard together: their number and size, and the latest change of one."""
+        chunk = self.chunks[shard]
+        return storage.files_state([row.image[0] for row in self.files[chunk.start : chunk.stop]])
+
     def rows(self, shard: str) -> Iterator[tuple[str, ImageRow]]:
         for row in self.files[self.chunks[shard].start : self.chunks[shard].stop]:
             names = [] if row.stated else self.classes.get(_sub_folder(row), [])

@@ -66,6 +66,9 @@ class LinesSource(RowSource):
     def file_name(self, shard: str) -> str:
         return self.originals[shard].file_name(shard) if shard in self.originals else ""
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        return self.originals[shard].file_state(shard) if shard in self.originals else storage.file_state(self.path)
+
     def image_id_prefix(self, shard: str) -> str:
         return self.originals[shard].image_id_prefix(shard) if shard in self.originals else self.name
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from openblip.data.config import SourceOptions
 from openblip.data.sample import Located, Sample, Selection, Source, ending_of, is_hidden
@@ -231,6 +232,10 @@ class JoinedSource(Source):
         source, own_name = self._find(shard)
         return source.file_name(own_name)
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        source, own_name = self._find(shard)
+        return source.file_state(own_name)
+
     def image_id_prefix(self, shard: str) -> str:
         source, own_name = self._find(shard)
         return source.image_id_prefix(own_name)
@@ -292,6 +297,9 @@ class PercentSlice(Source):
 
     def file_name(self, shard: str) -> str:
         return self.whole.file_name(shard)
+
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        return self.whole.file_state(shard)
 
     def image_id_prefix(self, shard: str) -> str:
         return self.whole.image_id_prefix(shard)

@@ -66,6 +66,9 @@ class ParquetSource(Source):
     def file_name(self, shard: str) -> str:
         return os.path.basename(self.path(shard))
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        return storage.file_state(self.path(shard))
+
     def path(self, shard: str) -> str:
         return self.paths[self._file_of(shard)[0]]
 

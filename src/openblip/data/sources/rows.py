@@ -459,6 +459,10 @@ class TableSource(RowSource):
     def file_name(self, shard: str) -> str:
         return os.path.basename(self.chunks[shard].path)
 
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        """Of the table; the images that it names are files of their own."""
+        return storage.file_state(self.chunks[shard].path)
+
     @property
     def caption_columns(self) -> Sequence[str]:  # type: ignore[override]
         return named_columns(self.options.caption_column, CAPTION_COLUMNS)
@@ -542,6 +546,9 @@ class AnnotationSource(RowSource):
 
     def num_samples(self, shard: str) -> int:
         return len(self.chunks[shard])
+
+    def file_state(self, shard: str) -> Mapping[str, Any]:
+        return storage.file_state(self.path)
 
     def describe(self) -> Mapping[str, object]:
         return self.listed.description

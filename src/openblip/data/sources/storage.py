@@ -11,8 +11,9 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -181,6 +182,48 @@ def open_copied(path: str) -> BinaryIO:
 def suffix(path: str) -> str:
     """The ending in lower case without its dot; the whole path where it has none."""
     return path.rpartition(".")[2].lower()
+
+
+def file_state(path: str) -> dict[str, Any]:
+    """What tells whether a file has changed: its `path`, `size`, and the time of its last change (`mtime`), its `etag`
+    or both. Raises OSError for a file that is gone.
+    """
+    if not is_remote(path):
+        state = os.stat(path)
+        return {"path": os.path.abspath(path), "size": state.st_size, "mtime": _as_time(state.st_mtime_ns)}
+    info: dict[str, Any] = _remote(path, lambda filesystem, inner: filesystem.info(inner))
+    facts = {name.lower(): value for name, value in info.items()}
+    times = (facts.get(name) for name in ("mtime", "lastmodified", "last_modified", "updated", "created"))
+    etag, mtime = facts.get("etag"), next(filter(None, times), None)
+    state_of = {"path": path, "size": facts.get("size"), "etag": etag, "mtime": mtime and str(mtime)}
+    return {name: value for name, value in state_of.items() if value is not None}
+
+
+def files_state(paths: Sequence[str]) -> dict[str, Any]:
+    """What tells whether one of several files has changed: their number, total size, and the latest change."""
+    if any(map(is_remote, paths)):
+        return {"path": parent(paths[0]), "files": len(paths)}
+    states = [os.stat(path) for path in paths]
+    latest = max((state.st_mtime_ns for state in states), default=0)
+    total = sum(state.st_size for state in states)
+    return {"path": parent(paths[0]), "files": len(paths), "size": total, "mtime": _as_time(latest)}
+
+
+def _as_time(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:09d}"
+
+
+def changes_of_file(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How a file differs from what `file_state` said of it earlier, in words; empty where nothing shows.
+
+    A copy in another place has another time of its last change, so only what is the same for all copies counts there.
+    """
+    names = ["files", "size", "etag", "mtime"]
+    if before.get("path") != now.get("path"):
+        names = ["files", "size"]
+    stated = [name for name in names if name in before and name in now]
+    return ", ".join(f"{name} was {before[name]}, is now {now[name]}" for name in stated if before[name] != now[name])
 
 
 def is_directory(path: str) -> bool:
