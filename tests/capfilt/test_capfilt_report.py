@@ -1,20 +1,43 @@
 """The report page: right numbers, inert whatever the captions say, the same for the same run."""
 
+import base64
+import hashlib
 import html
+import io
+import json
 import re
+import shutil
+import subprocess
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from capfilt_world import all_rows, sample_members
+from capfilt_world import all_rows, picture, sample_members
+from PIL import Image
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder
+from openblip.capfilt.folder import NUM_STEPS, CapFiltFolder, itm_bins
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.report import ReportTable, choose_images, write_report
+from openblip.capfilt.report import (
+    ReportTable,
+    ShardReports,
+    ShownImage,
+    choose_images,
+    inspect_images,
+    roc_charts,
+    thumbnail,
+    write_report,
+)
 from openblip.capfilt.selection import select
-from shared_files import write_tar
+from openblip.data.captions import CaptionRow, write_captions
+from openblip.data.sample import Sample
+from openblip.metrics.ranking import auc
+from shared_files import as_json, write_tar
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -38,7 +61,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -53,10 +76,10 @@ def test_the_page_stands_alone(finished_run: Path) -> None:
     text = (finished_run / "report.html").read_text("utf-8")
     elements = Elements(text)
     assert elements.open == []
-    assert not {"script", "link", "iframe", "object"} & set(elements.tags)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(elements.tags)
     for name, value in elements.attributes:
         if name in ("src", "href"):
-            assert (value or "").startswith("data:image/jpeg;base64,")
+            assert (value or "").startswith(("data:image/jpeg;base64,", "#"))
     assert "http://" not in text
     assert "https://" not in text
     assert elements.tags.count("img") > 3
@@ -70,7 +93,8 @@ def test_hostile_captions_are_only_text(config: CapFiltConfig, tmp_path: Path) -
     text = (tmp_path / "run" / "report.html").read_text("utf-8")
     elements = Elements(text)
     assert elements.open == []
-    assert not {"script", "b0", "u", "i"} & set(elements.tags)
+    assert not {"b0", "u", "i"} & set(elements.tags)
+    assert elements.tags.count("script") == 1
     assert not any(name.startswith("on") for name, _ in elements.attributes)
     assert html.escape(HOSTILE[0]) in text
     assert "\x00" not in text
@@ -83,25 +107,171 @@ def test_a_threshold_at_the_end_of_the_scale(run_copy: Path, threshold: float) -
     assert Elements((run_copy / "report.html").read_text("utf-8")).open == []
 
 
+def test_only_the_page_itself_may_run_and_style(finished_run: Path) -> None:
+    """The policy names the hashes of the one script and the one style, as a browser computes them."""
+    text = (finished_run / "report.html").read_text("utf-8")
+    policy = html.unescape(text.split('Content-Security-Policy" content="')[1].split('"')[0])
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in f"{policy};"
+    assert "unsafe" not in policy
+    assert "'none'" in policy.split(";")[0]
+    names = {name for name, _ in Elements(text).attributes}
+    assert not {"style", "srcdoc", "action", "formaction"} & names
+    assert not [name for name in names if name.startswith("on")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_runs_the_script_and_nothing_else(config: CapFiltConfig, tmp_path: Path) -> None:
+    attack = "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
+    write_tar(tmp_path / "web.tar", [m for n in range(3) for m in sample_members(f"{n}", n, [attack])])
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar")), tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").resolve().as_uri()
+    arguments = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    arguments += ["--virtual-time-budget=2000", "--enable-logging=stderr", "--dump-dom", page]
+    found = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert "<title>CapFilt report</title>" in found.stdout
+    assert "3 of 3 images" in found.stdout  # written by the script
+    assert re.search(r'id="pairs"[^>]*>\d+ pairs of 6 texts', found.stdout)
+    assert "Content Security Policy" not in found.stderr
+    assert "Uncaught" not in found.stderr
+
+
+def test_sliders_count_as_the_decision_does(finished_run: Path) -> None:
+    """What the script computes from the bins of ITM is what a threshold would keep, to the text."""
+    rows = all_rows(finished_run)
+    attributes = dict(Elements((finished_run / "report.html").read_text("utf-8")).attributes)
+    numbers = json.loads(attributes["data-numbers"] or "")
+    steps = int(attributes["data-steps"] or "")
+    for source in ("web", "synthetic"):
+        itm = [row["itm"] for row in rows if row["source"] == source]
+        for step in (0, 1, 300, 450, 500, 551, 999, 1000):
+            expected = sum(bool(score > step / steps) for score in itm)
+            assert sum(numbers[source]["texts"][step + 1 :]) == expected
+
+
+def test_bins_of_itm_agree_with_thresholds_where_scores_lie_on_them() -> None:
+    thresholds = np.arange(NUM_STEPS + 1) / NUM_STEPS
+    near = np.float32(thresholds)
+    itm = np.concatenate([near, np.nextafter(near, np.float32(2)), np.nextafter(near, np.float32(-2))])
+    itm = itm[(itm >= 0) & (itm <= 1)]
+    counts = np.bincount(itm_bins(itm), minlength=NUM_STEPS + 1)
+    above = len(itm) - np.cumsum(counts)
+    np.testing.assert_array_equal(above, [(itm.astype(np.float64) > threshold).sum() for threshold in thresholds])
+
+
 def test_the_gallery_shows_each_fate_with_its_verdicts(run_copy: Path) -> None:
     threshold = 0.45
     scores = select(run_copy, threshold)
     folder = CapFiltFolder(run_copy)
-    gallery = choose_images(folder, folder.read_manifest())
-    assert sum(map(len, gallery.values())) > 4
+    found = inspect_images(folder, folder.read_manifest())
+    assert len(found.images) > 4
     rows = {(r["shard"], r["key"], r["source"], r["index"]): r for r in all_rows(run_copy)}
-    for (web, synthetic), images in gallery.items():
-        assert len(images) == min(scores.combinations[web, synthetic], 8)
-        for image in images:
-            assert image.thumbnail is not None
-            assert len(image.rows) == sum(key[:2] == (image.shard, image.key) for key in rows)
-            first = {row["source"]: row["kept"] for row in reversed(image.rows)}
-            assert first == {"web": web, "synthetic": synthetic}
-            for source in ("web", "synthetic"):
-                shown = [row for row in image.rows if row["source"] == source]
-                for index, row in enumerate(shown):
-                    kept = {"kept": row["itm"] > threshold, "weight": float(row["itm"] > threshold)}
-                    assert row == rows[image.shard, image.key, source, index] | kept
+    shown = Counter(image.fate for image in found.images if not image.is_borderline)
+    for fate, count in scores.combinations.items():
+        assert shown[fate] <= min(count, 12)
+        assert sum(image.fate == fate for image in found.images) >= min(count, 12)
+    for image in found.images:
+        assert image.thumbnail is not None
+        assert len(image.rows) == sum(key[:2] == (image.shard, image.key) for key in rows)
+        for row in image.rows:
+            kept = {"kept": row["itm"] > threshold, "weight": float(row["itm"] > threshold), "is_true": None}
+            assert row == rows[image.shard, image.key, row["source"], row["index"]] | kept
+
+
+def test_borderline_images_have_the_closest_scores() -> None:
+    rng = np.random.default_rng(0)
+    itm = rng.random(500)
+    images = [
+        ShownImage("0", f"{n}", [{"source": "web", "itm": score, "kept": score > 0.7, "is_true": None}])
+        for n, score in enumerate(itm)
+    ]
+    choose_images({"0": images}, {"web": 0.7, "synthetic": 0.1})
+    closest = set(np.argsort(np.abs(itm - 0.7))[:24].tolist())
+    assert {n for n, image in enumerate(images) if image.is_borderline} == closest
+    assert sum(image.is_shown for image in images) <= 24 + 2 * 12
+
+
+def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: Path) -> None:
+    members = []
+    for number in range(40):
+        noise = "wrong <b>object" if number % 3 == 0 else None
+        info = as_json(captions=[f"a dog {number}"], noise=noise, references=[f"a dog {number}", "a cat"])
+        members += [(f"{number}.jpg", picture(number)), (f"{number}.json", info)]
+    write_tar(tmp_path / "web.tar", members)
+    run = tmp_path / "run"
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar")), run)
+    folder = CapFiltFolder(run)
+    found = inspect_images(folder, folder.read_manifest())
+    is_true = {int(row["key"]): row["is_true"] for row in found.judged_rows() if row["source"] == "web"}
+    assert is_true == {number: number % 3 != 0 for number in range(40)}
+    ((chart, areas),) = roc_charts(found)  # synthetic texts of a random model are never true
+    itm = [row["itm"] for row in all_rows(run) if row["source"] == "web"]
+    expected = auc(itm, [number % 3 != 0 for number in range(40)])
+    assert ("ITM probability", f"{expected:.3f}", "40") in areas.rows
+    assert len(chart.points) == 1
+    text = (run / "report.html").read_text("utf-8")
+    assert "How well scores tell true texts" in text
+    assert "wrong &lt;b&gt;object" in text
+
+
+def test_rejects_are_counted_by_reason(config: CapFiltConfig, tmp_path: Path) -> None:
+    members = [(f"{n}.{end}", payload) for n in range(5) for end, payload in (("jpg", b"no"), ("txt", b"a dog"))]
+    members += [("5.txt", b"alone"), *sample_members("6", 6, ["a dog"])]
+    write_tar(tmp_path / "web.tar", members)
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar")), tmp_path / "run")
+    work = ShardReports.read(CapFiltFolder(tmp_path / "run"), ["web"])
+    assert sorted(found.count for found in work.reasons.values()) == [1, 5]
+    assert work.num_rejects == 6
+    assert all(1 <= len(found.examples) <= 3 for found in work.reasons.values())
+    assert "6 samples, by reason" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_huge_texts_and_images_of_noise_stay_a_small_page(config: CapFiltConfig, tmp_path: Path) -> None:
+    noise = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(noise, "PNG")
+    members = []
+    for number in range(60):
+        members += [(f"{number}.png", noise.getvalue()), (f"{number}.txt", b"a dog")]
+    write_tar(tmp_path / "web.tar", members)
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar"), batch_size=16), tmp_path / "run")
+    path = tmp_path / "run" / "captions" / "web.parquet"
+    rows = [
+        CaptionRow(**{**row, "caption": "& <word> " * 4_000, "index": index, "source": "web"})
+        for row in pq.read_table(path).to_pylist()
+        for index in range(9)
+    ]
+    write_captions(path, rows)
+    write_report(tmp_path / "run")
+    size = (tmp_path / "run" / "report.html").stat().st_size
+    assert size < 10_000_000
+    assert len(thumbnail(Sample("0", "0", noise.getvalue(), (), "0", {}))) < 60_000
+
+
+def test_colours_can_be_told_apart() -> None:
+    """Text has a contrast of 4.5, and what is drawn one of 3, in both themes (WCAG 2.2, AA)."""
+    css = resources.files("openblip.capfilt").joinpath("page.css").read_text("utf-8")
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in css.split("@media", 2)[:2])
+    assert light.keys() == dark.keys()
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    drawn = [("kept", "card"), ("dropped", "card"), ("edge", "card"), ("kept", "dropped-soft"), ("web", "plate")]
+    drawn += [("focus", "ground"), ("synthetic", "card"), *((f"series-{n}", "card") for n in range(8))]
+    written = [("ink", name) for name in ("ground", "card", "plate", "kept-soft", "dropped-soft")]
+    written += [("quiet", "ground"), ("quiet", "card"), ("quiet", "plate"), ("web", "ground")]
+    written += [("kept", "kept-soft"), ("dropped", "dropped-soft"), ("quiet", "dropped-soft")]
+    for theme in (light, dark):
+        for pairs, least in ((drawn, 3.0), (written, 4.5)):
+            for front, back in pairs:
+                brighter, darker = sorted((luminance(theme[front]), luminance(theme[back])), reverse=True)
+                assert (brighter + 0.05) / (darker + 0.05) >= least, (front, back)
 
 
 def test_headline_numbers(finished_run: Path) -> None:

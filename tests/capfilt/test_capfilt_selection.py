@@ -15,7 +15,7 @@ import pytest
 from capfilt_world import TEXT, all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import COMBINATIONS, NUM_BINS, RunScores
+from openblip.capfilt.folder import COMBINATIONS, NUM_STEPS, RunScores
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.selection import MARKER, export, select, tar_key
 from openblip.data.captions import read_judged
@@ -90,8 +90,9 @@ def test_scores_against_a_plain_count(finished_run: Path, shard: str) -> None:
     first_rows = scores.add_shard(read_judged(finished_run, shard, Decision()))
     for name, found in scores.sources.items():
         itm = [row["itm"] for row in rows if row["source"] == name]
+        assert found.kept_histogram.sum() == found.kept == found.histogram[NUM_STEPS // 2 + 1 :].sum()
         assert found.histogram.tolist() == [
-            sum(min(int(score * NUM_BINS), NUM_BINS - 1) == position for score in itm) for position in range(NUM_BINS)
+            sum((step - 1) / NUM_STEPS < score <= step / NUM_STEPS for score in itm) for step in range(NUM_STEPS + 1)
         ]
     fates: dict[tuple[bool, bool], list[int]] = {combination: [] for combination in COMBINATIONS}
     for key in {row["key"] for row in rows}:

@@ -38,7 +38,8 @@ from openblip.files import changed_settings, is_local, locate, read_json, remove
 
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
-NUM_BINS = 40
+NUM_STEPS = 1000
+"""Thresholds from 0 to 1 at which kept texts are counted are so many steps apart."""
 UNNAMED = {
     "dtype": "float32",
     "quantization": None,
@@ -209,13 +210,22 @@ def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def itm_bins(itm: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bin of each ITM probability in `SourceScores.histogram` (R,). Compared in float64, as thresholds are."""
+    return np.searchsorted(np.arange(NUM_STEPS) / NUM_STEPS, itm.astype(np.float64), side="left")
+
+
 @dataclass
 class SourceScores:
-    """Texts of one source, those kept, and how many fall into each of `NUM_BINS` equal bins of ITM from 0 to 1."""
+    """Texts of one source and those kept, and of both how many there are in bins of ITM. `NUM_STEPS` equal bins hold
+    the scores above their lower end, up to their upper end, and the first one, before them, those that are not above 0.
+    So the texts above a threshold of k steps are those in the bins after k.
+    """
 
     texts: int = 0
     kept: int = 0
-    histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+    histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(NUM_STEPS + 1, np.int64))
+    kept_histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(NUM_STEPS + 1, np.int64))
 
 
 @dataclass
@@ -242,6 +252,7 @@ class RunScores:
         """
         itm = texts["itm"].to_numpy()  # (R,) float32
         kept = texts["kept"].to_numpy()  # (R,) bool
+        bins = itm_bins(itm)
         key = texts["key"].combine_chunks()
         starts_image = np.ones(len(itm), bool)  # the rows of an image stand together
         if len(itm) > 1:
@@ -255,7 +266,8 @@ class RunScores:
             rows = pc.equal(texts["source"], name).to_numpy(zero_copy_only=False)  # (R,) bool
             scores.texts += int(rows.sum())
             scores.kept += int(kept[rows].sum())
-            scores.histogram += np.histogram(itm[rows], bins=NUM_BINS, range=(0.0, 1.0))[0].astype(np.int64)
+            scores.histogram += np.bincount(bins[rows], minlength=NUM_STEPS + 1)
+            scores.kept_histogram += np.bincount(bins[rows & kept], minlength=NUM_STEPS + 1)
             firsts = np.flatnonzero(is_first & rows)
             fate[name][image[firsts]] = kept[firsts]
         rows_of = {}

@@ -83,6 +83,17 @@ class Decision:
             raise ConfigError(f"the run's decision has {', '.join(sorted(unknown))}, of a later version of openblip")
         return cls(**stated)
 
+    def threshold_of(self, source: str) -> float | None:
+        """What the ITM probability of a source's texts must be above."""
+        own = self.threshold_web if source == "web" else self.threshold_synthetic
+        return self.threshold if own is None else own
+
+    @property
+    def has_only_thresholds(self) -> bool:
+        """Whether ITM alone decides."""
+        names = ("threshold", "threshold_web", "threshold_synthetic")
+        return all(value is None for name, value in asdict(self).items() if name not in names)
+
     @property
     def needs_all_shards(self) -> bool:
         """Whether a text's fate depends on the texts of other shards, so that it is computed once and stored."""
@@ -165,10 +176,9 @@ def judge(texts: "pa.Table", decision: Decision) -> "pa.Table":
     return texts
 
 
-def _limit(decision: Decision, source: Literal["web", "synthetic"]) -> str:
+def _limit(decision: Decision, source: str) -> str:
     """What the ITM probability of a source's texts must be above, as SQL; nothing is below the first."""
-    own = decision.threshold_web if source == "web" else decision.threshold_synthetic
-    threshold = decision.threshold if own is None else own
+    threshold = decision.threshold_of(source)
     return "'-inf'::DOUBLE" if threshold is None else f"{threshold!r}::DOUBLE"
 
 

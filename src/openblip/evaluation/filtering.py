@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,24 @@ def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], thre
         by_kind[kind] = auc(scores[rows], clean[rows])
     quality = filter_quality(scores, clean, threshold)
     return {"threshold": threshold, "auc": auc(scores, clean), **quality, "auc_by_kind": by_kind}
+
+
+class KnownTruth(NamedTuple):
+    """What a sample says is true of it: the kind of noise in its web text, None for a true one, and true captions."""
+
+    noise: str | None
+    references: frozenset[str]
+
+    def holds_for(self, source: str, caption: str) -> bool:
+        """Whether a text of a CapFilt run is true."""
+        return self.noise is None if source == "web" else normalize_caption(caption) in self.references
+
+
+def known_truth(sample: Sample) -> KnownTruth | None:
+    """What is known to be true of a sample; None where it does not say."""
+    if not sample.info.keys() >= TRUTH_FIELDS:
+        return None
+    return KnownTruth(sample.info["noise"], frozenset(reference_captions(sample)))
 
 
 # A CapFilt run whose source says what is true
