@@ -34,7 +34,7 @@ class Bar(NamedTuple):
     title: str
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """A curve; `style` is its class on the page, `name` its entry in the legend."""
 
     name: str
@@ -52,7 +52,7 @@ class Chart:
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     bars: Sequence[Bar] = ()
-    lines: Sequence[Line] = ()
+    lines: Sequence[Curve] = ()
     cells: Sequence[str] = ()  # a path for each shade, from the lightest
     marks: Sequence[Tick] = ()  # dashed lines from top to bottom
     points: Sequence[tuple[float, float, str]] = ()  # with their entry in the legend

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from openblip.capfilt import charts, statistics
-from openblip.capfilt.charts import Chart, Line, Tick, at_x, at_y
+from openblip.capfilt.charts import Chart, Curve, Tick, at_x, at_y
 from openblip.capfilt.folder import NUM_STEPS, SCORED, SOURCES, CapFiltFolder, RunScores, SourceScores, itm_bins
 from openblip.capfilt.statistics import RejectedReason, TextSample, TextStatistics
 from openblip.data.captions import read_judged
@@ -183,7 +183,7 @@ def keep_chart(scores: RunScores) -> Chart:
     """The share of texts that each threshold keeps."""
     thresholds = np.linspace(0, 1, NUM_STEPS // 5 + 1)
     lines = [
-        Line(NAMES[name], name, charts.line_path(at_x(thresholds), at_y(_kept_above(source)[::5])))
+        Curve(NAMES[name], name, charts.line_path(at_x(thresholds), at_y(_kept_above(source)[::5])))
         for name, source in scores.sources.items()
         if source.texts
     ]
@@ -264,7 +264,7 @@ def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
         is_true = np.array([row["is_true"] for row in rows], bool)
         if not rows or is_true.all() or not is_true.any():
             continue
-        lines: list[Line] = []
+        lines: list[Curve] = []
         areas = []
         for name in inspected.score_names:
             values = np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)
@@ -273,7 +273,7 @@ def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
                 continue
             style = f"series-{len(lines) % 8}"
             curve = statistics.roc_curve(values[valid], is_true[valid])
-            lines.append(Line(SCORE_NAMES.get(name, name), style, charts.line_path(at_x(curve[0]), at_y(curve[1]))))
+            lines.append(Curve(SCORE_NAMES.get(name, name), style, charts.line_path(at_x(curve[0]), at_y(curve[1]))))
             areas.append((SCORE_NAMES.get(name, name), f"{area:.3f}", f"{valid.sum():,}"))
         kept = np.array([row["kept"] for row in rows], bool)
         rates = [float(kept[is_true == truth].mean()) for truth in (False, True)]
@@ -374,7 +374,7 @@ def length_chart(groups: Mapping[str, TextStatistics]) -> Chart:
     longest = statistics.MOST_LENGTH
     edges = np.repeat(np.arange(longest + 2), 2)[1:-1]  # a step for each length
     lines = [
-        Line(name, name, charts.line_path(at_x(edges, 0, longest + 1), at_y(np.repeat(share, 2), 0, tallest)))
+        Curve(name, name, charts.line_path(at_x(edges, 0, longest + 1), at_y(np.repeat(share, 2), 0, tallest)))
         for name, share in shares.items()
     ]
     ticks = [
