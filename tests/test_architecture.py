@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a part may import besides itself. Everyone may import the ground: `errors`, `progress`, `files`, `text_counts`,
-# `distributed`.
+# `distributed`, `cluster`.
 # A dotted entry allows that module alone; `__init__` is the package's own offer (load and the decodings);
 # `cli` may import anything.
-EVERYONE = {"errors", "progress", "files", "text_counts", "distributed"}
+EVERYONE = {"errors", "progress", "files", "text_counts", "distributed", "cluster"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: set() for name in (*EVERYONE, "nn", "objectives", "metrics", "data", "emoji_scenes")},
     "models": {"nn"},
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe, or measure.
 LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt")]
-LIGHT_MODULES += ["models.flops", "generation.decoding", "recipes.*", "cost.*", "cli.*"]
+LIGHT_MODULES += ["models.flops", "generation.decoding", "cluster", "recipes.*", "cost.*", "cli.*"]
 HEAVY_MODULES = ("recipes.initialize", "recipes.validation", "cost.measure")
 
 
@@ -162,7 +162,7 @@ def test_configurations_and_commands_import_without_torch() -> None:
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"
         "    importlib.import_module(name)\n"
-        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'ray'} & set(sys.modules)\n"
         "    assert not heavy, f'{name} imports {heavy}'\n"
     )
     result = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ to do here is to hand the next unit of work to a worker that is free, and a unit
 import contextlib
 import math
 import os
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -89,7 +90,7 @@ class LoadedJob(ABC, Generic[Unit, Batch, Result]):
         """What the decoder does: it reads a unit, and yields its batches. It is pickled and holds no model."""
 
     @abstractmethod
-    def work(self, unit: Unit, batches: Iterator[Batch], on_images: Callable[[int], None]) -> Result:
+    def work(self, unit: Unit, batches: Generator[Batch], on_images: Callable[[int], None]) -> Result:
         """Do a unit, of which `batches` were decoded; an error that is raised ends the whole work."""
 
 
@@ -194,7 +195,7 @@ class _ModelActor:
             "max_concurrency": UNITS_AT_ONCE,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=1),
         }
-        self.decoder = ray.remote(**options)(_Decoder).remote(self.job.decoding())
+        self.decoder: Any = ray.remote(**options)(_Decoder).remote(self.job.decoding())
 
     def work(self, unit: Any) -> tuple[Any, int]:
         """Do a unit; with its result, the number of images since the start. While another unit is computed, this one is
@@ -269,7 +270,7 @@ def worker_size(
         of_node = max(1, int(max(node.get("GPU", 0) for node in with_room) / gpus))
         cpus = options.cpus_per_worker or 1
         decoder_cpus = num_workers or min(MOST_DECODER_CPUS, max(1, cpus_of_node // of_node - cpus))
-        capacity = sum(int(node.get("GPU", 0) / gpus) for node in nodes)
+        capacity: float = sum(int(node.get("GPU", 0) / gpus) for node in nodes)
     else:
         decoder_cpus = num_workers or 1
         cpus = options.cpus_per_worker or max(1, cpus_of_node - decoder_cpus)
@@ -294,7 +295,7 @@ class _Worker:
             "concurrency_groups": {"progress": 1},
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=0),
         }
-        self.actor = ray.remote(**options)(_ModelActor).remote(size.decoder_cpus, self.group)
+        self.actor: Any = ray.remote(**options)(_ModelActor).remote(size.decoder_cpus, self.group)
         self.units: dict[Any, Any] = {}  # by the reference of their results
         self.images = 0
 
@@ -330,17 +331,8 @@ class WorkerPool(Generic[Unit, Batch, Result]):
     second.
     """
 
-    def __init__(
-        self,
-        options: EngineOptions,
-        *,
-        num_workers: int | None,
-        device: str | None,
-        on_images: Callable[[int], None],
-        note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, options: EngineOptions, *, num_workers: int | None, device: str | None) -> None:
         self.options, self.num_workers, self.device = options, num_workers, device
-        self.on_images, self.note = on_images, note
         self.loading: dict[Any, _Worker] = {}  # by the reference of `load`
         self.beginning: dict[Any, _Worker] = {}  # by the reference of `begin`
         self.looks: dict[Any, _Worker] = {}  # by the reference of `images_done`
@@ -378,7 +370,12 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             self._note_waiting()
 
     def run(
-        self, job: Job[Unit, Batch, Result], units: Sequence[Unit], ahead: int | None = None
+        self,
+        job: Job[Unit, Batch, Result],
+        units: Sequence[Unit],
+        *,
+        on_images: Callable[[int], None],
+        ahead: int | None = None,
     ) -> Iterator[tuple[Unit, Result | Died]]:
         """Do the units, and yield each with its result as they are done.
 
@@ -387,13 +384,14 @@ class WorkerPool(Generic[Unit, Batch, Result]):
         Args:
             job: for the workers that are started from now on.
             units: in the order in which they are begun.
+            on_images: is given the number of images just done, about once a second.
             ahead: a unit is begun when at most so many that come before it, from the first that is not done, are begun;
                 None begins any.
         """
         import ray
         from ray.exceptions import RayError
 
-        self.job = ray.put(job)
+        self.job, self.on_images = ray.put(job), on_images
         self.undone = dict(enumerate(units))  # in order, so that the first is the one that others may have to wait for
         self.waiting.extend(self.undone)
         self.ahead = len(units) if ahead is None else ahead
@@ -484,14 +482,14 @@ class WorkerPool(Generic[Unit, Batch, Result]):
                 raise
             node = worker.node()
             self.reasons[node] = str(error.cause)
-            self.note(f"the worker on {node} is refused: {error.cause}")
+            _note(f"the worker on {node} is refused: {error.cause}")
             self.refused.append(worker)
             worker.stop(keeps_room=True)
             self._check_hope()
         except RayError as error:
             self.num_failed_starts += 1
             self.reasons[worker.node()] = reason = _first_line(error)
-            self.note(f"a worker died while it loaded the models ({reason})")
+            _note(f"a worker died while it loaded the models ({reason})")
             worker.stop()
             self._check_hope()
 
@@ -521,7 +519,7 @@ class WorkerPool(Generic[Unit, Batch, Result]):
     def _bury(self, worker: _Worker, number: int, reason: str) -> Iterator[tuple[Unit, Died]]:
         """Hand the units of a dead worker to others, first of all; give up one at which too many have died."""
         numbers = sorted([number, *worker.units.values()], reverse=True)
-        self.note(f"a worker died ({reason}); its work is done again")
+        _note(f"a worker died ({reason}); its work is done again")
         self.workers.remove(worker)
         worker.units.clear()
         worker.stop()
@@ -557,7 +555,12 @@ class WorkerPool(Generic[Unit, Batch, Result]):
         if self.workers or self.has_noted_waiting or seconds < SECONDS_UNTIL_NOTE:
             return
         self.has_noted_waiting = True
-        self.note(f"waiting for a worker to start; it needs {self.size} that are free in the cluster")
+        _note(f"waiting for a worker to start; it needs {self.size} that are free in the cluster")
+
+
+def _note(text: str) -> None:
+    """Print a line on standard error, above the progress display if there is one."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _first_line(error: Exception) -> str:

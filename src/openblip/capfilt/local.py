@@ -6,6 +6,7 @@ An engine says how shards reach workers; each worker is a `ShardWorker`, which d
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,9 @@ class Engine(ABC):
     def work(self, shards: Sequence[str], on_images: Callable[[int], None]) -> Iterator[ShardOutcome]:
         """Do the shards, in any order; the manifest is written. A shard that fails does not end the others."""
 
+    def close(self) -> None:  # noqa: B027 (an engine may have nothing to end)
+        """End what `load` and `work` have started; called at the end of the run, also of one that failed."""
+
 
 class LocalEngine(Engine):
     """This process works on one shard after another."""
@@ -75,7 +79,11 @@ def run_capfilt(
     UnsupportedTaskError for a checkpoint that is missing or cannot do its part; ConfigError, which shows the
     difference, when `out` holds a run with other settings.
     """
-    engine = engine or LocalEngine()
+    with closing(engine or LocalEngine()) as engine_of_run:
+        return _run_on(engine_of_run, config, out, device)
+
+
+def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str | None) -> RunSummary:
     source = open_source(config.source, **config.reading)
     check_options_used([source], config)
     shards = list(source.shards())

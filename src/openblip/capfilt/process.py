@@ -31,6 +31,7 @@ from openblip.data.captions import (
     read_judged,
     write_captions,
 )
+from openblip.data.config import Preprocessing
 from openblip.data.decision import Decision
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
@@ -43,6 +44,7 @@ from openblip.predictor.values import EncodedImages
 from openblip.text_counts import count_texts
 
 BATCHES_AHEAD = 2
+PreparedImage = tuple[Pixels, Pixels]  # an image as captioner and filter take it: uint8 (3, S, S), each with its own S
 NEEDED = {"captioner": {"caption"}, "filter": {"match", "similarity"}}
 """The calls of each model that CapFilt makes."""
 
@@ -230,25 +232,31 @@ class ShardWorker:
         write_json(self.folder.file(shard, "failure.json"), record)
         return ShardOutcome(shard=shard, error=message)
 
+    @cached_property
+    def decoder(self) -> "ShardDecoder":
+        """What reads shards; it needs no model, so it may be pickled to another process."""
+        return ShardDecoder(
+            source=self.source,
+            config=self.config,
+            captioner=self.captioner.preprocessing,
+            filter=self.filter.preprocessing,
+        )
+
     def decode(self, shard: str) -> Generator[DecodedBatch]:
         """Read a shard and decode its images ahead of the models, in order and in constant memory."""
-        captioner, filter_ = self.captioner.preprocessing, self.filter.preprocessing
-        is_same_size = captioner.image_size == filter_.image_size
-        scaled_for = max(captioner.image_size, filter_.image_size) if self.config.jpeg == "scaled" else None
+        return self.stack_ahead(self.decoder.batches(shard))
 
-        def prepare(sample: Sample) -> tuple[Pixels, Pixels]:
-            with read_image(sample.image, name=f"{sample.shard}/{sample.key}", scaled_for=scaled_for) as image:
-                pixels = captioner(image)
-                return pixels, pixels if is_same_size else filter_(image)
+    def stack_ahead(self, batches: Generator[ReadBatch[PreparedImage]]) -> Generator[DecodedBatch]:
+        """What `ShardDecoder.batches` yields as the models take it, one batch ahead of them."""
 
-        def stack(batch: ReadBatch[tuple[Pixels, Pixels]]) -> DecodedBatch:
+        def stack(batch: ReadBatch[PreparedImage]) -> DecodedBatch:
             pixels = self.captioner.stack([of_captioner for _, (of_captioner, _) in batch.samples])
-            of_filter = pixels if is_same_size else self.filter.stack([each for _, (_, each) in batch.samples])
+            of_filter = pixels
+            if not self.decoder.is_same_size:
+                of_filter = self.filter.stack([each for _, (_, each) in batch.samples])
             return DecodedBatch([sample for sample, _ in batch.samples], pixels, of_filter, batch.rejects)
 
-        size, num_workers = self.config.batch_size, self.config.num_workers
-        entries = read_source(self.source, prepare, shards=[shard], num_workers=num_workers, ahead=BATCHES_AHEAD * size)
-        return read_ahead(in_batches(entries, size), stack, num_workers=1, ahead=1)
+        return read_ahead(batches, stack, num_workers=1, ahead=1)
 
     def process(
         self,
@@ -387,6 +395,36 @@ class ShardWorker:
             vectors += [image[None], of_texts[start : start + len(of_image)]]
             start += len(of_image)
         keep(keys, sources, indices, torch.cat(vectors).numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardDecoder:
+    """Reads the shards of a run and decodes their images for both models."""
+
+    source: Source
+    config: CapFiltConfig
+    captioner: Preprocessing
+    filter: Preprocessing
+
+    @property
+    def is_same_size(self) -> bool:
+        """Whether both models take the same pixels."""
+        return self.captioner.image_size == self.filter.image_size
+
+    def batches(self, shard: str) -> Generator[ReadBatch[PreparedImage]]:
+        """Batches of a shard's samples with their images as both models take them, in order and in constant memory."""
+        largest = max(self.captioner.image_size, self.filter.image_size)
+        scaled_for = largest if self.config.jpeg == "scaled" else None
+
+        def prepare(sample: Sample) -> PreparedImage:
+            with read_image(sample.image, name=f"{sample.shard}/{sample.key}", scaled_for=scaled_for) as image:
+                pixels = self.captioner(image)
+                return pixels, pixels if self.is_same_size else self.filter(image)
+
+        size, num_workers = self.config.batch_size, self.config.num_workers
+        ahead = BATCHES_AHEAD * size
+        entries = read_source(self.source, prepare, shards=[shard], num_workers=num_workers, ahead=ahead)
+        return in_batches(entries, size)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.cli.options import DecodingOptions, DeviceOptions, check_output
+from openblip.cluster import EngineOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
@@ -23,7 +24,7 @@ def clean_pairs(
     capfilt: CapFiltConfig,
     out: str,
     decoding: DecodingOptions = DecodingOptions(decoding="nucleus"),  # noqa: B008
-    engine: Literal["local"] = "local",
+    engine: EngineOptions,
     device: str | None = None,
 ) -> int:
     """Writes a caption for every image, scores it and the web text, and keeps what matches.
@@ -34,15 +35,20 @@ def clean_pairs(
     Args:
         capfilt: what is cleaned, and how.
         out: the folder of the output, or a URL of fsspec such as s3://bucket/run.
-        engine: where shards are worked on: local, on this machine, one after another.
+        engine: who works on the shards.
         device: "cpu", "cuda", "cuda:1" …; the best there is when not given.
     """
     check_output("--out", out, is_folder=True)
     config = replace(capfilt, decoding=decoding.build())
-    from openblip.capfilt.local import run_capfilt
+    from openblip.capfilt.local import Engine, LocalEngine, run_capfilt
     from openblip.data.sample import unused_line
 
-    summary = run_capfilt(config, out, device=device)
+    where: Engine = LocalEngine()
+    if engine.engine == "ray":
+        from openblip.capfilt.ray import RayEngine
+
+        where = RayEngine(engine)
+    summary = run_capfilt(config, out, device=device, engine=where)
     for name, counts in summary.scores.sources.items():
         print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     print(f"report: {summary.report}")
