@@ -2,9 +2,10 @@
 
 A worker is two actors with resources that Ray reserves together (a placement group). The *decoder* reads and decodes on
 CPUs; the *model actor* computes, on a GPU or a part of one where the cluster has any. Decoded batches go from one to
-the other through Ray's object store, which spills to the disk when it is full; a decoder waits while `BATCHES_AHEAD` of
-its batches have not been taken. Ray places, starts and kills actors, moves batches, and reports what died. What is left
-to do here is to hand the next unit of work to a worker that is free, and a unit whose worker died to another one.
+the other through Ray's object store, which spills to the disk when it is full; a decoder waits while
+`BATCHES_IN_STORE` of its batches have not been taken. Ray places, starts and kills actors, moves batches, and reports
+what died. What is left to do here is to hand the next unit of work to a worker that is free, and a unit whose worker
+died to another one.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ Unit = TypeVar("Unit")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-BATCHES_AHEAD = 2
+BATCHES_IN_STORE = 2
 """Decoded batches of a unit that wait for the models, at most."""
 UNITS_AT_ONCE = 2
 """Units of a worker: while the models work on one, the next one is read and decoded."""
@@ -199,10 +200,10 @@ class _ModelActor:
 
     def work(self, unit: Any) -> tuple[Any, int]:
         """Do a unit; with its result, the number of images since the start. While another unit is computed, this one is
-        decoded as far as `BATCHES_AHEAD` allows.
+        decoded as far as `BATCHES_IN_STORE` allows.
         """
         stream = self.decoder.batches.options(
-            num_returns="streaming", _generator_backpressure_num_objects=BATCHES_AHEAD
+            num_returns="streaming", _generator_backpressure_num_objects=BATCHES_IN_STORE
         ).remote(unit)
         assert self.job is not None
         with self.computing, contextlib.closing(self._arriving(stream)) as batches:
