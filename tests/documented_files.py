@@ -62,7 +62,7 @@ def write_images(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(root / name)
     image = (root / "cat.jpg").read_bytes()
-    for shard in ("web/0000", "web/0001", "web/00000", "web/00001", "pairs/0000"):
+    for shard in ("web/0000", "web/0001", "web/00000", "web/00001", "pairs/0000", "my-pairs/0000"):
         members = [
             member
             for number, caption in enumerate([*CAPTIONS, *CAPTIONS])

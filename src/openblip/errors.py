@@ -65,6 +65,10 @@ class CheckpointError(OpenBlipError):
     """A checkpoint with missing, left-over or wrongly shaped weights, or no checkpoint at all."""
 
 
+class FilterCheckError(OpenBlipError):
+    """A filter that does not tell own captions from others; the message says how far it does, and what would help."""
+
+
 class ConfigError(OpenBlipError):
     """Settings that contradict each other, the data or an earlier run."""
 

@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from openblip.cli.main import main
+from openblip.data.sources.opening import reading_of
 from openblip.emoji_scenes.writer import write_emoji_scenes
 from openblip.metrics import captioning
-from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig, sources_reading
+from openblip.recipes.bootstrap import FAMILIES, BootstrapConfig
 from openblip.training.run_folder import RunFolder
 
 TRAINING = {"steps": 2, "batch-size": 4, "dtype": "float32", "num-threads": 1}
@@ -29,8 +31,8 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    for split, count in (("web", 12), ("human", 80)):
-        write_emoji_scenes(folder / split, split=split, num_samples=count, seed=5, num_workers=1, progress=False)
+    for name, split, count, seed in (("web", "web", 12, 5), ("human", "human", 80, 5), ("more", "human", 40, 6)):
+        write_emoji_scenes(folder / name, split=split, num_samples=count, seed=seed, num_workers=1, progress=False)
     return folder
 
 
@@ -38,7 +40,7 @@ def words(world: Path, out: Path) -> list[str]:
     shape = [f"--recipe.pretrain.model.{field}" for field in (*SHAPE, "vision.image-size=32")]
     return [
         "bootstrap", "blip-mini", "--web", str(world / "web"), "--human", str(world / "human"),
-        "--out", str(out), "--threshold", "0", *SMALL, *shape,
+        "--out", str(out), "--threshold", "0", "--no-check", *SMALL, *shape,
     ]  # fmt: skip
 
 
@@ -59,6 +61,30 @@ def test_the_loop_trains_cleans_and_compares(world: Path, tmp_path: Path, capsys
     evaluation.write_text(json.dumps({name: v for name, v in results["models"][0].items() if name == "model"}))
     assert main(words(world, tmp_path)) == 0
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_human_pairs_are_cut_into_those_that_train_check_and_evaluate() -> None:
+    config = BootstrapConfig(web="w", human="a@2,b@1", out="", recipe=FAMILIES["blip-mini"]())
+    assert config.cut_human() == ("a[:90%]@2.0,b[:90%]@1.0", "a[90%:95%],b[90%:95%]", "a[95%:],b[95%:]")
+    one = replace(config, human="a")
+    assert replace(one, check="c").cut_human() == ("a[:95%]", "c", "a[95%:]")
+    assert replace(one, test="t").cut_human() == ("a[:95%]", "a[95%:]", "t")
+    assert replace(one, test="t", check="c").cut_human() == ("a", "c", "t")
+    assert replace(one, no_check=True).cut_human() == ("a[:95%]", None, "a[95%:]")
+
+
+@pytest.mark.slow
+def test_a_filter_near_chance_stops_the_loop_before_capfilt(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = [word for word in words(world, tmp_path) if word != "--no-check"]
+    assert main(checked) == 2
+    assert "human[90%:95%] has" in capsys.readouterr().err
+    assert not (tmp_path / "round_0").exists()
+    assert main([*checked, "--check", str(world / "human") + "," + str(world / "more")]) == 2
+    error = capsys.readouterr().err
+    assert "the filter cannot be trusted: on 120 clean pairs" in error
+    assert sorted(path.name for path in (tmp_path / "round_1").iterdir()) == ["capfilt", "filter"]  # no captioner
 
 
 @pytest.mark.slow
@@ -104,4 +130,4 @@ def test_columns_are_those_of_tables(world: Path, tmp_path: Path, capsys: pytest
     config = BootstrapConfig(
         web="t.csv", human=str(world / "human"), out="", recipe=FAMILIES["blip-mini"](), image_column="photo"
     )
-    assert sources_reading(config, config.human) == {"images": None, "caption_column": None}
+    assert reading_of(config.human, config) == {"images": None, "caption_column": None}

@@ -1,18 +1,37 @@
 """What a CapFilt run does, also the options of `openblip capfilt`. No torch here, so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from openblip.data.config import DecodingAhead
 from openblip.data.decision import check_threshold
-from openblip.errors import ConfigError
+from openblip.errors import Condition, ConfigError
 from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapFiltConfig(DecodingAhead):
+class FilterCheckOptions:
+    """Whether the filter is tried on clean pairs before it is used, and what it must reach there."""
+
+    check: str | None = None
+    """Clean pairs that neither model was trained on: any data source, 100 images at least. Before anything else the
+    filter scores their images with their own captions and with those of others; its AUC, precision and recall stand in
+    the manifest and on the page."""
+    check_floor: float = 0.8
+    """What the lower end of the 95% interval of its AUC must reach, with captions of random other images; below, the
+    filter is not used."""
+    no_check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Use the filter without a check, or whatever the check says."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.check_floor <= 1.0:
+            raise ConfigError(f"check-floor is {self.check_floor}; an AUC lies in 0 to 1, and guessing reaches 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFiltConfig(FilterCheckOptions, DecodingAhead):
     """One CapFilt run: which pairs, which two checkpoints, how captions are written (BLIP section 3.3).
 
     Defaults are the paper's: one caption per image by nucleus sampling with p = 0.9, and a text is kept when its ITM
@@ -45,7 +64,13 @@ class CapFiltConfig(DecodingAhead):
     keep_embeddings: bool = False
     """Keep the filter's embeddings of images and texts beside the captions, for scores that compare with neighbours."""
 
+    conditions: ClassVar = (
+        Condition("check-floor", lambda config: config.check is not None, "nothing is checked without --check PAIRS"),
+        Condition("check-floor", lambda config: not config.no_check, "with --no-check the filter is used anyway"),
+    )
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_captions", "batch_size", "num_workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"capfilt: {name} is {value}; it must be at least 1")

@@ -2,6 +2,7 @@
 
 ```
 DIR/manifest.json                  what was run; written first
+DIR/filter_check.json              the scores of the filter's check on clean pairs, where --check asked for it
 DIR/captions/<shard>.parquet       one row per text
 DIR/captions/<shard>.rejects.jsonl samples that could not be read
 DIR/captions/<shard>.report.json   written last: the shard is done
@@ -17,7 +18,7 @@ R rows (texts) of a shard, I images of a shard.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -30,16 +31,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.data.captions import finished_shards
+from openblip.data.captions import finished_shards, read_texts
 from openblip.data.decision import Decision
+from openblip.data.repeats import count_repeats
 from openblip.data.sources import Source, absolute_spec, storage
 from openblip.errors import ConfigError
-from openblip.files import changed_settings, is_local, locate, read_json, remove_partials, write_json
+from openblip.files import changed_settings, hash_int, is_local, locate, read_json, remove_partials, write_json
 
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
 NUM_STEPS = 1000
 """Thresholds from 0 to 1 at which kept texts are counted are so many steps apart."""
+NUM_REPEATS = 100  # repeated texts that the manifest names
 UNNAMED = {
     "dtype": "float32",
     "quantization": None,
@@ -143,6 +146,21 @@ class CapFiltFolder:
             )
         if earlier.get("num_shards") != manifest["num_shards"]:  # the source has grown by new shards
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
+
+    def note_repeats(self) -> str:
+        """Count web texts that stand on many images, in shards taken in the order of their hashes, and keep the counts
+        in the manifest, as `repeated_texts`. What is worth saying of them; empty where there is nothing.
+        """
+
+        def web_texts() -> Iterator[str]:
+            for shard in sorted(self.done_shards(), key=hash_int):
+                texts = read_texts(self.root, shard, ["source", "caption"])
+                yield from texts.filter(pc.field("source") == "web")["caption"].to_pylist()
+
+        repeats = count_repeats(web_texts())
+        facts = {"num_texts": repeats.num_texts, "texts": repeats.texts[:NUM_REPEATS], "line": repeats.line()}
+        write_json(self.manifest, {**self.read_manifest(), "repeated_texts": facts})
+        return repeats.line()
 
 
 def build_manifest(

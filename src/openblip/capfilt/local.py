@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from openblip.capfilt.check import check_filter, describe, require_pairs, require_passed
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest, check_sources_unchanged
 from openblip.capfilt.process import ShardOutcome, ShardWorker, WorkerFacts
 from openblip.capfilt.report import write_report
 from openblip.data.sample import Reject
-from openblip.data.sources import check_options_used, open_source
+from openblip.data.sources import check_options_used, open_mixture, open_source
+from openblip.data.sources.opening import reading_of
 from openblip.errors import SourceError
+from openblip.files import write_json
 from openblip.progress import Progress
 from openblip.text_counts import count_texts
 
@@ -32,6 +36,8 @@ class RunSummary:
     scores: RunScores = field(default_factory=RunScores)
     report: Path
     unused: Counter[str] = field(default_factory=Counter)
+    repeats: str = ""
+    """What is worth saying about web texts that stand on many images."""
     num_rejects: int = 0
     """How many samples of the shards finished now could not be read; `first_reject` is one of them."""
     first_reject: Reject | None = None
@@ -77,7 +83,8 @@ def run_capfilt(
 
     Raises SourceError for a source that is missing, empty or in an unknown format; CheckpointError and
     UnsupportedTaskError for a checkpoint that is missing or cannot do its part; ConfigError, which shows the
-    difference, when `out` holds a run with other settings.
+    difference, when `out` holds a run with other settings, or for too few pairs to check the filter on;
+    FilterCheckError for a filter that the check shows to be unable.
     """
     with closing(engine or LocalEngine()) as engine_of_run:
         return _run_on(engine_of_run, config, out, device)
@@ -85,13 +92,17 @@ def run_capfilt(
 
 def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str | None) -> RunSummary:
     source = open_source(config.source, **config.reading)
-    check_options_used([source], config)
+    checked_on = open_mixture(config.check, **reading_of(config.check, config)).sources if config.check else ()
+    check_options_used([source, *checked_on], config)
+    if config.check is not None and not config.no_check:
+        require_pairs(config.check, config)
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{config.source} holds no shards; there is nothing to do")
     config, models, execution = engine.load(config, out, device)
     folder = CapFiltFolder(out)
     folder.start_or_resume(build_manifest(config, models, len(shards), execution))
+    check = _check_filter(config, folder, device)
     done = set(folder.done_shards())
     summary = RunSummary(skipped=[shard for shard in shards if shard in done], report=folder.report_page)
     waiting = [shard for shard in shards if shard not in done]
@@ -99,6 +110,10 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
     with Progress("capfilt", unit="images") as bar, count_texts(bar.note):
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
+        if check is not None:
+            bar.note(f"the filter was checked: {describe(check)}")
+        elif not config.no_check:
+            bar.note("the filter was not checked; --check PAIRS, clean pairs, says how well it tells true texts")
         if source.lacks:
             bar.note(f"there are no web texts: {source.lacks}")
         for position, outcome in enumerate(engine.work(waiting, bar.advance), start=1):
@@ -110,5 +125,31 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             summary.first_reject = summary.first_reject or outcome.first_reject
             summary.done.append(outcome.shard)
             bar.total = round(bar.done * len(waiting) / position)  # as large as those before
+    summary.repeats = folder.note_repeats()
     summary.scores, summary.unused = write_report(folder.root), source.count_unused()
     return summary
+
+
+def _check_filter(config: CapFiltConfig, folder: CapFiltFolder, device: str | None) -> dict[str, Any] | None:
+    """Check the filter where the run asks for it, and put what was found into the manifest, which is there.
+
+    Without --check an earlier check of the same run holds. Raises `FilterCheckError` as `require_passed` does.
+    """
+    manifest = folder.read_manifest()
+    report: dict[str, Any] | None = manifest.get("filter_check")
+    if config.check is not None:
+        report = check_filter(
+            config.check,
+            config.filter,
+            folder.root,
+            options=config,
+            threshold=manifest["threshold"],
+            filter_facts=manifest["models"]["filter"],
+            device=device,
+            dtype=config.dtype,
+            batch_size=config.batch_size,
+        ) | {"floor": config.check_floor}
+        write_json(folder.manifest, {**manifest, "filter_check": report})
+    if report is not None:
+        require_passed(report, config)
+    return report

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from openblip.capfilt.check import report_at
 from openblip.capfilt.folder import CapFiltFolder, RunScores, config_hash
 from openblip.capfilt.report import write_report
 from openblip.data.captions import read_captions
@@ -50,7 +51,10 @@ def select(directory: str | Path, threshold: float) -> RunScores:
     """
     decision = Decision(threshold=threshold)
     folder = CapFiltFolder(directory)
-    write_json(folder.manifest, {**folder.read_manifest(), "threshold": threshold, "decision": asdict(decision)})
+    manifest = {**folder.read_manifest(), "threshold": threshold, "decision": asdict(decision)}
+    if "filter_check" in manifest:
+        manifest["filter_check"] = {**manifest["filter_check"], **report_at(folder.root, threshold)}
+    write_json(folder.manifest, manifest)
     return write_report(folder.root)
 
 

@@ -52,6 +52,8 @@ def clean_pairs(
     for name, counts in summary.scores.sources.items():
         print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     print(f"report: {summary.report}")
+    if summary.repeats:
+        print(f"{summary.repeats}; see the report before you train on them", file=sys.stderr)
     if unused := unused_line([summary.unused]):
         print(unused, file=sys.stderr)
     if first := summary.first_reject:

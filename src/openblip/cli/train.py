@@ -114,6 +114,11 @@ def run_bootstrap(argv: Sequence[str]) -> int:
         scale = 1 if path[-1] == "cider" else 100
         table.add_row(label, *(f"{scale * score:.1f}" for score in scores))
     Console().print(table)
+    for number, check in enumerate(results["filter_checks"], start=1):
+        if check is not None:
+            from openblip.capfilt.check import describe
+
+            print(f"Filter {number}: {describe(check)}")
     for number, measured in enumerate(results["capfilt"], start=1):
         shares = {"noise before": measured["noise_before"], "after": measured["noise_after"]}
         shares |= {f"filter {name}": measured["web"][name] for name in ("auc", "precision", "recall")}

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from openblip.data.config import SourceOptions
@@ -104,12 +105,22 @@ def absolute_spec(spec: str) -> str:
     )
 
 
-def split_spec(spec: str, percent: int) -> tuple[str, str]:
-    """That share of every source, which keeps its weight, and the rest of every source."""
+def split_spec(spec: str, *percents: int) -> tuple[str, ...]:
+    """Every source cut at these percentages: (spec, 90, 95) gives [:90%], [90%:95%] and [95%:]. Weights stay in the
+    first part alone, from which trainings draw.
+    """
     members = _split_mixture(spec)
     weights = ["" if weight is None else f"@{weight}" for _, weight in members]
-    first = ",".join(f"{name}[:{percent}%]{weight}" for (name, _), weight in zip(members, weights, strict=True))
-    return first, ",".join(f"{name}[{percent}%:]" for name, _ in members)
+    first = ",".join(f"{name}[:{percents[0]}%]{weight}" for (name, _), weight in zip(members, weights, strict=True))
+    bounds = [*(f"{percent}%" for percent in percents), ""]
+    parts = [f"[{start}:{stop}]" for start, stop in pairwise(bounds)]
+    return first, *(",".join(f"{name}{part}" for name, _ in members) for part in parts)
+
+
+def reading_of(spec: str, options: SourceOptions) -> dict[str, Any]:
+    """The options, as arguments of `open_source`, that matter for these sources: some may be tables, others shards."""
+    used = {name for source in open_mixture(spec, **options.reading).sources for name in source.option_names}
+    return {name: value for name, value in options.reading.items() if name == "images" or name in used}
 
 
 def _split_mixture(spec: str) -> list[tuple[str, float | None]]:
