@@ -12,7 +12,7 @@ from openblip.files import hash_int
 
 MOST_TEXTS = 500_000  # that are counted
 MIN_IMAGES, MIN_SHARE = 20, 0.001  # of one text, to count as repeated
-WORTH_SAYING = 0.05  # the share of all texts that repeated ones have together
+LARGE_SHARE = 0.05  # the share of all texts that repeated ones have together
 MANY_IMAGES = 1000  # of one text, worth saying at any share
 
 
@@ -31,7 +31,7 @@ class Repeats(NamedTuple):
         if not self.texts:
             return ""
         share, (text, most) = self.num_repeated / self.num_texts, self.texts[0]
-        if share < WORTH_SAYING and most < MANY_IMAGES:
+        if share < LARGE_SHARE and most < MANY_IMAGES:
             return ""
         shown = text if len(text) <= 60 else f"{text[:59]}…"
         few = f"one text stands on {most:,} of {self.num_texts:,} images ({share:.0%}): {shown!r}"
