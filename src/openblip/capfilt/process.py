@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,6 +62,16 @@ class DecodedBatch(NamedTuple):
     pixels: torch.Tensor
     filter_pixels: torch.Tensor
     rejects: Sequence[Reject]
+
+
+class OpenedShard(NamedTuple):
+    """A shard whose reading has begun: the state of its file before, the first batch, so that threads decode the next
+    ones, and the others.
+    """
+
+    state: Mapping[str, Any]
+    first: Sequence[DecodedBatch]
+    others: Generator[DecodedBatch]
 
 
 class WorkerFacts(NamedTuple):
@@ -193,27 +203,20 @@ class ShardWorker:
                 while started:
                     shard, opened = started.pop()
                     started += [(name, opening.submit(self._open, name)) for name in islice(remaining, 1)]
-                    yield self._finish(shard, opened, on_images)
+                    yield self.finish(shard, opened.result, on_images)
             finally:
                 for _, opened in started:
                     if not opened.cancel() and opened.exception() is None:
-                        opened.result()[2].close()
+                        opened.result().others.close()
 
-    def _open(self, shard: str) -> tuple[Mapping[str, Any], list[DecodedBatch], Generator[DecodedBatch]]:
-        """Begin to read a shard: the state of its file, its first batch, so that its threads decode the next ones, and
-        the others.
-        """
+    def _open(self, shard: str) -> "OpenedShard":
         state, batches = self.source.file_state(shard), self.decode(shard)
-        return state, list(islice(batches, 1)), batches
+        return OpenedShard(state, list(islice(batches, 1)), batches)
 
-    def _finish(
-        self,
-        shard: str,
-        opened: Future[tuple[Mapping[str, Any], list[DecodedBatch], Generator[DecodedBatch]]],
-        on_images: Callable[[int], None],
-    ) -> ShardOutcome:
+    def finish(self, shard: str, opened: Callable[[], "OpenedShard"], on_images: Callable[[int], None]) -> ShardOutcome:
+        """Do a shard that `opened` gives, or raises why it cannot be read; as `work_through` does each."""
         try:
-            state, first, others = opened.result()
+            state, first, others = opened()
             with closing(others):
                 return self.process(shard, chain(first, others), on_images, state)
         except OutputError:

@@ -7,17 +7,16 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.local import Engine
-from openblip.capfilt.process import PreparedImage, ShardDecoder, ShardOutcome, ShardWorker, WorkerFacts
+from openblip.capfilt.process import OpenedShard, ShardDecoder, ShardOutcome, ShardWorker, WorkerFacts
 from openblip.cluster import Died, EngineOptions, Job, LoadedJob, WorkerPool, connected
 from openblip.data.reader import ReadBatch
-from openblip.errors import ConfigError, OutputError
+from openblip.errors import ConfigError
 from openblip.files import remove_partials, write_json
-
-ShardBatch = ReadBatch[PreparedImage]
 
 
 class RayEngine(Engine):
@@ -34,7 +33,7 @@ class RayEngine(Engine):
     def load(self, config: CapFiltConfig, out: str | Path, device: str | None) -> WorkerFacts:
         self.out, self.device = out, device
         self.resources.enter_context(connected(self.options))
-        pool: WorkerPool[str, ShardBatch, ShardOutcome] = WorkerPool(
+        pool: WorkerPool[str, Any, ShardOutcome] = WorkerPool(
             self.options, num_workers=config.num_workers, device=device
         )
         self.pool = self.resources.enter_context(pool)
@@ -57,7 +56,7 @@ class RayEngine(Engine):
 
 
 @dataclass(frozen=True)
-class _CapFiltJob(Job[str, ShardBatch, ShardOutcome]):
+class _CapFiltJob(Job[str, Any, ShardOutcome]):
     """CapFilt, a shard at a time."""
 
     config: CapFiltConfig
@@ -68,7 +67,7 @@ class _CapFiltJob(Job[str, ShardBatch, ShardOutcome]):
         return _LoadedCapFilt(ShardWorker.load(self.config, self.out, self.device))
 
 
-class _LoadedCapFilt(LoadedJob[str, ShardBatch, ShardOutcome]):
+class _LoadedCapFilt(LoadedJob[str, Any, ShardOutcome]):
     def __init__(self, worker: ShardWorker) -> None:
         self.worker = worker
 
@@ -81,26 +80,25 @@ class _LoadedCapFilt(LoadedJob[str, ShardBatch, ShardOutcome]):
             raise ConfigError(f"it sees no manifest in {out}: the output must be on storage that all nodes share")
         self.worker.manifest  # noqa: B018 (raises ConfigError where this worker would compute other rows)
 
-    def decoding(self) -> Callable[[str], Generator[ShardBatch]]:
+    def decoding(self) -> Callable[[str], Generator[Any]]:
         return _ShardReading(self.worker.decoder)
 
-    def work(self, unit: str, batches: Generator[ShardBatch], on_images: Callable[[int], None]) -> ShardOutcome:
-        try:
-            with contextlib.closing(self.worker.stack_ahead(batches)) as decoded:
-                return self.worker.process(unit, decoded, on_images)
-        except OutputError:
-            raise
-        except Exception as error:  # whatever it was, the other shards go on and this one is named
-            return self.worker.fail(unit, error)
+    def work(self, unit: str, batches: Generator[Any], on_images: Callable[[int], None]) -> ShardOutcome:
+        def opened() -> OpenedShard:
+            state = next(batches)
+            return OpenedShard(state, [], self.worker.stack_ahead(batches))
+
+        return self.worker.finish(unit, opened, on_images)
 
 
 @dataclass(frozen=True)
 class _ShardReading:
-    """What a decoder does: it sends the samples without the files of their images."""
+    """What a decoder does: it says in which state the file of a shard is, then reads it. Image files stay with it."""
 
     decoder: ShardDecoder
 
-    def __call__(self, shard: str) -> Generator[ShardBatch]:
+    def __call__(self, shard: str) -> Generator[Any]:
+        yield self.decoder.source.file_state(shard)
         with contextlib.closing(self.decoder.batches(shard)) as batches:
             for batch in batches:
                 samples = [(replace(sample, image=b""), prepared) for sample, prepared in batch.samples]
