@@ -136,6 +136,14 @@ def remove_partials(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that `locate` gave, with all that is in it."""
+    if is_local(folder):
+        shutil.rmtree(folder)
+    else:
+        cast(Any, folder).fs.rm(cast(Any, folder).path, recursive=True)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file, atomically."""
     with atomic_file(path) as partial:

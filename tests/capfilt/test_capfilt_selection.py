@@ -15,9 +15,10 @@ import pytest
 from capfilt_world import TEXT, all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.export import MARKER, export, tar_key
 from openblip.capfilt.folder import COMBINATIONS, NUM_STEPS, RunScores
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.selection import MARKER, export, select, tar_key
+from openblip.capfilt.selection import select
 from openblip.data.captions import read_judged
 from openblip.data.decision import Decision
 from openblip.data.images import read_image

@@ -9,8 +9,8 @@ import pytest
 from capfilt_world import all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.export import export
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.selection import export
 from shared_files import as_json, write_tar
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,21 @@ def test_mixture_weights_are_probabilities_of_draws(make_image):
     counts = Counter(image_id for batch in batches for image_id in batch.batch.image_ids.tolist())
     assert len(counts) == 52
     assert max(counts.values()) < 90  # 38.5 expected of each
+
+
+@pytest.mark.parametrize("is_streamed", [True, False], indirect=True)
+def test_weights_of_samples_are_chances_of_draws_and_resume_exactly(make_image, is_streamed):
+    source = numbered("a", [30, 30], make_image())
+    weights = (0.1, 0.5, 1.0)
+    for samples in source.content.values():
+        samples[:] = [replace(sample, weight=weights[int(sample.key) % 3]) for sample in samples]
+    batches = take(load(source, batch_size=32), 100)
+    counts = Counter(int(key) % 3 for _, key in names(batches))
+    shares = [counts[kind] / counts.total() for kind in range(3)]
+    assert shares == pytest.approx([weight / 1.6 for weight in weights], abs=0.02)
+    assert len({key for _, key in names(batches) if int(key) % 3 == 1}) == 20, "each has its turn"
+    resumed = take(load(source, batch_size=32, cursor=batches[39].cursor), 60)
+    assert_same(resumed, batches[40:])
 
 
 def test_equal_samples_of_two_sources_are_different_images(tmp_path, write_shards):

@@ -1,11 +1,16 @@
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from annotation_files import write
 
+from openblip.capfilt.folder import CapFiltFolder
+from openblip.capfilt.selection import decide_again
 from openblip.data.captions import CAPTION_SCHEMA, CaptionRow, finished_shards, read_captions, write_captions
-from openblip.data.sample import Reject, Sample
+from openblip.data.decision import Decision
+from openblip.data.sample import Reject, Sample, parse_json_object
 from openblip.data.sources import open_mixture, open_source
 from openblip.errors import SourceError
 from source_items import items_of
@@ -76,6 +81,19 @@ def test_another_threshold_needs_no_other_file(run, tmp_path):
     assert open_source(f"capfilt:{run}").num_samples("0000") == 6
     set_threshold(run, tmp_path / "web", 0.98)
     assert [s.key for s in items_of(open_source(f"capfilt:{run}"))] == ["00000-synthetic-0"]
+
+
+def test_weights_go_with_the_pairs_as_shares_of_the_largest(run):
+    decision = Decision(threshold=None, weight="itm * 2 + (source = 'web')::int")
+    manifest = parse_json_object((run / "manifest.json").read_bytes())
+    write(run / "manifest.json", manifest | {"decision": asdict(decision)})
+    decide_again(CapFiltFolder(run))
+    samples = [item for item in items_of(open_source(f"capfilt:{run}[0%:]")) if isinstance(item, Sample)]
+    found = {sample.key: sample.weight for sample in samples}
+    largest = 2 * 0.9 + 1  # of the text that is gone
+    expected = {"00000-web-0": 2.02, "00000-synthetic-0": 1.98, "00000-synthetic-1": 1.0, "00001-web-0": 1.02}
+    expected["00001-synthetic-0"] = 1.4
+    assert found == {key: pytest.approx(weight / largest) for key, weight in expected.items()}
 
 
 def test_shards_that_are_row_groups_of_an_earlier_version(tmp_path, make_image):

@@ -16,6 +16,7 @@ from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest, check_sources_unchanged
 from openblip.capfilt.process import ShardOutcome, ShardWorker, WorkerFacts
 from openblip.capfilt.report import write_report
+from openblip.capfilt.selection import decide_again
 from openblip.data.sample import Reject
 from openblip.data.sources import check_options_used, open_mixture, open_source
 from openblip.data.sources.opening import reading_of
@@ -125,6 +126,8 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             summary.first_reject = summary.first_reject or outcome.first_reject
             summary.done.append(outcome.shard)
             bar.total = round(bar.done * len(waiting) / position)  # as large as those before
+    if summary.done:
+        decide_again(folder)
     summary.repeats = folder.note_repeats()
     summary.scores, summary.unused = write_report(folder.root), source.count_unused()
     return summary

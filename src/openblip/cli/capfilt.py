@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -68,17 +68,52 @@ def clean_pairs(
     return 1 if summary.failed or not summary.scores.images else 0
 
 
-def select_texts(directory: Directory, /, *, threshold: float) -> int:
+def select_texts(
+    directory: Directory,
+    /,
+    *,
+    threshold: float | None = None,
+    threshold_web: float | None = None,
+    threshold_synthetic: float | None = None,
+    where: Annotated[str | None, tyro.conf.arg(metavar="EXPRESSION")] = None,
+    best_captions: int | None = None,
+    max_repeats: int | None = None,
+    weight: Annotated[str | None, tyro.conf.arg(metavar="EXPRESSION")] = None,
+    repair: Literal["join", "separate"] | None = None,
+) -> int:
     """Changes which texts of a CapFilt run are kept; reads the stored scores and runs no model.
 
-    The data source capfilt:DIR follows at once. An export has to be written anew.
+    A text is kept when all that is given here holds for it; an empty one never is. Expressions are SQL over the columns
+    of the caption files and of `openblip capfilt-score`: "itm > 0.6 and source = 'synthetic' or clip > 0.3". The data
+    source capfilt:DIR follows at once. An export has to be written anew.
 
     Args:
-        threshold: keep texts with an ITM probability above this, 0 to 1.
+        threshold: the ITM probability must be above this, 0 to 1; the run's own when not given, and none where --where
+            or --weight is given in its place.
+        threshold_web: for web texts in place of --threshold.
+        threshold_synthetic: for synthetic texts in place of --threshold.
+        where: what must be true of a text.
+        best_captions: of the synthetic texts of an image that meet the rest, only the best so many, by ITM or as the
+            run ranked them.
+        max_repeats: of texts that are equal but for case and spaces, only so many: those with the highest ITM.
+        weight: how often training on capfilt:DIR draws a text, compared with the others; 0 is never.
+        repair: of the texts of an image that are kept, only those that say something different: joined to one text, or
+            as separate pairs.
     """
     from openblip.capfilt.selection import select
 
-    for name, counts in select(directory, threshold).sources.items():
+    scores = select(
+        directory,
+        threshold,
+        threshold_web=threshold_web,
+        threshold_synthetic=threshold_synthetic,
+        where=where,
+        best_captions=best_captions,
+        max_repeats=max_repeats,
+        weight=weight,
+        repair=repair,
+    )
+    for name, counts in scores.sources.items():
         print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     return 0
 
@@ -93,7 +128,7 @@ def export_pairs(directory: Directory, /, *, out: Path) -> int:
         out: the folder for the shards; empty, or an earlier export of the same run.
     """
     check_output("--out", out, is_folder=True)
-    from openblip.capfilt.selection import export
+    from openblip.capfilt.export import export
 
     summary = export(directory, out)
     print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")

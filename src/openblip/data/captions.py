@@ -139,7 +139,7 @@ def read_judged(
     """The texts of a finished shard with the columns `kept` (bool) and `weight` (float64, 0 where not kept).
 
     columns: read only these of the texts, in this order. What depends on the texts of all shards was computed and
-    stored when the decision was made; weights are then divided by the run's largest.
+    stored when the decision was made.
 
     Raises `SourceError` as `read_texts`, and `ConfigError` when the shard lacks a score that the decision uses, or was
     finished after the decision was made.
@@ -148,7 +148,7 @@ def read_judged(
     available = text_columns(directory, shard)
     wanted = available if columns is None else list(columns)
     if decision.needs_all_shards:
-        stored = decided_file(directory, decision, shard)
+        stored = decided_file(directory, decision.stored or "none", shard)
         if not stored.is_file():
             advice = f"run `openblip capfilt-select {directory}` again with the options of the decision"
             raise ConfigError(f"{path}: finished after the decision on what is kept was made ({decision}); {advice}")
@@ -164,9 +164,9 @@ def read_judged(
     return texts.select([*wanted, "kept", "weight"])
 
 
-def decided_file(directory: str | Path, decision: Decision, shard: str) -> Path:
-    """Where `capfilt-select` stores a decision that needs all shards: columns `SCORE_KEYS`, kept and weight."""
-    return locate(directory) / "selected" / decision.hash / f"{shard}.parquet"
+def decided_file(directory: str | Path, folder: str, shard: str) -> Path:
+    """Where `capfilt-select` stores what needs all shards: columns `SCORE_KEYS`, kept and weight of every text."""
+    return locate(directory) / "selected" / folder / f"{shard}.parquet"
 
 
 EMBEDDING_IMAGE = "image"  # the `source` of the row of an image; its texts have theirs

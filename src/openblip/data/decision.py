@@ -5,7 +5,6 @@ database that holds nothing but the texts, reaches no files and cannot be given 
 consist of is decided on the parsed expression: columns, constants, operators, and functions of them.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,6 +61,11 @@ class Decision:
     repair: Literal["join", "separate"] | None = None
     """Of the texts of an image that are kept, those that say something different: joined to one, or separately."""
 
+    stored: str | None = None
+    """The folder below DIR/selected with what `capfilt-select` computed, where the decision needs all shards."""
+    largest_weight: float = 1.0
+    """Of the texts that were kept then; training compares the others with it."""
+
     def __post_init__(self) -> None:
         for name in ("threshold", "threshold_web", "threshold_synthetic"):
             if (value := getattr(self, name)) is not None:
@@ -99,11 +103,6 @@ class Decision:
         """Whether a text's fate depends on the texts of other shards, so that it is computed once and stored."""
         return self.max_repeats is not None or self.weight is not None
 
-    @property
-    def hash(self) -> str:
-        """Names the stored results of this decision."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
     def columns(self) -> frozenset[str]:
         """The columns, in lower case, that the expressions use. Raises `ConfigError` for what is no allowed one."""
         stated = (("where", self.where), ("weight", self.weight))
@@ -131,7 +130,7 @@ class Decision:
                     raise ConfigError(f"{name}: {stated!r} gives {kind}; it must give {needed} for each text")
 
     def __str__(self) -> str:
-        stated = asdict(self) | {"threshold": None}
+        stated = asdict(self) | {"threshold": None, "stored": None, "largest_weight": None}
         rules = [] if self.threshold is None else [f"itm > {self.threshold:g}"]
         return ", ".join(rules + [f"{name} {value}" for name, value in stated.items() if value is not None])
 

@@ -9,7 +9,8 @@ A pool is a set of shards that are drawn from together: all of a mixture without
 weights. Of n shards each is read in m = max(1, ceil(S / n)) pieces, so that every stream has a piece of its own. Slots
 are endless: slot g is piece permutation(g // (n m))[g % (n m)], and stream s reads slots s, s + S, s + 2 S, ... Nothing
 has to be waited for or equalised at the end of an epoch. A slot is read in blocks, and the samples of a block are drawn
-in the order of a permutation of their own.
+in the order of a permutation of their own. A sample with a weight below 1 is left out of some of the passes over its
+shard, also as a function of the seed.
 
 B samples in a batch.
 """
@@ -556,7 +557,7 @@ class _Stream:
         """Blocks without end, which may be empty where a slot ends. Raises `SourceError` when the disk or the network
         goes on failing.
         """
-        closing, num_pools = self.streams.closing, len(self.streams.order.pools)
+        closing, order, num_pools = self.streams.closing, self.streams.order, len(self.streams.order.pools)
         items: Iterator[Located] | None = None
         ahead: Located | None = None  # the first item after the last block
         pauses = iter(_RETRY_PAUSES)
@@ -569,10 +570,15 @@ class _Stream:
             num_bytes, last_number = 0, -1
             try:
                 if items is None:
-                    if piece.item is not None:
-                        items = iter([Located(0, piece.item)])
+                    is_left_out = partial(is_not_drawn, order.seed, piece.epoch)
+                    if piece.item is None:
+                        items = piece.source.read(
+                            piece.shard, start=start.number, pieces=piece.pieces, skip=is_left_out
+                        )
+                    elif isinstance(piece.item, Sample) and is_left_out(piece.item):
+                        items = iter([])
                     else:
-                        items = piece.source.read(piece.shard, start=start.number, pieces=piece.pieces)
+                        items = iter([Located(0, piece.item)])
                     ahead = next(items, None)
                 while ahead is not None and not closing.is_set():
                     number, item = ahead
@@ -599,9 +605,17 @@ class _Stream:
                 continue
             if ahead is None:
                 items = None
-            order = self.pool.sample_order(start.slot, start.number, len(samples))
-            yield _Block(piece, start, end, [samples[i] for i in order], rejects)
+            drawn = self.pool.sample_order(start.slot, start.number, len(samples))
+            yield _Block(piece, start, end, [samples[i] for i in drawn], rejects)
             start, pauses = end, iter(_RETRY_PAUSES)
+
+
+def is_not_drawn(seed: int, epoch: int, sample: Sample) -> bool:
+    """Whether a pass over the data leaves out a sample, by its weight. Whether others are drawn does not matter."""
+    if sample.weight >= 1.0:
+        return False
+    chance = hash_int(f"weight/{seed}/{epoch}/{sample.shard}/{sample.key}", 53) / 2**53
+    return chance >= sample.weight
 
 
 def unchanged(message: Any) -> Any:

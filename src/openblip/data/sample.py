@@ -41,6 +41,8 @@ class Sample:
     info: Mapping[str, Any] = field(default_factory=dict)
     """The sample's json, with the names of docs/data.md. Captions in `info["references"]` are never trained on."""
     second_image: bytes | None = None  # the right one of two images (NLVR2)
+    weight: float = 1.0
+    """The chance that training draws it while it passes over its shard, above 0 and at most 1."""
 
     @property
     def place(self) -> str:

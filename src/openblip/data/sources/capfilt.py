@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -77,34 +78,37 @@ class CapFiltSource(Source):
                 f"{self.name}: shard {shard} has changed since its texts were scored ({changes}); bring the earlier "
                 "file back, or score the source as it is now with openblip capfilt in another folder"
             )
-        kept: dict[str, list[tuple[str, str]]] = {}  # of each original sample the keys and texts of its pairs
+        kept: dict[str, list[dict[str, Any]]] = {}  # of each original sample what is its own in its pairs
         for row in self._kept(shard).to_pylist():
-            key = f"{row['key']}-{row['source']}-{row['index']}"
-            kept.setdefault(row["key"], []).append((key, row["caption"]))
-        wanted: dict[str, list[tuple[str, str]]] = {}  # of the original samples that were met
+            weight = row["weight"] / self.decision.largest_weight
+            pair = {"key": pair_key(row), "captions": (row["caption"],), "weight": weight}
+            kept.setdefault(row["key"], []).append(pair)
+        wanted: dict[str, list[dict[str, Any]]] = {}  # of the original samples that were met
 
         def has_no_pair(original: Sample) -> bool:
-            wanted[original.key] = [
-                (key, caption)
-                for key, caption in kept.get(original.key, ())
-                if not selection.skips(replace(original, key=key, captions=(caption,)))
-            ]
+            pairs = kept.get(original.key, ())
+            wanted[original.key] = [pair for pair in pairs if not selection.skips(replace(original, **pair))]
             return not wanted[original.key]
 
         number = selection.start
         for number, item in self.original.read_selected(shard, selection._replace(skip=has_no_pair)):
             if isinstance(item, Sample):
-                for key, caption in wanted[item.key]:
-                    yield Located(number, replace(item, key=key, captions=(caption,)))
+                for pair in wanted[item.key]:
+                    yield Located(number, replace(item, **pair))
             elif item.key in kept or not item.key:
                 wanted.setdefault(item.key, [])
                 yield Located(number, item)
         if selection.is_whole:
-            for original, texts in kept.items():
-                for key, _ in texts if original not in wanted else ():
+            for original, pairs in kept.items():
+                for pair in pairs if original not in wanted else ():
                     reason = f"the original shard has no sample {original} any more"
-                    yield Located(number, Reject(shard, key, reason))
+                    yield Located(number, Reject(shard, pair["key"], reason))
 
     def _kept(self, shard: str) -> pa.Table:
         texts = read_judged(self.directory, shard, self.decision, ["key", "source", "index", "caption"])
         return texts.filter(texts["kept"])
+
+
+def pair_key(row: Mapping[str, Any]) -> str:
+    """The key of the pair that a row of a caption file makes."""
+    return f"{row['key']}-{row['source']}-{row['index']}"
