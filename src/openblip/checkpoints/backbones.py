@@ -560,7 +560,9 @@ def load_language_model(
     auto: Any = transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForSeq2SeqLM
     if getattr(config, "quantization_config", None) is not None:  # it was saved so
         _require_bitsandbytes()
-    model, missing, _ = read_hub_model(auto, name, config=config, dtype=dtype, **_quantized(quantization, dtype))
+    model, missing, _ = read_hub_model(
+        auto, name, config=config, dtype=dtype, **quantized_settings(quantization, dtype)
+    )
     state_dict.raise_on_mismatch(name, missing, ())
     model = with_all_words(vocabulary, model, tokenizer)
     if adapter.is_dir():
@@ -672,14 +674,14 @@ def quantize_language_model(
     if has_lora(language) or getattr(model, "is_quantized", False):
         problem = "the language model has LoRA adapters or is quantised already"
         raise ConfigError(f"quantization {quantization}: {problem}; leave quantization out.")
-    settings = {"dtype": dtype, "device_map": {"": device}, **_quantized(quantization, dtype)}
+    settings = {"dtype": dtype, "device_map": {"": device}, **quantized_settings(quantization, dtype)}
     with quietly():
         config, weights = copy.deepcopy(model.config), model.state_dict()
         quantized = type(model).from_pretrained(None, config=config, state_dict=weights, **settings)
     language.model = quantized.eval()
 
 
-def _quantized(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
+def quantized_settings(quantization: Quantization | None, dtype: torch.dtype) -> Mapping[str, Any]:
     """Settings with which transformers quantises a model as it loads it."""
     if quantization is None:
         return {}

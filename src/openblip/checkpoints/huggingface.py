@@ -159,7 +159,7 @@ def _class_of(folder: Path, config: Any, state: State) -> str:
 
 # ---- settings (configuration_blip, configuration_blip_2)
 
-_CONFIG_CLASSES = {"blip": "BlipConfig", "blip-2": "Blip2Config", "instructblip": "InstructBlipConfig"}
+CONFIG_CLASSES = {"blip": "BlipConfig", "blip-2": "Blip2Config", "instructblip": "InstructBlipConfig"}
 _QFORMER_SETTINGS = backbones.HF_TEXT_SETTINGS | {"cross_attention_every": "cross_attention_frequency"}
 # What the formats have no place for: conversion -> names, and their values in a folder that transformers wrote.
 _EXTRA: Mapping[Callable[[Any], object], Mapping[str, object]] = {
@@ -176,13 +176,13 @@ def _read_hf_config(folder: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
 
     model_type = str(state_dict.read_json_object(folder / CONFIG_FILE).get("model_type"))
-    if model_type not in _CONFIG_CLASSES:
+    if model_type not in CONFIG_CLASSES:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a BLIP or BLIP-2: its model_type is {model_type}. A language "
             "model or a vision model is only a part of a BLIP-2."
         )
     try:
-        return getattr(transformers, _CONFIG_CLASSES[model_type]).from_pretrained(folder)
+        return getattr(transformers, CONFIG_CLASSES[model_type]).from_pretrained(folder)
     except (StrictDataclassError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().replace("\n", " ").partition(". Should contain one of")[0]
         raise CheckpointError(f"{folder / CONFIG_FILE}: {reason}.") from error

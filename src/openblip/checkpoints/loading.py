@@ -94,6 +94,28 @@ def load_checkpoint(
     return huggingface.load_huggingface(path, tokenizer, state, adapter, dtype)
 
 
+def is_transformers_model(source: PathOrName) -> bool:
+    """Whether this is a model of images and texts, in a folder or on the hub, that transformers knows and
+    `load_checkpoint` does not read.
+    """
+    name = os.fspath(source)
+    if Path(name).is_file() or (not Path(name).is_dir() and ((PRETRAINED / name).is_dir() or not is_hub_name(name))):
+        return False
+    if Path(name).is_dir() and not (Path(name) / CONFIG_FILE).is_file():
+        return False
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    try:
+        settings = backbones.load_from_hub(transformers.PreTrainedConfig.get_config_dict, name)[0]
+    except CheckpointError:
+        return False  # whoever reads it says what is wrong
+    model_type = settings.get("model_type")
+    if settings.get("format") == base.OPENBLIP_FORMAT or model_type in huggingface.CONFIG_CLASSES:
+        return False
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def is_hub_name(source: str) -> bool:
     """Whether `source` reads like owner/model."""
     return _HUB_NAME.fullmatch(source) is not None

@@ -14,7 +14,14 @@ from typing import Any, Self, cast
 import torch
 
 from openblip.checkpoints import state_dict
-from openblip.checkpoints.backbones import PathOrName, load_from_hub, quietly, read_hub_model
+from openblip.checkpoints.backbones import (
+    PathOrName,
+    Quantization,
+    load_from_hub,
+    quantized_settings,
+    quietly,
+    read_hub_model,
+)
 from openblip.checkpoints.state_dict import ChooseDtype
 from openblip.errors import CheckpointError, MissingExtraError
 
@@ -30,12 +37,19 @@ class TransformersModel:
     processor: Any
 
     @classmethod
-    def load(cls, source: PathOrName, auto_class: Any, device: torch.device, dtype: ChooseDtype) -> Self:
+    def load(
+        cls,
+        source: PathOrName,
+        auto_class: Any,
+        device: torch.device,
+        dtype: ChooseDtype,
+        quantization: Quantization | None = None,
+    ) -> Self:
         """Read a folder or a name on the hub with one of transformers' auto classes. dtype: chooses the precision by
-        the number of weights.
+        the number of weights; with a quantization, that of what is not quantised.
 
         Raises CheckpointError for a model that is missing, damaged or of a kind that the class does not know, and
-        MissingExtraError where its processor needs a package that is not installed.
+        MissingExtraError where its processor or the quantization needs a package that is not installed.
         """
         import transformers
 
@@ -50,9 +64,13 @@ class TransformersModel:
                     f"{name} is a {config.model_type}, which is no {kind} of transformers."
                 ) from error
         processor = _read_processor(name, config)
-        model, missing, _ = read_hub_model(auto_class, name, dtype=dtype(num_weights))
+        precision = dtype(num_weights)
+        settings = quantized_settings(quantization, precision)
+        if settings:
+            settings = {**settings, "device_map": {"": device}}
+        model, missing, _ = read_hub_model(auto_class, name, dtype=precision, **settings)
         state_dict.raise_on_mismatch(name, missing, ())
-        return cls(model=model.eval().to(device), processor=processor)
+        return cls(model=model.eval() if settings else model.eval().to(device), processor=processor)
 
     @property
     def device(self) -> torch.device:
@@ -64,9 +82,9 @@ class TransformersModel:
         """The precision of its weights."""
         return cast(torch.dtype, self.model.dtype)
 
-    def fingerprint(self) -> str:
-        """A SHA-256 of the settings, the processor's files and the current weights, wherever they were read from."""
-        settings = _without(_NO_SETTINGS, self.model.config.to_dict())
+    def fingerprint(self, prompt: str = "") -> str:
+        """A SHA-256 of the settings, a prompt, the processor's files and the current weights, wherever they lie."""
+        settings = {"prompt": prompt, **_without(_NO_SETTINGS, self.model.config.to_dict())}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         with tempfile.TemporaryDirectory() as folder, quietly():
             self.processor.save_pretrained(folder)
@@ -116,6 +134,9 @@ def _images_only(processor_class: Any, name: str) -> Any:
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if not isinstance(argument, _NoVideos):
                 return super().check_argument_for_proper_class(argument_name, argument)
+
+        def __repr__(self) -> str:  # that of transformers writes json of all parts
+            return f"{processor_class.__name__} for images"
 
         def save_pretrained(self, folder: str) -> None:
             """What decides the inputs: the parts, and how a conversation is written."""

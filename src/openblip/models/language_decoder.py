@@ -49,14 +49,7 @@ class ReadPrompts:
             mask = F.pad(mask, (0, num_tokens), value=1)
         return LanguageDecoder(
             model=self.model,
-            cache=_with_layers(
-                self.cache,
-                [
-                    TextLayer(layer, rows, num_tokens) if type(layer) is DynamicLayer else _of_rows(layer, rows)
-                    for layer in _text_layers(self.cache)
-                ],
-                rows,
-            ),
+            cache=continue_cache(self.cache, rows, num_tokens),
             texts_per_prompt=len(rows) // len(self.logits),
             mask=None if mask is None else mask[rows],
             positions=None if self.positions is None else self.positions[rows],
@@ -129,18 +122,15 @@ class LanguageDecoder:
         prompt first becomes what its text parents[k] was.
         """
         if parents is not None:
-            first = self.texts_per_prompt * torch.arange(len(parents), device=parents.device)
-            for layer in _text_layers(self.cache):
-                layer.reorder_cache((parents + first[:, None]).flatten())
+            reorder_texts(self.cache, parent_rows(parents))
         return self.read(ids[:, None])[:, -1].float()
 
     def select(self, images: Tensor) -> Self:
         """The texts of these prompts only, int64 (B')."""
-        offsets = torch.arange(self.texts_per_prompt, device=images.device)
-        rows = (images[:, None] * self.texts_per_prompt + offsets).flatten()
+        rows = text_rows(images, self.texts_per_prompt)
         return replace(
             self,
-            cache=_with_layers(self.cache, [_of_rows(layer, rows) for layer in _text_layers(self.cache)], rows),
+            cache=select_texts(self.cache, rows),
             mask=None if self.mask is None else self.mask[rows],
             positions=None if self.positions is None else self.positions[rows],
             encoded=None if self.encoded is None else self.encoded[: len(rows)],
@@ -190,6 +180,37 @@ class TextLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _fill(self, length: int) -> None:
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def text_rows(prompts: Tensor, texts_per_prompt: int) -> Tensor:
+    """The rows of the texts, int64 (R,), of these prompts, int64 (B',)."""
+    offsets = torch.arange(texts_per_prompt, device=prompts.device)
+    return (prompts[:, None] * texts_per_prompt + offsets).flatten()
+
+
+def parent_rows(parents: Tensor) -> Tensor:
+    """The rows, int64 (R,), of the texts that those of each prompt continue, where parents are int64 (B, K)."""
+    return (parents + parents.shape[1] * torch.arange(len(parents), device=parents.device)[:, None]).flatten()
+
+
+def continue_cache(cache: Any, rows: Tensor, num_tokens: int) -> Any:
+    """The cache of B prompts for texts of at most `num_tokens` tokens. rows: int64 (R,), the prompts they follow."""
+    layers = [
+        TextLayer(layer, rows, num_tokens) if type(layer) is DynamicLayer else _of_rows(layer, rows)
+        for layer in _text_layers(cache)
+    ]
+    return _with_layers(cache, layers, rows)
+
+
+def select_texts(cache: Any, rows: Tensor) -> Any:
+    """The cache of some texts, int64 (R'), of `continue_cache`."""
+    return _with_layers(cache, [_of_rows(layer, rows) for layer in _text_layers(cache)], rows)
+
+
+def reorder_texts(cache: Any, rows: Tensor) -> None:
+    """Let each text become what another text of the same prompt was, int64 (R,)."""
+    for layer in _text_layers(cache):
+        layer.reorder_cache(rows)
 
 
 def _text_layers(cache: Any) -> list[Any]:

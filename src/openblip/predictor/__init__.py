@@ -10,13 +10,14 @@ import torch
 
 from openblip.checkpoints.backbones import Quantization, quantize_language_model
 from openblip.checkpoints.checkpoint import Blip2Checkpoint, EncoderToken, checked_encoder_token
-from openblip.checkpoints.loading import load_checkpoint
+from openblip.checkpoints.loading import is_transformers_model, load_checkpoint
 from openblip.distributed import find_device
 from openblip.errors import ConfigError
 from openblip.nn.linear import can_pack
 from openblip.predictor.base import BasePredictor
 from openblip.predictor.blip import BlipPredictor
 from openblip.predictor.blip2 import Blip2Predictor
+from openblip.predictor.captioner import TransformersCaptioner, load_transformers_captioner
 from openblip.predictor.explain import Explanation
 from openblip.predictor.similarity import SimilarityScorer, load_similarity_scorer
 from openblip.predictor.values import EncodedImages, Features, Images, ScoredText, TextScore
@@ -32,8 +33,10 @@ __all__ = [
     "ScoredText",
     "SimilarityScorer",
     "TextScore",
+    "TransformersCaptioner",
     "instruction_set",
     "load",
+    "load_captioner",
     "load_scorer",
 ]
 
@@ -149,6 +152,35 @@ def load(
     elif dtype == "int8":
         raise ConfigError("dtype is int8, which needs a torch with oneDNN; choose auto.")
     return predictor
+
+
+def load_captioner(
+    source: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    prompt: str | None = None,
+    quantization: Quantization | None = None,
+) -> BlipPredictor | Blip2Predictor | TransformersCaptioner:
+    """What `load` reads, or any other image-text-to-text model of transformers, by folder or hub name, to write
+    captions.
+
+    prompt: what a model that `load` does not read is asked for every image; a BLIP takes its prompt with the call.
+    device, dtype, quantization: as in `load`; without "int8", and with the linear layers of the whole model quantised,
+    for a model that `load` does not read. Raises what `load` raises.
+    """
+    if not is_transformers_model(source):
+        return load(source, device, dtype, quantization=quantization)
+    found = find_device(device)
+    if dtype == "int8":
+        raise ConfigError(f"dtype is int8, which is for a BLIP, and {source} is none; choose auto.")
+    return load_transformers_captioner(
+        source,
+        found,
+        lambda num_weights: find_dtype(dtype, found, num_weights),
+        prompt=prompt,
+        quantization=quantization,
+    )
 
 
 def load_scorer(

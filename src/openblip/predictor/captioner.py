@@ -1,0 +1,254 @@
+"""Captions by any image-text-to-text model of transformers: LLaVA, Qwen-VL, PaliGemma, GIT, Idefics and others.
+
+What such a model is asked is a prompt, in its chat template if it has one. Its texts are searched and sampled as those
+of a BLIP: the same strategies, seeds per image, and log-probabilities.
+
+B images, K texts of each.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openblip.checkpoints.backbones import PathOrName, Quantization, first_line, quietly
+from openblip.checkpoints.state_dict import ChooseDtype
+from openblip.checkpoints.transformers_models import TransformersModel
+from openblip.data.images import ImageInput, read_image
+from openblip.data.reader import read_ahead
+from openblip.errors import CheckpointError, ConfigError, OpenBlipError
+from openblip.files import hash_int
+from openblip.generation import search
+from openblip.generation.decoding import Beam, Decoding, Greedy, check_decoding
+from openblip.models.image_text_decoder import read_image_prompts
+from openblip.predictor import values
+from openblip.predictor.values import ScoredText
+
+CHAT_PROMPT = "Describe this image in one short sentence."
+"""What a model with a chat template is asked, unless the caller says otherwise; others are asked nothing."""
+
+PreparedImage = Mapping[str, Tensor]
+"""An image with the prompt as the model takes them, a batch of one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptedImages:
+    """Makes the input of a model from an RGB image, with the prompt, in any thread."""
+
+    processor: Any
+    prompt: str
+    image_size: None = None
+    """The side to which all images are resized; the model's own processor decides for each image."""
+
+    def __call__(self, image: Image.Image) -> PreparedImage:
+        prepared = self._prepare(image)
+        return {name: tensor for name, tensor in prepared.items() if isinstance(tensor, Tensor)}
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        return getattr(self.processor, "chat_template", None) is not None
+
+    def _prepare(self, image: Image.Image) -> Mapping[str, Any]:
+        if self.has_chat_template:
+            content = [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]
+            prepared: Mapping[str, Any] = self.processor.apply_chat_template(
+                [{"role": "user", "content": content if self.prompt else content[:1]}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            return prepared
+        image_token = getattr(self.processor, "image_token", None)
+        if image_token is not None:  # which the processor repeats as often as the model has tokens of the image
+            text = self.prompt if image_token in self.prompt else image_token + self.prompt
+            prepared = self.processor(images=image, text=text, return_tensors="pt")
+            return prepared
+        # The image is read beside the text, which the caption continues: its last special tokens would end it.
+        ids = self.processor.tokenizer(self.prompt).input_ids
+        while ids and ids[-1] in self.processor.tokenizer.all_special_ids and len(ids) > 1:
+            ids = ids[:-1]
+        return {**self.processor.image_processor(images=image, return_tensors="pt"), "input_ids": torch.tensor([ids])}
+
+
+class TransformersCaptioner:
+    """A model of transformers that writes about an image after a prompt. Results do not depend on batch size or order.
+
+    prompt: what it is asked; None is `CHAT_PROMPT` where there is a chat template, and nothing elsewhere.
+    """
+
+    tasks = frozenset({"caption"})
+
+    def __init__(self, loaded: TransformersModel, prompt: str | None = None) -> None:
+        self.loaded, self.model = loaded, loaded.model
+        if prompt is None:
+            prompt = CHAT_PROMPT if getattr(loaded.processor, "chat_template", None) is not None else ""
+        self.prompt = prompt
+        self.preprocessing = PromptedImages(processor=loaded.processor, prompt=prompt)
+        self.tokenizer: Any = loaded.processor.tokenizer
+        stated = self.model.generation_config.eos_token_id
+        ends = stated if isinstance(stated, list) else [stated]
+        own_end = self.tokenizer.eos_token_id
+        self.end_ids = [end for end in ends if end is not None] or ([] if own_end is None else [own_end])
+        if not self.end_ids:
+            raise CheckpointError("This model has no token that ends a text: neither it nor its tokenizer names one.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.loaded.device
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the weights as users name it: outputs record it."""
+        return str(self.loaded.dtype).removeprefix("torch.")
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of everything that decides the captions: settings, prompt, processor and weights."""
+        return self.loaded.fingerprint(self.prompt)
+
+    def encodes_alike(self, other: object) -> bool:
+        """Whether the images that this model encodes serve another: they are read together with the prompt."""
+        return False
+
+    def stack(self, prepared: Sequence[PreparedImage]) -> Sequence[PreparedImage]:
+        """A batch of images that `preprocessing` made; they may have different shapes."""
+        return prepared
+
+    def encode(self, images: Sequence[PreparedImage], batch_size: int | None = None) -> Sequence[PreparedImage]:
+        """The same images: they are encoded once, when captions are written, for all captions of an image."""
+        return images
+
+    def read_image(self, image: ImageInput, name: str | None = None) -> PreparedImage:
+        """Read one image and make it the model's input. Raises `ImageError`, in which `name` stands for it."""
+        return self.preprocessing(read_image(image, name=name))
+
+    @torch.inference_mode()
+    def caption(
+        self,
+        images: Any,
+        prompt: str | None = None,
+        decoding: Decoding = Beam(num_beams=3, max_new_tokens=20),  # noqa: B008
+        num_captions: int = 1,
+        batch_size: int | None = None,
+        return_scores: bool = False,
+        seeds: values.Seeds = None,
+    ) -> Any:
+        """Captions: a string per image, or a list of `num_captions` strings if that is more than one.
+
+        images: one or several, as of `BasePredictor.caption`, or what `read_image` returned. prompt: the captioner's
+        own; another is refused, since images are prepared together with it. The other arguments are those of
+        `BasePredictor.caption`. Images whose inputs have equal shapes are read together, without padding.
+        """
+        if prompt not in (None, self.prompt):
+            raise ConfigError(f'The captioner was loaded with the prompt "{self.prompt}"; load it with "{prompt}".')
+        check_decoding(decoding, num_captions)
+        single, items = values.is_single(images), values.as_list(images)
+        seeds = None if seeds is None else list(seeds)
+        values.check_equal("caption", images=items, seeds=items if seeds is None else seeds)
+        captions: list[list[ScoredText]] = []
+        size = batch_size or values.DEFAULT_BATCH_SIZE
+        with closing(read_ahead(enumerate(items), self._prepare, num_workers=None, ahead=2 * size)) as prepared:
+            for rows in values.batches(len(items), batch_size):
+                batch = list(islice(prepared, size))
+                captions += self._write(batch, decoding, num_captions, seeds and seeds[rows])
+        results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
+        return results[0] if single else results
+
+    def _prepare(self, numbered: tuple[int, Any]) -> PreparedImage:
+        """An image at its position, prepared unless it is already."""
+        position, image = numbered
+        return (
+            image
+            if isinstance(image, Mapping)
+            else self.read_image(image, values.name_or_position(image, position, "image"))
+        )
+
+    def _write(
+        self, images: Sequence[PreparedImage], decoding: Decoding, num_captions: int, seeds: values.Seeds
+    ) -> list[list[ScoredText]]:
+        """`num_captions` of each image; those with inputs of equal shapes in one pass."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for position, image in enumerate(images):
+            groups[tuple((name, tensor.shape) for name, tensor in sorted(image.items()))].append(position)
+        if seeds is None:
+            seeds = values.sampling_seeds(decoding, len(images), lambda: map(_hash, images))
+        captions: list[list[ScoredText]] = [[] for _ in images]
+        texts_per_image = num_captions
+        if isinstance(decoding, Beam) and decoding.num_beams > 1:
+            texts_per_image = decoding.num_beams
+        for positions in groups.values():
+            inputs = self._join([images[position] for position in positions])
+            decoder, logits = read_image_prompts(self.model, inputs, decoding.max_new_tokens, self.end_ids)
+            written = search.write(
+                decoder.texts(texts_per_image, decoding.max_new_tokens),
+                logits,
+                decoding,
+                num_captions=num_captions,
+                eos_id=self.end_ids[0],
+                seeds=None if seeds is None else [seeds[position] for position in positions],
+            )
+            for position, texts in zip(positions, written, strict=True):
+                captions[position] = [self._scored(text) for text in texts]
+        return captions
+
+    def _join(self, images: Sequence[PreparedImage]) -> dict[str, Tensor]:
+        """Inputs of equal shapes as one batch, on the model's device and in its precision."""
+        joined = {name: torch.cat([image[name] for image in images]).to(self.device) for name in images[0]}
+        return {name: x.to(self.loaded.dtype) if x.is_floating_point() else x for name, x in joined.items()}
+
+    def _scored(self, generated: search.Generated) -> ScoredText:
+        """What was written, as a text."""
+        ids, logprobs = generated.ids, generated.token_logprobs
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        ids = [*ids, self.end_ids[0]] if len(logprobs) > len(ids) else ids
+        tokens = tuple(self.tokenizer.convert_ids_to_tokens(ids))
+        return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+
+
+def _hash(image: PreparedImage) -> int:
+    """A hash of an image's inputs: what is sampled depends on the image and not on its place in a list."""
+    return hash_int(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(image.items())))
+
+
+def load_transformers_captioner(
+    source: PathOrName,
+    device: torch.device,
+    dtype: ChooseDtype,
+    *,
+    prompt: str | None = None,
+    quantization: Quantization | None = None,
+) -> TransformersCaptioner:
+    """A captioner around any image-text-to-text model of transformers, by folder or hub name, tried with one image.
+
+    dtype: chooses the precision by the number of weights. Raises CheckpointError for any other model, and for one that
+    does not write about an image after a prompt alone.
+    """
+    import transformers
+
+    auto_class = transformers.AutoModelForImageTextToText
+    loaded = TransformersModel.load(source, auto_class, device, dtype, quantization=quantization)
+    captioner = TransformersCaptioner(loaded, prompt)
+    try:
+        with quietly():
+            captioner.caption(Image.new("RGB", (64, 64), "gray"), decoding=Greedy(max_new_tokens=2))
+    except OpenBlipError:
+        raise
+    except Exception as error:  # of any kind, since the code is that of the architecture
+        kind, problem = loaded.model.config.model_type, f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(
+            f"{source} is a {kind}, which writes no caption when it is given an image and a prompt: {problem}"
+        ) from error
+    return captioner
