@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from openblip.models.language_decoder import continue_cache, parent_rows, reorder_texts, select_texts, text_rows
+from openblip.models.language_decoder import cache_of_rows, continue_cache, parent_rows, reorder_texts, text_rows
 
 _OF_IMAGES = ("pixel_", "image_")  # beginnings of the inputs that are read with the prompt, and not again
 
@@ -59,7 +59,7 @@ class ImageTextDecoder:
     def select(self, images: Tensor) -> Self:
         """The texts of these images only, int64 (B')."""
         rows = text_rows(images, self.texts_per_image)
-        cache = select_texts(self.inputs["past_key_values"], rows)
+        cache = cache_of_rows(self.inputs["past_key_values"], rows)
         inputs = {**_rows_of(self.inputs, rows, len(self.ids)), "past_key_values": cache}
         return replace(self, ids=self.ids[rows], inputs=inputs)
 

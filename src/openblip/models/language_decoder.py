@@ -130,7 +130,7 @@ class LanguageDecoder:
         rows = text_rows(images, self.texts_per_prompt)
         return replace(
             self,
-            cache=select_texts(self.cache, rows),
+            cache=cache_of_rows(self.cache, rows),
             mask=None if self.mask is None else self.mask[rows],
             positions=None if self.positions is None else self.positions[rows],
             encoded=None if self.encoded is None else self.encoded[: len(rows)],
@@ -202,7 +202,7 @@ def continue_cache(cache: Any, rows: Tensor, num_tokens: int) -> Any:
     return _with_layers(cache, layers, rows)
 
 
-def select_texts(cache: Any, rows: Tensor) -> Any:
+def cache_of_rows(cache: Any, rows: Tensor) -> Any:
     """The cache of some texts, int64 (R'), of `continue_cache`."""
     return _with_layers(cache, [_of_rows(layer, rows) for layer in _text_layers(cache)], rows)
 

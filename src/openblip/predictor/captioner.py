@@ -34,12 +34,12 @@ from openblip.predictor.values import ScoredText
 CHAT_PROMPT = "Describe this image in one short sentence."
 """What a model with a chat template is asked, unless the caller says otherwise; others are asked nothing."""
 
-PreparedImage = Mapping[str, Tensor]
+PromptedImage = Mapping[str, Tensor]
 """An image with the prompt as the model takes them, a batch of one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PromptedImages:
+class ImagePrompter:
     """Makes the input of a model from an RGB image, with the prompt, in any thread."""
 
     processor: Any
@@ -47,7 +47,7 @@ class PromptedImages:
     image_size: None = None
     """The side to which all images are resized; the model's own processor decides for each image."""
 
-    def __call__(self, image: Image.Image) -> PreparedImage:
+    def __call__(self, image: Image.Image) -> PromptedImage:
         prepared = self._prepare(image)
         return {name: tensor for name, tensor in prepared.items() if isinstance(tensor, Tensor)}
 
@@ -91,7 +91,7 @@ class TransformersCaptioner:
         if prompt is None:
             prompt = CHAT_PROMPT if getattr(loaded.processor, "chat_template", None) is not None else ""
         self.prompt = prompt
-        self.preprocessing = PromptedImages(processor=loaded.processor, prompt=prompt)
+        self.preprocessing = ImagePrompter(processor=loaded.processor, prompt=prompt)
         self.tokenizer: Any = loaded.processor.tokenizer
         stated = self.model.generation_config.eos_token_id
         ends = stated if isinstance(stated, list) else [stated]
@@ -123,15 +123,15 @@ class TransformersCaptioner:
         """Whether the images that this model encodes serve another: they are read together with the prompt."""
         return False
 
-    def stack(self, prepared: Sequence[PreparedImage]) -> Sequence[PreparedImage]:
+    def stack(self, prepared: Sequence[PromptedImage]) -> Sequence[PromptedImage]:
         """A batch of images that `preprocessing` made; they may have different shapes."""
         return prepared
 
-    def encode(self, images: Sequence[PreparedImage], batch_size: int | None = None) -> Sequence[PreparedImage]:
+    def encode(self, images: Sequence[PromptedImage], batch_size: int | None = None) -> Sequence[PromptedImage]:
         """The same images: they are encoded once, when captions are written, for all captions of an image."""
         return images
 
-    def read_image(self, image: ImageInput, name: str | None = None) -> PreparedImage:
+    def read_image(self, image: ImageInput, name: str | None = None) -> PromptedImage:
         """Read one image and make it the model's input. Raises `ImageError`, in which `name` stands for it."""
         return self.preprocessing(read_image(image, name=name))
 
@@ -167,7 +167,7 @@ class TransformersCaptioner:
         results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
         return results[0] if single else results
 
-    def _prepare(self, numbered: tuple[int, Any]) -> PreparedImage:
+    def _prepare(self, numbered: tuple[int, Any]) -> PromptedImage:
         """An image at its position, prepared unless it is already."""
         position, image = numbered
         return (
@@ -177,7 +177,7 @@ class TransformersCaptioner:
         )
 
     def _write(
-        self, images: Sequence[PreparedImage], decoding: Decoding, num_captions: int, seeds: values.Seeds
+        self, images: Sequence[PromptedImage], decoding: Decoding, num_captions: int, seeds: values.Seeds
     ) -> list[list[ScoredText]]:
         """`num_captions` of each image; those with inputs of equal shapes in one pass."""
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -204,7 +204,7 @@ class TransformersCaptioner:
                 captions[position] = [self._scored(text) for text in texts]
         return captions
 
-    def _join(self, images: Sequence[PreparedImage]) -> dict[str, Tensor]:
+    def _join(self, images: Sequence[PromptedImage]) -> dict[str, Tensor]:
         """Inputs of equal shapes as one batch, on the model's device and in its precision."""
         joined = {name: torch.cat([image[name] for image in images]).to(self.device) for name in images[0]}
         return {name: x.to(self.loaded.dtype) if x.is_floating_point() else x for name, x in joined.items()}
@@ -218,7 +218,7 @@ class TransformersCaptioner:
         return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
 
 
-def _hash(image: PreparedImage) -> int:
+def _hash(image: PromptedImage) -> int:
     """A hash of an image's inputs: what is sampled depends on the image and not on its place in a list."""
     return hash_int(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(image.items())))
 
