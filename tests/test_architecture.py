@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "__init__", "nn.config", "models", "data", "generation", "checkpoints", "predictor", "recipes", "tasks",
         "training",
     },
+    "search": {"__init__", "predictor", "data", "capfilt"},
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe, or measure.

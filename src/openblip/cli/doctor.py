@@ -18,6 +18,7 @@ EXTRAS = {
     "metrics": (("pycocoevalcap",), "METEOR and SPICE of captions, by their reference code"),
     "quantized": (("bitsandbytes", "accelerate"), "language models of BLIP-2 in 8 or 4 bits"),
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
+    "search": (("lancedb",), "`openblip index` and `openblip search`"),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),
     "video": (("av",), "videos in place of images"),
 }

@@ -1,0 +1,239 @@
+"""An index holds what its source holds, finds what the predictor's own calls say, and outlives a kill."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openblip.checkpoints.checkpoint import save_native
+from openblip.cli.main import main
+from openblip.data.config import DecodingAhead
+from openblip.errors import ConfigError, SourceError
+from openblip.predictor import Blip2Predictor, BlipPredictor
+from openblip.predictor.base import BasePredictor
+from openblip.search import index as index_module
+from openblip.search.index import ImageIndex, build_index
+from shared_files import as_json, printed, write_tar
+from tiny_blip import tiny_checkpoint
+from tiny_blip2 import tiny_blip2
+
+WORDS = ["a red dog", "two blue cars", "the small cat", "a big tree", "a green bird"]
+
+
+@pytest.fixture(scope="module")
+def blip() -> BlipPredictor:
+    return BlipPredictor(tiny_checkpoint(("itc", "itm")), device="cpu")
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 20 + seed, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_folder(folder: Path, numbers: list[int]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(png(number))
+        (folder / f"{number}.txt").write_text(WORDS[number % len(WORDS)])
+    return folder
+
+
+def build(source: Path | str, predictor: BasePredictor, out: Path) -> tuple[int, int, int, int]:
+    done = build_index(str(source), predictor, out, checkpoint="tiny", reading=DecodingAhead(), batch_size=3)
+    assert not done.rejects
+    return done.added, done.changed, done.deleted, done.unchanged
+
+
+def test_images_and_texts_are_found_as_the_predictor_scores_them(blip: BlipPredictor, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", list(range(7)))
+    assert build(folder, blip, tmp_path / "index") == (7, 0, 0, 0)
+    index, paths = ImageIndex(tmp_path / "index", blip), [str(folder / f"{n}.png") for n in range(7)]
+    expected = blip.similarity(paths, ["a red dog"])[:, 0]
+    hits = index.search("a red dog", top=7)
+    assert [hit.key for hit in hits] == [str(n) for n in expected.argsort(descending=True).tolist()]
+    assert [hit.similarity for hit in hits] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+
+    match = blip.match_matrix(paths, ["a red dog"])[:, 0]
+    reranked = index.search("a red dog", top=7, rerank=7)
+    assert [hit.key for hit in reranked] == [str(n) for n in match.argsort(descending=True).tolist()]
+    assert [hit.match for hit in reranked] == pytest.approx(match.sort(descending=True).values.tolist(), abs=1e-5)
+    partly = index.search("a red dog", top=5, rerank=2)
+    assert {hit.key for hit in partly[:2]} == {hit.key for hit in hits[:2]}
+    assert [(hit.key, hit.match) for hit in partly[2:]] == [(hit.key, None) for hit in hits[2:5]]
+
+    alike = index.search(image=paths[4], top=3)
+    assert (alike[0].key, alike[0].similarity) == ("4", pytest.approx(1, abs=1e-5))
+    texts = index.search(image=paths[4], find="texts", top=7)
+    scores = blip.similarity(paths[4], [WORDS[n % 5] for n in range(7)])[0]
+    assert [hit.similarity for hit in texts] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+    best = index.search(image=paths[4], find="texts", top=1, rerank=7)[0]
+    assert best.match == pytest.approx(blip.match_matrix(paths[4], WORDS).max().item(), abs=1e-5)
+    both = index.search("a red dog", paths[4], top=7)
+    assert {hit.key for hit in both} == {hit.key for hit in hits}
+    assert [hit.key for hit in both] != [hit.key for hit in hits]
+
+
+def test_an_image_of_blip2_is_found_by_its_best_query(tmp_path: Path) -> None:
+    blip2 = Blip2Predictor(tiny_blip2(("itc", "itm", "itg")), device="cpu")
+    folder = write_folder(tmp_path / "images", list(range(6)))
+    build(folder, blip2, tmp_path / "index")
+    expected = blip2.similarity([str(folder / f"{n}.png") for n in range(6)], ["a big tree"])[:, 0]
+    hits = ImageIndex(tmp_path / "index", blip2).search("a big tree", top=4, thumbnails=True)
+    assert [hit.key for hit in hits] == [str(n) for n in expected.argsort(descending=True)[:4].tolist()]
+    assert [hit.similarity for hit in hits] == pytest.approx(expected.topk(4).values.tolist(), abs=1e-5)
+    for hit in hits:
+        assert hit.thumbnail is not None
+        assert Image.open(io.BytesIO(hit.thumbnail)).size == (20 + int(hit.key), 24)
+
+
+def test_only_what_has_changed_is_embedded(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tmp_path / "shards"
+
+    def write(name: str, numbers: list[int], text: str = "a red dog", later: int = 0) -> None:
+        files = [(f"{n}.png", png(n + later)) for n in numbers] + [
+            (f"{n}.json", as_json(caption=text)) for n in numbers
+        ]
+        write_tar(shards / name, sorted(files))
+
+    write("0.tar", [0, 1, 2, 3])
+    write("1.tar", [4, 5])
+    assert build(shards, blip, tmp_path / "index") == (6, 0, 0, 0)
+    embedded: list[int] = []
+    embed = blip.embed_images
+    monkeypatch.setattr(
+        blip, "embed_images", lambda pixels, *rest: embedded.append(len(pixels)) or embed(pixels, *rest)
+    )
+    assert build(shards, blip, tmp_path / "index") == (0, 0, 0, 6)
+    write("1.tar", [4, 5, 6])  # one more
+    assert build(shards, blip, tmp_path / "index") == (1, 0, 0, 6)
+    write("1.tar", [5, 6, 7], later=9)  # other images of these names, one more, one gone
+    assert build(shards, blip, tmp_path / "index") == (1, 2, 1, 4)
+    write("0.tar", [0, 1, 2, 3], text="a big tree")
+    assert build(shards, blip, tmp_path / "index") == (0, 4, 0, 3)
+    assert embedded == [1, 3, 4]
+    (shards / "0.tar").unlink()
+    assert build(shards, blip, tmp_path / "index") == (0, 0, 4, 3)
+    index = ImageIndex(tmp_path / "index", blip)
+    assert {hit.key for hit in index.search("a dog", top=50)} == {"5", "6", "7"}
+    assert [hit.text for hit in index.search("a dog", find="texts", top=50)] == ["a red dog"] * 3
+    assert len(index) == 3
+
+
+def test_conditions_choose_rows_and_nothing_else(blip: BlipPredictor, tmp_path: Path) -> None:
+    build(write_folder(tmp_path / "images", list(range(7))), blip, tmp_path / "index")
+    index = ImageIndex(tmp_path / "index", blip)
+    assert {hit.key for hit in index.search("a dog", where="width > 23 AND height = 24")} == {"4", "5", "6"}
+    assert {hit.key for hit in index.search("a dog", where="caption LIKE '%cars'")} == {"1", "6"}
+    for hostile in ("colour = 3", "width >", "1=1; DROP TABLE images", "key IN (SELECT key FROM images)"):
+        with pytest.raises(ConfigError, match="columns: id, shard, key, caption, width, height"):
+            index.search("a dog", where=hostile)
+    assert len(index) == 7
+
+
+def test_a_large_index_is_searched_approximately_and_exactly_on_request(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "APPROXIMATE_ABOVE", 300)
+
+    def random_vectors(items: Any, *rest: Any) -> torch.Tensor:
+        made = torch.randn(len(items), 12, generator=torch.Generator().manual_seed(len(items)))
+        return torch.nn.functional.normalize(made, dim=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blip, "embed_images", random_vectors)
+        files = [file for n in range(320) for file in ((f"{n}.png", png(n % 7)), (f"{n}.txt", b""))]
+        assert build(write_tar(tmp_path / "a.tar", files), blip, tmp_path / "index") == (320, 0, 0, 0)
+    index = ImageIndex(tmp_path / "index", blip)
+    assert index.images.list_indices()
+    exact = index.search("a big tree", top=10, exact=True)
+    found = index.search("a big tree", top=10)
+    assert len({hit.key for hit in exact} & {hit.key for hit in found}) >= 9
+
+
+def test_what_does_not_belong_together_is_refused(blip: BlipPredictor, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", [0, 1])
+    build(folder, blip, tmp_path / "index")
+    other = BlipPredictor(tiny_checkpoint(("itc", "itm", "lm")), device="cpu")
+    with pytest.raises(ConfigError, match="another index: model was"):
+        build(folder, other, tmp_path / "index")
+    with pytest.raises(ConfigError, match="weights differ"):
+        ImageIndex(tmp_path / "index", other)
+    with pytest.raises(ConfigError, match="another index: source was"):
+        build(write_folder(tmp_path / "others", [2]), blip, tmp_path / "index")
+    with pytest.raises(ConfigError, match="not empty"):
+        build(folder, blip, folder)
+    with pytest.raises(ConfigError, match="no index"):
+        ImageIndex(folder, blip)
+    with pytest.raises(ConfigError, match="give a text to re-rank images"):
+        ImageIndex(tmp_path / "index", blip).search(image=str(folder / "0.png"), rerank=2)
+    (folder / "1.png").unlink()
+    with pytest.raises(SourceError, match=r"can no longer be read.*openblip index"):
+        ImageIndex(tmp_path / "index", blip).search("a dog", rerank=2)
+
+
+@pytest.mark.slow
+def test_a_killed_index_is_continued(blip: BlipPredictor, tmp_path: Path) -> None:
+    save_native(tmp_path / "model", tiny_checkpoint(("itc", "itm")))
+    for shard in range(6):
+        files = [(f"{n}.png", png(n % 7)) for n in range(40)] + [
+            (f"{n}.json", as_json(caption="a dog")) for n in range(40)
+        ]
+        write_tar(tmp_path / f"web/{shard}.tar", sorted(files))
+    arguments = ["index", str(tmp_path / "web"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "index")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openblip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "index/shards.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert main(arguments) == 0
+    assert main([*arguments[:-1], str(tmp_path / "whole")]) == 0
+    for table in ("images", "texts"):
+        killed, whole = (
+            getattr(ImageIndex(tmp_path / name, blip), table).search().limit(999).to_arrow().sort_by("id").to_pylist()
+            for name in ("index", "whole")
+        )
+        assert [row["id"] for row in killed] == [row["id"] for row in whole]
+        assert len(whole) == 240
+
+
+def test_the_commands(
+    blip: BlipPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "images", [0, 1, 2])
+    (folder / "broken.png").write_bytes(b"no image")
+    save_native(tmp_path / "model", tiny_checkpoint(("itc", "itm")))
+    run: Callable[..., int] = lambda *words: main([str(word) for word in words])  # noqa: E731
+    assert run("index", folder, "--model", tmp_path / "model", "--out", tmp_path / "index") == 1
+    out, err = capsys.readouterr()
+    assert "3 images added" in out
+    assert "broken" in err
+    page = tmp_path / "found.html"
+    assert run("search", tmp_path / "index", "a <b>dog", "--top", 2, "--rerank", 3, "--as-json", "--html", page) == 0
+    hits = printed(capsys)
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert all(0 <= hit["match"] <= 1 for hit in hits)
+    html = page.read_text()
+    assert html.count("data:image/jpeg") == 2
+    assert "a &lt;b&gt;dog" in html
+    assert run("search", tmp_path / "index", "--image", folder / "1.png", "--top", 1) == 0
+    assert " 1.000 " in capsys.readouterr().out
+    assert run("search", tmp_path / "index") == 2
+    assert "give a text" in capsys.readouterr().err
+    assert run("search", folder, "a dog") == 2
+    assert "openblip index" in capsys.readouterr().err
