@@ -58,6 +58,20 @@ def test_a_terminal_gets_a_bar_and_notes_stay() -> None:
     assert "2/2" in stream.getvalue()
 
 
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_status_stands_behind_the_rate(stream: io.StringIO) -> None:
+    with redirect_stderr(stream), Progress("capfilt", total=4, unit="images") as bar:
+        bar.advance(2)
+        bar.show("kept [web] 40%")
+        bar.advance(2)
+    shown = stream.getvalue()
+    assert "kept [web] 40%" in shown
+    if not stream.isatty():
+        first, last = shown.splitlines()
+        assert "kept" not in first
+        assert last.endswith("images/s, kept [web] 40%")
+
+
 def test_an_invisible_one_prints_only_notes() -> None:
     with redirect_stderr(io.StringIO()) as stream, Progress("captioning", total=2, visible=False) as bar:
         bar.advance(1)

@@ -22,6 +22,7 @@ class Progress:
         from rich import console, progress
 
         self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.status = ""
         self._first, self._printed, self._total_is_estimate = done, -1, False
         self._stream = sys.stderr
         self._prints_lines = visible and not self._stream.isatty()
@@ -31,10 +32,11 @@ class Progress:
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[rate]}"),
             progress.TimeRemainingColumn(elapsed_when_finished=True),
+            progress.TextColumn("{task.fields[status]}", markup=False),
             console=console.Console(file=self._stream),
             disable=self._prints_lines or not visible,
         )
-        self._task = self._bar.add_task(label, total=total, completed=done, rate="")
+        self._task = self._bar.add_task(label, total=total, completed=done, rate="", status="")
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -54,6 +56,11 @@ class Progress:
         self._bar.update(self._task, total=self.total, completed=self.done, rate=self._rate_text())
         if self._prints_lines and time.monotonic() - self._last_line >= self.interval:
             self._print_line()
+
+    def show(self, status: str) -> None:
+        """Show a few words on what has come out so far, behind the time left, until others replace them."""
+        self.status = status
+        self._bar.update(self._task, status=status)
 
     def estimate_total(self, parts_done: int, num_parts: int) -> None:
         """Estimate the total, which nobody knows, from how many of `num_parts` like parts are done."""
@@ -84,5 +91,6 @@ class Progress:
             parts[0] = f"{self.done:,}/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
             if self.done < self.total and self.rate > 0:
                 parts.append(f"{timedelta(seconds=round((self.total - self.done) / self.rate))} left")
+        parts += [self.status] if self.status else []
         print(f"{self.label}: {', '.join(parts)}", file=self._stream, flush=True)
         self._last_line, self._printed = time.monotonic(), self.done

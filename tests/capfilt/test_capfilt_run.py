@@ -74,6 +74,17 @@ def test_batches_and_workers_change_nothing(config: CapFiltConfig, finished_run:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_display_shows_what_is_kept_so_far(
+    config: CapFiltConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [*sample_members("1", 1, ["a dog"]), ("2.jpg", b"no image"), ("2.txt", b"a dog")]
+    write_tar(tmp_path / "web.tar", members)
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar"), threshold=0.0), tmp_path / "run")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("capfilt: 2/2 images (100%), ")
+    assert last.endswith("images/s, kept: web 100%, synthetic 100%; 1 reject")
+
+
 def test_the_seed_and_the_shard_change_the_captions(config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
     run_capfilt(replace(config, seed=1), tmp_path)
     ours, theirs = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from openblip.capfilt.check import check_filter, describe, require_pairs, require_passed
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.folder import CapFiltFolder, RunScores, build_manifest, check_sources_unchanged
+from openblip.capfilt.folder import SOURCES, CapFiltFolder, RunScores, build_manifest, check_sources_unchanged
 from openblip.capfilt.process import ShardOutcome, ShardWorker, WorkerFacts
 from openblip.capfilt.report import write_report
 from openblip.capfilt.selection import decide_again
@@ -72,6 +72,22 @@ class LocalEngine(Engine):
         return self.worker.work_through(shards, on_images)
 
 
+def outcome_counts(outcome: ShardOutcome) -> Counter[str]:
+    """How many texts a shard has, how many of them are kept, and how many rejects."""
+    counts = Counter({f"{name} texts": outcome.counts.get(f"{name}_texts", 0) for name in SOURCES})
+    counts.update({f"{name} kept": kept for name, kept in outcome.counts.get("kept", {}).items()})
+    return counts + Counter(rejects=outcome.num_rejects)
+
+
+def kept_so_far(counts: Counter[str]) -> str:
+    """Keep rates and rejects of the shards that this command has finished, in a few words."""
+    rates = [
+        f"{name} {counts[f'{name} kept'] / counts[f'{name} texts']:.0%}" for name in SOURCES if counts[f"{name} texts"]
+    ]
+    kept = [f"kept: {', '.join(rates)}"] if rates else []
+    return "; ".join([*kept, f"{counts['rejects']:,} reject{'' if counts['rejects'] == 1 else 's'}"])
+
+
 def run_capfilt(
     config: CapFiltConfig, out: str | Path, *, device: str | None = None, engine: Engine | None = None
 ) -> RunSummary:
@@ -108,6 +124,7 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
     summary = RunSummary(skipped=[shard for shard in shards if shard in done], report=folder.report_page)
     waiting = [shard for shard in shards if shard not in done]
     check_sources_unchanged(folder, source, summary.skipped)
+    so_far: Counter[str] = Counter()
     with Progress("capfilt", unit="images") as bar, count_texts(bar.note):
         if summary.skipped:
             bar.note(f"resuming: {len(summary.skipped):,} of {len(shards):,} shards are done")
@@ -125,6 +142,8 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             summary.num_rejects += outcome.num_rejects
             summary.first_reject = summary.first_reject or outcome.first_reject
             summary.done.append(outcome.shard)
+            so_far += outcome_counts(outcome)
+            bar.show(kept_so_far(so_far))
             bar.total = round(bar.done * len(waiting) / position)  # as large as those before
     if summary.done:
         decide_again(folder)
