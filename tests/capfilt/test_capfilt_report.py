@@ -217,6 +217,34 @@ def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: 
     assert "wrong &lt;b&gt;object" in text
 
 
+def test_the_check_of_the_filter_is_shown(run_copy: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = [{"own": own, "random": own - 0.3, "hard": None if own < 0.2 else own - 0.1} for own in rng.random(200)]
+    (run_copy / "filter_check.json").write_text(json.dumps({"scores": scores}))
+    value = {"value": 0.912, "low": 0.884, "high": 0.94}
+    kinds = {"random": {"auc": value, "precision": None}, "hard": {"auc": None, "precision": value}}
+    check = {"num_pairs": 200, "threshold": 0.5, "recall": value, "pairs": "<b>pairs.csv", **kinds}
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    (run_copy / "manifest.json").write_text(json.dumps({**manifest, "filter_check": check}))
+    write_report(run_copy)
+    text = (run_copy / "report.html").read_text("utf-8")
+    assert "200 clean pairs" in text
+    assert text.count("0.912 (0.884 to 0.940)") == 4
+    assert "&lt;b&gt;pairs.csv" in text
+    assert (
+        "captions of the most similar other images"
+        in text.split("<figcaption><b>Filter check")[1].split("</figure>")[0]
+    )
+
+
+def test_what_a_run_was_made_with(finished_run: Path) -> None:
+    manifest = json.loads((finished_run / "manifest.json").read_text())
+    assert {"python", "torch", "transformers", "pillow"} <= manifest["versions"].keys()
+    text = (finished_run / "report.html").read_text("utf-8")
+    for value in (manifest["versions"]["torch"], manifest["models"]["filter"]["sha256"], "seed", "top_p"):
+        assert str(value) in text
+
+
 def test_rejects_are_counted_by_reason(config: CapFiltConfig, tmp_path: Path) -> None:
     members = [(f"{n}.{end}", payload) for n in range(5) for end, payload in (("jpg", b"no"), ("txt", b"a dog"))]
     members += [("5.txt", b"alone"), *sample_members("6", 6, ["a dog"])]

@@ -37,7 +37,7 @@ from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
 from openblip.evaluation.filtering import KnownTruth, known_truth
-from openblip.files import hash_int, write_text
+from openblip.files import hash_int, read_json, write_text
 from openblip.metrics.ranking import auc
 
 MAX_LISTED = 50  # kinds of rejects, and unfinished shards
@@ -112,6 +112,7 @@ def write_report(
         sampled="" if sample.share == 1 else f" · of {len(sample):,} texts, drawn by hash",
         histograms=list(itm_histograms(scores, thresholds)),
         **score_charts(sample),
+        check=filter_check(folder, manifest),
         roc=roc_charts(inspected),
         noise=noise_table(inspected),
         num_judged=len(inspected.judged),
@@ -290,6 +291,42 @@ def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
     return found
 
 
+def filter_check(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the check of the filter on clean pairs found before the run: values with intervals, and the ROC curves."""
+    found = manifest.get("filter_check")
+    if found is None:
+        return None
+
+    def said(value: Mapping[str, float] | None) -> str:
+        return NOTHING if value is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**value)
+
+    kinds = {"random": "captions of random other images", "hard": "captions of the most similar other images"}
+    rows = [
+        (against, said(found[kind]["auc"]), said(found[kind]["precision"]), said(found["recall"]))
+        for kind, against in kinds.items()
+        if kind in found
+    ]
+    headers = ("Own captions against", "AUC", "Precision at the threshold", "Recall at the threshold")
+    curves = []
+    if (path := folder.root / "filter_check.json").is_file():
+        scores = read_json(path)["scores"]
+        for number, (kind, against) in enumerate(kinds.items()):
+            pairs = np.array([(row["own"], row[kind]) for row in scores if row[kind] is not None], np.float64)
+            if len(pairs):
+                curve = statistics.roc_curve(pairs.T.ravel(), np.repeat([True, False], len(pairs)))
+                curves.append(Curve(against, f"series-{number}", charts.line_path(at_x(curve[0]), at_y(curve[1]))))
+    chart = Chart(
+        title="Filter check",
+        detail="own captions accepted, by others accepted",
+        label="ROC: the share of own captions that ITM accepts by the share of other images' captions",
+        x_ticks=[Tick(float(at_x(share)), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)],
+        y_ticks=charts.share_ticks(),
+        lines=curves,
+    )
+    table = ReportTable(headers, rows, numbers=(1, 2, 3))
+    return {"found": found, "table": table, "chart": chart if curves else None}
+
+
 def noise_table(inspected: "InspectedImages") -> ReportTable | None:
     """Of each kind of noise in web texts, how well ITM tells it from true texts."""
     rows = [(row, image.noise) for image in inspected.judged for row in image.rows if row["source"] == "web"]
@@ -445,7 +482,7 @@ class ShardReports:
 def provenance(manifest: Mapping[str, Any], work: ShardReports) -> dict[str, ReportTable]:
     """Models, settings and programs of the run."""
     models = [
-        (role, model["checkpoint"], f"{model['parameters']:,}", model.get("dtype"), model["sha256"][:16])
+        (role, model["checkpoint"], f"{model['parameters']:,}", model.get("dtype"), model["sha256"])
         for role, model in manifest["models"].items()
     ]
     decided = asdict(Decision.of_manifest(manifest)).items()
