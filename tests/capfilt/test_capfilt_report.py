@@ -237,6 +237,18 @@ def test_the_check_of_the_filter_is_shown(run_copy: Path) -> None:
     )
 
 
+def test_a_title_on_many_images_is_a_warning(config: CapFiltConfig, tmp_path: Path) -> None:
+    members = [m for n in range(24) for m in sample_members(f"{n}", n, ["<b>Free shipping" if n % 6 else f"a dog {n}"])]
+    write_tar(tmp_path / "web.tar", members)
+    run_capfilt(replace(config, source=str(tmp_path / "web.tar"), batch_size=24), tmp_path / "run")
+    text = (tmp_path / "run" / "report.html").read_text("utf-8")
+    warning = text.split('class="warning">')[1].split("</p>")[0]
+    assert "20 of 24 images (83%)" in warning
+    assert "&lt;b&gt;Free shipping" in warning
+    times = text.split("Texts that occur most often")[1].split("</table>")[0]
+    assert "&lt;b&gt;Free shipping" in times
+
+
 def test_what_a_run_was_made_with(finished_run: Path) -> None:
     manifest = json.loads((finished_run / "manifest.json").read_text())
     assert {"python", "torch", "transformers", "pillow"} <= manifest["versions"].keys()

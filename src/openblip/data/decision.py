@@ -6,6 +6,8 @@ consist of is decided on the parsed expression: columns, constants, operators, a
 """
 
 import json
+import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +33,7 @@ _HAS_TEXT = r"regexp_matches(caption, '[^\s\p{Z}\p{C}]')"  # the caption shows a
 _ALWAYS = ("key", "source", "index", "caption", "itm")  # what every decision reads
 _RANK = "rank"  # of candidates, where the run ranked them
 _ROW = "openblip_row"
+_databases = threading.local()
 _NUMBERS = ["DOUBLE", "FLOAT", "DECIMAL", "BIGINT", "INTEGER", "HUGEINT", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER"]
 
 
@@ -207,13 +210,20 @@ def _scores(texts: "pa.Table", decision: Decision) -> Iterator["duckdb.DuckDBPyC
             yield connection
         except duckdb.Error as error:
             raise ConfigError(f"the texts cannot be judged by {decision}: {_reason(error)}") from error
+        finally:
+            connection.execute("DROP VIEW IF EXISTS scores")
+            connection.unregister("texts")
 
 
 @contextmanager
 def _database() -> Iterator["duckdb.DuckDBPyConnection"]:
-    """An empty database in memory: no files, no extensions, and no way back to others."""
+    """An empty database in memory: no files, no extensions, and no way back to others.
+
+    A thread opens one, since opening takes longer than judging a shard; a process that was forked opens its own.
+    """
     import duckdb
 
+    opened: dict[str, duckdb.DuckDBPyConnection] = _databases.__dict__
     settings: dict[str, str | bool | int | float | list[str]] = {
         "threads": "1",
         "enable_external_access": "false",
@@ -222,8 +232,10 @@ def _database() -> Iterator["duckdb.DuckDBPyConnection"]:
         "python_enable_replacements": "false",
         "lock_configuration": "true",
     }
-    with duckdb.connect(":memory:", config=settings) as connection:
-        yield connection
+    process = f"of_{os.getpid()}"
+    if process not in opened:
+        opened[process] = duckdb.connect(":memory:", config=settings)
+    yield opened[process]
 
 
 def _quoted(name: str) -> str:
