@@ -41,7 +41,7 @@ from openblip.files import changed_settings, hash_int, is_local, locate, read_js
 
 SOURCES = ("web", "synthetic")
 ROLES = ("captioner", "filter")
-PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
 """Those whose versions the manifest states, as they may change how images are read and what models compute."""
 NUM_STEPS = 1000
 """Thresholds from 0 to 1 at which kept texts are counted are so many steps apart."""
@@ -179,7 +179,7 @@ def build_manifest(
     """
     return {
         "openblip": version("openblip"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "source": absolute_spec(config.source),
         "images": config.images and storage.absolute(config.images),
         "image_column": config.image_column,
