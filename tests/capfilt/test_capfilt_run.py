@@ -327,6 +327,7 @@ def test_report_and_manifest(finished_run: Path) -> None:
     }
     assert [len(found) for found in by_source.values()] == [8, 6]
     assert report["seconds"]["total"] >= report["seconds"]["caption"] > 0
+    assert set(report["seconds"]) == {"read", "encode", "caption", "filter", "write", "total"}
     manifest = json.loads((finished_run / "manifest.json").read_text())
     assert {"source", "threshold", "models", "config"} <= manifest.keys()
     assert report["models"] == {role: model["sha256"] for role, model in manifest["models"].items()}

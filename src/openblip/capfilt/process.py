@@ -10,12 +10,13 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -41,7 +42,7 @@ from openblip.errors import ConfigError, OpenBlipError, OutputError, SourceError
 from openblip.files import hash_int, write_json, write_jsonl
 from openblip.predictor import BasePredictor, ScoredText, instruction_set
 from openblip.predictor.values import EncodedImages
-from openblip.text_counts import count_texts
+from openblip.text_counts import TextCounts, count_texts
 
 BATCHES_AHEAD = 2
 PreparedImage = tuple[Pixels, Pixels]  # an image as captioner and filter take it: uint8 (3, S, S), each with its own S
@@ -65,13 +66,35 @@ class DecodedBatch(NamedTuple):
 
 
 class OpenedShard(NamedTuple):
-    """A shard whose reading has begun: the state of its file before, the first batch, so that threads decode the next
-    ones, and the others.
+    """A shard that is being read: the state of its file before, its first batch, if it has any, and the others, which
+    threads decode.
     """
 
     state: Mapping[str, Any]
     first: Sequence[DecodedBatch]
     others: Generator[DecodedBatch]
+
+
+@dataclass(kw_only=True)
+class ComputedShard:
+    """What the models hand to the thread that writes."""
+
+    shard: str
+    state: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    rows: SimpleQueue[list[CaptionRow] | BaseException | None] = field(default_factory=SimpleQueue)
+    """Of each batch; then None, or why the shard cannot be finished."""
+    rejects: list[Reject] = field(default_factory=list)
+    texts: TextCounts = field(default_factory=TextCounts)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage. `read` is the time that the models wait for images, and `write` that after the last row has come."""
+    started: float = field(default_factory=time.perf_counter)
+
+    def arriving_rows(self) -> Iterator[CaptionRow]:
+        while (item := self.rows.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield from item
 
 
 class WorkerFacts(NamedTuple):
@@ -190,35 +213,61 @@ class ShardWorker:
         return outcome
 
     def work_through(self, shards: Iterable[str], on_images: Callable[[int], None] = ignore) -> Generator[ShardOutcome]:
-        """Do shards in order, each once the one before is asked for. While one is worked on, the next is read.
+        """Do shards in order. While the models work on one, the next is opened and the last is written, so the outcome
+        of a shard comes when the models are done with the next.
 
         A shard that cannot be finished gets a `failure.json`, and its outcome says why. `on_images` is told how many
         samples were just done, rejects included. Raises OutputError for a full disk, where no other shard could be
-        finished either.
+        finished either, and ConfigError where this worker would make other rows than the manifest says.
         """
-        remaining = iter(shards)
-        with ThreadPoolExecutor(1, "openblip-open") as opening:
+        remaining, _ = iter(shards), self.manifest  # which raises where this worker cannot take part
+        with ThreadPoolExecutor(1, "openblip-open") as opening, ThreadPoolExecutor(1, "openblip-write") as writing:
             started = [(shard, opening.submit(self._open, shard)) for shard in islice(remaining, 1)]
+            written: list[tuple[str, Future[ShardOutcome]]] = []
             try:
                 while started:
                     shard, opened = started.pop()
                     started += [(name, opening.submit(self._open, name)) for name in islice(remaining, 1)]
-                    yield self.finish(shard, opened.result, on_images)
+                    written.append((shard, self._compute(shard, opened.result, on_images, writing)))
+                    for earlier in written[:-1]:
+                        yield self._settle(*earlier)
+                    del written[:-1]
+                for last in written:
+                    yield self._settle(*last)
             finally:
                 for _, opened in started:
                     if not opened.cancel() and opened.exception() is None:
                         opened.result().others.close()
 
-    def _open(self, shard: str) -> "OpenedShard":
+    def _open(self, shard: str) -> OpenedShard:
         state, batches = self.source.file_state(shard), self.decode(shard)
         return OpenedShard(state, list(islice(batches, 1)), batches)
 
-    def finish(self, shard: str, opened: Callable[[], "OpenedShard"], on_images: Callable[[int], None]) -> ShardOutcome:
+    def finish(self, shard: str, opened: Callable[[], OpenedShard], on_images: Callable[[int], None]) -> ShardOutcome:
         """Do a shard that `opened` gives, or raises why it cannot be read; as `work_through` does each."""
+        with ThreadPoolExecutor(1, "openblip-write") as writing:
+            return self._settle(shard, self._compute(shard, opened, on_images, writing))
+
+    def _compute(
+        self,
+        shard: str,
+        opened: Callable[[], OpenedShard],
+        on_images: Callable[[int], None],
+        writing: ThreadPoolExecutor,
+    ) -> Future[ShardOutcome]:
+        """Run the models on a shard, while a thread of `writing` writes what they make of it."""
         try:
             state, first, others = opened()
             with closing(others):
-                return self.process(shard, chain(first, others), on_images, state)
+                return self._start(shard, chain(first, others), on_images, state, writing)
+        except Exception as error:
+            failed: Future[ShardOutcome] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _settle(self, shard: str, written: Future[ShardOutcome]) -> ShardOutcome:
+        try:
+            return written.result()
         except OutputError:
             raise
         except Exception as error:  # whatever it was, the other shards go on and this one is named
@@ -277,54 +326,78 @@ class ShardWorker:
         state: of the shard's file before anything of it was read; it is recorded, and raises SourceError where it is
         another at the end. SourceError as well for a shard of which nothing can be read.
         """
-        manifest = self.manifest
         state = self.source.file_state(shard) if state is None else state
-        seconds: dict[str, float] = {}
-        rejects: list[Reject] = []
+        with ThreadPoolExecutor(1, "openblip-write") as writing:
+            return self._start(shard, batches, on_images, state, writing).result()
 
-        def rows() -> Iterator[CaptionRow]:
-            num_samples = 0
-            while True:
-                with _timed(seconds, "read"):  # the time that the models wait, not the time that the threads work
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                rejects.extend(batch.rejects)
-                num_samples += len(batch.samples)
-                if batch.samples:
-                    yield from self._caption_and_filter(batch, shard, seconds, keep)
-                on_images(len(batch.samples) + len(batch.rejects))
-            if rejects and not num_samples:
-                raise SourceError(
-                    f"nothing of {shard} can be read: {len(rejects):,} rejects; the first is {rejects[0]}"
-                )
-            if changes := storage.changes_of_file(state, self.source.file_state(shard)):
-                raise SourceError(f"{shard} has changed while it was read ({changes}); run the command again")
-
-        folder = self.folder
+    def _start(
+        self,
+        shard: str,
+        batches: Iterator[DecodedBatch],
+        on_images: Callable[[int], None],
+        state: Mapping[str, Any],
+        writing: ThreadPoolExecutor,
+    ) -> Future[ShardOutcome]:
+        """Run the models on a shard to its end. The files are written in a thread of `writing`, whose result, or error,
+        is that of the shard.
+        """
+        computed = ComputedShard(shard=shard, state=state, manifest=self.manifest)
+        written = writing.submit(self._write, computed)
         keeping: AbstractContextManager[WriteEmbeddings | None] = nullcontext()
         if self.config.keep_embeddings:
-            path = folder.root / "embeddings" / f"{shard}.parquet"
+            path = self.folder.root / "embeddings" / f"{shard}.parquet"
             keeping = embedding_writer(path, self.filter.model.config.embed_dim)
-        with _timed(seconds, "total"), count_texts() as texts, keeping as keep:
-            write_captions(folder.file(shard, "parquet"), rows())
-            rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
-            write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
+        num_samples = 0
+        try:
+            with count_texts() as computed.texts, keeping as keep:
+                while not written.done():  # early, where writing has failed
+                    with _timed(computed.seconds, "read"):  # while the models wait, not while the threads work
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    computed.rejects.extend(batch.rejects)
+                    if batch.samples:
+                        computed.rows.put(self._caption_and_filter(batch, shard, computed.seconds, keep))
+                    num_samples += len(batch.samples)
+                    on_images(len(batch.samples) + len(batch.rejects))
+                if computed.rejects and not num_samples:
+                    first = computed.rejects[0]
+                    raise SourceError(f"nothing of {shard} can be read; of {len(computed.rejects):,} rejects: {first}")
+                if changes := storage.changes_of_file(state, self.source.file_state(shard)):
+                    raise SourceError(f"{shard} has changed while it was read ({changes}); run the command again")
+        except BaseException as error:
+            computed.rows.put(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            computed.rows.put(None)
+        return written
+
+    def _write(self, computed: "ComputedShard") -> ShardOutcome:
+        """Write the files of a shard as its rows come, the report last."""
+        folder, manifest, shard, seconds = self.folder, computed.manifest, computed.shard, computed.seconds
+        write_captions(folder.file(shard, "parquet"), computed.arriving_rows())
+        computed_at = time.perf_counter()
+        rejects = computed.rejects
+        rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
+        write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
         scores = RunScores()
         scores.add_shard(read_judged(folder.root, shard, Decision(threshold=manifest["threshold"]), SCORED))
         counts = {
             "images": scores.images,
             "rejects": len(rejected),
             **{f"{name}_texts": source.texts for name, source in scores.sources.items()},
-            "cut_texts": len(texts.cut),
-            "unknown_tokens": round(texts.unknown_share, 4),
+            "cut_texts": len(computed.texts.cut),
+            "unknown_tokens": round(computed.texts.unknown_share, 4),
             "kept": {name: source.kept for name, source in scores.sources.items()},
         }
+        seconds["write"] = seconds.get("write", 0.0) + time.perf_counter() - computed_at
+        seconds["total"] = time.perf_counter() - computed.started
         report = {
             "shard": shard,
             "counts": counts,
             "threshold": manifest["threshold"],
-            "source_file": state,
+            "source_file": computed.state,
             "rejects": rejected,
             "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
             "models": {role: model["sha256"] for role, model in manifest["models"].items()},
@@ -339,13 +412,14 @@ class ShardWorker:
 
     def _caption_and_filter(
         self, batch: DecodedBatch, shard: str, seconds: dict[str, float], keep: WriteEmbeddings | None
-    ) -> Iterator[CaptionRow]:
+    ) -> list[CaptionRow]:
         """The rows of a batch: each image is captioned, then all its texts are scored on one encoding, whose embeddings
         are given to `keep`.
         """
         config, samples = self.config, batch.samples
-        with _timed(seconds, "caption"):
+        with _timed(seconds, "encode"):
             images = self.captioner.encode(batch.pixels, config.batch_size)
+        with _timed(seconds, "caption"):
             captions = self.captioner.caption(
                 images,
                 prompt=config.prompt,
@@ -360,11 +434,13 @@ class ShardWorker:
             [*sample.captions, *(caption.text for caption in synthetic)]
             for sample, synthetic in zip(samples, written, strict=True)
         ]
-        with _timed(seconds, "filter"):
+        with _timed(seconds, "encode"):
             images = images if self.encodes_once else self.filter.encode(batch.filter_pixels, config.batch_size)
+        with _timed(seconds, "filter"):
             scores = self.filter.score_texts(images, texts, batch_size=config.batch_size)
             if keep is not None:
                 self._keep_embeddings(batch, images, texts, keep)
+        found: list[CaptionRow] = []
         for sample, synthetic, image_scores in zip(samples, written, scores, strict=True):
             rows: list[dict[str, Any]] = [
                 {"source": "web", "index": i, "caption": text} for i, text in enumerate(sample.captions)
@@ -373,8 +449,11 @@ class ShardWorker:
                 {"source": "synthetic", "index": i, "caption": caption.text, "logprob": caption.logprob}
                 for i, caption in enumerate(synthetic)
             ]
-            for row, score in zip(rows, image_scores, strict=True):
-                yield CaptionRow(key=sample.key, shard=sample.shard, **row, **score._asdict())
+            found += (
+                CaptionRow(key=sample.key, shard=sample.shard, **row, **score._asdict())
+                for row, score in zip(rows, image_scores, strict=True)
+            )
+        return found
 
     def _keep_embeddings(
         self, batch: DecodedBatch, images: EncodedImages, texts: Sequence[Sequence[str]], keep: WriteEmbeddings

@@ -204,7 +204,7 @@ class ShardEmbeddings(NamedTuple):
 
 def read_embeddings(directory: str | Path, shard: str) -> ShardEmbeddings:
     """Read `DIR/embeddings/<shard>.parquet`; raises `SourceError` where it is missing, damaged or about other texts."""
-    path = Path(directory) / "embeddings" / f"{shard}.parquet"
+    path = locate(directory) / "embeddings" / f"{shard}.parquet"
     texts = read_texts(directory, shard, SCORE_KEYS)
     try:
         table = pq.read_table(path)
