@@ -117,6 +117,8 @@ class ShardOutcome:
     first_reject: Reject | None = None
     counts: Mapping[str, Any] = field(default_factory=dict)
     """The `counts` of the report: images, rejects, texts and kept texts by source."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """How many files of the shard are no part of a sample, by their endings."""
     error: str | None = None
     """Why the shard could not be finished, in one line; None for a shard that is done."""
 
@@ -220,11 +222,12 @@ class ShardWorker:
         samples were just done, rejects included. Raises OutputError for a full disk, where no other shard could be
         finished either, and ConfigError where this worker would make other rows than the manifest says.
         """
-        remaining, _ = iter(shards), self.manifest  # which raises where this worker cannot take part
+        remaining = iter(shards)
         with ThreadPoolExecutor(1, "openblip-open") as opening, ThreadPoolExecutor(1, "openblip-write") as writing:
             started = [(shard, opening.submit(self._open, shard)) for shard in islice(remaining, 1)]
             written: list[tuple[str, Future[ShardOutcome]]] = []
             try:
+                _ = self.manifest  # which raises where this worker cannot take part
                 while started:
                     shard, opened = started.pop()
                     started += [(name, opening.submit(self._open, name)) for name in islice(remaining, 1)]
@@ -278,11 +281,7 @@ class ShardWorker:
         message = str(error) if isinstance(error, OpenBlipError) else f"{type(error).__name__}: {error}"
         if isinstance(error, torch.OutOfMemoryError):
             message = f"out of GPU memory; run again with a smaller --batch-size ({error})"
-        message = " ".join(message.split())
-        details = "".join(traceback.format_exception(error))
-        record = {"shard": shard, "error": message, "traceback": details}
-        write_json(self.folder.file(shard, "failure.json"), record)
-        return ShardOutcome(shard=shard, error=message)
+        return write_failure(self.folder, shard, message, "".join(traceback.format_exception(error)))
 
     @cached_property
     def decoder(self) -> "ShardDecoder":
@@ -407,8 +406,13 @@ class ShardWorker:
         }
         write_json(folder.file(shard, "report.json"), report)
         folder.file(shard, "failure.json").unlink(missing_ok=True)
-        first = next(iter(rejects), None)
-        return ShardOutcome(shard=shard, num_rejects=len(rejects), first_reject=first, counts=counts)
+        return ShardOutcome(
+            shard=shard,
+            num_rejects=len(rejects),
+            first_reject=next(iter(rejects), None),
+            counts=counts,
+            unused=dict(self.source.unused.get(shard, {})),
+        )
 
     def _caption_and_filter(
         self, batch: DecodedBatch, shard: str, seconds: dict[str, float], keep: WriteEmbeddings | None
@@ -517,6 +521,13 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def write_failure(folder: CapFiltFolder, shard: str, error: str, details: str = "") -> ShardOutcome:
+    """Write the `failure.json` of a shard. details: the traceback, if there is one."""
+    error = " ".join(error.split())
+    write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": error, "traceback": details})
+    return ShardOutcome(shard=shard, error=error)
 
 
 def image_seed(seed: int, shard: str, key: str) -> int:
