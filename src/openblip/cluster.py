@@ -377,8 +377,8 @@ class WorkerPool(Generic[Unit, Batch, Result]):
         *,
         on_images: Callable[[int], None],
         ahead: int | None = None,
-    ) -> Iterator[tuple[Unit, Result | Died]]:
-        """Do the units, and yield each with its result as they are done.
+    ) -> Generator[tuple[int, Result | Died]]:
+        """Do the units, and yield the position of each with its result, as they are done.
 
         Raises `ConfigError` when all workers are refused; what the job raises on a unit is raised here.
 
@@ -501,7 +501,7 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             reasons = "; ".join(f"{node}: {reason}" for node, reason in self.reasons.items())
             raise ConfigError(f"no worker of the cluster can do this: {reasons}")
 
-    def _finish(self, ref: Any, worker: _Worker) -> Iterator[tuple[Unit, Result | Died]]:
+    def _finish(self, ref: Any, worker: _Worker) -> Iterator[tuple[int, Result | Died]]:
         """A unit of a worker is done, or the worker is dead."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -515,9 +515,10 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             yield from self._bury(worker, number, _first_line(error))
             return
         self._count(worker, images)
-        yield self.undone.pop(number), result
+        del self.undone[number]
+        yield number, result
 
-    def _bury(self, worker: _Worker, number: int, reason: str) -> Iterator[tuple[Unit, Died]]:
+    def _bury(self, worker: _Worker, number: int, reason: str) -> Iterator[tuple[int, Died]]:
         """Hand the units of a dead worker to others, first of all; give up one at which too many have died."""
         numbers = sorted([number, *worker.units.values()], reverse=True)
         _note(f"a worker died ({reason}); its work is done again")
@@ -528,7 +529,8 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             self.deaths[each] += 1
             if self.deaths[each] >= MOST_DEATHS:
                 died = Died(f"{MOST_DEATHS} workers died while they worked on it, the last one so: {reason}")
-                yield self.undone.pop(each), died
+                del self.undone[each]
+                yield each, died
             else:
                 self.waiting.appendleft(each)
 

@@ -116,7 +116,7 @@ def test_the_precision_reaches_the_model(run: Any, checkpoint: Path, image_folde
     assert logprobs["float32"] == logprobs["auto"] != logprobs["bfloat16"]
 
 
-def test_the_decoder_is_at_most_twelve_frames_away(
+def test_the_decoder_is_at_most_fifteen_frames_away(
     checkpoint: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the command to the decoder's first self-attention, counted in our files."""
@@ -131,7 +131,7 @@ def test_the_decoder_is_at_most_twelve_frames_away(
 
     monkeypatch.setattr(SelfAttention, "forward", counting)
     assert main(["caption", str(image_folder / "a.png"), "--model", str(checkpoint)]) == 0
-    assert 0 < len(stacks[0]) + 1 <= 12, stacks[0]  # and the attention's own
+    assert 0 < len(stacks[0]) + 1 <= 15, stacks[0]  # and the attention's own
 
 
 def test_a_url_is_read_and_is_its_key(run: Any, checkpoint: Path, image_folder: Path) -> None:

@@ -44,7 +44,8 @@ class RayEngine(Engine):
     def work(self, shards: Sequence[str], on_images: Callable[[int], None]) -> Iterator[ShardOutcome]:
         job = _CapFiltJob(self.config, self.out, self.device)
         folder = CapFiltFolder(self.out)
-        for shard, outcome in self.pool.run(job, shards, on_images=on_images):
+        for position, outcome in self.pool.run(job, shards, on_images=on_images):
+            shard = shards[position]
             if isinstance(outcome, Died):
                 write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": outcome.reason})
                 outcome = ShardOutcome(shard=shard, error=outcome.reason)

@@ -1,17 +1,70 @@
 """`openblip answer`: questions about images or videos, of the command line or of a data source."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from openblip.cli import lines
 from openblip.cli.options import ModelOptions, only_with, read_json_texts
+from openblip.cluster import EngineOptions
 from openblip.data.sample import Sample
 from openblip.errors import Condition, ConfigError, SourceError
 from openblip.generation.decoding import Beam
+
+if TYPE_CHECKING:
+    from openblip.predictor import BasePredictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTask(lines.LineTask):
+    """What `openblip answer` asks about each image: these questions, or its own where there are none."""
+
+    questions: Sequence[str]
+    candidates: Sequence[str] | None
+    given: Mapping[str, int]
+    """Settings of the beam search that are not the model's own."""
+    decoding: Beam | None = None
+    default_frames: ClassVar[int] = 16
+
+    @property
+    def fields(self) -> Sequence[str]:
+        names = ("question", "answer", "logprob")
+        return names if self.questions else ("question_id", *names)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        named = {"questions": self.questions, "candidates": self.candidates}
+        return {"command": "answer", **named, **(asdict(self.decoding) if self.decoding else {})}
+
+    @property
+    def num_lines(self) -> int:
+        return len(self.questions) or 1
+
+    def resolved(self, predictor: "BasePredictor") -> "AnswerTask":
+        decoding = replace(predictor.answer_decoding, **self.given)
+        predictor.answer([], [], self.candidates, decoding)  # raises what it cannot do
+        return replace(self, decoding=decoding)
+
+    def texts(self, sample: Sample) -> Sequence[str]:
+        question = sample.info.get("question")
+        if not self.questions and (not isinstance(question, str) or not question.strip()):
+            raise SourceError("it has no question")
+        return self.questions or (str(question),)
+
+    def rows(
+        self, predictor: "BasePredictor", batch: lines.EncodedBatch, batch_size: int
+    ) -> Iterator[Mapping[str, Any]]:
+        images = batch.images.select(batch.owners)
+        answers = predictor.answer(
+            images, batch.all_texts, self.candidates, self.decoding, batch_size, return_scores=True
+        )
+        for number, question, answer in zip(batch.owners.tolist(), batch.all_texts, answers, strict=True):
+            sample = batch.samples[number]
+            named = {} if self.questions else {"question_id": sample.info.get("question_id", sample.key)}
+            yield {**named, "question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)}
 
 
 @only_with(
@@ -28,6 +81,7 @@ def command(
     *,
     model: ModelOptions,
     reading: lines.ReadingOptions,
+    engine: EngineOptions,
     candidates: Path | None = None,
     num_beams: int | None = None,
     max_new_tokens: int = 10,
@@ -58,29 +112,8 @@ def command(
     choices = read_json_texts(candidates, "candidates")
     advice = "there is no question; write at least one in quotes after the image"
     sources = lines.find_source(source, reading, without_texts=None if questions else advice)
-    predictor = model.load()
-    decoding = replace(predictor.answer_decoding, **given)
-    predictor.answer([], [], choices, decoding)  # raises what it cannot do, before a file is made
-
-    def questions_of(sample: Sample) -> Sequence[str]:
-        question = sample.info.get("question")
-        if not questions and (not isinstance(question, str) or not question.strip()):
-            raise SourceError("it has no question")
-        return questions or (str(question),)
-
-    names = ("question", "answer", "logprob") if questions else ("question_id", "question", "answer", "logprob")
-    settings = {"command": "answer", "questions": questions, "candidates": choices, **asdict(decoding)}
-    output = lines.OutputLines(
-        sources, reading, model, predictor, names, settings,
-        num_lines=len(questions) or 1, default_frames=16,
-    )  # fmt: skip
-    for batch in output.batches(questions_of, label="answering"):
-        images = batch.images.select(batch.owners)
-        answers = predictor.answer(images, batch.all_texts, choices, decoding, reading.batch_size, return_scores=True)
-        rows = []
-        for number, question, answer in zip(batch.owners.tolist(), batch.all_texts, answers, strict=True):
-            sample = batch.samples[number]
-            named = {} if questions else {"question_id": sample.info.get("question_id", sample.key)}
-            rows.append({**named, "question": question, "answer": answer.text, "logprob": round(answer.logprob, 6)})
-        output.write(batch, rows)
+    task = AnswerTask(questions=questions, candidates=choices, given=given)
+    output = lines.OutputLines(sources, reading, model, engine, task)
+    for _ in output.write(label="answering"):
+        pass
     return output.finish("answered about")

@@ -1,20 +1,24 @@
 """`openblip caption`: one JSON line per caption, and a text file beside each image on request."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from openblip.cli import lines
 from openblip.cli.options import DecodingOptions, ModelOptions, only_with
-from openblip.data.sample import Source, safe_name
+from openblip.cluster import EngineOptions
+from openblip.data.sample import Sample, Source, safe_name
 from openblip.errors import Condition, ConfigError, SourceError
 from openblip.files import write_bytes
-from openblip.generation.decoding import check_decoding
+from openblip.generation.decoding import Decoding, check_decoding
+
+if TYPE_CHECKING:
+    from openblip.predictor import BasePredictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,54 @@ class SidecarOptions:
         return chosen, len(paths) - len(chosen)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptionTask(lines.LineTask):
+    """What `openblip caption` asks of each image."""
+
+    prompt: str | None
+    decoding: Decoding
+    num_captions: int
+    confidences: bool
+
+    @property
+    def fields(self) -> Sequence[str]:
+        return ("caption", "logprob", *(("tokens", "token_logprobs") if self.confidences else ()))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        shown = {name: getattr(self, name) for name in ("prompt", "num_captions", "confidences")}
+        return {
+            "command": "caption",
+            **shown,
+            "decoding": type(self.decoding).__name__.lower(),
+            **asdict(self.decoding),
+        }
+
+    @property
+    def num_lines(self) -> int:
+        return self.num_captions
+
+    def resolved(self, predictor: "BasePredictor") -> "CaptionTask":
+        predictor.caption([], prompt=self.prompt, decoding=self.decoding)  # raises what it cannot do
+        return replace(self, prompt=predictor.prompt if self.prompt is None else self.prompt)
+
+    def texts(self, sample: Sample) -> Sequence[str]:
+        return ()
+
+    def rows(
+        self, predictor: "BasePredictor", batch: lines.EncodedBatch, batch_size: int
+    ) -> Iterator[Mapping[str, Any]]:
+        captions = predictor.caption(
+            batch.images, self.prompt, self.decoding, self.num_captions, batch_size=batch_size, return_scores=True
+        )
+        for caption in captions if self.num_captions == 1 else chain.from_iterable(captions):
+            row: dict[str, Any] = {"caption": caption.text, "logprob": round(caption.logprob, 6)}
+            if self.confidences:
+                row["tokens"] = list(caption.tokens)
+                row["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
+            yield row
+
+
 @only_with(
     Condition(
         "confidences",
@@ -131,6 +183,7 @@ def command(
     *,
     model: ModelOptions,
     reading: lines.ReadingOptions,
+    engine: EngineOptions,
     sidecar: SidecarOptions,
     prompt: str | None = None,
     num_captions: int = 1,
@@ -162,35 +215,13 @@ def command(
         path_of_key = {safe_name(path): path for path in paths}
         if num_left_alone:
             left_alone = f", left {num_left_alone} alone that have a {sidecar.extension} file"
-    predictor = model.load()
-    predictor.caption([], prompt=prompt, decoding=strategy)  # raises what it cannot do, before a file is made
-    names = ("caption", "logprob", *(("tokens", "token_logprobs") if confidences else ()))
-    settings = {
-        "command": "caption",
-        "prompt": predictor.prompt if prompt is None else prompt,
-        "num_captions": num_captions,
-        "confidences": confidences,
-        "decoding": decoding.decoding,
-        **asdict(strategy),
-    }
-    output = lines.OutputLines(
-        inputs, reading, model, predictor, names, settings, num_captions, printed=not sidecar.sidecar
-    )
+    task = CaptionTask(prompt=prompt, decoding=strategy, num_captions=num_captions, confidences=confidences)
+    output = lines.OutputLines(inputs, reading, model, engine, task, printed=not sidecar.sidecar)
     # A run that was stopped has written these lines, and maybe not their text files.
     for (_, key), present in output.present.items():
         if key in path_of_key:
             sidecar.write(path_of_key[key], [row["caption"] for row in present])
-    for batch in output.batches(lambda sample: (), label="captioning"):
-        captions = predictor.caption(
-            batch.images, prompt, strategy, num_captions, batch_size=reading.batch_size, return_scores=True
-        )
-        rows: list[dict[str, Any]] = []
-        for caption in captions if num_captions == 1 else chain.from_iterable(captions):
-            rows.append({"caption": caption.text, "logprob": round(caption.logprob, 6)})
-            if confidences:
-                rows[-1]["tokens"] = list(caption.tokens)
-                rows[-1]["token_logprobs"] = [round(logprob, 6) for logprob in caption.token_logprobs]
-        for sample, rows_of_sample in zip(batch.samples, output.write(batch, rows), strict=True):
-            if sidecar.sidecar:
-                sidecar.write(path_of_key[sample.key], [row["caption"] for row in rows_of_sample])
+    for written in output.write(label="captioning"):
+        for sample, rows in written if sidecar.sidecar else ():
+            sidecar.write(path_of_key[sample.key], [row["caption"] for row in rows])
     return output.finish("captioned", left_alone)

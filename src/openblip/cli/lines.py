@@ -7,16 +7,18 @@ import csv
 import json
 import os
 import sys
-from collections import Counter
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TextIO
 
 from openblip.cli.options import ModelOptions, check_output
+from openblip.cluster import Died, EngineOptions, Job, LoadedJob, WorkerPool, connected
 from openblip.data.config import DecodingAhead, SourceOptions
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import (
@@ -41,9 +43,11 @@ from openblip.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from openblip.data.images import Pixels
+    from openblip.data.images import FrameReader, Pixels
     from openblip.predictor import BasePredictor, EncodedImages
 
+BATCHES_OF_UNIT = 8  # of files, which a worker of a cluster does at a time
+UNITS_AHEAD = 64  # that workers may begin before the lines of an earlier one are written
 DELIMITERS = {".jsonl": "", ".json": "", ".csv": ",", ".tsv": "\t"}  # of the columns of --out; JSON lines have none
 
 
@@ -197,6 +201,7 @@ def read_lines(path: Path) -> Iterator[JsonLine]:
 
 
 PreparedBatch = ReadBatch[tuple["Pixels", Sequence[str]]]  # frames, uint8 (F, 3, S, S), and texts of each sample
+SampleLines = tuple[Sample, list[Mapping[str, Any]]]  # a sample and its lines
 
 
 class EncodedBatch(NamedTuple):
@@ -218,6 +223,190 @@ class EncodedBatch(NamedTuple):
         return [text for of_sample in self.texts for text in of_sample]
 
 
+class LineTask(ABC):
+    """What a command asks a model about samples, and the lines that it makes of that. It is pickled to workers."""
+
+    default_frames: ClassVar[int] = 8
+    """Frames of a video."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> Sequence[str]:
+        """What lines hold beside shard and key."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the lines besides the samples, the model, its precision and the number of frames."""
+
+    @property
+    @abstractmethod
+    def num_lines(self) -> int | None:
+        """The number of lines for each sample; None where samples have different numbers of lines."""
+
+    @abstractmethod
+    def resolved(self, predictor: "BasePredictor") -> Self:
+        """The task with what the checkpoint decides; raises `OpenBlipError` for what it cannot do."""
+
+    @abstractmethod
+    def texts(self, sample: Sample) -> Sequence[str]:
+        """The texts that are asked or scored of a sample. Raises `SourceError` where it has none that is needed."""
+
+    @abstractmethod
+    def rows(self, predictor: "BasePredictor", batch: EncodedBatch, batch_size: int) -> Iterable[Mapping[str, Any]]:
+        """The lines of a batch: for each sample one for each of its texts, else `num_lines`."""
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads samples ahead of a model, which it does not hold, with the texts of a task."""
+
+    task: LineTask
+    options: ReadingOptions
+    frames: "FrameReader"
+
+    def batches(
+        self, sources: Sequence[Source], shards: Sequence[str] | None, is_present: Callable[[str, str], bool]
+    ) -> Generator[PreparedBatch]:
+        """The samples of sources, or of these shards, in order: each with its image as the only frame, or the frames of
+        its video, and its texts. What cannot be read, or lacks a text, is a reject; what `is_present` is passed over.
+        """
+        from openblip.data.images import is_video
+
+        num_frames = self.options.num_frames or self.task.default_frames
+
+        def prepare(sample: Sample) -> tuple["Pixels", Sequence[str]]:
+            texts = self.task.texts(sample)
+            if is_video(sample.image) or file_kind(Path(sample.key).suffix[1:].lower()) == "video":
+                try:
+                    return self.frames.read_video(sample.image, num_frames, sample.place), texts
+                except MissingExtraError as error:
+                    raise ImageError(str(error)) from error  # of this sample: images need no package for videos
+            return self.frames.read_image(sample.image, sample.place)[None], texts
+
+        def entries() -> Generator[tuple[Sample, tuple["Pixels", Sequence[str]]] | Reject]:
+            num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
+            for source in sources:
+                yield from read_source(
+                    source, prepare, shards=shards, skip=is_present, num_workers=num_workers, ahead=ahead,
+                    keep_going=True,
+                )  # fmt: skip
+
+        return in_batches(entries(), self.options.batch_size, frames=lambda item: len(item[0]))
+
+
+class LineFacts(NamedTuple):
+    """What the workers of a command have in common: the task with what the checkpoint decides, and the model."""
+
+    task: LineTask
+    sha256: str
+    dtype: str
+    instructions: str
+    """By which results in lower precision are rounded; empty in float32."""
+
+
+class LineUnit(NamedTuple):
+    """A part of the samples that a worker of a cluster makes the lines of: a shard, or some of many files."""
+
+    files: "FileSource | int"
+    """Some files, or the position of the source that has the shard."""
+    shard: str
+    present: frozenset[str]
+    """Keys that have their lines."""
+
+
+class LineResult(NamedTuple):
+    """The lines of a unit, in order, and what could not be read."""
+
+    lines: list[SampleLines]
+    rejects: list[Reject]
+
+
+class LineWorker(LoadedJob[LineUnit, PreparedBatch, LineResult]):
+    """A model that makes the lines of a task, in this process or on a worker of a cluster."""
+
+    def __init__(self, job: "LineJob") -> None:
+        self.job, self.options = job, job.options
+        self.predictor = job.model.load()
+        self.predictor.scales_jpegs = self.options.jpeg == "scaled"
+        self.task = job.task.resolved(self.predictor)
+
+    def facts(self) -> LineFacts:
+        from openblip.predictor import instruction_set
+
+        dtype = self.predictor.precision
+        instructions = "" if dtype == "float32" else instruction_set(self.predictor.device)
+        return LineFacts(self.task, self.predictor.fingerprint(), dtype, instructions)
+
+    def check(self) -> None:
+        for name, ours, needed in zip(LineFacts._fields, self.facts(), self.job.facts or self.facts(), strict=True):
+            if ours != needed:
+                raise ConfigError(f"it would write other lines: its {name} is {ours}, not {needed}")
+
+    def decoding(self) -> Callable[[LineUnit], Generator[PreparedBatch]]:
+        return _UnitReading(self.reader, self.job.sources)
+
+    @property
+    def reader(self) -> SampleReader:
+        return SampleReader(self.task, self.options, self.predictor.frame_reader)
+
+    def work(self, unit: LineUnit, batches: Generator[PreparedBatch], on_images: Callable[[int], None]) -> LineResult:
+        result = LineResult([], [])
+        for lines, rejects in self.lines(batches):
+            result.lines.extend((replace(sample, image=b"", captions=(), info={}), rows) for sample, rows in lines)
+            result.rejects.extend(rejects)
+            on_images(len(lines) + len(rejects))
+        return result
+
+    def lines(self, batches: Generator[PreparedBatch]) -> Generator[tuple[list[SampleLines], list[Reject]]]:
+        """The lines of batches, which are stacked one ahead of the model."""
+        with closing(read_ahead(batches, self._stack, num_workers=1, ahead=1)) as stacked:
+            for batch, pixels in stacked:
+                lines: list[SampleLines] = []
+                if pixels is not None:
+                    images = self.predictor.encode(pixels, self.options.batch_size)
+                    samples, prepared = zip(*batch.samples, strict=True)
+                    encoded = EncodedBatch(samples, images, [texts for _, texts in prepared])
+                    rows = iter(self.task.rows(self.predictor, encoded, self.options.batch_size))
+                    for sample, texts in zip(samples, encoded.texts, strict=True):
+                        lines.append((sample, list(islice(rows, len(texts) or self.task.num_lines))))
+                yield lines, batch.rejects
+
+    def _stack(self, batch: PreparedBatch) -> tuple[PreparedBatch, "torch.Tensor | None"]:
+        """A batch, and the frames of all its samples, uint8 (B, F, 3, S, S)."""
+        return batch, self.predictor.stack([frames for _, (frames, _) in batch.samples]) if batch.samples else None
+
+
+@dataclass(frozen=True)
+class LineJob(Job[LineUnit, PreparedBatch, LineResult]):
+    """The lines of a task, by the workers of a cluster."""
+
+    task: LineTask
+    options: ReadingOptions
+    model: ModelOptions
+    sources: Sequence[Source]
+    facts: LineFacts | None = None
+    """Those of the first worker, which all others must share."""
+
+    def load(self) -> LineWorker:
+        return LineWorker(self)
+
+
+@dataclass(frozen=True)
+class _UnitReading:
+    """What a decoder does. The files of the images stay with it."""
+
+    reader: SampleReader
+
+    sources: Sequence[Source]
+
+    def __call__(self, unit: LineUnit) -> Generator[PreparedBatch]:
+        source = self.sources[unit.files] if isinstance(unit.files, int) else unit.files
+        with closing(self.reader.batches([source], [unit.shard], lambda _, key: key in unit.present)) as batches:
+            for batch in batches:
+                yield ReadBatch([(replace(sample, image=b""), of) for sample, of in batch.samples], batch.rejects)
+
+
 @dataclass
 class OutputLines:
     """The lines that a command writes, and the samples they are about.
@@ -230,14 +419,8 @@ class OutputLines:
     sources: Sequence[Source]
     options: ReadingOptions
     model: ModelOptions
-    predictor: "BasePredictor"
-    fields: Sequence[str]
-    """What lines hold beside shard and key."""
-    settings: Mapping[str, Any]
-    """What decides the lines besides the samples, the model, its precision and the number of frames."""
-    num_lines: int | None = 1
-    """The number of lines for each sample; None where samples have different numbers of lines."""
-    default_frames: int = 8
+    engine: EngineOptions
+    task: LineTask
     printed: bool = True
     """False writes nothing where there is no file."""
     present: dict[tuple[str, str], list[dict[str, Any]]] = field(init=False, default_factory=dict)
@@ -250,102 +433,124 @@ class OutputLines:
         self.num_done = self.num_skipped = self.num_passed = 0
         self.shards_seen: set[str] = set()
         self.num_shards = sum(len(source.shards()) for source in self.sources)
-        self.predictor.scales_jpegs = self.options.jpeg == "scaled"
-        self.num_frames = self.options.num_frames or self.default_frames
-        place = ("shard", "key") if len(self.file_sources) < len(self.sources) else ("key",)
-        self.columns, self.delimiter = [*place, *self.fields], ""
-        if (out := self.options.out) is not None:
-            self.delimiter = DELIMITERS[out.suffix.lower()]
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self._compare_settings(out)
-            if out.exists():
-                os.truncate(out, self._read_present(out))
+        self.resources = ExitStack()
+        with ExitStack() as resources:
+            job = LineJob(self.task, self.options, self.model, self.sources)
+            if self.engine.engine == "ray":
+                resources.enter_context(connected(self.engine))
+                pool: WorkerPool[LineUnit, PreparedBatch, LineResult] = WorkerPool(
+                    self.engine, num_workers=self.options.num_workers, device=self.model.device
+                )
+                self.pool = resources.enter_context(pool)
+                self.facts: LineFacts = self.pool.first_facts(job)
+            else:
+                self.worker = job.load()
+                self.facts = self.worker.facts()
+            self.task = self.facts.task
+            place = ("shard", "key") if len(self.file_sources) < len(self.sources) else ("key",)
+            self.columns, self.delimiter = [*place, *self.task.fields], ""
+            if (out := self.options.out) is not None:
+                self.delimiter = DELIMITERS[out.suffix.lower()]
+                out.parent.mkdir(parents=True, exist_ok=True)
+                self._compare_settings(out)
+                if out.exists():
+                    os.truncate(out, self._read_present(out))
+            self.resources = resources.pop_all()
 
-    def batches(self, texts: Callable[[Sample], Sequence[str]], *, label: str) -> Iterator[EncodedBatch]:
-        """Yield samples with their `texts`, in the order of the sources.
+    def write(self, *, label: str) -> Iterator[list[SampleLines]]:
+        """Write the lines of all samples, in the order of the sources; yield the samples whose lines are written.
 
-        Samples are read and decoded ahead in threads; those whose lines are there already are passed over. Those that
-        cannot be read, or for which `texts` raises `SourceError`, are named on standard error and counted. A progress
-        display runs along. Raises `NoSampleError` when there is no sample at all.
+        Samples are read and decoded ahead; those whose lines are there already are passed over. Those that cannot be
+        read, or that lack a text, are named on standard error and counted. A progress display runs along. Raises
+        `NoSampleError` when there is no sample at all.
         """
         total, num_done, out = None, len(self.present), self.options.out
         if len(self.file_sources) == len(self.sources):
             names = [safe_name(path) for source in self.file_sources for path in source.paths]
             total, num_done = len(names), sum(("", name) in self.present for name in names)
         target = out.open("a", encoding="utf-8") if out else nullcontext(sys.stdout if self.printed else None)
-        with target as self.stream:
+        with self.resources, target as self.stream:
             # On a terminal lines show how far the work is, and a bar would break them.
             visible = not self.is_alone and (self.stream is None or not self.stream.isatty())
             with Progress(label, total=total, unit="images", done=num_done, visible=visible) as bar:
-                batches = in_batches(self._read(texts), self.options.batch_size, frames=lambda item: len(item[0]))
-                with closing(read_ahead(batches, self._stack, num_workers=1, ahead=1)) as stacked:
-                    for batch, pixels in stacked:
-                        self._report(batch, bar)
-                        if pixels is not None:
-                            images = self.predictor.encode(pixels, self.options.batch_size)
-                            samples, prepared = zip(*batch.samples, strict=True)
-                            yield EncodedBatch(samples, images, [texts_of for _, texts_of in prepared])
-                            self.num_done += len(samples)
-                            bar.advance(len(samples))
+                on_cluster = self.engine.engine == "ray"
+                made = self._lines_of_cluster(bar) if on_cluster else self.worker.lines(self._read_here())
+                with closing(made):
+                    for lines, rejects in made:
+                        self._report([sample.shard for sample, _ in lines], rejects, bar)
+                        self._write_lines(lines)
+                        yield lines
+                        self.num_done += len(lines)
+                        if not on_cluster:
+                            bar.advance(len(lines) + len(rejects))
         if not (self.file_sources or self.num_done or self.num_skipped or self.num_passed):
             unused = unused_line(source.count_unused() for source in self.sources)
             raise NoSampleError(f"{self.sources[0].name}: 0 images in it{unused and f'; {unused}'}")
 
-    def _read(
-        self, texts: Callable[[Sample], Sequence[str]]
-    ) -> Generator[tuple[Sample, tuple["Pixels", Sequence[str]]] | Reject]:
-        """Each sample with its image as the only frame, or the frames of its video, uint8 (F, 3, S, S), and its texts;
-        or a reject.
-        """
-        from openblip.data.images import is_video
+    def _read_here(self) -> Generator[PreparedBatch]:
+        """All samples of all sources, read in this process."""
 
         def is_present(shard: str, key: str) -> bool:
             self.num_passed += (shard, key) in self.present
             return (shard, key) in self.present
 
-        def prepare(sample: Sample) -> tuple["Pixels", Sequence[str]]:
-            texts_of = texts(sample)
-            if is_video(sample.image) or file_kind(Path(sample.key).suffix[1:].lower()) == "video":
-                try:
-                    return self.predictor.read_video(sample.image, self.num_frames, sample.place), texts_of
-                except MissingExtraError as error:
-                    raise ImageError(str(error)) from error  # of this sample: images need no package for videos
-            return self.predictor.read_image(sample.image, sample.place)[None], texts_of
+        return self.worker.reader.batches(self.sources, None, is_present)
 
-        num_workers, ahead = self.options.num_workers, 2 * self.options.batch_size
-        for source in self.sources:
-            yield from read_source(
-                source, prepare, skip=is_present, num_workers=num_workers, ahead=ahead, keep_going=True
-            )
+    def _lines_of_cluster(self, bar: Progress) -> Generator[tuple[list[SampleLines], list[Reject]]]:
+        """The lines that workers make, in order: those of later units wait for those of earlier ones, and units are
+        begun when not too many of them wait.
+        """
+        units = list(self._units())
+        job = LineJob(self.task, self.options, self.model, self.sources, self.facts)
+        waiting: dict[int, LineResult] = {}
+        first = 0
+        done = self.pool.run(job, units, on_images=bar.advance, ahead=UNITS_AHEAD)
+        with closing(done):
+            for number, result in done:
+                if isinstance(result, Died):
+                    place = units[number].shard or "files"
+                    result = LineResult([], [Reject(place, "", result.reason)])
+                waiting[number] = result
+                while first in waiting:
+                    self.num_passed += len(units[first].present)
+                    yield waiting.pop(first)
+                    first += 1
 
-    def _stack(self, batch: PreparedBatch) -> tuple[PreparedBatch, "torch.Tensor | None"]:
-        """A batch, and the frames of all its samples, uint8 (B, F, 3, S, S)."""
-        return batch, self.predictor.stack([frames for _, (frames, _) in batch.samples]) if batch.samples else None
+    def _units(self) -> Iterator[LineUnit]:
+        """The parts of the sources that workers do."""
+        present: dict[str, set[str]] = defaultdict(set)
+        for shard, key in self.present:
+            present[shard].add(key)
+        for position, source in enumerate(self.sources):
+            if isinstance(source, FileSource):
+                paths = [path for path in source.paths if safe_name(path) not in present[""]]
+                size = BATCHES_OF_UNIT * self.options.batch_size
+                for start in range(0, len(paths), size):
+                    part = paths[start : start + size]
+                    rows = {path: source.rows[path] for path in part if path in source.rows}
+                    yield LineUnit(replace(source, paths=part, rows=rows, unused={}), "", frozenset())
+            else:
+                for shard in source.shards():
+                    yield LineUnit(position, shard, frozenset(present[shard]))
 
-    def _report(self, batch: PreparedBatch, bar: Progress) -> None:
-        """Name the rejects of a batch, and estimate by the shards that were begun how many samples there are."""
-        shards = [reject.shard for reject in batch.rejects] + [sample.shard for sample, _ in batch.samples]
-        for shard in dict.fromkeys(shards):
+    def _report(self, shards: Sequence[str], rejects: Sequence[Reject], bar: Progress) -> None:
+        """Name rejects, and estimate by the shards that were begun how many samples there are."""
+        for shard in dict.fromkeys([*(reject.shard for reject in rejects), *shards]):
             if shard and shard not in self.shards_seen:
                 bar.estimate_total(len(self.shards_seen), self.num_shards)
                 self.shards_seen.add(shard)
-        for reject in batch.rejects:
+        for reject in rejects:
             if self.is_alone:
                 raise ImageError(reject.reason)
             self.num_skipped += 1
             bar.note(f"skipped {reject}")
-            bar.advance(1)
 
-    def write(self, batch: EncodedBatch, rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-        """Write the lines of a batch, and return those of each sample: one for each of its texts, else `num_lines`."""
-        remaining = iter(rows)
-        rows_of = [list(islice(remaining, len(texts) or self.num_lines)) for texts in batch.texts]
+    def _write_lines(self, lines: Iterable[SampleLines]) -> None:
         if self.stream is not None:
             with name_full_disk(self.options.out or "standard output", self.stream):
-                for sample, rows_of_sample in zip(batch.samples, rows_of, strict=True):
-                    self._write(self.stream, sample, rows_of_sample)
+                for sample, rows in lines:
+                    self._write(self.stream, sample, rows)
                 self.stream.flush()
-        return rows_of
 
     def _write(self, stream: TextIO, sample: Sample, rows: Iterable[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(stream, self.columns, delimiter=self.delimiter or ",", lineterminator="\n")
@@ -372,12 +577,12 @@ class OutputLines:
         """Write the settings beside a new file; raises `ConfigError` when those of a file with lines are others. The
         sources, where a reader finds the images of the lines, may change.
         """
-        file, model, predictor = out.with_name(f"{out.name}.settings.json"), self.model, self.predictor
+        file = out.with_name(f"{out.name}.settings.json")
         now = json.loads(json.dumps({
-            **self.settings,
-            "model": {"checkpoint": model.model, "sha256": predictor.fingerprint()},
-            "dtype": predictor.precision,
-            "num_frames": self.num_frames,
+            **self.task.settings,
+            "model": {"checkpoint": self.model.model, "sha256": self.facts.sha256},
+            "dtype": self.facts.dtype,
+            "num_frames": self.options.num_frames or self.task.default_frames,
             "jpeg": self.options.jpeg,
         }))  # fmt: skip
         specs = [absolute_spec(source.name) for source in self.sources if source not in self.file_sources]
@@ -401,6 +606,7 @@ class OutputLines:
 
     def _read_present(self, out: Path) -> int:
         """Fill `present` and return the byte where the last whole sample ends."""
+        num_lines = self.task.num_lines
 
         def identity(line: JsonLine) -> tuple[str, str]:
             if self.delimiter and list(line.value) != self.columns:
@@ -408,7 +614,8 @@ class OutputLines:
             return str(line.value.get("shard", "")), str(line.value.get("key", ""))
 
         def error(line: JsonLine) -> SourceError:
-            holds = f"{', '.join(self.columns)}, {'' if self.num_lines is None else f'{self.num_lines} '}for each image"
+            count = "" if num_lines is None else f"{num_lines} "
+            holds = f"{', '.join(self.columns)}, {count}for each image"
             return SourceError(f"{out}:{line.number} is no line of this command ({holds})")
 
         end = start_of_last = 0
@@ -416,9 +623,9 @@ class OutputLines:
         try:
             for name, group in groupby(read_lines(out), identity):
                 lines = list(group)
-                if incomplete or name in self.present or (self.num_lines is not None and len(lines) > self.num_lines):
+                if incomplete or name in self.present or (num_lines is not None and len(lines) > num_lines):
                     raise error(incomplete or lines[0])
-                if self.num_lines is None or len(lines) == self.num_lines:
+                if num_lines is None or len(lines) == num_lines:
                     is_file = not name[0]  # of files the paths are in memory too; shards may have a billion lines
                     self.present[name] = [line.value for line in lines] if is_file else []
                     start_of_last, end = end, lines[-1].end
@@ -426,7 +633,7 @@ class OutputLines:
                     incomplete = lines[0]
         except SourceError as damage:
             raise ConfigError(f"{damage}; name another --out") from damage
-        if self.num_lines is None and self.present:
+        if num_lines is None and self.present:
             self.present.popitem()
             return start_of_last
         return end

@@ -3,15 +3,72 @@
 B images or videos, R texts of all of them, E embedding width, Q queries.
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from openblip.cli import lines
 from openblip.cli.options import ModelOptions
+from openblip.cluster import EngineOptions
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
+
+if TYPE_CHECKING:
+    from openblip.predictor import BasePredictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchTask(lines.LineTask):
+    """What `openblip match` scores of each image: these texts, or its own captions where there are none."""
+
+    scored: Sequence[str]
+
+    @property
+    def fields(self) -> Sequence[str]:
+        return ("text" if self.scored else "caption", "match", "similarity")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"command": "match", "texts": self.scored}
+
+    @property
+    def num_lines(self) -> int | None:
+        return len(self.scored) or None
+
+    def resolved(self, predictor: "BasePredictor") -> "MatchTask":
+        if not predictor.tasks & {"match", "similarity"}:
+            predictor.match([], [])  # raises the error that says what the checkpoint can do
+        return self
+
+    def texts(self, sample: Sample) -> Sequence[str]:
+        if not self.scored and not sample.captions:
+            raise SourceError("it has no caption to score")
+        return self.scored or sample.captions
+
+    def rows(
+        self, predictor: "BasePredictor", batch: lines.EncodedBatch, batch_size: int
+    ) -> Iterator[Mapping[str, Any]]:
+        from openblip.models.blip import similarity_of_pairs
+
+        images, all_texts = batch.images, batch.all_texts
+        can_match, can_embed = ("match" in predictor.tasks), ("similarity" in predictor.tasks)
+        match: list[float | None] = [None] * len(all_texts)
+        similarity = match
+        if self.scored:
+            if can_match:
+                match = predictor.match_matrix(images, self.scored, batch_size).flatten().tolist()
+            if can_embed:
+                similarity = predictor.similarity(images, self.scored, batch_size).flatten().tolist()
+        else:
+            if can_match:
+                match = predictor.match(images.select(batch.owners), all_texts, batch_size).tolist()
+            if can_embed:
+                vectors = predictor.embed_images(images, batch_size)[batch.owners]  # (R, E) or (R, Q, E)
+                similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
+        for text, p, cosine in zip(all_texts, match, similarity, strict=True):
+            yield {self.fields[0]: text, "match": p, "similarity": cosine}
 
 
 def command(
@@ -21,6 +78,7 @@ def command(
     *,
     model: ModelOptions,
     reading: lines.ReadingOptions,
+    engine: EngineOptions,
 ) -> int:
     """Scores texts against an image or a video: one JSON line {"text", "match", "similarity"} per text.
 
@@ -38,38 +96,7 @@ def command(
     """
     advice = "there is no text to score; write at least one after the image"
     sources = lines.find_source(source, reading, without_texts=None if texts else advice)
-    predictor = model.load()
-    can_match, can_embed = ("match" in predictor.tasks), ("similarity" in predictor.tasks)
-    if not can_match and not can_embed:
-        predictor.match([], [])  # raises the error that says what the checkpoint can do
-    from openblip.models.blip import similarity_of_pairs
-
-    batch_size, field = reading.batch_size, "text" if texts else "caption"
-
-    def texts_of(sample: Sample) -> Sequence[str]:
-        if not texts and not sample.captions:
-            raise SourceError("it has no caption to score")
-        return texts or sample.captions
-
-    output = lines.OutputLines(
-        sources, reading, model, predictor, (field, "match", "similarity"), {"command": "match", "texts": texts},
-        num_lines=len(texts) or None,
-    )  # fmt: skip
-    for batch in output.batches(texts_of, label="scoring"):
-        images, all_texts = batch.images, batch.all_texts
-        match: list[float | None] = [None] * len(all_texts)
-        similarity = match
-        if texts:
-            if can_match:
-                match = predictor.match_matrix(images, texts, batch_size).flatten().tolist()
-            if can_embed:
-                similarity = predictor.similarity(images, texts, batch_size).flatten().tolist()
-        else:
-            if can_match:
-                match = predictor.match(images.select(batch.owners), all_texts, batch_size).tolist()
-            if can_embed:
-                vectors = predictor.embed_images(images, batch_size)[batch.owners]  # (R, E) or (R, Q, E)
-                similarity = similarity_of_pairs(vectors, predictor.embed_texts(all_texts, batch_size)).tolist()
-        scores = zip(all_texts, match, similarity, strict=True)
-        output.write(batch, ({field: text, "match": p, "similarity": cosine} for text, p, cosine in scores))
+    output = lines.OutputLines(sources, reading, model, engine, MatchTask(scored=texts))
+    for _ in output.write(label="scoring"):
+        pass
     return output.finish("scored")

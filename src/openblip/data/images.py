@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from openblip.data.config import Preprocessing
 from openblip.data.sources import storage
 from openblip.errors import ConfigError, ImageError, MissingExtraError, OpenBlipError, VideoError
 
@@ -432,3 +433,24 @@ def _frame_orientation(frame: Any) -> int:
     if abs(x_to_x) + abs(y_to_y) >= abs(x_to_y) + abs(y_to_x):
         return 1 + _BACKWARDS.index((x_to_x < 0, y_to_y < 0))
     return 5 + _BACKWARDS.index((y_to_x < 0, x_to_y < 0))
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Reads images and videos as a model takes them. S image size, F frames."""
+
+    preprocessing: Preprocessing
+    scales_jpegs: bool = False
+    """Whether large JPEG files are decoded to a fraction of their size, which is faster; see `read_image`."""
+
+    def read_image(self, image: ImageInput, name: str | None = None) -> Pixels:
+        """Read and resize one image: uint8 (3, S, S). Raises `ImageError`, in which `name` stands for it."""
+        scaled_for = self.preprocessing.image_size if self.scales_jpegs else None
+        return self.preprocessing(read_image(image, name=name, scaled_for=scaled_for))
+
+    def read_video(self, video: FileInput, num_frames: int, name: str | None = None) -> Pixels:
+        """Read and resize frames spread evenly over one video: uint8 (F, 3, S, S).
+
+        Raises VideoError for a video that cannot be decoded, and MissingExtraError without PyAV.
+        """
+        return np.stack([self.preprocessing(frame) for frame in read_frames(video, num_frames, name=name)])

@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.checkpoint import Checkpoint, EncoderToken
 from openblip.checkpoints.loading import Format, save_checkpoint
 from openblip.checkpoints.state_dict import add_weights
-from openblip.data.images import FileInput, ImageInput, Pixels, read_frames, read_image
+from openblip.data.images import FileInput, FrameReader, ImageInput, Pixels
 from openblip.data.reader import num_cores, read_ahead
 from openblip.data.texts import normalize_caption
 from openblip.data.tokenizer import Tokenizer, Tokens
@@ -207,14 +206,18 @@ class BasePredictor(ABC):
         with closing(self._prepared_batches(items, [slice(0, len(items))], num_frames, first)) as batches:
             return next(batches)
 
+    @property
+    def frame_reader(self) -> FrameReader:
+        """What reads images and videos for this model; it holds no model, so it may be pickled to another process."""
+        return FrameReader(self.preprocessing, self.scales_jpegs)
+
     def read_image(self, image: ImageInput, name: str | None = None) -> Pixels:
-        """Read and resize one image: uint8 (3, S, S). Raises `ImageError`, in which `name` stands for it."""
-        scaled_for = self.preprocessing.image_size if self.scales_jpegs else None
-        return self.preprocessing(read_image(image, name=name, scaled_for=scaled_for))
+        """As `FrameReader.read_image`."""
+        return self.frame_reader.read_image(image, name)
 
     def read_video(self, video: FileInput, num_frames: int, name: str | None = None) -> Pixels:
-        """Read and resize frames spread evenly over one video: uint8 (F, 3, S, S). Raises as `prepare_videos` does."""
-        return np.stack([self.preprocessing(frame) for frame in read_frames(video, num_frames, name=name)])
+        """As `FrameReader.read_video`."""
+        return self.frame_reader.read_video(video, num_frames, name)
 
     def stack(self, pixels: Sequence[Pixels]) -> Tensor:
         """Prepared images or videos as one tensor on the CPU, page-locked where the model is on a GPU: it is copied
