@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from capfilt_world import all_rows, picture, sample_members
@@ -34,7 +35,8 @@ from openblip.capfilt.report import (
     write_report,
 )
 from openblip.capfilt.selection import select
-from openblip.data.captions import CaptionRow, write_captions
+from openblip.data.captions import CaptionRow, write_captions, write_score
+from openblip.data.decision import Decision
 from openblip.data.sample import Sample
 from openblip.metrics.ranking import auc
 from shared_files import as_json, write_tar
@@ -247,6 +249,35 @@ def test_a_title_on_many_images_is_a_warning(config: CapFiltConfig, tmp_path: Pa
     assert "&lt;b&gt;Free shipping" in warning
     times = text.split("Texts that occur most often")[1].split("</table>")[0]
     assert "&lt;b&gt;Free shipping" in times
+
+
+def test_later_scores_and_other_decisions_are_shown(run_copy: Path) -> None:
+    for shard in ("00000", "00001"):  # not of all shards
+        num_rows = pq.read_metadata(run_copy / "captions" / f"{shard}.parquet").num_rows
+        columns = {"clip": pa.array(np.linspace(-0.1, 0.4, num_rows)), "language": pa.array(["<i>en", "de"] * num_rows)}
+        columns |= {"width": pa.array(range(1000, 1000 + num_rows))}
+        for name, values in columns.items():
+            write_score(run_copy, shard, name, values.slice(0, num_rows))
+            (run_copy / "scores" / name / f"{shard}.report.json").write_text("{}")
+    write_report(run_copy)
+    text = (run_copy / "report.html").read_text("utf-8")
+    assert "texts by clip" in text
+    assert "clip by ITM probability" in text
+    assert re.search(r"clip -?0\.\d+ · width 1,0\d\d<", text)
+    assert "&lt;i&gt;en" in text.split("Flags and names")[1].split("</table>")[0]
+    assert "other conditions" not in text
+    decision = Decision(threshold=0.45, threshold_web=0.6, where="itc > 0 and caption <> '<b>'")
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    (run_copy / "manifest.json").write_text(json.dumps({**manifest, "decision": asdict(decision)}))
+    scores = write_report(run_copy)
+    rows = all_rows(run_copy)
+    assert scores.kept == sum(r["itm"] > (0.6 if r["source"] == "web" else 0.45) and r["itc"] > 0 for r in rows)
+    text = (run_copy / "report.html").read_text("utf-8")
+    assert "itc &gt; 0 and caption" in text
+    assert "<b>'" not in text
+    assert "other conditions" in text
+    assert "threshold 0.6<" in text
+    assert "threshold 0.45<" in text
 
 
 def test_what_a_run_was_made_with(finished_run: Path) -> None:

@@ -45,6 +45,7 @@ MAX_CHARS = 300  # of a text, a name or a setting that is shown
 MAX_TEXTS = 8  # of an image that are shown
 MAX_SCORES = 16  # that have charts
 MAX_JOINT = 6  # that are drawn against each other
+MORE_SCORES = 5  # that stand beside ITM and ITC at the texts of an image
 IMAGES_PER_FATE = 12
 BORDERLINE_IMAGES, MOST_BORDERLINE = 24, 0.2  # so many, with an ITM at most so far from the threshold
 INSPECTED_SHARDS, INSPECTED_IMAGES = 8, 1000  # of the source: its images are read at most so far into so many shards
@@ -93,7 +94,11 @@ def write_report(
     work = ShardReports.read(folder, shards)
     loader = PackageLoader("openblip.capfilt", "")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"text": escape, "whole_text": lambda text: escape(text, len(text))}
+    environment.filters |= {
+        "text": escape,
+        "whole_text": lambda text: escape(text, len(text)),
+        "short": lambda number: f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}",
+    }
     style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     page = environment.get_template("page.html").render(
         style=Markup(style),
@@ -131,6 +136,7 @@ def write_report(
         nothing=NOTHING,
         max_listed=MAX_LISTED,
         max_texts=MAX_TEXTS,
+        more_scores=[name for name in inspected.score_names if name not in ("itm", "itc")][:MORE_SCORES],
         provenance=provenance(manifest, work),
         manifest_text=json.dumps(manifest, indent=2, ensure_ascii=False)[: 100 * MAX_CHARS],
     )

@@ -99,7 +99,7 @@ class Decision:
     def has_only_thresholds(self) -> bool:
         """Whether ITM alone decides."""
         names = ("threshold", "threshold_web", "threshold_synthetic")
-        return all(value is None for name, value in asdict(self).items() if name not in names)
+        return self == Decision(**{name: getattr(self, name) for name in names})
 
     @property
     def needs_all_shards(self) -> bool:
