@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.data.captions import CAPTION_SCHEMA
-from openblip.data.decision import Decision, judge
+from openblip.data.decision import Decision, join_texts, judge
 from openblip.errors import ConfigError
 
 NAN = math.nan
@@ -167,3 +167,19 @@ def test_a_forked_process_judges_too():
     assert kept(where="clip > 0.3") == [0, 1]
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(kept, kwds={"where": "clip > 0.3"}).get(timeout=60) == [0, 1]
+
+
+def test_texts_that_say_something_different_are_kept():
+    texts = texts_of(
+        ("a", "web", 0, "Rex in Lisbon, 2019", 0.7),
+        ("a", "synthetic", 0, "a brown dog on the beach", 0.9),
+        ("a", "synthetic", 1, "a dog at a beach", 0.95),
+        ("a", "synthetic", 2, "an unlikely cat", 0.1),
+        ("b", "web", 0, "The brown dog!", 0.8),
+        ("b", "synthetic", 0, "brown dog", 0.9),
+        ("c", "web", 0, "Is it?", 0.6),
+    )
+    assert kept(texts) == [0, 1, 2, 4, 5, 6]
+    assert kept(texts, repair="separate") == kept(texts, repair="join") == [0, 1, 5, 6]
+    assert judge(texts, Decision(weight="2", repair="join"))["weight"].to_pylist() == [2, 2, 0, 0, 0, 2, 2]
+    assert join_texts(["Rex in Lisbon ", " What a day!", "a dog"]) == "Rex in Lisbon. What a day! a dog"

@@ -6,20 +6,25 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from openblip.capfilt.folder import CapFiltFolder, config_hash
-from openblip.data.captions import read_captions
+from openblip.data.captions import read_captions, read_pairs, read_texts, text_columns
 from openblip.data.images import read_image
-from openblip.data.reader import read_source
+from openblip.data.reader import items_without_images, read_source
 from openblip.data.sample import Reject, Sample, Source, file_kind
 from openblip.data.sources import open_source
-from openblip.errors import ConfigError, ImageError
-from openblip.files import atomic_file, hash_bytes, read_json, write_json, write_text
+from openblip.data.sources.capfilt import pair_key
+from openblip.errors import ConfigError, ImageError, SourceError
+from openblip.files import atomic_file, hash_bytes, locate, read_json, write_json, write_text
 from openblip.progress import Progress
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -29,14 +34,20 @@ MARKER = "export.json"
 CARD = """---
 configs:
 - config_name: default
-  data_files: "*.tar"
+  data_files: "{files}"
 dataset_info:
   features:
-{}---
-Image-text pairs that CapFilt of OpenBLIP kept, as tar shards of webdataset.
+{features}---
+Image-text pairs that CapFilt of OpenBLIP kept, as {kind}.
 """
+_ROWS_PER_GROUP = 100  # of pairs with their images
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as Hugging Face's datasets stores images
+_UID = re.compile(r"[0-9a-fA-F]{32}")
 # A dot ends the key of a member's name, and no name may leave the folder that it is unpacked in.
 _UNSAFE = re.compile(r"[%.\\\x00-\x1f\x7f]|^/")
+
+
+Format = Literal["tar", "parquet", "huggingface", "uids"]
 
 
 class ExportSummary(NamedTuple):
@@ -47,21 +58,41 @@ class ExportSummary(NamedTuple):
     rejects: list[Reject]
 
 
-def export(directory: str | Path, out: str | Path) -> ExportSummary:
-    """Write what `capfilt:DIR` keeps to `out/<shard>.tar`.
+class Pair(NamedTuple):
+    """A kept text with its image, whose bytes are of a format that a tar shard may hold."""
 
-    A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats become png) and `<key>.json`: the
-    sample's own json with `caption`, `source`, `itm`, `itc`, `logprob`, `image_id` and the origin's shard and key.
-    Fields without a value are left out, `logprob` of web texts among them, since readers that infer types from the
-    first samples fail on them. Keys are those of `capfilt:DIR`, with dots and other characters that a tar key cannot
-    hold percent-encoded. The same data gives the same bytes, in any folder. A shard of which nothing is kept is not
-    written.
+    key: str
+    suffix: str
+    image: bytes
+    text: dict[str, Any]
+    """Caption, source, scores, `image_id`, and shard and key of the origin."""
+    info: dict[str, Any]
+    """The fields of the sample's own json, without those that have no value."""
+
+
+def export(directory: str | Path, out: str | Path, format: Format = "tar") -> ExportSummary:
+    """Write what `capfilt:DIR` keeps to `out`.
+
+    tar: `<shard>.tar` of webdataset. A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats
+    become png) and `<key>.json`: the sample's own json with `caption`, `source`, `itm`, `itc`, `logprob`, later scores,
+    the `weight` of a decision that has one, `image_id` and the origin's shard and key. Fields without a value are left
+    out, `logprob` of web texts among them, since readers that infer types from the first samples fail on them. Keys are
+    those of `capfilt:DIR`, with dots and other characters that a tar key cannot hold percent-encoded.
+
+    parquet: `<shard>.parquet` with the same columns, an `image` of `{bytes, path}`, the sample's json as the text
+    `info`, and its `uid`. huggingface: the same in `data/train-*.parquet`, a data set of Hugging Face.
+
+    uids: no images but the sorted `uid`s of the samples as npy files of pairs of 64-bit numbers, which DataComp's tools
+    take: `uids.npy` of all samples with a kept text, `uids-web.npy` and `uids-synthetic.npy` of those with a kept web
+    or synthetic text.
+
+    The same data gives the same bytes, in any folder. A shard of which nothing is kept is not written.
 
     Raises:
-        ConfigError: `directory` is not a CapFilt run, or `out` holds something other than an export of it.
-        SourceError: the original data is gone, or no shard of the run is finished.
+        ConfigError: `directory` is not a CapFilt run, or `out` holds something other than such an export of it.
+        SourceError: the original data is gone, no shard of the run is finished, or no sample states a uid.
     """
-    folder, target = CapFiltFolder(directory), Path(out)
+    folder, target = CapFiltFolder(directory), locate(out)
     manifest = folder.read_manifest()
     source = open_source(f"capfilt:{directory}")
     shards = source.shards()
@@ -70,30 +101,51 @@ def export(directory: str | Path, out: str | Path) -> ExportSummary:
     if path.is_file():
         earlier = read_json(path)
         first = earlier.get("shard", first)
-        # Earlier versions stated the hash of the settings, and no shard.
+        # Earlier versions stated the hash of the settings, no shard, and wrote tar shards alone.
         run = _texts_hash(folder, first) if "shard" in earlier else config_hash(manifest)
         if run is None or earlier.get("run") != run:
             raise ConfigError(f"{target} holds the export of another CapFilt run; choose another --out")
+        if (format_before := earlier.get("format", "tar")) != format:
+            raise ConfigError(f"{target} holds an export as {format_before}; choose another --out")
     elif target.is_dir() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty and no export of a CapFilt run; choose another --out")
-    marker = {"run": _texts_hash(folder, first), "shard": first}
+    marker = {"run": _texts_hash(folder, first), "shard": first, "format": format}
     marker |= {"threshold": manifest["threshold"], "openblip": manifest["openblip"]}
     write_json(path, {**marker, "complete": False})
-    pairs: dict[str, int] = {}
-    types = {"__key__": "string", "json": "json"}  # by column of the card
+    if format == "uids":
+        summary = _write_uids(target, source)
+        write_json(path, {**marker, "complete": True, "pairs": summary.pairs})
+        return summary
     rejects: list[Reject] = []
+    suffixes: set[str] = set()
+    num_pairs: dict[str, int] = {}
+    files = {shard: target / f"{shard}.{'tar' if format == 'tar' else 'parquet'}" for shard in shards}
+    if format == "huggingface":
+        names = [f"train-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
+        files = {shard: target / "data" / name for shard, name in zip(shards, names, strict=True)}
+    schema = _pair_schema(folder, first)
     with Progress("exporting", total=len(shards), unit="shards") as bar:
-        for shard in shards:
-            pairs[shard] = _write_tar(target / f"{shard}.tar", source, shard, folder, rejects, types)
+        for shard, file in files.items():
+            pairs = _pairs(source, shard, folder, rejects)
+            num_pairs[shard] = (
+                _write_tar(file, pairs, suffixes) if format == "tar" else _write_table(file, pairs, schema)
+            )
             bar.advance()
-    pairs = {shard: count for shard, count in pairs.items() if count}
-    for tar in target.glob("*.tar"):
-        if tar.stem not in pairs:  # nothing of it is kept now
-            tar.unlink()
-    columns = (f"  - name: {name}\n    dtype: {kind}\n" for name, kind in sorted(types.items()))
-    write_text(target / "README.md", CARD.format("".join(columns)))
-    write_json(path, {**marker, "complete": True, "pairs": pairs})
-    return ExportSummary(sum(pairs.values()), len(pairs), rejects)
+    num_pairs = {shard: count for shard, count in num_pairs.items() if count}
+    ending = next(iter(files.values()))
+    for file in list(ending.parent.glob(f"*{ending.suffix}")):
+        if file not in {files[shard] for shard in num_pairs}:  # nothing of it is kept now
+            file.unlink()
+    if format == "tar":
+        types = {"__key__": "string", "json": "json"} | dict.fromkeys(suffixes, "image")
+        features = "".join(f"  - name: {name}\n    dtype: {kind}\n" for name, kind in sorted(types.items()))
+        card = CARD.format(files="*.tar", features=features, kind="tar shards of webdataset")
+        write_text(target / "README.md", card)
+    elif format == "huggingface":
+        features = "".join(f"  - name: {name}\n    dtype: {kind}\n" for name, kind in _feature_types(schema).items())
+        write_text(target / "README.md", CARD.format(files="data/train-*", features=features, kind="parquet files"))
+    write_json(path, {**marker, "complete": True, "pairs": num_pairs})
+    return ExportSummary(sum(num_pairs.values()), len(num_pairs), rejects)
 
 
 def _texts_hash(folder: CapFiltFolder, shard: str) -> str | None:
@@ -104,37 +156,107 @@ def _texts_hash(folder: CapFiltFolder, shard: str) -> str | None:
     return hash_bytes(json.dumps(texts.to_pydict())).hex()
 
 
-def _write_tar(
-    path: Path, source: Source, shard: str, folder: CapFiltFolder, rejects: list[Reject], types: dict[str, str]
-) -> int:
-    """Write the kept pairs of a shard, and return their number.
+def _pairs(source: Source, shard: str, folder: CapFiltFolder, rejects: list[Reject]) -> Iterator[Pair]:
+    """The kept pairs of a shard; those that cannot be read join `rejects`."""
+    decision = folder.decision
+    columns = text_columns(folder.root, shard)
+    rows = {pair_key(row): row for row in read_pairs(folder.root, shard, decision, columns)}
+    for entry in read_source(source, _image_file, shards=[shard]):
+        if isinstance(entry, Reject):
+            rejects.append(entry)
+            continue
+        sample, (suffix, image) = entry
+        row = rows[sample.key]
+        text = {name: value for name, value in row.items() if name not in ("key", "shard", "index", "weight")}
+        text |= {"weight": row["weight"]} if decision.weight is not None else {}
+        text |= {"image_id": _image_id(sample, source), "origin_shard": row["shard"], "origin_key": row["key"]}
+        info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
+        info |= {name: os.path.basename(path) for name, path in info.items() if _is_local_file(path)}
+        yield Pair(tar_key(sample.key), suffix, image, text, _without_empty(info))
 
-    Pairs that cannot be read join `rejects`, and endings of images join `types`.
-    """
-    rows = read_captions(folder.root, shard).to_pylist()
-    by_key = {f"{row['key']}-{row['source']}-{row['index']}": row for row in rows}  # keys of `capfilt:DIR`
+
+def _write_tar(path: Path, pairs: Iterator[Pair], suffixes: set[str]) -> int:
+    """Write the pairs of a shard, and return their number; endings of images join `suffixes`."""
     num_pairs = 0
     with atomic_file(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
-        for entry in read_source(source, _image_file, shards=[shard]):
-            if isinstance(entry, Reject):
-                rejects.append(entry)
-                continue
-            sample, (suffix, image) = entry
-            key, row = tar_key(sample.key), by_key[sample.key]
-            info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
-            info |= {name: os.path.basename(path) for name, path in info.items() if _is_local_file(path)}
-            info |= {name: row[name] for name in ("caption", "source", "itm", "itc", "logprob")}
-            info |= {"image_id": _image_id(sample, source), "origin_shard": row["shard"], "origin_key": row["key"]}
-            for name, payload in (
-                (f"{key}.{suffix}", image),
-                (f"{key}.json", json.dumps(_without_empty(info), default=str).encode()),
-            ):
+        for pair in pairs:
+            num_pairs += 1
+            info = json.dumps(pair.info | _without_empty(pair.text), default=str).encode()
+            for name, payload in ((f"{pair.key}.{pair.suffix}", pair.image), (f"{pair.key}.json", info)):
                 member = tarfile.TarInfo(name)  # time, owner and mode stay the constants of TarInfo
                 member.size = len(payload)
                 archive.addfile(member, io.BytesIO(payload))
-            types[suffix] = "image"
-            num_pairs += 1
+            suffixes.add(pair.suffix)
     return num_pairs
+
+
+def _pair_schema(folder: CapFiltFolder, shard: str) -> pa.Schema:
+    """The columns of pairs in parquet files, with what tells Hugging Face's datasets that one has images."""
+    texts = read_texts(folder.root, shard).schema
+    own = [texts.field(name) for name in texts.names if name not in ("key", "shard", "index")]
+    fields = [("key", pa.string()), ("image", _IMAGE), *((field.name, field.type) for field in own)]
+    fields += [("weight", pa.float64())] if folder.decision.weight is not None else []
+    fields += [(name, pa.string()) for name in ("image_id", "origin_shard", "origin_key", "uid", "info")]
+    schema = pa.schema(fields)
+    features = {
+        name: {"_type": "Image"} if kind == "image" else {"dtype": kind, "_type": "Value"}
+        for name, kind in _feature_types(schema).items()
+    }
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature_types(schema: pa.Schema) -> dict[str, str]:
+    """What Hugging Face's datasets calls the types of columns."""
+    names = {"float": "float32", "double": "float64", "halffloat": "float16"}
+    kinds = {field.name: names.get(str(field.type), str(field.type)) for field in schema}
+    return kinds | {"image": "image"}
+
+
+def _write_table(path: Path, pairs: Iterator[Pair], schema: pa.Schema) -> int:
+    """Write the pairs of a shard, and return their number."""
+    num_pairs = 0
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        while group := list(islice(pairs, _ROWS_PER_GROUP)):
+            rows = [
+                {
+                    **pair.text,
+                    "key": pair.key,
+                    "image": {"bytes": pair.image, "path": f"{pair.key}.{pair.suffix}"},
+                    "image_id": str(pair.text["image_id"]),
+                    "uid": None if "uid" not in pair.info else str(pair.info["uid"]),
+                    "info": json.dumps(pair.info, default=str),
+                }
+                for pair in group
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            num_pairs += len(group)
+    return num_pairs
+
+
+def _write_uids(target: Path, source: Source) -> ExportSummary:
+    """Write the uids of the kept pairs; no image is read."""
+    uids: dict[str, set[tuple[int, int]]] = {"": set(), "-web": set(), "-synthetic": set()}
+    rejects: list[Reject] = []
+    for item in items_without_images(source):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        uid = str(item.info.get("uid", ""))
+        if not _UID.fullmatch(uid):
+            reason = f"its uid is {uid!r}, not 32 hexadecimal digits" if uid else "it states no uid"
+            rejects.append(Reject(item.shard, item.key, reason))
+            continue
+        number = int(uid[:16], 16), int(uid[16:], 16)
+        uids[""].add(number)
+        source_of_text = item.key.rsplit("-", 2)[1]  # as `pair_key` has it
+        for name in ("web", "synthetic") if source_of_text == "joined" else (source_of_text,):
+            uids[f"-{name}"].add(number)
+    if rejects and not uids[""]:
+        raise SourceError(f"{source.name}: a list of uids needs samples with a `uid` of DataComp; {rejects[0]}")
+    for name, numbers in uids.items():
+        with atomic_file(target / f"uids{name}.npy") as partial, partial.open("wb") as file:
+            np.save(file, np.array(sorted(numbers), np.dtype("u8,u8")))
+    return ExportSummary(len(uids[""]), 0, rejects)
 
 
 def tar_key(key: str) -> str:

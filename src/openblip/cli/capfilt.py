@@ -118,20 +118,27 @@ def select_texts(
     return 0
 
 
-def export_pairs(directory: Directory, /, *, out: Path) -> int:
-    """Writes the kept pairs of a CapFilt run as tar shards, images included, for use by any trainer.
+def export_pairs(
+    directory: Directory, /, *, out: str, format: Literal["tar", "parquet", "huggingface", "uids"] = "tar"
+) -> int:
+    """Writes the kept pairs of a CapFilt run, images included, for use by any trainer.
 
-    Each pair is an image file and a .json with its caption, scores and origin. The same command again, after
-    `openblip capfilt-select` or a stop, brings the shards up to date.
+    In tar shards each pair is an image file and a .json with its caption, scores and origin. The same command again,
+    after `openblip capfilt-select` or a stop, brings the files up to date.
 
     Args:
-        out: the folder for the shards; empty, or an earlier export of the same run.
+        out: the folder for the files, or a URL of fsspec; empty, or an earlier export of the same run.
+        format: tar, shards of webdataset; parquet, a file for each shard; huggingface, a data set that
+            datasets.load_dataset reads; uids, lists of kept uids as DataComp uses them, without images.
     """
     check_output("--out", out, is_folder=True)
     from openblip.capfilt.export import export
 
-    summary = export(directory, out)
-    print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")
+    summary = export(directory, out, format)
+    if format == "uids":
+        print(f"wrote the uids of {summary.pairs:,} samples to {out}")
+    else:
+        print(f"wrote {summary.pairs:,} pairs in {summary.shards:,} shards to {out}")
     for reject in summary.rejects:
         print(f"skipped {reject}", file=sys.stderr)
     return 1 if summary.rejects else 0

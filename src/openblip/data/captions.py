@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openblip.data.decision import Decision, judge
+from openblip.data.decision import Decision, join_texts, judge
 from openblip.errors import ConfigError, SourceError
 from openblip.files import atomic_file, locate
 
@@ -162,6 +163,30 @@ def read_judged(
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     return texts.select([*wanted, "kept", "weight"])
+
+
+def read_pairs(directory: str | Path, shard: str, decision: Decision, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What a run has for training of a shard: the kept texts, with `columns` and their weight.
+
+    Where a decision joins the texts of an image, they are one text of the source "joined". Its scores are the lowest of
+    theirs, its weight the largest; other columns, in which they differ, are null. Raises as `read_judged`.
+    """
+    texts = read_judged(
+        directory, shard, decision, list(dict.fromkeys(["key", "index", "source", "caption", *columns]))
+    )
+    rows: list[dict[str, Any]] = texts.filter(texts["kept"]).drop_columns(["kept"]).to_pylist()
+    if decision.repair != "join":
+        return rows
+    pairs = []
+    for _, group in itertools.groupby(rows, itemgetter("key")):  # the rows of an image stand together
+        same = list(group)
+        pair = {name: value if all(row[name] == value for row in same) else None for name, value in same[0].items()}
+        if len(same) > 1:
+            pair |= {name: min(row[name] for row in same) for name in ("itm", "itc") if name in pair}
+            pair |= {"weight": max(row["weight"] for row in same), "source": "joined", "index": 0}
+            pair["caption"] = join_texts(row["caption"] for row in same)
+        pairs.append(pair)
+    return pairs
 
 
 def decided_file(directory: str | Path, folder: str, shard: str) -> Path:

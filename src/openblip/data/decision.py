@@ -7,6 +7,7 @@ consist of is decided on the parsed expression: columns, constants, operators, a
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,15 @@ _ALWAYS = ("key", "source", "index", "caption", "itm")  # what every decision re
 _RANK = "rank"  # of candidates, where the run ranked them
 _ROW = "openblip_row"
 _databases = threading.local()
-_NUMBERS = ["DOUBLE", "FLOAT", "DECIMAL", "BIGINT", "INTEGER", "HUGEINT", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER"]
+_WORD = re.compile(r"\w+")
+_COMMON = frozenset({  # words that say nothing of an image
+    "a", "an", "the", "and", "or", "of", "in", "on", "at", "to", "for", "from", "by", "with", "is", "are", "was",
+    "were", "be", "this", "that", "it", "its", "as", "there",
+})  # fmt: skip
+_NUMBERS = [
+    "DOUBLE", "FLOAT", "DECIMAL", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT",
+    "UINTEGER", "UBIGINT",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +71,8 @@ class Decision:
     """An SQL expression: how often training draws a text compared with others. A text without a positive one is not
     kept."""
     repair: Literal["join", "separate"] | None = None
-    """Of the texts of an image that are kept, those that say something different: joined to one, or separately."""
+    """Of the texts of an image that meet all this, a text is kept only if at least half of its words are new beside
+    those of the longer ones: as a pair of its own, or joined with them to one text."""
 
     stored: str | None = None
     """The folder below DIR/selected with what `capfilt-select` computed, where the decision needs all shards."""
@@ -147,11 +157,12 @@ def check_threshold(threshold: float, name: str = "threshold") -> None:
 def judge(texts: "pa.Table", decision: Decision) -> "pa.Table":
     """`texts`, which are all texts of a shard, with the columns `kept` (bool) and `weight` (float64).
 
-    The weight is 1 without an expression for it, and 0 for texts that are not kept. `max_repeats` and `repair`, which
-    are about more than a text and its image's candidates, are not looked at here. Scores are compared in float64, and
-    those that are not numbers count as null. Raises `ConfigError` for an expression that fails.
+    The weight is 1 without an expression for it, and 0 for texts that are not kept. `max_repeats`, which is about other
+    shards too, is not looked at here. Scores are compared in float64, and those that are not numbers count as null.
+    Raises `ConfigError` for an expression that fails.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     used = texts.select(decision.reads(texts.column_names))
     is_above = f"itm > CASE source WHEN 'web' THEN {_limit(decision, 'web')} ELSE {_limit(decision, 'synthetic')} END"
@@ -173,9 +184,37 @@ def judge(texts: "pa.Table", decision: Decision) -> "pa.Table":
     """
     with _scores(used.append_column(_ROW, pa.array(range(texts.num_rows), pa.int64())), decision) as connection:
         judged = connection.sql(query).to_arrow_table()
+    if decision.repair is not None:
+        is_kept = pa.array(_say_something_new(texts, judged["kept"].to_pylist()), pa.bool_())
+        judged = pa.table({"kept": is_kept, "weight": pc.if_else(is_kept, judged["weight"], 0.0)})
     for name in ("kept", "weight"):
         texts = texts.append_column(name, judged[name])
     return texts
+
+
+def _say_something_new(texts: "pa.Table", kept: list[bool]) -> list[bool]:
+    """Of the kept texts of each image, whether at least half of a text's words are in none that was taken before it;
+    those with most words come first, then those with the highest ITM."""
+    by_image: dict[str, list[int]] = {}
+    keys = texts["key"].to_pylist()
+    for row, is_kept in enumerate(kept):
+        if is_kept:
+            by_image.setdefault(keys[row], []).append(row)
+    captions, itm = texts["caption"].to_pylist(), texts["itm"].to_pylist()
+    for rows in by_image.values():
+        words = {row: set(_WORD.findall(captions[row].lower())) - _COMMON for row in rows if len(rows) > 1}
+        taken: set[str] = set()
+        for row in sorted(words, key=lambda row: (-len(words[row]), -itm[row])):
+            new = words[row] - taken
+            kept[row] = not taken or 2 * len(new) >= len(words[row]) > 0
+            taken |= words[row] if kept[row] else set()
+    return kept
+
+
+def join_texts(texts: Iterable[str]) -> str:
+    """Several texts of an image as one, each ended by a full stop or what it ends in, but for the last."""
+    *before, last = (text.strip() for text in texts)
+    return " ".join([*(text if text.endswith((".", "!", "?", "\u3002")) else f"{text}." for text in before), last])
 
 
 def _limit(decision: Decision, source: str) -> str:

@@ -1,4 +1,4 @@
-"""The bootstrapped set of a CapFilt run: every text that the filter kept, with its image from the original shards."""
+"""The bootstrapped set of a CapFilt run: every text that is kept, with its image from the original shards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from openblip.data.captions import finished_shards, read_judged
+from openblip.data.captions import finished_shards, read_pairs
 from openblip.data.config import SourceOptions
 from openblip.data.decision import Decision
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
@@ -64,7 +62,7 @@ class CapFiltSource(Source):
         return self.original.unused
 
     def num_samples(self, shard: str) -> int:
-        return len(self._kept(shard))
+        return len(read_pairs(self.directory, shard, self.decision, ()))
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         """As every source does; the numbers are those of the original samples. Raises SourceError, too, for a shard
@@ -79,7 +77,7 @@ class CapFiltSource(Source):
                 "file back, or score the source as it is now with openblip capfilt in another folder"
             )
         kept: dict[str, list[dict[str, Any]]] = {}  # of each original sample what is its own in its pairs
-        for row in self._kept(shard).to_pylist():
+        for row in read_pairs(self.directory, shard, self.decision, ()):
             weight = row["weight"] / self.decision.largest_weight
             pair = {"key": pair_key(row), "captions": (row["caption"],), "weight": weight}
             kept.setdefault(row["key"], []).append(pair)
@@ -104,11 +102,7 @@ class CapFiltSource(Source):
                     reason = f"the original shard has no sample {original} any more"
                     yield Located(number, Reject(shard, pair["key"], reason))
 
-    def _kept(self, shard: str) -> pa.Table:
-        texts = read_judged(self.directory, shard, self.decision, ["key", "source", "index", "caption"])
-        return texts.filter(texts["kept"])
-
 
 def pair_key(row: Mapping[str, Any]) -> str:
-    """The key of the pair that a row of a caption file makes."""
+    """The key of one of `read_pairs`."""
     return f"{row['key']}-{row['source']}-{row['index']}"
