@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from openblip.capfilt.folder import CapFiltFolder, config_hash
-from openblip.data.captions import read_captions, read_pairs, read_texts, text_columns
+from openblip.data.captions import read_captions, read_kept_pairs, read_texts, text_columns
 from openblip.data.images import read_image
 from openblip.data.reader import items_without_images, read_source
 from openblip.data.sample import Reject, Sample, Source, file_kind
@@ -47,7 +47,7 @@ _UID = re.compile(r"[0-9a-fA-F]{32}")
 _UNSAFE = re.compile(r"[%.\\\x00-\x1f\x7f]|^/")
 
 
-Format = Literal["tar", "parquet", "huggingface", "uids"]
+ExportFormat = Literal["tar", "parquet", "huggingface", "uids"]
 
 
 class ExportSummary(NamedTuple):
@@ -70,7 +70,7 @@ class Pair(NamedTuple):
     """The fields of the sample's own json, without those that have no value."""
 
 
-def export(directory: str | Path, out: str | Path, format: Format = "tar") -> ExportSummary:
+def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar") -> ExportSummary:
     """Write what `capfilt:DIR` keeps to `out`.
 
     tar: `<shard>.tar` of webdataset. A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats
@@ -160,7 +160,7 @@ def _pairs(source: Source, shard: str, folder: CapFiltFolder, rejects: list[Reje
     """The kept pairs of a shard; those that cannot be read join `rejects`."""
     decision = folder.decision
     columns = text_columns(folder.root, shard)
-    rows = {pair_key(row): row for row in read_pairs(folder.root, shard, decision, columns)}
+    rows = {pair_key(row): row for row in read_kept_pairs(folder.root, shard, decision, columns)}
     for entry in read_source(source, _image_file, shards=[shard]):
         if isinstance(entry, Reject):
             rejects.append(entry)

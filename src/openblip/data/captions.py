@@ -165,7 +165,9 @@ def read_judged(
     return texts.select([*wanted, "kept", "weight"])
 
 
-def read_pairs(directory: str | Path, shard: str, decision: Decision, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_kept_pairs(
+    directory: str | Path, shard: str, decision: Decision, columns: Sequence[str]
+) -> list[dict[str, Any]]:
     """What a run has for training of a shard: the kept texts, with `columns` and their weight.
 
     Where a decision joins the texts of an image, they are one text of the source "joined". Its scores are the lowest of

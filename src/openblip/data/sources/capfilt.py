@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openblip.data.captions import finished_shards, read_pairs
+from openblip.data.captions import finished_shards, read_kept_pairs
 from openblip.data.config import SourceOptions
 from openblip.data.decision import Decision
 from openblip.data.sample import Located, Reject, Sample, Selection, Source, parse_json_object
@@ -62,7 +62,7 @@ class CapFiltSource(Source):
         return self.original.unused
 
     def num_samples(self, shard: str) -> int:
-        return len(read_pairs(self.directory, shard, self.decision, ()))
+        return len(read_kept_pairs(self.directory, shard, self.decision, ()))
 
     def read_selected(self, shard: str, selection: Selection) -> Iterator[Located]:
         """As every source does; the numbers are those of the original samples. Raises SourceError, too, for a shard
@@ -77,7 +77,7 @@ class CapFiltSource(Source):
                 "file back, or score the source as it is now with openblip capfilt in another folder"
             )
         kept: dict[str, list[dict[str, Any]]] = {}  # of each original sample what is its own in its pairs
-        for row in read_pairs(self.directory, shard, self.decision, ()):
+        for row in read_kept_pairs(self.directory, shard, self.decision, ()):
             weight = row["weight"] / self.decision.largest_weight
             pair = {"key": pair_key(row), "captions": (row["caption"],), "weight": weight}
             kept.setdefault(row["key"], []).append(pair)
@@ -104,5 +104,5 @@ class CapFiltSource(Source):
 
 
 def pair_key(row: Mapping[str, Any]) -> str:
-    """The key of one of `read_pairs`."""
+    """The key of one of `read_kept_pairs`."""
     return f"{row['key']}-{row['source']}-{row['index']}"
