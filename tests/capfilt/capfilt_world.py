@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from openblip.checkpoints.checkpoint import BlipCheckpoint, save_native
 from openblip.data.config import Preprocessing
@@ -45,6 +45,16 @@ def picture(seed: int, *, format: str = "JPEG", size: tuple[int, int] = (40, 30)
     encoded = io.BytesIO()
     Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(encoded, format)
     return encoded.getvalue()
+
+
+def drawing(seed: int) -> Image.Image:
+    """Coloured rectangles, in which a perceptual hash finds shapes."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (200, 150), tuple(rng.integers(0, 256, 3).tolist()))
+    for _ in range(8):
+        x, y, width, height = rng.integers(0, 120, 4).tolist()
+        ImageDraw.Draw(image).rectangle((x, y, x + width, y + height), tuple(rng.integers(0, 256, 3).tolist()))
+    return image
 
 
 def sample_members(key: str, seed: int, captions: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -93,3 +93,110 @@ class CapFiltConfig(FilterCheckOptions, DecodingAhead):
             "jpeg": self.jpeg,
             "keep_embeddings": self.keep_embeddings,
         }
+
+
+SCORES = {
+    "num_words": "words of the text",
+    "num_characters": "characters of the text",
+    "language": "language of the text, an ISO 639-1 code",
+    "language_probability": "how sure that is, 0 to 1",
+    "boilerplate": "whether the text is a file name, an address, an offer or the like, and describes nothing",
+    "sieve": "web texts: cosine with the closest synthetic caption of the image (SIEVE)",
+    "text_logprob": "log-probability of the text under the captioner",
+    "token_logprob": "the same for one token, on average",
+    "clip": "cosine of text and image by the CLIP or SigLIP that --clip names",
+    "width": "width of the image in pixels, as it is shown",
+    "height": "its height",
+    "aspect": "width divided by height",
+    "image_sha256": "SHA-256 of the image file",
+    "image_hash": "perceptual hash of the image, 64 bits",
+    "text_minhash": "MinHash of the text, in bands",
+    "exact_image_group": "a number that all images with the same file share",
+    "image_group": "a number that all images share that look nearly the same (--image-distance)",
+    "image_repeat": "how many images of this group came before this one",
+    "exact_text_group": "a number that all texts share that are equal but for case and spaces",
+    "text_group": "a number that all texts share that are nearly equal (--text-similarity)",
+    "text_repeat": "how many texts of this group came before this one",
+    "leaked_image": "whether the image, or nearly the same one, is also in --against",
+    "leaked_text": "whether the text, or nearly the same one, is also in --against",
+    "lemon_image": "similarity of the text to the texts of the nearest images (LEMoN)",
+    "lemon_text": "similarity of the image to the images of the nearest texts (LEMoN)",
+    "lemon": "itc and both together",
+}
+"""What `openblip capfilt-score` computes, by the name of the column; `capfilt/scores.py` has how."""
+LEAKS = ("leaked_image", "leaked_text")  # what --against asks for
+
+
+def _used_by(options: str, *scores: str) -> Condition:
+    return Condition(options, lambda config: bool({*scores} & {*config.names}), f"it is for {', '.join(scores)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which scores are added to a finished CapFilt run, and how they are computed.
+
+    Raises `ConfigError` for values that cannot be, a score without what it needs, and options that no score uses.
+    """
+
+    conditions: ClassVar = (
+        _used_by("image-distance", "image_group", "image_repeat", "leaked_image"),
+        _used_by("text-similarity", "text_minhash", "text_group", "text_repeat", "leaked_text"),
+        _used_by("num-neighbours num-references", "lemon_image", "lemon_text", "lemon"),
+    )
+
+    scores: tuple[str, ...] = ()
+    """Names of scores from the list above, or FILE.py:FUNCTION, separated by spaces or commas."""
+    column: str | None = None
+    """Name of the column, where one score is computed; by default the score's or the function's."""
+    clip: str | None = None
+    """A CLIP or SigLIP of transformers, a folder or hub name; gives the column clip."""
+    against: str | None = None
+    """An evaluation set, any source; gives the columns leaked_image and leaked_text."""
+    against_images: str | None = None
+    """The folder of the images that the evaluation set names."""
+    image_distance: int = 4
+    """Images are nearly the same when so many of the 64 bits of their perceptual hashes differ, or fewer."""
+    text_similarity: float = 0.8
+    """Texts are nearly the same when this share of their character 4-grams is common to both (Jaccard)."""
+    num_neighbours: int = 30
+    """How many nearest images, or texts, are asked."""
+    num_references: int = 100_000
+    """Texts, chosen by hash from all shards, among which neighbours are looked for."""
+    batch_size: int = 64
+    """Images in one step of a model, or given to a function at once."""
+    num_workers: int | None = None
+    """Threads that read and decode images; as many as there are processor cores when not given."""
+    overwrite: bool = False
+    """Compute scores anew that were computed with other settings."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_neighbours", "num_references", "batch_size", "num_workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"capfilt-score: {name} is {value}; it must be at least 1")
+        if not 0 <= self.image_distance <= 10:
+            raise ConfigError(f"capfilt-score: image_distance is {self.image_distance}; give 0 to 10 of the 64 bits")
+        if not 0 < self.text_similarity <= 1:
+            raise ConfigError(
+                f"capfilt-score: text_similarity is {self.text_similarity}; give a share above 0, up to 1"
+            )
+        names = self.names
+        if not names:
+            raise ConfigError(f"capfilt-score: no score was named; there are {', '.join(SCORES)}, and FILE.py:FUNCTION")
+        if unknown := [name for name in names if name not in SCORES and ":" not in name]:
+            listed = f"there are {', '.join(SCORES)}, and FILE.py:FUNCTION"
+            raise ConfigError(f"capfilt-score: no score is called {', '.join(unknown)}; {listed}")
+        if "clip" in names and self.clip is None:
+            raise ConfigError("capfilt-score: the score clip needs --clip with a CLIP or SigLIP of transformers")
+        if self.against is None and (leaks := [name for name in names if name.startswith("leaked_")]):
+            raise ConfigError(f"capfilt-score: the score {leaks[0]} needs --against with an evaluation set")
+        if self.against is None and self.against_images is not None:
+            raise ConfigError("capfilt-score: against_images is the folder of images of --against, which was not given")
+        if self.column is not None and len(names) != 1:
+            raise ConfigError(f"capfilt-score: column names one score; there are {len(names)}: {', '.join(names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores that are asked for, each once; `clip` and `against` ask for theirs."""
+        leaks = () if self.against is None or any("leaked_" in name for name in self.scores) else LEAKS
+        named = [name for joined in self.scores for part in joined.split(",") if (name := part.strip())]
+        return tuple(dict.fromkeys([*named, *(["clip"] if self.clip is not None else []), *leaks]))

@@ -28,6 +28,7 @@ from openblip.data.captions import (
     EMBEDDING_IMAGE,
     CaptionRow,
     WriteEmbeddings,
+    embedding_file,
     embedding_writer,
     read_judged,
     write_captions,
@@ -344,7 +345,7 @@ class ShardWorker:
         written = writing.submit(self._write, computed)
         keeping: AbstractContextManager[WriteEmbeddings | None] = nullcontext()
         if self.config.keep_embeddings:
-            path = self.folder.root / "embeddings" / f"{shard}.parquet"
+            path = embedding_file(self.folder.root, shard)
             keeping = embedding_writer(path, self.filter.model.config.embed_dim)
         num_samples = 0
         try:

@@ -57,6 +57,7 @@ COMMANDS = {
     "match": Command("match", "command", "score how well texts describe images"),
     "capfilt": Command("capfilt", "clean_pairs", "caption and filter noisy image-text pairs"),
     "capfilt-select": Command("capfilt", "select_texts", "change the threshold of a CapFilt run"),
+    "capfilt-score": Command("capfilt_score", "command", "add scores to a CapFilt run: duplicates, CLIP, ..."),
     "capfilt-export": Command("capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
     "index": Command("search", "build", "embed the images of a source for search"),
     "search": Command("search", "find", "find images of an index by text or image"),

@@ -221,6 +221,11 @@ def embedding_writer(path: str | Path, dim: int) -> Iterator[WriteEmbeddings]:
         yield write
 
 
+def embedding_file(directory: str | Path, shard: str) -> Path:
+    """`DIR/embeddings/<shard>.parquet`."""
+    return locate(directory) / "embeddings" / f"{shard}.parquet"
+
+
 class ShardEmbeddings(NamedTuple):
     """Unit vectors of a shard, float16: of its images, in order, and of the texts of its caption file, row by row. I
     images, R texts, E their width."""
@@ -231,10 +236,11 @@ class ShardEmbeddings(NamedTuple):
 
 def read_embeddings(directory: str | Path, shard: str) -> ShardEmbeddings:
     """Read `DIR/embeddings/<shard>.parquet`; raises `SourceError` where it is missing, damaged or about other texts."""
-    path = locate(directory) / "embeddings" / f"{shard}.parquet"
+    path = embedding_file(directory, shard)
     texts = read_texts(directory, shard, SCORE_KEYS)
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
         vectors = table["embedding"].combine_chunks()
         dim = vectors.type.list_size
         flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
