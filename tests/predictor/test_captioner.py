@@ -1,5 +1,6 @@
 """Captions by image-text-to-text models of transformers, tiny and random, against their own `generate`."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,13 @@ def test_weights_that_cannot_read_an_image_are_refused_when_they_are_loaded(llav
 
 def test_a_blip_stays_a_blip() -> None:
     assert isinstance(load_captioner("openblip-mini-captioner"), BlipPredictor)
+
+
+def test_images_are_prepared_alike_in_another_process(loaded: Loaded) -> None:
+    there = pickle.loads(pickle.dumps(loaded.captioner.preprocessing))
+    ours, theirs = loaded.captioner.preprocessing(IMAGES[0]), there(IMAGES[0])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_types(loaded: Loaded) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from openblip.data.config import DecodingAhead
-from openblip.data.decision import check_threshold
+from openblip.data.decision import Decision, check_threshold
 from openblip.errors import Condition, ConfigError
 from openblip.generation.decoding import Beam, Greedy, Nucleus, check_decoding
 
@@ -41,17 +41,24 @@ class CapFiltConfig(FilterCheckOptions, DecodingAhead):
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """The noisy pairs: tar shards ("{0000..0127}.tar"), parquet, jsonl, csv, COCO json, a folder, any data source."""
     captioner: str
-    """Checkpoint that writes captions: a folder, or the name of a shipped model."""
+    """Checkpoint that writes captions: a folder, a name on the hub, or the name of a shipped model; a BLIP, a BLIP-2 or
+    any image-text-to-text model of transformers."""
     filter: str
     """Checkpoint that scores texts against images: a folder, or the name of a shipped model."""
     threshold: float = 0.5
     """A text is kept when its ITM probability is strictly above this; `openblip capfilt-select` changes it later."""
     num_captions: int = 1
     """Captions written per image."""
+    candidates: int | None = None
+    """Write so many captions per image, rank them, and keep the best; in place of --num-captions. BLIP-2 has 10."""
+    keep_best: int = 2
+    """Of the candidates of an image that pass the threshold, so many are kept; `openblip capfilt-select` changes it."""
+    rank_by: Literal["itc", "itm"] = "itc"
+    """The filter's score that ranks candidates."""
     decoding: Annotated[Greedy | Beam | Nucleus, tyro.conf.Suppress] = Nucleus()  # noqa: RUF009 (frozen)
     """How the captioner decodes; its seed is the field below."""
     prompt: str | None = None
-    """The first words of every caption; the checkpoint's own when not given."""
+    """The first words of every caption, or what a chat model is asked; the checkpoint's own when not given."""
     seed: int = 0
     """Seed of the sampling; every image draws from (seed, shard, key), so batches and order do not matter."""
     batch_size: int = 64
@@ -60,30 +67,49 @@ class CapFiltConfig(FilterCheckOptions, DecodingAhead):
     """Precision of the models: float32, bfloat16, float16, int8 (of a BLIP on a CPU), or auto, the fastest at no loss
     that shows."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Of a captioner that is a BLIP-2: its language model in so many bits, for a GPU with less memory."""
+    """Of a captioner that is a BLIP-2: its language model in so many bits, for a GPU with less memory; of one that is
+    no BLIP: the whole model."""
     keep_embeddings: bool = False
     """Keep the filter's embeddings of images and texts beside the captions, for scores that compare with neighbours."""
 
     conditions: ClassVar = (
+        Condition("keep-best rank-by", lambda config: config.candidates is not None, "it is about --candidates N"),
         Condition("check-floor", lambda config: config.check is not None, "nothing is checked without --check PAIRS"),
         Condition("check-floor", lambda config: not config.no_check, "with --no-check the filter is used anyway"),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_captions", "batch_size", "num_workers"):
+        for name in ("num_captions", "candidates", "keep_best", "batch_size", "num_workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"capfilt: {name} is {value}; it must be at least 1")
         check_threshold(self.threshold)
-        check_decoding(self.decoding, self.num_captions)
+        if self.candidates is not None:
+            if self.num_captions != 1:
+                raise ConfigError("capfilt: give num_captions or candidates: candidates are captions that are ranked")
+            if self.keep_best > self.candidates:
+                raise ConfigError(f"capfilt: keep_best is {self.keep_best} of {self.candidates} candidates; keep fewer")
+        check_decoding(self.decoding, self.captions_per_image)
         if isinstance(self.decoding, Nucleus) and self.decoding.seed is not None:
             raise ConfigError("capfilt: the decoding has a seed of its own; give it as CapFiltConfig.seed")
+
+    @property
+    def captions_per_image(self) -> int:
+        """How many captions are written for an image."""
+        return self.num_captions if self.candidates is None else self.candidates
+
+    @property
+    def decision(self) -> Decision:
+        """What is kept of the run at first."""
+        return Decision(threshold=self.threshold, best_captions=None if self.candidates is None else self.keep_best)
 
     def row_settings(self) -> dict[str, Any]:
         """The settings, other than data and models, that change rows of the output, as they are compared and shown."""
         decoding = {name: value for name, value in asdict(self.decoding).items() if name != "seed"}
         return {
-            "num_captions": self.num_captions,
+            "num_captions": self.captions_per_image,
+            "keep_best": None if self.candidates is None else self.keep_best,
+            "rank_by": None if self.candidates is None else self.rank_by,
             "decoding": type(self.decoding).__name__.lower(),
             **decoding,
             "prompt": self.prompt,

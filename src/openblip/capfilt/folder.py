@@ -53,6 +53,8 @@ UNNAMED = {
     "top_k": 0,
     "jpeg": "exact",
     "keep_embeddings": False,
+    "keep_best": None,
+    "rank_by": None,
 }
 """The settings of runs that do not name them."""
 SCORED = ("key", "index", "source", "itm")
@@ -186,7 +188,7 @@ def build_manifest(
         "caption_column": config.caption_column,
         "num_shards": num_shards,
         "threshold": config.threshold,
-        "decision": asdict(Decision(threshold=config.threshold)),
+        "decision": asdict(config.decision),
         "models": models,
         "config": {**config.row_settings(), **execution},
     }

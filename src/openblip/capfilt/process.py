@@ -34,19 +34,21 @@ from openblip.data.captions import (
     write_captions,
 )
 from openblip.data.config import Preprocessing
-from openblip.data.decision import Decision
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import ReadBatch, in_batches, read_ahead, read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import open_source, storage
 from openblip.errors import ConfigError, OpenBlipError, OutputError, SourceError, UnsupportedTaskError
 from openblip.files import hash_int, write_json, write_jsonl
-from openblip.predictor import BasePredictor, ScoredText, instruction_set
+from openblip.predictor import BasePredictor, Captioner, ScoredText, instruction_set, load_captioner
+from openblip.predictor.captioner import ImagePrompter
 from openblip.predictor.values import EncodedImages
 from openblip.text_counts import TextCounts, count_texts
 
 BATCHES_AHEAD = 2
-PreparedImage = tuple[Pixels, Pixels]  # an image as captioner and filter take it: uint8 (3, S, S), each with its own S
+PreparedImage = tuple[Any, Pixels]
+"""An image as captioner and filter take it, each uint8 (3, S, S) with its own S; a captioner that is no BLIP has inputs
+of its own."""
 NEEDED = {"captioner": {"caption"}, "filter": {"match", "similarity"}}
 """The calls of each model that CapFilt makes."""
 
@@ -57,11 +59,11 @@ def ignore(count: int) -> None:
 
 class DecodedBatch(NamedTuple):
     """Samples with their images as captioner and filter take them, each uint8 (B, 3, S, S) with its own S: one tensor
-    where both take the same. The rejects among them.
+    where both take the same. The rejects among them. A captioner that is no BLIP has inputs of its own.
     """
 
     samples: Sequence[Sample]
-    pixels: torch.Tensor
+    pixels: Any
     filter_pixels: torch.Tensor
     rejects: Sequence[Reject]
 
@@ -136,7 +138,7 @@ class ShardWorker:
     """With the dtype that "auto" chose."""
     folder: CapFiltFolder
     source: Source
-    captioner: BasePredictor
+    captioner: Captioner
     filter: BasePredictor
 
     @classmethod
@@ -147,8 +149,8 @@ class ShardWorker:
         and UnsupportedTaskError for a checkpoint that cannot do its part.
         """
         source = open_source(config.source, **config.reading)
-        captioner = filter_ = openblip.load(
-            config.captioner, device=device, dtype=config.dtype, quantization=config.quantization
+        captioner = filter_ = load_captioner(
+            config.captioner, device=device, dtype=config.dtype, prompt=config.prompt, quantization=config.quantization
         )
         if config.filter != config.captioner:
             filter_ = openblip.load(config.filter, device=device, dtype=config.dtype)
@@ -158,6 +160,7 @@ class ShardWorker:
                     f"{checkpoint} cannot be the {role}: it has no {', '.join(sorted(missing))}, "
                     f"only {', '.join(sorted(model.tasks))}"
                 )
+        assert isinstance(filter_, BasePredictor)  # no other model has these calls
         config = replace(config, dtype=captioner.precision)
         return cls(config=config, folder=CapFiltFolder(out), source=source, captioner=captioner, filter=filter_)
 
@@ -302,7 +305,7 @@ class ShardWorker:
         """What `ShardDecoder.batches` yields as the models take it, one batch ahead of them."""
 
         def stack(batch: ReadBatch[PreparedImage]) -> DecodedBatch:
-            pixels = self.captioner.stack([of_captioner for _, (of_captioner, _) in batch.samples])
+            pixels: Any = self.captioner.stack([of_captioner for _, (of_captioner, _) in batch.samples])
             of_filter = pixels
             if not self.decoder.is_same_size:
                 of_filter = self.filter.stack([each for _, (_, each) in batch.samples])
@@ -376,13 +379,15 @@ class ShardWorker:
     def _write(self, computed: "ComputedShard") -> ShardOutcome:
         """Write the files of a shard as its rows come, the report last."""
         folder, manifest, shard, seconds = self.folder, computed.manifest, computed.shard, computed.seconds
-        write_captions(folder.file(shard, "parquet"), computed.arriving_rows())
+        write_captions(
+            folder.file(shard, "parquet"), computed.arriving_rows(), has_ranks=self.config.candidates is not None
+        )
         computed_at = time.perf_counter()
         rejects = computed.rejects
         rejected = [{"key": reject.key, "reason": reject.reason} for reject in rejects]
         write_jsonl(folder.file(shard, "rejects.jsonl"), ({"shard": shard, **reject} for reject in rejected))
-        scores = RunScores()
-        scores.add_shard(read_judged(folder.root, shard, Decision(threshold=manifest["threshold"]), SCORED))
+        scores, decision = RunScores(), replace(self.config.decision, threshold=manifest["threshold"])
+        scores.add_shard(read_judged(folder.root, shard, decision, SCORED))
         counts = {
             "images": scores.images,
             "rejects": len(rejected),
@@ -423,18 +428,19 @@ class ShardWorker:
         """
         config, samples = self.config, batch.samples
         with _timed(seconds, "encode"):
-            images = self.captioner.encode(batch.pixels, config.batch_size)
+            images: Any = self.captioner.encode(batch.pixels, config.batch_size)
         with _timed(seconds, "caption"):
             captions = self.captioner.caption(
                 images,
                 prompt=config.prompt,
                 decoding=config.decoding,
-                num_captions=config.num_captions,
+                num_captions=config.captions_per_image,
                 batch_size=config.batch_size,
                 return_scores=True,
                 seeds=[image_seed(config.seed, shard, sample.key) for sample in samples],
             )
-        written: list[list[ScoredText]] = [[caption] for caption in captions] if config.num_captions == 1 else captions
+        is_one = config.captions_per_image == 1
+        written: list[list[ScoredText]] = [[caption] for caption in captions] if is_one else captions
         texts = [
             [*sample.captions, *(caption.text for caption in synthetic)]
             for sample, synthetic in zip(samples, written, strict=True)
@@ -454,6 +460,12 @@ class ShardWorker:
                 {"source": "synthetic", "index": i, "caption": caption.text, "logprob": caption.logprob}
                 for i, caption in enumerate(synthetic)
             ]
+            if config.candidates is not None:
+                first = len(sample.captions)
+                of_candidates = [getattr(score, config.rank_by) for score in image_scores[first:]]
+                ranks = rank_texts([caption.text for caption in synthetic], of_candidates)
+                for row, rank in zip(rows[first:], ranks, strict=True):
+                    row["rank"] = rank
             found += (
                 CaptionRow(key=sample.key, shard=sample.shard, **row, **score._asdict())
                 for row, score in zip(rows, image_scores, strict=True)
@@ -490,7 +502,7 @@ class ShardDecoder:
 
     source: Source
     config: CapFiltConfig
-    captioner: Preprocessing
+    captioner: Preprocessing | ImagePrompter
     filter: Preprocessing
 
     @property
@@ -500,12 +512,13 @@ class ShardDecoder:
 
     def batches(self, shard: str) -> Generator[ReadBatch[PreparedImage]]:
         """Batches of a shard's samples with their images as both models take them, in order and in constant memory."""
-        largest = max(self.captioner.image_size, self.filter.image_size)
-        scaled_for = largest if self.config.jpeg == "scaled" else None
+        scaled_for = None
+        if self.config.jpeg == "scaled" and self.captioner.image_size is not None:
+            scaled_for = max(self.captioner.image_size, self.filter.image_size)
 
         def prepare(sample: Sample) -> PreparedImage:
             with read_image(sample.image, name=f"{sample.shard}/{sample.key}", scaled_for=scaled_for) as image:
-                pixels = self.captioner(image)
+                pixels: Any = self.captioner(image)
                 return pixels, pixels if self.is_same_size else self.filter(image)
 
         size, num_workers = self.config.batch_size, self.config.num_workers
@@ -529,6 +542,23 @@ def write_failure(folder: CapFiltFolder, shard: str, error: str, details: str = 
     error = " ".join(error.split())
     write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": error, "traceback": details})
     return ShardOutcome(shard=shard, error=error)
+
+
+def rank_texts(texts: Sequence[str], scores: Sequence[float]) -> list[int]:
+    """The place of each candidate of an image, from 1, by its score, of equal scores the first. One that says what a
+    better one says, but for case and spaces, comes after all others, and one without words last.
+    """
+    order = sorted(range(len(texts)), key=lambda row: -scores[row])
+    said: set[str] = set()
+    places: list[tuple[int, int]] = []
+    for place, row in enumerate(order):
+        normalized = " ".join(texts[row].casefold().split())
+        places.append((2 if not normalized else int(normalized in said), place))
+        said.add(normalized)
+    ranks = [0] * len(texts)
+    for rank, (_, place) in enumerate(sorted(places), start=1):
+        ranks[order[place]] = rank
+    return ranks
 
 
 def image_seed(seed: int, shard: str, key: str) -> int:

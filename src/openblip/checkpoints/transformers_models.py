@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -130,6 +131,20 @@ def _images_only(processor_class: Any, name: str) -> Any:
     """A processor of transformers without its part for videos, which cannot be made without torchvision."""
     import transformers
 
+    makers: dict[str, Any] = {
+        "tokenizer": transformers.AutoTokenizer.from_pretrained,
+        "image_processor": transformers.AutoImageProcessor.from_pretrained,
+        "video_processor": lambda _: _NoVideos(),
+    }
+    parts = [makers[attribute](name) for attribute in processor_class.get_attributes()]
+    settings = processor_class.get_processor_dict(name)[0]
+    return _without_videos(processor_class).from_args_and_dict(parts, settings)
+
+
+@cache
+def _without_videos(processor_class: Any) -> Any:
+    """A class of processors that takes a `_NoVideos`."""
+
     class ImagesOnly(processor_class):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if not isinstance(argument, _NoVideos):
@@ -138,16 +153,20 @@ def _images_only(processor_class: Any, name: str) -> Any:
         def __repr__(self) -> str:  # that of transformers writes json of all parts
             return f"{processor_class.__name__} for images"
 
+        def __reduce__(self) -> Any:  # a class within a function has no name to be pickled by
+            return _restored, (processor_class, self.__dict__)
+
         def save_pretrained(self, folder: str) -> None:
             """What decides the inputs: the parts, and how a conversation is written."""
             self.image_processor.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             Path(folder, "chat_template").write_text(str(self.chat_template))
 
-    makers: dict[str, Any] = {
-        "tokenizer": transformers.AutoTokenizer.from_pretrained,
-        "image_processor": transformers.AutoImageProcessor.from_pretrained,
-        "video_processor": lambda _: _NoVideos(),
-    }
-    parts = [makers[attribute](name) for attribute in processor_class.get_attributes()]
-    return ImagesOnly.from_args_and_dict(parts, processor_class.get_processor_dict(name)[0])
+    return ImagesOnly
+
+
+def _restored(processor_class: Any, attributes: dict[str, Any]) -> Any:
+    """A processor that was pickled."""
+    processor = object.__new__(_without_videos(processor_class))
+    vars(processor).update(attributes)
+    return processor

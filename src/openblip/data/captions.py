@@ -29,13 +29,15 @@ _COLUMNS = {
     "itm": pa.float32(), "itc": pa.float32(), "logprob": pa.float32(),
 }  # fmt: skip
 SCORE_KEYS = ("key", "source", "index")  # the columns of a score file before its value
+_RANK = pa.field("rank", pa.int32())  # of runs that rank their synthetic texts
 CAPTION_SCHEMA = pa.schema([pa.field(name, kind, nullable=name == "logprob") for name, kind in _COLUMNS.items()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionRow:
     """One text of one image. `index` counts the texts of a source within the sample; `itm` is P(match), `itc` the
-    cosine, `logprob` the captioner's own score, None for web text.
+    cosine, `logprob` the captioner's own score, None for web text. `rank` is the place among the synthetic texts of the
+    image, from 1, in runs that rank them.
     """
 
     key: str
@@ -46,6 +48,7 @@ class CaptionRow:
     itm: float
     itc: float
     logprob: float | None = None
+    rank: int | None = None
 
 
 def caption_file(directory: str | Path, shard: str) -> Path:
@@ -53,14 +56,14 @@ def caption_file(directory: str | Path, shard: str) -> Path:
     return locate(directory) / "captions" / f"{shard}.parquet"
 
 
-def write_captions(path: str | Path, rows: Iterable[CaptionRow]) -> None:
+def write_captions(path: str | Path, rows: Iterable[CaptionRow], *, has_ranks: bool = False) -> None:
     """Write one shard's rows as parquet, as they come, so that memory does not grow with them. The file appears whole,
-    and on the disk, or not at all.
+    and on the disk, or not at all. has_ranks: whether there is a column `rank`.
     """
-    remaining = iter(rows)
-    with atomic_file(path) as partial, pq.ParquetWriter(partial, CAPTION_SCHEMA, compression="zstd") as writer:
+    remaining, schema = iter(rows), CAPTION_SCHEMA.append(_RANK) if has_ranks else CAPTION_SCHEMA
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         while group := [asdict(row) for row in itertools.islice(remaining, _ROWS_PER_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(group, schema=CAPTION_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def read_captions(directory: str | Path, shard: str) -> pa.Table:

@@ -26,6 +26,7 @@ __all__ = [
     "BasePredictor",
     "Blip2Predictor",
     "BlipPredictor",
+    "Captioner",
     "EncodedImages",
     "Explanation",
     "Features",
@@ -40,6 +41,7 @@ __all__ = [
     "load_scorer",
 ]
 
+Captioner = BlipPredictor | Blip2Predictor | TransformersCaptioner
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_WEIGHTS = 50_000_000
 """The number of weights above which "auto" takes bfloat16 on a CPU. Smaller models are hardly faster in it."""
@@ -161,7 +163,7 @@ def load_captioner(
     *,
     prompt: str | None = None,
     quantization: Quantization | None = None,
-) -> BlipPredictor | Blip2Predictor | TransformersCaptioner:
+) -> Captioner:
     """What `load` reads, or any other image-text-to-text model of transformers, by folder or hub name, to write
     captions.
 
