@@ -38,6 +38,7 @@ RUNS = {
     "capfilt-cost-simulation": ["benchmarks.capfilt_cost", "simulation"],
     "capfilt-cost-workers": ["benchmarks.capfilt_cost", "workers"],
     "capfilt-cost-rate": ["benchmarks.capfilt_cost", "rate"],
+    "report_time": ["benchmarks.report_time"],
     "blip2-opt-greedy": ["benchmarks.blip2_decoding", "opt", "greedy"],
     "blip2-t5-greedy": ["benchmarks.blip2_decoding", "t5", "greedy"],
     "blip2-opt-beam": ["benchmarks.blip2_decoding", "opt", "beam"],

@@ -245,10 +245,10 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def outcome_counts(outcome: ShardOutcome) -> Counter[str]:
-    """How many texts a shard has, how many of them are kept, and how many rejects."""
+    """How many images, texts, kept texts and rejects a shard has."""
     counts = Counter({f"{name} texts": outcome.counts.get(f"{name}_texts", 0) for name in SOURCES})
     counts.update({f"{name} kept": kept for name, kept in outcome.counts.get("kept", {}).items()})
-    return counts + Counter(rejects=outcome.num_rejects)
+    return counts + Counter(images=outcome.counts.get("images", 0), rejects=outcome.num_rejects)
 
 
 def kept_so_far(counts: Counter[str]) -> str:
@@ -308,7 +308,7 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             bar.note("the filter was not checked; --check PAIRS, clean pairs, says how well it tells true texts")
         if source.lacks:
             bar.note(f"there are no web texts: {source.lacks}")
-        for position, outcome in enumerate(engine.work(waiting, bar.advance), start=1):
+        for outcome in engine.work(waiting, bar.advance):
             if outcome.error is not None:
                 summary.failed.append((outcome.shard, outcome.error))
                 bar.note(f"{outcome.shard} could not be finished: {outcome.error}")
@@ -319,7 +319,8 @@ def _run_on(engine: Engine, config: CapFiltConfig, out: str | Path, device: str 
             so_far += outcome_counts(outcome)
             bar.show(kept_so_far(so_far))
             summary.unused.update({} if outcome.shard in source.unused else outcome.unused)
-            bar.total = round(bar.done * len(waiting) / position)  # as large as those before
+            per_shard = (so_far["images"] + so_far["rejects"]) / len(summary.done)  # the others are as large
+            bar.total = max(bar.done, round(per_shard * (len(waiting) - len(summary.failed))))
     if summary.done:
         decide_again(folder)
     summary.repeats = folder.note_repeats()
