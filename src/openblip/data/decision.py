@@ -161,16 +161,18 @@ def judge(texts: "pa.Table", decision: Decision) -> "pa.Table":
     shards too, is not looked at here. Scores are compared in float64, and those that are not numbers count as null.
     Raises `ConfigError` for an expression that fails.
     """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     used = texts.select(decision.reads(texts.column_names))
     is_above = f"itm > CASE source WHEN 'web' THEN {_limit(decision, 'web')} ELSE {_limit(decision, 'synthetic')} END"
-    is_best = "true"
+    is_best, order = "true", ""
     if decision.best_captions is not None:
         best = f"{_RANK}, itm DESC" if _RANK in used.column_names else "itm DESC"
         place = f"row_number() OVER (PARTITION BY key, source, passes ORDER BY {best}, index)"
         is_best = f"(source <> 'synthetic' OR {place} <= {decision.best_captions})"
+        order = f"ORDER BY {_ROW}"  # without a window the order is that of the texts
     ranked = f", {_RANK}" if _RANK in used.column_names else ""
     query = f"""
     WITH passing AS (
@@ -180,9 +182,9 @@ def judge(texts: "pa.Table", decision: Decision) -> "pa.Table":
     ),
     weighted AS (SELECT *, coalesce(meets AND weight > 0 AND isfinite(weight), false) AS passes FROM passing),
     judged AS (SELECT {_ROW}, weight, passes AND {is_best} AS kept FROM weighted)
-    SELECT kept, CASE WHEN kept THEN weight ELSE 0.0 END AS weight FROM judged ORDER BY {_ROW}
+    SELECT kept, CASE WHEN kept THEN weight ELSE 0.0 END AS weight FROM judged {order}
     """
-    with _scores(used.append_column(_ROW, pa.array(range(texts.num_rows), pa.int64())), decision) as connection:
+    with _scores(used.append_column(_ROW, pa.array(np.arange(texts.num_rows))), decision) as connection:
         judged = connection.sql(query).to_arrow_table()
     if decision.repair is not None:
         is_kept = pa.array(_say_something_new(texts, judged["kept"].to_pylist()), pa.bool_())
