@@ -87,8 +87,10 @@ class LoadedJob(ABC, Generic[Unit, Batch, Result]):
         """Raise `OpenBlipError` where this worker cannot take part in the work, which is about to begin."""
 
     @abstractmethod
-    def decoding(self) -> Callable[[Unit], Generator[Batch]]:
-        """What the decoder does: it reads a unit, and yields its batches. It is pickled and holds no model."""
+    def decoding(self, num_workers: int) -> Callable[[Unit], Generator[Batch]]:
+        """What the decoder does with so many threads: it reads a unit, and yields its batches. It is pickled and holds
+        no model.
+        """
 
     @abstractmethod
     def work(self, unit: Unit, batches: Generator[Batch], on_images: Callable[[int], None]) -> Result:
@@ -196,7 +198,7 @@ class _ModelActor:
             "max_concurrency": UNITS_AT_ONCE,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=1),
         }
-        self.decoder: Any = ray.remote(**options)(_Decoder).remote(self.job.decoding())
+        self.decoder: Any = ray.remote(**options)(_Decoder).remote(self.job.decoding(self.decoder_cpus))
 
     def work(self, unit: Any) -> tuple[Any, int]:
         """Do a unit; with its result, the number of images since the start. While another unit is computed, this one is

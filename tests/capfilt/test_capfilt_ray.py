@@ -39,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, captioner: str, filter_mode
     web = tmp_path_factory.mktemp("web_of_many")
     for shard in range(NUM_SHARDS):
         members = [m for n in range(5) for m in sample_members(f"{n}", 10 * shard + n, ["red dog", "a cat"][: n % 3])]
-        write_tar(web / f"{shard:03d}.tar", members)
+        write_tar(web / f"{shard:03d}.tar", [*members, ("notes.md", b"no part of a sample")])
     models = {"captioner": captioner, "filter": filter_model, "dtype": "float32"}
     return CapFiltConfig(source=str(web), **models, batch_size=2, num_workers=1)
 
@@ -85,7 +85,7 @@ def test_workers_a_decoder_and_a_node_die(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     node = cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=80 * 2**20)
-    options = EngineOptions(engine="ray", address=cluster.address, gpus_per_worker=0.5)
+    options = EngineOptions(engine="ray", address=cluster.address, gpus_per_worker=1)
     deeds = [
         when_done(tmp_path, 1, lambda: kill_process("_ModelActor")),
         when_done(tmp_path, 3, lambda: kill_process("_Decoder")),
@@ -96,6 +96,7 @@ def test_workers_a_decoder_and_a_node_die(
         deed.join(timeout=30)
     assert all_rows(tmp_path) == local_rows
     assert (len(summary.done), summary.failed) == (NUM_SHARDS, [])
+    assert summary.unused == {".md": NUM_SHARDS}
     assert not list(tmp_path.rglob("*.partial"))
     assert "a worker died" in capsys.readouterr().err
 

@@ -4,19 +4,30 @@ B images of a batch, S image size.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openblip.capfilt.config import CapFiltConfig
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.local import Engine
-from openblip.capfilt.process import OpenedShard, ShardDecoder, ShardOutcome, ShardWorker, WorkerFacts
+from openblip.capfilt.process import (
+    OpenedShard,
+    PreparedImage,
+    ShardDecoder,
+    ShardOutcome,
+    ShardWorker,
+    WorkerFacts,
+    write_failure,
+)
 from openblip.cluster import Died, EngineOptions, Job, LoadedJob, WorkerPool, connected
 from openblip.data.reader import ReadBatch
 from openblip.errors import ConfigError
-from openblip.files import remove_partials, write_json
+from openblip.files import remove_partials
 
 
 class RayEngine(Engine):
@@ -47,8 +58,7 @@ class RayEngine(Engine):
         for position, outcome in self.pool.run(job, shards, on_images=on_images):
             shard = shards[position]
             if isinstance(outcome, Died):
-                write_json(folder.file(shard, "failure.json"), {"shard": shard, "error": outcome.reason})
-                outcome = ShardOutcome(shard=shard, error=outcome.reason)
+                outcome = write_failure(folder, shard, outcome.reason)
             yield outcome
         remove_partials(folder.root / "captions")  # of workers that were killed
 
@@ -81,20 +91,33 @@ class _LoadedCapFilt(LoadedJob[str, Any, ShardOutcome]):
             raise ConfigError(f"it sees no manifest in {out}: the output must be on storage that all nodes share")
         self.worker.manifest  # noqa: B018 (raises ConfigError where this worker would compute other rows)
 
-    def decoding(self) -> Callable[[str], Generator[Any]]:
-        return _ShardReading(self.worker.decoder)
+    def decoding(self, num_workers: int) -> Callable[[str], Generator[Any]]:
+        decoder = self.worker.decoder
+        return _ShardReading(replace(decoder, config=replace(decoder.config, num_workers=num_workers)))
 
     def work(self, unit: str, batches: Generator[Any], on_images: Callable[[int], None]) -> ShardOutcome:
-        def opened() -> OpenedShard:
-            state = next(batches)
-            return OpenedShard(state, [], self.worker.stack_ahead(batches))
+        unused: Counter[str] = Counter()
 
-        return self.worker.finish(unit, opened, on_images)
+        def only_batches() -> Generator[ReadBatch[PreparedImage]]:
+            for item in batches:
+                if isinstance(item, ReadBatch):
+                    yield item
+                else:
+                    unused.update(item)
+
+        def opened() -> OpenedShard:
+            return OpenedShard(next(batches), [], self.worker.stack_ahead(only_batches()))
+
+        if (num_threads := self.worker.manifest["config"].get("num_threads")) is not None:
+            torch.set_num_threads(num_threads)  # of this thread, which may be another one than that of the check
+        return replace(self.worker.finish(unit, opened, on_images), unused=unused)
 
 
 @dataclass(frozen=True)
 class _ShardReading:
-    """What a decoder does: it says in which state the file of a shard is, then reads it. Image files stay with it."""
+    """What a decoder sends: the state of a shard's file, its batches without the files of images, and which of its
+    files are no part of a sample.
+    """
 
     decoder: ShardDecoder
 
@@ -104,3 +127,4 @@ class _ShardReading:
             for batch in batches:
                 samples = [(replace(sample, image=b""), prepared) for sample, prepared in batch.samples]
                 yield ReadBatch(samples, batch.rejects)
+        yield dict(self.decoder.source.unused.get(shard, {}))

@@ -343,8 +343,9 @@ class LineWorker(LoadedJob[LineUnit, PreparedBatch, LineResult]):
             if ours != needed:
                 raise ConfigError(f"it would write other lines: its {name} is {ours}, not {needed}")
 
-    def decoding(self) -> Callable[[LineUnit], Generator[PreparedBatch]]:
-        return _UnitReading(self.reader, self.job.sources)
+    def decoding(self, num_workers: int) -> Callable[[LineUnit], Generator[PreparedBatch]]:
+        reader = replace(self.reader, options=replace(self.options, num_workers=num_workers))
+        return _UnitReading(reader, self.job.sources)
 
     @property
     def reader(self) -> SampleReader:
