@@ -1,8 +1,25 @@
 """Work on a Ray cluster: how large workers are, which options fit each other; workers and nodes that die."""
 
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from openblip.cluster import EngineOptions, worker_size
+from openblip.cluster import (
+    BATCHES_IN_STORE,
+    UNITS_AT_ONCE,
+    Died,
+    EngineOptions,
+    Job,
+    LoadedJob,
+    WorkerPool,
+    connected,
+    worker_size,
+)
 from openblip.errors import ConfigError
 
 GPU_NODE = {"CPU": 16.0, "GPU": 8.0, "memory": 1e11}
@@ -40,3 +57,101 @@ def test_on_a_cpu_no_gpu_is_reserved() -> None:
 def test_gpus_of_a_worker_are_whole_or_a_part_of_one(gpus: float) -> None:
     with pytest.raises(ConfigError, match="--gpus-per-worker"):
         EngineOptions(engine="ray", gpus_per_worker=gpus)
+
+
+class Counting(Job[str, "np.ndarray", int]):
+    """Counts the batches of a unit; the name of a unit says what goes wrong with it."""
+
+    def __init__(self, folder: Path, refuses: bool = False) -> None:
+        self.folder, self.refuses = folder, refuses
+
+    def load(self) -> "Loaded":
+        return Loaded(self.folder, self.refuses)
+
+
+class Loaded(LoadedJob[str, "np.ndarray", int]):
+    def __init__(self, folder: Path, refuses: bool) -> None:
+        self.folder, self.refuses = folder, refuses
+
+    def facts(self) -> int:
+        return os.getpid()
+
+    def check(self) -> None:
+        if self.refuses:
+            raise ConfigError("its model is another one")
+
+    def decoding(self, num_workers: int) -> Callable[[str], Generator[np.ndarray]]:
+        folder = self.folder
+
+        def decode(unit: str) -> Generator[np.ndarray]:
+            for number in range(8):
+                if unit == "unreadable":
+                    raise ConfigError("it cannot be read")
+                (folder / f"{unit}-{number}.decoded").touch()
+                yield np.full(5_000_000, number, np.uint8)
+
+        return decode
+
+    def work(self, unit: str, batches: Generator[np.ndarray], on_images: Callable[[int], None]) -> int:
+        if unit == "poison" or (unit == "dies once" and not (self.folder / "died").exists()):
+            (self.folder / "died").touch()
+            os._exit(1)
+        count = 0
+        for batch in batches:
+            assert (batch == count).all()
+            count += 1
+            on_images(1)
+            if unit == "slow":
+                time.sleep(0.3)
+                ahead = len(list(self.folder.glob("slow-*"))) - count
+                assert ahead <= BATCHES_IN_STORE + 2, ahead  # one is being made, and one on its way
+            if unit == "left early":
+                break
+        return count
+
+
+@pytest.fixture(scope="module")
+def ray_options() -> Iterator[EngineOptions]:
+    """Of a cluster on this machine, whose memory holds fewer batches than are made."""
+    ray = pytest.importorskip("ray")
+    # workers of Ray do not find the files of tests
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    ray.init(address="local", num_cpus=4, object_store_memory=80 * 2**20, **quiet)
+    yield EngineOptions(engine="ray", cpus_per_worker=1)
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_every_unit_is_done_and_one_that_kills_is_given_up(
+    ray_options: EngineOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = ["slow", "a", "dies once", "left early", "b", "poison", "c", "d"]
+    images = 0
+
+    def count(number: int) -> None:
+        nonlocal images
+        images += number
+
+    with connected(ray_options), WorkerPool[str, np.ndarray, int](ray_options, num_workers=1, device=None) as pool:
+        assert pool.first_facts(Counting(tmp_path)) != os.getpid()
+        results = dict(pool.run(Counting(tmp_path), units, on_images=count, ahead=4))
+    poisoned = results.pop(units.index("poison"))
+    assert isinstance(poisoned, Died)
+    assert "3 workers died" in poisoned.reason
+    expected = {number: 1 if unit == "left early" else 8 for number, unit in enumerate(units) if unit != "poison"}
+    assert results == expected
+    assert images >= sum(expected.values()) - UNITS_AT_ONCE * 8  # what a worker did last before it died is not told
+    assert capsys.readouterr().err.count("a worker died") == 4
+
+
+@pytest.mark.slow
+def test_what_is_raised_by_decoder_and_check_arrives(ray_options: EngineOptions, tmp_path: Path) -> None:
+    def run(job: Counting, units: list[str]) -> None:
+        with connected(ray_options), WorkerPool[str, np.ndarray, int](ray_options, num_workers=1, device=None) as pool:
+            list(pool.run(job, units, on_images=lambda count: None))
+
+    with pytest.raises(ConfigError, match="it cannot be read"):
+        run(Counting(tmp_path), ["unreadable"])
+    with pytest.raises(ConfigError, match=r"no worker of the cluster can do this: .*its model is another one"):
+        run(Counting(tmp_path, refuses=True), ["a", "b"])
