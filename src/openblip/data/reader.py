@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
-from openblip.data.sample import Located, Reject, Sample, Source, is_transient
+from openblip.data.sample import Located, Reject, Sample, Source, check_captions, is_transient
 from openblip.data.sources.opening import Mixture
 from openblip.errors import ImageError, SourceError
 
@@ -51,6 +51,7 @@ def read_source(
         if isinstance(item, Reject):
             return item
         try:
+            check_captions(item)
             return item, prepare(item)
         except OSError as error:
             if is_transient(error):

@@ -22,6 +22,10 @@ UNREAD_SUFFIXES = frozenset({  # of images that are not decoded
 VIDEO_SUFFIXES = frozenset({"mp4", "webm", "mkv", "avi", "mov", "m4v"})
 TEXT_SUFFIXES = ("json", "txt", "caption")
 
+MOST_TEXT_BYTES = 16 << 20  # of the texts of one sample, in a file or a row
+MOST_CAPTIONS, LONGEST_CAPTION = 1000, 100_000  # of one sample, and its characters
+_MOST_LEVELS = 64  # of lists and objects within each other
+_LONGEST_REASON = 1000  # characters
 _NUM_SHOWN = 10  # kinds of files that are not used
 _TRANSIENT = {  # errors of the machine or the network, not of one file
     errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH,
@@ -58,6 +62,10 @@ class Reject:
     key: str
     reason: str
 
+    def __post_init__(self) -> None:
+        if len(self.reason) > _LONGEST_REASON:  # it may repeat what is wrong with a file of any length
+            object.__setattr__(self, "reason", f"{self.reason[:_LONGEST_REASON]}...")
+
     @property
     def place(self) -> str:
         """What messages call the sample or the shard."""
@@ -69,7 +77,9 @@ class Reject:
         return self.reason.removeprefix(f"{self.place}: ").removeprefix(f"{self.key}: ")
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.why}"
+        """In a line for a terminal, which what data says must not control."""
+        line = f"{self.place:.{_LONGEST_REASON}}: {self.why}"
+        return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +264,33 @@ def parse_json_object(payload: bytes | str, where: str = "") -> dict[str, Any]:
         raise SourceError(f"{prefix}broken json: {error}") from error
     if not isinstance(value, dict):
         raise SourceError(f"{prefix}expected a json object, found {type(value).__name__}")
+    if _num_opened(payload) > _MOST_LEVELS and _is_deep(value):
+        raise SourceError(f"{prefix}json of more than {_MOST_LEVELS} levels")
     return value
+
+
+def _num_opened(payload: bytes | str) -> int:
+    """How many lists and objects json may hold."""
+    if isinstance(payload, str):
+        return payload.count("[") + payload.count("{")
+    return payload.count(b"[") + payload.count(b"{")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie within each other more deeply than what reads or writes them may follow."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        nested = (item for item in level if isinstance(item, dict | list))
+        level = [each for item in nested for each in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+def check_captions(sample: Sample) -> None:
+    """Raise `SourceError` for so many captions, or ones so long, that a model would be busy with this sample alone."""
+    if len(sample.captions) > MOST_CAPTIONS:
+        raise SourceError(f"{len(sample.captions)} captions, more than the limit of {MOST_CAPTIONS}")
+    if (longest := max(map(len, sample.captions), default=0)) > LONGEST_CAPTION:
+        raise SourceError(f"a caption of {longest} characters, more than the limit of {LONGEST_CAPTION}")
 
 
 def sample_of_texts(

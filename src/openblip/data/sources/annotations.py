@@ -509,7 +509,7 @@ def video_question_rows(file: AnnotationSource) -> AnnotationRows:
 def _read_youtube_names(path: str) -> dict[str, str]:
     """The data set's name -> YouTube's; raises `SourceError` that names a broken line."""
     try:
-        lines = storage.read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = storage.read_bytes(path, limit=None).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     names: dict[str, str] = {}

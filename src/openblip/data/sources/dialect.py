@@ -64,7 +64,10 @@ class Dialect:
         except UnicodeDecodeError as error:
             raise SourceError(f"{path}: the header is not UTF-8 text: {error}; {AS_UTF8}") from error
         delimiter = max(",;\t|", key=text.count)
-        names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+        try:
+            names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+        except csv.Error as error:
+            raise SourceError(f"{path}: the header cannot be read: {error}") from error
         if any(map(is_image_name, names)):
             advice = f"put a line of names above it, as image{delimiter}caption"
             raise SourceError(f"{path}: its first line has no names of columns but {names[0]!r:.80}; {advice}")
@@ -79,19 +82,24 @@ class Dialect:
         closed makes its own line a broken row, and the next line is a row again.
         """
         offset = file.tell()
-        while first := file.readline():
+        while first := file.readline(samples.MOST_TEXT_BYTES + 1):
+            unread = _skip_line(file) if len(first) > samples.MOST_TEXT_BYTES else 0
             data, error = first, self._quote_error(first)
-            while "unexpected end" in error and len(data) <= _LONGEST_ROW and (more := file.readline()):
+            while (
+                "unexpected end" in error
+                and len(data) <= _LONGEST_ROW
+                and (more := file.readline(samples.MOST_TEXT_BYTES))
+            ):
                 data += more
                 if b'"' in more:  # else it ends inside the quotes, too
                     error = self._quote_error(data)
             if error:
                 data = first
-                file.seek(offset + len(first))
+                file.seek(offset + len(first) + unread)
             if data.removeprefix(_BOM).strip():
                 yield number, offset, data
-            number += data.count(b"\n")
-            offset += len(data)
+            number += data.count(b"\n") + bool(unread)
+            offset += len(data) + unread
 
     def _quote_error(self, data: bytes) -> str:
         """What the csv parser has against a row; "unexpected end of data" where it ends inside quotes."""
@@ -110,6 +118,8 @@ class Dialect:
 
     def parse(self, data: bytes) -> Fields:
         """The named values of a row; raises `SourceError`."""
+        if len(data) > samples.MOST_TEXT_BYTES:
+            raise SourceError(f"a row of more than {samples.MOST_TEXT_BYTES} bytes")
         if self.columns is None:
             return samples.parse_json_object(data.removeprefix(_BOM))
         try:
@@ -120,6 +130,16 @@ class Dialect:
         if len(values) != len(self.columns):
             raise SourceError(f"{len(values)} values for {len(self.columns)} columns")
         return dict(zip(self.columns, (value.strip() for value in values), strict=True))
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Pass over the rest of a line; its number of bytes."""
+    skipped = 0
+    while part := file.readline(_LONGEST_ROW):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class FolderRow(ImageRow):
     caption_column: str | None = None  # of metadata files, and the field of json files
 
     def texts(self, source: str, shard: str) -> Sample:
-        payloads = {kind: storage.read_bytes(path) for kind, path in self.text_paths.items()}
+        payloads = {kind: storage.read_bytes(path, samples.MOST_TEXT_BYTES) for kind, path in self.text_paths.items()}
         sample = samples.sample_of_texts(source, shard, self.sample_key, payloads, self.caption_column, by_line=True)
         info, captions = {**self.info}, [*sample.captions]
         for _, fields in (row.parse() for row in self.stated):

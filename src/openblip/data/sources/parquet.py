@@ -1,7 +1,7 @@
 """Parquet and Arrow files with the image, encoded or by its path, and its texts in each row, as Hugging Face datasets
 writes them. An Arrow file or stream is read as if its record batches were the row groups of a parquet file.
 
-A null is a field that the row does not have. A row group is read as texts first, then its images a few at a time.
+A null is a field that the row does not have. Of a row group the texts and the images are read a few at a time.
 """
 
 import io
@@ -28,9 +28,12 @@ _ENCODED_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes
 _IMAGE_COLUMNS = (*_ENCODED_COLUMNS, *(name for name in rows.IMAGE_COLUMNS if name not in _ENCODED_COLUMNS))
 _SECOND_IMAGE = "second_image"
 _ROWS_AT_ONCE = 32  # images that are in memory together
-_KEYS_AT_ONCE = 1024
+_TEXTS_AT_ONCE = 128  # rows whose texts are
 _BUFFER_BYTES = 4 << 20  # a column is read in requests of this size
 _Item = Sample | Reject
+# What pyarrow raises for damaged files and for names and texts that are not UTF-8. Its own errors are among them.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, OverflowError, NotImplementedError, SystemError, RecursionError,
+           MemoryError, pa.ArrowException)  # fmt: skip
 _ROW_GROUP = re.compile(r"(?P<shard>.+)-(?P<group>\d{5})")
 
 
@@ -105,13 +108,13 @@ class ParquetSource(Source):
         with binary:
             try:
                 file = _ArrowFile(binary) if is_arrow else _ParquetFile(binary)
-            except (OSError, pa.ArrowException) as error:
+                rows.check_columns(file.schema.names, _IMAGE_COLUMNS, self.options, path)
+            except _DAMAGE as error:
                 if is_transient(error):
                     raise
                 binary.seek(0)
                 what = storage.describe_content(binary.read(512)) or error
                 raise SourceError(f"{path}: not a readable {path.rpartition('.')[2]} file: {what}") from error
-            rows.check_columns(file.schema.names, _IMAGE_COLUMNS, self.options, path)
             groups = list(range(file.num_groups)) if group is None else [group]
             if groups and groups[-1] >= file.num_groups:
                 raise SourceError(f"{path}: has no row group {group}")
@@ -128,12 +131,9 @@ class _ParquetFile:
     def num_rows(self, group: int) -> int:
         return int(self.file.metadata.row_group(group).num_rows)
 
-    def read(self, group: int, columns: list[str]) -> pa.Table:
-        return self.file.read_row_group(group, columns=columns, use_threads=False)
-
-    def batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows of a group, a few at a time."""
-        yield from self.file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False)
+    def batches(self, group: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a group, a few at a time: what is a thousandth of its size in the file is never whole in memory."""
+        yield from self.file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
 
 
 class _ArrowFile:
@@ -150,21 +150,19 @@ class _ArrowFile:
         try:
             for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
                 self.groups.append(batch)
-        except (OSError, pa.ArrowException) as error:
+        except _DAMAGE as error:
             self.damage.append(error)
         self.num_groups = len(self.groups) + len(self.damage)
 
     def num_rows(self, group: int) -> int:
         return self.groups[group].num_rows if group < len(self.groups) else 1
 
-    def read(self, group: int, columns: list[str]) -> pa.Table:
-        return pa.Table.from_batches(list(self.batches(group, columns)))
-
-    def batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, group: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         if group == len(self.groups):
             raise self.damage[0]
         batch = self.groups[group].select(columns)
-        return (batch.slice(start, _ROWS_AT_ONCE) for start in range(0, batch.num_rows, _ROWS_AT_ONCE))
+        batch.validate(full=True)  # places that lie outside of the file would be read all the same
+        yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
 
 
 _File = _ParquetFile | _ArrowFile
@@ -204,17 +202,18 @@ class _GroupReader:
         columns = self.text_columns if wanted else self.key_columns
         if not columns and not wanted:
             return
-        try:
-            texts = self.file.read(group, columns)
-        except (OSError, pa.ArrowException) as error:
-            if wanted:
-                yield wanted[0], self._damaged(first + wanted[0], error)
-            return
+        text_rows = self._text_rows(group, columns)
         images, position, is_damaged = self._image_rows(group), 0, False  # position: the row whose image comes next
-        for row, stated in enumerate(self._stated_keys(texts, self.file.num_rows(group))):
+        for row in range(self.file.num_rows(group)):
+            try:
+                stated, texts = next(text_rows)
+            except (StopIteration, *_DAMAGE) as error:
+                if left := [place for place in wanted if place >= row]:
+                    yield left[0], self._damaged(first + left[0], error)
+                return
             stated_key = rows.row_key(stated, first + row)
             key = rows.unique_key(stated_key, self.keys)
-            if row not in wanted or (item := self._texts(texts.slice(row, 1), key, stated_key)) is None:
+            if row not in wanted or (item := self._texts(texts, key, stated_key)) is None:
                 continue
             if self.selection.images and isinstance(item, Sample):
                 try:
@@ -222,33 +221,42 @@ class _GroupReader:
                         image = next(images)
                         position += 1
                     item = self._with_image(item, image)
-                except (OSError, pa.ArrowException) as error:
+                except _DAMAGE as error:
                     row, item = position, self._damaged(first + position, error)
                     wanted, is_damaged = range(0), True
             yield row, item
         self.is_readable |= not is_damaged
 
-    def _stated_keys(self, texts: pa.Table, num_rows: int) -> Iterator[Mapping[str, Any]]:
-        """The key columns of each row; nothing of one with a text that is not UTF-8."""
-        if not self.key_columns:
-            yield from itertools.repeat({}, num_rows)
+    def _text_rows(self, group: int, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], pa.RecordBatch | None]]:
+        """For each row of a group its key columns, nothing of one with a text that is not UTF-8, and its texts."""
+        if not columns:
+            yield from itertools.repeat(({}, None), self.file.num_rows(group))
             return
-        for batch in texts.select(self.key_columns).to_batches(_KEYS_AT_ONCE):
-            try:
-                yield from batch.to_pylist()
-            except ValueError:
-                for row in range(batch.num_rows):
-                    stated: Mapping[str, Any] = {}
-                    with suppress(ValueError):
-                        stated = batch.slice(row, 1).to_pylist()[0]
-                    yield stated
+        for batch in self.file.batches(group, columns, _TEXTS_AT_ONCE):
+            for row, stated in enumerate(self._stated_keys(batch)):
+                yield stated, batch.slice(row, 1)
 
-    def _texts(self, row: pa.Table, key: str, stated_key: str) -> _Item | None:
+    def _stated_keys(self, batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
+        keys = batch.select(self.key_columns)
+        if not self.key_columns:
+            return [{}] * batch.num_rows
+        try:
+            return list[Mapping[str, Any]](keys.to_pylist())
+        except _DAMAGE:
+            each: list[Mapping[str, Any]] = []
+            for row in range(batch.num_rows):
+                stated: Mapping[str, Any] = {}
+                with suppress(*_DAMAGE):
+                    stated = keys.slice(row, 1).to_pylist()[0]
+                each.append(stated)
+            return each
+
+    def _texts(self, row: pa.RecordBatch | None, key: str, stated_key: str) -> _Item | None:
         """The sample without its image, None where it is skipped. Rows that state the same key show the same image."""
         try:
-            values = row.to_pylist()[0] if self.text_columns else {}
+            values = {} if row is None else row.to_pylist()[0]
             captions, info = rows.row_captions(values, self.caption_columns), rows.task_fields(_stated(values))
-        except (SourceError, pa.ArrowException, ValueError) as error:
+        except (SourceError, *_DAMAGE) as error:
             return self._broken(key, error)
         image_id = image_id_of(self.source.name, self.shard, stated_key, info)
         if self.path_column in info and info.get("image_id") is None:
@@ -262,7 +270,7 @@ class _GroupReader:
 
     def _image_rows(self, group: int) -> Iterator[pa.RecordBatch]:
         """The image columns of each row of a group."""
-        for batch in self.file.batches(group, self.image_columns):
+        for batch in self.file.batches(group, self.image_columns, _ROWS_AT_ONCE):
             self.is_readable = True
             yield from (batch.slice(place, 1) for place in range(batch.num_rows))
         raise pa.ArrowInvalid("it has fewer images than rows")
@@ -279,7 +287,7 @@ class _GroupReader:
             image, *second = (self._image(value, name) for value, name in named)
         except (SourceError, OSError) as error:
             return rows.reject_of(self.shard, sample.key, error)
-        except (pa.ArrowException, ValueError) as error:
+        except _DAMAGE as error:
             return self._broken(sample.key, error)
         return replace(sample, image=image, second_image=next(iter(second), None))
 
@@ -294,7 +302,7 @@ class _GroupReader:
             raise SourceError(f"no image in column {column}")
         return value
 
-    def _damaged(self, row: int, error: OSError | pa.ArrowException) -> Reject:
+    def _damaged(self, row: int, error: Exception) -> Reject:
         """The reject of the rest of a row group that cannot be decoded."""
         if is_transient(error):
             raise error

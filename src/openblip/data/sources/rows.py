@@ -275,7 +275,7 @@ def row_captions(row: Fields, columns: Sequence[str] = CAPTION_COLUMNS) -> tuple
 def _listed(value: Any) -> Any:
     """The texts of a list that is written as json, else the value."""
     if isinstance(value, str) and value.startswith("["):
-        with contextlib.suppress(ValueError):  # a text that begins with a bracket
+        with contextlib.suppress(ValueError, RecursionError):  # a text that begins with a bracket
             texts = json.loads(value)
             if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
                 return texts
@@ -314,7 +314,7 @@ def task_fields(row: Fields) -> dict[str, Any]:
         if isinstance(rounds, str):
             try:
                 rounds = json.loads(rounds)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(f"the {name} is broken json: {error}") from error
         is_list = isinstance(rounds, list)
         if not is_list or not all(isinstance(turn, dict) and isinstance(turn.get(said), str) for turn in rounds):
@@ -326,7 +326,7 @@ def task_fields(row: Fields) -> dict[str, Any]:
 def text_list(value: Any, name: str) -> list[str]:
     """A text, a list of texts or nothing as a list, cleaned; repeats and empty texts stay. Raises `SourceError`."""
     if isinstance(value, str) and value.startswith("["):
-        with contextlib.suppress(ValueError):  # an answer that begins with a bracket
+        with contextlib.suppress(ValueError, RecursionError):  # an answer that begins with a bracket
             value = json.loads(value)
     if value is None or value == "":
         return []
@@ -622,7 +622,7 @@ class AnnotationSource(RowSource):
 def read_document(path: str) -> Any:
     """The parsed json of a file, less what is never read of it; raises `SourceError`."""
     with storage.source_errors(path):
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, limit=None)
     try:
         return json.loads(data.decode(json.detect_encoding(data)), object_hook=_without_unread)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

@@ -3,12 +3,14 @@
 Functions raise `OSError` for what cannot be read, whatever a client library raises.
 """
 
+import errno
 import fcntl
 import glob
 import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ _NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _CONTENTS = {
     b"<!doctype html": "but a web page: download the file again",
     b"<html": "but a web page: download the file again",
+    b"<svg": "but a drawing in SVG: convert it",
     b"<?xml": "but an XML document, such as the error of a server: download the file again",
     b"version https://git-lfs": "but a pointer of Git LFS: fetch the file with git lfs pull",
     b"PK\3\4": "but a zip archive: unpack it",
@@ -39,6 +42,7 @@ _CONTENTS = {
     b"\x28\xb5\x2f\xfd": "but compressed with zstandard: decompress it first",
 }  # by what the file begins with
 
+MOST_FILE_BYTES = 128 << 20  # of an image file; one of 178 million pixels has half of that
 _BLOCK_BYTES = 4 << 20  # a remote file is read in blocks of this size, a request each
 _BLOCKS_KEPT = 3  # of the last ones read: a sample's texts may lie behind its image and are read before it
 _FEW_PATHS = 16  # as many remote paths are looked for one by one
@@ -109,10 +113,7 @@ def source_errors(path: str, *, keep_transient: bool = False) -> Iterator[None]:
 def open_binary(path: str) -> BinaryIO:
     """Open a file for reading, seekable. A remote one is read in large blocks, so in few requests."""
     if not is_remote(path):
-        try:
-            return open(path, "rb")
-        except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
-            raise OSError(f"{path!a}: {error}") from error
+        return _open_plain(path)
 
     def open_remote(filesystem: Any, inner: str) -> Any:
         options = {"cache_type": "blockcache", "cache_options": {"maxblocks": _BLOCKS_KEPT}}
@@ -126,11 +127,40 @@ def open_binary(path: str) -> BinaryIO:
     return cast(BinaryIO, _RemoteFile(path, _remote(path, open_remote)))
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, limit: int | None = MOST_FILE_BYTES) -> bytes:
+    """The whole of a file, which must be a plain one: a device or a pipe has no end. One of more than `limit` bytes is
+    not read.
+    """
     if is_remote(path):
-        return _remote(path, lambda filesystem, inner: cast(bytes, filesystem.cat_file(inner)))
-    with open_binary(path) as file:
-        return file.read()
+        return _remote(path, lambda filesystem, inner: _read_whole(filesystem, inner, limit))
+    with _open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than the limit of {limit}", path)
+        return file.read(size)
+
+
+def _read_whole(filesystem: Any, inner: str, limit: int | None) -> bytes:
+    """A remote file; what names a local one (`file://`) is read as such."""
+    if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
+        return read_bytes(inner, limit)
+    return cast(bytes, filesystem.cat_file(inner))
+
+
+def _open_plain(path: str) -> BinaryIO:
+    """Open a local file for reading, unless it is a folder, a device, a pipe or a socket."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
+
+    try:
+        file = open(path, "rb", opener=opener)
+    except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
+        raise OSError(f"{path!a}: {error}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path}: not a plain file but a device, a pipe or a socket")
+    return file
 
 
 def read_object(path: str) -> dict[str, Any]:
@@ -261,7 +291,9 @@ def list_files(directory: str, *, recursive: bool = False) -> list[str]:
         depth = None if recursive else 1
         return _remote_names(directory, lambda filesystem, inner: filesystem.find(inner, maxdepth=depth))
     if not recursive:
-        return sorted(entry.path for entry in os.scandir(directory) if not entry.is_dir())  # broken links, too
+        return sorted(
+            entry.path for entry in os.scandir(directory) if not os.path.isdir(entry.path)
+        )  # broken links, too
     paths: list[str] = []
 
     def add_closed(error: OSError) -> None:

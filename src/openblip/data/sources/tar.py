@@ -37,6 +37,7 @@ _PLAIN_HEADER = re.compile(  # of a file with a short name
 )
 _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
 _OUTLINES_KEPT = 64  # shards whose samples a process remembers the places of
+_MOST_DIGITS = 20  # of a number in an extended header
 _LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
 _APART = -1  # the place of a sample that is a run of its own
 _LONGEST_RUN = 64  # members: beyond it what has one webdataset key is many samples, such as all of `laion.00042.jpg`
@@ -167,20 +168,25 @@ class TarSource(Source):
             return
         try:
             texts = {
-                kind: _payload(file, group.members[kind]) for kind in samples.TEXT_SUFFIXES if kind in group.members
+                kind: _payload(file, group.members[kind], samples.MOST_TEXT_BYTES)
+                for kind in samples.TEXT_SUFFIXES
+                if kind in group.members
             }
             sample = samples.sample_of_texts(self.name, shard, key, texts, self.caption_field)
             if selection.skips(sample):
                 return
             if selection.images:
-                image, *second = (_payload(file, member) for member in members)
+                limit = None if "video" in group.members else storage.MOST_FILE_BYTES
+                image, *second = (_payload(file, member, limit) for member in members)
                 sample = replace(sample, image=image, second_image=next(iter(second), None))
             yield sample
         except SourceError as error:
             yield Reject(shard, key, str(error))
 
 
-def _payload(file: BinaryIO, member: _Member) -> bytes:
+def _payload(file: BinaryIO, member: _Member, limit: int | None) -> bytes:
+    if limit is not None and member.size > limit:
+        raise SourceError(f"{member.name}: {member.size} bytes, more than the limit of {limit}")
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:
@@ -406,11 +412,12 @@ def _parse_pax(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     while data and data[:1] != b"\0":
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+        if not length.isdigit() or len(length) > _MOST_DIGITS or not 0 < int(length) <= len(data):
             raise _EndsEarlyError("a damaged extended header")
         keyword, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         fields[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
-    if not fields.get("size", "0").isdigit():
+    size = fields.get("size", "0")
+    if not (size.isascii() and size.isdigit() and len(size) <= _MOST_DIGITS):
         raise _EndsEarlyError("a damaged extended header")
     return fields
