@@ -132,7 +132,7 @@ class _ParquetFile:
         return int(self.file.metadata.row_group(group).num_rows)
 
     def batches(self, group: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a group, a few at a time: what is a thousandth of its size in the file is never whole in memory."""
+        """The rows of a group, a few at a time: what is far smaller in the file is never whole in memory."""
         yield from self.file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
 
 

@@ -154,7 +154,7 @@ def _open_plain(path: str) -> BinaryIO:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for a writer
 
     try:
-        file = open(path, "rb", opener=opener)
+        file = open(path, "rb", opener=opener)  # noqa: SIM115 (the caller closes it)
     except ValueError as error:  # a name that no file can have: a null byte, a lone surrogate
         raise OSError(f"{path!a}: {error}") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
