@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.labels import draw_texts, label_weights, labelled_rows, read_labels
+from openblip.capfilt.statistics import Floats
 from openblip.data.captions import read_texts, score_file, text_columns, write_score
 from openblip.errors import ConfigError, MissingExtraError
 from openblip.files import write_json
@@ -27,10 +28,10 @@ from openblip.metrics.intervals import Interval
 from openblip.progress import Progress
 
 MIX = "mix"
-FILE = "calibration.json"
+CALIBRATION_FILE = "calibration.json"
 MIN_LABELS = 20  # that say yes or no
 MIN_OF_EACH = 5  # that say yes, and that say no
-NUM_BINS = 4000
+NUM_POINTS = 4000
 NUM_RESAMPLES = 300
 NUM_FOLDS = 5
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the mix: the inverse of its regularisation, as scikit-learn's C
@@ -39,7 +40,6 @@ CUT = 1e-6  # probabilities are cut so far from 0 and 1 before their logit is ta
 NO_FEATURES = frozenset({MIX, "index", "rank", "image_hash", "width", "height"})  # what no mix should depend on
 IS_WEB, IS_MISSING = "is_web", " is missing"  # features that are no columns
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
@@ -184,7 +184,9 @@ def calibrate(
         chosen = curve.at_precision(precision) if precision is not None else curve.at_keep_rate(keep_rate or 0.0)
         shares.append(curve.true_share())
         found.append(Calibration(name, weighted_auc(of_labels, truth, weights), chosen, curve.best()))
-    summary = CalibrationSummary(len(known), len(everything) - len(known), shares[0], found, mix, folder.root / FILE)
+    summary = CalibrationSummary(
+        len(known), len(everything) - len(known), shares[0], found, mix, folder.root / CALIBRATION_FILE
+    )
     wanted = {"precision": precision, "keep_rate": keep_rate}
     write_json(summary.path, {**wanted, **_as_json(summary), "labels": [asdict(label) for label in everything]})
     return summary
@@ -270,7 +272,7 @@ class PrecisionCurve:
         num_resamples: int = NUM_RESAMPLES,
     ) -> "PrecisionCurve":
         """of_texts: (R,) probabilities; of_labels: (n,)."""
-        edges = np.unique(np.quantile(of_texts, np.linspace(0, 1, NUM_BINS + 1), method="lower"))
+        edges = np.unique(np.quantile(of_texts, np.linspace(0, 1, NUM_POINTS + 1), method="lower"))
         bins = np.searchsorted(edges, of_texts, side="left")  # bin i has what is above edge i - 1, up to edge i
         counts = np.bincount(bins, minlength=len(edges))  # (G,)
         middles = np.bincount(bins, weights=_logit(of_texts), minlength=len(edges)) / np.maximum(counts, 1)

@@ -19,7 +19,7 @@ from openblip.evaluation.filter_check import CheckedPair, check_report, choose_p
 from openblip.files import locate, read_json, write_json
 
 MIN_PAIRS = 100
-FILE = "filter_check.json"
+CHECK_FILE = "filter_check.json"
 
 
 def require_pairs(pairs: str, options: SourceOptions) -> None:
@@ -53,7 +53,7 @@ def check_filter(
 
     filter_facts: the filter's entry in a manifest. Where it is that of the scores which are there, nothing is loaded.
     """
-    path = locate(directory) / FILE
+    path = locate(directory) / CHECK_FILE
     source_facts = {"pairs": absolute_spec(pairs), "images": options.images}
     if filter_facts is not None and path.is_file():
         stored = read_json(path)
@@ -77,7 +77,7 @@ def check_filter(
 
 def report_at(directory: str | Path, threshold: float) -> dict[str, Any]:
     """The check in a folder at a threshold, as the manifest has it."""
-    stored = read_json(locate(directory) / FILE)
+    stored = read_json(locate(directory) / CHECK_FILE)
     report = check_report([CheckedPair(**pair) for pair in stored["scores"]], threshold)
     return {**stored["source"], "filter": stored["filter"], "num_rejects": stored["num_rejects"], **report}
 

@@ -4,7 +4,7 @@ The sample is stratified: texts are sorted by a score and cut into strata, and e
 are narrow where the score is undecided, because labels say most there. Each label has the share of all texts that its
 stratum stands for, so what is computed from the labels holds for the whole run.
 
-R texts of a run that are not empty, at most `MOST_TEXTS` of them.
+R texts of a run that are not empty, at most `MOST_DRAWN` of them.
 """
 
 import csv
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.report import content_policy, thumbnail
+from openblip.capfilt.statistics import Floats
 from openblip.data.captions import read_texts
 from openblip.data.config import SourceOptions
 from openblip.data.reader import read_source
@@ -35,12 +36,11 @@ from openblip.errors import ConfigError
 from openblip.files import hash_int, write_text
 from openblip.progress import Progress
 
-MOST_TEXTS = 1_000_000  # that represent a run
+MOST_DRAWN = 1_000_000  # that represent a run
 NUM_STRATA = 40
 LEAST_DOUBT = 0.15  # a filter that is sure is taken to be wrong at least so often
 ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False, "unsure": None, "": None}
 TEXT_KEYS = ("shard", "key", "source", "index")  # name a text
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class PageSummary(NamedTuple):
     missing: int
 
 
-def draw_texts(directory: str | Path, columns: Sequence[str], *, limit: int = MOST_TEXTS, seed: int = 0) -> pa.Table:
+def draw_texts(directory: str | Path, columns: Sequence[str], *, limit: int = MOST_DRAWN, seed: int = 0) -> pa.Table:
     """Columns of texts of a run that are not empty, in random order, each with its `shard`: all, or a uniform sample.
 
     Every shard is read once, and no more than twice the limit are in memory. The same seed draws the same texts.

@@ -14,7 +14,7 @@ from openblip.errors import ConfigError
 Labels = Annotated[Path, tyro.conf.arg(metavar="LABELS", help="the answers, json or csv.", help_behavior_hint="")]
 
 
-def sample_texts(
+def sample_run(
     directory: Directory, /, *, out: Path | None = None, num_texts: int = 200, by: str = "itm", seed: int = 0
 ) -> int:
     """Writes a page on which a person says of sampled texts whether they are true of their images.

@@ -58,7 +58,7 @@ COMMANDS = {
     "capfilt": Command("capfilt", "clean_pairs", "caption and filter noisy image-text pairs"),
     "capfilt-select": Command("capfilt", "select_texts", "change the threshold of a CapFilt run"),
     "capfilt-score": Command("capfilt_score", "command", "add scores to a CapFilt run: duplicates, CLIP, ..."),
-    "capfilt-sample": Command("capfilt_calibrate", "sample_texts", "a page on which a person labels sampled texts"),
+    "capfilt-sample": Command("capfilt_calibrate", "sample_run", "a page on which a person labels sampled texts"),
     "capfilt-calibrate": Command("capfilt_calibrate", "calibrate_run", "thresholds and a learned mix from labels"),
     "capfilt-export": Command("capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
     "index": Command("search", "build", "embed the images of a source for search"),
