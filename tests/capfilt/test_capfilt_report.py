@@ -202,9 +202,14 @@ def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: 
         noise = "wrong <b>object" if number % 3 == 0 else None
         info = as_json(captions=[f"a dog {number}"], noise=noise, references=[f"a dog {number}", "a cat"])
         members += [(f"{number}.jpg", picture(number)), (f"{number}.json", info)]
-    write_tar(tmp_path / "web.tar", members)
+    for shard in range(2):
+        write_tar(tmp_path / "web" / f"{shard}.tar", members[40 * shard :][:40])
     run = tmp_path / "run"
-    run_capfilt(replace(config, source=str(tmp_path / "web.tar")), run)
+    run_capfilt(replace(config, source=str(tmp_path / "web")), run)
+    num_rows = pq.read_metadata(run / "captions" / "0.parquet").num_rows
+    write_score(run, "0", "clip", pa.array(np.linspace(0, 1, num_rows)))  # of one shard only
+    (run / "scores" / "clip" / "0.report.json").write_text("{}")
+    write_report(run)
     folder = CapFiltFolder(run)
     found = inspect_images(folder, folder.read_manifest())
     is_true = {int(row["key"]): row["is_true"] for row in found.judged_rows() if row["source"] == "web"}
@@ -213,6 +218,7 @@ def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: 
     itm = [row["itm"] for row in all_rows(run) if row["source"] == "web"]
     expected = auc(itm, [number % 3 != 0 for number in range(40)])
     assert ("ITM probability", f"{expected:.3f}", "40") in areas.rows
+    assert {row[2] for row in areas.rows if row[0] == "clip"} == {"20"}
     assert len(chart.points) == 1
     text = (run / "report.html").read_text("utf-8")
     assert "How well scores tell true texts" in text

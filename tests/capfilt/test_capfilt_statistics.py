@@ -79,6 +79,21 @@ def test_distributions_and_pairs_of_scores_hold_every_text() -> None:
     assert 2 <= high <= 4
 
 
+def test_numbers_of_groups_and_hashes_are_no_scores_and_no_names() -> None:
+    table = shard_table("3", 200)
+    numbers = list(range(table.num_rows))
+    columns = {
+        "text_group": numbers,
+        "text_repeat": [n % 7 for n in numbers],
+        "image_hash": [f"{n:x}" for n in numbers],
+    }
+    for name, values in (columns | {"clip": [n / 3 for n in numbers]}).items():
+        table = table.append_column(name, pa.array(values))
+    sample = TextSample(table, 1.0)
+    assert sample.score_names() == ["itm", "itc", "clip", "text_repeat"]
+    assert {label.column for label in statistics.label_shares(sample)} == {"flag"}
+
+
 def test_flags_by_source() -> None:
     sample = TextSample(shard_table("3", 100), 1.0)
     (found,) = statistics.label_shares(sample)

@@ -44,6 +44,7 @@ MAX_LISTED = 50  # kinds of rejects, and unfinished shards
 MAX_CHARS = 300  # of a text, a name or a setting that is shown
 MAX_TEXTS = 8  # of an image that are shown
 MAX_SCORES = 16  # that have charts
+MAX_CURVES = 8  # of the scores with the largest AUC
 MAX_JOINT = 6  # that are drawn against each other
 MORE_SCORES = 5  # that stand beside ITM and ITC at the texts of an image
 IMAGES_PER_FATE = 12
@@ -271,17 +272,21 @@ def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
         is_true = np.array([row["is_true"] for row in rows], bool)
         if not rows or is_true.all() or not is_true.any():
             continue
-        lines: list[Curve] = []
-        areas = []
+        found_scores = []
         for name in inspected.score_names:
-            values = np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)
+            values = np.array([np.nan if row.get(name) is None else row[name] for row in rows], np.float64)
             valid = np.isfinite(values)
-            if (area := auc(values[valid], is_true[valid])) is None:
-                continue
-            style = f"series-{len(lines) % 8}"
-            curve = statistics.roc_curve(values[valid], is_true[valid])
-            lines.append(Curve(SCORE_NAMES.get(name, name), style, charts.line_path(at_x(curve[0]), at_y(curve[1]))))
-            areas.append((SCORE_NAMES.get(name, name), f"{area:.3f}", f"{valid.sum():,}"))
+            if (area := auc(values[valid], is_true[valid])) is not None:
+                found_scores.append((area, name, values[valid], is_true[valid]))
+        found_scores.sort(key=lambda score: (-score[0], score[1]))
+        lines = []
+        for number, (_, name, values, truth) in enumerate(found_scores[:MAX_CURVES]):
+            curve = statistics.roc_curve(values, truth)
+            path = charts.line_path(at_x(curve[0]), at_y(curve[1]))
+            lines.append(Curve(SCORE_NAMES.get(name, name), f"series-{number}", path))
+        areas = [
+            (SCORE_NAMES.get(name, name), f"{area:.3f}", f"{len(values):,}") for area, name, values, _ in found_scores
+        ]
         kept = np.array([row["kept"] for row in rows], bool)
         rates = [float(kept[is_true == truth].mean()) for truth in (False, True)]
         chart = Chart(

@@ -25,6 +25,7 @@ SAMPLED_SHARDS = 64  # of a run with more texts than that: a report does not ope
 NUM_BINS = 40
 COUNTED_CHARS = 4000  # of a text whose words are counted: a caption may be a whole page
 MOST_LENGTH = 40  # words; longer texts count as so long
+MOST_NAMES = 100  # different texts in a column of names, such as languages
 MOST_REASONS = 500  # kinds of rejects that are told apart
 _NO_SCORES = {"key", "shard", "index", "source", "caption", "rank", "kept", "weight"}
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
@@ -55,16 +56,19 @@ class TextSample:
         return np.asarray(pc.equal(self.table["source"], name).to_numpy(zero_copy_only=False), bool)
 
     def score_names(self) -> list[str]:
-        """The numeric columns that have a value other than one and the same."""
-        names = []
+        """The numeric columns that have a value other than one and the same, but for those that number groups; real
+        numbers come before counts.
+        """
+        names: dict[bool, list[str]] = {True: [], False: []}  # whether its values are real numbers
         for column in self.table.schema:
-            is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
-            if column.name not in _NO_SCORES and is_number:
-                values = self.scores(column.name)
-                values = values[np.isfinite(values)]
-                if len(values) and values.min() < values.max():
-                    names.append(column.name)
-        return names
+            is_real = pa.types.is_floating(column.type)
+            if column.name in _NO_SCORES or not (is_real or pa.types.is_integer(column.type)):
+                continue
+            values = self.scores(column.name)
+            values = values[np.isfinite(values)]
+            if len(values) and values.min() < values.max() and not column.name.endswith("_group"):
+                names[is_real].append(column.name)
+        return names[True] + names[False]
 
     def scores(self, name: str) -> Floats:
         """A numeric column, NaN where it is null (R,)."""
@@ -266,12 +270,16 @@ class LabelShare(NamedTuple):
 
 
 def label_shares(sample: TextSample, most: int = 6) -> Iterator[LabelShare]:
-    """The most frequent values of every column of flags and of names; of flags only how often they are set."""
+    """The most frequent values of every column of flags and of names; of flags only how often they are set. A column of
+    more than `MOST_NAMES` different texts has no names but something of each text, such as a hash.
+    """
     groups = [sample.of_source("web"), sample.of_source("synthetic"), sample.kept]
     for name in sample.label_names():
         column = sample.table[name].combine_chunks()
         is_flag = pa.types.is_boolean(column.type)
         counts = pc.value_counts(column.drop_null()).to_pylist()
+        if len(counts) > MOST_NAMES:
+            continue
         counts.sort(key=lambda each: (-each["counts"], str(each["values"])))
         for value in [True] if is_flag else [each["values"] for each in counts[:most]]:
             has_value = np.asarray(pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False), bool)
