@@ -16,6 +16,7 @@ from openblip.capfilt.process import image_seed, rank_texts
 from openblip.capfilt.selection import select
 from openblip.checkpoints.checkpoint import save_native
 from openblip.cli.main import main
+from openblip.data.captions import read_texts
 from openblip.data.sources import open_source
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import read_json
@@ -70,10 +71,16 @@ def test_rows_are_what_captioner_and_filter_say(
 
 
 def test_another_prompt_is_another_run(config: CapFiltConfig, tmp_path: Path) -> None:
+    """Web texts are scored with the prompt of the run."""
     captioner = save_captioner("llava", tmp_path / "llava")
     config = replace(config, captioner=captioner, decoding=openblip.Greedy(max_new_tokens=2))
     run_capfilt(config, tmp_path / "run")
     assert run_capfilt(config, tmp_path / "run").skipped == ["00000", "00001", "00002"]
+    assert main(["capfilt-score", str(tmp_path / "run"), "--scores", "text_logprob"]) == 0
+    texts = read_texts(tmp_path / "run", "00000").to_pylist()
+    written = [row for row in texts if row["source"] == "synthetic" and row["caption"]]
+    assert all(row["text_logprob"] is not None for row in texts if row["caption"])
+    assert written[0]["text_logprob"] < 0
     with pytest.raises(ConfigError, match="prompt was None, is now 'a photo of'"):
         run_capfilt(replace(config, prompt="a photo of"), tmp_path / "run")
     with pytest.raises(CheckpointError, match="does not describe a BLIP or BLIP-2"):

@@ -93,6 +93,24 @@ def test_the_logprob_is_that_of_the_text_read_at_once(loaded: Loaded) -> None:
     assert text.logprob == pytest.approx(sum(text.token_logprobs))
 
 
+def test_given_texts_have_the_log_probability_that_written_ones_had(loaded: Loaded) -> None:
+    """Whatever the other texts and images are."""
+    captioner = loaded.captioner
+    settings = {"decoding": Nucleus(max_new_tokens=30), "num_captions": 4, "return_scores": True}
+    written = captioner.caption(IMAGES, seeds=[7, 8, 9], **settings)
+    texts: list[list[str]] = []
+    expected: list[list[tuple[float, int]]] = []
+    for of_image in written:
+        known = [text for text in of_image if text.ids[-1] == END and "<" not in "".join(text.tokens[:-1])]
+        texts.append([text.text for text in known])
+        expected.append([(pytest.approx(text.logprob, abs=1e-4), len(text.ids)) for text in known])
+    assert sum(map(len, texts)) > 0
+    assert captioner.score_captions(IMAGES, texts, batch_size=2) == expected
+    with pytest.warns(UserWarning, match="1 text was longer than"):
+        ((long,),) = captioner.score_captions(IMAGES[0], ["a dog " * 400])
+    assert 50 < long.num_tokens <= 256
+
+
 def test_an_image_is_encoded_once_for_all_its_captions(llava: Loaded) -> None:
     encoded = []
     tower = llava.captioner.model.get_submodule("model.vision_tower")
@@ -131,6 +149,8 @@ def test_what_cannot_be_captioned_is_named(llava: Loaded, tmp_path: Path) -> Non
         load_captioner(llava.folder, dtype="int8")
     with pytest.raises(ConfigError, match="Greedy writes one"):
         llava.captioner.caption(IMAGES, decoding=Greedy(), num_captions=2)
+    with pytest.raises(ConfigError, match="has room for"):
+        llava.captioner.caption(IMAGES, decoding=Greedy(max_new_tokens=1000))
     transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9)).save_pretrained(
         tmp_path
     )

@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-import openblip
 from openblip.capfilt.config import ScoreConfig
 from openblip.capfilt.duplicates import (
     GroupTable,
@@ -67,7 +66,7 @@ from openblip.errors import (
 )
 from openblip.evaluation.captioning import reference_captions
 from openblip.files import changed_settings, hash_int, is_local, read_json, remove_partials, write_json
-from openblip.predictor import SimilarityScorer, load_scorer
+from openblip.predictor import SimilarityScorer, load_captioner, load_scorer
 from openblip.progress import Progress
 
 TEXTS_AT_ONCE = 4096  # of scores that look at no image
@@ -232,7 +231,13 @@ class ScoreRun:
             settings = self.manifest.get("config", {})
             quantization = settings.get("quantization") if role == "captioner" else None
             dtype = stated.get("dtype", settings.get("dtype", "float32"))
-            model: Any = openblip.load(stated["checkpoint"], device=self.device, dtype=dtype, quantization=quantization)
+            model: Any = load_captioner(  # which reads filters too
+                stated["checkpoint"],
+                device=self.device,
+                dtype=dtype,
+                prompt=settings.get("prompt") if role == "captioner" else None,
+                quantization=quantization,
+            )
             if model.fingerprint() != stated["sha256"]:
                 raise ConfigError(
                     f"{stated['checkpoint']} is no longer the {role} of {self.folder.root}: bring it back"

@@ -6,8 +6,9 @@ of a BLIP: the same strategies, seeds per image, and log-probabilities.
 B images, K texts of each.
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +29,16 @@ from openblip.files import hash_int
 from openblip.generation import search
 from openblip.generation.decoding import Beam, Decoding, Greedy, check_decoding
 from openblip.models.image_text_decoder import read_image_prompts
+from openblip.models.language_model import padded_right
 from openblip.predictor import values
-from openblip.predictor.values import ScoredText
+from openblip.predictor.values import CaptionScore, ScoredText
+from openblip.text_counts import count_text, count_texts, warn_caller
 
 CHAT_PROMPT = "Describe this image in one short sentence."
 """What a model with a chat template is asked, unless the caller says otherwise; others are asked nothing."""
 
+MAX_TEXT_TOKENS = 256
+"""Of a given text whose log-probability is asked for, with its end."""
 PromptedImage = Mapping[str, Tensor]
 """An image with the prompt as the model takes them, a batch of one."""
 
@@ -152,20 +157,49 @@ class TransformersCaptioner:
         own; another is refused, since images are prepared together with it. The other arguments are those of
         `BasePredictor.caption`. Images whose inputs have equal shapes are read together, without padding.
         """
-        if prompt not in (None, self.prompt):
-            raise ConfigError(f'The captioner was loaded with the prompt "{self.prompt}"; load it with "{prompt}".')
+        self._check_prompt(prompt)
         check_decoding(decoding, num_captions)
         single, items = values.is_single(images), values.as_list(images)
         seeds = None if seeds is None else list(seeds)
         values.check_equal("caption", images=items, seeds=items if seeds is None else seeds)
         captions: list[list[ScoredText]] = []
+        for rows, batch in self._prepared_batches(items, batch_size):
+            captions += self._write(batch, decoding, num_captions, seeds and seeds[rows])
+        results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
+        return results[0] if single else results
+
+    @count_texts(warn_caller)
+    @torch.inference_mode()
+    def score_captions(
+        self, images: Any, texts: values.Candidates, prompt: str | None = None, batch_size: int | None = None
+    ) -> list[list[CaptionScore]]:
+        """The log-probability of each given text as what the model writes about its image, which is read once.
+
+        texts: a list for each image, of any and different lengths, or texts for all images; of each the first
+        `MAX_TEXT_TOKENS` tokens count. images, prompt: as in `caption`. Raises CheckpointError when a score is not a
+        number.
+        """
+        self._check_prompt(prompt)
+        items = values.as_list(images)
+        lists = values.as_lists_of_texts(texts, len(items))
+        values.check_equal("score_captions", images=items, lists=lists)
+        scores: list[list[CaptionScore]] = []
+        for rows, batch in self._prepared_batches(items, batch_size):
+            scores += self._score(batch, lists[rows])
+        return scores
+
+    def _check_prompt(self, prompt: str | None) -> None:
+        if prompt not in (None, self.prompt):
+            raise ConfigError(f'The captioner was loaded with the prompt "{self.prompt}"; load it with "{prompt}".')
+
+    def _prepared_batches(
+        self, items: Sequence[Any], batch_size: int | None
+    ) -> Generator[tuple[slice, list[PromptedImage]]]:
+        """Batches of prepared images, each with its rows among all. Threads prepare the next ones."""
         size = batch_size or values.DEFAULT_BATCH_SIZE
         with closing(read_ahead(enumerate(items), self._prepare, num_workers=None, ahead=2 * size)) as prepared:
             for rows in values.batches(len(items), batch_size):
-                batch = list(islice(prepared, size))
-                captions += self._write(batch, decoding, num_captions, seeds and seeds[rows])
-        results = [values.as_asked(texts, return_scores, single=num_captions == 1) for texts in captions]
-        return results[0] if single else results
+                yield rows, list(islice(prepared, size))
 
     def _prepare(self, numbered: tuple[int, Any]) -> PromptedImage:
         """An image at its position, prepared unless it is already."""
@@ -180,17 +214,19 @@ class TransformersCaptioner:
         self, images: Sequence[PromptedImage], decoding: Decoding, num_captions: int, seeds: values.Seeds
     ) -> list[list[ScoredText]]:
         """`num_captions` of each image; those with inputs of equal shapes in one pass."""
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for position, image in enumerate(images):
-            groups[tuple((name, tensor.shape) for name, tensor in sorted(image.items()))].append(position)
         if seeds is None:
             seeds = values.sampling_seeds(decoding, len(images), lambda: map(_hash, images))
         captions: list[list[ScoredText]] = [[] for _ in images]
         texts_per_image = num_captions
         if isinstance(decoding, Beam) and decoding.num_beams > 1:
             texts_per_image = decoding.num_beams
-        for positions in groups.values():
+        for positions in _of_equal_shapes(images):
             inputs = self._join([images[position] for position in positions])
+            if decoding.max_new_tokens > self._room(inputs):
+                raise ConfigError(
+                    f"max_new_tokens is {decoding.max_new_tokens}: after an image and the prompt the model has room "
+                    f"for {self._room(inputs)} tokens; ask for fewer."
+                )
             decoder, logits = read_image_prompts(self.model, inputs, decoding.max_new_tokens, self.end_ids)
             written = search.write(
                 decoder.texts(texts_per_image, decoding.max_new_tokens),
@@ -204,6 +240,53 @@ class TransformersCaptioner:
                 captions[position] = [self._scored(text) for text in texts]
         return captions
 
+    def _score(self, images: Sequence[PromptedImage], texts: Sequence[Sequence[str]]) -> list[list[CaptionScore]]:
+        """The scores of each image's texts."""
+        scores: list[list[CaptionScore]] = [[] for _ in images]
+        for positions in _of_equal_shapes(images):
+            inputs = self._join([images[position] for position in positions])
+            limit = min(MAX_TEXT_TOKENS, self._room(inputs))
+            ids_of = [[self._text_ids(text, limit) for text in texts[position]] for position in positions]
+            longest = max((len(ids) for of_image in ids_of for ids in of_image), default=0)
+            if longest == 0:
+                continue
+            prompts, first_logits = read_image_prompts(self.model, inputs, longest, self.end_ids)
+            for number in range(max(map(len, ids_of))):  # one text of each image at a time
+                having = [row for row, of_image in enumerate(ids_of) if len(of_image) > number]
+                rows = torch.tensor(having, device=self.device)
+                ids, mask = padded_right([ids_of[row][number] for row in having], self.end_ids[0], self.device)
+                decoder, logits = prompts.texts(1, ids.shape[1]).select(rows), first_logits[rows]
+                logprobs = torch.zeros(len(having), device=self.device)
+                for column, token in enumerate(ids.T):
+                    logits = logits if column == 0 else decoder.step(ids[:, column - 1])
+                    chosen = logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+                    logprobs += torch.where(mask[:, column], chosen, 0.0)
+                if logprobs.isnan().any():
+                    raise CheckpointError("The scores are not numbers (NaN): the weights are broken.")
+                for row, logprob, count in zip(having, logprobs.tolist(), mask.sum(dim=1).tolist(), strict=True):
+                    scores[positions[row]].append(CaptionScore(logprob, count))
+        return scores
+
+    def _room(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many tokens the model can write after a prompt; ConfigError for none."""
+        config = self.model.config.get_text_config(decoder=True)
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is None or self.model.config.is_encoder_decoder:
+            return sys.maxsize
+        length = inputs["input_ids"].shape[1]
+        if length >= positions:
+            raise ConfigError(f"An image with the prompt takes {length} tokens: the model reads at most {positions}.")
+        return int(positions) - length + 1  # the last is not read
+
+    def _text_ids(self, text: str, limit: int) -> list[int]:
+        """The tokens of a text as the model would write it, with the end, cut to `limit`."""
+        ids = self.tokenizer(text.strip(), add_special_tokens=False).input_ids
+        kept, unknown = ids[: limit - 1], self.tokenizer.unk_token_id
+        num_unknown = 0 if unknown is None else kept.count(unknown)
+        is_cut = len(kept) < len(ids)
+        count_text(text, num_tokens=len(kept), num_unknown=num_unknown, is_cut=is_cut, limit=limit)
+        return [*kept, self.end_ids[0]]
+
     def _join(self, images: Sequence[PromptedImage]) -> dict[str, Tensor]:
         """Inputs of equal shapes as one batch, on the model's device and in its precision."""
         joined = {name: torch.cat([image[name] for image in images]).to(self.device) for name in images[0]}
@@ -216,6 +299,14 @@ class TransformersCaptioner:
         ids = [*ids, self.end_ids[0]] if len(logprobs) > len(ids) else ids
         tokens = tuple(self.tokenizer.convert_ids_to_tokens(ids))
         return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+
+
+def _of_equal_shapes(images: Sequence[PromptedImage]) -> Iterable[list[int]]:
+    """The positions of images whose inputs have equal shapes, group by group."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for position, image in enumerate(images):
+        groups[tuple((name, tensor.shape) for name, tensor in sorted(image.items()))].append(position)
+    return groups.values()
 
 
 def _hash(image: PromptedImage) -> int:
