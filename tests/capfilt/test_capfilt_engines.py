@@ -1,6 +1,7 @@
 """Several processes on this machine give the rows of one, and outlive each other."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -95,3 +96,39 @@ def test_sigterm_leaves_what_the_same_command_finishes(tmp_path: Path, config: C
     assert 0 < len(summary.done) < 20
     run_capfilt(config, tmp_path / "whole")
     assert all_rows(out) == all_rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the run is a forked process")
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_at_a_random_rename(seed: int, config: CapFiltConfig, finished_run: Path, tmp_path: Path) -> None:
+    """A part of benchmarks/kill_matrix.py: SIGKILL before or after a file appears, or with half of it written."""
+    draw = random.Random(seed)
+    number, how = draw.randrange(9), draw.choice(["before", "after", "halved"])
+    rename, count = os.replace, iter(range(10**6))
+
+    def killing_rename(partial: Path, path: Path) -> None:
+        is_it = next(count) == number
+        if is_it and how == "halved":
+            os.truncate(partial, os.path.getsize(partial) // 2)
+        if not is_it or how == "after":
+            rename(partial, path)
+        if is_it:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(120)
+            os.replace = killing_rename
+            run_capfilt(config, tmp_path / "run")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.report.json")}
+    summary = run_capfilt(config, tmp_path / "run")
+    assert len(summary.skipped) == len(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert all_rows(tmp_path / "run") == all_rows(finished_run)
+    names = sorted(path.name for path in (tmp_path / "run" / "captions").iterdir())
+    assert names == sorted(path.name for path in (finished_run / "captions").iterdir())
