@@ -17,7 +17,7 @@ from tiny_captioners import FAMILIES, draw, save_captioner
 from tiny_language_models import END, word_tokenizer
 
 PROMPT = "how many dogs are there"
-SIZES = [(40, 32), (32, 40), (40, 32)]  # the second gives another shape where a model follows the image's
+SIZES = [(40, 32), (64, 32), (40, 32)]  # the second gives another shape where a model follows the image's
 IMAGES = [draw(seed, size) for seed, size in enumerate(SIZES)]
 
 
