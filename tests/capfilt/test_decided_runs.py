@@ -1,11 +1,13 @@
 """Decisions of whole runs, over caption files without images or models."""
 
 import json
+import os
 import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -145,3 +147,17 @@ def test_scores_that_only_some_shards_have(run: Path) -> None:
     select(run, where="clip > 0.5")
     assert 90 < sum(row["kept"] for row in decided(run)) < 177
     assert all(row["kept"] == (row["clip"] > 0.5 and row["caption"] != "") for row in decided(run))
+
+
+def test_a_run_in_an_object_store(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = fsspec.filesystem("memory")
+    url = f"memory://decided-{os.getpid()}/run"
+    store.put(str(run), url, recursive=True)
+    assert main(["capfilt-select", url, "--threshold", "0.5", "--max-repeats", "7"]) == 0
+    of_store = capsys.readouterr().out
+    stored = [path for path in store.find(url) if "/selected/" in path]
+    assert len(stored) == 3
+    assert main(["capfilt-select", str(run), "--threshold", "0.5", "--max-repeats", "7"]) == 0
+    assert capsys.readouterr().out == of_store
+    assert main(["capfilt-select", url]) == 0
+    assert not [path for path in store.find(url) if "/selected/" in path]

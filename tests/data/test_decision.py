@@ -120,6 +120,8 @@ def test_order_is_that_of_the_texts_and_weights_stand_beside_them():
         "list_filter([1], lambda x: x > 0)[1] > 0",
         "query('select 1') = 1",
         "read_text('/etc/passwd') = ''",
+        "length(repeat('a', 1000000000)) > 0",
+        "len(range(10000000000)) > 0",
         "itm >",
         "",
         "('x' || repeat('(', 20000) = ''",

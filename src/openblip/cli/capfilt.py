@@ -14,7 +14,9 @@ from openblip.cluster import EngineOptions
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
-Directory = Annotated[Path, tyro.conf.arg(metavar="DIR", help="the folder of a CapFilt run.", help_behavior_hint="")]
+Directory = Annotated[
+    str, tyro.conf.arg(metavar="DIR", help="the folder of a CapFilt run, or its URL.", help_behavior_hint="")
+]
 SEED = 777_001  # of the demo: trainings use small seeds, so no training ever sees these scenes
 DEMO_CAPTIONER, DEMO_FILTER = "openblip-mini-captioner", "openblip-mini-filter"
 

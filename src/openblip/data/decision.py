@@ -30,6 +30,9 @@ _REFUSED = {"SUBQUERY": "a query", "WINDOW": "a window function", "STAR": "a *",
 _FUNCTIONS = """
 SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'scalar' AND stability = 'CONSISTENT'
 """
+_UNBOUNDED = frozenset({  # functions that make a value as large as a number says
+    "repeat", "lpad", "rpad", "range", "generate_series", "list_resize", "array_resize", "bar",
+})  # fmt: skip
 _HAS_TEXT = r"regexp_matches(caption, '[^\s\p{Z}\p{C}]')"  # the caption shows anything
 _ALWAYS = ("key", "source", "index", "caption", "itm")  # what every decision reads
 _RANK = "rank"  # of candidates, where the run ranked them
@@ -299,7 +302,7 @@ def _columns_of(expression: str, name: str) -> frozenset[str]:
         query = f"SELECT {_expression(expression, '')}"
         try:
             answer = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-            functions = set(map(itemgetter(0), connection.execute(_FUNCTIONS).fetchall()))
+            functions = set(map(itemgetter(0), connection.execute(_FUNCTIONS).fetchall())) - _UNBOUNDED
         except duckdb.Error as error:
             raise ConfigError(f"{name}: {expression!r} cannot be read: {_reason(error)}") from error
     assert answer is not None
@@ -322,8 +325,8 @@ def _columns_of(expression: str, name: str) -> frozenset[str]:
             raise ConfigError(f"{name}: {expression!r} has {what}; {only}")
         elif kind == "FUNCTION" and part["function_name"] not in functions:
             raise ConfigError(
-                f"{name}: {expression!r} has the function {part['function_name']}, which there is not, or which "
-                f"depends on more than one text's scores; {only}"
+                f"{name}: {expression!r} has the function {part['function_name']}, which there is not, which "
+                f"depends on more than the values it is given, or which makes very large ones; {only}"
             )
     return frozenset(columns)
 
