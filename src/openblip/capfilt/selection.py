@@ -32,6 +32,7 @@ from openblip.errors import ConfigError
 from openblip.files import atomic_file, remove_folder, write_json
 
 SHARDS_AHEAD = 32
+FILES_AT_ONCE = 16  # most of their time is waiting for the disk
 # A caption without outer and double spaces; most have none, and are not rewritten
 _SPACED = r"""
 CASE WHEN regexp_matches(caption, '[^\S ]|^ | $|  ')
@@ -88,14 +89,20 @@ def _decide(folder: CapFiltFolder, decision: Decision) -> None:
     decision.check(read_texts(folder.root, shards[0]).schema if shards else CAPTION_SCHEMA)
     judged = _judged(folder, shards, decision)
     if decision.needs_all_shards:
-        stored, largest = uuid.uuid4().hex[:16], 0.0
+        stored = uuid.uuid4().hex[:16]
         if decision.max_repeats is not None:
             judged = _without_repeats(judged, len(shards), decision.max_repeats)
-        for shard, texts in zip(shards, judged, strict=True):
+
+        def store(shard_texts: tuple[str, pa.Table]) -> float:
+            """Write what is decided of a shard, and return its largest weight."""
+            shard, texts = shard_texts
             with atomic_file(decided_file(folder.root, stored, shard)) as partial:
                 pq.write_table(texts.select([*SCORE_KEYS, "kept", "weight"]), partial, compression="zstd")
-            largest = max(largest, float(texts["weight"].to_numpy().max(initial=0.0)))
-        decision = replace(decision, stored=stored, largest_weight=largest or 1.0)
+            return float(texts["weight"].to_numpy().max(initial=0.0))
+
+        in_order = zip(shards, judged, strict=True)
+        weights = read_ahead(in_order, store, num_workers=FILES_AT_ONCE, ahead=SHARDS_AHEAD)
+        decision = replace(decision, stored=stored, largest_weight=max(weights, default=0.0) or 1.0)
     else:
         for _ in judged:  # so that a decision that cannot be computed is not made
             pass
@@ -130,6 +137,7 @@ def _without_repeats(judged: Iterator[pa.Table], num_shards: int, most: int) -> 
     All shards are read before the first is given out. What has to be remembered of them is on the disk.
     """
     with tempfile.TemporaryDirectory(prefix="openblip-") as scratch, duckdb.connect(f"{scratch}/texts") as database:
+        database.execute("BEGIN")  # one transaction: a commit waits for the disk
         database.execute("CREATE TABLE texts (caption UBIGINT, itm FLOAT, shard INTEGER, row INTEGER)")
         for number, texts in enumerate(judged):
             rows = pa.array(np.arange(texts.num_rows, dtype=np.int32))
