@@ -10,6 +10,7 @@ import tyro
 from openblip.cli.capfilt import Directory
 from openblip.cli.options import check_output
 from openblip.errors import ConfigError
+from openblip.files import locate
 
 Labels = Annotated[Path, tyro.conf.arg(metavar="LABELS", help="the answers, json or csv.", help_behavior_hint="")]
 
@@ -30,8 +31,8 @@ def sample_run(
     """
     if num_texts < 1:
         raise ConfigError(f"--num-texts is {num_texts}; it must be at least 1")
-    target = directory / "labels.html" if out is None else out
-    check_output("--out", target)
+    target = locate(directory) / "labels.html" if out is None else out
+    check_output("--out", str(target))
     from openblip.capfilt.labels import write_label_page
 
     page = write_label_page(directory, target, num_texts, by=by, seed=seed)
