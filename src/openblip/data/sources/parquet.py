@@ -108,13 +108,16 @@ class ParquetSource(Source):
         with binary:
             try:
                 file = _ArrowFile(binary) if is_arrow else _ParquetFile(binary)
-                rows.check_columns(file.schema.names, _IMAGE_COLUMNS, self.options, path)
+                names = list(file.schema.names)
             except _DAMAGE as error:
                 if is_transient(error):
                     raise
                 binary.seek(0)
                 what = storage.describe_content(binary.read(512)) or error
                 raise SourceError(f"{path}: not a readable {path.rpartition('.')[2]} file: {what}") from error
+            if repeated := [name for name, count in Counter(names).items() if count > 1]:
+                raise SourceError(f"{path}: several columns are called {repeated[0]:.80}; rename all but one")
+            rows.check_columns(names, _IMAGE_COLUMNS, self.options, path)
             groups = list(range(file.num_groups)) if group is None else [group]
             if groups and groups[-1] >= file.num_groups:
                 raise SourceError(f"{path}: has no row group {group}")
@@ -161,8 +164,20 @@ class _ArrowFile:
         if group == len(self.groups):
             raise self.damage[0]
         batch = self.groups[group].select(columns)
-        batch.validate(full=True)  # places that lie outside of the file would be read all the same
+        _check_places(batch)
         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+
+
+def _check_places(batch: pa.RecordBatch) -> None:
+    """Raise `ArrowInvalid` where a value would lie outside of its buffer, which pyarrow would read all the same. A text
+    that is not UTF-8 is the matter of its row.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for column in batch.columns:
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            (column.cast(pa.large_binary()) if is_text else column).validate(full=True)
 
 
 _File = _ParquetFile | _ArrowFile

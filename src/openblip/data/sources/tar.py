@@ -38,7 +38,7 @@ _PLAIN_HEADER = re.compile(  # of a file with a short name
 _LONGEST_PADDING = 1 << 20  # writers fill up to a record, 10 KiB unless asked otherwise
 _OUTLINES_KEPT = 64  # shards whose samples a process remembers the places of
 _MOST_DIGITS = 20  # of a number in an extended header
-_LONG_NAMES_LIMIT = 1 << 20  # a longer extended header is damage, not a name
+_LONG_NAMES_LIMIT = 16 << 20  # a longer extended header is damage, not a name
 _APART = -1  # the place of a sample that is a run of its own
 _LONGEST_RUN = 64  # members: beyond it what has one webdataset key is many samples, such as all of `laion.00042.jpg`
 
