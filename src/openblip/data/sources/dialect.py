@@ -39,7 +39,7 @@ def open_text(path: str) -> BinaryIO:
         return file
     with file:
         file.seek(0)
-        return io.BytesIO(file.read().decode("utf-16").encode())
+        return io.BytesIO(file.read().decode("utf-16", "replace").encode())
 
 
 @dataclass(frozen=True, slots=True)
