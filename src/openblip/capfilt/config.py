@@ -186,7 +186,7 @@ class ScoreConfig:
     """Texts are nearly the same when this share of their character 4-grams is common to both (Jaccard)."""
     num_neighbours: int = 30
     """How many nearest images, or texts, are asked."""
-    num_references: int = 100_000
+    num_references: int = 20_000
     """Texts, chosen by hash from all shards, among which neighbours are looked for."""
     batch_size: int = 64
     """Images in one step of a model, or given to a function at once."""

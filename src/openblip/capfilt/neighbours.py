@@ -85,15 +85,21 @@ class ReferencePairs(NamedTuple):
 
     def _by_images(self, own: Tensor, images: Tensor, texts: Tensor, count: int) -> Tensor:
         """(T,), of texts and their images (T, E), which have the numbers `own`."""
-        cosines = (images @ self.images.T).masked_fill(own[:, None] == self.image_numbers, -torch.inf)  # (T, Ir)
-        nearest, found = cosines.topk(min(count, len(self.images)), dim=1)  # (T, K)
-        near = torch.exp(-TAU_NEIGHBOUR * (1.0 - nearest))  # 0 of the image itself
+        nearest, found = (images @ self.images.T).topk(min(count + 1, len(self.images)), dim=1)  # (T, K + 1)
+        near = _nearness(nearest, self.image_numbers[found] == own[:, None], count)
         agreement = torch.einsum("tke,te->tk", self.image_texts[found], texts)
         return (near * agreement).sum(dim=1) / (near * self.image_weights[found]).sum(dim=1)
 
     def _by_texts(self, own: Tensor, images: Tensor, texts: Tensor, count: int) -> Tensor:
-        is_own = own[:, None] == self.image_numbers[self.owners]
-        nearest, found = (texts @ self.texts.T).masked_fill(is_own, -torch.inf).topk(min(count, len(self.texts)), dim=1)
-        near = torch.exp(-TAU_NEIGHBOUR * (1.0 - nearest)) * self.weights[found]
-        agreement = torch.einsum("tke,te->tk", self.images[self.owners[found]], images)
+        most_own = int(self.owners.bincount().max()) if len(self.owners) else 0
+        nearest, found = (texts @ self.texts.T).topk(min(count + most_own, len(self.texts)), dim=1)  # (T, K + most)
+        owners = self.owners[found]
+        near = _nearness(nearest, self.image_numbers[owners] == own[:, None], count) * self.weights[found]
+        agreement = torch.einsum("tke,te->tk", self.images[owners], images)
         return (near * agreement).sum(dim=1) / near.sum(dim=1)
+
+
+def _nearness(cosines: Tensor, is_own: Tensor, count: int) -> Tensor:
+    """How much each of the nearest counts, (T, K), sorted by cosine: of those that are not their own, `count` do."""
+    is_counted = ~is_own & ((~is_own).cumsum(dim=1) <= count)
+    return torch.exp(-TAU_NEIGHBOUR * (1.0 - cosines)) * is_counted

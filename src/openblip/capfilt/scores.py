@@ -47,6 +47,7 @@ from openblip.data.captions import (
     read_embeddings,
     read_texts,
     score_file,
+    text_columns,
     write_score,
 )
 from openblip.data.config import SourceOptions
@@ -705,13 +706,14 @@ def score_run(
 def _plan(run: ScoreRun) -> list[PlannedScore]:
     """The columns to compute, with those that they are made of."""
     config, plan = run.config, []
+    stored = {*text_columns(run.folder.root, run.shards[0])} - {*finished_scores(run.folder.root, run.shards[0])}
     asked = config.names
     required = (needed for name in asked if name in SCORE_KINDS for needed in SCORE_KINDS[name].requires)
     for name in dict.fromkeys([*required, *asked]):
         function = None if name in SCORE_KINDS else _match_function(name)
         score = name if function is None else config.column or function["name"]
         column = config.column if config.column is not None and name in asked else score
-        is_taken = column in CAPTION_SCHEMA.names or (column in SCORE_KINDS and column != name)
+        is_taken = column in stored or (column in SCORE_KINDS and column != name)
         if is_taken or not COLUMN.fullmatch(column):
             raise ConfigError(f"capfilt-score: {column!r} cannot be the name of a column; choose another with --column")
         if function is None:
