@@ -294,8 +294,7 @@ class _Worker:
         options: dict[str, Any] = {
             "num_cpus": size.cpus,
             "num_gpus": size.gpus,
-            "max_concurrency": UNITS_AT_ONCE,
-            "concurrency_groups": {"progress": 1},
+            "max_concurrency": UNITS_AT_ONCE + 1,  # and `images_done`; a Ray client knows no concurrency groups
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=0),
         }
         self.actor: Any = ray.remote(**options)(_ModelActor).remote(size.decoder_cpus, self.group)
@@ -537,7 +536,7 @@ class WorkerPool(Generic[Unit, Batch, Result]):
                 self.waiting.appendleft(each)
 
     def _look_at(self, worker: _Worker) -> Any:
-        return worker.actor.images_done.options(concurrency_group="progress").remote()
+        return worker.actor.images_done.remote()
 
     def _count(self, worker: _Worker, images: int) -> None:
         """A worker has done so many images since its start."""
