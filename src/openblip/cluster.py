@@ -299,7 +299,8 @@ class _Worker:
         }
         self.actor: Any = ray.remote(**options)(_ModelActor).remote(size.decoder_cpus, self.group)
         self.units: dict[Any, Any] = {}  # by the reference of their results
-        self.images = 0
+        self.images = 0  # that are done, as far as is known
+        self.images_of_units = 0  # that are done, of the units that are
 
     def node(self) -> str:
         """The name of the node that it is on."""
@@ -516,6 +517,7 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             yield from self._bury(worker, number, _first_line(error))
             return
         self._count(worker, images)
+        worker.images_of_units = images
         del self.undone[number]
         yield number, result
 
@@ -523,6 +525,8 @@ class WorkerPool(Generic[Unit, Batch, Result]):
         """Hand the units of a dead worker to others, first of all; give up one at which too many have died."""
         numbers = sorted([number, *worker.units.values()], reverse=True)
         _note(f"a worker died ({reason}); its work is done again")
+        self._count(worker, worker.images_of_units)  # the others are done again
+        self.looks = {ref: other for ref, other in self.looks.items() if other is not worker}
         self.workers.remove(worker)
         worker.units.clear()
         worker.stop()
