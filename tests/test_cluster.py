@@ -1,6 +1,7 @@
 """Work on a Ray cluster: how large workers are, which options fit each other; workers and nodes that die."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -47,6 +48,19 @@ def test_on_a_cpu_no_gpu_is_reserved() -> None:
 def test_gpus_of_a_worker_are_whole_or_a_part_of_one(gpus: float) -> None:
     with pytest.raises(ConfigError, match="--gpus-per-worker"):
         EngineOptions(engine="ray", gpus_per_worker=gpus)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_not_there_is_named(address: str) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = address.format(free.getsockname()[1])
+    with (
+        pytest.raises(ConfigError, match=f"there is no Ray cluster at --address {place}"),
+        connected(EngineOptions(engine="ray", address=place)),
+    ):
+        pass
 
 
 class Counting(Job[str, "np.ndarray", int]):

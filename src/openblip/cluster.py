@@ -11,6 +11,7 @@ died to another one.
 import contextlib
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ MOST_DEATHS = 3
 """After so many deaths of workers at the same unit it is given up: it may be what kills them."""
 MOST_DECODER_CPUS = 16
 SECONDS_BETWEEN_LOOKS = 1.0  # at the progress of workers, and at nodes that joined
+SECONDS_TO_ANSWER = 10.0  # for a cluster that is named by its address
 SECONDS_UNTIL_NOTE = 20.0  # that a worker has waited for room in the cluster
 
 
@@ -141,9 +143,12 @@ def connected(options: EngineOptions) -> Iterator[None]:
     else:
         settings["address"] = options.address
     try:
+        host, separator, port = (options.address or "").rpartition("://")[2].rpartition(":")
+        if separator and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:  # of which there are many, and all mean the same
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         if options.address is None:
             raise ConfigError(f"Ray could not be started on this machine: {reason}") from error
         raise ConfigError(

@@ -18,7 +18,7 @@ from shared_files import as_json, json_lines, write_tar
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-RAY = ("--engine", "ray", "--max-workers", "2", "--cpus-per-worker", "1", "--num-workers", "1")
+RAY = ("--engine", "ray", "--max-workers", "1", "--cpus-per-worker", "1", "--num-workers", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)
