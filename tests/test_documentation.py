@@ -162,7 +162,7 @@ def test_snippets_run(
 def test_the_readme_says_how_to_set_up() -> None:
     lines = list(shell_lines(ROOT / "README.md"))
     assert 'pip install -c constraints.txt -e ".[demo]" && openblip demo' in lines
-    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in lines
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest -n 2 --dist loadfile' in lines
 
 
 def anchors(page: Path) -> set[str]:
