@@ -70,7 +70,7 @@ def beyond_prompt(processor: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Te
         *slow(({"repetition_penalty": 0.7}, RepetitionPenaltyLogitsProcessor(0.7))),
         *[({"no_repeat_ngram_size": size}, NoRepeatNGramLogitsProcessor(size)) for size in (1, 2, 3)],
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else type(value).__name__,
 )
 def test_processors_of_scores_equal_those_of_transformers_beyond_the_prompt(
     decoding: Greedy | Beam, setting: dict[str, Any], processor: Any
