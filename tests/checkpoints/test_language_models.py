@@ -145,13 +145,13 @@ def test_fewer_bits_need_bitsandbytes(folders, tmp_path, monkeypatch):
 
 def test_what_transformers_is_asked_for(monkeypatch):
     monkeypatch.setattr(backbones, "_require_bitsandbytes", lambda: None)
-    eight = backbones._quantized("8bit", torch.bfloat16)["quantization_config"]
+    eight = backbones.quantized_settings("8bit", torch.bfloat16)["quantization_config"]
     assert (eight.load_in_8bit, eight.load_in_4bit) == (True, False)
-    four = backbones._quantized("4bit", torch.bfloat16)["quantization_config"]
+    four = backbones.quantized_settings("4bit", torch.bfloat16)["quantization_config"]
     assert (four.load_in_8bit, four.load_in_4bit) == (False, True)
     assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
     with pytest.raises(ConfigError, match="choose 8bit or 4bit"):
-        backbones._quantized("2bit", torch.bfloat16)
+        backbones.quantized_settings("2bit", torch.bfloat16)
 
 
 BITS = [(name, bits) for name in ("opt", "t5") for bits in ("8bit", "4bit")]

@@ -39,8 +39,8 @@ def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_made(
     wants_file = command[0] in ("caption", "answer", "match", "evaluate")
     for place, message in {
         **(
-            {"nowhere://bucket/out": "nowhere://bucket/out"}  # of capfilt, which writes to object stores
-            if command[0] == "capfilt"
+            {"nowhere://bucket/out": "nowhere://bucket/out"}  # of what is written to object stores
+            if command[0] in ("capfilt", "capfilt-export")
             else {"s3://bucket/out.jsonl": "s3:/bucket/out.jsonl: files are written on this machine"}
         ),
         "file/out.jsonl": "file is no folder",

@@ -80,6 +80,7 @@ class Tokenizer:
         self._wordpiece = WordPiece.from_str(content)  # the caller's stays as it is
         self._wordpiece.no_padding()
         self._wordpiece.no_truncation()
+        self._wordpiece.post_processor = None  # special tokens are put around texts here
         missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if wordpiece.token_to_id(token) is None]
         if missing:
             raise CheckpointError(f"the tokenizer has no {', '.join(missing)}: not a BERT-like vocabulary")

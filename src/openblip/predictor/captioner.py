@@ -28,7 +28,6 @@ from openblip.errors import CheckpointError, ConfigError, OpenBlipError
 from openblip.files import hash_int
 from openblip.generation import search
 from openblip.generation.decoding import Beam, Decoding, Greedy, check_decoding
-from openblip.models.image_text_decoder import read_image_prompts
 from openblip.models.language_model import padded_right
 from openblip.predictor import values
 from openblip.predictor.values import CaptionScore, ScoredText
@@ -214,6 +213,8 @@ class TransformersCaptioner:
         self, images: Sequence[PromptedImage], decoding: Decoding, num_captions: int, seeds: values.Seeds
     ) -> list[list[ScoredText]]:
         """`num_captions` of each image; those with inputs of equal shapes in one pass."""
+        from openblip.models.image_text_decoder import read_image_prompts  # and transformers
+
         if seeds is None:
             seeds = values.sampling_seeds(decoding, len(images), lambda: map(_hash, images))
         captions: list[list[ScoredText]] = [[] for _ in images]
@@ -242,6 +243,8 @@ class TransformersCaptioner:
 
     def _score(self, images: Sequence[PromptedImage], texts: Sequence[Sequence[str]]) -> list[list[CaptionScore]]:
         """The scores of each image's texts."""
+        from openblip.models.image_text_decoder import read_image_prompts  # and transformers
+
         scores: list[list[CaptionScore]] = [[] for _ in images]
         for positions in _of_equal_shapes(images):
             inputs = self._join([images[position] for position in positions])
