@@ -110,6 +110,7 @@ def test_candidates_are_ranked_and_the_best_are_kept(config: CapFiltConfig, tmp_
     reports = [read_json(path) for path in sorted(tmp_path.glob("captions/*.report.json"))]
     assert sum(report["counts"]["kept"]["synthetic"] for report in reports) == num_kept
     assert select(tmp_path, threshold=0.0, best_captions=5).sources["synthetic"].kept > num_kept
+    assert select(tmp_path, threshold=0.0).sources["synthetic"].kept == num_kept  # as the run was asked to keep
     assert main(["capfilt", *options, "--keep-best=3", "--rank-by=itm", f"--out={tmp_path}"]) == 2
 
 

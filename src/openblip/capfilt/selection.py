@@ -55,14 +55,18 @@ def select(
     """Give the run in `directory` another `Decision` and a new report, and return what is kept now.
 
     The arguments are the whole decision; those of an earlier one are forgotten. Without a `threshold` it is the run's,
-    or none where an expression decides in its place. `capfilt:DIR` and `capfilt-export` follow at once.
+    or none where an expression decides in its place; without `best_captions` the run's own number of candidates that
+    are kept, if it has one. `capfilt:DIR` and `capfilt-export` follow at once.
 
     Raises `ConfigError` for a decision that the texts cannot be judged by, such as one about a column that there is
     not, and when the folder is not a CapFilt run; nothing is changed then.
     """
     folder = CapFiltFolder(directory)
+    manifest = folder.read_manifest()
     if threshold is None and where is None and weight is None:
-        threshold = folder.read_manifest()["threshold"]
+        threshold = manifest["threshold"]
+    if best_captions is None:
+        best_captions = manifest["config"].get("keep_best")
     decision = Decision(
         threshold=threshold,
         threshold_web=threshold_web,

@@ -96,7 +96,7 @@ def select_texts(
         threshold_synthetic: for synthetic texts in place of --threshold.
         where: what must be true of a text.
         best_captions: of the synthetic texts of an image that meet the rest, only the best so many, by ITM or as the
-            run ranked them.
+            run ranked them; as many as the run's --keep-best, where it had candidates, when not given.
         max_repeats: of texts that are equal but for case and spaces, only so many: those with the highest ITM.
         weight: how often training on capfilt:DIR draws a text, compared with the others; 0 is never.
         repair: of the texts of an image that are kept, only those that say something different: joined to one text, or
