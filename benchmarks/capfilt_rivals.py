@@ -133,6 +133,7 @@ def openblip_run(shards: Path, arguments: Any, stages: dict[str, float]) -> Call
             tempfile.TemporaryDirectory() as out,
             contextlib.redirect_stderr(io.StringIO()),
             patch("openblip.load", lambda source, **_: models[source]),
+            patch("openblip.capfilt.process.load_captioner", lambda source, **_: models[source]),
         ):
             summary = run_capfilt(config, out)
             for path in Path(out).glob("captions/*.report.json"):
