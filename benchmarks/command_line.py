@@ -77,6 +77,7 @@ def caption_sides(shards: Path, arguments: Any) -> dict[str, Callable[[], object
     from openblip.cli import caption
     from openblip.cli.lines import ReadingOptions
     from openblip.cli.options import DecodingOptions, ModelOptions
+    from openblip.cluster import EngineOptions
     from openblip.generation.decoding import Greedy
 
     predictor = openblip.load(captioner_folder(), arguments.device, "auto")
@@ -90,7 +91,9 @@ def caption_sides(shards: Path, arguments: Any) -> dict[str, Callable[[], object
         decoding = DecodingOptions(decoding="greedy", min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS)
         model, sidecar = LoadedModel(model=str(captioner_folder())), caption.SidecarOptions()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            caption.command((str(shards),), model=model, reading=reading, sidecar=sidecar, decoding=decoding)
+            caption.command(
+                (str(shards),), model=model, reading=reading, sidecar=sidecar, decoding=decoding, engine=EngineOptions()
+            )
 
     greedy, batch_size = Greedy(min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS), arguments.batch_size
     pixels = prepared(predictor, shards)
