@@ -581,7 +581,7 @@ def inspect_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> Inspec
         ends = [*starts[1:INSPECTED_IMAGES], end]
         by_shard[shard] = [
             ShownImage(shard, rows[first]["key"], rows[first:last])
-            for first, last in zip(starts[:INSPECTED_IMAGES], ends, strict=False)
+            for first, last in zip(starts[:INSPECTED_IMAGES], ends[: len(starts)], strict=True)
         ]
     choose_images(by_shard, {name: decision.threshold_of(name) for name in SOURCES})
     for shard, images in by_shard.items():

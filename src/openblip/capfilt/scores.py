@@ -218,12 +218,12 @@ class ScoreRun:
     @cached_property
     def first_text(self) -> dict[str, int]:
         """The number in the run of each shard's first text."""
-        return dict(zip(self.shards, np.cumsum([0, *self.num_texts.values()]).tolist(), strict=False))
+        return dict(zip(self.shards, np.cumsum([0, *self.num_texts.values()])[:-1].tolist(), strict=True))
 
     @cached_property
     def first_image(self) -> dict[str, int]:
         """The number in the run of each shard's first image."""
-        return dict(zip(self.shards, np.cumsum([0, *self.num_images.values()]).tolist(), strict=False))
+        return dict(zip(self.shards, np.cumsum([0, *self.num_images.values()])[:-1].tolist(), strict=True))
 
     def model(self, role: str, call: str) -> Any:
         """The captioner or filter of the run; ConfigError for another one, UnsupportedTaskError without the call."""

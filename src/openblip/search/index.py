@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,7 +40,7 @@ from openblip.progress import Progress
 
 ROWS_PER_COMMIT = 4096  # a commit writes a file of each column; what is not committed is embedded again after a kill
 APPROXIMATE_ABOVE = 50_000
-"""Vectors from which on they are searched by an approximate index; below, exact search takes milliseconds."""
+"""Vectors from which on they are searched by an approximate index; below, every one is compared."""
 PROBED_SHARE = 0.1  # of the partitions of the approximate index
 REFINE_FACTOR = 20  # times as many candidates are compared by their whole vectors
 SHOWN_SIZE = 192
@@ -407,7 +408,7 @@ class ImageIndex:
             self._add_thumbnails(nearest)
         return nearest
 
-    @property
+    @cached_property
     def _vectors_per_image(self) -> int:
         first = self.images.search().select(["shard", "key"]).limit(1).to_arrow().to_pylist()
         if not first:
