@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-BSD, MIT = "BSD-3-Clause", "MIT"
+BSD, MIT, CC = "BSD-3-Clause", "MIT", "CC BY-SA 4.0"
 OPT = "MIT; its OPT: non-commercial"  # the licence of the language model inside
 CAPTION, ANSWER, MATCH, CHAT = "caption", "answer", "match, similarity", "caption, answer, chat"
 
@@ -20,9 +20,9 @@ class KnownModel(NamedTuple):
 
 
 SHIPPED = (
-    KnownModel("openblip-mini", "caption, match, similarity", 3, "Apache-2.0", "emoji scenes only: tests and the demo"),
-    KnownModel("openblip-mini-captioner", CAPTION, 3, "Apache-2.0", "emoji scenes only: CapFilt's captioner"),
-    KnownModel("openblip-mini-filter", MATCH, 3, "Apache-2.0", "emoji scenes only: CapFilt's filter"),
+    KnownModel("openblip-mini", "caption, match, similarity", 3, CC, "emoji scenes only: tests and the demo"),
+    KnownModel("openblip-mini-captioner", CAPTION, 3, CC, "emoji scenes only: CapFilt's captioner"),
+    KnownModel("openblip-mini-filter", MATCH, 3, CC, "emoji scenes only: CapFilt's filter"),
 )
 ON_THE_HUB = (
     KnownModel("Salesforce/blip-image-captioning-base", CAPTION, 224, BSD, "captions of photographs, fast (COCO)"),
