@@ -5,7 +5,7 @@
 The image is an emoji scene as a camera might see it: at an angle, unevenly lit, a little blurred, with sensor
 noise, as a JPEG of 1200 x 900 pixels. The models were trained only on clean scenes of 128 x 128 pixels. The
 script prints the models' caption and match probabilities; with a model for questions, one that
-`blip-mini-vqa` trained (docs/tasks.md), it also prints answers.
+`blip-mini-vqa` trained (docs/train.md), it also prints answers.
 """
 
 import io

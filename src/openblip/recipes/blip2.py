@@ -8,7 +8,7 @@ of 40 GB. Command, on each of 2 nodes with 8 GPUs; where nothing else is said, s
 
 Pre-training: betas 0.9 and 0.98; 2k steps of warm-up to 1e-4 (the schedule is its author's, LAVIS issue 243). DATA is
 --data.source 'pairs/*.tar', the 129M images of BLIP, each with its web text and, of ten captions that BLIP-L has
-written, the two that CLIP-L finds most similar; one text is drawn at each step. docs/tasks.md says how
+written, the two that CLIP-L finds most similar; one text is drawn at each step. docs/blip2.md says how
 `openblip capfilt` makes such captions. In stage 2, short of memory, add --training.shard-frozen, which divides the
 language model among the GPUs.
 
