@@ -1,6 +1,7 @@
 """CapFilt on a Ray cluster of several nodes on this machine: rows are those of the local engine, whoever dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 from capfilt_world import all_rows, sample_members
 
-from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.config import CapFiltConfig, ScoreConfig
 from openblip.capfilt.local import run_capfilt
-from openblip.capfilt.ray import RayEngine
+from openblip.capfilt.ray import RayEngine, RayScoreEngine
+from openblip.capfilt.scores import score_run
 from openblip.cluster import EngineOptions
+from openblip.data.captions import finished_shards, read_texts, text_columns
 from shared_files import write_tar
+from tiny_similarity import save_model
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = pytest.mark.slow
@@ -133,3 +137,37 @@ def test_a_worker_with_other_instructions_is_refused_by_name(
     refusal = next(line for line in capsys.readouterr().err.splitlines() if "is refused" in line)
     assert "instruction_set" in refusal
     assert "other" in refusal or "plain" in refusal  # the second of the two to start
+
+
+def test_later_scores_are_those_of_the_local_engine_although_a_worker_dies(
+    cluster: cluster_utils.Cluster, config: CapFiltConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of texts, of images, of models and of all shards, and of a function that kills the first worker that calls it."""
+    save_model("clip", tmp_path / "clip")
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom pathlib import Path\n\ndef red(rows, images):\n"
+        f"    died = Path({str(tmp_path)!r}, 'died')\n"
+        "    if os.environ.get('RAY_JOB_ID') and rows[0]['shard'] == '003' and not died.exists():\n"
+        "        died.touch()\n        os._exit(1)\n"
+        "    return [image.getpixel((0, 0))[0] for image in images]\n"
+    )
+    run_capfilt(replace(config, keep_embeddings=True), tmp_path / "local")
+    shutil.copytree(tmp_path / "local", tmp_path / "ray")
+    names = ("num_words", "width", "token_logprob", "sieve", "image_group", "text_repeat", "lemon", "clip")
+    scores = ScoreConfig(
+        scores=(*names, f"{tmp_path / 'mine.py'}:red"), clip=str(tmp_path / "clip"), batch_size=2, num_workers=1
+    )
+    options = EngineOptions(engine="ray", address=cluster.address, gpus_per_worker=1)
+    score_run(tmp_path / "local", scores, dtype="float32")
+    summary = score_run(tmp_path / "ray", scores, dtype="float32", engine=RayScoreEngine(options))
+    assert summary.failed == []
+    assert summary.done == dict.fromkeys([*summary.done], NUM_SHARDS)
+    assert (tmp_path / "died").exists()
+    assert "a worker died" in capsys.readouterr().err
+    for shard in finished_shards(tmp_path / "local"):
+        columns = text_columns(tmp_path / "local", shard)
+        assert {*names, "red"} <= {*columns} == {*text_columns(tmp_path / "ray", shard)}
+        expected, found = (read_texts(tmp_path / side, shard, [*columns]) for side in ("local", "ray"))
+        for name in columns:
+            assert found[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-5), name
+    assert not list((tmp_path / "ray").rglob("*.partial"))

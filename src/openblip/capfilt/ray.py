@@ -1,18 +1,18 @@
-"""The engine for a Ray cluster: `ShardWorker`s on its nodes, each with a decoder on CPUs of its own.
+"""The engines for a Ray cluster: a `ShardWorker` or `ScoreWorker` on its nodes, with a decoder on CPUs of its own.
 
 B images of a batch, S image size.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openblip.capfilt.config import CapFiltConfig
+from openblip.capfilt.config import CapFiltConfig, ScoreConfig
 from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.local import Engine
 from openblip.capfilt.process import (
@@ -24,10 +24,11 @@ from openblip.capfilt.process import (
     WorkerFacts,
     write_failure,
 )
+from openblip.capfilt.scores import ScoreEngine, ScoreRun, ScoreSummary, ScoreWorker, ShardScores, plan_scores
 from openblip.cluster import Died, EngineOptions, Job, LoadedJob, WorkerPool, connected
 from openblip.data.reader import ReadBatch
 from openblip.errors import ConfigError
-from openblip.files import remove_partials
+from openblip.files import changed_settings, remove_partials
 
 
 class RayEngine(Engine):
@@ -128,3 +129,86 @@ class _ShardReading:
                 samples = [(replace(sample, image=b""), prepared) for sample, prepared in batch.samples]
                 yield ReadBatch(samples, batch.rejects)
         yield dict(self.decoder.source.unused.get(shard, {}))
+
+
+class RayScoreEngine(ScoreEngine):
+    """The workers of a Ray cluster compute scores: they read the run and its source, and write the columns themselves.
+    What "auto" stands for is decided by the device of the first one.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.resources = contextlib.ExitStack()
+        self._pool: WorkerPool[ShardScores, Any, ScoreSummary] | None = None
+
+    def _pool_for(self, run: ScoreRun) -> "WorkerPool[ShardScores, Any, ScoreSummary]":
+        if self._pool is None:
+            self.resources.enter_context(connected(self.options))
+            pool: WorkerPool[ShardScores, Any, ScoreSummary] = WorkerPool(
+                self.options, num_workers=run.config.num_workers, device=run.device
+            )
+            self._pool = self.resources.enter_context(pool)
+        return self._pool
+
+    def clip_settings(self, run: ScoreRun) -> dict[str, str]:
+        settings: dict[str, str] = self._pool_for(run).first_facts(_ScoreJob.of(run, {}))
+        return settings
+
+    def work(
+        self, worker: ScoreWorker, units: Sequence[ShardScores], on_images: Callable[[int], None]
+    ) -> Iterator[ScoreSummary]:
+        pool, run = self._pool_for(worker.run), worker.run
+        job = _ScoreJob.of(run, {name: planned.settings for name, planned in worker.plan.items()})
+        for position, done in pool.run(job, units, on_images=on_images):
+            unit = units[position]
+            if isinstance(done, Died):
+                done = ScoreSummary(failed=[(name, unit.shard, done.reason) for name in unit.names])
+            yield done
+        for name in worker.plan:  # of workers that were killed
+            remove_partials(run.folder.root / "scores" / name)
+
+    def close(self) -> None:
+        self.resources.close()
+
+
+@dataclass(frozen=True)
+class _ScoreJob(Job[ShardScores, Any, ScoreSummary]):
+    """Scores, a shard at a time."""
+
+    directory: str
+    config: ScoreConfig
+    device: str | None
+    dtype: str
+    settings: Mapping[str, Mapping[str, Any]]
+    """What decides the values of each column, so that no worker computes others; empty before it is known."""
+
+    @classmethod
+    def of(cls, run: ScoreRun, settings: Mapping[str, Mapping[str, Any]]) -> "_ScoreJob":
+        return cls(str(run.folder.root), run.config, run.device, run.dtype, settings)
+
+    def load(self) -> "_LoadedScores":
+        run = ScoreRun(self.directory, self.config, self.device, self.dtype)
+        plan = [planned for planned in plan_scores(run, ScoreEngine()) if not planned.kind.is_central]
+        return _LoadedScores(ScoreWorker(run, plan), self.settings)
+
+
+class _LoadedScores(LoadedJob[ShardScores, Any, ScoreSummary]):
+    def __init__(self, worker: ScoreWorker, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self.worker, self.settings = worker, settings
+
+    def facts(self) -> dict[str, str]:
+        clip = self.worker.run.config.clip
+        return {} if clip is None else ScoreEngine().clip_settings(self.worker.run)
+
+    def check(self) -> None:
+        for name, planned in self.worker.plan.items():
+            changed = changed_settings(self.settings.get(name, planned.settings), planned.settings)
+            if changed:
+                raise ConfigError(f"it would compute another score {name}: {'; '.join(changed.values())}")
+
+    def decoding(self, num_workers: int) -> Callable[[ShardScores], Generator[Any]]:
+        names = [name for name, planned in self.worker.plan.items() if not planned.stage]  # the others read no image
+        return self.worker.decoder(names, num_workers).batches
+
+    def work(self, unit: ShardScores, batches: Generator[Any], on_images: Callable[[int], None]) -> ScoreSummary:
+        return self.worker.work(unit, batches, on_images)

@@ -14,7 +14,7 @@ import itertools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from PIL import Image
 
 from openblip.capfilt.config import ScoreConfig
@@ -52,7 +53,7 @@ from openblip.data.captions import (
 )
 from openblip.data.config import SourceOptions
 from openblip.data.images import read_image
-from openblip.data.reader import in_batches, read_source, shard_items
+from openblip.data.reader import ReadBatch, in_batches, read_source, shard_items
 from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import absolute_spec, open_source
 from openblip.distributed import find_device
@@ -143,7 +144,8 @@ class Scorer(NamedTuple):
     compute: Callable[[ScoreBatch], Sequence[ColumnValues]]
     """The values of each column, one for each text; null (None) where there is none."""
     read: Callable[[ImageFile], Any] | None = None
-    """What is needed of an image; runs in the threads that read. None: no image is read."""
+    """What is needed of an image; runs in the threads that read, and holds no model, since these may be in another
+    process. None: no image is read."""
 
 
 class ScoreKind(NamedTuple):
@@ -158,6 +160,8 @@ class ScoreKind(NamedTuple):
     """Scores of all shards that it is made of, which are computed first."""
     is_across: bool = False
     """Whether a value depends on the texts of other shards."""
+    is_central: bool = False
+    """Whether something is made first that serves all shards, a table or an evaluation set; one process does that."""
     needs_embeddings: bool = False
 
 
@@ -171,6 +175,13 @@ class ScoreSummary:
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     nulls: dict[str, int] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
+
+    def add(self, part: "ScoreSummary") -> None:
+        """Count what was done of other shards."""
+        for counts, more in (self.done, part.done), (self.nulls, part.nulls):
+            counts.update({name: counts.get(name, 0) + count for name, count in more.items()})
+        self.failed += part.failed
+        self.rejects += part.rejects
 
 
 class ScoreRun:
@@ -420,7 +431,7 @@ def _read_size(file: ImageFile) -> tuple[int, int, float]:
 
 def _build_logprob(run: ScoreRun) -> Scorer:
     captioner = run.model("captioner", "score_captions")
-    prompt = run.manifest.get("config", {}).get("prompt")
+    prompt, preprocessing = run.manifest.get("config", {}).get("prompt"), captioner.preprocessing
 
     def compute(batch: ScoreBatch) -> Sequence[ColumnValues]:
         pixels = captioner.stack(batch.images)
@@ -432,19 +443,19 @@ def _build_logprob(run: ScoreRun) -> Scorer:
         return [sums, [None if value is None else value / count for value, count in zip(sums, counts, strict=True)]]
 
     def read(file: ImageFile) -> Any:
-        return captioner.preprocessing(file.image)
+        return preprocessing(file.image)
 
     return Scorer({"text_logprob": pa.float32(), "token_logprob": pa.float32()}, compute, read)
 
 
 def _build_clip(run: ScoreRun) -> Scorer:
-    scorer = run.similarity
+    scorer, reader = run.similarity, run.similarity.image_reader
 
     def compute(batch: ScoreBatch) -> Sequence[ColumnValues]:
         scores = scorer.score(batch.images, batch.by_image(), run.config.batch_size)
         return [[score for of_image in scores for score in of_image]]
 
-    return Scorer({"clip": pa.float32()}, compute, lambda file: scorer.read_image(file.image))
+    return Scorer({"clip": pa.float32()}, compute, lambda file: reader(file.image))
 
 
 def _match_function(spec: str) -> re.Match[str]:
@@ -605,11 +616,11 @@ _SIZE = _of_images({"width": pa.int32(), "height": pa.int32(), "aspect": pa.floa
 _LOGPROB = ScoreKind(_build_logprob, roles=("captioner",))
 _NEAR_IMAGES = ScoreKind(
     _of_groups(("image_group", "image_repeat"), "image_hash", _fill_near_images),
-    settings=("image_distance",), requires=("image_hash",), is_across=True,
+    settings=("image_distance",), requires=("image_hash",), is_across=True, is_central=True,
 )  # fmt: skip
 _NEAR_TEXTS = ScoreKind(
     _of_groups(("text_group", "text_repeat"), "caption", _fill_near_texts),
-    settings=("text_similarity",), requires=("text_minhash",), is_across=True,
+    settings=("text_similarity",), requires=("text_minhash",), is_across=True, is_central=True,
 )  # fmt: skip
 _LEMON = ScoreKind(
     _build_lemon, settings=("num_neighbours", "num_references"), roles=("filter",), is_across=True,
@@ -636,17 +647,19 @@ SCORE_KINDS: dict[str, ScoreKind] = {
     "text_minhash": ScoreKind(_build_minhash, settings=("text_similarity",)),
     "exact_image_group": ScoreKind(
         _of_groups(("exact_image_group",), "image_sha256", _fill_exact_images),
-        requires=("image_sha256",), is_across=True,
+        requires=("image_sha256",), is_across=True, is_central=True,
     ),
     "image_group": _NEAR_IMAGES,
     "image_repeat": _NEAR_IMAGES,
-    "exact_text_group": ScoreKind(_of_groups(("exact_text_group",), "caption", _fill_exact_texts), is_across=True),
+    "exact_text_group": ScoreKind(
+        _of_groups(("exact_text_group",), "caption", _fill_exact_texts), is_across=True, is_central=True
+    ),
     "text_group": _NEAR_TEXTS,
     "text_repeat": _NEAR_TEXTS,
     "leaked_image": ScoreKind(
-        _build_leaked_image, settings=(*_AGAINST, "image_distance"), requires=("image_hash",)
+        _build_leaked_image, settings=(*_AGAINST, "image_distance"), requires=("image_hash",), is_central=True
     ),
-    "leaked_text": ScoreKind(_build_leaked_text, settings=(*_AGAINST, "text_similarity")),
+    "leaked_text": ScoreKind(_build_leaked_text, settings=(*_AGAINST, "text_similarity"), is_central=True),
     "lemon_image": _LEMON,
     "lemon_text": _LEMON,
     "lemon": _LEMON,
@@ -672,8 +685,128 @@ class PlannedScore(NamedTuple):
         return int(self.kind.is_across or bool(self.kind.requires))
 
 
+class ShardScores(NamedTuple):
+    """A unit of work: a shard, and the columns that are computed of it."""
+
+    shard: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreDecoder:
+    """Reads what scores need of the images of a shard. It holds no model, so it may be pickled to another process."""
+
+    root: Path
+    source: Source | None
+    """None where no image is needed: then it may be gone."""
+    reads: Mapping[str, Callable[[ImageFile], Any]]
+    """By column; those of one scorer share one."""
+    batch_size: int
+    num_workers: int | None
+
+    def batches(self, unit: ShardScores) -> Generator[ReadBatch[list[Any]]]:
+        """The samples that have texts in the run, in order and without their files, each with what every scorer needs
+        of it; nothing where no image is needed.
+        """
+        reads = list(dict.fromkeys(self.reads[name] for name in unit.names if name in self.reads))
+        if not reads:
+            return
+        assert self.source is not None
+        keys = set(read_texts(self.root, unit.shard, ["key"])["key"].to_pylist())
+
+        def prepare(sample: Sample) -> list[Any]:
+            file = ImageFile(sample)
+            return [read(file) for read in reads]
+
+        entries = read_source(
+            self.source, prepare, shards=[unit.shard], skip=lambda _, key: key not in keys,
+            num_workers=self.num_workers, ahead=self.batch_size,
+        )  # fmt: skip
+        with closing(in_batches(entries, self.batch_size)) as batches:
+            for batch in batches:
+                samples = [(replace(sample, image=b""), prepared) for sample, prepared in batch.samples]
+                yield ReadBatch(samples, [reject for reject in batch.rejects if reject.key in keys])
+
+
+class ScoreWorker:
+    """Computes and writes the planned columns of shards; each scorer is built when it is first needed."""
+
+    def __init__(self, run: ScoreRun, plan: Sequence[PlannedScore]) -> None:
+        self.run, self.plan = run, {planned.name: planned for planned in plan}
+        self._scorers: dict[ScoreKind, Scorer] = {}
+
+    def scorer(self, name: str) -> Scorer:
+        """What computes a column."""
+        kind = self.plan[name].kind
+        if kind not in self._scorers:
+            self._scorers[kind] = kind.build(self.run)
+        return self._scorers[kind]
+
+    def decoder(self, names: Iterable[str], num_workers: int | None) -> ScoreDecoder:
+        """What reads the images for these columns."""
+        reads = {name: scorer.read for name in names if (scorer := self.scorer(name)).read is not None}
+        return ScoreDecoder(
+            root=self.run.folder.root,
+            source=self.run.source if reads else None,
+            reads=reads,
+            batch_size=self.run.config.batch_size,
+            num_workers=num_workers,
+        )
+
+    def work(
+        self, unit: ShardScores, batches: Iterator[ReadBatch[list[Any]]], on_images: Callable[[int], None]
+    ) -> ScoreSummary:
+        """Do a unit, whose images come from `ScoreDecoder.batches`. on_images: is told how many images were just done.
+        What fails is named in the summary; raised is what would fail with any other shard, too.
+        """
+        summary, num_done = ScoreSummary(), 0
+
+        def counted() -> Iterator[ReadBatch[list[Any]]]:
+            nonlocal num_done
+            for batch in batches:
+                yield batch
+                num_done += len(batch.samples)
+                on_images(len(batch.samples))
+
+        num_threads = self.run.manifest.get("config", {}).get("num_threads")
+        if num_threads is not None:  # of a run in lower precision, where sums depend on it
+            torch.set_num_threads(num_threads)
+        for reads in (False, True):  # apart, since a text has its own scores where its image cannot be read
+            part = [self.plan[name] for name in unit.names if (self.scorer(name).read is not None) == reads]
+            if part:
+                _score_shard(self, unit.shard, part, counted() if reads else None, summary)
+        on_images(self.run.num_images[unit.shard] - num_done)
+        return summary
+
+
+class ScoreEngine:
+    """Where scores are computed: in this process, one shard after another."""
+
+    def clip_settings(self, run: ScoreRun) -> dict[str, str]:
+        """What decides the values of the score clip."""
+        return {"clip": run.similarity.fingerprint(), "dtype": str(run.similarity.loaded.dtype)}
+
+    def work(
+        self, worker: ScoreWorker, units: Sequence[ShardScores], on_images: Callable[[int], None]
+    ) -> Iterator[ScoreSummary]:
+        """Do the units, in any order."""
+        names = dict.fromkeys(name for unit in units for name in unit.names)
+        decoder = worker.decoder(names, worker.run.config.num_workers)
+        for unit in units:
+            with closing(decoder.batches(unit)) as batches:
+                yield worker.work(unit, batches, on_images)
+
+    def close(self) -> None:
+        """End what `clip_settings` and `work` have started."""
+
+
 def score_run(
-    directory: str | Path, config: ScoreConfig, *, device: str | None = None, dtype: str = "auto"
+    directory: str | Path,
+    config: ScoreConfig,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    engine: ScoreEngine | None = None,
 ) -> ScoreSummary:
     """Add scores to every finished shard of a CapFilt run; the same call again resumes.
 
@@ -681,29 +814,32 @@ def score_run(
     score across shards is computed anew when the run has more shards than before.
 
     device: of the models; dtype: of the one that `config.clip` names, since the run's own have the run's precision.
+    engine: this process unless given; scores for which a table of all shards is made are its work always.
 
     Raises ConfigError for a folder that is no run, a score of earlier settings, missing embeddings, and a function that
     fails; SourceError, CheckpointError and UnsupportedTaskError for what is missing of the run's data and models.
     """
-    with ScoreRun(directory, config, device, dtype) as run:
+    with ScoreRun(directory, config, device, dtype) as run, closing(engine or ScoreEngine()) as engine_of_run:
         scores = run.folder.root / "scores"
         remove_partials(scores)
-        plan = _plan(run)
+        plan = plan_scores(run, engine_of_run)
         for planned in plan:
             remove_partials(scores / planned.name)
             _remove_earlier(run, planned)
+        worker = ScoreWorker(run, plan)
         summary = ScoreSummary(num_shards=len(run.shards), done={planned.name: 0 for planned in plan})
-        _run_stage(run, [planned for planned in plan if planned.stage == 0], summary)
+        _run_stage(worker, engine_of_run, [planned for planned in plan if planned.stage == 0], summary)
         failed = {name for name, _, _ in summary.failed}
         rest = [planned for planned in plan if planned.stage == 1]
         for planned in rest:
             if lacking := sorted(failed & set(planned.kind.requires)):
                 summary.failed.append((planned.name, "all shards", f"needs {lacking[0]} of every shard"))
-        _run_stage(run, [planned for planned in rest if not failed & set(planned.kind.requires)], summary)
+        rest = [planned for planned in rest if not failed & set(planned.kind.requires)]
+        _run_stage(worker, engine_of_run, rest, summary)
     return summary
 
 
-def _plan(run: ScoreRun) -> list[PlannedScore]:
+def plan_scores(run: ScoreRun, engine: "ScoreEngine") -> list[PlannedScore]:
     """The columns to compute, with those that they are made of."""
     config, plan = run.config, []
     stored = {*text_columns(run.folder.root, run.shards[0])} - {*finished_scores(run.folder.root, run.shards[0])}
@@ -727,7 +863,7 @@ def _plan(run: ScoreRun) -> list[PlannedScore]:
             settings["against"] = absolute_spec(settings["against"])
         settings |= {role: run.manifest["models"][role]["sha256"] for role in kind.roles}
         if name == "clip":
-            settings |= {"clip": run.similarity.fingerprint(), "dtype": str(run.similarity.loaded.dtype)}
+            settings |= engine.clip_settings(run)
         if kind.needs_embeddings and (missing := [shard for shard in run.shards if not run.has_embeddings(shard)]):
             shards = "any shard" if len(missing) == len(run.shards) else missing[0]
             raise ConfigError(
@@ -758,49 +894,46 @@ def _remove_earlier(run: ScoreRun, planned: PlannedScore) -> None:
         file.unlink()
 
 
-def _run_stage(run: ScoreRun, stage: list[PlannedScore], summary: ScoreSummary) -> None:
+def _run_stage(worker: ScoreWorker, engine: ScoreEngine, stage: list[PlannedScore], summary: ScoreSummary) -> None:
     """Compute some scores of all shards that lack them."""
-    missing: dict[str, list[PlannedScore]] = {}
+    run = worker.run
+    missing: dict[bool, list[ShardScores]] = {False: [], True: []}  # by whether this process does them
     for shard in run.shards if stage else ():
         finished = finished_scores(run.folder.root, shard)
-        if lacking := [planned for planned in stage if planned.name not in finished]:
-            missing[shard] = lacking
-    if not missing:
+        for is_central, units in missing.items():
+            lacking = [p.name for p in stage if p.kind.is_central == is_central and p.name not in finished]
+            units += [ShardScores(shard, tuple(lacking))] if lacking else []
+    units = [*missing[False], *missing[True]]
+    if not units:
         return
-    wanted = list({planned.name: planned for lacking in missing.values() for planned in lacking}.values())
-    names = ", ".join(planned.name for planned in wanted)
-    with Progress("scoring", total=sum(run.num_images[shard] for shard in missing), unit="images") as bar:
+    names = ", ".join(dict.fromkeys(name for unit in units for name in unit.names))
+    with Progress("scoring", total=sum(run.num_images[unit.shard] for unit in units), unit="images") as bar:
         bar.note(f"computing {names}")
-        scorers = {kind: kind.build(run) for kind in dict.fromkeys(planned.kind for planned in wanted)}
-        for shard, lacking in missing.items():
-            for reads in (False, True):  # apart, since a text has its own scores where its image cannot be read
-                part = [planned for planned in lacking if (scorers[planned.kind].read is not None) == reads]
-                if part:
-                    _score_shard(run, shard, part, scorers, summary, bar)
-            bar.advance(run.num_images[shard])
+        for where, part in (engine, missing[False]), (ScoreEngine(), missing[True]):
+            for done in where.work(worker, part, bar.advance) if part else ():
+                summary.add(done)
+                for shard, message in dict.fromkeys((shard, message) for _, shard, message in done.failed):
+                    bar.note(f"{shard} could not be finished: {message}")
 
 
 def _score_shard(
-    run: ScoreRun,
+    worker: ScoreWorker,
     shard: str,
     planned: list[PlannedScore],
-    scorers: Mapping[ScoreKind, Scorer],
+    batches: Iterator[ReadBatch[list[Any]]] | None,
     summary: ScoreSummary,
-    bar: Progress,
 ) -> None:
     """Compute and write scores of one shard, all of which read images or none does."""
     started = time.perf_counter()
-    rejects: list[Reject] = []
+    run, rejects = worker.run, list[Reject]()
     try:
-        columns = _compute_columns(
-            run, shard, {kind: scorers[kind] for kind in {each.kind for each in planned}}, rejects
-        )
+        scorers = {each.kind: worker.scorer(each.name) for each in planned}
+        columns = _compute_columns(run, shard, scorers, batches, rejects)
     except (ConfigError, CheckpointError, MissingExtraError, UnsupportedTaskError, OutputError):
         raise  # no other shard could be finished either
     except (OpenBlipError, OSError) as error:
         message = " ".join(str(error).split())
         summary.failed += [(each.name, shard, message) for each in planned]
-        bar.note(f"{shard} could not be finished: {message}")
         return
     for each in planned:
         values = columns[each.kind][each.score]
@@ -816,26 +949,30 @@ def _score_shard(
             "openblip": version("openblip"),
         }
         write_json(score_file(run.folder.root, each.name, shard, "report.json"), report)
-        summary.done[each.name] += 1
-        summary.nulls[each.name] = summary.nulls.get(each.name, 0) + values.null_count
+        summary.done[each.name] = 1
+        summary.nulls[each.name] = values.null_count
     summary.rejects += rejects
 
 
 def _compute_columns(
-    run: ScoreRun, shard: str, scorers: Mapping[ScoreKind, Scorer], rejects: list[Reject]
+    run: ScoreRun,
+    shard: str,
+    scorers: Mapping[ScoreKind, Scorer],
+    read_batches: Iterator[ReadBatch[list[Any]]] | None,
+    rejects: list[Reject],
 ) -> dict[ScoreKind, dict[str, pa.Array]]:
     """The columns of each scorer, one value for each text of a shard, null where the image cannot be read; samples
-    that cannot be read join `rejects`.
+    that cannot be read join `rejects`. read_batches: of `ScoreDecoder.batches`, for scorers that need images.
     """
     required = dict.fromkeys(name for kind in scorers for name in kind.requires)
     texts = read_texts(run.folder.root, shard, [*CAPTION_SCHEMA.names, *required])
-    reads = {kind: scorer.read for kind, scorer in scorers.items() if scorer.read is not None}
     parts: dict[ScoreKind, list[Sequence[ColumnValues]]] = {kind: [] for kind in scorers}
     rows = [np.zeros(0, np.int64)]
-    for batch, images in _image_batches(run, shard, texts, reads, rejects) if reads else _text_batches(shard, texts):
+    whole = _text_batches(shard, texts) if read_batches is None else _image_batches(shard, texts, read_batches, rejects)
+    for batch, images in whole:
         rows.append(batch.rows)
-        for kind, scorer in scorers.items():
-            parts[kind].append(scorer.compute(replace(batch, images=images.get(kind, []))))
+        for number, (kind, scorer) in enumerate(scorers.items()):
+            parts[kind].append(scorer.compute(replace(batch, images=images[number] if images else [])))
     scored = np.concatenate(rows)
     if len(texts) and not len(scored):
         raise SourceError(f"{shard}: none of its images can be read: {rejects[0].why if rejects else 'they are gone'}")
@@ -866,7 +1003,7 @@ def _to_array(parts: Sequence[ColumnValues], kind: pa.DataType | None) -> pa.Arr
     raise ConfigError(f"a function for a score returned {names}; its values are all numbers, booleans or strings")
 
 
-def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, Mapping[ScoreKind, list[Any]]]]:
+def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, list[list[Any]]]]:
     """All texts of a shard, without images."""
     starts = [*image_starts(texts["key"]).tolist(), len(texts)]
     first = 0
@@ -874,38 +1011,23 @@ def _text_batches(shard: str, texts: pa.Table) -> Iterator[tuple[ScoreBatch, Map
         last = first + 1
         while last < len(starts) - 1 and starts[last + 1] - starts[first] <= TEXTS_AT_ONCE:
             last += 1
-        yield _batch(shard, texts, starts, range(first, last)), {}
+        yield _batch(shard, texts, starts, range(first, last)), []
         first = last
 
 
 def _image_batches(
-    run: ScoreRun,
-    shard: str,
-    texts: pa.Table,
-    reads: Mapping[ScoreKind, Callable[[ImageFile], Any]],
-    rejects: list[Reject],
-) -> Iterator[tuple[ScoreBatch, Mapping[ScoreKind, list[Any]]]]:
-    """The texts of a shard whose images can be read, with what is needed of the images, in order."""
+    shard: str, texts: pa.Table, batches: Iterator[ReadBatch[list[Any]]], rejects: list[Reject]
+) -> Iterator[tuple[ScoreBatch, list[list[Any]]]]:
+    """The texts of a shard whose images can be read, in order, with what each scorer needs of the images."""
     starts = [*image_starts(texts["key"]).tolist(), len(texts)]
     keys = texts["key"].take(pa.array(starts[:-1], pa.int64())).to_pylist()
     image_of_key = {key: number for number, key in enumerate(keys)}
-
-    def prepare(sample: Sample) -> list[Any]:
-        file = ImageFile(sample)
-        return [read(file) for read in reads.values()]
-
-    size, num_workers = run.config.batch_size, run.config.num_workers
-    entries = read_source(
-        run.source, prepare, shards=[shard], skip=lambda _, key: key not in image_of_key, num_workers=num_workers,
-        ahead=size,
-    )  # fmt: skip
-    with closing(in_batches(entries, size)) as batches:
-        for read_batch in batches:
-            rejects.extend(reject for reject in read_batch.rejects if reject.key in image_of_key)
-            if read_batch.samples:
-                numbers = [image_of_key[sample.key] for sample, _ in read_batch.samples]
-                needed = zip(*(prepared for _, prepared in read_batch.samples), strict=True)
-                yield _batch(shard, texts, starts, numbers), dict(zip(reads, map(list, needed), strict=True))
+    for read_batch in batches:
+        rejects.extend(read_batch.rejects)
+        if read_batch.samples:
+            numbers = [image_of_key[sample.key] for sample, _ in read_batch.samples]
+            needed = zip(*(prepared for _, prepared in read_batch.samples), strict=True)
+            yield _batch(shard, texts, starts, numbers), list(map(list, needed))
 
 
 def _batch(shard: str, texts: pa.Table, starts: Sequence[int], numbers: Sequence[int]) -> ScoreBatch:

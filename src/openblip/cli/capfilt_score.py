@@ -5,12 +5,18 @@ import sys
 from openblip.capfilt.config import SCORES, ScoreConfig
 from openblip.cli.capfilt import Directory
 from openblip.cli.options import DeviceOptions
+from openblip.cluster import EngineOptions
 
 
-def command(directory: Directory, /, *, scoring: ScoreConfig, device: DeviceOptions) -> int:
-    from openblip.capfilt.scores import score_run
+def command(directory: Directory, /, *, scoring: ScoreConfig, engine: EngineOptions, device: DeviceOptions) -> int:
+    from openblip.capfilt.scores import ScoreEngine, score_run
 
-    summary = score_run(directory, scoring, device=device.device, dtype=device.dtype)
+    where = ScoreEngine()
+    if engine.engine == "ray":
+        from openblip.capfilt.ray import RayScoreEngine
+
+        where = RayScoreEngine(engine)
+    summary = score_run(directory, scoring, device=device.device, dtype=device.dtype, engine=where)
     for name, count in summary.done.items():
         nulls = summary.nulls.get(name, 0)
         without = f"; {nulls:,} texts have none" if nulls else ""

@@ -3,13 +3,15 @@
 B images, T texts, L text tokens, E embedding width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from openblip.checkpoints.backbones import PathOrName
@@ -42,8 +44,13 @@ class SimilarityScorer:
         """Read one image and make it the input of the image side. Raises `ImageError`, in which `name` stands for it.
         Meant for threads that read ahead: `embed_images` takes what it returns.
         """
-        inputs = self.loaded.processor.image_processor(images=read_image(image, name=name), return_tensors="pt")
-        return cast(Mapping[str, Tensor], inputs)
+        return self.image_reader(read_image(image, name=name))
+
+    @property
+    def image_reader(self) -> Callable[[Image.Image], Mapping[str, Tensor]]:
+        """What makes an RGB image the input of the image side; it holds no model, so it may be pickled."""
+        reader = partial(self.loaded.processor.image_processor, return_tensors="pt")
+        return cast(Callable[[Image.Image], Mapping[str, Tensor]], reader)
 
     @torch.inference_mode()
     def embed_images(
