@@ -248,7 +248,7 @@ def hostile_json(random: Random, image_name: str | None = None) -> bytes:
         lambda: b"7",
         lambda: b'{"caption": "a", "caption": 3}',
         lambda: b"\xef\xbb\xbf" + json.dumps(fields).encode(),
-        lambda: json.dumps(fields).encode("utf-16"),
+        lambda: json.dumps(fields).encode("utf-16-be"),  # no byte-order mark: at the start it speaks for the whole file
         lambda: json.dumps(fields | {f"f{n}": n for n in range(20_000)}).encode(),
         lambda: json.dumps(fields | {"image_id": nested(5, random)}).encode(),
         lambda: pickle.dumps(Unpickled()),
