@@ -9,6 +9,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from openblip.errors import DOCUMENTATION, page_address
+from test_documentation import pages_of_errors
+
 pytest.importorskip("furo", reason='needs pip install "openblip[docs]"')
 pytest.importorskip("myst_nb", reason='needs pip install "openblip[docs]"')
 
@@ -74,6 +77,13 @@ def test_links_lead_somewhere(site: dict[str, Page]) -> None:
         if path not in site or (anchor and anchor not in site[path].anchors)
     ]
     assert broken == []
+
+
+def test_addresses_in_errors_lead_somewhere(site: dict[str, Page]) -> None:
+    for place, page in pages_of_errors():
+        path, _, anchor = page_address(page).removeprefix(DOCUMENTATION).partition("#")
+        assert path in site, f"{place}: {page}"
+        assert not anchor or anchor in site[path].anchors, f"{place}: {page}"
 
 
 def test_nothing_is_loaded_from_elsewhere(site: dict[str, Page]) -> None:

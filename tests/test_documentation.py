@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from documented_files import write_documented_files
-from openblip.cli.main import COMMANDS, main
+from openblip.cli.doctor import EXTRAS
+from openblip.cli.main import COMMANDS, GUIDES, main
 from openblip.cli.options import parse
+from openblip.errors import OpenBlipError
 from openblip.metrics import captioning
 from openblip.recipes import RECIPES
 
@@ -182,6 +184,34 @@ def test_links_resolve(page: Path) -> None:
         if not linked.exists() or (anchor and anchor not in anchors(linked)):
             broken.append(target)
     assert broken == []
+
+
+def pages_of_errors() -> Iterator[tuple[str, str]]:
+    """The page that each error class, command and `raise` with a page of its own links to, after its place."""
+    classes = [OpenBlipError]
+    for found in classes:
+        classes += found.__subclasses__()
+        if found.page:
+            yield found.__name__, found.page
+    for name, command in COMMANDS.items():
+        yield name, GUIDES[command.module]
+    for file in sorted((ROOT / "src/openblip").rglob("*.py")):
+        for text in re.findall(r'(?:page=|_PAGE = )"([^"]+)"', file.read_text()):
+            yield page_name(file), text
+
+
+def test_errors_link_to_pages_that_are_there() -> None:
+    linked = list(pages_of_errors())
+    assert len(linked) > 30
+    for place, page in linked:
+        path, _, anchor = page.partition("#")
+        assert (ROOT / "docs" / path).is_file(), f"{place}: {page}"
+        assert not anchor or anchor in anchors(ROOT / "docs" / path), f"{place}: {page}"
+
+
+def test_every_extra_is_explained() -> None:
+    explained = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/install.md").read_text(), re.MULTILINE))
+    assert explained == EXTRAS.keys()
 
 
 def test_constraints_pin_what_the_extras_need() -> None:

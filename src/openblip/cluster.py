@@ -153,7 +153,8 @@ def connected(options: EngineOptions) -> Iterator[None]:
             raise ConfigError(f"Ray could not be started on this machine: {reason}") from error
         raise ConfigError(
             f"there is no Ray cluster at --address {options.address}: {reason}; "
-            "start one with `ray start --head`, or leave --address out to use this machine"
+            "start one with `ray start --head`, or leave --address out to use this machine",
+            page="capfilt.md#on-a-ray-cluster",
         ) from error
     try:
         yield
@@ -506,7 +507,7 @@ class WorkerPool(Generic[Unit, Batch, Result]):
         num_hopeful = len([*self.workers, *self.loading, *self.beginning])
         if not self.workers and (self.num_failed_starts >= MOST_DEATHS or (self.refused and not num_hopeful)):
             reasons = "; ".join(f"{node}: {reason}" for node, reason in self.reasons.items())
-            raise ConfigError(f"no worker of the cluster can do this: {reasons}")
+            raise ConfigError(f"no worker of the cluster can do this: {reasons}", page="capfilt.md#on-a-ray-cluster")
 
     def _finish(self, ref: Any, worker: _Worker) -> Iterator[tuple[int, Result | Died]]:
         """A unit of a worker is done, or the worker is dead."""

@@ -33,18 +33,40 @@ def hub_problem(error: BaseException) -> str | None:
     return f"could not be asked ({' '.join(reason.split())[:200]}), and the local cache does not have all files"
 
 
+DOCUMENTATION = "https://openblip.readthedocs.io/en/latest/"
+"""Where the pages of docs/ are published."""
+
+
+def page_address(page: str) -> str:
+    """The address of a page of docs/, or of a heading on it: "data.md#sources"."""
+    return DOCUMENTATION + page.replace(".md", ".html")
+
+
 class OpenBlipError(Exception):
     """An error that the caller can fix: the message says what happened, where, and what to do."""
 
     exit_code = 2  # nothing could start; 1 where work that had begun has failed
+    page: str | None = None
+    """The page of docs/ that explains it, with the heading; None where that is the guide of what was being done."""
+
+    def __init__(self, message: str = "", *, page: str | None = None) -> None:
+        """page: a page that explains more than the one of the class. Tracebacks show its address below the message."""
+        super().__init__(message)
+        self.page = page or self.page
+        if self.page:
+            self.add_note(f"See {page_address(self.page)}")
 
 
 class UnsupportedTaskError(OpenBlipError):
     """A call that this checkpoint has no weights for; the message names what it can do."""
 
+    page = "errors.md#a-checkpoint-that-cannot-do-this"
+
 
 class ImageError(OpenBlipError):
     """An image that cannot be read; the message names it."""
+
+    page = "errors.md#images-and-videos-that-cannot-be-read"
 
 
 class VideoError(ImageError):
@@ -53,6 +75,8 @@ class VideoError(ImageError):
 
 class SourceError(OpenBlipError):
     """A data source that is missing, empty or in an unknown format."""
+
+    page = "data.md#sources"
 
 
 class NoSampleError(SourceError):
@@ -64,9 +88,13 @@ class NoSampleError(SourceError):
 class CheckpointError(OpenBlipError):
     """A checkpoint with missing, left-over or wrongly shaped weights, or no checkpoint at all."""
 
+    page = "checkpoints.md"
+
 
 class FilterCheckError(OpenBlipError):
     """A filter that does not tell own captions from others; the message says how far it does, and what would help."""
+
+    page = "capfilt.md#checking-the-filter-first"
 
 
 class ConfigError(OpenBlipError):
@@ -76,10 +104,13 @@ class ConfigError(OpenBlipError):
 class MissingExtraError(OpenBlipError):
     """An optional package is not installed; the message gives the pip command."""
 
+    page = "install.md#extras"
+
 
 class OutputError(OpenBlipError):
     """A file that cannot be written to its end: the disk is full, or a limit of file sizes is reached."""
 
+    page = "errors.md#files-that-cannot-be-written"
     exit_code = 1
 
 

@@ -18,7 +18,7 @@ from openblip import distributed
 from openblip.cli import main as cli
 from openblip.cli import options
 from openblip.cli.options import parse, parse_call
-from openblip.errors import ConfigError, OpenBlipError, SourceError
+from openblip.errors import ConfigError, OpenBlipError, SourceError, page_address
 
 HELP_OF_EVERY_COMMAND = """
 import contextlib, io, json, sys
@@ -122,10 +122,14 @@ def test_the_exit_code_of_a_command_is_returned(use: Use, run: Any) -> None:
     run("probe", "--failures", "3", code=1)
 
 
-@pytest.mark.parametrize("error", [SourceError("no shards\nin a/b"), OpenBlipError("no shards in a/b")])
-def test_an_error_is_one_line(use: Use, refusal: Any, error: OpenBlipError) -> None:
-    use(raising(error))
+def test_an_error_is_one_line(use: Use, refusal: Any) -> None:
+    use(raising(OpenBlipError("no shards\nin a/b")))
     assert refusal("probe") == "openblip: no shards in a/b\n"
+
+
+def test_an_error_ends_with_the_page_that_explains_it(use: Use, refusal: Any) -> None:
+    use(raising(SourceError("no shards in a/b.")))
+    assert refusal("probe") == f"openblip: no shards in a/b (see {page_address('data.md#sources')})\n"
 
 
 def test_a_missing_file_is_one_line(use: Use, refusal: Any) -> None:

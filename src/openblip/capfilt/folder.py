@@ -147,7 +147,8 @@ class CapFiltFolder:
                 command = f"openblip capfilt-select {self.root} --threshold {manifest['threshold']}"
                 advice = f"To change the threshold run `{command}`, which needs no model"
             raise ConfigError(
-                f"{self.root} holds a CapFilt run with other settings: {'; '.join(changed.values())}. {advice}."
+                f"{self.root} holds a CapFilt run with other settings: {'; '.join(changed.values())}. {advice}.",
+                page="capfilt.md#stopping-and-resuming",
             )
         if earlier.get("num_shards") != manifest["num_shards"]:  # the source has grown by new shards
             write_json(self.manifest, {**earlier, "num_shards": manifest["num_shards"]})
@@ -211,7 +212,9 @@ def check_sources_unchanged(folder: CapFiltFolder, source: Source, shards: Seque
         more = f", and {len(changed) - 1:,} more shards" if len(changed) > 1 else ""
         raise ConfigError(
             f"{source.name} has changed since {folder.root} was begun: {shard}: {what}{more}. Bring the earlier files "
-            f"back, choose another --out, or remove the files of these shards in {folder.root}/captions to do them anew"
+            f"back, choose another --out, or remove the files of these shards in {folder.root}/captions to do them "
+            "anew",
+            page="capfilt.md#stopping-and-resuming",
         )
 
 

@@ -886,7 +886,8 @@ def _remove_earlier(run: ScoreRun, planned: PlannedScore) -> None:
     if list(changed) != ["shards"] and not run.config.overwrite:
         raise ConfigError(
             f"{folder} was computed with other settings: {'; '.join(changed.values())}. Repeat the earlier ones, give "
-            "--overwrite to compute it anew, or --column with another name for it"
+            "--overwrite to compute it anew, or --column with another name for it",
+            page="capfilt.md#more-scores",
         )
     for report in reports:  # first, so that values of two settings never count as one score
         report.unlink()

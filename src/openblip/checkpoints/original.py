@@ -360,7 +360,8 @@ def read_encoder(file: PthFile) -> ImageEncoder:
         if not state:
             raise CheckpointError(
                 f"{file.path} holds no image encoder: a frozen one is left out there. Name the encoder's own file "
-                "(LAVIS' eva_vit_g.pth or clip_vit_L.pth), or a folder."
+                "(LAVIS' eva_vit_g.pth or clip_vit_L.pth), or a folder.",
+                page="checkpoints.md#blip-2s-pth-files",
             )
         layout = _encoder_layout(state)
     else:

@@ -593,7 +593,8 @@ class OutputLines:
             return
         if not file.exists():
             reason = f"no {file.name} beside it says which model and settings wrote them"
-            raise ConfigError(f"{out} has lines, but {reason}, so they cannot be continued; name another --out")
+            message = f"{out} has lines, but {reason}, so they cannot be continued; name another --out"
+            raise ConfigError(message, page="caption.md#tables-and-going-on")
         settings = read_json(file)
         before = {"jpeg": "exact", **settings}  # as versions decoded that do not say it
         before = {name: value for name, value in before.items() if name not in ("openblip", "sources", "reading")}
@@ -601,7 +602,8 @@ class OutputLines:
             before["model"] = now["model"]
         if changed := changed_settings(before, now):
             advice = "repeat the earlier settings to continue it, or name another --out"
-            raise ConfigError(f"{out} was written with other settings: {'; '.join(changed.values())}; {advice}")
+            message = f"{out} was written with other settings: {'; '.join(changed.values())}; {advice}"
+            raise ConfigError(message, page="caption.md#tables-and-going-on")
         specs = list(dict.fromkeys([*settings.get("sources", ()), *specs]))
         write_json(file, {**settings, "sources": specs, "reading": reading})
 

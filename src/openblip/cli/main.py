@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from openblip.errors import ConfigError, OpenBlipError
+from openblip.errors import DOCUMENTATION, ConfigError, OpenBlipError, page_address
 from openblip.files import name_full_disk
 from openblip.text_counts import count_texts
 
@@ -28,7 +28,7 @@ commands:
 {}
 
 `openblip COMMAND --help` shows the options of a command, `--debug` the traceback of an error,
-`openblip --version` the version."""
+`openblip --version` the version. Guides: {}index.html"""
 
 
 class Command(NamedTuple):
@@ -74,6 +74,24 @@ COMMANDS = {
     "data emoji-scenes": Command("data", "write_scenes", "write the embedded world as tar shards"),
 }
 
+GUIDES = {
+    "answer": "caption.md#questions-and-matching",
+    "capfilt": "capfilt.md",
+    "capfilt_calibrate": "capfilt.md#calibrating-with-labels",
+    "capfilt_score": "capfilt.md#more-scores",
+    "caption": "caption.md",
+    "convert": "checkpoints.md",
+    "data": "data.md",
+    "doctor": "install.md",
+    "estimate": "cost.md",
+    "evaluate": "evaluate.md",
+    "match": "caption.md#questions-and-matching",
+    "models": "models.md",
+    "search": "search.md",
+    "train": "train.md",
+}
+"""For each module of commands the page of docs/ to which errors of its arguments link."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the words after `openblip`, those of the process when None, and return the exit code."""
@@ -105,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("openblip: interrupted; resume with the same command", file=sys.stderr)
             return 130
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OpenBlipError) and (page := error.page or _guide(words)):
+            message = f"{message.rstrip('.')} (see {page_address(page)})"
         print(f"openblip: {message}", file=sys.stderr)
         return error.exit_code if isinstance(error, OpenBlipError) else 2
 
@@ -119,20 +139,30 @@ def _said_once() -> Iterator[None]:
         yield
 
 
+def _command_name(words: list[str]) -> str | None:
+    """The command that the words begin with."""
+    return next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
+
+
+def _guide(words: list[str]) -> str | None:
+    """The page about the command that the words begin with."""
+    name = _command_name(words)
+    return GUIDES.get(COMMANDS[name].module) if name else None
+
+
 def _find_call(words: list[str]) -> Callable[[], int | None]:
     """The call that the words ask for, with its options; raises `ConfigError` when there is none."""
     if words == ["--version"]:
         return functools.partial(print, f"openblip {version('openblip')}")
-    for name in (" ".join(words[:2]), " ".join(words[:1])):
-        if name in COMMANDS:
-            return COMMANDS[name].bind(words[len(name.split()) :], prog=f"openblip {name}")
+    if name := _command_name(words):
+        return COMMANDS[name].bind(words[len(name.split()) :], prog=f"openblip {name}")
     group = "" if not words or words[0].startswith("-") else f"{words[0]} "
     listed = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
     rest = words[1:] if group else words
     if listed and (not rest or rest[0] in ("-h", "--help")):
         width = max(map(len, listed)) + 2
         lines = [f"  {name:<{width}}{command.summary}" for name, command in listed.items()]
-        return functools.partial(print, OVERVIEW.format("\n".join(lines)))
+        return functools.partial(print, OVERVIEW.format("\n".join(lines), DOCUMENTATION))
     asked = " ".join(words[:2]) if listed else words[0]
     close = difflib.get_close_matches(asked, COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean `openblip {close[0]}`?" if close else "`openblip --help` lists the commands"

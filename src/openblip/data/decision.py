@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+_PAGE = "capfilt.md#choosing-what-is-kept"  # of the documentation, about expressions
 MAX_EXPRESSION = 10_000  # characters
 _ALLOWED = frozenset({  # kinds of expressions in duckdb's parser
     "CONJUNCTION", "COMPARISON", "BETWEEN", "OPERATOR", "CASE", "CAST", "FUNCTION", "CONSTANT", "TYPE",
@@ -308,13 +309,13 @@ def _columns_of(expression: str, name: str) -> frozenset[str]:
     assert answer is not None
     parsed = json.loads(answer[0])
     if parsed["error"]:
-        raise ConfigError(f"{name}: {expression!r} is no SQL expression: {parsed['error_message']}")
+        raise ConfigError(f"{name}: {expression!r} is no SQL expression: {parsed['error_message']}", page=_PAGE)
     only = "give one expression of columns, constants, operators and functions, without queries or other statements"
     [statement, *others] = parsed["statements"]
     node = statement["node"]
     selected = node.pop("select_list", [])
     if others or len(selected) != 1 or node.get("from_table", {}).get("type") != "EMPTY":
-        raise ConfigError(f"{name}: {expression!r} is more than an expression; {only}")
+        raise ConfigError(f"{name}: {expression!r} is more than an expression; {only}", page=_PAGE)
     columns: set[str] = set()
     for part in _parts([selected, node]):
         kind = part["class"]
@@ -322,11 +323,12 @@ def _columns_of(expression: str, name: str) -> frozenset[str]:
             columns.add(part["column_names"][0].lower())
         elif kind not in _ALLOWED:
             what = _REFUSED.get(kind, ".".join(part.get("column_names", [kind.lower()])))
-            raise ConfigError(f"{name}: {expression!r} has {what}; {only}")
+            raise ConfigError(f"{name}: {expression!r} has {what}; {only}", page=_PAGE)
         elif kind == "FUNCTION" and part["function_name"] not in functions:
             raise ConfigError(
                 f"{name}: {expression!r} has the function {part['function_name']}, which there is not, which "
-                f"depends on more than the values it is given, or which makes very large ones; {only}"
+                f"depends on more than the values it is given, or which makes very large ones; {only}",
+                page=_PAGE,
             )
     return frozenset(columns)
 

@@ -25,6 +25,7 @@ from openblip.predictor.blip import BlipPredictor
 MAX_NEW_TOKENS = 20
 """What BLIP's configurations say, and transformers 4 follows for them."""
 SAMPLED_TOP_K = 50  # transformers samples from so many tokens when nothing is said
+_PAGE = "migration.md#pipelines-of-transformers-4"  # of the documentation
 LOADING = {
     "config": "the checkpoint has its own",
     "feature_extractor": "the checkpoint says how images are prepared",
@@ -260,12 +261,12 @@ def pipeline(
     checkpoint cannot do the task; else what `openblip.load` raises.
     """
     if task is not None and task not in PIPELINES:
-        raise ConfigError(f"There is no pipeline {task!r}; there are {', '.join(PIPELINES)}")
+        raise ConfigError(f"There is no pipeline {task!r}; there are {', '.join(PIPELINES)}", page=_PAGE)
     if model is None:
         raise ConfigError("pipeline: give a model; `openblip models` lists checkpoints and what they are for")
     for name, advice in LOADING.items():
         if options.pop(name, None) is not None:
-            raise ConfigError(f"pipeline: {name} cannot be given here: {advice}")
+            raise ConfigError(f"pipeline: {name} cannot be given here: {advice}", page=_PAGE)
     extra = dict(model_kwargs or {})
     dtypes = [
         given for given in (dtype, torch_dtype, extra.pop("dtype", None), extra.pop("torch_dtype", None)) if given
@@ -301,7 +302,7 @@ def read_generation(max_new_tokens: int | None, generate_kwargs: Mapping[str, An
             raise ConfigError("max_new_tokens is given twice: as an argument and in generate_kwargs")
         given["max_new_tokens"] = max_new_tokens
     if "max_length" in given:
-        raise ConfigError("generate_kwargs: max_length counts the prompt as well; give max_new_tokens")
+        raise ConfigError("generate_kwargs: max_length counts the prompt as well; give max_new_tokens", page=_PAGE)
     num_captions, beams = int(given.pop("num_return_sequences", 1)), int(given.pop("num_beams", 1))
     do_sample = bool(given.pop("do_sample", False))
     sampling = {name: given.pop(name) for name in ("top_p", "top_k", "temperature") if name in given}
@@ -309,7 +310,7 @@ def read_generation(max_new_tokens: int | None, generate_kwargs: Mapping[str, An
     given.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     known = {"max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size"}
     if unknown := sorted(given.keys() - known):
-        raise ConfigError(f"generate_kwargs: BLIP has no {', '.join(unknown)}")
+        raise ConfigError(f"generate_kwargs: BLIP has no {', '.join(unknown)}", page=_PAGE)
     if do_sample and beams > 1:
         raise ConfigError("generate_kwargs: do_sample with num_beams is not there; choose one of them")
     if do_sample:

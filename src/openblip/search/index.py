@@ -143,7 +143,8 @@ class _IndexWriter:
             if changed := changed_settings({name: earlier.get(name) for name in identity}, identity):
                 raise ConfigError(
                     f"{self.root} holds another index: {'; '.join(changed.values())}. Repeat the earlier settings to "
-                    "bring it up to date, or choose another --out."
+                    "bring it up to date, or choose another --out.",
+                    page="search.md",
                 )
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"{self.root} is not empty and no index; choose another --out")

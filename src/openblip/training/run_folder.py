@@ -88,7 +88,8 @@ class RunFolder:
         if refused := [f"{change} ({reason})" for change in changes if (reason := change.why_refused())]:
             raise ConfigError(
                 f"{self.path} was begun with other settings: {'; '.join(refused)}. Take the earlier ones, or choose "
-                "another --out."
+                "another --out.",
+                page="train.md#go-on-with-a-training",
             )
         return [change for change in changes if change.setting != "out"]
 
