@@ -138,3 +138,17 @@ def test_lines_of_a_remote_table_are_read_many_at_once(tmp_path, monkeypatch):
     source = open_source(f"counting://{path}")
     assert len(items_of(source, images=False)) == 1000
     assert len(reads) < 10
+
+
+def test_no_more_than_the_limit_is_fetched_of_a_file_that_a_row_names(tmp_path, make_image, monkeypatch):
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(make_image(1))
+    (tmp_path / "large.jpg").write_bytes(bytes(50 << 20))
+    write_lines(tmp_path / "t.jsonl", [{"image": name, "caption": "a"} for name in ("a.jpg", "large.jpg", "c.jpg")])
+    monkeypatch.setattr(storage.read_bytes, "__defaults__", (100_000,))
+    (shard,) = (source := open_source(f"counting://{tmp_path}/t.jsonl")).shards()
+    CountingFileSystem.reset()
+    first, large, last = [located.item for located in source.read(shard)]
+    assert first.image == last.image == make_image(1)
+    assert "more than the limit of 100000 bytes" in large.reason
+    assert CountingFileSystem.num_bytes < 20 << 20

@@ -144,7 +144,12 @@ def _read_whole(filesystem: Any, inner: str, limit: int | None) -> bytes:
     """A remote file; what names a local one (`file://`) is read as such."""
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         return read_bytes(inner, limit)
-    return cast(bytes, filesystem.cat_file(inner))
+    if limit is None:
+        return cast(bytes, filesystem.cat_file(inner))
+    data = cast(bytes, filesystem.cat_file(inner, end=limit + 1))  # one request, which does not ask for the size first
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than the limit of {limit} bytes", inner)
+    return data
 
 
 def _open_plain(path: str) -> BinaryIO:
