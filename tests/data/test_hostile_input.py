@@ -138,6 +138,19 @@ def test_a_line_without_an_end_is_one_broken_row(tmp_path: Path, monkeypatch: py
     assert [reason.rpartition(": ")[2] for reason in rejects.values()] == ["a row of more than 1000 bytes"]
 
 
+@pytest.mark.parametrize("begin", [b'{"image": "a.jpg", "caption": "', b"[", b'[{"image": "a.jpg", "caption": "'])
+def test_a_first_line_without_an_end_is_one_broken_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(samples, "MOST_TEXT_BYTES", 1000)
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    row = b'{"image": "a.jpg", "caption": "a dog"}\n'
+    (tmp_path / "pairs.jsonl").write_bytes(begin + b"a" * 2_000_000 + b"\n" + row + row.replace(b"dog", b"cat"))
+    captions, rejects = read(str(tmp_path / "pairs.jsonl"))
+    assert [*captions.values()] == [("a dog",), ("a cat",)]
+    assert [reason.rpartition(": ")[2] for reason in rejects.values()] == ["a row of more than 1000 bytes"]
+
+
 @pytest.mark.parametrize("line", ["30 size=\u00b2\n", f"5011 size={'9' * 5000}\n", f"{'9' * 5000} a=b\n"])
 def test_wild_numbers_in_an_extended_header_end_a_shard_with_a_reason(tmp_path: Path, line: str) -> None:
     header = tarfile.TarInfo("pax")

@@ -580,7 +580,12 @@ def open_annotated(spec: str, path: str, options: SourceOptions, split: str | No
     known, is_table = _recognise_rows(path, options)
     content: Any = None
     if known is None and not is_table:
-        content = rows.read_document(path)
+        try:
+            content = rows.read_document(path)
+        except SourceError:
+            if not (path.lower().endswith(".jsonl") and rows.has_object_rows(path)):
+                raise
+            return rows.TableSource.open(spec, [path], options)  # of whose rows the first one is broken
         known = next((known for known in ANNOTATION_FORMATS if known.is_of(content)), None)
         if known is None and _names_images_itself(content):
             known = _NAMED

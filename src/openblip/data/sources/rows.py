@@ -411,6 +411,15 @@ def check_rows(dialect: Dialect, lines: Iterable[Line], options: SourceOptions, 
     return "" if dialect.columns is None else lacks  # a later line may have what the first ones lack
 
 
+def has_object_rows(path: str) -> bool:
+    """Whether one of a file's first rows is a whole json object."""
+    with open_rows(path) as (dialect, lines):
+        for _, _, data in itertools.islice(lines, _NUM_LOOKED_AT):
+            with contextlib.suppress(SourceError):
+                return bool(dialect.parse(data))
+    return False
+
+
 class _Chunk(NamedTuple):
     """A shard: `num_rows` rows of a file from byte `offset`, where line `line` begins."""
 
