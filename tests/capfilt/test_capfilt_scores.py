@@ -27,6 +27,7 @@ from openblip.data.captions import finished_shards, read_embeddings, read_texts,
 from openblip.data.reader import read_source
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError, SourceError
+from openblip.predictor import BlipPredictor
 from shared_files import write_tar
 from tiny_similarity import save_model
 
@@ -172,6 +173,28 @@ def test_logprobs_are_the_captioners(run_copy: Path, web: Path, captioner: str) 
     scores = [s for of_image in model.score_captions([sample.image for sample in samples], lists) for s in of_image]
     assert [row["text_logprob"] for row in rows] == pytest.approx([s.logprob for s in scores], abs=1e-3)
     assert [row["token_logprob"] for row in rows] == pytest.approx([s.logprob / s.num_tokens for s in scores], abs=1e-3)
+
+
+def test_a_repeated_text_of_an_image_is_scored_once(
+    tmp_path: Path, config: CapFiltConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = sample_members("a", 1, ["a cat", "red dog", "a cat", "a cat"]) + sample_members("b", 2, ["a cat"])
+    write_tar(tmp_path / "0.tar", members)
+    run_capfilt(replace(config, source=str(tmp_path / "0.tar")), tmp_path / "run")
+    scored: list[list[str]] = []
+    score_captions = BlipPredictor.score_captions
+
+    def spy(self: Any, images: Any, texts: Any, *arguments: Any) -> Any:
+        scored.extend(texts)
+        return score_captions(self, images, texts, *arguments)
+
+    monkeypatch.setattr(BlipPredictor, "score_captions", spy)
+    score(tmp_path / "run", "text_logprob")
+    assert [texts.count("a cat") for texts in scored] == [1, 1]
+    rows = [row for row in read_texts(tmp_path / "run", "0").to_pylist() if row["caption"] == "a cat"]
+    of_first = {row["text_logprob"] for row in rows if row["key"] == "a"}
+    assert len(of_first) == 1
+    assert of_first != {row["text_logprob"] for row in rows if row["key"] == "b"}
 
 
 def test_lemon_is_the_weighted_agreement_of_the_nearest_pairs(embedded_copy: Path) -> None:

@@ -435,8 +435,10 @@ def _build_logprob(run: ScoreRun) -> Scorer:
 
     def compute(batch: ScoreBatch) -> Sequence[ColumnValues]:
         pixels = captioner.stack(batch.images)
-        scores = captioner.score_captions(pixels, batch.by_image(), prompt, run.config.batch_size)
-        flat = [score for of_image in scores for score in of_image]
+        different = [list(dict.fromkeys(texts)) for texts in batch.by_image()]  # candidates often repeat each other
+        scores = captioner.score_captions(pixels, different, prompt, run.config.batch_size)
+        by_text = [dict(zip(*of_image, strict=True)) for of_image in zip(different, scores, strict=True)]
+        flat = [by_text[owner][caption] for owner, caption in zip(batch.owners.tolist(), batch.captions, strict=True)]
         known = zip(flat, batch.captions, strict=True)
         sums = [score.logprob if caption.strip() else None for score, caption in known]
         counts = (score.num_tokens for score in flat)
