@@ -69,6 +69,7 @@ COMMANDS = {
     "convert": Command("convert", "command", "write a checkpoint in another format"),
     "models": Command("models", "command", "list the shipped models and the known public checkpoints"),
     "doctor": Command("doctor", "command", "what is installed, where models run, what is missing for more"),
+    "completion": Command("completion", "command", "a script with which a shell completes commands and options"),
     "estimate": Command("estimate", "command", "hours, machines and cost of CapFilt and of pre-trainings"),
     "data inspect": Command("data", "inspect_data", "count and check what a data source holds"),
     "data emoji-scenes": Command("data", "write_scenes", "write the embedded world as tar shards"),
