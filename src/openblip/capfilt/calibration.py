@@ -226,7 +226,7 @@ def fit_mix(
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedKFold
     except ImportError as error:
-        raise MissingExtraError("a learned mix needs scikit-learn: pip install 'openblip[capfilt]'") from error
+        raise MissingExtraError('a learned mix needs scikit-learn: pip install "openblip[capfilt]"') from error
     features = model.features(labelled)
     weights = weights * len(weights) / weights.sum()
     num_folds = min(NUM_FOLDS, int(truth.sum()), int((~truth).sum()))

@@ -699,9 +699,10 @@ def quantized_settings(quantization: Quantization | None, dtype: torch.dtype) ->
 
 def _require_bitsandbytes() -> None:
     try:
+        import accelerate  # noqa: F401
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        problem = "A language model in 8 or 4 bits needs bitsandbytes"
+        problem = "A language model in 8 or 4 bits needs bitsandbytes and accelerate"
         raise MissingExtraError(f'{problem}: pip install "openblip[quantized]"') from error
     # It logs at every layer of every step that it computes in float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -20,8 +20,8 @@ def command(shell: Literal["bash", "zsh", "fish"], /) -> int:
     """Prints a script with which a shell completes commands, options and their values on Tab.
 
     bash: `openblip completion bash >> ~/.bash_completion`. zsh: `openblip completion zsh > DIR/_openblip`, in a DIR of
-    its $fpath. fish: `openblip completion fish > ~/.config/fish/completions/openblip.fish`. The script calls python3 and
-    does not import openblip, so it answers at once. Write it anew after an update. Of `train` and `bootstrap` it
+    its $fpath. fish: `openblip completion fish > ~/.config/fish/completions/openblip.fish`. The script calls python3,
+    and does not import openblip, so it answers at once. Write it anew after an update. Of `train` and `bootstrap` it
     completes the recipes; their --help lists the options.
 
     Args:

