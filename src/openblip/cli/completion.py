@@ -45,7 +45,7 @@ def _all_commands() -> Any:
     def no_options() -> None:
         """Stands for a recipe, whose options its --help lists."""
 
-    recipes = {"train": RECIPES, "bootstrap": FAMILIES}
+    recipes = {"train": list(RECIPES), "bootstrap": list(FAMILIES)}
     groups: dict[str, list[Any]] = {}
     alone: list[Any] = []
     for name, entry in COMMANDS.items():
