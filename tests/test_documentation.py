@@ -23,7 +23,7 @@ from openblip.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TEXT_SUFFIXES = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".json", ".css", ".html", ".cfg", ""}
+TEXT_SUFFIXES = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".json", ".css", ".html", ".cfg", ".ipynb", ".rst", ""}
 # Written in two parts, so that this file does not hold what it looks for.
 PRIVATE_PATHS = re.compile("|".join(("/" + "work/", "/" + "tmp/[a-z]", "/" + "root/", "/" + "home/[a-z]")))
 
