@@ -33,7 +33,7 @@ from openblip.data.reader import read_source
 from openblip.data.sample import Reject
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
-from openblip.files import hash_int, write_text
+from openblip.files import hash_int, read_jsonl, write_text
 from openblip.progress import Progress
 
 MOST_DRAWN = 1_000_000  # that represent a run
@@ -41,6 +41,8 @@ NUM_STRATA = 40
 LEAST_DOUBT = 0.15  # a filter that is sure is taken to be wrong at least so often
 ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False, "unsure": None, "": None}
 TEXT_KEYS = ("shard", "key", "source", "index")  # name a text
+TextName = tuple[str, str, str, int]
+"""Their values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ def write_label_page(
     folder = CapFiltFolder(directory)
     manifest = folder.read_manifest()
     asked = sample_texts(directory, num_texts, by=by, seed=seed)
-    captions = _captions(folder, asked)
+    captions = label_captions(folder.root, asked)
     images = dict(_thumbnails(manifest, asked))
     shown = [label for label in asked if (label.shard, label.key) in images]
     if not shown:
@@ -151,7 +153,7 @@ def write_label_page(
     items = [
         {
             **{name: value for name, value in asdict(label).items() if name != "is_true"},
-            "caption": captions[_name(label)],
+            "caption": captions[text_name(label)],
             "image": numbers[label.shard, label.key],
         }
         for label in shown
@@ -173,16 +175,16 @@ def write_label_page(
     return PageSummary(Path(out), len(shown), len(asked) - len(shown))
 
 
-def _name(text: Label | Mapping[str, Any]) -> tuple[str, str, str, int]:
+def text_name(text: Label | Mapping[str, Any]) -> TextName:
     """What names a text within a run."""
     value = asdict(text) if isinstance(text, Label) else text
     return value["shard"], value["key"], value["source"], value["index"]
 
 
-def _captions(folder: CapFiltFolder, labels: Sequence[Label]) -> dict[tuple[str, str, str, int], str]:
-    """The texts of labels, by what names them."""
+def label_captions(directory: str | Path, labels: Sequence[Label]) -> dict[TextName, str]:
+    """The texts of labels, by what names them. Raises as `labelled_rows`."""
     return {
-        _name(row): row["caption"] for row in labelled_rows(folder.root, labels, [*TEXT_KEYS, "caption"]).to_pylist()
+        text_name(row): row["caption"] for row in labelled_rows(directory, labels, [*TEXT_KEYS, "caption"]).to_pylist()
     }
 
 
@@ -236,7 +238,7 @@ def _thumbnails(manifest: Mapping[str, Any], labels: Sequence[Label]) -> Iterato
 
 
 def read_labels(path: str | Path) -> list[Label]:
-    """The answers in a file that the page downloads, json or csv, or that somebody wrote.
+    """The answers in a file that the page downloads, json or csv, that `openblip serve` keeps, or that somebody wrote.
 
     A csv needs the columns shard, key, source, index and label (yes, no, unsure or nothing). Without stratum and share,
     its texts count as drawn at random from the whole run. Raises `ConfigError`, which names the label, for others.
@@ -245,7 +247,9 @@ def read_labels(path: str | Path) -> list[Label]:
         content = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    if content.lstrip().startswith("{"):
+    if Path(path).suffix == ".jsonl":
+        rows = [line.value for line in read_jsonl(path)]
+    elif content.lstrip().startswith("{"):
         try:
             rows = json.loads(content)["labels"]
         except (ValueError, KeyError, RecursionError) as error:
@@ -254,7 +258,7 @@ def read_labels(path: str | Path) -> list[Label]:
         rows = list(csv.DictReader(io.StringIO(content)))
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: `labels` must be a list")
-    labels: dict[tuple[str, str, str, int], Label] = {}
+    labels: dict[TextName, Label] = {}
     for number, row in enumerate(rows, 1):
         try:
             answer = str("" if row["label"] is None else row["label"]).strip().lower()
@@ -274,7 +278,7 @@ def read_labels(path: str | Path) -> list[Label]:
             ) from error
         if not 0 < label.share <= 1:
             raise ConfigError(f"{path}, label {number}: share is {label.share}; it is the part of all texts, up to 1")
-        labels[_name(label)] = label  # a later answer about the same text holds
+        labels[text_name(label)] = label  # a later answer about the same text holds
     return list(labels.values())
 
 

@@ -585,7 +585,7 @@ def inspect_images(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> Inspec
         ]
     choose_images(by_shard, {name: decision.threshold_of(name) for name in SOURCES})
     for shard, images in by_shard.items():
-        _read_originals(manifest, shard, images)
+        read_originals(manifest, shard, images)
     everything = [image for images in by_shard.values() for image in images]
     order = list(FATES)
     shown = [image for image in everything if image.is_shown and image.fate in FATES]
@@ -614,7 +614,7 @@ def choose_images(by_shard: Mapping[str, Sequence[ShownImage]], thresholds: Mapp
             by_shard[shard][number].is_shown = by_shard[shard][number].is_borderline = True
 
 
-def _read_originals(manifest: Mapping[str, Any], shard: str, images: Sequence[ShownImage]) -> None:
+def read_originals(manifest: Mapping[str, Any], shard: str, images: Sequence[ShownImage]) -> None:
     """Give a shard's images their thumbnails and what is known to be true of them, as far as the source still has it.
 
     Where the first sample does not say what is true, only the images that are shown are read.
