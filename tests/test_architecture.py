@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
     },
     "search": {"__init__", "predictor", "data", "capfilt"},
-    "serve": {"__init__", "predictor", "data", "capfilt", "search"},
+    "serve": {"__init__", "generation", "predictor", "data", "capfilt", "search"},
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe, or measure.

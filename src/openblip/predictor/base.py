@@ -752,9 +752,16 @@ class BasePredictor(ABC):
             end_id, pieces = writer.end_id, writer.tokenizer.convert_ids_to_tokens
         logprobs, ids = generated.token_logprobs, generated.ids
         text = writer.decode(ids) if text is None else text
-        ids = [*ids, end_id] if len(logprobs) > len(ids) else ids
-        tokens = tuple(pieces(ids))
-        return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+        has_end = len(logprobs) > len(ids)
+        ids = [*ids, end_id] if has_end else ids
+        return ScoredText(
+            text=text,
+            logprob=generated.logprob,
+            tokens=tuple(pieces(ids)),
+            token_logprobs=logprobs,
+            ids=tuple(ids),
+            has_end=has_end,
+        )
 
     def _predict_captions(self, images: EncodedImages, prompt: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) over a text of each image, by the model's own decoder, and what they are to predict, int64

@@ -299,9 +299,16 @@ class TransformersCaptioner:
         """What was written, as a text."""
         ids, logprobs = generated.ids, generated.token_logprobs
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        ids = [*ids, self.end_ids[0]] if len(logprobs) > len(ids) else ids
-        tokens = tuple(self.tokenizer.convert_ids_to_tokens(ids))
-        return ScoredText(text=text, logprob=generated.logprob, tokens=tokens, token_logprobs=logprobs, ids=tuple(ids))
+        has_end = len(logprobs) > len(ids)
+        ids = [*ids, self.end_ids[0]] if has_end else ids
+        return ScoredText(
+            text=text,
+            logprob=generated.logprob,
+            tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids)),
+            token_logprobs=logprobs,
+            ids=tuple(ids),
+            has_end=has_end,
+        )
 
 
 def _of_equal_shapes(images: Sequence[PromptedImage]) -> Iterable[list[int]]:

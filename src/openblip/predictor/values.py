@@ -264,6 +264,8 @@ class ScoredText:
     """Of each of `tokens`, given those before it; `math.exp` turns one into a probability."""
     ids: tuple[int, ...]
     """The positions of `tokens` in the vocabulary."""
+    has_end: bool
+    """Whether the last of `tokens` is the end; else the text was cut off at its greatest length."""
 
 
 def as_asked(texts: Sequence[ScoredText], return_scores: bool, single: bool) -> Any:
