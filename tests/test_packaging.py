@@ -155,7 +155,7 @@ def test_first_minutes_with_minimal_dependencies(python: Path, image: Path) -> N
     openblip("capfilt", "pairs.jsonl", *models, "--out", "cleaned", "--no-check")
     assert (image.parent / "cleaned" / "report.html").is_file()
     error = openblip("index", ".", "--model", "openblip-mini-filter", "--out", "index", code=2).stderr
-    assert error == 'openblip: an index needs LanceDB: pip install "openblip[search]"\n'
+    assert error.startswith('openblip: an index needs LanceDB: pip install "openblip[search]"\n')
     script = run_in(python, str(python.parent / "openblip"), "--version", cwd=image.parent)
     assert script.stdout == f"openblip {PROJECT['version']}\n"
 

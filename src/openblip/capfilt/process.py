@@ -104,7 +104,7 @@ class WorkerFacts(NamedTuple):
     """What a worker of a run must have in common with all others."""
 
     config: CapFiltConfig
-    """With the dtype that "auto" chose."""
+    """With the dtype that "auto" chose, where it is one for both models."""
     models: Mapping[str, Mapping[str, Any]]
     """As in the manifest."""
     execution: Mapping[str, Any]
@@ -135,7 +135,7 @@ class ShardWorker:
     """
 
     config: CapFiltConfig
-    """With the dtype that "auto" chose."""
+    """With the dtype that "auto" chose, where it is one for both models."""
     folder: CapFiltFolder
     source: Source
     captioner: Captioner
@@ -161,7 +161,8 @@ class ShardWorker:
                     f"only {', '.join(sorted(model.tasks))}"
                 )
         assert isinstance(filter_, BasePredictor)  # no other model has these calls
-        config = replace(config, dtype=captioner.precision)
+        if captioner.precision == filter_.precision:  # else it stays "auto", which every worker resolves for each model
+            config = replace(config, dtype=captioner.precision)
         return cls(config=config, folder=CapFiltFolder(out), source=source, captioner=captioner, filter=filter_)
 
     @cached_property
