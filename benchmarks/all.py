@@ -41,6 +41,8 @@ RUNS = {
     "report_time": ["benchmarks.report_time"],
     "score_time": ["benchmarks.score_time"],
     "selection_time": ["benchmarks.selection_time"],
+    "search_recall": ["benchmarks.search_recall"],
+    "search_memory": ["benchmarks.search_memory"],
     "capfilt_rivals": ["benchmarks.capfilt_rivals", "--captions", "1", "--images", "16", "--repeats", "1"],
     "blip2-opt-greedy": ["benchmarks.blip2_decoding", "opt", "greedy"],
     "blip2-t5-greedy": ["benchmarks.blip2_decoding", "t5", "greedy"],

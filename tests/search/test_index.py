@@ -132,6 +132,27 @@ def test_only_what_has_changed_is_embedded(
     assert len(index) == 3
 
 
+def test_changes_that_no_time_or_size_of_a_table_tells_are_seen(blip: BlipPredictor, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", [0, 1, 2, 3])
+    (tmp_path / "table.jsonl").write_text("".join(f'{{"image": "images/{n}.png", "caption": "a"}}\n' for n in range(4)))
+    for name, source in (("folder", folder), ("table", tmp_path / "table.jsonl")):
+        assert build(source, blip, tmp_path / name) == (4, 0, 0, 0)
+    for number, text in ((1, "a blue dog"), (2, "a big dog")):
+        (folder / f"{number}.txt").write_text(text)
+    earlier = (folder / "3.png").stat()
+    (folder / "3.png").write_bytes(png(3)[:-1] + b"\0")  # as many bytes, and an old time
+    os.utime(folder / "3.png", ns=(earlier.st_atime_ns, earlier.st_mtime_ns))
+    assert build(folder, blip, tmp_path / "folder") == (0, 3, 0, 1)
+    assert build(tmp_path / "table.jsonl", blip, tmp_path / "table") == (0, 1, 0, 3)
+
+
+def test_a_shard_of_which_a_part_is_broken_is_read_again(blip: BlipPredictor, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("1.png", b"no image")])
+    for unchanged in (0, 1):
+        done = build_index(str(path), blip, tmp_path / "index", checkpoint="tiny", reading=DecodingAhead())
+        assert ([reject.key for reject in done.rejects], done.unchanged) == (["1"], unchanged)
+
+
 def test_conditions_choose_rows_and_nothing_else(blip: BlipPredictor, tmp_path: Path) -> None:
     build(write_folder(tmp_path / "images", list(range(7))), blip, tmp_path / "index")
     index = ImageIndex(tmp_path / "index", blip)

@@ -181,6 +181,10 @@ class Source(ABC):
         """
         return {}
 
+    def is_self_contained(self, shard: str) -> bool:
+        """Whether the images and texts of a shard are all in its file, so that `file_state` tells of every change."""
+        return False
+
     def image_id_prefix(self, shard: str) -> str:
         """What the `image_id` of a shard's samples begins with: the name of the source that has the images."""
         return self.name

@@ -14,6 +14,7 @@ D embedding width, Q vectors of an image (1 for BLIP), M vectors of a query, R r
 """
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ ROWS_PER_COMMIT = 4096  # a commit writes a file of each column; what is not com
 APPROXIMATE_ABOVE = 50_000
 """Vectors from which on they are searched by an approximate index; below, every one is compared."""
 PROBED_SHARE = 0.1  # of the partitions of the approximate index
-REFINE_FACTOR = 20  # times as many candidates are compared by their whole vectors
+TRAINING_ROWS, TRAINING_PASSES = 64, 20  # of k-means: rows for each partition; more take longer and find no more
+REFINE_FACTOR = 50  # times as many candidates are compared by their whole vectors
 SHOWN_SIZE = 192
 KEPT_VERSIONS = timedelta(minutes=10)  # of a table, for searches that have begun on one
 Searched = Literal["images", "texts"]
@@ -85,8 +87,9 @@ def build_index(
 ) -> IndexSummary:
     """Index every image of a source, and every text that came with one, or bring an index up to date.
 
-    New images, and those whose bytes or texts have changed, are embedded; those that are gone leave the index. A shard
-    whose file is as it was is not read. `checkpoint` is what the index says its vectors are of.
+    New images, and those whose bytes or texts have changed, are embedded; those that are gone leave the index. A tar
+    or parquet file that is as it was, and of which all could be read, is not read again. `checkpoint` is what the index
+    says its vectors are of.
 
     Raises SourceError for a source that is missing or empty; UnsupportedTaskError for a model without ITC; ConfigError,
     which shows the difference, when `out` holds the index of another source or model.
@@ -108,13 +111,16 @@ def build_index(
         for shard in writer.shards.keys() - set(shards):
             summary.deleted += writer.forget(shard)
         for shard in shards:
-            state = dict(source.file_state(shard))
+            # What lies in files of its own is compared sample by sample.
+            state = dict(source.file_state(shard)) if source.is_self_contained(shard) else {}
             known = writer.known(shard)
             if state and writer.shards.get(shard) == state:
                 summary.unchanged += len(known)
                 continue
+            rejects = len(summary.rejects)
             writer.index_shard(source, shard, known, reading, summary, bar)
-            writer.finish_shard(shard, state)
+            # What could not be read is tried again by the next call.
+            writer.finish_shard(shard, state if len(summary.rejects) == rejects else {})
     writer.optimize()
     return summary
 
@@ -148,16 +154,7 @@ class _IndexWriter:
                 )
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"{self.root} is not empty and no index; choose another --out")
-        database = connect(self.root)
-        vector = pa.list_(pa.float32(), width)
-        place = [("id", pa.string()), ("shard", pa.string()), ("key", pa.string())]
-        images = pa.schema([
-            *place, ("stamp", pa.string()), ("caption", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
-            ("thumbnail", pa.binary()), ("vector", vector),
-        ])  # fmt: skip
-        texts = pa.schema([*place, ("caption", pa.string()), ("vector", vector)])
-        self.images = database.create_table("images", schema=images, exist_ok=True)
-        self.texts = database.create_table("texts", schema=texts, exist_ok=True)
+        self.images, self.texts = make_tables(self.root, width)
         write_json(path, {**identity, "checkpoint": checkpoint, "openblip": version("openblip")})
         if (self.root / "shards.json").is_file():
             self.shards = read_json(self.root / "shards.json")
@@ -276,15 +273,7 @@ class _IndexWriter:
     def optimize(self) -> None:
         """Join small files, and make or extend the approximate index where there are enough vectors."""
         for table in (self.images, self.texts):
-            table.optimize(cleanup_older_than=KEPT_VERSIONS)
-            rows = table.count_rows()
-            if rows > APPROXIMATE_ABOVE and not table.list_indices():
-                settings = load_lancedb().index.IvfPq(
-                    distance_type="dot",
-                    num_partitions=max(1, round(rows**0.5)),
-                    num_sub_vectors=max(1, table.schema.field("vector").type.list_size // 8),
-                )
-                table.create_index("vector", config=settings)
+            optimize(table)
 
 
 class _Image(NamedTuple):
@@ -419,7 +408,7 @@ class ImageIndex:
     def _partitions(self, table: Any) -> int:
         """Of the approximate index; 0 without."""
         rows: int = table.count_rows()
-        return max(1, round(rows**0.5)) if table.list_indices() else 0
+        return num_partitions(rows) if table.list_indices() else 0
 
     def _add_thumbnails(self, rows: Sequence[dict[str, Any]]) -> None:
         for group in _groups(rows):
@@ -476,6 +465,42 @@ def load_lancedb() -> Any:
 def connect(root: Path) -> Any:
     """LanceDB's connection to the tables of an index."""
     return load_lancedb().connect(str(root / "lance"))
+
+
+def make_tables(root: Path, width: int) -> tuple[Any, Any]:
+    """The tables of images and of texts, with vectors of a width; those that are there already stay as they are."""
+    vector = pa.list_(pa.float32(), width)
+    place = [("id", pa.string()), ("shard", pa.string()), ("key", pa.string())]
+    images = pa.schema([
+        *place, ("stamp", pa.string()), ("caption", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
+        ("thumbnail", pa.binary()), ("vector", vector),
+    ])  # fmt: skip
+    texts = pa.schema([*place, ("caption", pa.string()), ("vector", vector)])
+    database = connect(root)
+    return (
+        database.create_table("images", schema=images, exist_ok=True),
+        database.create_table("texts", schema=texts, exist_ok=True),
+    )
+
+
+def optimize(table: Any) -> None:
+    """Join small files of a table, and make or extend its approximate index where there are enough vectors."""
+    table.optimize(cleanup_older_than=KEPT_VERSIONS)
+    rows = table.count_rows()
+    if rows > APPROXIMATE_ABOVE and not table.list_indices():
+        settings = load_lancedb().index.IvfPq(
+            distance_type="dot",
+            num_partitions=num_partitions(rows),
+            num_sub_vectors=max(1, table.schema.field("vector").type.list_size // 8),
+            sample_rate=TRAINING_ROWS,
+            max_iterations=TRAINING_PASSES,
+        )
+        table.create_index("vector", config=settings)
+
+
+def num_partitions(rows: int) -> int:
+    """Of the approximate index of a table."""
+    return max(1, math.isqrt(rows) // 2)
 
 
 def quoted(text: str) -> str:

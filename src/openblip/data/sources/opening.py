@@ -247,6 +247,10 @@ class JoinedSource(Source):
         source, own_name = self._find(shard)
         return source.file_state(own_name)
 
+    def is_self_contained(self, shard: str) -> bool:
+        source, own_name = self._find(shard)
+        return source.is_self_contained(own_name)
+
     def image_id_prefix(self, shard: str) -> str:
         source, own_name = self._find(shard)
         return source.image_id_prefix(own_name)
@@ -311,6 +315,9 @@ class PercentSlice(Source):
 
     def file_state(self, shard: str) -> Mapping[str, Any]:
         return self.whole.file_state(shard)
+
+    def is_self_contained(self, shard: str) -> bool:
+        return self.whole.is_self_contained(shard)
 
     def image_id_prefix(self, shard: str) -> str:
         return self.whole.image_id_prefix(shard)

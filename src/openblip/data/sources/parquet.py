@@ -72,6 +72,12 @@ class ParquetSource(Source):
     def file_state(self, shard: str) -> Mapping[str, Any]:
         return storage.file_state(self.path(shard))
 
+    def is_self_contained(self, shard: str) -> bool:
+        with self._opened(shard) as (file, _):
+            columns = rows.named_columns(self.options.image_column, _IMAGE_COLUMNS)
+            image = file.schema.field(rows.find_column(file.schema.names, columns, "image"))
+            return bool(pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type))
+
     def path(self, shard: str) -> str:
         return self.paths[self._file_of(shard)[0]]
 

@@ -134,6 +134,9 @@ class TarSource(Source):
     def file_state(self, shard: str) -> Mapping[str, Any]:
         return storage.file_state(self.paths[shard])
 
+    def is_self_contained(self, shard: str) -> bool:
+        return True
+
     def num_samples(self, shard: str) -> int | None:
         """What img2dataset's `00000_stats.json` beside `00000.tar` says, if there is one."""
         path = f"{self.paths[shard].removesuffix('.tar')}_stats.json"
