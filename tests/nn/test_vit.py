@@ -1,5 +1,6 @@
 """The vision transformer: positions, stochastic depth, activation checkpointing, and the forms of it."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -194,3 +195,12 @@ def test_images_in_groups_equal_images_at_once(monkeypatch: pytest.MonkeyPatch, 
         torch.testing.assert_close(model(pixels), at_once)
         assert model(pixels[:0]).shape == (0, 10, 16)
     assert sizes == {1: [5, 1, 1, 1, 1, 1, 0], 2560: [5, 2, 2, 1, 0], 2**24: [5, 5, 0]}[cached_bytes]
+
+
+def test_an_encoder_can_be_traced_for_any_number_of_images() -> None:
+    model = VisionTransformer(VisionConfig(image_size=16, patch_size=8, hidden_dim=24, num_layers=1, num_heads=3))
+    pixels = torch.randn(5, 3, 16, 16)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model.eval(), pixels[:2])
+        torch.testing.assert_close(traced(pixels), model(pixels))

@@ -241,7 +241,7 @@ def _read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
         raise CheckpointError(f"{folder} {problem}: {settings}.") from error
 
 
-def _write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: str) -> None:
+def write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: str) -> None:
     """Write what transformers' BlipImageProcessor reads, on its own or as part of `processor`."""
     settings = {
         "image_processor_type": "BlipImageProcessor",
@@ -259,7 +259,7 @@ def _write_preprocessing(folder: Path, preprocessing: Preprocessing, processor: 
     write_json(folder / _PREPROCESSOR_CONFIG, settings)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer that transformers reads too."""
     tokenizer.save(folder)
     wordpiece = tokenizers.Tokenizer.from_str(tokenizer.to_json())
@@ -565,8 +565,8 @@ def save_huggingface_blip(folder: Path, checkpoint: BlipCheckpoint) -> None:
         extra[LOG_TEMPERATURE] = float(weights[LOG_TEMPERATURE])
     extra |= {"sharing": config.text.sharing, "drop_path": config.vision.drop_path}
     state_dict.write_safetensors(folder / WEIGHTS, state_dict.translate_back(layout, weights))
-    _write_tokenizer(folder, tokenizer)
-    _write_preprocessing(folder, checkpoint.preprocessing, "BlipProcessor")
+    write_tokenizer(folder, tokenizer)
+    write_preprocessing(folder, checkpoint.preprocessing, "BlipProcessor")
     hf_config = transformers.BlipConfig(
         vision_config=_write_sizes(config.vision, backbones.HF_VISION_SETTINGS),
         text_config={
@@ -650,9 +650,9 @@ def save_huggingface_blip2(folder: Path, checkpoint: Blip2Checkpoint) -> None:
                 state[_LANGUAGE + name] = tensor
     state_dict.write_safetensors(folder / WEIGHTS, state)
     if checkpoint.tokenizer is not None and config.has_text_branch:
-        _write_tokenizer(folder / QFORMER_TOKENIZER if instructed else folder, checkpoint.tokenizer)
+        write_tokenizer(folder / QFORMER_TOKENIZER if instructed else folder, checkpoint.tokenizer)
     processor = "InstructBlipProcessor" if instructed else "Blip2Processor"
-    _write_preprocessing(folder, checkpoint.preprocessing, processor)
+    write_preprocessing(folder, checkpoint.preprocessing, processor)
     # A retrieval model gets image tokens only if it had some: with them transformers also cuts a text without an image.
     num_queries = None if settings["image_token_index"] is None else qformer.num_queries
     write_json(folder / _PROCESSOR_CONFIG, {"processor_class": processor, "num_query_tokens": num_queries})

@@ -67,6 +67,7 @@ COMMANDS = {
     "train": Command("train", "run_recipe", "train a recipe, on one machine or under torchrun"),
     "evaluate": Command("evaluate", "command", "measure a model on any of its tasks"),
     "convert": Command("convert", "command", "write a checkpoint in another format"),
+    "export": Command("export", "command", "write a model as ONNX or OpenVINO graphs, to run without torch"),
     "models": Command("models", "command", "list the shipped models and the known public checkpoints"),
     "doctor": Command("doctor", "command", "what is installed, where models run, what is missing for more"),
     "completion": Command("completion", "command", "a script with which a shell completes commands and options"),

@@ -83,19 +83,19 @@ def _attend_for_gradients(
 
 class LayerCache:
     """Keys and values of one layer for the tokens so far, concatenated so that gradients flow: for training after a
-    shared prefix.
+    shared prefix, and for exported steps, whose cache grows.
     """
 
     def __init__(self) -> None:
         self.length = 0
-        self._key: Tensor | None = None
-        self._value: Tensor | None = None
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add (R, H, T, E) and return the keys and values of all tokens so far, (R, H, length, E)."""
-        if self._key is not None and self._value is not None:
-            key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
-        self._key, self._value, self.length = key, value, key.shape[2]
+        if self.key is not None and self.value is not None:
+            key, value = torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
+        self.key, self.value, self.length = key, value, key.shape[2]
         return key, value
 
 
@@ -187,7 +187,7 @@ class SelfAttention(nn.Module):
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             k, v = cache.append(k, v)
-        if isinstance(cache, LayerBuffer):
+        if isinstance(cache, LayerBuffer) or q.shape[2] == 1:  # a single query is the last token
             causal = False
         elif causal and (cache is not None or mask is not None):
             num_queries, num_keys = q.shape[2], k.shape[2]  # the queries are the last of the keys

@@ -61,7 +61,7 @@ def generation_mask(num_queries: int, num_tokens: int) -> Tensor:
 def without_padding(mask: Tensor, text_mask: Tensor) -> Tensor:
     """A mask (S, S) and text masks bool (R, T), True at real tokens -> (R, 1, S, S), which hides padding too."""
     num_queries = mask.shape[-1] - text_mask.shape[1]
-    real = torch.cat([text_mask.new_ones(len(text_mask), num_queries), text_mask], dim=1)  # (R, S)
+    real = torch.cat([text_mask.new_ones(text_mask.shape[0], num_queries), text_mask], dim=1)  # (R, S)
     return mask.to(text_mask.device)[None, None] & real[:, None, None, :]
 
 
@@ -168,7 +168,8 @@ class QFormer(nn.Module):
         one for all tokens; by default from 0 on.
         """
         with_queries = image_kv is not None
-        num_rows = next(len(kv.key) for kv in image_kv or () if isinstance(kv, KeyValue)) if ids is None else len(ids)
+        counted = ids if ids is not None else next(kv.key for kv in image_kv or () if isinstance(kv, KeyValue))
+        num_rows = counted.shape[0]
         num_queries = self.num_queries if with_queries else 0
         x: Tensor = self.embeddings(num_rows, with_queries, ids, positions)
         checkpointing = self.activation_checkpointing and self.training

@@ -3,6 +3,8 @@
 B batch, S image size in pixels, P patch size, G = S/P patches a side, N = G*G + 1 tokens, D width.
 """
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -88,11 +90,11 @@ class VisionTransformer(nn.Module):
         x = embed_patches(self.patch_embedding, pixels.to(self.patch_embedding.weight.dtype))  # (B, G*G, D)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.input_norm(x + positions.to(x.dtype))
-        num_at_once = max(1, len(x))
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            num_at_once = max(1, CACHED_BYTES // (x.shape[1] * self.mlp_dim * x.itemsize))
+        together: Sequence[Tensor] = (x,)
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced():
+            together = x.split(max(1, CACHED_BYTES // (x.shape[1] * self.mlp_dim * x.itemsize)))
         groups = []
-        for group in x.split(num_at_once):
+        for group in together:
             for block in self.blocks:
                 if self.activation_checkpointing and self.training:
                     group = checkpoint(block, group, use_reentrant=False)
@@ -106,6 +108,12 @@ CACHED_BYTES = 2**24
 """The largest activations of a layer that stay in the last cache of a CPU: so many images go through all blocks before
 the next do.
 """
+
+
+def is_traced() -> bool:
+    """Whether torch records the operations of a call, to repeat them for any number of images."""
+    is_recorded: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return is_recorded or torch.compiler.is_compiling()
 
 
 def embed_patches(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
@@ -124,7 +132,7 @@ def interpolate_positions(position_embedding: Tensor, grid: int) -> Tensor:
     """Positions (1, N0, D) of a square grid -> (1, grid*grid + 1, D), bicubic, the class token kept. The released
     code's choice (bicubic, align_corners=False), so that its checkpoints fit any size.
     """
-    old_grid = round((position_embedding.shape[1] - 1) ** 0.5)
+    old_grid = math.isqrt(position_embedding.shape[1])  # of a square and one
     if old_grid == grid:
         return position_embedding
     class_position, patch_positions = position_embedding[:, :1], position_embedding[:, 1:]
