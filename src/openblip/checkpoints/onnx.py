@@ -36,7 +36,7 @@ from openblip.nn.attention import KeyValue, LayerKV, SelfAttentionCache
 from openblip.nn.config import QFormerConfig, TextConfig
 from openblip.progress import Progress
 
-ExportFormat = Literal["onnx", "openvino"]
+GraphFormat = Literal["onnx", "openvino"]
 EXPORT_FILE = "export.json"
 TOLERANCE = 1e-3
 """The most by which a graph may differ from torch, as a share of its largest value where that is above 1."""
@@ -69,7 +69,7 @@ class GraphModule(nn.Module):
         return tuple(self.compute(self.model, *inputs))
 
 
-def export_checkpoint(checkpoint: Checkpoint, folder: Path, format: ExportFormat) -> dict[str, float]:
+def export_checkpoint(checkpoint: Checkpoint, folder: Path, format: GraphFormat) -> dict[str, float]:
     """Write a folder with what a model can do as graphs, and return how far each of them differs from torch.
 
     Every graph is run by the runtime that it is for, on random inputs of other sizes than it was traced with. The
@@ -110,7 +110,7 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
 
 
 def _description(
-    checkpoint: Checkpoint, graphs: Mapping[str, Graph], differences: Mapping[str, float], format: ExportFormat
+    checkpoint: Checkpoint, graphs: Mapping[str, Graph], differences: Mapping[str, float], format: GraphFormat
 ) -> dict[str, Any]:
     """The content of export.json."""
     tokenizer = checkpoint.tokenizer
@@ -452,7 +452,7 @@ def _open_graph(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
     return lambda inputs: list(session.run(None, inputs))
 
 
-def require_export_packages(format: ExportFormat) -> None:
+def require_export_packages(format: GraphFormat) -> None:
     """MissingExtraError, with the pip command, unless what writes and checks the format is installed."""
     from importlib.util import find_spec
 

@@ -9,7 +9,7 @@ from openblip.cli.options import check_output
 from openblip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from openblip.checkpoints.onnx import ExportFormat
+    from openblip.checkpoints.onnx import GraphFormat
 
 
 def command(
@@ -36,7 +36,7 @@ def command(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not empty; name a new one")
     check_output("OUT", out, is_folder=True)
-    wanted: ExportFormat = format
+    wanted: GraphFormat = format
     require_export_packages(wanted)
     checkpoint = load_checkpoint(source, tokenizer=tokenizer)
     for name, difference in export_checkpoint(checkpoint, out, wanted).items():
