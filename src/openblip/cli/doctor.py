@@ -20,7 +20,7 @@ EXTRAS = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "`openblip export --format onnx`"),
     "language": (("peft",), "LoRA and adapters of language models"),
     "metrics": (("pycocoevalcap",), "scores of captions: CIDEr, BLEU, METEOR, SPICE"),
-    "openvino": (("onnx", "onnxscript", "openvino"), "`openblip export --format openvino`"),
+    "openvino": (("openvino",), "`openblip export --format openvino`"),
     "quantized": (("bitsandbytes", "accelerate"), "language models in 8 or 4 bits: --quantization"),
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
     "search": (("lancedb",), "`openblip index` and `openblip search`"),
