@@ -87,6 +87,7 @@ GUIDES = {
     "doctor": "install.md",
     "estimate": "cost.md",
     "evaluate": "evaluate.md",
+    "export": "export.md",
     "match": "caption.md#questions-and-matching",
     "models": "models.md",
     "search": "search.md",
