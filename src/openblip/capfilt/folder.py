@@ -10,6 +10,7 @@ DIR/captions/<shard>.failure.json  why the shard could not be finished; removed 
 DIR/embeddings/<shard>.parquet     the filter's embeddings, where --keep-embeddings asked for them
 DIR/scores/<name>/<shard>.parquet  a score that was computed later, one value per text
 DIR/scores/<name>/<shard>.report.json  written last: this score of the shard is finished
+DIR/labels/<score>-<texts>-<seed>.jsonl  a person's answers, a line each, that the server's page stored
 DIR/report.html
 ```
 
