@@ -111,6 +111,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": "the set-up of a working copy, and an excerpt of a file",
     "bibtex": "for other people's papers",
     "json": "shows a file",
+    "docker": "there is none where the tests run",
     "pip install": "the packages are installed",
     "openblip export openblip-mini-captioner exported-openvino": "OpenVINO is no part of the tests' environment",
     "pytest": "this is it",

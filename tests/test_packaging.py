@@ -7,6 +7,7 @@ pyproject.toml's dependencies, without that of any extra.
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from openblip.cli.doctor import EXTRAS
+from openblip.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -47,6 +49,52 @@ reveal_type(openblip.Nucleus(top_p=0.9).top_p)
 model.caption("a.png", num_captions="three")
 openblip.Beam(num_beams=3, top_p=0.9)
 """
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the Dockerfile in order, with what stands behind each."""
+    lines = (line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    whole = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(words[0], words[1].strip()) for line in whole if len(words := line.split(maxsplit=1)) == 2]
+
+
+def test_dockerfile_copies_what_there_is_and_the_builder_gets_no_more() -> None:
+    copied = [shlex.split(rest) for name, rest in instructions() if name == "COPY"]
+    sources = {source for words in copied if not words[0].startswith("--from") for source in words[:-1]}
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    assert sent[1] == "*"
+    assert {line[1:] for line in sent if line.startswith("!")} == sources
+    needed = {PROJECT["readme"], *PROJECT["license-files"], "src", "pyproject.toml"}  # what hatchling reads
+    assert needed <= sources
+
+
+def test_dockerfile_installs_extras_that_there_are_with_pinned_versions() -> None:
+    installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
+    extras = {extra for rest in installs for found in re.findall(r"\.\[([\w,]+)\]", rest) for extra in found.split(",")}
+    assert "serve" in extras
+    assert extras <= PROJECT["optional-dependencies"].keys()
+    assert all("-c constraints.txt" in rest for rest in installs)
+    assert any("--index-url ${TORCH_INDEX} torch" in rest for rest in installs)
+    python = next(rest for name, rest in instructions() if name == "ARG").removeprefix("PYTHON=")
+    assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
+
+
+def test_container_serves_as_no_root_and_says_whether_it_is_healthy() -> None:
+    listed = instructions()
+    last = [*listed[max(i for i, (name, _) in enumerate(listed) if name == "FROM") :]]
+    settings = dict(last)  # of an instruction that is repeated, the last
+    assert settings["USER"] not in ("root", "0")
+    assert f"useradd --system --uid 10001 --home-dir {settings['WORKDIR']}" in settings["RUN"]
+    serve = json.loads(settings["ENTRYPOINT"])
+    port = settings["EXPOSE"]
+    assert serve == ["openblip", "serve", "--host", "0.0.0.0", "--port", port]
+    check = settings["HEALTHCHECK"].partition("CMD ")[2]
+    assert f"http://127.0.0.1:{port}/health'" in json.loads(check)[2]
+    compile(json.loads(check)[2], "HEALTHCHECK", "exec")
+    if "serve" in COMMANDS:  # its options are those that the container gives
+        COMMANDS["serve"].bind([*serve[2:], *json.loads(settings["CMD"])], prog="openblip serve")
 
 
 def minimal_distributions() -> set[str]:
