@@ -6,6 +6,7 @@ so that a run of any size is browsed at the cost of what is shown. Labels go to 
 servers may append to it.
 """
 
+import fcntl
 import json
 import os
 from collections import defaultdict
@@ -26,7 +27,7 @@ from openblip.capfilt.report import ShownImage, read_originals
 from openblip.data.captions import read_judged
 from openblip.data.decision import Decision
 from openblip.errors import ConfigError
-from openblip.files import hash_int, is_local, read_jsonl
+from openblip.files import hash_int, is_local, name_full_disk, read_jsonl
 
 SHOWN_COLUMNS = ("key", "index", "source", "caption", "itm", "itc", "logprob")
 COUNTED_SHARDS = 50  # that are read for the numbers of the run
@@ -247,7 +248,9 @@ class CapFiltBrowser:
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         path = self._file(given)
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab", buffering=0) as file:  # in one write, so that lines of several servers do not mix
+        with path.open("ab", buffering=0) as file, name_full_disk(path):
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: other servers append, too
+            file.truncate(max((line.end for line in read_jsonl(path)), default=0))  # a line that a killed server began
             file.write("".join(lines).encode("utf-8", "backslashreplace"))
             os.fsync(file.fileno())
         answered = sum(bool(answer) for answer in self._answers(given).values())
