@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"predictor", "generation"},
 }  # fmt: skip
 # Read by `openblip … --help`, which has to answer at once; the heavy ones build and run a recipe, or measure.
-LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt")]
+LIGHT_MODULES = [f"{part}.config" for part in ("nn", "models", "training", "data", "tasks", "capfilt", "serve")]
 LIGHT_MODULES += ["models.flops", "generation.decoding", "cluster", "recipes.*", "cost.*", "cli.*"]
 HEAVY_MODULES = ("recipes.initialize", "recipes.validation", "cost.measure")
 

@@ -24,7 +24,10 @@ EXTRAS = {
     "quantized": (("bitsandbytes", "accelerate"), "language models in 8 or 4 bits: --quantization"),
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
     "search": (("lancedb",), "`openblip index` and `openblip search`"),
-    "serve": (("fastapi", "uvicorn"), "the server and its page"),
+    "serve": (
+        ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "ray"),
+        "the server and its page: `openblip serve`",
+    ),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),
     "video": (("av",), "videos in place of images"),
 }

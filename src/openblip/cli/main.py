@@ -63,6 +63,7 @@ COMMANDS = {
     "capfilt-export": Command("capfilt", "export_pairs", "write the bootstrapped pairs as tar shards"),
     "index": Command("search", "build", "embed the images of a source for search"),
     "search": Command("search", "find", "find images of an index by text or image"),
+    "serve": Command("serve", "command", "models and search as an HTTP server"),
     "bootstrap": Command("train", "run_bootstrap", "train, clean the data, train anew, compare"),
     "train": Command("train", "run_recipe", "train a recipe, on one machine or under torchrun"),
     "evaluate": Command("evaluate", "command", "measure a model on any of its tasks"),

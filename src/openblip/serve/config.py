@@ -1,0 +1,36 @@
+"""Settings of the server."""
+
+from dataclasses import dataclass
+
+from openblip.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLimits:
+    """What a server takes on; more is refused with a status that says so."""
+
+    max_body: int = 32
+    """Megabytes of a request; more is answered 413."""
+    max_pixels: int = 40_000_000
+    """Of an image, as its header says, before it is decoded; more is answered 422."""
+    max_images: int = 16
+    """Images in a request."""
+    max_texts: int = 256
+    """Texts in a request."""
+    queue: int = 64
+    """Requests that may wait for each model; more are answered 429, with the time after which to try again."""
+    timeout: float = 60.0
+    """Seconds until a request is given up, and answered 504."""
+    batch_size: int = 32
+    """Requests that a model answers together, at most."""
+    batch_wait: float = 0.005
+    """Seconds that a free model waits for more requests to join the first one."""
+    cache: int = 512
+    """Megabytes of encoded images that each model keeps: one that is asked about again is not encoded again."""
+    drain: float = 1.0
+    """Seconds after SIGTERM in which requests are still taken while /ready says no, for balancers to see it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0 or (value == 0 and name not in ("cache", "drain", "batch_wait")):
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
