@@ -22,13 +22,14 @@ def command(
     *,
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction],
     index: Path | None = None,
+    capfilt: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: Path | None = None,
     device: DeviceOptions,
     limits: ServerLimits,
 ) -> int:
-    """Serves models over HTTP: captions, answers, matching, embeddings, explanations, conversations and search.
+    """Serves models over HTTP: a page, a JSON API, and OpenAI's API at /v1.
 
     A call goes to the model that it names, or to the first that can do it. SIGTERM and Ctrl-C let the requests end that
     were accepted. Keys come from --api-key-file or from OPENBLIP_API_KEY; without one everyone may ask.
@@ -36,6 +37,7 @@ def command(
     Args:
         model: a checkpoint folder, file, hub name or shipped model, as NAME or NAME=CHECKPOINT; may be given again.
         index: the folder of an index, for search.
+        capfilt: a CapFilt run that the page shows, and that takes labels there for capfilt-calibrate.
         host: address to listen at; 0.0.0.0 is every one of this machine.
         port: port to listen at; 0 is any free one.
         api_key_file: a file of keys, one on each line; a request must have one of them.
@@ -48,6 +50,9 @@ def command(
         import uvicorn
 
         from openblip.serve.app import ModelServer, make_app
+        from openblip.serve.capfilt import capfilt_router
+        from openblip.serve.openai import openai_router
+        from openblip.serve.page import page_router
     except ImportError as error:
         raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
     keys = _keys(api_key_file)
@@ -61,9 +66,10 @@ def command(
             raise ConfigError(f"--index {index} is no index; make one with `openblip index`")
         checkpoint = read_json(index / "index.json")["checkpoint"]
         found = ImageIndex(index, openblip.load(checkpoint, device=device.device, dtype=device.dtype))
+    routers = [page_router()] if capfilt is None else [page_router(), capfilt_router(capfilt)]
     with _deployed(names, device, limits) as handles:
         server = ModelServer(handles, limits, found)
-        app = make_app(server, keys=keys)
+        app = make_app(server, keys=keys, routers=[*routers, openai_router(server)])
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
         asyncio.run(_run(uvicorn.Server(config), server, limits))
     return 0

@@ -30,6 +30,7 @@ from openblip.errors import ConfigError, ImageError, OpenBlipError
 from openblip.predictor.base import CAPTION_DECODING, CHAT_DECODING
 from openblip.serve import schema
 from openblip.serve.config import ServerLimits
+from openblip.serve.openai import openai_error
 from openblip.serve.worker import ModelCall
 
 OPEN_PATHS = ("/", "/health", "/ready", "/openapi.json", "/page.css", "/page.js")  # without a key
@@ -252,9 +253,8 @@ class _Guard:
 
 
 def _error(status: int, message: str, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    kind = ERROR_KINDS.get(status, "error")
-    detail = {"message": message, "type": kind} | ({"param": None, "code": None} if path.startswith("/v1/") else {})
-    return JSONResponse({"error": detail}, status, headers)
+    body = {"error": {"message": message, "type": ERROR_KINDS.get(status, "error")}}
+    return JSONResponse(openai_error(status, message) if path.startswith("/v1/") else body, status, headers)
 
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
