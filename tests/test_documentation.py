@@ -108,6 +108,7 @@ MORE_WORDS = {
 NOT_RUN = {
     "docs/results.md": "experiments of hours; the page says on which day they ran",
     "docs/benchmarks.md": "measurements of an hour, in part against an earlier version",
+    "docs/serve.md": "a server runs until it is ended: tests/serve/test_serve_command.py runs the page against one",
     "CONTRIBUTING.md": "the set-up of a working copy, and an excerpt of a file",
     "bibtex": "for other people's papers",
     "json": "shows a file",

@@ -14,6 +14,7 @@ from openblip.capfilt import calibration, duplicates, scores
 from openblip.checkpoints import backbones
 from openblip.checkpoints.onnx import require_export_packages
 from openblip.cli.doctor import EXTRAS
+from openblip.cli.serve import require_server_packages
 from openblip.data.images import read_frames
 from openblip.emoji_scenes.writer import require_packages
 from openblip.errors import MissingExtraError
@@ -44,6 +45,10 @@ NEEDS: dict[str, Callable[[], object]] = {
     "accelerate": lambda: backbones.quantized_settings("8bit", torch.float32),
     "ray": cluster.require_ray,
     "lancedb": load_lancedb,
+    "fastapi": require_server_packages,
+    "uvicorn": require_server_packages,
+    "prometheus_client": require_server_packages,
+    "python_multipart": require_server_packages,
     "tensorboard": lambda: Trackers(TrainingConfig(steps=1, batch_size=1, tensorboard=True), Path("run")),
     "wandb": lambda: Trackers(TrainingConfig(steps=1, batch_size=1, wandb_project="blip"), Path("run")),
     "trackio": lambda: Trackers(TrainingConfig(steps=1, batch_size=1, trackio_project="blip"), Path("run")),

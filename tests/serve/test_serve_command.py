@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -84,6 +86,24 @@ def test_limits_and_errors(server: Server) -> None:
         status, reply, _ = server.ask("/caption", {"images": images})
         assert (status, json.loads(reply)["error"]["type"]) == (422, "invalid")
         assert reason in json.loads(reply)["error"]["message"]
+
+
+def test_the_guide_is_true(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/serve.md asks of a server, with this one's address, key and model."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40), "red").save("scene.png")
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text()
+    page = re.sub("openblip-mini-(captioner|filter)", "openblip-mini", page)
+    page = page.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}").replace('"none"', repr(KEY))
+    (python,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(python, "docs/serve.md", "exec"), {})
+    commands = re.findall(r"^curl .*$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        words = [*shlex.split(command), "-sS", "--fail-with-body", "-H", f"Authorization: Bearer {KEY}"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert json.loads(done.stdout)["model"] == "openblip-mini"
 
 
 def test_a_dead_worker_comes_back(server: Server) -> None:

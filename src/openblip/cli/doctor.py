@@ -25,7 +25,7 @@ EXTRAS = {
     "ray": (("ray",), "CapFilt and captions on a cluster: --engine ray"),
     "search": (("lancedb",), "`openblip index` and `openblip search`"),
     "serve": (
-        ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "ray"),
+        ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
         "the server and its page: `openblip serve`",
     ),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),

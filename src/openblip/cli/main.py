@@ -83,6 +83,7 @@ GUIDES = {
     "capfilt_calibrate": "capfilt.md#calibrating-with-labels",
     "capfilt_score": "capfilt.md#more-scores",
     "caption": "caption.md",
+    "completion": "install.md",
     "convert": "checkpoints.md",
     "data": "data.md",
     "doctor": "install.md",
@@ -92,6 +93,7 @@ GUIDES = {
     "match": "caption.md#questions-and-matching",
     "models": "models.md",
     "search": "search.md",
+    "serve": "serve.md",
     "train": "train.md",
 }
 """For each module of commands the page of docs/ to which errors of its arguments link."""

@@ -45,16 +45,14 @@ def command(
     if not model:
         raise ConfigError("--model must be given")
     names = _named(model)
-    try:
-        import ray  # noqa: F401
-        import uvicorn
+    require_server_packages()
+    import uvicorn
 
-        from openblip.serve.app import ModelServer, make_app
-        from openblip.serve.capfilt import capfilt_router
-        from openblip.serve.openai import openai_router
-        from openblip.serve.page import page_router
-    except ImportError as error:
-        raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
+    from openblip.serve.app import ModelServer, make_app
+    from openblip.serve.capfilt import capfilt_router
+    from openblip.serve.openai import openai_router
+    from openblip.serve.page import page_router
+
     keys = _keys(api_key_file)
     found = None
     if index is not None:
@@ -73,6 +71,18 @@ def command(
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
         asyncio.run(_run(uvicorn.Server(config), server, limits))
     return 0
+
+
+def require_server_packages() -> None:
+    """Raises MissingExtraError when the server cannot run."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import ray.serve
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:
