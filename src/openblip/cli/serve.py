@@ -79,7 +79,7 @@ def require_server_packages() -> None:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
-        import ray.serve
+        import ray.serve  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError('openblip serve needs more packages: pip install "openblip[serve]"') from error
