@@ -24,6 +24,7 @@ RUNS = {
     "captions-greedy": ["benchmarks.captions", "greedy"],
     "captions-beam": ["benchmarks.captions", "beam"],
     "captions-nucleus": ["benchmarks.captions", "nucleus"],
+    "first-minutes": ["benchmarks.first_minutes", "--repeats", "1"],
     "matching": ["benchmarks.matching"],
     "encoding": ["benchmarks.encoding"],
     "memory": ["benchmarks.memory"],
