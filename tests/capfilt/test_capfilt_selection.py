@@ -15,7 +15,7 @@ import pytest
 from capfilt_world import TEXT, all_rows, picture
 
 from openblip.capfilt.config import CapFiltConfig
-from openblip.capfilt.export import MARKER, export, tar_key
+from openblip.capfilt.export import MARKER, ExportFormat, export, tar_key
 from openblip.capfilt.folder import COMBINATIONS, NUM_STEPS, RunScores
 from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.selection import select
@@ -138,6 +138,39 @@ def test_export_reads_back_as_the_same_pairs(run_copy: Path, tmp_path: Path) -> 
         assert (sample.info["origin_shard"], sample.info["origin_key"]) == (row["shard"], row["key"])
         assert sample.info["width"] == 40, "the json of the original is kept"
         assert "captions" not in sample.info, "a text that was filtered out must not come back"
+
+
+@pytest.mark.parametrize("format", ["tar", "parquet", "huggingface"])
+def test_files_of_an_export_hold_no_more_than_they_may(
+    run_copy: Path, tmp_path: Path, format: ExportFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select(run_copy, 0.3)
+    out = tmp_path / "out"
+    whole = export(run_copy, out, format)
+    before = samples_of(str(out))
+    largest = max(len(sample.image) for sample in before)
+    monkeypatch.setattr("openblip.capfilt.export.MEGABYTE", largest)
+    divided = export(run_copy, out, format, shard_size=3)
+    assert (divided.pairs, whole.shards < divided.shards < whole.pairs) == (whole.pairs, True)
+    files = [file for file in out.rglob("*.*") if file.suffix in (".tar", ".parquet")]
+    assert len(files) == divided.shards
+    after = samples_of(str(out))
+    sizes: dict[str, int] = {}
+    for sample in after:
+        sizes[sample.shard] = sizes.get(sample.shard, 0) + len(sample.image)
+    assert max(sizes.values()) <= 3 * largest
+    assert [(s.key, s.image, s.captions) for s in after] == [(s.key, s.image, s.captions) for s in before]
+    assert same_image(after) == same_image(before)
+    assert export(run_copy, out, format).shards == whole.shards
+    assert samples_of(str(out)) == before
+
+
+def test_a_limit_that_no_file_can_have(run_copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--shard-size must be at least 1"):
+        export(run_copy, tmp_path / "out", shard_size=0)
+    with pytest.raises(ConfigError, match="--shard-size has no effect on a list of uids"):
+        export(run_copy, tmp_path / "out", "uids", shard_size=5)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["tar", "jsonl", "folder"])

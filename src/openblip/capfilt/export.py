@@ -29,6 +29,7 @@ from openblip.progress import Progress
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 MARKER = "export.json"
+MEGABYTE = 1_000_000
 # What Hugging Face's datasets reads first in a folder. Without it, it would take export.json for data, the types of all
 # samples from the first five, and only images with the first one's ending.
 CARD = """---
@@ -55,6 +56,7 @@ class ExportSummary(NamedTuple):
 
     pairs: int
     shards: int
+    """Files of pairs."""
     rejects: list[Reject]
 
 
@@ -70,7 +72,9 @@ class Pair(NamedTuple):
     """The fields of the sample's own json, without those that have no value."""
 
 
-def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar") -> ExportSummary:
+def export(
+    directory: str | Path, out: str | Path, format: ExportFormat = "tar", *, shard_size: int | None = None
+) -> ExportSummary:
     """Write what `capfilt:DIR` keeps to `out`.
 
     tar: `<shard>.tar` of webdataset. A pair is `<key>.jpg` (or png, webp: the original bytes and suffix; other formats
@@ -86,12 +90,19 @@ def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar")
     take: `uids.npy` of all samples with a kept text, `uids-web.npy` and `uids-synthetic.npy` of those with a kept web
     or synthetic text.
 
+    shard_size: megabytes of images that a file holds at most, unless one image is larger. A shard of the run is then
+    written as `<shard>.part0000.tar` and so on, or parquet; without it a shard is one file.
+
     The same data gives the same bytes, in any folder. A shard of which nothing is kept is not written.
 
     Raises:
-        ConfigError: `directory` is not a CapFilt run, or `out` holds something other than such an export of it.
+        ConfigError: `directory` is not a CapFilt run, or `out` holds something other than such an export of it; a
+            `shard_size` below 1, or one of uids, which have no shards.
         SourceError: the original data is gone, no shard of the run is finished, or no sample states a uid.
     """
+    if shard_size is not None and (shard_size < 1 or format == "uids"):
+        reason = "has no effect on a list of uids" if format == "uids" else "must be at least 1, in megabytes"
+        raise ConfigError(f"capfilt-export: --shard-size {reason}")
     folder, target = CapFiltFolder(directory), locate(out)
     manifest = folder.read_manifest()
     source = open_source(f"capfilt:{directory}")
@@ -119,6 +130,7 @@ def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar")
     rejects: list[Reject] = []
     suffixes: set[str] = set()
     num_pairs: dict[str, int] = {}
+    written: set[Path] = set()
     files = {shard: target / f"{shard}.{'tar' if format == 'tar' else 'parquet'}" for shard in shards}
     if format == "huggingface":
         names = [f"train-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
@@ -127,15 +139,23 @@ def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar")
     with Progress("exporting", total=len(shards), unit="shards") as bar:
         for shard, file in files.items():
             pairs = _pairs(source, shard, folder, rejects)
-            num_pairs[shard] = (
-                _write_tar(file, pairs, suffixes) if format == "tar" else _write_table(file, pairs, schema)
-            )
+            parts = [pairs] if shard_size is None else _parts(pairs, shard_size * MEGABYTE)
+            for number, part in enumerate(parts):
+                name = file.name if shard_size is None else f"{file.stem}.part{number:04d}{file.suffix}"
+                path_of_part = file.with_name(name)
+                count = (
+                    _write_tar(path_of_part, part, suffixes)
+                    if format == "tar"
+                    else _write_table(path_of_part, part, schema)
+                )
+                if count:
+                    num_pairs[shard] = num_pairs.get(shard, 0) + count
+                    written.add(path_of_part)
             bar.advance()
-    num_pairs = {shard: count for shard, count in num_pairs.items() if count}
     ending = next(iter(files.values()))
-    for file in list(ending.parent.glob(f"*{ending.suffix}")):
-        if file not in {files[shard] for shard in num_pairs}:  # nothing of it is kept now
-            file.unlink()
+    for earlier_file in list(ending.parent.glob(f"*{ending.suffix}")):
+        if earlier_file not in written:  # nothing of it is kept now, or the parts are others
+            earlier_file.unlink()
     if format == "tar":
         types = {"__key__": "string", "json": "json"} | dict.fromkeys(suffixes, "image")
         features = "".join(f"  - name: {name}\n    dtype: {kind}\n" for name, kind in sorted(types.items()))
@@ -145,7 +165,7 @@ def export(directory: str | Path, out: str | Path, format: ExportFormat = "tar")
         features = "".join(f"  - name: {name}\n    dtype: {kind}\n" for name, kind in _feature_types(schema).items())
         write_text(target / "README.md", CARD.format(files="data/train-*", features=features, kind="parquet files"))
     write_json(path, {**marker, "complete": True, "pairs": num_pairs})
-    return ExportSummary(sum(num_pairs.values()), len(num_pairs), rejects)
+    return ExportSummary(sum(num_pairs.values()), len(written), rejects)
 
 
 def _texts_hash(folder: CapFiltFolder, shard: str) -> str | None:
@@ -173,6 +193,23 @@ def _pairs(source: Source, shard: str, folder: CapFiltFolder, rejects: list[Reje
         info = {name: value for name, value in sample.info.items() if name not in ("caption", "captions")}
         info |= {name: os.path.basename(path) for name, path in info.items() if _is_local_file(path)}
         yield Pair(tar_key(sample.key), suffix, image, text, _without_empty(info))
+
+
+def _parts(pairs: Iterator[Pair], most_bytes: int) -> Iterator[Iterator[Pair]]:
+    """The pairs of one file after the other, with at most so many bytes of images, or one image. Each is to be read to
+    its end before the next."""
+    waiting = list(islice(pairs, 1))
+
+    def part() -> Iterator[Pair]:
+        num_bytes = 0
+        while waiting and (not num_bytes or num_bytes + len(waiting[0].image) <= most_bytes):
+            pair = waiting.pop()
+            num_bytes += len(pair.image)
+            yield pair
+            waiting.extend(islice(pairs, 1))
+
+    while waiting:
+        yield part()
 
 
 def _write_tar(path: Path, pairs: Iterator[Pair], suffixes: set[str]) -> int:

@@ -121,7 +121,12 @@ def select_texts(
 
 
 def export_pairs(
-    directory: Directory, /, *, out: str, format: Literal["tar", "parquet", "huggingface", "uids"] = "tar"
+    directory: Directory,
+    /,
+    *,
+    out: str,
+    format: Literal["tar", "parquet", "huggingface", "uids"] = "tar",
+    shard_size: int | None = None,
 ) -> int:
     """Writes the kept pairs of a CapFilt run, images included, for use by any trainer.
 
@@ -132,11 +137,12 @@ def export_pairs(
         out: the folder for the files, or a URL of fsspec; empty, or an earlier export of the same run.
         format: tar, shards of webdataset; parquet, a file for each shard; huggingface, a data set that
             datasets.load_dataset reads; uids, lists of kept uids as DataComp uses them, without images.
+        shard_size: megabytes of images in a file at most; a shard of the run is one file when not given.
     """
     check_output("--out", out, is_folder=True)
     from openblip.capfilt.export import export
 
-    summary = export(directory, out, format)
+    summary = export(directory, out, format, shard_size=shard_size)
     if format == "uids":
         print(f"wrote the uids of {summary.pairs:,} samples to {out}")
     else:
