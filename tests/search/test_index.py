@@ -198,6 +198,8 @@ def test_what_does_not_belong_together_is_refused(blip: BlipPredictor, tmp_path:
         build(folder, blip, folder)
     with pytest.raises(ConfigError, match="no index"):
         ImageIndex(folder, blip)
+    with pytest.raises(ConfigError, match="top must be at least 1"):
+        ImageIndex(tmp_path / "index", blip).search("a dog", top=0)
     with pytest.raises(ConfigError, match="give a text to re-rank images"):
         ImageIndex(tmp_path / "index", blip).search(image=str(folder / "0.png"), rerank=2)
     (folder / "1.png").unlink()

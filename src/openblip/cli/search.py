@@ -86,21 +86,13 @@ def find(
         html: write a page with thumbnails to this file.
         model: the checkpoint that the index was made with, where it lies elsewhere now.
     """
-    for name, value in (("top", top), ("rerank", rerank + 1)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be at least {1 if name == 'top' else 0}")
-    if text is None and image is None:
-        raise ConfigError("give a text, or an image with --image, to search for")
     if html is not None:
         check_output("--html", html)
-    import openblip
-    from openblip.files import read_json, write_text
-    from openblip.search.index import ImageIndex
+    from openblip.files import write_text
+    from openblip.search.index import ImageIndex, check_query
 
-    if not (directory / "index.json").is_file():
-        raise ConfigError(f"{directory} is no index: it has no index.json; make one with `openblip index`")
-    checkpoint = model or read_json(directory / "index.json")["checkpoint"]
-    index = ImageIndex(directory, openblip.load(checkpoint, device=device.device, dtype=device.dtype))
+    check_query(text, image, find=find, top=top, rerank=rerank)
+    index = ImageIndex(directory, model, device=device.device, dtype=device.dtype)
     hits = index.search(
         text, image, find=find, top=top, rerank=rerank, where=where, exact=exact, thumbnails=html is not None
     )

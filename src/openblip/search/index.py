@@ -287,8 +287,17 @@ class _Image(NamedTuple):
 class ImageIndex:
     """An index that was built, for searching; safe to use from several threads."""
 
-    def __init__(self, folder: str | Path, predictor: BasePredictor | None = None) -> None:
-        """Open an index. `predictor`: the model that it was built with; loaded by its name when None.
+    def __init__(
+        self,
+        folder: str | Path,
+        predictor: BasePredictor | str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        """Open an index. `predictor`: the model that it was built with, or its checkpoint where that has moved.
+
+        A model that is not given is loaded to `device` in `dtype`, once it is clear that the folder is an index.
 
         Raises ConfigError when the folder is no index, or the predictor another model.
         """
@@ -299,7 +308,9 @@ class ImageIndex:
         if not path.is_file():
             raise ConfigError(f"{folder} is no index: it has no index.json; make one with `openblip index`")
         self.settings = read_json(path)
-        self.predictor = predictor or openblip.load(self.settings["checkpoint"], dtype="auto")
+        if not isinstance(predictor, BasePredictor):
+            predictor = openblip.load(predictor or self.settings["checkpoint"], device=device, dtype=dtype)
+        self.predictor = predictor
         if self.predictor.fingerprint() != self.settings["model"]:
             raise ConfigError(
                 f"{folder} was made with {self.settings['checkpoint']}, whose weights differ from those given now; "
@@ -331,14 +342,10 @@ class ImageIndex:
         a condition of SQL on the columns `shard`, `key`, `caption`, and of images `width` and `height`. exact: compare
         every vector, where an approximate index would be used.
 
-        Raises ConfigError for a condition that cannot be understood, nothing to search for, or a model without ITM that
-        is to re-rank; ImageError for an image that cannot be read; SourceError when an image of the source is gone.
+        Raises ConfigError for what `check_query` refuses, a condition that cannot be understood, or a model that is to
+        re-rank without ITM; ImageError for an image that cannot be read; SourceError when an image of the source is gone.
         """
-        if text is None and image is None:
-            raise ConfigError("search: give a text, an image or both")
-        if rerank and (text if find == "images" else image) is None:
-            advice = "give a text to re-rank images, and an image to re-rank texts"
-            raise ConfigError(f"search: re-ranking compares an image with a text by ITM: {advice}")
+        check_query(text, image, find=find, top=top, rerank=rerank)
         query = self._query(text, image)  # (M, D)
         rows = self._nearest(query, find, max(top, rerank), where, exact, thumbnails)
         hits = [
@@ -451,6 +458,19 @@ class ImageIndex:
                     "again to bring the index up to date, or search without --rerank"
                 )
         return self.predictor.stack([found[hit.shard, hit.key] for hit in hits])
+
+
+def check_query(
+    text: str | None, image: ImageInput | None, *, find: Searched = "images", top: int = 20, rerank: int = 0
+) -> None:
+    """Raise ConfigError for a search that no index could answer; a command asks before it loads a model."""
+    if top < 1 or rerank < 0:
+        raise ConfigError("search: top must be at least 1, and rerank at least 0")
+    if text is None and image is None:
+        raise ConfigError("search: give a text, an image or both")
+    if rerank and (text if find == "images" else image) is None:
+        advice = "give a text to re-rank images, and an image to re-rank texts"
+        raise ConfigError(f"search: re-ranking compares an image with a text by ITM: {advice}")
 
 
 def load_lancedb() -> Any:
