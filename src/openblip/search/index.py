@@ -343,7 +343,7 @@ class ImageIndex:
         every vector, where an approximate index would be used.
 
         Raises ConfigError for what `check_query` refuses, a condition that cannot be understood, or a model that is to
-        re-rank without ITM; ImageError for an image that cannot be read; SourceError when an image of the source is gone.
+        re-rank without ITM; ImageError for an image that cannot be read; SourceError when one of the source is gone.
         """
         check_query(text, image, find=find, top=top, rerank=rerank)
         query = self._query(text, image)  # (M, D)
