@@ -17,6 +17,7 @@ from openblip.capfilt.selection import select
 from openblip.checkpoints.checkpoint import save_native
 from openblip.cli.main import main
 from openblip.data.captions import read_texts
+from openblip.data.decision import Rule
 from openblip.data.sources import open_source
 from openblip.errors import CheckpointError, ConfigError
 from openblip.files import read_json
@@ -109,7 +110,7 @@ def test_candidates_are_ranked_and_the_best_are_kept(config: CapFiltConfig, tmp_
     assert len(texts) == num_kept
     reports = [read_json(path) for path in sorted(tmp_path.glob("captions/*.report.json"))]
     assert sum(report["counts"]["kept"]["synthetic"] for report in reports) == num_kept
-    assert select(tmp_path, threshold=0.0, best_captions=5).sources["synthetic"].kept > num_kept
+    assert select(tmp_path, 0.0, Rule(best_captions=5)).sources["synthetic"].kept > num_kept
     assert select(tmp_path, threshold=0.0).sources["synthetic"].kept == num_kept  # as the run was asked to keep
     assert main(["capfilt", *options, "--keep-best=3", "--rank-by=itm", f"--out={tmp_path}"]) == 2
 

@@ -15,7 +15,7 @@ from openblip.capfilt.folder import CapFiltFolder
 from openblip.capfilt.selection import decide_again, select
 from openblip.cli.main import main
 from openblip.data.captions import CaptionRow, read_judged, read_texts, score_file, write_captions, write_score
-from openblip.data.decision import Decision
+from openblip.data.decision import Decision, Rule
 from openblip.data.sources import open_source
 from openblip.errors import ConfigError
 from openblip.files import write_json
@@ -63,7 +63,7 @@ def decided(run: Path) -> list[dict[str, Any]]:
 
 
 def test_repeats_of_all_shards_are_counted_together(run: Path) -> None:
-    scores = select(run, max_repeats=7)
+    scores = select(run, rule=Rule(max_repeats=7))
     rows = decided(run)
     by_caption: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     for row in rows:
@@ -81,7 +81,7 @@ def test_repeats_of_all_shards_are_counted_together(run: Path) -> None:
 
 
 def test_what_needs_all_shards_says_when_it_lacks_some(run: Path) -> None:
-    select(run, weight="itm", max_repeats=3)
+    select(run, rule=Rule(weight="itm", max_repeats=3))
     (folder,) = (run / "selected").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["a.parquet", "b.parquet", "c.parquet"]
     finish(run, "d")
@@ -98,7 +98,7 @@ def test_what_needs_all_shards_says_when_it_lacks_some(run: Path) -> None:
 
 
 def test_a_decision_that_fails_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    select(run, max_repeats=3)
+    select(run, rule=Rule(max_repeats=3))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for arguments, said in (
         (["--where", "blip > 0.3"], "no column blip; there are key, shard, index, source, caption, itm, itc, logprob"),
@@ -142,9 +142,9 @@ def test_scores_that_only_some_shards_have(run: Path) -> None:
     score("a")
     score("b")
     with pytest.raises(ConfigError, match=r"c\.parquet: no column clip"):
-        select(run, where="clip > 0.5")
+        select(run, rule=Rule(where="clip > 0.5"))
     score("c")
-    select(run, where="clip > 0.5")
+    select(run, rule=Rule(where="clip > 0.5"))
     assert 90 < sum(row["kept"] for row in decided(run)) < 177
     assert all(row["kept"] == (row["clip"] > 0.5 and row["caption"] != "") for row in decided(run))
 

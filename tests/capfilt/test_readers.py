@@ -17,7 +17,7 @@ from openblip.capfilt.local import run_capfilt
 from openblip.capfilt.selection import select
 from openblip.cli.main import main
 from openblip.data.captions import read_texts, score_file, write_score
-from openblip.data.decision import join_texts
+from openblip.data.decision import Rule, join_texts
 from openblip.data.images import read_image
 from openblip.data.sample import Sample
 from openblip.data.sources import open_source
@@ -133,7 +133,7 @@ def with_uids(config: CapFiltConfig, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", ["parquet", "huggingface"])
 def test_exports_as_tables(with_uids: Path, tmp_path: Path, format: str) -> None:
-    select(with_uids, where="not (shard = '00001' and source = 'web')", weight="itm + 1")
+    select(with_uids, rule=Rule(where="not (shard = '00001' and source = 'web')", weight="itm + 1"))
     out = tmp_path / "out"
     assert main(["capfilt-export", str(with_uids), "--out", str(out), "--format", format]) == 0
     if format == "huggingface":
@@ -153,14 +153,16 @@ def test_exports_as_tables(with_uids: Path, tmp_path: Path, format: str) -> None
         assert (row["itm"], row["logprob"], row["weight"]) == (text["itm"], text["logprob"], text["itm"] + 1)
     again = [sample for sample in items_of(open_source(str(out))) if isinstance(sample, Sample)]
     assert [(s.captions, s.image) for s in again] == [(s.captions, s.image) for s in expected]
-    select(with_uids, where="shard = '00001'")
+    select(with_uids, rule=Rule(where="shard = '00001'"))
     assert main(["capfilt-export", str(with_uids), "--out", str(out), "--format", format]) == 0
     assert len(list(out.rglob("*.parquet"))) == 1
     assert main(["capfilt-export", str(with_uids), "--out", str(out), "--format", "tar"]) == 2
 
 
 def test_uids_are_those_that_datacomp_takes(with_uids: Path, tmp_path: Path) -> None:
-    select(with_uids, where="shard = '00000' and source = 'web' or source = 'synthetic' and key like '%0001'")
+    select(
+        with_uids, rule=Rule(where="shard = '00000' and source = 'web' or source = 'synthetic' and key like '%0001'")
+    )
     assert main(["capfilt-export", str(with_uids), "--out", str(tmp_path / "out"), "--format", "uids"]) == 0
     expected: dict[str, set[str]] = {"": set(), "-web": set(), "-synthetic": set()}
     for sample in items_of(open_source(f"capfilt:{with_uids}")):
@@ -184,7 +186,7 @@ def test_the_tar_shards_have_uid_weight_and_later_scores(with_uids: Path, tmp_pa
         num_texts = len(read_texts(with_uids, shard))
         write_score(with_uids, shard, "clip", pa.array([n / 10 for n in range(num_texts)]))
         write_json(score_file(with_uids, "clip", shard, "report.json"), {})
-    select(with_uids, weight="clip")
+    select(with_uids, rule=Rule(weight="clip"))
     export(with_uids, tmp_path / "out")
     samples = list(items_of(open_source(str(tmp_path / "out"))))
     assert len(samples) == 12, "the first text of each shard has the weight 0"
@@ -194,7 +196,7 @@ def test_the_tar_shards_have_uid_weight_and_later_scores(with_uids: Path, tmp_pa
 
 
 def test_joined_texts_are_one_pair(with_uids: Path, tmp_path: Path) -> None:
-    select(with_uids, threshold=0.0, repair="join")
+    select(with_uids, 0.0, Rule(repair="join"))
     export(with_uids, tmp_path / "out")
     samples = list(items_of(open_source(str(tmp_path / "out"))))
     assert len(samples) == 7

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import duckdb
 import numpy as np
@@ -26,7 +25,7 @@ from openblip.capfilt.check import report_at
 from openblip.capfilt.folder import CapFiltFolder, RunScores
 from openblip.capfilt.report import write_report
 from openblip.data.captions import CAPTION_SCHEMA, SCORE_KEYS, decided_file, read_texts, text_columns
-from openblip.data.decision import Decision, judge
+from openblip.data.decision import Decision, Rule, judge
 from openblip.data.reader import read_ahead
 from openblip.errors import ConfigError
 from openblip.files import atomic_file, remove_folder, write_json
@@ -43,14 +42,7 @@ CASE WHEN regexp_matches(caption, '[^\S ]|^ | $|  ')
 def select(
     directory: str | Path,
     threshold: float | None = None,
-    *,
-    threshold_web: float | None = None,
-    threshold_synthetic: float | None = None,
-    where: str | None = None,
-    best_captions: int | None = None,
-    max_repeats: int | None = None,
-    weight: str | None = None,
-    repair: Literal["join", "separate"] | None = None,
+    rule: Rule = Rule(),  # noqa: B008 (frozen)
 ) -> RunScores:
     """Give the run in `directory` another `Decision` and a new report, and return what is kept now.
 
@@ -63,20 +55,11 @@ def select(
     """
     folder = CapFiltFolder(directory)
     manifest = folder.read_manifest()
-    if threshold is None and where is None and weight is None:
+    if threshold is None and rule.where is None and rule.weight is None:
         threshold = manifest["threshold"]
-    if best_captions is None:
-        best_captions = manifest["config"].get("keep_best")
-    decision = Decision(
-        threshold=threshold,
-        threshold_web=threshold_web,
-        threshold_synthetic=threshold_synthetic,
-        where=where,
-        best_captions=best_captions,
-        max_repeats=max_repeats,
-        weight=weight,
-        repair=repair,
-    )
+    decision = Decision(**vars(rule), threshold=threshold)
+    if decision.best_captions is None:
+        decision = replace(decision, best_captions=manifest["config"].get("keep_best"))
     _decide(folder, decision)
     return write_report(folder.root)
 

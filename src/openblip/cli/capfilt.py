@@ -11,6 +11,7 @@ import tyro
 from openblip.capfilt.config import CapFiltConfig
 from openblip.cli.options import DecodingOptions, DeviceOptions, check_output
 from openblip.cluster import EngineOptions
+from openblip.data.decision import Rule
 from openblip.errors import ConfigError
 from openblip.files import write_json
 
@@ -70,19 +71,7 @@ def clean_pairs(
     return 1 if summary.failed or not summary.scores.images else 0
 
 
-def select_texts(
-    directory: Directory,
-    /,
-    *,
-    threshold: float | None = None,
-    threshold_web: float | None = None,
-    threshold_synthetic: float | None = None,
-    where: Annotated[str | None, tyro.conf.arg(metavar="EXPRESSION")] = None,
-    best_captions: int | None = None,
-    max_repeats: int | None = None,
-    weight: Annotated[str | None, tyro.conf.arg(metavar="EXPRESSION")] = None,
-    repair: Literal["join", "separate"] | None = None,
-) -> int:
+def select_texts(directory: Directory, /, *, threshold: float | None = None, rule: Rule) -> int:
     """Changes which texts of a CapFilt run are kept; reads the stored scores and runs no model.
 
     A text is kept when all that is given here holds for it; an empty one never is. Expressions are SQL over the columns
@@ -92,29 +81,11 @@ def select_texts(
     Args:
         threshold: the ITM probability must be above this, 0 to 1; the run's own when not given, and none where --where
             or --weight is given in its place.
-        threshold_web: for web texts in place of --threshold.
-        threshold_synthetic: for synthetic texts in place of --threshold.
-        where: what must be true of a text.
-        best_captions: of the synthetic texts of an image that meet the rest, only the best so many, by ITM or as the
-            run ranked them; as many as the run's --keep-best, where it had candidates, when not given.
-        max_repeats: of texts that are equal but for case and spaces, only so many: those with the highest ITM.
-        weight: how often training on capfilt:DIR draws a text, compared with the others; 0 is never.
-        repair: of the texts of an image that are kept, only those that say something different: joined to one text, or
-            as separate pairs.
+        rule: what else decides.
     """
     from openblip.capfilt.selection import select
 
-    scores = select(
-        directory,
-        threshold,
-        threshold_web=threshold_web,
-        threshold_synthetic=threshold_synthetic,
-        where=where,
-        best_captions=best_captions,
-        max_repeats=max_repeats,
-        weight=weight,
-        repair=repair,
-    )
+    scores = select(directory, threshold, rule)
     for name, counts in scores.sources.items():
         print(f"{name}: kept {counts.kept:,} of {counts.texts:,} texts")
     return 0

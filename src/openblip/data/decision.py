@@ -51,7 +51,30 @@ _NUMBERS = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class Rule:
+    """What decides about a text beside the threshold; a text is kept when all that is given holds for it."""
+
+    threshold_web: float | None = None
+    """For web texts in place of the threshold."""
+    threshold_synthetic: float | None = None
+    """For synthetic texts in place of the threshold."""
+    where: str | None = None
+    """What must be true of a text: an SQL expression over the columns."""
+    best_captions: int | None = None
+    """Of the synthetic texts of an image that meet the rest, only the best so many, by ITM or as the run ranked them
+    (the column `rank`); as many as the run's --keep-best, where it had candidates, when not given."""
+    max_repeats: int | None = None
+    """Of texts of all shards that are equal but for case and spaces, only so many: those with the highest ITM."""
+    weight: str | None = None
+    """How often training on capfilt:DIR draws a text, compared with the others: an SQL expression; a text without a
+    positive one is not kept."""
+    repair: Literal["join", "separate"] | None = None
+    """Of the texts of an image that are kept, only those that say something different (at least half of the words are
+    in none of the longer ones): joined to one text, or as separate pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Rule):
     """What is kept of a run: texts for which all conditions that are given hold. The default is the paper's.
 
     An empty caption is never kept, and neither is a text for which an expression is null or cannot be told (NaN).
@@ -60,24 +83,6 @@ class Decision:
 
     threshold: float | None = 0.5
     """The ITM probability must be strictly above this. None: no threshold."""
-    threshold_web: float | None = None
-    """For web texts in place of `threshold`."""
-    threshold_synthetic: float | None = None
-    """For synthetic texts in place of `threshold`."""
-    where: str | None = None
-    """An SQL expression over the columns, which must be true."""
-    best_captions: int | None = None
-    """Of the synthetic texts of an image that meet all this, only the best so many: by the column `rank` where the run
-    ranked its candidates, else by ITM."""
-    max_repeats: int | None = None
-    """Of texts of all shards that are equal but for case and spaces, only so many: those with the highest ITM."""
-    weight: str | None = None
-    """An SQL expression: how often training draws a text compared with others. A text without a positive one is not
-    kept."""
-    repair: Literal["join", "separate"] | None = None
-    """Of the texts of an image that meet all this, a text is kept only if at least half of its words are new beside
-    those of the longer ones: as a pair of its own, or joined with them to one text."""
-
     stored: str | None = None
     """The folder below DIR/selected with what `capfilt-select` computed, where the decision needs all shards."""
     largest_weight: float = 1.0
