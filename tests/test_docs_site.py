@@ -100,3 +100,9 @@ def test_the_reference_has_the_public_names(site: dict[str, Page]) -> None:
     names = {name for name in openblip.__all__ if not name.endswith("Error")}
     assert {f"openblip.{name}" for name in names} <= site["api.html"].anchors
     assert "openblip.predictor.BasePredictor.caption" in site["api.html"].anchors
+
+
+def test_no_page_has_the_name_of_one_that_sphinx_makes() -> None:
+    """It would be overwritten: the search of the site is search.html."""
+    made = {"search", "genindex", "py-modindex"}
+    assert not made & {path.stem for path in DOCS.iterdir()}

@@ -92,7 +92,7 @@ GUIDES = {
     "export": "export.md",
     "match": "caption.md#questions-and-matching",
     "models": "models.md",
-    "search": "search.md",
+    "search": "image-search.md",
     "serve": "serve.md",
     "train": "train.md",
 }

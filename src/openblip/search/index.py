@@ -150,7 +150,7 @@ class _IndexWriter:
                 raise ConfigError(
                     f"{self.root} holds another index: {'; '.join(changed.values())}. Repeat the earlier settings to "
                     "bring it up to date, or choose another --out.",
-                    page="search.md",
+                    page="image-search.md",
                 )
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"{self.root} is not empty and no index; choose another --out")
