@@ -13,7 +13,8 @@ from torch import Tensor
 from listed_source import ListSource, Numbered, NumberEncoder, sample
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
-from openblip.evaluation.retrieval import evaluate_retrieval, rerank_scores, topk_mask
+from openblip.evaluation.retrieval import evaluate_retrieval, topk_mask
+from openblip.predictor.reranking import rerank_scores
 
 
 @dataclass

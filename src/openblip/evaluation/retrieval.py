@@ -11,6 +11,7 @@ from openblip.evaluation.run import require_caption, run_evaluation, sample_imag
 from openblip.metrics.ranking import retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
+from openblip.predictor.reranking import rerank_scores
 from openblip.text_counts import count_texts, warn_caller
 
 
@@ -76,9 +77,3 @@ def topk_mask(scores: Tensor, k: int) -> Tensor:
     """Return bool (queries, candidates): each query's k best candidates, or all where there are fewer."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)
     return mask.scatter_(1, scores.topk(min(k, scores.shape[1]), dim=1).indices, True)
-
-
-def rerank_scores(scores: Tensor, itm: Tensor, chosen: Tensor) -> Tensor:
-    """Return the scores with `itm` added where `chosen`, raised so far that these come before all others."""
-    above_all_others = scores.max() - scores.min() + 1.0
-    return scores + chosen * (itm + above_all_others)

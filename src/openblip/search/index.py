@@ -37,6 +37,7 @@ from openblip.data.sources import absolute_spec, check_options_used, open_source
 from openblip.errors import ConfigError, MissingExtraError, SourceError, UnsupportedTaskError
 from openblip.files import changed_settings, hash_bytes, read_json, write_json
 from openblip.predictor import BasePredictor
+from openblip.predictor.reranking import rerank_scores
 from openblip.progress import Progress
 
 ROWS_PER_COMMIT = 4096  # a commit writes a file of each column; what is not committed is embedded again after a kill
@@ -338,7 +339,8 @@ class ImageIndex:
         """The images, or texts, nearest to a text, an image or both, best first.
 
         With text and image the sum of their vectors is searched for. rerank: so many of the nearest are compared anew
-        by ITM, and these come first, by the probability of a match; images are read again from the source. where:
+        by ITM, and these come first, ordered by similarity plus P(match) as in the papers' retrieval; images are read
+        again from the source. where:
         a condition of SQL on the columns `shard`, `key`, `caption`, and of images `width` and `height`. exact: compare
         every vector, where an approximate index would be used.
 
@@ -351,11 +353,14 @@ class ImageIndex:
         hits = [
             Hit(row["shard"], row["key"], row["caption"], row["similarity"], None, row.get("thumbnail")) for row in rows
         ]
-        if rerank:
-            first = hits[:rerank]
-            scores = self._matches(first, text, None if find == "images" else image)
-            ranked = sorted(zip(first, scores, strict=True), key=lambda pair: -pair[1])
-            hits = [hit._replace(match=score) for hit, score in ranked] + hits[rerank:]
+        if rerank and hits:
+            matches = self._matches(hits[:rerank], text, None if find == "images" else image)
+            similarity = torch.tensor([hit.similarity for hit in hits])
+            itm = torch.zeros_like(similarity)
+            itm[: len(matches)] = torch.tensor(matches)
+            scores = rerank_scores(similarity, itm, torch.arange(len(hits)) < len(matches))
+            hits = [hit._replace(match=match) for hit, match in zip(hits, matches, strict=False)] + hits[len(matches) :]
+            hits = [hits[i] for i in scores.argsort(descending=True, stable=True).tolist()]
         return hits[:top]
 
     def _query(self, text: str | None, image: ImageInput | None) -> NDArray[np.float32]:
@@ -429,8 +434,6 @@ class ImageIndex:
         """P(match) of each hit: of its text with the image, or else of its image with the text."""
         if "match" not in self.predictor.tasks:
             raise ConfigError(f"{self.settings['checkpoint']} has no ITM, so it cannot re-rank; leave --rerank out")
-        if not hits:
-            return []
         if image is not None:
             scores = self.predictor.match_matrix([image], [hit.text for hit in hits])
         else:
