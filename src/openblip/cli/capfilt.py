@@ -11,6 +11,7 @@ import tyro
 from openblip.capfilt.config import CapFiltConfig
 from openblip.cli.options import DecodingOptions, DeviceOptions, check_output
 from openblip.cluster import EngineOptions
+from openblip.data.config import DecodingAhead
 from openblip.data.decision import Rule
 from openblip.errors import ConfigError
 from openblip.files import write_json
@@ -124,7 +125,12 @@ def export_pairs(
 
 
 def run_demo(
-    *, out: Path = Path("runs/demo"), num_samples: int = 1000, num_workers: int = 2, device: DeviceOptions
+    *,
+    out: Path = Path("runs/demo"),
+    num_samples: int = 1000,
+    num_workers: int = 2,
+    page: bool = False,
+    device: DeviceOptions,
 ) -> int:
     """Cleans a small noisy set of emoji scenes with the shipped models; holds the result against the truth.
 
@@ -135,10 +141,18 @@ def run_demo(
         out: folder of everything that is written.
         num_samples: noisy pairs to make and clean.
         num_workers: processes that draw, threads that decode.
+        page: then open the page of `openblip serve` on this run, with its models and an index of its images, until
+            Ctrl-C.
     """
     if num_samples < 10:
         raise ConfigError("--num-samples must be at least 10")
     check_output("--out", out, is_folder=True)
+    if page:
+        from openblip.cli.serve import require_server_packages
+        from openblip.search.index import load_lancedb
+
+        require_server_packages()
+        load_lancedb()
     from openblip.capfilt.local import run_capfilt
     from openblip.capfilt.report import ReportTable, write_report
     from openblip.emoji_scenes.writer import write_emoji_scenes
@@ -184,4 +198,25 @@ def run_demo(
     for name, value in rows:
         print(f"  {name:<{width}}{value:>16}")
     print(f"\nreport: {out / 'report.html'}\nnumbers: {out / 'results.json'}\n{seconds:.0f} seconds")
+    if page:
+        _serve_demo(out, num_workers, device)
     return 0
+
+
+def _serve_demo(out: Path, num_workers: int, device: DeviceOptions) -> None:
+    """Serve the page on the demo's run, at any free port of this machine."""
+    import openblip
+    from openblip.cli.serve import keys_of, serve_models
+    from openblip.search.index import build_index
+    from openblip.serve.config import ServerLimits
+
+    index = out / "index"
+    reading = DecodingAhead(num_workers=num_workers)
+    model = openblip.load(DEMO_FILTER, device=device.device, dtype=device.dtype)
+    print("\nembedding the images for search", file=sys.stderr, flush=True)
+    build_index(str(out / "web"), model, index, checkpoint=DEMO_FILTER, reading=reading)
+    del model
+    serve_models(
+        {name: name for name in (DEMO_CAPTIONER, DEMO_FILTER)}, index=index, capfilt=str(out / "capfilt"),
+        host="127.0.0.1", port=0, keys=keys_of(None), device=device, limits=ServerLimits(), opens_page=True,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import webbrowser
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -44,8 +45,27 @@ def command(
     """
     if not model:
         raise ConfigError("--model must be given")
-    names = _named(model)
     require_server_packages()
+    serve_models(
+        _named(model), index=index, capfilt=capfilt, host=host, port=port, keys=keys_of(api_key_file), device=device,
+        limits=limits,
+    )  # fmt: skip
+    return 0
+
+
+def serve_models(
+    models: dict[str, str],
+    *,
+    index: Path | None,
+    capfilt: str | None,
+    host: str,
+    port: int,
+    keys: list[str],
+    device: DeviceOptions,
+    limits: ServerLimits,
+    opens_page: bool = False,
+) -> None:
+    """Serve checkpoints by their names until SIGTERM or Ctrl-C. opens_page: in a browser, where there is a display."""
     import uvicorn
 
     from openblip.serve.app import ModelServer, make_app
@@ -53,24 +73,17 @@ def command(
     from openblip.serve.openai import openai_router
     from openblip.serve.page import page_router
 
-    keys = _keys(api_key_file)
     found = None
     if index is not None:
-        import openblip
-        from openblip.files import read_json
         from openblip.search.index import ImageIndex
 
-        if not (index / "index.json").is_file():
-            raise ConfigError(f"--index {index} is no index; make one with `openblip index`")
-        checkpoint = read_json(index / "index.json")["checkpoint"]
-        found = ImageIndex(index, openblip.load(checkpoint, device=device.device, dtype=device.dtype))
+        found = ImageIndex(index, device=device.device, dtype=device.dtype)
     routers = [page_router()] if capfilt is None else [page_router(), capfilt_router(capfilt)]
-    with _deployed(names, device, limits) as handles:
+    with _deployed(models, device, limits) as handles:
         server = ModelServer(handles, limits, found)
         app = make_app(server, keys=keys, routers=[*routers, openai_router(server)])
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
-        asyncio.run(_run(uvicorn.Server(config), server, limits))
-    return 0
+        asyncio.run(_run(uvicorn.Server(config), server, limits, opens_page))
 
 
 def require_server_packages() -> None:
@@ -98,7 +111,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
     return named
 
 
-def _keys(path: Path | None) -> list[str]:
+def keys_of(path: Path | None) -> list[str]:
     text = os.environ.get("OPENBLIP_API_KEY", "")
     if path is not None:
         try:
@@ -132,7 +145,7 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
             deployment: Any = serve.deployment(  # of a class; its types say a function
                 ModelWorker,
                 name=f"model-{number}",
-                max_ongoing_requests=2 * limits.batch_size,
+                max_ongoing_requests=2 * limits.batch_size + 1,  # one is `stay`
                 max_queued_requests=limits.queue,
                 health_check_period_s=1.0,
                 graceful_shutdown_timeout_s=5.0,
@@ -156,7 +169,7 @@ def _deployed(models: dict[str, str], device: DeviceOptions, limits: ServerLimit
         ray.shutdown()
 
 
-async def _run(http: Any, server: Any, limits: ServerLimits) -> None:
+async def _run(http: Any, server: Any, limits: ServerLimits, opens_page: bool) -> None:
     """Serve until SIGTERM or SIGINT; then say no to /ready for a while, take no more, and let what was accepted end."""
     loop = asyncio.get_running_loop()
 
@@ -178,4 +191,10 @@ async def _run(http: Any, server: Any, limits: ServerLimits) -> None:
     if http.started:
         (address,) = {socket.getsockname()[:2] for each in http.servers for socket in each.sockets}
         print(f"serving at http://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
+        if opens_page and _has_display():
+            webbrowser.open(f"http://{address[0]}:{address[1]}")
     await serving
+
+
+def _has_display() -> bool:
+    return sys.platform in ("win32", "darwin") or any(os.environ.get(x) for x in ("DISPLAY", "WAYLAND_DISPLAY"))
