@@ -6,6 +6,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import json
 import logging
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from pydantic_core import from_json
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,6 +53,7 @@ class ModelServer:
         self.handles, self.limits, self.index = handles, limits, index
         self.about: dict[str, dict[str, Any]] = {}  # of models that have answered once
         self.down: set[str] = set(handles)
+        self.died = {name: asyncio.Event() for name in handles}
         self.is_draining = False
         self.num_waiting = dict.fromkeys(handles, 0)
         self.registry = registry = CollectorRegistry()
@@ -65,17 +67,43 @@ class ModelServer:
         self.waiting = Gauge("openblip_requests_in_flight", "Requests of a model", ["model"], registry=registry)
 
     async def watch(self) -> None:
-        """Ask each model every second whether it is there; what does not answer is down until it does."""
+        """Know of each model whether it is there. Never returns."""
+        await asyncio.gather(*(self._watch_model(name, handle) for name, handle in self.handles.items()))
+
+    async def _watch_model(self, name: str, handle: Any) -> None:
+        """Ask a model every second until it answers; then a call that it never answers says when it has died."""
         while True:
-            for name, handle in self.handles.items():
-                if name in self.down or not self.num_waiting[name]:
-                    try:
-                        self.about[name] = await asyncio.wait_for(handle.describe.remote(), 5)
-                        self.down.discard(name)
-                    except (RayError, RayServeException, TimeoutError) as error:
-                        logger.warning("%s does not answer (%s)", name, type(error).__name__)
-                        self.down.add(name)
+            self.died[name].clear()
+            try:
+                self.about[name] = await asyncio.wait_for(self._unless_dead(name, handle.describe.remote()), 5)
+                self.down.discard(name)
+                await self._unless_dead(name, handle.stay.remote())
+            except (RayError, RayServeException, TimeoutError) as error:
+                logger.warning("%s does not answer (%s)", name, type(error).__name__)
+            self._note_death(name)
             await asyncio.sleep(1.0)
+
+    def _note_death(self, name: str) -> None:
+        self.down.add(name)
+        self.died[name].set()
+
+    async def _unless_dead(self, name: str, response: Any) -> Any:
+        """What a worker gives; nobody waits for it afterwards. Raises RayError as soon as the worker has died."""
+
+        async def result() -> Any:
+            return await response
+
+        tasks = [asyncio.ensure_future(result()), asyncio.ensure_future(self.died[name].wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                return tasks[0].result()
+            raise RayActorError(error_msg=f"the worker of {name} has died")
+        finally:
+            if not tasks[0].done():
+                response.cancel()
+            for task in tasks:
+                task.cancel()
 
     @property
     def is_ready(self) -> bool:
@@ -120,7 +148,7 @@ class ModelServer:
 
     async def count_tokens(self, model: str, texts: Sequence[str]) -> int:
         """How many tokens the model reads of these texts, without padding."""
-        return int(await self.handles[model].count_tokens.remote(list(texts)))
+        return int(await self._result(model, self.handles[model].count_tokens.remote(list(texts))))
 
     async def call(self, request: Request, model: str, call: str, **arguments: Any) -> Any:
         """The predictor's call of this name, batched with those of other requests."""
@@ -140,27 +168,14 @@ class ModelServer:
             raise HTTPException(422, f"at most {MAX_NEW_TOKENS} new tokens and {MAX_BEAMS} beams")
         if call.settings.get("num_captions", 1) > MAX_BEAMS:
             raise HTTPException(422, f"at most {MAX_BEAMS} captions of an image")
-        if model in self.down:
-            raise HTTPException(503, f"{model} is starting again", RETRY_AFTER)
         if self.num_waiting[model] >= self.limits.queue + self.limits.batch_size:
             raise HTTPException(429, f"{self.num_waiting[model]} requests wait for {model}", RETRY_AFTER)
+        if model in self.down:
+            raise HTTPException(503, f"{model} is starting again", RETRY_AFTER)
         self.num_waiting[model] += 1
         self.waiting.labels(model).set(self.num_waiting[model])
-        response = self.handles[model].remote(call)
         try:
-            outcome = await _while_connected(request, response, self.limits.timeout)
-        except BackPressureError as error:
-            raise HTTPException(429, f"too many requests wait for {model}", RETRY_AFTER) from error
-        except TimeoutError as error:
-            response.cancel()
-            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except (RayError, RayServeException) as error:
-            logger.warning("%s: %s", model, str(error).splitlines()[0] if str(error) else type(error).__name__)
-            self.down.add(model)
-            raise HTTPException(503, f"the worker of {model} has died; it is started again", RETRY_AFTER) from error
+            outcome = await self._result(model, self.handles[model].remote(call), request)
         finally:
             self.num_waiting[model] -= 1
             self.waiting.labels(model).set(self.num_waiting[model])
@@ -171,28 +186,37 @@ class ModelServer:
             raise outcome.error
         return outcome.result
 
+    async def _result(self, model: str, response: Any, request: Request | None = None) -> Any:
+        """What a worker gives. Raises HTTPException where it gives nothing, CancelledError when the client goes away.
 
-async def _while_connected(request: Request, response: Awaitable[Any], timeout: float) -> Any:
-    """What the response gives. Raises CancelledError when the client goes away before, TimeoutError after `timeout`."""
+        Ray would hold a call for a worker that has died until the next one has started; here it is refused at once.
+        """
 
-    async def result() -> Any:
-        return await response
+        async def gone(request: Request) -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(result()), asyncio.ensure_future(gone())]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            raise TimeoutError
-        if tasks[0] not in done:
-            raise asyncio.CancelledError
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
+        found = asyncio.ensure_future(self._unless_dead(model, response))
+        tasks = [found, *([] if request is None else [asyncio.ensure_future(gone(request))])]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if found in done:
+                return found.result()
+            if done:
+                raise asyncio.CancelledError
+            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds")
+        except BackPressureError as error:
+            raise HTTPException(429, f"too many requests wait for {model}", RETRY_AFTER) from error
+        except RayTaskError as error:
+            logger.exception("%s has failed", model)
+            raise HTTPException(503, f"{model} has failed; the log of the server says how", RETRY_AFTER) from error
+        except (RayError, RayServeException) as error:
+            logger.warning("%s: %s", model, str(error).splitlines()[0] if str(error) else type(error).__name__)
+            self._note_death(model)
+            raise HTTPException(503, f"the worker of {model} has died; it is started again", RETRY_AFTER) from error
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 class _Guard:
@@ -207,11 +231,18 @@ class _Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         limit, began, read = self.server.limits.max_body * 1_000_000, time.monotonic(), 0
+        timeout, is_read = self.server.limits.timeout, False
+        deadline = asyncio.get_running_loop().time() + timeout
         status = "client gone"
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_read
+            try:
+                async with asyncio.timeout_at(None if is_read else deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, f"the body did not come within {timeout:g} seconds") from error
+            is_read = is_read or not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
                 raise HTTPException(413, f"the body has more than {limit:,} bytes")
@@ -233,6 +264,8 @@ class _Guard:
         else:
             refusal = None
         try:
+            if refusal is not None:
+                await _discard_body(receive)
             await (refusal or self.app)(scope, limited, noted)
         except asyncio.CancelledError:
             if self.server.is_draining or status != "client gone":
@@ -252,6 +285,14 @@ class _Guard:
         return sum(hmac.compare_digest(given, key) for key in self.keys) > 0
 
 
+async def _discard_body(receive: Receive) -> None:
+    """Read for a second what a client sends: one whose connection is closed while it sends sees no reply."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):
+            while (await receive()).get("more_body", False):
+                pass
+
+
 def _error(status: int, message: str, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     body = {"error": {"message": message, "type": ERROR_KINDS.get(status, "error")}}
     return JSONResponse(openai_error(status, message) if path.startswith("/v1/") else body, status, headers)
@@ -260,16 +301,12 @@ def _error(status: int, message: str, path: str, headers: Mapping[str, str] | No
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
     """The body of a request, as JSON, or as a multipart upload of files beside the JSON. HTTPException 422 or 415."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    timeout = request.app.state.server.limits.timeout
     try:
-        async with asyncio.timeout(timeout):
-            if media == "multipart/form-data":
-                return await _read_form(request, kind)
-            if media != "application/json":
-                raise HTTPException(415, "send application/json, or multipart/form-data with files")
-            return kind.model_validate(from_json(await request.body()))
-    except TimeoutError as error:
-        raise HTTPException(408, f"the body did not come within {timeout:g} seconds") from error
+        if media == "multipart/form-data":
+            return await _read_form(request, kind)
+        if media != "application/json":
+            raise HTTPException(415, "send application/json, or multipart/form-data with files")
+        return kind.model_validate(from_json(await request.body()))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])

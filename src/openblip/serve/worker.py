@@ -109,6 +109,10 @@ class ModelWorker:
             "answer_decoding": predictor.answer_decoding,
         }
 
+    async def stay(self) -> None:
+        """Never answers: the call fails when this process ends, which tells the one who waits for it at once."""
+        await asyncio.Event().wait()
+
     async def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens of the vocabulary these texts have."""
         return int(self.predictor._text_tokenizer().encode(list(texts), 512).mask.sum())
