@@ -18,6 +18,7 @@ from PIL import Image
 from openblip.checkpoints.checkpoint import save_native
 from openblip.cli.main import main
 from openblip.data.config import DecodingAhead
+from openblip.data.sources import rows as rows_module
 from openblip.errors import ConfigError, SourceError
 from openblip.predictor import Blip2Predictor, BlipPredictor
 from openblip.predictor.base import BasePredictor
@@ -134,6 +135,79 @@ def test_only_what_has_changed_is_embedded(
     assert {hit.key for hit in index.search("a dog", top=50)} == {"5", "6", "7"}
     assert [hit.text for hit in index.search("a dog", find="texts", top=50)] == ["a red dog"] * 3
     assert len(index) == 3
+
+
+def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        index_module.connect(folder).open_table(table).search().limit(999).to_arrow().to_pylist()
+    )
+    return sorted(rows, key=lambda row: (row["id"], row["caption"], row["vector"]))
+
+
+@pytest.mark.parametrize("kind", ["blip", "blip2"])
+def test_images_that_moved_to_another_shard_keep_their_vectors(
+    kind: str, blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = blip if kind == "blip" else Blip2Predictor(tiny_blip2(("itc", "itm", "itg")), device="cpu")
+    monkeypatch.setattr(rows_module, "ROWS_PER_SHARD", 3)
+    embedded: list[int] = []
+    for name in ("embed_images", "embed_texts"):
+        embed = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda items, *rest, embed=embed: embedded.append(len(items)) or embed(items, *rest)
+        )
+    folder = write_folder(tmp_path / "images", [1, 2, 3])  # one shard, named as the folder
+    assert build(folder, model, tmp_path / "index") == (3, 0, 0, 0)
+    embedded.clear()
+    write_folder(folder, [4])  # two, with other names
+    assert build(folder, model, tmp_path / "index") == (1, 0, 0, 3)
+    assert embedded == [1, 1, 1]  # the first is of the width of vectors
+    write_folder(folder, [0, 5, 6, 7])  # 0 goes first, so that every boundary moves
+    embedded.clear()
+    assert build(folder, model, tmp_path / "index") == (4, 0, 0, 4)
+    assert sum(embedded) == 1 + 2 * 4
+    embedded.clear()
+    (folder / "1.png").rename(folder / "9.png")
+    (folder / "1.txt").rename(folder / "9.txt")
+    (folder / "2.png").unlink()
+    assert build(folder, model, tmp_path / "index") == (0, 0, 1, 7)
+    assert embedded == [1]
+    build(folder, model, tmp_path / "whole")
+    for table in ("images", "texts"):
+        updated, whole = (rows_of(tmp_path / name, table) for name in ("index", "whole"))
+        assert len(whole) == len(updated)
+        for one, other in zip(updated, whole, strict=True):
+            assert one.pop("vector") == pytest.approx(other.pop("vector"), abs=1e-6)
+            assert one == other
+
+
+def test_texts_that_a_kill_left_without_their_images_leave(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "images", [0, 1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(blip, "embed_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, blip, tmp_path / "index")
+    assert len(rows_of(tmp_path / "index", "texts")) == 3
+    (folder / "0.png").unlink()  # gone, and one without its text
+    (folder / "1.txt").unlink()
+    assert build(folder, blip, tmp_path / "index") == (2, 0, 0, 0)
+    assert [(row["key"], row["caption"]) for row in rows_of(tmp_path / "index", "texts")] == [("2", WORDS[2])]
+
+
+def test_a_shard_that_was_begun_and_is_gone_leaves(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"web/{name}.tar", [("0.png", png(0 if name == "a" else 1)), ("0.txt", b"a dog")])
+    with monkeypatch.context() as patch:
+        patch.setattr(blip, "embed_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "web", blip, tmp_path / "index")
+    (tmp_path / "web/a.tar").unlink()
+    assert build(tmp_path / "web", blip, tmp_path / "index") == (1, 0, 0, 0)
+    assert [row["id"] for row in rows_of(tmp_path / "index", "texts")] == ["b/0"]
 
 
 def test_changes_that_no_time_or_size_of_a_table_tells_are_seen(blip: BlipPredictor, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ D embedding width, Q vectors of an image (1 for BLIP), M vectors of a query, R r
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -88,9 +88,10 @@ def build_index(
 ) -> IndexSummary:
     """Index every image of a source, and every text that came with one, or bring an index up to date.
 
-    New images, and those whose bytes or texts have changed, are embedded; those that are gone leave the index. A tar
-    or parquet file that is as it was, and of which all could be read, is not read again. `checkpoint` is what the index
-    says its vectors are of.
+    New images, and those whose bytes or texts have changed, are embedded; those that are gone leave the index. What has
+    only another name, or lies in another shard, keeps its vectors, and counts as unchanged. A tar or parquet file that
+    is as it was, and of which all could be read, is not read again. `checkpoint` is what the index says its vectors are
+    of.
 
     Raises SourceError for a source that is missing or empty; UnsupportedTaskError for a model without ITC; ConfigError,
     which shows the difference, when `out` holds the index of another source or model.
@@ -109,8 +110,7 @@ def build_index(
     writer.begin(spec, reading, checkpoint)
     summary = IndexSummary()
     with Progress("indexing", unit="images") as bar:
-        for shard in writer.shards.keys() - set(shards):
-            summary.deleted += writer.forget(shard)
+        finished: dict[str, Mapping[str, Any]] = {}  # but for what is gone
         for shard in shards:
             # What lies in files of its own is compared sample by sample.
             state = dict(source.file_state(shard)) if source.is_self_contained(shard) else {}
@@ -119,9 +119,18 @@ def build_index(
                 summary.unchanged += len(known)
                 continue
             rejects = len(summary.rejects)
+            writer.note_shard(shard, {})
             writer.index_shard(source, shard, known, reading, summary, bar)
             # What could not be read is tried again by the next call.
-            writer.finish_shard(shard, state if len(summary.rejects) == rejects else {})
+            finished[shard] = state if len(summary.rejects) == rejects else {}
+            if shard not in writer.gone:
+                writer.note_shard(shard, finished[shard])
+        # Last, since what is gone from one shard may have moved to another.
+        for shard in [*writer.gone]:
+            writer.remove_gone(shard, summary)
+            writer.note_shard(shard, finished[shard])
+        for shard in writer.shards.keys() - set(shards):
+            writer.forget(shard, summary)
     writer.optimize()
     return summary
 
@@ -132,6 +141,8 @@ class _IndexWriter:
     def __init__(self, root: Path, predictor: BasePredictor, batch_size: int) -> None:
         self.root, self.predictor, self.batch_size = root, predictor, batch_size
         self.shards: dict[str, Any] = {}
+        self.gone: dict[str, list[str]] = {}  # by shard, keys that the source has no more
+        self.copied: set[tuple[str, str]] = set()  # shard and key of images whose vectors new ones have taken
 
     def begin(self, spec: str, reading: SourceOptions, checkpoint: str) -> None:
         """Make the folder, or check that it is the index of the same source and model."""
@@ -165,18 +176,46 @@ class _IndexWriter:
         rows = _select(self.images, f"shard = {quoted(shard)}", ["key", "stamp"])
         return dict(zip(rows["key"].to_pylist(), rows["stamp"].to_pylist(), strict=True))
 
-    def forget(self, shard: str) -> int:
-        """Take a shard out of the index; returns the number of its images."""
-        count = len(self.known(shard))
-        for table in (self.texts, self.images):
+    def forget(self, shard: str, summary: IndexSummary) -> None:
+        """Take a shard out of the index."""
+        self._count_gone(shard, self.known(shard), summary)
+        for table in (self.images, self.texts):
             table.delete(f"shard = {quoted(shard)}")
         self.shards.pop(shard)
         write_json(self.root / "shards.json", self.shards)
-        return count
 
-    def finish_shard(self, shard: str, state: Mapping[str, Any]) -> None:
-        self.shards[shard] = state
-        write_json(self.root / "shards.json", self.shards)
+    def remove_gone(self, shard: str, summary: IndexSummary) -> None:
+        """Take out of the index what `index_shard` did not find any more."""
+        keys = self.gone.pop(shard)
+        self._count_gone(shard, keys, summary)
+        self._remove(shard, keys)
+
+    def _count_gone(self, shard: str, keys: Iterable[str], summary: IndexSummary) -> None:
+        for key in keys:
+            if (shard, key) in self.copied:  # it has moved: what was counted as added is not new
+                summary.added -= 1
+                summary.unchanged += 1
+            else:
+                summary.deleted += 1
+
+    def note_shard(self, shard: str, state: Mapping[str, Any]) -> None:
+        """Note that the index holds all of a shard whose file has this state, or, when empty, a part of it."""
+        if self.shards.get(shard) != state:
+            self.shards[shard] = state
+            write_json(self.root / "shards.json", self.shards)
+
+    @cached_property
+    def _stamps(self) -> NDArray[np.uint64]:
+        """The beginnings of the stamps of all images that the index held at first, sorted."""
+        rows = self.images.search().select(["stamp"]).limit(max(1, self.images.count_rows())).to_batches()
+        begun = [int(stamp[:16], 16) for batch in rows for stamp in batch["stamp"].to_pylist()]
+        return np.unique(np.array(begun, np.uint64))
+
+    def _is_held(self, stamp: str) -> bool:
+        """Whether the index may hold this image somewhere."""
+        begun = np.uint64(int(stamp[:16], 16))
+        at = int(self._stamps.searchsorted(begun))
+        return at < len(self._stamps) and bool(self._stamps[at] == begun)
 
     def index_shard(
         self,
@@ -187,45 +226,94 @@ class _IndexWriter:
         summary: IndexSummary,
         bar: Progress,
     ) -> None:
-        """Embed what is new or has changed in a shard, and take out what is gone."""
+        """Embed what is new or has changed in a shard, and list what is gone."""
+        self._remove_left_texts(shard, known)
         scaled_for = self.predictor.preprocessing.image_size if reading.jpeg == "scaled" else None
         met: set[str] = set()
+        self._stamps  # noqa: B018  # before the threads ask for it
 
         def prepare(sample: Sample) -> tuple[str, _Image | None]:
             stamp = hash_bytes("\0".join(["", *sample.captions]) + "\0" + hash_bytes(sample.image).hex()).hex()
-            if known.get(sample.key) == stamp:
-                return stamp, None
-            with read_image(sample.image, name=sample.place, scaled_for=scaled_for) as image:
-                pixels = self.predictor.preprocessing(image)
-                size = image.size
-                image.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
-                file = io.BytesIO()
-                image.convert("RGB").save(file, "JPEG", quality=80)
-            return stamp, _Image(pixels, size, file.getvalue())
+            return stamp, None if self._is_held(stamp) else self._read(sample, scaled_for)
 
         entries = read_source(
             source, prepare, shards=[shard], num_workers=reading.num_workers, ahead=4 * self.batch_size
         )
         waiting: list[tuple[Sample, str, _Image]] = []
+        held: list[tuple[Sample, str]] = []  # in another place
+
+        def commit() -> None:
+            missing = self._copy(held, known)
+            self._commit(
+                [*waiting, *((sample, stamp, self._read(sample, scaled_for)) for sample, stamp in missing)], known
+            )
+            waiting.clear()
+            held.clear()
+
         with closing(in_batches(entries, self.batch_size)) as batches:
             for batch in batches:
                 summary.rejects += batch.rejects
                 for sample, (stamp, image) in batch.samples:
                     met.add(sample.key)
-                    if image is None:
+                    if known.get(sample.key) == stamp:
                         summary.unchanged += 1
+                        continue
+                    if image is None:
+                        held.append((sample, stamp))
                     else:
                         waiting.append((sample, stamp, image))
-                        summary.changed += sample.key in known
-                        summary.added += sample.key not in known
-                if len(waiting) >= ROWS_PER_COMMIT:
-                    self._commit(waiting, known)
-                    waiting.clear()
+                    summary.changed += sample.key in known
+                    summary.added += sample.key not in known
+                if len(waiting) + len(held) >= ROWS_PER_COMMIT:
+                    commit()
                 bar.advance(len(batch.samples) + len(batch.rejects))
-        self._commit(waiting, known)
-        gone = sorted(known.keys() - met)
-        self._remove(shard, gone)
-        summary.deleted += len(gone)
+        commit()
+        if gone := sorted(known.keys() - met):
+            self.gone[shard] = gone
+
+    def _read(self, sample: Sample, scaled_for: int | None) -> "_Image":
+        with read_image(sample.image, name=sample.place, scaled_for=scaled_for) as image:
+            pixels = self.predictor.preprocessing(image)
+            size = image.size
+            image.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
+            file = io.BytesIO()
+            image.convert("RGB").save(file, "JPEG", quality=80)
+        return _Image(pixels, size, file.getvalue())
+
+    def _remove_left_texts(self, shard: str, known: Mapping[str, str]) -> None:
+        """Take out the texts that a kill left without their images, whether or not the source still has these."""
+        keys = _select(self.texts, f"shard = {quoted(shard)}", ["key"])["key"].unique().to_pylist()
+        for group in _groups(sorted(set(keys) - known.keys())):
+            self.texts.delete(f"shard = {quoted(shard)} AND key IN ({', '.join(map(quoted, group))})")
+
+    def _copy(self, entries: Sequence[tuple[Sample, str]], known: Mapping[str, str]) -> list[tuple[Sample, str]]:
+        """Put images and texts that the index holds in other places into these; returns those that it does not hold."""
+        if not entries:
+            return []
+        images = _select_in(self.images, "stamp", sorted({stamp for _, stamp in entries}))
+        origin: dict[str, tuple[str, str]] = {}  # of a stamp, shard and key of an image that has it
+        for stamp, place in zip(images["stamp"].to_pylist(), _places_of(images), strict=True):
+            origin.setdefault(stamp, place)
+        texts = _select_in(self.texts, "id", sorted({_image_id(*place) for place in origin.values()}))
+        found = [(sample, origin[stamp]) for sample, stamp in entries if stamp in origin]
+
+        def moved(rows: pa.Table) -> pa.Table:
+            rows_of: dict[tuple[str, str], list[int]] = {}
+            for row, place in enumerate(_places_of(rows)):
+                rows_of.setdefault(place, []).append(row)
+            taken = [(sample, row) for sample, place in found for row in rows_of.get(place, [])]
+            rows = rows.take(pa.array([row for _, row in taken], pa.int64()))
+            for name, column in _places(sample for sample, _ in taken).items():
+                rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
+            return rows
+
+        images, texts = moved(images), moved(texts)
+        self._remove(entries[0][0].shard, sorted({sample.key for sample, _ in found} & known.keys()))
+        for table, rows in ((self.texts, texts), (self.images, images)):  # in the order of `_commit`
+            if rows.num_rows:
+                table.add(rows)
+        self.copied.update(place for sample, place in found if sample.key not in known)
+        return [(sample, stamp) for sample, stamp in entries if stamp not in origin]
 
     def _commit(self, entries: Sequence[tuple[Sample, str, "_Image"]], known: Mapping[str, str]) -> None:
         """Embed images and their texts and put them into the tables, in place of what was there.
@@ -235,13 +323,8 @@ class _IndexWriter:
         if not entries:
             return
         samples = [sample for sample, _, _ in entries]
-        shard = samples[0].shard
-        self._remove(shard, sorted({sample.key for sample in samples} & known.keys()))
+        self._remove(samples[0].shard, sorted({sample.key for sample in samples} & known.keys()))
         texts = [(sample, text) for sample in samples for text in sample.captions if text.strip()]
-        # Those that a kill left without their images.
-        new = sorted({sample.key for sample, _ in texts} - known.keys())
-        for keys in _groups(new):
-            self.texts.delete(f"shard = {quoted(shard)} AND key IN ({', '.join(map(quoted, keys))})")
         if texts:
             vectors = self.predictor.embed_texts([text for _, text in texts], self.batch_size).numpy()
             self.texts.add(
@@ -558,6 +641,20 @@ def _select(table: Any, where: str, columns: Sequence[str]) -> pa.Table:
     """The rows for which a condition holds."""
     count = table.count_rows(where)
     return table.search().where(where).select(list(columns)).limit(max(1, count)).to_arrow()
+
+
+def _select_in(table: Any, column: str, values: Sequence[str]) -> pa.Table:
+    """The rows, with all columns, that have one of these values in a column."""
+    found = [
+        _select(table, f"{column} IN ({', '.join(map(quoted, group))})", table.schema.names)
+        for group in _groups(values)
+    ]
+    return pa.concat_tables([table.schema.empty_table(), *found])
+
+
+def _places_of(rows: pa.Table) -> Iterator[tuple[str, str]]:
+    """Shard and key of each row."""
+    return zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
 
 
 def _groups(items: Sequence[Any], size: int = 500) -> Iterator[Sequence[Any]]:
