@@ -1,6 +1,7 @@
 """An index holds what its source holds, finds what the predictor's own calls say, and outlives a kill."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -294,14 +295,19 @@ def test_a_killed_index_is_continued(blip: BlipPredictor, tmp_path: Path) -> Non
         ]
         write_tar(tmp_path / f"web/{shard}.tar", sorted(files))
     arguments = ["index", str(tmp_path / "web"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "index")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "openblip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "index/shards.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    noted = tmp_path / "index/shards.json"
+    for finished in (0, 1, 3):  # as the first shard begins, between shards, and once more in a run that goes on
+        process = subprocess.Popen(
+            [sys.executable, "-m", "openblip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if noted.exists() and sum(map(bool, json.loads(noted.read_text()).values())) >= finished:
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
     assert main(arguments) == 0
     assert main([*arguments[:-1], str(tmp_path / "whole")]) == 0
     for table in ("images", "texts"):
