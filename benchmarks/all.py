@@ -44,6 +44,7 @@ RUNS = {
     "selection_time": ["benchmarks.selection_time"],
     "search_recall": ["benchmarks.search_recall"],
     "search_memory": ["benchmarks.search_memory"],
+    "serve_load": ["benchmarks.serve_load"],
     "capfilt_rivals": ["benchmarks.capfilt_rivals", "--captions", "1", "--images", "16", "--repeats", "1"],
     "blip2-opt-greedy": ["benchmarks.blip2_decoding", "opt", "greedy"],
     "blip2-t5-greedy": ["benchmarks.blip2_decoding", "t5", "greedy"],

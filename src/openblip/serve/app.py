@@ -104,6 +104,7 @@ class ModelServer:
                 response.cancel()
             for task in tasks:
                 task.cancel()
+                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks any more
 
     @property
     def is_ready(self) -> bool:
