@@ -88,6 +88,8 @@ class Loaded(LoadedJob[str, "np.ndarray", int]):
         folder = self.folder
 
         def decode(unit: str) -> Generator[np.ndarray]:
+            for mark in folder.glob(f"{unit}-*.decoded"):  # of an attempt whose worker was lost
+                mark.unlink()
             for number in range(8):
                 if unit == "unreadable":
                     raise ConfigError("it cannot be read")

@@ -290,7 +290,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (WRITER, lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),
     (WRITER, config(lambda c: c["text_config"].update(model_type="vit")), "a vit is no language model"),
     (WRITER, config(lambda c: c["text_config"].update(model_type="bart")), "a bart is no language model"),
-    (WRITER, config(lambda c: c["text_config"].update(model_type="nonsense")), "nonsense.$"),
+    (WRITER, config(lambda c: c["text_config"].update(model_type="nonsense")), r"nonsense\.(\n|$)"),
     (WRITER, config(lambda c: c["text_config"].update(model_type="gpt2")), "missing language_model.*left"),
     (WRITER, config(lambda c: c["text_config"].update(vocab_size=200)), r"embed_tokens.*\(200, 16\)"),
     (WRITER, config(lambda c: c["text_config"].update(eos_token_id=9999)), "end_of_text"),
