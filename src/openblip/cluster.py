@@ -450,12 +450,15 @@ class WorkerPool(Generic[Unit, Batch, Result]):
             worker.stop()
 
     def _hand_out(self) -> None:
-        """Give units to workers: a first one to each, then a second one, which is decoded meanwhile."""
+        """Give units to workers: a first one to each, then a second one, which is decoded meanwhile. A unit at which a
+        worker has died is alone with its next worker, so that no other unit is blamed for what it may do again.
+        """
         for load in range(UNITS_AT_ONCE):
             for worker in self.workers:
                 if not self.waiting or self.waiting[0] > next(iter(self.undone)) + self.ahead:
                     return
-                if len(worker.units) == load:
+                suspects = [each for each in (self.waiting[0], *worker.units.values()) if self.deaths[each]]
+                if len(worker.units) == load and not (load and suspects):
                     number = self.waiting.popleft()
                     worker.units[worker.actor.work.remote(self.undone[number])] = number
 
