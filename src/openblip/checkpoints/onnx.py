@@ -262,7 +262,7 @@ def _step(model: Blip | Blip2, input_ids: Tensor, *past: Tensor) -> list[Tensor]
     """
     text, num_queries = _text_config(model)
     num_layers = text.num_layers
-    pairs = list(zip(past[0::2], past[1::2], strict=False))  # a mask at the end has no partner
+    pairs = list(zip(past[0:-1:2], past[1::2], strict=True))  # without a mask at the end, which has no partner
     cache = SelfAttentionCache(num_layers)
     for layer, (key, value) in zip(cache.layers, pairs[:num_layers], strict=True):
         layer.append(key, value)

@@ -112,6 +112,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
 
 
 def keys_of(path: Path | None) -> list[str]:
+    """The keys in a file, one on each line, and in OPENBLIP_API_KEY. ConfigError for a file without any."""
     text = os.environ.get("OPENBLIP_API_KEY", "")
     if path is not None:
         try:

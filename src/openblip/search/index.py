@@ -423,9 +423,8 @@ class ImageIndex:
 
         With text and image the sum of their vectors is searched for. rerank: so many of the nearest are compared anew
         by ITM, and these come first, ordered by similarity plus P(match) as in the papers' retrieval; images are read
-        again from the source. where:
-        a condition of SQL on the columns `shard`, `key`, `caption`, and of images `width` and `height`. exact: compare
-        every vector, where an approximate index would be used.
+        again from the source. where: a condition of SQL on the columns `shard`, `key`, `caption`, and of images `width`
+        and `height`. exact: compare every vector, where an approximate index would be used.
 
         Raises ConfigError for what `check_query` refuses, a condition that cannot be understood, or a model that is to
         re-rank without ITM; ImageError for an image that cannot be read; SourceError when one of the source is gone.
@@ -442,7 +441,8 @@ class ImageIndex:
             itm = torch.zeros_like(similarity)
             itm[: len(matches)] = torch.tensor(matches)
             scores = rerank_scores(similarity, itm, torch.arange(len(hits)) < len(matches))
-            hits = [hit._replace(match=match) for hit, match in zip(hits, matches, strict=False)] + hits[len(matches) :]
+            compared, others = hits[: len(matches)], hits[len(matches) :]
+            hits = [hit._replace(match=match) for hit, match in zip(compared, matches, strict=True)] + others
             hits = [hits[i] for i in scores.argsort(descending=True, stable=True).tolist()]
         return hits[:top]
 
