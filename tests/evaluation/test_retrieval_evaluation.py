@@ -27,6 +27,7 @@ class Oracle(NumberEncoder):
     matched: list[tuple[int, list[str]]] = field(default_factory=list)
     frames: set[int] = field(default_factory=set)
     retrieval_text_tokens = 35
+    tasks = frozenset({"similarity", "match"})
 
     def embed_images(self, images: Any, batch_size: int | None) -> Tensor:
         encoded = self.encode(images)
@@ -75,6 +76,16 @@ def test_what_is_not_among_the_best_stays_behind_in_its_order() -> None:
     assert ranked.argsort(descending=True).tolist() == [[1, 0, 3, 2]]
     lowest = rerank_scores(torch.tensor([[-0.9, 0.9, 0.8]]), torch.zeros(1, 3), torch.tensor([[True, False, False]]))
     assert lowest.argmax().item() == 0  # however unlike, it was chosen
+
+
+def test_a_model_without_itm_is_ranked_by_itc_alone() -> None:
+    oracle = three()
+    source = ListSource([sample(i, text) for i, text in enumerate(oracle.texts)])
+    expected = evaluate_retrieval(oracle, source)
+    oracle.tasks, oracle.matched = frozenset({"similarity"}), []
+    scores = evaluate_retrieval(oracle, source)
+    assert scores == {name: value for name, value in expected.items() if name not in ("itm", "reranked")}
+    assert oracle.matched == []
 
 
 def test_all_captions_of_an_image_are_right_answers() -> None:

@@ -70,7 +70,7 @@ def test_separate_readings_have_separate_weights(sharing: Sharing) -> None:
     [
         (("lm",), ("encode", "itm_head", "vision_proj", "text_proj", "temperature")),
         (("itc", "itm"), ("decode", "lm_head")),
-        (("itc",), ("decode", "lm_head", "itm_head")),
+        (("itc",), ("decode", "lm_head", "itm_head", "cross_attention")),
         (("itm",), ("decode", "lm_head", "vision_proj", "text_proj", "temperature")),
     ],
 )

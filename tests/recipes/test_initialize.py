@@ -120,8 +120,8 @@ def test_a_dialogs_caption_is_projected_afresh_only_where_widths_differ() -> Non
     start = pretrained(config=TINY)
     _, fresh = copied_and_fresh(start, with_heads(start, ("visdial",)))
     assert fresh == {"caption_proj.weight", "caption_proj.bias"}
-    embedder = blip(("itc",))  # without a matching head there is none to take over
-    _, fresh = copied_and_fresh(embedder, with_heads(embedder, ("visdial",)))
+    answering = blip(("vqa",))  # without a matching head there is none to take over
+    _, fresh = copied_and_fresh(answering, with_heads(answering, ("visdial",)))
     assert fresh == {"itm_head.weight", "itm_head.bias"}
 
 

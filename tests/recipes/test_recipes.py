@@ -15,9 +15,9 @@ from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Blip2Config, BlipConfig, LanguageConfig
 from openblip.nn.config import TextConfig, VisionConfig
-from openblip.recipes import RECIPES, blip, blip2
-from openblip.recipes.run import ImageEncoderSource
-from openblip.tasks.config import ContrastiveConfig
+from openblip.recipes import RECIPES, blip, blip2, mini
+from openblip.recipes.run import ImageEncoderSource, with_settings
+from openblip.tasks.config import ContrastiveConfig, InBatchConfig
 from openblip.training.optimizer import learning_rate_at
 from shared_files import read_lines
 
@@ -286,3 +286,10 @@ def test_a_backbone_that_is_not_there_is_named_and_threads_are_given_back(world,
         with pytest.raises(CheckpointError, match="no folder"):
             replace(run, training=replace(run.training, num_threads=num_threads)).train()
     assert counts == [7, torch.get_num_threads()]
+
+
+def test_settings_of_another_class_than_the_recipes_come_back_from_json():
+    """A training whose ITC is that of the batch goes on as one, not with a queue."""
+    run = mini.blip_mini()
+    changed = replace(run, task=replace(run.task, contrastive=InBatchConfig(label_smoothing=0.1)))
+    assert with_settings(run, json.loads(json.dumps(dataclasses.asdict(changed)))) == changed

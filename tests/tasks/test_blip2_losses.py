@@ -9,6 +9,8 @@ from torch import Tensor
 
 from openblip.models.blip2 import Blip2
 from openblip.tasks.base import Blip2Task
+from openblip.tasks.config import Blip2Stage1Config
+from openblip.tasks.contrastive import Blip2Stage1
 from openblip.tasks.language_model import PromptedBatch, split_at_random, split_texts
 from tiny_blip import gradients, random_batch
 
@@ -136,6 +138,20 @@ def test_the_instruction_matters_and_every_trained_weight_learns() -> None:
     other = prompted([[2], [3]], seed=5).instructions
     changed = run(task, replace(batch, instructions=other))["vqa"]
     assert abs(float((changed - loss).detach())) > 1e-3
+
+
+def test_stage_1_trains_the_objectives_of_its_settings() -> None:
+    """Those of the rows of the paper's Table 6, each with the loss that it has among all three."""
+    task, checkpoint = make_blip2("stage1")
+    batch = random_batch([4, 5, 6], [1, 2, 3])
+    whole = run(task, batch)
+    assert list(whole) == ["itc", "itm", "itg"]
+    for itm, itg in ((False, False), (True, False), (False, True)):
+        config = Blip2Stage1Config(itm=itm, itg=itg)
+        part = Blip2Stage1(config, checkpoint.model, checkpoint.tokenizer, checkpoint.preprocessing)
+        losses = run(part, batch)
+        assert tuple(losses) == Blip2Stage1.heads(config) == ("itc", *["itm"] * itm, *["itg"] * itg)
+        torch.testing.assert_close(losses, {name: whole[name] for name in losses})
 
 
 def test_frozen_parts_have_no_gradients_and_are_named() -> None:

@@ -17,7 +17,7 @@ from marks import slow
 from openblip.data.batch import Batch, ImageTextBatch
 from openblip.data.config import DataConfig, Preprocessing
 from openblip.data.tokenizer import Tokens
-from openblip.errors import ConfigError
+from openblip.errors import ConfigError, refuse_unused
 from openblip.models.blip import Blip
 from openblip.nn.config import Sharing
 from openblip.objectives import draw_negatives, itc_loss, lm_loss, negative_weights
@@ -148,9 +148,48 @@ def test_losses_are_those_of_single_pairs_with_their_gradients(
     assert_losses(task, batch, expected, step=2)
 
 
+@pytest.mark.parametrize("name", ["in-batch", "clip", "itc+lm", "itm", "lm"])
+def test_objectives_alone_or_without_a_momentum_model_are_those_of_single_pairs(name: str) -> None:
+    """Also where ITM's negatives are drawn from all other images alike."""
+    task, tokens, ids = make_task(name), BATCH.tokens, BATCH.image_ids
+    names = [loss for loss in ("itc", "itm", "lm") if loss in task.config.objectives]
+    assert list(task(BATCH, 0, torch.Generator())) == names
+    assert (task.momentum_model is None) == (name != "itc+lm")
+    expected: dict[str, Tensor] = {}
+    if name == "itc+lm":
+        expected["itc"] = itc_by_definition(task, BATCH, tuple(x.clone() for x in task.queue.content()), alpha=0.0)
+    elif "itc" in names:  # CLIP's loss, except that two captions of an image are right alike
+        image = embedded(task.model, task.preprocessing.normalize(BATCH.pixels))
+        similarity = image @ task.model.embed_text(tokens.ids, tokens.mask).T / task.model.temperature
+        right = torch.tensor([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
+        smoothing = task.config.contrastive.label_smoothing
+        right = (1 - smoothing) * right + smoothing / 4
+        ways = [-(right * scores.log_softmax(1)).sum(1).mean() for scores in (similarity, similarity.T)]
+        expected["itc"] = (ways[0] + ways[1]) / 2
+    if "itm" in names:
+        generator, uniform = torch.Generator().manual_seed(0), (ids[:, None] != ids[None]).float()
+        expected["itm"] = itm_by_pairs(task, BATCH, [draw_negatives(uniform, generator) for _ in range(2)])
+    if "lm" in names:
+        expected["lm"] = lm_by_captions(task, BATCH, [TOKENIZER.dec_id], smoothing=0.1)
+    assert_losses(task, BATCH, expected)
+
+
+def test_objectives_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="add itc, or choose random ones"):
+        PretrainingConfig(objectives=("itm", "lm"))
+    for objectives in ((), ("itc", "vqa")):
+        with pytest.raises(ConfigError, match="choose at least one of itc, itm, lm"):
+            PretrainingConfig(objectives=objectives)  # type: ignore[arg-type]
+    task = PretrainingConfig(objectives=("lm",))
+    for option in ("contrastive.queue-size", "negatives"):
+        with pytest.raises(ConfigError, match=f"--{option} has no effect here: the objectives are without"):
+            refuse_unused(task, [option])
+
+
 PAIRS = [random_batch([5, 7, 4][: len(ids)], ids) for ids in ([7], [7, 7, 7], [7, 8, 9])]
 ODD_BATCHES = [
     *[(name, batch, "all_but_sa") for name in ("pretraining", "filtering", "captioning") for batch in PAIRS],
+    *[(name, BATCH, "none") for name in ("in-batch", "clip", "itc+lm", "itm", "lm")],
     *slow(*itertools.product(("pretraining", "filtering", "captioning"), PAIRS, ("all", "all_but_ca", "none"))),
 ]
 

@@ -14,7 +14,7 @@ from openblip.models.flops import LanguageModelShape
 from openblip.nn.config import VisionConfig
 from openblip.recipes import RECIPES
 from openblip.recipes.run import BlipRun, Run
-from openblip.tasks.config import PretrainingConfig
+from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
 BLIP_PROCESSES, BLIP2_PROCESSES = 32, 16
 CLIP_L = VisionConfig(patch_size=14, hidden_dim=1024, num_layers=23, num_heads=16, mlp_dim=4096, output_norm=False)
@@ -64,6 +64,7 @@ def _work(name: str, run: Run, processes: int, frozen: int, step: int, parameter
 def _blip(name: str, run: Run, parameters: float) -> TrainingWork:
     assert isinstance(run, BlipRun)
     assert isinstance(run.task, PretrainingConfig)
+    assert isinstance(run.task.contrastive, ContrastiveConfig)
     assert run.model is not None
     keys = run.task.contrastive.queue_size
     step = flops.contrastive_step_flops(run.model, run.training.batch_size, run.data.max_text_length, keys, lm=True)

@@ -55,7 +55,9 @@ class Benchmark(NamedTuple):
 # accuracy; here CIDEr alone chooses captioners.
 BENCHMARKS = {
     "caption": Benchmark(evaluate_captioning, ("cider",), "captions", reference_captions),
-    "retrieval": Benchmark(evaluate_retrieval, ("itm/r_mean",), "captions", lambda sample: sample.captions, 8),
+    "retrieval": Benchmark(
+        evaluate_retrieval, ("itm/r_mean", "itc/r_mean"), "captions", lambda sample: sample.captions, 8
+    ),
     "filter": Benchmark(evaluate_filter, ("auc",), "a `noise` field", lambda sample: "noise" in sample.info),
     "vqa": Benchmark(
         evaluate_question_answering,

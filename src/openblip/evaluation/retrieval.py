@@ -25,7 +25,7 @@ def evaluate_retrieval(
     limit: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return R@1/5/10 of text retrieval (TR) and image retrieval (IR), by ITC and re-ranked by ITM.
+    """Return R@1/5/10 of text retrieval (TR) and image retrieval (IR), by ITC and, with that head, re-ranked by ITM.
 
     All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where there are
     fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM score is P(match),
@@ -46,6 +46,10 @@ def evaluate_retrieval(
     text_ids = np.array([ids[sample.image_id] for sample in run.samples for _ in sample.captions])
     vectors = predictor.embed_texts(texts, batch_size, predictor.retrieval_text_tokens)
     similarity = similarity_matrix(torch.stack(run.results), vectors)  # (I, T)
+    counts = {"num_images": len(run.results), "num_texts": len(texts)}
+    scores: dict[str, Any] = {"itc": retrieval_recall(similarity.numpy(), image_ids, text_ids)}
+    if "match" not in predictor.tasks:
+        return run.report(counts, scores)
     top_of_image = topk_mask(similarity, rerank)  # (I, T) bool
     top_of_text = topk_mask(similarity.T, rerank).T  # (I, T) bool
     needed = top_of_image | top_of_text
@@ -65,12 +69,9 @@ def evaluate_retrieval(
     itm[needed] = torch.cat(matched.results)
     by_image = rerank_scores(similarity, itm, top_of_image).numpy()
     by_text = rerank_scores(similarity, itm, top_of_text).T.numpy()
-    scores = {
-        "itc": retrieval_recall(similarity.numpy(), image_ids, text_ids),
-        "itm": retrieval_recall(by_image, image_ids, text_ids, text_to_image=by_text),
-        "reranked": min(rerank, max(similarity.shape)),
-    }
-    return run.report({"num_images": len(run.results), "num_texts": len(texts)}, scores)
+    scores["itm"] = retrieval_recall(by_image, image_ids, text_ids, text_to_image=by_text)
+    scores["reranked"] = min(rerank, max(similarity.shape))
+    return run.report(counts, scores)
 
 
 def topk_mask(scores: Tensor, k: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import ConfigError, UnsupportedTaskError
-from openblip.models.config import Blip2Config, Blip2Head, BlipConfig, Head
+from openblip.models.config import GROUNDED_HEADS, Blip2Config, Blip2Head, BlipConfig, Head
 from openblip.models.decoder import CachedDecoder, read_prompt
 from openblip.nn.attention import CrossAttention, DecodingCache, LayerKV, PairCrossAttention, record_attention
 from openblip.nn.config import Mode
@@ -118,6 +118,8 @@ class Blip(ModelWithHeads):
         """Cross-attention keys and values for a mode, computed once per image, video or pair (`judge_logits`). Where
         `shares_cross_attention` (the paper's choice), one result serves both modes.
         """
+        if mode not in self.config.context_dims:
+            self._require(*GROUNDED_HEADS[mode])
         return CrossKV(self.text.context_kv(image_tokens, mode))
 
     def question_kv(self, ids: Tensor, mask: Tensor, image_kv: CrossKV) -> CrossKV:

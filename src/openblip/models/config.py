@@ -10,6 +10,8 @@ Head = Literal["itc", "itm", "lm", "vqa", "nlvr", "visdial"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 PRETRAINING_HEADS: tuple[Head, ...] = ("itc", "itm", "lm")
+GROUNDED_HEADS: dict[Mode, tuple[Head, ...]] = {"encode": ("itm", "vqa", "nlvr", "visdial"), "decode": ("lm", "vqa")}
+"""The heads whose texts attend to images, or to what was read with one, by the mode in which they are read."""
 # Heads whose texts attend to something else than one image, so that other heads cannot share their encoder.
 _ALONE: dict[Head, tuple[Head, ...]] = {"vqa": ("lm", "nlvr"), "nlvr": ("itm", "visdial", "vqa")}
 
@@ -50,9 +52,12 @@ class BlipConfig:
 
     @property
     def context_dims(self) -> dict[Mode, int]:
-        """Width of what each mode attends to: image tokens, or for answers the question's states."""
+        """Width of what each mode attends to: image tokens, or for answers the question's states. Texts of ITC attend
+        to nothing else; transformers' BlipModel has cross-attention for them all the same.
+        """
         answers = self.text.hidden_dim if "vqa" in self.heads else self.vision.hidden_dim
-        return {"encode": self.vision.hidden_dim, "decode": answers}
+        dims: dict[Mode, int] = {"encode": self.vision.hidden_dim, "decode": answers}
+        return {mode: dims[mode] for mode in self.modes if self.pooled or set(GROUNDED_HEADS[mode]) & set(self.heads)}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

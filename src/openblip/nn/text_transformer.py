@@ -28,7 +28,7 @@ class ByMode(nn.Module, Generic[M]):
 
     def __init__(self, make: Callable[[Mode], M], modes: Sequence[Mode], shared: bool) -> None:
         super().__init__()
-        self.variants = nn.ModuleDict({"shared": make(modes[0])} if shared else {m: make(m) for m in modes})
+        self.variants = nn.ModuleDict({"shared": make(modes[0])} if shared and modes else {m: make(m) for m in modes})
         self.modes = tuple(modes)
         self.shared = shared
 
@@ -95,17 +95,24 @@ _SHARED_PARTS: dict[Sharing, frozenset[str]] = {  # BLIP Table 3
 class MedLayer(nn.Module):
     """Self-attention, cross-attention to the image and a feed-forward, each shared by the modes as configured.
     `cross_attention` makes the attention of a mode: a CrossAttention, or over two images a PairCrossAttention.
+    context_modes: those that attend to something else than the text.
     """
 
-    def __init__(self, config: TextConfig, modes: Sequence[Mode], cross_attention: Callable[[Mode], nn.Module]) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        modes: Sequence[Mode],
+        cross_attention: Callable[[Mode], nn.Module],
+        context_modes: Sequence[Mode],
+    ) -> None:
         super().__init__()
 
-        def by_mode(part: str, make: Callable[[Mode], nn.Module]) -> ByMode[Residual]:
+        def by_mode(part: str, make: Callable[[Mode], nn.Module], modes: Sequence[Mode] = modes) -> ByMode[Residual]:
             return ByMode(lambda mode: Residual(make(mode), config), modes, part in _SHARED_PARTS[config.sharing])
 
         width, num_heads = config.hidden_dim, config.num_heads
         self.self_attention = by_mode("self_attention", lambda _: SelfAttention(width, num_heads, config.dropout))
-        self.cross_attention = by_mode("cross_attention", cross_attention)
+        self.cross_attention = by_mode("cross_attention", cross_attention, context_modes)
         self.feed_forward = by_mode("feed_forward", lambda _: FeedForward(width, config.mlp_dim))
 
     def forward(
@@ -149,7 +156,7 @@ class LanguageModelHead(nn.Module):
 
 class TextTransformer(nn.Module):
     """The text side of MED: unimodal encoder, image-grounded encoder and image-grounded decoder in one. context_dims:
-    width of what each mode attends to.
+    width of what each mode attends to; a mode that reads text alone has none.
     """
 
     def __init__(
@@ -173,8 +180,10 @@ class TextTransformer(nn.Module):
             # BLIP section 5.4: the mean in the first six of twelve
             return PairCrossAttention(*shape, learned_merge=layer >= config.num_layers // 2)
 
+        context_modes = [mode for mode in modes if mode in context_dims]
         self.layers = nn.ModuleList(
-            MedLayer(config, modes, partial(cross_attention, layer)) for layer in range(config.num_layers)
+            MedLayer(config, modes, partial(cross_attention, layer), context_modes)
+            for layer in range(config.num_layers)
         )
         self.lm_head = LanguageModelHead(config) if "decode" in modes else None
 

@@ -221,7 +221,7 @@ def with_settings(like: Any, values: Mapping[str, Any]) -> Any:
     def read(hint: Any, value: Any, like: Any) -> Any:
         if not isinstance(value, dict):
             return tuple(value) if isinstance(value, list) else value
-        classes = [like] if is_dataclass(like) else [part for part in get_args(hint) if is_dataclass(part)]
+        classes = [*([like] if is_dataclass(like) else []), *filter(is_dataclass, get_args(hint))]
         fitting = [part for part in classes if value.keys() <= {each.name for each in fields(part)}]
         return with_settings((fitting or classes)[0], value)
 

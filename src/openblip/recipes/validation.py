@@ -34,7 +34,8 @@ def make_validation(task: Any, data: DataConfig, checkpoint: Any) -> Callable[[]
     """
     if type(task) not in BENCHMARK_OF_TASK:
         raise ConfigError("This task has no benchmark: leave out --training.validate-every.")
-    benchmark = BENCHMARKS[BENCHMARK_OF_TASK[type(task)]]
+    only_writes = getattr(task, "objectives", ()) == ("lm",)
+    benchmark = BENCHMARKS["caption" if only_writes else BENCHMARK_OF_TASK[type(task)]]
     if data.num_frames is not None and benchmark.num_frames is None:
         raise ConfigError("This task is measured on images only: leave out --training.validate-every.")
     frames = {} if benchmark.num_frames is None else {"num_frames": data.num_frames}

@@ -3,7 +3,7 @@
 from openblip.tasks import config
 from openblip.tasks.base import Task
 from openblip.tasks.captioning import Captioning
-from openblip.tasks.contrastive import Blip2Stage1, Pretraining, Retrieval
+from openblip.tasks.contrastive import Blip2Stage1, Pretraining
 from openblip.tasks.language_model import Blip2Stage2, InstructionFollowing, LanguagePretraining, PromptedAnswering
 from openblip.tasks.nlvr import Nlvr
 from openblip.tasks.question_answering import QuestionAnswering
@@ -11,7 +11,7 @@ from openblip.tasks.visdial import Visdial
 
 TASKS: dict[type, type[Task]] = {
     config.PretrainingConfig: Pretraining,
-    config.RetrievalConfig: Retrieval,
+    config.RetrievalConfig: Pretraining,
     config.CaptioningConfig: Captioning,
     config.QuestionAnsweringConfig: QuestionAnswering,
     config.NlvrConfig: Nlvr,

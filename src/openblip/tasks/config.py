@@ -1,11 +1,17 @@
 """The settings of each training task. No torch here: `--help` reads them."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from openblip.errors import Condition, ConfigError
+
+Objective = Literal["itc", "itm", "lm"]
+Negatives = Literal["hard", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """The momentum side of ITC (BLIP section 3.2 and appendix; ALBEF)."""
+    """ITC against a queue, with soft targets of a momentum model (BLIP section 3.2 and appendix; ALBEF)."""
 
     queue_size: int = 57600
     """Number of image and text embeddings of earlier steps that serve as further keys."""
@@ -18,19 +24,49 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingConfig:
-    """ITC + ITM + LM, unweighted (BLIP section 3.2)."""
+class InBatchConfig:
+    """ITC among the pairs of a batch, without a momentum model and a queue (CLIP; BLIP-2 section 3.2)."""
 
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all pairs of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """ITC + ITM + LM, unweighted (BLIP section 3.2), or some of them."""
+
+    objectives: tuple[Objective, ...] = get_args(Objective)
+    """The losses that are added up, which are also the model's heads."""
+    contrastive: ContrastiveConfig | InBatchConfig = field(default_factory=ContrastiveConfig)
+    """What ITC compares a pair with."""
+    negatives: Negatives = "hard"
+    """Which wrong pairs ITM sees: those that ITC finds similar, or any of the batch."""
     label_smoothing: float = 0.1
     """Of the predicted tokens: the share of the target that is spread over the whole vocabulary."""
+
+    conditions: ClassVar[tuple[Condition, ...]] = (
+        Condition("contrastive", lambda task: "itc" in task.objectives, "the objectives are without itc"),
+        Condition("negatives", lambda task: "itm" in task.objectives, "the objectives are without itm"),
+        Condition("label-smoothing", lambda task: "lm" in task.objectives, "the objectives are without lm"),
+    )
+
+    def __post_init__(self) -> None:
+        known = get_args(Objective)
+        if not self.objectives or not set(self.objectives) <= set(known):
+            raise ConfigError(f"objectives {self.objectives}: choose at least one of {', '.join(known)}.")
+        if "itm" in self.objectives and "itc" not in self.objectives and self.negatives == "hard":
+            raise ConfigError("Hard negatives of ITM are those that ITC finds similar: add itc, or choose random ones.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
     """ITC + ITM, of images or videos (BLIP section 5.1); also makes the filter of CapFilt (section 3.3)."""
 
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    objectives: ClassVar[tuple[Objective, ...]] = ("itc", "itm")
+    contrastive: ContrastiveConfig | InBatchConfig = field(default_factory=ContrastiveConfig)
+    """What ITC compares a pair with."""
+    negatives: Negatives = "hard"
+    """Which wrong pairs ITM sees: those that ITC finds similar, or any of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +104,8 @@ class VisdialConfig:
 class Blip2Stage1Config:
     """Stage 1 of BLIP-2, ITC + ITM + ITG, unweighted (BLIP-2 section 3.2), and retrieval (section 4.4)."""
 
+    itm: bool = True
+    """Whether ITM is trained too."""
     itg: bool = True
     """Whether ITG is trained too; without it, the comparison of the paper's Table 6."""
     label_smoothing: float = 0.1

@@ -8,7 +8,7 @@ width, V vocabulary.
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,46 +20,76 @@ from openblip.data.tokenizer import Tokenizer, Tokens
 from openblip.distributed import gather, gather_padded, gather_with_gradient, world_size
 from openblip.models.blip import Blip, CrossKV, encode_media, similarity_matrix
 from openblip.models.blip2 import Blip2
-from openblip.models.config import PRETRAINING_HEADS, Blip2Head, Head
+from openblip.models.config import Blip2Head, Head
 from openblip.tasks.base import Blip2Task, BlipTask, replace_first
-from openblip.tasks.config import Blip2Stage1Config, PretrainingConfig, RetrievalConfig
+from openblip.tasks.config import (
+    Blip2Stage1Config,
+    ContrastiveConfig,
+    InBatchConfig,
+    PretrainingConfig,
+    RetrievalConfig,
+)
+
+Similarities = tuple[Tensor, Tensor]
+"""Over temperature, of images to texts and of texts to images of the joint batch, both (B, G)."""
 
 
-class Retrieval(BlipTask):
-    """ITC and ITM over a BLIP; inference never sees their momentum model and queue."""
+class Pretraining(BlipTask):
+    """ITC, ITM and LM, or some of them, over a BLIP; inference never sees the momentum model and queue of ITC."""
 
-    config: RetrievalConfig | PretrainingConfig
-    trained_heads: ClassVar[tuple[Head, ...]] = ("itc", "itm")
+    config: PretrainingConfig | RetrievalConfig
+    momentum_model: Blip | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.momentum_model = _make_momentum_model(self.model)
-        self.queue = objectives.EmbeddingQueue(self.config.contrastive.queue_size, self.model.config.embed_dim)
+        settings, self.momentum_model = self.config.contrastive, None
+        if isinstance(settings, ContrastiveConfig) and "itc" in self.config.objectives:
+            self.momentum_model = _make_momentum_model(self.model)
+            self.queue = objectives.EmbeddingQueue(settings.queue_size, self.model.config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    @classmethod
+    def heads(cls, config: PretrainingConfig | RetrievalConfig) -> tuple[Head, ...]:
+        return config.objectives
+
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses itc and itm."""
+        """A loss for each of the objectives, by its name."""
         pixels = self.preprocessing.normalize(batch.pixels)
-        image_tokens = encode_media(self.model.encode_image, pixels)
-        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
-        image_kv = self.model.image_kv(image_tokens)
-        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
-        pairs = (texts, image_tokens, image_kv, batch.image_ids)
-        return {"itc": itc, "itm": hard_negatives_loss(self.model, *pairs, similarities, generator)}
+        image_tokens = encode_media(self.model.encode_image, pixels)  # once for all
+        losses: dict[str, Tensor] = {}
+        similarities = image_kv = None
+        if "itc" in self.config.objectives:
+            losses["itc"], similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
+        if "itm" in self.config.objectives:
+            image_kv = self.model.image_kv(image_tokens)
+            texts = replace_first(batch.tokens, self.tokenizer.enc_id)
+            pairs = (texts, image_tokens, image_kv, batch.image_ids)
+            by = similarities if self.config.negatives == "hard" else None
+            losses["itm"] = matching_loss(self.model, *pairs, by, generator)
+        if isinstance(self.config, PretrainingConfig) and "lm" in self.config.objectives:
+            if image_kv is None or not self.model.shares_cross_attention:
+                image_kv = self.model.image_kv(image_tokens, "decode")
+            captions = replace_first(batch.tokens, self.tokenizer.dec_id)
+            logits = self.model.decode(captions.ids[:, :-1], image_kv)  # (B, T - 1, V)
+            labels = objectives.next_token_labels(captions.ids, captions.mask)
+            losses["lm"] = objectives.lm_loss(logits, labels, self.config.label_smoothing)
+        return losses
 
     def contrastive_loss(
         self, batch: ImageTextBatch, pixels: Tensor, image_tokens: Tensor, step: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """ITC, and the similarities over temperature of images to texts and of texts to images of the joint batch,
-        both (B, G), by which ITM chooses its negatives.
+    ) -> tuple[Tensor, Similarities]:
+        """ITC, and the similarities by which ITM chooses its negatives.
 
         pixels: the batch's, normalised. image_tokens: (B, F*N, D), what the model's image encoder makes of them.
         """
         tokens, ids, temperature = batch.tokens, batch.image_ids, self.model.temperature
-        settings = self.config.contrastive
         frames = pixels.shape[1] if pixels.dim() == 5 else 1
         image = self.model.embed_image(image_tokens, frames)  # (B, E)
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
+        settings = self.config.contrastive
+        if isinstance(settings, InBatchConfig):
+            return in_batch_loss(image, text, ids, temperature, settings.label_smoothing)
+        assert self.momentum_model is not None  # made with these settings
         with torch.no_grad():
             momentum_tokens = encode_media(self.momentum_model.encode_image, pixels)
             momentum_image = self.momentum_model.embed_image(momentum_tokens, frames)
@@ -74,7 +104,11 @@ class Retrieval(BlipTask):
 
     def after_step(self) -> None:
         """Clamp the temperature, let the momentum model follow, and queue the embeddings of this step."""
-        objectives.clamp_temperature(self.model.log_temperature)
+        if "itc" in self.config.objectives:
+            objectives.clamp_temperature(self.model.log_temperature)
+        if self.momentum_model is None:
+            return
+        assert isinstance(self.config.contrastive, ContrastiveConfig)  # which makes a momentum model
         trained, average = (dict(model.named_parameters()) for model in (self.model, self.momentum_model))
         momentum = self.config.contrastive.momentum
         objectives.update_average(average.values(), (trained[name] for name in average), momentum)
@@ -95,88 +129,75 @@ def _make_momentum_model(model: Blip) -> Blip:
     return momentum_model.requires_grad_(False).eval()
 
 
-class Pretraining(Retrieval):
-    """What retrieval trains, and LM over the same images."""
-
-    config: PretrainingConfig
-    trained_heads = PRETRAINING_HEADS
-
-    def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses itc, itm and lm."""
-        pixels = self.preprocessing.normalize(batch.pixels)
-        image_tokens = encode_media(self.model.encode_image, pixels)  # once for all three
-        image_kv = self.model.image_kv(image_tokens)
-        itc, similarities = self.contrastive_loss(batch, pixels, image_tokens, step)
-        texts = replace_first(batch.tokens, self.tokenizer.enc_id)
-        pairs = (texts, image_tokens, image_kv, batch.image_ids)
-        itm = hard_negatives_loss(self.model, *pairs, similarities, generator)
-        if not self.model.shares_cross_attention:
-            image_kv = self.model.image_kv(image_tokens, "decode")
-        captions = replace_first(batch.tokens, self.tokenizer.dec_id)
-        logits = self.model.decode(captions.ids[:, :-1], image_kv)  # (B, T - 1, V)
-        labels = objectives.next_token_labels(captions.ids, captions.mask)
-        return {"itc": itc, "itm": itm, "lm": objectives.lm_loss(logits, labels, self.config.label_smoothing)}
-
-
 class Blip2Stage1(Blip2Task):
-    """ITC, ITM and, where the settings say so, ITG over a BLIP-2."""
+    """ITC and, where the settings say so, ITM and ITG over a BLIP-2."""
 
     config: Blip2Stage1Config
     tokenizer: Tokenizer
 
     @classmethod
     def heads(cls, config: Blip2Stage1Config) -> tuple[Blip2Head, ...]:
-        return ("itc", "itm", "itg") if config.itg else ("itc", "itm")
+        chosen: dict[Blip2Head, bool] = {"itc": True, "itm": config.itm, "itg": config.itg}
+        return tuple(head for head, is_trained in chosen.items() if is_trained)
 
     def forward(self, batch: ImageTextBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses itc, itm and, with its head, itg."""
-        features, tokens = self.encode(batch.pixels), batch.tokens  # encoded once for all three
+        """The loss itc and, with their heads, itm and itg."""
+        features, tokens, ids = self.encode(batch.pixels), batch.tokens, batch.image_ids  # encoded once for all three
         image_kv = self.model.image_kv(features)
         output = self.model.encode_queries(image_kv)
-        itc, similarities = self._itc(output.queries, tokens, batch.image_ids)
-        itm = hard_negatives_loss(self.model, tokens, features, image_kv, batch.image_ids, similarities, generator)
-        if not self.config.itg:
-            return {"itc": itc, "itm": itm}
-        captions = replace_first(tokens, self.tokenizer.dec_id)
-        logits = self.model.caption_logits(captions.ids[:, :-1], output)
-        labels = objectives.next_token_labels(captions.ids, captions.mask)
-        return {"itc": itc, "itm": itm, "itg": objectives.lm_loss(logits, labels, self.config.label_smoothing)}
-
-    def _itc(self, queries: Tensor, tokens: Tokens, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The loss of queries (B, Q, D) and texts (B, T), and the similarities over temperature by which ITM chooses
-        its negatives. Gradients reach the rows of every process. The released code cuts them off at gathered keys, but
-        only when there are several processes.
-        """
-        image = self.model.embed_image(queries)  # (B, Q, E)
+        image = self.model.embed_image(output.queries)  # (B, Q, E)
         text = self.model.embed_text(tokens.ids, tokens.mask)  # (B, E)
-        with torch.autocast(image.device.type, enabled=False):  # bf16 similarities over 0.07 are too coarse
-            temperature = self.model.temperature
-            image_to_text = similarity_matrix(image, gather_with_gradient(text)) / temperature  # (B, G)
-            text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
-            similarities = (image_to_text, text_to_image)
-            loss = objectives.in_batch_itc_loss(*similarities, ids, gather(ids), self.config.label_smoothing)
-        return loss, similarities
+        itc, similarities = in_batch_loss(image, text, ids, self.model.temperature, self.config.label_smoothing)
+        losses = {"itc": itc}
+        if self.config.itm:
+            losses["itm"] = matching_loss(self.model, tokens, features, image_kv, ids, similarities, generator)
+        if self.config.itg:
+            captions = replace_first(tokens, self.tokenizer.dec_id)
+            logits = self.model.caption_logits(captions.ids[:, :-1], output)
+            labels = objectives.next_token_labels(captions.ids, captions.mask)
+            losses["itg"] = objectives.lm_loss(logits, labels, self.config.label_smoothing)
+        return losses
 
 
-def hard_negatives_loss(
+def in_batch_loss(
+    image: Tensor, text: Tensor, ids: Tensor, temperature: Tensor, label_smoothing: float
+) -> tuple[Tensor, Similarities]:
+    """ITC among the pairs of the joint batch, and the similarities by which ITM chooses its negatives.
+
+    Gradients reach the rows of every process. The released code of BLIP-2 cuts them off at gathered keys, but only when
+    there are several processes.
+
+    image: unit vectors (B, E), or (B, Q, E) of queries; text: (B, E); ids: (B,) image ids.
+    """
+    with torch.autocast(image.device.type, enabled=False):  # bf16 similarities over 0.07 are too coarse
+        image_to_text = similarity_matrix(image, gather_with_gradient(text)) / temperature  # (B, G)
+        text_to_image = similarity_matrix(gather_with_gradient(image), text).T / temperature  # (B, G)
+        similarities = (image_to_text, text_to_image)
+        return objectives.in_batch_itc_loss(*similarities, ids, gather(ids), label_smoothing), similarities
+
+
+def matching_loss(
     model: Blip | Blip2,
     texts: Tokens,
     features: Tensor,
     image_kv: CrossKV,
     ids: Tensor,
-    similarities: tuple[Tensor, Tensor],
+    similarities: Similarities | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """ITM over every pair as positive, one hard negative text per image and one hard negative image per text.
+    """ITM over every pair as positive, one negative text per image and one negative image per text.
 
     Negatives come from the joint batch. The released pre-training code draws them from the process's own batch; with
     one process that is the same.
 
     texts: (B, T), beginning as the model's `match_logits` needs them. features: (B, N, D), what the image encoder makes
-    of the images; image_kv: `model.image_kv` of these. ids: (B,) image ids. similarities: over temperature, of images
-    to texts and of texts to images of the joint batch, (B, G). generator: in the same state on every process.
+    of the images; image_kv: `model.image_kv` of these. ids: (B,) image ids. similarities: what makes negatives hard;
+    None draws any of other images. generator: in the same state on every process.
     """
     joint_ids = gather(ids)
+    if similarities is None:
+        alike = torch.zeros(len(ids), len(joint_ids), device=ids.device)
+        similarities = (alike, alike)
     weights = [objectives.negative_weights(similarity, ids, joint_ids) for similarity in similarities]
     (text_index, has_text), (image_index, has_image) = (objectives.draw_negatives(w, generator) for w in weights)
 
