@@ -182,7 +182,7 @@ def test_files_play_and_show_the_frames():
 
 def test_json_says_what_is_seen_and_when():
     _, fields = sample_files("clips", 3)
-    assert list(fields) == ["caption", "references", "scene"]
+    assert list(fields) == ["caption", "references", "objects", "scene"]
     assert fields["caption"] in fields["references"]
     for thing in fields["scene"]["objects"]:
         start, stop = thing["frames"]

@@ -50,7 +50,50 @@ def test_results_are_what_cocos_server_takes() -> None:
     samples[0] = Sample("000", "s0", b"0", ("a dog",), "list#391895", {"image_id": 391895})
     scores = evaluate_captioning(Writer(["a dog", "a cow"]), ListSource(samples))
     assert scores["results"] == [{"image_id": 391895, "caption": "a dog"}, {"image_id": "001", "caption": "a cow"}]
-    assert scores["predictions"][0] == {"shard": "s0", "key": "000", "image_id": 391895, "caption": "a dog"}
+    said = {"image_id": 391895, "caption": "a dog", "hallucinated": {}}
+    assert scores["predictions"][0] == {"shard": "s0", "key": "000", **said}
+
+
+def test_captions_are_judged_by_the_objects_of_their_samples() -> None:
+    dogs = {
+        "name": "dog",
+        "synonyms": ["puppy"],
+        "count": 2,
+        "attributes": ["small"],
+        "relations": [{"phrase": "asleep"}],
+    }
+    samples = [sample(0, "two dogs", objects=[dogs]), sample(1, "a cat", objects=["cat"]), sample(2, "a zebra")]
+    scores = evaluate_captioning(Writer(["a small puppy asleep", "a small dog", "a cow"]), ListSource(samples))
+    said = [row.get("hallucinated") for row in scores["predictions"]]
+    assert said == [{"count": ["a small puppy"]}, {"object": ["dog"]}, None]
+    assert scores["hallucination"]["chair_i"] == pytest.approx(1 / 2)
+    assert scores["hallucination"]["relations"] == 0.0
+    with_cows = evaluate_captioning(Writer(["a calf"]), ListSource(samples[:1]), synonyms={"cow": ["calf"]})
+    assert with_cows["predictions"][0]["hallucinated"] == {"object": ["calf"]}
+
+
+def test_without_objects_captions_are_judged_by_their_references() -> None:
+    samples = [sample(0, "Two puppies", "a man with dogs"), sample(1, "a cat", objects={"bbox": []}), sample(2)]
+    scores = evaluate_captioning(
+        Writer(["a woman with a dog", "an orange kitten in a car", "a dog"]), ListSource(samples)
+    )
+    assert [row.get("hallucinated") for row in scores["predictions"]] == [{}, {"object": ["car"]}, None]
+    assert scores["hallucination"]["object_recall"] == 1.0
+    by_list = evaluate_captioning(Writer(["a woman and a dog"]), ListSource(samples[:1]), synonyms={"woman": []})
+    assert by_list["predictions"][0]["hallucinated"] == {"object": ["woman"]}
+
+
+def test_objects_of_a_wrong_form_are_named() -> None:
+    hostile = [
+        {"name": 1},
+        {"name": "dog", "count": "2"},
+        {"name": "dog", "relations": ["x"]},
+        {"name": "a", "synonyms": 5},
+    ]
+    source = ListSource([sample(i, "a dog", objects=[each]) for i, each in enumerate(hostile)] + [sample(4, "a dog")])
+    scores = evaluate_captioning(Writer(["a dog"] * 5), source)
+    assert [reject["key"] for reject in scores["rejects"]] == ["000", "001", "002", "003"]
+    assert all("`objects` must be" in reject["reason"] for reject in scores["rejects"])
 
 
 def test_domains_are_scored_apart_and_together() -> None:

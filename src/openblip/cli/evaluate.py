@@ -11,7 +11,7 @@ import tyro
 from openblip.cli.options import ModelOptions, check_output, only_with, read_json_texts
 from openblip.data.config import SourceOptions
 from openblip.errors import Condition, ConfigError
-from openblip.files import write_json
+from openblip.files import read_json, write_json
 from openblip.generation.decoding import Beam
 
 TaskName = Literal[
@@ -30,6 +30,9 @@ class TaskOptions:
     """Retrieval: how many of the best by ITC are re-ranked by ITM (paper: COCO 256, Flickr30k 128)."""
     threshold: float = 0.5
     """Filter: texts with an ITM probability above this are kept."""
+    synonyms: Path | None = None
+    """Captions: a JSON object with words for each name, which captions are read for to find objects that are not there;
+    COCO's classes when not given, or the `objects` of the samples."""
     answers: Path | None = None
     """Questions: a JSON list of answers to rank; answers are written when not given."""
     classes: Path | None = None
@@ -64,6 +67,7 @@ def _for_tasks(options: str, *tasks: str) -> Condition:
 @only_with(
     _for_tasks("rerank", "retrieval", "video-retrieval"),
     _for_tasks("threshold", "filter"),
+    _for_tasks("synonyms", "caption"),
     _for_tasks("answers", "vqa", "video-qa"),
     _for_tasks("classes templates", "classification"),
     _for_tasks("num-frames", *OF_VIDEOS),
@@ -91,7 +95,7 @@ def command(
 ) -> int:
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
-    - caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image.
+    - caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image, and what is not true in it.
     - retrieval, video-retrieval: R@1, R@5, R@10 of texts for images and images for texts, by ITC, re-ranked by ITM.
     - filter: AUC, precision and recall of the ITM filter, on data whose `noise` field says what is true.
     - vqa, video-qa: VQA's accuracy of written answers, or of the best in a list.
@@ -155,7 +159,11 @@ def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict
     """The settings of a benchmark in the options of the command."""
     match task:
         case "caption":
-            return {"decoding": tasks.beam(Beam())}
+            from openblip.metrics.hallucination import parse_synonyms
+
+            path = tasks.synonyms
+            synonyms = None if path is None else parse_synonyms(read_json(path), str(path))
+            return {"decoding": tasks.beam(Beam()), "synonyms": synonyms}
         case "retrieval" | "video-retrieval":
             return {"rerank": tasks.rerank}
         case "filter":

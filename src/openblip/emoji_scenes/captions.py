@@ -59,6 +59,25 @@ def fill_forms(forms: Iterable[str], fillings: Iterable[Mapping[str, object]]) -
     return [form.format_map(filling) for form in forms for filling in fillings]
 
 
+def described_objects(scene: Scene) -> list[dict[str, Any]]:
+    """Return what is true of the things of `scene` and of its background, as the field `objects` of docs/data.md.
+
+    How the things of a scene without a relation stand is not said.
+    """
+    objects: list[dict[str, Any]] = []
+    for thing in scene.objects:
+        sizes = [] if thing.size == "normal" else [thing.size]
+        objects.append({"name": thing.name, "count": thing.count, "attributes": sizes})
+    if scene.relation is not None:
+        places = RELATION_WORDS[scene.relation]["places"]
+        both_ways = [SIDE_BY_SIDE] if scene.relation == "left of" else []
+        for fields, place, (_, words, other) in zip(objects, places, relation_from_both_ends(scene), strict=True):
+            held = [{"phrase": phrase, "to": other.name} for phrase in [*words, *both_ways]]
+            fields["relations"] = [*held, {"phrase": place}]
+    background = {"name": "background", "synonyms": ["wall", "picture"], "attributes": [scene.background]}
+    return [*objects, background | {"stuff": True}]
+
+
 def says_background(scene: Scene, caption: str) -> bool:
     """Whether a true caption names the background."""
     return scene.background in caption.replace(",", "").split()

@@ -73,7 +73,8 @@ class SampleKind:
 
 def _caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
     true = true_captions(scene)
-    return {"caption": request.rng(index, "caption").choice(true), "references": true}
+    objects = captions.described_objects(scene)
+    return {"caption": request.rng(index, "caption").choice(true), "references": true, "objects": objects}
 
 
 def _noisy_caption_fields(scene: Scene, request: SceneRequest, index: int) -> dict[str, Any]:
@@ -101,7 +102,8 @@ def _document_fields(scene: Scene, request: SceneRequest, index: int) -> dict[st
         "context": rng.choice(questions.complete_captions(scene)),
     }
     question = questions.draw_question(scene, request.split, "picture", rng)
-    return fields | _question_fields(question, request, index) | {"references": true_captions(scene)}
+    truth = {"references": true_captions(scene), "objects": captions.described_objects(scene)}
+    return fields | _question_fields(question, request, index) | truth
 
 
 def _question_fields(question: SceneText, request: SceneRequest, index: int) -> dict[str, Any]:
