@@ -21,6 +21,7 @@ from openblip.cli.main import main
 from openblip.data.config import DecodingAhead
 from openblip.data.sources import rows as rows_module
 from openblip.errors import ConfigError, SourceError
+from openblip.files import locate
 from openblip.predictor import Blip2Predictor, BlipPredictor
 from openblip.predictor.base import BasePredictor
 from openblip.search import index as index_module
@@ -129,7 +130,7 @@ def test_only_what_has_changed_is_embedded(
     assert build(shards, blip, tmp_path / "index") == (1, 2, 1, 4)
     write("0.tar", [0, 1, 2, 3], text="a big tree")
     assert build(shards, blip, tmp_path / "index") == (0, 4, 0, 3)
-    assert embedded == [1, 3, 4]
+    assert embedded == [1, 3, 3, 1]  # in batches of three
     (shards / "0.tar").unlink()
     assert build(shards, blip, tmp_path / "index") == (0, 0, 4, 3)
     index = ImageIndex(tmp_path / "index", blip)
@@ -138,7 +139,7 @@ def test_only_what_has_changed_is_embedded(
     assert len(index) == 3
 
 
-def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
+def rows_of(folder: Any, table: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = (
         index_module.connect(folder).open_table(table).search().limit(999).to_arrow().to_pylist()
     )
@@ -182,14 +183,26 @@ def test_images_that_moved_to_another_shard_keep_their_vectors(
             assert one == other
 
 
+def build_without_images(source: Path, predictor: BasePredictor, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it was killed after it has written the texts."""
+    table = index_module._table
+
+    def killed(*arguments: Any, **columns: Any) -> Any:
+        if "thumbnail" in columns:
+            raise KeyboardInterrupt
+        return table(*arguments, **columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(source, predictor, out)
+
+
 def test_texts_that_a_kill_left_without_their_images_leave(
     blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder(tmp_path / "images", [0, 1, 2])
-    with monkeypatch.context() as patch:
-        patch.setattr(blip, "embed_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            build(folder, blip, tmp_path / "index")
+    build_without_images(folder, blip, tmp_path / "index", monkeypatch)
     assert len(rows_of(tmp_path / "index", "texts")) == 3
     (folder / "0.png").unlink()  # gone, and one without its text
     (folder / "1.txt").unlink()
@@ -202,10 +215,8 @@ def test_a_shard_that_was_begun_and_is_gone_leaves(
 ) -> None:
     for name in ("a", "b"):
         write_tar(tmp_path / f"web/{name}.tar", [("0.png", png(0 if name == "a" else 1)), ("0.txt", b"a dog")])
-    with monkeypatch.context() as patch:
-        patch.setattr(blip, "embed_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "web", blip, tmp_path / "index")
+    build_without_images(tmp_path / "web", blip, tmp_path / "index", monkeypatch)
+    assert [row["id"] for row in rows_of(tmp_path / "index", "texts")] == ["a/0", "b/0"]
     (tmp_path / "web/a.tar").unlink()
     assert build(tmp_path / "web", blip, tmp_path / "index") == (1, 0, 0, 0)
     assert [row["id"] for row in rows_of(tmp_path / "index", "texts")] == ["b/0"]
@@ -287,36 +298,56 @@ def test_what_does_not_belong_together_is_refused(blip: BlipPredictor, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_killed_index_is_continued(blip: BlipPredictor, tmp_path: Path) -> None:
+def test_a_killed_index_is_continued(blip: BlipPredictor, bucket: Any, tmp_path: Path) -> None:
+    """In a folder and in an object store; the rows are those of an index that was never killed."""
     save_native(tmp_path / "model", tiny_checkpoint(("itc", "itm")))
     for shard in range(6):
         files = [(f"{n}.png", png(n % 7)) for n in range(40)] + [
             (f"{n}.json", as_json(caption="a dog")) for n in range(40)
         ]
         write_tar(tmp_path / f"web/{shard}.tar", sorted(files))
-    arguments = ["index", str(tmp_path / "web"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "index")]
-    noted = tmp_path / "index/shards.json"
-    for finished in (0, 1, 3):  # as the first shard begins, between shards, and once more in a run that goes on
-        process = subprocess.Popen(
-            [sys.executable, "-m", "openblip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if noted.exists() and sum(map(bool, json.loads(noted.read_text()).values())) >= finished:
-                break
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert main(arguments) == 0
-    assert main([*arguments[:-1], str(tmp_path / "whole")]) == 0
-    for table in ("images", "texts"):
-        killed, whole = (
-            getattr(ImageIndex(tmp_path / name, blip), table).search().limit(999).to_arrow().sort_by("id").to_pylist()
-            for name in ("index", "whole")
-        )
-        assert [row["id"] for row in killed] == [row["id"] for row in whole]
-        assert len(whole) == 240
+    command = ["index", str(tmp_path / "web"), "--model", str(tmp_path / "model"), "--out"]
+    often = "import openblip.search.index as i; i.ROWS_PER_COMMIT = 24; from openblip.cli.main import main; main()"
+    whole = tmp_path / "whole"
+    assert main([*command, str(whole)]) == 0
+    for out in (str(tmp_path / "index"), "s3://web-data/index"):
+        noted = locate(out) / "shards.json"
+        # As the first shard begins, and in a run that goes on.
+        for finished in (0, 3) if out == str(tmp_path / "index") else (2,):
+            process = subprocess.Popen(
+                [sys.executable, "-c", often, *command, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and process.poll() is None:
+                if noted.exists() and sum(map(bool, json.loads(noted.read_text()).values())) >= finished:
+                    break
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        assert main([*command, out]) == 0
+        for table in ("images", "texts"):
+            continued, uninterrupted = rows_of(locate(out), table), rows_of(whole, table)
+            assert [row["id"] for row in continued] == [row["id"] for row in uninterrupted]
+            assert len(continued) == 240
+    hits = [ImageIndex(place, blip).search("a red dog", top=5, where="key < '3'") for place in (whole, out)]
+    assert hits[0] == hits[1]
+
+
+def test_only_places_that_can_be_written_are_begun(
+    bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "images", [0])
+    for out, reason in (
+        ("s3://no-such-bucket/index", "cannot be written into"),
+        ("memory://index", "in a local folder or below one of s3://, gs://, az://"),
+        (str(folder / "0.png"), "is no folder"),
+    ):
+        assert main(["index", str(folder), "--model", "openblip-mini-filter", "--out", out]) == 2
+        assert reason in capsys.readouterr().err
+    for place in ("s3://web-data/nothing", "s3://no-such-bucket/index"):
+        assert main(["search", place, "a dog"]) == 2
+        assert "is no index" in capsys.readouterr().err
 
 
 def test_the_commands(

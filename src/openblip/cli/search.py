@@ -23,7 +23,7 @@ def build(
     *,
     model: ModelOptions,
     reading: DecodingAhead,
-    out: Path,
+    out: str,
     batch_size: int = 32,
 ) -> int:
     """Embeds the images of a source, and the texts that came with them, so that `openblip search` finds them.
@@ -33,15 +33,16 @@ def build(
 
     Args:
         source: a folder of images, tar shards, a table, any data source.
-        out: the folder of the index.
+        out: the folder of the index, or a URL such as s3://bucket/index.
         batch_size: images in one step of the model.
     """
     if batch_size < 1:
         raise ConfigError("--batch-size must be at least 1")
-    check_output("--out", out, is_folder=True)
-    from openblip.search.index import build_index, load_lancedb
+    from openblip.search.index import build_index, index_place, load_lancedb
 
     load_lancedb()  # an error of it comes before a model is loaded
+    index_place(out)
+    check_output("--out", out, is_folder=True)
     summary = build_index(source, model.load(), out, checkpoint=model.model, reading=reading, batch_size=batch_size)
     print(
         f"{out}: {summary.added:,} images added, {summary.changed:,} changed, {summary.deleted:,} deleted, "
@@ -53,7 +54,7 @@ def build(
 
 
 def find(
-    directory: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    directory: Annotated[str, tyro.conf.arg(metavar="DIR")],
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     /,
     *,
@@ -74,7 +75,7 @@ def find(
     searched instead, for example for an image.
 
     Args:
-        directory: the folder of an index.
+        directory: the folder of an index, or its URL.
         text: what the images should show.
         image: an image file that results should be like.
         find: what is searched: images or texts.
@@ -110,7 +111,7 @@ def find(
     return 0
 
 
-def _page(title: str, directory: Path, hits: Sequence["Hit"]) -> str:
+def _page(title: str, directory: str, hits: Sequence["Hit"]) -> str:
     """A self-contained page with the results."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

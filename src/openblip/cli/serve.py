@@ -22,7 +22,7 @@ from openblip.serve.config import ServerLimits
 def command(
     *,
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction],
-    index: Path | None = None,
+    index: str | None = None,
     capfilt: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -37,7 +37,7 @@ def command(
 
     Args:
         model: a checkpoint folder, file, hub name or shipped model, as NAME or NAME=CHECKPOINT; may be given again.
-        index: the folder of an index, for search.
+        index: the folder or URL of an index, for search.
         capfilt: a CapFilt run that the page shows, and that takes labels there for capfilt-calibrate.
         host: address to listen at; 0.0.0.0 is every one of this machine.
         port: port to listen at; 0 is any free one.
@@ -56,7 +56,7 @@ def command(
 def serve_models(
     models: dict[str, str],
     *,
-    index: Path | None,
+    index: str | Path | None,
     capfilt: str | None,
     host: str,
     port: int,

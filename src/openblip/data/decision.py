@@ -128,7 +128,7 @@ class Decision(Rule):
     def columns(self) -> frozenset[str]:
         """The columns, in lower case, that the expressions use. Raises `ConfigError` for what is no allowed one."""
         stated = (("where", self.where), ("weight", self.weight))
-        return frozenset().union(*(_columns_of(text, name) for name, text in stated if text is not None))
+        return frozenset().union(*(columns_of(text, name) for name, text in stated if text is not None))
 
     def reads(self, available: Iterable[str]) -> list[str]:
         """The columns that `judge` looks at, of those that are `available`. Raises `ConfigError` for a missing one."""
@@ -298,8 +298,10 @@ def _reason(error: Exception) -> str:
 
 
 @lru_cache(maxsize=64)
-def _columns_of(expression: str, name: str) -> frozenset[str]:
-    """The columns, in lower case, of an expression over scores. Raises `ConfigError` for anything else."""
+def columns_of(expression: str, name: str) -> frozenset[str]:
+    """The columns, in lower case, of an expression that depends on nothing else, and whose values are no larger than
+    what it is given. Raises `ConfigError`, in which `name` stands for it, for anything else.
+    """
     import duckdb
 
     if len(expression) > MAX_EXPRESSION:

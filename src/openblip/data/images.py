@@ -97,12 +97,18 @@ def read_image(
             file, tiles = getattr(opened, "fp", None), [*getattr(opened, "tile", ())]  # gone once it is loaded
             opened.load()
             is_deep = isinstance(file, io.BytesIO) and any(_DEEP_COLOUR.search(str(tile[3])) for tile in tiles)
-            orientation = 1  # also where the EXIF is damaged, because the image itself may be fine
-            with suppress(Exception):  # the EXIF parser, too, raises anything
-                orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
-            return _turn_upright(_flatten(_read_deep(opened, file) if is_deep else opened), orientation)
+            return _turn_upright(_flatten(_read_deep(opened, file) if is_deep else opened), _orientation(opened))
     except Exception as error:  # a decoder's error on damaged data may be of any kind
         raise ImageError(f"{name}: damaged image: {error}") from error
+
+
+def upright_size(payload: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an encoded image as a person sees it, by its header, also of a JPEG that `read_image` scales
+    down as it is decoded. Raises `ImageError` for what is no image.
+    """
+    opened = _open_image(payload, name)
+    width, height = opened.size
+    return (height, width) if _orientation(opened) in (5, 6, 7, 8) else (width, height)
 
 
 def input_name(item: object) -> str | None:
@@ -202,6 +208,13 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: the image is empty ({width}x{height})")
     if width * height > max_pixels:
         raise ImageError(f"{name}: {width}x{height} is more than the limit of {max_pixels} pixels")
+
+
+def _orientation(image: Image.Image) -> object:
+    """What the EXIF says; 1 also where it is damaged, because the image itself may be fine."""
+    with suppress(Exception):  # the EXIF parser raises anything
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    return 1
 
 
 def _turn_upright(image: Image.Image, orientation: object) -> Image.Image:

@@ -1,7 +1,7 @@
 """An index of images, and of the texts that came with them: built from any source, searched by text or by image.
 
 ```
-DIR/index.json      what was indexed with which model
+DIR/index.json      what was indexed with which model; written first
 DIR/shards.json     the state of the file of each shard that is wholly indexed
 DIR/lance/          LanceDB's tables: `images`, a row per image vector, and `texts`, a row per text
 ```
@@ -13,34 +13,55 @@ call goes on.
 D embedding width, Q vectors of an image (1 for BLIP), M vectors of a query, R rows.
 """
 
+import fcntl
 import io
 import math
+import re
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cached_property
 from importlib.metadata import version
+from itertools import compress, groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openblip.data.config import DecodingAhead, SourceOptions
-from openblip.data.images import ImageInput, Pixels, read_image
-from openblip.data.reader import in_batches, read_source
+from openblip.data.decision import columns_of
+from openblip.data.images import ImageInput, Pixels, read_image, upright_size
+from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample, Source
 from openblip.data.sources import absolute_spec, check_options_used, open_source, storage
 from openblip.errors import ConfigError, MissingExtraError, SourceError, UnsupportedTaskError
-from openblip.files import changed_settings, hash_bytes, read_json, write_json
+from openblip.files import (
+    PARTIAL,
+    changed_settings,
+    hash_bytes,
+    is_local,
+    locate,
+    read_json,
+    remove_partials,
+    write_json,
+)
 from openblip.predictor import BasePredictor
 from openblip.predictor.reranking import rerank_scores
 from openblip.progress import Progress
 
-ROWS_PER_COMMIT = 4096  # a commit writes a file of each column; what is not committed is embedded again after a kill
+STORES = ("s3", "gs", "az")
+"""Of the URLs below which an index can lie, what stands before ://."""
+LOCK = "index.lock"  # beside a local index, held by the process that writes it
+ROWS_PER_COMMIT = 4096  # of images; a commit writes a file of each column
+SECONDS_PER_COMMIT = 60.0  # what was not committed is embedded again after a kill
+HELD_BYTES = 256 << 20  # of image files that are kept until a commit
+SEEN_AFTER = timedelta(seconds=1)  # an open index is that of so long ago
 APPROXIMATE_ABOVE = 50_000
 """Vectors from which on they are searched by an approximate index; below, every one is compared."""
 PROBED_SHARE = 0.1  # of the partitions of the approximate index
@@ -90,62 +111,116 @@ def build_index(
 
     New images, and those whose bytes or texts have changed, are embedded; those that are gone leave the index. What has
     only another name, or lies in another shard, keeps its vectors, and counts as unchanged. A tar or parquet file that
-    is as it was, and of which all could be read, is not read again. `checkpoint` is what the index says its vectors are
-    of.
+    is as it was, and of which all could be read, is not read again. Nothing leaves of a shard that ends early or cannot
+    be opened. `out` is a local folder or a URL of `STORES`; `checkpoint` is what the index says its vectors are of.
 
     Raises SourceError for a source that is missing or empty; UnsupportedTaskError for a model without ITC; ConfigError,
-    which shows the difference, when `out` holds the index of another source or model.
+    which shows the difference, when `out` holds the index of another source or model, or another process writes it.
     """
     if missing := {"embed_images", "embed_texts"} - predictor.tasks:
         raise UnsupportedTaskError(
             f"{checkpoint} cannot {' and '.join(sorted(missing))}, which an index needs; `openblip models` lists those "
             "that can (match, similarity)"
         )
+    root = index_place(out)
     source = open_source(spec, **reading.reading)
     check_options_used([source], reading)
     shards = list(source.shards())
     if not shards:
         raise SourceError(f"{spec} holds no shards; there is nothing to index")
-    writer = _IndexWriter(Path(out), predictor, batch_size)
-    writer.begin(spec, reading, checkpoint)
     summary = IndexSummary()
-    with Progress("indexing", unit="images") as bar:
-        finished: dict[str, Mapping[str, Any]] = {}  # but for what is gone
-        for shard in shards:
-            # What lies in files of its own is compared sample by sample.
-            state = dict(source.file_state(shard)) if source.is_self_contained(shard) else {}
-            known = writer.known(shard)
-            if state and writer.shards.get(shard) == state:
-                summary.unchanged += len(known)
-                continue
-            rejects = len(summary.rejects)
-            writer.note_shard(shard, {})
-            writer.index_shard(source, shard, known, reading, summary, bar)
-            # What could not be read is tried again by the next call.
-            finished[shard] = state if len(summary.rejects) == rejects else {}
-            if shard not in writer.gone:
-                writer.note_shard(shard, finished[shard])
-        # Last, since what is gone from one shard may have moved to another.
-        for shard in [*writer.gone]:
-            writer.remove_gone(shard, summary)
-            writer.note_shard(shard, finished[shard])
-        for shard in writer.shards.keys() - set(shards):
-            writer.forget(shard, summary)
-    writer.optimize()
+    with _written_by_one(root):
+        writer = _IndexWriter(root, predictor, reading, batch_size, summary)
+        writer.begin(spec, checkpoint)
+        states = {shard: _state(source, shard) for shard in shards}
+        writer.read(source, {shard: state for shard, state in states.items() if not writer.holds(shard, state)})
+        writer.remove_gone()  # after all was read, since what is gone from one shard may have moved to another
+        writer.forget(writer.shards.keys() - set(shards))
+        for table in (writer.images, writer.texts):
+            optimize(table)
     return summary
 
 
-class _IndexWriter:
-    """The tables of an index that is being written."""
+def _state(source: Source, shard: str) -> dict[str, Any]:
+    """What tells that a shard is as it was; nothing where its samples have to be compared one by one, such as files of
+    their own, and for a file that cannot be opened.
+    """
+    try:
+        return dict(source.file_state(shard)) if source.is_self_contained(shard) else {}
+    except (SourceError, OSError):  # reading it says why
+        return {}
 
-    def __init__(self, root: Path, predictor: BasePredictor, batch_size: int) -> None:
-        self.root, self.predictor, self.batch_size = root, predictor, batch_size
-        self.shards: dict[str, Any] = {}
+
+@contextmanager
+def _written_by_one(root: Path) -> Iterator[None]:
+    """Keep other processes from writing a local index; the lock of a process that was killed holds nobody up."""
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    if "index.json" not in names and any(name != LOCK and not name.endswith(PARTIAL) for name in names):
+        raise ConfigError(f"{root} is not empty and no index; choose another --out")
+    if not is_local(root):
+        yield  # object stores have no locks
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{root} is being written by another `openblip index`; wait until it has ended"
+            ) from error
+        remove_partials(root)
+        yield
+
+
+class _Image(NamedTuple):
+    """An image as the model takes it, its width and height, and a small JPEG file."""
+
+    pixels: Pixels
+    size: tuple[int, int]
+    thumbnail: bytes
+
+
+class _Entry(NamedTuple):
+    """An image that is to be in the index; without its file, unless the index holds it in another place."""
+
+    sample: Sample
+    stamp: str
+    replaces: bool  # an earlier image, or earlier texts, of its shard and key
+
+
+class _Embedded(NamedTuple):
+    """An image that only has to be written."""
+
+    entry: _Entry
+    size: tuple[int, int]
+    thumbnail: bytes
+    vectors: Tensor  # (Q, D)
+
+
+class _IndexWriter:
+    """The tables of an index that is being written.
+
+    Threads read and decode ahead while the model embeds one batch after another. What is embedded is written after
+    some thousand images, or after a while; a kill loses no more than that.
+    """
+
+    def __init__(
+        self, root: Path, predictor: BasePredictor, reading: DecodingAhead, batch_size: int, summary: IndexSummary
+    ) -> None:
+        self.root, self.predictor, self.reading = root, predictor, reading
+        self.batch_size, self.summary = batch_size, summary
+        self.shards: dict[str, Any] = {}  # as shards.json says
+        self.finished: dict[str, Mapping[str, Any]] = {}  # shards that were read whole, but are not noted yet
         self.gone: dict[str, list[str]] = {}  # by shard, keys that the source has no more
         self.copied: set[tuple[str, str]] = set()  # shard and key of images whose vectors new ones have taken
+        self.waiting: list[tuple[_Entry, _Image]] = []  # for the model
+        self.embedded: list[_Embedded] = []  # to be written
+        self.held: list[_Entry] = []  # in another place of the index, from which they are to be copied
+        self.held_bytes = 0
 
-    def begin(self, spec: str, reading: SourceOptions, checkpoint: str) -> None:
+    def begin(self, spec: str, checkpoint: str) -> None:
         """Make the folder, or check that it is the index of the same source and model."""
+        reading = self.reading
         width = self.predictor.embed_texts(["a"]).shape[1]
         identity = {
             "source": absolute_spec(spec),
@@ -164,208 +239,266 @@ class _IndexWriter:
                     "bring it up to date, or choose another --out.",
                     page="image-search.md",
                 )
-        elif self.root.is_dir() and any(self.root.iterdir()):
-            raise ConfigError(f"{self.root} is not empty and no index; choose another --out")
-        self.images, self.texts = make_tables(self.root, width)
         write_json(path, {**identity, "checkpoint": checkpoint, "openblip": version("openblip")})
+        self.images, self.texts = make_tables(self.root, width)
         if (self.root / "shards.json").is_file():
             self.shards = read_json(self.root / "shards.json")
+        self.begun = {shard for shard, state in self.shards.items() if not state}
+        self._look_over()
 
-    def known(self, shard: str) -> dict[str, str]:
-        """The stamp of each image of a shard that is in the index, by key."""
-        rows = _select(self.images, f"shard = {quoted(shard)}", ["key", "stamp"])
-        return dict(zip(rows["key"].to_pylist(), rows["stamp"].to_pylist(), strict=True))
+    def _look_over(self) -> None:
+        """Learn how many images of each shard the index holds, and the beginnings of all stamps, sorted."""
+        rows, stamps = Counter[str](), [np.zeros(0, np.uint64)]
+        for batch in _batches(self.images, ["shard", "stamp"]):
+            for entry in batch["shard"].value_counts().to_pylist():
+                rows[entry["values"]] += entry["counts"]
+            digits = bytes.fromhex("".join(batch["stamp"].to_pylist()))
+            stamps.append(np.unique(np.frombuffer(digits, ">u8").reshape(batch.num_rows, -1)[:, 0].astype(np.uint64)))
+        self.stamps = np.unique(np.concatenate(stamps))
+        per_image = _vectors_per_image(self.images)
+        self.num_images = {shard: count // per_image for shard, count in rows.items()}
 
-    def forget(self, shard: str, summary: IndexSummary) -> None:
-        """Take a shard out of the index."""
-        self._count_gone(shard, self.known(shard), summary)
-        for table in (self.images, self.texts):
-            table.delete(f"shard = {quoted(shard)}")
-        self.shards.pop(shard)
-        write_json(self.root / "shards.json", self.shards)
+    def holds(self, shard: str, state: Mapping[str, Any]) -> bool:
+        """Whether a whole shard is in the index as it is; its images then count as unchanged."""
+        if not state or self.shards.get(shard) != state:
+            return False
+        self.summary.unchanged += self.num_images.get(shard, 0)
+        return True
 
-    def remove_gone(self, shard: str, summary: IndexSummary) -> None:
-        """Take out of the index what `index_shard` did not find any more."""
-        keys = self.gone.pop(shard)
-        self._count_gone(shard, keys, summary)
-        self._remove(shard, keys)
-
-    def _count_gone(self, shard: str, keys: Iterable[str], summary: IndexSummary) -> None:
-        for key in keys:
-            if (shard, key) in self.copied:  # it has moved: what was counted as added is not new
-                summary.added -= 1
-                summary.unchanged += 1
-            else:
-                summary.deleted += 1
-
-    def note_shard(self, shard: str, state: Mapping[str, Any]) -> None:
-        """Note that the index holds all of a shard whose file has this state, or, when empty, a part of it."""
-        if self.shards.get(shard) != state:
-            self.shards[shard] = state
-            write_json(self.root / "shards.json", self.shards)
-
-    @cached_property
-    def _stamps(self) -> NDArray[np.uint64]:
-        """The beginnings of the stamps of all images that the index held at first, sorted."""
-        rows = self.images.search().select(["stamp"]).limit(max(1, self.images.count_rows())).to_batches()
-        begun = [int(stamp[:16], 16) for batch in rows for stamp in batch["stamp"].to_pylist()]
-        return np.unique(np.array(begun, np.uint64))
-
-    def _is_held(self, stamp: str) -> bool:
-        """Whether the index may hold this image somewhere."""
-        begun = np.uint64(int(stamp[:16], 16))
-        at = int(self._stamps.searchsorted(begun))
-        return at < len(self._stamps) and bool(self._stamps[at] == begun)
-
-    def index_shard(
-        self,
-        source: Source,
-        shard: str,
-        known: Mapping[str, str],
-        reading: DecodingAhead,
-        summary: IndexSummary,
-        bar: Progress,
-    ) -> None:
-        """Embed what is new or has changed in a shard, and list what is gone."""
-        self._remove_left_texts(shard, known)
-        scaled_for = self.predictor.preprocessing.image_size if reading.jpeg == "scaled" else None
-        met: set[str] = set()
-        self._stamps  # noqa: B018  # before the threads ask for it
+    def read(self, source: Source, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Embed what is new or has changed in these shards, and list what is gone of each."""
 
         def prepare(sample: Sample) -> tuple[str, _Image | None]:
             stamp = hash_bytes("\0".join(["", *sample.captions]) + "\0" + hash_bytes(sample.image).hex()).hex()
-            return stamp, None if self._is_held(stamp) else self._read(sample, scaled_for)
+            return stamp, None if self._may_hold(stamp) else self._decode(sample)
 
+        self._note({shard: {} for shard in states})  # before anything of them is written
         entries = read_source(
-            source, prepare, shards=[shard], num_workers=reading.num_workers, ahead=4 * self.batch_size
+            source,
+            prepare,
+            shards=[*states],
+            num_workers=self.reading.num_workers,
+            ahead=4 * self.batch_size,
+            keep_going=True,
         )
-        waiting: list[tuple[Sample, str, _Image]] = []
-        held: list[tuple[Sample, str]] = []  # in another place
-
-        def commit() -> None:
-            missing = self._copy(held, known)
-            self._commit(
-                [*waiting, *((sample, stamp, self._read(sample, scaled_for)) for sample, stamp in missing)], known
-            )
-            waiting.clear()
-            held.clear()
-
-        with closing(in_batches(entries, self.batch_size)) as batches:
-            for batch in batches:
-                summary.rejects += batch.rejects
-                for sample, (stamp, image) in batch.samples:
+        self.written_at = time.monotonic()
+        with closing(entries), Progress("indexing", unit="images") as bar:
+            for shard, of_shard in _by_shard(entries, [*states]):
+                known = self._known(shard)
+                met: set[str] = set()
+                num_rejects, is_whole = len(self.summary.rejects), True
+                for entry in of_shard:
+                    bar.advance()
+                    if isinstance(entry, Reject):
+                        self.summary.rejects.append(entry)
+                        is_whole = is_whole and bool(entry.key)
+                        continue
+                    sample, (stamp, image) = entry
                     met.add(sample.key)
                     if known.get(sample.key) == stamp:
-                        summary.unchanged += 1
-                        continue
-                    if image is None:
-                        held.append((sample, stamp))
+                        self.summary.unchanged += 1
                     else:
-                        waiting.append((sample, stamp, image))
-                    summary.changed += sample.key in known
-                    summary.added += sample.key not in known
-                if len(waiting) + len(held) >= ROWS_PER_COMMIT:
-                    commit()
-                bar.advance(len(batch.samples) + len(batch.rejects))
-        commit()
-        if gone := sorted(known.keys() - met):
-            self.gone[shard] = gone
+                        self._take(_Entry(sample, stamp, sample.key in known), image)
+                if is_whole and (gone := sorted(known.keys() - met)):
+                    self.gone[shard] = gone
+                # What could not be read is tried again by the next call.
+                self.finished[shard] = states[shard] if len(self.summary.rejects) == num_rejects else {}
+        self._write()
+        self._embed()
+        self._write()
 
-    def _read(self, sample: Sample, scaled_for: int | None) -> "_Image":
+    def _known(self, shard: str) -> dict[str, str]:
+        """The stamp of each image of a shard that is in the index, by key."""
+        rows = None
+        if self.num_images.get(shard):
+            rows = _select(self.images, f"shard = {quoted(shard)}", ["key", "stamp"])
+        known = {} if rows is None else dict(zip(rows["key"].to_pylist(), rows["stamp"].to_pylist(), strict=True))
+        if shard in self.begun:  # a kill may have left texts without their images
+            keys = _select(self.texts, f"shard = {quoted(shard)}", ["key"])["key"].unique().to_pylist()
+            for group in _groups(sorted(set(keys) - known.keys())):
+                self.texts.delete(f"shard = {quoted(shard)} AND key IN ({', '.join(map(quoted, group))})")
+        return known
+
+    def _may_hold(self, stamp: str) -> bool:
+        """Whether the index held this image somewhere when this call began."""
+        beginning = np.uint64(int(stamp[:16], 16))
+        at = int(self.stamps.searchsorted(beginning))
+        return at < len(self.stamps) and bool(self.stamps[at] == beginning)
+
+    def _decode(self, sample: Sample) -> _Image:
+        scaled_for = self.predictor.preprocessing.image_size if self.reading.jpeg == "scaled" else None
         with read_image(sample.image, name=sample.place, scaled_for=scaled_for) as image:
             pixels = self.predictor.preprocessing(image)
-            size = image.size
+            # A JPEG may have been scaled down as it was decoded.
+            size = max(image.size, upright_size(sample.image, sample.place), key=math.prod)
             image.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
             file = io.BytesIO()
-            image.convert("RGB").save(file, "JPEG", quality=80)
+            image.save(file, "JPEG", quality=80)
         return _Image(pixels, size, file.getvalue())
 
-    def _remove_left_texts(self, shard: str, known: Mapping[str, str]) -> None:
-        """Take out the texts that a kill left without their images, whether or not the source still has these."""
-        keys = _select(self.texts, f"shard = {quoted(shard)}", ["key"])["key"].unique().to_pylist()
-        for group in _groups(sorted(set(keys) - known.keys())):
-            self.texts.delete(f"shard = {quoted(shard)} AND key IN ({', '.join(map(quoted, group))})")
+    def _take(self, entry: _Entry, image: _Image | None) -> None:
+        """Put a new or changed image to those that wait, and write when there are many or it was long ago."""
+        self.summary.changed += entry.replaces
+        self.summary.added += not entry.replaces
+        if image is None:
+            self.held.append(entry)
+            self.held_bytes += len(entry.sample.image)
+        else:
+            self._wait(entry, image)
+        if (
+            len(self.embedded) + len(self.held) >= ROWS_PER_COMMIT
+            or self.held_bytes >= HELD_BYTES
+            or time.monotonic() - self.written_at >= SECONDS_PER_COMMIT
+        ):
+            self._write()
 
-    def _copy(self, entries: Sequence[tuple[Sample, str]], known: Mapping[str, str]) -> list[tuple[Sample, str]]:
+    def _wait(self, entry: _Entry, image: _Image) -> None:
+        self.waiting.append((entry._replace(sample=replace(entry.sample, image=b"")), image))
+        if len(self.waiting) == self.batch_size:
+            self._embed()
+
+    def _embed(self) -> None:
+        """Embed the images that wait, as one batch."""
+        if not self.waiting:
+            return
+        vectors = self.predictor.embed_images(
+            self.predictor.stack([image.pixels for _, image in self.waiting]), self.batch_size
+        )
+        for (entry, image), of_image in zip(self.waiting, vectors, strict=True):  # (D,) or (Q, D)
+            if of_image.isfinite().all():
+                of_image = of_image.reshape(-1, vectors.shape[-1])
+                self.embedded.append(_Embedded(entry, image.size, image.thumbnail, of_image))
+                continue
+            self._reject(entry.sample, "the model's vector of this image is not a number")
+            if entry.replaces:
+                self._remove([entry.sample])
+                self.summary.changed -= 1
+                self.summary.deleted += 1
+            else:
+                self.summary.added -= 1
+        self.waiting.clear()
+
+    def _reject(self, sample: Sample, reason: str) -> None:
+        self.summary.rejects.append(Reject(sample.shard, sample.key, reason))
+        if sample.shard in self.finished:
+            self.finished[sample.shard] = {}
+
+    def _write(self) -> None:
+        """Write what was embedded, and what the index holds in another place; note what is whole by this."""
+        held, self.held, self.held_bytes = self.held, [], 0
+        for entry in self._copy(held):  # those that have left the other place meanwhile
+            self._wait(entry, self._decode(entry.sample))
+        self._add(self.embedded)
+        self.embedded.clear()
+        if not self.waiting:
+            self._note({shard: state for shard, state in self.finished.items() if shard not in self.gone})
+        self.written_at = time.monotonic()
+
+    def _copy(self, entries: Sequence[_Entry]) -> list[_Entry]:
         """Put images and texts that the index holds in other places into these; returns those that it does not hold."""
         if not entries:
             return []
-        images = _select_in(self.images, "stamp", sorted({stamp for _, stamp in entries}))
+        images = _select_in(self.images, "stamp", sorted({entry.stamp for entry in entries}))
         origin: dict[str, tuple[str, str]] = {}  # of a stamp, shard and key of an image that has it
         for stamp, place in zip(images["stamp"].to_pylist(), _places_of(images), strict=True):
             origin.setdefault(stamp, place)
         texts = _select_in(self.texts, "id", sorted({_image_id(*place) for place in origin.values()}))
-        found = [(sample, origin[stamp]) for sample, stamp in entries if stamp in origin]
+        found = [(entry, origin[entry.stamp]) for entry in entries if entry.stamp in origin]
 
         def moved(rows: pa.Table) -> pa.Table:
             rows_of: dict[tuple[str, str], list[int]] = {}
             for row, place in enumerate(_places_of(rows)):
                 rows_of.setdefault(place, []).append(row)
-            taken = [(sample, row) for sample, place in found for row in rows_of.get(place, [])]
+            taken = [(entry.sample, row) for entry, place in found for row in rows_of.get(place, [])]
             rows = rows.take(pa.array([row for _, row in taken], pa.int64()))
             for name, column in _places(sample for sample, _ in taken).items():
                 rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
             return rows
 
         images, texts = moved(images), moved(texts)
-        self._remove(entries[0][0].shard, sorted({sample.key for sample, _ in found} & known.keys()))
-        for table, rows in ((self.texts, texts), (self.images, images)):  # in the order of `_commit`
+        self._remove([entry.sample for entry, _ in found if entry.replaces])
+        for table, rows in ((self.texts, texts), (self.images, images)):  # in the order of `_add`
             if rows.num_rows:
                 table.add(rows)
-        self.copied.update(place for sample, place in found if sample.key not in known)
-        return [(sample, stamp) for sample, stamp in entries if stamp not in origin]
+        self.copied.update(place for entry, place in found if not entry.replaces)
+        return [entry for entry in entries if entry.stamp not in origin]
 
-    def _commit(self, entries: Sequence[tuple[Sample, str, "_Image"]], known: Mapping[str, str]) -> None:
-        """Embed images and their texts and put them into the tables, in place of what was there.
+    def _add(self, embedded: Sequence[_Embedded]) -> None:
+        """Put images and their texts into the tables, in place of what was there.
 
         Texts go first: an image whose row is there is whole.
         """
-        if not entries:
+        if not embedded:
             return
-        samples = [sample for sample, _, _ in entries]
-        self._remove(samples[0].shard, sorted({sample.key for sample in samples} & known.keys()))
-        texts = [(sample, text) for sample in samples for text in sample.captions if text.strip()]
-        if texts:
-            vectors = self.predictor.embed_texts([text for _, text in texts], self.batch_size).numpy()
-            self.texts.add(
-                _table(self.texts, vectors, _places(sample for sample, _ in texts), caption=[t for _, t in texts])
-            )
-        pixels = self.predictor.stack([image.pixels for _, _, image in entries])
-        vectors = self.predictor.embed_images(pixels, self.batch_size).numpy()  # (I, D) or (I, Q, D)
-        count = 1 if vectors.ndim == 2 else vectors.shape[1]
-        repeated = [entry for entry in entries for _ in range(count)]
+        self._remove([image.entry.sample for image in embedded if image.entry.replaces])
+        texts = [(sample, text) for (sample, _, _), *_ in embedded for text in sample.captions if text.strip()]
+        vectors = self.predictor.embed_texts([text for _, text in texts], self.batch_size)
+        is_finite = vectors.isfinite().all(1).tolist()
+        for sample, text in compress(texts, (not finite for finite in is_finite)):
+            self._reject(sample, f"the model's vector of the text {text!r:.100} is not a number")
+        if texts := list(compress(texts, is_finite)):
+            places, captions = _places(sample for sample, _ in texts), [text for _, text in texts]
+            self.texts.add(_table(self.texts, vectors[is_finite].numpy(), places, caption=captions))
+        repeated = [image for image in embedded for _ in image.vectors]
+        # Of several vectors of an image the first has it.
+        thumbnails = [image.thumbnail if n == 0 else None for image in embedded for n in range(len(image.vectors))]
         self.images.add(
             _table(
                 self.images,
-                vectors.reshape(-1, vectors.shape[-1]),
-                _places(sample for sample, _, _ in repeated),
-                stamp=[stamp for _, stamp, _ in repeated],
-                caption=[next(iter(sample.captions), "") for sample, _, _ in repeated],
-                width=[image.size[0] for _, _, image in repeated],
-                height=[image.size[1] for _, _, image in repeated],
-                # of several vectors the first has it
-                thumbnail=[e[2].thumbnail if i % count == 0 else None for i, e in enumerate(repeated)],
+                torch.cat([image.vectors for image in embedded]).numpy(),
+                _places(image.entry.sample for image in repeated),
+                stamp=[image.entry.stamp for image in repeated],
+                caption=[next(iter(image.entry.sample.captions), "") for image in repeated],
+                width=[image.size[0] for image in repeated],
+                height=[image.size[1] for image in repeated],
+                thumbnail=thumbnails,
             )
         )
 
-    def _remove(self, shard: str, keys: Sequence[str]) -> None:
+    def _remove(self, samples: Iterable[Sample]) -> None:
+        """Take images and their texts out of the tables."""
+        keys_of: dict[str, list[str]] = {}
+        for sample in samples:
+            keys_of.setdefault(sample.shard, []).append(sample.key)
+        for shard, keys in keys_of.items():
+            self._remove_keys(shard, keys)
+
+    def _remove_keys(self, shard: str, keys: Sequence[str]) -> None:
         for group in _groups(keys):
             where = f"shard = {quoted(shard)} AND key IN ({', '.join(map(quoted, group))})"
             self.images.delete(where)
             self.texts.delete(where)
 
-    def optimize(self) -> None:
-        """Join small files, and make or extend the approximate index where there are enough vectors."""
-        for table in (self.images, self.texts):
-            optimize(table)
+    def remove_gone(self) -> None:
+        """Take out of the index what `read` did not find any more."""
+        for shard, keys in self.gone.items():
+            self._count_gone(shard, keys)
+            self._remove_keys(shard, keys)
+        self._note({shard: self.finished[shard] for shard in self.gone})
 
+    def forget(self, shards: Iterable[str]) -> None:
+        """Take shards out of the index."""
+        for shard in (forgotten := frozenset(shards)):
+            self._count_gone(shard, self._known(shard))
+            for table in (self.images, self.texts):
+                table.delete(f"shard = {quoted(shard)}")
+        if forgotten:
+            self.shards = {shard: state for shard, state in self.shards.items() if shard not in forgotten}
+            write_json(self.root / "shards.json", self.shards)
 
-class _Image(NamedTuple):
-    """An image as the model takes it, its width and height, and a small JPEG file."""
+    def _count_gone(self, shard: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            if (shard, key) in self.copied:  # it has moved: what was counted as added is not new
+                self.summary.added -= 1
+                self.summary.unchanged += 1
+            else:
+                self.summary.deleted += 1
 
-    pixels: Pixels
-    size: tuple[int, int]
-    thumbnail: bytes
+    def _note(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note that the index holds all of shards whose files have these states, or, where empty, a part of them."""
+        if changed := {shard: state for shard, state in states.items() if self.shards.get(shard) != state}:
+            self.shards |= changed
+            write_json(self.root / "shards.json", self.shards)
 
 
 class ImageIndex:
@@ -379,19 +512,31 @@ class ImageIndex:
         device: str | None = None,
         dtype: str = "auto",
     ) -> None:
-        """Open an index. `predictor`: the model that it was built with, or its checkpoint where that has moved.
+        """Open an index, in a local folder or below a URL of `STORES`.
 
-        A model that is not given is loaded to `device` in `dtype`, once it is clear that the folder is an index.
+        predictor: the model that the index was built with, or its checkpoint where that has moved.
+
+        A model that is not given is loaded to `device` in `dtype`, once it is clear that the folder is an index. What
+        another process adds to the index later is found, too.
 
         Raises ConfigError when the folder is no index, or the predictor another model.
         """
         import openblip
 
-        self.root = Path(folder)
+        self.root = index_place(folder)
         path = self.root / "index.json"
-        if not path.is_file():
+        try:
+            is_index = storage.exists(str(path))
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be read: {error}") from error
+        if not is_index:
             raise ConfigError(f"{folder} is no index: it has no index.json; make one with `openblip index`")
         self.settings = read_json(path)
+        database = connect(self.root)
+        try:
+            self.images, self.texts = database.open_table("images"), database.open_table("texts")
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(f"{folder} has no whole tables; run `openblip index` again ({error})") from error
         if not isinstance(predictor, BasePredictor):
             predictor = openblip.load(predictor or self.settings["checkpoint"], device=device, dtype=dtype)
         self.predictor = predictor
@@ -400,8 +545,6 @@ class ImageIndex:
                 f"{folder} was made with {self.settings['checkpoint']}, whose weights differ from those given now; "
                 "search with the same model, or make another index"
             )
-        database = connect(self.root)
-        self.images, self.texts = database.open_table("images"), database.open_table("texts")
 
     def __len__(self) -> int:
         """Number of image vectors; BLIP has one per image, BLIP-2 one per query."""
@@ -454,7 +597,10 @@ class ImageIndex:
         if text is not None:
             parts.append(self.predictor.embed_texts([text]))
         vectors = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        found: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).numpy()
+        vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
+        if not vectors.isfinite().all():
+            raise ConfigError("search: the model's vector of what is searched for is not a number")
+        found: NDArray[np.float32] = vectors.numpy()
         return found
 
     def _nearest(
@@ -462,30 +608,13 @@ class ImageIndex:
     ) -> list[dict[str, Any]]:
         """The nearest rows, one of each image or text, with `similarity`, best first."""
         table = self.images if find == "images" else self.texts
-        columns = ["id", "shard", "key", "caption"]
-        per_image = max(1, self._vectors_per_image) if find == "images" else 1
+        if where:
+            check_condition(where, table.schema.names)
         best: dict[tuple[str, str], dict[str, Any]] = {}
         for vector in query:
-            search = table.search(vector, vector_column_name="vector").distance_type("dot")
-            if where:
-                search = search.where(f"({where})", prefilter=True)
-            if exact:
-                search = search.bypass_vector_index()
-            elif partitions := self._partitions(table):
-                search = search.nprobes(max(20, round(PROBED_SHARE * partitions))).refine_factor(REFINE_FACTOR)
-            try:
-                rows = search.select([*columns, "_distance"]).limit(count * per_image).to_arrow().to_pylist()
-            except (ValueError, RuntimeError, OSError) as error:
-                if not where:
-                    raise
-                names = ", ".join(name for name in table.schema.names if name not in ("vector", "thumbnail", "stamp"))
-                reason = " ".join(str(error).split())[:300]
-                raise ConfigError(
-                    f"search: the condition {where!r} cannot be used ({reason}); columns: {names}"
-                ) from error
-            for row in rows:
+            for row in self._nearest_rows(table, vector, find, count, where, exact):
                 row["similarity"] = 1.0 - row.pop("_distance")
-                name = (row["shard"], row["key"]) if find == "images" else (row["id"], row["caption"])
+                name = _name_of(row, find)
                 if name not in best or best[name]["similarity"] < row["similarity"]:
                     best[name] = row
         nearest = sorted(best.values(), key=lambda row: (-row["similarity"], row["shard"], row["key"]))[:count]
@@ -493,12 +622,31 @@ class ImageIndex:
             self._add_thumbnails(nearest)
         return nearest
 
-    @cached_property
-    def _vectors_per_image(self) -> int:
-        first = self.images.search().select(["shard", "key"]).limit(1).to_arrow().to_pylist()
-        if not first:
-            return 1
-        return int(self.images.count_rows(f"shard = {quoted(first[0]['shard'])} AND key = {quoted(first[0]['key'])}"))
+    def _nearest_rows(
+        self, table: Any, vector: NDArray[np.float32], find: Searched, count: int, where: str | None, exact: bool
+    ) -> list[dict[str, Any]]:
+        """The rows of one vector of the query, enough of them for `count` images or texts where there are as many."""
+        limit = count
+        while True:
+            search = table.search(vector, vector_column_name="vector").distance_type("dot")
+            if where:
+                search = search.where(f"({where})", prefilter=True)
+            if exact:
+                search = search.bypass_vector_index()
+            elif partitions := self._partitions(table):
+                # More are probed where a condition, or a large count, leaves too few rows in these.
+                search = search.minimum_nprobes(max(20, round(PROBED_SHARE * partitions))).maximum_nprobes(0)
+                search = search.refine_factor(REFINE_FACTOR)
+            try:
+                rows = search.select(["id", "shard", "key", "caption", "_distance"]).limit(limit).to_arrow().to_pylist()
+            except (ValueError, RuntimeError, OSError) as error:
+                if not where:
+                    raise
+                raise _condition_error(where, str(error), table.schema.names) from error
+            # An image has several vectors, and a text may stand on an image twice.
+            if len(rows) < limit or len({_name_of(row, find) for row in rows}) >= count:
+                return list(rows)
+            limit *= 4
 
     def _partitions(self, table: Any) -> int:
         """Of the approximate index; 0 without."""
@@ -559,6 +707,31 @@ def check_query(
         raise ConfigError(f"search: re-ranking compares an image with a text by ITM: {advice}")
 
 
+def check_condition(where: str, columns: Sequence[str]) -> None:
+    """Raise ConfigError unless a condition is one expression over the columns that may be asked for. It reaches no
+    files, and none of its functions makes values of any size: a server takes it from strangers.
+    """
+    try:
+        unknown = sorted(columns_of(where, "search") - set(_conditional(columns)))
+    except ConfigError as error:
+        raise _condition_error(where, str(error), columns) from error
+    if unknown:
+        raise _condition_error(where, f"no column {', '.join(unknown)}; texts stand in single quotes", columns)
+
+
+def _condition_error(where: str, reason: str, columns: Sequence[str]) -> ConfigError:
+    reason = " ".join(reason.split())[:300]
+    names = ", ".join(_conditional(columns))
+    return ConfigError(
+        f"search: the condition {where!r:.200} cannot be used ({reason}); columns: {names}", page="image-search.md"
+    )
+
+
+def _conditional(columns: Sequence[str]) -> list[str]:
+    """The columns that a condition may ask for."""
+    return [name for name in columns if name not in ("vector", "thumbnail", "stamp")]
+
+
 def load_lancedb() -> Any:
     """The module of LanceDB. Raises MissingExtraError where it is not installed."""
     try:
@@ -568,9 +741,46 @@ def load_lancedb() -> Any:
     return lancedb
 
 
+def index_place(place: str | Path) -> Path:
+    """The folder of an index, as `locate` gives it; a command asks before it loads a model.
+
+    Raises ConfigError for the URL of a store that LanceDB does not write.
+    """
+    path = locate(place)
+    if not is_local(path) and cast(Any, path).protocol not in STORES:
+        stores = ", ".join(f"{store}://" for store in STORES)
+        raise ConfigError(f"{place}: an index is in a local folder or below one of {stores}; name such a place")
+    return path
+
+
 def connect(root: Path) -> Any:
-    """LanceDB's connection to the tables of an index."""
-    return load_lancedb().connect(str(root / "lance"))
+    """LanceDB's connection to the tables of an index below a path that `locate` gave."""
+    return load_lancedb().connect(
+        str(root / "lance"), storage_options=_storage_options(root), read_consistency_interval=SEEN_AFTER
+    )
+
+
+def _storage_options(root: Path) -> dict[str, str] | None:
+    """What LanceDB must be told so that it reaches the same store as fsspec. Both know the variables of the environment
+    and the files of the cloud's own tools, but not each other's settings.
+    """
+    if is_local(root) or cast(Any, root).protocol != "s3":
+        return None
+    files = cast(Any, root).fs
+    options = {
+        "aws_access_key_id": files.key,
+        "aws_secret_access_key": files.secret,
+        "aws_session_token": files.token,
+        "skip_signature": "true" if files.anon else None,
+    }
+    endpoint, region = files.s3.meta.endpoint_url, files.s3.meta.region_name
+    if not re.search(r"\.amazonaws\.com(\.cn)?$", endpoint):
+        options |= {
+            "aws_endpoint": endpoint,
+            "aws_region": region,
+            "allow_http": str(endpoint.startswith("http:")).lower(),
+        }
+    return {name: value for name, value in options.items() if value}
 
 
 def make_tables(root: Path, width: int) -> tuple[Any, Any]:
@@ -618,6 +828,34 @@ def _image_id(shard: str, key: str) -> str:
     return f"{shard}/{key}"
 
 
+def _name_of(row: Mapping[str, Any], find: Searched) -> tuple[str, str]:
+    """What tells one image, or one text of an image, from another."""
+    return (row["shard"], row["key"]) if find == "images" else (row["id"], row["caption"])
+
+
+def _vectors_per_image(images: Any) -> int:
+    """Of the table of images."""
+    first = images.search().select(["shard", "key"]).limit(1).to_arrow().to_pylist()
+    if not first:
+        return 1
+    return int(images.count_rows(f"shard = {quoted(first[0]['shard'])} AND key = {quoted(first[0]['key'])}"))
+
+
+def _by_shard(
+    entries: Iterable[tuple[Sample, Any] | Reject], shards: Sequence[str]
+) -> Iterator[tuple[str, Iterator[tuple[Sample, Any] | Reject]]]:
+    """Each shard with what was read of it, which may be nothing; `entries` are in the order of the shards."""
+    groups = groupby(entries, lambda entry: entry.shard if isinstance(entry, Reject) else entry[0].shard)
+    following = next(groups, None)
+    for shard in shards:
+        if following is None or following[0] != shard:
+            yield shard, iter(())
+            continue
+        yield following
+        following = next(groups, None)
+    assert following is None, f"{following[0]} is no shard of the source, or not in its order"
+
+
 def _places(samples: Iterator[Sample]) -> dict[str, list[str]]:
     """The columns that say which image rows belong to."""
     listed = list(samples)
@@ -635,6 +873,11 @@ def _table(
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return pa.table({**places, **columns, "vector": vector}, schema=table.schema)
+
+
+def _batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All rows, a part after another."""
+    return iter(table.search().select(list(columns)).limit(max(1, table.count_rows())).to_batches())
 
 
 def _select(table: Any, where: str, columns: Sequence[str]) -> pa.Table:
