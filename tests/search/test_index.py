@@ -1,13 +1,16 @@
 """An index holds what its source holds, finds what the predictor's own calls say, and outlives a kill."""
 
+import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +225,90 @@ def test_a_shard_that_was_begun_and_is_gone_leaves(
     assert [row["id"] for row in rows_of(tmp_path / "index", "texts")] == ["b/0"]
 
 
+def test_nothing_leaves_that_could_not_be_looked_for(blip: BlipPredictor, tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"web/{n}.tar", [(f"{i}.png", png(3 * n + i)) for i in range(3)]) for n in range(3)]
+    assert build(tmp_path / "web", blip, tmp_path / "index") == (9, 0, 0, 0)
+    shards[0].write_bytes(b"nothing" * 500)
+    shards[1].write_bytes(shards[1].read_bytes()[:2500])
+    done = build_index(str(tmp_path / "web"), blip, tmp_path / "index", checkpoint="tiny", reading=DecodingAhead())
+    assert [(reject.shard, reject.key) for reject in done.rejects] == [("0", ""), ("1", "")]
+    assert (done.added, done.changed, done.deleted) == (0, 0, 0)
+    assert len(ImageIndex(tmp_path / "index", blip)) == 9
+
+
+def test_vectors_that_are_no_numbers_are_rejects(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(
+        tmp_path / "web/a.tar",
+        [(f"{n}.{end}", data) for n in range(5) for end, data in (("png", png(n)), ("txt", b"a dog"))],
+    )
+    (tmp_path / "web/b.tar").write_bytes(path.read_bytes())
+
+    def broken(name: str, number: int) -> Callable[..., torch.Tensor]:
+        embed = getattr(blip, name)
+
+        def embedded(items: Any, *rest: Any) -> torch.Tensor:
+            vectors = embed(items, *rest).clone()
+            if len(vectors) > 1:
+                vectors[number] = float("nan")
+            return vectors
+
+        return embedded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blip, "embed_images", broken("embed_images", 1))
+        patch.setattr(blip, "embed_texts", broken("embed_texts", 0))
+        done = build_index(
+            str(path.parent), blip, tmp_path / "index", checkpoint="tiny", reading=DecodingAhead(), batch_size=5
+        )
+    assert [(reject.shard, reject.key) for reject in done.rejects] == [("a", "1"), ("b", "1"), ("a", "0")]
+    assert (done.added, len(ImageIndex(tmp_path / "index", blip))) == (8, 8)
+    assert build(str(path.parent), blip, tmp_path / "index") == (2, 0, 0, 8)
+    index = ImageIndex(tmp_path / "index", blip)
+    assert len(index.search("a dog", find="texts", top=99)) == 9
+    monkeypatch.setattr(blip, "embed_texts", lambda *_: torch.full((1, 12), float("nan")))
+    with pytest.raises(ConfigError, match="not a number"):
+        index.search("a dog")
+
+
+def test_an_index_has_one_writer_and_readers_that_see_what_it_writes(
+    blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "SEEN_AFTER", timedelta(0))
+    monkeypatch.setattr(index_module, "KEPT_VERSIONS", timedelta(microseconds=1))
+    folder, out = write_folder(tmp_path / "images", [0, 1]), tmp_path / "index"
+    out.mkdir()
+    (out / ".index.json.host.1.partial").write_text("{")  # of a process that was killed as it began
+    with (out / "index.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is being written by another"):
+            build(folder, blip, out)
+    assert build(folder, blip, out) == (2, 0, 0, 0)
+    index = ImageIndex(out, blip)
+    assert len(index.search("a dog")) == 2
+    (folder / "0.png").unlink()
+    assert build(write_folder(folder, [2, 3]), blip, out) == (2, 0, 1, 1)
+    assert {hit.key for hit in index.search("a dog", thumbnails=True)} == {"1", "2", "3"}
+    shutil.rmtree(out / "lance")
+    with pytest.raises(ConfigError, match="no whole tables; run `openblip index` again"):
+        ImageIndex(out, blip)
+
+
+def test_an_index_of_nothing_finds_nothing(blip: BlipPredictor, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/broken.png").write_bytes(b"no image")
+    done = build_index(str(tmp_path / "images"), blip, tmp_path / "index", checkpoint="tiny", reading=DecodingAhead())
+    assert [reject.key for reject in done.rejects] == ["broken"]
+    for find in ("images", "texts"):
+        assert (
+            ImageIndex(tmp_path / "index", blip).search(
+                image=png(1), find=find, thumbnails=True, rerank=find == "texts"
+            )
+            == []
+        )
+
+
 def test_changes_that_no_time_or_size_of_a_table_tells_are_seen(blip: BlipPredictor, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", [0, 1, 2, 3])
     (tmp_path / "table.jsonl").write_text("".join(f'{{"image": "images/{n}.png", "caption": "a"}}\n' for n in range(4)))
@@ -248,10 +335,35 @@ def test_conditions_choose_rows_and_nothing_else(blip: BlipPredictor, tmp_path: 
     index = ImageIndex(tmp_path / "index", blip)
     assert {hit.key for hit in index.search("a dog", where="width > 23 AND height = 24")} == {"4", "5", "6"}
     assert {hit.key for hit in index.search("a dog", where="caption LIKE '%cars'")} == {"1", "6"}
-    for hostile in ("colour = 3", "width >", "1=1; DROP TABLE images", "key IN (SELECT key FROM images)"):
+    mistakes = ("colour = 3", "width >", "width", "caption < 3 + 'x'", "1=1; DROP TABLE images", "vector IS NULL")
+    hostile = ("key IN (SELECT key FROM images)", "read_text('index.json') > ''", "lpad(caption, 1000000000, 'x') > ''")
+    for condition in mistakes + hostile:
         with pytest.raises(ConfigError, match="columns: id, shard, key, caption, width, height"):
-            index.search("a dog", where=hostile)
+            index.search("a dog", where=condition)
+    with pytest.raises(ConfigError, match="columns: id, shard, key, caption"):
+        index.search("a dog", find="texts", where="width > 3")
     assert len(index) == 7
+
+
+def test_sizes_are_those_of_the_file(blip: BlipPredictor, tmp_path: Path) -> None:
+    """Also of a photograph that is turned, and that is scaled down as it is decoded."""
+    (tmp_path / "images").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (2400, 1800)).save(tmp_path / "images/a.jpg", exif=turned)
+    build(tmp_path / "images", blip, tmp_path / "index")
+    assert [hit.key for hit in ImageIndex(tmp_path / "index", blip).search("a dog", where="width = 1800")] == ["a"]
+
+
+def test_names_with_quotes_are_names(blip: BlipPredictor, tmp_path: Path) -> None:
+    names = ["it's", 'a "b" %', "back\\slash", "'; --"]
+    write_tar(tmp_path / "a'b.tar", [(f"{name}.png", png(n)) for n, name in enumerate(names)])
+    assert build(tmp_path / "a'b.tar", blip, tmp_path / "index") == (4, 0, 0, 0)
+    write_tar(tmp_path / "a'b.tar", [(f"{name}.png", png(n + 2)) for n, name in enumerate(names[:2])])
+    assert build(tmp_path / "a'b.tar", blip, tmp_path / "index") == (0, 2, 2, 0)
+    found = ImageIndex(tmp_path / "index", blip).search("a dog", top=9, rerank=9, thumbnails=True)
+    assert {hit.key for hit in found} == set(names[:2])
+    assert all(hit.thumbnail for hit in found)
 
 
 def test_a_large_index_is_searched_approximately_and_exactly_on_request(
@@ -269,6 +381,12 @@ def test_a_large_index_is_searched_approximately_and_exactly_on_request(
         assert build(write_tar(tmp_path / "a.tar", files), blip, tmp_path / "index") == (320, 0, 0, 0)
     index = ImageIndex(tmp_path / "index", blip)
     assert index.images.list_indices()
+    monkeypatch.setattr(index_module, "FEWEST_PROBED", 1)  # where more are needed, more are
+    assert len(index.search("a big tree", top=999)) == 320
+    assert [[hit.key for hit in index.search("a tree", where=f"key = '{n}'")] for n in range(9)] == [
+        [str(n)] for n in range(9)
+    ]
+    monkeypatch.undo()
     exact = index.search("a big tree", top=10, exact=True)
     found = index.search("a big tree", top=10)
     assert len({hit.key for hit in exact} & {hit.key for hit in found}) >= 9

@@ -64,7 +64,7 @@ HELD_BYTES = 256 << 20  # of image files that are kept until a commit
 SEEN_AFTER = timedelta(seconds=1)  # an open index is that of so long ago
 APPROXIMATE_ABOVE = 50_000
 """Vectors from which on they are searched by an approximate index; below, every one is compared."""
-PROBED_SHARE = 0.1  # of the partitions of the approximate index
+PROBED_SHARE, FEWEST_PROBED = 0.1, 20  # of the partitions of the approximate index
 TRAINING_ROWS, TRAINING_PASSES = 64, 20  # of k-means: rows for each partition; more take longer and find no more
 REFINE_FACTOR = 50  # times as many candidates are compared by their whole vectors
 SHOWN_SIZE = 192
@@ -635,7 +635,7 @@ class ImageIndex:
                 search = search.bypass_vector_index()
             elif partitions := self._partitions(table):
                 # More are probed where a condition, or a large count, leaves too few rows in these.
-                search = search.minimum_nprobes(max(20, round(PROBED_SHARE * partitions))).maximum_nprobes(0)
+                search = search.minimum_nprobes(max(FEWEST_PROBED, round(PROBED_SHARE * partitions))).maximum_nprobes(0)
                 search = search.refine_factor(REFINE_FACTOR)
             try:
                 rows = search.select(["id", "shard", "key", "caption", "_distance"]).limit(limit).to_arrow().to_pylist()
