@@ -276,7 +276,7 @@ def test_an_index_has_one_writer_and_readers_that_see_what_it_writes(
     blip: BlipPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "SEEN_AFTER", timedelta(0))
-    monkeypatch.setattr(index_module, "KEPT_VERSIONS", timedelta(microseconds=1))
+    monkeypatch.setattr(index_module, "KEPT_VERSIONS", timedelta(milliseconds=1))
     folder, out = write_folder(tmp_path / "images", [0, 1]), tmp_path / "index"
     out.mkdir()
     (out / ".index.json.host.1.partial").write_text("{")  # of a process that was killed as it began
