@@ -138,7 +138,8 @@ def inspect_source(
                 result.rejects.append(item)
             else:
                 result.add_annotations(item.info)
-                result.counts["repeated keys"] += item.key.startswith(f"{row_key(item.info, 0)}-")
+                own_key, _, repeat = item.key.rpartition("-")
+                result.counts["repeated keys"] += repeat.isdigit() and own_key == row_key(item.info, -1)
                 count += 1
         if num_read is None:
             quota = count
