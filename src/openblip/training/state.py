@@ -75,8 +75,14 @@ class RunState:
         """Restore what `save` wrote and return the data cursor, which serves any process of the run.
 
         The number of processes may have changed. Raises CheckpointError when a step now has another number of samples,
-        or the run was saved with another model, frozen or not.
+        or the run was saved with another model, frozen or not, or by version 0.1.
         """
+        if not (folder / CURSOR).exists() and any(folder.glob("cursor_*.pt")):
+            raise CheckpointError(
+                f"{folder} was written by OpenBLIP 0.1, which took samples in another order; it cannot go on here. "
+                "Finish it with 0.1, or begin anew.",
+                page="train.md#go-on-with-a-training",
+            )
         joint = _read(folder / CURSOR)
         if joint.get("samples_per_step") != self.samples_per_step:
             raise CheckpointError(
@@ -126,6 +132,5 @@ def _read(file: Path, device: torch.device | None = None) -> dict[str, Any]:
             return read_json(file)
         return cast(dict[str, Any], torch.load(file, map_location=device, weights_only=True))
     except (ConfigError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read: {error}. Remove {file.parent.name} to go on from an earlier checkpoint."
-        ) from error
+        problem = str(error) if isinstance(error, ConfigError) else f"{file} cannot be read: {error}"
+        raise CheckpointError(f"{problem}. Remove {file.parent.name} to go on from an earlier checkpoint.") from error
