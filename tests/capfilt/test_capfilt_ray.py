@@ -97,7 +97,7 @@ def test_workers_a_decoder_and_a_node_die(
     ]
     summary = run_capfilt(config, tmp_path, engine=RayEngine(options))
     for deed in deeds:
-        deed.join(timeout=30)
+        deed.join(timeout=60)
     assert all_rows(tmp_path) == local_rows
     assert (len(summary.done), summary.failed) == (NUM_SHARDS, [])
     assert summary.unused == {".md": NUM_SHARDS}

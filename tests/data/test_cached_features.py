@@ -145,7 +145,7 @@ def test_killed_and_resumed(folder, different_shards):
     spec = different_shards([2] * 6)
     process = multiprocessing.get_context("fork").Process(target=fill_slowly, args=(folder, spec))
     process.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(list((folder / "parts").glob("*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

@@ -116,7 +116,7 @@ def test_it_reads_ahead_and_not_further():
     source = numbered("a", [100], b"")
     entries = read_source(source, len_of, ahead=10)
     next(entries)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(source.reads) < 11 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)

@@ -564,7 +564,7 @@ def test_the_next_images_are_read_while_the_model_works(
             return super().read(size)
 
     def slow_encode(pixels: torch.Tensor) -> EncodedImages:
-        assert all_read.wait(10)
+        assert all_read.wait(60)
         read_before.append(len(pixels))
         return encode(pixels)
 

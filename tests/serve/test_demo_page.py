@@ -44,7 +44,7 @@ def test_the_demo_opens_the_page(tmp_path: Path) -> None:
         assert len(found["results"]) == 3
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(60)

@@ -18,6 +18,7 @@ from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = playwright.expect
+expect.set_options(timeout=60_000)
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
 NUM_SAMPLES = 24
@@ -94,7 +95,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", lambda line: self.problems.append(line.text) if line.type == "error" else None)
         self.page.on("request", self._note)
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)
         self.page.goto(self.address)
 
     def _note(self, request: Any) -> None:
@@ -190,6 +191,18 @@ def test_images_are_captioned_and_words_show_where_the_model_looks(
     page.click("#remove")
     assert page.locator("#strip button").count() == 2
     tab.problems[:] = [problem for problem in tab.problems if "429" not in problem]
+
+
+def test_an_image_that_comes_before_the_list_of_models_is_captioned(world: dict[str, Any], scenes: list[Path]) -> None:
+    tab = Tab(world, address="about:blank")
+    held: list[Any] = []
+    tab.page.route("**/models", lambda route: held.append(route))  # a busy server answers after the image was chosen
+    tab.page.goto(world["address"])
+    tab.page.set_input_files("#files", scenes[:1])
+    tab.page.locator("#captions", has_text="writing").wait_for()
+    held[0].continue_()
+    tab.page.locator("#captions .facts", has_text="match").first.wait_for()
+    tab.context.close()
 
 
 def test_questions_and_conversations(tab: Tab, scenes: list[Path]) -> None:

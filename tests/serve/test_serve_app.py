@@ -155,7 +155,7 @@ def served(
         async with app.router.lifespan_context(app):
             while not server.is_ready:
                 await asyncio.sleep(0)
-            await asyncio.wait_for(test(Client(app), server), 20)
+            await asyncio.wait_for(test(Client(app), server), 60)
 
     asyncio.run(run())
 

@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
     finally:
         started.process.kill()
-        started.process.wait(30)
+        started.process.wait(60)
 
 
 def test_limits_and_errors(server: Server) -> None:
@@ -134,4 +134,4 @@ def test_sigterm_loses_no_request(server: Server) -> None:
         asked[0].result()
         server.process.send_signal(signal.SIGTERM)
         assert {each.result()[0] for each in asked} == {200}
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0

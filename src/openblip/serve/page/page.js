@@ -77,7 +77,18 @@ function onSubmit(form, work) {
 // Models: for each kind of call the served models that can do it, the most specialised first.
 
 let models = [];
+let served = null;  // the promise of what is served
 const NEEDED = { caption: ["caption"], match: ["match", "similarity"], answer: ["answer"], chat: ["chat"] };
+
+// An image may be given before the server has said what it serves: whoever needs to know waits for this.
+function knowModels() {
+  served ??= call("models").then((reply) => {
+    models = reply.models;
+    showModels();
+    find("tab-search").hidden = !reply.index;
+  }).catch((error) => { served = null; throw error; });
+  return served;
+}
 
 function modelsFor(kind) {
   const able = models.filter((model) => NEEDED[kind].some((task) => model.tasks.includes(task)));
@@ -124,7 +135,15 @@ function addImages(files) {
   if (!added.length) return;
   find("examples").hidden = true;
   choose(added[0]);
-  for (const image of added) waiting = waiting.then(() => images.includes(image) && !image.captions && writeCaptions(image));
+  captionRest();
+}
+
+function captionRest() {
+  for (const image of images.filter((each) => !each.captions && !each.busy)) {
+    image.busy = true;
+    waiting = waiting.then(() => images.includes(image) && writeCaptions(image)).catch(reportError);
+  }
+  showCaptions();
 }
 
 function dataUri(image) {
@@ -168,16 +187,17 @@ function removeCurrent() {
 const percent = (share) => (share >= 0.1 ? (100 * share).toFixed(0) : (100 * share).toPrecision(2)) + " %";
 
 async function writeCaptions(image) {
-  const model = modelOf("caption");
-  if (!model) return;
-  const count = Math.min(Math.max(find("num-captions").valueAsNumber || 1, 1), 5);
-  const decoding = find("decoding").value === "beam"
-    ? { kind: "beam", num_beams: Math.max(3, count) } : { kind: "nucleus", top_p: 0.9 };
-  const request = { images: [await dataUri(image)], model, num_captions: count, decoding };
-  if (find("prompt").value.trim()) request.prompt = find("prompt").value;
   image.busy = true;
   if (image === current) showCaptions();
   try {
+    await knowModels();
+    const model = modelOf("caption");
+    if (!model) { image.busy = false; return; }
+    const count = Math.min(Math.max(find("num-captions").valueAsNumber || 1, 1), 5);
+    const decoding = find("decoding").value === "beam"
+      ? { kind: "beam", num_beams: Math.max(3, count) } : { kind: "nucleus", top_p: 0.9 };
+    const request = { images: [await dataUri(image)], model, num_captions: count, decoding };
+    if (find("prompt").value.trim()) request.prompt = find("prompt").value;
     const reply = await call("caption", request, image.abort.signal);
     const texts = new Map(reply.captions[0].map((each) => [each.text, each]));  // a varied caption may come twice
     image.captions = [...texts.values()].sort((one, other) => other.logprob - one.logprob);
@@ -188,6 +208,7 @@ async function writeCaptions(image) {
     await scoreCaptions(image);
   } catch (error) {
     if (error.name === "AbortError") return;
+    if (error.status !== 401) image.captions ??= [];  // with a key it is tried once more
     image.busy = false;
     if (image === current) { showCaptions(); alertUser(`${image.name}: ${error.message}`); }
     if (!(error instanceof CallError)) throw error;
@@ -642,10 +663,8 @@ function connect() {
 }
 
 async function begin() {
-  const served = await call("models");
-  models = served.models;
-  showModels();
-  find("tab-search").hidden = !served.index;
+  await knowModels();
+  captionRest();
   try {
     run = await call("capfilt");
     find("tab-capfilt").hidden = false;
