@@ -137,13 +137,18 @@ def test_a_damaged_part_is_named(source, folder, name):
         FeatureCache(folder)
 
 
-def fill_slowly(folder, spec):
-    build_cache(folder, open_mixture(spec), PREPROCESSING, lambda p: time.sleep(0.1) or one_by_one(p))
+def fill_two_parts(folder, spec):
+    def encode(pixels):
+        while len(list((folder / "parts").glob("*.json"))) == 2:
+            time.sleep(1)  # until it is killed
+        return one_by_one(pixels)
+
+    build_cache(folder, open_mixture(spec), PREPROCESSING, encode)
 
 
 def test_killed_and_resumed(folder, different_shards):
     spec = different_shards([2] * 6)
-    process = multiprocessing.get_context("fork").Process(target=fill_slowly, args=(folder, spec))
+    process = multiprocessing.get_context("fork").Process(target=fill_two_parts, args=(folder, spec))
     process.start()
     deadline = time.monotonic() + 60
     while len(list((folder / "parts").glob("*.json"))) < 2 and time.monotonic() < deadline:

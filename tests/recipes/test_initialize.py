@@ -209,9 +209,9 @@ def test_vocabularies_as_large_as_berts_are_compared_at_once(tmp_path: Path) -> 
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(first, first + 30_000))]
         (tmp_path / name / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
         tokenizers.append(Tokenizer.load(tmp_path / name))
-    started = time.perf_counter()
+    started = time.process_time()
     shared = SharedEntries.of(*tokenizers)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert (shared.before[4], shared.after[4], len(shared.after)) == (10_004, 4, 20_006)
 
 
