@@ -66,6 +66,7 @@ COMMANDS = {
     "serve": Command("serve", "command", "models and search as an HTTP server"),
     "bootstrap": Command("train", "run_bootstrap", "train, clean the data, train anew, compare"),
     "train": Command("train", "run_recipe", "train a recipe, on one machine or under torchrun"),
+    "ablate": Command("ablate", "command", "a table of the papers: train, measure, compare"),
     "evaluate": Command("evaluate", "command", "measure a model on any of its tasks"),
     "convert": Command("convert", "command", "write a checkpoint in another format"),
     "export": Command("export", "command", "write a model as ONNX or OpenVINO graphs, to run without torch"),
@@ -78,6 +79,7 @@ COMMANDS = {
 }
 
 GUIDES = {
+    "ablate": "ablations.md",
     "answer": "caption.md#questions-and-matching",
     "capfilt": "capfilt.md",
     "capfilt_calibrate": "capfilt.md#calibrating-with-labels",

@@ -4,6 +4,7 @@ It is strict about which parameters may stay random. The runs of `run.py` put th
 """
 
 import hashlib
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.checkpoint import Blip2Checkpoint
-from openblip.checkpoints.loading import load_checkpoint
+from openblip.checkpoints.backbones import init_vision
+from openblip.checkpoints.checkpoint import CONFIG_FILE, Blip2Checkpoint
+from openblip.checkpoints.loading import PRETRAINED, load_checkpoint
 from openblip.data.config import DataConfig
 from openblip.data.feature_cache import FeatureCache, build_cache, open_cache
 from openblip.data.reader import texts_of_sources
@@ -24,11 +26,12 @@ from openblip.data.texts import normalize_caption, text_field
 from openblip.data.tokenizer import Tokenizer
 from openblip.distributed import barrier, gather_objects, rank, world_size
 from openblip.errors import ConfigError
+from openblip.files import read_json
 from openblip.models.blip import Blip
 from openblip.models.blip2 import Blip2
 from openblip.models.config import Head
 from openblip.models.vision_tower import VisionTower
-from openblip.nn.vit import interpolate_positions
+from openblip.nn.vit import VisionTransformer, interpolate_positions
 from openblip.tasks.base import image_features
 
 # Enough for every word that matters; more only costs time.
@@ -76,6 +79,27 @@ class SharedEntries(NamedTuple):
         rows = [(old, new) for old, new in both if old < len(weight) and new < len(parameter)]
         old, new = (torch.tensor(ids) for ids in zip(*rows, strict=True))
         parameter[new] = weight[old]
+
+
+def start_vision(vision: VisionTransformer, source: str) -> None:
+    """Start a new model's ViT from that of an OpenBLIP checkpoint, or from a ViT of transformers; ConfigError where
+    their shapes differ.
+    """
+    path = Path(source) / CONFIG_FILE
+    settings = read_json(path) if path.is_file() else {}
+    if not (settings.keys() & {"format", "recipe"} or (PRETRAINED / source).is_dir()):
+        init_vision(vision, source)
+        return
+    model = load_checkpoint(source).model
+    weights = model.vision.state_dict()
+    wanted = {name: part.shape for name, part in vision.state_dict().items()}
+    positions = "position_embedding"
+    if positions in weights:
+        grid = math.isqrt(wanted[positions][1] - 1)
+        weights[positions] = interpolate_positions(weights[positions], grid)
+    if wanted != {name: part.shape for name, part in weights.items()}:
+        raise ConfigError(f"The ViT of {source} has another shape than --model.vision says.")
+    vision.load_state_dict(weights)
 
 
 def with_heads(

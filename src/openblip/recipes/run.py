@@ -251,7 +251,8 @@ class BlipRun(Run):
     entries that both have are kept. A folder, or a name on the Hugging Face hub."""
     task: BlipTaskConfig
     vision_init: str | None = None
-    """ViT or DeiT to start the image side of a new model from: a Hugging Face folder or hub name."""
+    """ViT or DeiT to start the image side of a new model from: a Hugging Face folder or hub name, or an OpenBLIP
+    checkpoint, whose ViT is taken."""
     text_init: str | None = None
     """BERT to start the text side of a new model from, likewise; needs that BERT's `tokenizer`."""
     image_size: int | None = None
@@ -290,7 +291,7 @@ class BlipRun(Run):
         from openblip.checkpoints.checkpoint import BlipCheckpoint
         from openblip.checkpoints.loading import load_checkpoint
         from openblip.models.blip import Blip
-        from openblip.recipes.initialize import choose_tokenizer, with_heads
+        from openblip.recipes.initialize import choose_tokenizer, start_vision, with_heads
 
         heads = self.task_class.heads(self.task)
         if self.init is not None:
@@ -308,7 +309,7 @@ class BlipRun(Run):
             text = replace(self.model.text, vocab_size=tokenizer.vocab_size)
             model = Blip(replace(self.model, text=text, heads=heads))
             if self.vision_init is not None:
-                backbones.init_vision(model.vision, self.vision_init)
+                start_vision(model.vision, self.vision_init)
             if self.text_init is not None:
                 backbones.init_text(model.text, self.text_init)
             checkpoint = BlipCheckpoint(model, tokenizer, Preprocessing(image_size=self.model.vision.image_size))

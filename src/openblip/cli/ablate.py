@@ -1,0 +1,158 @@
+"""`openblip ablate`: a table of the papers, from its trainings to its numbers, in one command."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from openblip.cli.options import check_output, parse
+from openblip.errors import ConfigError
+from openblip.recipes.ablation import AblationData, Job, Plan, in_order
+from openblip.recipes.comparison import PlannedTable, plan_tables, write_table
+from openblip.recipes.presets import PRESETS, Preset
+from openblip.recipes.tables import TABLES
+
+WEB, HUMAN, EVALUATED, DOCUMENTS = 7000, 7000, 500, 6000  # emoji scenes of each kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions:
+    """The options of `openblip ablate`."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE|all")]
+    """The table; `all` makes every one."""
+    out: Path
+    """Folder of all tables, which share their trainings; the same command again goes on."""
+    seeds: int = 3
+    """How many times each training is repeated, with seeds from 0."""
+    preset: Literal["mini", "base"] = "mini"
+    """The size of the trainings: a laptop's or the papers'."""
+    parallel: int | None = None
+    """Trainings side by side; as many as there are GPUs or cores when not given."""
+    dry_run: bool = False
+    """Print the trainings and what they will take, and start none."""
+    split: Literal["val", "test"] = "test"
+    """Emoji scenes: the split that is measured on. Settings are chosen on val, so that test is seen once."""
+    steps_factor: float = 1.0
+    """All trainings take so many times their steps."""
+    data: AblationData = field(default_factory=AblationData)
+
+    def __post_init__(self) -> None:
+        if self.name != "all" and self.name not in TABLES:
+            raise ConfigError(f"there is no table {self.name}; choose one of {', '.join(TABLES)}, or all")
+        if self.seeds < 1 or (self.parallel is not None and self.parallel < 1):
+            raise ConfigError("--seeds and --parallel must be at least 1")
+        if self.steps_factor <= 0:
+            raise ConfigError("--steps-factor must be above 0")
+        if self.data.source is None and self.data != AblationData():
+            raise ConfigError("--data.source must be named beside other sources; without any, emoji scenes are taken")
+
+
+def command(argv: Sequence[str]) -> int:
+    """Trains what a table needs and is not there yet, measures it, and writes OUT/TABLE/."""
+    options = parse(AblateOptions, argv, prog="openblip ablate", description=_description())
+    check_output("--out", options.out, is_folder=True)
+    root = options.out.resolve()
+    preset = replace(PRESETS[options.preset](), steps_factor=options.steps_factor)
+    data = options.data if options.data.source is not None else _scenes(root / "data", options.split)
+    jobs: dict[str, Job] = {}
+    plans = [Plan(root=root, preset=preset, data=data, seed=seed, jobs=jobs) for seed in range(options.seeds)]
+    planned = plan_tables(TABLES if options.name == "all" else {options.name: TABLES[options.name]}, plans)
+    if options.dry_run:
+        _print_plan(jobs, planned, preset, options.seeds)
+        return 0
+    from openblip.recipes.side_by_side import default_parallel, run_jobs
+
+    if options.data.source is None:
+        _write_scenes(data)
+    failures = run_jobs(in_order(jobs), options.parallel or default_parallel(), label="ablate")
+    no_plot = None
+    for name, each in planned.items():
+        no_plot = write_table(name, each, plans, _facts(argv, options, data, jobs)) or no_plot
+        print(root / name / "table.md")
+    if no_plot:
+        print(f"no plots: {no_plot}", file=sys.stderr)
+    for failure in failures:
+        print(f"failed: {failure.job}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _description() -> str:
+    tables = "\n".join(f"  {name:<20}{table.title}" for name, table in TABLES.items())
+    return (
+        "Make a table of the papers: train what is missing, several trainings side by side, measure it on held-out "
+        f"data, and write OUT/TABLE/table.md, results.json and plot.svg.\n\ntables:\n{tables}"
+    )
+
+
+def _scenes(folder: Path, split: str) -> AblationData:
+    """The embedded world, which is written where it is not there yet."""
+    return AblationData(
+        source=str(folder / "web"),
+        human=str(folder / "human"),
+        test=str(folder / split),
+        questions=str(folder / f"{split}-questions"),
+        documents=str(folder / "documents"),
+    )
+
+
+def _write_scenes(data: AblationData) -> None:
+    from openblip.emoji_scenes.writer import write_emoji_scenes
+
+    assert data.source and data.human and data.test and data.questions and data.documents  # as `_scenes` has named them
+    split = "val" if data.test.endswith("val") else "test"
+    write_emoji_scenes(data.source, split="web", num_samples=WEB, noise=0.4)
+    write_emoji_scenes(data.human, split="human", num_samples=HUMAN, seed=3)
+    write_emoji_scenes(data.test, split=split, num_samples=EVALUATED)
+    write_emoji_scenes(data.questions, split=split, kind="questions", num_samples=EVALUATED)
+    write_emoji_scenes(data.documents, split="human", kind="documents", num_samples=DOCUMENTS, seed=5)
+
+
+def _print_plan(jobs: dict[str, Job], planned: dict[str, PlannedTable], preset: Preset, seeds: int) -> None:
+    """Every job with what it takes, or took, and the sum."""
+    users: dict[str, list[str]] = {}
+    for table, each in planned.items():
+        for variants in each.variants:
+            for label, variant in variants.items():
+                users.setdefault(Path(variant.model).parent.name, []).append(f"{table}: {label}")
+    missing = done = 0.0
+    for job, needs in in_order(jobs):
+        if job.is_light:
+            continue
+        seconds = job.seconds if job.is_done and job.seconds is not None else job.estimate(preset)
+        missing, done = (missing, done + seconds) if job.is_done else (missing + seconds, done)
+        state = "done" if job.is_done else "    "
+        rows = list(dict.fromkeys(users.get(job.name, [])))
+        after = f" after {', '.join(need.name for need in needs)}" if needs else ""
+        print(f"{state} {seconds / 60:6.1f} min  {job.name}{after}{'  = ' + '; '.join(rows) if rows else ''}")
+    shared = sum(len(set(rows)) > 1 for rows in users.values())
+    heavy = [job for job in jobs.values() if not job.is_light]
+    print(
+        f"{len(planned)} tables, {seeds} seeds: {len(heavy)} jobs, {shared} of their models in several rows; "
+        f"{missing / 60:.0f} core-minutes to do, {done / 60:.0f} done; {missing / 7200:.1f} hours on two cores"
+    )
+
+
+def _facts(argv: Sequence[str], options: AblateOptions, data: AblationData, jobs: dict[str, Job]) -> dict[str, object]:
+    from openblip import __version__
+
+    minutes = sum(job.seconds or 0.0 for job in jobs.values()) / 60
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    date = datetime.now(UTC).date().isoformat()
+    seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
+    return {
+        "command": shlex.join(["openblip", "ablate", *argv]),
+        "made": f"{seeds}, preset {options.preset}, measured on {data.test}; openblip {__version__}, {machine}, {date}.",
+        "seeds": options.seeds,
+        "preset": options.preset,
+        "test": data.test,
+        "core_minutes_of_the_command": round(minutes, 1),
+        "date": date,
+    }

@@ -1,0 +1,276 @@
+"""What the numbers of a table say: means and spreads over seeds, beside the paper's, as Markdown, JSON and a plot.
+
+Two rows differ *beyond the spread* when every seed of one is above every seed of the other. With a single seed that
+cannot be known.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.errors import MissingExtraError
+from openblip.files import atomic_file, read_json, write_json, write_text
+from openblip.recipes.ablation import Measure, Plan, Table, Variant
+from openblip.recipes.measure import Request
+
+Values = Mapping[str, Sequence[float]]  # by label: one value for each seed
+Spread = Literal["beyond", "within", "one seed"]
+Curves = Mapping[str, Sequence[tuple[int, float, Mapping[str, Sequence[float]]]]]
+"""By label: steps, operations, and the values of each measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two rows of a table, compared by one measure."""
+
+    first: str
+    second: str
+    ours: float
+    """The mean of the second less that of the first."""
+    spread: Spread
+    paper: float | None
+    """The paper's difference; None where it gives no numbers."""
+    agrees: bool | None
+    """Whether the better row is better in the paper too; None where the paper does not say, or has both equal."""
+
+
+def compare_rows(first: str, second: str, values: Values, table: Table, measure: Measure) -> Difference:
+    """The difference of two rows that both have values."""
+    ours = statistics.fmean(values[second]) - statistics.fmean(values[first])
+    spread: Spread = "one seed"
+    if len(values[first]) > 1 and len(values[second]) > 1:
+        low, high = sorted((values[first], values[second]), key=statistics.fmean)
+        spread = "beyond" if max(low) < min(high) else "within"
+    before, after = (table.paper.get(label, {}).get(measure.name) for label in (first, second))
+    paper = None if before is None or after is None else after - before
+    sign = paper or _stated_sign(first, second, table, measure)
+    agrees = None if not sign else (ours > 0) == (sign > 0) and ours != 0
+    return Difference(first=first, second=second, ours=ours, spread=spread, paper=paper, agrees=agrees)
+
+
+def _stated_sign(first: str, second: str, table: Table, measure: Measure) -> int:
+    """The sign of the second row less the first, where the paper says without numbers which is better; 0 elsewhere."""
+    upwards = 1 if measure.higher_is_better else -1
+    return upwards * (((second, first) in table.better) - ((first, second) in table.better))
+
+
+def judge_measures(table: Table, results: Mapping[str, Values]) -> Iterator[tuple[Measure, list[Difference]]]:
+    """For each measure by which rows are better or worse, all pairs of rows."""
+    for measure in table.measures:
+        values = results.get(measure.name, {})
+        if measure.higher_is_better is not None and len(values) > 1:
+            pairs = combinations(values, 2)
+            yield measure, [compare_rows(first, second, values, table, measure) for first, second in pairs]
+
+
+def to_markdown(table: Table, name: str, results: Mapping[str, Values], facts: Mapping[str, Any]) -> str:
+    """The page of a table. results: by measure, then by label. facts: how it was made."""
+    labels = list(dict.fromkeys(label for values in results.values() for label in values))
+    shown = [measure for measure in table.measures if results.get(measure.name)]
+    lines = [f"# {table.title}", "", table.claim, "", f"{table.differs} {table.remarks}".strip(), ""]
+    lines += [f"`{facts['command']}`", "", str(facts["made"]), ""]
+    head, rule = [""], ["---"]
+    for measure in shown:
+        has_paper = any(measure.name in row for row in table.paper.values())
+        head += [measure.name, *(["paper"] if has_paper else [])]
+        rule += ["---:"] * (2 if has_paper else 1)
+    lines += [_row(head), _row(rule, "|", "")]
+    for label in labels:
+        cells = [label]
+        for measure in shown:
+            cells.append(_cell(results[measure.name].get(label, ()), measure))
+            if any(measure.name in row for row in table.paper.values()):
+                number = table.paper.get(label, {}).get(measure.name)
+                cells.append("" if number is None else f"{number:g}")
+        lines.append(_row(cells))
+    if table.paper_source:
+        lines += ["", f"Paper: {table.paper_source}."]
+    lines += ["", "Mean ± standard deviation of the seeds.", ""]
+    first = labels[0] if labels else ""
+    for measure, differences in judge_measures(table, results):
+        lines += [f"**{measure.name}.** {_verdict(measure, results[measure.name], differences)}", ""]
+        for difference in differences:
+            if difference.first == first:
+                lines.append(f"- {_sentence(difference, measure)}")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(cells: Sequence[str], edge: str = "|", space: str = " ") -> str:
+    return f"{edge}{space}{f'{space}{edge}{space}'.join(cells)}{space}{edge}"
+
+
+def _cell(values: Sequence[float], measure: Measure) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):,.{measure.digits}f}"
+    if len(values) == 1 or (measure.higher_is_better is None and len(set(values)) == 1):
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{measure.digits}f}"
+
+
+def _verdict(measure: Measure, values: Values, differences: Sequence[Difference]) -> str:
+    """The order of the rows, and how much of the paper's is in it."""
+    sign = 1 if measure.higher_is_better else -1
+    ranked = sorted(values, key=lambda label: sign * statistics.fmean(values[label]))
+    text = f"From the worst to the best: {', '.join(ranked)}."
+    known = [each for each in differences if each.agrees is not None]
+    if not known:
+        return text
+    agree = [each for each in known if each.agrees]
+    text += " That is the paper's order" if len(agree) == len(known) else f" {len(agree)} of {len(known)} pairs of rows"
+    text += "" if len(agree) == len(known) else " stand as in the paper"
+    if known[0].spread == "one seed":
+        return f"{text}; with one seed the spread is not known."
+    parts = [
+        f"of {len(pairs)} pairs that {verb}, {sum(each.spread == 'beyond' for each in pairs)} differ beyond the spread"
+        for verb, pairs in (("agree", agree), ("do not", [each for each in known if not each.agrees]))
+        if pairs
+    ]
+    return f"{text}: {'; '.join(parts)}."
+
+
+def _sentence(difference: Difference, measure: Measure) -> str:
+    text = f"{difference.second} against {difference.first}: {difference.ours:+.{measure.digits}f}"
+    if difference.spread != "one seed":
+        text += f", {difference.spread} the spread"
+    if difference.agrees is not None:
+        text += ", as in the paper" if difference.agrees else ", unlike the paper"
+    return text if difference.paper is None else f"{text} (paper: {difference.paper:+.{measure.digits}f})"
+
+
+def draw_plot(path: Path, table: Table, results: Mapping[str, Values], curves: Curves) -> None:
+    """Bars with the seeds as points; of trainings with curves, each measure over steps and over operations.
+
+    Raises `MissingExtraError` without matplotlib.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError('plots need matplotlib; run: pip install "openblip[ablate]"') from error
+    measures = [
+        measure for measure in table.measures if measure.higher_is_better is not None and results.get(measure.name)
+    ]
+    rows = 3 if curves else 1
+    with matplotlib.rc_context({"svg.hashsalt": "openblip", "font.size": 9}):
+        figure = Figure(figsize=(max(4.0, 3.4 * len(measures)), 3.2 * rows), layout="constrained")
+        axes = figure.subplots(rows, max(1, len(measures)), squeeze=False)
+        for column, measure in enumerate(measures):
+            values, axis = results[measure.name], axes[0][column]
+            for place, (label, seeds) in enumerate(values.items()):
+                axis.bar(place, statistics.fmean(seeds), color="#9ab7d9", label=label)
+                axis.plot([place] * len(seeds), seeds, "k.", markersize=4)
+            lowest, highest = min(map(min, values.values())), max(map(max, values.values()))
+            margin = (highest - lowest) or abs(highest) or 1.0
+            axis.set_ylim(max(0.0, lowest - margin) if lowest >= 0 else lowest - margin, highest + 0.2 * margin)
+            axis.set_xticks(range(len(values)), list(values), rotation=30, ha="right")
+            axis.set_title(measure.name)
+            for row, unit in ((1, "steps"), (2, "operations")) if curves else ():
+                for label, points in curves.items():
+                    known = [point for point in points if point[2].get(measure.name)]
+                    xs = [point[0] if unit == "steps" else point[1] for point in known]
+                    axes[row][column].plot(
+                        xs, [statistics.fmean(point[2][measure.name]) for point in known], marker="o", label=label
+                    )
+                axes[row][column].set_xlabel(f"{unit} of all trainings that lead to the model" if row == 2 else unit)
+                axes[row][column].legend(fontsize=7)
+        figure.suptitle(table.title)
+        with atomic_file(path) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
+
+
+# The driver.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTable:
+    """A table with its variants, of each seed."""
+
+    table: Table
+    variants: Sequence[Mapping[str, Variant]]
+
+    def requests(self, plans: Sequence[Plan]) -> Iterator[Request]:
+        """All that is measured."""
+        for plan, variants in zip(plans, self.variants, strict=True):
+            for variant in variants.values():
+                for measure in self.table.measures:
+                    for model in (None, *(point.model for point in variant.curve)):
+                        if (request := plan.request(variant, measure, model)) is not None:
+                            yield request
+
+    def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Any]]]:
+        """The values of each measure by label, and the curves; what is not measured yet is left out."""
+        values: dict[str, dict[str, list[float]]] = {measure.name: {} for measure in self.table.measures}
+        curves: dict[str, list[Any]] = {}
+        for label in self.variants[0]:
+            of_label = [variants[label] for variants in self.variants]
+            for measure in self.table.measures:
+                if read := [
+                    v
+                    for plan, each in zip(plans, of_label, strict=True)
+                    if (v := _read(plan, each, measure)) is not None
+                ]:
+                    values[measure.name][label] = read
+            for points in zip(*(each.curve for each in of_label), strict=True):
+                seen = {
+                    measure.name: [
+                        value
+                        for plan, each, point in zip(plans, of_label, points, strict=True)
+                        if (value := _read(plan, each, measure, point.model)) is not None
+                    ]
+                    for measure in self.table.measures
+                }
+                curves.setdefault(label, []).append((points[0].steps, points[0].operations, seen))
+        return values, curves
+
+
+def _read(plan: Plan, variant: Variant, measure: Measure, model: str | None = None) -> float | None:
+    request = plan.request(variant, measure, model)
+    return measure.read(read_json(request.file)) if request is not None and request.file.exists() else None
+
+
+def plan_tables(tables: Mapping[str, Table], plans: Sequence[Plan]) -> dict[str, PlannedTable]:
+    """All jobs of these tables, in `jobs` of the plans, which have them in common: one plan for each seed."""
+    planned = {
+        name: PlannedTable(table=table, variants=[table.variants(plan) for plan in plans])
+        for name, table in tables.items()
+    }
+    plans[0].measure(request for each in planned.values() for request in each.requests(plans))
+    return planned
+
+
+def write_table(name: str, planned: PlannedTable, plans: Sequence[Plan], facts: Mapping[str, Any]) -> str | None:
+    """Write OUT/NAME/ with what is measured by now; returns why there is no plot, if there is none."""
+    folder, table = plans[0].root / name, planned.table
+    values, curves = planned.results(plans)
+    differences = {
+        measure.name: [asdict(difference) for difference in pairs] for measure, pairs in judge_measures(table, values)
+    }
+    write_text(folder / "table.md", to_markdown(table, name, values, facts))
+    write_json(
+        folder / "results.json",
+        {
+            "table": name,
+            "title": table.title,
+            **facts,
+            "values": values,
+            "paper": table.paper,
+            "differences": differences,
+            "curves": {
+                label: [
+                    {"steps": steps, "operations": operations, "values": seen} for steps, operations, seen in points
+                ]
+                for label, points in curves.items()
+            },
+            "models": [{label: variant.model for label, variant in variants.items()} for variants in planned.variants],
+        },
+    )
+    try:
+        draw_plot(folder / "plot.svg", table, values, curves)
+    except MissingExtraError as error:
+        return str(error)
+    return None

@@ -1,0 +1,90 @@
+"""What the variants of a table are measured by: benchmarks, what a model itself is, and what CapFilt did.
+
+Every result is kept in a file of its own, so a model is measured once, however many tables show it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openblip.data.config import SourceOptions
+from openblip.files import read_json, write_json
+
+LISTS = ("predictions", "results", "rejects")  # of a benchmark, which are not kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One benchmark of one model, whose scores are kept in a file."""
+
+    task: str
+    """A benchmark of `openblip evaluate`; "model" for what the model itself is, "capfilt" for what CapFilt did."""
+    model: str
+    """Its folder."""
+    data: str
+    """The source, or the folder of CapFilt's run."""
+    options: Mapping[str, Any]
+    file: Path
+
+
+def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) -> None:
+    """Measure one model, which is loaded once, and write the file of each request that has none yet."""
+    import openblip
+    from openblip.data.sources import open_source
+    from openblip.data.sources.opening import reading_of
+    from openblip.evaluation.catalog import BENCHMARKS
+
+    missing = [request for request in requests if not request.file.exists()]
+    model = requests[0].model
+    predictor = openblip.load(model) if any(request.task in BENCHMARKS for request in missing) else None
+    for request in missing:
+        result: dict[str, Any]
+        if request.task == "model":
+            result = describe_model(model)
+        elif request.task == "capfilt":
+            result = describe_texts(request.data)
+        else:
+            assert predictor is not None  # it was loaded for a benchmark
+            options = dict(request.options)
+            if request.task == "vqa":
+                options.setdefault("decoding", predictor.answer_decoding)
+            source = open_source(request.data, **reading_of(request.data, SourceOptions(**reading)))
+            result = BENCHMARKS[request.task].evaluate(predictor, source, **options)
+            result = {name: value for name, value in result.items() if name not in LISTS}
+        facts = {"model": model, "task": request.task, "data": request.data, "options": dict(request.options)}
+        write_json(request.file, {**facts, **result})
+
+
+def describe_model(model: str) -> dict[str, Any]:
+    """How many parameters a model has, and how many of them its training changed."""
+    from openblip.checkpoints.loading import load_checkpoint
+    from openblip.models.blip2 import Blip2
+
+    loaded = load_checkpoint(model).model
+    counts = {name: part.numel() for name, part in loaded.named_parameters()}
+    frozen = ("vision.", "language.") if isinstance(loaded, Blip2) else ()
+    trained = sum(count for name, count in counts.items() if not name.startswith(frozen))
+    return {"parameters": sum(counts.values()), "trained_parameters": trained}
+
+
+def describe_texts(capfilt: str) -> dict[str, Any]:
+    """How many texts of a run of CapFilt there are and are kept, of each source; where it is known, how many are true.
+
+    `rejected` is the share of the synthetic texts that the filter threw away, the noise ratio of BLIP's Table 2.
+    """
+    from openblip.capfilt.folder import SOURCES
+    from openblip.data.captions import finished_shards, read_judged
+    from openblip.data.decision import Decision
+    from openblip.evaluation.filtering import has_ground_truth, measure_capfilt
+
+    decision = Decision.of_manifest(read_json(f"{capfilt}/manifest.json"))
+    counts: dict[str, Any] = {name: {"texts": 0, "kept": 0} for name in SOURCES}
+    for shard in finished_shards(capfilt):
+        for row in read_judged(capfilt, shard, decision, ["source"]).to_pylist():
+            counts[row["source"]]["texts"] += 1
+            counts[row["source"]]["kept"] += row["kept"]
+    for count in counts.values():
+        count["rejected"] = 1 - count["kept"] / count["texts"] if count["texts"] else None
+    truth = measure_capfilt(capfilt) if has_ground_truth(capfilt) else None
+    return {"counts": counts, "num_kept": sum(count["kept"] for count in counts.values()), "truth": truth}
