@@ -130,7 +130,8 @@ def test_no_circle_of_files() -> None:
 
 
 def test_no_public_name_is_defined_twice() -> None:
-    """One name for one thing, across the whole tree; `command` and `run` are the entries of files in cli/."""
+    """One name for one thing, across the whole tree, but for the entries of files in cli/ and in recipes/tables/."""
+    entries = ("command", "run", "variants", "TABLE")
     defined: dict[str, list[str]] = {}
     for file in FILES:
         for node in ast.parse(file.read_text()).body:
@@ -144,7 +145,7 @@ def test_no_public_name_is_defined_twice() -> None:
                 continue
             for name in names:
                 is_type_variable = isinstance(node, ast.Assign) and "TypeVar" in ast.dump(node.value)
-                if not name.startswith("_") and name not in ("command", "run") and not is_type_variable:
+                if not name.startswith("_") and name not in entries and not is_type_variable:
                     defined.setdefault(name, []).append(module_name(file))
     assert {name: modules for name, modules in defined.items() if len(modules) > 1} == {}
 

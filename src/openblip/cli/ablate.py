@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from openblip.cli.options import check_output, parse
 from openblip.errors import ConfigError
-from openblip.recipes.ablation import AblationData, Job, Plan, in_order
+from openblip.recipes.ablation import AblationData, AblationJob, Plan, in_order
 from openblip.recipes.comparison import PlannedTable, plan_tables, write_table
 from openblip.recipes.presets import PRESETS, Preset
 from openblip.recipes.tables import TABLES
@@ -62,17 +62,17 @@ def command(argv: Sequence[str]) -> int:
     root = options.out.resolve()
     preset = replace(PRESETS[options.preset](), steps_factor=options.steps_factor)
     data = options.data if options.data.source is not None else _scenes(root / "data", options.split)
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, AblationJob] = {}
     plans = [Plan(root=root, preset=preset, data=data, seed=seed, jobs=jobs) for seed in range(options.seeds)]
     planned = plan_tables(TABLES if options.name == "all" else {options.name: TABLES[options.name]}, plans)
     if options.dry_run:
         _print_plan(jobs, planned, preset, options.seeds)
         return 0
-    from openblip.recipes.side_by_side import default_parallel, run_jobs
+    from openblip.recipes.side_by_side import child_environments, run_jobs
 
     if options.data.source is None:
-        _write_scenes(data)
-    failures = run_jobs(in_order(jobs), options.parallel or default_parallel(), label="ablate")
+        _write_scenes(data, options.split, jobs)
+    failures = run_jobs(in_order(jobs), child_environments(options.parallel), label="ablate")
     no_plot = None
     for name, each in planned.items():
         no_plot = write_table(name, each, plans, _facts(argv, options, data, jobs)) or no_plot
@@ -103,19 +103,24 @@ def _scenes(folder: Path, split: str) -> AblationData:
     )
 
 
-def _write_scenes(data: AblationData) -> None:
+def _write_scenes(data: AblationData, split: Literal["val", "test"], jobs: dict[str, AblationJob]) -> None:
+    """Write those scenes that a job reads."""
     from openblip.emoji_scenes.writer import write_emoji_scenes
 
-    assert data.source and data.human and data.test and data.questions and data.documents  # as `_scenes` has named them
-    split = "val" if data.test.endswith("val") else "test"
-    write_emoji_scenes(data.source, split="web", num_samples=WEB, noise=0.4)
-    write_emoji_scenes(data.human, split="human", num_samples=HUMAN, seed=3)
-    write_emoji_scenes(data.test, split=split, num_samples=EVALUATED)
-    write_emoji_scenes(data.questions, split=split, kind="questions", num_samples=EVALUATED)
-    write_emoji_scenes(data.documents, split="human", kind="documents", num_samples=DOCUMENTS, seed=5)
+    named = {place for job in jobs.values() for place in job.mentions()}
+    requests: dict[str | None, dict[str, Any]] = {
+        data.source: {"split": "web", "num_samples": WEB, "noise": 0.4},
+        data.human: {"split": "human", "num_samples": HUMAN, "seed": 3},
+        data.test: {"split": split, "num_samples": EVALUATED},
+        data.questions: {"split": split, "kind": "questions", "num_samples": EVALUATED},
+        data.documents: {"split": "human", "kind": "documents", "num_samples": DOCUMENTS, "seed": 5},
+    }
+    for folder, request in requests.items():
+        if folder in named:
+            write_emoji_scenes(folder, **request)
 
 
-def _print_plan(jobs: dict[str, Job], planned: dict[str, PlannedTable], preset: Preset, seeds: int) -> None:
+def _print_plan(jobs: dict[str, AblationJob], planned: dict[str, PlannedTable], preset: Preset, seeds: int) -> None:
     """Every job with what it takes, or took, and the sum."""
     users: dict[str, list[str]] = {}
     for table, each in planned.items():
@@ -140,16 +145,19 @@ def _print_plan(jobs: dict[str, Job], planned: dict[str, PlannedTable], preset: 
     )
 
 
-def _facts(argv: Sequence[str], options: AblateOptions, data: AblationData, jobs: dict[str, Job]) -> dict[str, object]:
+def _facts(
+    argv: Sequence[str], options: AblateOptions, data: AblationData, jobs: dict[str, AblationJob]
+) -> dict[str, object]:
     from openblip import __version__
 
     minutes = sum(job.seconds or 0.0 for job in jobs.values()) / 60
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     date = datetime.now(UTC).date().isoformat()
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
+    how = f"{seeds}, preset {options.preset}, measured on {data.test}"
     return {
         "command": shlex.join(["openblip", "ablate", *argv]),
-        "made": f"{seeds}, preset {options.preset}, measured on {data.test}; openblip {__version__}, {machine}, {date}.",
+        "made": f"{how}; openblip {__version__}, {machine}, {date}.",
         "seeds": options.seeds,
         "preset": options.preset,
         "test": data.test,

@@ -28,6 +28,7 @@ EXTRAS = {
         ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
         "the server and its page: `openblip serve`",
     ),
+    "ablate": (("matplotlib",), "plots of tables"),
     "track": (("tensorboard", "wandb", "trackio"), "curves of trainings in these programs"),
     "video": (("av",), "videos in place of images"),
 }

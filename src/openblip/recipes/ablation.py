@@ -26,7 +26,7 @@ from openblip.errors import ConfigError, OpenBlipError
 from openblip.files import hash_bytes, read_json, write_json
 from openblip.generation.decoding import Decoding, Nucleus
 from openblip.recipes.measure import Request, measure_requests
-from openblip.recipes.run import Run
+from openblip.recipes.run import BlipRun, Run
 
 if TYPE_CHECKING:
     from openblip.recipes.presets import Preset
@@ -122,7 +122,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class AblationTable:
     """A comparison: its variants, what is measured of them, and what the paper says."""
 
     title: str
@@ -147,7 +147,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(ABC):
+class AblationJob(ABC):
     """A piece of work that a process of its own does in a folder of its own, and goes on with after a kill."""
 
     folder: Path
@@ -194,7 +194,7 @@ class Job(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob(Job):
+class TrainingJob(AblationJob):
     """A training of a recipe."""
 
     run: Run
@@ -215,7 +215,7 @@ class TrainingJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapFiltJob(Job):
+class CapFiltJob(AblationJob):
     """A run of CapFilt; CapFiltConfig has no folder, so the job's own is the output."""
 
     config: CapFiltConfig
@@ -242,7 +242,7 @@ class CapFiltJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionJob(Job):
+class SelectionJob(AblationJob):
     """The texts of a run of CapFilt under another decision: its caption files, and a manifest of its own."""
 
     capfilt: str
@@ -274,7 +274,7 @@ class SelectionJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationJob(Job):
+class EvaluationJob(AblationJob):
     """All benchmarks of one model, which is loaded once."""
 
     requests: tuple[Request, ...]
@@ -309,7 +309,7 @@ class Plan:
     preset: "Preset"
     data: AblationData
     seed: int
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, AblationJob] = field(default_factory=dict)
     """By name; shared by all seeds and tables."""
 
     def train(self, run: Run, source: str | None = None, *, is_shared: bool = False) -> str:
@@ -340,17 +340,17 @@ class Plan:
         self._add(SelectionJob(folder=folder, capfilt=capfilt, decision=decision))
         return str(folder)
 
-    def start(self) -> str:
-        """The pre-trained model from which captioner and filter are fine-tuned."""
-        return self.preset.start or self.train(self.preset.pretrain, is_shared=True)
+    def from_start(self, run: BlipRun) -> BlipRun:
+        """A fine-tuning of CapFilt, from the pre-trained model that the preset names."""
+        return replace(run, init=self.preset.start or self.train(self.preset.pretrain, is_shared=True))
 
     def captioner(self) -> str:
         """The captioner of CapFilt: fine-tuned on clean pairs, apart from the filter."""
-        return self.train(replace(self.preset.captioner, init=self.start()), self.data.need("human"), is_shared=True)
+        return self.train(self.from_start(self.preset.captioner), self.data.need("human"), is_shared=True)
 
     def filter(self) -> str:
         """The filter of CapFilt: fine-tuned on clean pairs, apart from the captioner."""
-        return self.train(replace(self.preset.filter, init=self.start()), self.data.need("human"), is_shared=True)
+        return self.train(self.from_start(self.preset.filter), self.data.need("human"), is_shared=True)
 
     def clean(
         self,
@@ -405,7 +405,7 @@ class Plan:
     def _reading(self) -> dict[str, Any]:
         return self.data.reading
 
-    def _folder(self, name: str, job: Job) -> Path:
+    def _folder(self, name: str, job: AblationJob) -> Path:
         return self.root / "runs" / f"{name}-{self._hash(job.settings)}"
 
     def _hash(self, settings: Any) -> str:
@@ -413,7 +413,7 @@ class Plan:
         text = json.dumps(settings, sort_keys=True, default=str).replace(str(self.root), "OUT")
         return hash_bytes(text, 5).hex()
 
-    def _add(self, job: Job) -> None:
+    def _add(self, job: AblationJob) -> None:
         self.jobs.setdefault(job.name, job)
 
 
@@ -448,14 +448,14 @@ def strings_of(value: Any) -> Iterator[str]:
             yield from strings_of(each)
 
 
-def in_order(jobs: Mapping[str, Job]) -> list[tuple[Job, list[Job]]]:
+def in_order(jobs: Mapping[str, AblationJob]) -> list[tuple[AblationJob, list[AblationJob]]]:
     """Every job after those it depends on, with these."""
     by_folder = {str(job.folder): job for job in jobs.values()}
     needs = {
         name: [by_folder[place] for place in job.mentions() if place in by_folder and by_folder[place] is not job]
         for name, job in jobs.items()
     }
-    ordered: dict[str, tuple[Job, list[Job]]] = {}
+    ordered: dict[str, tuple[AblationJob, list[AblationJob]]] = {}
 
     def add(name: str) -> None:
         if name not in ordered:

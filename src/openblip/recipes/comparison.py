@@ -9,17 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from openblip.errors import MissingExtraError
 from openblip.files import atomic_file, read_json, write_json, write_text
-from openblip.recipes.ablation import Measure, Plan, Table, Variant
+from openblip.recipes.ablation import AblationTable, Measure, Plan, Variant
 from openblip.recipes.measure import Request
 
-Values = Mapping[str, Sequence[float]]  # by label: one value for each seed
+SeedValues = Mapping[str, Sequence[float]]  # by label: one value for each seed
 Spread = Literal["beyond", "within", "one seed"]
-Curves = Mapping[str, Sequence[tuple[int, float, Mapping[str, Sequence[float]]]]]
-"""By label: steps, operations, and the values of each measure."""
+
+
+class CurveValues(NamedTuple):
+    """What is measured at a point of a curve: of each measure a value for each seed."""
+
+    steps: int
+    operations: float
+    values: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,7 @@ class Difference:
     """Whether the better row is better in the paper too; None where the paper does not say, or has both equal."""
 
 
-def compare_rows(first: str, second: str, values: Values, table: Table, measure: Measure) -> Difference:
+def compare_rows(first: str, second: str, values: SeedValues, table: AblationTable, measure: Measure) -> Difference:
     """The difference of two rows that both have values."""
     ours = statistics.fmean(values[second]) - statistics.fmean(values[first])
     spread: Spread = "one seed"
@@ -51,13 +57,15 @@ def compare_rows(first: str, second: str, values: Values, table: Table, measure:
     return Difference(first=first, second=second, ours=ours, spread=spread, paper=paper, agrees=agrees)
 
 
-def _stated_sign(first: str, second: str, table: Table, measure: Measure) -> int:
+def _stated_sign(first: str, second: str, table: AblationTable, measure: Measure) -> int:
     """The sign of the second row less the first, where the paper says without numbers which is better; 0 elsewhere."""
     upwards = 1 if measure.higher_is_better else -1
     return upwards * (((second, first) in table.better) - ((first, second) in table.better))
 
 
-def judge_measures(table: Table, results: Mapping[str, Values]) -> Iterator[tuple[Measure, list[Difference]]]:
+def judge_measures(
+    table: AblationTable, results: Mapping[str, SeedValues]
+) -> Iterator[tuple[Measure, list[Difference]]]:
     """For each measure by which rows are better or worse, all pairs of rows."""
     for measure in table.measures:
         values = results.get(measure.name, {})
@@ -66,7 +74,7 @@ def judge_measures(table: Table, results: Mapping[str, Values]) -> Iterator[tupl
             yield measure, [compare_rows(first, second, values, table, measure) for first, second in pairs]
 
 
-def to_markdown(table: Table, name: str, results: Mapping[str, Values], facts: Mapping[str, Any]) -> str:
+def to_markdown(table: AblationTable, results: Mapping[str, SeedValues], facts: Mapping[str, Any]) -> str:
     """The page of a table. results: by measure, then by label. facts: how it was made."""
     labels = list(dict.fromkeys(label for values in results.values() for label in values))
     shown = [measure for measure in table.measures if results.get(measure.name)]
@@ -112,7 +120,7 @@ def _cell(values: Sequence[float], measure: Measure) -> str:
     return f"{mean} ± {statistics.stdev(values):.{measure.digits}f}"
 
 
-def _verdict(measure: Measure, values: Values, differences: Sequence[Difference]) -> str:
+def _verdict(measure: Measure, values: SeedValues, differences: Sequence[Difference]) -> str:
     """The order of the rows, and how much of the paper's is in it."""
     sign = 1 if measure.higher_is_better else -1
     ranked = sorted(values, key=lambda label: sign * statistics.fmean(values[label]))
@@ -142,7 +150,9 @@ def _sentence(difference: Difference, measure: Measure) -> str:
     return text if difference.paper is None else f"{text} (paper: {difference.paper:+.{measure.digits}f})"
 
 
-def draw_plot(path: Path, table: Table, results: Mapping[str, Values], curves: Curves) -> None:
+def draw_plot(
+    path: Path, table: AblationTable, results: Mapping[str, SeedValues], curves: Mapping[str, Sequence[CurveValues]]
+) -> None:
     """Bars with the seeds as points; of trainings with curves, each measure over steps and over operations.
 
     Raises `MissingExtraError` without matplotlib.
@@ -171,11 +181,10 @@ def draw_plot(path: Path, table: Table, results: Mapping[str, Values], curves: C
             axis.set_title(measure.name)
             for row, unit in ((1, "steps"), (2, "operations")) if curves else ():
                 for label, points in curves.items():
-                    known = [point for point in points if point[2].get(measure.name)]
-                    xs = [point[0] if unit == "steps" else point[1] for point in known]
-                    axes[row][column].plot(
-                        xs, [statistics.fmean(point[2][measure.name]) for point in known], marker="o", label=label
-                    )
+                    known = [point for point in points if point.values.get(measure.name)]
+                    xs = [point.steps if unit == "steps" else point.operations for point in known]
+                    ys = [statistics.fmean(point.values[measure.name]) for point in known]
+                    axes[row][column].plot(xs, ys, marker="o", label=label)
                 axes[row][column].set_xlabel(f"{unit} of all trainings that lead to the model" if row == 2 else unit)
                 axes[row][column].legend(fontsize=7)
         figure.suptitle(table.title)
@@ -190,7 +199,7 @@ def draw_plot(path: Path, table: Table, results: Mapping[str, Values], curves: C
 class PlannedTable:
     """A table with its variants, of each seed."""
 
-    table: Table
+    table: AblationTable
     variants: Sequence[Mapping[str, Variant]]
 
     def requests(self, plans: Sequence[Plan]) -> Iterator[Request]:
@@ -202,38 +211,33 @@ class PlannedTable:
                         if (request := plan.request(variant, measure, model)) is not None:
                             yield request
 
-    def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Any]]]:
+    def results(self, plans: Sequence[Plan]) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[CurveValues]]]:
         """The values of each measure by label, and the curves; what is not measured yet is left out."""
         values: dict[str, dict[str, list[float]]] = {measure.name: {} for measure in self.table.measures}
-        curves: dict[str, list[Any]] = {}
-        for label in self.variants[0]:
-            of_label = [variants[label] for variants in self.variants]
+        curves: dict[str, list[CurveValues]] = {}
+
+        def read(label: str, measure: Measure, number: int | None = None) -> list[float]:
+            """Those of all seeds that are there; number: of a point of the curve."""
+            found = []
+            for plan, variants in zip(plans, self.variants, strict=True):
+                variant = variants[label]
+                model = None if number is None else variant.curve[number].model
+                request = plan.request(variant, measure, model)
+                if request is not None and request.file.exists():
+                    found.append(measure.read(read_json(request.file)))
+            return [value for value in found if value is not None]
+
+        for label, variant in self.variants[0].items():
             for measure in self.table.measures:
-                if read := [
-                    v
-                    for plan, each in zip(plans, of_label, strict=True)
-                    if (v := _read(plan, each, measure)) is not None
-                ]:
-                    values[measure.name][label] = read
-            for points in zip(*(each.curve for each in of_label), strict=True):
-                seen = {
-                    measure.name: [
-                        value
-                        for plan, each, point in zip(plans, of_label, points, strict=True)
-                        if (value := _read(plan, each, measure, point.model)) is not None
-                    ]
-                    for measure in self.table.measures
-                }
-                curves.setdefault(label, []).append((points[0].steps, points[0].operations, seen))
+                if seeds := read(label, measure):
+                    values[measure.name][label] = seeds
+            for number, point in enumerate(variant.curve):
+                of_point = {measure.name: read(label, measure, number) for measure in self.table.measures}
+                curves.setdefault(label, []).append(CurveValues(point.steps, point.operations, of_point))
         return values, curves
 
 
-def _read(plan: Plan, variant: Variant, measure: Measure, model: str | None = None) -> float | None:
-    request = plan.request(variant, measure, model)
-    return measure.read(read_json(request.file)) if request is not None and request.file.exists() else None
-
-
-def plan_tables(tables: Mapping[str, Table], plans: Sequence[Plan]) -> dict[str, PlannedTable]:
+def plan_tables(tables: Mapping[str, AblationTable], plans: Sequence[Plan]) -> dict[str, PlannedTable]:
     """All jobs of these tables, in `jobs` of the plans, which have them in common: one plan for each seed."""
     planned = {
         name: PlannedTable(table=table, variants=[table.variants(plan) for plan in plans])
@@ -250,7 +254,7 @@ def write_table(name: str, planned: PlannedTable, plans: Sequence[Plan], facts: 
     differences = {
         measure.name: [asdict(difference) for difference in pairs] for measure, pairs in judge_measures(table, values)
     }
-    write_text(folder / "table.md", to_markdown(table, name, values, facts))
+    write_text(folder / "table.md", to_markdown(table, values, facts))
     write_json(
         folder / "results.json",
         {

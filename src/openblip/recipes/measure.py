@@ -11,7 +11,7 @@ from typing import Any
 from openblip.data.config import SourceOptions
 from openblip.files import read_json, write_json
 
-LISTS = ("predictions", "results", "rejects")  # of a benchmark, which are not kept
+_LISTS = ("predictions", "results", "rejects")  # of a benchmark, which are not kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def measure_requests(requests: Sequence[Request], reading: Mapping[str, Any]) ->
                 options.setdefault("decoding", predictor.answer_decoding)
             source = open_source(request.data, **reading_of(request.data, SourceOptions(**reading)))
             result = BENCHMARKS[request.task].evaluate(predictor, source, **options)
-            result = {name: value for name, value in result.items() if name not in LISTS}
+            result = {name: value for name, value in result.items() if name not in _LISTS}
         facts = {"model": model, "task": request.task, "data": request.data, "options": dict(request.options)}
         write_json(request.file, {**facts, **result})
 

@@ -9,10 +9,9 @@ mini start from openblip-mini itself: what four minutes could pre-train would cl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from openblip.models.config import BlipConfig
 from openblip.recipes import blip, mini
 from openblip.recipes.run import BlipRun
-from openblip.tasks.config import ContrastiveConfig
+from openblip.tasks.config import ContrastiveConfig, PretrainingConfig
 
 MINI_STEPS = 350
 
@@ -27,6 +26,8 @@ class Preset:
     captioner: BlipRun
     filter: BlipRun
     """The fine-tunings of CapFilt's two models."""
+    shared: BlipRun
+    """The fine-tuning of one model that is both."""
     start: str | None = None
     """The pre-trained model from which captioner and filter start; None is the one pre-trained on the raw pairs."""
     fine_tunes: bool = False
@@ -48,33 +49,23 @@ class Preset:
 
 def mini_preset() -> Preset:
     """Trainings of a few minutes, for emoji scenes."""
-    pretrain = mini.blip_mini()
+    pretrain, captioner, filter = mini.blip_mini(), mini.blip_mini_captioner(), mini.blip_mini_filter()
     assert pretrain.model is not None  # the recipe starts from random weights
-    model = BlipConfig(
-        vision=pretrain.model.vision,
-        text=replace(pretrain.model.text, num_layers=2),
-        embed_dim=pretrain.model.embed_dim,
-    )
-    ramp = ContrastiveConfig(queue_size=2048, alpha_ramp_steps=MINI_STEPS // 3)
-    data = replace(pretrain.data, num_workers=0)
+    objectives = PretrainingConfig(contrastive=ContrastiveConfig(queue_size=2048, alpha_ramp_steps=MINI_STEPS // 3))
+    data = replace(pretrain.data, num_workers=0)  # with one thread in all, workers would only add processes
     return Preset(
         name="mini",
         pretrain=replace(
             pretrain,
-            model=model,
+            model=replace(pretrain.model, text=replace(pretrain.model.text, num_layers=2)),
             vision_init="openblip-mini",
             data=data,
-            task=replace(pretrain.task, contrastive=ramp),
+            task=objectives,
             training=mini.mini_training(steps=MINI_STEPS, warmup_steps=50),
         ),
-        captioner=replace(
-            mini.blip_mini_captioner(), data=data, training=replace(mini.blip_mini_captioner().training, steps=500)
-        ),
-        filter=replace(
-            mini.blip_mini_filter(),
-            data=data,
-            training=replace(mini.blip_mini_filter().training, steps=150, batch_size=128),
-        ),
+        captioner=replace(captioner, data=data, training=replace(captioner.training, steps=500)),
+        filter=replace(filter, data=data, training=replace(filter.training, steps=150, batch_size=128)),
+        shared=replace(captioner, data=data, task=objectives, training=replace(captioner.training, steps=MINI_STEPS)),
         start="openblip-mini",
         test_limit=500,
         overhead=8.0,
@@ -86,9 +77,10 @@ def mini_preset() -> Preset:
 
 def base_preset() -> Preset:
     """The papers' own trainings, for whoever has their data and GPUs."""
-    return Preset(
-        name="base", pretrain=blip.blip_base(), captioner=blip.caption(), filter=blip.filter_(), fine_tunes=True
-    )
+    pretrain, captioner, filter = blip.blip_base(), blip.caption(), blip.filter_()
+    objectives = PretrainingConfig(contrastive=blip.retrieval(blip.COCO_STEPS).contrastive)
+    shared = replace(filter, task=objectives, data=captioner.data)
+    return Preset(name="base", pretrain=pretrain, captioner=captioner, filter=filter, shared=shared, fine_tunes=True)
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {"mini": mini_preset, "base": base_preset}

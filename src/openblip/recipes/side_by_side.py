@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from openblip.files import write_json
 from openblip.progress import Progress
-from openblip.recipes.ablation import Job
+from openblip.recipes.ablation import AblationJob
 
 STOPPED = 130
 LOOK_EVERY = 1.0  # seconds
@@ -38,16 +38,18 @@ class _Stop(Exception):
     """A signal asked the driver to stop."""
 
 
-def run_jobs(jobs: Sequence[tuple[Job, Sequence[Job]]], parallel: int, *, label: str) -> list[Failure]:
+def run_jobs(
+    jobs: Sequence[tuple[AblationJob, Sequence[AblationJob]]], environments: Sequence[Mapping[str, str]], *, label: str
+) -> list[Failure]:
     """Do all jobs that are not done, each after those it depends on, and return the failures.
 
-    jobs: with what they depend on, in an order in which this comes first. Raises KeyboardInterrupt after Ctrl-C or
+    jobs: with what they depend on, in an order in which this comes first. environments: one for each of the jobs that
+    are done side by side, as `child_environments` makes them. Raises KeyboardInterrupt after Ctrl-C or
     SIGTERM, when all children have saved their state.
     """
     waiting = [(job, needs) for job, needs in jobs if not job.is_done]
     failures: dict[str, Failure] = {}
-    slots = _slots(parallel)
-    running: dict[int, tuple[Job, BaseProcess]] = {}
+    running: dict[int, tuple[AblationJob, BaseProcess]] = {}
     with Progress(label, total=len(jobs), unit="jobs", done=len(jobs) - len(waiting)) as bar, _stop_on_sigterm():
         try:
             while waiting or running:
@@ -60,9 +62,9 @@ def run_jobs(jobs: Sequence[tuple[Job, Sequence[Job]]], parallel: int, *, label:
                     elif job.is_light:
                         job.work()
                         bar.advance(1)
-                    elif len(running) < len(slots):
-                        slot = next(number for number in range(len(slots)) if number not in running)
-                        running[slot] = (job, _start(job, slots[slot]))
+                    elif len(running) < len(environments):
+                        slot = next(number for number in range(len(environments)) if number not in running)
+                        running[slot] = (job, _start(job, environments[slot]))
                         bar.show(", ".join(job.name for job, _ in running.values()))
                     else:
                         continue
@@ -82,23 +84,13 @@ def run_jobs(jobs: Sequence[tuple[Job, Sequence[Job]]], parallel: int, *, label:
     return list(failures.values())
 
 
-def _slots(parallel: int) -> list[dict[str, str]]:
-    """The environment of each child: a GPU of its own where there are any, else one thread."""
-    import torch
-
-    if not (count := torch.cuda.device_count()):
-        return [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}] * parallel
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    return [{"CUDA_VISIBLE_DEVICES": names[number % count]} for number in range(parallel)]
-
-
-def _start(job: Job, environment: Mapping[str, str]) -> BaseProcess:
+def _start(job: AblationJob, environment: Mapping[str, str]) -> BaseProcess:
     child = multiprocessing.get_context("spawn").Process(target=_work, args=(job, environment), name=job.name)
     child.start()
     return child
 
 
-def _work(job: Job, environment: Mapping[str, str]) -> None:
+def _work(job: AblationJob, environment: Mapping[str, str]) -> None:
     """What a child does."""
     os.setsid()  # Ctrl-C is for the driver, which tells its children once
     os.environ.update(environment)
@@ -130,7 +122,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _reason(job: Job, exit_code: int) -> str:
+def _reason(job: AblationJob, exit_code: int) -> str:
     """Why a child failed: the last line that it wrote, or how it ended."""
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.exists() else []
     last = next((line for line in reversed(lines) if line.strip()), "")
@@ -164,10 +156,13 @@ def _stop_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def default_parallel() -> int:
-    """As many as there are GPUs, or cores where there is none."""
+def child_environments(parallel: int | None) -> list[dict[str, str]]:
+    """For each job side by side a GPU of its own where there are any, else one thread; as many as GPUs or cores."""
     import torch
 
     from openblip.data.reader import num_cores
 
-    return torch.cuda.device_count() or num_cores()
+    if not (count := torch.cuda.device_count()):
+        return [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}] * (parallel or num_cores())
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return [{"CUDA_VISIBLE_DEVICES": names[number % count]} for number in range(parallel or count)]

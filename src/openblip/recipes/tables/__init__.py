@@ -3,10 +3,10 @@
 import importlib
 import pkgutil
 
-from openblip.recipes.ablation import Table
+from openblip.recipes.ablation import AblationTable
 
 # A file with a `TABLE` is a table: blip_capfilt.py is called blip-capfilt.
-TABLES: dict[str, Table] = {
+TABLES: dict[str, AblationTable] = {
     module.name.replace("_", "-"): importlib.import_module(f"{__name__}.{module.name}").TABLE
     for module in pkgutil.iter_modules(__path__)
 }

@@ -1,7 +1,7 @@
 """BLIP, Table 1: what captioner and filter are worth, alone and together."""
 
 from openblip.data.decision import Decision
-from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, Measure, Plan, Table, Variant
+from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Measure, Plan, Variant
 
 NOISE = Measure(name="untrue texts, %", task="capfilt", path=("truth", "noise_after"), scale=100, higher_is_better=None)
 NUM_TEXTS = Measure(name="texts", task="capfilt", path=("num_kept",), digits=0, higher_is_better=None)
@@ -18,7 +18,7 @@ def variants(plan: Plan) -> dict[str, Variant]:
     }
 
 
-TABLE = Table(
+TABLE = AblationTable(
     title="BLIP, Table 1: CapFilt",
     claim="Captioner and filter each help, and together they help most.",
     differs="The texts that BLIP is pre-trained on; images, steps and seeds are equal.",

@@ -1,7 +1,7 @@
 """BLIP, Table 2: how the captioner writes, by beam search or by nucleus sampling."""
 
 from openblip.generation.decoding import Beam
-from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, Measure, Plan, Table, Variant
+from openblip.recipes.ablation import CIDER, IMAGE_RECALL, TEXT_RECALL, AblationTable, Measure, Plan, Variant
 
 REJECTED = Measure(
     name="synthetic texts rejected, %",
@@ -20,7 +20,7 @@ def variants(plan: Plan) -> dict[str, Variant]:
     }
 
 
-TABLE = Table(
+TABLE = AblationTable(
     title="BLIP, Table 2: beam search or nucleus sampling of synthetic captions",
     claim="Nucleus sampling is better, although more of its captions are noise: they are more varied.",
     differs="How the captioner of CapFilt decodes.",
