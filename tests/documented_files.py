@@ -115,6 +115,7 @@ def write_annotations(root: Path) -> None:
     (root / "msrvtt_test.jsonl").write_text("".join(f"{json.dumps(video)}\n" for video in videos))
     write("test_qa.json", [{"id": 0, "video_id": 7010, "question": QUESTION, "answer": "red", "category_id": 1}])
     write("answer_list.json", ["red", "green", "two"])
+    write("synonyms.json", {"shoe": ["sneaker", "boot"]})
     write("names.json", {"dog": "a dog", "cat": "a cat"})
     write("templates.json", ["a picture of {}"])
     rows = [{"image": "cat.jpg", "caption": caption} for caption in CAPTIONS]

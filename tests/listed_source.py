@@ -1,5 +1,6 @@
 """Sources of samples that are there already, and what a model makes of images that are numbers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from openblip.data.sample import Located, Reject, Sample, Selection, Source
 from openblip.errors import ImageError
+from openblip.predictor.values import ScoredText
 
 
 @dataclass
@@ -61,6 +63,14 @@ class Numbered:
 
     def select(self, index: Tensor) -> "Numbered":
         return Numbered(self.numbers[index], self.num_frames)
+
+
+def scored(text: str, *probabilities: float) -> ScoredText:
+    """A text whose tokens have these probabilities."""
+    logprobs = tuple(map(math.log, probabilities))
+    count = len(logprobs)
+    settings: dict[str, Any] = {"tokens": ("",) * count, "ids": (0,) * count, "has_end": False}
+    return ScoredText(text=text, logprob=sum(logprobs), token_logprobs=logprobs, **settings)
 
 
 class NumberEncoder:

@@ -214,12 +214,13 @@ def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: 
     found = inspect_images(folder, folder.read_manifest())
     is_true = {int(row["key"]): row["is_true"] for row in found.judged_rows() if row["source"] == "web"}
     assert is_true == {number: number % 3 != 0 for number in range(40)}
-    ((chart, areas),) = roc_charts(found)  # synthetic texts of a random model are never true
+    (((roc, precision), areas),) = roc_charts(found)  # synthetic texts of a random model are never true
     itm = [row["itm"] for row in all_rows(run) if row["source"] == "web"]
     expected = auc(itm, [number % 3 != 0 for number in range(40)])
-    assert ("ITM probability", f"{expected:.3f}", "40") in areas.rows
-    assert {row[2] for row in areas.rows if row[0] == "clip"} == {"20"}
-    assert len(chart.points) == 1
+    assert ("ITM probability", f"{expected:.3f}", "40") in [(row[0], row[1], row[3]) for row in areas.rows]
+    assert {row[3] for row in areas.rows if row[0] == "clip"} == {"20"}
+    assert len(roc.points) == 1
+    assert len(precision.lines) == len(roc.lines) == len(areas.rows)
     text = (run / "report.html").read_text("utf-8")
     assert "How well scores tell true texts" in text
     assert "wrong &lt;b&gt;object" in text
@@ -228,7 +229,8 @@ def test_known_truth_gives_curves_and_mistakes(config: CapFiltConfig, tmp_path: 
 def test_the_check_of_the_filter_is_shown(run_copy: Path) -> None:
     rng = np.random.default_rng(0)
     scores = [{"own": own, "random": own - 0.3, "hard": None if own < 0.2 else own - 0.1} for own in rng.random(200)]
-    (run_copy / "filter_check.json").write_text(json.dumps({"scores": scores}))
+    names = {"key": "", "shard": "", "caption": "", "random_caption": None, "hard_caption": None}
+    (run_copy / "filter_check.json").write_text(json.dumps({"scores": [{**names, **each} for each in scores]}))
     value = {"value": 0.912, "low": 0.884, "high": 0.94}
     kinds = {"random": {"auc": value, "precision": None}, "hard": {"auc": None, "precision": value}}
     check = {"num_pairs": 200, "threshold": 0.5, "recall": value, "pairs": "<b>pairs.csv", **kinds}
@@ -239,10 +241,9 @@ def test_the_check_of_the_filter_is_shown(run_copy: Path) -> None:
     assert "200 clean pairs" in text
     assert text.count("0.912 (0.884 to 0.940)") == 4
     assert "&lt;b&gt;pairs.csv" in text
-    assert (
-        "captions of the most similar other images"
-        in text.split("<figcaption><b>Filter check")[1].split("</figure>")[0]
-    )
+    figures = [part.split("</figure>")[0] for part in text.split("<figcaption><b>Filter check")[1:]]
+    assert len(figures) == 2  # ROC, and precision by recall
+    assert all("captions of the most similar other images" in figure for figure in figures)
 
 
 def test_a_title_on_many_images_is_a_warning(config: CapFiltConfig, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from openblip.capfilt import statistics
 from openblip.capfilt.charts import BOTTOM, HEIGHT, LEFT, WIDTH, at_x, density, histogram, ticks_of
 from openblip.capfilt.statistics import TextSample, draw_sample
-from openblip.metrics.ranking import auc
 
 
 def shard_table(shard: str, num_images: int) -> pa.Table:
@@ -101,15 +100,6 @@ def test_flags_by_source() -> None:
     assert (found.column, found.value) == ("flag", "yes")
     assert found.web == pytest.approx(0.25)
     assert found.kept == pytest.approx(flags[sample.kept].mean())
-
-
-def test_roc_curve_has_the_area_of_ranks() -> None:
-    rng = np.random.default_rng(1)
-    is_true = rng.random(5000) < 0.4
-    scores = np.round(rng.normal(size=5000) + is_true, 1)  # with ties
-    false, true = statistics.roc_curve(scores, is_true, most=1000)
-    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(true, false) == pytest.approx(auc(scores, is_true), abs=1e-9)
 
 
 def test_text_statistics_are_plain_counts() -> None:

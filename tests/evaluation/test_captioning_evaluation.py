@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from listed_source import ListSource, numbers, sample
+from listed_source import ListSource, numbers, sample, scored
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import evaluate_captioning, reference_captions
 from openblip.generation.decoding import Beam
 from openblip.metrics import captioning
+from openblip.predictor.values import ScoredText
 
 pytest.importorskip("pycocoevalcap")
 
@@ -26,9 +27,11 @@ class Writer:
     captions: list[str]
     decoding: Any = None
 
-    def caption(self, images: Any, *, decoding: Any, batch_size: int | None) -> list[str]:
+    def caption(self, images: Any, *, decoding: Any, batch_size: int | None, return_scores: bool) -> list[ScoredText]:
+        """Of two tokens, with probabilities of 0.9 and 0.4: 0.6 is their geometric mean."""
+        assert return_scores
         self.decoding = decoding
-        return [self.captions[number] for number in numbers(images)]
+        return [scored(self.captions[number], 0.9, 0.4) for number in numbers(images)]
 
 
 def test_a_caption_counts_when_it_is_one_of_the_references() -> None:
@@ -68,6 +71,7 @@ def test_captions_are_judged_by_the_objects_of_their_samples() -> None:
     assert said == [{"count": ["a small puppy"]}, {"object": ["dog"]}, None]
     assert scores["hallucination"]["chair_i"] == pytest.approx(1 / 2)
     assert scores["hallucination"]["relations"] == 0.0
+    assert (scores["calibration"]["confidence"], scores["calibration"]["accuracy"]) == (pytest.approx(0.6), 0.0)
     with_cows = evaluate_captioning(Writer(["a calf"]), ListSource(samples[:1]), synonyms={"cow": ["calf"]})
     assert with_cows["predictions"][0]["hallucinated"] == {"object": ["calf"]}
 

@@ -11,7 +11,14 @@ from PIL import Image
 from listed_source import ListSource
 from openblip.data.config import Preprocessing
 from openblip.data.sample import Sample
-from openblip.evaluation.filter_check import CheckedPair, check_report, choose_pairs, count_pairs, score_pairs
+from openblip.evaluation.filter_check import (
+    CheckedPair,
+    check_curves,
+    check_report,
+    choose_pairs,
+    count_pairs,
+    score_pairs,
+)
 from openblip.predictor.values import TextScore
 
 COLORS = 16
@@ -49,7 +56,7 @@ class ColorFilter:
 
     def score_texts(self, colors: torch.Tensor, texts: Any, batch_size: int) -> list[list[TextScore]]:
         return [
-            [TextScore(1 - abs(float(text.split()[-1]) - float(color)) / COLORS, 0.0) for text in image_texts]
+            [TextScore(1 - abs(float(text.split()[-1]) - float(color)) / COLORS, 0.5) for text in image_texts]
             for color, image_texts in zip(colors, texts, strict=True)
         ]
 
@@ -70,6 +77,13 @@ def test_own_captions_are_compared_with_random_and_with_the_closest_others() -> 
     assert report["random"]["auc"]["value"] == report["hard"]["auc"]["value"] == 1.0
     assert report["hard"]["precision"]["value"] == 0.5  # one step apart is above the threshold, too
     assert report["random"]["precision"]["value"] > 0.8
+    assert report["hard"]["average_precision"] == 1.0
+    assert report["random"]["itc_auc"]["value"] == 0.5  # it is the same for all
+    curves = check_curves(checked)["hard"]
+    assert curves["itm"].points()[0] == {
+        "threshold": 1.0, "recall": 1.0, "false_positive_rate": 0.0, "precision": 1.0,
+    }  # fmt: skip
+    assert curves["itc"].precision.tolist() == [0.5]
     assert report["recall"] == pytest.approx({"value": 1.0, "low": 0.969, "high": 1.0}, abs=1e-3)
 
 
@@ -87,7 +101,8 @@ def test_images_that_all_have_one_caption_have_no_others() -> None:
     source = ListSource([colored(number, "color 1") for number in range(5)])
     checked, _ = score_pairs(ColorFilter(), source, choose_pairs(source))  # type: ignore[arg-type]
     report = check_report(checked, threshold=0.5)
-    assert report["random"] == {"num_pairs": 0, "auc": None, "precision": None}
+    assert set(report["random"].values()) == {0, None}
+    assert check_curves(checked) == {"random": {}, "hard": {}}
 
 
 def test_a_filter_that_guesses_has_an_auc_of_a_half() -> None:
@@ -96,5 +111,7 @@ def test_a_filter_that_guesses_has_an_auc_of_a_half() -> None:
         CheckedPair(key="", shard="", caption="", random_caption="", hard_caption="", own=a, random=b, hard=c)
         for a, b, c in rng.random((1000, 3))
     ]
-    auc = check_report(checked, threshold=0.5)["random"]["auc"]
+    report = check_report(checked, threshold=0.5)["random"]
+    assert report["itc_auc"] is None, "checks from before ITC was kept"
+    auc = report["auc"]
     assert auc["low"] < 0.5 < auc["high"] < 0.56

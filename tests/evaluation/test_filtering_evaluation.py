@@ -14,16 +14,25 @@ from openblip.data.captions import CaptionRow, write_captions
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.filtering import evaluate_filter, filter_report, has_ground_truth, measure_capfilt
+from openblip.predictor.values import TextScore
 from shared_files import as_json, write_tar
 
 
 class Scorer:
-    def __init__(self, *probabilities: float) -> None:
+    """ITM is as given, and ITC its opposite."""
+
+    def __init__(self, *probabilities: float, tasks: frozenset[str] = frozenset({"match", "similarity"})) -> None:
         self.probabilities = probabilities
+        self.tasks = tasks
 
     def match(self, images: Any, texts: Any, batch_size: int | None) -> torch.Tensor:
         assert len(images) == len(texts)
-        return torch.tensor([self.probabilities[number] for number in numbers(images)])
+        return torch.tensor([self.probabilities[number] for number in numbers(images)], dtype=torch.float64)
+
+    def score_texts(self, images: Any, texts: Any, batch_size: int | None) -> list[list[TextScore]]:
+        assert "similarity" in self.tasks
+        probabilities = self.match(images, texts, batch_size).tolist()
+        return [[TextScore(each, -each)] for each in probabilities]
 
 
 KINDS = [None, None, "wrong_object", "file_name"]
@@ -49,6 +58,14 @@ def test_a_source_that_knows_the_truth_measures_the_filter() -> None:
     assert scores["precision"] == pytest.approx(1 / 2)
     assert scores["recall"] == pytest.approx(1 / 2)
     assert scores["threshold"] == 0.65
+    assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["scores"]["itm"] == {"auc": scores["auc"], "average_precision": scores["average_precision"]}
+    assert scores["scores"]["itc"]["auc"] == pytest.approx(1 / 4)
+    precision = [point["precision"] for point in scores["curves"]["itm"]]
+    assert precision == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2], abs=1e-5)
+    assert scores["calibration"]["ece"] == pytest.approx((0.1 + 0.4 + 0.7 + 0.1) / 4)
+    of_itm = evaluate_filter(Scorer(0.9, 0.6, 0.7, 0.1, tasks=frozenset({"match"})), source)
+    assert list(of_itm["curves"]) == ["itm"]
     assert evaluate_filter(Scorer(0.9, 0.6), source, limit=2)["num_pairs"] == 2
 
 

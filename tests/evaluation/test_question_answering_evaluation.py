@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from listed_source import ListSource, Numbered, NumberEncoder, numbers, sample
+from listed_source import ListSource, Numbered, NumberEncoder, numbers, sample, scored
 from openblip.data.sample import Sample
 from openblip.errors import SourceError
 from openblip.evaluation.nlvr import evaluate_nlvr
@@ -26,15 +26,23 @@ class Answerer(NumberEncoder):
     calls: list[tuple[list[int], Any, Any]] = field(default_factory=list)
 
     def answer(
-        self, images: Numbered, questions: Any, candidates: Any = None, *, decoding: Any, batch_size: int | None
-    ) -> list[str]:
+        self,
+        images: Numbered,
+        questions: Any,
+        candidates: Any = None,
+        *,
+        decoding: Any,
+        batch_size: int | None,
+        return_scores: bool = False,
+    ) -> list[Any]:
         shown = images.numbers.tolist()
         assert len(shown) == len(questions)
         self.calls.append((shown, candidates, decoding))
         if candidates is not None and not isinstance(candidates[0], str):
             assert all(self.chosen[n] in own for n, own in zip(shown, candidates, strict=True))
             return [self.chosen[number] for number in shown]
-        return [self.written[number] for number in shown]
+        assert return_scores
+        return [scored(self.written[number], 0.5, 0.8) for number in shown]  # with a probability of 0.4
 
 
 def asked(number: int, answers: list[str] | None = None, **info: Any) -> Sample:
@@ -72,6 +80,7 @@ def test_a_single_answer_is_right_or_wrong() -> None:
     source = ListSource([asked(0, ["dog"]), asked(1, ["cat"]), asked(2, ["a bird"])])
     scores = evaluate_question_answering(Answerer(["dog", "cow", "the bird"]), source)
     assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["calibration"]["ece"] == pytest.approx(2 / 3 - 0.4)
     assert "vqa_accuracy" not in scores
 
 
@@ -99,7 +108,7 @@ def test_results_are_what_vqas_server_takes() -> None:
     scores = evaluate_question_answering(Answerer(["yes", "red"]), ListSource([asked(0, TEN), unnamed]))
     assert scores["results"] == [{"question_id": 900, "answer": "yes"}, {"question_id": "k7", "answer": "red"}]
     named = {"shard": "s0", "key": "000", "question": "Question 0?", "question_id": 900, "answer": "yes"}
-    assert scores["predictions"][0] == named
+    assert scores["predictions"][0] == named | {"probability": pytest.approx(0.4)}
 
 
 def test_questions_without_answers_are_answered_and_not_scored() -> None:
@@ -119,7 +128,7 @@ def test_questions_about_clips_read_their_frames_also_with_choices() -> None:
     seen: list[int] = []
 
     class OfClips(Answerer):
-        def answer(self, images: Numbered, *words: Any, **options: Any) -> list[str]:
+        def answer(self, images: Numbered, *words: Any, **options: Any) -> list[Any]:
             seen.append(images.num_frames)
             return super().answer(images, *words, **options)
 

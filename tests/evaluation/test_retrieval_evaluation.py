@@ -98,6 +98,10 @@ def test_all_captions_of_an_image_are_right_answers() -> None:
     assert scores["itc"]["tr_r1"] == 1.0  # b0 and b1
     assert scores["itc"]["ir_r1"] == pytest.approx(3 / 5)  # a0 and a1 prefer the other image
     assert scores["itc"]["ir_r5"] == 1.0
+    # Image 0: b0 first, a1 (wrong) second; image 1: b1, a0 (wrong), c1.
+    assert scores["itc"]["tr_r_precision"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores["itc"]["tr_map_at_r"] == pytest.approx((1 / 2 + (1 + 2 / 3) / 3) / 2)
+    assert scores["itc"]["ir_map_at_r"] == scores["itc"]["ir_r_precision"] == pytest.approx(3 / 5)
     assert scores["itc"]["r_mean"] == pytest.approx(((1 + 1 + 1) / 3 + (3 / 5 + 1 + 1) / 3) / 2)
 
 

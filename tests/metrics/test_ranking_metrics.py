@@ -14,10 +14,14 @@ from openblip.errors import ConfigError
 from openblip.metrics.ranking import (
     answer_ranking,
     auc,
+    average_precision,
     classification_accuracy,
+    filter_curve,
     filter_quality,
     ndcg,
+    precision_at_r,
     recall_at_k,
+    retrieval_precision,
     retrieval_recall,
 )
 
@@ -302,3 +306,86 @@ def test_what_cannot_be_scored_is_refused(metric: Any, arguments: Any, message: 
     name = "filtering" if metric in (auc, filter_quality) else metric.__name__
     with pytest.raises(ConfigError, match=f"{name}: .*{message}"):
         metric(*arguments)
+
+
+# Four images of ECCV Caption and the captions that are right for them, by COCO's ids, with places in a ranking of all.
+ECCV_RIGHT = {
+    173391: [171522, 430122, 431724, 428439, 434328, 426171],
+    70351: [664675, 266027, 251627, 256115, 224342, 243260],
+    28532: [226056, 153708, 504974, 228498, 237396, 426749, 231294],
+    540280: [778785, 637715, 775896, 776922, 648155, 778236, 778302],
+}
+ECCV_RANKED = {
+    173391: [16, 1, 13, 17, 14, 10, 19, 22, 0, 18, 11, 6, 21, 23, 9, 15, 4, 8, 24, 2, 5, 20, 7, 12, 3, 25],
+    70351: [2, 7, 10, 23, 3, 19, 16, 5, 8, 12, 24, 13, 1, 21, 15, 20, 4, 25, 0, 11, 18, 9, 6, 17, 22, 14],
+    28532: [3, 6, 10, 12, 25, 5, 8, 24, 21, 20, 11, 14, 17, 16, 7, 9, 2, 22, 13, 4, 15, 0, 1, 18, 19, 23],
+    540280: [23, 18, 25, 16, 12, 22, 0, 3, 17, 2, 10, 9, 1, 8, 21, 6, 15, 20, 11, 13, 24, 4, 14, 5, 19, 7],
+}
+
+
+def test_precision_of_retrieval_is_that_of_eccv_caption() -> None:
+    """What compute_eccv_metrics of the reference code (naver-ai/eccv-caption) returns for these ids."""
+    gallery = sorted(itertools.chain.from_iterable(ECCV_RIGHT.values()))
+    scores = [[-float(ranked.index(place)) for place in range(len(gallery))] for ranked in ECCV_RANKED.values()]
+    right = [[caption in captions for caption in gallery] for captions in ECCV_RIGHT.values()]
+    measured = precision_at_r(scores, right)
+    assert measured == {"map_at_r": pytest.approx(0.5363095238095238), "r_precision": pytest.approx(0.5773809523809523)}
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_precision_of_tied_scores_is_its_mean_over_their_orders(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 6))
+    scores = data.draw(st.lists(st.integers(0, 2).map(float), min_size=size, max_size=size))
+    right = data.draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
+    count, maps, shares = sum(right), [], []
+    for order in orders(scores):
+        hits = [right[entry] for entry in order[:count]]
+        shares.append(sum(hits) / count)
+        maps.append(sum(sum(hits[: k + 1]) / (k + 1) * hits[k] for k in range(count)) / count)
+    measured = precision_at_r([scores], [right])
+    assert measured["map_at_r"] == pytest.approx(np.mean(maps))
+    assert measured["r_precision"] == pytest.approx(np.mean(shares))
+
+
+def test_precision_of_retrieval_goes_both_ways() -> None:
+    scores = [[0.9, 0.1, 0.5], [0.2, 0.8, 0.7]]
+    both = retrieval_precision(scores, [0, 1], [0, 1, 0])
+    assert both == {"tr_map_at_r": 1.0, "tr_r_precision": 1.0, "ir_map_at_r": 2 / 3, "ir_r_precision": 2 / 3}
+    own = retrieval_precision(scores, [0, 1], [0, 1, 0], text_to_image=[[1, 0], [0, 1], [1, 0]])
+    assert own["ir_map_at_r"] == 1.0
+    for hostile, message in (([[1.0, 2.0]], "fit"), ([[1.0, math.nan, 2.0]], "not a number")):
+        with pytest.raises(ConfigError, match=message):
+            precision_at_r(hostile, [[True, False, False]])
+    with pytest.raises(ConfigError, match="row 0 has no right answer"):
+        precision_at_r([[1.0, 2.0]], [[False, False]])
+
+
+def test_curves_of_a_filter_by_hand() -> None:
+    curve = filter_curve([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    assert curve is not None
+    assert curve.threshold.tolist() == [0.9, 0.5, 0.1]
+    assert curve.recall.tolist() == [0.5, 1.0, 1.0]
+    assert curve.false_positive_rate.tolist() == [0.0, 0.5, 1.0]
+    assert curve.precision.tolist() == pytest.approx([1, 2 / 3, 1 / 2])
+    assert curve.points()[1] == {"threshold": 0.5, "recall": 1.0, "false_positive_rate": 0.5, "precision": 0.666667}
+    assert average_precision([0.9, 0.5, 0.5, 0.1], [True, True, False, False]) == pytest.approx(1 / 2 + 1 / 3)
+    assert average_precision([0.9], [False]) is None
+    assert filter_curve([], []) is None
+
+
+def test_areas_of_curves() -> None:
+    rng = np.random.default_rng(1)
+    clean = rng.random(5000) < 0.4
+    scores = np.round(rng.normal(size=5000) + clean, 1)  # with ties
+    curve = filter_curve(scores, clean, most=1000)
+    assert curve is not None
+    area = np.trapezoid(np.append(0, curve.recall), np.append(0, curve.false_positive_rate))
+    assert area == pytest.approx(auc(scores, clean), abs=1e-9)
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    assert average_precision(scores, clean) == pytest.approx(sklearn_metrics.average_precision_score(clean, scores))
+    assert average_precision(np.zeros(5000), clean) == pytest.approx(clean.mean())
+    thinned = filter_curve(rng.random(5000), clean, most=50)
+    assert thinned is not None
+    assert len(thinned.recall) == 50
+    assert thinned.recall[-1] == thinned.false_positive_rate[-1] == 1.0

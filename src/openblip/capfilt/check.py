@@ -15,7 +15,14 @@ from openblip.data.config import SourceOptions
 from openblip.data.sources import open_source
 from openblip.data.sources.opening import absolute_spec, reading_of
 from openblip.errors import ConfigError, FilterCheckError, SourceError
-from openblip.evaluation.filter_check import CheckedPair, check_report, choose_pairs, count_pairs, score_pairs
+from openblip.evaluation.filter_check import (
+    CheckedPair,
+    check_curves,
+    check_report,
+    choose_pairs,
+    count_pairs,
+    score_pairs,
+)
 from openblip.files import locate, read_json, write_json
 
 MIN_PAIRS = 100
@@ -70,6 +77,10 @@ def check_filter(
             "filter": {"sha256": predictor.fingerprint(), "dtype": predictor.precision},
             "num_rejects": len(rejects),
             "scores": [asdict(pair) for pair in checked],
+            "curves": {
+                kind: {score: curve.points() for score, curve in curves.items()}
+                for kind, curves in check_curves(checked).items()
+            },
         },
     )
     return report_at(directory, threshold)

@@ -36,9 +36,10 @@ from openblip.data.reader import read_source
 from openblip.data.sample import Reject, Sample
 from openblip.data.sources import open_source
 from openblip.errors import OpenBlipError
+from openblip.evaluation.filter_check import CheckedPair, check_curves
 from openblip.evaluation.filtering import KnownTruth, known_truth
 from openblip.files import hash_int, read_json, write_text
-from openblip.metrics.ranking import auc
+from openblip.metrics.ranking import FilterCurve, auc, average_precision, filter_curve
 
 MAX_LISTED = 50  # kinds of rejects, and unfinished shards
 MAX_CHARS = 300  # of a text, a name or a setting that is shown
@@ -264,7 +265,37 @@ def score_charts(sample: TextSample) -> dict[str, Any]:
     return {"score_histograms": further, "joint": joint[True], "other_joint": joint[False]}
 
 
-def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
+SHARES = [Tick(float(at_x(share)), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def filter_charts(title: str, curves: Mapping[str, FilterCurve], true: str, false: str, **marks: Any) -> list[Chart]:
+    """ROC and precision-recall curves of scores by name; `true` and `false` say which texts are told apart."""
+    drawn: dict[bool, list[Curve]] = {True: [], False: []}  # whether it is ROC
+    for number, (name, curve) in enumerate(curves.items()):
+        rates, recall = (np.append(0, each) for each in (curve.false_positive_rate, curve.recall))
+        for is_roc, xs, ys in ((True, rates, recall), (False, curve.recall, curve.precision)):
+            drawn[is_roc].append(Curve(name, f"series-{number}", charts.line_path(at_x(xs), at_y(ys))))
+    roc = Chart(
+        title=title,
+        detail=f"ROC: {true} accepted, by {false} accepted",
+        label=f"ROC: the share of {true} that is accepted by the share of {false}",
+        x_ticks=SHARES,
+        y_ticks=charts.share_ticks(),
+        lines=drawn[True],
+        **marks,
+    )
+    precision = Chart(
+        title=title,
+        detail=f"precision, by {true} accepted",
+        label=f"Precision and recall: the share of {true} among what is accepted, by their share that is accepted",
+        x_ticks=SHARES,
+        y_ticks=charts.share_ticks(),
+        lines=drawn[False],
+    )
+    return [roc, precision]
+
+
+def roc_charts(inspected: "InspectedImages") -> list[tuple[list[Chart], ReportTable]]:
     """Of each source whose texts are known to be true or false, how well every score tells them apart."""
     found = []
     for source in SOURCES:
@@ -279,31 +310,25 @@ def roc_charts(inspected: "InspectedImages") -> list[tuple[Chart, ReportTable]]:
             if (area := auc(values[valid], is_true[valid])) is not None:
                 found_scores.append((area, name, values[valid], is_true[valid]))
         found_scores.sort(key=lambda score: (-score[0], score[1]))
-        lines = []
-        for number, (_, name, values, truth) in enumerate(found_scores[:MAX_CURVES]):
-            curve = statistics.roc_curve(values, truth)
-            path = charts.line_path(at_x(curve[0]), at_y(curve[1]))
-            lines.append(Curve(SCORE_NAMES.get(name, name), f"series-{number}", path))
+        curves = {
+            SCORE_NAMES.get(name, name): curve
+            for _, name, values, truth in found_scores[:MAX_CURVES]
+            if (curve := filter_curve(values, truth)) is not None
+        }
         areas = [
-            (SCORE_NAMES.get(name, name), f"{area:.3f}", f"{len(values):,}") for area, name, values, _ in found_scores
+            (SCORE_NAMES.get(name, name), f"{area:.3f}", f"{average_precision(values, truth):.3f}", f"{len(values):,}")
+            for area, name, values, truth in found_scores
         ]
         kept = np.array([row["kept"] for row in rows], bool)
         rates = [float(kept[is_true == truth].mean()) for truth in (False, True)]
-        chart = Chart(
-            title=NAMES[source],
-            detail=f"true texts accepted, by false texts accepted, of {len(rows):,}",
-            label=f"ROC of {source} texts: the share of true texts that is accepted by the share of false ones",
-            x_ticks=[Tick(float(at_x(share)), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)],
-            y_ticks=charts.share_ticks(),
-            lines=lines,
-            points=[(float(at_x(rates[0])), float(at_y(rates[1])), "what is kept now")],
-        )
-        found.append((chart, ReportTable(("Score", "AUC", "Texts"), areas, numbers=(1, 2))))
+        points = [(float(at_x(rates[0])), float(at_y(rates[1])), "what is kept now")]
+        drawn = filter_charts(NAMES[source], curves, "true texts", "false texts", points=points)
+        found.append((drawn, ReportTable(("Score", "AUC", "Average precision", "Texts"), areas, numbers=(1, 2, 3))))
     return found
 
 
 def filter_check(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the check of the filter on clean pairs found before the run: values with intervals, and the ROC curves."""
+    """What the check of the filter on clean pairs found before the run: values with intervals, and the curves."""
     found = manifest.get("filter_check")
     if found is None:
         return None
@@ -318,24 +343,13 @@ def filter_check(folder: CapFiltFolder, manifest: Mapping[str, Any]) -> dict[str
         if kind in found
     ]
     headers = ("Own captions against", "AUC", "Precision at the threshold", "Recall at the threshold")
-    curves = []
+    curves: dict[str, FilterCurve] = {}
     if (path := folder.root / "filter_check.json").is_file():
-        scores = read_json(path)["scores"]
-        for number, (kind, against) in enumerate(kinds.items()):
-            pairs = np.array([(row["own"], row[kind]) for row in scores if row[kind] is not None], np.float64)
-            if len(pairs):
-                curve = statistics.roc_curve(pairs.T.ravel(), np.repeat([True, False], len(pairs)))
-                curves.append(Curve(against, f"series-{number}", charts.line_path(at_x(curve[0]), at_y(curve[1]))))
-    chart = Chart(
-        title="Filter check",
-        detail="own captions accepted, by others accepted",
-        label="ROC: the share of own captions that ITM accepts by the share of other images' captions",
-        x_ticks=[Tick(float(at_x(share)), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)],
-        y_ticks=charts.share_ticks(),
-        lines=curves,
-    )
-    table = ReportTable(headers, rows, numbers=(1, 2, 3))
-    return {"found": found, "table": table, "chart": chart if curves else None}
+        checked = [CheckedPair(**pair) for pair in read_json(path)["scores"]]
+        for kind, of_scores in check_curves(checked).items():
+            curves |= {f"{SCORE_NAMES[score]}, {kinds[kind]}": curve for score, curve in of_scores.items()}
+    drawn = filter_charts("Filter check", curves, "own captions", "others") if curves else []
+    return {"found": found, "table": ReportTable(headers, rows, numbers=(1, 2, 3)), "charts": drawn}
 
 
 def noise_table(inspected: "InspectedImages") -> ReportTable | None:

@@ -166,16 +166,6 @@ def joint_counts(
     return np.asarray(counts, np.int64)
 
 
-def roc_curve(scores: Floats, is_true: Mask, most: int = 200) -> tuple[Floats, Floats]:
-    """The share of false and of true texts (N,) above every score that occurs, from none to all, at `most` points."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last of equal scores
-    true = np.append(0, np.cumsum(is_true[order])[last]) / max(int(is_true.sum()), 1)
-    false = np.append(0, np.cumsum(~is_true[order])[last]) / max(int((~is_true).sum()), 1)
-    points = np.unique(np.linspace(0, len(true) - 1, most).astype(int))
-    return false[points], true[points]
-
-
 # Texts
 
 

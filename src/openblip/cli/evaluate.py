@@ -19,7 +19,7 @@ TaskName = Literal[
 ]
 OF_VIDEOS = {"video-retrieval": "retrieval", "video-qa": "vqa"}  # and what they are called for images
 SERVED = ("caption", "vqa", "video-qa", "visdial")  # whose data sets have an evaluation server
-LISTS = ("predictions", "results", "rejects")  # written to files, not printed
+LISTS = ("predictions", "results", "rejects", "curves", "reliability")  # written to files, not printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,8 @@ def command(
     """Measures a model on a data source and prints the scores as JSON; under torchrun, on many processes.
 
     - caption: CIDEr, BLEU, METEOR, ROUGE-L, SPICE and exact match of one caption per image, and what is not true in it.
-    - retrieval, video-retrieval: R@1, R@5, R@10 of texts for images and images for texts, by ITC, re-ranked by ITM.
-    - filter: AUC, precision and recall of the ITM filter, on data whose `noise` field says what is true.
+    - retrieval, video-retrieval: R@1, R@5, R@10, mAP@R of texts for images and images for texts, re-ranked by ITM.
+    - filter: AUC, curves, precision, recall and calibration, on data whose `noise` field says what is true.
     - vqa, video-qa: VQA's accuracy of written answers, or of the best in a list.
     - nlvr: accuracy of statements about two images.
     - visdial: NDCG, MRR and R@k of the right answers among candidates.
@@ -147,12 +147,20 @@ def command(
             write_json(out, {"task": task, "model": model.model, "dtype": predictor.precision, "data": data, **scores})
         if results is not None:
             write_json(results, scores["results"])
-        print(json.dumps({name: value for name, value in scores.items() if name not in LISTS}, indent=2))
+        print(json.dumps(_without_lists(scores), indent=2))
         if unused := unused_line([source.count_unused()]):
             print(unused, file=sys.stderr)
         for reject in scores["rejects"]:
             print(f"skipped {Reject(reject['shard'], reject['key'], reject['reason'])}", file=sys.stderr)
     return 1 if scores["num_rejects"] else 0
+
+
+def _without_lists(scores: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_lists(value) if isinstance(value, dict) else value
+        for name, value in scores.items()
+        if name not in LISTS
+    }
 
 
 def _settings(task: TaskName, tasks: TaskOptions, answer_decoding: Beam) -> dict[str, Any]:

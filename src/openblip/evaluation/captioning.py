@@ -1,5 +1,6 @@
 """Captioning, as COCO and NoCaps measure it (BLIP section 5.2)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from openblip.data.texts import normalize_caption
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation
 from openblip.generation.decoding import Decoding
+from openblip.metrics.calibration import calibration_report
 from openblip.metrics.captioning import caption_scores, exact_match, scores_by_domain
 from openblip.metrics.hallucination import (
     DepictedObject,
@@ -34,16 +36,19 @@ def evaluate_captioning(
 ) -> dict[str, Any]:
     """Return the scores of COCO evaluation and exact match of one caption per image, with the predictions.
 
-    `hallucination` has what captions say that is not true (`judge_captions`). Images without captions are captioned
-    and not scored. Where all samples have a `domain` (NoCaps), each domain has
-    scores of its own too. `results` is the list that COCO's evaluation server takes; its `image_id` is the data set's
-    where the sample has one, else the key. Raises `SourceError` when no image can be captioned, and `MissingExtraError`
-    without pycocoevalcap.
+    `hallucination` has what captions say that is not true (`judge_captions`), and `calibration` how far the probability
+    of a caption, the geometric mean of its tokens', is the share of captions that say nothing false. Images without
+    captions are captioned and not scored. Where all samples have a `domain` (NoCaps), each domain has scores of its own
+    too. `results` is the list that COCO's evaluation server takes; its `image_id` is the data set's where the sample
+    has one, else the key. Raises `SourceError` when no image can be captioned, and `MissingExtraError` without
+    pycocoevalcap.
     """
 
-    def predict(samples: list[Sample]) -> list[str]:
+    def predict(samples: list[Sample]) -> list[tuple[str, float]]:
+        """Captions with their confidence."""
         images = [sample.image for sample in samples]
-        return list(predictor.caption(images, decoding=decoding, batch_size=batch_size))
+        written = predictor.caption(images, decoding=decoding, batch_size=batch_size, return_scores=True)
+        return [(text.text, min(math.exp(text.logprob / max(len(text.token_logprobs), 1)), 1.0)) for text in written]
 
     def check_sample(sample: Sample) -> None:
         reference_captions(sample)
@@ -52,7 +57,7 @@ def evaluate_captioning(
     run = run_evaluation(source, predict, label="captioning", check_sample=check_sample, limit=limit)
     scored = [
         (caption, references, sample.info.get("domain"))
-        for sample, caption in run.pairs()
+        for sample, (caption, _) in run.pairs()
         if (references := reference_captions(sample))
     ]
     scores: dict[str, Any] = {}
@@ -64,11 +69,18 @@ def evaluate_captioning(
         else:
             by_domain = scores_by_domain(captions, references, domains)
             scores |= {**by_domain["entire"], "by_domain": by_domain}
-    judged = judge_captions(run.samples, run.results, synonyms)
-    if judgements := [judgement for judgement in judged if judgement is not None]:
+    judged = judge_captions(run.samples, [caption for caption, _ in run.results], synonyms)
+    known = [
+        (judgement, confidence)
+        for judgement, (_, confidence) in zip(judged, run.results, strict=True)
+        if judgement is not None
+    ]
+    if known:
+        judgements, confidences = zip(*known, strict=True)
         scores["hallucination"] = hallucination_rates(judgements)
+        scores["calibration"] = calibration_report(confidences, [not each.hallucinated() for each in judgements])
     image_ids = [sample.info.get("image_id", sample.key) for sample in run.samples]
-    rows = [{"image_id": name, "caption": caption} for name, caption in zip(image_ids, run.results, strict=True)]
+    rows = [{"image_id": name, "caption": caption} for name, (caption, _) in zip(image_ids, run.results, strict=True)]
     counts = {"num_images": len(rows), "num_scored": len(scored)}
     said = [{} if judgement is None else {"hallucinated": judgement.hallucinated()} for judgement in judged]
     predictions = run.named([{**row, **false} for row, false in zip(rows, said, strict=True)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openblip.data.images import Pixels, read_image
 from openblip.data.reader import in_batches, items_without_images, read_source
@@ -17,13 +18,14 @@ from openblip.data.texts import normalize_caption
 from openblip.errors import SourceError
 from openblip.files import hash_int
 from openblip.metrics.intervals import Interval, auc_interval, share_interval
-from openblip.metrics.ranking import auc
+from openblip.metrics.ranking import FilterCurve, auc, average_precision, filter_curve
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 from openblip.progress import Progress
 
 MOST_PAIRS = 2000  # that are scored: the interval of an AUC of 0.9 is then 0.02 wide
 MOST_SEEN = 200_000  # samples among which they are chosen
+OTHERS = ("random", "hard")  # captions that own ones are told from
 _DRAWS = 20  # of a random caption, before an image counts as one whose caption all others have too
 
 
@@ -41,6 +43,16 @@ class CheckedPair:
     own: float
     random: float | None
     hard: float | None
+    own_itc: float | None = None
+    """Cosines by ITC; None in checks from before they were kept."""
+    random_itc: float | None = None
+    hard_itc: float | None = None
+
+    def scores(self, against: str, score: str) -> tuple[float, float] | None:
+        """The `score` ("itm" or "itc") of the own caption and of the other one, None where there is no other."""
+        ending = "" if score == "itm" else f"_{score}"
+        own, other = getattr(self, f"own{ending}"), getattr(self, f"{against}{ending}")
+        return None if own is None or other is None else (own, other)
 
 
 def choose_pairs(source: Source, limit: int = MOST_PAIRS) -> list[Sample]:
@@ -118,7 +130,10 @@ def score_pairs(
                 texts = [[captions[i] for i in own_and_others if i is not None] for own_and_others in chosen]
                 scores = predictor.score_texts(images, texts, batch_size=batch_size)
                 for (number, random, hard), image_scores in zip(chosen, scores, strict=True):
-                    itm = iter(score.itm for score in image_scores)
+                    scored = iter(image_scores)
+                    own = next(scored)
+                    of_random = None if random is None else next(scored)
+                    of_hard = None if hard is None else next(scored)
                     checked.append(
                         CheckedPair(
                             key=pairs[number].key,
@@ -126,9 +141,12 @@ def score_pairs(
                             caption=captions[number],
                             random_caption=None if random is None else captions[random],
                             hard_caption=None if hard is None else captions[hard],
-                            own=next(itm),
-                            random=None if random is None else next(itm),
-                            hard=None if hard is None else next(itm),
+                            own=own.itm,
+                            random=of_random and of_random.itm,
+                            hard=of_hard and of_hard.itm,
+                            own_itc=own.itc,
+                            random_itc=of_random and of_random.itc,
+                            hard_itc=of_hard and of_hard.itc,
                         )
                     )
             bar.advance(len(batch.samples) + len(batch.rejects))
@@ -148,25 +166,49 @@ def _random_other(normalized: "np.ndarray[Any, Any]", number: int, rng: np.rando
 def check_report(checked: Sequence[CheckedPair], threshold: float) -> dict[str, Any]:
     """How well the filter tells own captions from others, each value with the ends of its 95 % interval.
 
-    `random` and `hard` each have the `auc`, and the `precision` at the threshold among as many own captions as others.
-    `recall` is the share of own captions that are kept. A value of nothing is None.
+    `random` and `hard` each have the `auc` of ITM and that of ITC (`itc_auc`), and the `precision` of ITM at the
+    threshold among as many own captions as others, and over all thresholds (`average_precision`, a number). `recall` is
+    the share of own captions that are kept. A value of nothing is None.
     """
     own = np.array([pair.own for pair in checked], np.float64)
     recall = share_interval(int((own > threshold).sum()), len(own))
     report: dict[str, Any] = {"threshold": threshold, "num_pairs": len(checked), "recall": _named(recall)}
-    for kind in ("random", "hard"):
-        scored = [(pair.own, score) for pair in checked if (score := getattr(pair, kind)) is not None]
-        area = precision = None
-        if scored:
-            pairs = np.array(scored, np.float64)  # (N, 2)
-            clean = np.repeat([True, False], len(pairs))
-            value = auc(pairs.T.ravel(), clean)
-            assert value is not None
-            area = auc_interval(value, len(pairs), len(pairs))
-            kept_own, kept_others = (pairs > threshold).sum(axis=0).tolist()
-            precision = share_interval(kept_own, kept_own + kept_others)
-        report[kind] = {"num_pairs": len(scored), "auc": _named(area), "precision": _named(precision)}
+    for kind in OTHERS:
+        scores, clean = compared_scores(checked, kind, "itm")
+        kept_own, kept_others = (int((scores[clean == is_own] > threshold).sum()) for is_own in (True, False))
+        report[kind] = {
+            "num_pairs": len(scores) // 2,
+            "auc": _named(_area(scores, clean)),
+            "precision": _named(share_interval(kept_own, kept_own + kept_others)),
+            "average_precision": average_precision(scores, clean),
+            "itc_auc": _named(_area(*compared_scores(checked, kind, "itc"))),
+        }
     return report
+
+
+def check_curves(checked: Sequence[CheckedPair]) -> dict[str, dict[str, FilterCurve]]:
+    """The ROC and precision-recall curves of ITM and ITC, by what own captions are told from ("random", "hard")."""
+    return {
+        kind: {
+            score: curve
+            for score in ("itm", "itc")
+            if (curve := filter_curve(*compared_scores(checked, kind, score))) is not None
+        }
+        for kind in OTHERS
+    }
+
+
+def compared_scores(
+    checked: Sequence[CheckedPair], against: str, score: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The scores (2N,) of own captions and then of as many others, and which are own."""
+    pairs = [scores for pair in checked if (scores := pair.scores(against, score)) is not None]
+    return np.array(pairs, np.float64).reshape(-1, 2).T.ravel(), np.repeat([True, False], len(pairs))
+
+
+def _area(scores: NDArray[np.float64], clean: NDArray[np.bool_]) -> Interval | None:
+    value = auc(scores, clean)
+    return None if value is None else auc_interval(value, len(scores) // 2, len(scores) // 2)
 
 
 def _named(interval: Interval | None) -> dict[str, float] | None:

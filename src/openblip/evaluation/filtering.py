@@ -16,7 +16,8 @@ from openblip.data.texts import normalize_caption
 from openblip.errors import SourceError
 from openblip.evaluation.captioning import reference_captions
 from openblip.evaluation.run import require_caption, run_evaluation
-from openblip.metrics.ranking import auc, filter_quality
+from openblip.metrics.calibration import calibration_report
+from openblip.metrics.ranking import auc, average_precision, filter_curve, filter_quality
 from openblip.predictor import BasePredictor
 from openblip.text_counts import count_texts, warn_caller
 
@@ -34,13 +35,19 @@ def evaluate_filter(
 ) -> dict[str, Any]:
     """Return how well P(match) of each image with its first caption tells true captions from noise.
 
-    A sample says in its `noise` field whether the caption is true (null) or which kind of noise it is. Raises
-    `SourceError` when no sample does.
+    `scores` has areas of ITM and, where the model has it, of ITC, and `curves` their ROC and precision-recall curves.
+    `calibration` says how far P(match) is the probability that the caption is true. A sample says in its `noise` field
+    whether the caption is true (null) or which kind of noise it is. Raises `SourceError` when no sample does.
     """
 
-    def predict(samples: list[Sample]) -> list[float]:
+    has_itc = "similarity" in predictor.tasks
+
+    def predict(samples: list[Sample]) -> list[dict[str, float]]:
         images, texts = [sample.image for sample in samples], [sample.captions[0] for sample in samples]
-        return list(predictor.match(images, texts, batch_size).tolist())
+        if not has_itc:
+            return [{"itm": itm} for itm in predictor.match(images, texts, batch_size).tolist()]
+        scored = predictor.score_texts(images, [[text] for text in texts], batch_size)
+        return [score._asdict() for (score,) in scored]
 
     def check_sample(sample: Sample) -> None:
         require_caption(sample)
@@ -52,11 +59,20 @@ def evaluate_filter(
 
     run = run_evaluation(source, predict, label="matching", check_sample=check_sample, limit=limit)
     kinds = [sample.info["noise"] for sample in run.samples]
-    return run.report({"num_pairs": len(kinds)}, filter_report(np.array(run.results), kinds, threshold))
+    by_name = {name: np.array([row[name] for row in run.results]) for name in run.results[0]}
+    clean = np.array([kind is None for kind in kinds])
+    scores = filter_report(by_name["itm"], kinds, threshold)
+    scores["scores"] = {
+        name: {"auc": auc(values, clean), "average_precision": average_precision(values, clean)}
+        for name, values in by_name.items()
+    }
+    scores["calibration"] = calibration_report(by_name["itm"].tolist(), clean.tolist())
+    curves = {name: curve.points() for name, values in by_name.items() if (curve := filter_curve(values, clean))}
+    return run.report({"num_pairs": len(kinds)}, scores, curves=curves)
 
 
 def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], threshold: float) -> dict[str, Any]:
-    """Return AUC, precision, recall and noise before and after filtering, and the AUC on each kind of noise.
+    """Return AUC, average precision, precision, recall and noise before and after, and the AUC on each kind of noise.
 
     scores: (N,) P(match); kinds: for each text its kind of noise, None for a true one. A value that is not
     defined (the precision of a filter that keeps nothing) is None.
@@ -67,7 +83,8 @@ def filter_report(scores: NDArray[np.float64], kinds: Sequence[str | None], thre
         rows = clean | np.array([other == kind for other in kinds])
         by_kind[kind] = auc(scores[rows], clean[rows])
     quality = filter_quality(scores, clean, threshold)
-    return {"threshold": threshold, "auc": auc(scores, clean), **quality, "auc_by_kind": by_kind}
+    areas = {"auc": auc(scores, clean), "average_precision": average_precision(scores, clean)}
+    return {"threshold": threshold, **areas, **quality, "auc_by_kind": by_kind}
 
 
 class KnownTruth(NamedTuple):

@@ -6,6 +6,7 @@ from openblip.data.sample import Sample, Source
 from openblip.data.texts import label_of, text_field
 from openblip.errors import SourceError
 from openblip.evaluation.run import run_evaluation
+from openblip.metrics.calibration import calibration_report
 from openblip.predictor import BasePredictor
 from openblip.text_counts import count_texts, warn_caller
 
@@ -16,7 +17,8 @@ def evaluate_nlvr(
 ) -> dict[str, Any]:
     """Return the accuracy of P(true) > 0.5 over statements about two images, with the predictions.
 
-    Statements without a label are judged and not scored. Raises `SourceError` when no sample can be used.
+    `calibration` says how far P(true) is the share of true statements. Statements without a label are judged and not
+    scored. Raises `SourceError` when no sample can be used.
     """
 
     def predict(samples: list[Sample]) -> list[float]:
@@ -35,7 +37,12 @@ def evaluate_nlvr(
         {"statement": sample.info["statement"], "probability": probability, "label": sample.info.get("label")}
         for sample, probability in run.pairs()
     ]
-    correct = [(row["probability"] > 0.5) == row["label"] for row in rows if row["label"] is not None]
-    scores = {"accuracy": sum(correct) / len(correct)} if correct else {}
-    counts = {"num_statements": len(rows), "num_scored": len(correct)}
+    judged = [(row["probability"], row["label"]) for row in rows if row["label"] is not None]
+    scores: dict[str, Any] = {}
+    if judged:
+        probabilities, labels = zip(*judged, strict=True)
+        correct = [(probability > 0.5) == label for probability, label in judged]
+        scores["accuracy"] = sum(correct) / len(correct)
+        scores["calibration"] = calibration_report(probabilities, labels)
+    counts = {"num_statements": len(rows), "num_scored": len(judged)}
     return run.report(counts, scores, predictions=run.named(rows))

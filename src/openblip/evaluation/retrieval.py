@@ -4,15 +4,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.data.sample import Sample, Source
 from openblip.evaluation.run import require_caption, run_evaluation, sample_images
-from openblip.metrics.ranking import retrieval_recall
+from openblip.metrics.ranking import retrieval_precision, retrieval_recall
 from openblip.models.blip import similarity_matrix
 from openblip.predictor import BasePredictor
 from openblip.predictor.reranking import rerank_scores
 from openblip.text_counts import count_texts, warn_caller
+
+Scores = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 @count_texts(warn_caller)
@@ -25,14 +29,14 @@ def evaluate_retrieval(
     limit: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return R@1/5/10 of text retrieval (TR) and image retrieval (IR), by ITC and, with that head, re-ranked by ITM.
+    """Return how well texts (TR) and images (IR) are retrieved, by ITC and, with that head, re-ranked by ITM.
 
-    All captions of an image are right answers. The `rerank` best candidates by ITC similarity (all, where there are
-    fewer) are ordered anew by similarity plus ITM score, as in BLIP section 5.1. Deviation: the ITM score is P(match),
-    where the released code adds the raw logit. Texts are cut to as many tokens as there (35 for BLIP, 32 for BLIP-2),
-    but not also to 30 words. With `num_frames` the source's videos take the place of images (section
-    5.6). Images are read twice, so that no more than a batch of them is in memory. Raises `SourceError` when no sample
-    has a caption.
+    These are R@1/5/10, and mAP@R and R-Precision. All captions of an image are right answers. The `rerank` best
+    candidates by ITC similarity (all, where there are fewer) are ordered anew by similarity plus ITM score, as in BLIP
+    section 5.1. Deviation: the ITM score is P(match), where the released code adds the raw logit. Texts are cut to as
+    many tokens as there (35 for BLIP, 32 for BLIP-2), but not also to 30 words. With `num_frames` the source's videos
+    take the place of images (section 5.6). Images are read twice, so that no more than a batch of them is in memory.
+    Raises `SourceError` when no sample has a caption.
     """
 
     def embed(samples: list[Sample]) -> list[Tensor]:
@@ -47,7 +51,7 @@ def evaluate_retrieval(
     vectors = predictor.embed_texts(texts, batch_size, predictor.retrieval_text_tokens)
     similarity = similarity_matrix(torch.stack(run.results), vectors)  # (I, T)
     counts = {"num_images": len(run.results), "num_texts": len(texts)}
-    scores: dict[str, Any] = {"itc": retrieval_recall(similarity.numpy(), image_ids, text_ids)}
+    scores: dict[str, Any] = {"itc": _measured(similarity.numpy(), similarity.T.numpy(), image_ids, text_ids)}
     if "match" not in predictor.tasks:
         return run.report(counts, scores)
     top_of_image = topk_mask(similarity, rerank)  # (I, T) bool
@@ -69,9 +73,14 @@ def evaluate_retrieval(
     itm[needed] = torch.cat(matched.results)
     by_image = rerank_scores(similarity, itm, top_of_image).numpy()
     by_text = rerank_scores(similarity, itm, top_of_text).T.numpy()
-    scores["itm"] = retrieval_recall(by_image, image_ids, text_ids, text_to_image=by_text)
+    scores["itm"] = _measured(by_image, by_text, image_ids, text_ids)
     scores["reranked"] = min(rerank, max(similarity.shape))
     return run.report(counts, scores)
+
+
+def _measured(to_text: Scores, to_image: Scores, image_ids: Ids, text_ids: Ids) -> dict[str, float]:
+    recall = retrieval_recall(to_text, image_ids, text_ids, text_to_image=to_image)
+    return recall | retrieval_precision(to_text, image_ids, text_ids, text_to_image=to_image)
 
 
 def topk_mask(scores: Tensor, k: int) -> Tensor:

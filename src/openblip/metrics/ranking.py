@@ -1,4 +1,5 @@
-"""Metrics of scores that rank: recall of retrieval, where a right answer stands (VisDial, classification), filters.
+"""Metrics of scores that rank: recall and precision of retrieval, where a right answer stands (VisDial,
+classification), filters.
 
 Scores are the higher the better. Equal scores count by their expected value under a random order, so that constant
 scores rank as guessing does. VisDial's code takes whatever order its sort leaves, and sorting favours what comes first,
@@ -9,6 +10,7 @@ I images, T texts, Q queries, G gallery entries, R rounds, C candidates or class
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,6 +85,52 @@ def recall_at_k(
                 miss = np.where(drawn < k - above, miss * share, miss)
             hits[k] += float((1.0 - miss).sum())
     return {k: hit / len(queries) for k, hit in hits.items()}
+
+
+def retrieval_precision(
+    scores: ArrayLike, image_ids: ArrayLike, text_ids: ArrayLike, *, text_to_image: ArrayLike | None = None
+) -> dict[str, float]:
+    """Return mAP@R and R-Precision of text retrieval (`tr_map_at_r`, `tr_r_precision`) and image retrieval (`ir_...`).
+
+    Arguments as for `retrieval_recall`, metrics as `precision_at_r` computes them.
+    """
+    images, texts = np.asarray(image_ids), np.asarray(text_ids)
+    right = images[:, None] == texts[None, :]  # (I, T)
+    to_text = precision_at_r(scores, right)
+    to_image = precision_at_r(np.asarray(scores).T if text_to_image is None else text_to_image, right.T)
+    return {f"tr_{name}": value for name, value in to_text.items()} | {f"ir_{n}": v for n, v in to_image.items()}
+
+
+def precision_at_r(scores: ArrayLike, right: ArrayLike) -> dict[str, float]:
+    """Return `map_at_r` and `r_precision` in [0, 1], as ECCV Caption defines them (arXiv 2204.03359, section 4).
+
+    With R the number of right answers of a query, its R-Precision is the share of right ones among its R best gallery
+    entries, and its mAP@R the mean over the ranks k up to R of the precision among the k best where the entry of rank k
+    is right, and of 0 where it is not. Both are means over queries, and recall@1 where every query has one right
+    answer.
+
+    Args:
+        scores: (Q, G).
+        right: (Q, G) bool, which entries are right answers; at least one of every query.
+    """
+    matrix, truth = np.asarray(scores), np.asarray(right, dtype=bool)
+    if matrix.ndim != 2 or truth.shape != matrix.shape or matrix.size == 0:
+        raise ConfigError(f"precision_at_r: scores {matrix.shape} do not fit right answers {truth.shape}")
+    _raise_on("precision_at_r", np.isnan(matrix).any(axis=1), "a score that is not a number")
+    _raise_on("precision_at_r", ~truth.any(axis=1), "no right answer; leave it out")
+    sums = np.zeros(2)
+    for values, is_right in zip(matrix, truth, strict=True):
+        count = int(is_right.sum())  # R
+        best = values >= np.partition(values, -count)[-count]  # the R best, and those tied with the last of them
+        _, group, sizes = np.unique(-values[best], return_inverse=True, return_counts=True)
+        right_in = np.bincount(group, weights=is_right[best])  # of each group of tied entries
+        before, right_before = (np.cumsum(each) - each for each in (sizes, right_in))
+        rank = np.arange(1, count + 1)
+        of = np.repeat(np.arange(len(sizes)), sizes)[:count]  # the group of every rank
+        chance = right_in[of] / sizes[of]  # that the entry of the rank is right, and if so how many up to it are
+        within = (rank - before[of] - 1) * (right_in[of] - 1) / np.maximum(sizes[of] - 1, 1)
+        sums += (chance * (right_before[of] + within + 1) / rank).mean(), chance.mean()
+    return dict(zip(("map_at_r", "r_precision"), (sums / len(matrix)).tolist(), strict=True))
 
 
 def answer_ranking(scores: ArrayLike, answer_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -173,6 +221,52 @@ def auc(scores: ArrayLike, clean: ArrayLike) -> float | None:
     mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # ranks from 1; equal scores share their mean rank
     rank_sum = float(mean_rank[group][truth].sum())
     return (rank_sum - num_clean * (num_clean + 1) / 2) / (num_clean * num_noisy)
+
+
+class FilterCurve(NamedTuple):
+    """What a filter does at each of P thresholds, from the highest to the lowest, as float arrays (P,)."""
+
+    threshold: NDArray[np.float64]
+    """The lowest score that is kept."""
+    recall: NDArray[np.float64]
+    """The share of clean texts that are kept."""
+    false_positive_rate: NDArray[np.float64]
+    """The share of noisy texts that are kept."""
+    precision: NDArray[np.float64]
+    """The share of kept texts that are clean."""
+
+    def points(self) -> list[dict[str, float]]:
+        """The thresholds one by one, as JSON has them."""
+        rows = zip(*(np.round(values, 6).tolist() for values in self), strict=True)
+        return [dict(zip(self._fields, row, strict=True)) for row in rows]
+
+
+def filter_curve(scores: ArrayLike, clean: ArrayLike, most: int | None = 200) -> FilterCurve | None:
+    """Return ROC and precision-recall curve of a filter: a point for each score (N,) that occurs, or `most` of them.
+
+    A share of nothing is 0. None of no text.
+    """
+    values, truth = _check_filtering(scores, clean)
+    if not len(values):
+        return None
+    order = np.argsort(-values, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))  # the last of equal scores
+    if most is not None:
+        last = last[np.unique(np.linspace(0, len(last) - 1, most).astype(int))]
+    true, false = np.cumsum(truth[order])[last], np.cumsum(~truth[order])[last]
+    rates = (true / max(int(truth.sum()), 1), false / max(int((~truth).sum()), 1), true / (true + false))
+    return FilterCurve(values[order][last], *rates)
+
+
+def average_precision(scores: ArrayLike, clean: ArrayLike) -> float | None:
+    """Return the area under the precision-recall curve as a sum over its steps; equal scores (N,) are one step.
+
+    That of a filter that knows nothing is the share of clean texts. None without a clean text.
+    """
+    curve = filter_curve(scores, clean, most=None)
+    if curve is None or curve.recall[-1] == 0:
+        return None
+    return float((np.diff(curve.recall, prepend=0.0) * curve.precision).sum())
 
 
 def _count_above_and_tied(metric: str, scores: ArrayLike, answer_index: ArrayLike) -> tuple[Counts, Counts]:
